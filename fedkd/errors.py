@@ -1,0 +1,94 @@
+"""Errors a person can act on, each with the exit status the command line promises.
+
+Raise them where the cause is known. The command line prints ``error: <one line>`` and leaves with
+`exit_status`; nobody sees a traceback for a mistake in a scenario.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FedkdError(Exception):
+    """Base of every error that fedkd raises on purpose."""
+
+    exit_status = 3
+
+
+class UserError(FedkdError):
+    """The user's input is wrong (exit status 2).
+
+    Args:
+        message: What is wrong and what is allowed, e.g. ``must be ≥ 0, got -1``.
+        key: Dotted scenario key (``fusion.beta``), when one is to blame.
+        file: File the key stands in, when there is one.
+    """
+
+    exit_status = 2
+
+    def __init__(self, message: str, *, key: str | None = None, file: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.key = key
+        self.file = file
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.key, self.message) if part)
+
+    def __reduce__(self):
+        return _rebuild_user_error, (type(self), self.message, self.key, self.file)
+
+    def at(self, *, key: str | None = None, file: str | None = None) -> UserError:
+        """Return this error with `key` and `file` filled in where they are still unknown."""
+        return type(self)(self.message, key=self.key or key, file=self.file or file)
+
+
+def _rebuild_user_error(cls: type[UserError], message: str, key: str | None, file: str | None) -> UserError:
+    return cls(message, key=key, file=file)
+
+
+class TrainingDiverged(FedkdError):
+    """A loss stopped being a finite number."""
+
+
+class RunFailed(FedkdError):
+    """The run failed while running (exit status 3).
+
+    Args:
+        message: One line that names the cause.
+        round: Round in which it happened, 1-based.
+        client: Index of the client that failed, if one did.
+        details: The traceback, for the log file.
+    """
+
+    exit_status = 3
+
+    def __init__(
+        self, message: str, *, round: int | None = None, client: int | None = None, details: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.round = round
+        self.client = client
+        self.details = details
+
+    def __str__(self) -> str:
+        where = [f"client {self.client}"] if self.client is not None else []
+        where += [f"round {self.round}"] if self.round is not None else []
+        return f"{', '.join(where)}: {self.message}" if where else self.message
+
+
+class Interrupted(FedkdError):
+    """The user stopped the run; its state is saved (exit status 130)."""
+
+    exit_status = 130
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known name, else the list of what is allowed."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"allowed: {', '.join(known)}" if known else "nothing is allowed here"

@@ -1,0 +1,63 @@
+"""Every random draw, derived from what it is for.
+
+A draw belongs to a ``(seed, purpose, client, round, task)``. Two runs that agree on these agree on
+the draw, whatever engine, actor or order the work ran in. No global generator is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive_seed(
+    seed: int, purpose: str, *, client: int | None = None, round: int | None = None, task: int | None = None
+) -> int:
+    """Return the 63-bit seed of one purpose.
+
+    Args:
+        seed: The scenario's seed.
+        purpose: What the draw is for, e.g. ``"partition"`` or ``"batches"``.
+        client: Client index, if the draw is a client's.
+        round: Round, 1-based, if the draw is a round's.
+        task: Task index, if the draw is a task's.
+    """
+    label = f"{seed}|{purpose}|{client}|{round}|{task}".encode()
+    return int.from_bytes(hashlib.blake2b(label, digest_size=8).digest(), "little") >> 1
+
+
+def numpy_generator(
+    seed: int, purpose: str, *, client: int | None = None, round: int | None = None, task: int | None = None
+) -> np.random.Generator:
+    """Return the NumPy generator of one purpose (see `derive_seed`)."""
+    return np.random.default_rng(derive_seed(seed, purpose, client=client, round=round, task=task))
+
+
+def torch_generator(
+    seed: int, purpose: str, *, client: int | None = None, round: int | None = None, task: int | None = None
+) -> torch.Generator:
+    """Return the CPU torch generator of one purpose (see `derive_seed`)."""
+    import torch
+
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, client=client, round=round, task=task))
+
+
+@contextmanager
+def seeded_torch(seed: int) -> Iterator[None]:
+    """Give code that reads torch's global generator (initialisers, dropout) a stream of its own.
+
+    The global state is as before when the block ends, so nothing outside can tell it ran.
+    """
+    import torch
+
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

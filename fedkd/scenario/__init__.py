@@ -1,0 +1,1 @@
+"""What to simulate: the scenario schema, loading and overrides."""

@@ -1,0 +1,211 @@
+"""The scenario: everything that decides a run, one documented field at a time.
+
+The models below are the single source of the file format: loading, ``--set``, the error messages and
+the JSON schema for editors all come from them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A table of the scenario file: immutable, strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Partition(Section):
+    """How the private samples are dealt to clients."""
+
+    scheme: Literal["iid", "dirichlet", "dirichlet-per-client", "shards", "quantity", "file"] = "dirichlet"
+    """`iid`; `dirichlet` (each class is dealt by proportions drawn from Dir(α)); `dirichlet-per-client` (each
+    client has its own label mix drawn from Dir(α), equal sizes); `shards` (label-sorted shards); `quantity`
+    (equal label mix, sizes drawn from Dir(α)); `file` (indices from a JSON file)."""
+    alpha: Annotated[float, Field(gt=0.0)] = 0.5
+    """Concentration of the Dirichlet draws: small is heterogeneous."""
+    samples_per_client: PositiveInt | None = None
+    """Samples of every client before its local test split; absent: all private samples are dealt out."""
+    shards_per_client: PositiveInt = 2
+    """Label-sorted shards a client holds (`shards`)."""
+    min_samples: PositiveInt = 10
+    """No client holds fewer samples than this."""
+    path: str | None = None
+    """JSON file with one list of sample indices per client (`file`), relative to the scenario file."""
+
+
+class Transfer(Section):
+    """The unlabelled samples that every participant holds."""
+
+    source: str = "holdout"
+    """`holdout` (kept apart from the private samples), another data set's name, or `noise`."""
+    size: PositiveInt = 1000
+    """Number of transfer samples M."""
+
+
+class Data(Section):
+    """The data set and how it is dealt out."""
+
+    dataset: str = "digits"
+    """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `npz`, `image-folder`, or
+    `"pkg.mod:function"`."""
+    args: dict[str, Any] = {}
+    """Arguments of the data set: `path` for `npz` and `image-folder`, keywords of a plugged-in function."""
+    root: str | None = None
+    """Folder that holds the data sets; absent: `$FEDKD_DATA`, else a user cache."""
+    clients: PositiveInt = 10
+    """Number of clients N."""
+    partition: Partition = Partition()
+    transfer: Transfer = Transfer()
+    test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Share of each client's samples kept for its local accuracy."""
+    test_size: PositiveInt | None = None
+    """Size of the common test set, drawn by class share from the data set's own test split; absent: all of it."""
+
+
+class ClientGroup(Section):
+    """One entry of the mix of client models."""
+
+    model: str = "cnn"
+    """Zoo name (`mlp`, `lenet`, `cnn`, `resnet8`, `resnet20`) or `"pkg.mod:factory"`."""
+    share: Annotated[float, Field(gt=0.0)] = 1.0
+    """Relative number of clients with this model; shares need not sum to 1."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the model."""
+
+
+class Training(Section):
+    """How every client trains on its own samples."""
+
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """A fresh optimiser starts each round."""
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Learning rate."""
+    momentum: Fraction = 0.0
+    """Momentum of `sgd`."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """L2 penalty (`sgd`, `adam`) or decoupled decay (`adamw`)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine`: the learning rate falls to zero over the rounds of the run."""
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    """Clip the gradient to this norm; absent: no clipping."""
+    batch_size: PositiveInt = 32
+    """Samples a step."""
+    local_epochs: PositiveInt = 1
+    """Passes over the client's own samples per round."""
+    autocast: bool = False
+    """bfloat16 autocast on a GPU; ignored on a CPU, where it is slower."""
+
+
+class Fusion(Section):
+    """The fusion strategy, its own hyper-parameters, and how guidance is distilled.
+
+    Keys that are not listed here are the strategy's own (`beta`, `temperature`, …) and are checked against it.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    strategy: str = "knfu"
+    """A strategy of fedkd by name, Flower's as `"flwr:FedAdam"`, your own as `"pkg.mod:Class"`."""
+    distill_epochs: Annotated[int, Field(ge=0)] = 1
+    """Passes over the transfer set per round."""
+    distill_batch_size: PositiveInt | None = None
+    """Samples a distillation step; absent: `training.batch_size`."""
+    distill_lr: Annotated[float, Field(gt=0.0)] | None = None
+    """Learning rate of distillation; absent: `training.lr`."""
+    private_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """γ: weight of the cross entropy on private batches that is added to the distillation loss."""
+    upload_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of uploaded logits."""
+
+
+class TaskStream(Section):
+    """The stream of tasks that every client learns."""
+
+    kind: Literal["split", "permuted", "rotated", "overlapping", "datasets"] = "split"
+    """What a task is."""
+    count: PositiveInt = 5
+    """Number of tasks."""
+    order: Literal["same", "shuffled", "overlapping", "file"] = "same"
+    """Order in which each client meets the tasks."""
+    clock: Literal["lockstep", "groups", "uniform", "poisson", "file"] = "lockstep"
+    """When each client moves on to its next task."""
+
+
+class Continual(Section):
+    """Continual learning; absent: one task."""
+
+    learner: str = "naive"
+    """How a client learns without forgetting."""
+    tasks: TaskStream = TaskStream()
+    rounds_per_task: PositiveInt = 1
+    """Federated rounds spent on each task."""
+
+
+class Engine(Section):
+    """Where client work runs. Never changes a result."""
+
+    kind: Literal["ray", "inline"] = "ray"
+    """`ray`: actors; `inline`: this process."""
+    actors: PositiveInt | None = None
+    """Number of actors; absent: as many as fit the cluster."""
+    cpus_per_actor: Annotated[float, Field(gt=0.0)] = 1.0
+    """CPUs an actor reserves."""
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
+    """GPUs an actor reserves; fractions share a GPU."""
+    threads_per_client: PositiveInt = 1
+    """Threads of one client's arithmetic, whatever its actor's share of CPUs (results depend on it)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the GPU where the actor holds a share of one, else the CPU."""
+    address: str | None = None
+    """Address of an existing Ray cluster, or `"auto"`; absent: a local one."""
+
+
+class Wandb(Section):
+    """Logging to Weights & Biases."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    """`offline` needs no key: the run lies in the run folder, to be synchronised later."""
+    project: str = "fedkd"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = []
+
+
+class Tracking(Section):
+    """Where metrics go besides the run folder."""
+
+    wandb: Wandb | None = None
+    """Absent: no wandb."""
+
+
+class Scenario(Section):
+    """What to simulate."""
+
+    name: str = Field("scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run; letters, digits, `.`, `_` and `-`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Every random draw derives from it."""
+    rounds: PositiveInt = 10
+    """Federated rounds."""
+    clients_per_round: PositiveInt | None = None
+    """Clients sampled for training each round; absent: all of them."""
+    evaluate_every: PositiveInt = 1
+    """Evaluate after every so many rounds, and always after the last. Never changes what is learned."""
+    checkpoint_every: PositiveInt = 1
+    """Save the whole state after every so many rounds, and always after the last."""
+    plugin_path: list[str] = []
+    """Folders whose Python files may be named by `"module:Name"`; the scenario file's own folder is added."""
+    data: Data = Data()
+    clients: Annotated[list[ClientGroup], Field(min_length=1)] = [ClientGroup()]
+    """The mix of client models."""
+    training: Training = Training()
+    fusion: Fusion = Fusion()
+    continual: Continual | None = None
+    engine: Engine = Engine()
+    tracking: Tracking = Tracking()
