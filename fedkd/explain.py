@@ -1,0 +1,84 @@
+"""Pydantic's validation errors in the words of the command line: what is wrong, what is allowed, what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fedkd.errors import did_you_mean
+
+_BOUNDS = {
+    "greater_than_equal": ("≥", "ge"),
+    "greater_than": (">", "gt"),
+    "less_than_equal": ("≤", "le"),
+    "less_than": ("<", "lt"),
+    "multiple_of": ("a multiple of", "multiple_of"),
+}
+
+_KINDS = {
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a string",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a table",
+    "mapping_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "dataclass_type": "a table",
+}
+
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
+
+
+def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
+    """Return one line for one entry of ``ValidationError.errors()``; the caller adds the key and the file.
+
+    Args:
+        error: Entry with ``type``, ``loc``, ``msg``, ``input`` and, for most types, ``ctx``.
+        known: Keys allowed where an unknown key stands, for the suggestion.
+
+    Returns:
+        E.g. ``must be ≥ 0, got -1`` or ``unknown key; did you mean 'beta'?``.
+    """
+    kind, context, got = error["type"], error.get("ctx", {}), show_value(error.get("input"))
+    if kind in _UNKNOWN:
+        return f"unknown key; {did_you_mean(str(error['loc'][-1]), known)}"
+    if kind in _MISSING:
+        return "missing, and it has no default"
+    if kind in _BOUNDS:
+        sign, bound = _BOUNDS[kind]
+        return f"must be {sign} {_show_number(context[bound])}, got {got}"
+    if kind in ("literal_error", "enum"):
+        return f"must be one of {context['expected'].replace(' or ', ', ')}, got {got}"
+    if kind in _KINDS:
+        return f"must be {_KINDS[kind]}, got {got}"
+    if kind == "too_short":
+        return f"must have at least {context['min_length']} entries, got {context['actual_length']}"
+    if kind == "too_long":
+        return f"must have at most {context['max_length']} entries, got {context['actual_length']}"
+    if kind == "string_pattern_mismatch":
+        return f"must match {context['pattern']}, got {got}"
+    if kind == "value_error":  # raised by a validator of ours, already worded for the user
+        return str(context["error"])
+    message = str(error["msg"])
+    return f"{message[:1].lower()}{message[1:]}, got {got}"
+
+
+def show_value(value: Any) -> str:
+    """Return `value` as a scenario file would spell it, shortened to fit a line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _show_number(bound: Any) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
