@@ -1,0 +1,137 @@
+"""What happens in a run, told to whoever watches: the progress display, wandb, a user's own observer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
+
+log = logging.getLogger("fedkd.tracking")
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One finished round, averaged over the federation. None: not measured in this round."""
+
+    round: int
+    """1-based."""
+    rounds: int
+    """Rounds of the whole run."""
+    accuracy_local: float | None = None
+    """Mean over clients, in [0, 1]."""
+    accuracy_global: float | None = None
+    """Mean over clients, in [0, 1]."""
+    fusion_gain: float | None = None
+    """Mean accuracy just after minus just before the guidance, in [-1, 1]."""
+    effective_neighbours: float | None = None
+    """How many clients a client effectively learned from."""
+    train_loss: float | None = None
+    """Mean over clients of the local training loss."""
+    bytes_up: int = 0
+    """Payload of all messages from clients to the server in this round."""
+    bytes_down: int = 0
+    """Payload of all messages from the server to clients in this round."""
+    seconds: float = 0.0
+    """Wall-clock time of the round."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Every other federation mean, named `split/metric`, e.g. `"local/loss"`."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A finished run."""
+
+    folder: Path
+    """The run folder."""
+    summary: Mapping[str, Any]
+    """What `summary.json` holds."""
+
+
+class RunObserver:
+    """Watches a run. Every hook does nothing until a subclass overrides it.
+
+    An observer is told, never asked: it cannot change a run. As a context manager it calls `closed` on the
+    way out, whether the run finished, failed or was interrupted.
+    """
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        """Work begins; `resumed_from` is the last round that was already done, 0 for a fresh run."""
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        """In `round`, `done` of `total` clients have finished `phase` (`"train"`, `"evaluate"`, …).
+
+        A phase that is not counted in clients has a `total` of 0 or 1.
+        """
+
+    def round_finished(self, report: RoundReport) -> None:
+        """A round is over."""
+
+    def run_finished(self, report: RunReport) -> None:
+        """The last round is over and `summary.json` is written. Not called if the run fails."""
+
+    def message(self, text: str) -> None:
+        """A line for the user."""
+
+    def closed(self) -> None:
+        """No further hook follows: give back the terminal, files, connections. May be called twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.closed()
+
+
+class Observers(RunObserver):
+    """Tells several observers, in order, and keeps their troubles away from the run.
+
+    An observer that raises is closed and dropped, with one warning in the log. `KeyboardInterrupt` and
+    `SystemExit` pass: they are meant for the run.
+
+    Args:
+        observers: Told in this order; the display comes first, so that the others may speak through it.
+    """
+
+    def __init__(self, observers: Iterable[RunObserver]) -> None:
+        self._observers = list(observers)
+
+    def __len__(self) -> int:
+        return len(self._observers)
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        self._tell(lambda observer: observer.run_started(scenario, folder, resumed_from))
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        self._tell(lambda observer: observer.phase(round, phase, done, total))
+
+    def round_finished(self, report: RoundReport) -> None:
+        self._tell(lambda observer: observer.round_finished(report))
+
+    def run_finished(self, report: RunReport) -> None:
+        self._tell(lambda observer: observer.run_finished(report))
+
+    def message(self, text: str) -> None:
+        self._tell(lambda observer: observer.message(text))
+
+    def closed(self) -> None:
+        self._tell(lambda observer: observer.closed())
+
+    def _tell(self, hook: Callable[[RunObserver], None]) -> None:
+        for observer in list(self._observers):
+            try:
+                hook(observer)
+            except Exception as error:
+                self._drop(observer, error)
+
+    def _drop(self, observer: RunObserver, error: Exception) -> None:
+        self._observers.remove(observer)
+        with suppress(Exception):
+            observer.closed()
+        name = type(observer).__name__
+        log.warning("%s failed and is switched off: %s: %s", name, type(error).__name__, error)

@@ -1,0 +1,199 @@
+"""The run folder's `metrics.jsonl`, `timings.jsonl` and `summary.json`.
+
+`metrics.jsonl` is tidy, one value a line, and holds nothing that differs between two runs of a scenario:
+
+    {"round": 3, "client": 4, "task": null, "split": "local", "metric": "accuracy", "value": 0.871}
+
+Floats are written with Python's shortest exact form, so equal values are equal bytes. JSON has no NaN and no
+infinity: a value that is not finite is written as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal, Self, SupportsFloat, TypedDict, cast
+
+from fedkd.errors import UserError
+from fedkd.tracking.atomic import sync_folder, write_json_atomically
+
+METRICS = "metrics.jsonl"
+TIMINGS = "timings.jsonl"
+SUMMARY = "summary.json"
+
+Split = Literal["local", "global", "train"]
+
+
+class MetricRow(TypedDict):
+    """One line of `metrics.jsonl`."""
+
+    round: int
+    client: int | None
+    """None: the federation's mean."""
+    task: int | None
+    """None: no stream."""
+    split: Split
+    metric: str
+    value: float | None
+    """None: not a finite number."""
+
+
+class Recorder:
+    """Appends to the tidy files of a run folder.
+
+    Lines wait in memory until `flush`, which puts them on disk durably. A checkpoint stores `offsets` taken
+    after a flush; a run resumed from it cuts the files there, so nothing is missing and nothing is doubled.
+
+    Args:
+        folder: The run folder; created if missing.
+        offsets: Bytes to keep of each file, from a checkpoint. None: a fresh run, both files start empty.
+
+    Raises:
+        UserError: A file is shorter than its offset: the folder was changed after the checkpoint was written.
+    """
+
+    def __init__(self, folder: Path | str, *, offsets: Mapping[str, int] | None = None) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        keep = {name: (offsets or {}).get(name, 0) for name in (METRICS, TIMINGS)}
+        # Both are checked before either is cut: a refused resume leaves the folder as it was.
+        for name, offset in keep.items():
+            _check_length(folder / name, offset)
+        self._files = {name: _open_at(folder / name, offset) for name, offset in keep.items()}
+        self._waiting: dict[str, list[str]] = {name: [] for name in keep}
+        self._offsets = keep
+        sync_folder(folder)
+
+    def metric(
+        self,
+        metric: str,
+        value: SupportsFloat | None,
+        *,
+        round: int,
+        client: int | None = None,
+        split: Split,
+        task: int | None = None,
+    ) -> None:
+        """Append one value to `metrics.jsonl`.
+
+        Args:
+            metric: What was measured, e.g. `"accuracy"`.
+            value: A number; None, NaN and infinities are written as null.
+            round: 1-based.
+            client: Client index; None: the federation's mean.
+            split: The samples it was measured on.
+            task: Task index; None: no stream.
+        """
+        row: MetricRow = {
+            "round": int(round),
+            "client": None if client is None else int(client),
+            "task": None if task is None else int(task),
+            "split": split,
+            "metric": metric,
+            "value": _json_number(value),
+        }
+        self._waiting[METRICS].append(json.dumps(row))
+
+    def timing(self, **fields: Any) -> None:
+        """Append one line to `timings.jsonl`; numbers as in `metric`, other values as JSON has them."""
+        row = {name: _json_number(value) if _is_number(value) else value for name, value in fields.items()}
+        self._waiting[TIMINGS].append(json.dumps(row))
+
+    def flush(self) -> None:
+        """Write every waiting line, metrics before timings, and wait until it is on disk."""
+        for name, lines in self._waiting.items():
+            if lines:
+                data = "".join(f"{line}\n" for line in lines).encode()
+                lines.clear()
+                self._files[name].write(data)
+                self._files[name].flush()
+                os.fsync(self._files[name].fileno())
+                self._offsets[name] += len(data)
+
+    def offsets(self) -> dict[str, int]:
+        """Return the length of each file in bytes, as of the last `flush`."""
+        return dict(self._offsets)
+
+    def close(self) -> None:
+        """Flush and close both files. May be called twice."""
+        if not all(file.closed for file in self._files.values()):
+            try:
+                self.flush()
+            finally:
+                for file in self._files.values():
+                    file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def write_summary(folder: Path | str, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json` of a run folder, whole or not at all."""
+    write_json_atomically(Path(folder) / SUMMARY, summary)
+
+
+def read_metrics(folder: Path | str) -> list[MetricRow]:
+    """Return the rows of a run folder's `metrics.jsonl`, in the order they were recorded.
+
+    A last line that a killed run left half-written is skipped.
+
+    Raises:
+        UserError: There is no such file, or another line is not JSON.
+    """
+    return cast("list[MetricRow]", _read_rows(Path(folder) / METRICS))
+
+
+def read_timings(folder: Path | str) -> list[dict[str, Any]]:
+    """Return the rows of a run folder's `timings.jsonl` (see `read_metrics`)."""
+    return _read_rows(Path(folder) / TIMINGS)
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError("not found; is this a run folder?", file=str(path)) from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise UserError(f"line {number} is not JSON", file=str(path)) from None
+    return rows
+
+
+def _check_length(path: Path, offset: int) -> None:
+    length = path.stat().st_size if path.exists() else 0
+    if length < offset:
+        raise UserError(
+            f"has {length} bytes, but the checkpoint needs {offset}: the file was changed since",
+            file=str(path),
+        )
+
+
+def _open_at(path: Path, offset: int):
+    file = path.open("ab")
+    file.truncate(offset)
+    return file
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool)
+
+
+def _json_number(value: SupportsFloat | None) -> int | float | None:
+    if value is None:
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
