@@ -15,9 +15,11 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    """A table of the scenario file: immutable, strict about unknown keys."""
+    """A table of the scenario file: immutable, strict about keys and types (`"3"` is no number)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Partition(Section):
@@ -65,7 +67,7 @@ class Data(Section):
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     """Share of each client's samples kept for its local accuracy."""
     test_size: PositiveInt | None = None
-    """Size of the common test set, drawn by class share from the data set's own test split; absent: all of it."""
+    """Size of the common test set, drawn by class share from the data set's own test split; absent: all."""
 
 
 class ClientGroup(Section):
@@ -105,10 +107,10 @@ class Training(Section):
 class Fusion(Section):
     """The fusion strategy, its own hyper-parameters, and how guidance is distilled.
 
-    Keys that are not listed here are the strategy's own (`beta`, `temperature`, …) and are checked against it.
+    Keys that are not listed here are the strategy's own (`beta`, `temperature`, …), checked against it.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     strategy: str = "knfu"
     """A strategy of fedkd by name, Flower's as `"flwr:FedAdam"`, your own as `"pkg.mod:Class"`."""

@@ -1,0 +1,73 @@
+"""What no single field can know: values of a scenario that contradict each other."""
+
+from __future__ import annotations
+
+from fedkd.errors import UserError
+from fedkd.scenario.schema import Partition, Scenario
+
+PATH_DATASETS = ("npz", "image-folder")
+"""Data sets that are read from ``data.args.path``."""
+
+
+def check_scenario(scenario: Scenario) -> None:
+    """Check the fields of a scenario against each other.
+
+    Raises:
+        UserError: The first contradiction, at the key that is the easiest to change.
+    """
+    _check_clients(scenario)
+    _check_partition(scenario.data.partition)
+    if scenario.data.dataset in PATH_DATASETS and not isinstance(scenario.data.args.get("path"), str):
+        raise UserError(
+            f"data set '{scenario.data.dataset}' needs the path of its files, e.g. args = {{ path = \"…\" }}",
+            key="data.args.path",
+        )
+    if scenario.training.momentum and scenario.training.optimizer != "sgd":
+        raise UserError(
+            f"only sgd has a momentum, training.optimizer is '{scenario.training.optimizer}'",
+            key="training.momentum",
+        )
+    if scenario.fusion.strategy.startswith("flwr:"):
+        _check_one_architecture(scenario)
+    if scenario.continual is not None:
+        raise UserError("this version has no continual learners yet; remove the table", key="continual")
+
+
+def _check_clients(scenario: Scenario) -> None:
+    clients, sampled, groups = scenario.data.clients, scenario.clients_per_round, len(scenario.clients)
+    if sampled is not None and sampled > clients:
+        raise UserError(f"must be ≤ data.clients ({clients}), got {sampled}", key="clients_per_round")
+    if groups > clients:
+        raise UserError(f"must have at most data.clients ({clients}) entries, got {groups}", key="clients")
+
+
+def _check_partition(partition: Partition) -> None:
+    scheme, samples = partition.scheme, partition.samples_per_client
+    if scheme == "file" and partition.path is None:
+        raise UserError(
+            "scheme 'file' needs the path of a JSON file with a list of sample indices per client",
+            key="data.partition.path",
+        )
+    if scheme != "file" and partition.path is not None:
+        raise UserError(f"only scheme 'file' reads a file, scheme is '{scheme}'", key="data.partition.path")
+    if samples is None:
+        return
+    key = "data.partition.samples_per_client"
+    if scheme in ("quantity", "file"):
+        raise UserError(f"not allowed with scheme '{scheme}', which decides the sizes itself", key=key)
+    if samples < partition.min_samples:
+        raise UserError(
+            f"must be ≥ data.partition.min_samples ({partition.min_samples}), got {samples}", key=key
+        )
+
+
+def _check_one_architecture(scenario: Scenario) -> None:
+    first, *others = scenario.clients
+    for index, group in enumerate(others, start=1):
+        if (group.model, group.args) != (first.model, first.args):
+            raise UserError(
+                f"'{scenario.fusion.strategy}' averages parameters, so all clients need one architecture, got"
+                f" '{first.model}' and '{group.model}'{' with other args' * (group.model == first.model)}"
+                f" (clients.{index})",
+                key="clients",
+            )

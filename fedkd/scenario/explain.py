@@ -1,0 +1,57 @@
+"""Where in the scenario a validation error stands, and which keys would have been right there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from fedkd.errors import UserError
+from fedkd.explain import explain_error
+from fedkd.scenario.schema import Scenario
+
+
+def scenario_error(error: ValidationError, *, file: str | None = None) -> UserError:
+    """Return the first problem of a `ValidationError` as one line, with the number of the others."""
+    problems = error.errors(include_url=False)
+    # A misspelt key also leaves its default in place, which may cause follow-up errors: it goes first.
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = first["loc"]
+    message = explain_error(first, known_keys(location[:-1]))
+    if first["type"] == "string_pattern_mismatch" and location == ("name",):
+        message = (
+            "must be letters, digits, '.', '_' and '-', starting with a letter or digit"
+            f", got {first['input']!r}"
+        )
+    if len(problems) > 1:
+        message += f" (and {len(problems) - 1} more)"
+    return UserError(message, key=dotted(location), file=file)
+
+
+def known_keys(location: Iterable[Any]) -> Collection[str]:
+    """Return the keys allowed in the table at `location`, e.g. ``("data", "partition")``."""
+    model: type[BaseModel] | None = Scenario
+    for part in location:
+        if isinstance(part, int):  # an entry of a list has the model of the list's annotation
+            continue
+        field = model.model_fields.get(part) if model else None
+        model = _section_in(field.annotation) if field else None
+    return model.model_fields.keys() if model else ()
+
+
+def dotted(location: Iterable[Any]) -> str:
+    """Return a location as ``--set`` spells it, quoting parts that TOML would quote."""
+    return ".".join(
+        text if re.fullmatch(r"[A-Za-z0-9_-]+", text := str(part)) else json.dumps(text, ensure_ascii=False)
+        for part in location
+    )
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the section class inside ``Section``, ``Section | None`` or ``list[Section]``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

@@ -1,0 +1,82 @@
+"""The fusion strategy's own keys of ``[fusion]``: checked against the strategy, its defaults filled in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedkd.errors import UserError, did_you_mean
+from fedkd.explain import show_value
+from fedkd.scenario.schema import Fusion
+
+FLOWER_PREFIX = "flwr:"
+
+
+def resolve_hyperparameters(fusion: Fusion, search: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the strategy's hyper-parameters with every default filled in.
+
+    Args:
+        fusion: The table as the user wrote it; its extra keys are the hyper-parameters.
+        search: Folders of plug-ins.
+
+    Raises:
+        UserError: No such strategy, or it does not know a key or allow a value.
+    """
+    given = dict(fusion.model_extra or {})
+    if fusion.strategy.startswith(FLOWER_PREFIX):
+        return _resolve_flower(fusion.strategy, given)
+    from fedkd.fusion.registry import make_strategy, strategy_hyperparameters
+
+    if ":" not in fusion.strategy:
+        try:
+            known = strategy_hyperparameters(fusion.strategy)
+        except UserError as error:
+            raise error.at(key="fusion.strategy") from None
+        _check_names(fusion.strategy, given, known)
+    try:
+        strategy = make_strategy(fusion.strategy, given, search)
+    except UserError as error:
+        raise error.at(key="fusion.strategy") from None
+    if not dataclasses.is_dataclass(strategy):  # a plug-in may be any class
+        return given
+    values = {
+        field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy) if field.init
+    }
+    return {name: _as_toml(value) for name, value in values.items() if value is not None}
+
+
+def _resolve_flower(strategy: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    from fedkd.federation.flower_strategies import flower_hyperparameters
+
+    try:
+        defaults = flower_hyperparameters(strategy.removeprefix(FLOWER_PREFIX))
+    except UserError as error:
+        raise error.at(key="fusion.strategy") from None
+    _check_names(strategy, given, defaults)
+    for name, value in given.items():
+        _check_like(value, defaults[name], key=f"fusion.{name}")
+    merged = {**defaults, **given}
+    return {name: _as_toml(value) for name, value in merged.items() if value is not None}
+
+
+def _check_names(strategy: str, given: Iterable[str], known: Iterable[str]) -> None:
+    allowed = [*known, *Fusion.model_fields]
+    for name in given:
+        if name not in allowed:
+            raise UserError(
+                f"unknown key for strategy '{strategy}'; {did_you_mean(name, allowed)}", key=f"fusion.{name}"
+            )
+
+
+def _check_like(value: Any, default: Any, *, key: str) -> None:
+    """Check that `value` has the type of Flower's default, since Flower itself checks little."""
+    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    kind = type(default)
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if kind in kinds and not fits:
+        raise UserError(f"must be {kinds[kind]}, got {show_value(value)}", key=key)
+
+
+def _as_toml(value: Any) -> Any:
+    return [_as_toml(item) for item in value] if isinstance(value, tuple | list) else value

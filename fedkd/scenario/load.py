@@ -1,0 +1,140 @@
+"""Scenario files in, checked and resolved scenarios out.
+
+A *resolved* scenario stands alone: the strategy's defaults are filled in and every path is absolute, so that
+it means the same in a run folder, in another process and on another machine with the same files.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedkd.errors import UserError
+from fedkd.scenario.checks import PATH_DATASETS, check_scenario
+from fedkd.scenario.dump import dump_toml
+from fedkd.scenario.explain import scenario_error
+from fedkd.scenario.hyperparameters import FLOWER_PREFIX, resolve_hyperparameters
+from fedkd.scenario.overrides import apply_overrides
+from fedkd.scenario.schema import Scenario
+
+__all__ = ["dump_toml", "load_scenario", "parse_scenario", "read_toml", "scenario_from_json"]
+
+
+def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
+    """Read, check and resolve a scenario file.
+
+    Args:
+        path: The TOML file. Relative paths inside it are relative to its folder.
+        overrides: ``key=value`` texts of ``--set``, applied in order.
+        seed: Replaces the file's seed.
+
+    Raises:
+        UserError: The first thing that is wrong, with the file and the key.
+    """
+    mapping = read_toml(path)
+    from_command_line = apply_overrides(mapping, overrides)
+    if seed is not None:
+        mapping["seed"] = seed
+        from_command_line.add("seed")
+    try:
+        return parse_scenario(mapping, file=str(path), folder=Path(path).parent)
+    except UserError as error:
+        if any(f"{error.key}.".startswith(f"{key}.") for key in from_command_line):
+            error = UserError(f"{error.message} (set on the command line)", key=error.key, file=error.file)
+        raise error from None
+
+
+def parse_scenario(
+    mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
+) -> Scenario:
+    """Check and resolve a scenario given as nested tables.
+
+    Args:
+        mapping: What the TOML file would hold.
+        file: Name for error messages.
+        folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    try:
+        scenario = Scenario.model_validate(dict(mapping))
+        check_scenario(scenario)
+        return _resolve(scenario, folder)
+    except ValidationError as error:
+        raise scenario_error(error, file=file) from None
+    except UserError as error:
+        raise error.at(file=file) from None
+
+
+def scenario_from_json(text: str | bytes) -> Scenario:
+    """Read a scenario that travelled as ``scenario.model_dump_json()``; it is resolved already."""
+    try:
+        return Scenario.model_validate_json(text)
+    except ValidationError as error:
+        raise scenario_error(error) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UserError: The file cannot be read, or is not TOML (with the line).
+    """
+    file = str(path)
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file; expected a scenario in TOML", file=file) from None
+    except IsADirectoryError:
+        raise UserError("is a folder; expected a scenario in TOML", file=file) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=file) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"is not UTF-8 text (byte {error.start})", file=file) from None
+    except tomllib.TOMLDecodeError as error:
+        what = str(error)  # ends with "(at line 3, column 8)"
+        raise UserError(f"not valid TOML: {what[:1].lower()}{what[1:]}", file=file) from None
+
+
+def _resolve(scenario: Scenario, folder: str | Path | None) -> Scenario:
+    home = Path(folder or ".").resolve()
+    tables = scenario.model_dump()
+    data = tables["data"]
+    if data["root"] is not None:
+        data["root"] = _absolute(data["root"], home)
+    if data["partition"]["path"] is not None:
+        data["partition"]["path"] = _absolute(data["partition"]["path"], home)
+    if data["dataset"] in PATH_DATASETS:
+        data["args"]["path"] = _absolute(data["args"]["path"], home)
+    search = [_absolute(path, home) for path in scenario.plugin_path]
+    if str(home) not in search and any(_lies_in(home, reference) for reference in _references(scenario)):
+        search.append(str(home))
+    tables["plugin_path"] = search
+    tables["fusion"].update(resolve_hyperparameters(scenario.fusion, search))
+    return Scenario.model_validate(tables)
+
+
+def _absolute(path: str, home: Path) -> str:
+    return str((home / Path(path).expanduser()).resolve())
+
+
+def _references(scenario: Scenario) -> list[str]:
+    """Return the names of the scenario that are a user's own ``"module:Name"``."""
+    names = [
+        scenario.data.dataset,
+        scenario.data.transfer.source,
+        *(group.model for group in scenario.clients),
+    ]
+    if not scenario.fusion.strategy.startswith(FLOWER_PREFIX):
+        names.append(scenario.fusion.strategy)
+    return [name for name in names if ":" in name]
+
+
+def _lies_in(home: Path, reference: str) -> bool:
+    """Only a folder that holds the module is searched, so a copy of the scenario elsewhere stays equal."""
+    return (home / Path(*reference.partition(":")[0].split("."))).with_suffix(".py").is_file()

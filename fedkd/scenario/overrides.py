@@ -1,0 +1,95 @@
+"""``--set a.b=value``: change single values of a scenario, with TOML's own types."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+from fedkd.errors import UserError
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """Split ``a.b=value`` into its key and its value.
+
+    The value is read as TOML; a bare word that is not TOML is a string, so ``fusion.strategy=fedmd`` needs no
+    quotes that a shell would eat.
+
+    Raises:
+        UserError: No ``=``, an empty key or value, or a string, list or table that is not closed.
+    """
+    key, equals, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(path):
+        raise UserError(f"'{text}' is not of the form key=value, e.g. fusion.beta=2.0", key="--set")
+    return path, _read_value(value.strip(), key.strip())
+
+
+def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[str]:
+    """Apply overrides to a parsed scenario file in place, in order; missing tables are created.
+
+    A number steps into a list: ``clients.0.model=mlp``; the number after the last entry appends one.
+
+    Returns:
+        The dotted keys that were set, so that an error about one of them can name its origin.
+
+    Raises:
+        UserError: Malformed override, or one that steps into something that is neither a table nor a list.
+    """
+    written = set()
+    for text in overrides:
+        path, value = parse_override(text)
+        _set(mapping, path, value)
+        written.add(".".join(path))
+    return written
+
+
+def _read_value(text: str, key: str) -> Any:
+    if not text:
+        raise UserError(f'{key} has no value; an empty string is {key}=""', key="--set")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        if text[0] in "\"'[{":
+            raise UserError(f"{key}: {text!r} is not valid TOML", key="--set") from error
+        return text
+    value = parsed.pop("value")
+    # A second line would set a second key; a date is no scenario value, so it was meant as a word.
+    if parsed or isinstance(value, datetime.date | datetime.time):
+        return text
+    return value
+
+
+def _set(mapping: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    table: Any = mapping
+    for depth, (part, following) in enumerate(itertools.pairwise(path), start=1):
+        where = ".".join(path[:depth])
+        table = _step(table, part, where, default=[] if following.isdecimal() else {})
+        if not isinstance(table, dict | list):
+            raise UserError(f"{where} is a single value, so {'.'.join(path)} cannot be set", key="--set")
+    where = ".".join(path)
+    if isinstance(table, list):
+        index = _index(table, path[-1], where)
+        table[index : index + 1] = [value]
+    else:
+        table[path[-1]] = value
+
+
+def _step(table: dict[str, Any] | list[Any], part: str, where: str, default: Any) -> Any:
+    if isinstance(table, dict):
+        return table.setdefault(part, default)
+    index = _index(table, part, where)
+    if index == len(table):
+        table.append(default)
+    return table[index]
+
+
+def _index(entries: list[Any], part: str, where: str) -> int:
+    parent = where.rpartition(".")[0]
+    if not part.isdecimal():
+        raise UserError(f"{parent} is a list: name an entry by its number, e.g. {parent}.0", key="--set")
+    if int(part) > len(entries):
+        raise UserError(f"{where}: {parent} has {len(entries)} entries, counted from 0", key="--set")
+    return int(part)
