@@ -1,0 +1,152 @@
+"""From a scenario's client group to a checked model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.errors import UserError
+from fedkd.models.mix import client_models
+from fedkd.models.registry import MODELS
+from fedkd.randomness import seeded_torch
+from fedkd.scenario.schema import ClientGroup
+
+__all__ = ["build_model", "client_models", "count_parameters", "forward_flops"]
+
+
+def build_model(
+    group: ClientGroup,
+    input_shape: Sequence[int],
+    classes: int,
+    *,
+    seed: int,
+    plugin_path: Sequence[str | Path] = (),
+) -> nn.Module:
+    """Return a fresh model of a client group, in float32 on the CPU, in training mode.
+
+    Args:
+        group: The model's name and arguments.
+        input_shape: Shape of a sample: ``(channels, height, width)`` or ``(features,)``.
+        classes: Number of classes C.
+        seed: Derived seed of the initial weights.
+        plugin_path: Folders whose ``.py`` files may be named by ``"module:factory"``.
+
+    Raises:
+        UserError: No such model, wrong arguments, or the model does not map ``[2, *input_shape]`` to
+            ``[2, C]``.
+    """
+    shape = tuple(int(side) for side in input_shape)
+    try:
+        factory = MODELS.load(group.model, plugin_path)
+    except UserError as error:
+        raise error.at(key="clients.model") from error
+    _check_args(factory, group)
+    with seeded_torch(seed):
+        model = _call(factory, group, shape, classes)
+        # One forward pass finds a wrong shape now instead of in round 1, and makes lazy layers take theirs.
+        _check_forward(model, shape, classes)
+    if count_parameters(model) == 0:
+        raise UserError(f"'{group.model}' has no parameters to train", key="clients.model")
+    return model.train()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trainable scalars of `model`."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def forward_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """Return the floating-point operations of one sample's forward pass, a measure of a client's work.
+
+    Multiplications and additions of matrix products and convolutions count. A model that cannot be counted
+    is taken to use each parameter once.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    counter = FlopCounterMode(display=False)
+    try:
+        with seeded_torch(0), counter:
+            _forward(model, torch.zeros(1, *input_shape, device=device))
+    except Exception:  # a model of the user's may do anything; the count only orders work
+        return count_parameters(model)
+    return counter.get_total_flops() or count_parameters(model)
+
+
+def _forward(model: nn.Module, x: Tensor) -> Any:
+    """Run `model` without gradients, leaving its mode and its running statistics alone."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return model(x)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
+    if not callable(factory):
+        raise UserError(
+            f"'{group.model}' is a {type(factory).__name__}; must be callable as"
+            " factory(input_shape, classes, **args)",
+            key="clients.model",
+        )
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # compiled callables have no signature to check against
+        return
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters[:2]):
+        own = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    else:
+        own = parameters[2:]
+    accepted = [p.name for p in own if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes = f"it takes {', '.join(accepted)}" if accepted else "it takes no arguments"
+    unknown = [name for name in group.args if name not in accepted]
+    if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        raise UserError(f"'{group.model}' has no argument '{unknown[0]}'; {takes}", key="clients.args")
+    missing = [
+        p.name for p in own if p.name in accepted and p.default is p.empty and p.name not in group.args
+    ]
+    if missing:
+        raise UserError(f"'{group.model}' needs the argument '{missing[0]}'; {takes}", key="clients.args")
+
+
+def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> nn.Module:
+    try:
+        model = factory(shape, classes, **group.args)
+    except UserError as error:
+        raise error.at(key="clients.model") from error
+    except Exception as error:
+        raise UserError(f"building '{group.model}' raised {_one_line(error)}", key="clients.model") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module",
+            key="clients.model",
+        )
+    return model.to(device="cpu", dtype=torch.float32)
+
+
+def _check_forward(model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+    try:
+        output = _forward(model, torch.zeros(2, *shape))
+    except Exception as error:
+        raise UserError(
+            f"fails on an input {[2, *shape]} with {_one_line(error)}", key="clients.model"
+        ) from error
+    got = str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    if got != str([2, classes]):
+        raise UserError(
+            f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}", key="clients.model"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

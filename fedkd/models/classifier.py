@@ -1,0 +1,57 @@
+"""What every model of the zoo is: a body that makes features, and a linear head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fedkd.errors import UserError
+
+
+class Classifier(nn.Module):
+    """A classifier whose penultimate features can be read.
+
+    Args:
+        body: Maps ``[B, *input_shape]`` to features ``[B, F]``.
+        width: Number of features F.
+        classes: Number of classes C.
+    """
+
+    def __init__(self, body: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(width, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the penultimate features ``[B, F]`` of samples ``[B, *input_shape]``."""
+        return self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits ``[B, C]`` of samples ``[B, *input_shape]``."""
+        return self.head(self.features(x))
+
+
+def image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return ``(channels, height, width)``, or say that `model` needs images.
+
+    Raises:
+        UserError: The samples are not images.
+    """
+    if len(input_shape) != 3:
+        raise UserError(
+            f"'{model}' needs images (channels, height, width), but a sample has shape {list(input_shape)};"
+            " use 'mlp'",
+            key="clients.model",
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuse a dropout probability outside ``[0, 1)``.
+
+    Raises:
+        UserError: It is not a number there.
+    """
+    is_number = isinstance(dropout, (int, float)) and not isinstance(dropout, bool)
+    if not is_number or not 0.0 <= dropout < 1.0:
+        raise UserError(f"dropout must be ≥ 0 and < 1, got {dropout!r}", key="clients.args")

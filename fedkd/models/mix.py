@@ -1,0 +1,43 @@
+"""Which client gets which model."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from fedkd.scenario.schema import ClientGroup, Scenario
+
+
+def client_models(scenario: Scenario) -> list[ClientGroup]:
+    """Return the group of every client, a list of length ``data.clients``.
+
+    Each group has clients in proportion to its share, and they are spread evenly over the client indices, so
+    that any few consecutive clients are a sample of the mix. Nothing is drawn.
+    """
+    groups = scenario.clients
+    clients = scenario.data.clients
+    counts = apportion(clients, [group.share for group in groups])
+    # The j-th of k clients of a group would like the middle of the j-th of k equal parts.
+    wishes = sorted(
+        (Fraction(clients * (2 * j + 1), 2 * count), index)
+        for index, count in enumerate(counts)
+        for j in range(count)
+    )
+    return [groups[index] for _, index in wishes]
+
+
+def apportion(clients: int, shares: list[float]) -> list[int]:
+    """Return how many clients each share gets: largest remainders, ties to the earlier share.
+
+    With at least as many clients as shares no share goes without; its client is taken from the largest.
+    """
+    # As decimals, exactly as written: 0.1 + 0.2 is 0.3 here.
+    exact = [Fraction(str(share)) for share in shares]
+    quotas = [clients * share / sum(exact) for share in exact]
+    counts = [int(quota) for quota in quotas]
+    by_remainder = sorted(range(len(shares)), key=lambda index: (counts[index] - quotas[index], index))
+    for index in by_remainder[: clients - sum(counts)]:
+        counts[index] += 1
+    while clients >= len(shares) and 0 in counts:
+        counts[counts.index(max(counts))] -= 1
+        counts[counts.index(0)] += 1
+    return counts

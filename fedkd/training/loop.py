@@ -1,0 +1,127 @@
+"""The training loop of one client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedkd.errors import TrainingDiverged
+from fedkd.randomness import seeded_torch
+from fedkd.training.optimizer import OptimizerSpec, make_optimizer
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a call of `fit` did.
+
+    Attributes:
+        loss: Mean loss over the samples of all epochs, each at the weights it was trained with; nan if there
+            was no step.
+        steps: Optimiser steps.
+        samples: Samples seen, all epochs together.
+    """
+
+    loss: float
+    steps: int
+    samples: int
+
+
+def fit(
+    model: nn.Module,
+    arrays: Sequence[Tensor],
+    loss: Callable[..., Tensor],
+    *,
+    optimizer: OptimizerSpec,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    seed: int,
+    autocast: bool = False,
+) -> FitResult:
+    """Train `model` in place and leave it in training mode.
+
+    Each epoch visits the samples in a fresh permutation. The last batch may be smaller; a last batch of one
+    sample is left out where the model has BatchNorm, which has no variance to divide by. The optimiser starts
+    fresh. The same arguments give the same weights to the last bit, on one device with one number of threads.
+
+    Args:
+        model: On the device of the arrays.
+        arrays: Tensors whose first axis is the samples ``[n, ...]``: inputs, labels, targets, as `loss` wants.
+        loss: Called as ``loss(model, *batch)`` with a batch ``[B, ...]`` of each array; returns the mean over
+            the batch.
+        optimizer: The optimiser and its hyper-parameters.
+        epochs: Passes over the samples.
+        batch_size: Samples a step.
+        generator: CPU generator of the permutations.
+        seed: Derived seed of what the model draws itself (dropout).
+        autocast: bfloat16 autocast on a GPU; ignored on a CPU.
+
+    Raises:
+        TrainingDiverged: A loss, or a weight at the end, is not a finite number.
+    """
+    device = arrays[0].device
+    starts = _batch_starts(model, len(arrays[0]), batch_size)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    stepper = make_optimizer(optimizer, parameters)
+    precision = (
+        torch.autocast("cuda", torch.bfloat16) if autocast and device.type == "cuda" else nullcontext()
+    )
+    total, steps, samples = 0.0, 0, 0
+    model.train()
+    with seeded_torch(seed):
+        for epoch in range(1, epochs + 1):
+            order = torch.randperm(len(arrays[0]), generator=generator).to(device)
+            losses = []
+            sizes = []
+            for start in starts:
+                index = order[start : start + batch_size]
+                batch = [array.index_select(0, index) for array in arrays]
+                with precision:
+                    value = loss(model, *batch)
+                stepper.zero_grad(set_to_none=True)
+                value.backward()
+                if optimizer.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, optimizer.clip_norm)
+                stepper.step()
+                losses.append(value.detach())
+                sizes.append(len(index))
+            # The losses leave the device once an epoch: asking after each step would make a GPU wait.
+            epoch_loss = _sum_in_order(losses, sizes)
+            if not torch.isfinite(torch.tensor(epoch_loss)):
+                raise _diverged(f"training loss became {epoch_loss} in epoch {epoch}")
+            total += epoch_loss
+            steps += len(sizes)
+            samples += sum(sizes)
+    stepper.zero_grad(set_to_none=True)
+    if steps and not _all_finite(parameters):
+        raise _diverged(f"weights stopped being finite in epoch {epochs}")
+    return FitResult(total / samples if samples else float("nan"), steps, samples)
+
+
+def _batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
+    starts = range(0, samples, batch_size)
+    alone = samples % batch_size == 1 and len(starts) > 1 and batch_size > 1
+    if alone and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return starts[:-1]
+    return starts
+
+
+def _sum_in_order(losses: list[Tensor], sizes: list[int]) -> float:
+    """Return ``Σ_b size_b · loss_b`` in float64, added in batch order."""
+    if not losses:
+        return 0.0
+    values = torch.stack(losses).tolist()
+    return sum(value * size for value, size in zip(values, sizes, strict=True))
+
+
+def _all_finite(parameters: list[nn.Parameter]) -> bool:
+    return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())
+
+
+def _diverged(what: str) -> TrainingDiverged:
+    return TrainingDiverged(f"{what}; a lower training.lr may help")

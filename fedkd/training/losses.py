@@ -1,0 +1,65 @@
+"""The losses a client minimises, each a mean over the samples of a batch, in float32.
+
+Targets are constants: no gradient flows into them.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return ``−mean_i log softmax(z_i)[y_i]``.
+
+    Args:
+        logits: z, ``[B, C]``.
+        labels: y, ``[B]`` int64.
+    """
+    return F.cross_entropy(logits.float(), labels)
+
+
+def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
+    """Return ``−mean_i Σ_c t_ic log softmax(z_i)_c``: `kd_kl` at T = 1 plus the mean entropy of the targets.
+
+    Args:
+        logits: z, ``[B, C]``.
+        target_probabilities: t, ``[B, C]``, rows that sum to 1.
+    """
+    return F.cross_entropy(logits.float(), target_probabilities.detach().float())
+
+
+def kd_kl(student_logits: Tensor, target_probabilities: Tensor, temperature: float) -> Tensor:
+    """Return the distillation loss ``T² · mean_i KL(t_i ‖ softmax(s_i/T))``.
+
+    Hinton et al., "Distilling the Knowledge in a Neural Network", 2015. T² keeps the size of the gradient
+    independent of the temperature. A target of probability zero adds nothing: 0·log 0 = 0.
+
+    Args:
+        student_logits: s, ``[B, C]``.
+        target_probabilities: t, ``[B, C]``, rows that sum to 1 and are at temperature T already.
+        temperature: T > 0.
+    """
+    log_student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    targets = target_probabilities.detach().float()
+    return temperature**2 * F.kl_div(log_student, targets, reduction="batchmean")
+
+
+def logits_mae(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return ``mean_ic |z_ic − t_ic|``, the digest loss of FedMD (Li & Wang 2019).
+
+    Args:
+        logits: z, ``[B, C]``.
+        targets: t, ``[B, C]`` logits.
+    """
+    return F.l1_loss(logits.float(), targets.detach().float())
+
+
+def logits_mse(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return ``mean_ic (z_ic − t_ic)²``.
+
+    Args:
+        logits: z, ``[B, C]``.
+        targets: t, ``[B, C]`` logits.
+    """
+    return F.mse_loss(logits.float(), targets.detach().float())
