@@ -38,14 +38,22 @@ class Registry:
         Raises:
             UserError: No such name, module or attribute.
         """
+        self.check(name)
         if name in self._builtin:
             return load_object(self._builtin[name])
-        if ":" in name:
-            return load_object(name, search)
-        raise UserError(
-            f"no {self.kind} named '{name}'; {did_you_mean(name, self._builtin)}"
-            f" (a {self.kind} of your own is \"module:Name\")"
-        )
+        return load_object(name, search)
+
+    def check(self, name: str) -> None:
+        """Check that `name` is built in or looks like ``"module:Name"``, importing nothing.
+
+        Raises:
+            UserError: It is neither.
+        """
+        if name not in self._builtin and ":" not in name:
+            raise UserError(
+                f"no {self.kind} named '{name}'; {did_you_mean(name, self._builtin)}"
+                f' (a {self.kind} of your own is "module:Name")'
+            )
 
 
 def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:

@@ -15,6 +15,7 @@ def check_scenario(scenario: Scenario) -> None:
     Raises:
         UserError: The first contradiction, at the key that is the easiest to change.
     """
+    _check_names(scenario)
     _check_clients(scenario)
     _check_partition(scenario.data.partition)
     if scenario.data.dataset in PATH_DATASETS and not isinstance(scenario.data.args.get("path"), str):
@@ -31,6 +32,22 @@ def check_scenario(scenario: Scenario) -> None:
         _check_one_architecture(scenario)
     if scenario.continual is not None:
         raise UserError("this version has no continual learners yet; remove the table", key="continual")
+
+
+def _check_names(scenario: Scenario) -> None:
+    # The registries are tables of names; what they name is imported only when it is used.
+    from fedkd.data.registry import DATASETS
+    from fedkd.models.registry import MODELS
+
+    named = [(DATASETS, "data.dataset", scenario.data.dataset)]
+    if scenario.data.transfer.source not in ("holdout", "noise"):
+        named.append((DATASETS, "data.transfer.source", scenario.data.transfer.source))
+    named += [(MODELS, f"clients.{index}.model", group.model) for index, group in enumerate(scenario.clients)]
+    for registry, key, name in named:
+        try:
+            registry.check(name)
+        except UserError as error:
+            raise error.at(key=key) from None
 
 
 def _check_clients(scenario: Scenario) -> None:

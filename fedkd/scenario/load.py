@@ -1,7 +1,7 @@
 """Scenario files in, checked and resolved scenarios out.
 
-A *resolved* scenario stands alone: the strategy's defaults are filled in and every path is absolute, so that
-it means the same in a run folder, in another process and on another machine with the same files.
+A *resolved* scenario stands alone: the strategy's defaults are filled in, and its own folder is named where
+files beside it are, so that it means the same in a run folder and in another process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | N
     """Read, check and resolve a scenario file.
 
     Args:
-        path: The TOML file. Relative paths inside it are relative to its folder.
+        path: The TOML file.
         overrides: ``key=value`` texts of ``--set``, applied in order.
         seed: Replaces the file's seed.
 
@@ -104,15 +104,13 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def _resolve(scenario: Scenario, folder: str | Path | None) -> Scenario:
     home = Path(folder or ".").resolve()
     tables = scenario.model_dump()
-    data = tables["data"]
-    if data["root"] is not None:
-        data["root"] = _absolute(data["root"], home)
-    if data["partition"]["path"] is not None:
-        data["partition"]["path"] = _absolute(data["partition"]["path"], home)
-    if data["dataset"] in PATH_DATASETS:
-        data["args"]["path"] = _absolute(data["args"]["path"], home)
+    root = scenario.data.root
+    if root is not None:
+        beside = _absolute(root, home)
+        tables["data"]["root"] = beside if Path(beside).is_dir() else _absolute(root, Path.cwd())
     search = [_absolute(path, home) for path in scenario.plugin_path]
-    if str(home) not in search and any(_lies_in(home, reference) for reference in _references(scenario)):
+    # Only a folder that holds something named is searched, so a copy of the scenario elsewhere stays equal.
+    if str(home) not in search and any((home / file).exists() for file in _named_files(scenario)):
         search.append(str(home))
     tables["plugin_path"] = search
     tables["fusion"].update(resolve_hyperparameters(scenario.fusion, search))
@@ -123,18 +121,16 @@ def _absolute(path: str, home: Path) -> str:
     return str((home / Path(path).expanduser()).resolve())
 
 
-def _references(scenario: Scenario) -> list[str]:
-    """Return the names of the scenario that are a user's own ``"module:Name"``."""
-    names = [
-        scenario.data.dataset,
-        scenario.data.transfer.source,
-        *(group.model for group in scenario.clients),
+def _named_files(scenario: Scenario) -> list[Path]:
+    """Return the files that may lie beside the scenario: modules of ``"module:Name"``, and relative paths."""
+    data, strategy = scenario.data, scenario.fusion.strategy
+    names = [data.dataset, data.transfer.source, *(group.model for group in scenario.clients)]
+    if not strategy.startswith(FLOWER_PREFIX):
+        names.append(strategy)
+    modules = [name.partition(":")[0] for name in names if ":" in name]
+    paths = [data.partition.path] if data.partition.path else []
+    if data.dataset in PATH_DATASETS:
+        paths.append(data.args["path"])
+    return [Path(*module.split(".")).with_suffix(".py") for module in modules] + [
+        Path(path) for path in paths if not Path(path).is_absolute()
     ]
-    if not scenario.fusion.strategy.startswith(FLOWER_PREFIX):
-        names.append(scenario.fusion.strategy)
-    return [name for name in names if ":" in name]
-
-
-def _lies_in(home: Path, reference: str) -> bool:
-    """Only a folder that holds the module is searched, so a copy of the scenario elsewhere stays equal."""
-    return (home / Path(*reference.partition(":")[0].split("."))).with_suffix(".py").is_file()

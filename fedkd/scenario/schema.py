@@ -38,7 +38,7 @@ class Partition(Section):
     min_samples: PositiveInt = 10
     """No client holds fewer samples than this."""
     path: str | None = None
-    """JSON file with one list of sample indices per client (`file`), relative to the scenario file."""
+    """JSON file with one list of sample indices per client (`file`); may lie beside the scenario file."""
 
 
 class Transfer(Section):
@@ -59,7 +59,8 @@ class Data(Section):
     args: dict[str, Any] = {}
     """Arguments of the data set: `path` for `npz` and `image-folder`, keywords of a plugged-in function."""
     root: str | None = None
-    """Folder that holds the data sets; absent: `$FEDKD_DATA`, else a user cache."""
+    """Folder that holds the data sets, relative to the scenario file or the working folder; absent:
+    `$FEDKD_DATA`, else a user cache."""
     clients: PositiveInt = 10
     """Number of clients N."""
     partition: Partition = Partition()
@@ -202,7 +203,8 @@ class Scenario(Section):
     checkpoint_every: PositiveInt = 1
     """Save the whole state after every so many rounds, and always after the last."""
     plugin_path: list[str] = []
-    """Folders whose Python files may be named by `"module:Name"`; the scenario file's own folder is added."""
+    """Folders, relative to the scenario file, whose Python files may be named by `"module:Name"` and where
+    relative paths are looked for; the scenario file's own folder is added where it holds one of them."""
     data: Data = Data()
     clients: Annotated[list[ClientGroup], Field(min_length=1)] = [ClientGroup()]
     """The mix of client models."""

@@ -1,0 +1,55 @@
+"""The JSON schema of scenario files, for editors that complete and check them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedkd.scenario.schema import Scenario
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a scenario, the built-in strategies' hyper-parameters included.
+
+    Where strategies share the name of a hyper-parameter, the schema allows what any of them allows; loading a
+    scenario checks it against the one it names.
+    """
+    schema = Scenario.model_json_schema()
+    fusion = schema["$defs"]["Fusion"]["properties"]
+    for name, hyperparameter in _hyperparameters().items():
+        fusion.setdefault(name, hyperparameter)
+    schema.update({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedkd scenario"})
+    return schema
+
+
+def _hyperparameters() -> dict[str, dict[str, Any]]:
+    """Return the schema of every hyper-parameter of the built-in strategies."""
+    from fedkd.fusion.registry import STRATEGIES
+
+    variants: dict[str, dict[str, dict[str, Any]]] = {}
+    for strategy in STRATEGIES.names():
+        for name, schema in _strategy_properties(STRATEGIES.load(strategy)).items():
+            variants.setdefault(name, {})[strategy] = schema
+    return {name: _merged(schemas) for name, schemas in variants.items()}
+
+
+def _strategy_properties(strategy: type) -> dict[str, Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(strategy).json_schema().get("properties", {})
+
+
+def _merged(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Merge one hyper-parameter's schemas, given per strategy."""
+    descriptions: dict[str, list[str]] = {}
+    kinds: list[dict[str, Any]] = []
+    for strategy, schema in schemas.items():
+        descriptions.setdefault(schema.get("description", ""), []).append(strategy)
+        kind = {key: value for key, value in schema.items() if key not in ("description", "default", "title")}
+        if kind not in kinds:
+            kinds.append(kind)
+    merged = dict(kinds[0]) if len(kinds) == 1 else {"anyOf": kinds}
+    merged["description"] = " ".join(f"{', '.join(names)}: {text}" for text, names in descriptions.items())
+    defaults = [schema["default"] for schema in schemas.values() if "default" in schema]
+    if len(defaults) == len(schemas) and all(default == defaults[0] for default in defaults):
+        merged["default"] = defaults[0]
+    return merged

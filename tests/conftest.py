@@ -1,0 +1,58 @@
+"""Fixtures shared by all tests, and the environment that every test runs in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before torch, flwr or ray are imported, which read these once.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with the real data sets; the test is skipped where there is none."""
+    named = os.environ.get("FEDKD_DATA")
+    folder = Path(named) if named else REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(
+            "needs mnist, fashion-mnist or cifar10-jpeg: set FEDKD_DATA to the folder that holds them"
+        )
+    return folder.resolve()
+
+
+@pytest.fixture
+def digits_scenario() -> dict[str, Any]:
+    """The tables of a scenario that runs in seconds: four small MLPs on the embedded digits, inline."""
+    return {
+        "name": "digits-test",
+        "seed": 7,
+        "rounds": 2,
+        "data": {
+            "dataset": "digits",
+            "clients": 4,
+            "partition": {"scheme": "dirichlet", "alpha": 1.0, "samples_per_client": 100},
+            "transfer": {"source": "holdout", "size": 60},
+        },
+        "clients": [{"model": "mlp"}],
+        "training": {"lr": 0.01, "batch_size": 20},
+        "fusion": {"strategy": "knfu"},
+        "engine": {"kind": "inline"},
+    }
+
+
+@pytest.fixture
+def digits_toml(digits_scenario: dict[str, Any], tmp_path: Path) -> Path:
+    """`digits_scenario` as a file, ``digits.toml`` in the test's own folder."""
+    import tomli_w
+
+    path = tmp_path / "digits.toml"
+    path.write_text(tomli_w.dumps(digits_scenario), encoding="utf-8")
+    return path
