@@ -1,4 +1,4 @@
-"""Pydantic's validation errors in the words of the command line: what is wrong, what is allowed, what came."""
+"""Validation errors in the words of the command line: what is wrong, what is allowed, what came instead."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Fusion strategies: what clients send, how the server combines it, what a client then minimises."""

@@ -1,0 +1,26 @@
+"""Logits to probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def finite_logits(logits: np.ndarray) -> np.ndarray:
+    """Return a float32 copy in which infinities are large numbers.
+
+    A float16 upload overflows to infinity above 65504; taken as that bound, it still says which class won.
+    """
+    bound = 65504.0 if logits.dtype == np.float16 else 1e30
+    copy = logits.astype(np.float32)
+    return np.clip(copy, -bound, bound, out=copy)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Return ``softmax(logits / temperature)`` over the last axis, in float32 whatever came in."""
+    q = finite_logits(logits)
+    q -= q.max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):  # a tiny temperature sends the losers to -inf, hence to 0
+        q /= temperature
+    np.exp(q, out=q)
+    q /= q.sum(axis=-1, keepdims=True)
+    return q

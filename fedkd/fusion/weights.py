@@ -1,0 +1,88 @@
+"""From distances to weights: who a receiver listens to, and how much."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def effectiveness(
+    d: np.ndarray, beta: float, *, keep: np.ndarray | None = None, log_prior: np.ndarray | None = None
+) -> np.ndarray:
+    """Return ``W[n, m] ∝ keep[n, m] · prior[m] · exp(−β d[n, m])``, rows summing to 1, by log-sum-exp.
+
+    Args:
+        d: Distances, receiver first, `[N, N]`.
+        beta: β ≥ 0; 0 ignores the distances.
+        keep: Which senders each receiver may use, `[N, N]` bool; the diagonal must be kept.
+        log_prior: Logarithm of a factor per sender, `[N]` (see `log_prior`).
+    """
+    with np.errstate(over="ignore"):  # β near the largest float: −inf, a weight of 0
+        score = -beta * d
+    if log_prior is not None:
+        score = score + log_prior
+    if keep is not None:
+        score = np.where(keep, score, -np.inf)
+    weights = np.exp(score - score.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def log_prior(
+    clients: int,
+    *,
+    samples: np.ndarray | None = None,
+    age: np.ndarray | None = None,
+    decay: float | None = None,
+) -> np.ndarray:
+    """Return the logarithm of ``samples · ρ^age``, `[N]`; whatever is None does not count.
+
+    Args:
+        clients: N.
+        samples: Training samples per client, `[N]`; an empty client counts as one sample.
+        age: Rounds since a client's knowledge was computed, `[N]`.
+        decay: ρ in (0, 1].
+    """
+    prior = np.zeros(clients)
+    if samples is not None:
+        prior += np.log(np.maximum(samples, 1))
+    if age is not None and decay is not None:
+        prior += age * np.log(decay)
+    return prior
+
+
+def nearest(d: np.ndarray, count: int) -> np.ndarray:
+    """Keep each receiver itself and its `count` nearest others, `[N, N]` bool.
+
+    Others tied with the last one kept stay too: the choice must not depend on the order of clients.
+    """
+    keep = np.eye(len(d), dtype=bool)
+    if 0 < count < len(d):
+        others = np.where(keep, np.inf, d)
+        last = np.partition(others, count - 1, axis=1)[:, count - 1 : count]
+        keep |= others <= last
+    elif count >= len(d):
+        keep[:] = True
+    return keep
+
+
+def within(d: np.ndarray, threshold: float, kind: str) -> np.ndarray:
+    """Keep each receiver itself and the others with ``d ≤ τ``, `[N, N]` bool.
+
+    Args:
+        d: Distances, `[N, N]`.
+        threshold: What τ is in terms of all distances between two different clients: their quantile of this
+            order, or this multiple of their median. Distances vary by three orders of magnitude with
+            heterogeneity, so an absolute τ would not travel between scenarios.
+        kind: `quantile` or `median`.
+    """
+    keep = np.eye(len(d), dtype=bool)
+    between = d[~keep]
+    if between.size:
+        tau = np.quantile(between, threshold) if kind == "quantile" else threshold * np.median(between)
+        keep |= d <= tau
+    return keep
+
+
+def effective_neighbours(weights: np.ndarray) -> np.ndarray:
+    """Return ``exp(H(W_n))``, `[N]`: from 1 (listens to one client) to N (listens to all alike)."""
+    logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
+    return np.exp(-(weights * logs).sum(axis=1))
