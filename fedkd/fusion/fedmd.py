@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.probabilities import finite_logits
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True, config=STRICT)
 class FedMD(FusionStrategy):
     """Digest, then revisit: match the federation's mean logits on the transfer set, then train privately.
 
@@ -30,19 +30,11 @@ class FedMD(FusionStrategy):
     name: ClassVar[str] = "fedmd"
     paper: ClassVar[str] = "Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019"
 
-    matching: Annotated[
-        Literal["mae", "mse", "kl"],
-        Field(
-            description="How logits are matched: `mae` as in the authors' code; `mse` pulls harder on confident "
-            "samples; `kl` compares probabilities, so that models with different logit scales can agree."
-        ),
-    ] = "mae"
-    temperature: Annotated[
-        float,
-        Field(
-            gt=0, description="Temperature of `kl`; above 1 it also teaches the order of unlikely classes."
-        ),
-    ] = 1.0
+    matching: Literal["mae", "mse", "kl"] = "mae"
+    """How logits are matched: `mae` as in the authors' code; `mse` pulls harder on confident samples; `kl`
+    compares probabilities, so that models with different logit scales can agree."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Temperature of `kl`; above 1 it also teaches the order of unlikely classes."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the uniform mean of logits, `[M, C]`, shared by all."""

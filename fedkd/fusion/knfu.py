@@ -10,22 +10,23 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import distribution as distributions
+from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import DIVERGENCES, prediction_cosine, prediction_kl
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness, log_prior, nearest, within
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+@dataclass(frozen=True, config=STRICT)
 class KnFu(FusionStrategy):
     """Weigh each client's predictions by how close its class distribution is to the receiver's.
 
@@ -46,114 +47,45 @@ class KnFu(FusionStrategy):
     name: ClassVar[str] = "knfu"
     paper: ClassVar[str] = "Seyedmohammadi et al., KnFu: Effective Knowledge Fusion, arXiv 2403.11892, 2024"
 
-    beta: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="β: how sharply a distant client loses weight. 10 in the paper. Aim at 1 / (typical distance); "
-            "sweep it over powers of ten. 0 weighs all alike, 1e6 leaves each client alone.",
-        ),
-    ] = 10.0
-    temperature: Annotated[
-        float,
-        Field(
-            gt=0,
-            description="T of predictions and of the loss. Above 1 it teaches more about unlikely classes and "
-            "brings class distributions closer, so raise β with it.",
-        ),
-    ] = 1.0
-    distribution: Annotated[
-        Literal["soft", "hard", "shared", "calibrated"],
-        Field(
-            description="What a client's class distribution is: `soft` (mean prediction), `hard` (share of "
-            "votes; sharper when models are unsure), `calibrated` (relative to the federation's mean; for a "
-            "transfer set with unequal classes), `shared` (true label counts; leaks labels, an ablation's oracle)."
-        ),
-    ] = "soft"
-    divergence: Annotated[
-        Literal["kl", "reverse", "symmetric", "js", "prediction_kl", "prediction_cosine"],
-        Field(
-            description="Distance of receiver and sender: `kl` (sender must know the receiver's classes), "
-            "`reverse` (sender must know no others), `symmetric` (mean of both), `js` (at most 0.69: needs a larger "
-            "β), or sample by sample: `prediction_kl` (mean KL) and `prediction_cosine` (at most 1), which tell apart "
-            "clients with equal labels and different domains."
-        ),
-    ] = "kl"
-    epsilon: (
-        Annotated[
-            float,
-            Field(
-                gt=0,
-                description="Smoothing of distributions; absent: 1e-6, or 1e-2 for `hard`. It bounds distances by about "
-                "−log ε: raise it if single missing classes decide everything.",
-            ),
-        ]
-        | None
-    ) = None
-    neighbours: (
-        Annotated[
-            int,
-            Field(
-                ge=0,
-                description="Keep only so many nearest others (ties stay) besides the client itself; absent: all. A "
-                "guard against many slightly wrong neighbours; start at the expected size of a group.",
-            ),
-        ]
-        | None
-    ) = None
-    threshold: (
-        Annotated[
-            float,
-            Field(
-                ge=0,
-                description="Keep only others within this distance, in units of `threshold_kind`; absent: all. "
-                "The client itself always stays.",
-            ),
-        ]
-        | None
-    ) = None
-    threshold_kind: Annotated[
-        Literal["quantile", "median"],
-        Field(
-            description="`quantile`: of the distances between all clients, 0.25 keeps the closest quarter of "
-            "pairs; `median`: a multiple of their median."
-        ),
-    ] = "quantile"
-    weight_by_size: Annotated[
-        bool,
-        Field(
-            description="Multiply weights by the sender's number of training samples; for unequal clients."
-        ),
-    ] = False
-    per_class: Annotated[
-        bool,
-        Field(
-            description="Option of ours: a sender also counts, class by class, in proportion to its own p_m[c], so "
-            "that a class is taught by those who have it. `K_n[i,c] ∝ Σ_m W_nm p_m[c] q_m[i,c] / Σ_k W_nk p_k[c]`. "
-            "Pays off at a small β, where distant specialists still have weight."
-        ),
-    ] = False
-    stale_decay: (
-        Annotated[
-            float,
-            Field(
-                gt=0,
-                le=1,
-                description="ρ: a client that misses the round is represented by its last knowledge, of age a rounds, "
-                "with weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part.",
-            ),
-        ]
-        | None
-    ) = None
-    distribution_momentum: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description="Exponential moving average of class distributions over rounds. 0.5 to 0.9 steadies the "
-            "weights of small models; keep it low if clients' data drifts (task streams).",
-        ),
-    ] = 0.0
+    beta: Annotated[float, Field(ge=0)] = 10.0
+    """β: how sharply a distant client loses weight; 10 in the paper. Aim at 1 / (typical distance) and sweep
+    it over powers of ten. 0 weighs all alike, 1e6 leaves each client alone."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings class
+    distributions closer together, so raise β with it."""
+    distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
+    """What a client's class distribution is: `soft` (mean prediction), `hard` (share of votes; sharper while
+    models are unsure), `calibrated` (relative to the federation's mean; for a transfer set with unequal
+    classes), `shared` (true label counts; it leaks labels, so only as an ablation's oracle)."""
+    divergence: Literal["kl", "reverse", "symmetric", "js", "prediction_kl", "prediction_cosine"] = "kl"
+    """Distance of receiver and sender: `kl` (the sender must know the receiver's classes), `reverse` (it must
+    know no others), `symmetric` (mean of both), `js` (at most 0.69, so it needs a larger β). Or sample by
+    sample, which tells apart clients with equal labels and different domains: `prediction_kl` (mean KL),
+    `prediction_cosine` (at most 1)."""
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Smoothing of distributions; absent: 1e-6, or 1e-2 for `hard`. It bounds distances by about −log ε:
+    raise it if single missing classes decide everything."""
+    neighbours: Annotated[int, Field(ge=0)] | None = None
+    """Keep only so many nearest others besides the client itself (ties with the last stay); absent: all. A
+    guard against many slightly wrong neighbours; start at the expected size of a group of like clients."""
+    threshold: Annotated[float, Field(ge=0)] | None = None
+    """Keep only others within this distance, in units of `threshold_kind`, and the client itself; absent:
+    all."""
+    threshold_kind: Literal["quantile", "median"] = "quantile"
+    """`quantile` of the distances between clients (0.25 keeps the closest quarter of pairs), or a multiple of
+    their `median`."""
+    weight_by_size: bool = False
+    """Multiply weights by the sender's number of training samples; for clients of very unequal size."""
+    per_class: bool = False
+    """An option of ours: class by class, a sender also counts in proportion to its own p_m[c], so that a class
+    is taught by those who have it: `K_n[i,c] ∝ Σ_m W_nm p_m[c] q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised.
+    It matters at a small β, where distant specialists still have weight."""
+    stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
+    weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""
+    distribution_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Exponential moving average of class distributions over rounds. 0.5 to 0.9 steadies the weights of small
+    models; keep it low if clients' data drifts (task streams)."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and self.threshold_kind == "quantile" and self.threshold > 1:
@@ -168,13 +100,14 @@ class KnFu(FusionStrategy):
         """Return effective knowledge `[N, M, C]`, personal, with the weights `[N, N]` that made it."""
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
-        p, memory = self._class_distributions(q, knowledge, memory)
-        weights = self._weights(self._distances(p, q), knowledge)
-        targets = combine(weights, q, expertise=p if self.per_class else None)
-        return Guidance(targets, weights, memory)
+        p, kept = self._class_distributions(q, knowledge, memory)
+        with one_blas_thread():
+            weights = self._weights(self._distances(p, q), knowledge)
+            targets = combine(weights, q, expertise=p if self.per_class else None)
+        return Guidance(targets, weights, kept)
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return ``T² · mean_i KL(K_n[i] ‖ softmax(z_n(x_i) / T))``; the targets are at temperature T already."""
+        """Return ``T² · mean_i KL(K_n[i] ‖ softmax(z_n(x_i) / T))``; K_n is at temperature T already."""
         from fedkd.training.losses import kd_kl
 
         return kd_kl(student_logits, targets, self.temperature)

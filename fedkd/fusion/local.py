@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class Local(FusionStrategy):
     """Every client trains alone, on its own samples; the transfer set is never touched."""
 

@@ -71,7 +71,7 @@ def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[Fu
     """Return the class called `name`, once it is sure to be a usable strategy.
 
     Raises:
-        UserError: It does not exist, or is not a dataclass derived from `FusionStrategy` with all its methods.
+        UserError: It does not exist, or is not a dataclass derived from `FusionStrategy` with its methods.
     """
     try:
         cls = STRATEGIES.load(name, search)
@@ -100,9 +100,15 @@ def strategy_hyperparameters(
     """Return a strategy's hyper-parameters in the order in which it declares them."""
     cls = load_strategy_class(strategy, search) if isinstance(strategy, str) else strategy
     hints = get_type_hints(cls, include_extras=True)
+    documented = getattr(cls, "__pydantic_fields__", {})  # empty for a plain dataclass
     return [
         HyperParameter(
-            field.name, _default(field), _description(hints[field.name]), _type_text(hints[field.name])
+            field.name,
+            _default(field),
+            _one_line(
+                getattr(documented.get(field.name), "description", None) or _description(hints[field.name])
+            ),
+            _type_text(hints[field.name]),
         )
         for field in dataclasses.fields(cls)  # type: ignore[arg-type]
         if field.init
@@ -117,11 +123,14 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _description(hint: Any) -> str:
-    """Return the first description in an annotation, looking into ``X | None`` too."""
+    """Return the first ``Field(description=...)`` in an annotation, looking into ``X | None`` too."""
     infos = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, FieldInfo)]
-    found = [info.description for info in infos if info.description]
-    inner = [_description(part) for part in get_args(hint) if part is not hint]
-    return next((text for text in found + inner if text), "")
+    found = [info.description or "" for info in infos] + [_description(part) for part in get_args(hint)]
+    return next(filter(None, found), "")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _type_text(hint: Any) -> str:

@@ -8,11 +8,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from pydantic import ConfigDict
 
 from fedkd.errors import TrainingDiverged
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+"""Configuration of our strategies' pydantic dataclasses: a field's docstring is its description."""
 
 
 @dataclass(frozen=True, eq=False)
