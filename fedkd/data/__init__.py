@@ -1,0 +1,1 @@
+"""Arrays in, client shards out: data sets, partitions, the transfer set."""

@@ -1,0 +1,132 @@
+"""A labelled data set in memory, with a train split and a test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedkd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples as their source stores them, before normalisation.
+
+    Attributes:
+        name: What the scenario calls it.
+        class_names: Name of every class, in label order; C = its length.
+        train_x: [n, *shape]; shape is (channels, height, width) of an image or (features,) of a vector.
+            uint8 in 0..255, or float32 (images: in 0..1 by convention).
+        train_y: [n] int64 labels in 0..C-1.
+        test_x: [m, *shape], of the same dtype as `train_x`.
+        test_y: [m] int64.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return tuple(self.train_x.shape[1:])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+
+def dataset_from_arrays(
+    name: str,
+    train_x: Any,
+    train_y: Any,
+    test_x: Any,
+    test_y: Any,
+    *,
+    class_names: Sequence[str] | None = None,
+    key: str = "data.args",
+) -> Dataset:
+    """Check a user's arrays and bring them into the form of a `Dataset`.
+
+    Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]. Everything but uint8
+    becomes float32.
+
+    Args:
+        name: Name of the data set.
+        train_x: Samples of the train split.
+        train_y: Their integer labels, [n] or [n, 1].
+        test_x: Samples of the test split.
+        test_y: Their labels.
+        class_names: Names of the classes; absent: the labels 0..C-1 themselves, each of which must occur.
+        key: Scenario key to blame.
+
+    Raises:
+        UserError: Shapes, dtypes or labels that do not fit together.
+    """
+    x = {"train_x": _samples(train_x, "train_x", key), "test_x": _samples(test_x, "test_x", key)}
+    y = {
+        "train_y": _labels(train_y, "train_y", len(x["train_x"]), key),
+        "test_y": _labels(test_y, "test_y", len(x["test_x"]), key),
+    }
+    if x["train_x"].shape[1:] != x["test_x"].shape[1:]:
+        raise UserError(
+            f"train_x and test_x must hold samples of one shape, got {x['train_x'].shape[1:]}"
+            f" and {x['test_x'].shape[1:]}",
+            key=key,
+        )
+    if x["train_x"].dtype != x["test_x"].dtype:
+        raise UserError("train_x and test_x must both be uint8, or neither", key=key)
+    largest = int(max(y["train_y"].max(), y["test_y"].max()))
+    if class_names is None:
+        present = np.bincount(y["train_y"], minlength=largest + 1)
+        if not present.all():
+            raise UserError(
+                f"labels must be 0..C-1, each with a train sample; none has label {int(np.argmin(present))}"
+                f" while the largest label is {largest}",
+                key=key,
+            )
+        class_names = [str(label) for label in range(largest + 1)]
+    elif largest >= len(class_names):
+        raise UserError(f"label {largest} has no name: there are {len(class_names)} class names", key=key)
+    return Dataset(name, tuple(str(label) for label in class_names), **x, **y)
+
+
+def _samples(values: Any, what: str, key: str) -> np.ndarray:
+    x = np.asarray(values)
+    if x.dtype.kind not in "buif":
+        raise UserError(f"{what} must hold numbers, got dtype {x.dtype}", key=key)
+    if x.ndim not in (2, 3, 4) or x.size == 0:
+        raise UserError(
+            f"{what} must be [n, features], [n, H, W] or [n, C, H, W] and not empty, got shape {x.shape}",
+            key=key,
+        )
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        x = np.ascontiguousarray(np.moveaxis(x, 3, 1))
+    if x.dtype != np.uint8:
+        x = x.astype(np.float32, copy=False)
+        if not np.isfinite(x).all():
+            raise UserError(f"{what} must be finite, it holds NaN or infinity", key=key)
+    return x
+
+
+def _labels(values: Any, what: str, samples: int, key: str) -> np.ndarray:
+    y = np.asarray(values)
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.dtype.kind not in "ui" or y.ndim != 1:
+        raise UserError(f"{what} must be integer labels [n], got {y.dtype} of shape {y.shape}", key=key)
+    if len(y) != samples:
+        raise UserError(f"{what} must have a label for each of {samples} samples, got {len(y)}", key=key)
+    y = y.astype(np.int64)
+    if y.min() < 0:
+        raise UserError(f"{what} must be ≥ 0, got {int(y.min())}", key=key)
+    return y

@@ -1,0 +1,83 @@
+"""Downloads that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from fedkd.data.request import Progress
+from fedkd.errors import UserError
+
+TIMEOUT_SECONDS = 8.0
+"""Longest silence of a server. Short: without a network the user should read what to do, not wait."""
+CHUNK_BYTES = 1 << 18
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary neighbour of `path` that takes its name only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def download(urls: Sequence[str], path: Path, *, md5: str, hint: str, progress: Progress) -> Path:
+    """Download `path` from the first of `urls` that answers with the right content.
+
+    Args:
+        urls: The same file on several servers.
+        path: Where it goes.
+        md5: Checksum of the whole file.
+        hint: What a user without a network can do, for the error.
+        progress: Told every tenth of the file.
+
+    Raises:
+        UserError: No server delivered the file.
+    """
+    if path.is_file() and file_md5(path) == md5:
+        return path
+    reasons: list[str] = []
+    for url in urls:
+        try:
+            _fetch(url, path, md5, progress)
+            return path
+        except OSError as error:  # URLError and timeouts are OSErrors too
+            reasons.append(str(error))
+    raise UserError(
+        f"cannot download {path.name} ({'; '.join(dict.fromkeys(reasons))}); {hint}", key="data.root"
+    )
+
+
+def file_md5(path: Path) -> str:
+    """Return the MD5 checksum of a file. It guards against accidents; it is no proof of origin."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _fetch(url: str, path: Path, md5: str, progress: Progress) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, written_whole(path) as file:
+        total = int(answer.headers.get("Content-Length") or 0)
+        done, tenths = 0, 0
+        progress(f"downloading {path.name} from {url}")
+        while chunk := answer.read(CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            if total and done * 10 // total > tenths:
+                tenths = done * 10 // total
+                bar = ("#" * tenths).ljust(10, ".")
+                progress(f"{path.name} [{bar}] {done / 1e6:.1f} of {total / 1e6:.1f} MB")
+        if digest.hexdigest() != md5:
+            raise OSError(f"{url} has checksum {digest.hexdigest()}, not {md5}")

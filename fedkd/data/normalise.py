@@ -1,0 +1,70 @@
+"""Zero mean and unit variance: every channel of images, every feature of vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SMALLEST_STD = 1e-8
+"""Below it a channel is constant: it is centred and left unscaled."""
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of a train split, uint8 taken as value / 255.
+
+    Attributes:
+        mean: [C, 1, 1] for images, [F] for vectors; float64.
+        std: Same shape, never zero.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    def normalise(self, x: np.ndarray) -> np.ndarray:
+        """Return (x − mean) / std as a new float32 C-contiguous array; uint8 is divided by 255 first."""
+        scale = 1.0 / self.std
+        out = x.astype(np.float32, order="C")
+        out *= (scale / 255.0 if x.dtype == np.uint8 else scale).astype(np.float32)
+        out -= (self.mean * scale).astype(np.float32)
+        return out
+
+
+def measure(x: np.ndarray) -> Statistics:
+    """Return the statistics of a train split [n, C, H, W] or [n, F].
+
+    Sums are exact for uint8, and float64 otherwise.
+    """
+    axes = (0, 2, 3) if x.ndim == 4 else (0,)
+    count = x.size // x.shape[1]
+    unit = 255.0 if x.dtype == np.uint8 else 1.0
+    if x.dtype == np.uint8:
+        total, squares = _uint8_sums(x, axes)
+        mean = total / count
+        variance = squares / count - mean**2
+    else:
+        mean = x.mean(axis=axes, dtype=np.float64)
+        shape = (1, -1, 1, 1) if x.ndim == 4 else (1, -1)
+        variance = (
+            sum(
+                ((x[start : start + CHUNK] - mean.reshape(shape)) ** 2).sum(axis=axes)
+                for start in range(0, len(x), CHUNK)
+            )
+            / count
+        )
+    std = np.sqrt(np.maximum(variance, 0.0)) / unit
+    std = np.where(std < SMALLEST_STD, 1.0, std)
+    mean = mean / unit
+    return Statistics(mean[:, None, None], std[:, None, None]) if x.ndim == 4 else Statistics(mean, std)
+
+
+def _uint8_sums(x: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    total = np.zeros(x.shape[1])
+    squares = np.zeros(x.shape[1])
+    for start in range(0, len(x), CHUNK):
+        chunk = x[start : start + CHUNK]
+        total += chunk.sum(axis=axes, dtype=np.uint64)
+        squares += np.square(chunk, dtype=np.uint16).sum(axis=axes, dtype=np.uint64)
+    return total, squares

@@ -1,0 +1,74 @@
+"""A partition that the user wrote down: `scheme = "file"`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.data.partition import LEAST_SAMPLES
+from fedkd.errors import UserError
+from fedkd.scenario.schema import Partition
+
+KEY = "data.partition.path"
+
+
+def read_partition_file(
+    scheme: Partition, clients: int, samples: int, search: Iterable[Path] = ()
+) -> list[np.ndarray]:
+    """Read a JSON list with one list of sample indices per client.
+
+    Args:
+        scheme: Names the file, and the bounds its lists must keep.
+        clients: Number of clients N.
+        samples: Size of the data set's train split, which the indices refer to.
+        search: The scenario's folders, for a relative path; then the working folder.
+
+    Returns:
+        N sorted int64 arrays.
+
+    Raises:
+        UserError: No such file, or it is no partition.
+    """
+    if not scheme.path:
+        raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)
+    given = Path(scheme.path).expanduser()
+    tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
+    path = next((candidate for candidate in tried if candidate.is_file()), None)
+    if path is None:
+        places = ", ".join(str(candidate.absolute()) for candidate in tried)
+        raise UserError(f"no file '{scheme.path}'; looked for {places}", key=KEY)
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}", key=KEY) from error
+    if not isinstance(lists, list) or not all(isinstance(indices, list) for indices in lists):
+        raise UserError(f"{path} must hold a list with one list of indices per client", key=KEY)
+    if len(lists) != clients:
+        raise UserError(f"{path} deals to {len(lists)} clients, data.clients is {clients}", key=KEY)
+    owner: dict[int, int] = {}
+    for client, indices in enumerate(lists):
+        _check_size(scheme, client, len(indices))
+        for index in indices:
+            if type(index) is not int or not 0 <= index < samples:
+                raise UserError(f"client {client}: index {index!r} is not in 0..{samples - 1}", key=KEY)
+            if index in owner:
+                raise UserError(
+                    f"index {index} is dealt twice, to clients {owner[index]} and {client}", key=KEY
+                )
+            owner[index] = client
+    return [np.sort(np.array(indices, dtype=np.int64)) for indices in lists]
+
+
+def _check_size(scheme: Partition, client: int, size: int) -> None:
+    floor = max(scheme.min_samples, LEAST_SAMPLES)
+    if size < floor:
+        raise UserError(f"client {client} has {size} samples, min_samples asks for {floor}", key=KEY)
+    if scheme.samples_per_client not in (None, size):
+        raise UserError(
+            f"client {client} has {size} samples in the file, got {scheme.samples_per_client};"
+            " leave the key out with scheme 'file'",
+            key="data.partition.samples_per_client",
+        )

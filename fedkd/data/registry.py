@@ -1,0 +1,43 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+from fedkd.data.dataset import Dataset
+from fedkd.data.request import SourceRequest
+from fedkd.errors import UserError
+from fedkd.plugins import Registry
+
+DATASETS = Registry(
+    "data set",
+    {
+        "digits": "fedkd.data.sources.digits:load",
+        "mnist": "fedkd.data.sources.mnist:load",
+        "fashion-mnist": "fedkd.data.sources.fashion_mnist:load",
+        "cifar10": "fedkd.data.sources.cifar10:load",
+        "cifar100": "fedkd.data.sources.cifar100:load",
+        "npz": "fedkd.data.sources.npz:load",
+        "image-folder": "fedkd.data.sources.image_folder:load",
+    },
+)
+"""Every value is a function `load(request: SourceRequest) -> Dataset`."""
+
+
+def load_dataset(request: SourceRequest, *, key: str = "data.dataset") -> Dataset:
+    """Load the data set that `request` names, a built-in one or a plugged-in function's.
+
+    Args:
+        request: What to load and where to look.
+        key: Scenario key that named it.
+
+    Raises:
+        UserError: No such data set, or its files are missing or malformed.
+    """
+    try:
+        source = DATASETS.load(request.name, request.search)
+        if request.name in DATASETS.names():
+            return source(request)
+        from fedkd.data.sources.plugin import call
+
+        return call(source, request)
+    except UserError as error:
+        raise error.at(key=key) from error

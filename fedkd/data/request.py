@@ -1,0 +1,106 @@
+"""What a data source is asked for, and where it may look."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError, did_you_mean
+
+Progress = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Report progress to nobody."""
+
+
+def user_cache() -> Path:
+    """Return the folder for downloads and decoded images: `$XDG_CACHE_HOME/fedkd` or `~/.cache/fedkd`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fedkd"
+
+
+def data_root(root: str | None) -> Path:
+    """Return the data root: `root` as the scenario gives it, else `$FEDKD_DATA`, else the user cache."""
+    chosen = root or os.environ.get("FEDKD_DATA")
+    return Path(chosen).expanduser() if chosen else user_cache()
+
+
+def writable(folder: Path) -> bool:
+    """Return whether `folder` exists, or could be created, and takes new files."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """One data set to load.
+
+    Attributes:
+        name: Name of the data set.
+        root: The data root.
+        args: The scenario's `data.args`.
+        search: Folders of the scenario (`plugin_path`), for relative paths and plug-ins.
+        progress: Told one line at a time what takes long.
+    """
+
+    name: str
+    root: Path
+    args: Mapping[str, Any] = field(default_factory=dict)
+    search: tuple[Path, ...] = ()
+    progress: Progress = silent
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where data sets are looked for: the data root, then the user cache."""
+        return tuple(dict.fromkeys((self.root, user_cache())))
+
+    @property
+    def download_folder(self) -> Path:
+        """Where downloads go: the data root if it takes files, else the user cache."""
+        return self.root if writable(self.root) else user_cache()
+
+    def arguments(self, **defaults: Any) -> dict[str, Any]:
+        """Return `args` with `defaults` filled in, each checked against its default's type.
+
+        A default that is a type stands for "none by default, of this type if given".
+
+        Raises:
+            UserError: An unknown argument, or one of the wrong type.
+        """
+        for key, value in self.args.items():
+            if key not in defaults:
+                raise UserError(
+                    f"unknown argument of '{self.name}'; {did_you_mean(key, defaults)}",
+                    key=f"data.args.{key}",
+                )
+            default = defaults[key]
+            kind: type = default if isinstance(default, type) else type(default)
+            number = kind is float and type(value) is int
+            if type(value) is not kind and not number:
+                raise UserError(f"must be of type {kind.__name__}, got {value!r}", key=f"data.args.{key}")
+        absent = {key: None if isinstance(value, type) else value for key, value in defaults.items()}
+        return {**absent, **self.args}
+
+    def path(self, value: str | None) -> Path:
+        """Return the existing file or folder that `args.path` names.
+
+        A relative path is tried in the data root, then in the scenario's folders, then in the
+        working folder.
+
+        Raises:
+            UserError: No path is given, or nothing lies there.
+        """
+        if not value:
+            raise UserError(f"'{self.name}' needs the path of its file or folder", key="data.args.path")
+        given = Path(value).expanduser()
+        tried = [given] if given.is_absolute() else [b / given for b in (self.root, *self.search, Path())]
+        for candidate in tried:
+            if candidate.exists():
+                return candidate
+        places = ", ".join(dict.fromkeys(str(candidate.absolute()) for candidate in tried))
+        raise UserError(f"nothing lies at '{value}'; looked for {places}", key="data.args.path")

@@ -1,0 +1,1 @@
+"""One file for each place data sets come from; `fedkd.data.registry` names them."""

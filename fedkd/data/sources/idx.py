@@ -1,0 +1,100 @@
+"""The IDX files of MNIST and its successors (LeCun, Cortes & Burges, 1998)."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.data.dataset import Dataset
+from fedkd.data.download import download
+from fedkd.data.request import SourceRequest
+from fedkd.errors import UserError
+
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+UINT8 = 0x08
+
+
+def load_idx_dataset(request: SourceRequest, torchvision_class: str, class_names: tuple[str, ...]) -> Dataset:
+    """Return a data set of four IDX files, downloading them if they are nowhere to be found.
+
+    The files, gzipped or not, are looked for in `<root>/<name>` and in torchvision's own layout
+    `<root>/<torchvision_class>/raw`.
+
+    Args:
+        request: What to load and where to look.
+        torchvision_class: Class of `torchvision.datasets` that knows the addresses and checksums.
+        class_names: Names of the classes.
+    """
+    request.arguments()
+    layouts = [Path(request.name), Path(torchvision_class) / "raw"]
+    for folder in (base / layout for base in request.folders for layout in layouts):
+        paths = [_existing(folder, file) for file in FILES]
+        if all(paths):
+            break
+    else:
+        paths = _download(request, torchvision_class)
+    arrays = [read_idx(path) for path in paths if path is not None]
+    for images, labels, path in ((arrays[0], arrays[1], paths[1]), (arrays[2], arrays[3], paths[3])):
+        if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() >= len(class_names):
+            raise UserError(f"{path} does not fit its images: [n, H, W] and labels [n] belong together")
+    train_x, train_y, test_x, test_y = arrays
+    return Dataset(
+        request.name,
+        class_names,
+        train_x[:, None],
+        train_y.astype(np.int64),
+        test_x[:, None],
+        test_y.astype(np.int64),
+    )
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Return the uint8 array of one IDX file, gzipped or not.
+
+    Raises:
+        UserError: The file is cut short or is no IDX file of unsigned bytes.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if len(content) < 8 or content[:2] != b"\0\0" or content[2] != UINT8:
+        raise UserError(f"{path} is no IDX file of unsigned bytes")
+    shape = tuple(np.frombuffer(content, dtype=">u4", count=content[3], offset=4).tolist())
+    header = 4 + 4 * len(shape)
+    if len(content) != header + int(np.prod(shape)) or 0 in shape:
+        raise UserError(f"{path} is not whole: {len(content) - header} bytes of data for shape {shape}")
+    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _existing(folder: Path, file: str) -> Path | None:
+    return next((path for path in (folder / f"{file}.gz", folder / file) if path.is_file()), None)
+
+
+def _download(request: SourceRequest, torchvision_class: str) -> list[Path | None]:
+    import torchvision.datasets
+
+    source = getattr(torchvision.datasets, torchvision_class)
+    folder = request.download_folder / request.name
+    checksums = dict(source.resources)
+    hint = f"put {', '.join(f'{file}.gz' for file in FILES)} into {request.root / request.name}"
+    return [
+        download(
+            [f"{mirror}{file}.gz" for mirror in source.mirrors],
+            folder / f"{file}.gz",
+            md5=checksums[f"{file}.gz"],
+            hint=hint,
+            progress=request.progress,
+        )
+        for file in FILES
+    ]

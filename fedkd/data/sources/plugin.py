@@ -1,0 +1,57 @@
+"""A user's own function as a data set: `dataset = "pkg.mod:function"`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fedkd.data.dataset import Dataset, dataset_from_arrays
+from fedkd.data.request import SourceRequest
+from fedkd.errors import UserError, did_you_mean
+
+ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+
+
+def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
+    """Call `function(**data.args)` and check what it returns.
+
+    It may return a `Dataset`, a tuple (train_x, train_y, test_x, test_y), or a dict of these four and,
+    if wanted, `class_names`.
+
+    Raises:
+        UserError: It raised, or returned something else.
+    """
+    request.progress(f"calling {request.name}")
+    try:
+        result = function(**request.args)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{request.name} raised {type(error).__name__}: {error}", key="data.dataset"
+        ) from error
+    arrays, class_names = _unpack(result, request.name)
+    return dataset_from_arrays(request.name, *arrays, class_names=class_names, key="data.dataset")
+
+
+def _unpack(result: Any, name: str) -> tuple[list[Any], Any]:
+    if isinstance(result, Dataset):
+        return [getattr(result, field) for field in ARRAYS], result.class_names
+    if isinstance(result, Mapping):
+        for field in result:
+            if field not in (*ARRAYS, "class_names"):
+                raise UserError(
+                    f"{name} returned an unknown entry '{field}'; {did_you_mean(str(field), ARRAYS)}",
+                    key="data.dataset",
+                )
+        missing = [field for field in ARRAYS if field not in result]
+        if missing:
+            raise UserError(f"{name} returned no {', '.join(missing)}", key="data.dataset")
+        return [result[field] for field in ARRAYS], result.get("class_names")
+    if isinstance(result, tuple | list) and len(result) == len(ARRAYS):
+        return list(result), None
+    raise UserError(
+        f"{name} must return a Dataset, a tuple ({', '.join(ARRAYS)}) or a dict of these,"
+        f" got {type(result).__name__}",
+        key="data.dataset",
+    )

@@ -1,0 +1,84 @@
+"""Splits that keep class shares: the common test set, a data set's own split, a client's local split."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedkd.randomness import numpy_generator
+
+
+def apportion(weights: np.ndarray, total: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Split `total` units in proportion to `weights` by largest remainder (Hamilton's method).
+
+    Args:
+        weights: [K] non-negative, not all zero.
+        total: Units to hand out.
+        rng: Breaks ties between equal remainders; absent: the lower index wins.
+
+    Returns:
+        [K] int64 that sums to `total`, each within one unit of its exact share.
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    quota = total * (weights / weights.sum())
+    counts = np.floor(quota + 1e-9).astype(np.int64)
+    remainder = np.round(quota - counts, 9)
+    ties = np.arange(len(weights)) if rng is None else rng.random(len(weights))
+    order = np.lexsort((ties, -remainder))
+    counts[order[: total - counts.sum()]] += 1
+    return counts
+
+
+def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose `size` samples so that every class keeps its share.
+
+    A class with a single sample is chosen only when the others cannot fill the size, so that what
+    is left over does not lose the class.
+
+    Args:
+        labels: [n] int64.
+        size: Samples to choose, 0..n.
+        rng: Source of the draw.
+
+    Returns:
+        [n] bool, True for the chosen.
+    """
+    counts = np.bincount(labels)
+    plural = np.where(counts > 1, counts, 0)
+    # Half of a class of two is the most that leaves both sides a sample.
+    spare = np.maximum(plural - 1, 0)
+    quota = np.minimum(apportion(counts, size, rng), counts)
+    if size <= spare.sum():
+        quota = np.minimum(quota, spare)
+        while (missing := size - quota.sum()) > 0:
+            room = spare - quota
+            quota += np.minimum(apportion(np.where(room > 0, plural, 0), missing, rng), room)
+    chosen = np.zeros(len(labels), dtype=bool)
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    for start, take in zip(starts, quota, strict=True):
+        chosen[by_class[start : start + take]] = True
+    return chosen
+
+
+def local_split(
+    labels: np.ndarray, test_fraction: float, *, seed: int, client: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split one client's samples into its train part and its local test part.
+
+    The test part has the client's own label distribution as far as class counts allow, and both
+    parts have at least one sample.
+
+    Args:
+        labels: [n] int64 labels of the client's samples, n ≥ 2.
+        test_fraction: Share of the test part.
+        seed: The scenario's seed.
+        client: Client index.
+
+    Returns:
+        Shuffled positions of the train part and of the test part, together 0..n-1.
+    """
+    rng = numpy_generator(seed, "local-split", client=client)
+    size = min(max(round(test_fraction * len(labels)), 1), len(labels) - 1)
+    chosen = stratified_choice(labels, size, rng)
+    return rng.permutation(np.flatnonzero(~chosen)), rng.permutation(np.flatnonzero(chosen))

@@ -1,0 +1,115 @@
+"""The transfer set: unlabelled samples that every participant holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.data.normalise import Statistics
+from fedkd.data.registry import DATASETS, load_dataset
+from fedkd.data.request import Progress, SourceRequest
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+
+LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
+
+
+def draw_holdout(available: np.ndarray, size: int, *, seed: int) -> np.ndarray:
+    """Draw the transfer samples uniformly from `available` train indices, sorted.
+
+    Raises:
+        UserError: Nothing would be left for the clients.
+    """
+    if size >= len(available):
+        raise UserError(
+            f"must be < {len(available)}, the train samples that may be held out, got {size}",
+            key="data.transfer.size",
+        )
+    return np.sort(numpy_generator(seed, "transfer").choice(available, size, replace=False))
+
+
+def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
+    """Return [M, *shape] float32 standard normal samples: noise with the statistics of normalised data."""
+    return numpy_generator(seed, "transfer").standard_normal((size, *shape), dtype=np.float32)
+
+
+def foreign_samples(
+    name: str,
+    size: int,
+    shape: tuple[int, ...],
+    statistics: Statistics,
+    *,
+    seed: int,
+    root: Path,
+    search: tuple[Path, ...],
+    progress: Progress,
+) -> np.ndarray:
+    """Draw the transfer samples from the train split of another data set.
+
+    Args:
+        name: A built-in data set that needs no arguments, or a plug-in.
+        size: Number of samples M.
+        shape: Shape of a private sample, which the foreign ones are brought into.
+        statistics: Of the private data: a model must see both on one scale.
+        seed: The scenario's seed.
+        root: The data root.
+        search: The scenario's folders.
+        progress: Told what takes long.
+
+    Returns:
+        [M, *shape] float32, normalised.
+
+    Raises:
+        UserError: Unknown data set, too few samples, or shapes that cannot be converted.
+    """
+    key = "data.transfer.source"
+    if name in ("npz", "image-folder"):
+        raise UserError(f"'{name}' needs a path and so cannot be the transfer source", key=key)
+    if name not in DATASETS.names() and ":" not in name:
+        choices = ", ".join(["holdout", "noise", *DATASETS.names()])
+        raise UserError(f"no transfer source named '{name}'; allowed: {choices}", key=key)
+    dataset = load_dataset(SourceRequest(name, root, {}, search, progress), key=key)
+    if size > len(dataset.train_x):
+        raise UserError(
+            f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}",
+            key="data.transfer.size",
+        )
+    if dataset.shape != shape and not len(dataset.shape) == len(shape) == 3:
+        raise UserError(f"samples of '{name}' have shape {dataset.shape}, the private ones {shape}", key=key)
+    chosen = np.sort(numpy_generator(seed, "transfer").choice(len(dataset.train_x), size, replace=False))
+    x = dataset.train_x[chosen]
+    return statistics.normalise(x if dataset.shape == shape else convert_images(x, shape))
+
+
+def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Convert images [n, c, h, w] to another (C, H, W): channels first, then a bilinear resize.
+
+    Colour becomes grey by luminance, grey becomes any number of channels by replication.
+
+    Returns:
+        [n, C, H, W] float32; uint8 input is divided by 255.
+    """
+    out = x.astype(np.float32) / 255.0 if x.dtype == np.uint8 else x.astype(np.float32)
+    channels, height, width = shape
+    if out.shape[1] != channels:
+        weights = LUMINANCE if out.shape[1] == 3 else np.full(out.shape[1], 1 / out.shape[1], np.float32)
+        grey = np.einsum("nchw,c->nhw", out, weights)[:, None]
+        out = np.repeat(grey, channels, axis=1)
+    if out.shape[2:] != (height, width):
+        rows, columns = bilinear_matrix(out.shape[2], height), bilinear_matrix(out.shape[3], width)
+        out = rows @ out @ columns.T
+    return np.ascontiguousarray(out, dtype=np.float32)
+
+
+def bilinear_matrix(source: int, target: int) -> np.ndarray:
+    """Return the [target, source] float32 matrix of a bilinear resize along one axis.
+
+    Pixel centres are aligned. When it shrinks, the triangle filter widens by the factor, so that every
+    source pixel counts (no aliasing).
+    """
+    scale = source / target
+    centres = (np.arange(target)[:, None] + 0.5) * scale - 0.5
+    weights = np.maximum(0.0, 1.0 - np.abs(np.arange(source) - centres) / max(scale, 1.0))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
