@@ -1,0 +1,88 @@
+"""What a run shows while it works: a live table on a terminal, plain lines elsewhere, nothing if quiet."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from fedkd.tracking.events import RoundReport, RunObserver, RunReport
+from fedkd.tracking.pace import Pace
+from fedkd.tracking.wording import closing_lines, count, duration, percent, points, size, time_left
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedkd.scenario.schema import Scenario
+
+
+def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
+    """Return the display that suits where the output goes.
+
+    Args:
+        quiet: Show nothing at all.
+        console: Where to show it; None: standard output. rich is imported only where there is a terminal.
+    """
+    if quiet:
+        return RunObserver()
+    if console is None:
+        if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+            return PlainProgress(sys.stdout)
+    elif not console.is_terminal or console.is_dumb_terminal:
+        return PlainProgress(console.file)
+    from fedkd.tracking.live import LiveProgress
+
+    return LiveProgress(console)
+
+
+class PlainProgress(RunObserver):
+    """One aligned line a round, for log files and pipes.
+
+    Args:
+        stream: Where the lines go; each is flushed at once.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._pace = Pace()
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        for line in opening_lines(scenario, folder, resumed_from):
+            self.message(line)
+
+    def round_finished(self, report: RoundReport) -> None:
+        self._pace.add(report.seconds)
+        width = len(str(report.rounds))
+        left = self._pace.left(report.rounds - report.round)
+        parts = [
+            f"round {report.round:>{width + 1}}/{report.rounds}",
+            f"local {percent(report.accuracy_local):>7}",
+            f"global {percent(report.accuracy_global):>7}",
+            f"gain {points(report.fusion_gain):>8}",
+            f"neighbours {count(report.effective_neighbours):>4}",
+            f"up {size(report.bytes_up):>8}",
+            f"down {size(report.bytes_down):>8}",
+            f"{duration(report.seconds):>6}",
+        ]
+        if report.round < report.rounds:
+            parts.append(f"left {time_left(left)}")
+        self.message("  ".join(parts))
+
+    def run_finished(self, report: RunReport) -> None:
+        for line in ["", *closing_lines(report)]:
+            self.message(line)
+
+    def message(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[str]:
+    """Return the lines that begin a run: what it is and where it goes."""
+    lines = [
+        f"{scenario.name}: {scenario.fusion.strategy}, {scenario.data.clients} clients, "
+        f"{scenario.rounds} rounds, seed {scenario.seed} → {folder}"
+    ]
+    if resumed_from:
+        lines.append(f"resumed after round {resumed_from}")
+    return lines

@@ -1,0 +1,86 @@
+"""How numbers are worded for a person: `87.1 %`, `+1.2 pt`, `2.0 MB`, `–` where nothing was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedkd.tracking.events import RunReport
+
+MISSING = "–"
+
+
+def percent(fraction: float | None) -> str:
+    """Word an accuracy in [0, 1]: `87.1 %`."""
+    return MISSING if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def points(difference: float | None) -> str:
+    """Word a difference of accuracies in percentage points: `+1.2 pt`."""
+    # Adding 0.0 turns a rounded -0.0 into 0.0: "-0.0 pt" would claim a loss.
+    return MISSING if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f} pt"
+
+
+def count(number: float | None) -> str:
+    """Word a mean of counts: `3.4`."""
+    return MISSING if number is None else f"{number:.1f}"
+
+
+def size(number: float) -> str:
+    """Word a number of bytes with decimal prefixes: `512 B`, `2.0 MB`."""
+    if number < 1000:
+        return f"{number:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        number /= 1000
+        if number < 999.95:
+            return f"{number:.1f} {unit}"
+    return f"{number / 1000:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Word a wall-clock time: `1.2 s`, `45 s`, `3 min 05 s`, `2 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def time_left(seconds: float | None) -> str:
+    """Word an estimate, which has no decimals to show: `8 s`."""
+    if seconds is None:
+        return MISSING
+    return f"{max(1, round(seconds))} s" if seconds < 9.95 else duration(seconds)
+
+
+def phase_text(phase: str, done: int, total: int) -> str:
+    """Word a phase, counted in clients where there are several: `train 7/10 clients`."""
+    return f"{phase} {done}/{total} clients" if total > 1 else phase
+
+
+def closing_lines(report: RunReport) -> list[str]:
+    """Return the lines that end a run: where its results are, what it reached, what it cost."""
+    final = report.summary.get("final") or {}
+    lines = [f"results          {report.folder}"]
+    for label, key in (("local accuracy", "accuracy_local"), ("global accuracy", "accuracy_global")):
+        lines.append(f"{label:<15}  {_spread(final.get(key))}")
+    up, down = final.get("bytes_up"), final.get("bytes_down")
+    if up is not None and down is not None:
+        lines.append(f"traffic          up {size(up)}, down {size(down)}")
+    if (seconds := report.summary.get("seconds")) is not None:
+        lines.append(f"time             {duration(seconds)}")
+    return lines
+
+
+def _spread(over_clients: Mapping[str, Any] | None) -> str:
+    if over_clients is None or over_clients.get("mean") is None:
+        return MISSING
+    text = percent(over_clients["mean"])
+    if over_clients.get("std") is not None:
+        text += f" ± {100 * over_clients['std']:.1f}"
+    if over_clients.get("min") is not None and over_clients.get("max") is not None:
+        text += f" ({100 * over_clients['min']:.1f}–{100 * over_clients['max']:.1f}) over clients"
+    return text
