@@ -94,8 +94,7 @@ def _forward(model: nn.Module, x: Tensor) -> Any:
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
     if not callable(factory):
         raise UserError(
-            f"'{group.model}' is a {type(factory).__name__}; must be callable as"
-            " factory(input_shape, classes, **args)",
+            f"'{group.model}' is not callable; must be factory(input_shape, classes, **args)",
             key="clients.model",
         )
     try:

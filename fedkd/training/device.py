@@ -39,12 +39,14 @@ def as_tensor(array: np.ndarray) -> Tensor:
 def prepare_model(model: nn.Module, device: torch.device | str) -> nn.Module:
     """Move `model` to the device; a model with 2-D convolutions is stored channels last.
 
-    Convolutions and pooling are faster in that layout, forwards and above all backwards. The values of the
-    weights, their order and their shapes stay the same.
+    Convolutions and pooling are faster in that layout, forwards and above all backwards. Shapes and values
+    stay the same, but such weights are not contiguous: ``.contiguous()`` them where bytes are written.
     """
+    model = model.to(device)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        return model.to(device=device, memory_format=torch.channels_last)
-    return model.to(device=device)
+        # Module.to() knows memory_format, its type stubs only for a tensor as the first argument.
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def prepare_inputs(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def fit(
 
     Args:
         model: On the device of the arrays.
-        arrays: Tensors whose first axis is the samples ``[n, ...]``: inputs, labels, targets, as `loss` wants.
+        arrays: Tensors ``[n, ...]`` of one device: inputs, labels, targets, whatever `loss` wants.
         loss: Called as ``loss(model, *batch)`` with a batch ``[B, ...]`` of each array; returns the mean over
             the batch.
         optimizer: The optimiser and its hyper-parameters.
@@ -92,7 +93,7 @@ def fit(
                 sizes.append(len(index))
             # The losses leave the device once an epoch: asking after each step would make a GPU wait.
             epoch_loss = _sum_in_order(losses, sizes)
-            if not torch.isfinite(torch.tensor(epoch_loss)):
+            if not math.isfinite(epoch_loss):
                 raise _diverged(f"training loss became {epoch_loss} in epoch {epoch}")
             total += epoch_loss
             steps += len(sizes)

@@ -1,0 +1,84 @@
+"""Predictions and scores against numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedkd.training.evaluate import evaluate, predict_logits
+from fedkd.training.losses import cross_entropy
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+
+
+def samples(count: int = 23) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, 4, generator=generator)
+    return x, torch.randint(0, 3, (count,), generator=generator)
+
+
+def test_scores_are_numpys():
+    model, (x, y) = net(), samples()
+    result = evaluate(model, x, y, batch_size=5)
+    z = predict_logits(model, x).numpy().astype(np.float64)
+    labels = y.numpy()
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    np.testing.assert_array_equal(result.correct.numpy(), z.argmax(axis=1) == labels)
+    assert result.correct.dtype == torch.bool
+    assert result.accuracy == (z.argmax(axis=1) == labels).mean()
+    assert 0.0 < result.accuracy < 1.0
+    assert result.loss == pytest.approx(-log_p[np.arange(len(labels)), labels].mean(), rel=1e-6)
+
+
+def test_predictions_are_in_evaluation_mode_and_repeat():
+    model, (x, _) = net(), samples()
+    first = predict_logits(model, x, batch_size=5)
+    assert torch.equal(first, predict_logits(model, x, batch_size=5))
+    torch.testing.assert_close(first, model.eval()(x), rtol=1e-5, atol=1e-6)
+    assert first.shape == (23, 3)
+    assert first.dtype == torch.float32
+
+
+def test_every_module_gets_its_mode_back_and_statistics_stay():
+    model, (x, y) = net(), samples()
+    model.train()
+    model[1].eval()
+    evaluate(model, x, y)
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert model[1].num_batches_tracked == 0
+    predict_logits(model.eval(), x)
+    assert not any(module.training for module in model.modules())
+
+
+def test_the_mode_comes_back_after_an_error_too():
+    model = net().train()
+    with pytest.raises(RuntimeError):
+        predict_logits(model, torch.zeros(2, 5))
+    assert model.training
+
+
+def test_predictions_can_be_targets_of_training():
+    model, (x, _) = net(), samples()
+    targets = predict_logits(model, x)
+    assert not targets.requires_grad
+    (model(x) * targets).sum().backward()
+    assert model[0].weight.grad is not None
+
+
+def test_loss_is_the_training_loss_and_half_precision_comes_out_in_float32():
+    model, (x, y) = nn.Linear(4, 3), samples()
+    assert evaluate(model, x, y).loss == pytest.approx(cross_entropy(model(x), y).item(), rel=1e-5)
+    assert predict_logits(model.bfloat16(), x.bfloat16()).dtype == torch.float32
+
+
+def test_no_samples_have_no_scores():
+    result = evaluate(net(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert math.isnan(result.accuracy) and math.isnan(result.loss)
+    assert result.correct.shape == (0,)
