@@ -128,15 +128,15 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
         UserError: Missing or malformed data, or more samples asked for than there are.
     """
     data, seed = scenario.data, scenario.seed
-    progress = progress or silent
-    root = data_root(data.root)
-    search = tuple(Path(folder) for folder in scenario.plugin_path)
-    dataset = load_dataset(SourceRequest(data.dataset, root, data.args, search, progress))
     if data.transfer.source == data.dataset:
         raise UserError(
             "the private data set itself would leak clients' samples; use 'holdout'",
             key="data.transfer.source",
         )
+    progress = progress or silent
+    root = data_root(data.root)
+    search = tuple(Path(folder) for folder in scenario.plugin_path)
+    dataset = load_dataset(SourceRequest(data.dataset, root, data.args, search, progress))
     held_out, shards = _deal(dataset, scenario, search)
     order, train_bounds, test_bounds = _local_splits(dataset.train_y, shards, data.test_fraction, seed)
 

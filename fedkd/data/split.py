@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 
 
@@ -59,6 +60,26 @@ def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -
     for start, take in zip(starts, quota, strict=True):
         chosen[by_class[start : start + take]] = True
     return chosen
+
+
+def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarray:
+    """Return [n] bool, True for the test split of a data set that comes without one.
+
+    Args:
+        labels: [n] int64.
+        test_share: Share of every class that goes to the test split.
+        seed: Part of the data set's identity, not the scenario's seed.
+
+    Raises:
+        UserError: One of the splits would be empty.
+    """
+    size = round(test_share * len(labels))
+    if not 0 < size < len(labels):
+        raise UserError(
+            f"must leave both splits at least one of {len(labels)} samples, got {test_share}",
+            key="data.args.test_share",
+        )
+    return stratified_choice(labels, size, numpy_generator(seed, "own-test-split"))
 
 
 def local_split(

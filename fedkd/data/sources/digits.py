@@ -9,8 +9,7 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.request import SourceRequest
-from fedkd.data.split import stratified_choice
-from fedkd.randomness import numpy_generator
+from fedkd.data.split import own_test_split
 
 TEST_SHARE = 0.2
 
@@ -27,6 +26,6 @@ def load(request: SourceRequest) -> Dataset:
     digits = load_digits()
     x = (digits.images / 16.0).astype(np.float32)[:, None]
     y = digits.target.astype(np.int64)
-    test = stratified_choice(y, round(TEST_SHARE * len(y)), numpy_generator(0, "digits-split"))
+    test = own_test_split(y, TEST_SHARE, seed=0)
     names = tuple(str(digit) for digit in range(10))
     return Dataset(request.name, names, x[~test], y[~test], x[test], y[test])

@@ -68,7 +68,7 @@ def read_idx(path: Path) -> np.ndarray:
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if len(content) < 8 or content[:2] != b"\0\0" or content[2] != UINT8:
+    if len(content) < 8 or content[:2] != b"\0\0" or content[2] != UINT8 or len(content) < 4 + 4 * content[3]:
         raise UserError(f"{path} is no IDX file of unsigned bytes")
     shape = tuple(np.frombuffer(content, dtype=">u4", count=content[3], offset=4).tolist())
     header = 4 + 4 * len(shape)

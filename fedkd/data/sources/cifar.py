@@ -1,0 +1,178 @@
+"""CIFAR-10 and CIFAR-100: 50,000 + 10,000 colour images of 32×32 pixels (Krizhevsky, 2009).
+
+The *binary* distribution is read and downloaded, for it needs no pickle. A folder of torchvision's pickled
+batches is read too, but only after every file matches the checksum that torchvision knows, and by an
+unpickler that can build nothing but NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.data.dataset import Dataset
+from fedkd.data.download import download
+from fedkd.data.request import SourceRequest
+from fedkd.errors import UserError
+
+PIXELS = 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class CifarFormat:
+    """What tells the two data sets' files apart.
+
+    Attributes:
+        archive: File name of the binary distribution.
+        md5: Its checksum, from the authors' page.
+        folder: Folder inside it.
+        train_files: Record files of the train split, in order.
+        test_file: Record file of the test split.
+        names_file: Text file with a class name per line.
+        label_bytes: Bytes before the pixels of a record; the last of them is the (fine) label.
+        torchvision_class: Class of `torchvision.datasets` that knows the pickled batches.
+        label_key: Where a pickled batch keeps its labels.
+    """
+
+    archive: str
+    md5: str
+    folder: str
+    train_files: tuple[str, ...]
+    test_file: str
+    names_file: str
+    label_bytes: int
+    torchvision_class: str
+    label_key: str
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that are read."""
+        return (*self.train_files, self.test_file, self.names_file)
+
+
+def load_cifar(request: SourceRequest, form: CifarFormat) -> Dataset:
+    """Return CIFAR as uint8 [n, 3, 32, 32], downloading it if it is nowhere to be found.
+
+    Looked for in `<root>` and `<root>/<name>`, in this order: the unpacked binary files, the binary
+    archive, torchvision's pickled batches.
+    """
+    request.arguments()
+    for base in (base / sub for base in request.folders for sub in ("", request.name)):
+        for folder in (base / form.folder, base):
+            if all((folder / file).is_file() for file in form.files):
+                return _from_files(request, form, {name: (folder / name).read_bytes() for name in form.files})
+        if (base / form.archive).is_file():
+            return _from_files(request, form, _archive_members(base / form.archive, form))
+        dataset = _from_torchvision(request, form, base)
+        if dataset is not None:
+            return dataset
+    archive = download(
+        [f"https://www.cs.toronto.edu/~kriz/{form.archive}"],
+        request.download_folder / request.name / form.archive,
+        md5=form.md5,
+        hint=f"put {form.archive} into {request.root / request.name}",
+        progress=request.progress,
+    )
+    return _from_files(request, form, _archive_members(archive, form))
+
+
+def _archive_members(path: Path, form: CifarFormat) -> dict[str, bytes]:
+    """Return the wanted files of the archive, read in memory: nothing is unpacked to disk."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                name = Path(member.name).name
+                file = archive.extractfile(member) if member.isfile() and name in form.files else None
+                if file is not None:
+                    found[name] = file.read()
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {error}; delete it to download it again") from error
+    missing = [name for name in form.files if name not in found]
+    if missing:
+        raise UserError(f"{path} holds no {', '.join(missing)}")
+    return found
+
+
+def _from_files(request: SourceRequest, form: CifarFormat, files: dict[str, bytes]) -> Dataset:
+    names = tuple(files[form.names_file].decode().split())
+    train = [_records(files[name], name, form.label_bytes, len(names)) for name in form.train_files]
+    test_x, test_y = _records(files[form.test_file], form.test_file, form.label_bytes, len(names))
+    train_x = np.concatenate([x for x, _ in train])
+    train_y = np.concatenate([y for _, y in train])
+    return Dataset(request.name, names, train_x, train_y, test_x, test_y)
+
+
+def _records(content: bytes, name: str, label_bytes: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images [n, 3, 32, 32] and labels [n] of one file of fixed-length records."""
+    width = label_bytes + PIXELS
+    if not content or len(content) % width:
+        raise UserError(f"{name} is not whole: {len(content)} bytes are not a multiple of {width}")
+    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, width)
+    labels = records[:, label_bytes - 1].astype(np.int64)
+    if labels.max() >= classes:
+        raise UserError(f"{name} holds label {labels.max()}, but there are {classes} class names")
+    return records[:, label_bytes:].reshape(-1, 3, 32, 32), labels
+
+
+def _from_torchvision(request: SourceRequest, form: CifarFormat, base: Path) -> Dataset | None:
+    if not any((base / folder).is_dir() for folder in ("cifar-10-batches-py", "cifar-100-python")):
+        return None
+    import torchvision.datasets
+
+    source = getattr(torchvision.datasets, form.torchvision_class)
+    folder = base / source.base_folder
+    if not folder.is_dir():
+        return None
+    meta = [(source.meta["filename"], source.meta["md5"])]
+    batches = {
+        name: _load_checked(folder / name, md5)
+        for name, md5 in [*source.train_list, *source.test_list, *meta]
+    }
+    names = tuple(str(name) for name in batches[source.meta["filename"]][source.meta["key"]])
+    x, y = [], []
+    for files in (source.train_list, source.test_list):
+        x.append(np.concatenate([batches[name]["data"] for name, _ in files]).reshape(-1, 3, 32, 32))
+        y.append(np.concatenate([batches[name][form.label_key] for name, _ in files]).astype(np.int64))
+    return Dataset(request.name, names, x[0], y[0], x[1], y[1])
+
+
+def _load_checked(path: Path, md5: str) -> Any:
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
+        raise UserError(
+            f"{path} is missing or is not the file that torchvision knows (MD5 {md5}), so it is not read"
+        )
+    return ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays and Python's plain containers, and refuses everything else."""
+
+    ALLOWED = frozenset(
+        (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        )
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return an allowed constructor.
+
+        Raises:
+            UserError: Any other name.
+        """
+        if (module, name) not in self.ALLOWED:
+            raise UserError(f"refused to load {module}.{name} from a pickle")
+        # NumPy 2 renamed the module that older pickles name.
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)

@@ -1,0 +1,170 @@
+"""A folder, or a tar archive, of images sorted into one folder per class."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from fedkd.data.dataset import Dataset
+from fedkd.data.download import written_whole
+from fedkd.data.request import SourceRequest, user_cache, writable
+from fedkd.data.split import own_test_split
+from fedkd.errors import UserError
+
+KEY = "data.args.path"
+SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
+REPORT_EVERY = 10_000
+
+
+def load(request: SourceRequest) -> Dataset:
+    """Return the images of `train/<class>/*` and `test/<class>/*`, or of `<class>/*` alone.
+
+    `data.args`: `path` of the folder or the `.tar`, `.tar.gz`, `.tar.xz`; `size`, to resize to a square
+    of that many pixels; `grayscale`; and where there is no `test/`, the share of the test split
+    (`test_share`) and its seed (`split_seed`). Classes and files are taken in sorted order. Decoded images
+    are kept in the user cache until the path, size or time of a file changes.
+
+    Returns:
+        uint8 [n, 3, H, W], or [n, 1, H, W] if `grayscale`.
+
+    Raises:
+        UserError: No images, an unknown layout, a broken image, or images of several sizes.
+    """
+    args = request.arguments(path=str, size=int, grayscale=False, test_share=0.2, split_seed=0)
+    path = request.path(args["path"])
+    if args["size"] is not None and args["size"] < 1:
+        raise UserError(f"must be ≥ 1, got {args['size']}", key="data.args.size")
+    cached = user_cache() / "image-folder" / f"{_fingerprint(path, args['size'], args['grayscale'])}.npz"
+    decoded = _read_cache(cached)
+    if decoded is None:
+        decoded = _decode_all(path, args["size"], args["grayscale"], request)
+        if writable(cached.parent):
+            with written_whole(cached) as file:
+                np.savez(file, **decoded)  # type: ignore[arg-type]
+    x, y, is_test = decoded["x"], decoded["y"], decoded["is_test"]
+    names = tuple(str(name) for name in decoded["class_names"])
+    if not is_test.any():
+        is_test = own_test_split(y, args["test_share"], args["split_seed"])
+    return Dataset(request.name, names, x[~is_test], y[~is_test], x[is_test], y[is_test])
+
+
+def locate(name: str) -> tuple[bool, str]:
+    """Return whether an image belongs to the test split, and its class.
+
+    Args:
+        name: Path with slashes; whatever leads up to `train/` or `test/` (or to the class) is ignored.
+
+    Raises:
+        UserError: The image lies elsewhere.
+    """
+    parts = [part for part in PurePosixPath(name).parts if part not in (".", "/")]
+    for place, part in enumerate(parts[:-2]):
+        if part in ("train", "test"):
+            if len(parts) != place + 3:
+                raise UserError(f"{name} must lie directly in {part}/<class>/", key=KEY)
+            return part == "test", parts[-2]
+    if len(parts) < 2:
+        raise UserError(f"{name} must lie in the folder of its class", key=KEY)
+    return False, parts[-2]
+
+
+def _decode_all(
+    path: Path, size: int | None, grayscale: bool, request: SourceRequest
+) -> dict[str, np.ndarray]:
+    """Return x [n, C, H, W] uint8, y [n], is_test [n] bool and class_names [C], sorted by file name."""
+    request.progress(f"decoding the images of {path}")
+    images: dict[str, np.ndarray] = {}
+    shape_of = ""
+    for name, content in _tar_images(path) if path.is_file() else _folder_images(path):
+        image = _decode(name, content, size, grayscale)
+        shape_of = shape_of or name
+        if image.shape != images.get(shape_of, image).shape:
+            raise UserError(
+                f"{name} is {image.shape[2]}×{image.shape[1]}, {shape_of} is {images[shape_of].shape[2]}×"
+                f"{images[shape_of].shape[1]}; set data.args.size",
+                key=KEY,
+            )
+        images[name] = image
+        if len(images) % REPORT_EVERY == 0:
+            request.progress(f"decoded {len(images)} images")
+    if not images:
+        raise UserError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})", key=KEY)
+    ordered = sorted(images)
+    places = [locate(name) for name in ordered]
+    is_test = np.array([test for test, _ in places])
+    class_names = sorted({label for test, label in places if not test})
+    unknown = {label for _, label in places}.difference(class_names)
+    if unknown:
+        raise UserError(f"{path}: class {min(unknown)} has test images but no train images", key=KEY)
+    index = {label: y for y, label in enumerate(class_names)}
+    return {
+        "x": np.stack([images[name] for name in ordered]),
+        "y": np.array([index[label] for _, label in places], dtype=np.int64),
+        "is_test": is_test,
+        "class_names": np.array(class_names),
+    }
+
+
+def _is_image(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def _folder_images(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if _is_image(name) and path.is_file():
+            yield name, path.read_bytes()
+
+
+def _tar_images(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the images of an archive in one pass. Nothing is unpacked, so no member can escape a folder."""
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.isfile() and _is_image(member.name) else None
+                if file is not None:
+                    yield member.name, file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"cannot read {path} as a tar archive: {error}", key=KEY) from error
+
+
+def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.ndarray:
+    """Return one image, uint8 [C, H, W]."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            image = opened.convert("L" if grayscale else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot decode {name}: {error}", key=KEY) from error
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if grayscale else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _fingerprint(path: Path, size: int | None, grayscale: bool) -> str:
+    """Return a name that changes whenever the decoded images could."""
+    digest = hashlib.blake2b(f"{path.resolve()}|{size}|{grayscale}".encode(), digest_size=16)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        status = file.stat()
+        digest.update(f"|{file}|{status.st_size}|{status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in ("x", "y", "is_test", "class_names")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,58 @@
+"""A user's arrays from a `.npz` file."""
+
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+
+from fedkd.data.dataset import Dataset, dataset_from_arrays
+from fedkd.data.request import SourceRequest
+from fedkd.data.split import own_test_split
+from fedkd.errors import UserError
+
+KEY = "data.args.path"
+SPLIT = ("train_x", "train_y", "test_x", "test_y")
+
+
+def load(request: SourceRequest) -> Dataset:
+    """Return the arrays `train_x, train_y, test_x, test_y`, or `x, y` with a test split of our own.
+
+    `class_names` [C] is optional. Arguments: `path`; and for `x, y` the share of the test split
+    (`test_share`) and its seed (`split_seed`), which is apart from the scenario's so that runs with
+    different seeds are compared on the same test set. Pickled objects are refused.
+
+    Raises:
+        UserError: No such file, arrays missing, or arrays that do not fit together.
+    """
+    args = request.arguments(path=str, test_share=0.2, split_seed=0)
+    path = request.path(args["path"])
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"{path} is no .npz file", key=KEY)
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read {path} as .npz without pickled objects: {error}", key=KEY) from error
+    names = arrays.get("class_names")
+    class_names = None if names is None else [str(name) for name in names.ravel()]
+    if all(name in arrays for name in SPLIT):
+        return dataset_from_arrays(
+            request.name, *(arrays[name] for name in SPLIT), class_names=class_names, key=KEY
+        )
+    if "x" not in arrays or "y" not in arrays:
+        raise UserError(
+            f"{path} must hold {', '.join(SPLIT)} or x, y; it holds {', '.join(arrays) or 'nothing'}", key=KEY
+        )
+    x, y = arrays["x"], arrays["y"]
+    # The whole is checked before it is split, so that messages speak of the user's arrays.
+    whole = dataset_from_arrays(request.name, x, y, x, y, class_names=class_names, key=KEY)
+    test = own_test_split(whole.train_y, args["test_share"], args["split_seed"])
+    return Dataset(
+        request.name,
+        whole.class_names,
+        whole.train_x[~test],
+        whole.train_y[~test],
+        whole.train_x[test],
+        whole.train_y[test],
+    )
