@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Self, SupportsFloat, TypedDict, cast
+from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
 from fedkd.tracking.atomic import sync_folder, write_json_atomically
@@ -180,7 +180,7 @@ def _check_length(path: Path, offset: int) -> None:
         )
 
 
-def _open_at(path: Path, offset: int):
+def _open_at(path: Path, offset: int) -> IO[bytes]:
     file = path.open("ab")
     file.truncate(offset)
     return file
