@@ -28,8 +28,6 @@ def check_scenario(scenario: Scenario) -> None:
             f"only sgd has a momentum, training.optimizer is '{scenario.training.optimizer}'",
             key="training.momentum",
         )
-    if scenario.fusion.strategy.startswith("flwr:"):
-        _check_one_architecture(scenario)
     if scenario.continual is not None:
         raise UserError("this version has no continual learners yet; remove the table", key="continual")
 
@@ -78,7 +76,12 @@ def _check_partition(partition: Partition) -> None:
         )
 
 
-def _check_one_architecture(scenario: Scenario) -> None:
+def check_one_architecture(scenario: Scenario) -> None:
+    """Check that all clients have the same model, as averaging of parameters requires.
+
+    Raises:
+        UserError: They do not.
+    """
     first, *others = scenario.clients
     for index, group in enumerate(others, start=1):
         if (group.model, group.args) != (first.model, first.args):

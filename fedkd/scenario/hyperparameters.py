@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,35 +27,28 @@ def resolve_hyperparameters(fusion: Fusion, search: Sequence[str] = ()) -> dict[
         return _resolve_flower(fusion.strategy, given)
     from fedkd.fusion.registry import make_strategy, strategy_hyperparameters
 
-    if ":" not in fusion.strategy:
-        try:
-            known = strategy_hyperparameters(fusion.strategy)
-        except UserError as error:
-            raise error.at(key="fusion.strategy") from None
-        _check_names(fusion.strategy, given, known)
     try:
+        known = [parameter.name for parameter in strategy_hyperparameters(fusion.strategy, search)]
+        _check_names(fusion.strategy, given, known)
         strategy = make_strategy(fusion.strategy, given, search)
     except UserError as error:
         raise error.at(key="fusion.strategy") from None
-    if not dataclasses.is_dataclass(strategy):  # a plug-in may be any class
-        return given
-    values = {
-        field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy) if field.init
-    }
+    values = {name: getattr(strategy, name) for name in known}
+    for name, value in given.items():
+        _check_like(value, values[name], key=f"fusion.{name}")
     return {name: _as_toml(value) for name, value in values.items() if value is not None}
 
 
 def _resolve_flower(strategy: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    from fedkd.federation.flower_strategies import flower_hyperparameters
+    from fedkd.federation.flower_strategies import flower_hyperparameters, make_flower_strategy
 
-    try:
-        defaults = flower_hyperparameters(strategy.removeprefix(FLOWER_PREFIX))
-    except UserError as error:
-        raise error.at(key="fusion.strategy") from None
+    defaults = flower_hyperparameters(strategy)
     _check_names(strategy, given, defaults)
     for name, value in given.items():
         _check_like(value, defaults[name], key=f"fusion.{name}")
+    make_flower_strategy(strategy, given)
     merged = {**defaults, **given}
+    # What has no default was given: Flower's strategy was built without complaint.
     return {name: _as_toml(value) for name, value in merged.items() if value is not None}
 
 
@@ -69,10 +61,10 @@ def _check_names(strategy: str, given: Iterable[str], known: Iterable[str]) -> N
             )
 
 
-def _check_like(value: Any, default: Any, *, key: str) -> None:
-    """Check that `value` has the type of Flower's default, since Flower itself checks little."""
+def _check_like(value: Any, model: Any, *, key: str) -> None:
+    """Check that `value` has the type of `model`: true is no number, and neither is "3"."""
     kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-    kind = type(default)
+    kind = type(model)
     fits = type(value) is kind or (kind is float and type(value) is int)
     if kind in kinds and not fits:
         raise UserError(f"must be {kinds[kind]}, got {show_value(value)}", key=key)

@@ -47,7 +47,7 @@ def _merged(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
         kind = {key: value for key, value in schema.items() if key not in ("description", "default", "title")}
         if kind not in kinds:
             kinds.append(kind)
-    merged = dict(kinds[0]) if len(kinds) == 1 else {"anyOf": kinds}
+    merged: dict[str, Any] = dict(kinds[0]) if len(kinds) == 1 else {"anyOf": kinds}
     merged["description"] = " ".join(f"{', '.join(names)}: {text}" for text, names in descriptions.items())
     defaults = [schema["default"] for schema in schemas.values() if "default" in schema]
     if len(defaults) == len(schemas) and all(default == defaults[0] for default in defaults):

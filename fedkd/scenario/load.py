@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedkd.errors import UserError
-from fedkd.scenario.checks import PATH_DATASETS, check_scenario
+from fedkd.scenario.checks import PATH_DATASETS, check_one_architecture, check_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.explain import scenario_error
 from fedkd.scenario.hyperparameters import FLOWER_PREFIX, resolve_hyperparameters
@@ -114,6 +114,8 @@ def _resolve(scenario: Scenario, folder: str | Path | None) -> Scenario:
         search.append(str(home))
     tables["plugin_path"] = search
     tables["fusion"].update(resolve_hyperparameters(scenario.fusion, search))
+    if scenario.fusion.strategy.startswith(FLOWER_PREFIX):
+        check_one_architecture(scenario)
     return Scenario.model_validate(tables)
 
 

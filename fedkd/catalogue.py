@@ -1,0 +1,114 @@
+"""``fedkd list``: what a scenario can name, described by the code's own docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TORCHVISION_FOLDERS = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
+"""Data sets that are downloaded when they are not found, and the folder torchvision keeps each in."""
+
+
+def strategies() -> Iterator[str]:
+    """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
+    from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
+    from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
+
+    for name in STRATEGIES.names():
+        strategy = STRATEGIES.load(name)
+        yield _row(name, f"{_summary(strategy)} Clients send {strategy.sends}.")
+        for parameter in strategy_hyperparameters(name):
+            yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
+        if strategy.paper:
+            yield _row("", f"  {strategy.paper}")
+    for name in flower_strategy_names():
+        yield _row(f"flwr:{name}", "Flower's. Clients send parameters.")
+        for key, value in flower_hyperparameters(name).items():
+            default = "required" if value is inspect.Parameter.empty else _default(value)
+            yield _row("", f"  {key} = {default}")
+
+
+def models() -> Iterator[str]:
+    """Yield every model of the zoo with its arguments."""
+    from fedkd.models.registry import MODELS
+
+    for name in MODELS.names():
+        factory = MODELS.load(name)
+        yield _row(name, _summary(factory))
+        own = list(inspect.signature(factory).parameters.values())[2:]
+        if own:
+            yield _row("", f"  args: {', '.join(f'{p.name} = {toml_value(p.default)}' for p in own)}")
+    yield _row('"mod:factory"', "Your own: factory(input_shape, classes, **args) returns a torch.nn.Module.")
+
+
+def learners() -> Iterator[str]:
+    """Say that there are none yet."""
+    yield "none: this version has no continual learners yet"
+
+
+def datasets() -> Iterator[str]:
+    """Yield every data set and where it was found."""
+    from fedkd.data.registry import DATASETS
+
+    for name in DATASETS.names():
+        source = sys.modules[DATASETS.load(name).__module__]
+        yield _row(name, _summary(source))
+        if name in TORCHVISION_FOLDERS:
+            place = find_dataset(name)
+            yield _row("", f"  found in {place}" if place else "  not found: downloaded on first use")
+    yield _row('"mod:function"', "Your own: a function that returns the arrays.")
+
+
+def scenarios() -> Iterator[str]:
+    """Yield the shipped scenarios: those beside the package, else those below the working folder."""
+    import tomllib
+
+    folders = [Path(__file__).resolve().parent.parent / "scenarios", Path.cwd() / "scenarios"]
+    paths = sorted(next((found for folder in folders if (found := list(folder.glob("**/*.toml")))), []))
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        yield _row(str(tomllib.loads(text).get("name", path.stem)), f"{shown}  {comment}".rstrip())
+    if not paths:
+        yield "none found beside the package or in ./scenarios"
+
+
+def find_dataset(name: str) -> Path | None:
+    """Return the folder of a data set in the data root or the user cache, or None."""
+    from fedkd.data.request import data_root, user_cache
+
+    parts = (name, TORCHVISION_FOLDERS[name])
+    folders = (base / part for base in (data_root(None), user_cache()) for part in parts)
+    return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<24}{text}"
+
+
+def _summary(described: Any) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    text = " ".join((inspect.getdoc(described) or "").partition("\n\n")[0].split()).removeprefix("Return ")
+    return text[:1].upper() + text[1:]
+
+
+def _default(value: Any) -> str:
+    return "absent" if value is None else toml_value(value)
+
+
+def toml_value(value: Any) -> str:
+    """Return a value as a scenario file spells it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(toml_value, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

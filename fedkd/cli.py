@@ -1,0 +1,191 @@
+"""The command line: run · resume · check · list · doctor.
+
+Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
+on standard error. Nothing heavier than argparse is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from fedkd import __version__
+from fedkd.errors import FedkdError, UserError
+
+LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
+_DESCRIPTION = "Simulate federated knowledge distillation and federated continual learning."
+READER_LEFT = 141
+"""Status of a program that wrote to a closed pipe: 128 + SIGPIPE, as a shell reports it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Args:
+        argv: Words after ``fedkd``; absent: those of this process.
+    """
+    try:
+        args = _parser().parse_args(argv)
+        args.verb(args)
+        sys.stdout.flush()
+        return 0
+    except BrokenPipeError:
+        # Python flushes standard output once more on leaving, which must not fail aloud.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_LEFT
+    except FedkdError as error:
+        return _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except Exception as error:
+        if os.environ.get("FEDKD_TRACEBACK"):
+            raise
+        hint = "internal error; set FEDKD_TRACEBACK=1 for the traceback"
+        return _fail(f"{type(error).__name__}: {error} ({hint})", 3)
+
+
+def _fail(message: str, status: int) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _run(args: argparse.Namespace) -> None:
+    from fedkd.scenario.load import load_scenario
+
+    path, overrides = _scenario_words(args)
+    if args.engine:
+        overrides.append(f"engine.kind={args.engine}")
+    scenario = load_scenario(path, overrides, seed=args.seed)
+    # Only now what takes a second to import: a mistake in the scenario is told at once.
+    from fedkd.run import run
+    from fedkd.tracking.progress import make_progress
+
+    with _naming(path):
+        run(scenario, out=args.out, observers=[make_progress(quiet=args.quiet)])
+
+
+def _resume(args: argparse.Namespace) -> None:
+    from fedkd.run import resume
+    from fedkd.tracking.progress import make_progress
+
+    resume(args.folder, observers=[make_progress(quiet=args.quiet)])
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.schema:
+        import json
+
+        from fedkd.scenario.json_schema import json_schema
+
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        return
+    from fedkd.check import check
+    from fedkd.scenario.load import load_scenario
+
+    path, overrides = _scenario_words(args)
+    scenario = load_scenario(path, overrides)
+    with _naming(path):
+        for line in check(scenario, progress=print):
+            print(line)
+    print("ok")
+
+
+def _list(args: argparse.Namespace) -> None:
+    from fedkd import catalogue
+
+    chosen = [args.what] if args.what else LISTS
+    for position, what in enumerate(chosen):
+        if len(chosen) > 1:
+            print(f"{chr(10) * (position > 0)}{what}")
+        for line in getattr(catalogue, what)():
+            print(f"  {line}" if len(chosen) > 1 else line)
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from fedkd.doctor import examine
+
+    for line in examine():
+        print(line, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose complaints are errors like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fedkd", description=_DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"fedkd {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs")
+
+    def verb(name: str, action: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(verb=action)
+        return sub
+
+    run = verb("run", _run, "simulate a scenario")
+    _add_scenario(run)
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one below runs/)")
+    run.add_argument("--engine", choices=("ray", "inline"), help="short for --set engine.kind=…")
+    run.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
+    _add_quiet(run)
+
+    resume = verb("resume", _resume, "continue an interrupted run where it stopped")
+    resume.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    _add_quiet(resume)
+
+    check = verb("check", _check, "check a scenario without running it, and say what it would do")
+    _add_scenario(check)
+    check.add_argument(
+        "--schema", action="store_true", help="print the JSON schema of scenario files instead"
+    )
+
+    listing = verb("list", _list, "list what a scenario can name")
+    listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")
+
+    verb("doctor", _doctor, "show what is installed, which devices Ray sees, which data sets are found")
+    return parser
+
+
+def _add_scenario(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenario", nargs="?", metavar="SCENARIO.toml", help="scenario file")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="key=value",
+        help="change values of the scenario, e.g. fusion.beta=2.0 clients.0.model=mlp",
+    )
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _scenario_words(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """Return the scenario file and the overrides; ``--set a=1 file.toml`` reads as it was meant."""
+    words = list(args.set)
+    if args.scenario is None:
+        file = next((word for word in words if "=" not in word and word.endswith(".toml")), None)
+        if file is None:
+            raise UserError("no scenario file given, e.g. scenarios/quickstart.toml")
+        words.remove(file)
+        return file, words
+    return args.scenario, words
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Put the scenario file's name before errors about its keys."""
+    try:
+        yield
+    except UserError as error:
+        raise error.at(file=file if error.key else None) from error

@@ -1,0 +1,104 @@
+"""``fedkd doctor``: what is installed, which devices there are, which data sets are found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = (
+    "fedkd",
+    "flwr",
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "pydantic",
+    "scikit-learn",
+    "safetensors",
+    "rich",
+    "wandb",
+)
+
+
+def examine() -> Iterator[str]:
+    """Yield what was found, a line each; a part that does not work says so and never stops the others."""
+    yield _row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        yield _row(package, _version(package))
+    yield _row("cpus", f"{available_cpus()} available to this process")
+    yield _row("cuda", _guarded(_cuda))
+    yield _row("ray sees", _guarded(_ray_resources))
+    yield from _data_rows()
+
+
+def available_cpus() -> int:
+    """Return the CPUs that this process may use, which containers make fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _row(label: str, text: str) -> str:
+    return f"{label:<14}{text}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if package == "fedkd":
+            from fedkd import __version__
+
+            return f"{__version__} (run from its source, not installed)"
+        return "not installed"
+
+
+def _guarded(probe: Callable[[], str]) -> str:
+    try:
+        return probe()
+    except Exception as error:
+        return f"failed: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _cuda() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no device"
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
+
+
+def _ray_resources() -> str:
+    """Start a local Ray for a moment: only Ray itself knows what it will count."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        resources = ray.cluster_resources()
+    finally:
+        ray.shutdown()
+    memory = resources.get("object_store_memory", 0) / 2**30
+    return (
+        f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs,"
+        f" {memory:.1f} GiB of shared memory for arrays"
+    )
+
+
+def _data_rows() -> Iterator[str]:
+    from fedkd.catalogue import TORCHVISION_FOLDERS, find_dataset
+    from fedkd.data.request import data_root
+
+    root = data_root(None)
+    origin = "$FEDKD_DATA" if os.environ.get("FEDKD_DATA") else "the user cache; set FEDKD_DATA for another"
+    state = "" if root.is_dir() else ", which does not exist yet"
+    yield _row("data root", f"{root} ({origin}){state}")
+    yield _row("digits", "embedded")
+    for name in TORCHVISION_FOLDERS:
+        yield _row(name, str(find_dataset(name) or "not found: downloaded on first use"))
+    if root.is_dir():
+        names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        others = [name for name in names if name not in TORCHVISION_FOLDERS and not name.startswith(".")]
+        yield _row("also there", ", ".join(others) or "nothing else")
