@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Do the block's matrix products on one thread.
 
-    BLAS splits a product among its threads, and the split decides the last bit of a sum: without this the same
-    scenario would give different bytes on 1 and on 2 cores.
+    BLAS splits a product among its threads, and the split decides the last bit of a sum: without this the
+    same scenario would give different bytes on 1 and on 2 cores.
     """
     with threadpool_limits(limits=1, user_api="blas"):
         yield

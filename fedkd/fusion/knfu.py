@@ -62,7 +62,7 @@ class KnFu(FusionStrategy):
     know no others), `symmetric` (mean of both), `js` (at most 0.69, so it needs a larger β). Or sample by
     sample, which tells apart clients with equal labels and different domains: `prediction_kl` (mean KL),
     `prediction_cosine` (at most 1)."""
-    epsilon: Annotated[float, Field(gt=0)] | None = None
+    epsilon: Annotated[float, Field(ge=1e-12, le=1)] | None = None
     """Smoothing of distributions; absent: 1e-6, or 1e-2 for `hard`. It bounds distances by about −log ε:
     raise it if single missing classes decide everything."""
     neighbours: Annotated[int, Field(ge=0)] | None = None
@@ -77,9 +77,9 @@ class KnFu(FusionStrategy):
     weight_by_size: bool = False
     """Multiply weights by the sender's number of training samples; for clients of very unequal size."""
     per_class: bool = False
-    """An option of ours: class by class, a sender also counts in proportion to its own p_m[c], so that a class
-    is taught by those who have it: `K_n[i,c] ∝ Σ_m W_nm p_m[c] q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised.
-    It matters at a small β, where distant specialists still have weight."""
+    """An option of ours: class by class, a sender also counts in proportion to its own p_m[c], so that those
+    who have a class teach it: `K_n[i,c] ∝ Σ_m W_nm p_m[c] q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised. It
+    matters at a small β, where distant specialists still have weight."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""

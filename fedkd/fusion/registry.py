@@ -88,6 +88,8 @@ def _problem(cls: Any) -> str | None:
         return "is not a class derived from fedkd.fusion.strategy.FusionStrategy"
     if cls.__abstractmethods__:
         return f"does not define {' and '.join(f'`{name}`' for name in sorted(cls.__abstractmethods__))}"
+    if not hasattr(cls, "name"):
+        return "does not say its `name`"
     # An inherited dataclass would do for is_dataclass, but the class's own fields would be ignored.
     if "__dataclass_fields__" not in vars(cls):
         return "is not a dataclass; put @dataclass(frozen=True) above it"

@@ -1,0 +1,61 @@
+"""The baselines `fedmd` and `local`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.local import Local
+from fedkd.fusion.strategy import Knowledge
+from fedkd.randomness import numpy_generator
+
+
+def draw(clients=5, samples=7, classes=4) -> np.ndarray:
+    return numpy_generator(0, "test logits").normal(0, 5, (clients, samples, classes)).astype(np.float32)
+
+
+def knowledge_of(logits: np.ndarray) -> Knowledge:
+    return Knowledge(clients=tuple(range(len(logits))), logits=logits, samples=np.arange(1, len(logits) + 1))
+
+
+def test_fedmd_is_the_plain_mean_of_logits() -> None:
+    logits = draw()
+    guidance = FedMD().fuse(knowledge_of(logits), {})
+    by_hand = [[sum(float(logits[n, i, c]) for n in range(5)) / 5 for c in range(4)] for i in range(7)]
+    assert_array_equal(guidance.targets, np.array(by_hand).astype(np.float32))
+    assert_allclose(guidance.weights, 0.2)
+
+
+def test_fedmd_does_not_mind_the_order_of_clients() -> None:
+    logits = draw()
+    shuffled = logits[[3, 0, 4, 2, 1]]
+    first, second = (FedMD().fuse(knowledge_of(array), {}).targets for array in (logits, shuffled))
+    assert_allclose(first, second, rtol=1e-6)
+
+
+def test_fedmd_reads_float16() -> None:
+    coarse = draw().astype(np.float16)
+    fused = FedMD().fuse(knowledge_of(coarse), {}).targets
+    assert fused.dtype == np.float32
+    assert_allclose(fused, coarse.astype(np.float64).mean(axis=0), rtol=1e-6)
+
+
+def test_fedmd_losses() -> None:
+    torch = pytest.importorskip("torch")
+    student, target = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 4.0]])
+    assert float(FedMD().loss(student, target)) == pytest.approx((1 + 2 + 0 + 4) / 4)
+    assert float(FedMD(matching="mse").loss(student, target)) == pytest.approx((1 + 4 + 0 + 16) / 4)
+    p, q = (target.double() / 2).softmax(1), (student.double() / 2).softmax(1)
+    expected = 4 * float((p * (p / q).log()).sum(1).mean())
+    assert float(FedMD(matching="kl", temperature=2.0).loss(student, target)) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_local_exchanges_nothing() -> None:
+    nothing = Knowledge(clients=(0, 1), logits=None, samples=np.array([3, 4]))
+    guidance = Local().fuse(nothing, {})
+    assert Local.sends == "nothing"
+    assert guidance.targets is None and guidance.weights is None and guidance.memory == {}

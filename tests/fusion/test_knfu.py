@@ -1,0 +1,332 @@
+"""KnFu against an implementation in loops, and the limits and properties that its formulas promise."""
+
+from __future__ import annotations
+
+import itertools
+
+import knfu_by_loops
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from pydantic import ValidationError
+
+from fedkd.errors import TrainingDiverged, UserError
+from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.weights import effective_neighbours
+from fedkd.randomness import numpy_generator
+
+DISTRIBUTIONS = ("soft", "hard", "shared", "calibrated")
+DIVERGENCES = ("kl", "reverse", "symmetric", "js", "prediction_kl", "prediction_cosine")
+
+
+def draw_logits(clients=3, samples=4, classes=3, *, spread=1.5, seed=0) -> np.ndarray:
+    """Return `[N, M, C]` float32 logits of clients that each lean to classes of their own."""
+    generator = numpy_generator(seed, "test logits")
+    leaning = generator.normal(0, spread, (clients, 1, classes))
+    return (leaning + generator.normal(0, spread, (clients, samples, classes))).astype(np.float32)
+
+
+def knowledge_of(logits: np.ndarray, clients=None, **fields) -> Knowledge:
+    clients = tuple(range(len(logits))) if clients is None else clients
+    fields.setdefault("samples", np.full(len(logits), 10))
+    return Knowledge(clients=clients, logits=logits, **fields)
+
+
+def fuse(logits: np.ndarray, *, memory=None, clients=None, knowledge=None, **hyperparameters) -> Guidance:
+    return KnFu(**hyperparameters).fuse(knowledge_of(logits, clients, **(knowledge or {})), memory or {})
+
+
+def assert_distributions(array: np.ndarray, atol: float = 1e-6) -> None:
+    assert np.isfinite(array).all()
+    assert (array >= 0).all()
+    assert_allclose(array.sum(axis=-1, dtype=np.float64), 1.0, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 3), (7, 25, 10)])
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize(("distribution", "divergence"), itertools.product(DISTRIBUTIONS, DIVERGENCES))
+def test_agrees_with_loops(shape, per_class, distribution, divergence) -> None:
+    logits = draw_logits(*shape, seed=3)
+    counts = numpy_generator(4, "counts").integers(1, 50, (shape[0], shape[2]))
+    options = {"distribution": distribution, "divergence": divergence, "per_class": per_class}
+    for beta, temperature in [(0.7, 1.0), (3.0, 2.5)]:
+        options |= {"beta": beta, "temperature": temperature}
+        guidance = fuse(logits, knowledge={"label_counts": counts}, **options)
+        _, _, weights, fused = knfu_by_loops.knfu(logits.tolist(), label_counts=counts.tolist(), **options)
+        assert_allclose(guidance.weights, weights, rtol=1e-4, atol=1e-6)
+        assert_allclose(guidance.targets, fused, rtol=1e-4, atol=1e-6)
+        assert guidance.targets.dtype == np.float32
+
+
+@pytest.mark.parametrize("neighbours", [0, 1, 3, 99])
+def test_size_age_and_nearest_agree_with_loops(neighbours) -> None:
+    logits, samples, age = draw_logits(6, 12, 5), [10, 200, 35, 7, 90, 64], [0, 2, 0, 1, 5, 0]
+    guidance = fuse(
+        logits,
+        beta=0.8,
+        neighbours=neighbours,
+        weight_by_size=True,
+        stale_decay=0.6,
+        knowledge={"samples": np.array(samples), "age": np.array(age)},
+    )
+    _, _, weights, fused = knfu_by_loops.knfu(
+        logits.tolist(), beta=0.8, samples=samples, rho=0.6, age=age, neighbours=neighbours
+    )
+    assert_allclose(guidance.weights, weights, rtol=1e-4, atol=1e-7)
+    assert_allclose(guidance.targets, fused, rtol=1e-4, atol=1e-6)
+
+
+def test_beta_zero_is_the_mean_probability() -> None:
+    logits = draw_logits(5, 8, 4)
+    guidance = fuse(logits, beta=0.0)
+    assert_array_equal(guidance.weights, np.full((5, 5), 0.2))
+    mean = np.array([[knfu_by_loops.softmax(row, 1.0) for row in client] for client in logits]).mean(axis=0)
+    assert_allclose(guidance.targets, np.broadcast_to(mean, (5, 8, 4)), atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1e6, 1e300, np.finfo(np.float64).max])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_beta_to_infinity_is_self_distillation(beta, divergence) -> None:
+    logits = draw_logits(5, 8, 4)
+    with np.errstate(all="raise", under="ignore"):
+        guidance = fuse(logits, beta=beta, divergence=divergence)
+    assert_array_equal(guidance.weights, np.eye(5))
+    assert_allclose(guidance.targets, softmax(logits), atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.0, 10.0, 1e4, 1e300])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("distribution", ["soft", "hard", "calibrated"])
+def test_identical_clients_are_uniform_whatever_beta(beta, divergence, distribution) -> None:
+    logits = np.repeat(draw_logits(1, 30, 6), 9, axis=0)
+    guidance = fuse(logits, beta=beta, divergence=divergence, distribution=distribution)
+    assert_allclose(guidance.weights, 1 / 9, rtol=1e-12)
+
+
+@pytest.mark.parametrize("distribution", ["soft", "hard", "shared"])
+def test_disjoint_label_sets_keep_to_themselves(distribution) -> None:
+    owned = np.eye(4).repeat(2, axis=1)  # client n owns classes 2n and 2n + 1
+    logits = (np.log(owned + 1e-5)[:, None, :] + draw_logits(4, 40, 8, spread=0.3)).astype(np.float32)
+    guidance = fuse(logits, beta=10.0, distribution=distribution, knowledge={"label_counts": owned * 50})
+    assert_allclose(guidance.weights, np.eye(4), atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    clients=st.integers(1, 7),
+    samples=st.integers(1, 6),
+    classes=st.integers(1, 5),
+    beta=st.floats(0, 50),
+    distribution=st.sampled_from(["soft", "hard", "calibrated"]),
+    divergence=st.sampled_from(DIVERGENCES),
+    per_class=st.booleans(),
+)
+def test_properties(seed, clients, samples, classes, beta, distribution, divergence, per_class) -> None:
+    logits = draw_logits(clients, samples, classes, seed=seed)
+    options = {
+        "beta": beta,
+        "distribution": distribution,
+        "divergence": divergence,
+        "per_class": per_class,
+    }
+    guidance = fuse(logits, **options)
+    assert_distributions(guidance.weights, atol=1e-12)
+    assert_distributions(guidance.targets)
+    assert_array_equal(np.diag(guidance.weights), guidance.weights.max(axis=1))
+    neighbours = effective_neighbours(guidance.weights)
+    assert (neighbours >= 1 - 1e-12).all() and (neighbours <= clients + 1e-9).all()
+
+    order = numpy_generator(seed, "permutation").permutation(clients)
+    permuted = fuse(logits[order], **options)
+    assert_allclose(permuted.weights, guidance.weights[np.ix_(order, order)], rtol=1e-9, atol=1e-12)
+    assert_allclose(permuted.targets, guidance.targets[order], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_weight_falls_with_distance(divergence) -> None:
+    logits = draw_logits(8, 15, 5)
+    _, d, _, _ = knfu_by_loops.knfu(logits.tolist(), divergence=divergence)
+    weights = fuse(logits, beta=2.0, divergence=divergence).weights
+    for n in range(8):
+        nearest_first = np.argsort(d[n])
+        assert (np.diff(weights[n][nearest_first]) < 0).all()
+
+
+@pytest.mark.parametrize("distribution", ["soft", "hard", "calibrated"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("shape", [(4, 6, 5), (1, 6, 5), (4, 6, 1), (4, 1, 5), (1, 1, 1)])
+def test_zero_probabilities_and_degenerate_shapes(distribution, divergence, per_class, shape) -> None:
+    logits = np.where(numpy_generator(0, "signs").random(shape) < 0.5, -1e4, 1e4).astype(np.float32)
+    for beta in (0.0, 10.0, 1e300):
+        guidance = fuse(
+            logits, beta=beta, distribution=distribution, divergence=divergence, per_class=per_class
+        )
+        assert_distributions(guidance.targets)
+        assert_distributions(guidance.weights)
+
+
+def test_one_client_gets_its_own_predictions_back() -> None:
+    logits = draw_logits(1, 6, 4)
+    for options in ({}, {"neighbours": 3}, {"threshold": 0.5}, {"per_class": True}):
+        assert_allclose(fuse(logits, **options).targets, softmax(logits), atol=1e-6)
+
+
+def test_a_missing_client_has_no_row_and_no_column() -> None:
+    logits, there = draw_logits(5, 8, 4), [0, 2, 4]
+    everyone = fuse(logits, beta=1.0).weights[np.ix_(there, there)]
+    guidance = fuse(logits[there], beta=1.0, clients=(0, 2, 4))
+    assert guidance.targets.shape == (3, 8, 4)
+    assert_allclose(guidance.weights, everyone / everyone.sum(axis=1, keepdims=True), rtol=1e-12)
+
+
+def test_stale_knowledge_weighs_rho_to_the_age() -> None:
+    logits, age = draw_logits(4, 8, 4), np.array([0, 3, 0, 1])
+    fresh = fuse(logits, beta=1.0).weights
+    stale = fuse(logits, beta=1.0, stale_decay=0.5, knowledge={"age": age}).weights
+    expected = fresh * np.array([1.0, 0.125, 1.0, 0.5])
+    assert_allclose(stale, expected / expected.sum(axis=1, keepdims=True), rtol=1e-12)
+    assert KnFu().stale_decay is None
+    assert KnFu(stale_decay=0.5).stale_decay == 0.5
+
+
+def test_thresholds_cut_far_clients_and_keep_self() -> None:
+    logits = draw_logits(7, 10, 5)
+    _, d, weights, _ = (np.array(part) for part in _reference(logits, beta=0.5))
+    between = np.sort(d[~np.eye(7, dtype=bool)])  # 42 distances
+    cases = {
+        ("quantile", 0.0): (between[0] + between[1]) / 2,  # the closest pair alone
+        ("quantile", 0.25): between[10] + 0.25 * (between[11] - between[10]),
+        ("quantile", 1.0): np.inf,
+        ("median", 0.0): 0.0,
+        ("median", 0.5): 0.5 * (between[20] + between[21]) / 2,
+    }
+    for (kind, threshold), tau in cases.items():
+        kept = np.where((d <= tau) | np.eye(7, dtype=bool), weights, 0.0)
+        guidance = fuse(logits, beta=0.5, threshold=threshold, threshold_kind=kind)
+        assert_allclose(
+            guidance.weights, kept / kept.sum(axis=1, keepdims=True), rtol=1e-4, err_msg=f"{kind} {threshold}"
+        )
+
+
+def _reference(logits, **options):
+    p, d, weights, fused = knfu_by_loops.knfu(logits.tolist(), **options)
+    return np.array(p), np.array(d), np.array(weights), np.array(fused)
+
+
+def test_float16_uploads_are_fused_in_float32() -> None:
+    logits = draw_logits(3, 20, 10, spread=4)
+    coarse = logits.astype(np.float16)
+    guidance = fuse(coarse, beta=0.5)
+    assert guidance.targets.dtype == np.float32
+    # Exactly what the rounded logits say: nothing more is lost on the way.
+    assert_array_equal(guidance.targets, fuse(coarse.astype(np.float32), beta=0.5).targets)
+    assert_allclose(guidance.targets, fuse(logits, beta=0.5).targets, atol=5e-3)
+
+
+def test_a_float16_upload_that_overflowed_still_names_its_class() -> None:
+    coarse = np.array([[[np.inf, 3.0, -np.inf], [60000.0, np.inf, 0.0]]], dtype=np.float16)
+    assert_array_equal(fuse(coarse).targets, [[[1, 0, 0], [0, 1, 0]]])
+
+
+def test_temperature_softens_predictions() -> None:
+    logits = draw_logits(2, 30, 6)
+    entropies = []
+    for temperature in (0.1, 1.0, 4.0, 1e6):
+        q = fuse(logits, temperature=temperature, neighbours=0).targets.astype(np.float64)
+        entropies.append(-(q * np.log(q + 1e-30)).sum(axis=-1).mean())
+    assert entropies == sorted(entropies)
+    assert entropies[-1] == pytest.approx(np.log(6), abs=1e-4)
+
+
+def test_inputs_are_left_alone() -> None:
+    logits = draw_logits()
+    before = logits.copy()
+    fuse(logits, per_class=True, distribution="calibrated", distribution_momentum=0.5)
+    assert_array_equal(logits, before)
+
+
+def test_moving_average_survives_partial_participation() -> None:
+    strategy = KnFu(distribution_momentum=0.75)
+    rounds = [((0, 2), 0), ((1, 2, 5), 1), ((0, 1), 2)]
+    average: dict[int, np.ndarray] = {}
+    memory: dict[str, np.ndarray] = {}
+    for clients, seed in rounds:
+        logits = draw_logits(len(clients), 9, 4, seed=seed)
+        guidance = strategy.fuse(knowledge_of(logits, clients), memory)
+        for row, client in enumerate(clients):
+            p = softmax(logits[row]).mean(axis=0, dtype=np.float64)
+            average[client] = 0.75 * average[client] + 0.25 * p if client in average else p
+        present = np.array([knfu_by_loops.smooth(average[client], 1e-6) for client in clients])
+        d = np.array([[knfu_by_loops.kl(a, b) for b in present] for a in present])
+        weights = np.exp(-10.0 * d)
+        assert_allclose(guidance.weights, weights / weights.sum(axis=1, keepdims=True), rtol=1e-6)
+        memory = guidance.memory
+        assert all(np.isfinite(array).all() for array in memory.values())
+    assert memory["distribution_clients"].tolist() == [0, 1, 2, 5]
+    assert_allclose(memory["distribution"], [average[client] for client in (0, 1, 2, 5)], rtol=1e-12)
+
+
+def test_stale_knowledge_is_averaged_in_once() -> None:
+    strategy = KnFu(distribution_momentum=0.5, stale_decay=0.9)
+    logits = draw_logits(2, 9, 4)
+    first = strategy.fuse(knowledge_of(logits), {}).memory
+    newer = np.stack([draw_logits(1, 9, 4, seed=8)[0], logits[1]])
+    second = strategy.fuse(knowledge_of(newer, age=np.array([0, 1])), first).memory
+    assert_array_equal(second["distribution"][1], first["distribution"][1])
+    assert np.abs(second["distribution"][0] - first["distribution"][0]).max() > 1e-3
+
+
+def test_memory_is_empty_where_nothing_is_remembered() -> None:
+    assert fuse(draw_logits()).memory == {}
+
+
+def test_only_the_oracle_asks_for_label_counts() -> None:
+    assert [KnFu(distribution=kind).needs_label_counts for kind in DISTRIBUTIONS] == [0, 0, 1, 0]
+    with pytest.raises(ValueError, match="label_counts"):
+        fuse(draw_logits(), distribution="shared")
+
+
+def test_loss_is_kl_to_targets_at_temperature() -> None:
+    torch = pytest.importorskip("torch")
+    student, targets = draw_logits(1, 5, 4)[0], softmax(draw_logits(1, 5, 4, seed=1)[0])
+    loss = KnFu(temperature=3.0).loss(torch.from_numpy(student), torch.from_numpy(targets))
+    rows = [
+        knfu_by_loops.kl(t.tolist(), knfu_by_loops.softmax(s.tolist(), 3.0))
+        for t, s in zip(targets, student, strict=True)
+    ]
+    assert float(loss) == pytest.approx(9.0 * sum(rows) / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"beta": -1}, {"beta": float("nan")}, {"temperature": 0}, {"neighbours": -1}, {"betta": 1}]
+)
+def test_hyperparameters_are_checked(wrong) -> None:
+    with pytest.raises(ValidationError):
+        KnFu(**wrong)
+
+
+def test_a_quantile_is_at_most_one() -> None:
+    with pytest.raises(UserError, match=r"fusion.threshold: must be ≤ 1 as a quantile, got 2"):
+        KnFu(threshold=2)
+    assert KnFu(threshold=2, threshold_kind="median").threshold == 2
+
+
+def test_knowledge_that_is_not_a_number_names_its_client() -> None:
+    logits = draw_logits(3, 4, 3)
+    logits[1, 2, 0] = np.nan
+    with pytest.raises(TrainingDiverged, match="client 7 "):
+        knowledge_of(logits, clients=(4, 7, 9))
+
+
+def test_knowledge_must_be_consistent() -> None:
+    logits = draw_logits(3, 4, 3)
+    with pytest.raises(ValueError, match="ascend"):
+        knowledge_of(logits, clients=(4, 2, 9))
+    with pytest.raises(ValueError, match="samples has 2 rows for 3 clients"):
+        knowledge_of(logits, samples=np.ones(2))
