@@ -1,0 +1,1 @@
+"""Where client work runs: Flower grids over Ray actors, and in this process."""

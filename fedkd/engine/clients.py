@@ -1,0 +1,85 @@
+"""A scenario's clients on an engine."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message
+
+from fedkd.data.federated import FederatedData
+from fedkd.engine.inline import InlineGrid
+from fedkd.engine.ray_pool import RayCluster, count_actors
+from fedkd.federation.client_app import app
+from fedkd.federation.participant import LocalClients
+from fedkd.models.build import build_model, client_models, forward_flops
+from fedkd.scenario.schema import Scenario
+
+
+class ScenarioWorkload:
+    """What one actor runs: fedkd's ClientApp for the clients of a scenario.
+
+    Args:
+        scenario_json: The resolved scenario.
+        data: The federation's data; its arrays lie in shared memory.
+        on_gpu: Whether the actor holds a share of a GPU.
+    """
+
+    def __init__(self, scenario_json: str, data: FederatedData) -> None:
+        self._clients = LocalClients(Scenario.model_validate_json(scenario_json), data)
+
+    def app(self, message: Message, context: Context) -> Message:
+        """Handle a message."""
+        return app(message, context)
+
+    def context(self, client: int) -> Context:
+        """Return the context that a client keeps for the whole run."""
+        return self._clients.context(client)
+
+
+def inline_grid(scenario: Scenario, data: FederatedData) -> InlineGrid:
+    """Return a grid that runs the scenario's clients in this process."""
+    clients = LocalClients(scenario, data)
+    return InlineGrid(app, clients.context, scenario.data.clients)
+
+
+def ray_grid(scenario: Scenario, data: FederatedData, cluster: RayCluster):
+    """Return a grid that runs the scenario's clients on Ray actors.
+
+    Raises:
+        UserError: The actors do not fit the cluster.
+    """
+    from fedkd.engine.ray_grid import RayGrid
+
+    engine = scenario.engine
+    grid = RayGrid(
+        ScenarioWorkload,
+        (scenario.model_dump_json(), data),
+        client_costs(scenario, data),
+        actors=count_actors(engine, cluster, scenario.data.clients),
+        cpus_per_actor=engine.cpus_per_actor,
+        gpus_per_actor=engine.gpus_per_actor,
+    )
+    grid.wait_until_ready()
+    return grid
+
+
+def client_costs(scenario: Scenario, data: FederatedData) -> list[float]:
+    """Return an estimate of each client's work in a round, in floating-point operations.
+
+    A training step costs about three forward passes. The estimate only decides which actor owns a client.
+    """
+    groups = client_models(scenario)
+    flops = {}
+    for group in groups:
+        key = group.model_dump_json()
+        if key not in flops:
+            model = build_model(
+                group, data.input_shape, data.classes, seed=0, plugin_path=scenario.plugin_path
+            )
+            flops[key] = forward_flops(model, data.input_shape)
+    distilled = len(data.transfer_x) * (3 * scenario.fusion.distill_epochs + 1)
+    evaluated = 2 * len(data.test_y)
+    costs = []
+    for client, group in enumerate(groups):
+        start, stop = data.train_bounds[client]
+        trained = 3 * (stop - start) * scenario.training.local_epochs
+        costs.append(float(flops[group.model_dump_json()] * (trained + distilled + evaluated)))
+    return costs

@@ -1,0 +1,108 @@
+"""What fedkd's grids share: a Flower `Grid` whose clients are numbered and whose replies come as they finish."""
+
+from __future__ import annotations
+
+import traceback
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from uuid import uuid4
+
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fedkd.federation.identity import RUN_ID, node_id_of
+
+CLIENT_RAISED = 2  # Flower's code for a ClientApp that raised an exception
+
+OnReply = Callable[[int, int], None]
+
+
+class EngineGrid(Grid):
+    """A Flower grid over `num_clients` numbered clients.
+
+    Args:
+        num_clients: Number of clients N.
+
+    Attributes:
+        on_reply: Called with (replies so far, messages sent) whenever a reply arrives.
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        self._run = Run.create_empty(RUN_ID)
+        self._node_ids = [node_id_of(client) for client in range(num_clients)]
+        self._replies: dict[str, Message] = {}
+        self.on_reply: OnReply | None = None
+
+    @abstractmethod
+    def _execute(self, messages: list[Message]) -> Iterator[Message]:
+        """Yield the reply to each message, in the order in which they finish."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the grid holds; it cannot be used afterwards."""
+
+    def set_run(self, run: Run) -> None:
+        """Set the run this grid operates in."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run this grid operates in."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a new message to one node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return every client's node id, in client order."""
+        return list(self._node_ids)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Have the messages handled; return their ids for `pull_messages`."""
+        batch = list(messages)
+        for reply in self._exchange(batch):
+            self._replies[reply.metadata.reply_to_message_id] = reply
+        return [message.metadata.message_id for message in batch]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to the messages with these ids; each is handed out once."""
+        return [self._replies.pop(key) for key in message_ids if key in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send the messages and return all replies, in client order whatever finished first.
+
+        Clients are simulated here and always answer, so `timeout` is not needed and not used.
+        """
+        return sorted(self._exchange(list(messages)), key=lambda reply: reply.metadata.src_node_id)
+
+    def _exchange(self, messages: list[Message]) -> Iterator[Message]:
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = uuid4().hex
+        for done, reply in enumerate(self._execute(messages), start=1):
+            if self.on_reply is not None:
+                self.on_reply(done, len(messages))
+            yield reply
+
+
+def answer(app: Callable, message: Message, context) -> Message:
+    """Let a ClientApp handle a message; an exception becomes an error reply, as on Flower's runtimes.
+
+    The first line of the error's reason names the exception, the rest is its traceback.
+    """
+    try:
+        return app(message, context)
+    except Exception as error:
+        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{first_line}\n{traceback.format_exc()}"
+        return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)

@@ -1,0 +1,120 @@
+"""Starting Ray, or joining a cluster, and finding out how many actors fit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+
+from fedkd.errors import UserError
+from fedkd.scenario.schema import Engine
+
+# Read by Ray's processes when they start. The first: an actor without a share of a GPU must still see none.
+_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "FLWR_TELEMETRY_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A connection to Ray.
+
+    Attributes:
+        cpus: CPUs of the cluster.
+        gpus: GPUs of the cluster.
+        owned: Whether this process started it and has to stop it.
+    """
+
+    cpus: float
+    gpus: float
+    owned: bool
+
+    def close(self) -> None:
+        """Stop Ray if it was started here."""
+        if self.owned:
+            import ray
+
+            ray.shutdown()
+
+
+def connect(engine: Engine) -> RayCluster:
+    """Start a local Ray, or join the one that is running or named by ``engine.address``.
+
+    Raises:
+        UserError: There is no cluster at the address.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    owned = not ray.is_initialized()
+    if owned:
+        try:
+            ray.init(
+                address=engine.address or "local",
+                include_dashboard=False if engine.address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if engine.address is None:
+                raise
+            raise UserError(
+                f"no Ray cluster at '{engine.address}': {str(error).splitlines()[0]}", key="engine.address"
+            ) from error
+    resources = ray.cluster_resources()
+    return RayCluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), owned)
+
+
+def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
+    """Return how many actors to start: as many as fit, at most ``engine.actors`` and one per client.
+
+    Raises:
+        UserError: Not even one actor fits the cluster, or fewer than asked for.
+    """
+    fits = int(cluster.cpus / engine.cpus_per_actor + 1e-9)
+    if fits == 0:
+        raise UserError(
+            f"asks for {engine.cpus_per_actor:g} CPUs an actor, but the Ray cluster has {cluster.cpus:g}",
+            key="engine.cpus_per_actor",
+        )
+    if engine.gpus_per_actor > 0:
+        if cluster.gpus == 0:
+            raise UserError(
+                f"asks for {engine.gpus_per_actor:g} GPU an actor, but Ray sees no GPU here; set it to 0",
+                key="engine.gpus_per_actor",
+            )
+        if cluster.gpus < engine.gpus_per_actor:
+            raise UserError(
+                f"asks for {engine.gpus_per_actor:g} GPUs an actor, but the Ray cluster has {cluster.gpus:g}",
+                key="engine.gpus_per_actor",
+            )
+        fits = min(fits, int(cluster.gpus / engine.gpus_per_actor + 1e-9))
+    if engine.actors is not None and engine.actors > fits:
+        raise UserError(
+            f"asks for {engine.actors} actors, but the Ray cluster ({cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs)"
+            f" fits {fits}; lower it or engine.cpus_per_actor",
+            key="engine.actors",
+        )
+    return min(fits, num_clients, engine.actors or fits)
+
+
+def silence_ray_logs() -> contextlib.AbstractContextManager[None]:
+    """Keep Ray's warnings out of the user's terminal while the block runs."""
+
+    @contextlib.contextmanager
+    def quiet():
+        logger = logging.getLogger("ray")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+    return quiet()

@@ -1,0 +1,1 @@
+"""The Flower apps: ClientApp, ServerApp, the message layout, client state and checkpoints."""

@@ -1,0 +1,200 @@
+"""Checkpoints: the whole state of a run after a round, on disk whole or not at all.
+
+    checkpoints/round-00003/server.safetensors        what the server strategy carries
+                            client-00004.safetensors  one per client that has a state
+                            manifest.json             round, totals, offsets of the run's files, size of every file
+
+A checkpoint is written under another name and renamed when it is complete. Clients that did not change since
+the last one are hard links to it. The last two are kept: should the newest be damaged, the one before it is
+still there. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from fedkd.tracking.atomic import sync_folder
+
+KEPT = 2
+SERVER = "server.safetensors"
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"round-(\d+)")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What has been spent so far."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a round.
+
+    Attributes:
+        round: Last finished round.
+        totals: Bytes and seconds spent up to here.
+        offsets: Length of the run folder's tidy files at this point.
+        server: Arrays of the server's strategy.
+        clients: State of every client that has one.
+    """
+
+    round: int
+    totals: Totals
+    offsets: Mapping[str, int]
+    server: Arrays
+    clients: Mapping[int, Arrays]
+
+
+class CheckpointStore:
+    """Writes and reads the checkpoints of one run folder.
+
+    Writing happens in a thread of its own, so that the next round need not wait for the disk.
+
+    Args:
+        run_folder: The run folder.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self._folder = run_folder / "checkpoints"
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint in the background.
+
+        `checkpoint.clients` need hold only the clients that changed since the last one.
+
+        Raises:
+            OSError: The checkpoint before this one could not be written.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._write, checkpoint)
+
+    def wait(self) -> None:
+        """Return when everything is on disk.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Finish writing and stop the thread."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def latest(self) -> Checkpoint | None:
+        """Return the newest complete checkpoint, or None if there is none."""
+        for path in reversed(self._complete()):
+            checkpoint = _read(path)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def _complete(self) -> list[Path]:
+        if not self._folder.is_dir():
+            return []
+        found = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        final = self._folder / f"round-{checkpoint.round:05d}"
+        # A checkpoint of a later round, left by a run that was resumed from an earlier one, is out of date.
+        for path in self._complete():
+            if int(path.name.removeprefix("round-")) >= checkpoint.round:
+                shutil.rmtree(path)
+        previous = self._complete()
+        partial = self._folder / f".{final.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+
+        sizes = {SERVER: _write_arrays(partial / SERVER, checkpoint.server)}
+        for client, arrays in checkpoint.clients.items():
+            name = _client_file(client)
+            sizes[name] = _write_arrays(partial / name, arrays)
+        if previous:
+            for source in previous[-1].glob("client-*.safetensors"):
+                if source.name not in sizes:
+                    _link(source, partial / source.name)
+                    sizes[source.name] = source.stat().st_size
+        manifest = {
+            "round": checkpoint.round,
+            "totals": asdict(checkpoint.totals),
+            "offsets": dict(checkpoint.offsets),
+            "files": dict(sorted(sizes.items())),
+        }
+        _write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        sync_folder(partial)
+        os.replace(partial, final)
+        sync_folder(self._folder)
+        for path in self._complete()[:-KEPT]:
+            shutil.rmtree(path)
+
+
+def _client_file(client: int) -> str:
+    return f"client-{client:05d}.safetensors"
+
+
+def _read(path: Path) -> Checkpoint | None:
+    """Return the checkpoint in a folder, or None if a file is missing or not of the size it was written with."""
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        files: dict[str, int] = manifest["files"]
+        if any((path / name).stat().st_size != size for name, size in files.items()):
+            return None
+        clients = {
+            int(name.removeprefix("client-").removesuffix(".safetensors")): load_file(path / name)
+            for name in files
+            if name != SERVER
+        }
+        return Checkpoint(
+            round=int(manifest["round"]),
+            totals=Totals(**manifest["totals"]),
+            offsets={name: int(offset) for name, offset in manifest["offsets"].items()},
+            server=load_file(path / SERVER),
+            clients=clients,
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _write_arrays(path: Path, arrays: Arrays) -> int:
+    data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
+    _write_bytes(path, data)
+    return len(data)
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)

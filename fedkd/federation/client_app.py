@@ -1,0 +1,114 @@
+"""The Flower ClientApp, the same on fedkd's engines, Flower's simulation and real SuperNodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record, to_record
+from fedkd.federation.client import Client, Split
+from fedkd.federation.participant import LocalContext, client_from_context
+
+app = ClientApp()
+
+SPLITS: tuple[Split, ...] = ("local", "global")
+
+
+@contextmanager
+def participant(context: Context) -> Iterator[Client]:
+    """Yield the client behind a context.
+
+    On fedkd's engines the live client stays in the process that owns it. Flower's runtimes move the context
+    between processes, so there the client is rebuilt from the context's state and written back to it.
+    """
+    if isinstance(context, LocalContext):
+        client = context.client()
+        torch.set_num_threads(context.threads)
+        yield client
+        return
+    client, threads = client_from_context(context)
+    torch.set_num_threads(threads)
+    if msg.STATE in context.state:
+        client.restore(from_record(context.state.array_records[msg.STATE]))
+    yield client
+    context.state[msg.STATE] = to_record(client.state())
+
+
+def _reply(message: Message, client: Client, **records) -> Message:
+    content = RecordDict({msg.IDENTITY: msg.identity(client.index), **records})
+    return Message(content, reply_to=message)
+
+
+def _receive(client: Client, content: RecordDict) -> None:
+    """Take what the server sent along: weights, or guidance that was fused in an earlier message's round."""
+    if content.array_records.get(msg.ARRAYS):
+        client.load_parameters(from_record(content.array_records[msg.ARRAYS]))
+    if msg.GUIDANCE in content:
+        guidance_round = int(content.config_records[msg.CONFIG][msg.GUIDANCE_ROUND])  # type: ignore[arg-type]
+        client.learn(content.array_records[msg.GUIDANCE][msg.TARGETS].numpy(), guidance_round)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Apply pending guidance, train locally, and upload knowledge or weights."""
+    with participant(context) as client:
+        config = message.content.config_records[msg.CONFIG]
+        round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
+        _receive(client, message.content)
+        result = client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
+        if config.get(msg.MEASURE_BASELINE, False):
+            # On the common test set the weights that were averaged matter, not each client's own.
+            client.remember_baseline(round, ["local"])
+        uploaded = client.parameters() if client.exchanges_weights else client.knowledge()
+        metrics = MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": result.loss})
+        return _reply(message, client, arrays=to_record(uploaded), metrics=metrics)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Apply what the server sent, evaluate, and report the accuracy gained by it.
+
+    The gain is not a number (NaN) for a client that nothing was fused for this round: every reply has to
+    have the same keys.
+    """
+    with participant(context) as client:
+        config = message.content.config_records[msg.CONFIG]
+        round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
+        if msg.GUIDANCE in message.content:
+            client.remember_baseline(round, SPLITS)
+        _receive(client, message.content)
+        before = client.baseline(round)
+        metrics: dict[str, float] = {msg.NUM_EXAMPLES: client.num_train_samples}
+        for split in SPLITS:
+            score = client.evaluate_fused(split, round)
+            metrics[f"accuracy_{split}"] = score.accuracy
+            metrics[f"loss_{split}"] = score.loss
+            metrics[f"fusion_gain_{split}"] = score.accuracy - before[split]
+        return _reply(message, client, metrics=MetricRecord(metrics))
+
+
+@app.query("identify")
+def identify(message: Message, context: Context) -> Message:
+    """Say which client this node simulates."""
+    client = int(context.node_config["partition-id"])
+    return Message(RecordDict({msg.IDENTITY: msg.identity(client)}), reply_to=message)
+
+
+@app.query("export_state")
+def export_state(message: Message, context: Context) -> Message:
+    """Return the client's whole state, for a checkpoint."""
+    with participant(context) as client:
+        return _reply(message, client, state=to_record(client.state()))
+
+
+@app.query("import_state")
+def import_state(message: Message, context: Context) -> Message:
+    """Take over a state from a checkpoint."""
+    with participant(context) as client:
+        client.restore(from_record(message.content.array_records[msg.STATE]))
+        return _reply(message, client)

@@ -1,0 +1,29 @@
+"""The one place where fedkd touches a name of Flower that is not public.
+
+Building a `flwr.app.Message` reads the identity of the running task. Flower's own runtimes set it; an
+engine that is not one of them has to. Holds for flwr 1.41.
+"""
+
+from __future__ import annotations
+
+from flwr.supercore.task_identity import TaskIdentity
+
+RUN_ID = 1
+SERVER_NODE_ID = 1
+
+
+def assume_identity(node_id: int = SERVER_NODE_ID) -> None:
+    """Make this process a task that may build Flower messages."""
+    TaskIdentity.run_id = RUN_ID
+    TaskIdentity.task_id = 1
+    TaskIdentity.node_id = node_id
+
+
+def node_id_of(client: int) -> int:
+    """Return the node id of client `client` on fedkd's engines: the server is node 1, client 0 is node 2."""
+    return client + SERVER_NODE_ID + 1
+
+
+def client_of(node_id: int) -> int:
+    """Return the client index behind a node id of fedkd's engines."""
+    return node_id - SERVER_NODE_ID - 1

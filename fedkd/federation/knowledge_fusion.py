@@ -1,0 +1,214 @@
+"""Any fusion strategy as a strategy of Flower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from logging import INFO
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import to_record
+from fedkd.fusion.strategy import FusionStrategy, Knowledge
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Guidance that has been fused and not been sent yet.
+
+    Attributes:
+        round: Round it was fused in.
+        node_id: Node it is for.
+        targets: Record with `targets` [M, C]; one object for all where the guidance is shared.
+    """
+
+    round: int
+    node_id: int
+    targets: ArrayRecord
+
+
+@dataclass(frozen=True)
+class LastKnowledge:
+    """What a client uploaded last, kept for strategies that use the knowledge of missing clients."""
+
+    round: int
+    arrays: Mapping[str, np.ndarray]
+    samples: int
+
+
+class KnowledgeFusion(Strategy):
+    """Runs a fusion strategy as a Flower strategy: ``KnowledgeFusion(KnFu(beta=10)).start(grid)``.
+
+    Every node trains and uploads knowledge; the server fuses it, in client order; the guidance rides on the
+    next message to each client, whichever that is. Its ClientApp is `fedkd.federation.client_app.app`, or
+    any app that keeps to the layout in `fedkd.federation.messages`.
+
+    Args:
+        strategy: How knowledge is fused.
+    """
+
+    def __init__(self, strategy: FusionStrategy) -> None:
+        self.strategy = strategy
+        self.weights: tuple[tuple[int, ...], np.ndarray] | None = None
+        """Clients [N] and effectiveness weights [N, N] of the last fusion, where the strategy has any."""
+        self._pending: dict[int, Pending] = {}
+        self._memory: dict[str, np.ndarray] = {}
+        self._last: dict[int, LastKnowledge] = {}
+        self._client_of_node: dict[int, int] = {}
+
+    def start(  # type: ignore[override]
+        self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any
+    ) -> Result:
+        """Run all rounds (see `flwr.serverapp.strategy.Strategy.start`); there are no initial weights."""
+        return super().start(grid, initial_arrays or ArrayRecord(), num_rounds, **options)
+
+    def summary(self) -> None:
+        """Log the strategy and its hyper-parameters."""
+        log(INFO, "\t└──> Fusion: %s", self.strategy)
+
+    # Messages -----------------------------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return one train message per node of the grid, with its pending guidance."""
+        return self._messages(msg.TRAIN, server_round, config, grid)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return one evaluate message per node of the grid, with its pending guidance."""
+        return self._messages(msg.EVALUATE, server_round, config, grid)
+
+    def _messages(self, kind: str, round: int, config: ConfigRecord, grid: Grid) -> list[Message]:
+        batch = []
+        for node_id in grid.get_node_ids():
+            settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
+            content = RecordDict({msg.CONFIG: settings})
+            pending = self._pending.pop(node_id, None)
+            if pending is not None:
+                settings[msg.GUIDANCE_ROUND] = pending.round
+                content[msg.GUIDANCE] = pending.targets
+            batch.append(Message(content, node_id, kind, group_id=str(round)))
+        return batch
+
+    # Fusion -------------------------------------------------------------------------------------------
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fuse the knowledge of all replies without error and keep every client's guidance for later."""
+        uploads = sorted((reply for reply in replies if not reply.has_error()), key=msg.sender)
+        for reply in uploads:
+            self._client_of_node[reply.metadata.src_node_id] = msg.sender(reply)
+        self.weights = None
+        if uploads and self.strategy.sends != "nothing":
+            self._fuse(server_round, uploads)
+        return None, _mean_metrics(uploads)
+
+    def _fuse(self, round: int, uploads: list[Message]) -> None:
+        present = {}
+        for reply in uploads:
+            arrays = reply.content.array_records[msg.ARRAYS]
+            samples = int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES])  # type: ignore[arg-type]
+            values = {name: array.numpy() for name, array in arrays.items()}
+            present[msg.sender(reply)] = LastKnowledge(round, values, samples)
+        if self.strategy.stale_decay is None:
+            known = present
+        else:
+            # Copied: the arrays may lie in shared memory that is only lent for the round.
+            self._last |= {
+                client: LastKnowledge(item.round, {k: v.copy() for k, v in item.arrays.items()}, item.samples)
+                for client, item in present.items()
+            }
+            known = self._last
+        clients = tuple(sorted(known))
+        guidance = self.strategy.fuse(_knowledge(known, clients, round), self._memory)
+        self._memory = dict(guidance.memory)
+        if guidance.weights is not None:
+            self.weights = (clients, guidance.weights)
+        if guidance.targets is None:
+            return
+        shared = to_record({msg.TARGETS: guidance.targets}) if guidance.targets.ndim == 2 else None
+        row = {client: position for position, client in enumerate(clients)}
+        for reply in uploads:
+            node_id = reply.metadata.src_node_id
+            own = shared or to_record({msg.TARGETS: guidance.targets[row[msg.sender(reply)]]})
+            self._pending[node_id] = Pending(round, node_id, own)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the mean of the clients' metrics."""
+        return _mean_metrics(sorted((r for r in replies if not r.has_error()), key=msg.sender))
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that a later round depends on, keyed by client so that node ids may change."""
+        arrays = {f"memory/{name}": values for name, values in self._memory.items()}
+        for pending in self._pending.values():
+            key = f"pending/{self._client_of_node[pending.node_id]}"
+            arrays[f"{key}/targets"] = pending.targets[msg.TARGETS].numpy()
+            arrays[f"{key}/round"] = np.array(pending.round)
+        for client, item in self._last.items():
+            arrays |= {f"last/{client}/arrays/{name}": values for name, values in item.arrays.items()}
+            arrays[f"last/{client}/round"] = np.array(item.round)
+            arrays[f"last/{client}/samples"] = np.array(item.samples)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray], node_of_client: Mapping[int, int]) -> None:
+        """Continue from a `state`.
+
+        Args:
+            arrays: What `state` returned.
+            node_of_client: Client index to node id on this grid.
+        """
+        self._client_of_node = {node: client for client, node in node_of_client.items()}
+        tree = _unflatten(arrays)
+        self._memory = dict(tree.get("memory", {}))
+        self._pending = {
+            node_of_client[int(client)]: Pending(
+                int(item["round"]), node_of_client[int(client)], to_record({msg.TARGETS: item["targets"]})
+            )
+            for client, item in tree.get("pending", {}).items()
+        }
+        self._last = {
+            int(client): LastKnowledge(int(item["round"]), item["arrays"], int(item["samples"]))
+            for client, item in tree.get("last", {}).items()
+        }
+
+
+def _knowledge(known: Mapping[int, LastKnowledge], clients: tuple[int, ...], round: int) -> Knowledge:
+    items = [known[client] for client in clients]
+    counts = [item.arrays["label_counts"] for item in items if "label_counts" in item.arrays]
+    return Knowledge(
+        clients=clients,
+        logits=np.stack([item.arrays["logits"] for item in items]),
+        samples=np.array([item.samples for item in items], dtype=np.int64),
+        label_counts=np.stack(counts) if counts else None,
+        age=np.array([round - item.round for item in items], dtype=np.int64),
+    )
+
+
+def _mean_metrics(replies: list[Message]) -> MetricRecord | None:
+    if not replies:
+        return None
+    rows = [reply.content.metric_records[msg.METRICS] for reply in replies]
+    names = [name for name in rows[0] if name != msg.NUM_EXAMPLES]
+    return MetricRecord({name: float(np.mean([float(row[name]) for row in rows])) for name in names})  # type: ignore[arg-type]
+
+
+def _unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, values in arrays.items():
+        *folders, leaf = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = values
+    return tree

@@ -1,0 +1,55 @@
+"""What the messages of a round carry.
+
+| message                | to the client                              | back                                        |
+|------------------------|--------------------------------------------|---------------------------------------------|
+| `train`                | `config` {server-round, guidance-round}    | `identity` {client}                         |
+|                        | `guidance` {targets} or `arrays` (weights) | `arrays` (logits or weights), `metrics`     |
+| `evaluate`             | the same                                   | `identity`, `metrics`                       |
+| `query.identify`       | nothing                                    | `identity`                                  |
+| `query.export_state`   | nothing                                    | `identity`, `state`                         |
+| `query.import_state`   | `state`                                    | `identity`                                  |
+
+Flower's own strategies send and expect one ArrayRecord `arrays`, one MetricRecord `metrics` and a
+ConfigRecord `config`; knowledge keeps the same keys, so both kinds speak to the same ClientApp.
+"""
+
+from __future__ import annotations
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+ARRAYS = "arrays"
+CONFIG = "config"
+GUIDANCE = "guidance"
+IDENTITY = "identity"
+METRICS = "metrics"
+STATE = "state"
+
+TRAIN = "train"
+EVALUATE = "evaluate"
+IDENTIFY = "query.identify"
+EXPORT_STATE = "query.export_state"
+IMPORT_STATE = "query.import_state"
+
+SERVER_ROUND = "server-round"
+GUIDANCE_ROUND = "guidance-round"
+MEASURE_BASELINE = "measure-baseline"
+PROXIMAL_MU = "proximal-mu"
+NUM_EXAMPLES = "num-examples"
+TARGETS = "targets"
+CLIENT = "client"
+
+
+def identity(client: int) -> ConfigRecord:
+    """Return the record by which a reply says which client it is from."""
+    return ConfigRecord({CLIENT: client})
+
+
+def sender(reply: Message) -> int:
+    """Return the client index a reply names, or its node id when the client does not say.
+
+    Node ids are random on Flower's runtimes; sums taken in their order would differ from run to run.
+    """
+    content: RecordDict = reply.content
+    if IDENTITY in content:
+        return int(content.config_records[IDENTITY][CLIENT])  # type: ignore[arg-type]
+    return reply.metadata.src_node_id

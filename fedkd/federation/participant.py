@@ -1,0 +1,159 @@
+"""From a Flower context to the client behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, RecordDict
+
+from fedkd.data.federated import FederatedData, load_federated_data
+from fedkd.federation.identity import RUN_ID, node_id_of
+from fedkd.errors import UserError
+from fedkd.federation.client import Client, Workspace
+from fedkd.fusion.registry import make_strategy
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.models.build import build_model, client_models
+from fedkd.randomness import derive_seed
+from fedkd.scenario.load import load_scenario
+from fedkd.scenario.schema import Scenario
+from fedkd.training.device import prepare_model, resolve_device
+
+FLOWER_PREFIX = "flwr:"
+
+
+class LocalContext(Context):
+    """The context of a client that lives in this process for the whole run.
+
+    Args:
+        client: Client index.
+        threads: Threads of the client's arithmetic.
+        build: Makes the live client, on first use.
+    """
+
+    def __init__(self, client: int, threads: int, build: Callable[[], Client]) -> None:
+        super().__init__(
+            run_id=RUN_ID,
+            node_id=node_id_of(client),
+            node_config={"partition-id": client},
+            state=RecordDict(),
+            run_config={},
+        )
+        self.threads = threads
+        self._build = build
+        self._client: Client | None = None
+
+    def client(self) -> Client:
+        """Return the live client."""
+        if self._client is None:
+            self._client = self._build()
+        return self._client
+
+
+def exchanges_weights(scenario: Scenario) -> bool:
+    """Return whether clients send weights to one of Flower's strategies instead of knowledge."""
+    return scenario.fusion.strategy.startswith(FLOWER_PREFIX)
+
+
+def fusion_strategy(scenario: Scenario) -> FusionStrategy | None:
+    """Return the scenario's fusion strategy, or None where weights are exchanged."""
+    if exchanges_weights(scenario):
+        return None
+    return make_strategy(
+        scenario.fusion.strategy, dict(scenario.fusion.model_extra or {}), scenario.plugin_path
+    )
+
+
+class LocalClients:
+    """The clients of one process, each made on first use.
+
+    Where weights are exchanged, all of them work in one model: every message brings the weights along.
+
+    Args:
+        scenario: The resolved scenario.
+        data: The federation's data.
+    """
+
+    def __init__(self, scenario: Scenario, data: FederatedData) -> None:
+        self._scenario = scenario
+        self._data = data
+        self._groups = client_models(scenario)
+        self._strategy = fusion_strategy(scenario)
+        self._device = resolve_device(scenario.engine.device)
+        self._workspace: Workspace | None = None
+        if self._strategy is None:
+            model = build_model(
+                self._groups[0],
+                data.input_shape,
+                data.classes,
+                seed=derive_seed(scenario.seed, "initial-weights"),
+                plugin_path=scenario.plugin_path,
+            )
+            self._workspace = Workspace(prepare_model(model, self._device))
+
+    def context(self, index: int) -> LocalContext:
+        """Return the context under which one of fedkd's engines runs client `index`."""
+        return LocalContext(index, self._scenario.engine.threads_per_client, lambda: self.build(index))
+
+    def build(self, index: int) -> Client:
+        """Return client `index` as it is before the first round."""
+        return Client(
+            self._scenario,
+            index,
+            self._data.client(index),
+            self._groups[index],
+            self._strategy,
+            self._device,
+            self._workspace,
+        )
+
+    def initial_weights(self) -> dict[str, np.ndarray]:
+        """Return the weights that a strategy of Flower starts from, before any client has worked here."""
+        return self.build(0).parameters() if self._workspace is not None else {}
+
+
+def scenario_of(context: Context) -> Scenario:
+    """Return the scenario that a Flower run configuration names.
+
+    Keys: ``scenario`` (a file; relative to the working folder, else to the app's folder), ``set``
+    (overrides separated by spaces).
+    """
+    path = Path(os.path.expanduser(str(context.run_config.get("scenario", ""))))
+    if not path.is_absolute() and not path.exists():
+        path = Path(__file__).resolve().parents[2] / path
+    if not path.is_file():
+        raise UserError(f"no such scenario: {path}", key="run-config.scenario")
+    return _load_once(str(path), str(context.run_config.get("set", "")))
+
+
+@lru_cache(maxsize=8)
+def _load_once(path: str, overrides: str) -> Scenario:
+    return load_scenario(path, overrides.split())
+
+
+@lru_cache(maxsize=1)
+def _clients_once(scenario_json: str) -> LocalClients:
+    scenario = Scenario.model_validate_json(scenario_json)
+    return LocalClients(scenario, load_federated_data(scenario))
+
+
+def client_from_context(context: Context) -> tuple[Client, int]:
+    """Return the client of one of Flower's own nodes as it is before the first round, and its threads."""
+    scenario = scenario_of(context)
+    partition = int(context.node_config["partition-id"])
+    if partition >= scenario.data.clients:
+        raise UserError(
+            f"the federation has more nodes than the scenario's {scenario.data.clients} clients;"
+            f" run it with num-supernodes={scenario.data.clients}",
+            key="data.clients",
+        )
+    clients = _clients_once(scenario.model_dump_json())
+    return clients.build(partition), scenario.engine.threads_per_client
+
+
+def initial_weights(scenario: Scenario) -> dict[str, np.ndarray]:
+    """Return the weights that a strategy of Flower starts from."""
+    return _clients_once(scenario.model_dump_json()).initial_weights()

@@ -1,0 +1,351 @@
+"""The rounds of a federation: train, fuse, evaluate, record, save.
+
+One loop serves every strategy and every grid. It drives a `flwr.serverapp.strategy.Strategy` through its
+public methods, where Flower's own `start` would leave no room for checkpoints or for measuring each client.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isnan
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.checkpoint import Arrays, Checkpoint, CheckpointStore, Totals
+from fedkd.federation.cohort import Cohort, nodes_in_client_order, sample_clients
+from fedkd.federation.flower_strategies import restore_strategy, strategy_state
+from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.fusion.weights import effective_neighbours
+from fedkd.scenario.schema import Scenario
+from fedkd.tracking.events import RoundReport, RunObserver
+from fedkd.tracking.recorder import Recorder
+
+EVALUATED = ("accuracy", "loss", "fusion_gain")
+WEIGHTS = "weights/"
+STRATEGY = "strategy/"
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run needs besides the scenario: where it writes, who watches, and when to stop.
+
+    Args:
+        folder: The run folder; `scenario.toml` is already in it.
+        observer: Told what happens.
+        stop_requested: Asked after every round; true ends the run there, with its state saved.
+        resume: Whether to go on from the folder's latest checkpoint.
+    """
+
+    folder: Path
+    observer: RunObserver = field(default_factory=RunObserver)
+    stop_requested: Callable[[], bool] = lambda: False
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        totals: Bytes and seconds of all rounds, those before a resume included.
+        final: Metric to its value for every client in the last round, in client order.
+    """
+
+    totals: Totals
+    final: Mapping[str, Sequence[float]]
+
+
+class Rounds:
+    """Runs the rounds of one scenario on one grid.
+
+    Args:
+        scenario: The resolved scenario.
+        grid: The federation; one node per client.
+        strategy: Fuses knowledge, or averages weights.
+        initial_weights: What a strategy that averages weights starts from; empty for knowledge.
+        session: Where to write and whom to tell.
+    """
+
+    def __init__(
+        self, scenario: Scenario, grid: Grid, strategy: Strategy, initial_weights: Arrays, session: Session
+    ) -> None:
+        self._scenario = scenario
+        self._grid = grid
+        self._strategy = strategy
+        self._weights = to_record(initial_weights)
+        self._session = session
+        self._observer = session.observer
+        self._node_of_client = self._identify()
+        self._changed: set[int] = set()
+        self._totals = Totals()
+        self._final: dict[str, list[float]] = {}
+
+    # The run ------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Run every round that is left.
+
+        Raises:
+            RunFailed: A client or the fusion failed.
+            Interrupted: `Session.stop_requested` said so; everything up to there is saved.
+        """
+        scenario, session = self._scenario, self._session
+        store = CheckpointStore(session.folder)
+        try:
+            checkpoint = store.latest() if session.resume else None
+            if checkpoint is not None:
+                self._restore(checkpoint)
+            done = checkpoint.round if checkpoint else 0
+            with Recorder(session.folder, offsets=checkpoint.offsets if checkpoint else None) as recorder:
+                self._recorder = recorder
+                self._observer.run_started(scenario, session.folder, done)
+                for round in range(done + 1, scenario.rounds + 1):
+                    self._run_round(round)
+                    stopping = session.stop_requested() and round < scenario.rounds
+                    if stopping or round == scenario.rounds or round % scenario.checkpoint_every == 0:
+                        self._save(round, store)
+                    if stopping:
+                        store.wait()
+                        raise Interrupted(f"stopped after round {round} of {scenario.rounds}; the state is saved")
+        finally:
+            store.close()
+        return Outcome(self._totals, self._final)
+
+    def _run_round(self, round: int) -> None:
+        scenario = self._scenario
+        started = time.perf_counter()
+        before = self._totals
+        train_loss = self._train(round)
+        neighbours = self._record_weights(round)
+        evaluated: dict[str, float] = {}
+        if round % scenario.evaluate_every == 0 or round == scenario.rounds:
+            evaluated = self._evaluate(round)
+        seconds = time.perf_counter() - started
+        self._totals = replace(self._totals, seconds=before.seconds + seconds)
+        self._recorder.flush()
+        self._observer.round_finished(
+            RoundReport(
+                round=round,
+                rounds=scenario.rounds,
+                accuracy_local=evaluated.get("local/accuracy"),
+                accuracy_global=evaluated.get("global/accuracy"),
+                fusion_gain=evaluated.get("local/fusion_gain"),
+                effective_neighbours=neighbours,
+                train_loss=train_loss,
+                bytes_up=self._totals.bytes_up - before.bytes_up,
+                bytes_down=self._totals.bytes_down - before.bytes_down,
+                seconds=seconds,
+                metrics=evaluated,
+            )
+        )
+
+    # Phases -------------------------------------------------------------------------------------------
+
+    def _train(self, round: int) -> float:
+        scenario = self._scenario
+        clients = sample_clients(scenario.data.clients, scenario.clients_per_round, scenario.seed, round)
+        cohort = Cohort(self._grid, nodes_in_client_order(self._node_of_client, clients))
+        evaluates = round % scenario.evaluate_every == 0 or round == scenario.rounds
+        config = ConfigRecord({msg.MEASURE_BASELINE: evaluates and bool(self._weights)})
+        requests = self._strategy.configure_train(round, self._weights, config, cohort)
+        replies = self._exchange(round, "train", requests)
+        self._changed.update(replies)
+
+        started = time.perf_counter()
+        self._observer.phase(round, "fuse", 0, 1)
+        try:
+            weights, _ = self._strategy.aggregate_train(round, list(replies.values()))
+        except TrainingDiverged as error:
+            raise RunFailed(str(error), round=round) from error
+        if weights is not None:
+            self._weights = weights
+        self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
+        losses = {client: _metrics(reply)["train_loss"] for client, reply in replies.items()}
+        return self._record(round, "train", "loss", losses)
+
+    def _record_weights(self, round: int) -> float | None:
+        """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""
+        fused = self._strategy.weights if isinstance(self._strategy, KnowledgeFusion) else None
+        if fused is None:
+            return None
+        clients, weights = fused
+        folder = self._session.folder / "fusion"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"round-{round:05d}.npz").open("wb") as file:
+            np.savez(file, clients=np.array(clients), weights=weights.astype(np.float32))
+        counts = effective_neighbours(weights)
+        return self._record(
+            round, "train", "effective_neighbours", dict(zip(clients, counts.tolist(), strict=True))
+        )
+
+    def _evaluate(self, round: int) -> dict[str, float]:
+        everyone = Cohort(self._grid, nodes_in_client_order(self._node_of_client, self._node_of_client))
+        requests = self._strategy.configure_evaluate(round, self._weights, ConfigRecord(), everyone)
+        sent = list(requests)
+        guided = [m.metadata.dst_node_id for m in sent if msg.GUIDANCE in m.content]
+        replies = self._exchange(round, "evaluate", sent)
+        self._strategy.aggregate_evaluate(round, list(replies.values()))
+        self._changed.update(c for c, node in self._node_of_client.items() if node in set(guided))
+        rows = {client: _metrics(reply) for client, reply in replies.items()}
+        means = {}
+        self._final = {}
+        for split in ("local", "global"):
+            for metric in EVALUATED:
+                values = {client: row[f"{metric}_{split}"] for client, row in rows.items()}
+                measured = {client: value for client, value in values.items() if not isnan(value)}
+                if measured:
+                    means[f"{split}/{metric}"] = self._record(round, split, metric, measured)
+                    self._final[f"{metric}_{split}"] = list(measured.values())
+        return means
+
+    def _record(self, round: int, split, metric: str, values: Mapping[int, float]) -> float:
+        """Record one metric of every client, in client order, then the federation's mean; return the mean."""
+        for client in sorted(values):
+            self._recorder.metric(metric, values[client], round=round, client=client, split=split)
+        mean = float(np.mean([values[client] for client in sorted(values)]))
+        self._recorder.metric(metric, mean, round=round, split=split)
+        return mean
+
+    # Messages -----------------------------------------------------------------------------------------
+
+    def _exchange(self, round: int, phase: str, requests: Iterable[Message]) -> dict[int, Message]:
+        """Send messages and return the replies by client, in client order."""
+        client_of_node = {node: client for client, node in self._node_of_client.items()}
+        sent = sorted(requests, key=lambda message: client_of_node[message.metadata.dst_node_id])
+        if hasattr(self._grid, "on_reply"):
+            self._grid.on_reply = lambda done, total: self._observer.phase(round, phase, done, total)
+        self._observer.phase(round, phase, 0, len(sent))
+        started = time.perf_counter()
+        replies = {}
+        for reply in self._grid.send_and_receive(sent):
+            client = client_of_node[reply.metadata.src_node_id]
+            if reply.has_error():
+                raise _failure(reply, client, round)
+            replies[client] = reply
+        missing = sorted(client_of_node[m.metadata.dst_node_id] for m in sent)
+        missing = [client for client in missing if client not in replies]
+        if missing:
+            raise RunFailed(f"no reply to the {phase} message", client=missing[0], round=round)
+        down = sum(payload_bytes(message.content) for message in sent)
+        up = sum(payload_bytes(reply.content) for reply in replies.values())
+        self._totals = replace(
+            self._totals, bytes_up=self._totals.bytes_up + up, bytes_down=self._totals.bytes_down + down
+        )
+        self._recorder.timing(
+            round=round,
+            phase=phase,
+            seconds=time.perf_counter() - started,
+            clients=len(sent),
+            bytes_up=up,
+            bytes_down=down,
+            memory_mb=_peak_memory_mb(),
+        )
+        return {client: replies[client] for client in sorted(replies)}
+
+    def _identify(self) -> dict[int, int]:
+        """Ask every node which client it simulates: on Flower's runtimes node ids say nothing."""
+        expected = self._scenario.data.clients
+        nodes = _wait_for_nodes(self._grid, expected)
+        replies = self._grid.send_and_receive([Message(RecordDict(), node, msg.IDENTIFY) for node in nodes])
+        node_of_client = {}
+        for reply in replies:
+            if reply.has_error():
+                raise RunFailed(_first_line(reply))
+            node_of_client[msg.sender(reply)] = reply.metadata.src_node_id
+        if sorted(node_of_client) != list(range(expected)):
+            raise UserError(
+                f"the federation has {len(nodes)} nodes for {expected} clients; give it one node per client"
+                f" (Flower: num-supernodes={expected})",
+                key="data.clients",
+            )
+        return dict(sorted(node_of_client.items()))
+
+    # Checkpoints --------------------------------------------------------------------------------------
+
+    def _save(self, round: int, store: CheckpointStore) -> None:
+        started = time.perf_counter()
+        self._observer.phase(round, "save", 0, 1)
+        nodes = [self._node_of_client[client] for client in sorted(self._changed)]
+        replies = self._grid.send_and_receive([Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes])
+        states = {}
+        for reply in replies:
+            if reply.has_error():
+                raise RunFailed(_first_line(reply), round=round)
+            # Copied: in the inline engine the next round trains in the very arrays that are being written.
+            states[msg.sender(reply)] = from_record(reply.content.array_records[msg.STATE])
+        self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
+        self._recorder.flush()
+        store.save(Checkpoint(round, self._totals, self._recorder.offsets(), self._server_state(), states))
+        self._changed.clear()
+
+    def _server_state(self) -> dict[str, np.ndarray]:
+        if isinstance(self._strategy, KnowledgeFusion):
+            state = self._strategy.state()
+        else:
+            state = strategy_state(self._strategy)
+        arrays = {STRATEGY + name: values for name, values in state.items()}
+        return arrays | {WEIGHTS + name: values for name, values in from_record(self._weights).items()}
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self._totals = checkpoint.totals
+        weights = _with_prefix(checkpoint.server, WEIGHTS)
+        # The order of a model's tensors is part of what Flower's strategies rely on; a file does not keep it.
+        self._weights = to_record({name: weights[name] for name in self._weights})
+        state = _with_prefix(checkpoint.server, STRATEGY)
+        if isinstance(self._strategy, KnowledgeFusion):
+            self._strategy.restore(state, self._node_of_client)
+        else:
+            restore_strategy(self._strategy, state)
+        requests = [
+            Message(RecordDict({msg.STATE: to_record(arrays)}), self._node_of_client[client], msg.IMPORT_STATE)
+            for client, arrays in checkpoint.clients.items()
+        ]
+        for reply in self._grid.send_and_receive(requests):
+            if reply.has_error():
+                raise RunFailed(f"cannot restore its state: {_first_line(reply)}", client=msg.sender(reply))
+
+
+def _wait_for_nodes(grid: Grid, expected: int, patience: float = 60.0) -> list[int]:
+    """Return the grid's nodes as soon as there are enough of them, or after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return nodes
+
+
+def _metrics(reply: Message) -> dict[str, float]:
+    return {name: float(value) for name, value in reply.content.metric_records[msg.METRICS].items()}  # type: ignore[arg-type]
+
+
+def _first_line(reply: Message) -> str:
+    return (reply.error.reason or "failed without saying why").splitlines()[0]
+
+
+def _failure(reply: Message, client: int, round: int) -> Exception:
+    reason = _first_line(reply)
+    name, _, message = reason.partition(": ")
+    if name == UserError.__name__:
+        return UserError(message)
+    plain = message if name == TrainingDiverged.__name__ else reason
+    return RunFailed(plain, client=client, round=round, details=reply.error.reason or "")
+
+
+def _with_prefix(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+
+
+def _peak_memory_mb() -> float:
+    """Return the largest memory this process has used, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

@@ -1,0 +1,132 @@
+"""The run folder: made once, locked while a run works in it, summed up at the end."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from platform import python_version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd import __version__
+from fedkd.errors import UserError
+from fedkd.scenario.load import dump_toml, load_scenario
+from fedkd.scenario.schema import Scenario
+from fedkd.tracking.atomic import write_text_atomically
+from fedkd.tracking.events import RunObserver, RunReport
+from fedkd.tracking.recorder import write_summary
+
+if TYPE_CHECKING:
+    from fedkd.federation.rounds import Outcome
+
+SCENARIO = "scenario.toml"
+LOCK = ".lock"
+
+
+def create_run_folder(scenario: Scenario, out: Path | None = None) -> Path:
+    """Make a run folder with the resolved scenario in it, and return its absolute path.
+
+    Args:
+        scenario: The resolved scenario.
+        out: Where; absent: the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, …
+
+    Raises:
+        UserError: `out` holds a run already, or cannot be made.
+    """
+    folder = (out if out is not None else _free_folder(scenario)).expanduser().absolute()
+    if (folder / SCENARIO).exists():
+        raise UserError(
+            f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another", key="--out"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(folder / SCENARIO, dump_toml(scenario))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
+    return folder
+
+
+def _free_folder(scenario: Scenario) -> Path:
+    base = Path("runs") / f"{scenario.name}-seed{scenario.seed}"
+    for number in count(2):
+        if not base.exists():
+            return base
+        base = base.with_name(f"{scenario.name}-seed{scenario.seed}-{number}")
+    raise AssertionError("unreachable: there is always a free number")
+
+
+def scenario_of_run(folder: Path) -> Scenario:
+    """Return the scenario of an existing run folder.
+
+    Raises:
+        UserError: The folder is not a run folder.
+    """
+    if not (folder / SCENARIO).is_file():
+        raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
+    return load_scenario(folder / SCENARIO)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: Another process works in it.
+    """
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError("another process is running in this folder", file=str(folder)) from error
+        yield
+
+
+def write_outcome(
+    scenario: Scenario, folder: Path, outcome: Outcome, status: str, observer: RunObserver
+) -> dict[str, Any]:
+    """Write `summary.json`, tell the observer that the run is over, and return the summary."""
+    final: dict[str, Any] = {
+        metric: spread(outcome.final[metric])
+        for metric in ("accuracy_local", "accuracy_global")
+        if metric in outcome.final
+    }
+    summary = {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "status": status,
+        "rounds": scenario.rounds,
+        "final": {**final, "bytes_up": outcome.totals.bytes_up, "bytes_down": outcome.totals.bytes_down},
+        "continual": None,
+        "seconds": round(outcome.totals.seconds, 3),
+        "versions": versions(),
+    }
+    write_summary(folder, summary)
+    observer.run_finished(RunReport(folder, summary))
+    return summary
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, standard deviation (of the population), minimum and maximum."""
+    array = np.asarray(values, dtype=np.float64)
+    return {
+        "mean": float(array.mean()),
+        "std": float(array.std()),
+        "min": float(array.min()),
+        "max": float(array.max()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run's figures depend on."""
+    found = {"fedkd": __version__, "python": python_version()}
+    for package in ("torch", "numpy", "flwr", "ray"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
