@@ -175,9 +175,13 @@ class Wandb(Section):
     mode: Literal["offline", "online", "disabled"] = "offline"
     """`offline` needs no key: the run lies in the run folder, to be synchronised later."""
     project: str = "fedkd"
+    """Project the run belongs to."""
     entity: str | None = None
+    """User or team that owns the project; absent: the account's default."""
     group: str | None = None
+    """Group that wandb shows the run in, e.g. all seeds of one setting."""
     tags: list[str] = []
+    """Tags of the run."""
 
 
 class Tracking(Section):

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
+from fedkd.scenario.explain import known_keys
+from fedkd.scenario.json_schema import json_schema
+from fedkd.scenario.schema import Fusion, Scenario
+
+
+def sections(model: type[BaseModel], seen: list[type[BaseModel]]) -> list[type[BaseModel]]:
+    if model not in seen:
+        seen.append(model)
+        for name in model.model_fields:
+            for part in _models_in(model.model_fields[name].annotation):
+                sections(part, seen)
+    return seen
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def test_a_scenario_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        Scenario().rounds = 3
+
+
+@pytest.mark.parametrize("section", sections(Scenario, []), ids=lambda section: section.__name__)
+def test_every_field_has_a_default_and_is_described(section):
+    undescribed = [name for name, field in section.model_fields.items() if not _described(name, field)]
+    assert undescribed == []
+    assert section() == section.model_validate(section().model_dump())
+
+
+def _described(name, field) -> bool:
+    return bool(field.description) or any(model.__doc__ for model in _models_in(field.annotation))
+
+
+def test_known_keys_follow_lists_and_optional_tables():
+    assert "batch_size" in known_keys(["training"])
+    assert "share" in known_keys(["clients", 0])
+    assert "project" in known_keys(["tracking", "wandb"])
+    assert list(known_keys(["no", "such"])) == []
+
+
+def test_json_schema_accepts_what_loads_and_refuses_what_does_not(digits_scenario):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    check = jsonschema.Draft202012Validator(schema)
+    assert check.is_valid(digits_scenario)
+    assert check.is_valid({"fusion": {"strategy": "knfu", "beta": 1.0}})
+    assert not check.is_valid({"fusion": {"strategy": "knfu", "beta": -1.0}})
+    assert not check.is_valid({"rounds": 0})
+    assert not check.is_valid({"ruonds": 3})
+
+
+def test_json_schema_describes_every_hyperparameter_of_every_strategy():
+    schema = json_schema()
+    assert schema["$schema"].startswith("https://json-schema.org/") and schema["title"]
+    properties = schema["$defs"]["Fusion"]["properties"]
+    for name in STRATEGIES.names():
+        for parameter in strategy_hyperparameters(name):
+            assert properties[parameter.name]["description"], (name, parameter.name)
+            assert parameter.name not in Fusion.model_fields, "a strategy shadows a key of [fusion]"
+    assert properties["beta"]["default"] == 10.0
+    json.dumps(schema, allow_nan=False)

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from fedkd.cli import main
+from fedkd.errors import Interrupted, RunFailed, UserError
+from fedkd.scenario.load import dump_toml, load_scenario
+
+
+@pytest.fixture
+def fake_run(monkeypatch):
+    """Stand in for ``fedkd.run``: record the calls, or raise what `calls["raises"]` holds."""
+    calls: dict = {}
+
+    def record(name):
+        def call(*args, **kwargs):
+            calls[name] = (args, kwargs)
+            if "raises" in calls:
+                raise calls["raises"]
+
+        return call
+
+    module = types.ModuleType("fedkd.run")
+    module.run, module.resume = record("run"), record("resume")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fedkd.run", module)
+    return calls
+
+
+def run_main(capsys, *words: object) -> tuple[int, str, str]:
+    status = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+MALFORMED = {
+    "unknown verb": (["rnu"], ["'rnu'", "'run'"]),
+    "no verb": ([], ["VERB"]),
+    "no file": (["run"], ["no scenario file"]),
+    "missing file": (["run", "nowhere.toml"], ["nowhere.toml: no such file"]),
+    "unknown flag": (["run", "FILE", "--fast"], ["--fast"]),
+    "unknown engine": (["run", "FILE", "--engine", "spark"], ["--engine", "'spark'", "'ray'", "'inline'"]),
+    "seed is a word": (["run", "FILE", "--seed", "x"], ["--seed", "int", "'x'"]),
+    "seed is negative": (["run", "FILE", "--seed", "-1"], ["FILE: seed", "≥ 0", "-1"]),
+    "set without value": (["run", "FILE", "--set", "rounds"], ["--set", "'rounds'", "key=value"]),
+    "set of nothing": (["run", "FILE", "--set"], ["--set", "at least one"]),
+    "set into a value": (["run", "FILE", "--set", "seed.x=1"], ["--set", "seed is a single value"]),
+    "rounds too small": (["run", "FILE", "--set", "rounds=0"], ["FILE: rounds", "≥ 1", "got 0"]),
+    "rounds is a word": (["run", "FILE", "--set", "rounds=ten"], ["FILE: rounds", "an integer", "'ten'"]),
+    "unknown key": (["run", "FILE", "--set", "training.batchsize=2"], ["training.batchsize", "'batch_size'"]),
+    "unknown table": (["check", "FILE", "--set", "trainnig.lr=1"], ["FILE: trainnig", "'training'"]),
+    "unknown optimizer": (
+        ["run", "FILE", "--set", "training.optimizer=lion"],
+        ["training.optimizer", "'adam'", "'sgd'", "'lion'"],
+    ),
+    "hyper-parameter out of range": (
+        ["run", "FILE", "--set", "fusion.beta=-1"],
+        ["FILE: fusion.beta: must be ≥ 0, got -1"],
+    ),
+    "unknown hyper-parameter": (["run", "FILE", "--set", "fusion.betta=1"], ["fusion.betta", "'beta'"]),
+    "unknown strategy": (["run", "FILE", "--set", "fusion.strategy=knuf"], ["fusion.strategy", "'knfu'"]),
+    "unknown model": (["run", "FILE", "--set", "clients.0.model=mpl"], ["clients.0.model", "'mlp'"]),
+    "unknown data set": (["check", "FILE", "--set", "data.dataset=mnits"], ["data.dataset", "'mnist'"]),
+    "too many sampled": (
+        ["run", "FILE", "--set", "clients_per_round=9"],
+        ["clients_per_round", "≤ data.clients (4)"],
+    ),
+    "bad file": (["run", "BROKEN"], ["BROKEN", "line 2"]),
+    "unknown model argument": (
+        ["check", "FILE", "--set", "clients.0.args.width=3"],
+        ["FILE: clients.0.args", "'width'", "hidden"],
+    ),
+    "wrong output shape": (
+        ["check", "FILE", "--set", "clients.0.model=cli_test_plugin:wrong"],
+        ["FILE: clients.0.model", "[2, 10]"],
+    ),
+    "more samples than there are": (
+        ["check", "FILE", "--set", "data.partition.samples_per_client=5000"],
+        ["FILE: data.", "5000"],
+    ),
+    "missing module": (
+        ["check", "FILE", "--set", "clients.0.model=nowhere:x"],
+        ["clients.0.model", "nowhere"],
+    ),
+    "list of nonsense": (["list", "engines"], ["'engines'", "'strategies'"]),
+    "resume of nothing": (["resume"], ["DIR"]),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_input_is_one_line_and_status_2(case, digits_toml, tmp_path, capsys, fake_run):
+    words, expected = MALFORMED[case]
+    broken = tmp_path / "broken.toml"
+    broken.write_text("name = 'x'\nrounds = = 3\n")
+    (tmp_path / "cli_test_plugin.py").write_text(
+        "import torch\ndef wrong(input_shape, classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes + 1))\n"
+    )
+    files = {"FILE": str(digits_toml), "BROKEN": str(broken)}
+    status, _, err = run_main(capsys, *(files.get(word, word) for word in words))
+    assert status == 2
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+    assert "Traceback" not in err
+    for text in expected:
+        for name, path in files.items():
+            text = text.replace(name, path)
+        assert text in err
+    assert not fake_run, "the run must not start"
+
+
+def test_run_hands_over_the_scenario_the_folder_and_a_display(digits_toml, tmp_path, capsys, fake_run):
+    words = ["run", digits_toml, "--out", tmp_path / "out", "--engine", "ray", "--seed", "5", "--quiet"]
+    status, out, err = run_main(capsys, *words, "--set", "rounds=3", "fusion.beta=2", "--set", "name=other")
+    assert (status, out, err) == (0, "", "")
+    (scenario,), options = fake_run["run"]
+    assert (scenario.rounds, scenario.seed, scenario.name, scenario.engine.kind) == (3, 5, "other", "ray")
+    assert scenario.fusion.model_extra["beta"] == 2.0
+    assert options["out"] == tmp_path / "out" and len(options["observers"]) == 1
+
+
+def test_the_file_may_follow_the_overrides(digits_toml, capsys, fake_run):
+    status, _, _ = run_main(capsys, "run", "--set", "rounds=3", "name=other", digits_toml)
+    assert status == 0 and fake_run["run"][0][0].rounds == 3 and fake_run["run"][1]["out"] is None
+
+
+def test_resume_hands_over_the_folder(tmp_path, capsys, fake_run):
+    assert run_main(capsys, "resume", tmp_path, "--quiet")[0] == 0
+    assert fake_run["resume"][0] == (tmp_path,)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "expected"),
+    [
+        (UserError("lies there already", key="--out"), 2, "--out: lies there already"),
+        (RunFailed("out of memory", round=3, client=4), 3, "client 4, round 3: out of memory"),
+        (Interrupted("interrupted; continue with: fedkd resume runs/x"), 130, "fedkd resume runs/x"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            ZeroDivisionError("division\nby zero"),
+            3,
+            "ZeroDivisionError: division by zero (internal error; set",
+        ),
+    ],
+)
+def test_every_kind_of_failure_has_its_status_and_one_line(
+    error, status, expected, digits_toml, capsys, fake_run, monkeypatch
+):
+    monkeypatch.delenv("FEDKD_TRACEBACK", raising=False)
+    fake_run["raises"] = error
+    got, _, err = run_main(capsys, "run", digits_toml)
+    assert got == status
+    assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
+
+
+def test_the_traceback_of_an_internal_error_is_there_for_the_asking(digits_toml, fake_run, monkeypatch):
+    monkeypatch.setenv("FEDKD_TRACEBACK", "1")
+    fake_run["raises"] = ZeroDivisionError("x")
+    with pytest.raises(ZeroDivisionError):
+        main(["run", str(digits_toml)])
+
+
+def test_check_tells_what_a_run_would_do(digits_toml, capsys):
+    status, out, err = run_main(capsys, "check", digits_toml)
+    assert (status, err) == (0, "")
+    assert out.endswith("ok\n")
+    # (64 + 1) * 200 + 201 * 200 + 201 * 10 weights of the default mlp on 8×8 digits.
+    assert "mlp: 4 clients, 55,210 parameters" in out
+    assert "min 80, median 80, max 80" in out and "local test samples per client: min 20" in out
+    assert "beta = 10.0" in out
+    # 4 clients * 60 samples * 10 classes * 4 bytes.
+    assert "9.6 kB up, 9.6 kB down" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["fusion.strategy=local"], "traffic   none"),
+        (["fusion.upload_dtype=float16"], "4.8 kB up, 9.6 kB down"),
+        (["fusion.strategy=flwr:FedAvg", "clients_per_round=2"], "441.7 kB up and down"),
+    ],
+)
+def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
+    status, out, _ = run_main(capsys, "check", digits_toml, "--set", *overrides)
+    assert status == 0 and expected in out
+
+
+def test_check_accepts_a_resolved_scenario(digits_toml, tmp_path, capsys):
+    frozen = tmp_path / "scenario.toml"
+    frozen.write_text(dump_toml(load_scenario(digits_toml)), encoding="utf-8")
+    assert run_main(capsys, "check", frozen)[0] == 0
+
+
+def test_check_schema_needs_no_file(capsys):
+    status, out, _ = run_main(capsys, "check", "--schema")
+    assert status == 0 and json.loads(out)["title"] == "fedkd scenario"
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("strategies", ["knfu", "beta = 10.0", "flwr:FedAdam", "arXiv"]),
+        ("models", ["resnet20", "hidden = [200, 200]"]),
+        ("learners", ["none"]),
+        ("datasets", ["digits", "fashion-mnist", "image-folder"]),
+    ],
+)
+def test_list_names_what_there_is(what, expected, capsys):
+    status, out, err = run_main(capsys, "list", what)
+    assert (status, err) == (0, "")
+    for text in expected:
+        assert text in out
+
+
+def test_list_finds_scenarios_below_the_working_folder(tmp_path, capsys, monkeypatch):
+    from fedkd import catalogue
+
+    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "site" / "fedkd" / "catalogue.py"))
+    monkeypatch.chdir(tmp_path)
+    assert "none found" in run_main(capsys, "list", "scenarios")[1]
+    (tmp_path / "scenarios").mkdir()
+    (tmp_path / "scenarios" / "a.toml").write_text('# What it shows.\nname = "first"\n')
+    line = run_main(capsys, "list", "scenarios")[1]
+    assert line.split(maxsplit=2) == ["first", "scenarios/a.toml", "What it shows.\n"]
+
+
+def test_doctor_goes_on_where_a_part_is_broken(capsys, monkeypatch, tmp_path):
+    from fedkd import doctor
+
+    def broken() -> str:
+        raise RuntimeError("no raylet\nsecond line")
+
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "x.gz").touch()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setattr(doctor, "_ray_resources", broken)
+    monkeypatch.setenv("FEDKD_DATA", str(tmp_path))
+    status, out, _ = run_main(capsys, "doctor")
+    rows = dict(
+        line.split(maxsplit=1) for line in out.splitlines() if line.split()[0] in ("torch", "mnist", "cpus")
+    )
+    assert status == 0
+    assert rows["torch"][0].isdigit() and rows["mnist"] == str(tmp_path / "mnist")
+    assert "failed: RuntimeError: no raylet\n" in out and "also there    mine" in out
+
+
+def test_help_imports_neither_torch_nor_ray_nor_flower():
+    code = (
+        "import sys\n"
+        "from fedkd.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as left:\n    assert not left.code\n"
+        "heavy = {'torch', 'ray', 'flwr', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=_repository())
+    assert done.returncode == 0, done.stderr
+    assert "resume" in done.stdout
+
+
+def test_a_reader_that_leaves_is_no_failure():
+    command = f"{sys.executable} -m fedkd check --schema | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=_repository())
+    assert done.stdout == "{\n" and done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 where the pipe took it all before the reader left
+
+
+def _repository() -> Path:
+    return Path(__file__).resolve().parent.parent
