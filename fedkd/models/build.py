@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.errors import UserError
 from fedkd.models.mix import client_models
+from fedkd.models.mode import predicting
 from fedkd.models.registry import MODELS
 from fedkd.randomness import seeded_torch
 from fedkd.scenario.schema import ClientGroup
@@ -72,23 +73,11 @@ def forward_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
     device = parameter.device if parameter is not None else torch.device("cpu")
     counter = FlopCounterMode(display=False)
     try:
-        with seeded_torch(0), counter:
-            _forward(model, torch.zeros(1, *input_shape, device=device))
+        with seeded_torch(0), predicting(model), counter:
+            model(torch.zeros(1, *input_shape, device=device))
     except Exception:  # a model of the user's may do anything; the count only orders work
         return count_parameters(model)
     return counter.get_total_flops() or count_parameters(model)
-
-
-def _forward(model: nn.Module, x: Tensor) -> Any:
-    """Run `model` without gradients, leaving its mode and its running statistics alone."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model(x)
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
@@ -134,7 +123,8 @@ def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...
 
 def _check_forward(model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
     try:
-        output = _forward(model, torch.zeros(2, *shape))
+        with predicting(model):
+            output = model(torch.zeros(2, *shape))
     except Exception as error:
         raise UserError(
             f"fails on an input {[2, *shape]} with {_one_line(error)}", key="clients.model"

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedkd.models.mode import predicting
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -30,15 +32,9 @@ def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor
     The model predicts in evaluation mode and is put back in the mode it was in. The batches are always the
     same, because the size of a batch changes the last bits of its results.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # Not inference_mode: what is predicted here may become the target of a training step.
-        with torch.no_grad():
-            batches = [model(x[start : start + batch_size]) for start in range(0, max(len(x), 1), batch_size)]
-    finally:
-        for module, training in modes:
-            module.training = training
+    starts = range(0, max(len(x), 1), batch_size)  # no samples are one empty batch: its output has C columns
+    with predicting(model):
+        batches = [model(x[start : start + batch_size]) for start in starts]
     return torch.cat(batches).float()
 
 

@@ -92,7 +92,7 @@ def fit(
                 losses.append(value.detach())
                 sizes.append(len(index))
             # The losses leave the device once an epoch: asking after each step would make a GPU wait.
-            epoch_loss = _sum_in_order(losses, sizes)
+            epoch_loss = _sum_over_samples(losses, sizes)
             if not math.isfinite(epoch_loss):
                 raise _diverged(f"training loss became {epoch_loss} in epoch {epoch}")
             total += epoch_loss
@@ -112,12 +112,12 @@ def _batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
     return starts
 
 
-def _sum_in_order(losses: list[Tensor], sizes: list[int]) -> float:
+def _sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
     """Return ``Σ_b size_b · loss_b`` in float64, added in batch order."""
-    if not losses:
-        return 0.0
-    values = torch.stack(losses).tolist()
-    return sum(value * size for value, size in zip(values, sizes, strict=True))
+    total = 0.0
+    for value, size in zip(torch.stack(losses).tolist() if losses else [], sizes, strict=True):
+        total += value * size  # sum() compensates for rounding on some Python versions only
+    return total
 
 
 def _all_finite(parameters: list[nn.Parameter]) -> bool:

@@ -34,8 +34,8 @@ class OptimizerSpec:
 def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     """Return a fresh optimiser of the parameters that require a gradient.
 
-    The fused kernels update all parameters in one call, on CPUs too: several times faster for small models,
-    whose steps are dominated by the cost of calls.
+    The fused kernels update all parameters in one call, on CPUs too: a fifth to a third off a whole Adam step
+    of the zoo's convolutional models, little for plain SGD.
 
     Raises:
         UserError: No optimiser has this name.

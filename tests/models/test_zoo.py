@@ -95,6 +95,8 @@ def test_resnet_normalises_by_group_unless_told():
 
     assert kinds(build("resnet8", (1, 8, 8))) == {nn.GroupNorm}
     assert kinds(build("resnet20", (1, 8, 8))) == {nn.GroupNorm}
+    groups = [m.num_groups for m in build("resnet20", (1, 8, 8)).modules() if isinstance(m, nn.GroupNorm)]
+    assert groups == [2] * 19
     assert kinds(build("resnet8", (1, 8, 8), norm="batch")) == {nn.BatchNorm2d}
 
 
