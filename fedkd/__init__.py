@@ -4,5 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from fedkd.runner import RunResult, resume, run
+    from fedkd.scenario.load import load_scenario
+    from fedkd.scenario.schema import Scenario
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = ["RunResult", "Scenario", "__version__", "load_scenario", "resume", "run"]
+
+_LAZY = {
+    "RunResult": "fedkd.runner",
+    "Scenario": "fedkd.scenario.schema",
+    "load_scenario": "fedkd.scenario.load",
+    "resume": "fedkd.runner",
+    "run": "fedkd.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use: the command line must not pay for what it does not need."""
+    from importlib import import_module
+
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fedkd' has no attribute '{name}'")
+    return getattr(import_module(_LAZY[name]), name)

@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> None:
         overrides.append(f"engine.kind={args.engine}")
     scenario = load_scenario(path, overrides, seed=args.seed)
     # Only now what takes a second to import: a mistake in the scenario is told at once.
-    from fedkd.run import run
+    from fedkd.runner import run
     from fedkd.tracking.progress import make_progress
 
     with _naming(path):
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
-    from fedkd.run import resume
+    from fedkd.runner import resume
     from fedkd.tracking.progress import make_progress
 
     resume(args.folder, observers=[make_progress(quiet=args.quiet)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import FedkdError, Interrupted, RunFailed
+from fedkd.errors import Interrupted, RunFailed
 from fedkd.run_folder import create_run_folder, locked, scenario_of_run, write_outcome
 from fedkd.scenario.load import load_scenario
 from fedkd.scenario.schema import Scenario
@@ -139,8 +140,13 @@ class _Setup:
         if self._scenario.tracking.wandb is not None:
             from fedkd.tracking.wandb_logger import WandbLogger
 
-            everyone.append(WandbLogger())
-        with locked(folder), Observers(everyone) as observer, _stop_signals(observer) as stop:
+            everyone.append(WandbLogger(warn=Observers(observers).message))
+        with (
+            locked(folder),
+            _quiet_flower(),
+            Observers(everyone) as observer,
+            _stop_signals(observer) as stop,
+        ):
             session = Session(folder, observer, stop.is_set, resume)
             context = ServerContext(self._scenario, self._weights, session)
             try:
@@ -150,8 +156,6 @@ class _Setup:
                 raise Interrupted(f"{told}; go on with: fedkd resume {folder}") from None
             except RunFailed as error:
                 raise _explained(error, folder) from error
-            except FedkdError:
-                raise
             assert context.outcome is not None
             summary = write_outcome(self._scenario, folder, context.outcome, "done", observer)
         return RunResult(folder, summary)
@@ -171,6 +175,18 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
     return RunFailed(
         f"{error.message} (traceback in {folder / ERROR_FILE})", round=error.round, client=error.client
     )
+
+
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Keep the progress lines of Flower's strategies away from fedkd's own."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
