@@ -89,6 +89,4 @@ def _blocks(predictions: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _without_noise(d: np.ndarray) -> np.ndarray:
-    d = np.where(d < _ROUNDING, 0.0, d)
-    np.fill_diagonal(d, 0.0)
-    return d
+    return np.where(d < _ROUNDING, 0.0, d)

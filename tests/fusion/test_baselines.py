@@ -42,6 +42,12 @@ def test_fedmd_reads_float16() -> None:
     assert_allclose(fused, coarse.astype(np.float64).mean(axis=0), rtol=1e-6)
 
 
+def test_fedmd_bounds_a_float16_upload_that_overflowed() -> None:
+    coarse = np.array([[[np.inf, 1.0]], [[-np.inf, 3.0]], [[6.0, 5.0]]], dtype=np.float16)
+    assert_allclose(FedMD().fuse(knowledge_of(coarse), {}).targets, [[2.0, 3.0]])
+    assert_allclose(FedMD().fuse(knowledge_of(coarse[:1]), {}).targets, [[65504.0, 1.0]])
+
+
 def test_fedmd_losses() -> None:
     torch = pytest.importorskip("torch")
     student, target = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 4.0]])

@@ -56,6 +56,14 @@ def test_prediction_space_adds_up_over_blocks(distance, monkeypatch) -> None:
     assert_array_equal(np.diag(whole), 0)
 
 
+@pytest.mark.parametrize("distance", [lambda q: prediction_kl(q, 1e-6), prediction_cosine])
+@pytest.mark.parametrize("shape", [(9, 30, 6), (33, 1000, 10), (5, 77, 3)])
+def test_rounding_never_looks_like_a_distance(distance, shape) -> None:
+    clients, samples, classes = shape
+    q = numpy_generator(0, "q").dirichlet(np.ones(classes), (1, samples)).astype(np.float32)
+    assert_array_equal(distance(q.repeat(clients, axis=0)), np.zeros((clients, clients)))
+
+
 def test_prediction_kl_never_holds_clients_squared_times_samples() -> None:
     clients, samples = 120, 1000
     q = numpy_generator(0, "q").dirichlet(np.ones(3), (clients, samples)).astype(np.float32)
