@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedkd.data.federated import load_federated_data
+from fedkd.data.transfer import bilinear_matrix, convert_images, draw_holdout
+from fedkd.errors import UserError
+
+
+def test_a_holdout_is_disjoint_from_every_client(scenario):
+    data = load_federated_data(scenario(transfer={"size": 400}, partition={"scheme": "iid"}))
+    assert len(data.transfer_x) == 400
+    assert len(data.source_index) + 400 == 1438
+    private = {sample.tobytes() for sample in data.x}
+    shared = sum(sample.tobytes() in private for sample in data.transfer_x)
+    assert shared == 0  # the digits hold no two equal images (checked by the next test)
+
+
+def test_the_digits_hold_no_two_equal_images(scenario):
+    data = load_federated_data(scenario(transfer={"source": "noise"}, partition={"scheme": "iid"}))
+    assert len({sample.tobytes() for sample in data.x}) == len(data.x) == 1438
+
+
+def test_a_holdout_is_drawn_uniformly_and_from_the_seed():
+    available = np.arange(100, 1100)
+    drawn = draw_holdout(available, 500, seed=1)
+    assert len(np.unique(drawn)) == 500 and drawn.min() >= 100
+    assert abs(drawn.mean() - available.mean()) < 60
+    assert not np.array_equal(drawn, draw_holdout(available, 500, seed=2))
+
+
+def test_noise_is_standard_normal(scenario):
+    data = load_federated_data(scenario(transfer={"source": "noise", "size": 2000}))
+    assert data.transfer_x.shape == (2000, 1, 8, 8) and data.transfer_x.dtype == np.float32
+    assert abs(data.transfer_x.mean()) < 0.02 and abs(data.transfer_x.std() - 1) < 0.02
+
+
+@pytest.mark.parametrize(("source", "target"), [((28, 28), (8, 8)), ((8, 8), (28, 28)), ((5, 9), (7, 4))])
+def test_resizing_agrees_with_torch(source: tuple[int, int], target: tuple[int, int]):
+    import torch
+
+    x = np.random.default_rng(0).random((3, 2, *source), dtype=np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(x), size=target, mode="bilinear", align_corners=False, antialias=True
+    )
+    assert np.allclose(convert_images(x, (2, *target)), expected.numpy(), atol=1e-5)
+
+
+def test_resizing_keeps_a_constant_image():
+    assert np.allclose(bilinear_matrix(28, 8).sum(axis=1), 1.0)
+
+
+def test_colour_becomes_grey_by_luminance_and_grey_is_replicated():
+    pixel = np.array([[[[255]], [[0]], [[51]]]], dtype=np.uint8)
+    assert convert_images(pixel, (1, 1, 1)).item() == pytest.approx(0.299 + 0.114 * 0.2, abs=1e-6)
+    grey = np.full((1, 1, 2, 2), 51, dtype=np.uint8)
+    assert np.allclose(convert_images(grey, (3, 2, 2)), 0.2)
+
+
+def test_another_data_set_is_brought_to_the_private_shape_and_scale(scenario, data_root):
+    data = load_federated_data(
+        scenario(
+            dataset="fashion-mnist",
+            root=str(data_root),
+            partition={"samples_per_client": 50},
+            transfer={"source": "digits", "size": 200},
+            test_size=100,
+        )
+    )
+    assert data.transfer_x.shape == (200, 1, 28, 28)
+    # Black, 0 of 0..1, is the same value for both: −mean / std of the private data.
+    assert data.transfer_x.min() == pytest.approx(data.x.min(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "key", "words"),
+    [
+        ({"size": 1438}, "size", "must be < 1438"),
+        ({"source": "digits"}, "source", "holdout"),
+        ({"source": "npz"}, "source", "needs a path"),
+        ({"source": "mnits"}, "source", "allowed: holdout, noise, digits, mnist"),
+    ],
+)
+def test_errors_name_the_transfer_key(scenario, transfer: dict, key: str, words: str):
+    with pytest.raises(UserError, match=words) as caught:
+        load_federated_data(scenario(transfer=transfer))
+    assert caught.value.key == f"data.transfer.{key}"
