@@ -349,7 +349,7 @@ def red(x: np.ndarray) -> list[int]:
     return x[:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize("kind", ["folder", "w", "w:gz", "w:xz"])
+@pytest.mark.parametrize("kind", ["folder", "w", "w:gz", "w:bz2", "w:xz"])
 @pytest.mark.parametrize("top", ["", "./", "animals/"])
 def test_images_are_read_in_sorted_order(load, tmp_path: Path, kind: str, top: str):
     if kind == "folder":
@@ -422,12 +422,13 @@ def test_image_folders_are_checked(load, tmp_path: Path, files: dict[str, bytes]
     assert caught.value.key == "data.args.path"
 
 
-@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
-def test_a_cut_archive_is_refused(load, tmp_path: Path, mode: str):
+@pytest.mark.parametrize("cut", [0, 100])  # between two members, inside one
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_a_cut_archive_is_refused(load, tmp_path: Path, mode: str, cut: int):
     tree = {f"train/cat/{n}.png": n for n in range(200)}
     path = image_tar(tmp_path / "pets", tree, mode)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - 100])
-    with pytest.raises(UserError, match="as a tar archive"):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2 - cut])
+    with pytest.raises(UserError, match="as a whole tar archive"):
         load("image-folder", path="pets")
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedkd.data.archive import tar_members
 from fedkd.data.dataset import Dataset
 from fedkd.data.download import download
 from fedkd.data.request import SourceRequest
@@ -86,16 +85,8 @@ def load_cifar(request: SourceRequest, form: CifarFormat) -> Dataset:
 
 def _archive_members(path: Path, form: CifarFormat) -> dict[str, bytes]:
     """Return the wanted files of the archive, read in memory: nothing is unpacked to disk."""
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                name = Path(member.name).name
-                file = archive.extractfile(member) if member.isfile() and name in form.files else None
-                if file is not None:
-                    found[name] = file.read()
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {error}; delete it to download it again") from error
+    members = tar_members(path, lambda name: Path(name).name in form.files, key="data.root")
+    found = {Path(name).name: content for name, content in members}
     missing = [name for name in form.files if name not in found]
     if missing:
         raise UserError(f"{path} holds no {', '.join(missing)}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from fedkd.data.archive import tar_members
 from fedkd.data.dataset import Dataset
 from fedkd.data.download import written_whole
 from fedkd.data.request import SourceRequest, user_cache, writable
@@ -81,7 +81,8 @@ def _decode_all(
     request.progress(f"decoding the images of {path}")
     images: dict[str, np.ndarray] = {}
     shape_of = ""
-    for name, content in _tar_images(path) if path.is_file() else _folder_images(path):
+    files = tar_members(path, _is_image, key=KEY) if path.is_file() else _folder_images(path)
+    for name, content in files:
         image = _decode(name, content, size, grayscale)
         shape_of = shape_of or name
         if image.shape != images.get(shape_of, image).shape:
@@ -121,18 +122,6 @@ def _folder_images(folder: Path) -> Iterator[tuple[str, bytes]]:
         name = path.relative_to(folder).as_posix()
         if _is_image(name) and path.is_file():
             yield name, path.read_bytes()
-
-
-def _tar_images(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the images of an archive in one pass. Nothing is unpacked, so no member can escape a folder."""
-    try:
-        with tarfile.open(path, "r|*") as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.isfile() and _is_image(member.name) else None
-                if file is not None:
-                    yield member.name, file.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"cannot read {path} as a tar archive: {error}", key=KEY) from error
 
 
 def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.ndarray:
