@@ -32,8 +32,8 @@ class Partition(Section):
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
     """Concentration of the Dirichlet draws: small is heterogeneous."""
     samples_per_client: PositiveInt | None = None
-    """Samples of every client (`quantity`: on average) before its local test split; absent: all private samples
-    are dealt out."""
+    """Samples of every client (`quantity`: on average) before its local test split; absent: all private
+    samples are dealt out."""
     shards_per_client: PositiveInt = 2
     """Label-sorted shards a client holds (`shards`)."""
     min_samples: PositiveInt = 10
