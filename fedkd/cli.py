@@ -188,4 +188,5 @@ def _naming(file: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise error.at(file=file if error.key else None) from error
+        in_file = error.key is not None and not error.key.startswith("--")
+        raise error.at(file=file if in_file else None) from error

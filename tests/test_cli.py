@@ -26,9 +26,9 @@ def fake_run(monkeypatch):
 
         return call
 
-    module = types.ModuleType("fedkd.run")
+    module = types.ModuleType("fedkd.runner")
     module.run, module.resume = record("run"), record("resume")  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fedkd.run", module)
+    monkeypatch.setitem(sys.modules, "fedkd.runner", module)
     return calls
 
 
@@ -136,7 +136,7 @@ def test_resume_hands_over_the_folder(tmp_path, capsys, fake_run):
 @pytest.mark.parametrize(
     ("error", "status", "expected"),
     [
-        (UserError("lies there already", key="--out"), 2, "--out: lies there already"),
+        (UserError("lies there already", key="--out"), 2, "error: --out: lies there already"),
         (RunFailed("out of memory", round=3, client=4), 3, "client 4, round 3: out of memory"),
         (Interrupted("interrupted; continue with: fedkd resume runs/x"), 130, "fedkd resume runs/x"),
         (KeyboardInterrupt(), 130, "interrupted"),

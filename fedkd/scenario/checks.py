@@ -68,8 +68,8 @@ def _check_partition(partition: Partition) -> None:
     if samples is None:
         return
     key = "data.partition.samples_per_client"
-    if scheme in ("quantity", "file"):
-        raise UserError(f"not allowed with scheme '{scheme}', which decides the sizes itself", key=key)
+    if scheme == "file":
+        raise UserError("not allowed with scheme 'file', which decides the sizes itself", key=key)
     if samples < partition.min_samples:
         raise UserError(
             f"must be ≥ data.partition.min_samples ({partition.min_samples}), got {samples}", key=key

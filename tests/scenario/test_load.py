@@ -146,8 +146,8 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ),
         ("data.partition.path = 'p.json'", "data.partition.path: only scheme 'file' reads a file"),
         (
-            "data.partition = { scheme = 'quantity', samples_per_client = 50 }",
-            "data.partition.samples_per_client: not allowed with scheme 'quantity'",
+            "data.partition = { scheme = 'file', path = 'p.json', samples_per_client = 50 }",
+            "data.partition.samples_per_client: not allowed with scheme 'file'",
         ),
         (
             "data.partition = { samples_per_client = 5 }",
