@@ -77,7 +77,11 @@ def scenarios() -> Iterator[str]:
         text = path.read_text(encoding="utf-8")
         comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        yield _row(str(tomllib.loads(text).get("name", path.stem)), f"{shown}  {comment}".rstrip())
+        try:
+            name = str(tomllib.loads(text).get("name", path.stem))
+        except tomllib.TOMLDecodeError:
+            name, comment = path.stem, "(not valid TOML)"
+        yield _row(name, f"{shown}  {comment}".rstrip())
     if not paths:
         yield "none found beside the package or in ./scenarios"
 

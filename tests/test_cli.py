@@ -224,8 +224,10 @@ def test_list_finds_scenarios_below_the_working_folder(tmp_path, capsys, monkeyp
     assert "none found" in run_main(capsys, "list", "scenarios")[1]
     (tmp_path / "scenarios").mkdir()
     (tmp_path / "scenarios" / "a.toml").write_text('# What it shows.\nname = "first"\n')
-    line = run_main(capsys, "list", "scenarios")[1]
-    assert line.split(maxsplit=2) == ["first", "scenarios/a.toml", "What it shows.\n"]
+    (tmp_path / "scenarios" / "b.toml").write_text("name = ")
+    lines = run_main(capsys, "list", "scenarios")[1].splitlines()
+    assert lines[0].split(maxsplit=2) == ["first", "scenarios/a.toml", "What it shows."]
+    assert lines[1].split(maxsplit=2) == ["b", "scenarios/b.toml", "(not valid TOML)"]
 
 
 def test_doctor_goes_on_where_a_part_is_broken(capsys, monkeypatch, tmp_path):
