@@ -19,10 +19,10 @@ from fedkd.scenario.load import dump_toml, load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.recorder import write_summary
+from fedkd.tracking.recorder import read_metrics, write_summary
 
 if TYPE_CHECKING:
-    from fedkd.federation.rounds import Outcome
+    from fedkd.federation.checkpoint import Totals
 
 SCENARIO = "scenario.toml"
 LOCK = ".lock"
@@ -41,7 +41,8 @@ def create_run_folder(scenario: Scenario, out: Path | None = None) -> Path:
     folder = (out if out is not None else _free_folder(scenario)).expanduser().absolute()
     if (folder / SCENARIO).exists():
         raise UserError(
-            f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another", key="--out"
+            f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another",
+            key="--out",
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,23 +87,27 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_outcome(
-    scenario: Scenario, folder: Path, outcome: Outcome, status: str, observer: RunObserver
-) -> dict[str, Any]:
-    """Write `summary.json`, tell the observer that the run is over, and return the summary."""
-    final: dict[str, Any] = {
-        metric: spread(outcome.final[metric])
-        for metric in ("accuracy_local", "accuracy_global")
-        if metric in outcome.final
-    }
+def finish_run(scenario: Scenario, folder: Path, totals: Totals, observer: RunObserver) -> dict[str, Any]:
+    """Write `summary.json` of a run whose rounds are done, tell the observer, and return the summary."""
+    final = {}
+    rows = read_metrics(folder)
+    for split in ("local", "global"):
+        values = [
+            row["value"]
+            for row in rows
+            if (row["round"], row["split"], row["metric"]) == (scenario.rounds, split, "accuracy")
+            and row["client"] is not None
+            and row["value"] is not None
+        ]
+        final[f"accuracy_{split}"] = spread(values)
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,
-        "status": status,
+        "status": "done",
         "rounds": scenario.rounds,
-        "final": {**final, "bytes_up": outcome.totals.bytes_up, "bytes_down": outcome.totals.bytes_down},
+        "final": {**final, "bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down},
         "continual": None,
-        "seconds": round(outcome.totals.seconds, 3),
+        "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
     write_summary(folder, summary)

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import Interrupted, RunFailed
-from fedkd.run_folder import create_run_folder, locked, scenario_of_run, write_outcome
+from fedkd.run_folder import create_run_folder, finish_run, locked, scenario_of_run
 from fedkd.scenario.load import load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import Observers, RunObserver
@@ -156,8 +156,8 @@ class _Setup:
                 raise Interrupted(f"{told}; go on with: fedkd resume {folder}") from None
             except RunFailed as error:
                 raise _explained(error, folder) from error
-            assert context.outcome is not None
-            summary = write_outcome(self._scenario, folder, context.outcome, "done", observer)
+            assert context.totals is not None
+            summary = finish_run(self._scenario, folder, context.totals, observer)
         return RunResult(folder, summary)
 
 
@@ -191,7 +191,7 @@ def _quiet_flower() -> Iterator[None]:
 
 @contextmanager
 def _stop_signals(observer: RunObserver) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the round, the second into a stop now."""
+    """Let the first Ctrl-C (or SIGTERM) ask for a stop after the round, and the second stop at once."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

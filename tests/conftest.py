@@ -56,3 +56,23 @@ def digits_toml(digits_scenario: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "digits.toml"
     path.write_text(tomli_w.dumps(digits_scenario), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One Ray for all tests that need it: two CPUs, and two GPUs that exist only on paper."""
+    import logging
+
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()

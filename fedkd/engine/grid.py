@@ -1,4 +1,4 @@
-"""What fedkd's grids share: a Flower `Grid` whose clients are numbered and whose replies come as they finish."""
+"""What fedkd's grids share: a Flower `Grid` over numbered clients that tells of replies as they come."""
 
 from __future__ import annotations
 

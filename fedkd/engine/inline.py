@@ -20,7 +20,10 @@ class InlineGrid(EngineGrid):
     """
 
     def __init__(
-        self, app: Callable[[Message, Context], Message], make_context: Callable[[int], Context], num_clients: int
+        self,
+        app: Callable[[Message, Context], Message],
+        make_context: Callable[[int], Context],
+        num_clients: int,
     ) -> None:
         super().__init__(num_clients)
         assume_identity()

@@ -91,12 +91,10 @@ class RayGrid(EngineGrid):
         assume_identity()
         owned = assign_clients(costs, actors)
         self._owner = {client: actor for actor, clients in enumerate(owned) for client in clients}
-        self._priority = {
-            client: place for clients in owned for place, client in enumerate(clients)
-        }
+        self._priority = {client: place for clients in owned for place, client in enumerate(clients)}
         references = [ray.put(argument) for argument in arguments]
         actor_class = ray.remote(ClientActor).options(num_cpus=cpus_per_actor, num_gpus=gpus_per_actor)
-        self._actors = [actor_class.remote(make_workload, *references) for _ in range(actors)]
+        self._actors: list[Any] = [actor_class.remote(make_workload, *references) for _ in range(actors)]
 
     def wait_until_ready(self) -> None:
         """Return when every actor is up.

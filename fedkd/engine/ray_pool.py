@@ -97,8 +97,8 @@ def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
         fits = min(fits, int(cluster.gpus / engine.gpus_per_actor + 1e-9))
     if engine.actors is not None and engine.actors > fits:
         raise UserError(
-            f"asks for {engine.actors} actors, but the Ray cluster ({cluster.cpus:g} CPUs, {cluster.gpus:g} GPUs)"
-            f" fits {fits}; lower it or engine.cpus_per_actor",
+            f"asks for {engine.actors} actors, but the Ray cluster ({cluster.cpus:g} CPUs, {cluster.gpus:g}"
+            f" GPUs) fits {fits}; lower it or engine.cpus_per_actor",
             key="engine.actors",
         )
     return min(fits, num_clients, engine.actors or fits)

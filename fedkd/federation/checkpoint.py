@@ -2,7 +2,7 @@
 
     checkpoints/round-00003/server.safetensors        what the server strategy carries
                             client-00004.safetensors  one per client that has a state
-                            manifest.json             round, totals, offsets of the run's files, size of every file
+                            manifest.json             round, totals, offsets of the run's files, file sizes
 
 A checkpoint is written under another name and renamed when it is complete. Clients that did not change since
 the last one are hard links to it. The last two are kept: should the newest be damaged, the one before it is
@@ -158,7 +158,7 @@ def _client_file(client: int) -> str:
 
 
 def _read(path: Path) -> Checkpoint | None:
-    """Return the checkpoint in a folder, or None if a file is missing or not of the size it was written with."""
+    """Return the checkpoint in a folder, or None if a file is missing or not as long as it was written."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
         files: dict[str, int] = manifest["files"]

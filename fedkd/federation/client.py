@@ -161,7 +161,7 @@ class Client:
     # Knowledge and guidance ---------------------------------------------------------------------------
 
     def knowledge(self) -> dict[str, np.ndarray]:
-        """Return what the client uploads: logits [M, C] on the transfer set, and label counts [C] if asked."""
+        """Return what the client uploads: logits [M, C] on the transfer set; label counts [C] if asked."""
         strategy = self._strategy
         if strategy is None or strategy.sends == "nothing":
             return {}

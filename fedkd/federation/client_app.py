@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
@@ -83,7 +84,7 @@ def evaluate(message: Message, context: Context) -> Message:
             client.remember_baseline(round, SPLITS)
         _receive(client, message.content)
         before = client.baseline(round)
-        metrics: dict[str, float] = {msg.NUM_EXAMPLES: client.num_train_samples}
+        metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples}
         for split in SPLITS:
             score = client.evaluate_fused(split, round)
             metrics[f"accuracy_{split}"] = score.accuracy

@@ -98,7 +98,9 @@ def _strategy_class(name: str) -> Any:
     name = name.removeprefix(PREFIX)
     names = flower_strategy_names()
     if name not in names:
-        raise UserError(f"Flower ships no strategy '{name}'; {did_you_mean(name, names)}", key="fusion.strategy")
+        raise UserError(
+            f"Flower ships no strategy '{name}'; {did_you_mean(name, names)}", key="fusion.strategy"
+        )
     return getattr(flower, name)
 
 
@@ -119,20 +121,24 @@ def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
             kind = "list"
         else:
             continue
-        arrays |= {f"{kind}|{attribute}|{name}": item for name, item in value.items()}
+        # The position is kept because Flower's strategies pair arrays up by their order; a file keeps none.
+        arrays |= {
+            f"{kind}|{attribute}|{position:05d}|{name}": item
+            for position, (name, item) in enumerate(value.items())
+        }
     return arrays
 
 
 def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> None:
     """Put back what `strategy_state` returned."""
     groups: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for key, values in arrays.items():
-        kind, attribute, name = key.split("|", 2)
-        groups.setdefault((kind, attribute), {})[name] = values
+    for key in sorted(arrays):
+        kind, attribute, _, name = key.split("|", 3)
+        groups.setdefault((kind, attribute), {})[name] = arrays[key]
     for (kind, attribute), items in groups.items():
         if kind == "record":
             setattr(strategy, attribute, to_record(items))
         elif kind == "list":
-            setattr(strategy, attribute, [items[str(position)] for position in range(len(items))])
+            setattr(strategy, attribute, list(items.values()))
         else:
             setattr(strategy, attribute, items)

@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
+from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.strategy import FusionStrategy, Knowledge
 
 
@@ -129,7 +130,8 @@ class KnowledgeFusion(Strategy):
             }
             known = self._last
         clients = tuple(sorted(known))
-        guidance = self.strategy.fuse(_knowledge(known, clients, round), self._memory)
+        with one_blas_thread():
+            guidance = self.strategy.fuse(_knowledge(known, clients, round), self._memory)
         self._memory = dict(guidance.memory)
         if guidance.weights is not None:
             self.weights = (clients, guidance.weights)

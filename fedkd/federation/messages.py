@@ -1,13 +1,13 @@
 """What the messages of a round carry.
 
-| message                | to the client                              | back                                        |
-|------------------------|--------------------------------------------|---------------------------------------------|
-| `train`                | `config` {server-round, guidance-round}    | `identity` {client}                         |
-|                        | `guidance` {targets} or `arrays` (weights) | `arrays` (logits or weights), `metrics`     |
-| `evaluate`             | the same                                   | `identity`, `metrics`                       |
-| `query.identify`       | nothing                                    | `identity`                                  |
-| `query.export_state`   | nothing                                    | `identity`, `state`                         |
-| `query.import_state`   | `state`                                    | `identity`                                  |
+| message              | to the client                              | back                                   |
+|----------------------|--------------------------------------------|----------------------------------------|
+| `train`              | `config` {server-round, guidance-round},   | `identity` {client}, `metrics`,        |
+|                      | `guidance` {targets} or `arrays` (weights) | `arrays` (logits or weights)           |
+| `evaluate`           | the same                                   | `identity`, `metrics`                  |
+| `query.identify`     | nothing                                    | `identity`                             |
+| `query.export_state` | nothing                                    | `identity`, `state`                    |
+| `query.import_state` | `state`                                    | `identity`                             |
 
 Flower's own strategies send and expect one ArrayRecord `arrays`, one MetricRecord `metrics` and a
 ConfigRecord `config`; knowledge keeps the same keys, so both kinds speak to the same ClientApp.

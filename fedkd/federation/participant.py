@@ -11,9 +11,9 @@ import numpy as np
 from flwr.app import Context, RecordDict
 
 from fedkd.data.federated import FederatedData, load_federated_data
-from fedkd.federation.identity import RUN_ID, node_id_of
 from fedkd.errors import UserError
 from fedkd.federation.client import Client, Workspace
+from fedkd.federation.identity import RUN_ID, node_id_of
 from fedkd.fusion.registry import make_strategy
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import build_model, client_models

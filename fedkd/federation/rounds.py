@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
@@ -53,19 +53,6 @@ class Session:
     resume: bool = False
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        totals: Bytes and seconds of all rounds, those before a resume included.
-        final: Metric to its value for every client in the last round, in client order.
-    """
-
-    totals: Totals
-    final: Mapping[str, Sequence[float]]
-
-
 class Rounds:
     """Runs the rounds of one scenario on one grid.
 
@@ -89,12 +76,11 @@ class Rounds:
         self._node_of_client = self._identify()
         self._changed: set[int] = set()
         self._totals = Totals()
-        self._final: dict[str, list[float]] = {}
 
     # The run ------------------------------------------------------------------------------------------
 
-    def run(self) -> Outcome:
-        """Run every round that is left.
+    def run(self) -> Totals:
+        """Run every round that is left; return what all rounds cost, those before a resume included.
 
         Raises:
             RunFailed: A client or the fusion failed.
@@ -117,10 +103,12 @@ class Rounds:
                         self._save(round, store)
                     if stopping:
                         store.wait()
-                        raise Interrupted(f"stopped after round {round} of {scenario.rounds}; the state is saved")
+                        raise Interrupted(
+                            f"stopped after round {round} of {scenario.rounds}; the state is saved"
+                        )
         finally:
             store.close()
-        return Outcome(self._totals, self._final)
+        return self._totals
 
     def _run_round(self, round: int) -> None:
         scenario = self._scenario
@@ -169,7 +157,7 @@ class Rounds:
         except TrainingDiverged as error:
             raise RunFailed(str(error), round=round) from error
         if weights is not None:
-            self._weights = weights
+            self._weights = _in_precision_of(self._weights, weights)
         self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
         losses = {client: _metrics(reply)["train_loss"] for client, reply in replies.items()}
         return self._record(round, "train", "loss", losses)
@@ -199,14 +187,12 @@ class Rounds:
         self._changed.update(c for c, node in self._node_of_client.items() if node in set(guided))
         rows = {client: _metrics(reply) for client, reply in replies.items()}
         means = {}
-        self._final = {}
         for split in ("local", "global"):
             for metric in EVALUATED:
                 values = {client: row[f"{metric}_{split}"] for client, row in rows.items()}
                 measured = {client: value for client, value in values.items() if not isnan(value)}
                 if measured:
                     means[f"{split}/{metric}"] = self._record(round, split, metric, measured)
-                    self._final[f"{metric}_{split}"] = list(measured.values())
         return means
 
     def _record(self, round: int, split, metric: str, values: Mapping[int, float]) -> float:
@@ -277,12 +263,13 @@ class Rounds:
         started = time.perf_counter()
         self._observer.phase(round, "save", 0, 1)
         nodes = [self._node_of_client[client] for client in sorted(self._changed)]
-        replies = self._grid.send_and_receive([Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes])
+        replies = self._grid.send_and_receive(
+            [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
+        )
         states = {}
         for reply in replies:
             if reply.has_error():
                 raise RunFailed(_first_line(reply), round=round)
-            # Copied: in the inline engine the next round trains in the very arrays that are being written.
             states[msg.sender(reply)] = from_record(reply.content.array_records[msg.STATE])
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
@@ -308,7 +295,9 @@ class Rounds:
         else:
             restore_strategy(self._strategy, state)
         requests = [
-            Message(RecordDict({msg.STATE: to_record(arrays)}), self._node_of_client[client], msg.IMPORT_STATE)
+            Message(
+                RecordDict({msg.STATE: to_record(arrays)}), self._node_of_client[client], msg.IMPORT_STATE
+            )
             for client, arrays in checkpoint.clients.items()
         ]
         for reply in self._grid.send_and_receive(requests):
@@ -322,6 +311,19 @@ def _wait_for_nodes(grid: Grid, expected: int, patience: float = 60.0) -> list[i
     while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < deadline:
         time.sleep(0.5)
     return nodes
+
+
+def _in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:
+    """Return fused weights in the model's own types.
+
+    Some strategies compute in float64, and their result would travel at twice the size.
+    """
+    arrays = {}
+    for name, array in fused.items():
+        wanted = np.dtype(model[name].dtype)
+        values = np.rint(array.numpy()) if np.issubdtype(wanted, np.integer) else array.numpy()
+        arrays[name] = np.asarray(values, dtype=wanted)
+    return to_record(arrays)
 
 
 def _metrics(reply: Message) -> dict[str, float]:

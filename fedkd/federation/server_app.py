@@ -9,12 +9,13 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
+from fedkd.federation.checkpoint import Totals
 from fedkd.federation.flower_strategies import make_flower_strategy
 from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.participant import exchanges_weights, fusion_strategy, initial_weights, scenario_of
-from fedkd.federation.rounds import Outcome, Rounds, Session
-from fedkd.run_folder import create_run_folder, write_outcome
+from fedkd.federation.rounds import Rounds, Session
+from fedkd.run_folder import create_run_folder, finish_run
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.progress import make_progress
 
@@ -37,7 +38,7 @@ class ServerContext(Context):
         self.scenario = scenario
         self.weights = weights
         self.session = session
-        self.outcome: Outcome | None = None
+        self.totals: Totals | None = None
 
 
 def server_strategy(scenario: Scenario) -> Strategy:
@@ -52,7 +53,7 @@ def server_strategy(scenario: Scenario) -> Strategy:
 def main(grid: Grid, context: Context) -> None:
     """Run the scenario on whatever grid this is."""
     if isinstance(context, ServerContext):
-        context.outcome = Rounds(
+        context.totals = Rounds(
             context.scenario, grid, server_strategy(context.scenario), context.weights, context.session
         ).run()
         return
@@ -63,5 +64,5 @@ def main(grid: Grid, context: Context) -> None:
     weights = initial_weights(scenario) if exchanges_weights(scenario) else {}
     with make_progress(quiet=False) as observer:
         session = Session(folder, observer)
-        outcome = Rounds(scenario, grid, server_strategy(scenario), weights, session).run()
-        write_outcome(scenario, folder, outcome, "done", observer)
+        totals = Rounds(scenario, grid, server_strategy(scenario), weights, session).run()
+        finish_run(scenario, folder, totals, observer)

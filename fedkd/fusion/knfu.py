@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import DIVERGENCES, prediction_cosine, prediction_kl
@@ -101,9 +100,8 @@ class KnFu(FusionStrategy):
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         p, kept = self._class_distributions(q, knowledge, memory)
-        with one_blas_thread():
-            weights = self._weights(self._distances(p, q), knowledge)
-            targets = combine(weights, q, expertise=p if self.per_class else None)
+        weights = self._weights(self._distances(p, q), knowledge)
+        targets = combine(weights, q, expertise=p if self.per_class else None)
         return Guidance(targets, weights, kept)
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:

@@ -22,7 +22,12 @@ def resolve_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("is 'cuda', but torch sees no GPU here; use 'auto' or 'cpu'", key="engine.device")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if available and name != "cpu":
+        # cuDNN's fastest algorithms differ from run to run in the last bit.
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        return torch.device("cuda")
+    return torch.device("cpu")
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
