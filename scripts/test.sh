@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Run the test suite. Arguments are passed on to pytest, e.g. -k knfu, or -m slow for the long anchors.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh" test
+exec .venv/bin/python -m pytest "$@"
