@@ -8,11 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fedkd.errors import Interrupted, RunFailed
 from fedkd.run_folder import create_run_folder, finish_run, locked, scenario_of_run
@@ -62,8 +64,10 @@ def run(
     """
     if not isinstance(scenario, Scenario):
         scenario = load_scenario(Path(scenario))
-    with _Setup(scenario) as setup:  # the folder is made when nothing in the scenario is wrong any more
-        return setup.work(create_run_folder(scenario, Path(out) if out else None), observers, resume=False)
+    with _watched(scenario, observers) as observer, _engine(scenario, observer) as engine:
+        # Only now: the folder of a run that cannot start would be in the way of the next try.
+        folder = create_run_folder(scenario, Path(out) if out else None)
+        return _work(scenario, folder, engine, observer, resume=False)
 
 
 def resume(folder: str | Path, *, observers: Sequence[RunObserver] = ()) -> RunResult:
@@ -82,89 +86,81 @@ def resume(folder: str | Path, *, observers: Sequence[RunObserver] = ()) -> RunR
     """
     folder = Path(folder).absolute()
     scenario = scenario_of_run(folder)
-    with _Setup(scenario) as setup:
-        return setup.work(folder, observers, resume=True)
+    with _watched(scenario, observers) as observer, _engine(scenario, observer) as engine:
+        return _work(scenario, folder, engine, observer, resume=True)
 
 
-class _Setup:
-    """Everything between a scenario and its rounds: data, engine, signals."""
+def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
+    """Return the observers as one, with wandb among them if the scenario asks for it."""
+    everyone = list(observers)
+    if scenario.tracking.wandb is not None:
+        from fedkd.tracking.wandb_logger import WandbLogger
 
-    def __init__(self, scenario: Scenario) -> None:
-        os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-        self._scenario = scenario
-        self._grid: EngineGrid | None = None
-        self._cluster: Any = None
+        everyone.append(WandbLogger(warn=Observers(observers).message))
+    return Observers(everyone)
 
-    def __enter__(self) -> _Setup:
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._grid is not None:
-            self._grid.close()
-        if self._cluster is not None:
-            self._cluster.close()
+@dataclass(frozen=True)
+class _Engine:
+    """A started engine, and the weights that a strategy of Flower starts from (empty for knowledge)."""
 
-    def _start(self) -> None:
-        scenario = self._scenario
+    grid: EngineGrid
+    weights: dict[str, np.ndarray]
+
+
+@contextmanager
+def _engine(scenario: Scenario, observer: RunObserver) -> Iterator[_Engine]:
+    """Load the data, start the engine, and stop it at the end."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    with ExitStack() as stack:
         if scenario.engine.kind == "inline":
+            data = _load(scenario, observer)
             from fedkd.engine.clients import inline_grid
 
-            data = _load(scenario)
-            self._grid = inline_grid(scenario, data)
+            grid: EngineGrid = inline_grid(scenario, data)
         else:
             from fedkd.engine.ray_pool import connect
 
+            observer.message("starting Ray and loading the data")
             # Ray takes seconds to start; the data and torch load meanwhile.
             with ThreadPoolExecutor(max_workers=1) as background:
-                loading: Future[FederatedData] = background.submit(_load, scenario)
-                self._cluster = connect(scenario.engine)
+                loading: Future[FederatedData] = background.submit(_load, scenario, observer)
+                cluster = connect(scenario.engine)
+                stack.callback(cluster.close)
                 data = loading.result()
             from fedkd.engine.clients import ray_grid
 
-            self._grid = ray_grid(scenario, data, self._cluster)
+            grid = ray_grid(scenario, data, cluster)
+        stack.callback(grid.close)
         from fedkd.federation.participant import LocalClients, exchanges_weights
 
-        self._weights = LocalClients(scenario, data).initial_weights() if exchanges_weights(scenario) else {}
-
-    def work(self, folder: Path, observers: Sequence[RunObserver], *, resume: bool) -> RunResult:
-        from fedkd.federation.rounds import Session
-        from fedkd.federation.server_app import ServerContext, app
-
-        assert self._grid is not None
-        everyone = list(observers)
-        if self._scenario.tracking.wandb is not None:
-            from fedkd.tracking.wandb_logger import WandbLogger
-
-            everyone.append(WandbLogger(warn=Observers(observers).message))
-        with (
-            locked(folder),
-            _quiet_flower(),
-            Observers(everyone) as observer,
-            _stop_signals(observer) as stop,
-        ):
-            session = Session(folder, observer, stop.is_set, resume)
-            context = ServerContext(self._scenario, self._weights, session)
-            try:
-                app(self._grid, context)
-            except (Interrupted, KeyboardInterrupt) as error:
-                told = str(error) or "stopped at once; the last checkpoint is saved"
-                raise Interrupted(f"{told}; go on with: fedkd resume {folder}") from None
-            except RunFailed as error:
-                raise _explained(error, folder) from error
-            assert context.totals is not None
-            summary = finish_run(self._scenario, folder, context.totals, observer)
-        return RunResult(folder, summary)
+        weights = LocalClients(scenario, data).initial_weights() if exchanges_weights(scenario) else {}
+        yield _Engine(grid, weights)
 
 
-def _load(scenario: Scenario) -> FederatedData:
+def _load(scenario: Scenario, observer: RunObserver) -> FederatedData:
     from fedkd.data.federated import load_federated_data
 
-    return load_federated_data(scenario)
+    return load_federated_data(scenario, progress=observer.message)
+
+
+def _work(
+    scenario: Scenario, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool
+) -> RunResult:
+    from fedkd.federation.rounds import Session
+    from fedkd.federation.server_app import ServerContext, app
+
+    with locked(folder), _quiet_flower(), _stop_signals(observer) as stop:
+        context = ServerContext(scenario, engine.weights, Session(folder, observer, stop.is_set, resume))
+        try:
+            app(engine.grid, context)
+        except (Interrupted, KeyboardInterrupt) as error:
+            told = str(error) or "stopped at once; the last checkpoint is saved"
+            raise Interrupted(f"{told}; go on with: fedkd resume {folder}") from None
+        except RunFailed as error:
+            raise _explained(error, folder) from error
+        assert context.totals is not None
+        return RunResult(folder, finish_run(scenario, folder, context.totals, observer))
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:
