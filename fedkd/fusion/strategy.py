@@ -1,9 +1,9 @@
-"""What a fusion strategy is: hyper-parameters, one pure `fuse`, and the loss its clients minimise."""
+"""What a fusion strategy is: hyper-parameters, one pure `fuse`, and what its clients send and learn."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -11,9 +11,14 @@ import numpy as np
 from pydantic import ConfigDict
 
 from fedkd.errors import TrainingDiverged
+from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss, ServerSide
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Need = Literal["gradients", "features", "weights", "transfer_labels"]
+"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send;
+labels of the transfer set on the server."""
 
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -34,6 +39,11 @@ class Knowledge:
         label_counts: Training samples of each class, `[N, C]`; only for a strategy that `needs_label_counts`.
         age: Rounds since each row was computed, `[N]`; 0 is this round, and None means all are. Above 0 only
             for a strategy with a `stale_decay`.
+        extra: What else the strategy's `upload` sends, by name: one array per client, in client order, of
+            shapes that may differ.
+        request: Indices of the transfer samples asked for this round, `[M]`; None: the whole transfer set.
+        labels: True labels of these samples, `[M]` int64; only for a strategy that needs `transfer_labels`.
+        server: What the server can compute with; only for a strategy that needs `weights`.
 
     Raises:
         ValueError: The arrays disagree about N.
@@ -45,6 +55,10 @@ class Knowledge:
     samples: np.ndarray
     label_counts: np.ndarray | None = None
     age: np.ndarray | None = None
+    extra: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
+    request: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    server: ServerSide | None = None
 
     def __post_init__(self) -> None:
         if list(self.clients) != sorted(set(self.clients)):
@@ -72,11 +86,15 @@ class Guidance:
             `fuse` and its `loss`. None: there is nothing to learn.
         weights: How much each receiver (row) took from each sender (column), `[N, N]`; a diagnostic.
         memory: Arrays that the strategy wants to be handed next round; they are saved in checkpoints.
+        shared: Further arrays that every client receives, by name.
+        personal: Further arrays of each client, in client order.
     """
 
     targets: np.ndarray | None
     weights: np.ndarray | None = None
     memory: dict[str, np.ndarray] = field(default_factory=dict)
+    shared: Arrays = field(default_factory=dict)
+    personal: Sequence[Arrays] = ()
 
 
 class FusionStrategy(ABC):
@@ -103,10 +121,14 @@ class FusionStrategy(ABC):
 
     name: ClassVar[str]
     """Name in scenarios and reports."""
-    sends: ClassVar[Literal["logits", "nothing"]] = "logits"
-    """What a client uploads."""
+    sends: ClassVar[str] = "logits"
+    """What a client uploads, for people; `"nothing"` means that no message carries knowledge."""
     paper: ClassVar[str] = ""
     """Where the strategy comes from."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What clients and server must offer; a scenario that cannot is refused."""
+    teaches_locally: ClassVar[bool] = False
+    """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
 
     @property
     def needs_label_counts(self) -> bool:
@@ -118,6 +140,20 @@ class FusionStrategy(ABC):
         """Weight factor per round of age of a missing client's last knowledge; None: it is left out."""
         return None
 
+    # On the server ------------------------------------------------------------------------------------
+
+    def request(
+        self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
+    ) -> np.ndarray | None:
+        """Return the transfer samples that clients shall predict this round, ascending; None: all of them.
+
+        Args:
+            transfer_size: Number of transfer samples M.
+            memory: `Guidance.memory` of the previous round.
+            generator: The round's own generator.
+        """
+        return None
+
     @abstractmethod
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Turn all clients' knowledge into every client's guidance.
@@ -127,6 +163,30 @@ class FusionStrategy(ABC):
             memory: `Guidance.memory` of the previous round; empty in the first.
         """
 
+    # On a client --------------------------------------------------------------------------------------
+
+    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+        """Return what a client sends after local training: by default its logits, `[M, C]`.
+
+        `logits` and `label_counts` reach `fuse` under these names, everything else in `Knowledge.extra`.
+        """
+        arrays = {"logits": client.logits()}
+        if self.needs_label_counts:
+            arrays["label_counts"] = client.label_counts()
+        return arrays
+
+    def apply(self, client: ClientSide, guidance: Arrays) -> None:
+        """Learn from guidance: by default distil `targets` on the transfer set, minimising `loss`."""
+        client.distil(guidance["targets"], guidance.get("samples"))
+
+    def local_loss(self, guidance: Arrays) -> LocalLoss | None:
+        """Return what kept guidance adds to the loss of local training, if the strategy `teaches_locally`.
+
+        Args:
+            guidance: The client's last guidance.
+        """
+        return None
+
     @abstractmethod
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return what a client minimises on a batch of the transfer set, a scalar.
@@ -135,3 +195,10 @@ class FusionStrategy(ABC):
             student_logits: The client's own logits, `[B, C]`.
             targets: The same samples' rows of its guidance, `[B, C]`.
         """
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets `[M, C]` as probabilities, for clients that do not learn by gradients.
+
+        Override it where the targets of `fuse` are not probabilities.
+        """
+        return targets
