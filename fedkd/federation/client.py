@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.federated import ClientData
+from fedkd.errors import TrainingDiverged
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import build_model
 from fedkd.randomness import derive_seed, numpy_generator, torch_generator
@@ -161,11 +162,17 @@ class Client:
     # Knowledge and guidance ---------------------------------------------------------------------------
 
     def knowledge(self) -> dict[str, np.ndarray]:
-        """Return what the client uploads: logits [M, C] on the transfer set; label counts [C] if asked."""
+        """Return what the client uploads: logits [M, C] on the transfer set; label counts [C] if asked.
+
+        Raises:
+            TrainingDiverged: The model predicts nothing any more.
+        """
         strategy = self._strategy
         if strategy is None or strategy.sends == "nothing":
             return {}
         logits = predict_logits(self.model, prepare_inputs(self._data.transfer_x, self._device))
+        if logits.isnan().any():
+            raise TrainingDiverged("predictions are not numbers (NaN); a lower training.lr may help")
         arrays = {"logits": logits.cpu().numpy().astype(self._scenario.fusion.upload_dtype)}
         if strategy.needs_label_counts:
             arrays["label_counts"] = np.bincount(self._data.train_y, minlength=self._data.classes)

@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
 from fedkd.fusion.blas import one_blas_thread
-from fedkd.fusion.strategy import FusionStrategy, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,10 @@ class KnowledgeFusion(Strategy):
             }
             known = self._last
         clients = tuple(sorted(known))
+        knowledge = _knowledge(known, clients, round)
         with one_blas_thread():
-            guidance = self.strategy.fuse(_knowledge(known, clients, round), self._memory)
+            guidance = self.strategy.fuse(knowledge, self._memory)
+        _check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
         if guidance.weights is not None:
             self.weights = (clients, guidance.weights)
@@ -195,6 +197,23 @@ def _knowledge(known: Mapping[int, LastKnowledge], clients: tuple[int, ...], rou
         label_counts=np.stack(counts) if counts else None,
         age=np.array([round - item.round for item in items], dtype=np.int64),
     )
+
+
+def _check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
+    """Check what a strategy returned: a slip of its own would surface in a client, far from its cause."""
+    if not isinstance(guidance, Guidance):
+        raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
+    targets, logits = guidance.targets, knowledge.logits
+    if targets is None or logits is None:
+        return
+    allowed = [list(logits.shape), list(logits.shape[1:])]
+    if list(np.shape(targets)) not in allowed:
+        raise ValueError(
+            f"the guidance's targets have shape {list(np.shape(targets))};"
+            f" must be {allowed[0]}, or {allowed[1]} shared by all"
+        )
+    if np.isnan(targets).any():
+        raise ValueError("the guidance's targets are not all numbers (NaN)")
 
 
 def _mean_metrics(replies: list[Message]) -> MetricRecord | None:

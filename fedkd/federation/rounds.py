@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import isnan
@@ -156,6 +157,13 @@ class Rounds:
             weights, _ = self._strategy.aggregate_train(round, list(replies.values()))
         except TrainingDiverged as error:
             raise RunFailed(str(error), round=round) from error
+        except Exception as error:
+            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RunFailed(
+                f"strategy '{scenario.fusion.strategy}' raised {first_line}",
+                round=round,
+                details=traceback.format_exc(),
+            ) from error
         if weights is not None:
             self._weights = _in_precision_of(self._weights, weights)
         self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
