@@ -1,0 +1,101 @@
+"""What a strategy may use of a client and of the server, without knowing how either works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Arrays = Mapping[str, np.ndarray]
+Architecture = str
+"""Names a model and its arguments; clients of one architecture have weights of the same shapes."""
+
+LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
+"""Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
+`[B]` of a private batch to a scalar that is added to the cross entropy."""
+
+ServerLoss = Callable[..., "Tensor"]
+"""Logits `[B, C]` and the batch's rows of every target array to a scalar."""
+
+
+class ClientSide(Protocol):
+    """A client as the client half of a strategy sees it."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+
+    def logits(self) -> np.ndarray:
+        """Predict the requested transfer samples in evaluation mode: `[M, C]` float32."""
+
+    def label_counts(self) -> np.ndarray:
+        """Count the client's training samples of each class: `[C]` int64."""
+
+    def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
+        """Average outputs over the client's training samples of each class, in evaluation mode.
+
+        Returns:
+            `[C, K]` float32; zeros where the client has no sample of the class.
+        """
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return copies of all parameters and buffers by name."""
+
+    def load_weights(self, weights: Arrays) -> None:
+        """Replace all parameters and buffers."""
+
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
+        """Train on the transfer set to lower the strategy's `loss`, with the scenario's `distill_` settings.
+
+        Args:
+            targets: `[K, C]`, one row per sample.
+            samples: Indices of the transfer samples the rows belong to, `[K]`; None: the whole transfer set.
+        """
+
+
+class ServerSide(Protocol):
+    """The server as a strategy sees it that trains models there."""
+
+    def architecture_of(self, client: int) -> Architecture:
+        """Return the architecture of a client's model."""
+
+    def architecture(self, model: str, args: Mapping[str, Any]) -> Architecture:
+        """Return the architecture of a model of the zoo or of a plug-in."""
+
+    def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
+        """Return the weights of a fresh model, the same whenever it is asked."""
+
+    def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
+        """Predict the transfer set in evaluation mode: `[M, C]` float32."""
+
+    def train(
+        self,
+        architecture: Architecture,
+        weights: Arrays,
+        targets: tuple[np.ndarray, ...],
+        loss: ServerLoss,
+        *,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        validation: float = 0.0,
+        patience: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Train a model on the transfer set with Adam and a cosine schedule; return its new weights.
+
+        Args:
+            architecture: What to train.
+            weights: Where it starts.
+            targets: Arrays `[M, ...]`, one row per transfer sample.
+            loss: Called with the logits of a batch and its rows of every array in `targets`.
+            epochs: At most so many passes.
+            batch_size: Samples a step.
+            lr: Initial learning rate.
+            validation: Share of the transfer set that is kept apart to stop on.
+            patience: Stop after so many epochs without a lower loss there, and return the best weights; 0:
+                never stop early.
+        """
