@@ -128,6 +128,38 @@ class Fusion(Section):
     """Precision of uploaded logits."""
 
 
+class Heterogeneity(Section):
+    """How clients' data differ beyond their labels. Every draw is per client, once for the run."""
+
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    """Each client's images are turned by an angle of its own, uniform within ± this many degrees."""
+    noise: Annotated[float, Field(ge=0.0)] = 0.0
+    """Each client's samples carry Gaussian noise of its own standard deviation, uniform up to this; in units
+    of the normalised data."""
+    colour: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Each client's channels are scaled by factors of its own, uniform within 1 ± this."""
+    label_noise: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Each client trains on labels of which a share of its own, uniform up to this, is replaced by another
+    class. Its test labels stay true."""
+
+
+class Faults(Section):
+    """Clients that are hostile, absent or slow."""
+
+    poisoned: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of clients that are poisoned, drawn once; their own accuracy is left out of the means."""
+    poison: Literal["random", "flipped", "imitation"] = "random"
+    """What a poisoned client uploads: `random` predictions; those of a model trained on `flipped` labels;
+    `imitation`: random predictions with the class distribution of a victim's, which fools class-distribution
+    weights."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability that a client that was sampled for a round does not take part in it; one always does."""
+    stragglers: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Probability that a client is slow in a round and does only `straggler_work` of its local training."""
+    straggler_work: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of its training samples a slow client gets through, once."""
+
+
 class TaskStream(Section):
     """The stream of tasks that every client learns."""
 
@@ -215,6 +247,8 @@ class Scenario(Section):
     """The mix of client models."""
     training: Training = Training()
     fusion: Fusion = Fusion()
+    heterogeneity: Heterogeneity = Heterogeneity()
+    faults: Faults = Faults()
     continual: Continual | None = None
     engine: Engine = Engine()
     tracking: Tracking = Tracking()
