@@ -19,11 +19,15 @@ class ScenarioWorkload:
     Args:
         scenario_json: The resolved scenario.
         data: The federation's data; its arrays lie in shared memory.
-        on_gpu: Whether the actor holds a share of a GPU.
     """
 
     def __init__(self, scenario_json: str, data: FederatedData) -> None:
-        self._clients = LocalClients(Scenario.model_validate_json(scenario_json), data)
+        scenario = Scenario.model_validate_json(scenario_json)
+        if scenario.engine.device == "auto" and scenario.engine.gpus_per_actor == 0:
+            # Ray hides no GPU from an actor that holds no share of one.
+            engine = scenario.engine.model_copy(update={"device": "cpu"})
+            scenario = scenario.model_copy(update={"engine": engine})
+        self._clients = LocalClients(scenario, data)
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""

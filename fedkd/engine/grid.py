@@ -5,15 +5,13 @@ from __future__ import annotations
 import traceback
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from uuid import uuid4
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedkd.federation.identity import RUN_ID, node_id_of
-
-CLIENT_RAISED = 2  # Flower's code for a ClientApp that raised an exception
+from fedkd.federation.identity import RUN_ID, give_id, node_id_of
+from fedkd.federation.messages import CLIENT_RAISED
 
 OnReply = Callable[[int, int], None]
 
@@ -88,21 +86,22 @@ class EngineGrid(Grid):
 
     def _exchange(self, messages: list[Message]) -> Iterator[Message]:
         for message in messages:
-            message.metadata.__dict__["_message_id"] = uuid4().hex
+            give_id(message)
         for done, reply in enumerate(self._execute(messages), start=1):
             if self.on_reply is not None:
                 self.on_reply(done, len(messages))
             yield reply
 
 
-def answer(app: Callable, message: Message, context) -> Message:
-    """Let a ClientApp handle a message; an exception becomes an error reply, as on Flower's runtimes.
+def answer(work: Callable[[Message, int], Message], message: Message, client: int) -> Message:
+    """Let a client handle a message; an exception becomes an error reply, as on Flower's runtimes.
 
-    The first line of the error's reason names the exception, the rest is its traceback.
+    The first line of the error's reason names the exception, the rest is its traceback. A client that calls
+    `sys.exit` has failed like any other: it must not take the run with it without a word.
     """
     try:
-        return app(message, context)
-    except Exception as error:
+        return work(message, client)
+    except (Exception, SystemExit) as error:
         first_line = f"{type(error).__name__}: {error}".splitlines()[0]
         reason = f"{first_line}\n{traceback.format_exc()}"
         return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)

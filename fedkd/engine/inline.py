@@ -33,10 +33,12 @@ class InlineGrid(EngineGrid):
 
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
         for message in messages:
-            node_id = message.metadata.dst_node_id
-            if node_id not in self._contexts:
-                self._contexts[node_id] = self._make_context(client_of(node_id))
-            yield answer(self._app, message, self._contexts[node_id])
+            yield answer(self._work, message, client_of(message.metadata.dst_node_id))
+
+    def _work(self, message: Message, client: int) -> Message:
+        if client not in self._contexts:
+            self._contexts[client] = self._make_context(client)
+        return self._app(message, self._contexts[client])
 
     def close(self) -> None:
         """Forget every client."""

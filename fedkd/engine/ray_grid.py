@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import ray
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
-from fedkd.engine.grid import CLIENT_RAISED, EngineGrid, answer
+from fedkd.engine.grid import EngineGrid, answer
 from fedkd.engine.schedule import assign_clients
-from fedkd.federation.identity import assume_identity, client_of
+from fedkd.federation.identity import assume_identity, client_of, with_content
+from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED
 
 POLL_SECONDS = 0.1
 
@@ -39,11 +40,21 @@ class ClientActor:
     def __init__(self, make_workload: Any, *arguments: Any) -> None:
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
         assume_identity()
-        self._workload: Workload = make_workload(*arguments)
         self._contexts: dict[int, Context] = {}
+        self._failure: Exception | None = None
+        try:
+            self._workload: Workload = make_workload(*arguments)
+        except Exception as error:  # of one that leaves a constructor, Ray passes on nothing but the text
+            self._failure = error
 
     def ready(self) -> bool:
-        """Answer once the actor is up."""
+        """Answer once the actor is up.
+
+        Raises:
+            Exception: What the workload raised while it was being made.
+        """
+        if self._failure is not None:
+            raise self._failure
         return True
 
     def handle(self, message: Message, names: Sequence[str], *shared: ArrayRecord) -> Message:
@@ -56,10 +67,12 @@ class ClientActor:
         """
         for name, record in zip(names, shared, strict=True):
             message.content[name] = record
-        client = client_of(message.metadata.dst_node_id)
+        return answer(self._work, message, client_of(message.metadata.dst_node_id))
+
+    def _work(self, message: Message, client: int) -> Message:
         if client not in self._contexts:
             self._contexts[client] = self._workload.context(client)
-        return answer(self._workload.app, message, self._contexts[client])
+        return self._workload.app(message, self._contexts[client])
 
 
 class RayGrid(EngineGrid):
@@ -104,22 +117,46 @@ class RayGrid(EngineGrid):
         """
         try:
             ray.get([actor.ready.remote() for actor in self._actors])
-        except ray.exceptions.ActorDiedError as error:
-            cause = getattr(error, "cause", None)
-            raise (cause or error) from error
+        except RayTaskError as error:
+            raise error.cause from error
 
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
         shared = self._put_shared_records(messages)
         by_priority = sorted(messages, key=lambda m: self._priority[client_of(m.metadata.dst_node_id)])
-        waiting: dict[Any, Message] = {}
+        waiting: dict[Any, Message] = {}  # in the order in which each actor works through them
         for message in by_priority:
             light, names, references = _without_shared(message, shared)
             actor = self._actors[self._owner[client_of(message.metadata.dst_node_id)]]
             waiting[actor.handle.remote(light, names, *references)] = message
+        died_with: dict[int, int] = {}  # actor to the client it was working for when it died
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
-            for reference in done:
-                yield _collect(reference, waiting.pop(reference))
+            for reference in sorted(done, key=list(waiting).index):
+                try:
+                    reply = ray.get(reference)
+                except RayError as error:
+                    reply = self._lost(waiting[reference], error, waiting.values(), died_with)
+                del waiting[reference]
+                yield reply
+
+    def _lost(
+        self, message: Message, error: RayError, waiting: Iterable[Message], died_with: dict[int, int]
+    ) -> Message:
+        """Return the error reply to a message whose actor died.
+
+        All that an actor had yet to do is lost with it; the first of it was the work that it died of.
+        """
+        client = client_of(message.metadata.dst_node_id)
+        actor = self._owner[client]
+        if actor not in died_with:
+            unanswered = (client_of(other.metadata.dst_node_id) for other in waiting)
+            died_with[actor] = next(other for other in unanswered if self._owner[other] == actor)
+        if died_with[actor] == client:
+            cause = str(error).strip().rpartition("Worker exit detail: ")[-1].splitlines()[0]
+            failure = Error(CLIENT_DIED, f"its Ray actor died: {cause}")
+        else:
+            failure = Error(NOT_HANDLED, f"its Ray actor died while it worked for client {died_with[actor]}")
+        return Message(failure, reply_to=message)
 
     @staticmethod
     def _put_shared_records(messages: list[Message]) -> dict[int, ray.ObjectRef]:
@@ -148,16 +185,4 @@ def _without_shared(
     if not names:
         return message, [], []
     kept = RecordDict({name: record for name, record in message.content.items() if name not in names})
-    light = Message.__new__(Message)
-    light.__dict__.update(message.__dict__, _content=kept)
-    return light, names, [shared[id(records[name])] for name in names]
-
-
-def _collect(reference: ray.ObjectRef, message: Message) -> Message:
-    try:
-        return ray.get(reference)
-    except RayActorError as error:
-        reason = f"its Ray actor died: {str(error).strip().splitlines()[0]}"
-    except RayError as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)
+    return with_content(message, kept), names, [shared[id(records[name])] for name in names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Engine
 
-# Read by Ray's processes when they start. The first: an actor without a share of a GPU must still see none.
+# Read by Ray's processes when they start. The first: Ray leaves the visible GPUs as they are where an actor
+# holds no share of one, which it otherwise announces as its future default with a warning.
 _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
@@ -94,7 +94,11 @@ def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
                 f"asks for {engine.gpus_per_actor:g} GPUs an actor, but the Ray cluster has {cluster.gpus:g}",
                 key="engine.gpus_per_actor",
             )
-        fits = min(fits, int(cluster.gpus / engine.gpus_per_actor + 1e-9))
+        if engine.gpus_per_actor > 1 and engine.gpus_per_actor % 1:
+            raise UserError(
+                f"must be a whole number above 1, got {engine.gpus_per_actor:g}", key="engine.gpus_per_actor"
+            )
+        fits = min(fits, _gpu_shares(cluster.gpus, engine.gpus_per_actor))
     if engine.actors is not None and engine.actors > fits:
         raise UserError(
             f"asks for {engine.actors} actors, but the Ray cluster ({cluster.cpus:g} CPUs, {cluster.gpus:g}"
@@ -104,17 +108,8 @@ def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
     return min(fits, num_clients, engine.actors or fits)
 
 
-def silence_ray_logs() -> contextlib.AbstractContextManager[None]:
-    """Keep Ray's warnings out of the user's terminal while the block runs."""
-
-    @contextlib.contextmanager
-    def quiet():
-        logger = logging.getLogger("ray")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-    return quiet()
+def _gpu_shares(gpus: float, share: float) -> int:
+    """Return how many shares the GPUs have; a share of less than one GPU lies within a single GPU."""
+    if share >= 1:
+        return int(gpus / share)
+    return int(gpus) * int(1 / share + 1e-9)

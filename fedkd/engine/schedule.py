@@ -24,9 +24,9 @@ def assign_clients(costs: Sequence[float], actors: int) -> list[list[int]]:
     base = median(costs) if costs else 0.0
     order = sorted(range(len(costs)), key=lambda client: (-costs[client], client))
     owned: list[list[int]] = [[] for _ in range(actors)]
-    heap = [(0.0, actor) for actor in range(actors)]
+    heap = [(0.0, 0, actor) for actor in range(actors)]  # ties: to the actor with the fewest clients
     for client in order:
-        load, actor = heapq.heappop(heap)
+        load, clients, actor = heapq.heappop(heap)
         owned[actor].append(client)
-        heapq.heappush(heap, (load + costs[client] + base, actor))
+        heapq.heappush(heap, (load + costs[client] + base, clients + 1, actor))
     return owned

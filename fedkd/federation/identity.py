@@ -1,11 +1,14 @@
-"""The one place where fedkd touches a name of Flower that is not public.
+"""The one place where fedkd touches what is not public in Flower. Holds for flwr 1.41.
 
-Building a `flwr.app.Message` reads the identity of the running task. Flower's own runtimes set it; an
-engine that is not one of them has to. Holds for flwr 1.41.
+Building a `flwr.app.Message` reads the identity of the running task. Flower's own runtimes set it, and give
+messages their ids; an engine that is not one of them has to.
 """
 
 from __future__ import annotations
 
+from uuid import uuid4
+
+from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 RUN_ID = 1
@@ -17,6 +20,18 @@ def assume_identity(node_id: int = SERVER_NODE_ID) -> None:
     TaskIdentity.run_id = RUN_ID
     TaskIdentity.task_id = 1
     TaskIdentity.node_id = node_id
+
+
+def give_id(message: Message) -> None:
+    """Give a message that is about to be sent an id of its own, which its reply names."""
+    message.metadata.__dict__["_message_id"] = uuid4().hex
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """Return the same message, with the same id, around other content."""
+    copied = Message.__new__(Message)
+    copied.__dict__.update(message.__dict__, _content=content)
+    return copied
 
 
 def node_id_of(client: int) -> int:

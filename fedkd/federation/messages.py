@@ -38,6 +38,11 @@ NUM_EXAMPLES = "num-examples"
 TARGETS = "targets"
 CLIENT = "client"
 
+# Codes of error replies; the numbers are Flower's own for these cases.
+CLIENT_RAISED = 2
+NOT_HANDLED = 4
+CLIENT_DIED = 5
+
 
 def identity(client: int) -> ConfigRecord:
     """Return the record by which a reply says which client it is from."""
