@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.catalogue import toml_value
-from fedkd.errors import UserError
+from fedkd.tracking.wording import size
 
 if TYPE_CHECKING:
     from fedkd.data.federated import FederatedData
@@ -29,7 +29,7 @@ def check(scenario: Scenario, progress: Callable[[str], None] | None = None) -> 
     from fedkd.data.federated import load_federated_data
 
     sampled = scenario.clients_per_round or scenario.data.clients
-    yield _row("scenario", f"{scenario.name}, {scenario.rounds} rounds, seed {scenario.seed}")
+    yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_federated_data(scenario, progress)
     yield from _data_rows(scenario, data)
     parameters = []
@@ -40,7 +40,7 @@ def check(scenario: Scenario, progress: Callable[[str], None] | None = None) -> 
     yield _row("strategy", f"{scenario.fusion.strategy}{': ' * bool(hyperparameters)}{hyperparameters}")
     yield _row("engine", scenario.engine.kind)
     yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round")
-    yield _row("traffic", _traffic(scenario, data, sampled, max(parameters)))
+    yield _row("traffic", _traffic(scenario, data, max(parameters)))
 
 
 def _row(label: str, text: str) -> str:
@@ -54,10 +54,24 @@ def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
     partition = scenario.data.partition
     drawn = partition.scheme in ("dirichlet", "dirichlet-per-client", "quantity")
     alpha = f", alpha = {partition.alpha:g}" if drawn else ""
-    yield _row("partition", f"{partition.scheme}{alpha}, {data.num_clients} clients")
+    yield _row("partition", f"{partition.scheme}{alpha}, {_counted(data.num_clients, 'client')}")
     for split, bounds in (("train", data.train_bounds), ("local test", data.test_bounds)):
         yield _row("", f"{split} samples per client: {_spread([stop - start for start, stop in bounds])}")
+    yield _row("", f"label skew: {_skew(data.label_distribution())}")
     yield _row("transfer", f"{len(data.transfer_x):,} samples from {scenario.data.transfer.source}")
+
+
+def _skew(shares: np.ndarray) -> str:
+    """Word how far clients are from seeing all classes equally.
+
+    Args:
+        shares: Share of every class among each client's training labels, [N, C].
+    """
+    seen = np.median((shares > 0).sum(axis=1))
+    # The exponential of the entropy: the number of equally frequent classes that would be as varied.
+    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+    effective = np.median(np.exp(-(shares * logs).sum(axis=1)))
+    return f"a client sees {seen:g} of {shares.shape[1]} classes, effectively {effective:.1f} (medians)"
 
 
 def _spread(sizes: Sequence[int]) -> str:
@@ -66,40 +80,38 @@ def _spread(sizes: Sequence[int]) -> str:
 
 def _models(scenario: Scenario, data: FederatedData) -> Iterator[tuple[str, int]]:
     """Build one model of every group; yield its line and its number of parameters."""
-    from fedkd.models.build import build_model, client_models, count_parameters
+    from fedkd.models.build import build_group_models, client_models, count_parameters
 
     clients = Counter(map(id, client_models(scenario)))
-    for index, group in enumerate(scenario.clients):
-        try:
-            model = build_model(
-                group, data.input_shape, data.classes, seed=0, plugin_path=scenario.plugin_path
-            )
-        except UserError as error:
-            key = (error.key or "clients.model").replace("clients.", f"clients.{index}.", 1)
-            raise UserError(error.message, key=key, file=error.file) from error
+    models = build_group_models(scenario, data.input_shape, data.classes)
+    for group, model in zip(scenario.clients, models, strict=True):
         count = count_parameters(model)
         args = f" ({_pairs(group.args)})" if group.args else ""
-        yield f"{group.model}{args}: {clients[id(group)]} clients, {count:,} parameters", count
+        yield f"{group.model}{args}: {_counted(clients[id(group)], 'client')}, {count:,} parameters", count
 
 
 def _pairs(values: dict) -> str:
     return ", ".join(f"{name} = {toml_value(value)}" for name, value in values.items())
 
 
-def _traffic(scenario: Scenario, data: FederatedData, sampled: int, parameters: int) -> str:
-    """Estimate the payload of one round, all clients together."""
+def _traffic(scenario: Scenario, data: FederatedData, parameters: int) -> str:
+    """Estimate the payload of a round that is evaluated, all clients together."""
     from fedkd.fusion.registry import load_strategy_class
     from fedkd.scenario.hyperparameters import FLOWER_PREFIX
 
-    strategy = scenario.fusion.strategy
+    strategy, everyone = scenario.fusion.strategy, scenario.data.clients
+    sampled = scenario.clients_per_round or everyone
     if strategy.startswith(FLOWER_PREFIX):
-        return f"about {_size(sampled * parameters * 4)} up and down in a round (parameters)"
-    if load_strategy_class(strategy, scenario.plugin_path).sends == "nothing":
+        # Those that train receive the weights and send theirs; to be evaluated, everyone receives the new ones.
+        up, down, what = sampled * parameters * 4, (sampled + everyone) * parameters * 4, "weights"
+    elif load_strategy_class(strategy, scenario.plugin_path).sends == "nothing":
         return "none"
-    values = sampled * len(data.transfer_x) * data.classes
-    up = values * np.dtype(scenario.fusion.upload_dtype).itemsize
-    return f"about {_size(up)} up, {_size(values * 4)} down in a round (logits, guidance)"
+    else:
+        values = sampled * len(data.transfer_x) * data.classes
+        up, down = values * np.dtype(scenario.fusion.upload_dtype).itemsize, values * 4
+        what = "logits up, guidance down"
+    return f"about {size(up)} up, {size(down)} down in a round ({what})"
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"

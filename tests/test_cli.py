@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fedkd.check import _skew
 from fedkd.cli import main
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.scenario.load import dump_toml, load_scenario
+from fedkd.tracking.wording import size
 
 
 @pytest.fixture
@@ -174,6 +178,7 @@ def test_check_tells_what_a_run_would_do(digits_toml, capsys):
     assert "beta = 10.0" in out
     # 4 clients * 60 samples * 10 classes * 4 bytes.
     assert "9.6 kB up, 9.6 kB down" in out
+    assert re.search(r"a client sees \d+(\.5)? of 10 classes, effectively \d\.\d \(medians\)", out)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +186,29 @@ def test_check_tells_what_a_run_would_do(digits_toml, capsys):
     [
         (["fusion.strategy=local"], "traffic   none"),
         (["fusion.upload_dtype=float16"], "4.8 kB up, 9.6 kB down"),
-        (["fusion.strategy=flwr:FedAvg", "clients_per_round=2"], "441.7 kB up and down"),
+        (
+            ["fusion.strategy=flwr:FedAvg", "clients_per_round=2"],
+            "441.7 kB up, 1.3 MB down in a round (weights)",
+        ),
     ],
 )
 def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
     status, out, _ = run_main(capsys, "check", digits_toml, "--set", *overrides)
     assert status == 0 and expected in out
+
+
+def test_check_words_label_skew():
+    shares = np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
+    assert _skew(shares) == "a client sees 2 of 4 classes, effectively 2.0 (medians)"
+    assert _skew(shares[2:]).startswith("a client sees 4 of 4 classes, effectively 4.0")
+
+
+def test_check_estimates_what_a_run_counts(digits_toml, tmp_path, capsys):
+    words = ["--set", "fusion.strategy=flwr:FedAvg", "clients_per_round=2", "rounds=1"]
+    estimate = run_main(capsys, "check", digits_toml, *words)[1]
+    assert run_main(capsys, "run", digits_toml, "--out", tmp_path / "out", "--quiet", *words)[0] == 0
+    final = json.loads((tmp_path / "out" / "summary.json").read_text())["final"]
+    assert f"{size(final['bytes_up'])} up, {size(final['bytes_down'])} down" in estimate
 
 
 def test_check_accepts_a_resolved_scenario(digits_toml, tmp_path, capsys):

@@ -9,7 +9,7 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.engine.ray_pool import RayCluster, count_actors
 from fedkd.federation.client_app import app
 from fedkd.federation.participant import LocalClients
-from fedkd.models.build import build_model, client_models, forward_flops
+from fedkd.models.build import build_group_models, client_models, forward_flops
 from fedkd.scenario.schema import Scenario
 
 
@@ -39,7 +39,12 @@ class ScenarioWorkload:
 
 
 def inline_grid(scenario: Scenario, data: FederatedData) -> InlineGrid:
-    """Return a grid that runs the scenario's clients in this process."""
+    """Return a grid that runs the scenario's clients in this process.
+
+    Raises:
+        UserError: A client model cannot be built.
+    """
+    build_group_models(scenario, data.input_shape, data.classes)  # a model that is wrong is told of now
     clients = LocalClients(scenario, data)
     return InlineGrid(app, clients.context, scenario.data.clients)
 
@@ -48,7 +53,7 @@ def ray_grid(scenario: Scenario, data: FederatedData, cluster: RayCluster):
     """Return a grid that runs the scenario's clients on Ray actors.
 
     Raises:
-        UserError: The actors do not fit the cluster.
+        UserError: A client model cannot be built, or the actors do not fit the cluster.
     """
     from fedkd.engine.ray_grid import RayGrid
 
@@ -70,20 +75,16 @@ def client_costs(scenario: Scenario, data: FederatedData) -> list[float]:
 
     A training step costs about three forward passes. The estimate only decides which actor owns a client.
     """
-    groups = client_models(scenario)
-    flops = {}
-    for group in groups:
-        key = group.model_dump_json()
-        if key not in flops:
-            model = build_model(
-                group, data.input_shape, data.classes, seed=0, plugin_path=scenario.plugin_path
-            )
-            flops[key] = forward_flops(model, data.input_shape)
+    models = build_group_models(scenario, data.input_shape, data.classes)
+    flops = {
+        id(group): forward_flops(model, data.input_shape)
+        for group, model in zip(scenario.clients, models, strict=True)
+    }
     distilled = len(data.transfer_x) * (3 * scenario.fusion.distill_epochs + 1)
     evaluated = 2 * len(data.test_y)
     costs = []
-    for client, group in enumerate(groups):
+    for client, group in enumerate(client_models(scenario)):
         start, stop = data.train_bounds[client]
         trained = 3 * (stop - start) * scenario.training.local_epochs
-        costs.append(float(flops[group.model_dump_json()] * (trained + distilled + evaluated)))
+        costs.append(float(flops[id(group)] * (trained + distilled + evaluated)))
     return costs

@@ -15,9 +15,9 @@ from fedkd.models.mix import client_models
 from fedkd.models.mode import predicting
 from fedkd.models.registry import MODELS
 from fedkd.randomness import seeded_torch
-from fedkd.scenario.schema import ClientGroup
+from fedkd.scenario.schema import ClientGroup, Scenario
 
-__all__ = ["build_model", "client_models", "count_parameters", "forward_flops"]
+__all__ = ["build_group_models", "build_model", "client_models", "count_parameters", "forward_flops"]
 
 
 def build_model(
@@ -54,6 +54,23 @@ def build_model(
     if count_parameters(model) == 0:
         raise UserError(f"'{group.model}' has no parameters to train", key="clients.model")
     return model.train()
+
+
+def build_group_models(scenario: Scenario, input_shape: Sequence[int], classes: int) -> list[nn.Module]:
+    """Return one model of every client group, in order: whatever is wrong with a model shows before a run.
+
+    Raises:
+        UserError: As `build_model`, with the group's position in the key (``clients.0.model``).
+    """
+    models = []
+    for index, group in enumerate(scenario.clients):
+        try:
+            model = build_model(group, input_shape, classes, seed=0, plugin_path=scenario.plugin_path)
+        except UserError as error:
+            key = (error.key or "clients.model").replace("clients.", f"clients.{index}.", 1)
+            raise UserError(error.message, key=key, file=error.file) from error
+        models.append(model)
+    return models
 
 
 def count_parameters(model: nn.Module) -> int:
