@@ -32,6 +32,9 @@ class ClientSide(Protocol):
     def logits(self) -> np.ndarray:
         """Predict the requested transfer samples in evaluation mode: `[M, C]` float32."""
 
+    def private_logits(self) -> np.ndarray:
+        """Predict the client's own training samples in evaluation mode: `[S, C]` float32."""
+
     def label_counts(self) -> np.ndarray:
         """Count the client's training samples of each class: `[C]` int64."""
 

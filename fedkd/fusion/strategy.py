@@ -16,9 +16,9 @@ from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss, ServerSide
 if TYPE_CHECKING:
     from torch import Tensor
 
-Need = Literal["gradients", "features", "weights", "transfer_labels"]
+Need = Literal["gradients", "features", "weights", "transfer_labels", "server"]
 """What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send;
-labels of the transfer set on the server."""
+labels of the transfer set on the server; a server that trains models of its own."""
 
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -43,11 +43,11 @@ class Knowledge:
             shapes that may differ.
         request: Indices of the transfer samples asked for this round, `[M]`; None: the whole transfer set.
         labels: True labels of these samples, `[M]` int64; only for a strategy that needs `transfer_labels`.
-        server: What the server can compute with; only for a strategy that needs `weights`.
+        server: What the server can compute with; only for a strategy that needs `weights` or a `server`.
 
     Raises:
         ValueError: The arrays disagree about N.
-        TrainingDiverged: A client uploaded logits that are not numbers; fused, they would spoil everyone's.
+        TrainingDiverged: A client uploaded what is not a number; fused, it would spoil everyone's.
     """
 
     clients: tuple[int, ...]
@@ -74,6 +74,12 @@ class Knowledge:
             if broken.any():
                 client = self.clients[int(broken.argmax())]
                 raise TrainingDiverged(f"client {client} uploaded logits that are not numbers")
+        for name, arrays in self.extra.items():
+            if len(arrays) != len(self.clients):
+                raise ValueError(f"{name} has {len(arrays)} arrays for {len(self.clients)} clients")
+            for client, array in zip(self.clients, arrays, strict=True):
+                if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+                    raise TrainingDiverged(f"client {client} uploaded {name} that are not numbers")
 
 
 @dataclass(frozen=True, eq=False)
