@@ -39,12 +39,12 @@ def create_run_folder(scenario: Scenario, out: Path | None = None) -> Path:
         UserError: `out` holds a run already, or cannot be made.
     """
     folder = (out if out is not None else _free_folder(scenario)).expanduser().absolute()
-    if (folder / SCENARIO).exists():
-        raise UserError(
-            f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another",
-            key="--out",
-        )
     try:
+        if (folder / SCENARIO).exists():
+            raise UserError(
+                f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another",
+                key="--out",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(folder / SCENARIO, dump_toml(scenario))
     except OSError as error:

@@ -151,6 +151,7 @@ def _work(
     from fedkd.federation.server_app import ServerContext, app
 
     with locked(folder), _quiet_flower(), _stop_signals(observer) as stop:
+        (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         context = ServerContext(scenario, engine.weights, Session(folder, observer, stop.is_set, resume))
         try:
             app(engine.grid, context)
@@ -167,7 +168,7 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
     """Keep the traceback in the run folder and name the file in the message."""
     if not error.details:
         return error
-    (folder / ERROR_FILE).write_text(error.details)
+    (folder / ERROR_FILE).write_text(error.details, encoding="utf-8")
     return RunFailed(
         f"{error.message} (traceback in {folder / ERROR_FILE})", round=error.round, client=error.client
     )

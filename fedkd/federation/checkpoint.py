@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fedkd.tracking.atomic import sync_folder
@@ -75,6 +76,7 @@ class CheckpointStore:
         self._folder = run_folder / "checkpoints"
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
+        self._previous: Path | None = None  # what unchanged clients are linked to
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint in the background.
@@ -109,6 +111,7 @@ class CheckpointStore:
         for path in reversed(self._complete()):
             checkpoint = _read(path)
             if checkpoint is not None:
+                self._previous = path
                 return checkpoint
         return None
 
@@ -116,26 +119,37 @@ class CheckpointStore:
         if not self._folder.is_dir():
             return []
         found = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("round-")))
+        return sorted(found, key=_round)
 
     def _write(self, checkpoint: Checkpoint) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         final = self._folder / f"round-{checkpoint.round:05d}"
-        # A checkpoint of a later round, left by a run that was resumed from an earlier one, is out of date.
-        for path in self._complete():
-            if int(path.name.removeprefix("round-")) >= checkpoint.round:
+        # Later than what the run goes on from is what a run left that was resumed from an earlier checkpoint
+        # because the later ones are damaged, or that was killed while it wrote.
+        done = _round(self._previous) if self._previous else 0
+        for path in [*self._complete(), *self._folder.glob(".*.partial")]:
+            if path.name.startswith(".") or _round(path) > done:
                 shutil.rmtree(path)
-        previous = self._complete()
         partial = self._folder / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        try:
+            partial.mkdir()
+            self._fill(partial, checkpoint)
+            os.replace(partial, final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(self._folder)
+        self._previous = final
+        for path in self._complete()[:-KEPT]:
+            shutil.rmtree(path)
 
+    def _fill(self, partial: Path, checkpoint: Checkpoint) -> None:
         sizes = {SERVER: _write_arrays(partial / SERVER, checkpoint.server)}
         for client, arrays in checkpoint.clients.items():
             name = _client_file(client)
             sizes[name] = _write_arrays(partial / name, arrays)
-        if previous:
-            for source in previous[-1].glob("client-*.safetensors"):
+        if self._previous is not None:
+            for source in self._previous.glob("client-*.safetensors"):
                 if source.name not in sizes:
                     _link(source, partial / source.name)
                     sizes[source.name] = source.stat().st_size
@@ -147,10 +161,10 @@ class CheckpointStore:
         }
         _write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_folder(partial)
-        os.replace(partial, final)
-        sync_folder(self._folder)
-        for path in self._complete()[:-KEPT]:
-            shutil.rmtree(path)
+
+
+def _round(path: Path) -> int:
+    return int(path.name.removeprefix("round-"))
 
 
 def _client_file(client: int) -> str:
@@ -158,7 +172,7 @@ def _client_file(client: int) -> str:
 
 
 def _read(path: Path) -> Checkpoint | None:
-    """Return the checkpoint in a folder, or None if a file is missing or not as long as it was written."""
+    """Return the checkpoint in a folder, or None if a file is missing, cut short or unreadable."""
     try:
         manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
         files: dict[str, int] = manifest["files"]
@@ -176,7 +190,7 @@ def _read(path: Path) -> Checkpoint | None:
             server=load_file(path / SERVER),
             clients=clients,
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
 
 

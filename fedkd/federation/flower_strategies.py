@@ -87,11 +87,21 @@ def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strat
         if default is inspect.Parameter.empty and key not in hyperparameters:
             raise UserError(f"flwr:{cls.__name__} needs a value", key=f"fusion.{key}")
     accepted = inspect.signature(cls).parameters
+    for key, value in hyperparameters.items():
+        _check_type(key, value, accepted[key].annotation)
     own = {key: value for key, value in _OWN_ARGUMENTS.items() if key in accepted}
     try:
         return cls(**own, **hyperparameters)
     except (TypeError, ValueError) as error:
         raise UserError(f"flwr:{cls.__name__}: {error}", key="fusion") from error
+
+
+def _check_type(key: str, value: Any, wanted: Any) -> None:
+    """Refuse a value that Flower would only stumble over when it computes with it."""
+    allowed = {int: (int,), float: (int, float)}.get(wanted)
+    if allowed and (isinstance(value, bool) or not isinstance(value, allowed)):
+        name = "a whole number" if wanted is int else "a number"
+        raise UserError(f"must be {name}, got {value!r}", key=f"fusion.{key}")
 
 
 def _strategy_class(name: str) -> Any:

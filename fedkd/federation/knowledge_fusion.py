@@ -173,8 +173,13 @@ class KnowledgeFusion(Strategy):
             node_of_client: Client index to node id on this grid.
         """
         self._client_of_node = {node: client for client, node in node_of_client.items()}
-        tree = _unflatten(arrays)
-        self._memory = dict(tree.get("memory", {}))
+        # A strategy may call what it remembers anything, with slashes too.
+        self._memory = {
+            path.removeprefix("memory/"): values
+            for path, values in arrays.items()
+            if path.startswith("memory/")
+        }
+        tree = _unflatten({path: v for path, v in arrays.items() if not path.startswith("memory/")})
         self._pending = {
             node_of_client[int(client)]: Pending(
                 int(item["round"]), node_of_client[int(client)], to_record({msg.TARGETS: item["targets"]})

@@ -91,12 +91,12 @@ class Rounds:
         store = CheckpointStore(session.folder)
         try:
             checkpoint = store.latest() if session.resume else None
-            if checkpoint is not None:
-                self._restore(checkpoint)
             done = checkpoint.round if checkpoint else 0
             with Recorder(session.folder, offsets=checkpoint.offsets if checkpoint else None) as recorder:
                 self._recorder = recorder
                 self._observer.run_started(scenario, session.folder, done)
+                if checkpoint is not None:
+                    self._restore(checkpoint)
                 for round in range(done + 1, scenario.rounds + 1):
                     self._run_round(round)
                     stopping = session.stop_requested() and round < scenario.rounds
@@ -107,6 +107,8 @@ class Rounds:
                         raise Interrupted(
                             f"stopped after round {round} of {scenario.rounds}; the state is saved"
                         )
+        except OSError as error:
+            raise RunFailed(f"cannot write to {session.folder}: {error.strerror or error}") from error
         finally:
             store.close()
         return self._totals
@@ -214,23 +216,10 @@ class Rounds:
     # Messages -----------------------------------------------------------------------------------------
 
     def _exchange(self, round: int, phase: str, requests: Iterable[Message]) -> dict[int, Message]:
-        """Send messages and return the replies by client, in client order."""
-        client_of_node = {node: client for client, node in self._node_of_client.items()}
-        sent = sorted(requests, key=lambda message: client_of_node[message.metadata.dst_node_id])
-        if hasattr(self._grid, "on_reply"):
-            self._grid.on_reply = lambda done, total: self._observer.phase(round, phase, done, total)
-        self._observer.phase(round, phase, 0, len(sent))
+        """Send the messages of a phase, record what they cost, and return the replies (see `_send`)."""
+        sent = list(requests)
         started = time.perf_counter()
-        replies = {}
-        for reply in self._grid.send_and_receive(sent):
-            client = client_of_node[reply.metadata.src_node_id]
-            if reply.has_error():
-                raise _failure(reply, client, round)
-            replies[client] = reply
-        missing = sorted(client_of_node[m.metadata.dst_node_id] for m in sent)
-        missing = [client for client in missing if client not in replies]
-        if missing:
-            raise RunFailed(f"no reply to the {phase} message", client=missing[0], round=round)
+        replies = self._send(round, phase, sent)
         down = sum(payload_bytes(message.content) for message in sent)
         up = sum(payload_bytes(reply.content) for reply in replies.values())
         self._totals = replace(
@@ -245,7 +234,33 @@ class Rounds:
             bytes_down=down,
             memory_mb=_peak_memory_mb(),
         )
-        return {client: replies[client] for client in sorted(replies)}
+        return replies
+
+    def _send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
+        """Send messages and return the replies by client, in client order.
+
+        Raises:
+            RunFailed: A client failed, or did not answer.
+            UserError: A client found that the scenario is to blame.
+        """
+        client_of_node = {node: client for client, node in self._node_of_client.items()}
+        sent = sorted(messages, key=lambda message: client_of_node[message.metadata.dst_node_id])
+        if hasattr(self._grid, "on_reply"):
+            self._grid.on_reply = lambda done, total: self._observer.phase(round, phase, done, total)
+        self._observer.phase(round, phase, 0, len(sent))
+        replies = {client_of_node[r.metadata.src_node_id]: r for r in self._grid.send_and_receive(sent)}
+        replies = {client: replies[client] for client in sorted(replies)}
+        failed = {client: reply for client, reply in replies.items() if reply.has_error()}
+        if failed:
+            # What was lost because another client took its actor down is not where the trouble lies.
+            causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
+            client = (causes or list(failed))[0]
+            raise _failure(failed[client], client, round, self._session.folder)
+        for message in sent:
+            client = client_of_node[message.metadata.dst_node_id]
+            if client not in replies:
+                raise RunFailed(f"no reply to the {phase} message", client=client, round=round)
+        return replies
 
     def _identify(self) -> dict[int, int]:
         """Ask every node which client it simulates: on Flower's runtimes node ids say nothing."""
@@ -269,16 +284,11 @@ class Rounds:
 
     def _save(self, round: int, store: CheckpointStore) -> None:
         started = time.perf_counter()
-        self._observer.phase(round, "save", 0, 1)
         nodes = [self._node_of_client[client] for client in sorted(self._changed)]
-        replies = self._grid.send_and_receive(
-            [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
-        )
-        states = {}
-        for reply in replies:
-            if reply.has_error():
-                raise RunFailed(_first_line(reply), round=round)
-            states[msg.sender(reply)] = from_record(reply.content.array_records[msg.STATE])
+        replies = self._send(round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes])
+        states = {
+            client: from_record(reply.content.array_records[msg.STATE]) for client, reply in replies.items()
+        }
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
         store.save(Checkpoint(round, self._totals, self._recorder.offsets(), self._server_state(), states))
@@ -308,9 +318,7 @@ class Rounds:
             )
             for client, arrays in checkpoint.clients.items()
         ]
-        for reply in self._grid.send_and_receive(requests):
-            if reply.has_error():
-                raise RunFailed(f"cannot restore its state: {_first_line(reply)}", client=msg.sender(reply))
+        self._send(checkpoint.round, "restore", requests)
 
 
 def _wait_for_nodes(grid: Grid, expected: int, patience: float = 60.0) -> list[int]:
@@ -342,11 +350,15 @@ def _first_line(reply: Message) -> str:
     return (reply.error.reason or "failed without saying why").splitlines()[0]
 
 
-def _failure(reply: Message, client: int, round: int) -> Exception:
+def _failure(reply: Message, client: int, round: int, folder: Path) -> Exception:
     reason = _first_line(reply)
+    if reply.error.code == msg.CLIENT_DIED:
+        return RunFailed(f"{reason} To try again: fedkd resume {folder}", client=client, round=round)
     name, _, message = reason.partition(": ")
     if name == UserError.__name__:
-        return UserError(message)
+        key, separator, rest = message.partition(": ")
+        named = bool(separator) and key.split(".")[0] in Scenario.model_fields
+        return UserError(rest, key=key) if named else UserError(message)
     plain = message if name == TrainingDiverged.__name__ else reason
     return RunFailed(plain, client=client, round=round, details=reply.error.reason or "")
 
