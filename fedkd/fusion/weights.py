@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
+def uniform(clients: int) -> np.ndarray:
+    """Return the weights of receivers that listen to everyone alike, `[N, N]`."""
+    return np.full((clients, clients), 1.0 / clients)
+
+
 def effectiveness(
     d: np.ndarray, beta: float, *, keep: np.ndarray | None = None, log_prior: np.ndarray | None = None
 ) -> np.ndarray:

@@ -1,0 +1,101 @@
+"""DS-FL against loops, its limits, and how far entropy reduction reduces entropy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from pydantic import ValidationError
+from rounds import (
+    EXTREMES,
+    assert_distributions,
+    draw_logits,
+    entropy,
+    extreme_logits,
+    knowledge_of,
+    mean_by_loops,
+    soft_cross_entropy_by_loops,
+    softmax_by_loops,
+)
+
+from fedkd.fusion.dsfl import DSFL
+from fedkd.fusion.probabilities import softmax
+from fedkd.randomness import numpy_generator
+
+
+def fuse(logits, clients=None, **hyperparameters) -> np.ndarray:
+    return DSFL(**hyperparameters).fuse(knowledge_of(logits, clients), {}).targets
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_agrees_with_loops(temperature) -> None:
+    logits = draw_logits()
+    mean = mean_by_loops(softmax_by_loops(logits))
+    assert_allclose(fuse(logits, sharpen="mean"), mean, rtol=1e-6)
+    sharp = softmax_by_loops(np.array([mean]), temperature)[0]
+    assert_allclose(fuse(logits, era_temperature=temperature), sharp, rtol=1e-5)
+
+
+def test_averages_probabilities_not_logits() -> None:
+    logits = np.array([[[10.0, 0.0]], [[0.0, 2.0]]], dtype=np.float32)
+    assert_allclose(fuse(logits, sharpen="mean")[0, 0], (1 / (1 + math.exp(-10)) + 1 / (1 + math.exp(2))) / 2)
+    assert fuse(logits, sharpen="mean")[0, 0] < softmax(logits.mean(axis=0))[0, 0] - 0.4
+
+
+def test_entropy_falls_on_vague_means() -> None:
+    """Every mean that leaves each class something, if classes are few; see the next test for the rest."""
+    for classes in (2, 3, 5, 8):
+        mean = numpy_generator(0, "means").dirichlet(np.full(classes, 1.0), 500)
+        mean = 0.8 * mean + 0.2 / classes  # nobody is quite sure
+        fused = fuse(np.log(mean)[None].astype(np.float32))
+        assert entropy(fused).mean() < 0.8 * entropy(mean).mean()
+        if classes <= 3:
+            assert (entropy(fused) <= entropy(mean) + 1e-6).all()
+
+
+def test_where_entropy_reduction_ends() -> None:
+    certain = np.array([[[50.0, 0.0, 0.0]]], dtype=np.float32)
+    assert_allclose(fuse(certain)[0, 0], 1 / (1 + 2 * math.exp(-10)), rtol=1e-5)  # not 1: a factor exp(1/T)
+    vague = np.linspace(0.9, 1.1, 100)[None, None] / 100
+    logits = np.log(vague).astype(np.float32)
+    assert entropy(fuse(logits))[0] > entropy(vague)[0, 0]  # 100 classes are too many for T = 0.1
+    assert entropy(fuse(logits, era_temperature=0.001))[0] < entropy(vague)[0, 0]
+
+
+def test_a_low_temperature_decides_and_a_high_one_forgets() -> None:
+    logits = draw_logits(3, 20, 4)
+    mean = fuse(logits, sharpen="mean")
+    assert_allclose(fuse(logits, era_temperature=1e-6), np.eye(4)[mean.argmax(axis=1)], atol=1e-6)
+    assert_allclose(fuse(logits, era_temperature=1e6), 0.25, atol=1e-6)
+
+
+def test_order_and_number_of_clients() -> None:
+    logits = draw_logits(5, 8, 4)
+    assert_allclose(fuse(logits[[3, 0, 4, 2, 1]]), fuse(logits), rtol=1e-6)
+    assert_allclose(fuse(logits[[1, 3]], clients=(1, 3)), fuse(logits[[1, 3]]), rtol=0)
+    assert_allclose(fuse(logits[:1], sharpen="mean"), softmax(logits[0]), atol=1e-7)
+    assert_allclose(DSFL().fuse(knowledge_of(logits), {}).weights, 0.2)
+
+
+@pytest.mark.parametrize("shape", EXTREMES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("sharpen", ["era", "mean"])
+def test_extremes(shape, dtype, sharpen) -> None:
+    targets = fuse(extreme_logits(shape).astype(dtype), sharpen=sharpen)
+    assert targets.shape == shape[1:]
+    assert_distributions(targets)
+
+
+def test_loss_is_soft_cross_entropy() -> None:
+    torch = pytest.importorskip("torch")
+    student, targets = draw_logits(1, 5, 4)[0], softmax(draw_logits(1, 5, 4, seed=1)[0])
+    loss = DSFL().loss(torch.from_numpy(student), torch.from_numpy(targets))
+    assert float(loss) == pytest.approx(soft_cross_entropy_by_loops(student, targets), rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"era_temperature": 0}, {"sharpen": "max"}])
+def test_hyperparameters_are_checked(wrong) -> None:
+    with pytest.raises(ValidationError):
+        DSFL(**wrong)
