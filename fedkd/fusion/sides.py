@@ -25,6 +25,11 @@ ServerLoss = Callable[..., "Tensor"]
 class ClientSide(Protocol):
     """A client as the client half of a strategy sees it."""
 
+    memory: dict[str, np.ndarray]
+    """Arrays that the strategy keeps on this client from one call to the next, by names of its own; empty at
+    first. They are part of the client's state, so they are in checkpoints and never in messages. Replace an
+    array instead of writing into it."""
+
     @property
     def classes(self) -> int:
         """Number of classes C."""
