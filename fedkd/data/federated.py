@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedkd.data.dataset import Dataset
-from fedkd.data.normalise import measure
+from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
+from fedkd.data.normalise import Statistics, measure
 from fedkd.data.partition import partition
 from fedkd.data.partition_file import read_partition_file
 from fedkd.data.registry import load_dataset
@@ -18,6 +20,9 @@ from fedkd.data.transfer import draw_holdout, foreign_samples, noise
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
+
+Bounds = tuple[int, int]
+"""Start and stop of a client's samples."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,18 @@ class FederatedData:
         name: Name of the data set.
         class_names: Name of every class, in label order.
         input_shape: (channels, height, width) of an image, (features,) of a vector.
-        x: [S, *input_shape] all private samples, client after client, train before test.
-        y: [S] int64 their labels.
+        x: [S, *input_shape] all private samples, client after client, train before test; skewed where the
+            scenario has `heterogeneity`.
+        y: [S] int64 their labels; wrong ones among them where it has label noise.
         train_bounds: Start and stop of every client's training samples in `x` and `y`.
         test_bounds: Start and stop of every client's test samples.
         source_index: [S] int64 index of every private sample in the data set's train split.
         transfer_x: [M, *input_shape] the transfer set, unlabelled.
         test_x: [K, *input_shape] the common test set.
         test_y: [K] int64.
+        transfer_y: [M] int64 labels of a held-out transfer set, for strategies whose server needs them;
+            None for other sources. No client sees them.
+        skew: What was drawn for every client; empty if clients differ in their labels only.
     """
 
     name: str
@@ -80,6 +89,8 @@ class FederatedData:
     transfer_x: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
+    transfer_y: np.ndarray | None = None
+    skew: tuple[Skew, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -157,19 +168,56 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
             progress=progress,
         )
     common = _common_test_set(dataset.test_y, data.test_size, seed)
+    skew = draw_skews(scenario.heterogeneity, data.clients, dataset.shape, dataset.classes, seed=seed)
+    shares = [(first, last) for (first, _), (_, last) in zip(train_bounds, test_bounds, strict=True)]
     return FederatedData(
         name=dataset.name,
         class_names=dataset.class_names,
         input_shape=dataset.shape,
-        x=statistics.normalise(dataset.train_x[order]),
-        y=dataset.train_y[order],
+        x=_private_samples(dataset.train_x[order], statistics, skew, shares, seed),
+        y=_private_labels(dataset.train_y[order], dataset.classes, skew, train_bounds, seed),
         train_bounds=train_bounds,
         test_bounds=test_bounds,
         source_index=order,
         transfer_x=transfer_x,
         test_x=statistics.normalise(dataset.test_x[common]),
         test_y=dataset.test_y[common],
+        transfer_y=dataset.train_y[held_out] if data.transfer.source == "holdout" else None,
+        skew=skew,
     )
+
+
+def _private_samples(
+    stored: np.ndarray, statistics: Statistics, skew: tuple[Skew, ...], shares: Sequence[Bounds], seed: int
+) -> np.ndarray:
+    """Return all private samples, normalised, those of every client skewed in its own way.
+
+    Args:
+        stored: [S, *input_shape] samples as their source stores them, client after client.
+        statistics: Of the whole train split, unskewed.
+        skew: Of every client, or empty.
+        shares: Start and stop of every client's samples, train and test.
+        seed: The scenario's seed.
+    """
+    x = statistics.normalise(stored)
+    for client, (drawn, bounds) in enumerate(zip(skew, shares, strict=False)):
+        own = slice(*bounds)
+        if drawn.angle or drawn.colour:
+            x[own] = statistics.normalise(skew_images(stored[own], drawn))
+        if drawn.noise:
+            x[own] = add_noise(x[own], drawn.noise, numpy_generator(seed, "noise", client=client))
+    return x
+
+
+def _private_labels(
+    true: np.ndarray, classes: int, skew: tuple[Skew, ...], train_bounds: Sequence[Bounds], seed: int
+) -> np.ndarray:
+    """Return the labels [S] of all private samples, some of the training labels wrong."""
+    y = true.copy()
+    for client, (drawn, bounds) in enumerate(zip(skew, train_bounds, strict=False)):
+        own, rng = slice(*bounds), numpy_generator(seed, "label-noise", client=client)
+        y[own] = replace_labels(true[own], classes, drawn.label_noise, rng)
+    return y
 
 
 def _deal(

@@ -1,0 +1,150 @@
+"""How clients' data differ beyond their labels: turned, noisy, tinted samples and wrong training labels.
+
+A client's own domain is what it trains on and what it is tested on locally; the transfer set and the
+common test set stay as they are. Labels are only wrong where a client trains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Heterogeneity
+
+
+@dataclass(frozen=True)
+class Skew:
+    """What was drawn for one client.
+
+    Attributes:
+        angle: Degrees by which its images are turned, counter-clockwise.
+        noise: Standard deviation of the noise on its samples, in units of the normalised data.
+        colour: Factor of each channel; empty: all 1.
+        label_noise: Share of its training labels that are replaced.
+    """
+
+    angle: float = 0.0
+    noise: float = 0.0
+    colour: tuple[float, ...] = ()
+    label_noise: float = 0.0
+
+
+def draw_skews(
+    heterogeneity: Heterogeneity, clients: int, shape: tuple[int, ...], classes: int, *, seed: int
+) -> tuple[Skew, ...]:
+    """Draw every client's skew.
+
+    Each kind has a generator of its own, so that switching one on leaves the draws of the others alone.
+
+    Args:
+        heterogeneity: The bounds of the draws.
+        clients: Number of clients N.
+        shape: Shape of a sample.
+        classes: Number of classes C.
+        seed: The scenario's seed.
+
+    Returns:
+        N skews; empty if clients do not differ.
+
+    Raises:
+        UserError: Vectors cannot be turned or tinted, and one class leaves no other to be mistaken for.
+    """
+    if heterogeneity == Heterogeneity():
+        return ()
+    for kind in ("rotation", "colour"):
+        if getattr(heterogeneity, kind) and len(shape) != 3:
+            raise UserError(
+                f"needs images (channels, height, width), but a sample has shape {list(shape)}; must be 0",
+                key=f"heterogeneity.{kind}",
+            )
+    if heterogeneity.label_noise and classes < 2:
+        raise UserError("needs at least 2 classes, the data have 1", key="heterogeneity.label_noise")
+
+    def skew(client: int) -> Skew:
+        def uniform(purpose: str, low: float, high: float, size: int | None = None):
+            return numpy_generator(seed, purpose, client=client).uniform(low, high, size)
+
+        turn, tint = heterogeneity.rotation, heterogeneity.colour
+        return Skew(
+            angle=float(uniform("rotation", -turn, turn)) if turn else 0.0,
+            noise=float(uniform("noise-level", 0.0, heterogeneity.noise)),
+            colour=tuple(uniform("colour", 1.0 - tint, 1.0 + tint, shape[0]).tolist()) if tint else (),
+            label_noise=float(uniform("label-noise-level", 0.0, heterogeneity.label_noise)),
+        )
+
+    return tuple(map(skew, range(clients)))
+
+
+def skew_images(images: np.ndarray, skew: Skew) -> np.ndarray:
+    """Turn and tint images as a camera would: before normalisation, where 0 is black.
+
+    Args:
+        images: [n, channels, height, width] uint8 in 0..255, or float32.
+        skew: The client's.
+
+    Returns:
+        Same shape, float32; uint8 input is divided by 255. Tinted values may exceed 1.
+    """
+    out = images.astype(np.float32)
+    if images.dtype == np.uint8:
+        out /= 255.0
+    if skew.angle:
+        out = rotate(out, skew.angle)
+    if skew.colour:
+        out = scale_channels(out, skew.colour)
+    return out
+
+
+def rotate(images: np.ndarray, degrees: float) -> np.ndarray:
+    """Turn images counter-clockwise about their centre; what comes into view from outside is 0.
+
+    Args:
+        images: [n, channels, height, width] float32.
+        degrees: Angle.
+
+    Returns:
+        Same shape, bilinearly interpolated.
+    """
+    height, width = images.shape[2:]
+    down = np.arange(height)[:, None] - (height - 1) / 2
+    right = np.arange(width)[None, :] - (width - 1) / 2
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    # Where each pixel of the result lies in the original, with a border of one black pixel around it.
+    row = np.clip(right * sin + down * cos + (height - 1) / 2 + 1, 0, height + 1)
+    column = np.clip(right * cos - down * sin + (width - 1) / 2 + 1, 0, width + 1)
+    top, left = np.minimum(row.astype(np.int64), height), np.minimum(column.astype(np.int64), width)
+    low, far = (row - top).astype(np.float32), (column - left).astype(np.float32)
+    framed = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    upper = framed[:, :, top, left] * (1 - far) + framed[:, :, top, left + 1] * far
+    lower = framed[:, :, top + 1, left] * (1 - far) + framed[:, :, top + 1, left + 1] * far
+    return upper * (1 - low) + lower * low
+
+
+def scale_channels(images: np.ndarray, factors: tuple[float, ...]) -> np.ndarray:
+    """Multiply every channel of images [n, channels, height, width] by its own factor.
+
+    On images of one channel the factor is a brightness.
+    """
+    return images * np.array(factors, dtype=np.float32)[:, None, None]
+
+
+def add_noise(x: np.ndarray, std: float, generator: np.random.Generator) -> np.ndarray:
+    """Return samples [n, ...] float32 with Gaussian noise of standard deviation `std`."""
+    return x + np.float32(std) * generator.standard_normal(x.shape, dtype=np.float32)
+
+
+def replace_labels(
+    labels: np.ndarray, classes: int, share: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Replace exactly ⌊share·n⌋ of labels [n], drawn without replacement, by another class each.
+
+    The other class is uniform over the C − 1 wrong ones: symmetric label noise (van Rooyen et al., "Learning
+    with Symmetric Label Noise", NeurIPS 2015).
+    """
+    chosen = generator.choice(len(labels), int(share * len(labels)), replace=False)
+    noisy = labels.copy()
+    noisy[chosen] = (labels[chosen] + generator.integers(1, classes, len(chosen))) % classes
+    return noisy
