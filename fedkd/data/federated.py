@@ -139,7 +139,7 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
         UserError: Missing or malformed data, or more samples asked for than there are.
     """
     data, seed = scenario.data, scenario.seed
-    if data.transfer.source == data.dataset:
+    if (data.transfer.source, data.transfer.args) == (data.dataset, data.args):
         raise UserError(
             "the private data set itself would leak clients' samples; use 'holdout'",
             key="data.transfer.source",
@@ -159,6 +159,7 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
     else:
         transfer_x = foreign_samples(
             data.transfer.source,
+            data.transfer.args,
             data.transfer.size,
             dataset.shape,
             statistics,

@@ -22,12 +22,15 @@ DATASETS = Registry(
 """Every value is a function `load(request: SourceRequest) -> Dataset`."""
 
 
-def load_dataset(request: SourceRequest, *, key: str = "data.dataset") -> Dataset:
+def load_dataset(
+    request: SourceRequest, *, key: str = "data.dataset", args_key: str = "data.args"
+) -> Dataset:
     """Load the data set that `request` names, a built-in one or a plugged-in function's.
 
     Args:
         request: What to load and where to look.
         key: Scenario key that named it.
+        args_key: Scenario key of its arguments.
 
     Raises:
         UserError: No such data set, or its files are missing or malformed.
@@ -40,4 +43,6 @@ def load_dataset(request: SourceRequest, *, key: str = "data.dataset") -> Datase
 
         return call(source, request)
     except UserError as error:
-        raise error.at(key=key) from error
+        # Sources speak of the keys of `[data]`, whichever table asked for them.
+        told = (error.key or key).replace("data.args", args_key).replace("data.dataset", key)
+        raise UserError(error.message, key=told, file=error.file) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +39,7 @@ def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
 
 def foreign_samples(
     name: str,
+    args: Mapping[str, Any],
     size: int,
     shape: tuple[int, ...],
     statistics: Statistics,
@@ -49,7 +52,8 @@ def foreign_samples(
     """Draw the transfer samples from the train split of another data set.
 
     Args:
-        name: A built-in data set that needs no arguments, or a plug-in.
+        name: A built-in data set, or a plug-in.
+        args: Its arguments.
         size: Number of samples M.
         shape: Shape of a private sample, which the foreign ones are brought into.
         statistics: Of the private data: a model must see both on one scale.
@@ -65,12 +69,11 @@ def foreign_samples(
         UserError: Unknown data set, too few samples, or shapes that cannot be converted.
     """
     key = "data.transfer.source"
-    if name in ("npz", "image-folder"):
-        raise UserError(f"'{name}' needs a path and so cannot be the transfer source", key=key)
     if name not in DATASETS.names() and ":" not in name:
         choices = ", ".join(["holdout", "noise", *DATASETS.names()])
         raise UserError(f"no transfer source named '{name}'; allowed: {choices}", key=key)
-    dataset = load_dataset(SourceRequest(name, root, {}, search, progress), key=key)
+    request = SourceRequest(name, root, args, search, progress)
+    dataset = load_dataset(request, key=key, args_key="data.transfer.args")
     if size > len(dataset.train_x):
         raise UserError(
             f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}",

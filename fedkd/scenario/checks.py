@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Partition, Scenario
+from fedkd.scenario.schema import Data, Partition, Scenario
 
 PATH_DATASETS = ("npz", "image-folder")
-"""Data sets that are read from ``data.args.path``."""
+"""Data sets that are read from the ``path`` of their arguments."""
+DRAWN_TRANSFERS = ("holdout", "noise")
+"""Transfer sources that are no other data set."""
 
 
 def check_scenario(scenario: Scenario) -> None:
@@ -18,11 +20,7 @@ def check_scenario(scenario: Scenario) -> None:
     _check_names(scenario)
     _check_clients(scenario)
     _check_partition(scenario.data.partition)
-    if scenario.data.dataset in PATH_DATASETS and not isinstance(scenario.data.args.get("path"), str):
-        raise UserError(
-            f"data set '{scenario.data.dataset}' needs the path of its files, e.g. args = {{ path = \"…\" }}",
-            key="data.args.path",
-        )
+    _check_data_sets(scenario.data)
     if scenario.training.momentum and scenario.training.optimizer != "sgd":
         raise UserError(
             f"only sgd has a momentum, training.optimizer is '{scenario.training.optimizer}'",
@@ -38,7 +36,7 @@ def _check_names(scenario: Scenario) -> None:
     from fedkd.models.registry import MODELS
 
     named = [(DATASETS, "data.dataset", scenario.data.dataset)]
-    if scenario.data.transfer.source not in ("holdout", "noise"):
+    if scenario.data.transfer.source not in DRAWN_TRANSFERS:
         named.append((DATASETS, "data.transfer.source", scenario.data.transfer.source))
     named += [(MODELS, f"clients.{index}.model", group.model) for index, group in enumerate(scenario.clients)]
     for registry, key, name in named:
@@ -46,6 +44,22 @@ def _check_names(scenario: Scenario) -> None:
             registry.check(name)
         except UserError as error:
             raise error.at(key=key) from None
+
+
+def _check_data_sets(data: Data) -> None:
+    transfer = data.transfer
+    if transfer.args and transfer.source in DRAWN_TRANSFERS:
+        raise UserError(
+            f"only another data set takes arguments, the source is '{transfer.source}'",
+            key="data.transfer.args",
+        )
+    named = ((data.dataset, data.args, "data.args"), (transfer.source, transfer.args, "data.transfer.args"))
+    for name, args, key in named:
+        if name in PATH_DATASETS and not isinstance(args.get("path"), str):
+            raise UserError(
+                f"data set '{name}' needs the path of its files, e.g. args = {{ path = \"…\" }}",
+                key=f"{key}.path",
+            )
 
 
 def _check_clients(scenario: Scenario) -> None:

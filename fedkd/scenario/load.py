@@ -131,8 +131,9 @@ def _named_files(scenario: Scenario) -> list[Path]:
         names.append(strategy)
     modules = [name.partition(":")[0] for name in names if ":" in name]
     paths = [data.partition.path] if data.partition.path else []
-    if data.dataset in PATH_DATASETS:
-        paths.append(data.args["path"])
+    for name, args in ((data.dataset, data.args), (data.transfer.source, data.transfer.args)):
+        if name in PATH_DATASETS:
+            paths.append(args["path"])
     return [Path(*module.split(".")).with_suffix(".py") for module in modules] + [
         Path(path) for path in paths if not Path(path).is_absolute()
     ]

@@ -47,6 +47,8 @@ class Transfer(Section):
 
     source: str = "holdout"
     """`holdout` (kept apart from the private samples), another data set's name, or `noise`."""
+    args: dict[str, Any] = {}
+    """Arguments of the other data set, as `data.args`."""
     size: PositiveInt = 1000
     """Number of transfer samples M."""
 

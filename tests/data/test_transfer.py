@@ -73,12 +73,50 @@ def test_another_data_set_is_brought_to_the_private_shape_and_scale(scenario, da
     assert data.transfer_x.min() == pytest.approx(data.x.min(), abs=1e-5)
 
 
+def test_arrays_of_a_file_can_be_the_transfer_set(scenario, tmp_path):
+    from fedkd.data.normalise import measure
+    from fedkd.data.request import SourceRequest, data_root
+    from fedkd.data.sources.digits import load
+
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    y = np.arange(40) % 10
+    np.savez(tmp_path / "more.npz", train_x=x, train_y=y, test_x=x, test_y=y)
+    made = scenario(
+        plugin_path=(tmp_path,), transfer={"source": "npz", "args": {"path": "more.npz"}, "size": 40}
+    )
+    data = load_federated_data(made)
+    private = measure(load(SourceRequest("digits", data_root(None))).train_x)
+    assert np.allclose(data.transfer_x, private.normalise(x)) and data.transfer_y is None
+
+
+def test_two_files_are_a_private_and_a_transfer_set_but_one_is_not(scenario, tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        x = np.random.default_rng(seed).random((300, 4))
+        np.savez(tmp_path / f"{name}.npz", x=x, y=np.arange(300) % 3)
+
+    def files(private: str, transfer: str):
+        return scenario(
+            plugin_path=(tmp_path,),
+            dataset="npz",
+            args={"path": private},
+            clients=3,
+            transfer={"source": "npz", "args": {"path": transfer}, "size": 100},
+        )
+
+    assert load_federated_data(files("a.npz", "b.npz")).transfer_x.shape == (100, 4)
+    with pytest.raises(UserError, match="would leak"):
+        load_federated_data(files("a.npz", "a.npz"))
+
+
 @pytest.mark.parametrize(
     ("transfer", "key", "words"),
     [
         ({"size": 1438}, "size", "must be < 1438"),
         ({"source": "digits"}, "source", "holdout"),
-        ({"source": "npz"}, "source", "needs a path"),
+        ({"source": "npz"}, "args.path", "needs the path of its file"),
+        ({"source": "npz", "args": {"path": "no.npz"}}, "args.path", "nothing lies at 'no.npz'"),
+        ({"source": "image-folder", "args": {"pth": "x"}}, "args.pth", "did you mean 'path'"),
         ({"source": "mnits"}, "source", "allowed: holdout, noise, digits, mnist"),
     ],
 )

@@ -155,6 +155,11 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ),
         ("data.dataset = 'npz'", "data.args.path: data set 'npz' needs the path of its files"),
         (
+            "data.transfer.source = 'npz'",
+            "data.transfer.args.path: data set 'npz' needs the path of its files",
+        ),
+        ("data.transfer.args = { path = 'x' }", "data.transfer.args: only another data set takes arguments"),
+        (
             "fusion.strategy = 'knuf'",
             "fusion.strategy: no fusion strategy named 'knuf'; did you mean 'knfu'?",
         ),
