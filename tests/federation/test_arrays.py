@@ -1,0 +1,104 @@
+"""A live NumPy array behaves as Flower's own serialised one."""
+
+from __future__ import annotations
+
+import pickle
+from io import BytesIO
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+
+from fedkd.federation.arrays import NumpyArray, from_record, payload_bytes, to_record
+
+grid = np.arange(12, dtype=np.float32).reshape(3, 4)
+SAMPLES = {
+    "matrix": grid,
+    "scalar": np.array(3.5),
+    "empty": np.zeros((0, 5), dtype=np.float32),
+    "half": grid.astype(np.float16),
+    "integers": np.array([2**53 + 1, -7], dtype=np.int64),
+    "booleans": np.array([True, False]),
+    "transposed": grid.T,
+    "strided": grid[::2, ::-1],
+    "fortran": np.asfortranarray(grid),
+}
+
+
+@pytest.fixture(params=SAMPLES)
+def values(request) -> np.ndarray:
+    return SAMPLES[request.param]
+
+
+def same(got: np.ndarray, wanted: np.ndarray) -> None:
+    assert got.dtype == wanted.dtype
+    assert got.shape == wanted.shape
+    assert np.array_equal(got, wanted)
+
+
+def test_it_says_of_itself_what_flowers_array_says(values):
+    ours, flowers = NumpyArray(values), Array(values)
+    assert isinstance(ours, Array)
+    assert (ours.dtype, ours.shape, ours.stype) == (flowers.dtype, flowers.shape, flowers.stype)
+    same(np.load(BytesIO(ours.data), allow_pickle=False), values)
+    same(ours.numpy(), values)
+
+
+def test_its_bytes_are_flowers_where_the_layout_is_plain():
+    for name in ("matrix", "scalar", "empty", "half", "integers"):
+        ours, flowers = NumpyArray(SAMPLES[name]), Array(SAMPLES[name])
+        assert ours.data == flowers.data
+        # The type's name is part of the header of an object id, so only the bodies can be the same.
+        assert ours.deflate().partition(b"\0")[2] == flowers.deflate().partition(b"\0")[2]
+        assert ours.object_id == NumpyArray(SAMPLES[name].copy()).object_id
+
+
+def test_nobody_can_write_into_it(values):
+    own = values.copy()
+    array = NumpyArray(own)
+    with pytest.raises(ValueError, match="read-only"):
+        array.numpy()[...] = 0
+    assert own.flags.writeable, "the owner's array must not change"
+
+
+def test_a_contiguous_array_is_not_copied():
+    assert np.shares_memory(NumpyArray(grid).numpy(), grid)
+    assert np.shares_memory(NumpyArray(grid[1]).numpy(), grid)
+
+
+def test_pickling_out_of_band_moves_the_buffer_itself():
+    values = np.arange(1000, dtype=np.float32)
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(NumpyArray(values), protocol=5, buffer_callback=buffers.append)
+    assert len(data) < 1000
+    assert len(buffers) == 1
+    back = pickle.loads(data, buffers=buffers)
+    assert np.shares_memory(back.numpy(), values)
+    with pytest.raises(ValueError, match="read-only"):
+        back.numpy()[0] = 1.0
+
+
+def test_pickling_in_band(values):
+    same(pickle.loads(pickle.dumps(NumpyArray(values))).numpy(), values)
+
+
+def test_flowers_own_serialisation_carries_it():
+    content = RecordDict({"arrays": to_record(SAMPLES), "metrics": MetricRecord({"loss": 0.5})})
+    back = recorddict_from_proto(recorddict_to_proto(content))
+    received = from_record(back.array_records["arrays"])
+    assert list(received) == list(SAMPLES), "the order of a model's tensors must survive"
+    for name, wanted in SAMPLES.items():
+        same(received[name], wanted)
+
+
+def test_payload_counts_array_bytes_and_no_headers():
+    content = RecordDict(
+        {
+            "a": to_record({"x": np.zeros((3, 4), dtype=np.float16), "n": np.array(1, dtype=np.int64)}),
+            "b": ArrayRecord([np.zeros((0, 9)), np.zeros(2, dtype=np.float64)]),
+            "m": MetricRecord({"loss": 0.5}),
+        }
+    )
+    assert payload_bytes(content) == 3 * 4 * 2 + 8 + 0 + 16
+    assert payload_bytes(RecordDict()) == 0

@@ -1,0 +1,207 @@
+"""Checkpoints: exact, whole or not at all, small, and able to survive damage."""
+
+from __future__ import annotations
+
+import os
+import pickletools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedkd.federation import checkpoint as module
+from fedkd.federation.checkpoint import Checkpoint, CheckpointStore, Totals
+
+EVERY_TYPE = {
+    "f64": np.array([1 / 3, np.nan, np.inf, -0.0]),
+    "f32": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "f16": np.array([0.1, 65504.0], dtype=np.float16),
+    "i64": np.array([2**62 + 1, -1]),
+    "i32": np.array([[7]], dtype=np.int32),
+    "u8": np.arange(256, dtype=np.uint8),
+    "bool": np.array([True, False]),
+    "scalar": np.array(5, dtype=np.int64),
+    "empty": np.zeros((0, 3), dtype=np.float32),
+    "with/slash|and.dots": np.ones(1, dtype=np.float32),
+}
+
+
+def at(round: int, clients: dict[int, float], **server: np.ndarray) -> Checkpoint:
+    """Return a checkpoint in which client n's whole state is one number."""
+    return Checkpoint(
+        round=round,
+        totals=Totals(bytes_up=10 * round, bytes_down=20 * round, seconds=round / 3),
+        offsets={"metrics.jsonl": 100 * round, "timings.jsonl": 50 * round},
+        server=server or {"round": np.array(round)},
+        clients={client: {"w": np.full(4, value)} for client, value in clients.items()},
+    )
+
+
+def written(folder: Path, *checkpoints: Checkpoint) -> CheckpointStore:
+    store = CheckpointStore(folder)
+    for checkpoint in checkpoints:
+        store.save(checkpoint)
+    store.close()
+    return store
+
+
+def latest(folder: Path) -> Checkpoint:
+    found = CheckpointStore(folder).latest()
+    assert found is not None
+    return found
+
+
+def states(checkpoint: Checkpoint) -> dict[int, float]:
+    return {client: float(arrays["w"][0]) for client, arrays in checkpoint.clients.items()}
+
+
+def folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    path.unlink()  # not written into: it may be a hard link into the checkpoint before
+    path.write_bytes(data)
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    before = Checkpoint(3, Totals(7, 9, 1 / 3), {"metrics.jsonl": 12}, EVERY_TYPE, {0: EVERY_TYPE, 41: {}})
+    written(tmp_path, before)
+    after = latest(tmp_path)
+    assert (after.round, after.totals, after.offsets) == (3, Totals(7, 9, 1 / 3), {"metrics.jsonl": 12})
+    assert sorted(after.clients) == [0, 41]
+    for arrays in (after.server, after.clients[0]):
+        assert set(arrays) == set(EVERY_TYPE)
+        for name, wanted in EVERY_TYPE.items():
+            assert arrays[name].dtype == wanted.dtype
+            assert arrays[name].shape == wanted.shape
+            assert arrays[name].tobytes() == np.ascontiguousarray(wanted).tobytes()
+
+
+def test_there_is_nothing_before_the_first(tmp_path):
+    assert CheckpointStore(tmp_path).latest() is None
+
+
+def test_unchanged_clients_are_hard_links(tmp_path):
+    written(tmp_path, at(1, {0: 1.0, 1: 1.0, 2: 1.0}), at(2, {1: 2.0}))
+    assert states(latest(tmp_path)) == {0: 1.0, 1: 2.0, 2: 1.0}
+    one, two = (tmp_path / "checkpoints" / f"round-0000{n}" for n in (1, 2))
+    for client, shared in ((0, True), (1, False), (2, True)):
+        name = f"client-0000{client}.safetensors"
+        assert os.path.samefile(one / name, two / name) is shared
+
+
+def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError("not supported")
+
+    monkeypatch.setattr(module.os, "link", refuse)
+    written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {1: 2.0}))
+    assert states(latest(tmp_path)) == {0: 1.0, 1: 2.0}
+
+
+def test_the_last_two_are_kept_and_complete(tmp_path):
+    written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {1: 2.0}), at(3, {1: 3.0}), at(4, {}))
+    assert folders(tmp_path) == ["round-00003", "round-00004"]
+    assert states(latest(tmp_path)) == {0: 1.0, 1: 3.0}
+
+
+def test_what_a_killed_run_was_writing_is_not_read_and_goes_away(tmp_path):
+    written(tmp_path, at(1, {0: 1.0}))
+    partial = tmp_path / "checkpoints" / ".round-00002.partial"
+    partial.mkdir()
+    (partial / "server.safetensors").write_bytes(b"half")
+    assert latest(tmp_path).round == 1
+    store = CheckpointStore(tmp_path)
+    store.latest()
+    store.save(at(3, {0: 3.0}))
+    store.close()
+    assert folders(tmp_path) == ["round-00001", "round-00003"]
+
+
+def damaged_ways() -> dict:
+    return {
+        "a client cut short": lambda f: replace_bytes(
+            f / "client-00001.safetensors", (f / "client-00001.safetensors").read_bytes()[:-1]
+        ),
+        "a client missing": lambda f: (f / "client-00001.safetensors").unlink(),
+        "the server missing": lambda f: (f / "server.safetensors").unlink(),
+        "the manifest missing": lambda f: (f / "manifest.json").unlink(),
+        "the manifest empty": lambda f: replace_bytes(f / "manifest.json", b""),
+        "the manifest of another kind": lambda f: replace_bytes(f / "manifest.json", b"[1, 2]"),
+        "the header overwritten": lambda f: replace_bytes(
+            f / "server.safetensors", b"\xff" * (f / "server.safetensors").stat().st_size
+        ),
+    }
+
+
+@pytest.mark.parametrize("way", damaged_ways())
+def test_damage_falls_back_to_the_one_before(way, tmp_path):
+    written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {1: 2.0}))
+    damaged_ways()[way](tmp_path / "checkpoints" / "round-00002")
+    back = latest(tmp_path)
+    assert (back.round, states(back)) == (1, {0: 1.0, 1: 1.0})
+
+
+def test_when_all_are_damaged_there_is_none(tmp_path):
+    written(tmp_path, at(1, {0: 1.0}), at(2, {0: 2.0}))
+    for folder in (tmp_path / "checkpoints").iterdir():
+        (folder / "manifest.json").unlink()
+    store = CheckpointStore(tmp_path)
+    assert store.latest() is None
+    store.save(at(5, {0: 5.0}))
+    store.close()
+    assert folders(tmp_path) == ["round-00005"]
+
+
+def test_nothing_is_taken_from_a_damaged_checkpoint_that_was_passed_over(tmp_path):
+    # Saved after rounds 4 and 5; 5 lost a client that did not change; resumed from 4, saved next after 6.
+    written(tmp_path, at(4, {0: 4.0, 1: 4.0}), at(5, {1: 5.0}))
+    (tmp_path / "checkpoints" / "round-00005" / "client-00000.safetensors").unlink()
+    store = CheckpointStore(tmp_path)
+    assert store.latest().round == 4
+    store.save(at(6, {1: 6.0}))
+    store.close()
+    assert states(latest(tmp_path)) == {0: 4.0, 1: 6.0}
+    assert folders(tmp_path) == ["round-00004", "round-00006"]
+
+
+def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    written(tmp_path, at(1, {0: 1.0}))
+    store = CheckpointStore(tmp_path)
+    store.latest()
+    real, calls = module._write_bytes, []
+
+    def write(path, data):
+        calls.append(path)
+        if len(calls) == 2:  # the server's file fits, the client's does not
+            path.write_bytes(data[:10])
+            raise OSError(28, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(module, "_write_bytes", write)
+    store.save(at(2, {0: 2.0}))
+    with pytest.raises(OSError, match="No space left"):
+        store.wait()
+    assert folders(tmp_path) == ["round-00001"]
+    store.save(at(3, {0: 3.0}))  # room again
+    store.close()
+    assert (latest(tmp_path).round, states(latest(tmp_path))) == (3, {0: 3.0})
+
+
+def test_trouble_with_one_checkpoint_is_raised_at_the_next(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path)
+    monkeypatch.setattr(module, "_write_bytes", lambda path, data: (_ for _ in ()).throw(OSError("no")))
+    store.save(at(1, {0: 1.0}))
+    with pytest.raises(OSError, match="no"):
+        store.save(at(2, {0: 2.0}))
+    store.close()
+
+
+def test_no_file_is_a_pickle(tmp_path):
+    written(tmp_path, at(1, {0: 1.0}))
+    files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+    assert len(files) == 3
+    for path in files:
+        with pytest.raises(ValueError):
+            list(pickletools.genops(path.read_bytes()))

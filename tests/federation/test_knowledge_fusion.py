@@ -1,0 +1,249 @@
+"""A fusion strategy as a strategy of Flower, used as somebody with a Flower app of their own would."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedkd.engine.inline import InlineGrid
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import to_record
+from fedkd.federation.cohort import Cohort
+from fedkd.federation.identity import node_id_of
+from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.local import Local
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+
+N, M, C = 4, 6, 3
+
+
+def logits_of(client: int, round: int) -> np.ndarray:
+    return np.random.default_rng([client, round]).normal(size=(M, C)).astype(np.float32)
+
+
+class Federation:
+    """A Flower app whose clients upload known logits and note what they are sent.
+
+    Node order is the reverse of client order, unless `in_order`.
+    """
+
+    def __init__(self, failing: frozenset[tuple[int, int]] = frozenset(), in_order: bool = False) -> None:
+        self.failing = failing
+        self.nodes = {c: node_id_of(c if in_order else N - 1 - c) for c in range(N)}
+        self.sent: dict[int, list[tuple[str, int, int, np.ndarray]]] = defaultdict(list)
+        self.records: list[object] = []
+        app = ClientApp()
+        app.train()(self.train)
+        app.evaluate()(self.evaluate)
+        self.grid = InlineGrid(app, self.context, N)
+
+    def context(self, index: int) -> Context:
+        node = node_id_of(index)
+        (client,) = [client for client, other in self.nodes.items() if other == node]
+        return Context(1, node, {"client": client}, RecordDict(), {})
+
+    def note(self, kind: str, message: Message, client: int) -> int:
+        config = message.content.config_records[msg.CONFIG]
+        round = int(config[msg.SERVER_ROUND])
+        if msg.GUIDANCE in message.content:
+            record = message.content.array_records[msg.GUIDANCE]
+            self.records.append(record)
+            received = (kind, round, int(config[msg.GUIDANCE_ROUND]), record[msg.TARGETS].numpy())
+            self.sent[client].append(received)
+        return round
+
+    def train(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["client"])
+        round = self.note("train", message, client)
+        if (client, round) in self.failing:
+            raise RuntimeError("no power")
+        content = {
+            msg.IDENTITY: msg.identity(client),
+            msg.ARRAYS: to_record({"logits": logits_of(client, round)}),
+            msg.METRICS: MetricRecord({msg.NUM_EXAMPLES: 10 * (client + 1), "train_loss": float(client)}),
+        }
+        return Message(RecordDict(content), reply_to=message)
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["client"])
+        self.note("evaluate", message, client)
+        metrics = MetricRecord({msg.NUM_EXAMPLES: 1, "accuracy": client / 10})
+        return Message(
+            RecordDict({msg.IDENTITY: msg.identity(client), msg.METRICS: metrics}), reply_to=message
+        )
+
+
+def fused(strategy: FusionStrategy, round: int, clients=tuple(range(N))) -> np.ndarray:
+    """Return the guidance of clients that all took part, fused directly."""
+    logits = np.stack([logits_of(client, round) for client in clients])
+    samples = np.array([10 * (client + 1) for client in clients])
+    guidance = strategy.fuse(Knowledge(clients=clients, logits=logits, samples=samples), {})
+    assert guidance.targets is not None
+    return guidance.targets
+
+
+def train_round(
+    strategy: KnowledgeFusion, federation: Federation, round: int, clients=tuple(range(N))
+) -> None:
+    cohort = Cohort(federation.grid, [federation.nodes[client] for client in clients])
+    requests = strategy.configure_train(round, to_record({}), ConfigRecord(), cohort)
+    strategy.aggregate_train(round, federation.grid.send_and_receive(requests))
+
+
+def test_a_flower_user_gets_the_strategys_guidance_once_a_round():
+    federation = Federation()
+    strategy = KnFu(beta=10.0, weight_by_size=True)
+    result = KnowledgeFusion(strategy).start(federation.grid, num_rounds=2)
+    for client in range(N):
+        received = federation.sent[client]
+        assert [(kind, at, of) for kind, at, of, _ in received] == [("evaluate", 1, 1), ("evaluate", 2, 2)]
+        for _, round, _, targets in received:
+            assert np.array_equal(targets, fused(strategy, round)[client])
+    assert result.train_metrics_clientapp[2]["train_loss"] == pytest.approx(1.5)
+    assert result.evaluate_metrics_clientapp[1]["accuracy"] == pytest.approx(0.15)
+
+
+def test_guidance_waits_for_the_next_training_where_nothing_is_evaluated():
+    federation = Federation()
+    strategy = KnowledgeFusion(KnFu(beta=2.0))
+    for round in (1, 2, 3):
+        train_round(strategy, federation, round)
+    for client in range(N):
+        assert [received[:3] for received in federation.sent[client]] == [("train", 2, 1), ("train", 3, 2)]
+        assert np.array_equal(federation.sent[client][1][3], fused(KnFu(beta=2.0), 2)[client])
+
+
+def test_the_order_of_replies_does_not_matter():
+    def targets(order) -> dict[int, np.ndarray]:
+        federation, strategy = Federation(), KnowledgeFusion(KnFu(beta=1.0))
+        requests = strategy.configure_train(1, to_record({}), ConfigRecord(), federation.grid)
+        replies = list(federation.grid.send_and_receive(requests))
+        strategy.aggregate_train(1, [replies[i] for i in order])
+        federation.grid.send_and_receive(
+            strategy.configure_evaluate(1, to_record({}), ConfigRecord(), federation.grid)
+        )
+        return {client: received[0][3] for client, received in federation.sent.items()}
+
+    first, second = targets([0, 1, 2, 3]), targets([2, 0, 3, 1])
+    for client in range(N):
+        assert first[client].tobytes() == second[client].tobytes()
+
+
+def test_clients_that_failed_are_left_out_and_receive_nothing():
+    federation = Federation(failing=frozenset({(1, 1)}))
+    strategy = KnowledgeFusion(KnFu(beta=1.0))
+    strategy.start(federation.grid, num_rounds=1)
+    assert sorted(federation.sent) == [0, 2, 3]
+    others = (0, 2, 3)
+    wanted = fused(KnFu(beta=1.0), 1, others)
+    for position, client in enumerate(others):
+        assert np.array_equal(federation.sent[client][0][3], wanted[position])
+    assert strategy.weights is not None and strategy.weights[0] == others
+
+
+def test_a_round_in_which_everyone_failed_is_survived():
+    federation = Federation(failing=frozenset((client, 1) for client in range(N)))
+    KnowledgeFusion(KnFu()).start(federation.grid, num_rounds=2)
+    assert all([received[:3] for received in federation.sent[c]] == [("evaluate", 2, 2)] for c in range(N))
+
+
+def test_knowledge_of_missing_clients_ages():
+    seen: list[Knowledge] = []
+
+    @dataclass(frozen=True)
+    class Remembers(FusionStrategy):
+        name = "remembers"
+
+        @property
+        def stale_decay(self):
+            return 0.5
+
+        def fuse(self, knowledge, memory):
+            seen.append(knowledge)
+            return Guidance(targets=np.zeros((M, C), dtype=np.float32))
+
+        def loss(self, student_logits, targets):
+            raise NotImplementedError
+
+    federation, strategy = Federation(), KnowledgeFusion(Remembers())
+    train_round(strategy, federation, 1, (0, 2))
+    train_round(strategy, federation, 2, (2,))
+    train_round(strategy, federation, 4, (3,))
+    assert [knowledge.clients for knowledge in seen] == [(0, 2), (0, 2), (0, 2, 3)]
+    assert [knowledge.age.tolist() for knowledge in seen] == [[0, 0], [1, 0], [3, 2, 0]]
+    assert seen[2].samples.tolist() == [10, 30, 40]
+    computed = [(0, 1), (2, 2), (3, 4)]
+    assert np.array_equal(seen[2].logits, np.stack([logits_of(*at) for at in computed]))
+
+
+def test_shared_guidance_is_one_record_for_all():
+    federation = Federation()
+    KnowledgeFusion(FedMD()).start(federation.grid, num_rounds=1)
+    assert len(federation.records) == N
+    assert len({id(record) for record in federation.records}) == 1
+    mean = np.mean([logits_of(client, 1) for client in range(N)], axis=0, dtype=np.float64)
+    np.testing.assert_allclose(federation.sent[0][0][3], mean, rtol=1e-6)
+
+
+def test_a_strategy_that_sends_nothing_guides_nobody():
+    federation = Federation()
+    strategy = KnowledgeFusion(Local())
+    strategy.start(federation.grid, num_rounds=2)
+    assert not federation.sent
+    assert strategy.weights is None
+
+
+def test_a_client_that_does_not_name_itself_goes_by_its_node():
+    reply = Message(RecordDict(), dst_node_id=9, message_type="train")
+    assert msg.sender(reply) == reply.metadata.src_node_id
+
+
+@pytest.mark.parametrize(
+    "strategy", [KnFu(beta=1.0, stale_decay=0.5, distribution_momentum=0.5), FedMD(), KnFu(per_class=True)]
+)
+def test_a_restored_strategy_goes_on_where_the_other_stopped(strategy):
+    straight, federation = KnowledgeFusion(strategy), Federation()
+    train_round(straight, federation, 1, (0, 1, 2))
+    train_round(straight, federation, 2, (1, 3))
+    state = straight.state()
+
+    restored, other = KnowledgeFusion(strategy), Federation(in_order=True)
+    assert other.nodes != federation.nodes
+    restored.restore(state, other.nodes)
+    assert set(restored.state()) == set(state)
+    federation.sent.clear()
+    for grid, run in ((federation, straight), (other, restored)):
+        train_round(run, grid, 3)
+        grid.grid.send_and_receive(run.configure_evaluate(3, to_record({}), ConfigRecord(), grid.grid))
+    for client in range(N):
+        ours, theirs = federation.sent[client], other.sent[client]
+        assert [received[:3] for received in ours] == [received[:3] for received in theirs]
+        assert len(ours) >= 1
+        for one, two in zip(ours, theirs, strict=True):
+            assert one[3].tobytes() == two[3].tobytes()
+
+
+def test_what_a_strategy_remembers_may_have_any_name():
+    @dataclass(frozen=True)
+    class Counts(FusionStrategy):
+        name = "counts"
+
+        def fuse(self, knowledge, memory):
+            return Guidance(None, memory={"a/b": memory.get("a/b", np.zeros(1)) + 1, "c": np.ones(2)})
+
+        def loss(self, student_logits, targets):
+            raise NotImplementedError
+
+    strategy, federation = KnowledgeFusion(Counts()), Federation()
+    train_round(strategy, federation, 1)
+    restored = KnowledgeFusion(Counts())
+    restored.restore(strategy.state(), federation.nodes)
+    train_round(restored, federation, 2)
+    assert restored.state()["memory/a/b"].tolist() == [2.0]
