@@ -24,7 +24,9 @@ STRATEGIES = Registry(
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",
+        "scarlet": "fedkd.fusion.scarlet:Scarlet",
     },
+    group="fedkd.strategies",
 )
 
 

@@ -50,8 +50,8 @@ def test_entropy_falls_on_vague_means() -> None:
         mean = numpy_generator(0, "means").dirichlet(np.full(classes, 1.0), 500)
         mean = 0.8 * mean + 0.2 / classes  # nobody is quite sure
         fused = fuse(np.log(mean)[None].astype(np.float32))
-        assert entropy(fused).mean() < 0.8 * entropy(mean).mean()
-        if classes <= 3:
+        assert entropy(fused).mean() < 0.9 * entropy(mean).mean()
+        if classes <= 5:
             assert (entropy(fused) <= entropy(mean) + 1e-6).all()
 
 

@@ -1,0 +1,37 @@
+"""What the server remembers of clients that do not all take part in every round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Roster(NamedTuple):
+    """Everyone seen so far: the order of rows in a strategy's memory.
+
+    Attributes:
+        clients: Client indices, ascending, `[K]`.
+        known: Positions of those who were known before, in their old order.
+        present: Positions of this round's clients, in their order, `[N]`.
+    """
+
+    clients: np.ndarray
+    known: np.ndarray
+    present: np.ndarray
+
+
+def enrol(memory: Mapping[str, np.ndarray], clients: Sequence[int]) -> Roster:
+    """Add this round's clients to those in ``memory["clients"]``."""
+    before = memory.get("clients", np.empty(0, dtype=np.int64))
+    everyone = np.union1d(before, np.array(clients, dtype=np.int64))
+    return Roster(everyone, np.searchsorted(everyone, before), np.searchsorted(everyone, clients))
+
+
+def grown(array: np.ndarray, shape: tuple[int, ...], fill: float = 0) -> np.ndarray:
+    """Return a copy of at least this shape, the new part filled with `fill`."""
+    shape = tuple(max(pair) for pair in zip(array.shape, shape, strict=True))
+    copy = np.full(shape, fill, dtype=array.dtype)
+    copy[tuple(slice(length) for length in array.shape)] = array
+    return copy

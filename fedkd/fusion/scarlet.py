@@ -1,0 +1,134 @@
+"""SCARLET: DS-FL with a cache of soft labels and a sharpening that keeps its strength in hand.
+
+K. Azuma, T. Nishio, Y. Kitagawa, W. Nakano and T. Tanimura, "Soft-Label Caching and Sharpening for
+Communication-Efficient Federated Distillation", 2025, arXiv 2504.19602.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.roster import enrol, grown
+from fedkd.fusion.selection import draw_samples
+from fedkd.fusion.sharpen import mean_probabilities, power
+from fedkd.fusion.sides import Arrays, ClientSide
+from fedkd.fusion.soft_labels import SoftLabels
+from fedkd.fusion.strategy import STRICT, Guidance, Knowledge
+from fedkd.fusion.weights import uniform
+from fedkd.randomness import numpy_generator
+
+
+@dataclass(frozen=True, config=STRICT)
+class Scarlet(SoftLabels):
+    """Ask only for what has not been asked lately; sharpen the mean by a power; learn it by cross entropy.
+
+    ::
+
+        S_t  = samples drawn for round t
+        R_t  = those of S_t without a label of the last D rounds          predicted and uploaded
+        y[i] = mean^b / Σ mean^b,  mean = mean_n softmax(z_n(x_i))        for i in R_t; kept by the server
+        client n receives the labels of S_t that it lacks, keeps them, and learns all of S_t
+
+    A client that was away has missed labels, or holds old ones. The server therefore knows which label, by
+    the round it was fused in, each client holds of each sample (an integer per client and sample), and sends
+    what is missing and nothing else. So every participant of a round learns the same labels, and the bytes
+    that caching saves are simply not in the messages.
+    """
+
+    name: ClassVar[str] = "scarlet"
+    sends: ClassVar[str] = "logits of samples that are not in the cache"
+    paper: ClassVar[str] = "Azuma et al., Soft-Label Caching and Sharpening, arXiv 2504.19602, 2025"
+
+    exponent: Annotated[float, Field(gt=0)] = 2.0
+    """b of enhanced ERA: 1 is the plain mean, above 1 sharpens at any number of classes, below 1 softens. Up
+    to 3 or so for very unlike clients, 1 for alike ones."""
+    cache_rounds: Annotated[int, Field(ge=0)] = 50
+    """D: a label is good for so many rounds after the one it was fused in; 0 turns the cache off. A large D
+    saves bytes and teaches what the federation knew long ago: lower it while models still change fast."""
+    samples_per_round: Annotated[int, Field(ge=1)] | None = None
+    """Transfer samples drawn each round; absent: all. With the cache on, draw a tenth of the transfer set or
+    so: with all of them every label dates from round 1 until D rounds later."""
+
+    def request(
+        self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
+    ) -> np.ndarray | None:
+        """Return those of the round's samples that are not in the cache, ascending; there may be none."""
+        drawn = draw_samples(transfer_size, self.samples_per_round, generator)
+        asked = np.setdiff1d(drawn, self._cached(memory))
+        return None if len(asked) == transfer_size else asked
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return what each client lacks of the round's soft labels.
+
+        `shared` has ``wanted``, the samples to learn; `personal` has ``new_samples`` and ``new_labels``.
+        """
+        assert knowledge.logits is not None
+        _, rows, classes = knowledge.logits.shape
+        asked = np.arange(rows) if knowledge.request is None else np.asarray(knowledge.request)
+        wanted = np.union1d(asked, self._reused(memory, len(asked)))
+        length = int(wanted.max(initial=-1)) + 1
+
+        round = _round(memory)
+        labels = grown(memory.get("labels", np.empty((0, classes), dtype=np.float32)), (length, classes))
+        fused_in = grown(memory.get("fused_in", np.empty(0, dtype=np.int32)), (length,))
+        labels[asked] = power(mean_probabilities(knowledge.logits), self.exponent)
+        fused_in[asked] = round
+
+        roster = enrol(memory, knowledge.clients)
+        held = np.zeros((len(roster.clients), len(fused_in)), dtype=np.int32)
+        if len(roster.known):
+            held[roster.known, : memory["held"].shape[1]] = memory["held"]
+        personal = []
+        for row in roster.present:
+            missing = wanted[held[row, wanted] != fused_in[wanted]]
+            held[row, missing] = fused_in[missing]
+            personal.append({"new_samples": missing.astype(np.int32), "new_labels": labels[missing]})
+        return Guidance(
+            targets=None,
+            weights=uniform(len(knowledge.clients)),
+            memory={
+                "round": np.array(round),
+                "labels": labels,
+                "fused_in": fused_in,
+                "clients": roster.clients,
+                "held": held,
+            },
+            shared={"wanted": wanted.astype(np.int32)},
+            personal=personal,
+        )
+
+    def apply(self, client: ClientSide, guidance: Arrays) -> None:
+        """Add new labels to those the client keeps; learn the round's samples from them."""
+        wanted, classes = guidance["wanted"], client.classes
+        labels = client.memory.get("labels", np.empty((0, classes), dtype=np.float32))
+        # What never came is not a number: learning it by mistake would fail at once.
+        labels = grown(labels, (int(wanted.max()) + 1, classes), fill=np.nan)
+        labels[guidance["new_samples"]] = guidance["new_labels"]
+        client.memory["labels"] = labels
+        client.distil(labels[wanted], wanted)
+
+    def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the samples whose label is still good, ascending."""
+        fused_in = memory.get("fused_in", np.empty(0, dtype=np.int32))
+        return np.flatnonzero((fused_in > 0) & (_round(memory) - fused_in <= self.cache_rounds))
+
+    def _reused(self, memory: Mapping[str, np.ndarray], asked: int) -> np.ndarray:
+        """Return the cached part of the round's samples.
+
+        Of a uniform draw of S_t only its part R_t outside the cache was asked for. The other part is, given
+        its size, a uniform draw from the cache, independent of R_t: so it is drawn here, where it is needed.
+        """
+        cached = self._cached(memory)
+        count = None if self.samples_per_round is None else max(self.samples_per_round - asked, 0)
+        generator = numpy_generator(0, "scarlet-cached-samples", round=_round(memory))
+        return cached[draw_samples(len(cached), count, generator)]
+
+
+def _round(memory: Mapping[str, np.ndarray]) -> int:
+    """Return the number of the round that comes after this memory."""
+    return int(memory.get("round", 0)) + 1

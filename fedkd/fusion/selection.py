@@ -1,0 +1,18 @@
+"""Which transfer samples take part in a round."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def draw_samples(size: int, count: int | None, generator: np.random.Generator) -> np.ndarray:
+    """Draw `count` of `size` indices without repeats; ascending, so that they say nothing but who was drawn.
+
+    Args:
+        size: How many there are.
+        count: How many to draw; None or too many: all.
+        generator: Source of the draw.
+    """
+    if count is None or count >= size:
+        return np.arange(size)
+    return np.sort(generator.choice(size, count, replace=False))

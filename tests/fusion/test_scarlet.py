@@ -1,0 +1,193 @@
+"""SCARLET against loops and a federation in plain dictionaries; what the cache saves and never loses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from pydantic import ValidationError
+from rounds import (
+    EXTREMES,
+    FakeClient,
+    assert_distributions,
+    draw_logits,
+    entropy,
+    extreme_logits,
+    guidance_for,
+    knowledge_of,
+    mean_by_loops,
+    num_bytes,
+    softmax_by_loops,
+)
+
+from fedkd.fusion.dsfl import DSFL
+from fedkd.fusion.scarlet import Scarlet
+from fedkd.randomness import numpy_generator
+
+SIZE, CLASSES = 30, 3
+
+
+class Federation:
+    """Runs rounds of a strategy with given logits, and keeps what every message weighs."""
+
+    def __init__(self, strategy: Scarlet, clients: int) -> None:
+        self.strategy = strategy
+        self.clients = [FakeClient(np.empty((SIZE, CLASSES), np.float32)) for _ in range(clients)]
+        self.memory: dict[str, np.ndarray] = {}
+        self.round = 0
+
+    def run(self, present=None):
+        self.round += 1
+        present = range(len(self.clients)) if present is None else present
+        logits = draw_logits(len(self.clients), SIZE, CLASSES, seed=self.round)
+        request = self.strategy.request(SIZE, self.memory, numpy_generator(self.round, "request"))
+        uploads = []
+        for client in present:
+            self.clients[client].all_logits = logits[client]
+            self.clients[client].request = request
+            uploads.append(self.strategy.upload(self.clients[client]))
+        self.up = [num_bytes(upload) for upload in uploads]
+        knowledge = knowledge_of(np.stack([upload["logits"] for upload in uploads]), present, request=request)
+        guidance = self.strategy.fuse(knowledge, self.memory)
+        self.memory = guidance.memory
+        self.down = []
+        for row, client in enumerate(present):
+            arrays = guidance_for(row, guidance)
+            self.down.append(num_bytes(arrays))
+            self.strategy.apply(self.clients[client], arrays)
+        return np.arange(SIZE) if request is None else request
+
+
+def learned(logits: np.ndarray, **hyperparameters) -> np.ndarray:
+    strategy, client = Scarlet(**hyperparameters), FakeClient(logits[0])
+    guidance = strategy.fuse(knowledge_of(logits), {})
+    strategy.apply(client, guidance_for(0, guidance))
+    return client.learned[0][0]
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 7.0])
+def test_agrees_with_loops(exponent) -> None:
+    logits = draw_logits()
+    mean = mean_by_loops(softmax_by_loops(logits))
+    raised = [[p**exponent for p in row] for row in mean]
+    expected = [[p / sum(row) for p in row] for row in raised]
+    assert_allclose(learned(logits, exponent=exponent), expected, rtol=1e-5)
+
+
+def test_exponent_one_without_cache_is_the_mean_of_dsfl() -> None:
+    federation = Federation(Scarlet(exponent=1.0, cache_rounds=0), 4)
+    for round in range(1, 4):
+        federation.run()
+        dsfl = DSFL(sharpen="mean").fuse(knowledge_of(draw_logits(4, SIZE, CLASSES, seed=round)), {})
+        for client in federation.clients:
+            targets, samples = client.learned[-1]
+            assert_allclose(targets, dsfl.targets, rtol=1e-6)
+            assert_array_equal(samples, np.arange(SIZE))
+
+
+def test_entropy_never_rises_above_exponent_one() -> None:
+    mean = numpy_generator(0, "means").dirichlet(np.full(20, 0.2), 300).astype(np.float32)
+    before = learned(np.log(mean + 1e-30)[None], exponent=1.0)
+    for exponent in (1.0, 1.5, 4.0, 300.0):
+        after = learned(np.log(mean + 1e-30)[None], exponent=exponent)
+        assert_distributions(after)
+        assert (entropy(after) <= entropy(before) + 1e-5).all()
+        before = after
+
+
+def test_what_is_cached_is_neither_sent_up_nor_down() -> None:
+    federation = Federation(Scarlet(cache_rounds=2), 3)
+    row, index = CLASSES * 4, 4
+    assert_array_equal(federation.run(), np.arange(SIZE))
+    assert federation.up == [SIZE * row] * 3
+    assert federation.down == [SIZE * (row + index + index)] * 3
+    for _ in range(2):
+        assert len(federation.run()) == 0
+        assert federation.up == [0] * 3
+        assert federation.down == [SIZE * index] * 3  # which samples to learn, and no label
+    assert len(federation.run()) == SIZE  # D rounds are over
+    first, second, third, fourth = (targets for targets, _ in federation.clients[0].learned)
+    assert_array_equal(first, second)
+    assert_array_equal(first, third)
+    assert np.abs(first - fourth).max() > 0.01
+
+
+@pytest.mark.parametrize("samples_per_round", [None, 1, 12, SIZE, 99])
+@pytest.mark.parametrize("cache_rounds", [0, 1, 3])
+def test_everyone_present_learns_the_same_newest_labels(samples_per_round, cache_rounds) -> None:
+    """Clients come and go; a federation in dictionaries says what each must learn."""
+    strategy = Scarlet(cache_rounds=cache_rounds, samples_per_round=samples_per_round)
+    federation = Federation(strategy, 5)
+    labels: dict[int, tuple[int, np.ndarray]] = {}
+    held: list[dict[int, int]] = [{} for _ in range(5)]
+    rounds = [(0, 3), (0, 1), (1, 2), (4,), (0, 1, 2, 3, 4), (2, 4), (0, 3), (3,), (0, 1, 2, 3, 4)]
+    for round, present in enumerate(rounds, start=1):
+        asked = federation.run(present).tolist()
+        for i in asked:
+            assert i not in labels or round - labels[i][0] > cache_rounds
+        logits = draw_logits(5, SIZE, CLASSES, seed=round)[list(present)]
+        mean = np.array(mean_by_loops(softmax_by_loops(logits)))
+        for i in asked:
+            labels[i] = (round, mean[i] ** 2 / (mean[i] ** 2).sum())
+        drawn = federation.clients[present[0]].learned[-1][1].tolist()
+        assert set(asked) <= set(drawn)
+        assert len(drawn) == min(samples_per_round or SIZE, SIZE)
+        for position, client in enumerate(present):
+            targets, samples = federation.clients[client].learned[-1]
+            assert samples.tolist() == drawn
+            assert_allclose(targets, [labels[i][1] for i in drawn], rtol=1e-5, atol=1e-7)
+            new = [i for i in drawn if held[client].get(i) != labels[i][0]]
+            held[client] |= {i: labels[i][0] for i in new}
+            assert federation.down[position] == len(drawn) * 4 + len(new) * (4 + CLASSES * 4)
+
+
+def test_cached_samples_are_drawn_as_often_as_others() -> None:
+    federation = Federation(Scarlet(samples_per_round=6, cache_rounds=10), 1)
+    for _ in range(300):
+        federation.run()
+    drawn = np.concatenate([samples for _, samples in federation.clients[0].learned])
+    counts = np.bincount(drawn, minlength=SIZE)  # 60 each, with a standard deviation of 7
+    assert counts.min() > 60 - 30 and counts.max() < 60 + 30
+
+
+def test_fuse_is_pure() -> None:
+    strategy = Scarlet(samples_per_round=8, cache_rounds=1)
+    memory: dict[str, np.ndarray] = {}
+    for round in range(4):
+        request = strategy.request(SIZE, memory, numpy_generator(round, "request"))
+        logits = draw_logits(3, SIZE, CLASSES, seed=round)[:, request]
+        before = {name: array.copy() for name, array in memory.items()}
+        knowledge = knowledge_of(logits, request=request)
+        first, second = strategy.fuse(knowledge, memory), strategy.fuse(knowledge, memory)
+        for name, array in memory.items():
+            assert_array_equal(array, before[name])
+        for row in range(3):
+            for name, array in guidance_for(row, first).items():
+                assert_array_equal(array, guidance_for(row, second)[name])
+        memory = first.memory
+
+
+def test_a_label_that_never_came_is_not_learned_in_silence() -> None:
+    client = FakeClient(draw_logits(1, SIZE, CLASSES)[0])
+    nothing = {"new_samples": np.empty(0, np.int32), "new_labels": np.empty((0, CLASSES), np.float32)}
+    Scarlet().apply(client, {"wanted": np.array([2, 4], np.int32), **nothing})
+    assert np.isnan(client.learned[0][0]).all()
+
+
+def test_does_not_mind_the_order_of_clients() -> None:
+    logits = draw_logits(5, 8, 4)
+    assert_allclose(learned(logits[[3, 0, 4, 2, 1]]), learned(logits), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", EXTREMES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_extremes(shape, dtype) -> None:
+    targets = learned(extreme_logits(shape).astype(dtype))
+    assert targets.shape == shape[1:]
+    assert_distributions(targets)
+
+
+@pytest.mark.parametrize("wrong", [{"exponent": 0}, {"cache_rounds": -1}, {"samples_per_round": 0}])
+def test_hyperparameters_are_checked(wrong) -> None:
+    with pytest.raises(ValidationError):
+        Scarlet(**wrong)
