@@ -19,6 +19,8 @@ TORCHVISION_FOLDERS = {
 
 def strategies() -> Iterator[str]:
     """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
+    from flwr.serverapp import strategy as flower
+
     from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
     from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
 
@@ -30,7 +32,7 @@ def strategies() -> Iterator[str]:
         if strategy.paper:
             yield _row("", f"  {strategy.paper}")
     for name in flower_strategy_names():
-        yield _row(f"flwr:{name}", "Flower's. Clients send parameters.")
+        yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")
         for key, value in flower_hyperparameters(name).items():
             default = "required" if value is inspect.Parameter.empty else _default(value)
             yield _row("", f"  {key} = {default}")

@@ -102,8 +102,8 @@ def _traffic(scenario: Scenario, data: FederatedData, parameters: int) -> str:
     strategy, everyone = scenario.fusion.strategy, scenario.data.clients
     sampled = scenario.clients_per_round or everyone
     if strategy.startswith(FLOWER_PREFIX):
-        # Those that train receive weights and send theirs; to be evaluated, everyone receives the new ones.
-        up, down, what = sampled * parameters * 4, (sampled + everyone) * parameters * 4, "weights"
+        # Those that train receive parameters and send theirs; everyone receives the new ones for evaluation.
+        up, down, what = sampled * parameters * 4, (sampled + everyone) * parameters * 4, "parameters"
     elif load_strategy_class(strategy, scenario.plugin_path).sends == "nothing":
         return "none"
     else:

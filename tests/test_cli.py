@@ -188,7 +188,7 @@ def test_check_tells_what_a_run_would_do(digits_toml, capsys):
         (["fusion.upload_dtype=float16"], "4.8 kB up, 9.6 kB down"),
         (
             ["fusion.strategy=flwr:FedAvg", "clients_per_round=2"],
-            "441.7 kB up, 1.3 MB down in a round (weights)",
+            "441.7 kB up, 1.3 MB down in a round (parameters)",
         ),
     ],
 )
@@ -225,7 +225,10 @@ def test_check_schema_needs_no_file(capsys):
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        ("strategies", ["knfu", "beta = 10.0", "flwr:FedAdam", "arXiv"]),
+        (
+            "strategies",
+            ["knfu", "beta = 10.0", "flwr:FedAdam", "Flower's FedAdam", "beta_1 = 0.9", "q = 0.1", "arXiv"],
+        ),
         ("models", ["resnet20", "hidden = [200, 200]"]),
         ("learners", ["none"]),
         ("datasets", ["digits", "fashion-mnist", "image-folder"]),
@@ -290,6 +293,14 @@ def test_a_reader_that_leaves_is_no_failure():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=_repository())
     assert done.stdout == "{\n" and done.stderr == ""
     assert done.returncode in (0, 141)  # 0 where the pipe took it all before the reader left
+
+
+def test_a_run_goes_on_silently_when_its_reader_leaves(digits_toml, tmp_path):
+    command = f"{sys.executable} -m fedkd run {digits_toml} --out {tmp_path / 'out'} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=_repository())
+    assert done.stdout.startswith("digits-test: knfu") and done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert (tmp_path / "out" / "summary.json").exists()
 
 
 def _repository() -> Path:

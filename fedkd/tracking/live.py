@@ -64,6 +64,7 @@ class LiveProgress(RunObserver):
         self._reports: deque[RoundReport] = deque(maxlen=VISIBLE_ROUNDS)
         self._rounds = self._finished = self._shown_from = 0
         self._phase = "starting"
+        self._round = 0
         self._round_began = time.monotonic()
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
@@ -71,6 +72,7 @@ class LiveProgress(RunObserver):
             self.message(line)
         self._rounds = scenario.rounds
         self._finished = self._shown_from = resumed_from
+        self._round = resumed_from + 1
         self._round_began = time.monotonic()
         self._live = Live(
             get_renderable=self._display, console=self._console, refresh_per_second=REFRESHES_PER_SECOND
@@ -78,14 +80,14 @@ class LiveProgress(RunObserver):
         self._live.start()
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        self._phase = phase_text(phase, done, total)
+        self._round, self._phase = round, phase_text(phase, done, total)
 
     def round_finished(self, report: RoundReport) -> None:
         self._pace.add(report.seconds)
         self._reports.append(report)
         self._rounds, self._finished = report.rounds, report.round
         self._round_began = time.monotonic()
-        self._phase = ""
+        self._round, self._phase = min(report.round + 1, report.rounds), ""
 
     def run_finished(self, report: RunReport) -> None:
         self.closed()
@@ -103,13 +105,11 @@ class LiveProgress(RunObserver):
     def _display(self) -> RenderableType:
         # Called from the refreshing thread as well: the reports are copied before they are counted.
         reports = list(self._reports)
-        if not reports:
-            return self._bar()
-        return (
-            Group(self._table(reports), self._bar())
-            if self._finished < self._rounds
-            else self._table(reports)
-        )
+        parts: list[RenderableType] = [self._table(reports)] if reports else []
+        # What stays on the screen, after the last round or an interruption, has nothing under way.
+        if self._live is not None and self._finished < self._rounds:
+            parts.append(self._bar())
+        return Group(*parts)
 
     def _table(self, reports: list[RoundReport]) -> Table:
         room = max(1, self._console.height - LINES_AROUND_ROUNDS)
@@ -134,7 +134,7 @@ class LiveProgress(RunObserver):
     def _status(self) -> str:
         elapsed = time.monotonic() - self._round_began
         left = self._pace.left(self._rounds - self._finished, elapsed)
-        parts = [f"round {min(self._finished + 1, self._rounds)}/{self._rounds}"]
+        parts = [f"round {self._round}/{self._rounds}"]
         if self._phase:
             parts.append(self._phase)
         if left is not None:

@@ -37,14 +37,14 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
 
 
 class PlainProgress(RunObserver):
-    """One aligned line a round, for log files and pipes.
+    """One aligned line a round, for log files and pipes; silent once the reader of a pipe has left.
 
     Args:
         stream: Where the lines go; each is flushed at once.
     """
 
     def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+        self._stream: IO[str] | None = stream
         self._pace = Pace()
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
@@ -74,7 +74,12 @@ class PlainProgress(RunObserver):
             self.message(line)
 
     def message(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        if self._stream is None:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:  # ``| head``: the run goes on unseen
+            self._stream = None
 
 
 def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[str]:

@@ -137,6 +137,31 @@ def test_the_bar_shows_phase_and_time_left():
     assert "round 2/12 · train 7/10 clients · 11 min 00 s left" in out.getvalue()
 
 
+def test_the_bar_names_the_round_that_is_saved_and_goes_when_the_run_is_interrupted():
+    out = io.StringIO()
+    progress = LiveProgress(_console(io.StringIO(), terminal=True))
+    progress.run_started(SCENARIO, FOLDER, 0)
+    progress.round_finished(_report(1, seconds=60.0))
+    progress.phase(1, "save", 3, 10)
+    _console(out, terminal=False).print(progress._display())
+    assert "round 1/12 · save 3/10 clients" in out.getvalue()
+    progress.closed()
+    out.truncate(0)
+    _console(out, terminal=False).print(progress._display())
+    assert "1/12" in out.getvalue() and "save" not in out.getvalue() and "left" not in out.getvalue()
+
+
+def test_plain_lines_stop_when_the_reader_leaves():
+    class Pipe(io.StringIO):
+        def flush(self):
+            if self.getvalue().count("\n") > 1:
+                raise BrokenPipeError
+
+    pipe = Pipe()
+    _play(PlainProgress(pipe))
+    assert pipe.getvalue().count("\n") == 2
+
+
 @pytest.mark.parametrize(("height", "shown"), [(40, 10), (12, 4), (5, 1)])
 def test_the_table_and_its_bar_fit_the_terminal(height, shown):
     progress = LiveProgress(_console(io.StringIO(), terminal=True, height=height))
