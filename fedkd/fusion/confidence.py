@@ -1,0 +1,57 @@
+"""How sure predictions are, and what is unclear about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fedkd.fusion.probabilities import finite_logits
+
+
+def log_confidence(logits: np.ndarray, classes: np.ndarray | None = None) -> np.ndarray:
+    """Return the logarithm of each prediction's softmax probability of one class, `[...]` float32.
+
+    In the logarithm two predictions that both round to 1 are still told apart: ``log p`` is computed as
+    ``−log(1 + Σ_other exp(z_c − z_max))``, which keeps its digits down to 1e-38.
+
+    Args:
+        logits: `[..., C]`.
+        classes: Which class, an integer array that broadcasts to `[...]`; None: the likeliest.
+    """
+    z = finite_logits(logits)
+    best = z.argmax(axis=-1)[..., None]
+    z -= np.take_along_axis(z, best, axis=-1)
+    chosen: np.ndarray | float = 0.0
+    if classes is not None:
+        index = np.broadcast_to(classes, z.shape[:-1])[..., None]
+        chosen = np.take_along_axis(z, index, axis=-1)[..., 0]
+    np.exp(z, out=z)
+    np.put_along_axis(z, best, 0.0, axis=-1)
+    return chosen - np.log1p(z.sum(axis=-1))
+
+
+def energy(logits: np.ndarray) -> np.ndarray:
+    """Return ``log Σ_c exp z_c``, the negative free energy, `[...]`: high for what a model has seen before.
+
+    W. Liu et al., "Energy-based Out-of-distribution Detection", 2020.
+
+    Args:
+        logits: `[..., C]`.
+    """
+    z = finite_logits(logits)
+    top = z.max(axis=-1)
+    return top + np.log(np.exp(z - top[..., None]).sum(axis=-1))
+
+
+FAMILIARITY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"energy": energy, "confidence": log_confidence}
+"""Scores `[...]` of logits `[..., C]`, high for samples like those a model was trained on, by name."""
+
+
+def ambiguity(probabilities: np.ndarray) -> np.ndarray:
+    """Return the L1 distance of each row to its one-hot, ``2 (1 − max_c q_c)``, `[...]` in [0, 2).
+
+    Args:
+        probabilities: `[..., C]`, rows that sum to 1.
+    """
+    return 2.0 * (1.0 - probabilities.max(axis=-1))

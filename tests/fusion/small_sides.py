@@ -1,0 +1,111 @@
+"""A client and a server small enough to check by hand: what strategies may use of both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedkd.randomness import seeded_torch
+
+
+class SmallClient:
+    """A client whose predictions and weights are given."""
+
+    def __init__(self, *, logits=None, private_logits=None, means=None, counts=None, weights=None) -> None:
+        self._logits, self._private_logits, self._means = logits, private_logits, means or {}
+        self._counts = counts
+        self._weights = weights or {}
+        self.distilled: list[tuple[np.ndarray, np.ndarray | None]] = []
+
+    @property
+    def classes(self) -> int:
+        return self._logits.shape[1]
+
+    def logits(self) -> np.ndarray:
+        return self._logits
+
+    def private_logits(self) -> np.ndarray:
+        return self._private_logits
+
+    def label_counts(self) -> np.ndarray:
+        return self._counts
+
+    def class_means(self, of: str) -> np.ndarray:
+        return self._means[of]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return {name: values.copy() for name, values in self._weights.items()}
+
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        self._weights = dict(weights)
+
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
+        self.distilled.append((targets, samples))
+
+
+class SmallServer:
+    """A server whose models are tiny: `plain` is linear, `normed` has BatchNorm and so a counter."""
+
+    def __init__(self, transfer_x: np.ndarray, classes: int, architectures: Mapping[int, str] | None = None):
+        self.x = torch.from_numpy(transfer_x)
+        self.classes = classes
+        self.architectures = dict(architectures or {})
+        self.trained: list[dict[str, Any]] = []
+
+    def architecture_of(self, client: int) -> str:
+        return self.architectures[client]
+
+    def architecture(self, model: str, args: Mapping[str, Any]) -> str:
+        assert not args
+        return model
+
+    def model(self, architecture: str) -> nn.Module:
+        width = self.x.shape[1]
+        with seeded_torch(1):
+            if architecture == "plain":
+                return nn.Linear(width, self.classes)
+            return nn.Sequential(
+                nn.Linear(width, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, self.classes)
+            )
+
+    def initial_weights(self, architecture: str) -> dict[str, np.ndarray]:
+        return state_of(self.model(architecture))
+
+    def logits(self, architecture: str, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+        model = self._load(architecture, weights).eval()
+        with torch.no_grad():
+            return model(self.x).numpy()
+
+    def train(
+        self, architecture, weights, targets, loss, *, epochs, batch_size, lr, validation=0.0, patience=0
+    ) -> dict[str, np.ndarray]:
+        self.trained.append(
+            {
+                "architecture": architecture,
+                "weights": copy.deepcopy(dict(weights)),
+                "targets": targets,
+                "options": (epochs, batch_size, lr, validation, patience),
+            }
+        )
+        model = self._load(architecture, weights).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        tensors = [torch.from_numpy(target) for target in targets]
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            loss(model(self.x), *tensors).backward()
+            optimizer.step()
+        return state_of(model)
+
+    def _load(self, architecture: str, weights: Mapping[str, np.ndarray]) -> nn.Module:
+        model = self.model(architecture)
+        model.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in weights.items()})
+        return model
+
+
+def state_of(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: np.array(tensor) for name, tensor in model.state_dict().items()}

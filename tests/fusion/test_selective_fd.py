@@ -1,0 +1,134 @@
+"""Selective-FD: who votes on what, what the server keeps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from small_sides import SmallClient
+
+from fedkd.fusion.selective_fd import SelectiveFD
+from fedkd.fusion.strategy import Knowledge
+from fedkd.randomness import numpy_generator
+
+LOGITS = numpy_generator(0, "test logits").normal(0, 2, (3, 4, 3)).astype(np.float32)
+VOTES = ([0, 2], [0, 1, 2], [])
+
+
+def knowledge_of(samples, logits, clients=None) -> Knowledge:
+    return Knowledge(
+        clients=tuple(range(len(samples))) if clients is None else clients,
+        logits=None,
+        samples=np.full(len(samples), 10),
+        extra={
+            "samples": [np.array(indices, dtype=np.int32) for indices in samples],
+            "sample_logits": [z[indices] for z, indices in zip(logits, map(_index, samples), strict=True)],
+        },
+    )
+
+
+def _index(indices) -> np.ndarray:
+    return np.array(indices, dtype=np.int64)
+
+
+def softmax(row) -> list[float]:
+    exps = [math.exp(float(z)) for z in row]
+    return [e / math.fsum(exps) for e in exps]
+
+
+def mean_of_votes(samples, logits) -> dict[int, list[float]]:
+    means = {}
+    for i in range(4):
+        voters = [n for n, indices in enumerate(samples) if i in indices]
+        if voters:
+            rows = [softmax(logits[n, i]) for n in voters]
+            means[i] = [math.fsum(column) / len(voters) for column in zip(*rows, strict=True)]
+    return means
+
+
+@pytest.mark.parametrize("limit", [0.2, 0.6, 2.0])
+def test_the_mean_runs_over_voters_and_ambiguous_samples_are_dropped(limit) -> None:
+    means = mean_of_votes(VOTES, LOGITS)
+    kept = {i: q for i, q in means.items() if 2 * (1 - max(q)) <= limit}
+    assert limit == 2.0 or 0 < len(kept) < len(means)
+    guidance = SelectiveFD(ambiguity=limit).fuse(knowledge_of(VOTES, LOGITS), {})
+    assert_array_equal(guidance.shared["samples"], sorted(kept))
+    assert_allclose(guidance.targets, [kept[i] for i in sorted(kept)], rtol=1e-6)
+    assert guidance.targets.dtype == np.float32 and guidance.shared["samples"].dtype == np.int32
+
+
+def test_order_and_indices_of_clients_do_not_matter() -> None:
+    first = SelectiveFD(ambiguity=2).fuse(knowledge_of(VOTES, LOGITS), {})
+    order = [2, 0, 1]
+    second = SelectiveFD(ambiguity=2).fuse(
+        knowledge_of([VOTES[n] for n in order], LOGITS[order], clients=(3, 5, 9)), {}
+    )
+    assert_array_equal(first.shared["samples"], second.shared["samples"])
+    assert_allclose(first.targets, second.targets, rtol=1e-6)
+
+
+@pytest.mark.parametrize("votes", [([], [], []), ([],)])
+def test_without_votes_there_is_nothing_to_learn(votes) -> None:
+    assert SelectiveFD().fuse(knowledge_of(votes, LOGITS[: len(votes)]), {}).targets is None
+
+
+def test_all_ambiguous_is_nothing_to_learn() -> None:
+    flat = np.zeros((2, 4, 3), dtype=np.float32)
+    assert SelectiveFD(ambiguity=1.0).fuse(knowledge_of(([0, 3], [3]), flat), {}).targets is None
+
+
+def test_one_client_and_one_sample_of_float16() -> None:
+    coarse = np.array([[[np.inf, 0, 0]]], dtype=np.float16)
+    guidance = SelectiveFD().fuse(knowledge_of(([0],), coarse), {})
+    assert_array_equal(guidance.targets, [[1, 0, 0]])
+
+
+@pytest.mark.parametrize("selector", ["energy", "confidence"])
+def test_a_client_votes_above_the_quantile_of_its_own_samples(selector) -> None:
+    private = numpy_generator(1, "test private").normal(0, 2, (11, 3)).astype(np.float32)
+
+    def score(row) -> float:
+        total = math.fsum(math.exp(float(z)) for z in row)
+        return math.log(total) if selector == "energy" else math.log(max(softmax(row)))
+
+    own = sorted(score(row) for row in private)
+    client = SmallClient(logits=LOGITS[0], private_logits=private)
+    for quantile, least in [(0.0, own[0]), (0.3, own[3]), (0.95, (own[9] + own[10]) / 2)]:
+        upload = SelectiveFD(selector=selector, quantile=quantile).upload(client)
+        expected = [i for i in range(4) if score(LOGITS[0, i]) >= least]
+        assert_array_equal(upload["samples"], expected)
+        assert_array_equal(upload["sample_logits"], LOGITS[0, expected])
+        assert upload["samples"].dtype == np.int32
+
+
+def test_an_absolute_threshold_needs_no_private_samples() -> None:
+    client = SmallClient(logits=np.array([[0.0, 0.0], [4.0, 0.0], [2.0, 0.0]], dtype=np.float32))
+    upload = SelectiveFD(selector="confidence", threshold=math.log(0.9)).upload(client)
+    assert_array_equal(upload["samples"], [1])  # σ(4) = 0.98, σ(2) = 0.88
+    assert_array_equal(SelectiveFD(threshold=-1e9).upload(client)["samples"], [0, 1, 2])
+    nothing = SelectiveFD(threshold=1e9).upload(client)
+    assert nothing["samples"].shape == (0,) and nothing["sample_logits"].shape == (0, 2)
+
+
+def test_a_client_distils_the_kept_samples() -> None:
+    guidance = SelectiveFD().fuse(knowledge_of(([1], [1]), np.full((2, 4, 3), [9, 0, 0], np.float32)), {})
+    client = SmallClient()
+    SelectiveFD().apply(client, {"targets": guidance.targets, **guidance.shared})
+    ((targets, samples),) = client.distilled
+    assert_array_equal(samples, [1])
+    assert targets is guidance.targets
+
+
+def test_loss_is_cross_entropy_to_soft_targets() -> None:
+    import torch
+
+    student = torch.tensor([[1.0, 0.5, -1.0], [0.0, 2.0, 0.0]], requires_grad=True)
+    targets = torch.tensor([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0]])
+    loss = SelectiveFD().loss(student, targets)
+    q = [softmax(row) for row in student.tolist()]
+    by_hand = -sum(t * math.log(p) for t, p in zip(targets.flatten().tolist(), q[0] + q[1], strict=True)) / 2
+    assert loss.item() == pytest.approx(by_hand, rel=1e-6)
+    loss.backward()
+    assert_allclose(student.grad, (np.array(q) - targets.numpy()) / 2, atol=1e-6)
