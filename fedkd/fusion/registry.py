@@ -24,6 +24,7 @@ STRATEGIES = Registry(
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",
+        "dp": "fedkd.fusion.data_partitioned:DataPartitioned",
         "selective_fd": "fedkd.fusion.selective_fd:SelectiveFD",
         "scarlet": "fedkd.fusion.scarlet:Scarlet",
     },

@@ -1,0 +1,103 @@
+"""`dp`: data-partitioned transfer. Learn each sample from whoever is surest of it, oneself included.
+
+K. Roth, L. Thede, A. S. Koepke, O. Vinyals, O. Hénaff and Z. Akata, "Fantastic Gains and Where to Find Them:
+On the Existence and Prospect of General Knowledge Transfer between Any Pretrained Model", ICLR 2024, arXiv
+2310.17653.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion import distribution as distributions
+from fedkd.fusion.confidence import log_confidence
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.similarity import kl
+from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.weights import effectiveness
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataPartitioned(FusionStrategy):
+    """Partition the transfer set among teachers: sample by sample, the surest prediction is the target.
+
+    ::
+
+        conf_m(x_i) = max_c q_m[i, c], or q_m[i, y_i] where labels are known
+        w_n(i)      = argmax_m W_nm · conf_m(x_i)           itself among the candidates; it wins ties
+        target of n = q_w(i)[i]
+
+    The paper transfers between two pretrained models; the frozen student among the candidates is what keeps
+    it from forgetting: where a client is surest itself, it is taught its own prediction. Here every other
+    client is a teacher, equally (W = 1) or as near as KnFu finds it (`beta`). A confidently wrong client
+    teaches its error, so labels help, and so does a moderate `beta` where clients own few classes.
+    """
+
+    name: ClassVar[str] = "dp"
+    paper: ClassVar[str] = "Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653"
+
+    confidence: Literal["maximum", "true_class"] = "maximum"
+    """Who is surest: by the `maximum` probability (unsupervised), or by the probability of the `true_class`,
+    which needs labels of the transfer set on the server and cannot be won by a confident error."""
+    beta: Annotated[float, Field(ge=0)] | None = None
+    """β of KnFu's effectiveness weights, which multiply confidences; absent: all clients are heard alike.
+    With confidences near 1 even a small β decides: start at 0.1 / (typical distance)."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T of targets and of the loss (confidences are taken at 1). Above 1 it also teaches how the surest
+    client ranks the other classes."""
+
+    @property
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+        """Labels of the transfer set, for the supervised confidence alone."""
+        return frozenset({"transfer_labels"} if self.confidence == "true_class" else ())
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return targets `[N, M, C]`; the weights `[N, N]` say which share of samples each teacher won."""
+        assert knowledge.logits is not None
+        labels = knowledge.labels if self.confidence == "true_class" else None
+        winner = _winners(log_confidence(knowledge.logits, labels), self._log_weights(knowledge.logits))
+        q = softmax(knowledge.logits, self.temperature)
+        clients, samples, _ = q.shape
+        share = np.stack([np.bincount(row, minlength=clients) / samples for row in winner])
+        return Guidance(targets=q[winner, np.arange(samples)], weights=share)
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``T² · mean_i KL(target_i ‖ softmax(z_i / T))``."""
+        from fedkd.training.losses import kd_kl
+
+        return kd_kl(student_logits, targets, self.temperature)
+
+    def _log_weights(self, logits: np.ndarray) -> np.ndarray:
+        if self.beta is None:
+            return np.zeros((len(logits), len(logits)))
+        p = distributions.estimate("soft", softmax(logits))
+        weights = effectiveness(kl(distributions.smooth(p, distributions.EPSILON["soft"])), self.beta)
+        with np.errstate(divide="ignore"):  # a weight that underflowed to 0 never wins
+            return np.log(weights)
+
+
+def _winners(confidence: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+    """Return who teaches receiver n sample i, `[N, M]`: the client itself wherever nobody is surer.
+
+    Receiver by receiver, so that no N×N×M array exists.
+
+    Args:
+        confidence: Logarithm of each client's confidence, `[N, M]`.
+        log_weights: Logarithm of what it weighs for each receiver, `[N, N]`.
+    """
+    senders_last = np.ascontiguousarray(confidence.T)
+    everyone = np.arange(len(senders_last))
+    winner = np.empty(confidence.shape, dtype=np.int64)
+    for n, row in enumerate(log_weights.astype(confidence.dtype)):
+        score = senders_last + row
+        best = score.argmax(axis=1)
+        winner[n] = np.where(score[:, n] >= score[everyone, best], n, best)
+    return winner

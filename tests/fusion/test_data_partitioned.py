@@ -1,0 +1,153 @@
+"""`dp`: every sample is learned from whoever is surest, and never from anybody less sure than oneself."""
+
+from __future__ import annotations
+
+import math
+
+import knfu_by_loops
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from fedkd.fusion.data_partitioned import DataPartitioned
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.strategy import Knowledge
+from fedkd.randomness import numpy_generator
+
+
+def draw(clients=3, samples=4, classes=3, seed=0, spread=2.0) -> np.ndarray:
+    generator = numpy_generator(seed, "test logits")
+    return generator.normal(0, spread, (clients, samples, classes)).astype(np.float32)
+
+
+def knowledge_of(logits, labels=None, clients=None) -> Knowledge:
+    clients = tuple(range(len(logits))) if clients is None else clients
+    return Knowledge(clients=clients, logits=logits, samples=np.full(len(logits), 10), labels=labels)
+
+
+def by_loops(logits, *, labels=None, beta=None, temperature=1.0):
+    clients, samples, _ = logits.shape
+    q = [[knfu_by_loops.softmax(row, 1.0) for row in client] for client in logits.tolist()]
+    weights = [[1.0] * clients] * clients
+    if beta is not None:
+        weights = knfu_by_loops.knfu(logits.tolist(), beta=beta)[2]
+    targets, share = np.empty(logits.shape), np.zeros((clients, clients))
+    for n in range(clients):
+        for i in range(samples):
+            scores = [
+                weights[n][m] * (max(q[m][i]) if labels is None else q[m][i][labels[i]])
+                for m in range(clients)
+            ]
+            winner = max(range(clients), key=lambda m: scores[m])
+            if scores[n] == scores[winner]:
+                winner = n
+            targets[n, i] = knfu_by_loops.softmax(logits[winner, i].tolist(), temperature)
+            share[n, winner] += 1 / samples
+    return targets, share
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 3), (6, 20, 5)])
+@pytest.mark.parametrize("beta", [None, 0.0, 0.5, 3.0])
+@pytest.mark.parametrize("confidence", ["maximum", "true_class"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_agrees_with_loops(shape, beta, confidence, temperature) -> None:
+    logits = draw(*shape, seed=2)
+    labels = numpy_generator(3, "labels").integers(0, shape[2], shape[1])
+    strategy = DataPartitioned(beta=beta, confidence=confidence, temperature=temperature)
+    guidance = strategy.fuse(knowledge_of(logits, labels), {})
+    targets, share = by_loops(
+        logits,
+        labels=labels.tolist() if confidence == "true_class" else None,
+        beta=beta,
+        temperature=temperature,
+    )
+    assert_allclose(guidance.targets, targets, atol=1e-6)
+    assert_allclose(guidance.weights, share, atol=1e-12)
+    assert guidance.targets.dtype == np.float32
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    clients=st.integers(1, 6),
+    samples=st.integers(1, 6),
+    classes=st.integers(1, 5),
+    beta=st.one_of(st.none(), st.floats(0, 50)),
+    spread=st.sampled_from([0.5, 5.0, 1e3]),
+)
+def test_the_surest_client_is_its_own_teacher(
+    seed, clients, samples, classes, beta, spread
+) -> None:
+    logits = draw(clients, samples, classes, seed, spread)
+    guidance = DataPartitioned(beta=beta).fuse(knowledge_of(logits), {})
+    q = softmax(logits)
+    confidence = q.max(axis=-1)
+    own = guidance.targets.max(axis=-1)
+    if beta is None:
+        assert_array_equal(own, np.broadcast_to(confidence.max(axis=0), own.shape))
+    # Nobody is ever taught by somebody less sure, whatever the weights: nobody outweighs the client itself.
+    assert (own >= confidence - 1e-6).all()
+    surest = confidence > np.where(np.eye(clients, dtype=bool)[..., None], -1, confidence[None]).max(axis=1)
+    assert_array_equal(guidance.targets[surest], q[surest])
+    assert_allclose(guidance.weights.sum(axis=1), 1.0)
+
+    order = numpy_generator(seed, "permutation").permutation(clients)
+    permuted = DataPartitioned(beta=beta).fuse(knowledge_of(logits[order]), {})
+    assert_allclose(permuted.targets, guidance.targets[order], atol=1e-6)
+
+
+def test_equally_sure_clients_keep_their_own_prediction() -> None:
+    logits = np.array([[[5, 0, 0]], [[0, 5, 0]], [[0, 0, 5]]], dtype=np.float32)
+    guidance = DataPartitioned().fuse(knowledge_of(logits), {})
+    assert_array_equal(guidance.targets, softmax(logits))
+    assert_array_equal(guidance.weights, np.eye(3))
+
+
+def test_a_confident_error_wins_only_without_labels() -> None:
+    logits = np.array([[[2, 0, 0]], [[0, 9, 0]]], dtype=np.float32)  # the label is 0
+    blind = DataPartitioned().fuse(knowledge_of(logits), {})
+    seeing = DataPartitioned(confidence="true_class").fuse(knowledge_of(logits, np.array([0])), {})
+    assert_array_equal(blind.targets.argmax(axis=-1), [[1], [1]])
+    assert_array_equal(seeing.targets.argmax(axis=-1), [[0], [0]])
+
+
+def test_a_large_beta_leaves_everyone_alone() -> None:
+    logits = draw(5, 9, 4)
+    guidance = DataPartitioned(beta=1e300).fuse(knowledge_of(logits), {})
+    assert_array_equal(guidance.targets, softmax(logits))
+
+
+@pytest.mark.parametrize("beta", [None, 10.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("shape", [(4, 6, 5), (1, 6, 5), (4, 6, 1), (4, 1, 5), (1, 1, 1)])
+def test_zero_probabilities_and_degenerate_shapes(beta, dtype, shape) -> None:
+    logits = np.where(numpy_generator(0, "signs").random(shape) < 0.5, -6e4, np.inf).astype(dtype)
+    guidance = DataPartitioned(beta=beta).fuse(knowledge_of(logits), {})
+    assert np.isfinite(guidance.targets).all() and np.isfinite(guidance.weights).all()
+    assert_allclose(guidance.targets.sum(axis=-1), 1, atol=1e-6)
+
+
+def test_a_missing_client_teaches_nobody() -> None:
+    logits = draw(5, 8, 4)
+    guidance = DataPartitioned().fuse(knowledge_of(logits[[0, 2, 4]], clients=(0, 2, 4)), {})
+    assert_allclose(guidance.targets, by_loops(logits[[0, 2, 4]])[0], atol=1e-6)
+
+
+def test_it_needs_labels_only_for_the_supervised_confidence() -> None:
+    assert DataPartitioned().needs == frozenset()
+    assert DataPartitioned(confidence="true_class").needs == {"transfer_labels"}
+
+
+def test_loss_is_kl_at_a_temperature() -> None:
+    import torch
+
+    student = torch.tensor([[1.0, 0.5, -1.0]], requires_grad=True)
+    target = torch.tensor([[0.2, 0.5, 0.3]])
+    loss = DataPartitioned(temperature=2.0).loss(student, target)
+    q = knfu_by_loops.softmax([1.0, 0.5, -1.0], 2.0)
+    by_hand = 4 * sum(t * math.log(t / p) for t, p in zip([0.2, 0.5, 0.3], q, strict=True))
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+    loss.backward()
+    assert_allclose(student.grad[0], 2.0 * (np.array(q) - [0.2, 0.5, 0.3]), atol=1e-6)
