@@ -21,6 +21,7 @@ STRATEGIES = Registry(
     "fusion strategy",
     {
         "local": "fedkd.fusion.local:Local",
+        "cfd": "fedkd.fusion.cfd:CFD",
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",
