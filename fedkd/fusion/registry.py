@@ -22,6 +22,7 @@ STRATEGIES = Registry(
     {
         "local": "fedkd.fusion.local:Local",
         "cfd": "fedkd.fusion.cfd:CFD",
+        "cronus": "fedkd.fusion.cronus:Cronus",
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",

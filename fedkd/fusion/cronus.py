@@ -1,0 +1,64 @@
+"""Cronus: everyone learns a robust mean of everyone's probabilities.
+
+H. Chang, V. Shejwalkar, R. Shokri and A. Houmansadr, "Cronus: Robust and Heterogeneous Collaborative Learning
+with Black-Box Knowledge Transfer", 2019, arXiv 1912.11279.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.robust import geometric_median, median, renormalise, trimmed_mean
+from fedkd.fusion.soft_labels import SoftLabels
+from fedkd.fusion.strategy import STRICT, Guidance, Knowledge
+
+
+@dataclass(frozen=True, config=STRICT)
+class Cronus(SoftLabels):
+    """Estimate each sample's mean prediction so that a few poisoned clients cannot move it far.
+
+    A prediction has C numbers where a model has millions, and in few dimensions a robust mean is both cheap
+    and tight. Predictions are compared as probabilities: a logit has no bound, so one client could pull as
+    far as it likes. The paper trains on private samples and soft-labelled transfer samples together: that is
+    ``fusion.private_weight = 1``; with 0 a client takes them in turn.
+
+    Robust means take the minority for wrong. Where clients own different classes, those who know a class may
+    be that minority; look at `local` accuracy before trusting a strong trim without attackers.
+    """
+
+    name: ClassVar[str] = "cronus"
+    sends: ClassVar[str] = "logits"
+    paper: ClassVar[str] = "Chang et al., Cronus: Robust and Heterogeneous Collaborative Learning, 2019"
+
+    aggregate: Literal["median", "trimmed_mean", "geometric_median", "mean"] = "median"
+    """`median` of every class's probability, renormalised; `trimmed_mean`, smoother, for a known share of
+    attackers; `geometric_median`, which treats a prediction as one point and needs no renormalising; `mean`,
+    which a single client can move, to compare with."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share left out at either end by `trimmed_mean`, ⌊trim · N⌋ clients; at least the share of attackers
+    that is feared. Of four clients 0.2 is none."""
+    tolerance: Annotated[float, Field(gt=0)] = 1e-5
+    """`geometric_median` stops when no probability moves by more than this; targets need no finer."""
+    max_iterations: Annotated[int, Field(ge=1)] = 50
+    """`geometric_median` stops after so many steps at the latest; most samples need about ten."""
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the robust mean probability, `[M, C]`, shared by all."""
+        assert knowledge.logits is not None
+        q = softmax(knowledge.logits)
+        return Guidance(renormalise(self._aggregate(q)).astype(np.float32))
+
+    def _aggregate(self, q: np.ndarray) -> np.ndarray:
+        if self.aggregate == "median":
+            return median(q)
+        if self.aggregate == "trimmed_mean":
+            return trimmed_mean(q, self.trim)
+        if self.aggregate == "geometric_median":
+            return geometric_median(q, tolerance=self.tolerance, max_iterations=self.max_iterations)
+        return q.mean(axis=0, dtype=np.float64)
