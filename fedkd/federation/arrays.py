@@ -17,7 +17,8 @@ class NumpyArray(Array):
     Flower's own class serialises every array with `np.save` when it is made and parses it when it is read:
     two copies a message that an engine on one machine has no use for. Here the bytes are made only when
     somebody asks for them (Flower's runtimes do); pickling hands the array itself over, so that Ray
-    moves it through shared memory. Readers get a read-only view.
+    moves it through shared memory. `values` is the array itself, read-only; `numpy` copies it, because
+    whoever knows only Flower's class may write into what it returns (q-FedAvg does).
 
     Args:
         values: The array; it must not be written to afterwards.
@@ -28,7 +29,7 @@ class NumpyArray(Array):
         contiguous = values if values.flags.c_contiguous else np.ascontiguousarray(values)
         view = contiguous.view()
         view.flags.writeable = False
-        self.__dict__["_values"] = view
+        self.values = view
         self.dtype = str(view.dtype)
         self.shape = tuple(view.shape)
         self.stype = NUMPY_STYPE
@@ -37,15 +38,24 @@ class NumpyArray(Array):
     def data(self) -> bytes:  # type: ignore[override]
         """The array as `np.save` writes it."""
         buffer = BytesIO()
-        np.save(buffer, self.__dict__["_values"], allow_pickle=False)
+        np.save(buffer, self.values, allow_pickle=False)
         return buffer.getvalue()
 
     def numpy(self) -> np.ndarray:
-        """Return the array itself, read-only."""
-        return self.__dict__["_values"]
+        """Return a copy of the array."""
+        return self.values.copy()
+
+    def deflate(self) -> bytes:
+        """Return what Flower sends ahead of the data, in which the class has to be one that Flower knows."""
+        return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 
     def __reduce__(self):
-        return NumpyArray, (self.__dict__["_values"],)
+        return NumpyArray, (self.values,)
+
+
+def values_of(array: Array) -> np.ndarray:
+    """Return what an array of a record holds, without a copy if possible; treat it as read-only."""
+    return array.values if isinstance(array, NumpyArray) else array.numpy()
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -58,7 +68,7 @@ def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
 
 def from_record(record: ArrayRecord) -> dict[str, np.ndarray]:
     """Return the arrays of a record; treat them as read-only."""
-    return {name: array.numpy() for name, array in record.items()}
+    return {name: values_of(array) for name, array in record.items()}
 
 
 def payload_bytes(content: RecordDict) -> int:

@@ -11,7 +11,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
+from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.client import Client, Split
 from fedkd.federation.participant import LocalContext, client_from_context
 
@@ -51,7 +51,7 @@ def _receive(client: Client, content: RecordDict) -> None:
         client.load_parameters(from_record(content.array_records[msg.ARRAYS]))
     if msg.GUIDANCE in content:
         guidance_round = int(content.config_records[msg.CONFIG][msg.GUIDANCE_ROUND])  # type: ignore[arg-type]
-        client.learn(content.array_records[msg.GUIDANCE][msg.TARGETS].numpy(), guidance_round)
+        client.learn(values_of(content.array_records[msg.GUIDANCE][msg.TARGETS]), guidance_round)
 
 
 @app.train()

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedkd.federation import messages as msg
-from fedkd.federation.arrays import to_record
+from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 
@@ -116,9 +116,8 @@ class KnowledgeFusion(Strategy):
     def _fuse(self, round: int, uploads: list[Message]) -> None:
         present = {}
         for reply in uploads:
-            arrays = reply.content.array_records[msg.ARRAYS]
             samples = int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES])  # type: ignore[arg-type]
-            values = {name: array.numpy() for name, array in arrays.items()}
+            values = from_record(reply.content.array_records[msg.ARRAYS])
             present[msg.sender(reply)] = LastKnowledge(round, values, samples)
         if self.strategy.stale_decay is None:
             known = present
@@ -157,7 +156,7 @@ class KnowledgeFusion(Strategy):
         arrays = {f"memory/{name}": values for name, values in self._memory.items()}
         for pending in self._pending.values():
             key = f"pending/{self._client_of_node[pending.node_id]}"
-            arrays[f"{key}/targets"] = pending.targets[msg.TARGETS].numpy()
+            arrays[f"{key}/targets"] = values_of(pending.targets[msg.TARGETS])
             arrays[f"{key}/round"] = np.array(pending.round)
         for client, item in self._last.items():
             arrays |= {f"last/{client}/arrays/{name}": values for name, values in item.arrays.items()}
