@@ -1,4 +1,4 @@
-"""The command line: run · resume · check · list · doctor.
+"""The command line: run · resume · bench · check · list · doctor.
 
 Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
 on standard error. Nothing heavier than argparse is imported before a verb needs it.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedkd import __version__
-from fedkd.errors import FedkdError, UserError
+from fedkd.errors import FedkdError, RunFailed, UserError
 
 LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
 _DESCRIPTION = "Simulate federated knowledge distillation and federated continual learning."
@@ -74,6 +74,24 @@ def _resume(args: argparse.Namespace) -> None:
     from fedkd.tracking.progress import make_progress
 
     resume(args.folder, observers=[make_progress(quiet=args.quiet)])
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from fedkd.benchmark.bench import bench, describe_plan, plan_bench
+
+    path, overrides = _scenario_words(args)
+    if args.dry_run:
+        for line in describe_plan(plan_bench(path, overrides, args.out)):
+            print(line, flush=True)
+        return
+    result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
+    if not args.quiet:
+        print(f"\n{result.table()}\nresults  {result.folder}")
+    if result.failed:
+        raise RunFailed(
+            f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'}; "
+            "the same command tries them again"
+        )
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -141,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("folder", type=Path, metavar="DIR", help="run folder")
     _add_quiet(resume)
 
+    bench = verb("bench", _bench, "run every cell of a bench and compare them, with error bars")
+    _add_scenario(bench, "bench")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="bench folder (default: runs/bench-NAME)")
+    bench.add_argument("--dry-run", action="store_true", help="list the cells and estimate the time only")
+    _add_quiet(bench)
+
     check = verb("check", _check, "check a scenario without running it, and say what it would do")
     _add_scenario(check)
     check.add_argument(
@@ -154,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_scenario(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenario", nargs="?", metavar="SCENARIO.toml", help="scenario file")
+def _add_scenario(parser: argparse.ArgumentParser, kind: str = "scenario") -> None:
+    parser.add_argument("scenario", nargs="?", metavar=f"{kind.upper()}.toml", help=f"{kind} file")
     parser.add_argument(
         "--set",
         nargs="+",

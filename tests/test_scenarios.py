@@ -16,7 +16,7 @@ from fedkd.scenario.load import load_scenario, parse_scenario, read_toml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "scenarios"
-PATHS = sorted(FOLDER.rglob("*.toml"))
+PATHS = sorted(path for path in FOLDER.rglob("*.toml") if "bench" not in path.relative_to(FOLDER).parts)
 NEEDS_NO_DATA = {"quickstart"}
 ON_RAY = "knfu-mnist"
 

@@ -1,0 +1,234 @@
+"""Run a bench from Python: the command line does nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.benchmark.cells import Axis, Cell, compared_axes, in_cell, make_axes, make_cells, resolve_baseline
+from fedkd.benchmark.schema import Bench, load_bench
+from fedkd.errors import Interrupted, UserError
+from fedkd.tracking.atomic import write_text_atomically
+
+if TYPE_CHECKING:
+    from fedkd.benchmark.progress import BenchProgress
+    from fedkd.benchmark.results import FinishedCell
+    from fedkd.benchmark.worker import Outcome
+    from fedkd.report.study import Study
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A bench that is known to be sound.
+
+    Attributes:
+        bench: The bench file.
+        axes: What varies.
+        cells: Every run, in the order in which they run.
+        baseline: Axis to the label that others are compared with.
+        compared: Axes along which cells are compared.
+        folder: Where everything goes.
+    """
+
+    bench: Bench
+    axes: tuple[Axis, ...]
+    cells: tuple[Cell, ...]
+    baseline: Mapping[str, str]
+    compared: tuple[str, ...]
+    folder: Path
+
+    @property
+    def runs(self) -> Path:
+        """The folder of the run folders."""
+        return self.folder / "runs"
+
+    def waiting(self) -> list[Cell]:
+        """Return the cells that are not done yet."""
+        from fedkd.benchmark.worker import read_summary
+
+        return [cell for cell in self.cells if read_summary(self.runs / cell.folder_name) is None]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A bench that has run.
+
+    Attributes:
+        folder: Holds `results.parquet`, `results.csv`, `cells.csv`, `table.md`, `table.csv`, `figures/` and
+            `runs/`.
+        cells: Every cell with how it ended.
+        study: The runs that are done, for tables and figures of your own.
+    """
+
+    folder: Path
+    cells: tuple[FinishedCell, ...]
+    study: Study
+
+    @property
+    def failed(self) -> tuple[FinishedCell, ...]:
+        """The cells that failed."""
+        return tuple(cell for cell in self.cells if cell.outcome.status == "failed")
+
+    def table(self) -> str:
+        """Return the table in Markdown."""
+        from fedkd.report.tables import markdown_table
+
+        return markdown_table(self.study)
+
+
+def plan_bench(path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> Plan:
+    """Read a bench file and resolve every cell; nothing runs.
+
+    Args:
+        path: The bench file.
+        overrides: ``key=value`` texts of ``--set``.
+        out: Folder of the bench; absent: ``runs/bench-NAME``.
+
+    Raises:
+        UserError: The first thing that is wrong, with the cell's name if a cell is to blame.
+    """
+    bench = load_bench(path, overrides)
+    axes = make_axes(bench)
+    baseline = resolve_baseline(bench, axes)
+    cells = tuple(make_cells(bench))
+    folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
+    return Plan(bench, axes, cells, baseline, compared_axes(axes, baseline), folder.expanduser().absolute())
+
+
+def bench(
+    path: str | Path,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    quiet: bool = True,
+) -> BenchResult:
+    """Run every cell of a bench that is not done yet, then write its tables and figures.
+
+    A cell that fails is recorded and does not stop the others; the next call tries it again.
+
+    Args:
+        path: The bench file.
+        out: Folder of the bench; absent: ``runs/bench-NAME``. On a cluster, all nodes must see it.
+        overrides: ``key=value`` texts of ``--set``.
+        quiet: Show no progress.
+
+    Raises:
+        UserError: The bench cannot be run as it is; nothing has run.
+        Interrupted: Stopped by a signal; the same call goes on.
+    """
+    from fedkd.benchmark.progress import make_bench_progress
+    from fedkd.run_folder import locked
+
+    plan = plan_bench(path, overrides, out)
+    waiting = plan.waiting()
+    try:
+        plan.runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {plan.folder}: {error.strerror}", key="--out") from error
+    with locked(plan.folder):
+        progress = make_bench_progress(waiting, len(plan.cells) - len(waiting), plan.compared, quiet=quiet)
+        try:
+            for line in _opening(plan, len(waiting)):
+                progress.message(line)
+            outcomes = _run(plan, waiting, progress)
+        finally:
+            progress.closed()
+        progress.message("writing tables and figures")
+        return _report(plan, outcomes)
+
+
+def _opening(plan: Plan, waiting: int) -> Iterator[str]:
+    done = len(plan.cells) - waiting
+    yield f"{plan.bench.spec.name}: {len(plan.cells)} cells, {done} done → {plan.folder}"
+
+
+def _run(plan: Plan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[str, Outcome]:
+    """Run the cells that wait; return the outcome of each by its hash."""
+    from fedkd.benchmark.scheduler import run_in_turn, run_on_ray
+
+    if not waiting:
+        return {}
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    _check(plan, waiting)
+    jobs = [(cell.scenario.model_dump_json(), str(plan.runs / cell.folder_name)) for cell in waiting]
+    engine = waiting[0].scenario.engine
+    outcomes: dict[int, Outcome] = {}
+    with suppress(KeyboardInterrupt):
+        if plan.bench.spec.parallel and engine.kind == "ray":
+            outcomes = run_on_ray(jobs, engine, progress)
+        else:
+            outcomes = run_in_turn(jobs, progress)
+    if len(outcomes) < len(jobs) or any(outcome.status == "interrupted" for outcome in outcomes.values()):
+        raise Interrupted(f"stopped with {progress.counts()}; go on with the same command")
+    return {waiting[job].hash: outcome for job, outcome in outcomes.items()}
+
+
+def _check(plan: Plan, waiting: Sequence[Cell]) -> None:
+    """Load every data set and build every model of the cells to run, for one seed.
+
+    Raises:
+        UserError: The first cell that cannot run, with its name.
+    """
+    from fedkd.check import check
+
+    checked: set[str] = set()
+    for cell in waiting:
+        scenario = cell.scenario
+        parts: tuple[Any, ...] = (scenario.data, *scenario.clients)
+        kind = "".join(part.model_dump_json() for part in parts)
+        if kind in checked:
+            continue
+        checked.add(kind)
+        try:
+            for _ in check(scenario):
+                continue
+        except UserError as error:
+            raise in_cell(error, cell.label, plan.bench.file) from error
+
+
+def _report(plan: Plan, outcomes: Mapping[str, Outcome]) -> BenchResult:
+    from fedkd.benchmark.results import collect, study_run, write_cells, write_results
+    from fedkd.report.figures import draw_figures
+    from fedkd.report.study import Study, StudyAxis
+    from fedkd.report.tables import csv_table, markdown_table
+
+    finished = collect(plan.cells, plan.runs, outcomes)
+    done = [cell for cell in finished if cell.done]
+    study = Study(
+        name=plan.bench.spec.name,
+        axes=tuple(StudyAxis(axis.name, tuple(level.label for level in axis.levels)) for axis in plan.axes),
+        compared=plan.compared,
+        baseline=tuple(plan.baseline[name] for name in plan.compared if name in plan.baseline),
+        metrics=tuple(plan.bench.spec.metrics),
+        runs=tuple(study_run(cell, plan.axes) for cell in done),
+        missing=len(finished) - len(done),
+    )
+    write_results(finished, plan.axes, plan.folder)
+    write_cells(finished, plan.axes, plan.folder / "cells.csv")
+    write_text_atomically(plan.folder / "table.md", markdown_table(study))
+    write_text_atomically(plan.folder / "table.csv", csv_table(study))
+    if done:
+        draw_figures(study, plan.folder / "figures")
+    return BenchResult(plan.folder, tuple(finished), study)
+
+
+def describe_plan(plan: Plan) -> Iterator[str]:
+    """Yield what ``--dry-run`` prints: the axes, the cells, which are done, and how long the rest takes."""
+    from fedkd.benchmark.estimate import estimate
+    from fedkd.tracking.wording import duration
+
+    waiting = {cell.hash for cell in plan.waiting()}
+    done = len(plan.cells) - len(waiting)
+    for axis in plan.axes:
+        yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"
+    yield f"seeds  {', '.join(map(str, plan.bench.seeds))}"
+    yield f"cells  {len(plan.cells)}, {done} done → {plan.folder}"
+    for cell in plan.cells:
+        yield f"  {'to do' if cell.hash in waiting else 'done ':<6} {cell.label}  {cell.folder_name}"
+    guess = estimate(plan.cells, plan.runs, plan.compared)
+    yield f"time   about {duration(guess.seconds)} if one cell runs at a time"
+    yield f"       ({guess.basis})"

@@ -1,0 +1,256 @@
+"""The cells of a bench: every combination of its axes with every seed, as resolved scenarios."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged
+from fedkd.benchmark.schema import Bench
+from fedkd.errors import UserError, did_you_mean
+from fedkd.scenario.explain import dotted
+from fedkd.scenario.load import parse_scenario
+from fedkd.scenario.schema import Scenario
+
+INERT = ("name", "engine", "tracking", "checkpoint_every")
+"""Parts of a scenario that never change a result, and so no cell's identity."""
+RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
+"""Columns of the results that no axis may take the name of."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One value of an axis.
+
+    Attributes:
+        label: How tables and figures name it, e.g. ``0.1`` or ``knfu β=2``.
+        value: What the results hold: the value itself if it is single, else the label.
+        changes: Dotted scenario keys it sets.
+    """
+
+    label: str
+    value: Any
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What varies: a scenario key, or a family of named variants."""
+
+    name: str
+    levels: tuple[Level, ...]
+
+    @property
+    def short(self) -> str:
+        """The last part of the key."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of the bench.
+
+    Attributes:
+        levels: Axis name to level, in the order of the axes.
+        seed: Seed of the run.
+        scenario: What runs, resolved.
+        hash: Identifies everything that decides the result (64 hexadecimal digits).
+    """
+
+    levels: Mapping[str, Level]
+    seed: int
+    scenario: Scenario
+    hash: str
+
+    @property
+    def label(self) -> str:
+        """The cell for a person: ``alpha=0.1 strategy=fedmd seed=1``."""
+        return cell_label(self.levels, self.seed)
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the run folder, readable and unique."""
+        return f"{self.run_name}-{self.hash[:8]}"
+
+    @property
+    def run_name(self) -> str:
+        """The cell as a name of a run: ``alpha0.1-fedmd-seed1``."""
+        words = [
+            level.label if isinstance(level.value, str) else axis.rpartition(".")[2] + level.label
+            for axis, level in self.levels.items()
+        ]
+        return _slug("-".join([*words, f"seed{self.seed}"]))
+
+
+def cell_label(levels: Mapping[str, Level], seed: int) -> str:
+    """Return a cell for a person."""
+    words = [f"{axis.rpartition('.')[2]}={level.label}" for axis, level in levels.items()]
+    return " ".join([*words, f"seed={seed}"])
+
+
+def make_axes(bench: Bench) -> tuple[Axis, ...]:
+    """Return the axes of a bench: the grid's, then the variants'.
+
+    Raises:
+        UserError: Two levels of an axis are the same, or an axis has a name that means something else.
+    """
+    axes = [_grid_axis(key, values) for key, values in flatten(bench.spec.grid).items()]
+    for name, variants in bench.spec.variants.items():
+        levels = tuple(Level(label, label, flatten(changes)) for label, changes in variants.items())
+        axes.append(Axis(name, levels))
+    for axis in axes:
+        if axis.name in RESERVED:
+            raise UserError(
+                f"'{axis.name}' cannot be an axis; seeds have a key of their own", file=bench.file
+            )
+        labels = [level.label for level in axis.levels]
+        repeated = next((label for label in labels if labels.count(label) > 1), None)
+        if repeated is not None:
+            raise UserError(f"{repeated} is there twice", key=dotted(("grid", axis.name)), file=bench.file)
+    names = [axis.name for axis in axes]
+    if len(set(names)) < len(names):
+        raise UserError("an axis of the grid and one of the variants have the same name", file=bench.file)
+    return tuple(axes)
+
+
+def _grid_axis(key: str, values: list[Any]) -> Axis:
+    return Axis(key, tuple(_grid_level(key, value) for value in values))
+
+
+def _grid_level(key: str, value: Any) -> Level:
+    changes = flatten({key: value})
+    if not isinstance(value, dict | list):
+        return Level(_text(value), value, changes)
+    label = _text(value)
+    return Level(label, label, changes)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "+".join(_text(item.get("model", item) if isinstance(item, dict) else item) for item in value)
+    return str(value)
+
+
+def make_cells(bench: Bench) -> list[Cell]:
+    """Return every cell of a bench, all cells of the first seed first, so that a table is soon complete.
+
+    Raises:
+        UserError: A cell cannot be run, with its name; nothing runs before all are known to be sound.
+    """
+    axes = make_axes(bench)
+    _check_fixed(bench, axes)
+    cells = [_cell(bench, levels, seed) for seed, levels in _combinations(bench, axes)]
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault(cell.hash, cell)
+        if twin is not cell:
+            raise UserError(
+                f"cells '{twin.label}' and '{cell.label}' are one scenario: they differ in nothing, or "
+                f"only in {', '.join(INERT)}, which never change a result",
+                file=bench.file,
+            )
+    return cells
+
+
+def _combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, dict[str, Level]]]:
+    for seed in bench.seeds:
+        for levels in product(*(axis.levels for axis in axes)):
+            yield seed, dict(zip((axis.name for axis in axes), levels, strict=True))
+
+
+def _check_fixed(bench: Bench, axes: tuple[Axis, ...]) -> None:
+    for key in bench.fixed:
+        axis = next((a.name for a in axes if any(key in level.changes for level in a.levels)), None)
+        if axis is not None:
+            raise UserError(f"varies along the axis '{axis}'; it cannot be set for all cells", key=key)
+
+
+def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
+    changes: dict[str, Any] = {}
+    for level in levels.values():
+        changes |= level.changes
+    try:
+        tables = bench.base
+        for step in (flatten(bench.spec.set), changes, bench.fixed):
+            tables = merged(forget_hyperparameters(tables, step.get("fusion.strategy")), step)
+        tables["seed"] = seed
+        # Bench cells are short: a checkpoint a round would be time spent on the disk.
+        tables.setdefault("checkpoint_every", tables.get("rounds", Scenario.model_fields["rounds"].default))
+        scenario = parse_scenario(tables, folder=bench.folder)
+    except UserError as error:
+        raise in_cell(error, cell_label(levels, seed), bench.file) from None
+    cell = Cell(levels, seed, scenario, scenario_hash(scenario))
+    tracking = scenario.tracking
+    if tracking.wandb is not None and tracking.wandb.group is None:
+        wandb = tracking.wandb.model_copy(update={"group": bench.spec.name})
+        tracking = tracking.model_copy(update={"wandb": wandb})
+    return replace(cell, scenario=scenario.model_copy(update={"name": cell.run_name, "tracking": tracking}))
+
+
+def in_cell(error: UserError, label: str, file: str) -> UserError:
+    """Return an error about a scenario with the name of the cell that has it."""
+    where = f"cell '{label}'" + (f": {error.key}" if error.key else "")
+    return UserError(f"{where}: {error.message}", file=file)
+
+
+def scenario_hash(scenario: Scenario) -> str:
+    """Return the SHA-256 of everything in a resolved scenario that decides its result.
+
+    Where and how it runs (`engine`, `tracking`, `checkpoint_every`) and its name do not.
+    """
+    tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
+    canonical = json.dumps(tables, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")[:100]
+
+
+def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
+    """Return the baseline as axis name to the label of its level; empty if there is none.
+
+    Raises:
+        UserError: No such axis, or no such level on it.
+    """
+    baseline = {}
+    by_name = {axis.name: axis for axis in axes}
+    for name, value in flatten(bench.spec.baseline).items():
+        if name not in by_name:
+            raise UserError(
+                f"no axis '{name}'; {did_you_mean(name, by_name)}", key="baseline", file=bench.file
+            )
+        labels = [level.label for level in by_name[name].levels]
+        if _text(value) not in labels:
+            raise UserError(
+                f"axis '{name}' has no value {value!r}; {did_you_mean(_text(value), labels)}",
+                key="baseline",
+                file=bench.file,
+            )
+        baseline[name] = _text(value)
+    return baseline
+
+
+def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the axes along which cells are compared: those the baseline names.
+
+    Without a baseline: the strategy, else the first axis whose values are names, else the last axis. All
+    cells that agree on the other axes make one block of the table.
+    """
+    if baseline:
+        return tuple(axis.name for axis in axes if axis.name in baseline)
+    names = [axis.name for axis in axes]
+    named = [axis.name for axis in axes if all(isinstance(level.value, str) for level in axis.levels)]
+    strategy = [name for name in names if name == "fusion.strategy"]
+    return tuple([*strategy, *named, *names[-1:]][:1])

@@ -1,0 +1,100 @@
+"""How long a bench will take, and how one knows."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from fedkd.benchmark.cells import Cell
+from fedkd.benchmark.worker import read_summary, run_cell
+from fedkd.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that the cells to run take one after the other, and what that is based on."""
+
+    seconds: float
+    basis: str
+
+
+class CellPace:
+    """Estimates the time of a cell from the cells that are done, from the most similar ones first.
+
+    Args:
+        seconds: What the cells that are done took.
+        compared: Axes along which the time is most likely to differ.
+    """
+
+    def __init__(self, seconds: Mapping[Cell, float] | None = None, compared: Sequence[str] = ()) -> None:
+        self._compared = compared
+        self._seconds: dict[tuple[str, ...], list[float]] = {}
+        for cell, spent in (seconds or {}).items():
+            self.add(cell, spent)
+
+    def add(self, cell: Cell, seconds: float) -> None:
+        """Take note of a cell that is done."""
+        self._seconds.setdefault(self._kind(cell), []).append(seconds)
+
+    def of(self, cell: Cell) -> float | None:
+        """Return the seconds that `cell` is likely to take; None: nothing is done yet."""
+        similar = self._seconds.get(self._kind(cell))
+        if similar:
+            return fmean(similar)
+        everything = [seconds for some in self._seconds.values() for seconds in some]
+        return fmean(everything) if everything else None
+
+    def of_all(self, cells: Sequence[Cell]) -> float | None:
+        """Return the seconds that all of `cells` take, one after the other."""
+        guesses = [self.of(cell) for cell in cells]
+        return sum(guess for guess in guesses if guess is not None) if None not in guesses else None
+
+    def _kind(self, cell: Cell) -> tuple[str, ...]:
+        return tuple(cell.levels[axis].label for axis in self._compared)
+
+
+def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Estimate:
+    """Estimate what is still to do: from finished cells if there are any, else by timing one round of one.
+
+    Args:
+        cells: All cells.
+        folder: Where their run folders are.
+        compared: Axes along which the time is most likely to differ.
+
+    Raises:
+        RunFailed: The cell that was tried fails in its first round.
+    """
+    summaries = {cell: read_summary(folder / cell.folder_name) for cell in cells}
+    waiting = [cell for cell, summary in summaries.items() if summary is None]
+    if not waiting:
+        return Estimate(0.0, "every cell is done")
+    spent = {cell: float(summary["seconds"]) for cell, summary in summaries.items() if summary is not None}
+    if spent:
+        seconds = CellPace(spent, compared).of_all(waiting)
+        assert seconds is not None
+        return Estimate(seconds, f"measured on {len(spent)} finished cells; loading and starting come on top")
+    tried = waiting[0]
+    a_round = _time_one_round(tried)
+    seconds = sum(a_round * cell.scenario.rounds for cell in waiting)
+    return Estimate(
+        seconds,
+        f"one round of the cell '{tried.label}' took {a_round:.1f} s; cells that cost more or less than this "
+        "one are not known yet, and loading and starting come on top",
+    )
+
+
+def _time_one_round(cell: Cell) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        short = cell.scenario.model_copy(update={"rounds": 1})
+        started = time.perf_counter()
+        outcome = run_cell(short.model_dump_json(), folder)
+        if outcome.status == "interrupted":
+            raise KeyboardInterrupt
+        summary = read_summary(Path(folder))
+        if summary is None:
+            raise RunFailed(f"cell '{cell.label}' fails in its first round: {outcome.error}")
+        return float(summary["seconds"]) or time.perf_counter() - started

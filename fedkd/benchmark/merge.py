@@ -1,0 +1,71 @@
+"""Scenario keys in a bench file: one rule for all tables, whether keys are dotted, quoted or nested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.scenario.schema import Fusion
+
+REPLACE = "!"
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a table as dotted keys to values; ``key!`` keeps its table whole.
+
+    >>> flatten({"data": {"partition.alpha": 1}, "fusion!": {"strategy": "fedmd"}})
+    {'data.partition.alpha': 1, 'fusion!': {'strategy': 'fedmd'}}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value and not key.endswith(REPLACE):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of `tables` with `changes` applied, one key at a time.
+
+    A number steps into a list: ``clients.0.model``.
+
+    Raises:
+        UserError: A change steps into something that is neither a table nor a list, or past a list's end.
+    """
+    result = deepcopy(dict(tables))
+    for key, value in flatten(changes).items():
+        *path, last = key.removesuffix(REPLACE).split(".")
+        table: Any = result
+        for depth, part in enumerate(path):
+            table = _child(table, part, ".".join(path[: depth + 1]))
+        if isinstance(table, list):
+            _child(table, last, key)
+            table[int(last)] = deepcopy(value)
+        else:
+            table[last] = deepcopy(value)
+    return result
+
+
+def _child(table: Any, part: str, where: str) -> Any:
+    if isinstance(table, list):
+        if not part.isdecimal() or int(part) >= len(table):
+            raise UserError(f"the list has {len(table)} entries, counted from 0", key=where)
+        return table[int(part)]
+    child = table.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise UserError(f"is a single value in the base scenario, got {child!r}", key=where)
+    return child
+
+
+def forget_hyperparameters(tables: Mapping[str, Any], strategy: str | None) -> dict[str, Any]:
+    """Return scenario tables without hyper-parameters of another strategy than `strategy` (None: keep all).
+
+    What every strategy has, such as `distill_epochs`, stays.
+    """
+    fusion = dict(tables.get("fusion", {}))
+    if strategy in (None, fusion.get("strategy", Fusion.model_fields["strategy"].default)):
+        return dict(tables)
+    return dict(tables) | {"fusion": {key: v for key, v in fusion.items() if key in Fusion.model_fields}}

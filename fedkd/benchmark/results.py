@@ -1,0 +1,226 @@
+"""What a bench leaves behind: tidy results, a table of cells, and the study that is reported."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.benchmark.cells import Axis, Cell
+from fedkd.benchmark.worker import Outcome, read_summary
+from fedkd.report.study import StudyRun
+from fedkd.tracking.recorder import METRICS, read_metrics, read_timings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_AT_A_TIME = 500_000
+
+
+@dataclass(frozen=True)
+class FinishedCell:
+    """A cell of a bench after the bench has run.
+
+    Attributes:
+        cell: What was asked for.
+        folder: Its run folder.
+        outcome: How it ended.
+        summary: Its `summary.json`; None: it is not done.
+    """
+
+    cell: Cell
+    folder: Path
+    outcome: Outcome
+    summary: Mapping[str, Any] | None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a result."""
+        return self.summary is not None
+
+
+def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[str, Outcome]) -> list[FinishedCell]:
+    """Return all cells with what became of them; cells without an outcome were done before, or never ran."""
+    finished = []
+    for cell in cells:
+        run_folder = folder / cell.folder_name
+        summary = read_summary(run_folder)
+        usual = Outcome("done") if summary is not None else Outcome("pending")
+        finished.append(FinishedCell(cell, run_folder, outcomes.get(cell.hash, usual), summary))
+    return finished
+
+
+# Tidy files -------------------------------------------------------------------------------------------
+
+
+def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder: Path) -> None:
+    """Write `results.parquet` and `results.csv`: one row per cell, round, client, split, metric and task.
+
+    Cells are written in turn, so that a bench of any size takes the memory of a few cells.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    schema = _schema(axes)
+    plain = pa.schema([(field.name, _plain_type(field.type)) for field in schema])
+    with (
+        pa.parquet.ParquetWriter(folder / "results.parquet", schema, compression="zstd") as parquet,
+        pa.csv.CSVWriter(folder / "results.csv", plain) as text,
+    ):
+        for table in _batches(finished, axes, schema):
+            parquet.write_table(table)
+            text.write_table(table.cast(plain))
+
+
+def _schema(axes: Sequence[Axis]) -> pa.Schema:
+    import pyarrow as pa
+
+    words = pa.dictionary(pa.int32(), pa.string())
+    columns = [(axis.name, _axis_type(axis)) for axis in axes]
+    columns += [("seed", pa.int64()), ("hash", words), ("status", words), ("round", pa.int32())]
+    columns += [("client", pa.int32()), ("task", pa.int32()), ("split", words), ("metric", words)]
+    return pa.schema([*columns, ("value", pa.float64())])
+
+
+def _axis_type(axis: Axis) -> pa.DataType:
+    import pyarrow as pa
+
+    kinds = {type(level.value) for level in axis.levels}
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {int}:
+        return pa.int64()
+    return pa.float64() if kinds <= {int, float} else pa.dictionary(pa.int32(), pa.string())
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _batches(finished: Sequence[FinishedCell], axes: Sequence[Axis], schema: pa.Schema) -> Iterator[pa.Table]:
+    import pyarrow as pa
+
+    waiting: list[pa.Table] = []
+    rows = 0
+    for cell in finished:
+        table = _cell_table(cell, axes, schema)
+        if table is None:
+            continue
+        waiting.append(table)
+        rows += len(table)
+        if rows >= ROWS_AT_A_TIME:
+            yield pa.concat_tables(waiting).unify_dictionaries()
+            waiting, rows = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting).unify_dictionaries()
+
+
+def _cell_table(cell: FinishedCell, axes: Sequence[Axis], schema: pa.Schema) -> pa.Table | None:
+    import pyarrow as pa
+
+    if not (cell.folder / METRICS).exists():
+        return None
+    recorded = _recorded(cell)
+    constant = [_axis_value(cell.cell, axis) for axis in axes]
+    constant += [cell.cell.seed, cell.cell.hash[:8], cell.outcome.status]
+    columns = [
+        pa.array([value], type=_plain_type(field.type)).take(pa.array([0] * len(recorded), type=pa.int32()))
+        for value, field in zip(constant, schema, strict=False)
+    ]
+    columns += [recorded[name] for name in schema.names[len(constant) :]]
+    plain = pa.schema([(field.name, _plain_type(field.type)) for field in schema])
+    return pa.table(columns, schema=plain).cast(schema)
+
+
+def _recorded(cell: FinishedCell) -> pa.Table:
+    """Return the rows of a cell's `metrics.jsonl`."""
+    import pyarrow as pa
+    import pyarrow.json
+
+    kinds = {"round": pa.int32(), "client": pa.int32(), "task": pa.int32()}
+    kinds |= {"split": pa.string(), "metric": pa.string(), "value": pa.float64()}
+    schema = pa.schema(list(kinds.items()))
+    if not cell.done:  # the last line may be half-written
+        return pa.Table.from_pylist([dict(row) for row in read_metrics(cell.folder)], schema=schema)
+    options = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    return pa.json.read_json(cell.folder / METRICS, parse_options=options)
+
+
+def _axis_value(cell: Cell, axis: Axis) -> Any:
+    level = cell.levels[axis.name]
+    numeric = all(isinstance(other.value, int | float) for other in axis.levels)
+    mixed = len({isinstance(other.value, bool) for other in axis.levels}) > 1
+    return level.value if numeric and not mixed else level.label
+
+
+def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Path) -> None:
+    """Write `cells.csv`: one row per cell with how it ended, what it reached and what it cost."""
+    measured = ("rounds", "accuracy_local", "accuracy_global", "bytes_up", "bytes_down", "seconds")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        columns = [axis.name for axis in axes]
+        writer.writerow([*columns, "seed", "hash", "status", *measured, "folder", "error"])
+        for cell in finished:
+            final = final_values(cell.summary) if cell.summary is not None else {}
+            rounds = {"rounds": cell.cell.scenario.rounds}
+            writer.writerow(
+                [_axis_value(cell.cell, axis) for axis in axes]
+                + [cell.cell.seed, cell.cell.hash[:8], cell.outcome.status]
+                + [(rounds | final).get(name, "") for name in measured]
+                + [f"runs/{cell.cell.folder_name}", cell.outcome.error]
+            )
+
+
+# The study --------------------------------------------------------------------------------------------
+
+
+def final_values(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return every single number of a summary: means over clients, bytes, seconds, continual metrics."""
+    values: dict[str, float] = {"seconds": summary["seconds"]}
+    for table in (summary["final"], summary.get("continual") or {}):
+        for name, value in table.items():
+            number = value.get("mean") if isinstance(value, Mapping) else value
+            if isinstance(number, int | float):
+                values[name] = number
+    return values
+
+
+def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
+    """Return a cell that is done, as tables and figures take it."""
+    assert cell.summary is not None
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in _means(cell):
+        curves.setdefault(f"{row['metric']}_{row['split']}", []).append((row["round"], row["value"]))
+    last = {name: curve[-1][1] for name, curve in curves.items()}
+    return StudyRun(
+        levels=tuple(cell.cell.levels[axis.name].label for axis in axes),
+        seed=cell.cell.seed,
+        final=last | final_values(cell.summary),
+        curves={name: tuple(curve) for name, curve in curves.items()},
+        traffic=_traffic(cell.folder),
+    )
+
+
+def _means(cell: FinishedCell) -> list[dict[str, Any]]:
+    """Return the rows of the federation's means that are numbers."""
+    import pyarrow.compute as pc
+
+    recorded = _recorded(cell)
+    is_mean = pc.and_(pc.is_null(recorded["client"]), pc.is_null(recorded["task"]))
+    return recorded.filter(pc.and_(is_mean, pc.is_valid(recorded["value"]))).to_pylist()
+
+
+def _traffic(folder: Path) -> tuple[tuple[int, int], ...]:
+    """Return (round, bytes up and down since the start)."""
+    sent: dict[int, int] = {}
+    total = 0
+    for row in read_timings(folder):
+        if "round" in row:
+            total += row.get("bytes_up", 0) + row.get("bytes_down", 0)
+            sent[row["round"]] = total
+    return tuple(sent.items())

@@ -1,0 +1,167 @@
+"""Runs cells side by side on Ray, or one after the other in this process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from fedkd.benchmark.worker import Outcome, run_cell
+from fedkd.engine.ray_pool import connect, count_actors
+from fedkd.scenario.schema import Engine
+
+POLL_SECONDS = 0.2
+Job = tuple[str, str]
+"""Scenario as JSON, and run folder: the arguments of `run_cell`."""
+
+
+class Watcher:
+    """Told what happens to jobs, by their number. The hooks do nothing until a subclass overrides them."""
+
+    def slots(self, count: int) -> None:
+        """At most `count` jobs run at a time."""
+
+    def started(self, job: int) -> None:
+        """A job has been handed out."""
+
+    def finished(self, job: int, outcome: Outcome) -> None:
+        """A job is over."""
+
+    def message(self, text: str) -> None:
+        """A line for the user."""
+
+
+def run_in_turn(jobs: Sequence[Job], watcher: Watcher) -> dict[int, Outcome]:
+    """Run jobs in this process, one after the other.
+
+    Returns:
+        The outcome of every job that ran. Ctrl-C lets the running job save its state; no other one starts.
+    """
+    watcher.slots(1)
+    outcomes: dict[int, Outcome] = {}
+    for number, (scenario_json, folder) in enumerate(jobs):
+        watcher.started(number)
+        outcomes[number] = run_cell(scenario_json, folder)
+        watcher.finished(number, outcomes[number])
+        if outcomes[number].status == "interrupted":
+            break
+    return outcomes
+
+
+def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[int, Outcome]:
+    """Run jobs as Ray tasks, as many at a time as fit the cluster.
+
+    Returns:
+        The outcome of every job that ran. The first Ctrl-C lets the running jobs save their state and no
+        other one starts; the second stops at once.
+
+    Raises:
+        UserError: There is no such cluster, or not even one job fits it.
+    """
+    watcher.message("starting Ray")
+    cluster = connect(engine)
+    try:
+        slots = count_actors(engine, cluster, len(jobs))
+        watcher.slots(slots)
+        return _Tasks(jobs, engine, watcher).run(slots)
+    finally:
+        cluster.close()
+
+
+class _Tasks:
+    """The jobs of one bench on Ray: what waits, what runs."""
+
+    def __init__(self, jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> None:
+        import ray
+
+        # A job that dies is recorded, not repeated behind the user's back.
+        self._task = ray.remote(run_cell).options(
+            num_cpus=engine.cpus_per_actor, num_gpus=engine.gpus_per_actor, max_retries=0
+        )
+        self._jobs = jobs
+        self._watcher = watcher
+        self._running: dict[Any, int] = {}
+        self._outcomes: dict[int, Outcome] = {}
+
+    def run(self, slots: int) -> dict[int, Outcome]:
+        """Run every job, or, after a signal, let those finish that are running."""
+        waiting = iter(enumerate(self._jobs))
+        with _stop_signals(self._on_signal) as stop:
+            try:
+                self._start(waiting, slots)
+                while self._running:
+                    done = self._collect(stop.is_set())
+                    if not stop.is_set():
+                        self._start(waiting, done)
+            finally:
+                for reference in self._running:
+                    self._cancel(reference, force=True)
+        return self._outcomes
+
+    def _start(self, waiting: Iterator[tuple[int, Job]], count: int) -> None:
+        for _, (number, job) in zip(range(count), waiting, strict=False):
+            self._running[self._task.remote(*job)] = number
+            self._watcher.started(number)
+
+    def _collect(self, stopping: bool) -> int:
+        import ray
+
+        done, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        if not done:
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
+        for reference in done:
+            number = self._running.pop(reference)
+            self._outcomes[number] = _outcome(reference, stopping)
+            self._watcher.finished(number, self._outcomes[number])
+        return len(done)
+
+    def _on_signal(self) -> None:
+        self._watcher.message("stopping after the round of each running cell; Ctrl-C again stops at once")
+        for reference in self._running:
+            self._cancel(reference, force=False)
+
+    @staticmethod
+    def _cancel(reference: Any, *, force: bool) -> None:
+        import ray
+
+        # Not forced, it interrupts the worker's main thread, where the runner saves and stops.
+        ray.cancel(reference, force=force)
+
+
+def _outcome(reference: Any, stopping: bool) -> Outcome:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.TaskCancelledError:
+        return Outcome("interrupted")
+    except ray.exceptions.RayError as error:
+        if stopping:
+            return Outcome("interrupted")
+        first = str(error).strip().splitlines()[0]
+        return Outcome("failed", error=f"its Ray worker died: {type(error).__name__}: {first}")
+
+
+@contextmanager
+def _stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
+    """Set an event at the first Ctrl-C (or SIGTERM); the second raises `KeyboardInterrupt`."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        on_first()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

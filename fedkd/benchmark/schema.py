@@ -1,0 +1,187 @@
+"""The bench file: everything that decides a bench, one documented field at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from fedkd.benchmark.merge import flatten
+from fedkd.errors import UserError
+from fedkd.explain import explain_error
+from fedkd.scenario.explain import dotted
+from fedkd.scenario.load import read_toml
+from fedkd.scenario.overrides import parse_override
+from fedkd.scenario.schema import PositiveInt, Section
+
+METRICS = (
+    *(f"{metric}_{split}" for metric in ("accuracy", "loss", "fusion_gain") for split in ("local", "global")),
+    "loss_train",
+    "effective_neighbours_train",
+    "bytes_up",
+    "bytes_down",
+    "seconds",
+)
+"""What every run can be asked for; strategies and learners may record more."""
+
+Seed = Annotated[int, Field(ge=0)]
+
+
+class BenchFile(Section):
+    """What to run and what to compare.
+
+    Wherever a table of scenario keys stands (`set`, `grid`, a variant, `baseline`), `"a.b" = 1`, `a.b = 1`
+    and `a = { b = 1 }` mean the same: this one key, and its neighbours stay as they are. A key that ends in
+    `!` replaces the whole table: `"fusion!" = { strategy = "fedmd" }`.
+
+    Hyper-parameters belong to their strategy: a cell whose strategy is not the base's starts without those of
+    the base.
+    """
+
+    name: str = Field("bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the bench; letters, digits, `.`, `_` and `-`."""
+    base: str | None = None
+    """The scenario file that every cell starts from, relative to the bench file; or `[scenario]` instead."""
+    scenario: dict[str, Any] | None = None
+    """The base scenario itself, as a scenario file has it."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] | PositiveInt = 3
+    """Every cell runs once with each of these seeds; a number n means 1, 2, …, n."""
+    baseline: dict[str, Any] = Field(default_factory=dict)
+    """Axis to value: the cells that the others are compared with, paired by seed and by all other axes."""
+    metrics: Annotated[list[str], Field(min_length=1)] = Field(
+        default_factory=lambda: ["accuracy_local", "accuracy_global"]
+    )
+    """What the table and the figures show: `METRIC_SPLIT` of the last round, averaged over clients
+    (`accuracy_local`, `loss_global`, `fusion_gain_local`, `loss_train`, …), or `bytes_up`, `bytes_down`,
+    `seconds`."""
+    parallel: bool = True
+    """Whether cells run side by side on Ray, each on `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor`
+    GPUs; false: one after the other in this process, for debugging. Never changes a result."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Scenario keys that differ from the base in every cell."""
+    grid: dict[str, Any] = Field(default_factory=dict)
+    """Axes: scenario key to the list of its values."""
+    variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    """Axes whose values are named sets of scenario keys: `[variants.AXIS]` holds `"NAME" = { … }`."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A bench file, read.
+
+    Attributes:
+        spec: What it says.
+        base: Tables of the base scenario.
+        folder: What relative paths in the base scenario are relative to.
+        fixed: Dotted scenario keys of ``--set``, which have the last word in every cell.
+        file: Name for error messages.
+    """
+
+    spec: BenchFile
+    base: dict[str, Any]
+    folder: Path
+    fixed: dict[str, Any]
+    file: str
+
+    @property
+    def seeds(self) -> list[int]:
+        """Return the seeds, in order."""
+        seeds = self.spec.seeds
+        return list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
+
+
+def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
+    """Read and check a bench file and its base scenario.
+
+    Args:
+        path: The TOML file.
+        overrides: ``key=value`` texts of ``--set``. A key of the bench file (``seeds=1``) changes the bench;
+            any other is a scenario key, for every cell.
+
+    Raises:
+        UserError: The first thing that is wrong, with the file and the key.
+    """
+    path, file = Path(path), str(path)
+    mapping = read_toml(path)
+    fixed = {}
+    for text in overrides:
+        key, value = parse_override(text)
+        if key[0] in BenchFile.model_fields:
+            _set_in_bench(mapping, key, value)
+        else:
+            fixed[".".join(key)] = value
+    try:
+        spec = BenchFile.model_validate(mapping)
+        _check_spec(spec)
+        folder, base = _base(spec, path)
+    except ValidationError as error:
+        raise _explained(error, file) from None
+    except UserError as error:
+        raise error.at(file=file) from None
+    return Bench(spec, base, folder, fixed, file)
+
+
+def _set_in_bench(mapping: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    first, rest = key[0], key[1:]
+    if not rest:
+        mapping[first] = value
+        return
+    table = mapping.setdefault(first, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{first} is a single value, so {'.'.join(key)} cannot be set", key="--set")
+    if first == "grid":
+        table = flatten(table)
+    elif first == "variants":
+        raise UserError("variants are changed in the bench file", key="--set")
+    mapping[first] = table | {".".join(rest): value}
+
+
+def _check_spec(spec: BenchFile) -> None:
+    if (spec.base is None) == (spec.scenario is None):
+        given = "both are given" if spec.base else "neither is given"
+        raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
+    if isinstance(spec.seeds, list) and len(set(spec.seeds)) < len(spec.seeds):
+        raise UserError(f"must be different, got {spec.seeds}", key="seeds")
+    for name in spec.metrics:
+        # Strategies may record what is not known here, but not under nearly the same name.
+        near = get_close_matches(name, METRICS, n=1, cutoff=0.85)
+        if near and near[0] != name and name not in METRICS:
+            raise UserError(f"no metric '{name}'; did you mean '{near[0]}'?", key="metrics")
+        if name not in METRICS and not name.endswith(("_local", "_global", "_train")):
+            raise UserError(
+                f"no metric '{name}'; allowed: METRIC_local, METRIC_global, METRIC_train, "
+                "bytes_up, bytes_down, seconds",
+                key="metrics",
+            )
+    if len(set(spec.metrics)) < len(spec.metrics):
+        raise UserError(f"must be different, got {spec.metrics}", key="metrics")
+    for key, values in flatten(spec.grid).items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"must be a list of values, got {values!r}", key=dotted(("grid", key)))
+    for axis, variants in spec.variants.items():
+        if not variants:
+            raise UserError("must have at least one variant", key=dotted(("variants", axis)))
+
+
+def _base(spec: BenchFile, path: Path) -> tuple[Path, dict[str, Any]]:
+    if spec.base is None:
+        return path.parent, dict(spec.scenario or {})
+    base = path.parent / Path(spec.base).expanduser()
+    if not base.is_file():
+        raise UserError(f"no such file: {base}", key="base")
+    return base.parent, read_toml(base)
+
+
+def _explained(error: ValidationError, file: str) -> UserError:
+    problems = error.errors(include_url=False)
+    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = first["loc"]
+    if location[0] == "seeds":
+        message = f"must be a list of integers ≥ 0, or a number of seeds ≥ 1, got {first['input']!r}"
+        return UserError(message, key="seeds", file=file)
+    known = BenchFile.model_fields if len(location) == 1 else ()
+    return UserError(explain_error(first, known), key=dotted(location), file=file)

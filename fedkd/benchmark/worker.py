@@ -1,0 +1,84 @@
+"""One cell, run on the inline engine wherever there is room for it."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fedkd.errors import FedkdError, Interrupted
+from fedkd.run_folder import SCENARIO
+from fedkd.runner import ERROR_FILE, resume, run
+from fedkd.scenario.load import scenario_from_json
+from fedkd.tracking.atomic import write_text_atomically
+from fedkd.tracking.recorder import SUMMARY
+
+Status = Literal["done", "failed", "interrupted", "pending"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended.
+
+    Attributes:
+        status: `done`, `failed` (see `error`), or `interrupted`: its folder knows how to go on.
+        seconds: Wall-clock time it took just now, loading included.
+        error: One line.
+    """
+
+    status: Status
+    seconds: float = 0.0
+    error: str = ""
+
+
+def run_cell(scenario_json: str, folder: str) -> Outcome:
+    """Run a cell, or go on with it where it was interrupted.
+
+    A failure is an outcome, not an exception: the other cells must not suffer from it. Its traceback is kept
+    in the run folder.
+
+    Args:
+        scenario_json: The resolved scenario; its engine is replaced by the inline one.
+        folder: The run folder.
+    """
+    started = time.perf_counter()
+    path = Path(folder)
+
+    def outcome(status: Status, error: str = "") -> Outcome:
+        return Outcome(status, time.perf_counter() - started, " ".join(error.split()))
+
+    try:
+        (path / ERROR_FILE).unlink(missing_ok=True)
+        if (path / SCENARIO).exists():
+            resume(path)
+        else:
+            scenario = scenario_from_json(scenario_json)
+            inline = scenario.engine.model_copy(update={"kind": "inline", "actors": None, "address": None})
+            run(scenario.model_copy(update={"engine": inline}), out=path)
+    except (Interrupted, KeyboardInterrupt):
+        return outcome("interrupted")
+    except FedkdError as error:
+        _keep(path, str(error))
+        return outcome("failed", str(error))
+    except Exception as error:
+        _keep(path, traceback.format_exc())
+        return outcome("failed", f"{type(error).__name__}: {error}")
+    return outcome("done")
+
+
+def _keep(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ERROR_FILE).exists():  # the runner has written the traceback of a client
+        write_text_atomically(folder / ERROR_FILE, f"{text}\n")
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a cell that is done, else None."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) and summary.get("status") == "done" else None

@@ -1,0 +1,1 @@
+"""Tables and figures: what a reader sees of runs that are done."""

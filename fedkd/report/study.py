@@ -1,0 +1,130 @@
+"""The runs of a bench, as tables and figures take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+
+from fedkd.report.metrics import Metric, metric
+
+Labels = tuple[str, ...]
+
+_TITLES = {
+    "data.partition.alpha": "Dirichlet α",
+    "data.clients": "clients",
+    "data.transfer.size": "transfer size",
+}
+
+
+@dataclass(frozen=True)
+class StudyAxis:
+    """What varies, and the labels of its levels in order."""
+
+    name: str
+    levels: Labels
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One finished run.
+
+    Attributes:
+        levels: Its label on every axis.
+        seed: Its seed.
+        final: Metric to the federation's mean after the last round, and what the whole run cost.
+        curves: Metric to (round, the federation's mean), for every round it was recorded in.
+        traffic: (round, bytes up and down since the start), for every round.
+    """
+
+    levels: Labels
+    seed: int
+    final: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    traffic: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """All runs of a bench and what is compared.
+
+    Runs that agree on all axes but the compared ones form a *block*; within a block, runs that agree on the
+    compared axes too form a *group*, one run per seed.
+
+    Attributes:
+        name: Name of the bench.
+        axes: In the order of the bench file.
+        compared: Names of the axes along which groups are compared.
+        baseline: Label on every compared axis of the group that others are compared with; empty: none.
+        metrics: Names of what is shown.
+        runs: The finished ones.
+        missing: Number of runs that are not among them, failed or not yet run.
+    """
+
+    name: str
+    axes: tuple[StudyAxis, ...]
+    compared: tuple[str, ...]
+    baseline: Labels
+    metrics: tuple[str, ...]
+    runs: tuple[StudyRun, ...]
+    missing: int = 0
+
+    @property
+    def block_axes(self) -> tuple[StudyAxis, ...]:
+        """The axes that are held fixed in a comparison."""
+        return tuple(axis for axis in self.axes if axis.name not in self.compared)
+
+    @property
+    def compared_axes(self) -> tuple[StudyAxis, ...]:
+        """The axes along which groups are compared."""
+        return tuple(axis for axis in self.axes if axis.name in self.compared)
+
+    @property
+    def shown(self) -> tuple[Metric, ...]:
+        """The metrics that are shown."""
+        return tuple(metric(name) for name in self.metrics)
+
+    @cached_property
+    def blocks(self) -> dict[Labels, dict[Labels, tuple[StudyRun, ...]]]:
+        """Labels on the block axes, to labels on the compared axes, to the group's runs in order of seeds."""
+        blocks = {}
+        for block in product(*(axis.levels for axis in self.block_axes)):
+            groups = product(*(axis.levels for axis in self.compared_axes))
+            blocks[block] = {group: tuple(self._runs_of(block, group)) for group in groups}
+        return blocks
+
+    def _runs_of(self, block: Labels, group: Labels) -> list[StudyRun]:
+        return self._grouped.get((block, group), [])
+
+    @cached_property
+    def _grouped(self) -> dict[tuple[Labels, Labels], list[StudyRun]]:
+        grouped: dict[tuple[Labels, Labels], list[StudyRun]] = {}
+        places = [axis.name in self.compared for axis in self.axes]
+        for run in sorted(self.runs, key=lambda run: run.seed):
+            block = tuple(label for label, compared in zip(run.levels, places, strict=True) if not compared)
+            group = tuple(label for label, compared in zip(run.levels, places, strict=True) if compared)
+            grouped.setdefault((block, group), []).append(run)
+        return grouped
+
+    def title(self, axis: StudyAxis) -> str:
+        """Return the axis for a person: the last part of its key where that says enough."""
+        short = axis.name.rpartition(".")[2]
+        if sum(other.name.rpartition(".")[2] == short for other in self.axes) > 1:
+            return axis.name
+        return _TITLES.get(axis.name, short.replace("_", " "))
+
+    def block_title(self, block: Labels) -> str:
+        """Return a block for a person: ``Dirichlet α = 0.1, clients = 10``."""
+        pairs = zip(self.block_axes, block, strict=True)
+        return ", ".join(f"{self.title(axis)} = {label}" for axis, label in pairs)
+
+
+def group_title(group: Labels) -> str:
+    """Return a group for a person."""
+    return ", ".join(group)
+
+
+def values_by_seed(runs: tuple[StudyRun, ...], name: str) -> dict[int, float]:
+    """Return seed to final value, for the runs that recorded the metric."""
+    return {run.seed: run.final[name] for run in runs if name in run.final}

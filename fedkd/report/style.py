@@ -1,0 +1,83 @@
+"""How figures look: readable in print, with colours that colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.report.study import Labels, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, "Color Universal Design", 2008; without the yellow, which is lost on white paper.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BASELINE_COLOUR = "#707070"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
+DOTS_PER_INCH = 200
+COLOUR_MAP = "cividis"
+
+_PARAMETERS: Any = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 9,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+    "legend.frameon": False,
+    # Ids in an SVG are salted hashes: with a fixed salt, equal figures are equal bytes.
+    "svg.hashsalt": "fedkd",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one group is drawn in every figure of a study."""
+
+    colour: str
+    line: str | tuple
+    marker: str
+
+
+def group_looks(study: Study) -> dict[Labels, Look]:
+    """Return the look of every group; the baseline is grey, so that the others stand out against it."""
+    groups = list(next(iter(study.blocks.values()), {}))
+    looks = {}
+    others = zip(range(10**6), cycle(COLOURS), cycle(MARKERS), strict=False)
+    for group in groups:
+        if study.baseline and group == study.baseline:
+            looks[group] = Look(BASELINE_COLOUR, "--", "x")
+            continue
+        number, colour, marker = next(others)
+        looks[group] = Look(colour, LINES[number // len(COLOURS) % len(LINES)], marker)
+    return looks
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw in the house style while the block runs."""
+    import matplotlib
+
+    with matplotlib.rc_context(_PARAMETERS):
+        yield
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and as SVG, the same bytes every time; return the files."""
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    figure.savefig(png, dpi=DOTS_PER_INCH, metadata={"Software": None})
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return [png, svg]

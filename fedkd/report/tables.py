@@ -1,0 +1,110 @@
+"""The table of a bench, as Markdown for a reader and as CSV for a program."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from fedkd.report.comparison import Entry, Row, compare
+from fedkd.report.metrics import Metric
+from fedkd.report.statistics import Interval
+from fedkd.report.study import Study, group_title
+
+MISSING = "–"
+TIED = "†"
+
+
+def markdown_table(study: Study) -> str:
+    """Return the table with its legend, one row per group, best values in bold."""
+    rows = compare(study)
+    axes = [*study.block_axes, *study.compared_axes]
+    titles = [study.title(axis) for axis in axes] + ["seeds"]
+    alignment = ["---"] * len(axes) + ["--:"]
+    for metric in study.shown:
+        titles.append(metric.label)
+        alignment.append("--:")
+        if study.baseline:
+            unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
+            titles.append(f"Δ to {group_title(study.baseline)}{unit}")
+            alignment.append("--:")
+    lines = [f"# {study.name}", "", _line(titles), _line(alignment)]
+    lines += [_line(_cells(row, study)) for row in rows]
+    return "\n".join([*lines, "", *_legend(study, rows)]) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _cells(row: Row, study: Study) -> list[str]:
+    cells = [*row.block, *row.group, str(row.seeds)]
+    for metric, entry in zip(study.shown, row.entries, strict=True):
+        cells.append(_value(entry, metric))
+        if study.baseline:
+            cells.append(_number(entry.difference, metric, sign="+"))
+    return cells
+
+
+def _value(entry: Entry, metric: Metric) -> str:
+    text = _number(entry.value, metric)
+    if entry.best:
+        return f"**{text}**"
+    return f"{text} {TIED}" if entry.tied else text
+
+
+def _number(value: Interval | None, metric: Metric, sign: str = "") -> str:
+    if value is None:
+        return MISSING
+    # Adding 0.0 turns a rounded -0.0 into 0.0: "-0.0" would claim a loss.
+    mean = f"{round(value.mean * metric.scale, metric.decimals) + 0.0:{sign}.{metric.decimals}f}"
+    return mean if value.half is None else f"{mean} ± {value.half * metric.scale:.{metric.decimals}f}"
+
+
+def _legend(study: Study, rows: Sequence[Row]) -> list[str]:
+    seeds = max((row.seeds for row in rows), default=0)
+    ranked = any(entry.best for row in rows for entry in row.entries)
+    where = f" for the same {' and '.join(map(study.title, study.block_axes))}" if study.block_axes else ""
+    parts = ["Means over clients after the last round."]
+    if seeds > 1:
+        parts.append(f"Mean ± 95 % confidence interval over {seeds} seeds (Student's t).")
+    elif seeds == 1:
+        parts.append("One seed: no intervals, and no telling chance from effect.")
+    if study.baseline:
+        parts.append(f"Δ: difference to {group_title(study.baseline)}{where}, paired by seed.")
+    if ranked:
+        parts.append(f"**Bold**: best mean{where}.")
+    if ranked and seeds > 1:
+        parts.append(
+            f"{TIED}: not separable from the best, the 95 % interval of the paired difference contains 0."
+        )
+    if study.missing:
+        parts.append(f"{study.missing} of {study.missing + len(study.runs)} runs are missing.")
+    nowhere = [name for name in study.metrics if not any(name in run.final for run in study.runs)]
+    if nowhere and study.runs:
+        parts.append(f"Not recorded by any run: {', '.join(nowhere)}.")
+    return [" ".join(parts)]
+
+
+def csv_table(study: Study) -> str:
+    """Return the same numbers, unscaled, in full precision: one line per group and metric."""
+    axes = [*study.block_axes, *study.compared_axes]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    numbers = ("mean", "half_width", "difference", "difference_half_width", "best", "tied")
+    writer.writerow([*(axis.name for axis in axes), "metric", "seeds", *numbers])
+    for row in compare(study):
+        for metric, entry in zip(study.shown, row.entries, strict=True):
+            seeds = entry.value.seeds if entry.value else 0
+            writer.writerow(
+                [*row.block, *row.group, metric.name, seeds]
+                + [*_pair(entry.value), *_pair(entry.difference)]
+                + [str(flag).lower() for flag in (entry.best, entry.tied)]
+            )
+    return text.getvalue()
+
+
+def _pair(value: Interval | None) -> tuple[float | str, float | str]:
+    if value is None:
+        return "", ""
+    return value.mean, "" if value.half is None else value.half
