@@ -367,6 +367,16 @@ def test_a_missing_data_set_says_at_once_what_to_put_where(verb, places, tmp_pat
     assert time.monotonic() - began < 30, "start-up included"
 
 
+def test_a_client_process_that_dies_is_told_of_in_one_line_only(places):
+    model = "clients.0={model='parts:Flat',args={break_in='process'}}"
+    done = fedkd_process(
+        "run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"], "--set", model
+    )
+    assert done.returncode == 3
+    assert_one_line(done.stderr)
+    assert done.stdout == "", "Ray's own lines about it stay away"
+
+
 def test_a_gpu_where_there_is_none(places, tmp_path):
     words = ["run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"]]
     done = fedkd_process(*words, "--set", "engine.gpus_per_actor=0.5", CUDA_VISIBLE_DEVICES="")

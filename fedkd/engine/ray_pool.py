@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Engine
@@ -53,6 +55,7 @@ def connect(engine: Engine) -> RayCluster:
 
     owned = not ray.is_initialized()
     if owned:
+        _silence_raylet()
         try:
             ray.init(
                 address=engine.address or "local",
@@ -69,6 +72,25 @@ def connect(engine: Engine) -> RayCluster:
             ) from error
     resources = ray.cluster_resources()
     return RayCluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), owned)
+
+
+def _silence_raylet() -> None:
+    """Keep Ray's lines about a worker that died off standard output: fedkd names the client and the round.
+
+    ``log_to_driver=False`` only silences what workers print, and Ray (2.55) has no setting for the rest.
+    """
+    from ray._private import worker
+
+    printed = getattr(worker, "print_to_stdstream", None)
+    if printed is None or hasattr(printed, "__wrapped__"):
+        return
+
+    @functools.wraps(printed)
+    def without_raylet(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if data.get("pid") != "raylet":
+            printed(data, *args, **options)
+
+    worker.print_to_stdstream = without_raylet
 
 
 def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
