@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fedkd import register
+
 if TYPE_CHECKING:
     from fedkd.runner import RunResult, resume, run
     from fedkd.scenario.load import load_scenario
     from fedkd.scenario.schema import Scenario
 
 __version__ = "0.1.0"
-__all__ = ["RunResult", "Scenario", "__version__", "load_scenario", "resume", "run"]
+__all__ = ["RunResult", "Scenario", "__version__", "load_scenario", "register", "resume", "run"]
 
 _LAZY = {
     "RunResult": "fedkd.runner",

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fedkd.errors import UserError
+from fedkd.plugins import Registry
+
 TORCHVISION_FOLDERS = {
     "mnist": "MNIST",
     "fashion-mnist": "FashionMNIST",
@@ -24,8 +27,10 @@ def strategies() -> Iterator[str]:
     from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
     from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
 
-    for name in STRATEGIES.names():
-        strategy = STRATEGIES.load(name)
+    for name, strategy in _parts(STRATEGIES):
+        if isinstance(strategy, UserError):
+            yield _row(name, f"cannot be used: {strategy}")
+            continue
         yield _row(name, f"{_summary(strategy)} Clients send {strategy.sends}.")
         for parameter in strategy_hyperparameters(name):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
@@ -42,12 +47,14 @@ def models() -> Iterator[str]:
     """Yield every model of the zoo with its arguments."""
     from fedkd.models.registry import MODELS
 
-    for name in MODELS.names():
-        factory = MODELS.load(name)
+    for name, factory in _parts(MODELS):
+        if isinstance(factory, UserError):
+            yield _row(name, f"cannot be used: {factory}")
+            continue
         yield _row(name, _summary(factory))
-        own = list(inspect.signature(factory).parameters.values())[2:]
+        own = [p for p in inspect.signature(factory).parameters.values() if p.kind is not p.VAR_KEYWORD][2:]
         if own:
-            yield _row("", f"  args: {', '.join(f'{p.name} = {toml_value(p.default)}' for p in own)}")
+            yield _row("", f"  args: {', '.join(map(_argument, own))}")
     yield _row('"mod:factory"', "Your own: factory(input_shape, classes, **args) returns a torch.nn.Module.")
 
 
@@ -60,9 +67,12 @@ def datasets() -> Iterator[str]:
     """Yield every data set and where it was found."""
     from fedkd.data.registry import DATASETS
 
-    for name in DATASETS.names():
-        source = sys.modules[DATASETS.load(name).__module__]
-        yield _row(name, _summary(source))
+    for name, source in _parts(DATASETS):
+        if isinstance(source, UserError):
+            yield _row(name, f"cannot be used: {source}")
+            continue
+        # A built-in source is described by its module, a user's function by itself.
+        yield _row(name, _summary(sys.modules[source.__module__] if name in DATASETS.builtin else source))
         if name in TORCHVISION_FOLDERS:
             place = find_dataset(name)
             yield _row("", f"  found in {place}" if place else "  not found: downloaded on first use")
@@ -95,6 +105,20 @@ def find_dataset(name: str) -> Path | None:
     parts = (name, TORCHVISION_FOLDERS[name])
     folders = (base / part for base in (data_root(None), user_cache()) for part in parts)
     return next((folder for folder in folders if folder.is_dir() and any(folder.iterdir())), None)
+
+
+def _parts(registry: Registry) -> Iterator[tuple[str, Any]]:
+    """Yield every name with what it stands for, or with the error of a plug-in that cannot be loaded."""
+    for name in registry.names():
+        try:
+            yield name, registry.load(name)
+        except UserError as error:
+            yield name, error
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    default = parameter.default
+    return parameter.name + (f" = {toml_value(default)}" if default is not parameter.empty else "")
 
 
 def _row(label: str, text: str) -> str:

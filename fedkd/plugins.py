@@ -1,59 +1,151 @@
-"""Names to objects: the registries of built-in parts, and ``"pkg.mod:Name"`` for a user's own."""
+"""Names to objects: built-in parts, and a user's own.
+
+A part of a user's own is named in one of three ways:
+
+- ``"pkg.mod:Name"``: a module that is installed or lies beside the scenario;
+- a name that a module registers (`fedkd.register`), once the scenario lists the module in ``plugins``;
+- a name that an installed package declares as an entry point, e.g. in its ``pyproject.toml``::
+
+      [project.entry-points."fedkd.strategies"]
+      boldest = "my_package.boldest:Boldest"
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+    from fedkd.scenario.schema import Scenario
+
+Part = TypeVar("Part", bound=Callable[..., Any])
+
 
 class Registry:
-    """Built-in parts of one kind, imported only when asked for.
+    """The parts of one kind by name, imported only when asked for.
 
     Args:
         kind: Singular name used in messages, e.g. ``"model"``.
         builtin: Name to ``"module:attribute"``.
+        group: Entry-point group in which installed packages declare theirs, e.g. ``"fedkd.models"``.
     """
 
-    def __init__(self, kind: str, builtin: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, builtin: Mapping[str, str], group: str) -> None:
         self.kind = kind
+        self.group = group
         self._builtin = dict(builtin)
+        self._registered: dict[str, Any] = {}
+
+    @property
+    def builtin(self) -> tuple[str, ...]:
+        """fedkd's own names, in the order they were listed."""
+        return tuple(self._builtin)
 
     def names(self) -> list[str]:
-        """Return the built-in names in the order they were listed."""
-        return list(self._builtin)
+        """Return the built-in names in the order they were listed, then those of plug-ins."""
+        return list(dict.fromkeys([*self._builtin, *self._registered, *sorted(self._installed)]))
+
+    def register(self, name: str) -> Callable[[Part], Part]:
+        """Return a decorator that registers what it decorates under `name`.
+
+        Importing the same definition again replaces it.
+
+        Raises:
+            UserError: The name is taken, or is no name.
+        """
+        if not isinstance(name, str) or not name or ":" in name:
+            raise UserError(f"a {self.kind} is registered under a name without ':', got {name!r}")
+
+        def decorate(part: Part) -> Part:
+            former = self._registered.get(name)
+            if name in self._builtin or (former is not None and _origin(former) != _origin(part)):
+                taken = self._builtin.get(name) or _origin(former)
+                raise UserError(
+                    f"two {self.kind}s named '{name}': {taken} and {_origin(part)}; rename the latter"
+                )
+            self._registered[name] = part
+            return part
+
+        return decorate
 
     def load(self, name: str, search: Sequence[str | Path] = ()) -> Any:
         """Return the object called `name`.
 
         Args:
-            name: A built-in name, or ``"pkg.mod:Name"``.
+            name: A known name, or ``"pkg.mod:Name"``.
             search: Folders whose ``.py`` files may be named, tried before installed packages.
 
         Raises:
-            UserError: No such name, module or attribute.
+            UserError: No such name, module or attribute; or the name stands for two objects.
         """
         self.check(name)
         if name in self._builtin:
             return load_object(self._builtin[name])
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._installed:
+            (entry,) = self._installed[name]
+            return load_object(f"{entry.module}:{entry.attr}")
         return load_object(name, search)
 
     def check(self, name: str) -> None:
-        """Check that `name` is built in or looks like ``"module:Name"``, importing nothing.
+        """Check that `name` stands for one object or looks like ``"module:Name"``, importing nothing.
 
         Raises:
-            UserError: It is neither.
+            UserError: It does not.
         """
-        if name not in self._builtin and ":" not in name:
+        if ":" in name:
+            return
+        claims = [_declared(entry) for entry in self._installed.get(name, ())]
+        if name in self._registered:
+            claims.insert(0, _origin(self._registered[name]))
+        if name in self._builtin:
+            claims.insert(0, self._builtin[name])
+        if not claims:
             raise UserError(
-                f"no {self.kind} named '{name}'; {did_you_mean(name, self._builtin)}"
+                f"no {self.kind} named '{name}'; {did_you_mean(name, self.names())}"
                 f' (a {self.kind} of your own is "module:Name")'
             )
+        if len(claims) > 1:
+            raise UserError(
+                f"two {self.kind}s named '{name}': {' and '.join(claims)};"
+                ' rename one, uninstall its package, or say "module:Name"'
+            )
+
+    @cached_property
+    def _installed(self) -> dict[str, list[EntryPoint]]:
+        from importlib.metadata import entry_points
+
+        found: dict[str, list[EntryPoint]] = {}
+        for entry in entry_points(group=self.group):
+            found.setdefault(entry.name, []).append(entry)
+        for entries in found.values():
+            entries.sort(key=_declared)
+        return found
+
+
+def import_plugins(scenario: Scenario) -> None:
+    """Import the modules that a scenario lists in ``plugins``, so that what they register has a name.
+
+    Every process that turns names of a scenario into objects calls it first; again costs nothing.
+
+    Raises:
+        UserError: No such module, or importing it fails.
+    """
+    for index, module in enumerate(scenario.plugins):
+        try:
+            _import(module, scenario.plugin_path)
+        except UserError as error:
+            raise error.at(key=f"plugins.{index}") from error
 
 
 def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
@@ -65,12 +157,7 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise UserError(f"'{reference}' is not of the form \"package.module:Name\"")
-    try:
-        module = _module_from_folders(module_name, search) or importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"cannot import '{reference}': {error}") from error
-    except Exception as error:
-        raise UserError(f"importing '{module_name}' raised {type(error).__name__}: {error}") from error
+    module = _import(module_name, search)
     target: Any = module
     for part in attribute.split("."):
         if not hasattr(target, part):
@@ -80,8 +167,24 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
     return target
 
 
+def module_file(module_name: str) -> Path:
+    """Return where the module ``pkg.mod`` lies in its folder: ``pkg/mod.py``."""
+    return Path(f"{module_name.replace('.', '/')}.py")
+
+
+def _import(module_name: str, search: Iterable[str | Path]) -> Any:
+    try:
+        return _module_from_folders(module_name, search) or importlib.import_module(module_name)
+    except UserError:  # raised by what the module does, and already worded for its author
+        raise
+    except ModuleNotFoundError as error:
+        raise UserError(f"cannot import '{module_name}': {error}") from error
+    except Exception as error:
+        raise UserError(f"importing '{module_name}' raised {type(error).__name__}: {error}") from error
+
+
 def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any | None:
-    relative = Path(*module_name.split(".")).with_suffix(".py")
+    relative = module_file(module_name)
     for folder in search:
         path = Path(folder).resolve() / relative
         if not path.is_file():
@@ -107,3 +210,11 @@ def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any 
             raise
         return module
     return None
+
+
+def _origin(part: Any) -> str:
+    return f"{getattr(part, '__module__', '?')}:{getattr(part, '__qualname__', repr(part))}"
+
+
+def _declared(entry: EntryPoint) -> str:
+    return f"{entry.value} of the package '{entry.dist.name if entry.dist else '?'}'"

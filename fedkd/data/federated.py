@@ -13,11 +13,13 @@ from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels
 from fedkd.data.normalise import Statistics, measure
 from fedkd.data.partition import partition
 from fedkd.data.partition_file import read_partition_file
-from fedkd.data.registry import load_dataset
+from fedkd.data.partition_plugin import plugged_partition
+from fedkd.data.registry import PARTITIONS, load_dataset
 from fedkd.data.request import Progress, SourceRequest, data_root, silent
 from fedkd.data.split import local_split, stratified_choice
 from fedkd.data.transfer import draw_holdout, foreign_samples, noise
 from fedkd.errors import UserError
+from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
@@ -138,6 +140,7 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
     Raises:
         UserError: Missing or malformed data, or more samples asked for than there are.
     """
+    import_plugins(scenario)
     data, seed = scenario.data, scenario.seed
     if (data.transfer.source, data.transfer.args) == (data.dataset, data.args):
         raise UserError(
@@ -238,7 +241,11 @@ def _deal(
     if written is not None:
         return held_out, written
     private = np.setdiff1d(everything, held_out)
-    shards = partition(dataset.train_y[private], data.clients, data.partition, scenario.seed)
+    labels, seed = dataset.train_y[private], scenario.seed
+    if data.partition.scheme in PARTITIONS.builtin:
+        shards = partition(labels, data.clients, data.partition, seed)
+    else:
+        shards = plugged_partition(labels, data.clients, data.partition, seed, search)
     return held_out, [private[shard] for shard in shards]
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Data sets and partition schemes by name."""
 
 from __future__ import annotations
 
@@ -18,8 +18,24 @@ DATASETS = Registry(
         "npz": "fedkd.data.sources.npz:load",
         "image-folder": "fedkd.data.sources.image_folder:load",
     },
+    group="fedkd.datasets",
 )
-"""Every value is a function `load(request: SourceRequest) -> Dataset`."""
+"""Every value is a function `load(request: SourceRequest) -> Dataset`; a plug-in takes `data.args`."""
+
+PARTITIONS = Registry(
+    "partition scheme",
+    {
+        "iid": "fedkd.data.partition:deal_iid",
+        "dirichlet": "fedkd.data.partition:dirichlet_counts",
+        "dirichlet-per-client": "fedkd.data.partition:draw_label_mixes",
+        "shards": "fedkd.data.partition:deal_shards",
+        "quantity": "fedkd.data.partition:draw_sizes",
+        "file": "fedkd.data.partition_file:read_partition_file",
+    },
+    group="fedkd.partitions",
+)
+"""What each scheme is at heart; `fedkd.data.partition` deals by them. A plug-in is a
+``function(labels, clients, generator, **args)`` that returns index arrays, one a client."""
 
 
 def load_dataset(
@@ -37,7 +53,7 @@ def load_dataset(
     """
     try:
         source = DATASETS.load(request.name, request.search)
-        if request.name in DATASETS.names():
+        if request.name in DATASETS.builtin:
             return source(request)
         from fedkd.data.sources.plugin import call
 

@@ -17,4 +17,5 @@ MODELS = Registry(
         "resnet8": "fedkd.models.resnet:resnet8",
         "resnet20": "fedkd.models.resnet:resnet20",
     },
+    group="fedkd.models",
 )

@@ -32,10 +32,14 @@ def check_scenario(scenario: Scenario) -> None:
 
 def _check_names(scenario: Scenario) -> None:
     # The registries are tables of names; what they name is imported only when it is used.
-    from fedkd.data.registry import DATASETS
+    from fedkd.data.registry import DATASETS, PARTITIONS
     from fedkd.models.registry import MODELS
 
-    named = [(DATASETS, "data.dataset", scenario.data.dataset)]
+    scheme = scenario.data.partition.scheme
+    named = [
+        (PARTITIONS, "data.partition.scheme", scheme),
+        (DATASETS, "data.dataset", scenario.data.dataset),
+    ]
     if scenario.data.transfer.source not in DRAWN_TRANSFERS:
         named.append((DATASETS, "data.transfer.source", scenario.data.transfer.source))
     named += [(MODELS, f"clients.{index}.model", group.model) for index, group in enumerate(scenario.clients)]
@@ -71,7 +75,14 @@ def _check_clients(scenario: Scenario) -> None:
 
 
 def _check_partition(partition: Partition) -> None:
+    from fedkd.data.registry import PARTITIONS
+
     scheme, samples = partition.scheme, partition.samples_per_client
+    plugged_in = scheme not in PARTITIONS.builtin
+    if partition.args and not plugged_in:
+        raise UserError(
+            f"only a scheme of your own takes arguments, scheme is '{scheme}'", key="data.partition.args"
+        )
     if scheme == "file" and partition.path is None:
         raise UserError(
             "scheme 'file' needs the path of a JSON file with a list of sample indices per client",
@@ -82,8 +93,8 @@ def _check_partition(partition: Partition) -> None:
     if samples is None:
         return
     key = "data.partition.samples_per_client"
-    if scheme == "file":
-        raise UserError("not allowed with scheme 'file', which decides the sizes itself", key=key)
+    if scheme == "file" or plugged_in:
+        raise UserError(f"not allowed with scheme '{scheme}', which decides the sizes itself", key=key)
     if samples < partition.min_samples:
         raise UserError(
             f"must be ≥ data.partition.min_samples ({partition.min_samples}), got {samples}", key=key

@@ -13,8 +13,13 @@ def json_schema() -> dict[str, Any]:
     Where strategies share the name of a hyper-parameter, the schema allows what any of them allows; loading a
     scenario checks it against the one it names.
     """
+    from fedkd.data.registry import PARTITIONS
+
     schema = Scenario.model_json_schema()
     fusion = schema["$defs"]["Fusion"]["properties"]
+    # A name that a plug-in registers is right too; editors still offer the built-in ones.
+    scheme = schema["$defs"]["Partition"]["properties"]["scheme"]
+    scheme["anyOf"] = [{"enum": list(PARTITIONS.builtin)}, {"type": "string"}]
     for name, hyperparameter in _hyperparameters().items():
         fusion.setdefault(name, hyperparameter)
     schema.update({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedkd scenario"})
@@ -26,7 +31,7 @@ def _hyperparameters() -> dict[str, dict[str, Any]]:
     from fedkd.fusion.registry import STRATEGIES
 
     variants: dict[str, dict[str, dict[str, Any]]] = {}
-    for strategy in STRATEGIES.names():
+    for strategy in STRATEGIES.builtin:
         for name, schema in _strategy_properties(STRATEGIES.load(strategy)).items():
             variants.setdefault(name, {})[strategy] = schema
     return {name: _merged(schemas) for name, schemas in variants.items()}

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedkd.errors import UserError
+from fedkd.plugins import import_plugins, module_file
 from fedkd.scenario.checks import PATH_DATASETS, check_one_architecture, check_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.explain import scenario_error
@@ -62,9 +63,10 @@ def parse_scenario(
         UserError: The first thing that is wrong.
     """
     try:
-        scenario = Scenario.model_validate(dict(mapping))
+        scenario = _located(Scenario.model_validate(dict(mapping)), folder)
+        import_plugins(scenario)
         check_scenario(scenario)
-        return _resolve(scenario, folder)
+        return _with_hyperparameters(scenario)
     except ValidationError as error:
         raise scenario_error(error, file=file) from None
     except UserError as error:
@@ -101,7 +103,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"not valid TOML: {what[:1].lower()}{what[1:]}", file=file) from None
 
 
-def _resolve(scenario: Scenario, folder: str | Path | None) -> Scenario:
+def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
+    """Return the scenario with absolute folders, its own among them where files beside it are named."""
     home = Path(folder or ".").resolve()
     tables = scenario.model_dump()
     root = scenario.data.root
@@ -113,7 +116,13 @@ def _resolve(scenario: Scenario, folder: str | Path | None) -> Scenario:
     if str(home) not in search and any((home / file).exists() for file in _named_files(scenario)):
         search.append(str(home))
     tables["plugin_path"] = search
-    tables["fusion"].update(resolve_hyperparameters(scenario.fusion, search))
+    return Scenario.model_validate(tables)
+
+
+def _with_hyperparameters(scenario: Scenario) -> Scenario:
+    """Return the scenario with the strategy's own defaults filled in."""
+    tables = scenario.model_dump()
+    tables["fusion"].update(resolve_hyperparameters(scenario.fusion, scenario.plugin_path))
     if scenario.fusion.strategy.startswith(FLOWER_PREFIX):
         check_one_architecture(scenario)
     return Scenario.model_validate(tables)
@@ -126,14 +135,17 @@ def _absolute(path: str, home: Path) -> str:
 def _named_files(scenario: Scenario) -> list[Path]:
     """Return the files that may lie beside the scenario: modules of ``"module:Name"``, and relative paths."""
     data, strategy = scenario.data, scenario.fusion.strategy
-    names = [data.dataset, data.transfer.source, *(group.model for group in scenario.clients)]
+    names = [
+        data.dataset,
+        data.transfer.source,
+        data.partition.scheme,
+        *(group.model for group in scenario.clients),
+    ]
     if not strategy.startswith(FLOWER_PREFIX):
         names.append(strategy)
-    modules = [name.partition(":")[0] for name in names if ":" in name]
+    modules = [*scenario.plugins, *(name.partition(":")[0] for name in names if ":" in name)]
     paths = [data.partition.path] if data.partition.path else []
     for name, args in ((data.dataset, data.args), (data.transfer.source, data.transfer.args)):
-        if name in PATH_DATASETS:
+        if name in PATH_DATASETS and isinstance(args.get("path"), str):
             paths.append(args["path"])
-    return [Path(*module.split(".")).with_suffix(".py") for module in modules] + [
-        Path(path) for path in paths if not Path(path).is_absolute()
-    ]
+    return [*map(module_file, modules), *(Path(path) for path in paths if not Path(path).is_absolute())]

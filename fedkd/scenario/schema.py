@@ -25,10 +25,13 @@ class Section(BaseModel):
 class Partition(Section):
     """How the private samples are dealt to clients."""
 
-    scheme: Literal["iid", "dirichlet", "dirichlet-per-client", "shards", "quantity", "file"] = "dirichlet"
+    scheme: str = "dirichlet"
     """`iid`; `dirichlet` (each class is dealt by proportions drawn from Dir(α)); `dirichlet-per-client` (each
     client has its own label mix drawn from Dir(α), equal sizes); `shards` (label-sorted shards); `quantity`
-    (equal label mix, sizes drawn from Dir(α)); `file` (indices from a JSON file)."""
+    (equal label mix, sizes drawn from Dir(α)); `file` (indices from a JSON file); or `"pkg.mod:function"`,
+    called as `function(labels, clients, generator, **args)` for one list of indices per client."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of a plugged-in scheme."""
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
     """Concentration of the Dirichlet draws: small is heterogeneous."""
     samples_per_client: PositiveInt | None = None
@@ -244,6 +247,9 @@ class Scenario(Section):
     plugin_path: list[str] = []
     """Folders, relative to the scenario file, whose Python files may be named by `"module:Name"` and where
     relative paths are looked for; the scenario file's own folder is added where it holds one of them."""
+    plugins: list[str] = []
+    """Modules to import first, installed or beside the scenario file: what they register (`fedkd.register`)
+    can then be named like a built-in part."""
     data: Data = Data()
     clients: Annotated[list[ClientGroup], Field(min_length=1)] = [ClientGroup()]
     """The mix of client models."""

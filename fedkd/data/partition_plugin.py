@@ -1,0 +1,98 @@
+"""A user's own function as a partition scheme: `scheme = "pkg.mod:function"`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.data.partition import LEAST_SAMPLES
+from fedkd.data.registry import PARTITIONS
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Partition
+
+KEY = "data.partition.scheme"
+
+
+def plugged_partition(
+    labels: np.ndarray, clients: int, scheme: Partition, seed: int, search: Sequence[Path] = ()
+) -> list[np.ndarray]:
+    """Deal samples by ``function(labels, clients, generator, **args)`` and check what it returns.
+
+    Args:
+        labels: [n] int64 labels of the samples that may be dealt.
+        clients: Number of clients N.
+        scheme: Names the function and gives its arguments.
+        seed: The scenario's seed; the generator is drawn from it.
+        search: The scenario's folders.
+
+    Returns:
+        N sorted int64 arrays of positions in `labels`.
+
+    Raises:
+        UserError: No such function, wrong arguments, it raised, or what it returned is no partition.
+    """
+    try:
+        function = PARTITIONS.load(scheme.scheme, search)
+    except UserError as error:
+        raise error.at(key=KEY) from error
+    name, rng = scheme.scheme, numpy_generator(seed, "partition")
+    _check_arguments(function, scheme)
+    try:
+        dealt = function(labels, clients, rng, **scheme.args)
+    except UserError as error:
+        raise error.at(key=KEY) from error
+    except Exception as error:
+        raise UserError(f"'{name}' raised {type(error).__name__}: {error}", key=KEY) from error
+    return _checked(dealt, len(labels), clients, scheme)
+
+
+def _check_arguments(function: Callable[..., Any], scheme: Partition) -> None:
+    if not callable(function):
+        raise UserError(f"'{scheme.scheme}' is not callable", key=KEY)
+    try:
+        inspect.signature(function).bind("labels", "clients", "generator", **scheme.args)
+    except TypeError as error:
+        raise UserError(
+            f"'{scheme.scheme}' must take (labels, clients, generator, **args): {error}",
+            key="data.partition.args",
+        ) from error
+    except ValueError:  # compiled callables have no signature to check against
+        return
+
+
+def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[np.ndarray]:
+    name, floor = scheme.scheme, max(scheme.min_samples, LEAST_SAMPLES)
+    if not isinstance(dealt, Sequence | np.ndarray) or len(dealt) != clients:
+        got = f"{len(dealt)} entries" if hasattr(dealt, "__len__") else f"a {type(dealt).__name__}"
+        raise UserError(f"'{name}' must return a list of {clients} index arrays, got {got}", key=KEY)
+    shards = []
+    owner = np.full(samples, -1)
+    for client, indices in enumerate(dealt):
+        shard = np.asarray(indices)
+        if shard.ndim != 1 or shard.dtype.kind not in "ui":
+            raise UserError(
+                f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"
+                f" {shard.shape} for client {client}",
+                key=KEY,
+            )
+        shard = np.sort(shard.astype(np.int64))
+        if shard.size and not 0 <= shard[0] <= shard[-1] < samples:
+            raise UserError(
+                f"'{name}' dealt client {client} indices in {shard[0]}..{shard[-1]},"
+                f" there are 0..{samples - 1}",
+                key=KEY,
+            )
+        if len(shard) < floor:
+            raise UserError(
+                f"'{name}' dealt client {client} {len(shard)} samples, min_samples asks for {floor}", key=KEY
+            )
+        if (np.diff(shard) == 0).any() or (owner[shard] >= 0).any():
+            raise UserError(f"'{name}' dealt client {client} a sample twice or one of another's", key=KEY)
+        owner[shard] = client
+        shards.append(shard)
+    return shards

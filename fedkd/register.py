@@ -1,0 +1,55 @@
+"""Decorators that give a part of your own a name, as if it were built in.
+
+In ``mine.py``, beside the scenario file::
+
+    from fedkd import register
+
+    @register.model("tiny")
+    def tiny(input_shape, classes, *, width=16):
+        ...
+
+and in the scenario::
+
+    plugins = ["mine"]
+
+    [[clients]]
+    model = "tiny"
+
+A name that is taken is refused, whoever holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Part = TypeVar("Part", bound=Callable[..., Any])
+Decorator = Callable[[Part], Part]
+
+
+def strategy(name: str) -> Decorator:
+    """Register a dataclass derived from `fedkd.fusion.strategy.FusionStrategy`."""
+    from fedkd.fusion.registry import STRATEGIES
+
+    return STRATEGIES.register(name)
+
+
+def model(name: str) -> Decorator:
+    """Register a ``factory(input_shape, classes, **args)`` that returns a `torch.nn.Module`."""
+    from fedkd.models.registry import MODELS
+
+    return MODELS.register(name)
+
+
+def partition(name: str) -> Decorator:
+    """Register a ``function(labels, clients, generator, **args)`` that returns index arrays, one a client."""
+    from fedkd.data.registry import PARTITIONS
+
+    return PARTITIONS.register(name)
+
+
+def dataset(name: str) -> Decorator:
+    """Register a ``function(**args)`` that returns ``(train_x, train_y, test_x, test_y)``."""
+    from fedkd.data.registry import DATASETS
+
+    return DATASETS.register(name)

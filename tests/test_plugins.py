@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedkd import register
+from fedkd.data.federated import load_federated_data
+from fedkd.data.registry import DATASETS, PARTITIONS
+from fedkd.errors import UserError
+from fedkd.fusion.registry import STRATEGIES, make_strategy
+from fedkd.models.build import build_model
+from fedkd.models.registry import MODELS
+from fedkd.plugins import Registry
+from fedkd.scenario.load import dump_toml, load_scenario
+
+EVERYTHING = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import nn
+
+from fedkd import register
+from fedkd.fusion.strategy import FusionStrategy, Guidance
+from fedkd.training.losses import logits_mse
+
+
+@register.model("tiny")
+def tiny(input_shape, classes, *, width=4):
+    size = int(np.prod(input_shape))
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, width), nn.ReLU(), nn.Linear(width, classes))
+
+
+@register.strategy("first-mover")
+@dataclass(frozen=True)
+class FirstMover(FusionStrategy):
+    name: ClassVar[str] = "first-mover"
+    leader: int = 0
+
+    def fuse(self, knowledge, memory):
+        return Guidance(targets=knowledge.logits[self.leader].astype(np.float32))
+
+    def loss(self, student_logits, targets):
+        return logits_mse(student_logits, targets)
+
+
+@register.partition("in-turn")
+def in_turn(labels, clients, generator, *, offset=0):
+    return [np.arange((n + offset) % clients, len(labels), clients) for n in range(clients)]
+
+
+@register.dataset("stripes")
+def stripes(samples=400):
+    y = np.arange(samples) % 2
+    x = np.zeros((samples, 1, 4, 4), dtype=np.float32)
+    x[y == 0, :, ::2] = 1
+    x[y == 1, :, :, ::2] = 1
+    return x, y, x[:100], y[:100]
+"""
+
+SCENARIO = """
+plugins = ["{module}"]
+rounds = 1
+clients = [{{ model = "tiny", args = {{ width = 5 }} }}]
+fusion = {{ strategy = "first-mover", leader = 1 }}
+engine = {{ kind = "inline" }}
+[data]
+dataset = "stripes"
+args = {{ samples = 300 }}
+clients = 3
+partition = {{ scheme = "in-turn", args = {{ offset = 1 }} }}
+transfer = {{ source = "holdout", size = 60 }}
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    for registry in (STRATEGIES, MODELS, PARTITIONS, DATASETS):
+        monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+@pytest.fixture
+def everything(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A scenario beside a module, named after the test, that registers a part of every kind."""
+    module = f"everything_{abs(hash(request.node.name))}"
+    (tmp_path / f"{module}.py").write_text(EVERYTHING, encoding="utf-8")
+    path = tmp_path / "scenario.toml"
+    path.write_text(SCENARIO.format(module=module), encoding="utf-8")
+    return path
+
+
+def install(folder: Path, package: str, group: str, **entries: str) -> None:
+    """Make `folder`, which lies on the search path, look as if `package` were installed there."""
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    lines = [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+
+
+def test_a_registered_part_has_a_name_like_a_built_in_one():
+    @register.model("by-hand")
+    def factory(input_shape, classes):
+        return None
+
+    assert MODELS.load("by-hand") is factory
+    assert MODELS.names()[-1] == "by-hand" and "by-hand" not in MODELS.builtin
+    with pytest.raises(UserError, match="did you mean 'by-hand'"):
+        MODELS.check("by-hnad")
+
+
+def test_a_name_that_is_taken_is_refused_and_both_are_named():
+    def mine(input_shape, classes):
+        return None
+
+    with pytest.raises(UserError, match=r"two models named 'cnn': fedkd.models.cnn:cnn and .*mine; rename"):
+        register.model("cnn")(mine)
+
+    register.model("twice")(mine)
+    register.model("twice")(mine)
+
+    def other(input_shape, classes):
+        return None
+
+    with pytest.raises(UserError, match=r"two models named 'twice': .*mine and .*other"):
+        register.model("twice")(other)
+    assert MODELS.load("twice") is mine
+
+
+@pytest.mark.parametrize("name", ["", "a:b", None, len])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(UserError, match="under a name without ':'"):
+        register.dataset(name)
+
+
+def test_a_scenario_names_what_its_plugins_register(everything: Path):
+    scenario = load_scenario(everything)
+    assert scenario.fusion.model_extra == {"leader": 1}
+    assert scenario.plugin_path == [str(everything.parent)]
+    data = load_federated_data(scenario)
+    assert data.name == "stripes" and data.num_clients == 3 and len(data.transfer_x) == 60
+    assert len(data.x) == 240 and data.source_index[: data.test_bounds[0][1]].size == 80
+    model = build_model(scenario.clients[0], data.input_shape, data.classes, seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 16 * 5 + 5 + 5 * 2 + 2
+    assert make_strategy("first-mover", {}).name == "first-mover"
+
+
+def test_a_resolved_scenario_means_the_same_elsewhere(everything: Path, tmp_path_factory):
+    scenario = load_scenario(everything)
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "copy.toml"
+    elsewhere.write_text(dump_toml(scenario), encoding="utf-8")
+    assert load_scenario(elsewhere) == scenario
+
+
+def test_plugins_are_imported_in_another_process(everything: Path):
+    scenario = load_scenario(everything)
+    code = (
+        "import sys; from fedkd.scenario.schema import Scenario; "
+        "from fedkd.data.federated import load_federated_data; "
+        "data = load_federated_data(Scenario.model_validate_json(sys.stdin.read())); print(data.x.sum())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=scenario.model_dump_json(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(float(load_federated_data(scenario).x.sum()), rel=1e-6)
+
+
+def test_a_scenario_with_plugins_runs(everything: Path, tmp_path: Path):
+    import fedkd
+
+    result = fedkd.run(everything, out=tmp_path / "out")
+    assert result.summary["status"] == "done" and result.summary["final"]["bytes_up"] > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "plugins.0: cannot import 'broken': No module named 'broken'"),
+        ("1 / 0", "plugins.0: importing 'broken' raised ZeroDivisionError"),
+        ("from fedkd import register\nregister.model('mlp')(print)", "plugins.0: two models named 'mlp'"),
+    ],
+)
+def test_plugins_that_cannot_be_imported_are_told(tmp_path: Path, content: str | None, words: str):
+    if content is not None:
+        (tmp_path / "broken.py").write_text(content)
+    path = tmp_path / "scenario.toml"
+    path.write_text("plugins = ['broken']")
+    with pytest.raises(UserError) as caught:
+        load_scenario(path)
+    assert words in str(caught.value)
+
+
+def test_an_installed_package_declares_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "entry_point_part.py").write_text("def large(input_shape, classes): ...")
+    install(tmp_path, "zoo-of-mine", "fedkd.models", large="entry_point_part:large", gone="no_such_mod:x")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registry("model", {"cnn": "fedkd.models.cnn:cnn"}, "fedkd.models")
+    assert registry.names() == ["cnn", "gone", "large"]
+    assert registry.load("large").__name__ == "large"
+    with pytest.raises(UserError, match="cannot import 'no_such_mod'"):
+        registry.load("gone")
+
+
+def test_a_declared_name_that_is_taken_is_refused_and_both_are_named(tmp_path: Path, monkeypatch):
+    install(tmp_path, "first", "fedkd.models", cnn="their_cnn:cnn", wide="a:wide")
+    install(tmp_path, "second", "fedkd.models", wide="b:wide")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry = Registry(
+        "model", {"cnn": "fedkd.models.cnn:cnn", "mlp": "fedkd.models.mlp:mlp"}, "fedkd.models"
+    )
+    assert registry.load("mlp").__name__ == "mlp"
+    with pytest.raises(UserError, match=r"'cnn': fedkd.models.cnn:cnn and their_cnn:cnn of the"):
+        registry.load("cnn")
+    with pytest.raises(UserError, match=r"'wide': a:wide of the package 'first' and b:wide of the package"):
+        registry.check("wide")
+
+
+def test_fedkd_list_shows_installed_parts_and_survives_broken_ones(tmp_path: Path):
+    (tmp_path / "listed_part.py").write_text(
+        'def large(input_shape, classes, *, depth, width=8, **rest):\n    """Return something large."""\n'
+    )
+    install(tmp_path, "zoo-of-mine", "fedkd.models", large="listed_part:large", gone="no_such_mod:x")
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from fedkd.cli import main; main(['list', 'models'])"
+    listed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    lines = listed.stdout.splitlines()
+    assert any(line.startswith("large") and "Something large." in line for line in lines)
+    assert any("args: depth, width = 8" in line and "rest" not in line for line in lines)
+    assert any(line.startswith("gone") and "cannot import 'no_such_mod'" in line for line in lines)
+    assert any(line.startswith("cnn") for line in lines)
+
+
+PARTITION = """
+import numpy as np
+def deal(labels, clients, generator, *, what="well"):
+    shards = list(np.array_split(generator.permutation(len(labels)), clients))
+    return {
+        "well": shards,
+        "few": shards[1:],
+        "none": None,
+        "floats": [shard / 2 for shard in shards],
+        "outside": [np.arange(10) + len(labels), *shards[1:]],
+        "twice": [shards[0], *shards[:-1]],
+        "repeated": [np.repeat(shards[0][:20], 2), *shards[1:]],
+        "empty": [shards[0][:0], *shards[1:]],
+    }[what]
+def error(labels, clients, generator):
+    raise KeyError("oops")
+nothing = 3
+"""
+
+
+def deal(tmp_path: Path, scheme: str, **args: str):
+    (tmp_path / "partition_of_mine.py").write_text(PARTITION)
+    path = tmp_path / "scenario.toml"
+    pairs = ", ".join(f"{key} = '{value}'" for key, value in args.items())
+    path.write_text(
+        f"[data]\nclients = 4\npartition = {{ scheme = '{scheme}', args = {{ {pairs} }} }}\n"
+        "transfer = { size = 200 }\n"
+    )
+    return load_federated_data(load_scenario(path))
+
+
+def test_a_function_deals_the_samples(tmp_path: Path):
+    first, again = (deal(tmp_path, "partition_of_mine:deal") for _ in range(2))
+    assert np.array_equal(first.source_index, again.source_index)
+    assert len(np.unique(first.source_index)) == len(first.x) == 1438 - 200
+
+
+@pytest.mark.parametrize(
+    ("scheme", "args", "key", "words"),
+    [
+        ("deal", {"what": "few"}, "scheme", "must return a list of 4 index arrays, got 3 entries"),
+        ("deal", {"what": "none"}, "scheme", "must return a list of 4 index arrays, got a NoneType"),
+        ("deal", {"what": "floats"}, "scheme", "must return integer indices"),
+        ("deal", {"what": "outside"}, "scheme", "dealt client 0 indices in 1238..1247, there are 0..1237"),
+        ("deal", {"what": "twice"}, "scheme", "dealt client 1 a sample twice or one of another's"),
+        ("deal", {"what": "repeated"}, "scheme", "dealt client 0 a sample twice"),
+        ("deal", {"what": "empty"}, "scheme", "dealt client 0 0 samples, min_samples asks for 10"),
+        ("deal", {"whta": "few"}, "args", "got an unexpected keyword argument 'whta'"),
+        ("error", {}, "scheme", "raised KeyError: 'oops'"),
+        ("nothing", {}, "scheme", "is not callable"),
+        ("absent", {}, "scheme", "module 'partition_of_mine' has no 'absent'"),
+    ],
+)
+def test_what_is_no_partition_is_refused(tmp_path: Path, scheme: str, args: dict, key: str, words: str):
+    with pytest.raises(UserError) as caught:
+        deal(tmp_path, f"partition_of_mine:{scheme}", **args)
+    assert caught.value.key == f"data.partition.{key}" and words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("partition", "words"),
+    [
+        ("scheme = 'dirichelt'", "scheme: no partition scheme named 'dirichelt'; did you mean 'dirichlet'?"),
+        ("scheme = 'zzz'", "allowed: dirichlet, dirichlet-per-client, file, iid, quantity, shards"),
+        ("args = { a = 1 }", "args: only a scheme of your own takes arguments, scheme is 'dirichlet'"),
+        ("scheme = 'a:b', samples_per_client = 50", "not allowed with scheme 'a:b', which decides the sizes"),
+    ],
+)
+def test_partition_mistakes_are_told_before_anything_loads(tmp_path: Path, partition: str, words: str):
+    path = tmp_path / "scenario.toml"
+    path.write_text(f"data.partition = {{ {partition} }}")
+    with pytest.raises(UserError) as caught:
+        load_scenario(path)
+    assert words in str(caught.value)
