@@ -77,9 +77,7 @@ def test_agrees_with_loops(shape, beta, confidence, temperature) -> None:
     beta=st.one_of(st.none(), st.floats(0, 50)),
     spread=st.sampled_from([0.5, 5.0, 1e3]),
 )
-def test_the_surest_client_is_its_own_teacher(
-    seed, clients, samples, classes, beta, spread
-) -> None:
+def test_the_surest_client_is_its_own_teacher(seed, clients, samples, classes, beta, spread) -> None:
     logits = draw(clients, samples, classes, seed, spread)
     guidance = DataPartitioned(beta=beta).fuse(knowledge_of(logits), {})
     q = softmax(logits)
