@@ -1,0 +1,114 @@
+"""FD: federated distillation without shared samples, from mean logits per label.
+
+E. Jeong, S. Oh, H. Kim, J. Park, M. Bennis and S.-L. Kim, "Communication-Efficient On-Device Machine
+Learning: Federated Distillation and Augmentation under Non-IID Private Data", 2018, arXiv 1811.11479.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.label_means import mean_by_label_of_others
+from fedkd.fusion.probabilities import finite_logits, softmax
+from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss
+from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class FD(FusionStrategy):
+    """Teach, with every private sample, what the other clients predict on average for its label.
+
+    ::
+
+        F_n[l] = mean of z_n(x) over n's own training samples with label l          C×C numbers up
+        G_n[l] = mean over the others that own label l of F_m[l]                    leave-one-out, C×C down
+        loss   = CE(z, y) + λ · T² · KL(softmax(G_n[y] / T) ‖ softmax(z / T))       in local training
+
+    No transfer set is touched, and the message is C×C whatever the model; so is what it can say: one average
+    answer per label. A sample whose label no other client owns adds cross entropy alone. Raw mean logits are
+    never the soft targets of a cross entropy: they do not sum to 1, and training diverges.
+    """
+
+    name: ClassVar[str] = "fd"
+    sends: ClassVar[str] = "mean logits per label"
+    paper: ClassVar[str] = (
+        "Jeong et al., Communication-Efficient On-Device Machine Learning: Federated Distillation and"
+        " Augmentation under Non-IID Private Data, 2018"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
+    teaches_locally: ClassVar[bool] = True
+
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """λ: weight of the others' answer beside the cross entropy. Lower it (0.1) if clients own few labels:
+    means of skewed models are skewed themselves."""
+    matching: Literal["kl", "mse"] = "kl"
+    """How the answer is matched: `kl` between softmaxed logits, or `mse` between logits, which also matches
+    their size, so that it is large where models' logit scales differ."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """T of `kl`. A label's own class dominates its mean logits, so 2 to 4 lets more of the other classes
+    through."""
+    weight_by_count: bool = False
+    """Count each of the others by its number of samples of the label, instead of all alike as in the paper;
+    for clients of very unequal size."""
+
+    @property
+    def needs_label_counts(self) -> bool:
+        """True: the server must know who owns which label."""
+        return True
+
+    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+        """Return `label_logits` `[C, C]`, row l the mean logits of label l, and `label_counts` `[C]`."""
+        return {"label_logits": client.class_means("logits"), "label_counts": client.label_counts()}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return each client's answers of the others: `label_logits` `[C, C]`, from so many `owners`
+        `[C]`."""
+        assert knowledge.label_counts is not None
+        owned = knowledge.label_counts > 0
+        weights = knowledge.label_counts * 1.0 if self.weight_by_count else owned
+        logits = finite_logits(np.stack(knowledge.extra["label_logits"]))
+        means = mean_by_label_of_others(logits, weights)
+        owners = (owned.sum(axis=0) - owned).astype(np.int32)
+        return Guidance(
+            targets=None,
+            personal=[
+                {"label_logits": mean, "owners": count} for mean, count in zip(means, owners, strict=True)
+            ],
+        )
+
+    def local_loss(self, guidance: Arrays) -> LocalLoss:
+        """Return λ times the batch's mean distance to the others' answers for the samples' labels."""
+        import torch
+
+        from fedkd.training.losses import kd_kl, logits_mse
+
+        owned = guidance["owners"] > 0
+        # A row of zeros is a target without any class: it adds 0 to the KL and to its gradient.
+        probabilities = torch.from_numpy(softmax(guidance["label_logits"], self.temperature) * owned[:, None])
+        answers, has_answer = torch.tensor(guidance["label_logits"]), torch.from_numpy(owned)
+
+        def loss(logits: Tensor, features: Tensor | None, labels: Tensor) -> Tensor:
+            if self.matching == "kl":
+                targets = probabilities.to(labels.device)[labels]
+                return self.strength * kd_kl(logits, targets, self.temperature)
+            known = has_answer.to(labels.device)[labels, None]
+            targets = torch.where(known, answers.to(labels.device)[labels], logits.float())
+            return self.strength * logits_mse(logits, targets)
+
+        return loss
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Refuse: guidance shapes local training, see `local_loss`.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError("'fd' teaches in local training, so it has no loss on the transfer set")

@@ -1,0 +1,38 @@
+"""Means over clients of what each says about each label."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def mean_by_label(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return ``Σ_n w[n, c] v[n, c] / Σ_n w[n, c]``, `[C, K]` float32; zeros where nobody has weight.
+
+    Args:
+        values: What each client says of each label, `[N, C, K]`.
+        weights: How much it counts, `[N, C]`, 0 for a client without the label.
+    """
+    total = np.einsum("nc,nck->ck", weights, values, dtype=np.float64)
+    return _divide(total, weights.sum(axis=0, dtype=np.float64))
+
+
+def mean_by_label_of_others(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return, for each client, `mean_by_label` over all the others, `[N, C, K]` float32.
+
+    As sums before and after each client: taking it out of the total would leave the rounding of its own
+    values, which may be far larger than the others'.
+    """
+    totals = _sum_of_others(weights[..., None].astype(np.float64) * values)
+    return _divide(totals, _sum_of_others(weights.astype(np.float64)))
+
+
+def _sum_of_others(array: np.ndarray) -> np.ndarray:
+    others = np.zeros_like(array)
+    np.cumsum(array[:-1], axis=0, out=others[1:])
+    others[:-1] += np.cumsum(array[:0:-1], axis=0)[::-1]
+    return others
+
+
+def _divide(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    mean = np.divide(totals, weights[..., None], out=np.zeros_like(totals), where=weights[..., None] > 0)
+    return mean.astype(np.float32)
