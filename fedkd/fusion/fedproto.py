@@ -1,0 +1,112 @@
+"""FedProto: clients of different architectures meet in a space of class prototypes.
+
+Y. Tan, G. Long, L. Liu, T. Zhou, Q. Lu, J. Jiang and C. Zhang, "FedProto: Federated Prototype Learning across
+Heterogeneous Clients", AAAI 2022, arXiv 2105.00243.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.errors import UserError
+from fedkd.fusion.label_means import mean_by_label
+from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss
+from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedProto(FusionStrategy):
+    """Pull each private sample's features to the federation's mean feature of its class.
+
+    ::
+
+        P_n[c] = mean of features f_n(x) over n's own samples of class c     after local training
+        P[c]   = Σ_n count_n[c] P_n[c] / Σ_n count_n[c]                      over the clients that own c
+        loss   = CE(z, y) + λ · mean ‖f(x) − P[y]‖² / F                      in local training
+
+    Bodies may differ, their feature widths F may not. No transfer set is touched; a message is C×F numbers. A
+    sample whose class nobody uploaded adds cross entropy alone.
+    """
+
+    name: ClassVar[str] = "fedproto"
+    sends: ClassVar[str] = "mean features per class"
+    paper: ClassVar[str] = (
+        "Tan et al., FedProto: Federated Prototype Learning across Heterogeneous Clients, AAAI 2022"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features"})
+    teaches_locally: ClassVar[bool] = True
+
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """λ: weight of the distance to prototypes; 1 in the paper for MNIST, 0.1 for CIFAR-10. Too much of it
+    shrinks all features to a point before the classes are apart: lower it if accuracy stays at chance."""
+
+    @property
+    def needs_label_counts(self) -> bool:
+        """True: they are the weights of the mean."""
+        return True
+
+    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+        """Return `prototypes` `[C, F]` and `label_counts` `[C]`."""
+        return {"prototypes": client.class_means("features"), "label_counts": client.label_counts()}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the mean `prototypes` `[C, F]`, shared by all, from so many `owners` `[C]` of each class.
+
+        Raises:
+            UserError: The clients' features differ in width.
+        """
+        assert knowledge.label_counts is not None
+        uploads = knowledge.extra["prototypes"]
+        check_feature_widths(knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
+        prototypes = mean_by_label(np.stack(uploads), knowledge.label_counts)
+        owners = (knowledge.label_counts > 0).sum(axis=0, dtype=np.int32)
+        return Guidance(targets=None, shared={"prototypes": prototypes, "owners": owners})
+
+    def local_loss(self, guidance: Arrays) -> LocalLoss:
+        """Return ``λ · mean ‖f − P[y]‖² / F`` over a batch; 0 for samples of a class nobody owns."""
+        import torch
+
+        from fedkd.training.losses import logits_mse
+
+        prototypes = torch.tensor(guidance["prototypes"])
+        is_owned = torch.tensor(guidance["owners"] > 0)
+
+        def loss(logits: Tensor, features: Tensor | None, labels: Tensor) -> Tensor:
+            assert features is not None
+            known = is_owned.to(labels.device)[labels, None]
+            targets = torch.where(known, prototypes.to(labels.device)[labels], features.float())
+            return self.strength * logits_mse(features, targets)
+
+        return loss
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Refuse: guidance shapes local training, see `local_loss`.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError("'fedproto' teaches in local training, so it has no loss on the transfer set")
+
+
+def check_feature_widths(clients: Sequence[int], widths: Sequence[int]) -> None:
+    """Check that all clients' features are equally wide.
+
+    Raises:
+        UserError: They are not; it names one client of each width.
+    """
+    first: dict[int, int] = {}
+    for client, width in zip(clients, widths, strict=True):
+        first.setdefault(width, client)
+    if len(first) > 1:
+        seen = ", ".join(f"{width} (client {client})" for width, client in first.items())
+        raise UserError(
+            f"'fedproto' needs models whose features are equally wide, got {seen}", key="clients.model"
+        )

@@ -1,0 +1,91 @@
+"""FedProto: prototypes by hand, the local loss with its gradient, and unequal features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from small_sides import SmallClient
+
+from fedkd.errors import UserError
+from fedkd.fusion.fedproto import FedProto, check_feature_widths
+from fedkd.fusion.strategy import Knowledge
+from fedkd.randomness import numpy_generator
+
+COUNTS = np.array([[3, 2, 0], [1, 0, 0], [8, 5, 0]])  # nobody owns class 2
+MEANS = numpy_generator(0, "test means").normal(0, 2, (3, 3, 4)).astype(np.float32) * (COUNTS > 0)[..., None]
+
+
+def knowledge_of(means, counts, clients=None) -> Knowledge:
+    clients = tuple(range(len(means))) if clients is None else clients
+    return Knowledge(
+        clients=clients,
+        logits=None,
+        samples=counts.sum(axis=1),
+        label_counts=counts,
+        extra={"prototypes": list(means)},
+    )
+
+
+def by_hand() -> np.ndarray:
+    prototypes = np.zeros((3, 4))
+    for label in range(2):
+        owned = sum(int(COUNTS[n, label]) for n in range(3))
+        for n in range(3):
+            for k in range(4):
+                prototypes[label, k] += int(COUNTS[n, label]) * float(MEANS[n, label, k]) / owned
+    return prototypes
+
+
+def test_prototypes_are_means_over_all_samples_of_the_federation() -> None:
+    guidance = FedProto().fuse(knowledge_of(MEANS, COUNTS), {})
+    assert_allclose(guidance.shared["prototypes"], by_hand(), rtol=1e-6)
+    assert_array_equal(guidance.shared["owners"], [3, 2, 0])
+    assert guidance.targets is None and guidance.shared["prototypes"].dtype == np.float32
+
+
+def test_order_and_indices_of_clients_do_not_matter() -> None:
+    order = [1, 2, 0]
+    guidance = FedProto().fuse(knowledge_of(MEANS[order], COUNTS[order], clients=(2, 3, 8)), {})
+    assert_allclose(guidance.shared["prototypes"], by_hand(), rtol=1e-6)
+
+
+def test_one_client_gets_its_own_prototypes_back() -> None:
+    guidance = FedProto().fuse(knowledge_of(MEANS[:1], COUNTS[:1]), {})
+    assert_allclose(guidance.shared["prototypes"], MEANS[0], rtol=1e-6)
+
+
+def test_local_loss_and_its_gradient_by_hand() -> None:
+    guidance = FedProto().fuse(knowledge_of(MEANS, COUNTS), {})
+    features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = FedProto(strength=0.1).local_loss(guidance.shared)(
+        torch.zeros(3, 3), features, torch.tensor([1, 0, 2])
+    )
+    difference = features.detach().numpy() - by_hand()[[1, 0, 2]]
+    difference[2] = 0.0  # nobody owns class 2
+    assert loss.item() == pytest.approx(0.1 * (difference**2).sum() / 12, rel=1e-5)
+    loss.backward()
+    assert_allclose(features.grad, 0.1 * 2 * difference / 12, atol=1e-6)
+
+
+def test_unequal_features_are_the_users_error() -> None:
+    means = [MEANS[0], np.zeros((3, 6), dtype=np.float32), MEANS[2]]
+    with pytest.raises(UserError) as caught:
+        FedProto().fuse(knowledge_of(means, COUNTS, clients=(1, 4, 6)), {})
+    assert str(caught.value) == (
+        "clients.model: 'fedproto' needs models whose features are equally wide,"
+        " got 4 (client 1), 6 (client 4)"
+    )
+    check_feature_widths((1, 4), (6, 6))
+
+
+def test_upload() -> None:
+    client = SmallClient(means={"features": MEANS[0]}, counts=COUNTS[0])
+    upload = FedProto().upload(client)
+    assert upload.keys() == {"prototypes", "label_counts"}
+    assert_array_equal(upload["prototypes"], MEANS[0])
+    assert FedProto().needs == {"gradients", "features"}
+    assert FedProto().teaches_locally and FedProto().needs_label_counts
+    with pytest.raises(RuntimeError, match="local training"):
+        FedProto().loss(torch.zeros(1, 2), torch.zeros(1, 2))
