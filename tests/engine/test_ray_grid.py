@@ -1,0 +1,250 @@
+"""The Ray engine as a Flower grid, and how many actors there are."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import ray
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+import fedkd.engine.ray_grid as module
+from fedkd.data.federated import load_federated_data
+from fedkd.engine.clients import ScenarioWorkload
+from fedkd.engine.ray_grid import RayGrid
+from fedkd.engine.ray_pool import RayCluster, count_actors
+from fedkd.errors import UserError
+from fedkd.federation.arrays import from_record, to_record, values_of
+from fedkd.federation.messages import CLIENT_DIED, CLIENT_RAISED, NOT_HANDLED
+from fedkd.scenario.load import parse_scenario
+from fedkd.scenario.schema import Engine
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+class Probe:
+    """A workload whose clients report where they run and what they were sent."""
+
+    def __init__(self, big: np.ndarray, failure: str = "") -> None:
+        self.big = big
+        if failure:
+            raise UserError("is wrong", key=failure)
+
+    def context(self, client: int) -> Context:
+        return Context(1, client + 2, {"client": client}, RecordDict(), {})
+
+    def app(self, message: Message, context: Context) -> Message:
+        client = int(context.node_config["client"])
+        ask = message.content.config_records["ask"]
+        time.sleep(float(ask.get("sleep", 0.0)) * (3 - client % 4))
+        if ask.get("raises", -1) == client:
+            raise ArithmeticError(f"client {client} cannot count")
+        if ask.get("dies", -1) == client:
+            os._exit(3)
+        arrays = {
+            name: from_record(record)["x"] for name, record in sorted(message.content.array_records.items())
+        }
+        context.state["seen"] = ConfigRecord({"n": int(context.state.get("seen", {}).get("n", 0)) + 1})
+        told = ConfigRecord(
+            {
+                "client": client,
+                "process": os.getpid(),
+                "seen": int(context.state.config_records["seen"]["n"]),
+                "sums": [float(array.sum()) for array in arrays.values()],
+                "names": list(arrays),
+                "writable": [array.flags.writeable for array in arrays.values()] + [self.big.flags.writeable],
+                "gpus": [int(gpu) for gpu in ray.get_gpu_ids()],
+                "visible": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            }
+        )
+        content = RecordDict({"told": told, "big": to_record({"x": np.full(50_000, client)})})
+        return Message(content, reply_to=message)
+
+
+def make_grid(clients: int = 5, actors: int = 2, **options) -> RayGrid:
+    options = {"cpus_per_actor": 0.5} | options
+    grid = RayGrid(Probe, (np.zeros(200_000),), [1.0] * clients, actors=actors, **options)
+    grid.wait_until_ready()
+    return grid
+
+
+@pytest.fixture(scope="module")
+def grid(ray_session) -> Iterator[RayGrid]:
+    grid = make_grid()
+    yield grid
+    grid.close()
+
+
+def messages(grid: RayGrid, records=None, **ask) -> list[Message]:
+    """Return one message per node; `records` is called with the client for its array records."""
+    return [
+        grid.create_message(
+            RecordDict({"ask": ConfigRecord(ask), **(records(client) if records else {})}), "train", node, "1"
+        )
+        for client, node in enumerate(grid.get_node_ids())
+    ]
+
+
+def told(replies) -> list[ConfigRecord]:
+    return [reply.content.config_records["told"] for reply in replies]
+
+
+def test_replies_come_in_client_order_whoever_is_first(grid):
+    replies = list(grid.send_and_receive(reversed(messages(grid, sleep=0.05))))
+    assert [record["client"] for record in told(replies)] == [0, 1, 2, 3, 4]
+    for client, reply in enumerate(replies):
+        assert reply.metadata.src_node_id == client + 2
+        assert np.array_equal(values_of(reply.content.array_records["big"]["x"]), np.full(50_000, client))
+
+
+def test_every_reply_is_counted_as_it_comes(grid):
+    seen: list[tuple[int, int]] = []
+    grid.on_reply = lambda done, total: seen.append((done, total))
+    list(grid.send_and_receive(messages(grid)))
+    grid.on_reply = None
+    assert seen == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
+
+
+def test_clients_stay_with_their_actor(grid):
+    rounds = [told(grid.send_and_receive(messages(grid))) for _ in range(3)]
+    processes = [[record["process"] for record in records] for records in rounds]
+    assert processes[0] == processes[1] == processes[2]
+    assert len(set(processes[0])) == 2
+    assert os.getpid() not in processes[0]
+    first, second, third = ([record["seen"] for record in records] for records in rounds)
+    assert [n + 1 for n in first] == second == [n - 1 for n in third], "so do their contexts"
+
+
+def test_a_shared_record_is_stored_once_and_read_only(grid, monkeypatch):
+    stored = []
+    put = ray.put
+    monkeypatch.setattr(module.ray, "put", lambda value: stored.append(value) or put(value))
+    shared = to_record({"x": np.arange(100_000, dtype=np.float64)})
+    sent = messages(
+        grid, lambda client: {"shared": shared, "own": to_record({"x": np.full(1000, float(client))})}
+    )
+    records = told(grid.send_and_receive(sent))
+    assert stored == [shared]
+    for client, record in enumerate(records):
+        assert record["names"] == ["own", "shared"]
+        assert record["sums"] == [1000.0 * client, 99_999 * 100_000 / 2]
+        assert record["writable"] == [False, False, False]
+    assert all("shared" in message.content for message in sent), "the sender's messages stay whole"
+
+
+def test_personal_records_are_not_taken_for_shared_ones(grid, monkeypatch):
+    monkeypatch.setattr(module.ray, "put", lambda value: pytest.fail("nothing is shared"))
+    sent = messages(grid, lambda client: {"own": to_record({"x": np.full(10, float(client))})})
+    assert [r["sums"] for r in told(grid.send_and_receive(sent))] == [[0.0], [10.0], [20.0], [30.0], [40.0]]
+
+
+def test_a_client_that_raises_leaves_the_others_alone(grid):
+    replies = list(grid.send_and_receive(messages(grid, raises=2)))
+    assert [reply.has_error() for reply in replies] == [False, False, True, False, False]
+    assert replies[2].error.code == CLIENT_RAISED
+    assert replies[2].error.reason.startswith("ArithmeticError: client 2 cannot count\nTraceback")
+
+
+def test_pushed_messages_are_pulled_once(grid):
+    keys = list(grid.push_messages(messages(grid)))
+    assert [record["client"] for record in told(grid.pull_messages(keys[3:1:-1]))] == [3, 2]
+    assert [record["client"] for record in told(grid.pull_messages(keys))] == [0, 1, 4]
+    assert not grid._replies
+
+
+def test_an_actor_that_dies_takes_only_its_own_clients():
+    grid = make_grid(clients=6)
+    try:
+        processes = [record["process"] for record in told(grid.send_and_receive(messages(grid)))]
+        with_two = [client for client in range(6) if processes[client] == processes[2]]
+        assert with_two == [0, 2, 4]
+        replies = list(grid.send_and_receive(messages(grid, dies=2)))
+        codes = [reply.error.code if reply.has_error() else None for reply in replies]
+        # Client 0 was served before; 2 is what the actor died of; 4 was lost with it.
+        assert codes == [None, None, CLIENT_DIED, None, NOT_HANDLED, None]
+        assert replies[2].error.reason.startswith("its Ray actor died: ")
+        assert "\n" not in replies[2].error.reason
+        assert replies[4].error.reason == "its Ray actor died while it worked for client 2"
+        again = list(grid.send_and_receive(messages(grid)))
+        assert [reply.has_error() for reply in again] == [True, False, True, False, True, False]
+    finally:
+        grid.close()
+
+
+def test_an_error_while_an_actor_starts_keeps_its_key():
+    grid = RayGrid(Probe, (np.zeros(3), "engine.device"), [1.0], actors=1, cpus_per_actor=0.1)
+    try:
+        with pytest.raises(UserError, match="is wrong") as caught:
+            grid.wait_until_ready()
+        assert (type(caught.value), caught.value.key) == (UserError, "engine.device")
+    finally:
+        grid.close()
+
+
+def test_actors_hold_their_share_of_a_gpu():
+    grid = make_grid(clients=4, actors=4, cpus_per_actor=0.1, gpus_per_actor=0.5)
+    try:
+        records = told(grid.send_and_receive(messages(grid)))
+        assert sorted(gpu for record in records for gpu in record["gpus"]) == [0, 0, 1, 1]
+        assert all(record["visible"] == str(record["gpus"][0]) for record in records)
+    finally:
+        grid.close()
+
+
+@pytest.mark.parametrize(
+    ("engine", "device"),
+    [
+        ({"device": "auto"}, "cpu"),
+        ({"device": "auto", "gpus_per_actor": 0.5}, "cuda"),
+        ({"device": "cuda"}, "cuda"),
+        ({"device": "cpu", "gpus_per_actor": 1.0}, "cpu"),
+    ],
+)
+def test_the_device_of_an_actors_clients(engine, device, digits_scenario, monkeypatch):
+    scenario = parse_scenario(digits_scenario | {"engine": {"kind": "ray"} | engine})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    workload = ScenarioWorkload(scenario.model_dump_json(), load_federated_data(scenario))
+    assert workload._clients._device.type == device
+
+
+@pytest.mark.parametrize(
+    ("engine", "cluster", "clients", "actors"),
+    [
+        ({}, (4, 0), 10, 4),
+        ({}, (4, 0), 3, 3),
+        ({"actors": 2}, (4, 0), 10, 2),
+        ({"actors": 4}, (4, 0), 2, 2),
+        ({"cpus_per_actor": 0.5}, (2, 0), 10, 4),
+        ({"cpus_per_actor": 0.1}, (0.3, 0), 10, 3),
+        ({"cpus_per_actor": 2}, (5, 0), 10, 2),
+        ({"gpus_per_actor": 1}, (8, 2), 10, 2),
+        ({"gpus_per_actor": 0.5}, (8, 2), 10, 4),
+        ({"gpus_per_actor": 0.1}, (64, 1), 64, 10),
+        ({"gpus_per_actor": 0.6}, (8, 2), 10, 2),  # not three: no share spans two GPUs
+        ({"gpus_per_actor": 2}, (8, 5), 10, 2),
+        ({"gpus_per_actor": 0.25}, (3, 1), 10, 3),
+    ],
+)
+def test_as_many_actors_as_fit(engine, cluster, clients, actors):
+    assert count_actors(Engine(**engine), RayCluster(*cluster, owned=True), clients) == actors
+
+
+@pytest.mark.parametrize(
+    ("engine", "cluster", "key"),
+    [
+        ({"cpus_per_actor": 3}, (2, 0), "engine.cpus_per_actor"),
+        ({"gpus_per_actor": 0.5}, (2, 0), "engine.gpus_per_actor"),
+        ({"gpus_per_actor": 2}, (2, 1), "engine.gpus_per_actor"),
+        ({"gpus_per_actor": 1.5}, (8, 4), "engine.gpus_per_actor"),
+        ({"actors": 3}, (2, 0), "engine.actors"),
+        ({"actors": 3, "gpus_per_actor": 0.5}, (8, 1), "engine.actors"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_its_key(engine, cluster, key):
+    with pytest.raises(UserError) as caught:
+        count_actors(Engine(**engine), RayCluster(*cluster, owned=True), 10)
+    assert caught.value.key == key
