@@ -26,6 +26,7 @@ STRATEGIES = Registry(
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",
+        "feddf": "fedkd.fusion.feddf:FedDF",
         "fedproto": "fedkd.fusion.fedproto:FedProto",
         "fd": "fedkd.fusion.fd:FD",
         "kta": "fedkd.fusion.kta:KTA",

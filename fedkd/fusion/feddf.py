@@ -1,0 +1,119 @@
+"""FedDF: average the weights of each architecture, then distil everybody's ensemble into each average.
+
+T. Lin, L. Kong, S. U. Stich and M. Jaggi, "Ensemble Distillation for Robust Model Fusion in Federated
+Learning", NeurIPS 2020, arXiv 2006.07242.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, unpack
+from fedkd.fusion.probabilities import finite_logits, softmax
+from fedkd.fusion.sides import Architecture, Arrays, ClientSide, ServerSide
+from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedDF(FusionStrategy):
+    """FedAvg whose average is repaired on the transfer set, and which lets architectures mix.
+
+    ::
+
+        z̄(x_i) = mean over all clients of z_n(x_i)                       the server runs the received models
+        w_a    = Σ_n samples_n w_n / Σ_n samples_n                       over the clients of architecture a
+        w_a   ← minimise mean_i KL(softmax(z̄(x_i)) ‖ softmax(z_a(x_i)))  Adam, cosine, early stop
+
+    Every client starts its next local training from its architecture's student. Architectures learn from each
+    other through the ensemble alone. A client that misses a round keeps what it had. Statistics of
+    normalisation layers are averaged like weights.
+
+    The paper stops on labelled validation data; here it is the distillation loss on a part of the transfer
+    set, for which no label is needed.
+    """
+
+    name: ClassVar[str] = "feddf"
+    sends: ClassVar[str] = "weights"
+    paper: ClassVar[str] = (
+        "Lin et al., Ensemble Distillation for Robust Model Fusion in Federated Learning, NeurIPS 2020"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights"})
+
+    server_epochs: Annotated[int, Field(ge=0)] = 50
+    """Passes over the transfer set per round and architecture, at most; 0 leaves the plain average. With a
+    thousand samples an epoch is 8 steps, so the early stop decides, not this."""
+    server_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Initial learning rate of the server's Adam, which falls to 0 along a cosine; 1e-3 in the paper."""
+    server_batch_size: Annotated[int, Field(gt=0)] = 128
+    """Samples of one step on the server; 128 in the paper."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the transfer set kept apart to stop on. Raise it if the transfer set is small; 0 trains all
+    epochs."""
+    patience: Annotated[int, Field(ge=0)] = 5
+    """Stop after so many epochs without a lower validation loss, and keep the best weights; 0 never stops."""
+
+    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+        """Return the client's weights, as flat `parameters` and `counters`."""
+        return pack(client.weights())
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return, for each client, the weights of its architecture's student."""
+        server = knowledge.server
+        assert server is not None
+        uploads = [
+            {PARAMETERS: parameters, COUNTERS: counters}
+            for parameters, counters in zip(
+                knowledge.extra[PARAMETERS], knowledge.extra[COUNTERS], strict=True
+            )
+        ]
+        architectures = [server.architecture_of(client) for client in knowledge.clients]
+        students = {}
+        for architecture in dict.fromkeys(architectures):
+            of_it = [n for n, name in enumerate(architectures) if name == architecture]
+            students[architecture] = average([uploads[n] for n in of_it], knowledge.samples[of_it])
+        if self.server_epochs > 0:
+            like = {architecture: server.initial_weights(architecture) for architecture in students}
+            total = np.zeros(1)
+            for architecture, upload in zip(architectures, uploads, strict=True):
+                logits = server.logits(architecture, unpack(upload, like[architecture]))
+                total = total + finite_logits(logits)
+            targets = softmax(total / len(uploads))
+            students = {
+                architecture: self._distil(server, architecture, unpack(student, like[architecture]), targets)
+                for architecture, student in students.items()
+            }
+        return Guidance(targets=None, personal=[students[architecture] for architecture in architectures])
+
+    def _distil(
+        self, server: ServerSide, architecture: Architecture, weights: Arrays, targets: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        trained = server.train(
+            architecture,
+            weights,
+            (targets,),
+            self.loss,
+            epochs=self.server_epochs,
+            batch_size=self.server_batch_size,
+            lr=self.server_lr,
+            validation=self.validation,
+            patience=self.patience,
+        )
+        return pack(trained)
+
+    def apply(self, client: ClientSide, guidance: Arrays) -> None:
+        """Replace the client's weights by its architecture's student."""
+        client.load_weights(unpack(guidance, client.weights()))
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``mean_i KL(ensemble_i ‖ softmax(z_i))``, what the server minimises."""
+        from fedkd.training.losses import kd_kl
+
+        return kd_kl(student_logits, targets, 1.0)

@@ -1,0 +1,68 @@
+"""A model's weights as two flat arrays, so that those of any architecture travel and average alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedkd.fusion.sides import Arrays
+
+PARAMETERS = "parameters"
+COUNTERS = "counters"
+
+
+def pack(weights: Arrays) -> dict[str, np.ndarray]:
+    """Return `parameters` `[P]` float32 (normalisation statistics included) and `counters` `[B]` int64.
+
+    Counters are the buffers that are not real numbers, like BatchNorm's number of batches seen.
+
+    Args:
+        weights: Parameters and buffers by name.
+    """
+    real = [values.ravel() for values in weights.values() if _is_real(values)]
+    other = [values.ravel() for values in weights.values() if not _is_real(values)]
+    return {
+        PARAMETERS: np.concatenate([np.empty(0, np.float32), *real]).astype(np.float32),
+        COUNTERS: np.concatenate([np.empty(0, np.int64), *other]).astype(np.int64),
+    }
+
+
+def unpack(packed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
+    """Return the weights that `pack` made flat.
+
+    Args:
+        packed: `parameters` and `counters`.
+        like: Weights of the same architecture, for names, shapes and types.
+    """
+    start = {PARAMETERS: 0, COUNTERS: 0}
+    weights = {}
+    for name, values in like.items():
+        kind = PARAMETERS if _is_real(values) else COUNTERS
+        flat = packed[kind][start[kind] : start[kind] + values.size]
+        weights[name] = flat.reshape(values.shape).astype(values.dtype)
+        start[kind] += values.size
+    return weights
+
+
+def average(uploads: Sequence[Arrays], samples: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean of packed weights of one architecture, weighted by samples and added in float64.
+
+    Counters cannot be averaged; the mean model has seen as much as the one that has seen most.
+
+    Args:
+        uploads: Each client's `pack`.
+        samples: Training samples of each, `[N]`; a client without any counts as one.
+    """
+    share = np.maximum(samples, 1) / np.maximum(samples, 1).sum()
+    total = np.zeros(uploads[0][PARAMETERS].shape)
+    for weight, upload in zip(share, uploads, strict=True):
+        total += weight * upload[PARAMETERS].astype(np.float64)
+    return {
+        PARAMETERS: total.astype(np.float32),
+        COUNTERS: np.max([upload[COUNTERS] for upload in uploads], axis=0),
+    }
+
+
+def _is_real(values: np.ndarray) -> bool:
+    return np.issubdtype(values.dtype, np.floating)
