@@ -26,6 +26,7 @@ STRATEGIES = Registry(
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",
+        "fedet": "fedkd.fusion.fedet:FedET",
         "feddf": "fedkd.fusion.feddf:FedDF",
         "fedproto": "fedkd.fusion.fedproto:FedProto",
         "fd": "fedkd.fusion.fd:FD",
