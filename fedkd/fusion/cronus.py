@@ -46,7 +46,7 @@ class Cronus(SoftLabels):
     tolerance: Annotated[float, Field(gt=0)] = 1e-5
     """`geometric_median` stops when no probability moves by more than this; targets need no finer."""
     max_iterations: Annotated[int, Field(ge=1)] = 50
-    """`geometric_median` stops after so many steps at the latest; most samples need about ten."""
+    """`geometric_median` stops after so many steps at the latest; most samples need ten to twenty."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the robust mean probability, `[M, C]`, shared by all."""

@@ -1,0 +1,47 @@
+"""k-means over clients, without a random start: the same clients always form the same groups."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def cluster(points: np.ndarray, clusters: int, *, max_iterations: int = 100) -> np.ndarray:
+    """Group points by k-means and return the membership matrix, `[K, N]` float64.
+
+    Row k holds 1 / (size of group k) for its points and 0 elsewhere, so that ``membership @ points`` are the
+    centroids. There are fewer groups than asked for if fewer points differ; no group is empty. Only exact
+    ties are decided by order.
+
+    Args:
+        points: `[N, D]` float32.
+        clusters: Most groups.
+        max_iterations: Steps of Lloyd's algorithm after which the groups are taken as they are.
+    """
+    centred = points - points.mean(axis=0)  # smaller numbers: less lost in differences of squares
+    centres = centred[_farthest_points(centred, clusters)]
+    group = np.full(len(points), -1)
+    for _ in range(max_iterations):
+        nearest = (centred @ centres.T - 0.5 * (centres**2).sum(axis=1)).argmax(axis=1)
+        if (nearest == group).all():
+            break
+        group = nearest
+        occupied = np.unique(group)  # a centre that lost all its points is given up
+        group = np.searchsorted(occupied, group)
+        centres = _membership(group).astype(points.dtype) @ centred
+    return _membership(group)
+
+
+def _farthest_points(points: np.ndarray, count: int) -> list[int]:
+    """Take the point farthest from the origin, then the one farthest from all taken, while they differ."""
+    distance = (points**2).sum(axis=1)
+    chosen = [int(distance.argmax())]
+    distance = ((points - points[chosen[0]]) ** 2).sum(axis=1)
+    while len(chosen) < count and distance.max() > 0:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
+    return chosen
+
+
+def _membership(group: np.ndarray) -> np.ndarray:
+    member = group == np.arange(group.max() + 1)[:, None]
+    return member / member.sum(axis=1, keepdims=True)
