@@ -22,6 +22,7 @@ STRATEGIES = Registry(
     {
         "local": "fedkd.fusion.local:Local",
         "cfd": "fedkd.fusion.cfd:CFD",
+        "comet": "fedkd.fusion.comet:Comet",
         "cronus": "fedkd.fusion.cronus:Cronus",
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
@@ -33,6 +34,7 @@ STRATEGIES = Registry(
         "kta": "fedkd.fusion.kta:KTA",
         "dp": "fedkd.fusion.data_partitioned:DataPartitioned",
         "selective_fd": "fedkd.fusion.selective_fd:SelectiveFD",
+        "ktpfl": "fedkd.fusion.ktpfl:KTpFL",
         "scarlet": "fedkd.fusion.scarlet:Scarlet",
     },
     group="fedkd.strategies",

@@ -62,13 +62,19 @@ def prediction_kl(predictions: np.ndarray, epsilon: float) -> np.ndarray:
 
 def prediction_cosine(predictions: np.ndarray) -> np.ndarray:
     """Return 1 − the cosine of flattened predictions `[N, M, C]`; `[N, N]`, between 0 and 1."""
+    products = gram(predictions)
+    norm = np.sqrt(np.diag(products))
+    return _without_noise(1.0 - products / np.outer(norm, norm))
+
+
+def gram(predictions: np.ndarray) -> np.ndarray:
+    """Return the inner products ``Σ_ic q_n[i,c] q_m[i,c]`` of predictions `[N, M, C]`; `[N, N]` float64."""
     clients = len(predictions)
-    gram = np.zeros((clients, clients))
+    products = np.zeros((clients, clients))
     for q in _blocks(predictions):
         flat = q.reshape(clients, -1)
-        gram += flat @ flat.T
-    norm = np.sqrt(np.diag(gram))
-    return _without_noise(1.0 - gram / np.outer(norm, norm))
+        products += flat @ flat.T
+    return products
 
 
 DIVERGENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {

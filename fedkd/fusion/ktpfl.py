@@ -1,0 +1,122 @@
+"""KT-pFL: how much each client learns from each other one is itself learned.
+
+J. Zhang, S. Guo, X. Ma, H. Wang, W. Xu and F. Wu, "Parameterized Knowledge Transfer for Personalized
+Federated Learning", NeurIPS 2021, arXiv 2111.02862.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.combine import combine
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.roster import Roster, enrol
+from fedkd.fusion.similarity import gram
+from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.weights import effectiveness
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class KTpFL(FusionStrategy):
+    """Keep a matrix of knowledge coefficients c; improve it a step each round; teach each client its own mix.
+
+    ::
+
+        q_n[i] = softmax(z_n(x_i) / T)
+        L(c_n) = MSE(q_n, Σ_m c_nm q_m) + ρ · MSE(c_n, 1/N)        c starts at 1/N
+        c_n    ← softmax of (c_n after a gradient step on L) / τ
+        t_n[i] = Σ_m c_nm q_m[i]                                  learned by KL at temperature T
+
+    Whose predictions would help to rebuild a client's own gains weight with that client; ρ keeps all near the
+    mean. Two steps are ours. ρ's term is stepped on implicitly, so that a large ρ means uniform weights
+    instead of leaping over them. And τ = 0.2 is what the authors' code has; τ = 1, the formula as printed,
+    leaves no weight more than e times another, as c lies between 0 and 1.
+
+    With partial participation the coefficients of those present share the weight that they have in c. Who is
+    new enters with the mean weight.
+    """
+
+    name: ClassVar[str] = "ktpfl"
+    sends: ClassVar[str] = "logits"
+    paper: ClassVar[str] = "Zhang et al., Parameterized Knowledge Transfer for Personalized FL, NeurIPS 2021"
+
+    temperature: Annotated[float, Field(gt=0)] = 10.0
+    """T of predictions and of the loss; 10 in the paper. It makes predictions alike, and so c uniform: 1 to 3
+    personalises more."""
+    rho: Annotated[float, Field(ge=0)] = 0.7
+    """ρ: how strongly coefficients are held at 1/N; 0.7 in the paper, which with T = 10 is nearly uniform. 0
+    to 0.1 lets clients differ; very large is the plain mean of probabilities."""
+    lr: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+    """Step size of c. The gradient of an MSE of probabilities is small, about 0.1 at T = 1 and 0.001 at
+    T = 10: try 1 to 100, more with a large T, and watch the effective number of neighbours."""
+    coefficient_temperature: Annotated[float, Field(gt=0)] = 0.2
+    """τ of the softmax over a client's coefficients: below 0.2 c decides for few teachers within a few
+    rounds, at 1 it stays near uniform."""
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return each client's mix of all predictions, `[N, M, C]`, with the coefficients `[N, N]`."""
+        assert knowledge.logits is not None
+        q = softmax(knowledge.logits, self.temperature)
+        roster, coefficients = _recall(memory, knowledge.clients)
+        among_present = np.ix_(roster.present, roster.present)
+        c = coefficients[among_present]
+        mass = c.sum(axis=1, keepdims=True)
+        c = np.divide(c, mass, out=np.full_like(c, 1.0 / len(c)), where=mass > 0)
+        c = self._improve(c, gram(q), q[0].size)
+        coefficients[among_present] = mass * c
+        kept = {"clients": roster.clients, "coefficients": coefficients}
+        return Guidance(combine(c, q), c, kept)
+
+    def _improve(self, c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarray:
+        stepped = step(c, products, elements, rho=self.rho, lr=self.lr)
+        return effectiveness(-stepped, 1.0 / self.coefficient_temperature)  # softmax(stepped / τ)
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``T² · mean_i KL(t_n[i] ‖ softmax(z_n(x_i) / T))``; t_n is at temperature T already."""
+        from fedkd.training.losses import kd_kl
+
+        return kd_kl(student_logits, targets, self.temperature)
+
+
+def mse_gradient(c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarray:
+    """Return the gradient of ``MSE(q_n, Σ_m c_nm q_m)`` for every row of c, `[N, N]`.
+
+    It is ``2 / (M·C) · (Σ_k c_nk ⟨q_k, q_m⟩ − ⟨q_n, q_m⟩)``: the inner products are all that is needed of
+    predictions, computed once in N²·M·C.
+
+    Args:
+        c: Coefficients, receiver first, `[N, N]`.
+        products: Inner products of flattened predictions, `[N, N]`.
+        elements: M·C, over which the MSE is a mean.
+    """
+    return 2.0 / elements * (c @ products - products)
+
+
+def step(c: np.ndarray, products: np.ndarray, elements: int, *, rho: float, lr: float) -> np.ndarray:
+    """Return c after one step on ``MSE(q_n, Σ_m c_nm q_m) + ρ · MSE(c_n, 1/N)``, before the softmax.
+
+    Explicit in the first term and implicit in the second (a proximal step): it solves
+    ``c⁺ = c − lr · (mse_gradient(c) + 2ρ/N · (c⁺ − 1/N))``, which for small lr is the plain gradient step.
+    """
+    clients = len(c)
+    keep = 1.0 / (1.0 + 2.0 * lr * rho / clients)
+    return keep * (c - lr * mse_gradient(c, products, elements)) + (1.0 - keep) / clients
+
+
+def _recall(memory: Mapping[str, np.ndarray], clients: Sequence[int]) -> tuple[Roster, np.ndarray]:
+    """Return everyone seen so far and their coefficients `[K, K]`; rows and columns of the new are 1/K."""
+    roster = enrol(memory, clients)
+    everyone = len(roster.clients)
+    coefficients = np.full((everyone, everyone), 1.0 / everyone)
+    known = len(roster.known)
+    if known:
+        coefficients[np.ix_(roster.known, roster.known)] = memory["coefficients"] * (known / everyone)
+    return roster, coefficients
