@@ -87,7 +87,7 @@ class DataPartitioned(FusionStrategy):
 def _winners(confidence: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
     """Return who teaches receiver n sample i, `[N, M]`: the client itself wherever nobody is surer.
 
-    Receiver by receiver, so that no N×N×M array exists.
+    Of others who are equally sure the first is taken. Receiver by receiver, so that no N×N×M array exists.
 
     Args:
         confidence: Logarithm of each client's confidence, `[N, M]`.

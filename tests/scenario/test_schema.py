@@ -70,5 +70,6 @@ def test_json_schema_describes_every_hyperparameter_of_every_strategy():
         for parameter in strategy_hyperparameters(name):
             assert properties[parameter.name]["description"], (name, parameter.name)
             assert parameter.name not in Fusion.model_fields, "a strategy shadows a key of [fusion]"
-    assert properties["beta"]["default"] == 10.0
+    assert properties["threshold_kind"]["default"] == "quantile"
+    assert "default" not in properties["beta"], "strategies start from different β"
     json.dumps(schema, allow_nan=False)
