@@ -1,4 +1,4 @@
-"""The command line: run · resume · bench · check · list · doctor.
+"""The command line: run · resume · bench · check · list · new · doctor.
 
 Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
 on standard error. Nothing heavier than argparse is imported before a verb needs it.
@@ -124,6 +124,13 @@ def _list(args: argparse.Namespace) -> None:
             print(f"  {line}" if len(chosen) > 1 else line)
 
 
+def _new(args: argparse.Namespace) -> None:
+    from fedkd.scaffold import new
+
+    for line in new(args.kind, args.name, args.out):
+        print(line)
+
+
 def _doctor(args: argparse.Namespace) -> None:
     from fedkd.doctor import examine
 
@@ -173,6 +180,13 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = verb("list", _list, "list what a scenario can name")
     listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")
+
+    new = verb(
+        "new", _new, "write a strategy or a model of your own to start from, with a scenario and a test"
+    )
+    new.add_argument("kind", choices=("strategy", "model"))
+    new.add_argument("name", metavar="NAME", help="name of the module, e.g. my_idea")
+    new.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where (default: here)")
 
     verb("doctor", _doctor, "show what is installed, which devices Ray sees, which data sets are found")
     return parser

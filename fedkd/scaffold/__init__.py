@@ -1,0 +1,88 @@
+"""``fedkd new``: a working part of your own to start from, with a scenario and a test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from importlib.util import find_spec
+from keyword import iskeyword
+from pathlib import Path
+from string import Template
+from typing import Literal, get_args
+
+from fedkd.errors import UserError
+
+Kind = Literal["strategy", "model"]
+KINDS: tuple[str, ...] = get_args(Kind)
+FILES = {"module.py": "{name}.py", "scenario.toml": "{name}.toml", "test.py": "test_{name}.py"}
+"""Template to the file that is made of it."""
+IMPORTED = (
+    "class_var",
+    "field",
+    "fusion_strategy",
+    "guidance",
+    "knowledge",
+    "mapping",
+    "tensor",
+    "user_error",
+)
+"""Names whose class would hide one that a template imports."""
+
+
+def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:
+    """Write ``NAME.py``, ``NAME.toml`` and ``test_NAME.py``; yield what to tell the user, a line each.
+
+    Args:
+        kind: What to start.
+        name: Name of the module; the class, if any, is called ``NAME`` in camel case.
+        out: Folder to write to, made if need be.
+
+    Raises:
+        UserError: No name for a module, a name that is taken, files in the way, or a folder that takes none.
+    """
+    _check_spelling(kind, name)
+    folder = Path(out).expanduser()
+    made = {folder / target.format(name=name): source for source, target in FILES.items()}
+    for path in made:
+        if path.exists():
+            raise UserError("exists already; choose another name or another --out", file=str(path))
+    _check_free(kind, name)
+    words = {"name": name, "Class": "".join(part.capitalize() for part in name.split("_"))}
+    templates = files(__name__) / "templates" / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, source in made.items():
+            text = Template((templates / f"{source}.template").read_text(encoding="utf-8"))
+            path.write_text(text.substitute(words), encoding="utf-8")
+            yield f"wrote {path}"
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", file=str(error.filename or folder)) from error
+    module, scenario, test = made
+    yield f"next: edit {module}"
+    yield f"      python -m pytest {test}"
+    yield f"      fedkd run {scenario}"
+
+
+def _check_spelling(kind: Kind, name: str) -> None:
+    if not name.isidentifier() or not name.isascii() or iskeyword(name) or name != name.lower():
+        raise UserError(
+            f"a {kind}'s name must be lower-case letters, digits and '_', starting with a letter,"
+            f" got {name!r}",
+            key="NAME",
+        )
+    if name.startswith(("_", "test_")):
+        raise UserError(f"must not start with '_' or 'test_', got {name!r}", key="NAME")
+
+
+def _check_free(kind: Kind, name: str) -> None:
+    from fedkd.fusion.registry import STRATEGIES
+    from fedkd.models.registry import MODELS
+
+    if name in (STRATEGIES if kind == "strategy" else MODELS).names():
+        raise UserError(f"there is a {kind} named '{name}' already (fedkd list)", key="NAME")
+    if name in IMPORTED:
+        raise UserError(f"'{name}' would name a class that the file imports", key="NAME")
+    # A file that hides an installed module would be imported in its place, or never.
+    if name in sys.stdlib_module_names or find_spec(name) is not None:
+        raise UserError(f"there is a module named '{name}' already", key="NAME")

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedkd.cli import main
+from fedkd.scaffold import IMPORTED, KINDS, new
+
+
+def run(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_passes_its_own_test_and_runs(kind: str, tmp_path: Path, capsys):
+    assert main(["new", kind, "my_idea", "--out", str(tmp_path / "deep" / "down")]) == 0
+    folder = tmp_path / "deep" / "down"
+    assert sorted(path.name for path in folder.iterdir()) == ["my_idea.py", "my_idea.toml", "test_my_idea.py"]
+    printed = capsys.readouterr().out
+    assert f"python -m pytest {folder / 'test_my_idea.py'}" in printed
+    assert f"fedkd run {folder / 'my_idea.toml'}" in printed
+
+    tested = run("-m", "pytest", "-q", "-p", "no:cacheprovider", folder / "test_my_idea.py", folder=tmp_path)
+    assert tested.returncode == 0, tested.stdout
+    assert " passed" in tested.stdout and "failed" not in tested.stdout and "skipped" not in tested.stdout
+
+    words = ("run", folder / "my_idea.toml", "--engine", "inline", "--set", "rounds=1", "--out", "done")
+    ran = run("-m", "fedkd", *words, folder=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "done" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_clean(kind: str, tmp_path: Path):
+    pytest.importorskip("ruff")
+    list(new(kind, "my_idea", tmp_path))
+    for words in (("check", "--select", "E,F,I,UP,B"), ("format", "--check")):
+        done = run("-m", "ruff", *words, "--isolated", "--line-length", "110", tmp_path, folder=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("file", ["my_idea.py", "my_idea.toml", "test_my_idea.py"])
+def test_nothing_is_overwritten(kind: str, file: str, tmp_path: Path, capsys):
+    (tmp_path / file).write_text("mine")
+    assert main(["new", kind, "my_idea", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / file}: exists already")
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert (tmp_path / file).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"),
+    [
+        ("strategy", "knfu", "there is a strategy named 'knfu' already"),
+        ("model", "cnn", "there is a model named 'cnn' already"),
+        ("model", "torch", "there is a module named 'torch' already"),
+        ("model", "random", "there is a module named 'random' already"),
+        ("strategy", "my-idea", "must be lower-case letters"),
+        ("strategy", "MyIdea", "must be lower-case letters"),
+        ("strategy", "2much", "must be lower-case letters"),
+        ("strategy", "class", "must be lower-case letters"),
+        ("strategy", "../up", "must be lower-case letters"),
+        ("strategy", "test_me", "must not start with"),
+        ("strategy", "knowledge", "would name a class that the file imports"),
+    ],
+)
+def test_names_that_cannot_be_modules_are_refused(kind: str, name: str, words: str, tmp_path: Path, capsys):
+    assert main(["new", kind, name, "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: NAME: ") and words in message and message.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_takes_no_files_is_told(tmp_path: Path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["new", "model", "my_idea", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_class_that_a_template_imports_is_refused_as_a_name(kind: str, tmp_path: Path):
+    import ast
+
+    list(new(kind, "my_idea", tmp_path))
+    tree = ast.parse((tmp_path / "my_idea.py").read_text(encoding="utf-8"))
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    refused = {"".join(part.capitalize() for part in name.split("_")) for name in IMPORTED}
+    assert {name for name in imported if name[0].isupper() and not name.isupper()} <= refused
