@@ -13,6 +13,7 @@ from fedkd.tracking.wording import size
 
 if TYPE_CHECKING:
     from fedkd.data.federated import FederatedData
+    from fedkd.data.heterogeneity import Skew
     from fedkd.scenario.schema import Scenario
 
 
@@ -58,6 +59,8 @@ def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
     for split, bounds in (("train", data.train_bounds), ("local test", data.test_bounds)):
         yield _row("", f"{split} samples per client: {_spread([stop - start for start, stop in bounds])}")
     yield _row("", f"label skew: {_skew(data.label_distribution())}")
+    if data.skew:
+        yield _row("", f"clients differ by {_differences(data.skew)}")
     yield _row("transfer", f"{len(data.transfer_x):,} samples from {scenario.data.transfer.source}")
 
 
@@ -74,17 +77,33 @@ def _skew(shares: np.ndarray) -> str:
     return f"a client sees {seen:g} of {shares.shape[1]} classes, effectively {effective:.1f} (medians)"
 
 
+def _differences(skews: Sequence[Skew]) -> str:
+    """Word what was drawn for the clients, from the least to the most."""
+    columns = {
+        "rotation {:+.0f}° to {:+.0f}°": [skew.angle for skew in skews],
+        "noise {:.2f} to {:.2f}": [skew.noise for skew in skews],
+        "colour ×{:.2f} to ×{:.2f}": [factor for skew in skews for factor in skew.colour],
+        "wrong training labels {:.0%} to {:.0%}": [skew.label_noise for skew in skews],
+    }
+    return ", ".join(text.format(min(drawn), max(drawn)) for text, drawn in columns.items() if any(drawn))
+
+
 def _spread(sizes: Sequence[int]) -> str:
     return f"min {min(sizes):,}, median {np.median(sizes):,.0f}, max {max(sizes):,}"
 
 
 def _models(scenario: Scenario, data: FederatedData) -> Iterator[tuple[str, int]]:
     """Build one model of every group; yield its line and its number of parameters."""
+    from torch import nn
+
     from fedkd.models.build import build_group_models, client_models, count_parameters
 
     clients = Counter(map(id, client_models(scenario)))
     models = build_group_models(scenario, data.input_shape, data.classes)
     for group, model in zip(scenario.clients, models, strict=True):
+        if not isinstance(model, nn.Module):
+            yield f"{group.model}: {_counted(clients[id(group)], 'client')}, {type(model).__name__}", 0
+            continue
         count = count_parameters(model)
         args = f" ({_pairs(group.args)})" if group.args else ""
         yield f"{group.model}{args}: {_counted(clients[id(group)], 'client')}, {count:,} parameters", count

@@ -88,15 +88,22 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def finish_run(scenario: Scenario, folder: Path, totals: Totals, observer: RunObserver) -> dict[str, Any]:
-    """Write `summary.json` of a run whose rounds are done, tell the observer, and return the summary."""
+    """Write `summary.json` of a run whose rounds are done, tell the observer, and return the summary.
+
+    Accuracies are spread over clients; poisoned ones do not count.
+    """
+    from fedkd.federation.faults import poisoned_clients
+
     final = {}
     rows = read_metrics(folder)
+    poisoned = poisoned_clients(scenario)
+    counted = set(range(scenario.data.clients)) - poisoned or poisoned
     for split in ("local", "global"):
         values = [
             row["value"]
             for row in rows
             if (row["round"], row["split"], row["metric"]) == (scenario.rounds, split, "accuracy")
-            and row["client"] is not None
+            and row["client"] in counted
             and row["value"] is not None
         ]
         final[f"accuracy_{split}"] = spread(values)

@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedkd.errors import Interrupted, RunFailed
 from fedkd.run_folder import create_run_folder, finish_run, locked, scenario_of_run
 from fedkd.scenario.load import load_scenario
@@ -26,6 +24,7 @@ from fedkd.tracking.recorder import MetricRow, read_metrics
 if TYPE_CHECKING:
     from fedkd.data.federated import FederatedData
     from fedkd.engine.grid import EngineGrid
+    from fedkd.federation.participant import LocalClients
 
 ERROR_FILE = "error.txt"
 
@@ -102,10 +101,10 @@ def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
 
 @dataclass(frozen=True)
 class _Engine:
-    """A started engine, and the weights that a strategy of Flower starts from (empty for knowledge)."""
+    """A started engine, and the scenario's clients as the server knows them."""
 
     grid: EngineGrid
-    weights: dict[str, np.ndarray]
+    clients: LocalClients
 
 
 @contextmanager
@@ -132,10 +131,9 @@ def _engine(scenario: Scenario, observer: RunObserver) -> Iterator[_Engine]:
 
             grid = ray_grid(scenario, data, cluster)
         stack.callback(grid.close)
-        from fedkd.federation.participant import LocalClients, exchanges_weights
+        from fedkd.federation.participant import LocalClients
 
-        weights = LocalClients(scenario, data).initial_weights() if exchanges_weights(scenario) else {}
-        yield _Engine(grid, weights)
+        yield _Engine(grid, LocalClients(scenario, data))
 
 
 def _load(scenario: Scenario, observer: RunObserver) -> FederatedData:
@@ -152,7 +150,7 @@ def _work(
 
     with locked(folder), _quiet_flower(), _stop_signals(observer) as stop:
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
-        context = ServerContext(scenario, engine.weights, Session(folder, observer, stop.is_set, resume))
+        context = ServerContext(scenario, engine.clients, Session(folder, observer, stop.is_set, resume))
         try:
             app(engine.grid, context)
         except (Interrupted, KeyboardInterrupt) as error:

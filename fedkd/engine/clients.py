@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flwr.app import Context, Message
+from torch import nn
 
 from fedkd.data.federated import FederatedData
 from fedkd.engine.inline import InlineGrid
@@ -11,6 +12,9 @@ from fedkd.federation.client_app import app
 from fedkd.federation.participant import LocalClients
 from fedkd.models.build import build_group_models, client_models, forward_flops
 from fedkd.scenario.schema import Scenario
+
+ESTIMATOR_FLOPS = 1_000_000
+"""What a sample is taken to cost a model that is not a network: about as much as a small one."""
 
 
 class ScenarioWorkload:
@@ -77,7 +81,7 @@ def client_costs(scenario: Scenario, data: FederatedData) -> list[float]:
     """
     models = build_group_models(scenario, data.input_shape, data.classes)
     flops = {
-        id(group): forward_flops(model, data.input_shape)
+        id(group): forward_flops(model, data.input_shape) if isinstance(model, nn.Module) else ESTIMATOR_FLOPS
         for group, model in zip(scenario.clients, models, strict=True)
     }
     distilled = len(data.transfer_x) * (3 * scenario.fusion.distill_epochs + 1)

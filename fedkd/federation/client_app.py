@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -14,6 +13,8 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.client import Client, Split
 from fedkd.federation.participant import LocalContext, client_from_context
+from fedkd.fusion.sides import Arrays
+from fedkd.training.device import torch_threads
 
 app = ClientApp()
 
@@ -28,15 +29,14 @@ def participant(context: Context) -> Iterator[Client]:
     between processes, so there the client is rebuilt from the context's state and written back to it.
     """
     if isinstance(context, LocalContext):
-        client = context.client()
-        torch.set_num_threads(context.threads)
-        yield client
+        with torch_threads(context.threads):
+            yield context.client()
         return
     client, threads = client_from_context(context)
-    torch.set_num_threads(threads)
-    if msg.STATE in context.state:
-        client.restore(from_record(context.state.array_records[msg.STATE]))
-    yield client
+    with torch_threads(threads):
+        if msg.STATE in context.state:
+            client.restore(from_record(context.state.array_records[msg.STATE]))
+        yield client
     context.state[msg.STATE] = to_record(client.state())
 
 
@@ -45,13 +45,18 @@ def _reply(message: Message, client: Client, **records) -> Message:
     return Message(content, reply_to=message)
 
 
-def _receive(client: Client, content: RecordDict) -> None:
-    """Take what the server sent along: weights, or guidance that was fused in an earlier message's round."""
+def _receive(client: Client, content: RecordDict) -> Arrays | None:
+    """Take what the server sent along: weights, or guidance, which is returned.
+
+    The round of guidance is that in which it was fused: an earlier one than the message's, as a rule.
+    """
     if content.array_records.get(msg.ARRAYS):
-        client.load_parameters(from_record(content.array_records[msg.ARRAYS]))
-    if msg.GUIDANCE in content:
-        guidance_round = int(content.config_records[msg.CONFIG][msg.GUIDANCE_ROUND])  # type: ignore[arg-type]
-        client.learn(values_of(content.array_records[msg.GUIDANCE][msg.TARGETS]), guidance_round)
+        client.load_weights(from_record(content.array_records[msg.ARRAYS]))
+    if msg.GUIDANCE not in content:
+        return None
+    guidance = from_record(content.array_records[msg.GUIDANCE])
+    client.learn(guidance, int(content.config_records[msg.CONFIG][msg.GUIDANCE_ROUND]))  # type: ignore[arg-type]
+    return guidance
 
 
 @app.train()
@@ -61,12 +66,14 @@ def train(message: Message, context: Context) -> Message:
         config = message.content.config_records[msg.CONFIG]
         round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
         _receive(client, message.content)
-        result = client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
+        loss = client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
         if config.get(msg.MEASURE_BASELINE, False):
             # On the common test set the weights that were averaged matter, not each client's own.
             client.remember_baseline(round, ["local"])
-        uploaded = client.parameters() if client.exchanges_weights else client.knowledge()
-        metrics = MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": result.loss})
+        asked = message.content.array_records.get(msg.REQUEST)
+        request = None if asked is None else values_of(asked[msg.SAMPLES])
+        uploaded = client.weights() if client.exchanges_weights else client.knowledge(round, request)
+        metrics = MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss})
         return _reply(message, client, arrays=to_record(uploaded), metrics=metrics)
 
 
@@ -74,15 +81,15 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Apply what the server sent, evaluate, and report the accuracy gained by it.
 
-    The gain is not a number (NaN) for a client that nothing was fused for this round: every reply has to
-    have the same keys.
+    What is not measured, like the gain of a client that nothing was fused for this round, is NaN: every reply
+    has to have the same keys.
     """
     with participant(context) as client:
         config = message.content.config_records[msg.CONFIG]
         round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
         if msg.GUIDANCE in message.content:
             client.remember_baseline(round, SPLITS)
-        _receive(client, message.content)
+        guidance = _receive(client, message.content)
         before = client.baseline(round)
         metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples}
         for split in SPLITS:
@@ -90,6 +97,7 @@ def evaluate(message: Message, context: Context) -> Message:
             metrics[f"accuracy_{split}"] = score.accuracy
             metrics[f"loss_{split}"] = score.loss
             metrics[f"fusion_gain_{split}"] = score.accuracy - before[split]
+        metrics |= client.fidelity(guidance, score)
         return _reply(message, client, metrics=MetricRecord(metrics))
 
 

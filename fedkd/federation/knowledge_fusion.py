@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO
 from typing import Any
@@ -14,9 +14,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record, values_of
+from fedkd.federation.arrays import from_record, to_record
 from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.sides import ServerSide
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.randomness import numpy_generator
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,30 @@ class Pending:
     Attributes:
         round: Round it was fused in.
         node_id: Node it is for.
-        targets: Record with `targets` [M, C]; one object for all where the guidance is shared.
+        guidance: Record with the guidance's arrays; one object for all where it is shared.
     """
 
     round: int
     node_id: int
-    targets: ArrayRecord
+    guidance: ArrayRecord
+
+
+@dataclass(frozen=True)
+class ServerKnowledge:
+    """What the server knows besides the messages.
+
+    Args:
+        transfer_size: Number of transfer samples M, for strategies that ask for some of them; None: the whole
+            transfer set is always used.
+        labels: True labels of the transfer set `[M]`, for strategies that need them.
+        server: Makes the server's side of a round, for strategies that train models there.
+        seed: What the server's own draws derive from.
+    """
+
+    transfer_size: int | None = None
+    labels: np.ndarray | None = None
+    server: Callable[[int], ServerSide] | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,10 +72,13 @@ class KnowledgeFusion(Strategy):
 
     Args:
         strategy: How knowledge is fused.
+        context: What the server knows besides the messages; only some strategies need it.
     """
 
-    def __init__(self, strategy: FusionStrategy) -> None:
+    def __init__(self, strategy: FusionStrategy, context: ServerKnowledge | None = None) -> None:
         self.strategy = strategy
+        self._context = context or ServerKnowledge()
+        self._request: np.ndarray | None = None
         self.weights: tuple[tuple[int, ...], np.ndarray] | None = None
         """Clients [N] and effectiveness weights [N, N] of the last fusion, where the strategy has any."""
         self._pending: dict[int, Pending] = {}
@@ -79,7 +102,16 @@ class KnowledgeFusion(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one train message per node of the grid, with its pending guidance."""
-        return self._messages(msg.TRAIN, server_round, config, grid)
+        messages = self._messages(msg.TRAIN, server_round, config, grid)
+        self._request = None
+        if self._context.transfer_size is not None:
+            generator = numpy_generator(self._context.seed, "request", round=server_round)
+            self._request = self.strategy.request(self._context.transfer_size, self._memory, generator)
+        if self._request is not None:
+            request = to_record({msg.SAMPLES: self._request.astype(np.int32)})
+            for message in messages:
+                message.content[msg.REQUEST] = request
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -95,7 +127,7 @@ class KnowledgeFusion(Strategy):
             pending = self._pending.pop(node_id, None)
             if pending is not None:
                 settings[msg.GUIDANCE_ROUND] = pending.round
-                content[msg.GUIDANCE] = pending.targets
+                content[msg.GUIDANCE] = pending.guidance
             batch.append(Message(content, node_id, kind, group_id=str(round)))
         return batch
 
@@ -129,21 +161,44 @@ class KnowledgeFusion(Strategy):
             }
             known = self._last
         clients = tuple(sorted(known))
-        knowledge = _knowledge(known, clients, round)
+        knowledge = self._knowledge(known, clients, round)
         with one_blas_thread():
             guidance = self.strategy.fuse(knowledge, self._memory)
         _check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
         if guidance.weights is not None:
             self.weights = (clients, guidance.weights)
-        if guidance.targets is None:
-            return
-        shared = to_record({msg.TARGETS: guidance.targets}) if guidance.targets.ndim == 2 else None
+        records = _guidance_records(guidance, knowledge)
         row = {client: position for position, client in enumerate(clients)}
         for reply in uploads:
-            node_id = reply.metadata.src_node_id
-            own = shared or to_record({msg.TARGETS: guidance.targets[row[msg.sender(reply)]]})
-            self._pending[node_id] = Pending(round, node_id, own)
+            record = records[row[msg.sender(reply)]]
+            if record:
+                node_id = reply.metadata.src_node_id
+                self._pending[node_id] = Pending(round, node_id, record)
+
+    def _knowledge(
+        self, known: Mapping[int, LastKnowledge], clients: tuple[int, ...], round: int
+    ) -> Knowledge:
+        items = [known[client] for client in clients]
+        uploaded = {name: [item.arrays[name] for item in items] for name in items[0].arrays}
+        stacked = {
+            name: np.stack(uploaded.pop(name)) for name in ("logits", "label_counts") if name in uploaded
+        }
+        labels = self._context.labels if "transfer_labels" in self.strategy.needs else None
+        if labels is not None and self._request is not None:
+            labels = labels[self._request]
+        trains = self._context.server is not None and self.strategy.needs & {"weights", "server"}
+        return Knowledge(
+            clients=clients,
+            logits=stacked.get("logits"),
+            samples=np.array([item.samples for item in items], dtype=np.int64),
+            label_counts=stacked.get("label_counts"),
+            age=np.array([round - item.round for item in items], dtype=np.int64),
+            extra=uploaded,
+            request=self._request,
+            labels=labels,
+            server=self._context.server(round) if trains and self._context.server else None,
+        )
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean of the clients' metrics."""
@@ -156,7 +211,7 @@ class KnowledgeFusion(Strategy):
         arrays = {f"memory/{name}": values for name, values in self._memory.items()}
         for pending in self._pending.values():
             key = f"pending/{self._client_of_node[pending.node_id]}"
-            arrays[f"{key}/targets"] = values_of(pending.targets[msg.TARGETS])
+            arrays |= {f"{key}/guidance/{name}": v for name, v in from_record(pending.guidance).items()}
             arrays[f"{key}/round"] = np.array(pending.round)
         for client, item in self._last.items():
             arrays |= {f"last/{client}/arrays/{name}": values for name, values in item.arrays.items()}
@@ -181,7 +236,7 @@ class KnowledgeFusion(Strategy):
         tree = _unflatten({path: v for path, v in arrays.items() if not path.startswith("memory/")})
         self._pending = {
             node_of_client[int(client)]: Pending(
-                int(item["round"]), node_of_client[int(client)], to_record({msg.TARGETS: item["targets"]})
+                int(item["round"]), node_of_client[int(client)], to_record(item["guidance"])
             )
             for client, item in tree.get("pending", {}).items()
         }
@@ -191,16 +246,22 @@ class KnowledgeFusion(Strategy):
         }
 
 
-def _knowledge(known: Mapping[int, LastKnowledge], clients: tuple[int, ...], round: int) -> Knowledge:
-    items = [known[client] for client in clients]
-    counts = [item.arrays["label_counts"] for item in items if "label_counts" in item.arrays]
-    return Knowledge(
-        clients=clients,
-        logits=np.stack([item.arrays["logits"] for item in items]),
-        samples=np.array([item.samples for item in items], dtype=np.int64),
-        label_counts=np.stack(counts) if counts else None,
-        age=np.array([round - item.round for item in items], dtype=np.int64),
-    )
+def _guidance_records(guidance: Guidance, knowledge: Knowledge) -> list[ArrayRecord]:
+    """Return what each client receives, in client order; empty where there is nothing for it."""
+    shared = dict(guidance.shared)
+    if guidance.targets is not None and knowledge.request is not None:
+        # Targets of some transfer samples are of no use without their indices.
+        shared.setdefault(msg.SAMPLES, knowledge.request.astype(np.int32))
+    personal: list[dict[str, np.ndarray]] = [dict(arrays) for arrays in guidance.personal]
+    if guidance.targets is not None and guidance.targets.ndim == 2:
+        shared[msg.TARGETS] = guidance.targets
+    elif guidance.targets is not None:
+        personal = personal or [{} for _ in knowledge.clients]
+        for arrays, targets in zip(personal, guidance.targets, strict=True):
+            arrays[msg.TARGETS] = targets
+    if not personal:
+        return [to_record(shared)] * len(knowledge.clients)
+    return [to_record(shared | arrays) for arrays in personal]
 
 
 def _check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:

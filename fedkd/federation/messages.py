@@ -3,7 +3,8 @@
 | message              | to the client                              | back                                   |
 |----------------------|--------------------------------------------|----------------------------------------|
 | `train`              | `config` {server-round, guidance-round},   | `identity` {client}, `metrics`,        |
-|                      | `guidance` {targets} or `arrays` (weights) | `arrays` (logits or weights)           |
+|                      | `guidance` {targets, …}, `request`         | `arrays` (knowledge or weights)        |
+|                      | {samples}, or `arrays` (weights)           |                                        |
 | `evaluate`           | the same                                   | `identity`, `metrics`                  |
 | `query.identify`     | nothing                                    | `identity`                             |
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
@@ -22,6 +23,7 @@ CONFIG = "config"
 GUIDANCE = "guidance"
 IDENTITY = "identity"
 METRICS = "metrics"
+REQUEST = "request"
 STATE = "state"
 
 TRAIN = "train"
@@ -35,6 +37,7 @@ GUIDANCE_ROUND = "guidance-round"
 MEASURE_BASELINE = "measure-baseline"
 PROXIMAL_MU = "proximal-mu"
 NUM_EXAMPLES = "num-examples"
+SAMPLES = "samples"
 TARGETS = "targets"
 CLIENT = "client"
 

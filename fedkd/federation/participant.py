@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Context, RecordDict
+from torch import nn
 
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.errors import UserError
-from fedkd.federation.client import Client, Workspace
+from fedkd.federation.client import Client
+from fedkd.federation.estimator_client import EstimatorClient
+from fedkd.federation.faults import faults_of
 from fedkd.federation.identity import RUN_ID, node_id_of
+from fedkd.federation.torch_client import TorchClient, Workspace
 from fedkd.fusion.registry import make_strategy
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.models.build import build_model, client_models
+from fedkd.models.build import build_model, client_models, make_estimator
+from fedkd.models.estimator import Estimator, EstimatorModel
 from fedkd.randomness import derive_seed
 from fedkd.scenario.load import load_scenario
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.schema import ClientGroup, Scenario
 from fedkd.training.device import prepare_model, resolve_device
 
 FLOWER_PREFIX = "flwr:"
@@ -79,19 +84,14 @@ class LocalClients:
 
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
         self._scenario = scenario
-        self._data = data
+        self.data = data
         self._groups = client_models(scenario)
         self._strategy = fusion_strategy(scenario)
         self._device = resolve_device(scenario.engine.device)
         self._workspace: Workspace | None = None
+        self._estimators: dict[str, Callable[[], Estimator] | None] = {}
         if self._strategy is None:
-            model = build_model(
-                self._groups[0],
-                data.input_shape,
-                data.classes,
-                seed=derive_seed(scenario.seed, "initial-weights"),
-                plugin_path=scenario.plugin_path,
-            )
+            model = self._torch_model(self._groups[0], derive_seed(scenario.seed, "initial-weights"))
             self._workspace = Workspace(prepare_model(model, self._device))
 
     def context(self, index: int) -> LocalContext:
@@ -100,19 +100,37 @@ class LocalClients:
 
     def build(self, index: int) -> Client:
         """Return client `index` as it is before the first round."""
-        return Client(
-            self._scenario,
+        scenario, group, data = self._scenario, self._groups[index], self.data.client(index)
+        faults = faults_of(scenario, index, self.data.label_distribution())
+        estimator = self._estimator(group)
+        if estimator is not None:
+            model = EstimatorModel(estimator, data.classes)
+            return EstimatorClient(scenario, index, data, self._strategy, model, faults)
+        return TorchClient(
+            scenario,
             index,
-            self._data.client(index),
-            self._groups[index],
+            data,
             self._strategy,
             self._device,
+            partial(self._torch_model, group),
             self._workspace,
+            faults,
         )
+
+    def _estimator(self, group: ClientGroup) -> Callable[[], Estimator] | None:
+        key = group.model_dump_json()
+        if key not in self._estimators:
+            shape, classes = self.data.input_shape, self.data.classes
+            self._estimators[key] = make_estimator(group, shape, classes, self._scenario.plugin_path)
+        return self._estimators[key]
+
+    def _torch_model(self, group: ClientGroup, seed: int) -> nn.Module:
+        shape, classes = self.data.input_shape, self.data.classes
+        return build_model(group, shape, classes, seed=seed, plugin_path=self._scenario.plugin_path)
 
     def initial_weights(self) -> dict[str, np.ndarray]:
         """Return the weights that a strategy of Flower starts from, before any client has worked here."""
-        return self.build(0).parameters() if self._workspace is not None else {}
+        return self.build(0).weights() if self._workspace is not None else {}
 
 
 def scenario_of(context: Context) -> Scenario:
@@ -150,10 +168,9 @@ def client_from_context(context: Context) -> tuple[Client, int]:
             f" run it with num-supernodes={scenario.data.clients}",
             key="data.clients",
         )
-    clients = _clients_once(scenario.model_dump_json())
-    return clients.build(partition), scenario.engine.threads_per_client
+    return clients_of(scenario).build(partition), scenario.engine.threads_per_client
 
 
-def initial_weights(scenario: Scenario) -> dict[str, np.ndarray]:
-    """Return the weights that a strategy of Flower starts from."""
-    return _clients_once(scenario.model_dump_json()).initial_weights()
+def clients_of(scenario: Scenario) -> LocalClients:
+    """Return the clients of a scenario in a process that no engine of fedkd's has given its data."""
+    return _clients_once(scenario.model_dump_json())

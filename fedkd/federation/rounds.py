@@ -25,6 +25,7 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.checkpoint import Arrays, Checkpoint, CheckpointStore, Totals
 from fedkd.federation.cohort import Cohort, nodes_in_client_order, sample_clients
+from fedkd.federation.faults import poisoned_clients, present_clients
 from fedkd.federation.flower_strategies import restore_strategy, strategy_state
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.fusion.weights import effective_neighbours
@@ -32,7 +33,19 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import Recorder
 
-EVALUATED = ("accuracy", "loss", "fusion_gain")
+EVALUATED = (
+    ("local", "accuracy", "accuracy_local"),
+    ("local", "loss", "loss_local"),
+    ("local", "fusion_gain", "fusion_gain_local"),
+    ("global", "accuracy", "accuracy_global"),
+    ("global", "loss", "loss_global"),
+    ("global", "fusion_gain", "fusion_gain_global"),
+    ("global", "positive_flips", "positive_flips"),
+    ("global", "negative_flips", "negative_flips"),
+    ("train", "agreement", "agreement"),
+    ("train", "guidance_kl", "guidance_kl"),
+)
+"""Split and name of every metric of an evaluation, and its key in a reply."""
 WEIGHTS = "weights/"
 STRATEGY = "strategy/"
 
@@ -75,6 +88,7 @@ class Rounds:
         self._session = session
         self._observer = session.observer
         self._node_of_client = self._identify()
+        self._poisoned = poisoned_clients(scenario)
         self._changed: set[int] = set()
         self._totals = Totals()
 
@@ -145,7 +159,8 @@ class Rounds:
 
     def _train(self, round: int) -> float:
         scenario = self._scenario
-        clients = sample_clients(scenario.data.clients, scenario.clients_per_round, scenario.seed, round)
+        sampled = sample_clients(scenario.data.clients, scenario.clients_per_round, scenario.seed, round)
+        clients = present_clients(scenario, sampled, round)
         cohort = Cohort(self._grid, nodes_in_client_order(self._node_of_client, clients))
         evaluates = round % scenario.evaluate_every == 0 or round == scenario.rounds
         config = ConfigRecord({msg.MEASURE_BASELINE: evaluates and bool(self._weights)})
@@ -157,6 +172,8 @@ class Rounds:
         self._observer.phase(round, "fuse", 0, 1)
         try:
             weights, _ = self._strategy.aggregate_train(round, list(replies.values()))
+        except UserError:
+            raise
         except TrainingDiverged as error:
             raise RunFailed(str(error), round=round) from error
         except Exception as error:
@@ -197,19 +214,21 @@ class Rounds:
         self._changed.update(c for c, node in self._node_of_client.items() if node in set(guided))
         rows = {client: _metrics(reply) for client, reply in replies.items()}
         means = {}
-        for split in ("local", "global"):
-            for metric in EVALUATED:
-                values = {client: row[f"{metric}_{split}"] for client, row in rows.items()}
-                measured = {client: value for client, value in values.items() if not isnan(value)}
-                if measured:
-                    means[f"{split}/{metric}"] = self._record(round, split, metric, measured)
+        for split, metric, key in EVALUATED:
+            values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
+            if values:
+                means[f"{split}/{metric}"] = self._record(round, split, metric, values)
         return means
 
     def _record(self, round: int, split, metric: str, values: Mapping[int, float]) -> float:
-        """Record one metric of every client, in client order, then the federation's mean; return the mean."""
+        """Record one metric of every client, in client order, then the federation's mean; return the mean.
+
+        Poisoned clients are recorded and left out of the mean, unless there are no others.
+        """
         for client in sorted(values):
             self._recorder.metric(metric, values[client], round=round, client=client, split=split)
-        mean = float(np.mean([values[client] for client in sorted(values)]))
+        counted = sorted(values.keys() - self._poisoned) or sorted(values)
+        mean = float(np.mean([values[client] for client in counted]))
         self._recorder.metric(metric, mean, round=round, split=split)
         return mean
 

@@ -11,13 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
+from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.mix import client_models
 from fedkd.models.mode import predicting
 from fedkd.models.registry import MODELS
 from fedkd.randomness import seeded_torch
 from fedkd.scenario.schema import ClientGroup, Scenario
 
-__all__ = ["build_group_models", "build_model", "client_models", "count_parameters", "forward_flops"]
+__all__ = [
+    "build_group_models",
+    "build_model",
+    "client_models",
+    "count_parameters",
+    "forward_flops",
+    "make_estimator",
+]
 
 
 def build_model(
@@ -42,13 +50,15 @@ def build_model(
             ``[2, C]``.
     """
     shape = tuple(int(side) for side in input_shape)
-    try:
-        factory = MODELS.load(group.model, plugin_path)
-    except UserError as error:
-        raise error.at(key="clients.model") from error
-    _check_args(factory, group)
+    factory = _factory(group, plugin_path)
     with seeded_torch(seed):
         model = _call(factory, group, shape, classes)
+        if not isinstance(model, nn.Module):
+            raise UserError(
+                f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module",
+                key="clients.model",
+            )
+        model = model.to(device="cpu", dtype=torch.float32)
         # One forward pass finds a wrong shape now instead of in round 1, and makes lazy layers take theirs.
         _check_forward(model, shape, classes)
     if count_parameters(model) == 0:
@@ -56,21 +66,54 @@ def build_model(
     return model.train()
 
 
-def build_group_models(scenario: Scenario, input_shape: Sequence[int], classes: int) -> list[nn.Module]:
+def make_estimator(
+    group: ClientGroup, input_shape: Sequence[int], classes: int, plugin_path: Sequence[str | Path] = ()
+) -> Callable[[], Estimator] | None:
+    """Return what makes fresh estimators of a client group, or None where its model is a torch module.
+
+    Raises:
+        UserError: No such model, wrong arguments, or it makes something that is no client model at all.
+    """
+    shape = tuple(int(side) for side in input_shape)
+    factory = _factory(group, plugin_path)
+    with seeded_torch(0):
+        model = _call(factory, group, shape, classes)
+    if isinstance(model, nn.Module):
+        return None
+    check_estimator(group.model, model)
+    return lambda: _call(factory, group, shape, classes)
+
+
+def build_group_models(
+    scenario: Scenario, input_shape: Sequence[int], classes: int
+) -> list[nn.Module | Estimator]:
     """Return one model of every client group, in order: whatever is wrong with a model shows before a run.
 
     Raises:
         UserError: As `build_model`, with the group's position in the key (``clients.0.model``).
     """
-    models = []
+    models: list[nn.Module | Estimator] = []
     for index, group in enumerate(scenario.clients):
         try:
+            make = make_estimator(group, input_shape, classes, scenario.plugin_path)
+            if make is not None:
+                models.append(make())
+                continue
             model = build_model(group, input_shape, classes, seed=0, plugin_path=scenario.plugin_path)
         except UserError as error:
             key = (error.key or "clients.model").replace("clients.", f"clients.{index}.", 1)
             raise UserError(error.message, key=key, file=error.file) from error
         models.append(model)
     return models
+
+
+def _factory(group: ClientGroup, plugin_path: Sequence[str | Path]) -> Callable[..., Any]:
+    try:
+        factory = MODELS.load(group.model, plugin_path)
+    except UserError as error:
+        raise error.at(key="clients.model") from error
+    _check_args(factory, group)
+    return factory
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -107,7 +150,9 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # compiled callables have no signature to check against
         return
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters[:2]):
+    if is_estimator_class(factory):
+        own = parameters
+    elif any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters[:2]):
         own = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     else:
         own = parameters[2:]
@@ -123,19 +168,16 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
         raise UserError(f"'{group.model}' needs the argument '{missing[0]}'; {takes}", key="clients.args")
 
 
-def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> nn.Module:
+def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> Any:
     try:
-        model = factory(shape, classes, **group.args)
+        model = (
+            factory(**group.args) if is_estimator_class(factory) else factory(shape, classes, **group.args)
+        )
     except UserError as error:
         raise error.at(key="clients.model") from error
     except Exception as error:
         raise UserError(f"building '{group.model}' raised {_one_line(error)}", key="clients.model") from error
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module",
-            key="clients.model",
-        )
-    return model.to(device="cpu", dtype=torch.float32)
+    return model
 
 
 def _check_forward(model: nn.Module, shape: tuple[int, ...], classes: int) -> None:

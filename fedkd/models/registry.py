@@ -16,6 +16,9 @@ MODELS = Registry(
         "cnn": "fedkd.models.cnn:cnn",
         "resnet8": "fedkd.models.resnet:resnet8",
         "resnet20": "fedkd.models.resnet:resnet20",
+        "random-forest": "fedkd.models.estimator:random_forest",
+        "gradient-boosting": "fedkd.models.estimator:gradient_boosting",
+        "sgd": "fedkd.models.estimator:sgd",
     },
     group="fedkd.models",
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -28,6 +30,20 @@ def resolve_device(name: str) -> torch.device:
         torch.backends.cudnn.benchmark = False
         return torch.device("cuda")
     return torch.device("cpu")
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Do the block's arithmetic on so many threads, and leave the setting as it was.
+
+    How a sum is split among threads decides its last bit, so the number belongs to the result.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

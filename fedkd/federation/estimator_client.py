@@ -1,0 +1,88 @@
+"""A client whose model is no torch module: anything with `fit` and `predict_proba`."""
+
+from __future__ import annotations
+
+from math import nan
+from typing import NoReturn
+
+import numpy as np
+
+from fedkd.data.federated import ClientData
+from fedkd.errors import UserError
+from fedkd.federation.client import Client, score
+from fedkd.federation.faults import ClientFaults
+from fedkd.fusion.sides import Arrays
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.models.estimator import EstimatorModel
+from fedkd.scenario.schema import Scenario
+
+
+class EstimatorClient(Client):
+    """Fits an estimator, and fits it anew when guidance arrives (see `fedkd.models.estimator`).
+
+    Args:
+        scenario: The resolved scenario.
+        index: Client index, 0-based.
+        data: The client's samples, the transfer set and the common test set.
+        strategy: The fusion strategy.
+        model: The estimator behind its adapter.
+        faults: What goes wrong with the client; None: nothing.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        index: int,
+        data: ClientData,
+        strategy: FusionStrategy | None,
+        model: EstimatorModel,
+        faults: ClientFaults | None = None,
+    ) -> None:
+        super().__init__(scenario, index, data, strategy, faults)
+        self.model = model
+
+    def train(self, round: int, proximal_mu: float = 0.0) -> float:
+        """Fit on the client's own samples and its last guidance; return the log loss on its own samples."""
+        x, y, _ = self._training_work(1, round)
+        if not len(y):
+            return nan
+        self.model.fit(x, y, self.data.transfer_x, self._seed("train", round))
+        return score(self.predict(x), y).loss
+
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> None:
+        """Refit on the client's own samples together with the transfer samples, weighted by the guidance."""
+        assert self._strategy is not None
+        if self._scenario.fusion.distill_epochs == 0:
+            return
+        rows = np.arange(len(self.data.transfer_x)) if samples is None else samples
+        self.model.learn(rows, self._strategy.probabilities(targets))
+        self.model.fit(
+            self.data.train_x, self.data.train_y, self.data.transfer_x, self._seed("distill", round)
+        )
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return log-probabilities `[n, C]` float32."""
+        return self.model.predict_logits(x)
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """Refuse: there are none."""
+        self._refuse("features")
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Refuse: there are none."""
+        self._refuse("weights")
+
+    def load_weights(self, weights: Arrays) -> None:
+        """Refuse: there are none."""
+        self._refuse("weights")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UserError(f"client {self.index}'s model has no {what} to exchange", key="fusion.strategy")
+
+    def model_state(self) -> dict[str, np.ndarray]:
+        """Return what a refit needs."""
+        return self.model.state()
+
+    def restore_model(self, arrays: Arrays) -> None:
+        """Refit to the state."""
+        self.model.restore(arrays, self.data.train_x, self.data.train_y, self.data.transfer_x)

@@ -1,0 +1,135 @@
+"""Models on the server, for strategies that train there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.data.federated import FederatedData
+from fedkd.fusion.sides import Architecture, Arrays, ServerLoss
+from fedkd.models.build import build_model, client_models
+from fedkd.randomness import derive_seed, numpy_generator, seeded_torch, torch_generator
+from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.training.device import prepare_inputs, prepare_model, torch_threads
+from fedkd.training.evaluate import predict_logits
+from fedkd.training.weights import load_weights, weights_of
+
+
+class Server:
+    """What `fedkd.fusion.sides.ServerSide` promises, for one round.
+
+    The server works on the CPU with a fixed number of threads, so that its part does not depend on where the
+    clients run.
+
+    Args:
+        scenario: The resolved scenario.
+        data: The federation's data; the server touches the transfer set alone.
+        round: The round whose draws are used.
+    """
+
+    def __init__(self, scenario: Scenario, data: FederatedData, round: int) -> None:
+        self._scenario = scenario
+        self._data = data
+        self._round = round
+        self._calls = 0
+
+    def architecture_of(self, client: int) -> Architecture:
+        """Return the architecture of a client's model."""
+        group = client_models(self._scenario)[client]
+        return self.architecture(group.model, group.args)
+
+    def architecture(self, model: str, args: Mapping[str, Any]) -> Architecture:
+        """Return the architecture of a model of the zoo or of a plug-in."""
+        return json.dumps({"model": model, "args": dict(args)}, sort_keys=True)
+
+    def _model(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
+        group = ClientGroup.model_validate(json.loads(architecture))
+        seed = derive_seed(self._scenario.seed, f"server-weights:{architecture}")
+        shape, classes = self._data.input_shape, self._data.classes
+        model = build_model(group, shape, classes, seed=seed, plugin_path=self._scenario.plugin_path)
+        model = prepare_model(model, "cpu")
+        if weights is not None:
+            load_weights(model, weights)
+        return model
+
+    def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
+        """Return the weights of a fresh model, the same whenever it is asked."""
+        return weights_of(self._model(architecture))
+
+    def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
+        """Predict the transfer set in evaluation mode: `[M, C]` float32."""
+        with torch_threads(1):
+            x = prepare_inputs(self._data.transfer_x, "cpu")
+            return predict_logits(self._model(architecture, weights), x).numpy()
+
+    def train(
+        self,
+        architecture: Architecture,
+        weights: Arrays,
+        targets: tuple[np.ndarray, ...],
+        loss: ServerLoss,
+        *,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        validation: float = 0.0,
+        patience: int = 0,
+    ) -> dict[str, np.ndarray]:
+        """Train a model on the transfer set (see `ServerSide.train`)."""
+        self._calls += 1  # several models of one round must not see the same batches
+        purpose = f"server-train-{self._calls}"
+        model = self._model(architecture, weights)
+        arrays = [prepare_inputs(self._data.transfer_x, "cpu")] + [prepare_inputs(t, "cpu") for t in targets]
+        shuffled = numpy_generator(self._scenario.seed, purpose, round=self._round).permutation(
+            len(arrays[0])
+        )
+        kept_apart = int(validation * len(shuffled))
+        apart = [array[torch.from_numpy(shuffled[:kept_apart])] for array in arrays]
+        used = [array[torch.from_numpy(np.sort(shuffled[kept_apart:]))] for array in arrays]
+        generator = torch_generator(self._scenario.seed, purpose, round=self._round)
+        with torch_threads(1), seeded_torch(derive_seed(self._scenario.seed, purpose, round=self._round)):
+            return _train(model, used, apart, loss, epochs, batch_size, lr, patience, generator)
+
+
+def _train(
+    model: nn.Module,
+    used: list[Tensor],
+    apart: list[Tensor],
+    loss: ServerLoss,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    patience: int,
+    generator: torch.Generator,
+) -> dict[str, np.ndarray]:
+    steps = max(1, epochs * -(-len(used[0]) // batch_size))
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    stops = patience > 0 and len(apart[0]) > 0
+    best, best_loss, waited = None, float("inf"), 0
+    for _ in range(epochs):
+        model.train()
+        for index in torch.randperm(len(used[0]), generator=generator).split(batch_size):
+            inputs, *wanted = (array[index] for array in used)
+            optimizer.zero_grad(set_to_none=True)
+            loss(model(inputs), *wanted).backward()
+            optimizer.step()
+            schedule.step()
+        if stops:
+            inputs, *wanted = apart
+            now = float(loss(predict_logits(model, inputs), *wanted))
+            if now < best_loss:
+                best, best_loss, waited = deepcopy(model.state_dict()), now, 0
+            else:
+                waited += 1
+                if waited >= patience:
+                    break
+    if best is not None:
+        model.load_state_dict(best)
+    return weights_of(model)

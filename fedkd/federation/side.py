@@ -1,0 +1,67 @@
+"""A client as the client half of its strategy sees it, for the length of one message."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fedkd.fusion.sides import Arrays
+
+if TYPE_CHECKING:
+    from fedkd.federation.client import Client
+
+
+class Side:
+    """What `fedkd.fusion.sides.ClientSide` promises, for one client in one round.
+
+    Args:
+        client: The client.
+        round: The round whose draws are used: that of the message for an upload, that in which the guidance
+            was fused for learning.
+        request: Indices of the transfer samples that the server asked for; None: all of them.
+    """
+
+    def __init__(self, client: Client, round: int, request: np.ndarray | None = None) -> None:
+        self._client = client
+        self._round = round
+        self._request = request
+        self.memory = client.memory
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        return self._client.data.classes
+
+    def logits(self) -> np.ndarray:
+        """Predict the requested transfer samples: `[M, C]` float32."""
+        x = self._client.data.transfer_x
+        return self._client.predict(x if self._request is None else x[self._request])
+
+    def private_logits(self) -> np.ndarray:
+        """Predict the client's own training samples: `[S, C]` float32."""
+        return self._client.predict(self._client.data.train_x)
+
+    def label_counts(self) -> np.ndarray:
+        """Count the client's training samples of each class: `[C]` int64."""
+        return np.bincount(self._client.data.train_y, minlength=self.classes)
+
+    def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
+        """Average outputs over the client's training samples of each class: `[C, K]` float32."""
+        x, y = self._client.data.train_x, self._client.data.train_y
+        outputs = self._client.predict(x) if of == "logits" else self._client.features(x)
+        sums = np.zeros((self.classes, outputs.shape[1]))
+        np.add.at(sums, y, outputs)
+        return (sums / np.maximum(self.label_counts(), 1)[:, None]).astype(np.float32)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return copies of all parameters and buffers by name."""
+        return self._client.weights()
+
+    def load_weights(self, weights: Arrays) -> None:
+        """Replace all parameters and buffers."""
+        self._client.load_weights(weights)
+
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
+        """Train on the transfer set to lower the strategy's `loss`."""
+        self._client.distil(targets, samples, self._round)

@@ -1,0 +1,210 @@
+"""A client whose model is a torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.data.federated import ClientData
+from fedkd.federation.client import Client, Score, Split
+from fedkd.federation.faults import ClientFaults
+from fedkd.fusion.sides import Arrays
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.models.mode import predicting
+from fedkd.randomness import derive_seed, torch_generator
+from fedkd.scenario.schema import Scenario
+from fedkd.training.device import prepare_inputs, prepare_model
+from fedkd.training.evaluate import predict_logits
+from fedkd.training.loop import fit
+from fedkd.training.losses import cross_entropy
+from fedkd.training.optimizer import OptimizerSpec, round_lr
+from fedkd.training.weights import load_weights, weights_of
+
+
+@dataclass
+class Workspace:
+    """Where the clients of one process work in turn when weights are exchanged.
+
+    Every message brings its weights along, so one model serves them all; and as all of them evaluate the same
+    fused weights, the common test set is evaluated once a round.
+    """
+
+    model: nn.Module
+    global_score: tuple[int, Score] | None = None
+    """Round and score of the last evaluation on the common test set."""
+
+
+class TorchClient(Client):
+    """Trains a torch module by gradients, on its own samples and on guidance.
+
+    Args:
+        scenario: The resolved scenario.
+        index: Client index, 0-based.
+        data: The client's samples, the transfer set and the common test set.
+        strategy: The fusion strategy; None where weights are exchanged with one of Flower's.
+        device: Where the model lives.
+        build: Makes the client's model from the seed of its initial weights.
+        workspace: What the clients of a process share where weights are exchanged; None elsewhere.
+        faults: What goes wrong with the client; None: nothing.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        index: int,
+        data: ClientData,
+        strategy: FusionStrategy | None,
+        device: torch.device,
+        build: Callable[[int], nn.Module],
+        workspace: Workspace | None = None,
+        faults: ClientFaults | None = None,
+    ) -> None:
+        super().__init__(scenario, index, data, strategy, faults)
+        self._device = device
+        self._workspace = workspace
+        if workspace is not None:
+            self.model: nn.Module = workspace.model
+        else:
+            seed = derive_seed(scenario.seed, "initial-weights", client=index)
+            self.model = prepare_model(build(seed), device)
+
+    # Training -----------------------------------------------------------------------------------------
+
+    def train(self, round: int, proximal_mu: float = 0.0) -> float:
+        """Train on the client's own samples and return the mean loss."""
+        training = self._scenario.training
+        x, y, epochs = self._training_work(training.local_epochs, round)
+        result = fit(
+            self.model,
+            (self._on_device(x), self._on_device(y)),
+            self._local_loss(proximal_mu),
+            optimizer=self._optimizer(round, training.lr),
+            epochs=epochs,
+            batch_size=training.batch_size,
+            generator=self._batches("train-batches", round),
+            seed=self._seed("train", round),
+            autocast=training.autocast,
+        )
+        return result.loss
+
+    def _local_loss(self, proximal_mu: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+        """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds."""
+        received = [p.detach().clone() for p in self.model.parameters()] if proximal_mu else []
+        taught = None
+        if self._strategy is not None and self._kept:
+            taught = self._strategy.local_loss(self._kept)
+        with_features = taught is not None and "features" in self._strategy.needs  # type: ignore[union-attr]
+
+        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+            features = model.features(inputs) if with_features else None  # type: ignore[operator]
+            logits = model(inputs) if features is None else model.head(features)  # type: ignore[operator]
+            value = cross_entropy(logits, labels)
+            if taught is not None:
+                value = value + taught(logits, features, labels)
+            if received:
+                pairs = zip(model.parameters(), received, strict=True)
+                value = value + 0.5 * proximal_mu * sum((p - start).square().sum() for p, start in pairs)
+            return value
+
+        return loss
+
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> None:
+        """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
+        fusion, training, strategy = self._scenario.fusion, self._scenario.training, self._strategy
+        assert strategy is not None
+        transfer_x = self.data.transfer_x if samples is None else self.data.transfer_x[samples]
+        if fusion.distill_epochs == 0 or len(transfer_x) == 0:
+            return
+        arrays = [self._on_device(transfer_x), self._on_device(np.asarray(targets, dtype=np.float32))]
+
+        def loss(model: nn.Module, inputs: Tensor, wanted: Tensor, *private: Tensor) -> Tensor:
+            value = strategy.loss(model(inputs), wanted)
+            if private:
+                own_inputs, labels = private
+                value = value + fusion.private_weight * cross_entropy(model(own_inputs), labels)
+            return value
+
+        if fusion.private_weight > 0.0:
+            order = self._private_order(len(transfer_x), round)
+            arrays += [self._on_device(self.data.train_x[order]), self._on_device(self.data.train_y[order])]
+        fit(
+            self.model,
+            arrays,
+            loss,
+            optimizer=self._optimizer(round, fusion.distill_lr or training.lr),
+            epochs=fusion.distill_epochs,
+            batch_size=fusion.distill_batch_size or training.batch_size,
+            generator=self._batches("distill-batches", round),
+            seed=self._seed("distill", round),
+            autocast=training.autocast,
+        )
+
+    def _private_order(self, length: int, round: int) -> np.ndarray:
+        """Return `length` indices of own samples: whole shuffles of the shard, one after another."""
+        generator = self._generator("distill-private", round)
+        own = len(self.data.train_y)
+        return np.concatenate([generator.permutation(own) for _ in range(-(-length // own))])[:length]
+
+    def _optimizer(self, round: int, lr: float) -> OptimizerSpec:
+        training = self._scenario.training
+        return OptimizerSpec(
+            name=training.optimizer,
+            lr=round_lr(lr, training.schedule, round, self._scenario.rounds),
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            clip_norm=training.clip_norm,
+        )
+
+    def _batches(self, purpose: str, round: int) -> torch.Generator:
+        return torch_generator(self._scenario.seed, purpose, client=self.index, round=round)
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return prepare_inputs(array, self._device)
+
+    # Predictions --------------------------------------------------------------------------------------
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return logits `[n, C]` float32 in evaluation mode."""
+        return predict_logits(self.model, self._on_device(x)).cpu().numpy()
+
+    def features(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
+        """Return penultimate features `[n, F]` float32 in evaluation mode."""
+        inputs = self._on_device(x)
+        starts = range(0, max(len(x), 1), batch_size)
+        with predicting(self.model):
+            read: Any = self.model.features
+            parts = [read(inputs[start : start + batch_size]).flatten(1) for start in starts]
+        return torch.cat(parts).float().cpu().numpy()
+
+    def evaluate_fused(self, split: Split, round: int) -> Score:
+        """Evaluate what the fusion of a round has led to, the common test set once a process."""
+        if self._workspace is None or split == "local":
+            return self.evaluate(split)
+        known = self._workspace.global_score
+        if known is None or known[0] != round:
+            known = self._workspace.global_score = (round, self.evaluate("global"))
+        return known[1]
+
+    # State --------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return copies of all parameters and buffers, normalisation statistics included, by name."""
+        return weights_of(self.model)
+
+    def load_weights(self, weights: Arrays) -> None:
+        """Set all parameters and buffers; values are cast to each tensor's own type."""
+        load_weights(self.model, weights)
+
+    def model_state(self) -> dict[str, np.ndarray]:
+        """Return the weights; nothing where every message brings them along."""
+        return {} if self.exchanges_weights else self.weights()
+
+    def restore_model(self, arrays: Arrays) -> None:
+        """Put the weights back."""
+        if not self.exchanges_weights:
+            self.load_weights(arrays)

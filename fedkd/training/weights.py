@@ -1,0 +1,22 @@
+"""A module's parameters and buffers as NumPy arrays, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
+    """Return copies of all parameters and buffers, normalisation statistics included, by name."""
+    return {
+        name: np.array(tensor.detach().cpu().numpy(), order="C")
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
+    """Set all parameters and buffers; values are cast to each tensor's own type."""
+    model.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in weights.items()})
