@@ -173,6 +173,8 @@ def test_the_real_package_works_offline_quickly_and_quietly(tmp_path, capfd):
     assert time.monotonic() - began < 30
     assert capfd.readouterr() == ("", "")
     (run_file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    content = run_file.read_bytes()
+    # wandb's own process writes the file, a moment after the run is closed.
+    while b"demo-seed4" not in (content := run_file.read_bytes()) and time.monotonic() - began < 30:
+        time.sleep(0.05)
     for name in (b"local/accuracy", b"local/loss", b"demo-seed4"):
         assert name in content
