@@ -61,7 +61,7 @@ def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
     yield _row("", f"label skew: {_skew(data.label_distribution())}")
     if data.skew:
         yield _row("", f"clients differ by {_differences(data.skew)}")
-    yield _row("transfer", f"{len(data.transfer_x):,} samples from {scenario.data.transfer.source}")
+    yield _row("transfer", f"{_counted(len(data.transfer_x), 'sample')} from {scenario.data.transfer.source}")
 
 
 def _skew(shares: np.ndarray) -> str:

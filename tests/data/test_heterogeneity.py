@@ -184,3 +184,16 @@ def test_transfer_labels_are_those_of_the_holdout(scenario):
     assert [label_of[x.tobytes()] for x in data.transfer_x] == data.transfer_y.tolist()
     assert everything.transfer_y is None
     assert not hasattr(data.client(0), "transfer_y")
+
+
+def test_check_words_what_was_drawn(tmp_path, capsys):
+    from fedkd.cli import main
+
+    path = tmp_path / "scenario.toml"
+    path.write_text("data.transfer.size = 300\n[heterogeneity]\nrotation = 30\nlabel_noise = 0.4")
+    assert main(["check", str(path)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "clients differ by" in line]
+    drawn = draw_skews(Heterogeneity(rotation=30, label_noise=0.4), 10, (1, 8, 8), 10, seed=0)
+    angles, shares = [skew.angle for skew in drawn], [skew.label_noise for skew in drawn]
+    assert f"rotation {min(angles):+.0f}° to {max(angles):+.0f}°" in line
+    assert line.endswith(f"wrong training labels {min(shares):.0%} to {max(shares):.0%}")
