@@ -58,8 +58,9 @@ class FedET(FusionStrategy):
     """T of what clients learn from the server. Above 1 it also teaches how the server ranks the other
     classes."""
     server_epochs: Annotated[int, Field(ge=0)] = 10
-    """Passes over the transfer set per round. The server model lives on from round to round, so that few
-    suffice with many rounds."""
+    """Passes over the transfer set per round. The server model lives on from round to round; until it has
+    learned something it holds its clients back, so raise this for a small transfer set or few rounds: aim at
+    a hundred steps a round."""
     server_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Initial learning rate of the server's Adam, which falls to 0 along a cosine in each round."""
     server_batch_size: Annotated[int, Field(gt=0)] = 64

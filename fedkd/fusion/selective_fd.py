@@ -56,7 +56,8 @@ class SelectiveFD(FusionStrategy):
     quantile. A very low one lets all vote on all: the mean of probabilities."""
     ambiguity: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Largest L1 distance of a mean prediction to its one-hot, 2 (1 − max q̄): 1 keeps samples of which one
-    class has at least half, 2 keeps all. Lower it for fewer and cleaner targets."""
+    class has at least half, 2 keeps all. Lower it for fewer and cleaner targets; raise it if nothing is
+    learned for long, because the means of young models are ambiguous."""
 
     def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
         """Return the known samples' indices, `samples` `[K]` int32, and logits, `sample_logits` `[K, C]`."""
