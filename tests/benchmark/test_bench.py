@@ -1,0 +1,241 @@
+"""Benches from end to end: in this process, on Ray, interrupted, with cells that fail."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+import fedkd
+from fedkd.benchmark.bench import bench, plan_bench
+from fedkd.benchmark.worker import run_cell
+from fedkd.cli import main
+from fedkd.errors import Interrupted
+from fedkd.report.statistics import interval
+from fedkd.scenario.load import load_scenario
+from fedkd.tracking.events import RunObserver
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def run_folders(out: Path) -> list[Path]:
+    return sorted((out / "runs").iterdir())
+
+
+def stamps(out: Path) -> dict[str, int]:
+    return {folder.name: (folder / "metrics.jsonl").stat().st_mtime_ns for folder in run_folders(out)}
+
+
+@pytest.fixture
+def in_turn(tables, write) -> Path:
+    """A bench whose cells run in this process."""
+    return write(tables | {"parallel": False})
+
+
+def test_end_to_end(in_turn, tmp_path):
+    out = tmp_path / "out"
+    result = fedkd.bench(in_turn, out=out)
+    assert result.folder == out and not result.failed and len(result.cells) == 4
+    assert {path.name for path in out.iterdir()} >= {
+        *("results.parquet", "results.csv", "cells.csv", "table.md", "table.csv", "figures", "runs")
+    }
+    assert (out / "table.md").read_text() == result.table()
+    assert (out / "figures" / "rounds-accuracy_local.png").exists()
+
+    rows = pyarrow.parquet.read_table(out / "results.parquet").to_pylist()
+    recorded = []
+    for cell in result.cells:
+        for line in (cell.folder / "metrics.jsonl").read_text().splitlines():
+            strategy = cell.cell.levels["fusion.strategy"].value
+            named = {"fusion.strategy": strategy, "seed": cell.cell.seed, "hash": cell.cell.hash[:8]}
+            recorded.append(named | {"status": "done"} | json.loads(line))
+    assert rows == recorded
+    with (out / "results.csv").open() as file:
+        text = list(csv.DictReader(file))
+    as_text = [{k: "" if v is None else v for k, v in row.items()} for row in recorded]
+    assert [row | {"value": float(row["value"])} for row in text] == [
+        {k: v if k == "value" else str(v) for k, v in row.items()} for row in as_text
+    ]
+
+
+def test_the_table_is_made_of_the_summaries(in_turn, tmp_path):
+    result = bench(in_turn, out=tmp_path / "out")
+    values = {}
+    for cell in result.cells:
+        final = json.loads((cell.folder / "summary.json").read_text())["final"]
+        values[cell.cell.levels["fusion.strategy"].value, cell.cell.seed] = final["accuracy_local"]["mean"]
+    difference = interval([values["knfu", seed] - values["local", seed] for seed in (1, 2)])
+    row = next(line for line in result.table().splitlines() if line.startswith("| knfu"))
+    assert f"{100 * difference.mean:+.1f} ± {100 * difference.half:.1f}" in row
+
+
+def test_cells_csv_says_what_each_cell_cost(in_turn, tmp_path):
+    out = tmp_path / "out"
+    bench(in_turn, out=out)
+    with (out / "cells.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert [(row["fusion.strategy"], row["seed"], row["status"]) for row in cells] == [
+        ("local", "1", "done"),
+        ("knfu", "1", "done"),
+        ("local", "2", "done"),
+        ("knfu", "2", "done"),
+    ]
+    # Three clients send float32 logits of 60 transfer samples and 10 classes in each of two rounds.
+    assert [row["bytes_up"] for row in cells if row["seed"] == "1"] == ["0", str(3 * 60 * 10 * 4 * 2)]
+    assert all(float(row["seconds"]) > 0 and (out / row["folder"]).is_dir() for row in cells)
+
+
+def test_a_second_call_runs_nothing_and_writes_the_same(in_turn, tmp_path):
+    out = tmp_path / "out"
+    bench(in_turn, out=out)
+    files = [path for path in out.rglob("*") if path.is_file() and "runs" not in path.relative_to(out).parts]
+    before, content = stamps(out), {path: path.read_bytes() for path in files}
+    bench(in_turn, out=out)
+    assert stamps(out) == before
+    assert {path: path.read_bytes() for path in files} == content
+
+
+def test_only_what_is_missing_runs(in_turn, tmp_path):
+    out = tmp_path / "out"
+    bench(in_turn, out=out)
+    before = stamps(out)
+    unfinished, removed, *_ = run_folders(out)
+    (unfinished / "summary.json").unlink()
+    shutil.rmtree(removed)
+    bench(in_turn, out=out, overrides=["seeds=[2,1]"])
+    changed = {name for name, stamp in stamps(out).items() if stamp != before[name]}
+    assert removed.name in changed and changed <= {removed.name, unfinished.name}
+    assert (unfinished / "summary.json").exists()
+    bench(in_turn, out=out, overrides=["seeds=3"])
+    assert len(run_folders(out)) == 6
+
+
+class StopInRound(RunObserver):
+    """Sends this process a signal while a round is running."""
+
+    def __init__(self, round: int) -> None:
+        self._round = round
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        if (round, phase, done) == (self._round, "train", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupted_cell_goes_on_from_its_checkpoint(in_turn, tmp_path):
+    rounds = ["rounds=5"]
+    whole = bench(in_turn, out=tmp_path / "whole", overrides=rounds)
+    plan = plan_bench(in_turn, rounds, tmp_path / "broken")
+    cell = plan.cells[1]
+    folder = plan.runs / cell.folder_name
+    scenario = cell.scenario.model_copy(
+        update={"engine": cell.scenario.engine.model_copy(update={"kind": "inline"})}
+    )
+    with pytest.raises(Interrupted):
+        fedkd.run(scenario, out=folder, observers=[StopInRound(2)])
+    (folder / "checkpoints" / "mark").touch()
+    broken = bench(in_turn, out=tmp_path / "broken", overrides=rounds)
+    assert (folder / "checkpoints" / "mark").exists()
+    assert broken.table() == whole.table()
+    name = "results.parquet"
+    assert (broken.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+@pytest.fixture
+def diverging(tables) -> dict:
+    """A bench with a cell that fails with every seed, and one that does not."""
+    tables["grid"] = {"training.lr": [0.01, 1e30]}
+    return tables | {"baseline": {}}
+
+
+def test_a_cell_that_fails_is_recorded_and_stops_no_other(diverging, write, tmp_path, capsys):
+    out = tmp_path / "out"
+    path = write(diverging | {"parallel": False})
+    assert main(["bench", str(path), "--out", str(out)]) == 3
+    printed, err = capsys.readouterr()
+    assert err.startswith("error: 2 of 4 cells failed") and err.count("\n") == 1
+    assert "failed  lr=1e+30 seed=1: " in printed
+    with (out / "cells.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert [row["status"] for row in cells] == ["done", "failed"] * 2
+    assert all("round 1" in row["error"] and "\n" not in row["error"] for row in cells[1::2])
+    assert "| 1e+30 | 0 | – | – |" in (out / "table.md").read_text()
+    assert "2 of 4 runs are missing" in (out / "table.md").read_text()
+    statuses = pyarrow.parquet.read_table(out / "results.parquet", columns=["training.lr", "status"])
+    assert {row["status"] for row in statuses.to_pylist() if row["training.lr"] == 0.01} == {"done"}
+
+
+def test_on_ray_the_results_are_the_same(diverging, write, tmp_path, ray_session):
+    parallel = bench(write(diverging), out=tmp_path / "ray")
+    alone = bench(write(diverging | {"parallel": False}), out=tmp_path / "inline")
+    assert [cell.outcome.status for cell in parallel.cells] == ["done", "failed"] * 2
+    assert (parallel.folder / "results.parquet").read_bytes() == (
+        alone.folder / "results.parquet"
+    ).read_bytes()
+
+
+def test_more_than_the_cluster_has(tables, write, tmp_path, ray_session, capsys):
+    path = write(tables | {"set": {"engine.cpus_per_actor": 64.0}})
+    assert main(["bench", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert "engine.cpus_per_actor: asks for 64 CPUs" in capsys.readouterr().err
+
+
+def test_a_cell_that_cannot_start_is_an_outcome_with_its_text(tmp_path, digits_toml):
+    (tmp_path / "cell" / "scenario.toml").mkdir(parents=True)  # neither a run nor room for one
+    outcome = run_cell(load_scenario(digits_toml).model_dump_json(), str(tmp_path / "cell"))
+    assert outcome.status == "failed" and outcome.error
+    assert (tmp_path / "cell" / "error.txt").read_text()
+
+
+def test_dry_run_says_what_there_is_to_do_and_how_it_knows(in_turn, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["bench", str(in_turn), "--out", str(out), "--dry-run"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "axis   fusion.strategy: local, knfu" in printed and "seeds  1, 2" in printed
+    assert "cells  4, 0 done" in printed and printed.count("to do") == 4
+    assert "one round of the cell 'strategy=local seed=1' took" in printed
+    assert not out.exists()
+    bench(in_turn, out=out)
+    shutil.rmtree(run_folders(out)[0])
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "cells  4, 3 done" in printed and printed.count("to do") == 1
+    assert "measured on 3 finished cells" in printed
+
+
+def test_ctrl_c_stops_and_says_how_to_go_on(in_turn, tmp_path):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fedkd", "bench", str(in_turn), "--out", str(out), "--set", "rounds=5000"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(out.glob("runs/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "error: stopped with 0/4 done; go on with the same command\n"
+    assert len(list(out.glob("runs/*/checkpoints/round-*"))) == 1
+
+
+def test_two_benches_do_not_share_a_folder(in_turn, tmp_path):
+    from fedkd.errors import UserError
+    from fedkd.run_folder import locked
+
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="another process"):
+        bench(in_turn, out=tmp_path / "out")

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import pytest
+
+from fedkd.benchmark.cells import compared_axes, make_axes, make_cells, resolve_baseline, scenario_hash
+from fedkd.benchmark.schema import load_bench
+from fedkd.errors import UserError
+from fedkd.scenario.load import parse_scenario
+
+
+def cells_of(write, tables, overrides=()):
+    return make_cells(load_bench(write(tables), overrides))
+
+
+def test_every_combination_is_a_cell_and_the_first_seed_comes_first(write, tables):
+    tables["grid"]["data.partition.alpha"] = [0.5, 5]
+    cells = cells_of(write, tables | {"seeds": [4, 2]})
+    assert [cell.label for cell in cells] == [
+        f"strategy={strategy} alpha={alpha} seed={seed}"
+        for seed in (4, 2)
+        for strategy in ("local", "knfu")
+        for alpha in ("0.5", "5")
+    ]
+    assert len({cell.folder_name for cell in cells}) == 8
+    for cell in cells:
+        assert cell.scenario.seed == cell.seed
+        assert cell.scenario.fusion.strategy == cell.levels["fusion.strategy"].value
+        assert cell.scenario.data.partition.alpha == cell.levels["data.partition.alpha"].value
+        assert cell.scenario.data.partition.samples_per_client == 60
+
+
+def test_the_hash_does_not_depend_on_where_and_how_a_cell_runs(write, tables):
+    here = cells_of(write, tables)
+    tables["scenario"] |= {"name": "other", "checkpoint_every": 1}
+    tables["scenario"]["engine"] = {"kind": "inline", "cpus_per_actor": 2.0}
+    tables["scenario"]["tracking"] = {"wandb": {"mode": "disabled"}}
+    there = cells_of(write, tables | {"name": "renamed"})
+    assert [cell.hash for cell in here] == [cell.hash for cell in there]
+    assert [cell.folder_name for cell in here] == [cell.folder_name for cell in there]
+
+
+@pytest.mark.parametrize("override", ["training.lr=0.02", "rounds=3", "data.transfer.size=61", "seeds=[5,6]"])
+def test_the_hash_depends_on_what_decides_the_result(override, write, tables):
+    before = {cell.hash for cell in cells_of(write, tables)}
+    assert before.isdisjoint(cell.hash for cell in cells_of(write, tables, [override]))
+
+
+def test_spelling_out_a_default_keeps_the_hash(digits_scenario):
+    spelt = digits_scenario | {"clients_per_round": 4, "fusion": {"strategy": "knfu", "beta": 10.0}}
+    plain = digits_scenario | {"clients_per_round": 4}
+    assert scenario_hash(parse_scenario(spelt)) == scenario_hash(parse_scenario(plain))
+
+
+def test_hyperparameters_do_not_leak_into_another_strategy(write, tables):
+    tables["set"] = {"fusion.distill_epochs": 5}
+    tables["grid"] = {"fusion.strategy": ["fedmd", "knfu"]}
+    fedmd, knfu = (cell.scenario.fusion for cell in cells_of(write, tables | {"seeds": 1, "baseline": {}}))
+    assert "beta" not in fedmd.model_extra and knfu.model_extra["beta"] == 3.0
+    assert fedmd.distill_epochs == knfu.distill_epochs == 5
+
+
+def test_variants_name_sets_of_keys(write, tables):
+    del tables["grid"]
+    tables["variants"] = {
+        "method": {
+            "KnFu β=2": {"fusion.beta": 2.0},
+            "FedAvg": {"fusion": {"strategy": "flwr:FedAvg"}, "clients": [{"model": "lenet"}]},
+            "plain FedMD": {"fusion!": {"strategy": "fedmd"}},
+        }
+    }
+    tables["scenario"]["fusion"]["distill_epochs"] = 4
+    tables |= {"baseline": {"method": "FedAvg"}, "seeds": 1}
+    knfu, fedavg, fedmd = cells_of(write, tables)
+    assert (knfu.scenario.fusion.model_extra["beta"], knfu.scenario.fusion.distill_epochs) == (2.0, 4)
+    assert (fedavg.scenario.clients[0].model, fedavg.scenario.fusion.distill_epochs) == ("lenet", 4)
+    assert fedmd.scenario.fusion.distill_epochs == 1
+    assert knfu.run_name == "KnFu-2-seed1"
+
+
+def test_set_on_the_command_line_has_the_last_word(write, tables):
+    tables["set"] = {"rounds": 7, "training": {"lr": 0.5}}
+    cells = cells_of(write, tables, ["rounds=9", "seeds=1"])
+    assert len(cells) == 2
+    assert all(cell.scenario.rounds == 9 and cell.scenario.training.lr == 0.5 for cell in cells)
+    assert all(cell.scenario.checkpoint_every == 9 for cell in cells)
+
+
+def test_axes_can_be_set_on_the_command_line(write, tables):
+    alphas = "grid.data.partition.alpha=[0.5,1.5]"
+    cells = cells_of(write, tables, ['grid.fusion.strategy=["local"]', alphas])
+    assert {cell.levels["data.partition.alpha"].value for cell in cells} == {0.5, 1.5}
+    assert {cell.scenario.fusion.strategy for cell in cells} == {"local"}
+
+
+def test_what_is_compared(write, tables):
+    tables["grid"]["data.partition.alpha"] = [0.5, 5]
+    bench = load_bench(write(tables | {"baseline": {"data.partition.alpha": 5}}))
+    axes = make_axes(bench)
+    assert compared_axes(axes, resolve_baseline(bench, axes)) == ("data.partition.alpha",)
+    assert compared_axes(axes, {}) == ("fusion.strategy",)
+    assert compared_axes(axes[1:], {}) == ("data.partition.alpha",)
+    assert compared_axes((), {}) == ()
+
+
+MALFORMED = {
+    "one scenario": (
+        {"grid": {"engine.kind": ["ray", "inline"]}, "baseline": {}},
+        "never change a result",
+    ),
+    "level twice": ({"grid": {"rounds": [1, 1]}, "baseline": {}}, "grid.rounds: 1 is there twice"),
+    "seed as axis": ({"grid": {"seed": [1, 2]}, "baseline": {}}, "'seed' cannot be an axis"),
+    "bad value": (
+        {"grid": {"training.lr": [0.1, -1.0]}, "baseline": {}},
+        "lr=-1 seed=1': training.lr: must be > 0",
+    ),
+    "bad key": (
+        {"grid": {"training.rl": [0.1]}, "baseline": {}},
+        "training.rl: unknown key; did you mean 'lr'",
+    ),
+    "leaking": (
+        {"grid": {"fusion.strategy": ["local", "knfu"], "fusion.beta": [1.0]}},
+        "cell 'strategy=local beta=1 seed=1': fusion.beta: unknown key for strategy 'local'",
+    ),
+    "impossible": (
+        {"grid": {"fusion.strategy": ["local", "flwr:FedAvg"]}, "set": {"clients": [{"model": "mlp"}, {}]}},
+        "cell 'strategy=flwr:FedAvg seed=1': clients: 'flwr:FedAvg' averages parameters",
+    ),
+}
+
+
+@pytest.mark.parametrize("changes, message", MALFORMED.values(), ids=MALFORMED.keys())
+def test_what_cannot_run_is_refused_with_its_cell(changes, message, write, tables):
+    with pytest.raises(UserError) as caught:
+        cells_of(write, tables | changes)
+    assert str(caught.value).startswith(str(write(tables))) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "baseline, message",
+    [
+        ({"fusion.strtegy": "local"}, "no axis 'fusion.strtegy'; did you mean 'fusion.strategy'?"),
+        ({"fusion.strategy": "locl"}, "has no value 'locl'; did you mean 'local'?"),
+    ],
+)
+def test_a_baseline_must_be_a_cell(baseline, message, write, tables):
+    bench = load_bench(write(tables | {"baseline": baseline}))
+    with pytest.raises(UserError, match=f"baseline: .*{message}".replace("?", r"\?")):
+        resolve_baseline(bench, make_axes(bench))
+
+
+def test_one_axis_of_a_run_cannot_be_set_for_all(write, tables):
+    with pytest.raises(UserError, match=r"fusion\.strategy: varies along the axis"):
+        cells_of(write, tables, ["fusion.strategy=fedmd"])

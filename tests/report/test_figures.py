@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from fedkd.report import figures
+from fedkd.report.metrics import metric
+from fedkd.report.study import StudyAxis
+from fedkd.report.style import BASELINE_COLOUR, group_looks
+
+ALL = {
+    "rounds-accuracy_local",
+    "traffic-accuracy_local",
+    "heatmap-accuracy_local",
+    "rounds-fusion_gain_local",
+    "traffic-fusion_gain_local",
+    "heatmap-fusion_gain_local",
+    "local-against-global",
+}
+
+
+def test_every_figure_as_png_and_svg_with_the_same_bytes_twice(study, tmp_path):
+    first = figures.draw_figures(study, tmp_path / "first")
+    second = figures.draw_figures(study, tmp_path / "second")
+    assert {path.name for path in first} == {f"{name}.{kind}" for name in ALL for kind in ("png", "svg")}
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert not any(b"<dc:date>" in path.read_bytes() for path in first if path.suffix == ".svg")
+
+
+def test_lines_and_bands_are_means_and_intervals(study):
+    figure = figures.over_rounds(study, metric("accuracy_local"))
+    left, right = figure.axes
+    assert [axes.get_title() for axes in (left, right)] == ["Dirichlet α = 0.1", "Dirichlet α = 10"]
+    np.testing.assert_allclose(right.lines[1].get_ydata(), [91 / 3, 182 / 3, 91])
+    band = right.collections[1].get_paths()[0].vertices
+    half = 4.30265273 / 3**0.5
+    assert band[band[:, 0] == 3, 1].min() == pytest.approx(91 - half)
+    assert band[band[:, 0] == 3, 1].max() == pytest.approx(91 + half)
+
+
+def test_traffic_is_cumulative_and_silent_groups_are_level_lines(study):
+    figure = figures.over_traffic(study, metric("accuracy_local"))
+    level, sending, _ = figure.axes[1].lines
+    np.testing.assert_allclose(level.get_ydata(), 80)
+    np.testing.assert_allclose(sending.get_xdata(), [1, 2, 3])  # kB
+    assert figure._supxlabel.get_text() == "sent so far, up and down (kB)"
+
+
+def test_the_heat_map_shows_means(study):
+    axes = figures.heat_map(study, metric("accuracy_local")).axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), [[60, 80], [62, 91], [30, 90.8333333]])
+    assert "91.0\n± 2.5" in {text.get_text() for text in axes.texts}
+
+
+def test_a_heat_map_needs_two_axes(study, tmp_path):
+    axes = (*study.axes, StudyAxis("data.clients", ("10",)))
+    runs = tuple(replace(run, levels=(*run.levels, "10")) for run in study.runs)
+    files = figures.draw_figures(replace(study, axes=axes, runs=runs), tmp_path)
+    assert files and not any("heatmap" in path.name for path in files)
+
+
+def test_groups_have_different_looks_and_the_baseline_is_grey(study):
+    looks = group_looks(study)
+    assert looks["local",].colour == BASELINE_COLOUR
+    many = replace(
+        study, axes=(study.axes[0], StudyAxis("fusion.strategy", tuple(map(str, range(30))))), runs=()
+    )
+    seen = {(to_hex(look.colour), look.line, look.marker) for look in group_looks(many).values()}
+    assert len(seen) == 30
+
+
+def test_one_seed_and_one_round_draw_what_there_is(study, tmp_path):
+    runs = tuple(
+        replace(run, curves={name: curve[:1] for name, curve in run.curves.items()})
+        for run in study.runs
+        if run.seed == 1
+    )
+    names = {path.stem for path in figures.draw_figures(replace(study, runs=runs), tmp_path)}
+    assert names == {name for name in ALL if not name.startswith(("rounds", "traffic"))}
