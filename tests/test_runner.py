@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import tomli_w
 
 import fedkd
-from fedkd.errors import RunFailed, TrainingDiverged, UserError
+from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import rounds
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.cohort import sample_clients
@@ -472,3 +474,22 @@ def test_a_disk_that_is_full_is_told_with_the_folder(scenario_with, tmp_path, mo
     monkeypatch.setattr(rounds.np, "savez", full)
     with pytest.raises(RunFailed, match=r"cannot write to .*/run: No space left on device"):
         fedkd.run(scenario_with(), out=tmp_path / "run")
+
+
+def test_a_second_ctrl_c_stops_at_once(scenario_with, tmp_path):
+    class Impatient(RunObserver):
+        def phase(self, round: int, phase: str, done: int, total: int) -> None:
+            if (round, phase, done) == (2, "train", 1):
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+
+    scenario = scenario_with(rounds=3)
+    unbroken = fedkd.run(scenario, out=tmp_path / "unbroken")
+    out = tmp_path / "run"
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=rf"stopped at once.*fedkd resume {out}"):
+        fedkd.run(scenario, out=out, observers=[Impatient()])
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert CheckpointStore(out).latest().round == 1
+    fedkd.resume(out)
+    assert (out / "metrics.jsonl").read_bytes() == (unbroken.folder / "metrics.jsonl").read_bytes()
