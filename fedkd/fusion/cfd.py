@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from fedkd.errors import TrainingDiverged
 from fedkd.fusion.sides import ClientSide
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import STRICT, Guidance, Knowledge
@@ -38,9 +39,16 @@ class CFD(SoftLabels):
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"
 
     def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
-        """Return the client's `votes` `[M]` and the number of `classes`, which votes alone do not tell."""
+        """Return the client's `votes` `[M]` and the number of `classes`, which votes alone do not tell.
+
+        Raises:
+            TrainingDiverged: The model predicts nothing any more.
+        """
+        logits = client.logits()
+        if np.isnan(logits).any():  # argmax would turn them into votes
+            raise TrainingDiverged("predictions are not numbers (NaN); a lower training.lr may help")
         smallest = np.min_scalar_type(client.classes - 1)
-        votes = client.logits().argmax(axis=-1).astype(smallest)
+        votes = logits.argmax(axis=-1).astype(smallest)
         return {"votes": votes, "classes": np.array([client.classes], dtype=np.uint32)}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

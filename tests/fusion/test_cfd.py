@@ -7,6 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from rounds import EXTREMES, FakeClient, assert_distributions, draw_logits, extreme_logits, num_bytes
 
+from fedkd.errors import TrainingDiverged
 from fedkd.fusion.cfd import CFD
 from fedkd.fusion.strategy import Guidance, Knowledge
 
@@ -47,6 +48,13 @@ def test_votes_far_beyond_a_byte_are_counted() -> None:
     logits = np.zeros((300, 400, 3), np.float32)  # cells and counts above 255
     logits[:200, :, 1] = 1
     assert_allclose(fuse(logits).targets, np.tile([1 / 3, 2 / 3, 0], (400, 1)), rtol=1e-6)
+
+
+def test_a_model_that_diverged_does_not_vote() -> None:
+    logits = draw_logits(1, 4, 3)
+    logits[0, 2, 1] = np.nan
+    with pytest.raises(TrainingDiverged, match="not numbers"):
+        fuse(logits)
 
 
 def test_order_and_number_of_clients() -> None:
