@@ -7,16 +7,29 @@ from typing import TYPE_CHECKING, Any
 from fedkd import register
 
 if TYPE_CHECKING:
+    from fedkd.benchmark.bench import BenchResult, bench
     from fedkd.runner import RunResult, resume, run
     from fedkd.scenario.load import load_scenario
     from fedkd.scenario.schema import Scenario
 
 __version__ = "0.1.0"
-__all__ = ["RunResult", "Scenario", "__version__", "load_scenario", "register", "resume", "run"]
+__all__ = [
+    "BenchResult",
+    "RunResult",
+    "Scenario",
+    "__version__",
+    "bench",
+    "load_scenario",
+    "register",
+    "resume",
+    "run",
+]
 
 _LAZY = {
+    "BenchResult": "fedkd.benchmark.bench",
     "RunResult": "fedkd.runner",
     "Scenario": "fedkd.scenario.schema",
+    "bench": "fedkd.benchmark.bench",
     "load_scenario": "fedkd.scenario.load",
     "resume": "fedkd.runner",
     "run": "fedkd.runner",
