@@ -27,6 +27,8 @@ from fedkd.scenario.schema import Scenario
 MODEL = "model/"
 KEPT = "kept/"
 MEMORY = "memory/"
+PREDICTIONS = ("logits", "sample_logits")
+"""What `fusion.upload_dtype` applies to."""
 APPLIED_ROUND = "applied_round"
 BASELINE = "baseline"
 
@@ -144,9 +146,10 @@ class Client(ABC):
         for name, values in arrays.items():
             if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
                 raise TrainingDiverged(f"{name} are not numbers (NaN); a lower training.lr may help")
-        if "logits" in arrays:
-            arrays["logits"] = arrays["logits"].astype(self._scenario.fusion.upload_dtype)
-        return arrays
+        dtype = self._scenario.fusion.upload_dtype
+        return {
+            name: values.astype(dtype) if name in PREDICTIONS else values for name, values in arrays.items()
+        }
 
     def learn(self, guidance: Arrays, round: int) -> None:
         """Apply guidance; that of a round already applied is ignored.

@@ -261,6 +261,10 @@ def _guidance_records(guidance: Guidance, knowledge: Knowledge) -> list[ArrayRec
             arrays[msg.TARGETS] = targets
     if not personal:
         return [to_record(shared)] * len(knowledge.clients)
+    if guidance.targets is None:
+        # One record for all that receive the same arrays, so that it travels once where it can be shared.
+        records = {id(given): to_record(shared | dict(given)) for given in guidance.personal}
+        return [records[id(given)] for given in guidance.personal]
     return [to_record(shared | arrays) for arrays in personal]
 
 

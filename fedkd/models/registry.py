@@ -16,6 +16,7 @@ MODELS = Registry(
         "cnn": "fedkd.models.cnn:cnn",
         "resnet8": "fedkd.models.resnet:resnet8",
         "resnet20": "fedkd.models.resnet:resnet20",
+        # Not networks: they learn from guidance by weighted refitting.
         "random-forest": "fedkd.models.estimator:random_forest",
         "gradient-boosting": "fedkd.models.estimator:gradient_boosting",
         "sgd": "fedkd.models.estimator:sgd",

@@ -40,7 +40,7 @@ def targets_for(scenario: Scenario, seed: int = 0) -> np.ndarray:
 
 
 def weights(client: Client) -> bytes:
-    return b"".join(client.parameters()[name].tobytes() for name in sorted(client.parameters()))
+    return b"".join(client.weights()[name].tobytes() for name in sorted(client.weights()))
 
 
 def test_clients_start_from_weights_of_their_own_and_repeat_them(scenario_with):
@@ -54,13 +54,13 @@ def test_guidance_of_a_round_is_learned_once(scenario_with):
     scenario = scenario_with()
     client, targets = client_of(scenario), targets_for(scenario)
     before = weights(client)
-    client.learn(targets, 3)
+    client.learn({"targets": targets}, 3)
     learned = weights(client)
     assert learned != before
     for round in (3, 2, 1):
-        client.learn(targets, round)
+        client.learn({"targets": targets}, round)
         assert weights(client) == learned
-    client.learn(targets, 4)
+    client.learn({"targets": targets}, 4)
     assert weights(client) != learned
 
 
@@ -68,7 +68,7 @@ def test_without_distillation_guidance_changes_nothing_but_counts_as_learned(sce
     scenario = scenario_with({"distill_epochs": 0})
     client = client_of(scenario)
     before = weights(client)
-    client.learn(targets_for(scenario), 1)
+    client.learn({"targets": targets_for(scenario)}, 1)
     assert weights(client) == before
     assert client.applied_round == 1
 
@@ -83,9 +83,9 @@ def test_distillation_is_gradient_descent_on_the_strategys_loss(scenario_with):
     )
     data = load_federated_data(scenario)
     client, wanted = client_of(scenario, data=data), targets_for(scenario).astype(np.float64)
-    before = client.parameters()
-    client.learn(wanted.astype(np.float32), 1)
-    after = client.parameters()
+    before = client.weights()
+    client.learn({"targets": wanted.astype(np.float32)}, 1)
+    after = client.weights()
     (weight,) = [name for name in before if before[name].ndim == 2]
     (bias,) = [name for name in before if before[name].ndim == 1]
 
@@ -103,7 +103,7 @@ def test_the_private_term_changes_what_is_learned(scenario_with):
     for weight in (0.0, 0.5, 1.0):
         scenario = scenario_with({"private_weight": weight})
         client = client_of(scenario)
-        client.learn(targets_for(scenario), 1)
+        client.learn({"targets": targets_for(scenario)}, 1)
         learned.add(weights(client))
     assert len(learned) == 3
 
@@ -128,7 +128,7 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, scenario_with)
     straight = client_of(scenario, data=data)
     straight.train(1)
     straight.remember_baseline(1, ["local", "global"])
-    straight.learn(targets_for(scenario), 1)
+    straight.learn({"targets": targets_for(scenario)}, 1)
     state = straight.state()
     kept = {name: values.copy() for name, values in state.items()}
     restored = client_of(scenario, data=data)
@@ -136,9 +136,9 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, scenario_with)
     assert restored.applied_round == 1
     assert restored.baseline(1) == straight.baseline(1)
     for client in (straight, restored):
-        client.learn(targets_for(scenario), 1)  # again: no effect
+        client.learn({"targets": targets_for(scenario)}, 1)  # again: no effect
         client.train(2)
-        client.learn(targets_for(scenario, seed=1), 2)
+        client.learn({"targets": targets_for(scenario, seed=1)}, 2)
     assert weights(straight) == weights(restored)
     for name, values in kept.items():
         assert state[name].tobytes() == values.tobytes(), "a state must not change once it is taken"
@@ -157,7 +157,7 @@ def test_uploads_are_predictions_on_the_transfer_set(dtype, scenario_with):
     scenario = scenario_with({"upload_dtype": dtype})
     data = load_federated_data(scenario)
     client = client_of(scenario, data=data)
-    logits = client.knowledge()["logits"]
+    logits = client.knowledge(1)["logits"]
     assert (logits.dtype, logits.shape) == (np.dtype(dtype), (60, 10))
     client.model.eval()
     with torch.no_grad():
@@ -166,15 +166,15 @@ def test_uploads_are_predictions_on_the_transfer_set(dtype, scenario_with):
 
 
 def test_label_counts_are_uploaded_only_to_a_strategy_that_asks(scenario_with):
-    assert set(client_of(scenario_with()).knowledge()) == {"logits"}
+    assert set(client_of(scenario_with()).knowledge(1)) == {"logits"}
     scenario = scenario_with({"distribution": "shared"})
     data = load_federated_data(scenario)
-    counts = client_of(scenario, 1, data).knowledge()["label_counts"]
+    counts = client_of(scenario, 1, data).knowledge(1)["label_counts"]
     assert counts.tolist() == [int((data.client(1).train_y == c).sum()) for c in range(10)]
 
 
 def test_a_client_of_local_uploads_nothing(digits_scenario, scenario_with):
-    assert client_of(scenario_with(fusion={"strategy": "local"})).knowledge() == {}
+    assert client_of(scenario_with(fusion={"strategy": "local"})).knowledge(1) == {}
 
 
 def test_predictions_that_are_not_numbers_are_not_uploaded(scenario_with):
@@ -182,4 +182,4 @@ def test_predictions_that_are_not_numbers_are_not_uploaded(scenario_with):
     with torch.no_grad():
         next(client.model.parameters()).fill_(float("nan"))
     with pytest.raises(TrainingDiverged, match=r"lower training\.lr"):
-        client.knowledge()
+        client.knowledge(1)

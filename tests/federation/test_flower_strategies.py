@@ -82,9 +82,9 @@ def test_fedavg_is_the_mean_weighted_by_samples(averaged, tmp_path):
     trained, samples = [], []
     for index in range(scenario.data.clients):
         client = clients.build(index)
-        client.load_parameters(start)
+        client.load_weights(start)
         client.train(1)
-        trained.append(client.parameters())
+        trained.append(client.weights())
         samples.append(client.num_train_samples)
     assert len(set(samples)) > 1
     share = np.array(samples, dtype=np.float64) / sum(samples)
@@ -108,9 +108,9 @@ def test_the_proximal_term_holds_clients_near_what_they_received(averaged, tmp_p
     )
     moved = []
     for mu in (0.0, 1.0, 100.0):
-        client.load_parameters(start)
+        client.load_weights(start)
         client.train(1, proximal_mu=mu)
-        moved.append(distance(start, client.parameters()))
+        moved.append(distance(start, client.weights()))
     assert moved[0] > moved[1] > moved[2] > 0
 
 
@@ -134,7 +134,7 @@ def test_clients_evaluate_the_weights_that_were_averaged(averaged, tmp_path):
     clients = LocalClients(scenario, data)
     client = clients.build(2)
     checkpoint = CheckpointStore(tmp_path / "run").latest()
-    client.load_parameters({k[8:]: v for k, v in checkpoint.server.items() if k.startswith("weights/")})
+    client.load_weights({k[8:]: v for k, v in checkpoint.server.items() if k.startswith("weights/")})
     assert client.evaluate("global").accuracy == rows[0]["value"]
     local = next(
         r["value"]
