@@ -115,7 +115,7 @@ class EstimatorModel:
 
     def predict_logits(self, x: np.ndarray) -> np.ndarray:
         """Return log-probabilities `[n, C]` float32; all classes alike before the first `fit`."""
-        if self._fitted is None:
+        if self._fitted is None or len(x) == 0:  # classifiers refuse to predict no sample at all
             return np.zeros((len(x), self._classes), dtype=np.float32)
         found = np.asarray(self._fitted.predict_proba(flatten(x)))
         columns = np.asarray(getattr(self._fitted, "classes_", np.arange(found.shape[1])), dtype=np.int64)

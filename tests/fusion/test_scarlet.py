@@ -191,3 +191,14 @@ def test_extremes(shape, dtype) -> None:
 def test_hyperparameters_are_checked(wrong) -> None:
     with pytest.raises(ValidationError):
         Scarlet(**wrong)
+
+
+def test_an_estimator_that_is_asked_for_nothing_predicts_nothing() -> None:
+    """Rounds whose samples are all cached ask for none; scikit-learn refuses to predict an empty array."""
+    from fedkd.models.estimator import EstimatorModel, sgd
+
+    model = EstimatorModel(lambda: sgd((2,), 2), classes=2)
+    x = numpy_generator(0, "x").normal(size=(10, 2)).astype(np.float32)
+    model.fit(x, np.arange(10) % 2, x, seed=1)
+    assert model.predict_logits(x).shape == (10, 2)
+    assert model.predict_logits(x[:0]).shape == (0, 2)
