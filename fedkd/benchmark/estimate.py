@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.worker import read_summary, run_cell
@@ -44,7 +44,7 @@ class CellPace:
         """Return the seconds that `cell` is likely to take; None: nothing is done yet."""
         similar = self._seconds.get(self._kind(cell))
         if similar:
-            return fmean(similar)
+            return median(similar)  # the first cells of a worker take longer: it imports torch
         everything = [seconds for some in self._seconds.values() for seconds in some]
         return fmean(everything) if everything else None
 

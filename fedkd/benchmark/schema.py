@@ -45,7 +45,8 @@ class BenchFile(Section):
     name: str = Field("bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the bench; letters, digits, `.`, `_` and `-`."""
     base: str | None = None
-    """The scenario file that every cell starts from, relative to the bench file; or `[scenario]` instead."""
+    """The scenario file that every cell starts from, relative to the bench file; or `[scenario]` instead.
+    Other relative paths and plug-ins are looked for beside it."""
     scenario: dict[str, Any] | None = None
     """The base scenario itself, as a scenario file has it."""
     seeds: Annotated[list[Seed], Field(min_length=1)] | PositiveInt = 3

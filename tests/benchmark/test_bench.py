@@ -182,6 +182,26 @@ def test_on_ray_the_results_are_the_same(diverging, write, tmp_path, ray_session
     ).read_bytes()
 
 
+CRASH = """
+import os
+from dataclasses import dataclass
+from fedkd.fusion.fedmd import FedMD
+
+@dataclass(frozen=True)
+class Crash(FedMD):
+    def fuse(self, knowledge, memory):
+        os._exit(1)
+"""
+
+
+def test_a_cell_that_takes_its_worker_with_it(tables, write, tmp_path, ray_session):
+    (tmp_path / "crash.py").write_text(CRASH)
+    tables["grid"] = {"fusion.strategy": ["crash:Crash", "local"]}
+    result = bench(write(tables), out=tmp_path / "out")
+    assert [cell.outcome.status for cell in result.cells] == ["failed", "done"] * 2
+    assert all("its Ray worker died" in cell.outcome.error for cell in result.failed)
+
+
 def test_more_than_the_cluster_has(tables, write, tmp_path, ray_session, capsys):
     path = write(tables | {"set": {"engine.cpus_per_actor": 64.0}})
     assert main(["bench", str(path), "--out", str(tmp_path / "out")]) == 2
