@@ -96,10 +96,12 @@ def _models(scenario: Scenario, data: FederatedData) -> Iterator[tuple[str, int]
     """Build one model of every group; yield its line and its number of parameters."""
     from torch import nn
 
+    from fedkd.federation.requirements import check_requirements
     from fedkd.models.build import build_group_models, client_models, count_parameters
 
     clients = Counter(map(id, client_models(scenario)))
     models = build_group_models(scenario, data.input_shape, data.classes)
+    check_requirements(scenario, data, models)
     for group, model in zip(scenario.clients, models, strict=True):
         if not isinstance(model, nn.Module):
             yield f"{group.model}: {_counted(clients[id(group)], 'client')}, {type(model).__name__}", 0

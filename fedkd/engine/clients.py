@@ -10,7 +10,9 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.engine.ray_pool import RayCluster, count_actors
 from fedkd.federation.client_app import app
 from fedkd.federation.participant import LocalClients
+from fedkd.federation.requirements import check_requirements
 from fedkd.models.build import build_group_models, client_models, forward_flops
+from fedkd.models.estimator import Estimator
 from fedkd.scenario.schema import Scenario
 
 ESTIMATOR_FLOPS = 1_000_000
@@ -48,7 +50,7 @@ def inline_grid(scenario: Scenario, data: FederatedData) -> InlineGrid:
     Raises:
         UserError: A client model cannot be built.
     """
-    build_group_models(scenario, data.input_shape, data.classes)  # a model that is wrong is told of now
+    _checked_models(scenario, data)
     clients = LocalClients(scenario, data)
     return InlineGrid(app, clients.context, scenario.data.clients)
 
@@ -74,12 +76,19 @@ def ray_grid(scenario: Scenario, data: FederatedData, cluster: RayCluster):
     return grid
 
 
+def _checked_models(scenario: Scenario, data: FederatedData) -> list[nn.Module | Estimator]:
+    """Build one model of every group: what is wrong with one, or with its strategy, is told of now."""
+    models = build_group_models(scenario, data.input_shape, data.classes)
+    check_requirements(scenario, data, models)
+    return models
+
+
 def client_costs(scenario: Scenario, data: FederatedData) -> list[float]:
     """Return an estimate of each client's work in a round, in floating-point operations.
 
     A training step costs about three forward passes. The estimate only decides which actor owns a client.
     """
-    models = build_group_models(scenario, data.input_shape, data.classes)
+    models = _checked_models(scenario, data)
     flops = {
         id(group): forward_flops(model, data.input_shape) if isinstance(model, nn.Module) else ESTIMATOR_FLOPS
         for group, model in zip(scenario.clients, models, strict=True)

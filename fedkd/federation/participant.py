@@ -22,6 +22,7 @@ from fedkd.fusion.registry import make_strategy
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import build_model, client_models, make_estimator
 from fedkd.models.estimator import Estimator, EstimatorModel
+from fedkd.plugins import import_plugins
 from fedkd.randomness import derive_seed
 from fedkd.scenario.load import load_scenario
 from fedkd.scenario.schema import ClientGroup, Scenario
@@ -83,6 +84,7 @@ class LocalClients:
     """
 
     def __init__(self, scenario: Scenario, data: FederatedData) -> None:
+        import_plugins(scenario)  # in a process that only received the scenario nobody has yet
         self._scenario = scenario
         self.data = data
         self._groups = client_models(scenario)

@@ -260,6 +260,7 @@ class Rounds:
 
         Raises:
             RunFailed: A client failed, or did not answer.
+            Interrupted: The actors were stopped together with the run.
             UserError: A client found that the scenario is to blame.
         """
         client_of_node = {node: client for client, node in self._node_of_client.items()}
@@ -274,6 +275,9 @@ class Rounds:
             # What was lost because another client took its actor down is not where the trouble lies.
             causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
             client = (causes or list(failed))[0]
+            if failed[client].error.code == msg.CLIENT_DIED and self._session.stop_requested():
+                # Whoever signals the whole process group (timeout, a batch system) stops Ray's processes too.
+                raise Interrupted(f"stopped in round {round}; the last checkpoint is saved")
             raise _failure(failed[client], client, round, self._session.folder)
         for message in sent:
             client = client_of_node[message.metadata.dst_node_id]

@@ -12,7 +12,7 @@ import numpy as np
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.statistics import Interval, interval
 from fedkd.report.study import Study, StudyRun, group_title, values_by_seed
-from fedkd.report.style import COLOUR_MAP, MARKERS, group_looks, house_style, save
+from fedkd.report.style import COLOUR_MAP, MARKERS, Look, group_looks, house_style, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PANEL = (2.3, 2.1)
 """Width and height of a panel in inches: three fill the width of a page."""
 MOST_COLUMNS = 4
+LEGEND_LINE = 0.2
+"""Inches that a line of a legend takes."""
 LOG_RATIO = 20
 """From this ratio of the largest traffic to the smallest, the axis is logarithmic."""
 
@@ -89,44 +91,54 @@ def over_traffic(study: Study, shown: Metric) -> Figure:
     for axes in panels:
         if logarithmic:
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: _bytes_text(value / scale))
         else:
             axes.set_xlim(left=0)
-    figure.supxlabel(f"sent so far, up and down ({unit})", fontsize=9)
+    figure.supxlabel(f"sent so far, up and down{'' if logarithmic else f' ({unit})'}", fontsize=9)
     return figure
 
 
 def _panels(study: Study, shown: Metric, draw: Callable[..., None]) -> tuple[Figure, list[Axes]]:
     """Draw every group into the panel of its block, with one legend above all panels."""
-    blocks = study.blocks
-    columns = _columns(len(blocks))
+    blocks, looks = study.blocks, group_looks(study)
+    columns = _columns(study)
     rows = ceil(len(blocks) / columns)
     # A single panel has room for its own labels; several share theirs.
-    width, height = (3.6, 2.6) if len(blocks) == 1 else (PANEL[0] * columns + 0.4, PANEL[1] * rows + 0.5)
-    figure = _new_figure(width, height)
+    width, height = (3.6, 2.4) if len(blocks) == 1 else (PANEL[0] * columns + 0.4, PANEL[1] * rows + 0.3)
+    entries_a_row = max(1, min(len(looks), int(width / 1.3)))
+    figure = _new_figure(width, height + LEGEND_LINE * ceil(len(looks) / entries_a_row))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    looks = group_looks(study)
-    handles: dict[str, Any] = {}
     for axes, (block, groups) in zip(panels, blocks.items(), strict=False):
-        axes.set_title(study.block_title(block))
+        axes.set_title(study.block_title(block).replace(", ", "\n"))
         for group, runs in groups.items():
             recorded = [run for run in runs if run.curves.get(shown.name)]
             if recorded:
                 look = looks[group]
                 draw(axes, recorded, color=look.colour, linestyle=look.line, marker=look.marker)
-            handles.setdefault(group_title(group), looks[group])
     for axes in panels[len(blocks) :]:
         axes.remove()
     if shown.unit == "%":
         low, high = panels[0].get_ylim()
         panels[0].set_ylim(max(low, 0.0), min(high, 100.0))
     figure.supylabel(shown.label, fontsize=9)
-    _legend(figure, handles)
+    handles = [_handle(group_title(group), look) for group, look in looks.items() if group]
+    if handles:
+        figure.legend(handles=handles, loc="outside upper center", ncols=entries_a_row)
     return figure, list(panels[: len(blocks)])
 
 
-def _columns(blocks: int) -> int:
-    """Return how many panels stand side by side: rows as full as they can be."""
-    return ceil(blocks / ceil(blocks / MOST_COLUMNS))
+def _columns(study: Study) -> int:
+    """Return how many panels stand side by side: one level of the last block axis each, where that fits."""
+    across = len(study.block_axes[-1].levels) if len(study.block_axes) > 1 else 1
+    if 1 < across <= MOST_COLUMNS:
+        return across
+    return ceil(len(study.blocks) / ceil(len(study.blocks) / MOST_COLUMNS))
+
+
+def _handle(title: str, look: Look) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=title)
 
 
 def _line_with_band(
@@ -152,6 +164,12 @@ def _mean_traffic(runs: Sequence[StudyRun], rounds: np.ndarray) -> np.ndarray:
     """Return the bytes sent until the end of each of `rounds`, averaged over seeds [R]."""
     traffic = [dict(run.traffic) for run in runs]
     return np.array([np.mean([sent.get(int(round), 0) for sent in traffic]) for round in rounds])
+
+
+def _bytes_text(number: float) -> str:
+    """Word a power of ten of bytes: ``10 kB``."""
+    unit, scale = _bytes_unit(number)
+    return f"{number * scale:g} {unit}"
 
 
 def _bytes_unit(most: float) -> tuple[str, float]:
@@ -209,9 +227,11 @@ def _readable_on(image: Any, value: float) -> str:
 def local_against_global(study: Study) -> Figure:
     """Draw final local against global accuracy: a colour per group, a marker per block, 95 % intervals."""
     across, up = metric("accuracy_global"), metric("accuracy_local")
-    figure = _new_figure(4.8, 3.4)
-    axes = figure.subplots()
     looks = group_looks(study)
+    handles = _scatter_handles(study)
+    longest = max(len(handle.get_label()) for handle in handles)
+    figure = _new_figure(3.9 + 0.068 * longest, max(3.2, LEGEND_LINE * len(handles) + 0.3))
+    axes = figure.subplots()
     for number, groups in enumerate(study.blocks.values()):
         for group, runs in groups.items():
             x, y = _final(runs, across), _final(runs, up)
@@ -233,7 +253,7 @@ def local_against_global(study: Study) -> Figure:
     _clip_to_data(axes, study)
     axes.set_xlabel(across.label)
     axes.set_ylabel(up.label)
-    _scatter_legend(figure, study)
+    figure.legend(handles=handles, loc="outside right upper")
     return figure
 
 
@@ -245,7 +265,7 @@ def _clip_to_data(axes: Axes, study: Study) -> None:
         set_limits(max(0.0, min(values) - margin), min(100.0, max(values) + margin))
 
 
-def _scatter_legend(figure: Figure, study: Study) -> None:
+def _scatter_handles(study: Study) -> list[Any]:
     from matplotlib.lines import Line2D
 
     colours = [
@@ -260,7 +280,7 @@ def _scatter_legend(figure: Figure, study: Study) -> None:
         for number, block in enumerate(study.blocks) if block
     ]  # fmt: skip
     equal = Line2D([], [], color="#A0A0A0", linestyle=":", label="local = global")
-    figure.legend(handles=[*colours, *markers, equal], loc="outside right upper")
+    return [*colours, *markers, equal]
 
 
 def _final(runs: Iterable[StudyRun], shown: Metric) -> Interval | None:
@@ -270,19 +290,6 @@ def _final(runs: Iterable[StudyRun], shown: Metric) -> Interval | None:
 
 def _mean(value: Interval | None) -> float:
     return float("nan") if value is None else value.mean
-
-
-def _legend(figure: Figure, looks: dict[str, Any]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=title)
-        for title, look in looks.items()
-        if title
-    ]
-    if handles:
-        columns = max(1, min(len(handles), int(figure.get_figwidth() / 1.3)))
-        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def _new_figure(width: float, height: float) -> Figure:

@@ -1,0 +1,51 @@
+"""Whether a scenario's clients and data can do what its fusion strategy needs, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fedkd.data.federated import FederatedData
+from fedkd.errors import UserError
+from fedkd.federation.participant import exchanges_weights, fusion_strategy
+from fedkd.scenario.schema import Scenario
+
+KEY = "fusion.strategy"
+
+
+def check_requirements(scenario: Scenario, data: FederatedData, models: Sequence[Any]) -> None:
+    """Refuse a strategy that the scenario's clients or data cannot serve.
+
+    Args:
+        scenario: The resolved scenario.
+        data: The federation's data.
+        models: One model of every client group, in order.
+
+    Raises:
+        UserError: What is missing, and whose model or which data lacks it.
+    """
+    strategy = fusion_strategy(scenario)
+    name = scenario.fusion.strategy
+    needs = frozenset({"gradients", "weights"}) if strategy is None else strategy.needs
+    for group, model in zip(scenario.clients, models, strict=True):
+        if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
+            what = "exchanges weights" if "weights" in needs else "shapes training by gradients"
+            raise UserError(f"'{name}' {what}, but model '{group.model}' is not a network", key=KEY)
+        if "features" in needs and not (hasattr(model, "features") and hasattr(model, "head")):
+            raise UserError(
+                f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`",
+                key=KEY,
+            )
+    if "transfer_labels" in needs and data.transfer_y is None:
+        raise UserError(
+            f"'{name}' needs the labels of the transfer set on the server, which only"
+            ' data.transfer.source = "holdout" has',
+            key=KEY,
+        )
+    if scenario.faults.poisoned > 0 and exchanges_weights(scenario) and scenario.faults.poison != "flipped":
+        raise UserError(
+            f"'{scenario.faults.poison}' is for clients that upload predictions; with '{name}' use 'flipped'",
+            key="faults.poison",
+        )
