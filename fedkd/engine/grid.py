@@ -96,12 +96,11 @@ class EngineGrid(Grid):
 def answer(work: Callable[[Message, int], Message], message: Message, client: int) -> Message:
     """Let a client handle a message; an exception becomes an error reply, as on Flower's runtimes.
 
-    The first line of the error's reason names the exception, the rest is its traceback. A client that calls
-    `sys.exit` has failed like any other: it must not take the run with it without a word.
+    The first line of the error's reason names the exception, the rest is its traceback.
     """
     try:
         return work(message, client)
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         first_line = f"{type(error).__name__}: {error}".splitlines()[0]
         reason = f"{first_line}\n{traceback.format_exc()}"
         return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)
