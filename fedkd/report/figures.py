@@ -75,6 +75,8 @@ def over_traffic(study: Study, shown: Metric) -> Figure:
 
     Groups that send nothing have a level line at their last value.
     """
+    from matplotlib.ticker import LogLocator
+
     ends = [run.traffic[-1][1] for run in study.runs if run.traffic and run.traffic[-1][1]]
     unit, scale = _bytes_unit(max(ends))
 
@@ -91,7 +93,8 @@ def over_traffic(study: Study, shown: Metric) -> Figure:
     for axes in panels:
         if logarithmic:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(lambda value, _: _bytes_text(value / scale))
+            axes.xaxis.set_major_locator(LogLocator(numticks=4))
+            axes.xaxis.set_major_formatter(lambda value, _: _bytes_text(round(value / scale)))
         else:
             axes.set_xlim(left=0)
     figure.supxlabel(f"sent so far, up and down{'' if logarithmic else f' ({unit})'}", fontsize=9)

@@ -48,7 +48,7 @@ class Look:
     """How one group is drawn in every figure of a study."""
 
     colour: str
-    line: str | tuple
+    line: Any  # a name of matplotlib, or a pattern of dashes
     marker: str
 
 
