@@ -232,24 +232,28 @@ def test_dry_run_says_what_there_is_to_do_and_how_it_knows(in_turn, tmp_path, ca
     assert "measured on 3 finished cells" in printed
 
 
-def test_ctrl_c_stops_and_says_how_to_go_on(in_turn, tmp_path):
-    out = tmp_path / "out"
+@pytest.mark.parametrize("running", [1, 2], ids=["in turn", "on Ray"])
+def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(running, tables, write, tmp_path):
+    path, out = write(tables | {"parallel": running > 1}), tmp_path / "out"
+    words = ["--set", "rounds=5000", "checkpoint_every=5000", "engine.cpus_per_actor=0.5"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "fedkd", "bench", str(in_turn), "--out", str(out), "--set", "rounds=5000"],
+        [sys.executable, "-m", "fedkd", "bench", str(path), "--out", str(out), *words],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not any(out.glob("runs/*/metrics.jsonl")) and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        started = [path for path in out.glob("runs/*/metrics.jsonl") if path.stat().st_size]
+        if len(started) >= running:
+            break
         time.sleep(0.05)
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "error: stopped with 0/4 done; go on with the same command\n"
-    assert len(list(out.glob("runs/*/checkpoints/round-*"))) == 1
+    assert len(list(out.glob("runs/*/checkpoints/round-*"))) >= running
 
 
 def test_two_benches_do_not_share_a_folder(in_turn, tmp_path):
