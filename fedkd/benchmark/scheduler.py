@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from fedkd.benchmark.worker import Outcome, run_cell
-from fedkd.engine.ray_pool import connect, count_actors
+from fedkd.engine.ray_pool import connect, count_actors, gpu_share
 from fedkd.scenario.schema import Engine
 
 POLL_SECONDS = 0.2
@@ -66,7 +66,7 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[in
     try:
         slots = count_actors(engine, cluster, len(jobs))
         watcher.slots(slots)
-        return _Tasks(jobs, engine, watcher).run(slots)
+        return _Tasks(jobs, engine, gpu_share(engine, cluster, len(jobs)), watcher).run(slots)
     finally:
         cluster.close()
 
@@ -74,12 +74,12 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[in
 class _Tasks:
     """The jobs of one bench on Ray: what waits, what runs."""
 
-    def __init__(self, jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> None:
+    def __init__(self, jobs: Sequence[Job], engine: Engine, gpus: float, watcher: Watcher) -> None:
         import ray
 
         # A job that dies is recorded, not repeated behind the user's back.
         self._task = ray.remote(run_cell).options(
-            num_cpus=engine.cpus_per_actor, num_gpus=engine.gpus_per_actor, max_retries=0
+            num_cpus=engine.cpus_per_actor, num_gpus=gpus, max_retries=0
         )
         self._jobs = jobs
         self._watcher = watcher

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedkd.data.federated import FederatedData
 from fedkd.engine.inline import InlineGrid
-from fedkd.engine.ray_pool import RayCluster, count_actors
+from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.federation.client_app import app
 from fedkd.federation.participant import LocalClients
 from fedkd.federation.requirements import check_requirements
@@ -28,12 +28,7 @@ class ScenarioWorkload:
     """
 
     def __init__(self, scenario_json: str, data: FederatedData) -> None:
-        scenario = Scenario.model_validate_json(scenario_json)
-        if scenario.engine.device == "auto" and scenario.engine.gpus_per_actor == 0:
-            # Ray hides no GPU from an actor that holds no share of one.
-            engine = scenario.engine.model_copy(update={"device": "cpu"})
-            scenario = scenario.model_copy(update={"engine": engine})
-        self._clients = LocalClients(scenario, data)
+        self._clients = LocalClients(Scenario.model_validate_json(scenario_json), data)
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""
@@ -51,7 +46,7 @@ def inline_grid(scenario: Scenario, data: FederatedData) -> InlineGrid:
         UserError: A client model cannot be built.
     """
     _checked_models(scenario, data)
-    clients = LocalClients(scenario, data)
+    clients = LocalClients(_on_its_device(scenario, scenario.engine.gpus_per_actor), data)
     return InlineGrid(app, clients.context, scenario.data.clients)
 
 
@@ -64,16 +59,25 @@ def ray_grid(scenario: Scenario, data: FederatedData, cluster: RayCluster):
     from fedkd.engine.ray_grid import RayGrid
 
     engine = scenario.engine
+    share = gpu_share(engine, cluster, scenario.data.clients)
     grid = RayGrid(
         ScenarioWorkload,
-        (scenario.model_dump_json(), data),
+        (_on_its_device(scenario, share).model_dump_json(), data),
         client_costs(scenario, data),
         actors=count_actors(engine, cluster, scenario.data.clients),
         cpus_per_actor=engine.cpus_per_actor,
-        gpus_per_actor=engine.gpus_per_actor,
+        gpus_per_actor=share,
     )
     grid.wait_until_ready()
     return grid
+
+
+def _on_its_device(scenario: Scenario, gpus_per_actor: float | None) -> Scenario:
+    """Return the scenario on the CPU where clients shall have no GPU: Ray does not hide one from them."""
+    if scenario.engine.device != "auto" or gpus_per_actor != 0:
+        return scenario
+    engine = scenario.engine.model_copy(update={"device": "cpu"})
+    return scenario.model_copy(update={"engine": engine})
 
 
 def _checked_models(scenario: Scenario, data: FederatedData) -> list[nn.Module | Estimator]:

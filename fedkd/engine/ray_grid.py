@@ -128,10 +128,11 @@ class RayGrid(EngineGrid):
             light, names, references = _without_shared(message, shared)
             actor = self._actors[self._owner[client_of(message.metadata.dst_node_id)]]
             waiting[actor.handle.remote(light, names, *references)] = message
+        place = {reference: number for number, reference in enumerate(waiting)}
         died_with: dict[int, int] = {}  # actor to the client it was working for when it died
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
-            for reference in sorted(done, key=list(waiting).index):
+            for reference in sorted(done, key=place.__getitem__):
                 try:
                     reply = ray.get(reference)
                 except RayError as error:

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from fedkd.errors import UserError
@@ -93,34 +94,45 @@ def _silence_raylet() -> None:
     worker.print_to_stdstream = without_raylet
 
 
+def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
+    """Return the GPUs an actor reserves: where the scenario leaves it open, its share of all there are."""
+    if engine.gpus_per_actor is not None:
+        return engine.gpus_per_actor
+    if cluster.gpus < 1 or engine.device == "cpu":
+        return 0.0
+    wanted = min(int(cluster.cpus / engine.cpus_per_actor + 1e-9), num_clients, engine.actors or num_clients)
+    return 1 / max(1, ceil(wanted / int(cluster.gpus)))
+
+
 def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
     """Return how many actors to start: as many as fit, at most ``engine.actors`` and one per client.
 
     Raises:
         UserError: Not even one actor fits the cluster, or fewer than asked for.
     """
+    gpus_per_actor = gpu_share(engine, cluster, num_clients)
     fits = int(cluster.cpus / engine.cpus_per_actor + 1e-9)
     if fits == 0:
         raise UserError(
             f"asks for {engine.cpus_per_actor:g} CPUs an actor, but the Ray cluster has {cluster.cpus:g}",
             key="engine.cpus_per_actor",
         )
-    if engine.gpus_per_actor > 0:
+    if gpus_per_actor > 0:
         if cluster.gpus == 0:
             raise UserError(
-                f"asks for {engine.gpus_per_actor:g} GPU an actor, but Ray sees no GPU here; set it to 0",
+                f"asks for {gpus_per_actor:g} GPU an actor, but Ray sees no GPU here; set it to 0",
                 key="engine.gpus_per_actor",
             )
-        if cluster.gpus < engine.gpus_per_actor:
+        if cluster.gpus < gpus_per_actor:
             raise UserError(
-                f"asks for {engine.gpus_per_actor:g} GPUs an actor, but the Ray cluster has {cluster.gpus:g}",
+                f"asks for {gpus_per_actor:g} GPUs an actor, but the Ray cluster has {cluster.gpus:g}",
                 key="engine.gpus_per_actor",
             )
-        if engine.gpus_per_actor > 1 and engine.gpus_per_actor % 1:
+        if gpus_per_actor > 1 and gpus_per_actor % 1:
             raise UserError(
-                f"must be a whole number above 1, got {engine.gpus_per_actor:g}", key="engine.gpus_per_actor"
+                f"must be a whole number above 1, got {gpus_per_actor:g}", key="engine.gpus_per_actor"
             )
-        fits = min(fits, _gpu_shares(cluster.gpus, engine.gpus_per_actor))
+        fits = min(fits, _gpu_shares(cluster.gpus, gpus_per_actor))
     if engine.actors is not None and engine.actors > fits:
         raise UserError(
             f"asks for {engine.actors} actors, but the Ray cluster ({cluster.cpus:g} CPUs, {cluster.gpus:g}"

@@ -19,7 +19,7 @@ from fedkd.errors import TrainingDiverged
 from fedkd.federation.faults import ClientFaults, round_half_up
 from fedkd.federation.side import Side
 from fedkd.fusion.fidelity import agreement, divergence, flips
-from fedkd.fusion.sides import Arrays
+from fedkd.fusion.sides import Arrays, FitSummary
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.randomness import derive_seed, numpy_generator
 from fedkd.scenario.schema import Scenario
@@ -69,9 +69,10 @@ class Client(ABC):
     ) -> None:
         self.index = index
         self.data = data
-        self.applied_round = 0
+        self.applied_round = -1  # a strategy's first words are the guidance of round 0
         self.exchanges_weights = strategy is None
         self.memory: dict[str, np.ndarray] = {}
+        self.last_fit: FitSummary | None = None
         self._scenario = scenario
         self._strategy = strategy
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
@@ -117,6 +118,10 @@ class Client(ABC):
     @abstractmethod
     def load_weights(self, weights: Arrays) -> None:
         """Set all parameters and buffers."""
+
+    @abstractmethod
+    def trainable(self) -> tuple[str, ...]:
+        """Return the names of those weights that are trained by gradients."""
 
     @abstractmethod
     def model_state(self) -> dict[str, np.ndarray]:

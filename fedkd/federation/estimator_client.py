@@ -76,6 +76,10 @@ class EstimatorClient(Client):
         """Refuse: there are none."""
         self._refuse("weights")
 
+    def trainable(self) -> tuple[str, ...]:
+        """Refuse: there are none."""
+        self._refuse("weights")
+
     def _refuse(self, what: str) -> NoReturn:
         raise UserError(f"client {self.index}'s model has no {what} to exchange", key="fusion.strategy")
 

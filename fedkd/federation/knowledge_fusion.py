@@ -37,6 +37,14 @@ class Pending:
 
 
 @dataclass(frozen=True)
+class Broadcast:
+    """The last guidance for everyone."""
+
+    round: int
+    guidance: ArrayRecord
+
+
+@dataclass(frozen=True)
 class ServerKnowledge:
     """What the server knows besides the messages.
 
@@ -82,6 +90,9 @@ class KnowledgeFusion(Strategy):
         self.weights: tuple[tuple[int, ...], np.ndarray] | None = None
         """Clients [N] and effectiveness weights [N, N] of the last fusion, where the strategy has any."""
         self._pending: dict[int, Pending] = {}
+        self._started = False
+        self._broadcast: Broadcast | None = None
+        self._received: dict[int, int] = {}  # round of the last guidance sent to each node
         self._memory: dict[str, np.ndarray] = {}
         self._last: dict[int, LastKnowledge] = {}
         self._client_of_node: dict[int, int] = {}
@@ -102,6 +113,8 @@ class KnowledgeFusion(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return one train message per node of the grid, with its pending guidance."""
+        if not self._started:
+            self._begin()
         messages = self._messages(msg.TRAIN, server_round, config, grid)
         self._request = None
         if self._context.transfer_size is not None:
@@ -124,12 +137,27 @@ class KnowledgeFusion(Strategy):
         for node_id in grid.get_node_ids():
             settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
             content = RecordDict({msg.CONFIG: settings})
-            pending = self._pending.pop(node_id, None)
+            pending = self._pending.pop(node_id, None) or self._broadcast_for(node_id)
             if pending is not None:
+                self._received[node_id] = pending.round
                 settings[msg.GUIDANCE_ROUND] = pending.round
                 content[msg.GUIDANCE] = pending.guidance
             batch.append(Message(content, node_id, kind, group_id=str(round)))
         return batch
+
+    def _begin(self) -> None:
+        self._started = True
+        if not self.strategy.needs & {"weights", "server"} or self._context.server is None:
+            return
+        guidance = self.strategy.prologue(self._context.server(0))
+        if guidance is not None:
+            self._memory = dict(guidance.memory)
+            self._broadcast = Broadcast(0, to_record(guidance.shared))
+
+    def _broadcast_for(self, node_id: int) -> Broadcast | None:
+        if self._broadcast is None or self._received.get(node_id, -1) >= self._broadcast.round:
+            return None
+        return self._broadcast
 
     # Fusion -------------------------------------------------------------------------------------------
 
@@ -169,6 +197,9 @@ class KnowledgeFusion(Strategy):
         if guidance.weights is not None:
             self.weights = (clients, guidance.weights)
         records = _guidance_records(guidance, knowledge)
+        if guidance.everyone:
+            self._broadcast = Broadcast(round, records[0])
+            return
         row = {client: position for position, client in enumerate(clients)}
         for reply in uploads:
             record = records[row[msg.sender(reply)]]
@@ -202,7 +233,10 @@ class KnowledgeFusion(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the mean of the clients' metrics."""
-        return _mean_metrics(sorted((r for r in replies if not r.has_error()), key=msg.sender))
+        answered = sorted((reply for reply in replies if not reply.has_error()), key=msg.sender)
+        for reply in answered:
+            self._client_of_node[reply.metadata.src_node_id] = msg.sender(reply)
+        return _mean_metrics(answered)
 
     # State --------------------------------------------------------------------------------------------
 
@@ -213,6 +247,15 @@ class KnowledgeFusion(Strategy):
             key = f"pending/{self._client_of_node[pending.node_id]}"
             arrays |= {f"{key}/guidance/{name}": v for name, v in from_record(pending.guidance).items()}
             arrays[f"{key}/round"] = np.array(pending.round)
+        if self._broadcast is not None:
+            arrays["broadcast/round"] = np.array(self._broadcast.round)
+            guidance = from_record(self._broadcast.guidance)
+            arrays |= {f"broadcast/guidance/{name}": values for name, values in guidance.items()}
+            arrays |= {
+                f"received/{client}": np.array(self._received[node_id])
+                for node_id, client in self._client_of_node.items()
+                if node_id in self._received
+            }
         for client, item in self._last.items():
             arrays |= {f"last/{client}/arrays/{name}": values for name, values in item.arrays.items()}
             arrays[f"last/{client}/round"] = np.array(item.round)
@@ -226,6 +269,7 @@ class KnowledgeFusion(Strategy):
             arrays: What `state` returned.
             node_of_client: Client index to node id on this grid.
         """
+        self._started = True
         self._client_of_node = {node: client for client, node in node_of_client.items()}
         # A strategy may call what it remembers anything, with slashes too.
         self._memory = {
@@ -239,6 +283,12 @@ class KnowledgeFusion(Strategy):
                 int(item["round"]), node_of_client[int(client)], to_record(item["guidance"])
             )
             for client, item in tree.get("pending", {}).items()
+        }
+        if "broadcast" in tree:
+            sent = tree["broadcast"]
+            self._broadcast = Broadcast(int(sent["round"]), to_record(sent["guidance"]))
+        self._received = {
+            node_of_client[int(client)]: int(round) for client, round in tree.get("received", {}).items()
         }
         self._last = {
             int(client): LastKnowledge(int(item["round"]), item["arrays"], int(item["samples"]))
@@ -273,6 +323,8 @@ def _check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
     if not isinstance(guidance, Guidance):
         raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
     targets, logits = guidance.targets, knowledge.logits
+    if guidance.everyone and (guidance.personal or np.ndim(targets) == 3):
+        raise ValueError("guidance for everyone must be the same for all, not personal")
     if targets is None or logits is None:
         return
     allowed = [list(logits.shape), list(logits.shape[1:])]

@@ -10,6 +10,7 @@ from torch import nn
 from fedkd.data.federated import FederatedData
 from fedkd.errors import UserError
 from fedkd.federation.participant import exchanges_weights, fusion_strategy
+from fedkd.scenario.checks import check_one_architecture
 from fedkd.scenario.schema import Scenario
 
 KEY = "fusion.strategy"
@@ -38,6 +39,10 @@ def check_requirements(scenario: Scenario, data: FederatedData, models: Sequence
                 f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`",
                 key=KEY,
             )
+    if "one_architecture" in needs:
+        check_one_architecture(scenario)
+    if "plain_sgd" in needs:
+        _check_plain_sgd(scenario)
     if "transfer_labels" in needs and data.transfer_y is None:
         raise UserError(
             f"'{name}' needs the labels of the transfer set on the server, which only"
@@ -49,3 +54,12 @@ def check_requirements(scenario: Scenario, data: FederatedData, models: Sequence
             f"'{scenario.faults.poison}' is for clients that upload predictions; with '{name}' use 'flipped'",
             key="faults.poison",
         )
+
+
+def _check_plain_sgd(scenario: Scenario) -> None:
+    training = scenario.training
+    reason = f"'{scenario.fusion.strategy}' takes a client's way divided by steps × lr for its mean gradient"
+    if training.optimizer != "sgd":
+        raise UserError(f"must be 'sgd', got '{training.optimizer}': {reason}", key="training.optimizer")
+    if training.momentum:
+        raise UserError(f"must be 0, got {training.momentum:g}: {reason}", key="training.momentum")

@@ -18,7 +18,7 @@ from fedkd.randomness import derive_seed, numpy_generator, seeded_torch, torch_g
 from fedkd.scenario.schema import ClientGroup, Scenario
 from fedkd.training.device import prepare_inputs, prepare_model, torch_threads
 from fedkd.training.evaluate import predict_logits
-from fedkd.training.weights import load_weights, weights_of
+from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 
 class Server:
@@ -38,6 +38,11 @@ class Server:
         self._data = data
         self._round = round
         self._calls = 0
+
+    @property
+    def clients(self) -> int:
+        """Number of clients of the whole federation."""
+        return self._scenario.data.clients
 
     def architecture_of(self, client: int) -> Architecture:
         """Return the architecture of a client's model."""
@@ -61,6 +66,10 @@ class Server:
     def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
         """Return the weights of a fresh model, the same whenever it is asked."""
         return weights_of(self._model(architecture))
+
+    def trainable(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return the names of those weights that are trained by gradients."""
+        return trainable_names(self._model(architecture))
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""

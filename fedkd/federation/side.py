@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fedkd.fusion.sides import Arrays
+from fedkd.fusion.sides import Arrays, FitSummary
 
 if TYPE_CHECKING:
     from fedkd.federation.client import Client
@@ -61,6 +61,16 @@ class Side:
     def load_weights(self, weights: Arrays) -> None:
         """Replace all parameters and buffers."""
         self._client.load_weights(weights)
+
+    def trainable(self) -> tuple[str, ...]:
+        """Return the names of those weights that are trained by gradients."""
+        return self._client.trainable()
+
+    @property
+    def last_fit(self) -> FitSummary:
+        """The local training that this upload follows."""
+        assert self._client.last_fit is not None
+        return self._client.last_fit
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         """Train on the transfer set to lower the strategy's `loss`."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fedkd.data.federated import ClientData
 from fedkd.federation.client import Client, Score, Split
 from fedkd.federation.faults import ClientFaults
-from fedkd.fusion.sides import Arrays
+from fedkd.federation.side import Side
+from fedkd.fusion.sides import Arrays, FitSummary
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.mode import predicting
 from fedkd.randomness import derive_seed, torch_generator
@@ -23,7 +24,7 @@ from fedkd.training.evaluate import predict_logits
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec, round_lr
-from fedkd.training.weights import load_weights, weights_of
+from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 
 @dataclass
@@ -79,18 +80,33 @@ class TorchClient(Client):
         """Train on the client's own samples and return the mean loss."""
         training = self._scenario.training
         x, y, epochs = self._training_work(training.local_epochs, round)
+        optimizer = self._optimizer(round, training.lr)
+        sends_weights = self._strategy is not None and "weights" in self._strategy.needs
+        start = self.weights() if sends_weights else {}
         result = fit(
             self.model,
             (self._on_device(x), self._on_device(y)),
             self._local_loss(proximal_mu),
-            optimizer=self._optimizer(round, training.lr),
+            optimizer=optimizer,
             epochs=epochs,
             batch_size=training.batch_size,
             generator=self._batches("train-batches", round),
             seed=self._seed("train", round),
             autocast=training.autocast,
+            correction=self._gradient_correction(round),
         )
+        self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         return result.loss
+
+    def _gradient_correction(self, round: int) -> list[Tensor] | None:
+        correction = self._strategy.gradient_correction(Side(self, round)) if self._strategy else None
+        if correction is None:
+            return None
+        return [
+            torch.from_numpy(np.asarray(correction[name])).to(parameter)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        ]
 
     def _local_loss(self, proximal_mu: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
         """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds."""
@@ -195,6 +211,10 @@ class TorchClient(Client):
     def weights(self) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers, normalisation statistics included, by name."""
         return weights_of(self.model)
+
+    def trainable(self) -> tuple[str, ...]:
+        """Return the names of those weights that are trained by gradients."""
+        return trainable_names(self.model)
 
     def load_weights(self, weights: Arrays) -> None:
         """Set all parameters and buffers; values are cast to each tensor's own type."""

@@ -36,6 +36,7 @@ STRATEGIES = Registry(
         "selective_fd": "fedkd.fusion.selective_fd:SelectiveFD",
         "ktpfl": "fedkd.fusion.ktpfl:KTpFL",
         "scarlet": "fedkd.fusion.scarlet:Scarlet",
+        "scaffold": "fedkd.fusion.scaffold:Scaffold",
     },
     group="fedkd.strategies",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -20,6 +21,21 @@ LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 
 ServerLoss = Callable[..., "Tensor"]
 """Logits `[B, C]` and the batch's rows of every target array to a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitSummary:
+    """A client's last local training.
+
+    Attributes:
+        start: The weights it began with, by name.
+        steps: Optimiser steps K; 0 if there was nothing to train on.
+        lr: Learning rate η.
+    """
+
+    start: Arrays
+    steps: int
+    lr: float
 
 
 class ClientSide(Protocol):
@@ -56,6 +72,13 @@ class ClientSide(Protocol):
     def load_weights(self, weights: Arrays) -> None:
         """Replace all parameters and buffers."""
 
+    def trainable(self) -> tuple[str, ...]:
+        """Return the names of those weights that are trained by gradients, in the model's order."""
+
+    @property
+    def last_fit(self) -> FitSummary:
+        """The local training that this upload follows; only for a strategy that needs `weights`."""
+
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         """Train on the transfer set to lower the strategy's `loss`, with the scenario's `distill_` settings.
 
@@ -68,6 +91,10 @@ class ClientSide(Protocol):
 class ServerSide(Protocol):
     """The server as a strategy sees it that trains models there."""
 
+    @property
+    def clients(self) -> int:
+        """Number of clients of the whole federation N, whoever takes part in a round."""
+
     def architecture_of(self, client: int) -> Architecture:
         """Return the architecture of a client's model."""
 
@@ -76,6 +103,9 @@ class ServerSide(Protocol):
 
     def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
         """Return the weights of a fresh model, the same whenever it is asked."""
+
+    def trainable(self, architecture: Architecture) -> tuple[str, ...]:
+        """Return the names of those weights that are trained by gradients, in the model's order."""
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""

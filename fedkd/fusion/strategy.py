@@ -16,9 +16,12 @@ from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss, ServerSide
 if TYPE_CHECKING:
     from torch import Tensor
 
-Need = Literal["gradients", "features", "weights", "transfer_labels", "server"]
-"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send;
-labels of the transfer set on the server; a server that trains models of its own."""
+Need = Literal[
+    "gradients", "features", "weights", "one_architecture", "plain_sgd", "transfer_labels", "server"
+]
+"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send, of
+one architecture, trained by SGD without momentum; labels of the transfer set on the server; a server that
+trains models of its own."""
 
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -94,6 +97,8 @@ class Guidance:
         memory: Arrays that the strategy wants to be handed next round; they are saved in checkpoints.
         shared: Further arrays that every client receives, by name.
         personal: Further arrays of each client, in client order.
+        everyone: Whether the clients that took no part receive it too, with the next message to each; only
+            for guidance that is the same for all. Of several that one has missed it receives the last.
     """
 
     targets: np.ndarray | None
@@ -101,6 +106,7 @@ class Guidance:
     memory: dict[str, np.ndarray] = field(default_factory=dict)
     shared: Arrays = field(default_factory=dict)
     personal: Sequence[Arrays] = ()
+    everyone: bool = False
 
 
 class FusionStrategy(ABC):
@@ -148,6 +154,14 @@ class FusionStrategy(ABC):
 
     # On the server ------------------------------------------------------------------------------------
 
+    def prologue(self, server: ServerSide) -> Guidance | None:
+        """Return what every client receives with its first message, as the guidance of round 0.
+
+        Its memory is what the first `fuse` is handed. Asked only of a strategy that needs `weights` or a
+        `server`.
+        """
+        return None
+
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
@@ -166,7 +180,7 @@ class FusionStrategy(ABC):
 
         Args:
             knowledge: What the round's clients uploaded.
-            memory: `Guidance.memory` of the previous round; empty in the first.
+            memory: `Guidance.memory` of the previous round; in the first that of the `prologue`, or empty.
         """
 
     # On a client --------------------------------------------------------------------------------------
@@ -184,6 +198,13 @@ class FusionStrategy(ABC):
     def apply(self, client: ClientSide, guidance: Arrays) -> None:
         """Learn from guidance: by default distil `targets` on the transfer set, minimising `loss`."""
         client.distil(guidance["targets"], guidance.get("samples"))
+
+    def gradient_correction(self, client: ClientSide) -> Arrays | None:
+        """Return what is added to every gradient of the local training that now begins, by parameter name.
+
+        It is added to the clipped gradient: the clipping is of what the data say.
+        """
+        return None
 
     def local_loss(self, guidance: Arrays) -> LocalLoss | None:
         """Return what kept guidance adds to the loss of local training, if the strategy `teaches_locally`.

@@ -197,8 +197,9 @@ class Engine(Section):
     """Number of actors; absent: as many as fit the cluster."""
     cpus_per_actor: Annotated[float, Field(gt=0.0)] = 1.0
     """CPUs an actor reserves."""
-    gpus_per_actor: Annotated[float, Field(ge=0.0)] = 0.0
-    """GPUs an actor reserves; fractions share a GPU."""
+    gpus_per_actor: Annotated[float, Field(ge=0.0)] | None = None
+    """GPUs an actor reserves; fractions share a GPU. Absent: the cluster's GPUs, if it has any, are shared
+    out among the actors; 0: none."""
     threads_per_client: PositiveInt = 1
     """Threads of one client's arithmetic, whatever its actor's share of CPUs (results depend on it)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

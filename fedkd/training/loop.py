@@ -43,6 +43,7 @@ def fit(
     generator: torch.Generator,
     seed: int,
     autocast: bool = False,
+    correction: Sequence[Tensor] | None = None,
 ) -> FitResult:
     """Train `model` in place and leave it in training mode.
 
@@ -61,6 +62,8 @@ def fit(
         generator: CPU generator of the permutations.
         seed: Derived seed of what the model draws itself (dropout).
         autocast: bfloat16 autocast on a GPU; ignored on a CPU.
+        correction: What is added to every gradient, after clipping: one tensor for each parameter that
+            requires a gradient, in the model's order.
 
     Raises:
         TrainingDiverged: A loss, or a weight at the end, is not a finite number.
@@ -88,6 +91,8 @@ def fit(
                 value.backward()
                 if optimizer.clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, optimizer.clip_norm)
+                if correction is not None:
+                    _add_to_gradients(parameters, correction)
                 stepper.step()
                 losses.append(value.detach())
                 sizes.append(len(index))
@@ -110,6 +115,14 @@ def _batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
     if alone and any(isinstance(module, _BatchNorm) for module in model.modules()):
         return starts[:-1]
     return starts
+
+
+def _add_to_gradients(parameters: Sequence[nn.Parameter], correction: Sequence[Tensor]) -> None:
+    for parameter, extra in zip(parameters, correction, strict=True):
+        if parameter.grad is None:  # the loss does not depend on it
+            parameter.grad = extra.clone()
+        else:
+            parameter.grad.add_(extra)
 
 
 def _sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:

@@ -17,6 +17,12 @@ def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
     }
 
 
+def trainable_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters that require a gradient, in the model's order."""
+    named = model.named_parameters(remove_duplicate=False)
+    return tuple(name for name, parameter in named if parameter.requires_grad)
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     """Set all parameters and buffers; values are cast to each tensor's own type."""
     model.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in weights.items()})

@@ -14,9 +14,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 import fedkd.engine.ray_grid as module
 from fedkd.data.federated import load_federated_data
-from fedkd.engine.clients import ScenarioWorkload
+from fedkd.engine.clients import ScenarioWorkload, _on_its_device
 from fedkd.engine.ray_grid import RayGrid
-from fedkd.engine.ray_pool import RayCluster, count_actors
+from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.errors import UserError
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.messages import CLIENT_DIED, CLIENT_RAISED, NOT_HANDLED
@@ -44,6 +44,7 @@ class Probe:
         if ask.get("raises", -1) == client:
             raise ArithmeticError(f"client {client} cannot count")
         if ask.get("dies", -1) == client:
+            time.sleep(0.5)  # or the reply before this one may die with the process
             os._exit(3)
         arrays = {
             name: from_record(record)["x"] for name, record in sorted(message.content.array_records.items())
@@ -196,18 +197,14 @@ def test_actors_hold_their_share_of_a_gpu():
 
 
 @pytest.mark.parametrize(
-    ("engine", "device"),
-    [
-        ({"device": "auto"}, "cpu"),
-        ({"device": "auto", "gpus_per_actor": 0.5}, "cuda"),
-        ({"device": "cuda"}, "cuda"),
-        ({"device": "cpu", "gpus_per_actor": 1.0}, "cpu"),
-    ],
+    ("named", "share", "device"),
+    [("auto", 0.0, "cpu"), ("auto", 0.5, "cuda"), ("cuda", 0.0, "cuda"), ("cpu", 1.0, "cpu")],
 )
-def test_the_device_of_an_actors_clients(engine, device, digits_scenario, monkeypatch):
-    scenario = parse_scenario(digits_scenario | {"engine": {"kind": "ray"} | engine})
+def test_the_device_of_an_actors_clients(named, share, device, digits_scenario, monkeypatch):
+    scenario = parse_scenario(digits_scenario | {"engine": {"kind": "ray", "device": named}})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    workload = ScenarioWorkload(scenario.model_dump_json(), load_federated_data(scenario))
+    placed = _on_its_device(scenario, share)
+    workload = ScenarioWorkload(placed.model_dump_json(), load_federated_data(scenario))
     assert workload._clients._device.type == device
 
 
@@ -221,6 +218,9 @@ def test_the_device_of_an_actors_clients(engine, device, digits_scenario, monkey
         ({"cpus_per_actor": 0.5}, (2, 0), 10, 4),
         ({"cpus_per_actor": 0.1}, (0.3, 0), 10, 3),
         ({"cpus_per_actor": 2}, (5, 0), 10, 2),
+        ({}, (8, 2), 10, 8),  # shared out: four actors on each GPU
+        ({}, (2, 4), 10, 2),
+        ({"device": "cpu"}, (8, 2), 10, 8),
         ({"gpus_per_actor": 1}, (8, 2), 10, 2),
         ({"gpus_per_actor": 0.5}, (8, 2), 10, 4),
         ({"gpus_per_actor": 0.1}, (64, 1), 64, 10),
@@ -248,3 +248,21 @@ def test_what_cannot_fit_is_refused_with_its_key(engine, cluster, key):
     with pytest.raises(UserError) as caught:
         count_actors(Engine(**engine), RayCluster(*cluster, owned=True), 10)
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("engine", "resources", "clients", "share"),
+    [
+        ({}, (8, 0), 10, 0.0),
+        ({}, (8, 2), 10, 0.25),
+        ({}, (2, 4), 10, 1.0),
+        ({}, (8, 2), 2, 1.0),
+        ({}, (9, 2), 10, 0.2),
+        ({"actors": 2}, (8, 1), 10, 0.5),
+        ({"device": "cpu"}, (8, 2), 10, 0.0),
+        ({"gpus_per_actor": 0}, (8, 2), 10, 0.0),
+        ({"gpus_per_actor": 0.3}, (8, 2), 10, 0.3),
+    ],
+)
+def test_gpus_are_shared_out_unless_the_scenario_says_how(engine, resources, clients, share):
+    assert gpu_share(Engine(**engine), RayCluster(*resources, owned=False), clients) == share
