@@ -323,7 +323,7 @@ def _check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
     if not isinstance(guidance, Guidance):
         raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
     targets, logits = guidance.targets, knowledge.logits
-    if guidance.everyone and (guidance.personal or np.ndim(targets) == 3):
+    if guidance.everyone and (guidance.personal or (targets is not None and targets.ndim == 3)):
         raise ValueError("guidance for everyone must be the same for all, not personal")
     if targets is None or logits is None:
         return

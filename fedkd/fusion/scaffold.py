@@ -69,11 +69,12 @@ class Scaffold(FusionStrategy):
         server, uploads = knowledge.server, knowledge.extra
         assert server is not None
         step = np.mean(uploads[STEP], axis=0, dtype=np.float64)
+        statistics = np.asarray(np.mean(uploads[STATISTICS], axis=0, dtype=np.float64))
         turned = np.sum(uploads[CONTROL], axis=0, dtype=np.float64)
         return _to_everyone(
             {
                 PARAMETERS: (memory[PARAMETERS] + self.server_lr * step).astype(np.float32),
-                STATISTICS: np.mean(uploads[STATISTICS], axis=0, dtype=np.float64).astype(np.float32),
+                STATISTICS: statistics.astype(np.float32),
                 COUNTERS: np.max(uploads[COUNTERS], axis=0),
                 CONTROL: (memory[CONTROL] + turned / server.clients).astype(np.float32),
             }

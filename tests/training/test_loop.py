@@ -248,3 +248,25 @@ def test_channels_last_trains_the_same_model():
     # The layout survives training, or the second round would be slow.
     assert fast[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert not fast[0].weight.is_contiguous()
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+def test_a_correction_is_added_to_every_gradient_after_clipping(clip_norm):
+    model, corrected = linear(), linear()
+    spec = OptimizerSpec("sgd", 0.1, clip_norm=clip_norm)
+    correction = [torch.full_like(parameter, 0.5) for parameter in model.parameters()]
+    generator = torch.Generator().manual_seed(9)
+    fit(corrected, data(), supervised, optimizer=spec, epochs=1, batch_size=SAMPLES,
+        generator=generator, seed=0, correction=correction)  # fmt: skip
+    run(model, data(), spec, batch_size=SAMPLES)
+    for plain, shifted in zip(model.parameters(), corrected.parameters(), strict=True):
+        torch.testing.assert_close(shifted, plain - 0.1 * 0.5)
+
+
+def test_a_correction_moves_parameters_that_the_loss_ignores():
+    model = linear()
+    bias = model.bias.detach().clone()
+    correction = [torch.zeros_like(model.weight), torch.ones_like(model.bias)]
+    fit(model, data(), lambda model, x, y: cross_entropy(x @ model.weight.T, y), optimizer=SGD, epochs=1,
+        batch_size=SAMPLES, generator=torch.Generator(), seed=0, correction=correction)  # fmt: skip
+    torch.testing.assert_close(model.bias, bias - 0.1)

@@ -1,0 +1,266 @@
+"""SCAFFOLD on a linear model against SCAFFOLD by hand, and what its server sends to whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+from flwr.app import ConfigRecord, Message, RecordDict
+from numpy.testing import assert_allclose
+
+from fedkd.data.federated import FederatedData, load_federated_data
+from fedkd.engine.clients import inline_grid
+from fedkd.engine.inline import InlineGrid
+from fedkd.errors import UserError
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record, to_record
+from fedkd.federation.client import Client
+from fedkd.federation.cohort import Cohort
+from fedkd.federation.identity import node_id_of
+from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.participant import LocalClients
+from fedkd.federation.server_app import server_strategy
+from fedkd.federation.server_side import Server
+from fedkd.fusion.scaffold import Scaffold
+from fedkd.fusion.strategy import Knowledge
+from fedkd.scenario.load import load_scenario
+from fedkd.scenario.schema import Scenario
+
+LR, STEPS = 0.2, 3
+
+
+@pytest.fixture
+def scenario_with(digits_scenario, tmp_path):
+    """Return a function from changes to a scenario: linear models, `STEPS` full-batch steps a round."""
+
+    def make(fusion: dict[str, Any] | None = None, **changes: Any) -> Scenario:
+        tables = digits_scenario | {
+            "data": digits_scenario["data"] | {"clients": 2},
+            "clients": [{"model": "mlp", "args": {"hidden": []}}],
+            "training": {"optimizer": "sgd", "lr": LR, "batch_size": 1000, "local_epochs": STEPS},
+            "fusion": {"strategy": "scaffold", **(fusion or {})},
+        }
+        path = tmp_path / "scenario.toml"
+        path.write_text(tomli_w.dumps(tables | changes))
+        return load_scenario(path)
+
+    return make
+
+
+def gradient(flat: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the gradient of the mean cross entropy at weight `[C, D]` and bias `[C]`, made flat."""
+    rows = x.reshape(len(x), -1).astype(np.float64)
+    weight, bias = flat[:-10].reshape(10, -1), flat[-10:]
+    z = rows @ weight.T + bias
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    p[np.arange(len(y)), y] -= 1.0
+    p /= len(y)
+    return np.concatenate([(p.T @ rows).ravel(), p.sum(axis=0)])
+
+
+def by_hand(
+    start: np.ndarray, shards: list, rounds: list[list[int]], server_lr: float
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Return x, c and every c_n in float64 after rounds of the clients named."""
+    x, c = start.astype(np.float64), np.zeros(len(start))
+    own = [np.zeros(len(start)) for _ in shards]
+    for clients in rounds:
+        ways, turns = [], []
+        for n in clients:
+            y = x.copy()
+            for _ in range(STEPS):
+                y -= LR * (gradient(y, *shards[n]) + c - own[n])
+            fresh = own[n] - c + (x - y) / (STEPS * LR)
+            ways.append(y - x)
+            turns.append(fresh - own[n])
+            own[n] = fresh
+        x = x + server_lr * np.mean(ways, axis=0)
+        c = c + np.sum(turns, axis=0) / len(shards)
+    return x, c, own
+
+
+def run_by_parts(
+    scenario: Scenario, data: FederatedData, clients: list[Client], rounds: list[list[int]]
+) -> tuple[dict, list]:
+    """Run fedkd's own halves of the strategy without messages; return what the server has, and each c_n."""
+    strategy = clients[0]._strategy
+    assert isinstance(strategy, Scaffold)
+    guidance = strategy.prologue(Server(scenario, data, 0))
+    for round, present in enumerate(rounds, start=1):
+        uploads = []
+        for n in present:
+            clients[n].learn(guidance.shared, round - 1)
+            clients[n].train(round)
+            uploads.append(clients[n].knowledge(round))
+        knowledge = Knowledge(
+            clients=tuple(present),
+            logits=None,
+            samples=np.array([clients[n].num_train_samples for n in present]),
+            extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
+            server=Server(scenario, data, round),
+        )
+        guidance = strategy.fuse(knowledge, guidance.memory)
+    return dict(guidance.memory), [client.memory.get("own_control") for client in clients]
+
+
+def start_of(scenario: Scenario, data: FederatedData) -> np.ndarray:
+    return Scaffold().prologue(Server(scenario, data, 0)).shared["parameters"]
+
+
+@pytest.mark.parametrize("server_lr", [1.0, 0.5])
+@pytest.mark.parametrize("rounds", [[[0, 1], [0, 1]], [[0], [0, 1], [1]]], ids=["all", "some"])
+def test_agrees_with_scaffold_by_hand(server_lr, rounds, scenario_with):
+    scenario = scenario_with({"server_lr": server_lr})
+    data = load_federated_data(scenario)
+    local = LocalClients(scenario, data)
+    clients = [local.build(n) for n in range(2)]
+    shards = [(data.client(n).train_x, data.client(n).train_y) for n in range(2)]
+    x, c, own = by_hand(start_of(scenario, data), shards, rounds, server_lr)
+    state, own_of_clients = run_by_parts(scenario, data, clients, rounds)
+    assert np.abs(c).max() > 1e-2 and np.abs(x - start_of(scenario, data)).max() > 1e-2
+    assert_allclose(state["parameters"], x, atol=2e-6)
+    assert_allclose(state["control"], c, atol=5e-6)
+    for kept, wanted in zip(own_of_clients, own, strict=True):
+        assert_allclose(kept, wanted, atol=5e-6)
+
+
+def test_with_equal_data_it_is_averaging_with_a_server_learning_rate(scenario_with):
+    scenario = scenario_with({"server_lr": 0.7})
+    data = load_federated_data(scenario)
+    clients = [LocalClients(scenario, data).build(0) for _ in range(2)]  # twice the same client
+    shard = (data.client(0).train_x, data.client(0).train_y)
+    x = start_of(scenario, data).astype(np.float64)
+    for _ in range(2):
+        y = x.copy()
+        for _ in range(STEPS):
+            y -= LR * gradient(y, *shard)
+        x = x + 0.7 * (y - x)
+    state, own = run_by_parts(scenario, data, clients, [[0, 1], [0, 1]])
+    assert_allclose(state["parameters"], x, atol=2e-6)
+    assert_allclose(state["control"], own[0], atol=1e-6)
+
+
+def test_a_client_without_steps_keeps_its_control_variate(scenario_with):
+    scenario = scenario_with(faults={"stragglers": 1.0, "straggler_work": 0.0})
+    data = load_federated_data(scenario)
+    client = LocalClients(scenario, data).build(0)
+    client.learn(Scaffold().prologue(Server(scenario, data, 0)).shared, 0)
+    client.train(1)
+    uploaded = client.knowledge(1)
+    assert not uploaded["step"].any() and not uploaded["control"].any()
+
+
+def test_statistics_of_normalisation_are_averaged_plainly(scenario_with):
+    """A server learning rate would take a variance beyond those of the clients, even below zero."""
+    scenario = scenario_with(
+        {"server_lr": 3.0},
+        clients=[{"model": "resnet8", "args": {"norm": "batch"}}],
+        training={"optimizer": "sgd", "lr": 0.01, "batch_size": 1000},
+    )
+    data = load_federated_data(scenario)
+    clients = [LocalClients(scenario, data).build(n) for n in range(2)]
+    state, _ = run_by_parts(scenario, data, clients, [[0, 1]])
+    trained = [client.weights() for client in clients]
+    clients[0].learn(state, 1)
+    averaged = clients[0].weights()
+    names = [name for name in averaged if name.endswith(("running_mean", "running_var"))]
+    assert names
+    for name in names:
+        assert_allclose(averaged[name], (trained[0][name] + trained[1][name]) / 2, rtol=1e-6, atol=1e-7)
+    counters = [name for name in averaged if name.endswith("num_batches_tracked")]
+    assert counters and all(averaged[name] == 1 for name in counters)
+
+
+# The server's messages --------------------------------------------------------------------------------
+
+
+def sent_in(messages: list, grid: InlineGrid) -> dict[int, int]:
+    """Send messages; return for every client the round of the guidance that its message carried."""
+    replies = list(grid.send_and_receive(messages))
+    assert not any(reply.has_error() for reply in replies)
+    rounds = {}
+    for message in messages:
+        if msg.GUIDANCE in message.content:
+            config = message.content.config_records[msg.CONFIG]
+            rounds[message.metadata.dst_node_id] = int(config[msg.GUIDANCE_ROUND])
+    return {n: rounds[node_id_of(n)] for n in range(3) if node_id_of(n) in rounds}
+
+
+class Federation:
+    """Three clients, of which any may train in a round."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario, self.data = scenario, load_federated_data(scenario)
+        self.grid = inline_grid(scenario, self.data)
+        self.strategy = self.new_server()
+
+    def new_server(self) -> KnowledgeFusion:
+        strategy = server_strategy(self.scenario, self.data)
+        assert isinstance(strategy, KnowledgeFusion)
+        return strategy
+
+    def train(self, round: int, clients: list[int]) -> dict[int, int]:
+        cohort = Cohort(self.grid, [node_id_of(n) for n in clients])
+        messages = list(self.strategy.configure_train(round, to_record({}), ConfigRecord(), cohort))
+        replies = []
+        send = self.grid.send_and_receive
+        self.grid.send_and_receive = lambda sent: replies.extend(send(sent)) or replies
+        try:
+            rounds = sent_in(messages, self.grid)
+        finally:
+            self.grid.send_and_receive = send
+        self.strategy.aggregate_train(round, replies)
+        return rounds
+
+    def evaluate(self, round: int) -> dict[int, int]:
+        messages = list(self.strategy.configure_evaluate(round, to_record({}), ConfigRecord(), self.grid))
+        return sent_in(messages, self.grid)
+
+
+def test_everyone_receives_the_newest_weights_once(scenario_with, digits_scenario):
+    federation = Federation(scenario_with(data=digits_scenario["data"] | {"clients": 3}))
+    assert federation.train(1, [0, 1]) == {0: 0, 1: 0}, "the initial weights, for those who take part"
+    assert federation.train(2, [1, 2]) == {1: 1, 2: 1}, "the newest, for those who were away too"
+    assert federation.evaluate(2) == {0: 2, 1: 2, 2: 2}
+    assert federation.evaluate(2) == {}, "nothing twice"
+    assert federation.train(3, [0]) == {}, "it has them already"
+    restored = federation.new_server()
+    restored.restore(federation.strategy.state(), {n: node_id_of(n) for n in range(3)})
+    assert restored.state().keys() == federation.strategy.state().keys()
+    federation.strategy = restored
+    assert federation.train(4, [2]) == {2: 3}, "a resumed server knows who has received what"
+
+
+def test_after_an_evaluation_all_clients_have_the_servers_weights(scenario_with, digits_scenario):
+    federation = Federation(scenario_with(data=digits_scenario["data"] | {"clients": 3}))
+    federation.train(1, [0, 2])
+    federation.evaluate(1)
+    x = federation.strategy._memory["parameters"]
+    for n in range(3):
+        request = Message(RecordDict(), node_id_of(n), msg.EXPORT_STATE)
+        (reply,) = federation.grid.send_and_receive([request])
+        state = from_record(reply.content.array_records[msg.STATE])
+        weights = [values.ravel() for name, values in state.items() if name.startswith("model/")]
+        assert np.array_equal(np.sort(np.concatenate(weights)), np.sort(x))
+
+
+# What it refuses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "message"),
+    [
+        ({"training": {"optimizer": "adam"}}, "training.optimizer", "must be 'sgd', got 'adam'"),
+        ({"training": {"optimizer": "sgd", "momentum": 0.9}}, "training.momentum", "must be 0, got 0.9"),
+        ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, "clients", "one architecture.*mlp.*lenet"),
+        ({"clients": [{"model": "random-forest"}]}, "fusion.strategy", "'random-forest' is not a network"),
+    ],
+)
+def test_what_it_cannot_work_with_is_refused(changes, key, message, scenario_with):
+    scenario = scenario_with(**changes)
+    with pytest.raises(UserError, match=message) as caught:
+        inline_grid(scenario, load_federated_data(scenario))
+    assert caught.value.key == key
