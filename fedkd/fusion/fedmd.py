@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.probabilities import finite_logits
+from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
 
 if TYPE_CHECKING:
@@ -50,3 +50,7 @@ class FedMD(FusionStrategy):
         if self.matching == "kl":
             return kd_kl(student_logits, (targets / self.temperature).softmax(dim=-1), self.temperature)
         return (logits_mae if self.matching == "mae" else logits_mse)(student_logits, targets)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return mean logits `[M, C]` as probabilities."""
+        return softmax(targets)
