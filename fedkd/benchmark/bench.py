@@ -157,22 +157,13 @@ def _run(plan: Plan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[s
     _check(plan, waiting, progress.message)
     engine = waiting[0].scenario.engine
     parallel = plan.bench.spec.parallel and engine.kind == "ray"
-    jobs = [(_job_scenario(cell, parallel), str(plan.runs / cell.folder_name)) for cell in waiting]
+    jobs = [(cell.scenario.model_dump_json(), str(plan.runs / cell.folder_name)) for cell in waiting]
     outcomes: dict[int, Outcome] = {}
     with suppress(KeyboardInterrupt):
         outcomes = run_on_ray(jobs, engine, progress) if parallel else run_in_turn(jobs, progress)
     if len(outcomes) < len(jobs) or any(outcome.status == "interrupted" for outcome in outcomes.values()):
         raise Interrupted(f"stopped with {progress.counts()}; go on with the same command")
     return {waiting[job].hash: outcome for job, outcome in outcomes.items()}
-
-
-def _job_scenario(cell: Cell, parallel: bool) -> str:
-    """Return the scenario that travels to the worker."""
-    scenario, engine = cell.scenario, cell.scenario.engine
-    if parallel and engine.device == "auto" and engine.gpus_per_actor == 0:
-        # A Ray worker sees the GPUs of its node even if it has reserved none of them.
-        scenario = scenario.model_copy(update={"engine": engine.model_copy(update={"device": "cpu"})})
-    return scenario.model_dump_json()
 
 
 def _check(plan: Plan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> None:

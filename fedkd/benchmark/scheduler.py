@@ -78,10 +78,11 @@ class _Tasks:
         import ray
 
         # A job that dies is recorded, not repeated behind the user's back.
-        self._task = ray.remote(run_cell).options(
+        self._task: Any = ray.remote(run_cell).options(
             num_cpus=engine.cpus_per_actor, num_gpus=gpus, max_retries=0
         )
         self._jobs = jobs
+        self._gpus = gpus
         self._watcher = watcher
         self._running: dict[Any, int] = {}
         self._outcomes: dict[int, Outcome] = {}
@@ -103,7 +104,7 @@ class _Tasks:
 
     def _start(self, waiting: Iterator[tuple[int, Job]], count: int) -> None:
         for _, (number, job) in zip(range(count), waiting, strict=False):
-            self._running[self._task.remote(*job)] = number
+            self._running[self._task.remote(*job, self._gpus)] = number
             self._watcher.started(number)
 
     def _collect(self, stopping: bool) -> int:

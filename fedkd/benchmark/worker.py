@@ -13,6 +13,7 @@ from fedkd.errors import FedkdError, Interrupted
 from fedkd.run_folder import SCENARIO
 from fedkd.runner import ERROR_FILE, resume, run
 from fedkd.scenario.load import scenario_from_json
+from fedkd.scenario.schema import Engine
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.recorder import SUMMARY
 
@@ -34,7 +35,7 @@ class Outcome:
     error: str = ""
 
 
-def run_cell(scenario_json: str, folder: str) -> Outcome:
+def run_cell(scenario_json: str, folder: str, gpus: float | None = None) -> Outcome:
     """Run a cell, or go on with it where it was interrupted.
 
     A failure is an outcome, not an exception: the other cells must not suffer from it. Its traceback is kept
@@ -43,6 +44,7 @@ def run_cell(scenario_json: str, folder: str) -> Outcome:
     Args:
         scenario_json: The resolved scenario; its engine is replaced by the inline one.
         folder: The run folder.
+        gpus: GPUs that are reserved for the cell; absent: what the scenario says.
     """
     started = time.perf_counter()
     path = Path(folder)
@@ -56,8 +58,7 @@ def run_cell(scenario_json: str, folder: str) -> Outcome:
             resume(path)
         else:
             scenario = scenario_from_json(scenario_json)
-            inline = scenario.engine.model_copy(update={"kind": "inline", "actors": None, "address": None})
-            run(scenario.model_copy(update={"engine": inline}), out=path)
+            run(scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)}), out=path)
     except (Interrupted, KeyboardInterrupt):
         return outcome("interrupted")
     except FedkdError as error:
@@ -67,6 +68,12 @@ def run_cell(scenario_json: str, folder: str) -> Outcome:
         _keep(path, traceback.format_exc())
         return outcome("failed", f"{type(error).__name__}: {error}")
     return outcome("done")
+
+
+def _inline(engine: Engine, gpus: float | None) -> Engine:
+    reserved = engine.gpus_per_actor if gpus is None else gpus
+    changes = {"kind": "inline", "actors": None, "address": None, "gpus_per_actor": reserved}
+    return engine.model_copy(update=changes)
 
 
 def _keep(folder: Path, text: str) -> None:
