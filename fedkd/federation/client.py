@@ -212,10 +212,12 @@ class Client(ABC):
         if self._before is not None:
             turned = flips(self._before.correct, after.correct)
             measured["positive_flips"], measured["negative_flips"] = turned.positive, turned.negative
-        if "targets" in guidance and not self._strategy.teaches_locally:
-            samples = guidance.get("samples", slice(None))
-            wanted = self._strategy.probabilities(guidance["targets"])
-            logits = self.predict(self.data.transfer_x[samples])
+        side = Side(self, self.applied_round)
+        found = None if self._strategy.teaches_locally else self._strategy.targets_of(side, guidance)
+        if found is not None:
+            targets, samples = found
+            wanted = self._strategy.probabilities(targets)
+            logits = self.predict(self.data.transfer_x[slice(None) if samples is None else samples])
             if len(logits):
                 measured["agreement"] = agreement(logits, wanted)
                 measured["guidance_kl"] = divergence(logits, wanted)

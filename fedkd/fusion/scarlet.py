@@ -112,6 +112,10 @@ class Scarlet(SoftLabels):
         client.memory["labels"] = labels
         client.distil(labels[wanted], wanted)
 
+    def targets_of(self, client: ClientSide, guidance: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """Return the round's samples and their labels, of which most may have come in earlier rounds."""
+        return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
+
     def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the samples whose label is still good, ascending."""
         fused_in = memory.get("fused_in", np.empty(0, dtype=np.int32))

@@ -197,7 +197,21 @@ class FusionStrategy(ABC):
 
     def apply(self, client: ClientSide, guidance: Arrays) -> None:
         """Learn from guidance: by default distil `targets` on the transfer set, minimising `loss`."""
-        client.distil(guidance["targets"], guidance.get("samples"))
+        found = self.targets_of(client, guidance)
+        if found is None:
+            raise KeyError(f"'{self.name}' gave guidance without targets; its `apply` has to say what to do")
+        client.distil(*found)
+
+    def targets_of(self, client: ClientSide, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Return what guidance just applied wants of which transfer samples; `fidelity` measures it.
+
+        Returns:
+            Targets `[K, C]` and the indices of their samples `[K]`, None: all; or None where guidance says
+            nothing about transfer samples.
+        """
+        if "targets" not in guidance:
+            return None
+        return guidance["targets"], guidance.get("samples")
 
     def gradient_correction(self, client: ClientSide) -> Arrays | None:
         """Return what is added to every gradient of the local training that now begins, by parameter name.

@@ -95,7 +95,17 @@ def test_loss_is_soft_cross_entropy() -> None:
     assert float(loss) == pytest.approx(soft_cross_entropy_by_loops(student, targets), rel=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"era_temperature": 0}, {"sharpen": "max"}])
+def test_a_round_draws_as_many_samples_as_it_is_told() -> None:
+    generator = numpy_generator(0, "request")
+    assert DSFL().request(9, {}, generator) is None
+    assert DSFL(samples_per_round=9).request(9, {}, generator) is None
+    strategy = DSFL(samples_per_round=4)
+    draws = [strategy.request(9, {}, generator) for _ in range(50)]
+    assert all(len(drawn) == 4 and (np.diff(drawn) > 0).all() for drawn in draws)
+    assert np.unique(draws).tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("wrong", [{"era_temperature": 0}, {"sharpen": "max"}, {"samples_per_round": 0}])
 def test_hyperparameters_are_checked(wrong) -> None:
     with pytest.raises(ValidationError):
         DSFL(**wrong)

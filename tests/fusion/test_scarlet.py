@@ -174,6 +174,22 @@ def test_a_label_that_never_came_is_not_learned_in_silence() -> None:
     assert np.isnan(client.learned[0][0]).all()
 
 
+def test_targets_are_those_just_learned_cached_ones_included() -> None:
+    client = FakeClient(draw_logits(1, SIZE, CLASSES)[0])
+    strategy, row = Scarlet(), np.full((1, CLASSES), 1 / CLASSES, np.float32)
+    for wanted, new in ([2], [2]), ([2, 4], [4]):
+        guidance = {
+            "wanted": np.array(wanted, np.int32),
+            "new_samples": np.array(new, np.int32),
+            "new_labels": row,
+        }
+        strategy.apply(client, guidance)
+        targets, samples = strategy.targets_of(client, guidance)
+        assert_array_equal(targets, client.learned[-1][0])
+        assert_array_equal(samples, client.learned[-1][1])
+        assert np.isfinite(targets).all() and samples.tolist() == wanted
+
+
 def test_does_not_mind_the_order_of_clients() -> None:
     logits = draw_logits(5, 8, 4)
     assert_allclose(learned(logits[[3, 0, 4, 2, 1]]), learned(logits), rtol=1e-6)
