@@ -8,7 +8,9 @@ from fedkd.errors import UserError
 from fedkd.models.classifier import Classifier, check_dropout, image_shape
 
 
-def cnn(input_shape: tuple[int, ...], classes: int, *, padding: int = 2, dropout: float = 0.0) -> Classifier:
+def cnn(
+    input_shape: tuple[int, ...], classes: int, *, padding: int = 2, features: int = 512, dropout: float = 0.0
+) -> Classifier:
     """Return the CNN of FedAvg: 32 and 64 5×5 convolutions, each with 2×2 max-pooling, then 512 units.
 
     McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
@@ -19,7 +21,9 @@ def cnn(input_shape: tuple[int, ...], classes: int, *, padding: int = 2, dropout
         classes: Number of classes C.
         padding: Zeros around each convolution's input: 2 keeps the size, as in the paper; 0 is the common
             smaller variant (582,026 parameters on 28×28 digits).
-        dropout: Probability of dropping one of the 512 units in training.
+        features: Width of the fully connected layer, 512 in the paper; strategies that compare features need
+            the same width in all clients (`lenet` has 84).
+        dropout: Probability of dropping one of these units in training.
 
     Raises:
         UserError: The samples are not images, or too small.
@@ -28,6 +32,9 @@ def cnn(input_shape: tuple[int, ...], classes: int, *, padding: int = 2, dropout
     check_dropout(dropout)
     if type(padding) is not int or not 0 <= padding <= 2:
         raise UserError(f"padding must be 0, 1 or 2, got {padding!r}", key="clients.args")
+
+    if type(features) is not int or features < 1:
+        raise UserError(f"features must be ≥ 1, got {features!r}", key="clients.args")
 
     def side(length: int) -> int:
         return ((length + 2 * padding - 4) // 2 + 2 * padding - 4) // 2
@@ -47,9 +54,9 @@ def cnn(input_shape: tuple[int, ...], classes: int, *, padding: int = 2, dropout
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(64 * side(height) * side(width), 512),
+        nn.Linear(64 * side(height) * side(width), features),
         nn.ReLU(),
     ]
     if dropout > 0.0:
         layers.append(nn.Dropout(dropout))
-    return Classifier(nn.Sequential(*layers), 512, classes)
+    return Classifier(nn.Sequential(*layers), features, classes)
