@@ -14,7 +14,10 @@ from fedkd.federation.faults import ClientFaults
 from fedkd.fusion.sides import Arrays
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.estimator import EstimatorModel
+from fedkd.models.incremental import IncrementalModel
 from fedkd.scenario.schema import Scenario
+
+TRAINED_ROUND = "trained_round"
 
 
 class EstimatorClient(Client):
@@ -35,30 +38,31 @@ class EstimatorClient(Client):
         index: int,
         data: ClientData,
         strategy: FusionStrategy | None,
-        model: EstimatorModel,
+        model: EstimatorModel | IncrementalModel,
         faults: ClientFaults | None = None,
     ) -> None:
         super().__init__(scenario, index, data, strategy, faults)
         self.model = model
+        self._trained_round = 0
 
     def train(self, round: int, proximal_mu: float = 0.0) -> float:
         """Fit on the client's own samples and its last guidance; return the log loss on its own samples."""
         x, y, _ = self._training_work(1, round)
         if not len(y):
             return nan
+        self._trained_round = round
         self.model.fit(x, y, self.data.transfer_x, self._seed("train", round))
         return score(self.predict(x), y).loss
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> None:
-        """Refit on the client's own samples together with the transfer samples, weighted by the guidance."""
+        """Refit on the samples of the last training together with the guidance, or distil it."""
         assert self._strategy is not None
-        if self._scenario.fusion.distill_epochs == 0:
-            return
         rows = np.arange(len(self.data.transfer_x)) if samples is None else samples
-        self.model.learn(rows, self._strategy.probabilities(targets))
-        self.model.fit(
-            self.data.train_x, self.data.train_y, self.data.transfer_x, self._seed("distill", round)
-        )
+        if self._scenario.fusion.distill_epochs == 0 or len(rows) == 0:
+            return
+        x, y, _ = self._training_work(1, self._trained_round)
+        wanted = self._strategy.probabilities(targets)
+        self.model.learn(x, y, self.data.transfer_x, rows, wanted, self._seed("distill", round))
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return log-probabilities `[n, C]` float32."""
@@ -85,8 +89,10 @@ class EstimatorClient(Client):
 
     def model_state(self) -> dict[str, np.ndarray]:
         """Return what a refit needs."""
-        return self.model.state()
+        return self.model.state() | {TRAINED_ROUND: np.array(self._trained_round, dtype=np.int64)}
 
     def restore_model(self, arrays: Arrays) -> None:
         """Refit to the state."""
-        self.model.restore(arrays, self.data.train_x, self.data.train_y, self.data.transfer_x)
+        self._trained_round = int(arrays[TRAINED_ROUND])
+        x, y, _ = self._training_work(1, self._trained_round)
+        self.model.restore(arrays, x, y, self.data.transfer_x)

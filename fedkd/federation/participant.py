@@ -21,7 +21,8 @@ from fedkd.federation.torch_client import TorchClient, Workspace
 from fedkd.fusion.registry import make_strategy
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import build_model, client_models, make_estimator
-from fedkd.models.estimator import Estimator, EstimatorModel
+from fedkd.models.estimator import Estimator
+from fedkd.models.incremental import client_estimator
 from fedkd.plugins import import_plugins
 from fedkd.randomness import derive_seed
 from fedkd.scenario.load import load_scenario
@@ -106,7 +107,7 @@ class LocalClients:
         faults = faults_of(scenario, index, self.data.label_distribution())
         estimator = self._estimator(group)
         if estimator is not None:
-            model = EstimatorModel(estimator, data.classes)
+            model = client_estimator(estimator, data.classes)
             return EstimatorClient(scenario, index, data, self._strategy, model, faults)
         return TorchClient(
             scenario,

@@ -157,7 +157,7 @@ class Rounds:
 
     # Phases -------------------------------------------------------------------------------------------
 
-    def _train(self, round: int) -> float:
+    def _train(self, round: int) -> float | None:
         scenario = self._scenario
         sampled = sample_clients(scenario.data.clients, scenario.clients_per_round, scenario.seed, round)
         clients = present_clients(scenario, sampled, round)
@@ -187,7 +187,8 @@ class Rounds:
             self._weights = _in_precision_of(self._weights, weights)
         self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
         losses = {client: _metrics(reply)["train_loss"] for client, reply in replies.items()}
-        return self._record(round, "train", "loss", losses)
+        trained = {client: loss for client, loss in losses.items() if not isnan(loss)}
+        return self._record(round, "train", "loss", trained) if trained else None
 
     def _record_weights(self, round: int) -> float | None:
         """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""

@@ -3,12 +3,15 @@
 Such a model is not trained by gradients. It learns from guidance by *weighted refitting*: fitted afresh on
 the client's own samples, each with weight 1, together with every transfer sample once per class, weighted by
 the guidance's probability of that class. So all it remembers is the last guidance, which is what its
-checkpoint holds: arrays, not a pickle.
+checkpoint holds: arrays, not a pickle. A classifier that has a `distill` of its own learns in its own
+way: see `fedkd.models.incremental`.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,13 +26,17 @@ PROBABILITIES = "guidance/probabilities"
 SAMPLES = "guidance/samples"
 SEED = "seed"
 
+Arrays = Mapping[str, np.ndarray]
+
 
 @runtime_checkable
 class Estimator(Protocol):
     """What a classifier must offer, in scikit-learn's terms.
 
-    After `fit`, `classes_` names the columns of `predict_proba`; without it column c is class c. An estimator
-    that takes a `random_state` in its constructor gets a derived seed.
+    After `fit`, `classes_` names the columns of `predict_proba`; without it column c is class c. Instead of
+    `predict_proba` it may offer `predict_logits`, of the same shape. One whose `fit` takes no `sample_weight`
+    is refitted on the guidance's likeliest classes. One that has a parameter `random_state` gets a derived
+    seed before every fit.
     """
 
     def fit(self, X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> Any:
@@ -87,41 +94,56 @@ class EstimatorModel:
             seed: Derived seed of what the estimator draws.
         """
         self._seed = seed
-        rows, labels = flatten(x), y
-        weights = np.ones(len(y))
+        estimator = self._make()
+        weighted = _takes_weights(estimator)
+        rows, labels, weights = flatten(x), y, np.ones(len(y))
         if self._guidance is not None:
             samples, probabilities = self._guidance
-            sample, label = np.nonzero(probabilities >= NEGLIGIBLE)
+            if weighted:
+                sample, label = np.nonzero(probabilities >= NEGLIGIBLE)
+            else:
+                sample, label = np.arange(len(samples)), probabilities.argmax(axis=1)
             rows = np.concatenate([rows, flatten(transfer_x)[samples[sample]]])
             labels = np.concatenate([labels, label])
             weights = np.concatenate([weights, probabilities[sample, label]])
-        if len(np.unique(labels)) == 1:  # most classifiers refuse to fit a single class
-            self._fitted = _Constant(int(labels[0]))
+        present = np.unique(labels)
+        if len(present) <= 1:  # most classifiers refuse to fit a single class
+            self._fitted = _Constant(int(present[0])) if len(present) else None
             return
-        estimator = self._make()
-        if hasattr(estimator, "get_params") and "random_state" in estimator.get_params():
-            estimator.set_params(random_state=seed % 2**32)  # type: ignore[attr-defined]
-        estimator.fit(rows, labels, sample_weight=weights)
+        set_seed(estimator, seed)
+        if weighted:
+            estimator.fit(rows, labels, sample_weight=weights)
+        else:
+            estimator.fit(rows, labels)
         self._fitted = estimator
 
-    def learn(self, samples: np.ndarray, probabilities: np.ndarray) -> None:
-        """Take over guidance; it has its effect with the next `fit`.
+    def learn(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        transfer_x: np.ndarray,
+        samples: np.ndarray,
+        probabilities: np.ndarray,
+        seed: int,
+    ) -> None:
+        """Take over guidance in place of the last, and fit with it.
 
         Args:
+            x: Private samples `[n, ...]`.
+            y: Their labels `[n]`.
+            transfer_x: The whole transfer set `[M, ...]`.
             samples: Indices of transfer samples `[K]`.
             probabilities: What the guidance says of them, `[K, C]`.
+            seed: Derived seed of what the estimator draws.
         """
         self._guidance = (np.asarray(samples), np.asarray(probabilities, dtype=np.float64))
+        self.fit(x, y, transfer_x, seed)
 
     def predict_logits(self, x: np.ndarray) -> np.ndarray:
         """Return log-probabilities `[n, C]` float32; all classes alike before the first `fit`."""
-        if self._fitted is None or len(x) == 0:  # classifiers refuse to predict no sample at all
+        if self._fitted is None:
             return np.zeros((len(x), self._classes), dtype=np.float32)
-        found = np.asarray(self._fitted.predict_proba(flatten(x)))
-        columns = np.asarray(getattr(self._fitted, "classes_", np.arange(found.shape[1])), dtype=np.int64)
-        probabilities = np.zeros((len(x), self._classes))
-        probabilities[:, columns] = found
-        return np.log(np.maximum(probabilities, FLOOR)).astype(np.float32)
+        return predicted_logits(self._fitted, x, self._classes)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return what `restore` needs: the guidance and the seed of the last fit."""
@@ -130,15 +152,56 @@ class EstimatorModel:
             arrays[SAMPLES], arrays[PROBABILITIES] = self._guidance
         return arrays
 
-    def restore(
-        self, arrays: Mapping[str, np.ndarray], x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray
-    ) -> None:
+    def restore(self, arrays: Arrays, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray) -> None:
         """Refit to what `state` was taken of."""
         if SAMPLES in arrays:
             self._guidance = (arrays[SAMPLES], arrays[PROBABILITIES])
         seed = int(arrays[SEED])
         if seed >= 0:
             self.fit(x, y, transfer_x, seed)
+
+
+def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
+    """Return a fitted estimator's logits, or log-probabilities, `[n, C]` float32.
+
+    A class it was never shown gets the least of all.
+
+    Raises:
+        UserError: The estimator predicts something of another shape.
+    """
+    if len(x) == 0:  # classifiers refuse to predict no sample at all
+        return np.zeros((0, classes), dtype=np.float32)
+    gives_logits = callable(getattr(estimator, "predict_logits", None))
+    method = "predict_logits" if gives_logits else "predict_proba"
+    found = np.asarray(getattr(estimator, method)(flatten(x)), dtype=np.float64)
+    columns = np.asarray(getattr(estimator, "classes_", np.arange(classes)), dtype=np.int64)
+    if found.shape != (len(x), len(columns)):
+        raise UserError(
+            f"`{method}` of {type(estimator).__name__} returned {list(found.shape)};"
+            f" must be {[len(x), len(columns)]}",
+            key="clients.model",
+        )
+    if gives_logits:
+        logits = np.repeat(found.min(axis=1, keepdims=True) + np.log(FLOOR), classes, axis=1)
+        logits[:, columns] = found
+    else:
+        logits = np.full((len(x), classes), np.log(FLOOR))
+        logits[:, columns] = np.log(np.maximum(found, FLOOR))
+    return logits.astype(np.float32)
+
+
+def set_seed(estimator: Any, seed: int) -> None:
+    """Seed what an estimator draws, in scikit-learn's way, if it has one."""
+    if hasattr(estimator, "get_params") and "random_state" in estimator.get_params():
+        estimator.set_params(random_state=seed % 2**32)
+
+
+def _takes_weights(estimator: Estimator) -> bool:
+    try:
+        parameters = inspect.signature(estimator.fit).parameters.values()
+    except (TypeError, ValueError):  # compiled; most of those do
+        return True
+    return any(p.name == "sample_weight" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 class _Constant:
@@ -156,26 +219,37 @@ class _Constant:
 
 def flatten(x: np.ndarray) -> np.ndarray:
     """Return samples `[n, ...]` as rows `[n, D]`."""
-    return x.reshape(len(x), -1)
+    return x.reshape(len(x), prod(x.shape[1:]))  # -1 does not do for no sample at all
 
 
 def is_estimator_class(factory: Any) -> bool:
     """Return whether a plug-in is a class of estimators itself, like scikit-learn's, and no factory."""
-    return isinstance(factory, type) and hasattr(factory, "fit") and hasattr(factory, "predict_proba")
+    predicts = hasattr(factory, "predict_proba") or hasattr(factory, "predict_logits")
+    return isinstance(factory, type) and hasattr(factory, "fit") and predicts
 
 
 def check_estimator(name: str, estimator: Any) -> None:
     """Refuse an object that is neither a torch module nor an estimator.
 
     Raises:
-        UserError: It lacks `fit` or `predict_proba`.
+        UserError: It lacks `fit` or `predict_proba`, or what an estimator with a `distill` needs besides.
     """
-    missing = [
-        method for method in ("fit", "predict_proba") if not callable(getattr(estimator, method, None))
-    ]
-    if missing:
+
+    def has(method: str) -> bool:
+        return callable(getattr(estimator, method, None))
+
+    made = f"'{name}' made a {type(estimator).__name__}"
+    if not has("fit") or not (has("predict_proba") or has("predict_logits")):
+        missing = "predict_proba" if has("fit") else "fit"
         raise UserError(
-            f"'{name}' made a {type(estimator).__name__} without `{missing[0]}`; a client model is a"
-            " torch.nn.Module, or has `fit` and `predict_proba`",
+            f"{made} without `{missing}`; a client model is a torch.nn.Module, or has `fit` and"
+            " `predict_proba` (or `predict_logits`)",
+            key="clients.model",
+        )
+    if has("distill") and not (has("state") and has("restore")):
+        missing = "restore" if has("state") else "state"
+        raise UserError(
+            f"{made} with `distill` and without `{missing}`; its checkpoints need `state()`, which returns a"
+            " dict of arrays, and `restore(arrays)`",
             key="clients.model",
         )

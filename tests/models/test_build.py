@@ -12,8 +12,9 @@ from fedkd.errors import UserError
 from fedkd.models.build import build_model, count_parameters, forward_flops
 from fedkd.models.registry import MODELS
 
-NETWORKS = [name for name in MODELS.names() if name not in ("random-forest", "gradient-boosting", "sgd")]
 from fedkd.scenario.schema import ClientGroup
+
+NETWORKS = [name for name in MODELS.names() if name not in ("random-forest", "gradient-boosting", "sgd")]
 
 PLUGINS = """
     import torch

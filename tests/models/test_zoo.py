@@ -10,8 +10,9 @@ from fedkd.errors import UserError
 from fedkd.models.build import build_model, count_parameters
 from fedkd.models.registry import MODELS
 
-NETWORKS = [name for name in MODELS.names() if name not in ("random-forest", "gradient-boosting", "sgd")]
 from fedkd.scenario.schema import ClientGroup
+
+NETWORKS = [name for name in MODELS.names() if name not in ("random-forest", "gradient-boosting", "sgd")]
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 

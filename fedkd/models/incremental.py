@@ -1,0 +1,117 @@
+"""Classifiers that learn from guidance in a way of their own, by a method `distill`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol, runtime_checkable
+
+import numpy as np
+
+from fedkd.errors import UserError
+from fedkd.models.estimator import Arrays, Estimator, EstimatorModel, flatten, predicted_logits, set_seed
+
+OWN = "own/"
+
+
+@runtime_checkable
+class IncrementalEstimator(Estimator, Protocol):
+    """An estimator that learns from guidance in a way of its own instead of being refitted.
+
+    It lives as long as its client: `fit` is called once a round and had better go on from what is there.
+    """
+
+    def distill(self, X: np.ndarray, probabilities: np.ndarray) -> Any:
+        """Learn `probabilities` `[m, C]` of the transfer samples `X` `[m, D]`."""
+
+    def state(self) -> Arrays:
+        """Return all that has been learned, as arrays by name."""
+
+    def restore(self, arrays: Arrays) -> Any:
+        """Go on, in a fresh object, from what `state` returned."""
+
+
+class IncrementalModel:
+    """An estimator with a `distill` of its own, which says itself what it has learned.
+
+    The methods are those of `EstimatorModel`.
+
+    Args:
+        make: Returns a fresh estimator.
+        classes: Number of classes C.
+    """
+
+    def __init__(self, make: Callable[[], IncrementalEstimator], classes: int) -> None:
+        self._make = make
+        self._classes = classes
+        self._estimator = make()
+        self._has_learned = False
+
+    def fit(self, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray, seed: int) -> None:
+        """Fit on private samples."""
+        set_seed(self._estimator, seed)
+        self._estimator.fit(flatten(x), y)
+        self._has_learned = True
+
+    def learn(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        transfer_x: np.ndarray,
+        samples: np.ndarray,
+        probabilities: np.ndarray,
+        seed: int,
+    ) -> None:
+        """Distil guidance."""
+        set_seed(self._estimator, seed)
+        self._estimator.distill(flatten(transfer_x)[samples], np.asarray(probabilities, dtype=np.float64))
+        self._has_learned = True
+
+    def predict_logits(self, x: np.ndarray) -> np.ndarray:
+        """Return logits `[n, C]` float32; all classes alike before anything is learned."""
+        if not self._has_learned:
+            return np.zeros((len(x), self._classes), dtype=np.float32)
+        return predicted_logits(self._estimator, x, self._classes)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the estimator's own state, if there is any yet.
+
+        Raises:
+            UserError: It is not a table of arrays.
+        """
+        if not self._has_learned:
+            return {}
+        given = self._estimator.state()
+        if not isinstance(given, Mapping):
+            self._refuse_state(f"a {type(given).__name__}")
+        arrays = {f"{OWN}{name}": np.array(values) for name, values in given.items()}
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biuf":
+                self._refuse_state(f"'{name.removeprefix(OWN)}' of type {array.dtype}")
+        return arrays
+
+    def _refuse_state(self, what: str) -> NoReturn:
+        raise UserError(
+            f"`state` of {type(self._estimator).__name__} returned {what}; must return a dict of"
+            " numeric NumPy arrays by name",
+            key="clients.model",
+        )
+
+    def restore(self, arrays: Arrays, x: np.ndarray, y: np.ndarray, transfer_x: np.ndarray) -> None:
+        """Let a fresh estimator go on from its own state."""
+        self._estimator = self._make()
+        own = {name.removeprefix(OWN): values for name, values in arrays.items() if name.startswith(OWN)}
+        self._has_learned = bool(own)
+        if own:
+            self._estimator.restore(own)
+
+
+def client_estimator(make: Callable[[], Any], classes: int) -> EstimatorModel | IncrementalModel:
+    """Return an estimator behind the adapter that suits it.
+
+    Args:
+        make: Returns a fresh estimator.
+        classes: Number of classes C.
+    """
+    if callable(getattr(make(), "distill", None)):
+        return IncrementalModel(make, classes)
+    return EstimatorModel(make, classes)
