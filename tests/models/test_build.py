@@ -11,7 +11,6 @@ from torch import nn
 from fedkd.errors import UserError
 from fedkd.models.build import build_model, count_parameters, forward_flops
 from fedkd.models.registry import MODELS
-
 from fedkd.scenario.schema import ClientGroup
 
 NETWORKS = [name for name in MODELS.names() if name not in ("random-forest", "gradient-boosting", "sgd")]
