@@ -207,8 +207,8 @@ def in_cell(error: UserError, label: str, file: str) -> UserError:
 def scenario_hash(scenario: Scenario) -> str:
     """Return the SHA-256 of everything in a resolved scenario that decides its result.
 
-    Where and how it runs (`engine`, `tracking`, `checkpoint_every`) and its name do not, but for the number of
-    threads, which decides the last bit of every sum.
+    Where and how it runs (`engine`, `tracking`, `checkpoint_every`) and its name do not, but for the number
+    of threads, which decides the last bit of every sum.
     """
     tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
     if scenario.engine.threads_per_client != 1:
