@@ -14,7 +14,7 @@ import numpy as np
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
-HONEST = frozenset({"samples", "label_counts", "counters"})
+HONEST = frozenset({"samples", "classes", "label_counts", "counters"})
 """What a poisoned client does not fake: without it its upload would not even look right."""
 
 
@@ -49,7 +49,8 @@ class Poison:
         if np.issubdtype(values.dtype, np.floating):
             spread = max(float(np.std(values)), 1.0) if values.size else 1.0
             return (spread * generator.standard_normal(values.shape)).astype(values.dtype)
-        return generator.integers(0, len(self.victim), values.shape).astype(values.dtype)
+        shares = self.victim / self.victim.sum() if self.kind == "imitation" else None
+        return generator.choice(len(self.victim), values.shape, p=shares).astype(values.dtype)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from torch import nn
 
 from fedkd.data.federated import FederatedData
 from fedkd.errors import UserError
-from fedkd.federation.participant import exchanges_weights, fusion_strategy
+from fedkd.federation.participant import fusion_strategy
 from fedkd.scenario.checks import check_one_architecture
 from fedkd.scenario.schema import Scenario
 
@@ -49,9 +49,11 @@ def check_requirements(scenario: Scenario, data: FederatedData, models: Sequence
             ' data.transfer.source = "holdout" has',
             key=KEY,
         )
-    if scenario.faults.poisoned > 0 and exchanges_weights(scenario) and scenario.faults.poison != "flipped":
+    poison = scenario.faults.poison
+    beside_the_point = {"random", "imitation"} if strategy is None else {"imitation"}
+    if scenario.faults.poisoned > 0 and "weights" in needs and poison in beside_the_point:
         raise UserError(
-            f"'{scenario.faults.poison}' is for clients that upload predictions; with '{name}' use 'flipped'",
+            f"'{poison}' is for clients that upload predictions; with '{name}' use 'flipped'",
             key="faults.poison",
         )
 
