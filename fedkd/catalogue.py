@@ -20,6 +20,25 @@ TORCHVISION_FOLDERS = {
 """Data sets that are downloaded when they are not found, and the folder torchvision keeps each in."""
 
 
+NEEDS = {
+    "gradients": "networks as client models",
+    "one_architecture": "one architecture",
+    "features": "features of equal width",
+    "plain_sgd": 'training.optimizer = "sgd"',
+    "transfer_labels": "labels of the transfer set on the server",
+    "server": "a server that trains a model",
+}
+"""What a strategy may need of clients and server, for people; weights are what clients send."""
+
+
+def _needs(strategy: type) -> frozenset[str]:
+    """Return what a strategy needs at its defaults; some need more at other hyper-parameters."""
+    try:
+        return strategy().needs
+    except Exception:  # a strategy of the user's may not have defaults
+        return frozenset()
+
+
 def strategies() -> Iterator[str]:
     """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
     from flwr.serverapp import strategy as flower
@@ -32,12 +51,17 @@ def strategies() -> Iterator[str]:
             yield _row(name, f"cannot be used: {strategy}")
             continue
         yield _row(name, f"{_summary(strategy)} Clients send {strategy.sends}.")
+        needed = [text for need, text in NEEDS.items() if need in _needs(strategy)]
+        if needed:
+            yield _row("", f"  needs {', '.join(needed)}")
         for parameter in strategy_hyperparameters(name):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
         if strategy.paper:
             yield _row("", f"  {strategy.paper}")
     for name in flower_strategy_names():
+        needs = f"{NEEDS['gradients']}, {NEEDS['one_architecture']}"
         yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")
+        yield _row("", f"  needs {needs}")
         for key, value in flower_hyperparameters(name).items():
             default = "required" if value is inspect.Parameter.empty else _default(value)
             yield _row("", f"  {key} = {default}")
