@@ -117,21 +117,22 @@ def _pairs(values: dict) -> str:
 
 def _traffic(scenario: Scenario, data: FederatedData, parameters: int) -> str:
     """Estimate the payload of a round that is evaluated, all clients together."""
-    from fedkd.fusion.registry import load_strategy_class
-    from fedkd.scenario.hyperparameters import FLOWER_PREFIX
+    from fedkd.federation.participant import fusion_strategy
 
-    strategy, everyone = scenario.fusion.strategy, scenario.data.clients
+    everyone = scenario.data.clients
     sampled = scenario.clients_per_round or everyone
-    if strategy.startswith(FLOWER_PREFIX):
+    strategy = fusion_strategy(scenario)
+    if strategy is None:
         # Those that train receive parameters and send theirs; everyone receives the new ones for evaluation.
-        up, down, what = sampled * parameters * 4, (sampled + everyone) * parameters * 4, "parameters"
-    elif load_strategy_class(strategy, scenario.plugin_path).sends == "nothing":
+        up, down = sampled * parameters * 4, (sampled + everyone) * parameters * 4
+        return f"about {size(up)} up, {size(down)} down in a round (parameters)"
+    if strategy.sends == "nothing":
         return "none"
-    else:
-        values = sampled * len(data.transfer_x) * data.classes
-        up, down = values * np.dtype(scenario.fusion.upload_dtype).itemsize, values * 4
-        what = "logits up, guidance down"
-    return f"about {size(up)} up, {size(down)} down in a round ({what})"
+    if "weights" in strategy.needs:
+        return f"at least {size(sampled * parameters * 4)} up and as much down in a round ({strategy.sends})"
+    values = sampled * len(data.transfer_x) * data.classes
+    up, down = values * np.dtype(scenario.fusion.upload_dtype).itemsize, values * 4
+    return f"about {size(up)} up, {size(down)} down in a round (logits up, guidance down)"
 
 
 def _counted(number: int, noun: str) -> str:

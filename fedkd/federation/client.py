@@ -146,6 +146,7 @@ class Client(ABC):
         if self._strategy is None or self._strategy.sends == "nothing":
             return {}
         arrays = self._strategy.upload(Side(self, round, request))
+        self.last_fit = None  # the weights it began with are of no further use
         if self._faults.poison is not None:
             arrays = self._faults.poison.corrupt(arrays, self._generator("poison", round))
         for name, values in arrays.items():

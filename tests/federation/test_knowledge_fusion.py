@@ -247,3 +247,35 @@ def test_what_a_strategy_remembers_may_have_any_name():
     restored.restore(strategy.state(), federation.nodes)
     train_round(restored, federation, 2)
     assert restored.state()["memory/a/b"].tolist() == [2.0]
+
+
+def test_guidance_for_everyone_is_not_personal():
+    @dataclass(frozen=True)
+    class Odd(FusionStrategy):
+        name = "odd"
+
+        def fuse(self, knowledge, memory):
+            return Guidance(knowledge.logits, everyone=True)
+
+        def loss(self, student_logits, targets):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match="must be the same for all"):
+        train_round(KnowledgeFusion(Odd()), Federation(), 1)
+
+
+def test_guidance_for_everyone_reaches_those_who_were_away():
+    @dataclass(frozen=True)
+    class Mean(FedMD):
+        name = "mean"
+
+        def fuse(self, knowledge, memory):
+            return Guidance(super().fuse(knowledge, memory).targets, everyone=True)
+
+    federation, strategy = Federation(), KnowledgeFusion(Mean())
+    train_round(strategy, federation, 1, clients=(0, 1))
+    train_round(strategy, federation, 2, clients=(1, 2))
+    train_round(strategy, federation, 3)
+    received = {c: [(at, of) for _, at, of, _ in federation.sent[c]] for c in range(N)}
+    assert received == {0: [(3, 2)], 1: [(2, 1), (3, 2)], 2: [(2, 1), (3, 2)], 3: [(3, 2)]}
+    assert np.array_equal(federation.sent[3][0][3], fused(FedMD(), 2, (1, 2)))

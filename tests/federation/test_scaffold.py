@@ -10,6 +10,7 @@ import tomli_w
 from flwr.app import ConfigRecord, Message, RecordDict
 from numpy.testing import assert_allclose
 
+from fedkd.check import check
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.engine.clients import inline_grid
 from fedkd.engine.inline import InlineGrid
@@ -27,6 +28,7 @@ from fedkd.fusion.scaffold import Scaffold
 from fedkd.fusion.strategy import Knowledge
 from fedkd.scenario.load import load_scenario
 from fedkd.scenario.schema import Scenario
+from fedkd.tracking.wording import size
 
 LR, STEPS = 0.2, 3
 
@@ -264,3 +266,11 @@ def test_what_it_cannot_work_with_is_refused(changes, key, message, scenario_wit
     with pytest.raises(UserError, match=message) as caught:
         inline_grid(scenario, load_federated_data(scenario))
     assert caught.value.key == key
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "feddf"])
+def test_the_check_counts_weights_not_predictions(strategy, scenario_with):
+    lines = list(check(scenario_with({"strategy": strategy})))
+    (traffic,) = [line for line in lines if line.startswith("traffic")]
+    sent = 2 * (64 * 10 + 10) * 4
+    assert f"at least {size(sent)} up" in traffic
