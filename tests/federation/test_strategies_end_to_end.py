@@ -5,19 +5,27 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+from flwr.app import Context, Message
 
 import fedkd
+from fedkd.data.federated import FederatedData, load_federated_data
+from fedkd.engine.clients import ScenarioWorkload
+from fedkd.engine.ray_grid import RayGrid
 from fedkd.errors import Interrupted
+from fedkd.federation.cohort import Cohort
+from fedkd.federation.identity import node_id_of
+from fedkd.federation.rounds import Rounds, Session
+from fedkd.federation.server_app import server_strategy
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.scenario.load import load_scenario
 from fedkd.tracking.events import RunObserver
 
-ROUNDS = 3
 SMALL: dict[str, dict[str, Any]] = {
     "dsfl": {"samples_per_round": 20},
     "feddf": {"server_epochs": 2},
@@ -30,6 +38,26 @@ SMALL: dict[str, dict[str, Any]] = {
 MLP = {"model": "mlp", "args": {"hidden": [84]}}  # as many features as LeNet, which `fedproto` compares
 NETWORKS = [MLP, {"model": "lenet"}]
 FOREST = {"model": "random-forest", "args": {"trees": 5}}
+
+
+CLIENTS = 4
+TABLES: dict[str, Any] = {
+    "name": "end-to-end",
+    "seed": 7,
+    "rounds": 3,
+    "clients_per_round": 3,
+    "data": {
+        "dataset": "digits",
+        "clients": CLIENTS,
+        "partition": {"scheme": "dirichlet", "alpha": 1.0, "samples_per_client": 50},
+        "transfer": {"source": "holdout", "size": 60},
+        "test_size": 100,
+    },
+    "faults": {"dropout": 0.3, "stragglers": 0.3},
+    "engine": {"kind": "inline"},
+}
+"""Four clients, of whom three are sampled; some drop out and some are slow."""
+ALL = sorted(STRATEGIES.builtin)
 
 
 class StopAfter(RunObserver):
@@ -51,30 +79,47 @@ def clients_for(strategy: str) -> list[dict[str, Any]]:
     return NETWORKS if needs & {"gradients", "features", "weights"} else [*NETWORKS, FOREST]
 
 
-def write(folder: Path, tables: dict[str, Any], strategy: str, **changes: Any) -> Path:
+def write(folder: Path, strategy: str, **changes: Any) -> Path:
     training = {"lr": 0.01, "batch_size": 20}
     if "plain_sgd" in make_strategy(strategy, {}).needs:
         training |= {"optimizer": "sgd"}
     path = folder / "scenario.toml"
     fusion = {"strategy": strategy, **SMALL.get(strategy, {})}
-    path.write_text(tomli_w.dumps(tables | {"training": training, "fusion": fusion} | changes))
+    path.write_text(tomli_w.dumps(TABLES | {"training": training, "fusion": fusion} | changes))
     return path
 
 
-@pytest.fixture
-def tables(digits_scenario) -> dict[str, Any]:
-    """Four clients, of whom three are sampled and some drop out."""
-    partition = digits_scenario["data"]["partition"] | {"samples_per_client": 50}
-    return digits_scenario | {
-        "rounds": ROUNDS,
-        "clients_per_round": 3,
-        "data": digits_scenario["data"] | {"partition": partition, "test_size": 100},
-        "faults": {"dropout": 0.3, "stragglers": 0.3},
-    }
+@pytest.fixture(scope="module")
+def actors(ray_session, tmp_path_factory) -> Iterator[RayGrid]:
+    """Two actors that hold the clients of all strategies, those of one after those of another.
+
+    To start actors takes longer than to run all of this on them.
+    """
+    scenarios = [
+        load_scenario(write(tmp_path_factory.mktemp("actors"), strategy, clients=clients_for(strategy)))
+        for strategy in ALL
+    ]
+
+    class Clients:  # pickled by value, as actors cannot import tests
+        def __init__(self, texts: list[str], data: FederatedData) -> None:
+            self._workloads = [ScenarioWorkload(text, data) for text in texts]
+
+        def app(self, message: Message, context: Context) -> Message:
+            return self._workloads[0].app(message, context)
+
+        def context(self, index: int) -> Context:
+            return self._workloads[index // CLIENTS].context(index % CLIENTS)
+
+    texts = [scenario.model_dump_json() for scenario in scenarios]
+    data = load_federated_data(scenarios[0])  # the same for all
+    grid = RayGrid(Clients, (texts, data), [1.0] * CLIENTS * len(ALL), actors=2)
+    grid.wait_until_ready()
+    yield grid
+    grid.close()
 
 
-def run(path: Path, out: Path, *overrides: str) -> bytes:
-    result = fedkd.run(load_scenario(path, overrides), out=out)
+def run(path: Path, out: Path) -> bytes:
+    result = fedkd.run(load_scenario(path), out=out)
     rows = result.metrics()
     assert rows and all(math.isfinite(row["value"]) for row in rows)
     last = [row for row in rows if row["round"] == result.summary["rounds"] and row["metric"] == "accuracy"]
@@ -82,21 +127,27 @@ def run(path: Path, out: Path, *overrides: str) -> bytes:
     return (out / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES.builtin))
-def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, tables, tmp_path, ray_session):
-    path = write(tmp_path, tables, strategy, clients=clients_for(strategy))
+@pytest.mark.parametrize("strategy", ALL)
+def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, actors, tmp_path):
+    path = write(tmp_path, strategy, clients=clients_for(strategy))
     unbroken = run(path, tmp_path / "unbroken")
     with pytest.raises(Interrupted):
         fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopAfter(1)])
     fedkd.resume(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == unbroken
-    assert run(path, tmp_path / "actors", "engine.kind=ray", "engine.actors=2") == unbroken
+
+    scenario, first = load_scenario(path), ALL.index(strategy) * CLIENTS
+    data = load_federated_data(scenario)
+    nodes = [node_id_of(first + client) for client in range(CLIENTS)]
+    server, folder = server_strategy(scenario, data), tmp_path / "actors"
+    folder.mkdir()
+    Rounds(scenario, Cohort(actors, nodes), server, {}, Session(folder)).run()
+    assert (folder / "metrics.jsonl").read_bytes() == unbroken
 
 
-@pytest.mark.parametrize("strategy", sorted(STRATEGIES.builtin))
-def test_alike_clients_and_a_client_alone(strategy, tables, tmp_path):
-    whole = {"rounds": 2, "clients": [MLP], "faults": {}}
-    everyone = {key: value for key, value in tables.items() if key != "clients_per_round"}
-    run(write(tmp_path, everyone, strategy, **whole), tmp_path / "alike")
-    alone = whole | {"data": tables["data"] | {"clients": 1}}
-    run(write(tmp_path, everyone, strategy, **alone), tmp_path / "alone")
+@pytest.mark.parametrize("strategy", ALL)
+def test_alike_clients_and_a_client_alone(strategy, tmp_path):
+    whole = {"rounds": 2, "clients_per_round": CLIENTS, "clients": [MLP], "faults": {}}
+    run(write(tmp_path, strategy, **whole), tmp_path / "alike")
+    alone = whole | {"data": TABLES["data"] | {"clients": 1}, "clients_per_round": 1}
+    run(write(tmp_path, strategy, **alone), tmp_path / "alone")
