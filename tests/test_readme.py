@@ -1,0 +1,65 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+import fedkd
+from fedkd.cli import _parser
+from fedkd.scenario.load import load_scenario, parse_scenario
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def python_file(name: str) -> str:
+    (block,) = [block for block in blocks("python") if block.startswith(f"# {name}\n")]
+    return block
+
+
+def test_the_scenario_that_is_explained_is_one():
+    (block,) = [block for block in blocks("toml") if "[data]" in block]
+    scenario = parse_scenario(tomllib.loads(block))
+    assert (scenario.name, scenario.data.clients, scenario.fusion.strategy) == ("knfu-mnist", 10, "knfu")
+
+
+def test_the_strategy_and_the_models_run(digits_scenario, tmp_path):
+    (tmp_path / "mine.py").write_text(python_file("mine.py"))
+    (tmp_path / "mymodels.py").write_text(python_file("mymodels.py"))
+    (mix,) = [tomllib.loads(block) for block in blocks("toml") if block.startswith("[[clients]]")]
+    tables = digits_scenario | mix | {"fusion": {"strategy": "mine:Boldest"}}
+    path = tmp_path / "scenario.toml"
+    path.write_text(tomli_w.dumps(tables))
+    result = fedkd.run(load_scenario(path, ["rounds=1"]), out=tmp_path / "run")
+    gains = [row for row in result.metrics() if row["metric"] == "agreement"]
+    assert len(gains) == 5, "four clients and their mean learned from the strategy"
+
+
+def test_the_strategy_is_short():
+    code = python_file("mine.py").splitlines()
+    assert len([line for line in code if line.strip()]) <= 25
+
+
+def test_every_verb_is_named():
+    verbs = next(action.choices for action in _parser()._actions if action.choices)
+    for verb in verbs:
+        assert f"fedkd {verb}" in README
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\((docs/[^)]+)\)", README))))
+def test_what_is_linked_is_there(path):
+    assert (REPOSITORY / path).is_file()
+
+
+def test_files_that_are_named_are_there():
+    for name in set(re.findall(r"(?:scripts|scenarios)/[\w/.-]+\.(?:sh|py|toml)", README)):
+        assert (REPOSITORY / name).is_file(), name
