@@ -152,3 +152,16 @@ def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> No
             setattr(strategy, attribute, list(items.values()))
         else:
             setattr(strategy, attribute, items)
+
+
+def in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:
+    """Return fused weights in the model's own types.
+
+    Some strategies compute in float64, and their result would travel at twice the size.
+    """
+    arrays = {}
+    for name, array in fused.items():
+        wanted = np.dtype(model[name].dtype)
+        values = np.rint(array.numpy()) if np.issubdtype(wanted, np.integer) else array.numpy()
+        arrays[name] = np.asarray(values, dtype=wanted)
+    return to_record(arrays)

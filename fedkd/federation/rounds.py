@@ -6,8 +6,6 @@ public methods, where Flower's own `start` would leave no room for checkpoints o
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +14,7 @@ from math import isnan
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -26,11 +24,13 @@ from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.checkpoint import Arrays, Checkpoint, CheckpointStore, Totals
 from fedkd.federation.cohort import Cohort, nodes_in_client_order, sample_clients
 from fedkd.federation.faults import poisoned_clients, present_clients
-from fedkd.federation.flower_strategies import restore_strategy, strategy_state
+from fedkd.federation.flower_strategies import in_precision_of, restore_strategy, strategy_state
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.replies import failure_of, first_line, metrics_of
 from fedkd.fusion.weights import effective_neighbours
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunObserver
+from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
 
 EVALUATED = (
@@ -184,9 +184,9 @@ class Rounds:
                 details=traceback.format_exc(),
             ) from error
         if weights is not None:
-            self._weights = _in_precision_of(self._weights, weights)
+            self._weights = in_precision_of(self._weights, weights)
         self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
-        losses = {client: _metrics(reply)["train_loss"] for client, reply in replies.items()}
+        losses = {client: metrics_of(reply)["train_loss"] for client, reply in replies.items()}
         trained = {client: loss for client, loss in losses.items() if not isnan(loss)}
         return self._record(round, "train", "loss", trained) if trained else None
 
@@ -213,7 +213,7 @@ class Rounds:
         replies = self._exchange(round, "evaluate", sent)
         self._strategy.aggregate_evaluate(round, list(replies.values()))
         self._changed.update(c for c, node in self._node_of_client.items() if node in set(guided))
-        rows = {client: _metrics(reply) for client, reply in replies.items()}
+        rows = {client: metrics_of(reply) for client, reply in replies.items()}
         means = {}
         for split, metric, key in EVALUATED:
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
@@ -252,7 +252,7 @@ class Rounds:
             clients=len(sent),
             bytes_up=up,
             bytes_down=down,
-            memory_mb=_peak_memory_mb(),
+            memory_mb=peak_memory_mb(),
         )
         return replies
 
@@ -279,7 +279,7 @@ class Rounds:
             if failed[client].error.code == msg.CLIENT_DIED and self._session.stop_requested():
                 # Whoever signals the whole process group (timeout, a batch system) stops Ray's processes too.
                 raise Interrupted(f"stopped in round {round}; the last checkpoint is saved")
-            raise _failure(failed[client], client, round, self._session.folder)
+            raise failure_of(failed[client], client, round, self._session.folder)
         for message in sent:
             client = client_of_node[message.metadata.dst_node_id]
             if client not in replies:
@@ -294,7 +294,7 @@ class Rounds:
         node_of_client = {}
         for reply in replies:
             if reply.has_error():
-                raise RunFailed(_first_line(reply))
+                raise RunFailed(first_line(reply))
             node_of_client[msg.sender(reply)] = reply.metadata.src_node_id
         if sorted(node_of_client) != list(range(expected)):
             raise UserError(
@@ -353,45 +353,5 @@ def _wait_for_nodes(grid: Grid, expected: int, patience: float = 60.0) -> list[i
     return nodes
 
 
-def _in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:
-    """Return fused weights in the model's own types.
-
-    Some strategies compute in float64, and their result would travel at twice the size.
-    """
-    arrays = {}
-    for name, array in fused.items():
-        wanted = np.dtype(model[name].dtype)
-        values = np.rint(array.numpy()) if np.issubdtype(wanted, np.integer) else array.numpy()
-        arrays[name] = np.asarray(values, dtype=wanted)
-    return to_record(arrays)
-
-
-def _metrics(reply: Message) -> dict[str, float]:
-    return {name: float(value) for name, value in reply.content.metric_records[msg.METRICS].items()}  # type: ignore[arg-type]
-
-
-def _first_line(reply: Message) -> str:
-    return (reply.error.reason or "failed without saying why").splitlines()[0]
-
-
-def _failure(reply: Message, client: int, round: int, folder: Path) -> Exception:
-    reason = _first_line(reply)
-    if reply.error.code == msg.CLIENT_DIED:
-        return RunFailed(f"{reason} To try again: fedkd resume {folder}", client=client, round=round)
-    name, _, message = reason.partition(": ")
-    if name == UserError.__name__:
-        key, separator, rest = message.partition(": ")
-        named = bool(separator) and key.split(".")[0] in Scenario.model_fields
-        return UserError(rest, key=key) if named else UserError(message)
-    plain = message if name == TrainingDiverged.__name__ else reason
-    return RunFailed(plain, client=client, round=round, details=reply.error.reason or "")
-
-
 def _with_prefix(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
-
-
-def _peak_memory_mb() -> float:
-    """Return the largest memory this process has used, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3

@@ -1,0 +1,51 @@
+"""From what a strategy returns to what each client is sent."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import to_record
+from fedkd.fusion.strategy import Guidance, Knowledge
+
+
+def guidance_records(guidance: Guidance, knowledge: Knowledge) -> list[ArrayRecord]:
+    """Return what each client receives, in client order; empty where there is nothing for it."""
+    shared = dict(guidance.shared)
+    if guidance.targets is not None and knowledge.request is not None:
+        # Targets of some transfer samples are of no use without their indices.
+        shared.setdefault(msg.SAMPLES, knowledge.request.astype(np.int32))
+    personal: list[dict[str, np.ndarray]] = [dict(arrays) for arrays in guidance.personal]
+    if guidance.targets is not None and guidance.targets.ndim == 2:
+        shared[msg.TARGETS] = guidance.targets
+    elif guidance.targets is not None:
+        personal = personal or [{} for _ in knowledge.clients]
+        for arrays, targets in zip(personal, guidance.targets, strict=True):
+            arrays[msg.TARGETS] = targets
+    if not personal:
+        return [to_record(shared)] * len(knowledge.clients)
+    if guidance.targets is None:
+        # One record for all that receive the same arrays, so that it travels once where it can be shared.
+        records = {id(given): to_record(shared | dict(given)) for given in guidance.personal}
+        return [records[id(given)] for given in guidance.personal]
+    return [to_record(shared | arrays) for arrays in personal]
+
+
+def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
+    """Check what a strategy returned: a slip of its own would surface in a client, far from its cause."""
+    if not isinstance(guidance, Guidance):
+        raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
+    targets, logits = guidance.targets, knowledge.logits
+    if guidance.everyone and (guidance.personal or (targets is not None and targets.ndim == 3)):
+        raise ValueError("guidance for everyone must be the same for all, not personal")
+    if targets is None or logits is None:
+        return
+    allowed = [list(logits.shape), list(logits.shape[1:])]
+    if list(np.shape(targets)) not in allowed:
+        raise ValueError(
+            f"the guidance's targets have shape {list(np.shape(targets))};"
+            f" must be {allowed[0]}, or {allowed[1]} shared by all"
+        )
+    if np.isnan(targets).any():
+        raise ValueError("the guidance's targets are not all numbers (NaN)")

@@ -1,0 +1,42 @@
+"""What a reply says: its metrics, or what went wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import Message
+
+from fedkd.errors import RunFailed, TrainingDiverged, UserError
+from fedkd.federation import messages as msg
+from fedkd.scenario.schema import Scenario
+
+
+def metrics_of(reply: Message) -> dict[str, float]:
+    """Return the metrics of a reply by name."""
+    return {name: float(value) for name, value in reply.content.metric_records[msg.METRICS].items()}  # type: ignore[arg-type]
+
+
+def first_line(reply: Message) -> str:
+    """Return the first line of the reason of an error reply."""
+    return (reply.error.reason or "failed without saying why").splitlines()[0]
+
+
+def failure_of(reply: Message, client: int, round: int, folder: Path) -> Exception:
+    """Return the error that an error reply stands for.
+
+    Args:
+        reply: The error reply.
+        client: The client it is from.
+        round: The round it happened in.
+        folder: The run folder, for the command that tries again.
+    """
+    reason = first_line(reply)
+    if reply.error.code == msg.CLIENT_DIED:
+        return RunFailed(f"{reason} To try again: fedkd resume {folder}", client=client, round=round)
+    name, _, message = reason.partition(": ")
+    if name == UserError.__name__:
+        key, separator, rest = message.partition(": ")
+        named = bool(separator) and key.split(".")[0] in Scenario.model_fields
+        return UserError(rest, key=key) if named else UserError(message)
+    plain = message if name == TrainingDiverged.__name__ else reason
+    return RunFailed(plain, client=client, round=round, details=reply.error.reason or "")
