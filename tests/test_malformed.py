@@ -312,6 +312,15 @@ def test_more_than_the_cluster_has(override, expected, places, ray_session, caps
     assert not Path(places["OUT"]).exists()
 
 
+def test_a_cluster_that_does_not_answer(places, capsys, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    words = ["run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"]]
+    status, error = run_here(capsys, *words, "--set", "engine.address=127.0.0.1:1")
+    assert status == 2 and f"{places['FILE']}: engine.address: no Ray cluster at '127.0.0.1:1'" in error
+
+
 def test_a_wrong_model_on_ray_reads_the_same(places, ray_session, capsys):
     words = ["run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"]]
     status, error = run_here(capsys, *words, "--set", "clients.0.model=parts:wide")

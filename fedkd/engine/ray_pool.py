@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -20,6 +21,9 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "FLWR_TELEMETRY_ENABLED": "0",
 }
+
+
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ def connect(engine: Engine) -> RayCluster:
 
     owned = not ray.is_initialized()
     if owned:
+        _check_reachable(engine.address)
         _silence_raylet()
         try:
             ray.init(
@@ -73,6 +78,21 @@ def connect(engine: Engine) -> RayCluster:
             ) from error
     resources = ray.cluster_resources()
     return RayCluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), owned)
+
+
+def _check_reachable(address: str | None) -> None:
+    """Find out in seconds what Ray takes minutes to say: that nobody answers at ``host:port``.
+
+    Raises:
+        UserError: Nobody does.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:  # "auto", and ray:// addresses, are Ray's to look up
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(f"no Ray cluster at '{address}': {error}", key="engine.address") from error
 
 
 def _silence_raylet() -> None:
