@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import nan
 from typing import Literal
 
@@ -23,6 +22,7 @@ from fedkd.fusion.sides import Arrays, FitSummary
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.randomness import derive_seed, numpy_generator
 from fedkd.scenario.schema import Scenario
+from fedkd.training.evaluate import Score, score
 
 MODEL = "model/"
 KEPT = "kept/"
@@ -33,15 +33,6 @@ APPLIED_ROUND = "applied_round"
 BASELINE = "baseline"
 
 Split = Literal["local", "global"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """One evaluation: accuracy in [0, 1], mean cross entropy, and which samples are classified correctly."""
-
-    accuracy: float
-    loss: float
-    correct: np.ndarray
 
 
 class Client(ABC):
@@ -266,17 +257,6 @@ class Client(ABC):
 
     def _generator(self, purpose: str, round: int) -> np.random.Generator:
         return numpy_generator(self._scenario.seed, purpose, client=self.index, round=round)
-
-
-def score(logits: np.ndarray, labels: np.ndarray) -> Score:
-    """Return accuracy and mean cross entropy of logits `[n, C]`; NaN without samples."""
-    if not len(labels):
-        return Score(nan, nan, np.zeros(0, dtype=bool))
-    values = logits.astype(np.float64)
-    values -= values.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(values).sum(axis=1)) - values[np.arange(len(labels)), labels]
-    correct = values.argmax(axis=1) == labels
-    return Score(float(correct.mean()), float(losses.mean()), correct)
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

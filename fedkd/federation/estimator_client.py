@@ -9,13 +9,14 @@ import numpy as np
 
 from fedkd.data.federated import ClientData
 from fedkd.errors import UserError
-from fedkd.federation.client import Client, score
+from fedkd.federation.client import Client
 from fedkd.federation.faults import ClientFaults
 from fedkd.fusion.sides import Arrays
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.estimator import EstimatorModel
 from fedkd.models.incremental import IncrementalModel
 from fedkd.scenario.schema import Scenario
+from fedkd.training.evaluate import score
 
 TRAINED_ROUND = "trained_round"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.federated import ClientData
-from fedkd.federation.client import Client, Score, Split
+from fedkd.federation.client import Client, Split
 from fedkd.federation.faults import ClientFaults
 from fedkd.federation.side import Side
 from fedkd.fusion.sides import Arrays, FitSummary
@@ -20,7 +20,7 @@ from fedkd.models.mode import predicting
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.training.device import prepare_inputs, prepare_model
-from fedkd.training.evaluate import predict_logits
+from fedkd.training.evaluate import Score, predict_logits
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec, round_lr

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import nan
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.models.mode import predicting
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How a model does on labelled samples.
+class Score:
+    """How predictions do on labelled samples.
 
     Attributes:
         accuracy: Share of samples whose largest logit is the label's; nan without samples.
@@ -23,7 +24,7 @@ class Evaluation:
 
     accuracy: float
     loss: float
-    correct: Tensor
+    correct: np.ndarray
 
 
 def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
@@ -38,12 +39,12 @@ def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor
     return torch.cat(batches).float()
 
 
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 256) -> Evaluation:
-    """Return accuracy and loss of `model` on samples ``[n, *input_shape]`` with labels ``[n]``."""
-    logits = predict_logits(model, x, batch_size)
-    correct = logits.argmax(dim=1) == y
-    return Evaluation(
-        accuracy=correct.double().mean().item(),
-        loss=F.cross_entropy(logits.double(), y).item(),
-        correct=correct,
-    )
+def score(logits: np.ndarray, labels: np.ndarray) -> Score:
+    """Return the score of logits ``[n, C]`` on labels ``[n]``, whatever kind of model they are from."""
+    if not len(labels):
+        return Score(nan, nan, np.zeros(0, dtype=bool))
+    z = logits.astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    losses = np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(labels)), labels]
+    correct = z.argmax(axis=1) == labels
+    return Score(float(correct.mean()), float(losses.mean()), correct)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.evaluate import evaluate, predict_logits
+from fedkd.training.evaluate import predict_logits, score
 from fedkd.training.losses import cross_entropy
 
 
@@ -26,12 +26,12 @@ def samples(count: int = 23) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_scores_are_numpys():
     model, (x, y) = net(), samples()
-    result = evaluate(model, x, y, batch_size=5)
-    z = predict_logits(model, x).numpy().astype(np.float64)
     labels = y.numpy()
+    result = score(predict_logits(model, x, batch_size=5).numpy(), labels)
+    z = predict_logits(model, x).numpy().astype(np.float64)
     log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-    np.testing.assert_array_equal(result.correct.numpy(), z.argmax(axis=1) == labels)
-    assert result.correct.dtype == torch.bool
+    np.testing.assert_array_equal(result.correct, z.argmax(axis=1) == labels)
+    assert result.correct.dtype == np.bool_
     assert result.accuracy == (z.argmax(axis=1) == labels).mean()
     assert 0.0 < result.accuracy < 1.0
     assert result.loss == pytest.approx(-log_p[np.arange(len(labels)), labels].mean(), rel=1e-6)
@@ -47,10 +47,10 @@ def test_predictions_are_in_evaluation_mode_and_repeat():
 
 
 def test_every_module_gets_its_mode_back_and_statistics_stay():
-    model, (x, y) = net(), samples()
+    model, (x, _) = net(), samples()
     model.train()
     model[1].eval()
-    evaluate(model, x, y)
+    predict_logits(model, x)
     assert [module.training for module in model.modules()] == [True, True, False, True, True]
     assert model[1].num_batches_tracked == 0
     predict_logits(model.eval(), x)
@@ -74,11 +74,13 @@ def test_predictions_can_be_targets_of_training():
 
 def test_loss_is_the_training_loss_and_half_precision_comes_out_in_float32():
     model, (x, y) = nn.Linear(4, 3), samples()
-    assert evaluate(model, x, y).loss == pytest.approx(cross_entropy(model(x), y).item(), rel=1e-5)
+    assert score(predict_logits(model, x).numpy(), y.numpy()).loss == pytest.approx(
+        cross_entropy(model(x), y).item(), rel=1e-5
+    )
     assert predict_logits(model.bfloat16(), x.bfloat16()).dtype == torch.float32
 
 
 def test_no_samples_have_no_scores():
-    result = evaluate(net(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    result = score(predict_logits(net(), torch.zeros(0, 4)).numpy(), np.zeros(0, dtype=np.int64))
     assert math.isnan(result.accuracy) and math.isnan(result.loss)
     assert result.correct.shape == (0,)
