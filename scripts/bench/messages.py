@@ -2,10 +2,10 @@
 
     python scripts/bench/messages.py [--clients 10] [--rounds 10] [--actors 2]
 
-Every round sends one model to every client and gets one model back from each, as federated averaging does. The
+Every round sends one model to every client and gets one back from each, as federated averaging does. The
 client returns what it received. The cost is the wall-clock time of a round over its number of messages; the
-first rounds warm up and are not counted. Both engines are measured in turn in one process each, so that
-neither runs while the other is alive.
+first rounds warm up and are not counted. Each engine is measured in a process of its own, one after the
+other, so that neither runs while the other is alive.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -80,9 +80,7 @@ def measure_fedkd(weights: np.ndarray, clients: int, actors: int, rounds: int) -
 
     from fedkd.engine.ray_grid import RayGrid
 
-    ray.init(
-        num_cpus=actors, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
+    ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     grid = RayGrid(EchoWorkload, (), [1.0] * clients, actors=actors)
     grid.wait_until_ready()
     return measure(grid, to_record({"w": weights}), rounds)
@@ -99,7 +97,7 @@ def measure_flower(weights: np.ndarray, clients: int, actors: int, rounds: int) 
     def main(grid: Grid, context: Context) -> None:
         while len(list(grid.get_node_ids())) < clients:
             time.sleep(0.1)
-        costs.extend(measure(grid, ArrayRecord({"w": _flower_array(weights)}), rounds))
+        costs.extend(measure(grid, ArrayRecord({"w": Array(weights)}), rounds))
 
     warnings.simplefilter("ignore")
     logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -115,14 +113,9 @@ def measure_flower(weights: np.ndarray, clients: int, actors: int, rounds: int) 
     return costs
 
 
-def _flower_array(weights: np.ndarray):
-    from flwr.app import Array
-
-    return Array(weights)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--actors", type=int, default=2)
@@ -135,7 +128,8 @@ def main() -> None:
         print(json.dumps(measured(weights, args.clients, args.actors, args.rounds)))
         return
 
-    print(f"{args.clients} clients, {args.actors} actors, {args.rounds} rounds; ms a message, median (min–max)\n")
+    setting = f"{args.clients} clients, {args.actors} actors, {args.rounds} rounds"
+    print(f"{setting}; ms a message, median (min–max)\n")
     print("| message | fedkd on Ray | Flower's Ray backend | ratio |")
     print("|---|---|---|---|")
     for size in SIZES:
@@ -148,7 +142,8 @@ def main() -> None:
             costs = [1e3 * seconds for seconds in json.loads(output.splitlines()[-1])]
             medians[engine] = statistics.median(costs)
             cells.append(f"{medians[engine]:.1f} ({min(costs):.1f}–{max(costs):.1f})")
-        print(f"| {size} each way | {cells[0]} | {cells[1]} | {medians['flower'] / medians['fedkd']:.1f} |", flush=True)
+        ratio = medians["flower"] / medians["fedkd"]
+        print(f"| {size} each way | {cells[0]} | {cells[1]} | {ratio:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
