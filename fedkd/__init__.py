@@ -1,4 +1,4 @@
-"""fedkd: federated knowledge distillation and federated continual learning, simulated on Flower and Ray."""
+"""fedkd: federated knowledge distillation among unlike clients, simulated on Flower and Ray."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ _LAZY = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import the public names on first use: the command line must not pay for what it does not need."""
-    from importlib import import_module
+if not TYPE_CHECKING:  # else a type checker would take every name for granted
 
-    if name not in _LAZY:
-        raise AttributeError(f"module 'fedkd' has no attribute '{name}'")
-    return getattr(import_module(_LAZY[name]), name)
+    def __getattr__(name: str) -> Any:
+        """Import the public names on first use: the command line must not pay for what it does not need."""
+        from importlib import import_module
+
+        if name not in _LAZY:
+            raise AttributeError(f"module 'fedkd' has no attribute '{name}'")
+        return getattr(import_module(_LAZY[name]), name)

@@ -18,7 +18,7 @@ from fedkd import __version__
 from fedkd.errors import FedkdError, RunFailed, UserError
 
 LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
-_DESCRIPTION = "Simulate federated knowledge distillation and federated continual learning."
+_DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
 READER_LEFT = 141
 """Status of a program that wrote to a closed pipe: 128 + SIGPIPE, as a shell reports it."""
 

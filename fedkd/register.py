@@ -24,31 +24,30 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 Part = TypeVar("Part", bound=Callable[..., Any])
-Decorator = Callable[[Part], Part]
 
 
-def strategy(name: str) -> Decorator:
+def strategy(name: str) -> Callable[[Part], Part]:
     """Register a dataclass derived from `fedkd.fusion.strategy.FusionStrategy`."""
     from fedkd.fusion.registry import STRATEGIES
 
     return STRATEGIES.register(name)
 
 
-def model(name: str) -> Decorator:
+def model(name: str) -> Callable[[Part], Part]:
     """Register a ``factory(input_shape, classes, **args)`` that returns a `torch.nn.Module`."""
     from fedkd.models.registry import MODELS
 
     return MODELS.register(name)
 
 
-def partition(name: str) -> Decorator:
+def partition(name: str) -> Callable[[Part], Part]:
     """Register a ``function(labels, clients, generator, **args)`` that returns index arrays, one a client."""
     from fedkd.data.registry import PARTITIONS
 
     return PARTITIONS.register(name)
 
 
-def dataset(name: str) -> Decorator:
+def dataset(name: str) -> Callable[[Part], Part]:
     """Register a ``function(**args)`` that returns ``(train_x, train_y, test_x, test_y)``."""
     from fedkd.data.registry import DATASETS
 

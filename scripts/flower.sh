@@ -14,6 +14,7 @@ out=$(realpath -m "$2")
 shift 2
 overrides="$*"
 app=$(realpath "$(dirname "$0")/..")
+command -v flwr >/dev/null || PATH=$app/.venv/bin:$PATH
 
 home=$(mktemp -d)
 stop() {

@@ -29,7 +29,7 @@ def python_file(name: str) -> str:
 def test_the_scenario_that_is_explained_is_one():
     (block,) = [block for block in blocks("toml") if "[data]" in block]
     scenario = parse_scenario(tomllib.loads(block))
-    assert (scenario.name, scenario.data.clients, scenario.fusion.strategy) == ("knfu-mnist", 10, "knfu")
+    assert (scenario.name, scenario.data.clients, scenario.fusion.strategy) == ("my-mnist", 10, "knfu")
 
 
 def test_the_strategy_and_the_models_run(digits_scenario, tmp_path):

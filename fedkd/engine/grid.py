@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
-from fedkd.federation.identity import RUN_ID, give_id, node_id_of
+from fedkd.federation.identity import RUN_ID, Run, give_id, node_id_of
 from fedkd.federation.messages import CLIENT_RAISED
 
 OnReply = Callable[[int, int], None]

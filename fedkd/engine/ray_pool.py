@@ -62,6 +62,7 @@ def connect(engine: Engine) -> RayCluster:
     if owned:
         _check_reachable(engine.address)
         _silence_raylet()
+        logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
         try:
             ray.init(
                 address=engine.address or "local",

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
+from fedkd.federation.identity import Run
 from fedkd.randomness import numpy_generator
 
 

@@ -109,7 +109,8 @@ def _strategy_class(name: str) -> Any:
     names = flower_strategy_names()
     if name not in names:
         raise UserError(
-            f"Flower ships no strategy '{name}'; {did_you_mean(name, names)}", key="fusion.strategy"
+            f"no strategy of Flower's named '{name}' can be used; {did_you_mean(name, names)}",
+            key="fusion.strategy",
         )
     return getattr(flower, name)
 

@@ -9,7 +9,19 @@ from __future__ import annotations
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict
+from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = [
+    "RUN_ID",
+    "SERVER_NODE_ID",
+    "Run",
+    "assume_identity",
+    "client_of",
+    "give_id",
+    "node_id_of",
+    "with_content",
+]
 
 RUN_ID = 1
 SERVER_NODE_ID = 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from logging import INFO
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -106,7 +105,7 @@ class KnowledgeFusion(Strategy):
 
     def summary(self) -> None:
         """Log the strategy and its hyper-parameters."""
-        log(INFO, "\t└──> Fusion: %s", self.strategy)
+        logging.getLogger("flwr").info("\t└──> Fusion: %s", self.strategy)
 
     # Messages -----------------------------------------------------------------------------------------
 

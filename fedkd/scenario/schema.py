@@ -81,7 +81,8 @@ class ClientGroup(Section):
     """One entry of the mix of client models."""
 
     model: str = "cnn"
-    """Zoo name (`mlp`, `lenet`, `cnn`, `resnet8`, `resnet20`) or `"pkg.mod:factory"`."""
+    """Zoo name (`mlp`, `lenet`, `cnn`, `resnet8`, `resnet20`; `random-forest`, `gradient-boosting`, `sgd`) or
+    `"pkg.mod:factory"`."""
     share: Annotated[float, Field(gt=0.0)] = 1.0
     """Relative number of clients with this model; shares need not sum to 1."""
     args: dict[str, Any] = {}
@@ -179,7 +180,7 @@ class TaskStream(Section):
 
 
 class Continual(Section):
-    """Continual learning; absent: one task."""
+    """Continual learning: not in this version, and refused."""
 
     learner: str = "naive"
     """How a client learns without forgetting."""

@@ -86,7 +86,7 @@ def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[s
     """Return the lines that begin a run: what it is and where it goes."""
     lines = [
         f"{scenario.name}: {scenario.fusion.strategy}, {scenario.data.clients} clients, "
-        f"{scenario.rounds} rounds, seed {scenario.seed} → {folder}"
+        f"{scenario.rounds} round{'s' * (scenario.rounds != 1)}, seed {scenario.seed} → {folder}"
     ]
     if resumed_from:
         lines.append(f"resumed after round {resumed_from}")

@@ -154,7 +154,7 @@ def test_hyperparameters_are_flowers_without_what_the_scenario_decides():
     ("name", "given", "key", "text"),
     [
         ("FedAdm", {}, "fusion.strategy", "did you mean 'FedAdam'"),
-        ("FedXgbBagging", {}, "fusion.strategy", "ships no strategy"),
+        ("FedXgbBagging", {}, "fusion.strategy", "no strategy of Flower"),
         ("FedAdam", {"etta": 1.0}, "fusion.etta", "did you mean 'eta'"),
         ("FedAdam", {"fraction_train": 0.5}, "fusion.fraction_train", "unknown key"),
         ("QFedAvg", {}, "fusion.client_learning_rate", "needs a value"),

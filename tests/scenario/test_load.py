@@ -170,7 +170,7 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ("fusion.distil_epochs = 1", "unknown key for strategy 'knfu'; did you mean 'distill_epochs'?"),
         (
             "fusion.strategy = 'flwr:FedAdm'",
-            "fusion.strategy: Flower ships no strategy 'FedAdm'; did you mean",
+            "fusion.strategy: no strategy of Flower's named 'FedAdm' can be used; did you mean",
         ),
         (
             "fusion = { strategy = 'flwr:FedAdam', et = 1 }",
