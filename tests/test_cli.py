@@ -305,3 +305,16 @@ def test_a_run_goes_on_silently_when_its_reader_leaves(digits_toml, tmp_path):
 
 def _repository() -> Path:
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "advice"),
+    [
+        ("run", "scenarios/bench/quickstart.toml", "is a bench, not a scenario; run it with: fedkd bench"),
+        ("bench", "scenarios/quickstart.toml", "is a scenario, not a bench; run it with: fedkd run"),
+    ],
+)
+def test_a_file_of_the_other_kind_is_known_for_what_it_is(verb, path, advice, capsys):
+    file = Path(__file__).resolve().parent.parent / path
+    assert main([verb, str(file)]) == 2
+    assert advice in capsys.readouterr().err

@@ -108,6 +108,8 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     """
     path, file = Path(path), str(path)
     mapping = read_toml(path)
+    if mapping.keys() & {"data", "fusion", "rounds"} and not mapping.keys() & {"base", "scenario"}:
+        raise UserError(f"is a scenario, not a bench; run it with: fedkd run {file}", file=file)
     fixed = {}
     for text in overrides:
         key, value = parse_override(text)

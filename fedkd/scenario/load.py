@@ -49,6 +49,10 @@ def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | N
         raise error from None
 
 
+BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}
+"""Keys by which a bench file gives itself away."""
+
+
 def parse_scenario(
     mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
 ) -> Scenario:
@@ -62,6 +66,8 @@ def parse_scenario(
     Raises:
         UserError: The first thing that is wrong.
     """
+    if BENCH_KEYS & mapping.keys():
+        raise UserError(f"is a bench, not a scenario; run it with: fedkd bench {file or 'FILE'}", file=file)
     try:
         scenario = _located(Scenario.model_validate(dict(mapping)), folder)
         import_plugins(scenario)
