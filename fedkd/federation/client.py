@@ -27,7 +27,7 @@ from fedkd.training.evaluate import Score, score
 MODEL = "model/"
 KEPT = "kept/"
 MEMORY = "memory/"
-PREDICTIONS = ("logits", "sample_logits")
+PREDICTIONS = ("logits", "sample_logits", "label_logits")
 """What `fusion.upload_dtype` applies to."""
 APPLIED_ROUND = "applied_round"
 BASELINE = "baseline"
@@ -70,6 +70,11 @@ class Client(ABC):
         self._baseline = (0, nan, nan)  # round, local and global accuracy before its guidance
         self._before: Score | None = None
         self._faults = faults or ClientFaults()
+
+    @property
+    def teaches_locally(self) -> bool:
+        """Whether guidance has its effect in the next local training, not when it arrives."""
+        return self._strategy is not None and self._strategy.teaches_locally
 
     @property
     def num_train_samples(self) -> int:
@@ -158,7 +163,7 @@ class Client(ABC):
         if round <= self.applied_round or self._strategy is None:
             return
         self.applied_round = round
-        if self._strategy.teaches_locally:
+        if self.teaches_locally:
             self._kept = dict(guidance)
         else:
             self._strategy.apply(Side(self, round), guidance)
@@ -199,13 +204,13 @@ class Client(ABC):
             common test set; NaN where there is nothing to measure.
         """
         measured = dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
-        if guidance is None or self._strategy is None:
+        if guidance is None or self._strategy is None or self.teaches_locally:
             return measured
         if self._before is not None:
             turned = flips(self._before.correct, after.correct)
             measured["positive_flips"], measured["negative_flips"] = turned.positive, turned.negative
         side = Side(self, self.applied_round)
-        found = None if self._strategy.teaches_locally else self._strategy.targets_of(side, guidance)
+        found = self._strategy.targets_of(side, guidance)
         if found is not None:
             targets, samples = found
             wanted = self._strategy.probabilities(targets)
@@ -241,16 +246,19 @@ class Client(ABC):
 
     def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training: less for a straggler."""
-        x, y = self.data.train_x, self.data.train_y
+        x, y = self.data.train_x, self._training_labels()
         slow = self._scenario.faults
-        if self._faults.poison is not None:
-            y = self._faults.poison.labels(y, self.data.classes)
         if slow.stragglers > 0.0:
             draw = self._generator("straggler", round)
             if draw.random() < slow.stragglers:
                 kept = np.sort(draw.permutation(len(y))[: round_half_up(slow.straggler_work * len(y))])
                 return x[kept], y[kept], 1
         return x, y, epochs
+
+    def _training_labels(self) -> np.ndarray:
+        """Return the labels the client learns from: flipped ones for some of the poisoned."""
+        poison, y = self._faults.poison, self.data.train_y
+        return y if poison is None else poison.labels(y, self.data.classes)
 
     def _seed(self, purpose: str, round: int) -> int:
         return derive_seed(self._scenario.seed, purpose, client=self.index, round=round)

@@ -87,7 +87,7 @@ def evaluate(message: Message, context: Context) -> Message:
     with participant(context) as client:
         config = message.content.config_records[msg.CONFIG]
         round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
-        if msg.GUIDANCE in message.content:
+        if msg.GUIDANCE in message.content and not client.teaches_locally:
             client.remember_baseline(round, SPLITS)
         guidance = _receive(client, message.content)
         before = client.baseline(round)

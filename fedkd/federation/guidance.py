@@ -39,6 +39,11 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
     targets, logits = guidance.targets, knowledge.logits
     if guidance.everyone and (guidance.personal or (targets is not None and targets.ndim == 3)):
         raise ValueError("guidance for everyone must be the same for all, not personal")
+    arrays = {id(given): given for given in (guidance.shared, *guidance.personal)}  # many may share one
+    for given in arrays.values():
+        for name, values in given.items():
+            if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
+                raise ValueError(f"the guidance's {name} are not all numbers (NaN)")
     if targets is None or logits is None:
         return
     allowed = [list(logits.shape), list(logits.shape[1:])]

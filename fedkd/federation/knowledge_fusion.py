@@ -89,6 +89,8 @@ class KnowledgeFusion(Strategy):
         self._request: np.ndarray | None = None
         self.weights: tuple[tuple[int, ...], np.ndarray] | None = None
         """Clients [N] and effectiveness weights [N, N] of the last fusion, where the strategy has any."""
+        self.present: tuple[int, ...] = ()
+        """Those of these clients that took part in the last round; others are there with old knowledge."""
         self._pending: dict[int, Pending] = {}
         self._started = False
         self._broadcast: Broadcast | None = None
@@ -179,6 +181,7 @@ class KnowledgeFusion(Strategy):
             samples = int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES])  # type: ignore[arg-type]
             values = from_record(reply.content.array_records[msg.ARRAYS])
             present[msg.sender(reply)] = LastKnowledge(round, values, samples)
+        self.present = tuple(sorted(present))
         if self.strategy.stale_decay is None:
             known = present
         else:
@@ -228,6 +231,7 @@ class KnowledgeFusion(Strategy):
             extra=uploaded,
             request=self._request,
             labels=labels,
+            seed=self._context.seed,
             server=self._context.server(round) if trains and self._context.server else None,
         )
 

@@ -192,18 +192,16 @@ class Rounds:
 
     def _record_weights(self, round: int) -> float | None:
         """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""
-        fused = self._strategy.weights if isinstance(self._strategy, KnowledgeFusion) else None
-        if fused is None:
+        if not isinstance(self._strategy, KnowledgeFusion) or self._strategy.weights is None:
             return None
-        clients, weights = fused
+        clients, weights = self._strategy.weights
         folder = self._session.folder / "fusion"
         folder.mkdir(exist_ok=True)
         with (folder / f"round-{round:05d}.npz").open("wb") as file:
             np.savez(file, clients=np.array(clients), weights=weights.astype(np.float32))
-        counts = effective_neighbours(weights)
-        return self._record(
-            round, "train", "effective_neighbours", dict(zip(clients, counts.tolist(), strict=True))
-        )
+        counts = dict(zip(clients, effective_neighbours(weights).tolist(), strict=True))
+        receivers = {client: counts[client] for client in self._strategy.present}
+        return self._record(round, "train", "effective_neighbours", receivers)
 
     def _evaluate(self, round: int) -> dict[str, float]:
         everyone = Cohort(self._grid, nodes_in_client_order(self._node_of_client, self._node_of_client))

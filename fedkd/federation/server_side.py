@@ -18,6 +18,7 @@ from fedkd.randomness import derive_seed, numpy_generator, seeded_torch, torch_g
 from fedkd.scenario.schema import ClientGroup, Scenario
 from fedkd.training.device import prepare_inputs, prepare_model, torch_threads
 from fedkd.training.evaluate import predict_logits
+from fedkd.training.loop import batch_starts
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 
@@ -117,28 +118,35 @@ def _train(
     patience: int,
     generator: torch.Generator,
 ) -> dict[str, np.ndarray]:
-    steps = max(1, epochs * -(-len(used[0]) // batch_size))
+    starts = batch_starts(model, len(used[0]), batch_size)
+    steps = max(1, epochs * len(starts))
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     stops = patience > 0 and len(apart[0]) > 0
-    best, best_loss, waited = None, float("inf"), 0
+    best, waited = deepcopy(model.state_dict()), 0  # where it starts may be best
+    best_loss = _loss_of(model, apart, loss) if stops else float("inf")
     for _ in range(epochs):
         model.train()
-        for index in torch.randperm(len(used[0]), generator=generator).split(batch_size):
-            inputs, *wanted = (array[index] for array in used)
+        order = torch.randperm(len(used[0]), generator=generator)
+        for start in starts:
+            inputs, *wanted = (array[order[start : start + batch_size]] for array in used)
             optimizer.zero_grad(set_to_none=True)
             loss(model(inputs), *wanted).backward()
             optimizer.step()
             schedule.step()
         if stops:
-            inputs, *wanted = apart
-            now = float(loss(predict_logits(model, inputs), *wanted))
+            now = _loss_of(model, apart, loss)
             if now < best_loss:
                 best, best_loss, waited = deepcopy(model.state_dict()), now, 0
             else:
                 waited += 1
                 if waited >= patience:
                     break
-    if best is not None:
+    if stops:
         model.load_state_dict(best)
     return weights_of(model)
+
+
+def _loss_of(model: nn.Module, arrays: list[Tensor], loss: ServerLoss) -> float:
+    inputs, *wanted = arrays
+    return float(loss(predict_logits(model, inputs), *wanted))

@@ -71,7 +71,9 @@ class TorchClient(Client):
         if workspace is not None:
             self.model: nn.Module = workspace.model
         else:
-            seed = derive_seed(scenario.seed, "initial-weights", client=index)
+            # Weights can be averaged only among networks that began alike.
+            averaged = strategy is not None and "weights" in strategy.needs
+            seed = derive_seed(scenario.seed, "initial-weights", client=None if averaged else index)
             self.model = prepare_model(build(seed), device)
 
     # Training -----------------------------------------------------------------------------------------
@@ -121,7 +123,8 @@ class TorchClient(Client):
             logits = model(inputs) if features is None else model.head(features)  # type: ignore[operator]
             value = cross_entropy(logits, labels)
             if taught is not None:
-                value = value + taught(logits, features, labels)
+                flat = None if features is None else features.flatten(1)  # as they were uploaded
+                value = value + taught(logits, flat, labels)
             if received:
                 pairs = zip(model.parameters(), received, strict=True)
                 value = value + 0.5 * proximal_mu * sum((p - start).square().sum() for p, start in pairs)
@@ -147,7 +150,8 @@ class TorchClient(Client):
 
         if fusion.private_weight > 0.0:
             order = self._private_order(len(transfer_x), round)
-            arrays += [self._on_device(self.data.train_x[order]), self._on_device(self.data.train_y[order])]
+            labels = self._training_labels()
+            arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
         fit(
             self.model,
             arrays,

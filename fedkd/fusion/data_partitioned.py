@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.confidence import log_confidence
 from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
 from fedkd.fusion.weights import effectiveness
@@ -68,6 +69,10 @@ class DataPartitioned(FusionStrategy):
         clients, samples, _ = q.shape
         share = np.stack([np.bincount(row, minlength=clients) / samples for row in winner])
         return Guidance(targets=q[winner, np.arange(samples)], weights=share)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets at temperature 1: what a client predicts that follows them exactly."""
+        return targets if self.temperature == 1 else power(targets, self.temperature)
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``T² · mean_i KL(target_i ‖ softmax(z_i / T))``."""

@@ -33,8 +33,9 @@ class FedDF(FusionStrategy):
         w_a   ← minimise mean_i KL(softmax(z̄(x_i)) ‖ softmax(z_a(x_i)))  Adam, cosine, early stop
 
     Every client starts its next local training from its architecture's student. Architectures learn from each
-    other through the ensemble alone. A client that misses a round keeps what it had. Statistics of
-    normalisation layers are averaged like weights.
+    other through the ensemble alone. All clients of an architecture begin alike; one that misses a round
+    keeps what it had and starts its next round from there. Statistics of normalisation layers are averaged
+    like weights.
 
     The paper stops on labelled validation data; here it is the distillation loss on a part of the transfer
     set, for which no label is needed.

@@ -17,6 +17,7 @@ from fedkd.errors import UserError
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import DIVERGENCES, prediction_cosine, prediction_kl
 from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness, log_prior, nearest, within
@@ -103,6 +104,10 @@ class KnFu(FusionStrategy):
         weights = self._weights(self._distances(p, q), knowledge)
         targets = combine(weights, q, expertise=p if self.per_class else None)
         return Guidance(targets, weights, kept)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets at temperature 1: what a client predicts that follows them exactly."""
+        return targets if self.temperature == 1 else power(targets, self.temperature)
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``T² · mean_i KL(K_n[i] ‖ softmax(z_n(x_i) / T))``; K_n is at temperature T already."""

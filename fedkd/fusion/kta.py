@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import prediction_cosine, prediction_kl
 from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
 from fedkd.fusion.weights import effectiveness, nearest
@@ -76,6 +77,10 @@ class KTA(FusionStrategy):
         keep = None if self.neighbours is None else nearest(d, self.neighbours)
         weights = effectiveness(d, self.beta, keep=keep, log_prior=self.gamma * accuracy)
         return Guidance(combine(weights, q), weights)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets at temperature 1: what a client predicts that follows them exactly."""
+        return targets if self.temperature == 1 else power(targets, self.temperature)
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``T² · mean_i KL(K_n[i] ‖ softmax(z_n(x_i) / T))``."""

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
+from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import gram
 from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness
@@ -78,6 +79,10 @@ class KTpFL(FusionStrategy):
     def _improve(self, c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarray:
         stepped = step(c, products, elements, rho=self.rho, lr=self.lr)
         return effectiveness(-stepped, 1.0 / self.coefficient_temperature)  # softmax(stepped / τ)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets at temperature 1: what a client predicts that follows them exactly."""
+        return targets if self.temperature == 1 else power(targets, self.temperature)
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``T² · mean_i KL(t_n[i] ‖ softmax(z_n(x_i) / T))``; t_n is at temperature T already."""

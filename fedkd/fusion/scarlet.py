@@ -70,7 +70,7 @@ class Scarlet(SoftLabels):
         assert knowledge.logits is not None
         _, rows, classes = knowledge.logits.shape
         asked = np.arange(rows) if knowledge.request is None else np.asarray(knowledge.request)
-        wanted = np.union1d(asked, self._reused(memory, len(asked)))
+        wanted = np.union1d(asked, self._reused(memory, len(asked), knowledge.seed))
         length = int(wanted.max(initial=-1)) + 1
 
         round = _round(memory)
@@ -121,7 +121,7 @@ class Scarlet(SoftLabels):
         fused_in = memory.get("fused_in", np.empty(0, dtype=np.int32))
         return np.flatnonzero((fused_in > 0) & (_round(memory) - fused_in <= self.cache_rounds))
 
-    def _reused(self, memory: Mapping[str, np.ndarray], asked: int) -> np.ndarray:
+    def _reused(self, memory: Mapping[str, np.ndarray], asked: int, seed: int) -> np.ndarray:
         """Return the cached part of the round's samples.
 
         Of a uniform draw of S_t only its part R_t outside the cache was asked for. The other part is, given
@@ -129,7 +129,7 @@ class Scarlet(SoftLabels):
         """
         cached = self._cached(memory)
         count = None if self.samples_per_round is None else max(self.samples_per_round - asked, 0)
-        generator = numpy_generator(0, "scarlet-cached-samples", round=_round(memory))
+        generator = numpy_generator(seed, "scarlet-cached-samples", round=_round(memory))
         return cached[draw_samples(len(cached), count, generator)]
 
 

@@ -46,6 +46,7 @@ class Knowledge:
             shapes that may differ.
         request: Indices of the transfer samples asked for this round, `[M]`; None: the whole transfer set.
         labels: True labels of these samples, `[M]` int64; only for a strategy that needs `transfer_labels`.
+        seed: What draws of the strategy's own derive from.
         server: What the server can compute with; only for a strategy that needs `weights` or a `server`.
 
     Raises:
@@ -62,6 +63,7 @@ class Knowledge:
     request: np.ndarray | None = None
     labels: np.ndarray | None = None
     server: ServerSide | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if list(self.clients) != sorted(set(self.clients)):

@@ -69,7 +69,7 @@ def fit(
         TrainingDiverged: A loss, or a weight at the end, is not a finite number.
     """
     device = arrays[0].device
-    starts = _batch_starts(model, len(arrays[0]), batch_size)
+    starts = batch_starts(model, len(arrays[0]), batch_size)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     stepper = make_optimizer(optimizer, parameters)
     precision = (
@@ -109,7 +109,8 @@ def fit(
     return FitResult(total / samples if samples else float("nan"), steps, samples)
 
 
-def _batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
+def batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
+    """Return where the batches of an epoch start; see `fit` for the one that is left out."""
     starts = range(0, samples, batch_size)
     alone = samples % batch_size == 1 and len(starts) > 1 and batch_size > 1
     if alone and any(isinstance(module, _BatchNorm) for module in model.modules()):
