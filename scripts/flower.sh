@@ -24,7 +24,7 @@ stop() {
 trap stop EXIT
 
 export FLWR_HOME=$home FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
-export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_ADDRESS=local
 
 clients=$(python - "$scenario" $overrides <<'PY'
 import sys
