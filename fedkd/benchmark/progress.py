@@ -55,7 +55,7 @@ class BenchProgress(Watcher):
             self.failed += 1
 
     def left(self) -> float | None:
-        """Return the seconds left, estimated from the cells that finished in this session."""
+        """Return the seconds left, estimated from the cells that finished since the bench was started."""
         everything = self._pace.of_all(list(self._waiting.values()))
         if everything is None:
             return None
