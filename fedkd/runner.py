@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import Interrupted, RunFailed
 from fedkd.run_folder import create_run_folder, finish_run, locked, scenario_of_run
 from fedkd.scenario.load import load_scenario
 from fedkd.scenario.schema import Scenario
+from fedkd.signals import stop_signals
 from fedkd.tracking.events import Observers, RunObserver
 from fedkd.tracking.recorder import MetricRow, read_metrics
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from fedkd.federation.participant import LocalClients
 
 ERROR_FILE = "error.txt"
+STOPPING = "stopping after this round; press Ctrl-C again to stop at once"
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _work(
     from fedkd.federation.rounds import Session
     from fedkd.federation.server_app import ServerContext, app
 
-    with locked(folder), _quiet_flower(), _stop_signals(observer) as stop:
+    with locked(folder), _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         context = ServerContext(scenario, engine.clients, Session(folder, observer, stop.is_set, resume))
         try:
@@ -182,25 +182,3 @@ def _quiet_flower() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _stop_signals(observer: RunObserver) -> Iterator[threading.Event]:
-    """Let the first Ctrl-C (or SIGTERM) ask for a stop after the round, and the second stop at once."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        observer.message("stopping after this round; press Ctrl-C again to stop at once")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

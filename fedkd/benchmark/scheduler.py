@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.engine.ray_pool import connect, count_actors, gpu_share
 from fedkd.scenario.schema import Engine
+from fedkd.signals import stop_signals
 
 POLL_SECONDS = 0.2
 Job = tuple[str, str]
@@ -90,7 +87,7 @@ class _Tasks:
     def run(self, slots: int) -> dict[int, Outcome]:
         """Run every job, or, after a signal, let those finish that are running."""
         waiting = iter(enumerate(self._jobs))
-        with _stop_signals(self._on_signal) as stop:
+        with stop_signals(self._on_signal) as stop:
             try:
                 self._start(waiting, slots)
                 while self._running:
@@ -144,25 +141,3 @@ def _outcome(reference: Any, stopping: bool) -> Outcome:
             return Outcome("interrupted")
         first = str(error).strip().splitlines()[0]
         return Outcome("failed", error=f"its Ray worker died: {type(error).__name__}: {first}")
-
-
-@contextmanager
-def _stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
-    """Set an event at the first Ctrl-C (or SIGTERM); the second raises `KeyboardInterrupt`."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        on_first()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
