@@ -5,7 +5,7 @@ Nothing is kept: every process that asks gets the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,20 +79,21 @@ def poisoned_clients(scenario: Scenario) -> frozenset[int]:
     return frozenset(int(client) for client in drawn)
 
 
-def faults_of(scenario: Scenario, client: int, label_distribution: np.ndarray) -> ClientFaults:
+def faults_of(scenario: Scenario, client: int, label_distribution: Callable[[], np.ndarray]) -> ClientFaults:
     """Return what is wrong with a client.
 
     Args:
         scenario: The resolved scenario.
         client: Client index.
-        label_distribution: Share of every class among each client's training labels, `[N, C]`.
+        label_distribution: Returns the share of every class among each client's training labels, `[N, C]`;
+            asked for a poisoned client alone.
     """
     poisoned = poisoned_clients(scenario)
     if client not in poisoned:
         return ClientFaults()
     honest = [other for other in range(scenario.data.clients) if other not in poisoned] or [client]
     victim = int(numpy_generator(scenario.seed, "victim", client=client).choice(honest))
-    return ClientFaults(Poison(scenario.faults.poison, label_distribution[victim]))
+    return ClientFaults(Poison(scenario.faults.poison, label_distribution()[victim]))
 
 
 def present_clients(scenario: Scenario, sampled: Sequence[int], round: int) -> list[int]:

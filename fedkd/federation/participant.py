@@ -104,7 +104,7 @@ class LocalClients:
     def build(self, index: int) -> Client:
         """Return client `index` as it is before the first round."""
         scenario, group, data = self._scenario, self._groups[index], self.data.client(index)
-        faults = faults_of(scenario, index, self.data.label_distribution())
+        faults = faults_of(scenario, index, self.data.label_distribution)
         estimator = self._estimator(group)
         if estimator is not None:
             model = client_estimator(estimator, data.classes)

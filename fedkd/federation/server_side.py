@@ -38,6 +38,7 @@ class Server:
         self._scenario = scenario
         self._data = data
         self._round = round
+        self._groups = client_models(scenario)
         self._calls = 0
 
     @property
@@ -47,7 +48,7 @@ class Server:
 
     def architecture_of(self, client: int) -> Architecture:
         """Return the architecture of a client's model."""
-        group = client_models(self._scenario)[client]
+        group = self._groups[client]
         return self.architecture(group.model, group.args)
 
     def architecture(self, model: str, args: Mapping[str, Any]) -> Architecture:
