@@ -17,8 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedkd.errors import UserError, did_you_mean
 from fedkd.federation.arrays import from_record, to_record
-
-PREFIX = "flwr:"
+from fedkd.scenario.schema import FLOWER_PREFIX
 
 # Set by fedkd: who takes part in a round is the scenario's business, and the keys are the messages'.
 _OWN_ARGUMENTS = {
@@ -105,7 +104,7 @@ def _check_type(key: str, value: Any, wanted: Any) -> None:
 
 
 def _strategy_class(name: str) -> Any:
-    name = name.removeprefix(PREFIX)
+    name = name.removeprefix(FLOWER_PREFIX)
     names = flower_strategy_names()
     if name not in names:
         raise UserError(

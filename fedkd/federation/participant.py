@@ -29,8 +29,6 @@ from fedkd.scenario.load import load_scenario
 from fedkd.scenario.schema import ClientGroup, Scenario
 from fedkd.training.device import prepare_model, resolve_device
 
-FLOWER_PREFIX = "flwr:"
-
 
 class LocalContext(Context):
     """The context of a client that lives in this process for the whole run.
@@ -60,14 +58,9 @@ class LocalContext(Context):
         return self._client
 
 
-def exchanges_weights(scenario: Scenario) -> bool:
-    """Return whether clients send weights to one of Flower's strategies instead of knowledge."""
-    return scenario.fusion.strategy.startswith(FLOWER_PREFIX)
-
-
 def fusion_strategy(scenario: Scenario) -> FusionStrategy | None:
     """Return the scenario's fusion strategy, or None where weights are exchanged."""
-    if exchanges_weights(scenario):
+    if scenario.fusion.from_flower:
         return None
     return make_strategy(
         scenario.fusion.strategy, dict(scenario.fusion.model_extra or {}), scenario.plugin_path

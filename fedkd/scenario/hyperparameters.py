@@ -9,8 +9,6 @@ from fedkd.errors import UserError, did_you_mean
 from fedkd.explain import show_value
 from fedkd.scenario.schema import Fusion
 
-FLOWER_PREFIX = "flwr:"
-
 
 def resolve_hyperparameters(fusion: Fusion, search: Sequence[str] = ()) -> dict[str, Any]:
     """Return the strategy's hyper-parameters with every default filled in.
@@ -23,7 +21,7 @@ def resolve_hyperparameters(fusion: Fusion, search: Sequence[str] = ()) -> dict[
         UserError: No such strategy, or it does not know a key or allow a value.
     """
     given = dict(fusion.model_extra or {})
-    if fusion.strategy.startswith(FLOWER_PREFIX):
+    if fusion.from_flower:
         return _resolve_flower(fusion.strategy, given)
     from fedkd.fusion.registry import make_strategy, strategy_hyperparameters
 

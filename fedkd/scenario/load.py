@@ -18,7 +18,7 @@ from fedkd.plugins import import_plugins, module_file
 from fedkd.scenario.checks import PATH_DATASETS, check_one_architecture, check_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.explain import scenario_error
-from fedkd.scenario.hyperparameters import FLOWER_PREFIX, resolve_hyperparameters
+from fedkd.scenario.hyperparameters import resolve_hyperparameters
 from fedkd.scenario.overrides import apply_overrides
 from fedkd.scenario.schema import Scenario
 
@@ -129,7 +129,7 @@ def _with_hyperparameters(scenario: Scenario) -> Scenario:
     """Return the scenario with the strategy's own defaults filled in."""
     tables = scenario.model_dump()
     tables["fusion"].update(resolve_hyperparameters(scenario.fusion, scenario.plugin_path))
-    if scenario.fusion.strategy.startswith(FLOWER_PREFIX):
+    if scenario.fusion.from_flower:
         check_one_architecture(scenario)
     return Scenario.model_validate(tables)
 
@@ -140,15 +140,15 @@ def _absolute(path: str, home: Path) -> str:
 
 def _named_files(scenario: Scenario) -> list[Path]:
     """Return the files that may lie beside the scenario: modules of ``"module:Name"``, and relative paths."""
-    data, strategy = scenario.data, scenario.fusion.strategy
+    data, fusion = scenario.data, scenario.fusion
     names = [
         data.dataset,
         data.transfer.source,
         data.partition.scheme,
         *(group.model for group in scenario.clients),
     ]
-    if not strategy.startswith(FLOWER_PREFIX):
-        names.append(strategy)
+    if not fusion.from_flower:
+        names.append(fusion.strategy)
     modules = [*scenario.plugins, *(name.partition(":")[0] for name in names if ":" in name)]
     paths = [data.partition.path] if data.partition.path else []
     for name, args in ((data.dataset, data.args), (data.transfer.source, data.transfer.args)):

@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FLOWER_PREFIX = "flwr:"
+"""Begins the names of Flower's own strategies."""
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -132,6 +135,11 @@ class Fusion(Section):
     """γ: weight of the cross entropy on private batches that is added to the distillation loss."""
     upload_dtype: Literal["float32", "float16"] = "float32"
     """Precision of uploaded logits."""
+
+    @property
+    def from_flower(self) -> bool:
+        """Whether the strategy is one of Flower's, which exchange weights instead of knowledge."""
+        return self.strategy.startswith(FLOWER_PREFIX)
 
 
 class Heterogeneity(Section):

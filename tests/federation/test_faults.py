@@ -134,7 +134,7 @@ def test_an_imitator_has_its_victims_class_distribution(scenario_with):
     scenario = scenario_with({"poisoned": 0.25, "poison": "imitation"})
     poisoned, _ = poisoned_and_honest(scenario)
     shares = load_federated_data(scenario).label_distribution()
-    poison = faults.faults_of(scenario, poisoned, shares).poison
+    poison = faults.faults_of(scenario, poisoned, lambda: shares).poison
     assert poison is not None
     (victim,) = [n for n in range(4) if np.array_equal(shares[n], poison.victim)]
     assert victim != poisoned
