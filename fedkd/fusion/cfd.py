@@ -15,8 +15,9 @@ from pydantic.dataclasses import dataclass
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.sides import ClientSide
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import STRICT, Guidance, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import uniform
+from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)

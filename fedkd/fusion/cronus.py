@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.robust import geometric_median, median, renormalise, trimmed_mean
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import STRICT, Guidance, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -17,8 +17,9 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.selection import draw_samples
 from fedkd.fusion.sharpen import entropy_reduction, mean_probabilities
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import STRICT, Guidance, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import uniform
+from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)

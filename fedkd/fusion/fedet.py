@@ -15,7 +15,8 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.parameters import pack, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
     from torch import Tensor

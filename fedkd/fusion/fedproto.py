@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass
 from fedkd.errors import UserError
 from fedkd.fusion.label_means import mean_by_label
 from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss
-from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,8 +19,9 @@ from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import prediction_cosine, prediction_kl
-from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
 from fedkd.fusion.weights import effectiveness, nearest
+from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
     from torch import Tensor

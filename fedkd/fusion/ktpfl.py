@@ -18,8 +18,9 @@ from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
 from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import gram
-from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness
+from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
     from torch import Tensor

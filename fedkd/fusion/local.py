@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,8 +18,9 @@ from fedkd.fusion.selection import draw_samples
 from fedkd.fusion.sharpen import mean_probabilities, power
 from fedkd.fusion.sides import Arrays, ClientSide
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import STRICT, Guidance, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import uniform
+from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
 
 

@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.confidence import FAMILIARITY, ambiguity
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.sides import ClientSide
-from fedkd.fusion.strategy import STRICT, FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
     from torch import Tensor

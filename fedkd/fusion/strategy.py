@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss, ServerSide
@@ -22,10 +21,6 @@ Need = Literal[
 """What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send, of
 one architecture, trained by SGD without momentum; labels of the transfer set on the server; a server that
 trains models of its own."""
-
-
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-"""Configuration of our strategies' pydantic dataclasses: a field's docstring is its description."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,8 +55,8 @@ class Transfer(Section):
     """`holdout` (kept apart from the private samples), another data set's name, or `noise`."""
     args: dict[str, Any] = {}
     """Arguments of the other data set, as `data.args`."""
-    size: PositiveInt = 1000
-    """Number of transfer samples M."""
+    size: Annotated[int, Field(ge=0)] = 1000
+    """Number of transfer samples M; 0 only where clients exchange no predictions (`local`, averaging)."""
 
 
 class Data(Section):
@@ -178,23 +178,48 @@ class TaskStream(Section):
     """The stream of tasks that every client learns."""
 
     kind: Literal["split", "permuted", "rotated", "overlapping", "datasets"] = "split"
-    """What a task is."""
-    count: PositiveInt = 5
-    """Number of tasks."""
-    order: Literal["same", "shuffled", "overlapping", "file"] = "same"
-    """Order in which each client meets the tasks."""
-    clock: Literal["lockstep", "groups", "uniform", "poisson", "file"] = "lockstep"
-    """When each client moves on to its next task."""
+    """What a task is: `split` (the classes in groups), `permuted` (one fixed permutation of the pixels),
+    `rotated` (one angle), `overlapping` (windows of classes that overlap), `datasets` (one data set)."""
+    count: PositiveInt | None = None
+    """Number of tasks; absent: 5, for `overlapping` as many windows as there are, for `datasets` one each."""
+    classes_per_task: PositiveInt | None = None
+    """Classes of a task (`split`: absent, the classes are shared out evenly; `overlapping`: the width of a
+    window, 4 if absent)."""
+    stride: PositiveInt | None = None
+    """Classes between the starts of two windows (`overlapping`); absent: half a window."""
+    class_order: Literal["sorted", "shuffled"] = "sorted"
+    """Order in which `split` and `overlapping` take the classes; `shuffled` draws it from the seed."""
+    max_angle: Annotated[float, Field(gt=0.0, le=360.0)] = 180.0
+    """Angles of `rotated` tasks are spread evenly from 0 up to this many degrees, this one left out."""
+    datasets: list[str] = []
+    """Names of the data sets (`datasets`), in the order they are learned; empty: `data.dataset` alone."""
+    shape: list[PositiveInt] | None = None
+    """Channels, height and width that the samples of all `datasets` are brought to; absent: the first's."""
+    order: Literal["same"] = "same"
+    """Order in which each client meets the tasks: the `same` for all."""
+    clock: Literal["lockstep"] = "lockstep"
+    """When clients move on to the next task: all at once, in `lockstep`."""
 
 
 class Continual(Section):
-    """Continual learning: not in this version, and refused."""
+    """Continual learning: how every client learns a stream of tasks without forgetting.
+
+    Keys that are not listed here are the learner's own (`strength`, `density`, …), checked against it.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     learner: str = "naive"
-    """How a client learns without forgetting."""
+    """A learner of fedkd by name, or your own as `"pkg.mod:Class"`."""
     tasks: TaskStream = TaskStream()
+    head: Literal["task", "domain", "class"] | None = None
+    """What the outputs of the model are: each task has its own (`task`), all tasks share theirs (`domain`),
+    or every class has one and competes with all others (`class`). Absent: `domain` for `permuted` and
+    `rotated`, else `task`."""
     rounds_per_task: PositiveInt = 1
-    """Federated rounds spent on each task."""
+    """Federated rounds spent on each task; `rounds` is the number of tasks times this."""
+    evaluate_epochs: bool = False
+    """Whether a client tests itself on the current task after every local epoch, for learning curves."""
 
 
 class Engine(Section):
@@ -247,7 +272,7 @@ class Scenario(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     """Every random draw derives from it."""
     rounds: PositiveInt = 10
-    """Federated rounds."""
+    """Federated rounds; of a stream of tasks: absent, as many as its tasks take."""
     clients_per_round: PositiveInt | None = None
     """Clients sampled for training each round; absent: all of them."""
     evaluate_every: PositiveInt = 1

@@ -1,0 +1,161 @@
+"""Parts of a scenario that have hyper-parameters of their own, like strategies and learners.
+
+Such a part is a frozen dataclass whose fields are its hyper-parameters. They are checked and explained in the
+scenario's own words, whether the dataclass is pydantic's or plain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+from pydantic.fields import FieldInfo
+
+from fedkd.errors import UserError, did_you_mean
+from fedkd.explain import explain_error
+from fedkd.plugins import Registry
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+"""Configuration of our own parts' pydantic dataclasses: a field's docstring is its description."""
+
+Part = TypeVar("Part")
+
+
+class HyperParameter(NamedTuple):
+    """One hyper-parameter of a part, as docs and ``fedkd list`` show it."""
+
+    name: str
+    default: Any
+    description: str
+    type: str
+
+
+def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
+    """Build a part from its table of a scenario.
+
+    Args:
+        cls: A dataclass.
+        name: What the scenario calls it.
+        hyperparameters: The part's own keys; those left out take their defaults.
+        key: Key that names it, ``fusion.strategy``; its hyper-parameters stand in the same table.
+
+    Raises:
+        UserError: An unknown key or a value out of range.
+    """
+    table = key.partition(".")[0]
+    known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    for given in hyperparameters:
+        if given not in known:
+            raise UserError(f"unknown key; {did_you_mean(given, known)}", key=f"{table}.{given}")
+    try:
+        return TypeAdapter(cls).validate_python(dict(hyperparameters))
+    except ValidationError as invalid:
+        error = invalid.errors()[0]
+        where = ".".join([table, *(str(part) for part in error["loc"])])
+        raise UserError(explain_error(error, known), key=where) from invalid
+    except PydanticUserError as unreadable:
+        raise UserError(
+            f"'{name}': its hyper-parameters cannot be checked: {unreadable.message.splitlines()[0]}", key=key
+        ) from unreadable
+
+
+def load_part(
+    registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
+) -> type[Part]:
+    """Return the class called `name`, once it is sure to be a usable part.
+
+    Args:
+        registry: The parts by name.
+        base: Class it must be derived from.
+        name: A known name, or ``"pkg.mod:Class"``.
+        search: Folders whose Python files may be named.
+        key: Key that names it.
+
+    Raises:
+        UserError: It does not exist, or is not a dataclass derived from `base` with its methods.
+    """
+    try:
+        cls = registry.load(name, search)
+    except UserError as error:
+        raise error.at(key=key) from error
+    problem = _problem(cls, base)
+    if problem:
+        raise UserError(f"'{name}' {problem}", key=key)
+    return cls
+
+
+def _problem(cls: Any, base: type) -> str | None:
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        return f"is not a class derived from {base.__module__}.{base.__qualname__}"
+    abstract: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
+    if abstract:
+        return f"does not define {' and '.join(f'`{name}`' for name in sorted(abstract))}"
+    if not hasattr(cls, "name"):
+        return "does not say its `name`"
+    # An inherited dataclass would do for is_dataclass, but the class's own fields would be ignored.
+    if "__dataclass_fields__" not in vars(cls):
+        return "is not a dataclass; put @dataclass(frozen=True) above it"
+    return None
+
+
+def hyperparameters_of(cls: type) -> list[HyperParameter]:
+    """Return a part's hyper-parameters in the order in which it declares them."""
+    hints = get_type_hints(cls, include_extras=True)
+    documented = getattr(cls, "__pydantic_fields__", {})  # empty for a plain dataclass
+    return [
+        HyperParameter(
+            field.name,
+            _default(field),
+            _one_line(
+                getattr(documented.get(field.name), "description", None) or _description(hints[field.name])
+            ),
+            _type_text(hints[field.name]),
+        )
+        for field in dataclasses.fields(cls)
+        if field.init
+    ]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    value = None if field.default is dataclasses.MISSING else field.default
+    return value.get_default(call_default_factory=True) if isinstance(value, FieldInfo) else value
+
+
+def _description(hint: Any) -> str:
+    """Return the first ``Field(description=...)`` in an annotation, looking into ``X | None`` too."""
+    infos = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, FieldInfo)]
+    found = [info.description or "" for info in infos] + [_description(part) for part in get_args(hint)]
+    return next(filter(None, found), "")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _type_text(hint: Any) -> str:
+    """Return an annotation for people: ``float ≥ 0``, ``"soft" | "hard"``, ``int ≥ 0 or absent``."""
+    if get_origin(hint) is Annotated:
+        base, *extras = get_args(hint)
+        bounds = [bound for extra in extras for bound in getattr(extra, "metadata", [extra])]
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        limits = [
+            f"{sign} {getattr(bound, name)}"
+            for bound in bounds
+            for name, sign in signs.items()
+            if getattr(bound, name, None) is not None
+        ]
+        return " ".join([_type_text(base), " and ".join(limits)]).strip()
+    if get_origin(hint) is Literal:
+        return " | ".join(f'"{choice}"' for choice in get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        text = " | ".join(_type_text(part) for part in parts)
+        return f"{text} or absent" if type(None) in get_args(hint) else text
+    return getattr(hint, "__name__", str(hint))
