@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,29 @@ class FitResult:
     samples: int
 
 
+class StepRules(Protocol):
+    """What a training step obeys besides its loss, such as a learner's protection of earlier tasks."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The leaf tensors that the optimiser changes, instead of all of the model's parameters."""
+
+    def before_step(self) -> None:
+        """Called before every forward pass."""
+
+    def penalty(self, inputs: Tensor) -> Tensor | None:
+        """Return what is added to the loss of a batch of inputs `[B, ...]`, a scalar; None: nothing."""
+
+    def after_backward(self) -> None:
+        """Called when all gradients are known, to change them in place."""
+
+    def after_step(self) -> None:
+        """Called when the optimiser has changed the parameters."""
+
+    def after_epoch(self) -> None:
+        """Called after every epoch."""
+
+
 def fit(
     model: nn.Module,
     arrays: Sequence[Tensor],
@@ -44,6 +68,7 @@ def fit(
     seed: int,
     autocast: bool = False,
     correction: Sequence[Tensor] | None = None,
+    rules: StepRules | None = None,
 ) -> FitResult:
     """Train `model` in place and leave it in training mode.
 
@@ -64,13 +89,15 @@ def fit(
         autocast: bfloat16 autocast on a GPU; ignored on a CPU.
         correction: What is added to every gradient, after clipping: one tensor for each parameter that
             requires a gradient, in the model's order.
+        rules: What every step obeys besides; they have the last word on gradients and weights.
 
     Raises:
         TrainingDiverged: A loss, or a weight at the end, is not a finite number.
     """
     device = arrays[0].device
     starts = batch_starts(model, len(arrays[0]), batch_size)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = own if rules is None else list(rules.parameters)
     stepper = make_optimizer(optimizer, parameters)
     precision = (
         torch.autocast("cuda", torch.bfloat16) if autocast and device.type == "cuda" else nullcontext()
@@ -85,15 +112,22 @@ def fit(
             for start in starts:
                 index = order[start : start + batch_size]
                 batch = [array.index_select(0, index) for array in arrays]
+                if rules is not None:
+                    rules.before_step()
                 with precision:
                     value = loss(model, *batch)
+                    penalty = None if rules is None else rules.penalty(batch[0])
                 stepper.zero_grad(set_to_none=True)
-                value.backward()
+                (value if penalty is None else value + penalty).backward()
                 if optimizer.clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, optimizer.clip_norm)
                 if correction is not None:
-                    _add_to_gradients(parameters, correction)
+                    _add_to_gradients(own, correction)
+                if rules is not None:
+                    rules.after_backward()
                 stepper.step()
+                if rules is not None:
+                    rules.after_step()
                 losses.append(value.detach())
                 sizes.append(len(index))
             # The losses leave the device once an epoch: asking after each step would make a GPU wait.
@@ -103,6 +137,8 @@ def fit(
             total += epoch_loss
             steps += len(sizes)
             samples += sum(sizes)
+            if rules is not None:
+                rules.after_epoch()
     stepper.zero_grad(set_to_none=True)
     if steps and not _all_finite(parameters):
         raise _diverged(f"weights stopped being finite in epoch {epochs}")
@@ -118,7 +154,7 @@ def batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
     return starts
 
 
-def _add_to_gradients(parameters: Sequence[nn.Parameter], correction: Sequence[Tensor]) -> None:
+def _add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:
     for parameter, extra in zip(parameters, correction, strict=True):
         if parameter.grad is None:  # the loss does not depend on it
             parameter.grad = extra.clone()
@@ -134,7 +170,7 @@ def _sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
     return total
 
 
-def _all_finite(parameters: list[nn.Parameter]) -> bool:
+def _all_finite(parameters: Sequence[Tensor]) -> bool:
     return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())
 
 

@@ -1,0 +1,1 @@
+"""Continual learning: task learners, one file a method, and the continual metrics."""

@@ -1,0 +1,87 @@
+"""A network's layers as a learner sees them: weights that multiply inputs, and everything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear or convolutional layer.
+
+    Attributes:
+        name: Name of its module, e.g. ``"body.1"``.
+        module: The module.
+        is_head: Whether it makes the outputs.
+    """
+
+    name: str
+    module: nn.Linear | nn.Conv2d
+    is_head: bool
+
+    @property
+    def weight_name(self) -> str:
+        """Name of the layer's weight among the network's parameters."""
+        return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs n of one output: columns of the weight as a matrix."""
+        return self.module.weight[0].numel()
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight, or its gradient, as a matrix ``[out, n]``."""
+        return weight.reshape(weight.shape[0], -1)
+
+    def columns(self, inputs: Tensor) -> Tensor:
+        """Return the vectors that the weight multiplies, ``[B·positions, n]``.
+
+        Args:
+            inputs: What the layer received: ``[B, ..., n]`` of a linear layer; ``[B, c, h, w]`` of a
+                convolution, whose patches are unfolded. Not for grouped convolutions.
+        """
+        if isinstance(self.module, nn.Linear):
+            return inputs.reshape(-1, inputs.shape[-1])
+        conv = self.module
+        if isinstance(conv.padding, str):
+            raise ValueError(f"layer '{self.name}': padding must be given in numbers, got '{conv.padding}'")
+        padded = inputs
+        if conv.padding_mode != "zeros":
+            padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+        patches = F.unfold(
+            padded,
+            conv.kernel_size,
+            dilation=conv.dilation,
+            padding=conv.padding if conv.padding_mode == "zeros" else 0,
+            stride=conv.stride,
+        )
+        return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def layers_of(network: nn.Module) -> dict[str, Layer]:
+    """Return the network's linear and convolutional layers by name, in its order.
+
+    The head is the module called ``head``, as in every model of the zoo, else the last linear layer.
+    """
+    found = {
+        name: module for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    linear = [name for name, module in found.items() if isinstance(module, nn.Linear)]
+    head = "head" if "head" in found else (linear or [""])[-1]
+    return {name: Layer(name, module, name == head) for name, module in found.items()}
+
+
+def statistics_names(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the running statistics of all normalisation layers."""
+    return tuple(
+        f"{name}.{buffer}" if name else buffer
+        for name, module in network.named_modules()
+        if isinstance(module, _NormBase)
+        for buffer, values in module.named_buffers(recurse=False)
+        if isinstance(values, torch.Tensor)
+    )

@@ -1,0 +1,171 @@
+"""What a learner is: how a client turns gradients into weight changes over a stream of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.continual.side import LearnerSide
+from fedkd.continual.task_model import TaskModel
+from fedkd.training.optimizer import OptimizerSpec
+
+Tensors = dict[str, Tensor]
+WEIGHTS = "weights"
+"""The phase of learners that have only one."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The training step that a penalty is asked for.
+
+    Attributes:
+        inputs: ``[B, *input_shape]`` private samples, or transfer samples in distillation.
+        model: The model that the loss was computed with, and with gradients.
+    """
+
+    inputs: Tensor
+    model: TaskModel
+
+    def outputs(self) -> Tensor:
+        """Return all outputs ``[B, O]`` of the inputs, those the loss has seen."""
+        return self.model.outputs(self.inputs)
+
+
+class Learner:
+    """Base of every learner: a frozen dataclass whose fields are its hyper-parameters.
+
+    A learner says four things: the *effective parameters* of a forward pass for a task; a *penalty*; a
+    *filter* on gradients; and what happens at the begin and end of a task. Training on private batches and
+    distillation from guidance both go through it, so what it guarantees holds whatever the loss. The task is
+    always an argument. Whatever it remembers lies in ``side.memory``.
+
+    The whole of a new learner, in a file beside the scenario that says ``learner = "mine:Anchored"``::
+
+        @dataclass(frozen=True)
+        class Anchored(Learner):
+            name: ClassVar[str] = "anchored"
+            strength: Annotated[float, Field(ge=0, description="How hard old weights are held.")] = 1.0
+
+            def penalty(self, side, step):
+                if side.task == 0:
+                    return None
+                pairs = side.network.named_parameters()
+                return self.strength * sum((p - side.memory[name]).square().sum() for name, p in pairs)
+
+            def end_task(self, side):
+                for name, p in side.network.named_parameters():
+                    side.memory[name] = p.detach().clone()
+    """
+
+    name: ClassVar[str]
+    """Name in scenarios and reports."""
+    paper: ClassVar[str] = ""
+    """Where the learner comes from."""
+    isolates: ClassVar[bool] = False
+    """Whether a task has weights of its own that no other client's may be averaged into."""
+    confines: ClassVar[bool] = False
+    """Whether `filter` is a projection that the weights' changes must obey too. The updates of Adam, or of
+    weight decay, leave the space that the gradients were projected to; they are projected once more."""
+    follows_path: ClassVar[bool] = False
+    """Whether `after_step` wants to know every step."""
+    task_statistics: ClassVar[bool] = False
+    """Whether every task has its own running statistics in normalisation layers."""
+
+    # What it can work with ----------------------------------------------------------------------------
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network that the learner cannot keep its word on.
+
+        Raises:
+            UserError: What the network has that the learner cannot deal with.
+        """
+
+    @property
+    def superfluous(self) -> int:
+        """Number of further output units, after those of the classes, that the network shall have."""
+        return 0
+
+    def prepare(self, side: LearnerSide) -> None:
+        """Make the network what the learner needs before anything is trained or measured."""
+
+    # The course of a task -----------------------------------------------------------------------------
+
+    def begin_task(self, side: LearnerSide) -> None:
+        """Get ready for ``side.task``, whose samples are ``side.samples()``."""
+
+    def training_tasks(self, side: LearnerSide) -> Sequence[int]:
+        """Return the tasks whose samples are trained on now: by default only the present one."""
+        return (side.task,)
+
+    def phase_of(self, epoch: int, epochs: int) -> str:
+        """Return the phase that an epoch belongs to.
+
+        Args:
+            epoch: 0-based, counted over all rounds of the task.
+            epochs: Of all rounds of the task together.
+        """
+        return WEIGHTS
+
+    def begin_phase(self, side: LearnerSide) -> None:
+        """Get ready for ``side.phase``, which has just begun; also called for the first one of a task."""
+
+    def trainable(self, side: LearnerSide) -> Tensors:
+        """Return the leaf tensors that an optimiser changes in the present phase, by name.
+
+        By default the network's parameters; a tensor in ``side.memory`` may be one as well.
+        """
+        return {name: p for name, p in side.network.named_parameters() if p.requires_grad}
+
+    def optimizer(self, side: LearnerSide, spec: OptimizerSpec) -> OptimizerSpec:
+        """Return the optimiser of the present phase, given the scenario's."""
+        return spec
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Draw conclusions once everything about ``side.task`` has been learned, guidance included."""
+
+    # A step -------------------------------------------------------------------------------------------
+
+    def effective(self, side: LearnerSide, task: int) -> Tensors:
+        """Return what stands in for the network's parameters in a forward pass for a task, by name.
+
+        Parameters that are not named are the network's own. Called before every step for the present task,
+        with gradients, and for evaluation of any task, those not met yet included.
+        """
+        return {}
+
+    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+        """Return what is added to the loss, a scalar; None: nothing."""
+        return None
+
+    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+        """Return what becomes of the gradients of `trainable` tensors, same names and shapes.
+
+        It may change them in place. Those of tensors that the loss does not depend on are missing.
+        """
+        return gradients
+
+    def after_step(self, side: LearnerSide, before: Tensors, gradients: Tensors) -> None:
+        """Take notice of a step, if the learner `follows_path`.
+
+        Args:
+            side: The weights are those after the step.
+            before: The trainable tensors before it.
+            gradients: The gradients that the optimiser was given, penalty included.
+        """
+
+    # Without the task ---------------------------------------------------------------------------------
+
+    def outputs(self, side: LearnerSide, model: TaskModel, x: Tensor) -> Tensor:
+        """Return all outputs ``[B, O]`` of samples whose task is not known, in evaluation mode.
+
+        Args:
+            side: Its ``task`` is the last one met.
+            model: The model of that task.
+            x: ``[B, *input_shape]``.
+        """
+        with torch.no_grad():
+            return model.outputs(x)

@@ -1,0 +1,292 @@
+"""A client's network under a learner: the course of tasks, rounds, phases and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.continual.layers import statistics_names
+from fedkd.continual.learner import Learner, Step
+from fedkd.continual.side import LearnerSide, Samples
+from fedkd.continual.task_model import TaskModel
+from fedkd.training.loop import FitResult, fit
+from fedkd.training.optimizer import OptimizerSpec
+
+MEMORY = "memory/"
+PROGRESS = "progress"
+PHASE = "phase"
+STATISTICS = "statistics/"
+
+
+class TaskLearning:
+    """What a client does with its network while a learner watches over it.
+
+    The learner's word is kept here: effective parameters are put in, penalties added, gradients and updates
+    filtered, phases changed, statistics of normalisation layers kept apart by task.
+
+    Args:
+        learner: How weights change.
+        network: The client's network, on its device; superfluous outputs included.
+        units: Output units of every task of the stream.
+        outputs: Number of output units that belong to classes.
+        samples: Gives the client's training samples of a task, on the network's device.
+        seed: The scenario's seed.
+        client: Client index.
+        batch_size: Samples a training step.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        network: nn.Module,
+        units: Sequence[Sequence[int]],
+        outputs: int,
+        samples: Samples,
+        *,
+        seed: int,
+        client: int,
+        batch_size: int,
+    ) -> None:
+        learner.check(network)
+        self.learner = learner
+        self.side = LearnerSide(
+            network, units, outputs, samples, seed=seed, client=client, batch_size=batch_size
+        )
+        self.ended = -1
+        """The last task that has been ended."""
+        self.peak_bytes = 0
+        """The most the learner has remembered at once."""
+        self._statistics = statistics_names(network) if learner.task_statistics else ()
+        learner.prepare(self.side)
+
+    # Tasks --------------------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> int:
+        """The last task that was begun; −1: none."""
+        return self.side.task
+
+    def enter(self, task: int) -> None:
+        """Begin a task, unless it is under way; those in between are begun and ended on the way."""
+        while self.side.task < task:
+            if self.side.task > self.ended:
+                self.end()
+            self.side.task += 1
+            self.side.phase = ""
+            if self._statistics and self.side.task > 0:
+                _reset_statistics(self.side.network)
+            with torch.enable_grad():
+                self.learner.begin_task(self.side)
+            self._weigh()
+
+    def end(self) -> None:
+        """End the task under way, unless it has been."""
+        side = self.side
+        if self.ended >= side.task:
+            return
+        # The phase may not have come to its end if a client was slow or missing.
+        with torch.enable_grad():
+            self.learner.end_task(side)
+        if self._statistics:
+            buffers = dict(side.network.named_buffers())
+            for name in self._statistics:
+                side.memory[f"{STATISTICS}{side.task}/{name}"] = buffers[name].detach().clone()
+        self.ended = side.task
+        self._weigh()
+
+    def _weigh(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, self.side.stored_bytes())
+
+    def model(self, task: int | None = None) -> TaskModel:
+        """Return the network as it is for a task; None: the present one."""
+        chosen = max(self.side.task, 0) if task is None else task
+        units = self.side.units[chosen]
+        every = len(units) == self.side.outputs and self.learner.superfluous == 0
+        return TaskModel(self.side.network, None if every else units, self._substitutes(chosen))
+
+    def _substitutes(self, task: int) -> dict[str, Tensor]:
+        tensors = self.learner.effective(self.side, task)
+        if self._statistics and task <= self.ended and task != self.side.task:
+            kept = {name: self.side.memory[f"{STATISTICS}{task}/{name}"] for name in self._statistics}
+            return {**tensors, **kept}
+        return tensors
+
+    # Training -----------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        arrays: Sequence[Tensor],
+        loss: Callable[..., Tensor],
+        *,
+        optimizer: OptimizerSpec,
+        epochs: range,
+        task_epochs: int,
+        batch_size: int,
+        generator: torch.Generator,
+        seed: int,
+        autocast: bool = False,
+        correction: Sequence[Tensor] | None = None,
+        after_epoch: Callable[[], None] | None = None,
+    ) -> FitResult:
+        """Train for some of the present task's epochs (see `fedkd.training.loop.fit`).
+
+        Args:
+            arrays: As there; the first is the inputs.
+            loss: Called with the present task's `TaskModel`.
+            optimizer: The scenario's; the learner may change it by phase.
+            epochs: Which of the task's epochs these are, 0-based.
+            task_epochs: Epochs of the whole task.
+            batch_size: As there.
+            generator: As there.
+            seed: As there; every phase has one of its own.
+            autocast: As there.
+            correction: As there.
+            after_epoch: Called after every epoch.
+        """
+        results: list[FitResult] = []
+        for phase, group in groupby(epochs, lambda epoch: self.learner.phase_of(epoch, task_epochs)):
+            number = len(list(group))
+            self._enter_phase(phase)
+            result = self._fit_phase(
+                arrays,
+                loss,
+                optimizer=optimizer,
+                epochs=number,
+                batch_size=batch_size,
+                generator=generator,
+                seed=seed + len(results),
+                autocast=autocast,
+                correction=correction,
+                after_epoch=after_epoch,
+            )
+            results.append(result)
+        return _together(results)
+
+    def distil(self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], **options: Any) -> FitResult:
+        """Train on guidance in the phase that the task is in (see `fedkd.training.loop.fit`)."""
+        self._enter_phase(self.side.phase or self.learner.phase_of(0, 1))
+        return self._fit_phase(arrays, loss, **options)
+
+    def _enter_phase(self, phase: str) -> None:
+        if phase != self.side.phase:
+            self.side.phase = phase
+            with torch.enable_grad():
+                self.learner.begin_phase(self.side)
+            self._weigh()
+
+    def _fit_phase(
+        self,
+        arrays: Sequence[Tensor],
+        loss: Callable[..., Tensor],
+        *,
+        optimizer: OptimizerSpec,
+        after_epoch: Callable[[], None] | None = None,
+        **options: Any,
+    ) -> FitResult:
+        spec = self.learner.optimizer(self.side, optimizer)
+        model = self.model()
+        rules = _LearnerRules(self.learner, self.side, model, self._substitutes, spec, after_epoch)
+        result = fit(model, arrays, loss, optimizer=spec, rules=rules, **options)
+        self._weigh()
+        return result
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything besides the network that `restore` needs to continue exactly here."""
+        arrays = {MEMORY + name: values.detach().cpu().numpy() for name, values in self.side.memory.items()}
+        progress = (self.side.task, self.ended, self.peak_bytes)
+        arrays[PROGRESS] = np.array(progress, dtype=np.int64)
+        arrays[PHASE] = np.frombuffer(self.side.phase.encode(), dtype=np.uint8)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a state that `state` returned."""
+        self.side.task, self.ended, self.peak_bytes = arrays[PROGRESS].tolist()
+        self.side.phase = arrays[PHASE].tobytes().decode()
+        self.side.memory.clear()
+        for name, values in arrays.items():
+            if name.startswith(MEMORY):
+                tensor = torch.from_numpy(np.array(values)).to(self.side.device)
+                self.side.memory[name.removeprefix(MEMORY)] = tensor
+
+
+class _LearnerRules:
+    """What a learner says about one phase, as the training loop asks for it."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        side: LearnerSide,
+        model: TaskModel,
+        substitutes: Callable[[int], dict[str, Tensor]],
+        optimizer: OptimizerSpec,
+        after_epoch: Callable[[], None] | None,
+    ) -> None:
+        self._learner, self._side, self._model = learner, side, model
+        self._substitutes = substitutes
+        self._after_epoch = after_epoch
+        self._trainable = {name: tensor.requires_grad_() for name, tensor in learner.trainable(side).items()}
+        drifts = optimizer.name != "sgd" or optimizer.weight_decay > 0.0
+        self._confines = learner.confines and drifts
+        self._before: dict[str, Tensor] = {}
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return list(self._trainable.values())
+
+    def before_step(self) -> None:
+        self._model.substitute(self._substitutes(self._side.task))
+        # What is not trained now may still get gradients, which must not pile up.
+        self._model.zero_grad(set_to_none=True)
+
+    def penalty(self, inputs: Tensor) -> Tensor | None:
+        return self._learner.penalty(self._side, Step(inputs, self._model))
+
+    def after_backward(self) -> None:
+        gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
+        filtered = self._learner.filter(self._side, gradients)
+        for name, gradient in filtered.items():
+            self._trainable[name].grad = gradient
+        if self._confines or self._learner.follows_path:
+            self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
+
+    def after_step(self) -> None:
+        if self._confines:
+            self._confine()
+        if self._learner.follows_path:
+            gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
+            with torch.no_grad():
+                self._learner.after_step(self._side, self._before, gradients)
+
+    def _confine(self) -> None:
+        with torch.no_grad():
+            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
+            for name, change in self._learner.filter(self._side, changes).items():
+                self._trainable[name].copy_(self._before[name] + change)
+
+    def after_epoch(self) -> None:
+        if self._after_epoch is not None:
+            self._after_epoch()
+
+
+def _reset_statistics(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_running_stats()
+
+
+def _together(results: Sequence[FitResult]) -> FitResult:
+    samples = sum(result.samples for result in results)
+    total = 0.0
+    for result in results:
+        if result.samples:
+            total += result.loss * result.samples
+    return FitResult(
+        total / samples if samples else float("nan"), sum(result.steps for result in results), samples
+    )

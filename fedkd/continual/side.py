@@ -1,0 +1,138 @@
+"""What a learner may see and do on one client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedkd.continual.layers import Layer, layers_of
+from fedkd.models.mode import predicting
+from fedkd.randomness import torch_generator
+
+Samples = Callable[[int], tuple[Tensor, Tensor]]
+"""From a task to its training samples ``[n, *input_shape]`` and labels ``[n]``."""
+
+
+class LearnerSide:
+    """One client's network, and what its learner remembers about it.
+
+    Attributes:
+        network: The client's network; its parameters are the plain weights.
+        memory: Everything the learner keeps from one step to the next, by names of its own choosing. It is
+            saved in checkpoints, and its bytes are what the learner is said to cost. Tensors lie on the
+            network's device.
+        task: Task being learned, 0-based; −1 before the first.
+        phase: Phase of the task's training, as the learner named it.
+        units: Output units ``[C_t]`` of every task; a label y of task t belongs to unit ``units[t][y]``.
+        outputs: Number of output units O that belong to classes; a network may have further ones after them.
+        batch_size: Samples a training step.
+
+    Args:
+        network: On its device.
+        units: Of every task of the stream.
+        outputs: O.
+        samples: Gives the client's training samples of a task.
+        seed: The scenario's seed.
+        client: Client index.
+        batch_size: Samples a training step.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        units: Sequence[Sequence[int]],
+        outputs: int,
+        samples: Samples,
+        *,
+        seed: int,
+        client: int,
+        batch_size: int,
+    ) -> None:
+        self.network = network
+        self.memory: dict[str, Tensor] = {}
+        self.task = -1
+        self.phase = ""
+        self.device = next(network.parameters()).device
+        self.units = tuple(torch.tensor(list(own), dtype=torch.int64, device=self.device) for own in units)
+        self.outputs = outputs
+        self.batch_size = batch_size
+        self.layers: dict[str, Layer] = layers_of(network)
+        self._samples = samples
+        self._seed = seed
+        self._client = client
+        self._unit_of_label = nn.utils.rnn.pad_sequence(list(self.units), batch_first=True)
+        # What is added to the outputs to leave a task its own: 0 there, −inf elsewhere, [T, O].
+        self._closed = torch.full((len(self.units), outputs), -torch.inf, device=self.device)
+        for task, own in enumerate(self.units):
+            self._closed[task, own] = 0.0
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks T of the stream."""
+        return len(self.units)
+
+    def samples(self, task: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the client's training samples ``[n, *input_shape]`` and labels ``[n]`` of a task.
+
+        Args:
+            task: 0-based; None: the one being learned. Whoever asks for an earlier one is no continual
+                learner but a reference for them.
+        """
+        return self._samples(self.task if task is None else task)
+
+    def generator(self, purpose: str, task: int | None = None) -> torch.Generator:
+        """Return a CPU generator of one purpose, the same whenever it is asked for.
+
+        Args:
+            purpose: What the draw is for.
+            task: Task the draw belongs to; None: the one being learned.
+        """
+        index = self.task if task is None else task
+        return torch_generator(self._seed, f"learner-{purpose}", client=self._client, task=index)
+
+    def run(self, x: Tensor, substitutes: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return all outputs ``[B, O]``, superfluous ones after them, in the network's present mode.
+
+        Args:
+            x: ``[B, *input_shape]``.
+            substitutes: Tensors that stand in for the network's own, by name.
+        """
+        return functional_call(self.network, dict(substitutes), (x,)) if substitutes else self.network(x)
+
+    def logits_of(self, outputs: Tensor, task: int) -> Tensor:
+        """Return a task's logits ``[B, C_t]`` among all outputs ``[B, O]``."""
+        return outputs.index_select(1, self.units[task])
+
+    def cross_entropy(
+        self, outputs: Tensor, labels: Tensor, tasks: Tensor, reduction: str = "mean"
+    ) -> Tensor:
+        """Return the cross entropy of samples of several tasks, each among its own task's units.
+
+        Args:
+            outputs: All outputs, ``[B, O]`` or more columns.
+            labels: ``[B]`` int64, positions among the units of each sample's task.
+            tasks: ``[B]`` int64.
+            reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        """
+        allowed = outputs[:, : self.outputs].float() + self._closed[tasks]
+        return F.cross_entropy(allowed, self._unit_of_label[tasks, labels], reduction=reduction)
+
+    def batches(self, count: int, size: int | None = None) -> Iterator[slice]:
+        """Yield slices that go through `count` samples in order, `size` or `batch_size` at a time."""
+        step = size or self.batch_size
+        yield from (slice(start, start + step) for start in range(0, count, step))
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode for the length of a block, with gradients: for importances and subspaces."""
+        with predicting(self.network), torch.enable_grad():
+            yield
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of all that is remembered."""
+        return sum(values.numel() * values.element_size() for values in self.memory.values())

@@ -1,0 +1,84 @@
+"""A network as it is for one task: with that task's effective parameters, read through its output units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class TaskModel(nn.Module):
+    """What a loss, a strategy or an evaluation takes for the model of a task.
+
+    A learner never changes a module to make it another task's: it says which tensors stand in for the
+    module's own, and those are put in for the length of a call.
+
+    Args:
+        network: The client's network.
+        units: Output units ``[C_t]`` that the task's labels index into; None: all of them.
+        substitutes: Tensors by the names of `network`'s parameters and buffers; those not named are its own.
+    """
+
+    def __init__(
+        self, network: nn.Module, units: Tensor | None, substitutes: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.units = units
+        self.substitutes = dict(substitutes or {})
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def substitute(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take other effective parameters from now on."""
+        self.substitutes = dict(tensors)
+        self._last = None
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return all outputs ``[B, O]`` of samples ``[B, *input_shape]``.
+
+        Asked again for the samples of the last call, it does not compute them again.
+        """
+        if self._last is None or self._last[0] is not x:
+            self._last = (x, self._call(self.network, self.substitutes, x))
+        return self._last[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the task's logits ``[B, C_t]``."""
+        return self._of_task(self.outputs(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the penultimate features ``[B, F]``."""
+        reader = _Features(self.network)
+        return self._call(reader, {f"network.{name}": value for name, value in self.substitutes.items()}, x)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Return the task's logits ``[B, C_t]`` of penultimate features ``[B, F]``."""
+        prefix = "head."
+        own = {
+            name.removeprefix(prefix): value
+            for name, value in self.substitutes.items()
+            if name.startswith(prefix)
+        }
+        head: Any = self.network.head
+        return self._of_task(self._call(head, own, features))
+
+    @staticmethod
+    def _call(module: nn.Module, substitutes: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(module, substitutes, (x,)) if substitutes else module(x)
+
+    def _of_task(self, outputs: Tensor) -> Tensor:
+        return outputs if self.units is None else outputs.index_select(1, self.units)
+
+
+class _Features(nn.Module):
+    """Makes the features of a network what a call of the module returns."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        read: Any = self.network.features
+        return read(x)
