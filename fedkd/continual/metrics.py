@@ -1,0 +1,375 @@
+"""Continual metrics: one name, one definition.
+
+Libraries use the same names for different things, so every function here carries its formula.
+
+``R[i, j]`` is the accuracy on task j after learning task i, shape `[T, T]`, 0-based; ``b[j]`` is the
+accuracy of the untrained model on task j, shape `[T]`. Tasks are numbered in the order in which they are
+learned. The unit is the caller's (a share or per cent): every metric scales with the accuracies and has their
+unit.
+
+Two rules hold throughout:
+
+* NaN is an entry that was not measured. It makes every metric NaN whose formula needs it, and no other: an
+  unmeasured entry is never quietly left out of a mean. Above the diagonal, for instance, only `fwt` looks.
+* A mean over nothing is NaN. With a single task there is no earlier and no later one, so `bwt`, `fwt`,
+  `forgetting`, `forgetting_first_last` and `nbt` have nothing to measure and are NaN; the others are defined.
+
+Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+def average_accuracy(R: ArrayLike) -> float:
+    """Return mean_j R[T−1, j]: the accuracy over all tasks once the last one has been learned.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task.
+    """
+    return _mean(_square(R)[-1])
+
+
+def average_incremental_accuracy(R: ArrayLike) -> float:
+    """Return mean_i mean_{j≤i} R[i, j]: the accuracy over the tasks seen so far, averaged over the stream.
+
+    The habit of class-incremental learning (Rebuffi et al., 2017, iCaRL). Every i has the same weight,
+    however many tasks it averages.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task.
+    """
+    R = _square(R)
+    return _mean(np.array([R[i, : i + 1].mean() for i in range(len(R))]))
+
+
+def bwt(R: ArrayLike) -> float:
+    """Return mean_{j<T−1} (R[T−1, j] − R[j, j]): backward transfer (Lopez-Paz & Ranzato, 2017).
+
+    What learning later tasks added to the earlier ones; negative: they were forgotten. Elsewhere the name
+    also stands for an average over all pairs i > j, and for −`forgetting`.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+
+    Returns:
+        NaN for T = 1.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task.
+    """
+    R = _square(R)
+    return _mean(R[-1, :-1] - np.diagonal(R)[:-1])
+
+
+def fwt(R: ArrayLike, b: ArrayLike) -> float:
+    """Return mean_{j≥1} (R[j−1, j] − b[j]): forward transfer (Lopez-Paz & Ranzato, 2017).
+
+    What the earlier tasks add to a task before it is learned. CUBER's FWT is `gain_over_single`, LIBERO's is
+    `learning_area`.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+        b: Accuracy of the untrained model on task j, `[T]`.
+
+    Returns:
+        NaN for T = 1.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task, or `b` is not one value a task.
+    """
+    R = _square(R)
+    return _mean(np.diagonal(R, offset=1) - _one_a_task("b", b, len(R))[1:])
+
+
+def gain_over_single(R: ArrayLike, single: ArrayLike) -> float:
+    """Return mean_j (R[j, j] − single[j]): what the stream adds to a task when it is learned.
+
+    CUBER (Lin et al., 2022) calls it FWT. The first task is in the mean, although nothing came before it.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+        single: Accuracy on task j of a model trained on task j alone, `[T]`.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task, or `single` is not one value a task.
+    """
+    R = _square(R)
+    return _mean(np.diagonal(R) - _one_a_task("single", single, len(R)))
+
+
+def learning_area(curve: ArrayLike) -> float:
+    """Return (1/E) Σ_e curve[e]: how early a task is learned, as the area under its learning curve.
+
+    The curve is the accuracy on a task at E evenly spaced moments (epochs or federated rounds) while that
+    task is being learned, from just before its first step to its end, both included. Each value is the height
+    of one of E bars of equal width that together span an x axis of length 1, so the area is the plain mean:
+    it lies between the curve's extremes, and a task mastered from the start has an area equal to its
+    accuracy. It is not the trapezium rule, which would count the two ends half.
+
+    This is FWT_k of LIBERO (Liu et al., 2023), the mean of c_{k,k,e} over e = 0, 5, …, 50, but for one point:
+    they keep the best checkpoint of a task and so hold the curve at its maximum from there on, whereas a
+    learner here goes on from where it ended and its curve is taken as measured. The two agree on a curve that
+    never falls.
+
+    Args:
+        curve: Accuracy on the task while it is being learned, `[E]`, E ≥ 1.
+
+    Raises:
+        ValueError: `curve` is not one-dimensional or is empty.
+    """
+    values = np.asarray(curve, dtype=np.float64)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"curve must have shape [E] with E ≥ 1, got {list(values.shape)}")
+    return _mean(values)
+
+
+def forgetting(R: ArrayLike) -> float:
+    """Return mean_{j<T−1} (max_{j≤l<T−1} R[l, j] − R[T−1, j]): the drop from a task's best.
+
+    Chaudhry et al. (2018). The last row is not in the maximum, so forgetting is negative where learning the
+    last task raised a task above all it had reached before. Rows before a task is learned are not in it
+    either; the paper has them in.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+
+    Returns:
+        NaN for T = 1.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task.
+    """
+    R = _square(R)
+    return _mean(np.array([R[j:-1, j].max() - R[-1, j] for j in range(len(R) - 1)]))
+
+
+def forgetting_first_last(R: ArrayLike) -> float:
+    """Return mean_{j<T−1} (R[j, j] − R[T−1, j]) = −`bwt`: the drop from a task's first accuracy.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+
+    Returns:
+        NaN for T = 1.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task.
+    """
+    R = _square(R)
+    return _mean(np.diagonal(R)[:-1] - R[-1, :-1])
+
+
+def intransigence_per_task(R: ArrayLike, joint: ArrayLike) -> Array:
+    """Return joint[k] − R[k, k]: what learning in a stream costs a new task (Chaudhry et al., 2018).
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+        joint: Accuracy on task k of joint training, `[T]`. Chaudhry et al. train that model on tasks 0 … k at
+            once.
+
+    Returns:
+        One value a task k, `[T]`.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task, or `joint` is not one value a task.
+    """
+    R = _square(R)
+    return _one_a_task("joint", joint, len(R)) - np.diagonal(R)
+
+
+def intransigence(R: ArrayLike, joint: ArrayLike) -> float:
+    """Return mean_k (joint[k] − R[k, k]); arguments and errors as in `intransigence_per_task`."""
+    return _mean(intransigence_per_task(R, joint))
+
+
+def nbt_per_task(R: ArrayLike) -> Array:
+    """Return NBT_k = mean_{τ>k} (R[k, k] − R[τ, k]): LIBERO's negative backward transfer (Liu et al., 2023).
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+
+    Returns:
+        One value for each k < T−1, `[T−1]`: no task comes after the last one.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task.
+    """
+    R = _square(R)
+    return np.array([(R[k, k] - R[k + 1 :, k]).mean() for k in range(len(R) - 1)], dtype=np.float64)
+
+
+def nbt(R: ArrayLike) -> float:
+    """Return mean_{k<T−1} NBT_k, see `nbt_per_task`.
+
+    The paper writes the mean over all T tasks, where the last one's NBT is a mean over nothing; here the mean
+    is over the T−1 tasks that have one.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+
+    Returns:
+        NaN for T = 1.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task.
+    """
+    return _mean(nbt_per_task(R))
+
+
+def auc_per_task(R: ArrayLike, learning_areas: ArrayLike) -> Array:
+    """Return AUC_k = (learning_area_k + Σ_{τ>k} R[τ, k]) / (T − k), k 0-based (LIBERO, Liu et al., 2023).
+
+    The area under a task's accuracy from when it is first learned to the end of the stream, every task's
+    duration counting as 1.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+        learning_areas: `learning_area` of each task, `[T]`; whether of epochs or of federated rounds is the
+            caller's.
+
+    Returns:
+        One value a task k, `[T]`.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task, or `learning_areas` is not one value a
+            task.
+    """
+    R = _square(R)
+    tasks = len(R)
+    areas = _one_a_task("learning_areas", learning_areas, tasks)
+    return np.array([(areas[k] + R[k + 1 :, k].sum()) / (tasks - k) for k in range(tasks)], dtype=np.float64)
+
+
+def auc(R: ArrayLike, learning_areas: ArrayLike) -> float:
+    """Return mean_k AUC_k; arguments and errors as in `auc_per_task`. For T = 1 it is the task's own area."""
+    return _mean(auc_per_task(R, learning_areas))
+
+
+def spatial_forgetting(before: ArrayLike, after: ArrayLike) -> Array:
+    """Return before − after, per client and old task: the drop caused by applying guidance.
+
+    Both are measured in the same round, right before and right after the client applies the guidance it
+    received; a negative drop says that guidance helped. Yang et al. (2023), a survey of federated continual
+    learning, tell the two causes apart.
+
+    Args:
+        before: Accuracy of each client on each old task before guidance, `[N, J]`.
+        after: Accuracy of each client on each old task after guidance, same round, `[N, J]`.
+
+    Returns:
+        `[N, J]`.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    return _drop(before, after)
+
+
+def temporal_forgetting(before: ArrayLike, after: ArrayLike) -> Array:
+    """Return before − after, per client and old task: the drop caused by learning the new task.
+
+    Both are measured with no guidance applied in between, right before and right after the client trains on
+    its own data of the new task; a negative drop says that the new task helped. Where a client trains and
+    then applies guidance, the temporal and the spatial part add up to the whole drop of the round.
+
+    Args:
+        before: Accuracy of each client on each old task before it learns the new one, `[N, J]`.
+        after: Accuracy of each client on each old task after it learned the new one, `[N, J]`.
+
+    Returns:
+        `[N, J]`.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    return _drop(before, after)
+
+
+def summarise(
+    R: ArrayLike,
+    b: ArrayLike | None = None,
+    *,
+    single: ArrayLike | None = None,
+    joint: ArrayLike | None = None,
+    curves: Sequence[ArrayLike] | None = None,
+) -> dict[str, float]:
+    """Return every metric of a stream that can be computed from what is given, by name.
+
+    The order is that of this module, whatever is given: `average_accuracy`, `average_incremental_accuracy`,
+    `bwt`, `fwt` (needs `b`), `gain_over_single` (`single`), `learning_area` (`curves`; the mean over tasks),
+    `forgetting`, `forgetting_first_last`, `intransigence` (`joint`), `nbt`, `auc` (`curves`). A metric whose
+    input is missing is absent; one that is there but has nothing to measure, or meets an unmeasured entry, is
+    NaN.
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+        b: Accuracy of the untrained model on task j, `[T]`.
+        single: Accuracy on task j of a model trained on task j alone, `[T]`.
+        joint: Accuracy on task k of joint training, `[T]`.
+        curves: Learning curve of each task, T of shape `[E_k]`, see `learning_area`.
+
+    Raises:
+        ValueError: A shape is wrong.
+    """
+    R = _square(R)
+    summary = {
+        "average_accuracy": average_accuracy(R),
+        "average_incremental_accuracy": average_incremental_accuracy(R),
+        "bwt": bwt(R),
+    }
+    areas = None if curves is None else _one_a_task("curves", [learning_area(c) for c in curves], len(R))
+    if b is not None:
+        summary["fwt"] = fwt(R, b)
+    if single is not None:
+        summary["gain_over_single"] = gain_over_single(R, single)
+    if areas is not None:
+        summary["learning_area"] = _mean(areas)
+    summary["forgetting"] = forgetting(R)
+    summary["forgetting_first_last"] = forgetting_first_last(R)
+    if joint is not None:
+        summary["intransigence"] = intransigence(R, joint)
+    summary["nbt"] = nbt(R)
+    if areas is not None:
+        summary["auc"] = auc(R, areas)
+    return summary
+
+
+def _square(R: ArrayLike) -> Array:
+    matrix = np.asarray(R, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        raise ValueError(f"R must have shape [T, T] with T ≥ 1, got {list(matrix.shape)}")
+    return matrix
+
+
+def _one_a_task(name: str, values: ArrayLike, tasks: int) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (tasks,):
+        raise ValueError(f"{name} must have shape [{tasks}], one value a task, got {list(array.shape)}")
+    return array
+
+
+def _mean(values: Array) -> float:
+    """Return the mean; NaN, without numpy's warning, where there is nothing to average."""
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _drop(before: ArrayLike, after: ArrayLike) -> Array:
+    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(
+            f"before and after must have one shape, got {list(first.shape)} and {list(second.shape)}"
+        )
+    return first - second

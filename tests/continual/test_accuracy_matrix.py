@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+
+from fedkd.continual.matrix import accuracy_matrix, learning_curve
+from fedkd.continual.metrics import learning_area
+from fedkd.tracking.recorder import Recorder, read_metrics
+
+METRIC = "accuracy_task_incremental"
+NAN = np.nan
+
+
+def row(round, task, value, *, client=4, split="global", metric=METRIC):
+    return {
+        "round": round,
+        "client": client,
+        "task": task,
+        "split": split,
+        "metric": metric,
+        "value": value,
+    }
+
+
+# Three tasks of two rounds each: task 0 in rounds 1–2, task 1 in 3–4, task 2 in 5–6.
+ROWS = [
+    row(0, 0, 0.10), row(0, 1, 0.11), row(0, 2, 0.12),
+    row(1, 0, 0.40), row(1, 1, 0.21),
+    row(2, 0, 0.90), row(2, 1, 0.31), row(2, 2, 0.22),
+    row(3, 0, 0.85), row(3, 1, 0.50),
+    row(4, 0, 0.80), row(4, 1, 0.70), row(4, 2, 0.32),
+    row(5, 2, 0.45),
+    row(6, 0, 0.75), row(6, 1, 0.65), row(6, 2, 0.60),
+]  # fmt: skip
+OTHERS = [
+    row(2, 0, 0.01, client=3),
+    row(2, 0, 0.02, client=None),
+    row(2, 0, 0.03, split="local"),
+    row(2, 0, 0.04, metric="accuracy_class_incremental"),
+    row(2, None, 0.05),
+]
+PLACE = {"metric": METRIC, "split": "global", "client": 4}
+
+
+def test_matrix_is_read_at_each_tasks_last_round_and_the_untrained_model_at_round_zero():
+    R, b = accuracy_matrix([*OTHERS, *ROWS], **PLACE, tasks=3, rounds_per_task=2)
+    np.testing.assert_array_equal(R, [[0.90, 0.31, 0.22], [0.80, 0.70, 0.32], [0.75, 0.65, 0.60]])
+    np.testing.assert_array_equal(b, [0.10, 0.11, 0.12])
+    assert R.dtype == b.dtype == np.float64
+
+
+def test_order_of_the_rows_does_not_matter():
+    forward = accuracy_matrix(ROWS, **PLACE, tasks=3, rounds_per_task=2)
+    backward = accuracy_matrix(ROWS[::-1], **PLACE, tasks=3, rounds_per_task=2)
+    np.testing.assert_array_equal(forward[0], backward[0])
+    np.testing.assert_array_equal(forward[1], backward[1])
+
+
+def test_other_client_split_and_metric_have_their_own_matrix():
+    def first(**place):
+        return accuracy_matrix([*ROWS, *OTHERS], **PLACE | place, tasks=3, rounds_per_task=2)[0][0, 0]
+
+    assert first(client=3) == 0.01
+    assert first(client=None) == 0.02
+    assert first(split="local") == 0.03
+    assert first(metric="accuracy_class_incremental") == 0.04
+
+
+def test_what_was_not_measured_is_nan():
+    # Nothing in round 0, a null in round 4, and stopped before task 2 was learned.
+    rows = [row(2, 0, 0.9), row(4, 0, None), row(4, 1, 0.7)]
+    R, b = accuracy_matrix(rows, **PLACE, tasks=3, rounds_per_task=2)
+    np.testing.assert_array_equal(R, [[0.9, NAN, NAN], [NAN, 0.7, NAN], [NAN, NAN, NAN]])
+    np.testing.assert_array_equal(b, [NAN, NAN, NAN])
+
+
+def test_rounds_after_the_stream_are_not_read():
+    R, _ = accuracy_matrix([row(1, 0, 0.9), row(2, 0, 0.1)], **PLACE, tasks=1, rounds_per_task=1)
+    np.testing.assert_array_equal(R, [[0.9]])
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"), [(0, [0.10, 0.40, 0.90]), (1, [0.31, 0.50, 0.70]), (2, [0.32, 0.45, 0.60])]
+)
+def test_curve_runs_from_before_a_task_to_its_last_round(task, expected):
+    curve = learning_curve([*OTHERS, *ROWS], **PLACE, task=task, rounds_per_task=2)
+    np.testing.assert_array_equal(curve, expected)
+    R, _ = accuracy_matrix(ROWS, **PLACE, tasks=3, rounds_per_task=2)
+    assert curve[-1] == R[task, task]
+
+
+def test_curve_of_a_run_evaluated_every_second_round():
+    rows = [row(0, 0, 0.0), row(2, 0, 0.5), row(4, 0, 1.0)]
+    curve = learning_curve(rows, **PLACE, task=0, rounds_per_task=4)
+    np.testing.assert_array_equal(curve, [0.0, NAN, 0.5, NAN, 1.0])
+    assert np.isnan(learning_area(curve))
+    assert learning_area(curve[::2]) == 0.5
+
+
+def test_rows_of_a_run_folder_are_understood(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        for r in [*ROWS, *OTHERS]:
+            place = {name: r[name] for name in ("round", "client", "split", "task")}
+            recorder.metric(r["metric"], r["value"], **place)
+        recorder.metric(METRIC, NAN, round=5, client=4, split="global", task=1)
+    rows = read_metrics(tmp_path)
+    R, b = accuracy_matrix(rows, **PLACE, tasks=3, rounds_per_task=2)
+    expected = accuracy_matrix(ROWS, **PLACE, tasks=3, rounds_per_task=2)
+    np.testing.assert_array_equal(R, expected[0])
+    np.testing.assert_array_equal(b, expected[1])
+
+
+def test_value_recorded_twice_is_refused():
+    rows = [*ROWS, row(4, 1, 0.70)]
+    with pytest.raises(ValueError, match=r"task 1 is recorded twice in round 4 \(global\)"):
+        accuracy_matrix(rows, **PLACE, tasks=3, rounds_per_task=2)
+    with pytest.raises(ValueError, match="recorded twice"):
+        learning_curve(rows, **PLACE, task=1, rounds_per_task=2)
+
+
+def test_more_tasks_than_the_stream_has_are_refused():
+    with pytest.raises(ValueError, match="about task 2, but the stream has 2 tasks"):
+        accuracy_matrix(ROWS, **PLACE, tasks=2, rounds_per_task=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        (lambda: accuracy_matrix(ROWS, **PLACE, tasks=0, rounds_per_task=2), "tasks must be ≥ 1"),
+        (lambda: accuracy_matrix(ROWS, **PLACE, tasks=3, rounds_per_task=0), "rounds_per_task must be ≥ 1"),
+        (lambda: learning_curve(ROWS, **PLACE, task=0, rounds_per_task=0), "rounds_per_task must be ≥ 1"),
+        (lambda: learning_curve(ROWS, **PLACE, task=-1, rounds_per_task=2), "task must be ≥ 0"),
+    ],
+)
+def test_impossible_stream_is_refused(call, what):
+    with pytest.raises(ValueError, match=what):
+        call()
