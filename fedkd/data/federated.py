@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fedkd.data.dataset import Dataset
+from fedkd.data.deal import Bounds, deal
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
 from fedkd.data.normalise import Statistics, measure
-from fedkd.data.partition import partition
-from fedkd.data.partition_file import read_partition_file
-from fedkd.data.partition_plugin import plugged_partition
-from fedkd.data.registry import PARTITIONS, load_dataset
+from fedkd.data.registry import load_dataset
 from fedkd.data.request import Progress, SourceRequest, data_root, silent
-from fedkd.data.split import local_split, stratified_choice
-from fedkd.data.transfer import draw_holdout, foreign_samples, noise
+from fedkd.data.transfer import foreign_samples, noise
 from fedkd.errors import UserError
 from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
-
-Bounds = tuple[int, int]
-"""Start and stop of a client's samples."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +122,72 @@ class FederatedData:
         return counts / counts.sum(axis=1, keepdims=True)
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where a scenario's samples come from.
+
+    Args:
+        scenario: What to simulate.
+        progress: Told one line at a time what takes long (downloads, decoding).
+    """
+
+    scenario: Scenario
+    progress: Progress = silent
+
+    @property
+    def search(self) -> tuple[Path, ...]:
+        """The scenario's folders."""
+        return tuple(map(Path, self.scenario.plugin_path))
+
+    def dataset(self, name: str, args: Mapping[str, Any], key: str = "data.dataset") -> Dataset:
+        """Load a data set whose samples become private.
+
+        Args:
+            name: Its name.
+            args: Its arguments.
+            key: Scenario key that names it.
+
+        Raises:
+            UserError: Missing or malformed data, or the data set that the transfer set is drawn from.
+        """
+        transfer = self.scenario.data.transfer
+        if (transfer.source, transfer.args) == (name, args):
+            raise UserError(
+                "the private data set itself would leak clients' samples; use 'holdout'",
+                key="data.transfer.source",
+            )
+        root = data_root(self.scenario.data.root)
+        return load_dataset(SourceRequest(name, root, args, self.search, self.progress), key=key)
+
+    def public_samples(self, shape: tuple[int, ...], statistics: Statistics) -> np.ndarray | None:
+        """Return [M, *shape] transfer samples that are nobody's, or None where they are held out.
+
+        Args:
+            shape: Shape of a private sample.
+            statistics: Of the private data.
+
+        Raises:
+            UserError: Missing or malformed data, or more samples asked for than there are.
+        """
+        data, seed = self.scenario.data, self.scenario.seed
+        transfer = data.transfer
+        if transfer.source == "holdout":
+            return None
+        if transfer.source == "noise":
+            return noise(transfer.size, shape, seed=seed)
+        return foreign_samples(
+            transfer.source,
+            transfer.args,
+            transfer.size,
+            shape,
+            statistics,
+            seed=seed,
+            root=data_root(data.root),
+            search=self.search,
+            progress=self.progress,
+        )
+
+
 def load_federated_data(scenario: Scenario, progress: Progress | None = None) -> FederatedData:
     """Load the data set, deal it to the clients and draw the transfer set.
 
@@ -141,58 +202,67 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
         UserError: Missing or malformed data, or more samples asked for than there are.
     """
     import_plugins(scenario)
-    data, seed = scenario.data, scenario.seed
-    if (data.transfer.source, data.transfer.args) == (data.dataset, data.args):
-        raise UserError(
-            "the private data set itself would leak clients' samples; use 'holdout'",
-            key="data.transfer.source",
-        )
-    progress = progress or silent
-    root = data_root(data.root)
-    search = tuple(Path(folder) for folder in scenario.plugin_path)
-    dataset = load_dataset(SourceRequest(data.dataset, root, data.args, search, progress))
-    held_out, shards = _deal(dataset, scenario, search)
-    order, train_bounds, test_bounds = _local_splits(dataset.train_y, shards, data.test_fraction, seed)
-
+    sources = Sources(scenario, progress or silent)
+    dataset = sources.dataset(scenario.data.dataset, scenario.data.args)
     statistics = measure(dataset.train_x)
-    if data.transfer.source == "holdout":
-        transfer_x = statistics.normalise(dataset.train_x[held_out])
-    elif data.transfer.source == "noise":
-        transfer_x = noise(data.transfer.size, dataset.shape, seed=seed)
-    else:
-        transfer_x = foreign_samples(
-            data.transfer.source,
-            data.transfer.args,
-            data.transfer.size,
-            dataset.shape,
-            statistics,
-            seed=seed,
-            root=root,
-            search=search,
-            progress=progress,
-        )
-    common = _common_test_set(dataset.test_y, data.test_size, seed)
-    skew = draw_skews(scenario.heterogeneity, data.clients, dataset.shape, dataset.classes, seed=seed)
-    shares = [(first, last) for (first, _), (_, last) in zip(train_bounds, test_bounds, strict=True)]
+    return federate(dataset, statistics, sources, sources.public_samples(dataset.shape, statistics))
+
+
+def federate(
+    dataset: Dataset,
+    statistics: Statistics,
+    sources: Sources,
+    public: np.ndarray | None,
+    *,
+    task: int | None = None,
+    written: Sequence[np.ndarray] | None = None,
+) -> FederatedData:
+    """Deal a data set to the clients.
+
+    Args:
+        dataset: Samples as their source stores them.
+        statistics: What they are normalised by.
+        sources: Of the scenario.
+        public: [M, *input_shape] transfer samples that are nobody's; None: they are held out.
+        task: Index of the task whose samples these are, if they are a task's alone: every draw is the task's
+            own then, but for the skew of a client, which is the same in all tasks.
+        written: Every client's train indices where a file gave them; absent: what the scheme says.
+
+    Raises:
+        UserError: More samples asked for than there are, or a heterogeneity that the samples cannot have.
+    """
+    scenario = sources.scenario
+    seed = scenario.seed
+    dealt = deal(dataset.train_y, dataset.test_y, scenario, sources.search, task=task, written=written)
+    skew = draw_skews(
+        scenario.heterogeneity, scenario.data.clients, dataset.shape, dataset.classes, seed=seed
+    )
+    stored, true = dataset.train_x[dealt.private], dataset.train_y[dealt.private]
+    held_out = dealt.held_out
     return FederatedData(
         name=dataset.name,
         class_names=dataset.class_names,
         input_shape=dataset.shape,
-        x=_private_samples(dataset.train_x[order], statistics, skew, shares, seed),
-        y=_private_labels(dataset.train_y[order], dataset.classes, skew, train_bounds, seed),
-        train_bounds=train_bounds,
-        test_bounds=test_bounds,
-        source_index=order,
-        transfer_x=transfer_x,
-        test_x=statistics.normalise(dataset.test_x[common]),
-        test_y=dataset.test_y[common],
-        transfer_y=dataset.train_y[held_out] if data.transfer.source == "holdout" else None,
+        x=_private_samples(stored, statistics, skew, dealt.shares, seed, task),
+        y=_private_labels(true, dataset.classes, skew, dealt.train_bounds, seed, task),
+        train_bounds=dealt.train_bounds,
+        test_bounds=dealt.test_bounds,
+        source_index=dealt.private,
+        transfer_x=statistics.normalise(dataset.train_x[held_out]) if public is None else public,
+        test_x=statistics.normalise(dataset.test_x[dealt.common]),
+        test_y=dataset.test_y[dealt.common],
+        transfer_y=dataset.train_y[held_out] if public is None else None,
         skew=skew,
     )
 
 
 def _private_samples(
-    stored: np.ndarray, statistics: Statistics, skew: tuple[Skew, ...], shares: Sequence[Bounds], seed: int
+    stored: np.ndarray,
+    statistics: Statistics,
+    skew: tuple[Skew, ...],
+    shares: Sequence[Bounds],
+    seed: int,
+    task: int | None,
 ) -> np.ndarray:
     """Return all private samples, normalised, those of every client skewed in its own way.
 
@@ -202,6 +272,7 @@ def _private_samples(
         skew: Of every client, or empty.
         shares: Start and stop of every client's samples, train and test.
         seed: The scenario's seed.
+        task: Index of the task whose samples these are, if they are a task's alone.
     """
     x = statistics.normalise(stored)
     for client, (drawn, bounds) in enumerate(zip(skew, shares, strict=False)):
@@ -209,70 +280,22 @@ def _private_samples(
         if drawn.angle or drawn.colour:
             x[own] = statistics.normalise(skew_images(stored[own], drawn))
         if drawn.noise:
-            x[own] = add_noise(x[own], drawn.noise, numpy_generator(seed, "noise", client=client))
+            rng = numpy_generator(seed, "noise", client=client, task=task)
+            x[own] = add_noise(x[own], drawn.noise, rng)
     return x
 
 
 def _private_labels(
-    true: np.ndarray, classes: int, skew: tuple[Skew, ...], train_bounds: Sequence[Bounds], seed: int
+    true: np.ndarray,
+    classes: int,
+    skew: tuple[Skew, ...],
+    train_bounds: Sequence[Bounds],
+    seed: int,
+    task: int | None,
 ) -> np.ndarray:
     """Return the labels [S] of all private samples, some of the training labels wrong."""
     y = true.copy()
     for client, (drawn, bounds) in enumerate(zip(skew, train_bounds, strict=False)):
-        own, rng = slice(*bounds), numpy_generator(seed, "label-noise", client=client)
+        own, rng = slice(*bounds), numpy_generator(seed, "label-noise", client=client, task=task)
         y[own] = replace_labels(true[own], classes, drawn.label_noise, rng)
     return y
-
-
-def _deal(
-    dataset: Dataset, scenario: Scenario, search: tuple[Path, ...]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return the held-out train indices (none unless `holdout`) and every client's train indices."""
-    data, samples = scenario.data, len(dataset.train_y)
-    everything = np.arange(samples)
-    written = None
-    available = everything
-    if data.partition.scheme == "file":
-        written = read_partition_file(data.partition, data.clients, samples, search)
-        available = np.setdiff1d(everything, np.concatenate(written))
-    held_out = everything[:0]
-    if data.transfer.source == "holdout":
-        held_out = draw_holdout(available, data.transfer.size, seed=scenario.seed)
-    if written is not None:
-        return held_out, written
-    private = np.setdiff1d(everything, held_out)
-    labels, seed = dataset.train_y[private], scenario.seed
-    if data.partition.scheme in PARTITIONS.builtin:
-        shards = partition(labels, data.clients, data.partition, seed)
-    else:
-        shards = plugged_partition(labels, data.clients, data.partition, seed, search)
-    return held_out, [private[shard] for shard in shards]
-
-
-def _local_splits(
-    labels: np.ndarray, shards: list[np.ndarray], test_fraction: float, seed: int
-) -> tuple[np.ndarray, tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
-    """Return [S] train indices in storage order, and the bounds of every client's two parts."""
-    order: list[np.ndarray] = []
-    train_bounds: list[tuple[int, int]] = []
-    test_bounds: list[tuple[int, int]] = []
-    start = 0
-    for client, shard in enumerate(shards):
-        train, test = local_split(labels[shard], test_fraction, seed=seed, client=client)
-        order += [shard[train], shard[test]]
-        middle, stop = start + len(train), start + len(shard)
-        train_bounds.append((start, middle))
-        test_bounds.append((middle, stop))
-        start = stop
-    return np.concatenate(order), tuple(train_bounds), tuple(test_bounds)
-
-
-def _common_test_set(labels: np.ndarray, size: int | None, seed: int) -> np.ndarray:
-    """Return the indices of the common test set in the data set's test split, in its order."""
-    if size is None:
-        return np.arange(len(labels))
-    if size > len(labels):
-        raise UserError(
-            f"must be ≤ {len(labels)}, the test samples there are, got {size}", key="data.test_size"
-        )
-    return np.flatnonzero(stratified_choice(labels, size, numpy_generator(seed, "common-test-set")))

@@ -21,7 +21,9 @@ LEAST_SAMPLES = 2
 """A client needs one sample to train on and one to test on."""
 
 
-def partition(labels: np.ndarray, clients: int, scheme: Partition, seed: int) -> list[np.ndarray]:
+def partition(
+    labels: np.ndarray, clients: int, scheme: Partition, seed: int, *, task: int | None = None
+) -> list[np.ndarray]:
     """Deal samples to clients by one of the drawn schemes.
 
     Args:
@@ -29,6 +31,7 @@ def partition(labels: np.ndarray, clients: int, scheme: Partition, seed: int) ->
         clients: Number of clients N.
         scheme: The scheme and its parameters; any but `file`, which `fedkd.data.partition_file` reads.
         seed: The scenario's seed.
+        task: Index of the task whose samples these are, if they are a task's alone.
 
     Returns:
         N sorted arrays of positions in `labels`.
@@ -37,7 +40,7 @@ def partition(labels: np.ndarray, clients: int, scheme: Partition, seed: int) ->
         UserError: There are too few samples.
     """
     floor = check_sizes(len(labels), clients, scheme)
-    rng = numpy_generator(seed, "partition")
+    rng = numpy_generator(seed, "partition", task=task)
     if scheme.scheme == "quantity":
         total = len(labels) if scheme.samples_per_client is None else clients * scheme.samples_per_client
         sizes = draw_sizes(clients, total, scheme.alpha, floor, rng)

@@ -19,7 +19,13 @@ KEY = "data.partition.scheme"
 
 
 def plugged_partition(
-    labels: np.ndarray, clients: int, scheme: Partition, seed: int, search: Sequence[Path] = ()
+    labels: np.ndarray,
+    clients: int,
+    scheme: Partition,
+    seed: int,
+    search: Sequence[Path] = (),
+    *,
+    task: int | None = None,
 ) -> list[np.ndarray]:
     """Deal samples by ``function(labels, clients, generator, **args)`` and check what it returns.
 
@@ -29,6 +35,7 @@ def plugged_partition(
         scheme: Names the function and gives its arguments.
         seed: The scenario's seed; the generator is drawn from it.
         search: The scenario's folders.
+        task: Index of the task whose samples these are, if they are a task's alone.
 
     Returns:
         N sorted int64 arrays of positions in `labels`.
@@ -40,7 +47,7 @@ def plugged_partition(
         function = PARTITIONS.load(scheme.scheme, search)
     except UserError as error:
         raise error.at(key=KEY) from error
-    name, rng = scheme.scheme, numpy_generator(seed, "partition")
+    name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
     _check_arguments(function, scheme)
     try:
         dealt = function(labels, clients, rng, **scheme.args)

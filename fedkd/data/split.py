@@ -83,7 +83,7 @@ def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarr
 
 
 def local_split(
-    labels: np.ndarray, test_fraction: float, *, seed: int, client: int
+    labels: np.ndarray, test_fraction: float, *, seed: int, client: int, task: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split one client's samples into its train part and its local test part.
 
@@ -95,11 +95,12 @@ def local_split(
         test_fraction: Share of the test part.
         seed: The scenario's seed.
         client: Client index.
+        task: Index of the task whose samples these are, if they are a task's alone.
 
     Returns:
         Shuffled positions of the train part and of the test part, together 0..n-1.
     """
-    rng = numpy_generator(seed, "local-split", client=client)
+    rng = numpy_generator(seed, "local-split", client=client, task=task)
     size = min(max(round(test_fraction * len(labels)), 1), len(labels) - 1)
     chosen = stratified_choice(labels, size, rng)
     return rng.permutation(np.flatnonzero(~chosen)), rng.permutation(np.flatnonzero(chosen))

@@ -18,18 +18,26 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 
-def draw_holdout(available: np.ndarray, size: int, *, seed: int) -> np.ndarray:
+def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | None = None) -> np.ndarray:
     """Draw the transfer samples uniformly from `available` train indices, sorted.
+
+    Args:
+        available: [n] indices that may be held out.
+        size: Number of samples M; 0 holds nothing out.
+        seed: The scenario's seed.
+        task: Index of the task whose samples these are, if they are a task's alone.
 
     Raises:
         UserError: Nothing would be left for the clients.
     """
+    if size == 0:
+        return available[:0]
     if size >= len(available):
         raise UserError(
             f"must be < {len(available)}, the train samples that may be held out, got {size}",
             key="data.transfer.size",
         )
-    return np.sort(numpy_generator(seed, "transfer").choice(available, size, replace=False))
+    return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
 
 
 def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:

@@ -1,0 +1,136 @@
+"""Which sample goes where: to the transfer set, to a client's two parts, to the common test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.data.partition import partition
+from fedkd.data.partition_file import read_partition_file
+from fedkd.data.partition_plugin import plugged_partition
+from fedkd.data.registry import PARTITIONS
+from fedkd.data.split import local_split, stratified_choice
+from fedkd.data.transfer import draw_holdout
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Scenario
+
+Bounds = tuple[int, int]
+"""Start and stop of a client's samples."""
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Indices of samples; no sample is in two places.
+
+    Attributes:
+        held_out: [M] train indices of the transfer set; empty unless it is held out.
+        private: [S] train indices of the private samples, client after client, train before test.
+        train_bounds: Start and stop of every client's training samples in `private`.
+        test_bounds: Start and stop of every client's test samples.
+        common: [K] test indices of the common test set, in order.
+    """
+
+    held_out: np.ndarray
+    private: np.ndarray
+    train_bounds: tuple[Bounds, ...]
+    test_bounds: tuple[Bounds, ...]
+    common: np.ndarray
+
+    @property
+    def shares(self) -> tuple[Bounds, ...]:
+        """Start and stop of all of every client's samples."""
+        ends = zip(self.train_bounds, self.test_bounds, strict=True)
+        return tuple((start, stop) for (start, _), (_, stop) in ends)
+
+
+def deal(
+    train_y: np.ndarray,
+    test_y: np.ndarray,
+    scenario: Scenario,
+    search: tuple[Path, ...],
+    *,
+    task: int | None = None,
+    written: Sequence[np.ndarray] | None = None,
+) -> Deal:
+    """Deal a train split and a test split as the scenario's `data` says.
+
+    Args:
+        train_y: [n] int64 labels of the train split.
+        test_y: [m] int64 labels of the test split.
+        scenario: Its `data` and `seed` decide.
+        search: The scenario's folders.
+        task: Index of the task whose samples these are, if they are a task's alone.
+        written: Every client's train indices where a file gave them; absent: what the scheme says.
+
+    Raises:
+        UserError: More samples asked for than there are, or no partition.
+    """
+    data = scenario.data
+    if written is None and data.partition.scheme == "file":
+        written = read_partition_file(data.partition, data.clients, len(train_y), search)
+    held_out = _hold_out(len(train_y), scenario, written, task)
+    shards = _shards(train_y, held_out, scenario, search, task) if written is None else written
+    private, train_bounds, test_bounds = _local_splits(
+        train_y, shards, data.test_fraction, scenario.seed, task
+    )
+    common = _common_test_set(test_y, data.test_size, scenario.seed, task)
+    return Deal(held_out, private, train_bounds, test_bounds, common)
+
+
+def _hold_out(
+    samples: int, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None
+) -> np.ndarray:
+    """Return the train indices of a held-out transfer set; none where it has another source."""
+    transfer, available = scenario.data.transfer, np.arange(samples)
+    if transfer.source != "holdout":
+        return available[:0]
+    if written is not None:
+        available = np.setdiff1d(available, np.concatenate(written))
+    return draw_holdout(available, transfer.size, seed=scenario.seed, task=task)
+
+
+def _shards(
+    labels: np.ndarray, held_out: np.ndarray, scenario: Scenario, search: tuple[Path, ...], task: int | None
+) -> list[np.ndarray]:
+    """Return every client's train indices by a drawn scheme; held-out samples go to nobody."""
+    data, seed = scenario.data, scenario.seed
+    free = np.setdiff1d(np.arange(len(labels)), held_out)
+    if data.partition.scheme in PARTITIONS.builtin:
+        shards = partition(labels[free], data.clients, data.partition, seed, task=task)
+    else:
+        shards = plugged_partition(labels[free], data.clients, data.partition, seed, search, task=task)
+    return [free[shard] for shard in shards]
+
+
+def _local_splits(
+    labels: np.ndarray, shards: Sequence[np.ndarray], test_fraction: float, seed: int, task: int | None
+) -> tuple[np.ndarray, tuple[Bounds, ...], tuple[Bounds, ...]]:
+    """Return [S] train indices in storage order, and the bounds of every client's two parts."""
+    order: list[np.ndarray] = []
+    train_bounds: list[Bounds] = []
+    test_bounds: list[Bounds] = []
+    start = 0
+    for client, shard in enumerate(shards):
+        train, test = local_split(labels[shard], test_fraction, seed=seed, client=client, task=task)
+        order += [shard[train], shard[test]]
+        middle, stop = start + len(train), start + len(shard)
+        train_bounds.append((start, middle))
+        test_bounds.append((middle, stop))
+        start = stop
+    return np.concatenate(order), tuple(train_bounds), tuple(test_bounds)
+
+
+def _common_test_set(labels: np.ndarray, size: int | None, seed: int, task: int | None) -> np.ndarray:
+    """Return the test indices of the common test set, in order."""
+    if size is None:
+        return np.arange(len(labels))
+    if size > len(labels):
+        raise UserError(
+            f"must be ≤ {len(labels)}, the test samples there are, got {size}", key="data.test_size"
+        )
+    rng = numpy_generator(seed, "common-test-set", task=task)
+    return np.flatnonzero(stratified_choice(labels, size, rng))

@@ -1,0 +1,99 @@
+"""What a task does to pixels: it permutes them, turns the image, or brings it to a common shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedkd.data.dataset import Dataset
+from fedkd.data.heterogeneity import rotate
+from fedkd.data.normalise import Statistics
+from fedkd.data.transfer import convert_images
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+
+Transform = Callable[[np.ndarray], np.ndarray]
+"""Takes normalised samples [n, *shape] float32 to new ones of the same shape."""
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Permutation:
+    """Moves every pixel to another place, all its channels together; of a vector, every feature.
+
+    Normalisation is one scale for all pixels of a channel, so it makes no difference which comes first.
+
+    Attributes:
+        source: [H·W] or [F] int64: the place in the original that each place of the result shows.
+    """
+
+    source: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return permuted samples [n, C, H, W] or [n, F]."""
+        rows = x.reshape(-1, len(self.source))
+        # No place is out of range; the mode that does not check for it is several times faster.
+        return rows.take(self.source, axis=1, mode="clip").reshape(x.shape)
+
+
+def draw_permutation(shape: tuple[int, ...], *, seed: int, task: int) -> Permutation:
+    """Draw a task's permutation of the pixels of samples of `shape`, uniformly."""
+    pixels = int(np.prod(shape[1:])) if len(shape) == 3 else int(np.prod(shape))
+    return Permutation(numpy_generator(seed, "permutation", task=task).permutation(pixels))
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """Turns images counter-clockwise about their centre; what comes into view is black.
+
+    An interpolated pixel is a mean of pixels, so turning normalised images, with black normalised too, is the
+    same as normalising turned ones.
+
+    Attributes:
+        degrees: Angle.
+        black: [C, 1, 1] float32 what 0 is after normalisation.
+    """
+
+    degrees: float
+    black: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Return turned images [n, C, H, W]."""
+        return np.ascontiguousarray(rotate(x - self.black, self.degrees) + self.black)
+
+
+def black_of(statistics: Statistics) -> np.ndarray:
+    """Return [C, 1, 1] float32: the value that black, 0 of 0..1, has in normalised images."""
+    return (-statistics.mean / statistics.std).astype(np.float32)
+
+
+def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:
+    """Bring all samples of a data set to one shape, colour to grey or the other way round if need be.
+
+    uint8 images stay uint8, rounded to its 256 levels as image libraries do: a quarter of the memory.
+
+    Raises:
+        UserError: Vectors have no other shape.
+    """
+    if dataset.shape == shape:
+        return dataset
+    if not len(dataset.shape) == len(shape) == 3:
+        raise UserError(
+            f"samples of '{dataset.name}' have shape {list(dataset.shape)} and cannot be brought to"
+            f" {list(shape)}; only images (channels, height, width) can",
+            key="continual.tasks.datasets",
+        )
+    return replace(
+        dataset, train_x=_converted(dataset.train_x, shape), test_x=_converted(dataset.test_x, shape)
+    )
+
+
+def _converted(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    out = np.empty((len(x), *shape), x.dtype)
+    for start in range(0, len(x), CHUNK):
+        images = convert_images(x[start : start + CHUNK], shape)
+        out[start : start + CHUNK] = np.rint(images * 255.0) if x.dtype == np.uint8 else images
+    return out

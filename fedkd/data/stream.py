@@ -1,0 +1,171 @@
+"""A stream of tasks, each of them a federation's data: classes in groups, changed pixels, or data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, overload
+
+import numpy as np
+
+from fedkd.data.federated import ClientData, Sources
+from fedkd.data.request import Progress, silent
+from fedkd.data.stream_parts import Part, changed_pixels, data_sets, grouped_classes
+from fedkd.data.stream_plan import Outputs, head_of, lay_out
+from fedkd.data.task import Task
+from fedkd.plugins import import_plugins
+from fedkd.scenario.schema import Scenario
+
+KEPT = 2
+"""Tasks whose samples a client keeps at hand: the one it learns, and the one it is tested on."""
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedStream(Sequence[Task]):
+    """All tasks of a federation, in the order in which every client learns them.
+
+    Attributes:
+        name: Name of the data set, or of all of them.
+        tasks: The tasks.
+        unit_class: Identity of the class of every output unit; two units of one class share it (overlapping
+            windows of classes where each task has units of its own).
+        class_names: Name of every output unit's class.
+        input_shape: Shape of one sample, the same in all tasks.
+        num_clients: Number of clients N.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    unit_class: tuple[int, ...]
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    num_clients: int
+
+    @property
+    def outputs(self) -> int:
+        """Number of output units of a model."""
+        return len(self.unit_class)
+
+    def client(self, n: int) -> ClientStream:
+        """Return what client `n` sees of every task."""
+        return ClientStream(self.tasks, n)
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Task, ...]: ...
+    def __getitem__(self, index: int | slice) -> Task | tuple[Task, ...]:
+        """Return a task, or those of a slice."""
+        return self.tasks[index]
+
+    def __len__(self) -> int:
+        """Return the number of tasks T."""
+        return len(self.tasks)
+
+
+class ClientStream(Sequence[ClientData]):
+    """What one client sees of every task; samples are made when they are asked for.
+
+    The last two tasks that were asked for stay at hand.
+
+    Args:
+        tasks: The stream's tasks.
+        client: Client index.
+    """
+
+    def __init__(self, tasks: tuple[Task, ...], client: int) -> None:
+        self._tasks = tasks
+        self._client = client
+        self._kept: dict[int, ClientData] = {}
+
+    @overload
+    def __getitem__(self, index: int) -> ClientData: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[ClientData, ...]: ...
+    def __getitem__(self, index: int | slice) -> ClientData | tuple[ClientData, ...]:
+        """Return the client's samples of a task, or of those of a slice."""
+        if isinstance(index, slice):
+            return tuple(task.client(self._client) for task in self._tasks[index])
+        task = self._tasks[index]
+        data = self._kept.pop(task.index, None) or task.client(self._client)
+        self._kept[task.index] = data
+        if len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return data
+
+    def __len__(self) -> int:
+        """Return the number of tasks T."""
+        return len(self._tasks)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what it is made of, without the samples at hand."""
+        return {**self.__dict__, "_kept": {}}
+
+
+def load_stream(scenario: Scenario, progress: Progress | None = None) -> FederatedStream:
+    """Load the data of every task and deal each to the clients.
+
+    What a scenario says of its data holds within every task: each has its own partition, local test sets,
+    held-out transfer set and common test set, of the sizes that `data` gives. Transfer samples that are
+    nobody's (`noise`, another data set) are the same in all tasks, and so is the skew of a client. A
+    `permuted` or `rotated` stream is dealt once: its tasks hold the same samples in the same places.
+
+    `overlapping` tasks share samples, since each holds all samples of its classes: one that is a client's in
+    one task may be another's in the next, or one of its local test samples. Only the common test sets are
+    never learned from, in any task.
+
+    Args:
+        scenario: What to simulate; `continual.tasks`, `data` and `seed` decide, and `plugin_path`.
+        progress: Told one line at a time what takes long (downloads, decoding).
+
+    Raises:
+        UserError: Missing or malformed data, tasks they cannot make, or too few samples.
+        ValueError: The scenario has no `continual` table.
+    """
+    if scenario.continual is None:
+        raise ValueError("the scenario has no stream of tasks")
+    import_plugins(scenario)
+    sources, tasks = Sources(scenario, progress or silent), scenario.continual.tasks
+    if tasks.kind == "datasets":
+        parts = list(data_sets(tasks, sources))
+    else:
+        dataset = sources.dataset(scenario.data.dataset, scenario.data.args)
+        make = grouped_classes if tasks.kind in ("split", "overlapping") else changed_pixels
+        parts = list(make(tasks, dataset, sources))
+    head = head_of(scenario.continual)
+    outputs = lay_out(head, [part.classes for part in parts])
+    # A digit under two permutations is two classes, unless one unit stands for both.
+    told_apart = head != "domain" and tasks.kind not in ("split", "overlapping")
+    names = _unit_names(outputs, parts, told_apart)
+    return FederatedStream(
+        name="+".join(dict.fromkeys(part.data.name for part in parts)),
+        tasks=tuple(_task(index, part, outputs, names) for index, part in enumerate(parts)),
+        unit_class=outputs.unit_class,
+        class_names=names,
+        input_shape=parts[0].data.input_shape,
+        num_clients=scenario.data.clients,
+    )
+
+
+def _task(index: int, part: Part, outputs: Outputs, unit_names: tuple[str, ...]) -> Task:
+    """Return the task, its labels positions in its units."""
+    units, own_units, data = outputs.units[index], outputs.own_units[index], part.data
+    if units != own_units:
+        unit = np.array(own_units)
+        data = replace(
+            data,
+            class_names=tuple(unit_names[u] for u in units),
+            y=unit[data.y],
+            test_y=unit[data.test_y],
+            transfer_y=None if data.transfer_y is None else unit[data.transfer_y],
+        )
+    return Task(index, part.name, units, own_units, data, part.transform)
+
+
+def _unit_names(outputs: Outputs, parts: Sequence[Part], told_apart: bool) -> tuple[str, ...]:
+    """Name every output unit by its class; one that stands for several in turn by all of them: "0/2/4"."""
+    names: list[dict[str, None]] = [{} for _ in outputs.unit_class]
+    for part, own in zip(parts, outputs.own_units, strict=True):
+        for unit, name in zip(own, part.data.class_names, strict=True):
+            names[unit][f"{name} ({part.name})" if told_apart else name] = None
+    return tuple("/".join(of_unit) for of_unit in names)

@@ -1,0 +1,136 @@
+"""The plan of a task stream: which classes a task has, and which outputs of a model they are.
+
+What a head is follows the three scenarios of van de Ven & Tolias (2019), "Three scenarios for continual
+learning", arXiv:1904.07734: task-, domain- and class-incremental learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Continual, TaskStream
+
+Head = Literal["task", "domain", "class"]
+
+DEFAULT_COUNT = 5
+DEFAULT_WINDOW = 4
+
+
+def head_of(continual: Continual) -> Head:
+    """Return the head of a stream: what the scenario says, else what suits the kind of its tasks."""
+    if continual.head is not None:
+        return continual.head
+    return "domain" if continual.tasks.kind in ("permuted", "rotated") else "task"
+
+
+def planned_count(tasks: TaskStream) -> int | None:
+    """Return the number of tasks as far as the scenario alone says it.
+
+    None for `overlapping` windows without a count: there are as many as fit the classes of the data.
+    """
+    if tasks.count is not None or tasks.kind == "overlapping":
+        return tasks.count
+    return max(len(tasks.datasets), 1) if tasks.kind == "datasets" else DEFAULT_COUNT
+
+
+def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[int, ...], ...]:
+    """Return the classes of every task of a `split` or `overlapping` stream, in the order of their labels.
+
+    Args:
+        tasks: The stream.
+        classes: Classes C of the data set.
+        seed: The scenario's seed, for a `shuffled` class order.
+
+    Raises:
+        UserError: The classes cannot be grouped so.
+    """
+    order = np.arange(classes)
+    if tasks.class_order == "shuffled":
+        order = numpy_generator(seed, "class-order").permutation(classes)
+    width, stride, count = _windows(tasks, classes)
+    return tuple(tuple(order[start : start + width].tolist()) for start in range(0, count * stride, stride))
+
+
+def _windows(tasks: TaskStream, classes: int) -> tuple[int, int, int]:
+    """Return the classes of a task, those between the starts of two tasks, and the number of tasks."""
+    if tasks.kind == "overlapping":
+        width = tasks.classes_per_task or DEFAULT_WINDOW
+        stride = tasks.stride or max(width // 2, 1)
+        if width > classes:
+            raise UserError(
+                f"must be ≤ {classes}, the classes of the data, got {width}",
+                key="continual.tasks.classes_per_task",
+            )
+        fitting = (classes - width) // stride + 1
+        count = tasks.count or fitting
+        if count > fitting:
+            raise UserError(
+                f"must be ≤ {fitting}, the windows of {width} classes with stride {stride} that fit"
+                f" {classes} classes, got {count}",
+                key="continual.tasks.count",
+            )
+        return width, stride, count
+    count = tasks.count or DEFAULT_COUNT
+    if tasks.classes_per_task is None:
+        if classes % count:
+            allowed = ", ".join(str(n) for n in range(1, classes + 1) if classes % n == 0)
+            raise UserError(
+                f"{classes} classes cannot be shared out evenly among {count} tasks; allowed: {allowed},"
+                " or give classes_per_task",
+                key="continual.tasks.count",
+            )
+        return classes // count, classes // count, count
+    width = tasks.classes_per_task
+    if count * width > classes:
+        raise UserError(
+            f"{count} tasks × {width} classes = {count * width}, but the data have {classes} classes;"
+            f" at most {classes // width} tasks",
+            key="continual.tasks.count",
+        )
+    return width, width, count
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The output units of a model for a stream of T tasks.
+
+    Attributes:
+        unit_class: Identity of every unit's class; two units of one class share it.
+        units: [T] tuples: the units that a task's labels index into.
+        own_units: [T] tuples: the unit of each class that occurs in the task, in label order.
+    """
+
+    unit_class: tuple[int, ...]
+    units: tuple[tuple[int, ...], ...]
+    own_units: tuple[tuple[int, ...], ...]
+
+
+def lay_out(head: Head, classes: Sequence[Sequence[int]]) -> Outputs:
+    """Give every class of every task its output unit.
+
+    Args:
+        head: `task`: each task has units of its own, one slice after another. `domain`: all tasks share
+            units, and the i-th is whatever class is the i-th of the task. `class`: every class of the
+            stream has one unit, in the order in which classes are met, and a task may answer with any.
+        classes: [T] identities of each task's classes, in label order.
+    """
+    if head == "domain":
+        most = max(map(len, classes))
+        units = tuple(tuple(range(len(own))) for own in classes)
+        return Outputs(tuple(range(most)), units, units)
+    if head == "task":
+        starts = np.cumsum([0, *map(len, classes)]).tolist()
+        units = tuple(tuple(range(a, b)) for a, b in pairwise(starts))
+        return Outputs(tuple(c for own in classes for c in own), units, units)
+    met = tuple(dict.fromkeys(c for own in classes for c in own))
+    unit = {c: place for place, c in enumerate(met)}
+    everything = tuple(range(len(met)))
+    own_units = tuple(tuple(unit[c] for c in own) for own in classes)
+    return Outputs(met, (everything,) * len(classes), own_units)

@@ -1,0 +1,79 @@
+"""One task of a stream: a federation's data, with its pixels changed or as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from fedkd.data.federated import ClientData, FederatedData
+from fedkd.data.pixels import Transform
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One task of a stream.
+
+    Attributes:
+        index: Position in the stream, from 0.
+        name: What people call it: "0 1" (its classes), "permutation 3", "36°", "fashion-mnist".
+        units: Output units that its labels index into: a sample with label y belongs to unit `units[y]`.
+        own_units: Those of the classes that occur in it, in the order of the classes; the same as `units` but
+            where every class of the stream has a unit.
+        data: Its samples, before `transform`; labels are positions in `units`. Tasks that differ in their
+            pixels only hold the same arrays.
+        transform: What turns the samples of `data` into the task's; None: nothing.
+    """
+
+    index: int
+    name: str
+    units: tuple[int, ...]
+    own_units: tuple[int, ...]
+    data: FederatedData
+    transform: Transform | None = None
+    _made: WeakValueDictionary[str, np.ndarray] = field(
+        default_factory=WeakValueDictionary, init=False, repr=False
+    )
+
+    @property
+    def transfer_x(self) -> np.ndarray:
+        """The task's transfer set [M, *input_shape]."""
+        return self._common("transfer_x")
+
+    @property
+    def test_x(self) -> np.ndarray:
+        """The samples [K, *input_shape] of the task's common test set."""
+        return self._common("test_x")
+
+    def client(self, n: int) -> ClientData:
+        """Return what client `n` sees of the task: views where nothing is transformed, else copies."""
+        data = self.data.client(n)
+        if self.transform is None:
+            return data
+        return replace(
+            data,
+            train_x=self.transform(data.train_x),
+            test_x=self.transform(data.test_x),
+            transfer_x=self.transfer_x,
+            global_x=self.test_x,
+        )
+
+    def _common(self, name: str) -> np.ndarray:
+        """Return samples that all clients see; those of one process share them while any holds them."""
+        stored = getattr(self.data, name)
+        if self.transform is None:
+            return stored
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = self.transform(stored)
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields without what was made from them."""
+        return {name: value for name, value in self.__dict__.items() if name != "_made"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the fields of a pickled task."""
+        self.__dict__.update(state, _made=WeakValueDictionary())
