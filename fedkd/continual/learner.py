@@ -25,10 +25,12 @@ class Step:
     Attributes:
         inputs: ``[B, *input_shape]`` private samples, or transfer samples in distillation.
         model: The model that the loss was computed with, and with gradients.
+        loss: The loss itself, with gradients: a penalty that must be weighed against it may take from it.
     """
 
     inputs: Tensor
     model: TaskModel
+    loss: Tensor
 
     def outputs(self) -> Tensor:
         """Return all outputs ``[B, O]`` of the inputs, those the loss has seen."""

@@ -245,8 +245,8 @@ class _LearnerRules:
         # What is not trained now may still get gradients, which must not pile up.
         self._model.zero_grad(set_to_none=True)
 
-    def penalty(self, inputs: Tensor) -> Tensor | None:
-        return self._learner.penalty(self._side, Step(inputs, self._model))
+    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
+        return self._learner.penalty(self._side, Step(inputs, self._model, loss))
 
     def after_backward(self) -> None:
         gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}

@@ -43,7 +43,7 @@ class StepRules(Protocol):
     def before_step(self) -> None:
         """Called before every forward pass."""
 
-    def penalty(self, inputs: Tensor) -> Tensor | None:
+    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
         """Return what is added to the loss of a batch of inputs `[B, ...]`, a scalar; None: nothing."""
 
     def after_backward(self) -> None:
@@ -116,7 +116,7 @@ def fit(
                     rules.before_step()
                 with precision:
                     value = loss(model, *batch)
-                    penalty = None if rules is None else rules.penalty(batch[0])
+                    penalty = None if rules is None else rules.penalty(batch[0], value)
                 stepper.zero_grad(set_to_none=True)
                 (value if penalty is None else value + penalty).backward()
                 if optimizer.clip_norm is not None:
