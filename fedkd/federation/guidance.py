@@ -7,29 +7,28 @@ from flwr.app import ArrayRecord
 
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
+from fedkd.fusion.sides import Arrays
 from fedkd.fusion.strategy import Guidance, Knowledge
 
 
-def guidance_records(guidance: Guidance, knowledge: Knowledge) -> list[ArrayRecord]:
-    """Return what each client receives, in client order; empty where there is nothing for it."""
+def guidance_records(guidance: Guidance, knowledge: Knowledge) -> dict[int, ArrayRecord]:
+    """Return what each client receives, by client index; empty where there is nothing for it."""
     shared = dict(guidance.shared)
     if guidance.targets is not None and knowledge.request is not None:
         # Targets of some transfer samples are of no use without their indices.
         shared.setdefault(msg.SAMPLES, knowledge.request.astype(np.int32))
-    personal: list[dict[str, np.ndarray]] = [dict(arrays) for arrays in guidance.personal]
+    nothing: Arrays = {}
+    personal = guidance.personal or [nothing] * len(knowledge.clients)
+    own = dict(zip(knowledge.clients, personal, strict=True))
     if guidance.targets is not None and guidance.targets.ndim == 2:
         shared[msg.TARGETS] = guidance.targets
     elif guidance.targets is not None:
-        personal = personal or [{} for _ in knowledge.clients]
-        for arrays, targets in zip(personal, guidance.targets, strict=True):
-            arrays[msg.TARGETS] = targets
-    if not personal:
-        return [to_record(shared)] * len(knowledge.clients)
-    if guidance.targets is None:
-        # One record for all that receive the same arrays, so that it travels once where it can be shared.
-        records = {id(given): to_record(shared | dict(given)) for given in guidance.personal}
-        return [records[id(given)] for given in guidance.personal]
-    return [to_record(shared | arrays) for arrays in personal]
+        pairs = zip(own.items(), guidance.targets, strict=True)
+        own = {client: {**arrays, msg.TARGETS: targets} for (client, arrays), targets in pairs}
+    own |= guidance.absent
+    # One record for all that receive the same arrays, so that it travels once where it can be shared.
+    records = {id(arrays): to_record(shared | dict(arrays)) for arrays in own.values()}
+    return {client: records[id(arrays)] for client, arrays in own.items()}
 
 
 def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
@@ -37,9 +36,15 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
     if not isinstance(guidance, Guidance):
         raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
     targets, logits = guidance.targets, knowledge.logits
-    if guidance.everyone and (guidance.personal or (targets is not None and targets.ndim == 3)):
+    if guidance.everyone and (
+        guidance.personal or guidance.absent or (targets is not None and targets.ndim == 3)
+    ):
         raise ValueError("guidance for everyone must be the same for all, not personal")
-    arrays = {id(given): given for given in (guidance.shared, *guidance.personal)}  # many may share one
+    took_part = guidance.absent.keys() & set(knowledge.clients)
+    if took_part:
+        raise ValueError(f"the guidance for absent clients names client {min(took_part)}, who took part")
+    all_given = (guidance.shared, *guidance.personal, *guidance.absent.values())
+    arrays = {id(given): given for given in all_given}  # many may share one
     for given in arrays.values():
         for name, values in given.items():
             if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():

@@ -27,18 +27,8 @@ class Pending:
 
     Attributes:
         round: Round it was fused in.
-        node_id: Node it is for.
         guidance: Record with the guidance's arrays; one object for all where it is shared.
     """
-
-    round: int
-    node_id: int
-    guidance: ArrayRecord
-
-
-@dataclass(frozen=True)
-class Broadcast:
-    """The last guidance for everyone."""
 
     round: int
     guidance: ArrayRecord
@@ -91,13 +81,20 @@ class KnowledgeFusion(Strategy):
         """Clients [N] and effectiveness weights [N, N] of the last fusion, where the strategy has any."""
         self.present: tuple[int, ...] = ()
         """Those of these clients that took part in the last round; others are there with old knowledge."""
-        self._pending: dict[int, Pending] = {}
+        self._pending: dict[int, Pending] = {}  # the newest for each client, until it is sent
+        self._for_everyone: Pending | None = None  # what a node receives whose client is not known yet
         self._started = False
-        self._broadcast: Broadcast | None = None
-        self._received: dict[int, int] = {}  # round of the last guidance sent to each node
         self._memory: dict[str, np.ndarray] = {}
         self._last: dict[int, LastKnowledge] = {}
         self._client_of_node: dict[int, int] = {}
+
+    def introduce(self, node_of_client: Mapping[int, int]) -> None:
+        """Say which node simulates each client.
+
+        Of a node that was not introduced it is known once it has replied, so guidance can find a client that
+        has never taken part only if it is introduced.
+        """
+        self._client_of_node |= {node: client for client, node in node_of_client.items()}
 
     def start(  # type: ignore[override]
         self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any
@@ -139,9 +136,9 @@ class KnowledgeFusion(Strategy):
         for node_id in grid.get_node_ids():
             settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
             content = RecordDict({msg.CONFIG: settings})
-            pending = self._pending.pop(node_id, None) or self._broadcast_for(node_id)
+            client = self._client_of_node.get(node_id)
+            pending = self._for_everyone if client is None else self._pending.pop(client, None)
             if pending is not None:
-                self._received[node_id] = pending.round
                 settings[msg.GUIDANCE_ROUND] = pending.round
                 content[msg.GUIDANCE] = pending.guidance
             batch.append(Message(content, node_id, kind, group_id=str(round)))
@@ -154,12 +151,11 @@ class KnowledgeFusion(Strategy):
         guidance = self.strategy.prologue(self._context.server(0))
         if guidance is not None:
             self._memory = dict(guidance.memory)
-            self._broadcast = Broadcast(0, to_record(guidance.shared))
+            self._send_to_everyone(Pending(0, to_record(guidance.shared)))
 
-    def _broadcast_for(self, node_id: int) -> Broadcast | None:
-        if self._broadcast is None or self._received.get(node_id, -1) >= self._broadcast.round:
-            return None
-        return self._broadcast
+    def _send_to_everyone(self, pending: Pending) -> None:
+        self._for_everyone = pending
+        self._pending = dict.fromkeys(self._client_of_node.values(), pending)
 
     # Fusion -------------------------------------------------------------------------------------------
 
@@ -201,14 +197,11 @@ class KnowledgeFusion(Strategy):
             self.weights = (clients, guidance.weights)
         records = guidance_records(guidance, knowledge)
         if guidance.everyone:
-            self._broadcast = Broadcast(round, records[0])
+            self._send_to_everyone(Pending(round, records[clients[0]]))
             return
-        row = {client: position for position, client in enumerate(clients)}
-        for reply in uploads:
-            record = records[row[msg.sender(reply)]]
-            if record:
-                node_id = reply.metadata.src_node_id
-                self._pending[node_id] = Pending(round, node_id, record)
+        for client in present.keys() | guidance.absent.keys():
+            if records[client]:
+                self._pending[client] = Pending(round, records[client])
 
     def _knowledge(
         self, known: Mapping[int, LastKnowledge], clients: tuple[int, ...], round: int
@@ -247,34 +240,23 @@ class KnowledgeFusion(Strategy):
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a later round depends on, keyed by client so that node ids may change."""
         arrays = {f"memory/{name}": values for name, values in self._memory.items()}
-        for pending in self._pending.values():
-            key = f"pending/{self._client_of_node[pending.node_id]}"
+        clients_of: dict[int, list[int]] = {}  # of one record, which is saved once for all that wait for it
+        for client in sorted(self._pending):
+            clients_of.setdefault(id(self._pending[client].guidance), []).append(client)
+        for number, clients in enumerate(clients_of.values()):
+            key, pending = f"pending/{number}", self._pending[clients[0]]
             arrays |= {f"{key}/guidance/{name}": v for name, v in from_record(pending.guidance).items()}
             arrays[f"{key}/round"] = np.array(pending.round)
-        if self._broadcast is not None:
-            arrays["broadcast/round"] = np.array(self._broadcast.round)
-            guidance = from_record(self._broadcast.guidance)
-            arrays |= {f"broadcast/guidance/{name}": values for name, values in guidance.items()}
-            arrays |= {
-                f"received/{client}": np.array(self._received[node_id])
-                for node_id, client in self._client_of_node.items()
-                if node_id in self._received
-            }
+            arrays[f"{key}/clients"] = np.array(clients)
         for client, item in self._last.items():
             arrays |= {f"last/{client}/arrays/{name}": values for name, values in item.arrays.items()}
             arrays[f"last/{client}/round"] = np.array(item.round)
             arrays[f"last/{client}/samples"] = np.array(item.samples)
         return arrays
 
-    def restore(self, arrays: Mapping[str, np.ndarray], node_of_client: Mapping[int, int]) -> None:
-        """Continue from a `state`.
-
-        Args:
-            arrays: What `state` returned.
-            node_of_client: Client index to node id on this grid.
-        """
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`; clients have to be introduced before the next messages."""
         self._started = True
-        self._client_of_node = {node: client for client, node in node_of_client.items()}
         # A strategy may call what it remembers anything, with slashes too.
         self._memory = {
             path.removeprefix("memory/"): values
@@ -282,18 +264,10 @@ class KnowledgeFusion(Strategy):
             if path.startswith("memory/")
         }
         tree = _unflatten({path: v for path, v in arrays.items() if not path.startswith("memory/")})
-        self._pending = {
-            node_of_client[int(client)]: Pending(
-                int(item["round"]), node_of_client[int(client)], to_record(item["guidance"])
-            )
-            for client, item in tree.get("pending", {}).items()
-        }
-        if "broadcast" in tree:
-            sent = tree["broadcast"]
-            self._broadcast = Broadcast(int(sent["round"]), to_record(sent["guidance"]))
-        self._received = {
-            node_of_client[int(client)]: int(round) for client, round in tree.get("received", {}).items()
-        }
+        self._pending = {}
+        for item in tree.get("pending", {}).values():
+            pending = Pending(int(item["round"]), to_record(item["guidance"]))
+            self._pending |= dict.fromkeys(item["clients"].tolist(), pending)
         self._last = {
             int(client): LastKnowledge(int(item["round"]), item["arrays"], int(item["samples"]))
             for client, item in tree.get("last", {}).items()

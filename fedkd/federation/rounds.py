@@ -88,6 +88,8 @@ class Rounds:
         self._session = session
         self._observer = session.observer
         self._node_of_client = self._identify()
+        if isinstance(strategy, KnowledgeFusion):
+            strategy.introduce(self._node_of_client)
         self._poisoned = poisoned_clients(scenario)
         self._changed: set[int] = set()
         self._totals = Totals()
@@ -331,7 +333,7 @@ class Rounds:
         self._weights = to_record({name: weights[name] for name in self._weights})
         state = _with_prefix(checkpoint.server, STRATEGY)
         if isinstance(self._strategy, KnowledgeFusion):
-            self._strategy.restore(state, self._node_of_client)
+            self._strategy.restore(state)
         else:
             restore_strategy(self._strategy, state)
         requests = [

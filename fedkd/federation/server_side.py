@@ -51,6 +51,10 @@ class Server:
         group = self._groups[client]
         return self.architecture(group.model, group.args)
 
+    def clients_of(self, architecture: Architecture) -> list[int]:
+        """Return the clients with models of an architecture, ascending."""
+        return [client for client in range(self.clients) if self.architecture_of(client) == architecture]
+
     def architecture(self, model: str, args: Mapping[str, Any]) -> Architecture:
         """Return the architecture of a model of the zoo or of a plug-in."""
         return json.dumps({"model": model, "args": dict(args)}, sort_keys=True)

@@ -33,10 +33,10 @@ class FedDF(FusionStrategy):
         w_a    = Σ_n samples_n w_n / Σ_n samples_n                       over the clients of architecture a
         w_a   ← minimise mean_i KL(softmax(z̄(x_i)) ‖ softmax(z_a(x_i)))  Adam, cosine, early stop
 
-    Every client starts its next local training from its architecture's student. Architectures learn from each
-    other through the ensemble alone. All clients of an architecture begin alike; one that misses a round
-    keeps what it had and starts its next round from there. Statistics of normalisation layers are averaged
-    like weights.
+    Every client starts its next local training from its architecture's newest student, also one that took no
+    part in the rounds before. Architectures learn from each other through the ensemble alone; one of which no
+    client takes part in a round keeps its student. All clients of an architecture begin alike. Statistics of
+    normalisation layers are averaged like weights.
 
     The paper stops on labelled validation data; here it is the distillation loss on a part of the transfer
     set, for which no label is needed.
@@ -67,7 +67,7 @@ class FedDF(FusionStrategy):
         return pack(client.weights())
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return, for each client, the weights of its architecture's student."""
+        """Return, for each client of an architecture that took part, the weights of its student."""
         server = knowledge.server
         assert server is not None
         uploads = [
@@ -92,7 +92,14 @@ class FedDF(FusionStrategy):
                 architecture: self._distil(server, architecture, unpack(student, like[architecture]), targets)
                 for architecture, student in students.items()
             }
-        return Guidance(targets=None, personal=[students[architecture] for architecture in architectures])
+        absent = {
+            client: student
+            for architecture, student in students.items()
+            for client in server.clients_of(architecture)
+            if client not in knowledge.clients
+        }
+        personal = [students[architecture] for architecture in architectures]
+        return Guidance(targets=None, personal=personal, absent=absent)
 
     def _distil(
         self, server: ServerSide, architecture: Architecture, weights: Arrays, targets: np.ndarray

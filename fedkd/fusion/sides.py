@@ -98,6 +98,9 @@ class ServerSide(Protocol):
     def architecture_of(self, client: int) -> Architecture:
         """Return the architecture of a client's model."""
 
+    def clients_of(self, architecture: Architecture) -> list[int]:
+        """Return the clients with models of an architecture, ascending, whoever takes part in a round."""
+
     def architecture(self, model: str, args: Mapping[str, Any]) -> Architecture:
         """Return the architecture of a model of the zoo or of a plug-in."""
 

@@ -94,8 +94,13 @@ class Guidance:
         memory: Arrays that the strategy wants to be handed next round; they are saved in checkpoints.
         shared: Further arrays that every client receives, by name.
         personal: Further arrays of each client, in client order.
+        absent: What clients that took no part receive besides the shared arrays, by client index, with the
+            next message to each.
         everyone: Whether the clients that took no part receive it too, with the next message to each; only
-            for guidance that is the same for all. Of several that one has missed it receives the last.
+            for guidance that is the same for all.
+
+    Of several that a client has missed it receives the last. So what is sent to those who took no part has to
+    replace what they had, as weights do: else what a client learns would depend on how often it is evaluated.
     """
 
     targets: np.ndarray | None
@@ -103,6 +108,7 @@ class Guidance:
     memory: dict[str, np.ndarray] = field(default_factory=dict)
     shared: Arrays = field(default_factory=dict)
     personal: Sequence[Arrays] = ()
+    absent: Mapping[int, Arrays] = field(default_factory=dict)
     everyone: bool = False
 
 

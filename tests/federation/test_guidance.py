@@ -25,6 +25,7 @@ def knowledge(clients: int = 2) -> Knowledge:
     [
         Guidance(targets=None, shared={"label_logits": np.array([0.0, np.nan])}),
         Guidance(targets=None, personal=[{"parameters": np.zeros(2)}, {"parameters": np.array([np.nan, 0])}]),
+        Guidance(targets=None, absent={4: {"parameters": np.array([np.nan, 0])}}),
     ],
 )
 def test_guidance_without_targets_is_checked_for_nan_too(guidance):
@@ -34,31 +35,35 @@ def test_guidance_without_targets_is_checked_for_nan_too(guidance):
 
 def test_clients_of_one_student_share_one_record():
     student, other = {"parameters": np.ones(2)}, {"parameters": np.zeros(2)}
-    records = guidance_records(Guidance(None, personal=[student, other, student]), knowledge(3))
-    assert records[0] is records[2] and records[0] is not records[1]
+    guidance = Guidance(None, personal=[student, other, student], absent={7: other, 5: student})
+    records = guidance_records(guidance, knowledge(3))
+    assert list(records) == [0, 1, 2, 7, 5]
+    assert records[0] is records[2] is records[5] and records[1] is records[7] is not records[0]
+
+
+def test_absent_clients_receive_what_is_shared_and_nobodys_targets():
+    targets = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    shared, own = {"scale": np.ones(1)}, {"parameters": np.zeros(2)}
+    records = guidance_records(Guidance(targets, shared=shared, absent={4: own}), knowledge())
+    assert list(records[4]) == ["scale", "parameters"]
+    assert [list(records[n]) for n in range(2)] == [["scale", "targets"]] * 2
+    for n in range(2):
+        assert np.array_equal(records[n]["targets"].numpy(), targets[n])
+    common = guidance_records(Guidance(targets[0], absent={4: own}), knowledge())
+    assert common[0] is common[1] and set(common[4]) == {"parameters", "targets"}
+
+
+def test_who_took_part_is_not_absent():
+    with pytest.raises(ValueError, match="names client 1, who took part"):
+        check_guidance(Guidance(None, absent={3: {}, 1: {}}), knowledge())
+    with pytest.raises(ValueError, match="must be the same for all"):
+        check_guidance(Guidance(None, absent={3: {}}, everyone=True), knowledge())
 
 
 def run(tables: dict, tmp_path, name: str) -> list:
     path = tmp_path / f"{name}.toml"
     path.write_text(tomli_w.dumps(tables))
     return fedkd.run(load_scenario(path), out=tmp_path / name).metrics()
-
-
-def test_feddf_without_distillation_is_fedavg(digits_scenario, tmp_path):
-    """All begin alike, so the average of what they learned is that of federated averaging."""
-    accuracies = {}
-    for name, fusion in (
-        ("feddf", {"strategy": "feddf", "server_epochs": 0}),
-        ("fedavg", {"strategy": "flwr:FedAvg"}),
-    ):
-        rows = run(digits_scenario | {"rounds": 3, "fusion": fusion}, tmp_path, name)
-        accuracies[name] = [
-            row["value"]
-            for row in rows
-            if (row["client"], row["split"], row["metric"]) == (None, "global", "accuracy")
-        ]
-    assert accuracies["feddf"] == pytest.approx(accuracies["fedavg"], abs=0.01)
-    assert accuracies["fedavg"][-1] > 0.4
 
 
 @pytest.mark.parametrize("strategy", ["fd", "fedproto"])

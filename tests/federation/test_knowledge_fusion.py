@@ -216,7 +216,8 @@ def test_a_restored_strategy_goes_on_where_the_other_stopped(strategy):
 
     restored, other = KnowledgeFusion(strategy), Federation(in_order=True)
     assert other.nodes != federation.nodes
-    restored.restore(state, other.nodes)
+    restored.introduce(other.nodes)
+    restored.restore(state)
     assert set(restored.state()) == set(state)
     federation.sent.clear()
     for grid, run in ((federation, straight), (other, restored)):
@@ -244,7 +245,8 @@ def test_what_a_strategy_remembers_may_have_any_name():
     strategy, federation = KnowledgeFusion(Counts()), Federation()
     train_round(strategy, federation, 1)
     restored = KnowledgeFusion(Counts())
-    restored.restore(strategy.state(), federation.nodes)
+    restored.introduce(federation.nodes)
+    restored.restore(strategy.state())
     train_round(restored, federation, 2)
     assert restored.state()["memory/a/b"].tolist() == [2.0]
 
@@ -279,3 +281,56 @@ def test_guidance_for_everyone_reaches_those_who_were_away():
     received = {c: [(at, of) for _, at, of, _ in federation.sent[c]] for c in range(N)}
     assert received == {0: [(3, 2)], 1: [(2, 1), (3, 2)], 2: [(2, 1), (3, 2)], 3: [(3, 2)]}
     assert np.array_equal(federation.sent[3][0][3], fused(FedMD(), 2, (1, 2)))
+
+
+@dataclass(frozen=True)
+class Halves(FedMD):
+    """Even clients share one thing, odd ones another: the first to upload of each half."""
+
+    name = "halves"
+
+    def fuse(self, knowledge, memory):
+        first: dict[int, dict[str, np.ndarray]] = {}
+        for client, logits in zip(knowledge.clients, knowledge.logits, strict=True):
+            first.setdefault(client % 2, {"targets": logits})
+        others = [client for client in range(N) if client not in knowledge.clients]
+        return Guidance(
+            targets=None,
+            personal=[first[client % 2] for client in knowledge.clients],
+            absent={client: first[client % 2] for client in others if client % 2 in first},
+        )
+
+
+def test_absent_clients_receive_the_newest_of_their_group_once():
+    federation, strategy = Federation(), KnowledgeFusion(Halves())
+    strategy.introduce(federation.nodes)
+    train_round(strategy, federation, 1, clients=(0,))
+    train_round(strategy, federation, 2, clients=(1, 2))  # 2 is owed round 1's, 1 nothing
+    train_round(strategy, federation, 3, clients=(1,))
+    for round in (4, 5):
+        evaluation = strategy.configure_evaluate(round, to_record({}), ConfigRecord(), federation.grid)
+        list(federation.grid.send_and_receive(evaluation))
+    received = {c: [(at, of) for _, at, of, _ in federation.sent[c]] for c in range(N)}
+    assert received == {0: [(4, 2)], 1: [(3, 2), (4, 3)], 2: [(2, 1), (4, 2)], 3: [(4, 3)]}
+    assert np.array_equal(federation.sent[0][0][3], logits_of(2, 2))
+    assert np.array_equal(federation.sent[3][0][3], logits_of(1, 3))
+
+
+@pytest.mark.parametrize("strategy", [Halves(), FedMD()])
+def test_a_checkpoint_holds_what_several_clients_wait_for_once(strategy):
+    federation, straight = Federation(), KnowledgeFusion(strategy)
+    straight.introduce(federation.nodes)
+    train_round(straight, federation, 1, (0, 1))
+    train_round(straight, federation, 2, (1, 2))
+    groups = {
+        tuple(values.tolist()): int(straight.state()[name.replace("clients", "round")])
+        for name, values in straight.state().items()
+        if name.endswith("/clients")
+    }
+    assert groups == ({(0, 2): 2, (1, 3): 2} if isinstance(strategy, Halves) else {(0,): 1, (1, 2): 2})
+    restored = KnowledgeFusion(strategy)
+    restored.introduce(federation.nodes)
+    restored.restore(straight.state())
+    first, second = straight.state(), restored.state()
+    assert list(first) == list(second)
+    assert all(values.tobytes() == second[name].tobytes() for name, values in first.items())

@@ -230,7 +230,8 @@ def test_everyone_receives_the_newest_weights_once(scenario_with, digits_scenari
     assert federation.evaluate(2) == {}, "nothing twice"
     assert federation.train(3, [0]) == {}, "it has them already"
     restored = federation.new_server()
-    restored.restore(federation.strategy.state(), {n: node_id_of(n) for n in range(3)})
+    restored.introduce({n: node_id_of(n) for n in range(3)})
+    restored.restore(federation.strategy.state())
     assert restored.state().keys() == federation.strategy.state().keys()
     federation.strategy = restored
     assert federation.train(4, [2]) == {2: 3}, "a resumed server knows who has received what"

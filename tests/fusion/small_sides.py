@@ -60,6 +60,9 @@ class SmallServer:
     def architecture_of(self, client: int) -> str:
         return self.architectures[client]
 
+    def clients_of(self, architecture: str) -> list[int]:
+        return sorted(client for client, name in self.architectures.items() if name == architecture)
+
     def architecture(self, model: str, args: Mapping[str, Any]) -> str:
         assert not args
         return model
