@@ -106,19 +106,27 @@ def _problem(cls: Any, base: type) -> str | None:
 def hyperparameters_of(cls: type) -> list[HyperParameter]:
     """Return a part's hyper-parameters in the order in which it declares them."""
     hints = get_type_hints(cls, include_extras=True)
-    documented = getattr(cls, "__pydantic_fields__", {})  # empty for a plain dataclass
+    documented = _docstrings(cls)
     return [
         HyperParameter(
             field.name,
             _default(field),
-            _one_line(
-                getattr(documented.get(field.name), "description", None) or _description(hints[field.name])
-            ),
+            _one_line(documented.get(field.name) or _description(hints[field.name])),
             _type_text(hints[field.name]),
         )
         for field in dataclasses.fields(cls)
         if field.init
     ]
+
+
+def _docstrings(cls: type) -> dict[str, str]:
+    """Return the docstrings of a pydantic dataclass's fields; a derived class has those of its bases too."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        for name, field in vars(base).get("__pydantic_fields__", {}).items():  # a plain dataclass has none
+            if field.description:
+                found[name] = field.description
+    return found
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -129,6 +129,10 @@ class Learner:
     def end_task(self, side: LearnerSide) -> None:
         """Draw conclusions once everything about ``side.task`` has been learned, guidance included."""
 
+    def report(self, side: LearnerSide) -> dict[str, float]:
+        """Return figures about the last task that belong in the metrics, by name; none by default."""
+        return {}
+
     # A step -------------------------------------------------------------------------------------------
 
     def effective(self, side: LearnerSide, task: int) -> Tensors:
