@@ -14,12 +14,13 @@ class Classifier(nn.Module):
         body: Maps ``[B, *input_shape]`` to features ``[B, F]``.
         width: Number of features F.
         classes: Number of classes C.
+        bias: Whether the head has one.
     """
 
-    def __init__(self, body: nn.Module, width: int, classes: int) -> None:
+    def __init__(self, body: nn.Module, width: int, classes: int, *, bias: bool = True) -> None:
         super().__init__()
         self.body = body
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, classes, bias=bias)
 
     def features(self, x: Tensor) -> Tensor:
         """Return the penultimate features ``[B, F]`` of samples ``[B, *input_shape]``."""

@@ -13,7 +13,12 @@ from fedkd.models.classifier import Classifier, check_dropout
 
 
 def mlp(
-    input_shape: tuple[int, ...], classes: int, *, hidden: Sequence[int] = (200, 200), dropout: float = 0.0
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    hidden: Sequence[int] = (200, 200),
+    dropout: float = 0.0,
+    bias: bool = True,
 ) -> Classifier:
     """Return a multilayer perceptron on the flattened input; it takes images and feature vectors.
 
@@ -25,17 +30,20 @@ def mlp(
         classes: Number of classes C.
         hidden: Width of each hidden layer; empty gives a linear classifier.
         dropout: Probability of dropping a hidden unit in training.
+        bias: Whether layers have biases; the networks of subspace learners' papers have none.
 
     Raises:
-        UserError: A width or the dropout probability makes no sense.
+        UserError: A width, the dropout probability or `bias` makes no sense.
     """
     check_dropout(dropout)
     if not isinstance(hidden, Sequence) or not all(type(width) is int and width > 0 for width in hidden):
         raise UserError(f"hidden must be a list of widths ≥ 1, got {hidden!r}", key="clients.args")
+    if not isinstance(bias, bool):
+        raise UserError(f"bias must be true or false, got {bias!r}", key="clients.args")
     layers: list[nn.Module] = [nn.Flatten()]
     widths = [prod(input_shape), *hidden]
     for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU()]
         if dropout > 0.0:
             layers.append(nn.Dropout(dropout))
-    return Classifier(nn.Sequential(*layers), widths[-1], classes)
+    return Classifier(nn.Sequential(*layers), widths[-1], classes, bias=bias)

@@ -75,6 +75,18 @@ def test_mlp_default_is_the_2nn_of_the_fedavg_paper():
     assert count_parameters(build("mlp", (6,), hidden=[5, 4])) == dense(6, 5) + dense(5, 4) + dense(4, 10)
 
 
+def test_mlp_without_biases_is_the_network_of_permuted_mnist():
+    model = build("mlp", (1, 28, 28), hidden=[100, 100], bias=False)
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {
+        "body.1.weight": (100, 784),
+        "body.3.weight": (100, 100),
+        "head.weight": (10, 100),
+    }
+    # Nothing shifts the logits: they grow with the input, from 0.
+    x = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(2 * x), 2 * model(x))
+
+
 @pytest.mark.parametrize(("name", "blocks", "layers"), [("resnet8", 1, 8), ("resnet20", 3, 20)])
 def test_resnet_parameters(name, blocks, layers):
     expected = conv(3, 16, 3, bias=False) + 2 * 16
@@ -134,6 +146,7 @@ def test_oblong_images_work(name, shape):
         ("mlp", {"hidden": [0]}, "widths ≥ 1"),
         ("mlp", {"hidden": 200}, "widths ≥ 1"),
         ("mlp", {"hidden": "ab"}, "widths ≥ 1"),
+        ("mlp", {"bias": 0}, "bias must be true or false, got 0"),
         ("mlp", {"dropout": 1.0}, "dropout must be ≥ 0 and < 1, got 1.0"),
         ("cnn", {"dropout": "no"}, "dropout must be ≥ 0 and < 1, got 'no'"),
         ("cnn", {"padding": 3}, "padding must be 0, 1 or 2, got 3"),
