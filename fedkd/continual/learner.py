@@ -71,11 +71,17 @@ class Learner:
     """Whether a task has weights of its own that no other client's may be averaged into."""
     confines: ClassVar[bool] = False
     """Whether `filter` is a projection that the weights' changes must obey too. The updates of Adam, or of
-    weight decay, leave the space that the gradients were projected to; they are projected once more."""
+    weight decay, leave the space that the gradients were projected to; so does momentum once the space has
+    changed. They are projected once more, see `confine`."""
     follows_path: ClassVar[bool] = False
     """Whether `after_step` wants to know every step."""
     task_statistics: ClassVar[bool] = False
     """Whether every task has its own running statistics in normalisation layers."""
+
+    @property
+    def tells_tasks_apart(self) -> bool:
+        """Whether the network computes something else for every task, so that it matters to be told which."""
+        return self.task_statistics or type(self).effective is not Learner.effective
 
     # What it can work with ----------------------------------------------------------------------------
 
@@ -153,6 +159,13 @@ class Learner:
         It may change them in place. Those of tensors that the loss does not depend on are missing.
         """
         return gradients
+
+    def confine(self, side: LearnerSide, changes: Tensors) -> Tensors:
+        """Return what becomes of a step's changes of `trainable` tensors, if the learner `confines`.
+
+        By default what becomes of gradients. A change that is not returned stays as the optimiser made it.
+        """
+        return self.filter(side, changes)
 
     def after_step(self, side: LearnerSide, before: Tensors, gradients: Tensors) -> None:
         """Take notice of a step, if the learner `follows_path`.

@@ -232,7 +232,7 @@ class _LearnerRules:
         self._substitutes = substitutes
         self._after_epoch = after_epoch
         self._trainable = {name: tensor.requires_grad_() for name, tensor in learner.trainable(side).items()}
-        drifts = optimizer.name != "sgd" or optimizer.weight_decay > 0.0
+        drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
         self._confines = learner.confines and drifts
         self._before: dict[str, Tensor] = {}
 
@@ -267,7 +267,7 @@ class _LearnerRules:
     def _confine(self) -> None:
         with torch.no_grad():
             changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
-            for name, change in self._learner.filter(self._side, changes).items():
+            for name, change in self._learner.confine(self._side, changes).items():
                 self._trainable[name].copy_(self._before[name] + change)
 
     def after_epoch(self) -> None:
