@@ -19,6 +19,8 @@ LEARNERS = Registry(
     {
         "naive": "fedkd.continual.naive:Naive",
         "joint": "fedkd.continual.joint:Joint",
+        "er": "fedkd.continual.er:ExperienceReplay",
+        "agem": "fedkd.continual.agem:AGem",
     },
     group="fedkd.learners",
 )

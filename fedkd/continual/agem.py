@@ -1,0 +1,70 @@
+"""A-GEM: no step may raise the mean loss on a memory of earlier tasks."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fedkd.continual import episodes
+from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.side import LearnerSide
+from fedkd.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class AGem(Learner):
+    """Take away from a gradient what goes against the gradient of samples of earlier tasks.
+
+    With g the gradient of a step and r that of the mean cross entropy of a batch drawn from memory, at the
+    same weights, all parameters as one vector::
+
+        g ← g − min(⟨g, r⟩, 0) / ⟨r, r⟩ · r
+
+    which is g itself if they agree, else the closest vector at a right angle to r. The samples are compared
+    with, never trained on: the guarantee is a first-order one about one random batch, so some forgetting
+    remains, and with Adam, whose steps are not along the gradient, more of it. The memory is that of `er`.
+    """
+
+    name: ClassVar[str] = "agem"
+    paper: ClassVar[str] = (
+        "Chaudhry et al., Efficient Lifelong Learning with A-GEM, ICLR 2019, arXiv 1812.00420"
+    )
+
+    memory_size: Annotated[int, Field(ge=0)] = 1000
+    """Samples kept of all tasks together, equally many of each. More make the reference less dependent on a
+    few samples, which matters less here than in replay. 0 trains like `naive`."""
+    reference_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Remembered samples that a step's reference gradient is the mean of; absent: the training batch size. A
+    small batch's gradient is noisy; some hundreds protect better, at the cost of their backward pass."""
+
+    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+        """Return the gradients without what would raise the memory's loss."""
+        episode = episodes.draw(side, self.reference_batch_size)
+        if episode is None or not gradients:
+            return gradients
+        trainable = self.trainable(side)
+        names = list(gradients)
+        found = torch.autograd.grad(
+            episodes.replay_loss(side, episode), [trainable[name] for name in names], allow_unused=True
+        )
+        reference = {name: r for name, r in zip(names, found, strict=True) if r is not None}
+        return project(gradients, reference)
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Take samples of the task into the memory."""
+        episodes.remember(side, self.memory_size)
+
+
+def project(gradients: Tensors, reference: Tensors) -> Tensors:
+    """Return ``g − min(⟨g, r⟩, 0) / ⟨r, r⟩ · r``; what `reference` does not name is zero there."""
+    if not reference:
+        return gradients
+    agreement = torch.stack([(gradients[name] * r).sum() for name, r in reference.items()]).sum()
+    length = torch.stack([r.square().sum() for r in reference.values()]).sum()
+    # Decided without asking for the values, for which a GPU would have to wait; a zero r takes nothing away.
+    excess: Tensor = torch.where(length > 0, agreement.clamp(max=0.0) / length, 0.0)
+    return {name: g - excess * reference[name] if name in reference else g for name, g in gradients.items()}
