@@ -1,0 +1,237 @@
+"""GPM: learn outside the subspaces that the inputs of old tasks span."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from fedkd.continual.layers import Layer
+from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.side import LearnerSide
+from fedkd.continual.subspace import (
+    check_layers,
+    complement,
+    draw,
+    energies_along,
+    has_own_heads,
+    layer_inputs,
+    number_needed,
+    project_onto,
+    project_out,
+    residual_directions,
+)
+from fedkd.errors import UserError
+from fedkd.hyperparameters import STRICT
+
+BASIS = "basis/"
+"""Orthonormal columns ``[n, r]`` of all that is protected, by layer."""
+SCRATCH = "scratch/"
+"""What is forgotten at the end of a task."""
+INSIDE, OUTSIDE = SCRATCH + "inside/", SCRATCH + "outside/"
+"""What gradients are projected with if not `BASIS`: part of it, or the complement of what is protected."""
+ROWS = SCRATCH + "rows"
+"""Which outputs are the task's own, ``[O]``, where no two tasks share any."""
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class GPM(Learner):
+    """Change weights only outside the subspaces that the layers' inputs of old tasks lie in.
+
+    After a task, for the inputs R ``[n, samples]`` of every layer (patches of a convolution) and the basis B
+    of what is protected already::
+
+        R' = R − B Bᵀ R = U Σ Vᵀ
+        B ← [B, u_1 … u_k],   smallest k with ‖Bᵀ R‖² + Σ_{i ≤ k} σ_i² ≥ ε ‖R‖²
+
+    and while learning later ones ``∇ ← ∇ − ∇ B Bᵀ``. Changes of the weights obey it too, so Adam, momentum
+    and weight decay cannot leave the subspace.
+
+    Where every task has output units of its own, the output layer is not projected: the rows of other tasks
+    are left alone. Where tasks share the units, it is a layer like any other. Biases and the weights of
+    normalisation freeze after the first task; running statistics are kept for every task.
+    """
+
+    name: ClassVar[str] = "gpm"
+    paper: ClassVar[str] = "Saha, Garg & Roy, Gradient Projection Memory for Continual Learning, ICLR 2021"
+    confines: ClassVar[bool] = True
+    task_statistics: ClassVar[bool] = True
+
+    threshold: Share | list[Share] = 0.97
+    """ε: share of the energy of a layer's inputs that is protected; one number, or a list with one for every
+    protected layer. Higher forgets less and leaves less room: 0.97 for CIFAR-100, 0.965 for 5-Datasets, 0.985
+    for MiniImageNet; [0.95, 0.99, 0.99] for permuted MNIST."""
+    threshold_increment: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What ε grows by with every task, up to 1; 0.003 for ten tasks of CIFAR-100. Later tasks add little to a
+    basis that explains most of their inputs, unless ε grows."""
+    samples: Annotated[int, Field(ge=1)] = 300
+    """Number of the task's samples whose inputs are looked at. A basis has no more directions than there are
+    inputs, so take as many as the layers are wide if ε is high; convolutions see many patches of each sample,
+    and 100 will do."""
+
+    # The network and its layers -----------------------------------------------------------------------
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse layers whose inputs are not known.
+
+        Raises:
+            UserError: The network has a grouped convolution, or weights of other kinds of layers.
+        """
+        check_layers(self.name, network)
+
+    def prepare(self, side: LearnerSide) -> None:
+        """See that there is a threshold for every layer.
+
+        Raises:
+            UserError: There are more or fewer.
+        """
+        layers = self.layers(side)
+        if isinstance(self.threshold, list) and len(self.threshold) != len(layers):
+            raise UserError(
+                f"must be one number, or one for each of {len(layers)} layers ({', '.join(layers)}),"
+                f" got {len(self.threshold)}",
+                key="continual.threshold",
+            )
+
+    def layers(self, side: LearnerSide) -> dict[str, Layer]:
+        """Return the layers whose gradients are projected, by name."""
+        own_heads = has_own_heads(side)
+        return {
+            name: layer
+            for name, layer in side.layers.items()
+            if layer.module.weight.requires_grad and not (layer.is_head and own_heads)
+        }
+
+    def thresholds(self, side: LearnerSide) -> dict[str, float]:
+        """Return ε of the present task by layer."""
+        layers = self.layers(side)
+        given = self.threshold if isinstance(self.threshold, list) else [self.threshold] * len(layers)
+        grown = self.threshold_increment * side.task
+        return {name: min(share + grown, 1.0) for name, share in zip(layers, given, strict=True)}
+
+    def basis(self, side: LearnerSide, layer: Layer) -> Tensor:
+        """Return the orthonormal columns ``[n, r]`` that are protected in a layer."""
+        kept = side.memory.get(BASIS + layer.name)
+        return layer.module.weight.new_zeros(layer.fan_in, 0) if kept is None else kept
+
+    # The course of a task -----------------------------------------------------------------------------
+
+    def begin_task(self, side: LearnerSide) -> None:
+        """Get the projections ready."""
+        for name in side.layers:
+            if BASIS + name in side.memory:
+                self.protect(side, name, side.memory[BASIS + name])
+        if self.protects(side) and has_own_heads(side):
+            rows = torch.zeros(side.outputs, device=side.device)
+            side.memory[ROWS] = rows.index_fill(0, side.units[side.task], 1.0)
+
+    def protect(self, side: LearnerSide, name: str, basis: Tensor) -> None:
+        """Project a layer's gradients outside of orthonormal columns ``[n, r]`` from now on."""
+        side.memory.pop(INSIDE + name, None)
+        side.memory.pop(OUTSIDE + name, None)
+        if 2 * basis.shape[1] > basis.shape[0]:
+            side.memory[OUTSIDE + name] = complement(basis)
+        elif basis is not side.memory[BASIS + name]:
+            side.memory[INSIDE + name] = basis
+
+    def protects(self, side: LearnerSide) -> bool:
+        """Return whether there is anything to protect, which there is not in the first task."""
+        return any(name.startswith(BASIS) for name in side.memory)
+
+    def trainable(self, side: LearnerSide) -> Tensors:
+        """Return all parameters; after the first task the weights of layers, and biases of own heads."""
+        tensors = super().trainable(side)
+        if not self.protects(side):
+            return tensors
+        names = {layer.weight_name for layer in side.layers.values()}
+        if has_own_heads(side):
+            names |= _head_names(side)
+        return {name: tensor for name, tensor in tensors.items() if name in names}
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Protect what the layers' inputs of the task span, unless nothing was trained."""
+        x, _ = draw(side, "representation", self.samples)
+        if side.phase and len(x):
+            thresholds = self.thresholds(side)
+            layers = self.layers(side)
+            for name, inputs in layer_inputs(side, layers, x, self.effective(side, side.task)).items():
+                self.extend(side, layers[name], inputs, thresholds[name])
+        for name in [name for name in side.memory if name.startswith(SCRATCH)]:
+            del side.memory[name]
+
+    def extend(self, side: LearnerSide, layer: Layer, inputs: Tensor, share: float) -> None:
+        """Protect more directions of a layer.
+
+        Args:
+            side: Its memory is extended.
+            layer: The layer.
+            inputs: R ``[n, k]`` float64 on the CPU.
+            share: ε.
+        """
+        basis = self.basis(side, layer).double().cpu()
+        directions, energies = residual_directions(inputs, basis)
+        explained = float(energies_along(inputs, basis).sum())
+        count = number_needed(energies, share * float(inputs.square().sum()) - explained)
+        self.append(side, layer, directions[:, :count])
+
+    def append(self, side: LearnerSide, layer: Layer, directions: Tensor) -> None:
+        """Add orthonormal columns ``[n, m]``, orthogonal to the layer's basis, to it."""
+        if directions.shape[1]:
+            basis = self.basis(side, layer)
+            more = directions.to(dtype=basis.dtype, device=basis.device)
+            side.memory[BASIS + layer.name] = torch.cat([basis, more], dim=1)
+
+    def report(self, side: LearnerSide) -> dict[str, float]:
+        """Return how many directions of every layer are protected, and their share of all."""
+        figures = {}
+        for name, layer in self.layers(side).items():
+            rank = self.basis(side, layer).shape[1]
+            figures[f"rank/{name}"] = float(rank)
+            figures[f"protected_share/{name}"] = rank / layer.fan_in
+        return figures
+
+    # A step -------------------------------------------------------------------------------------------
+
+    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+        """Return gradients outside of what is protected."""
+        return {**gradients, **self.projected(side, gradients)}
+
+    def confine(self, side: LearnerSide, changes: Tensors) -> Tensors:
+        """Return changes outside of what is protected."""
+        return self.projected(side, changes)
+
+    def projected(self, side: LearnerSide, gradients: Mapping[str, Tensor]) -> Tensors:
+        """Return what is left of those gradients, or changes, that are not free."""
+        memory = side.memory
+        left = {}
+        for name, layer in side.layers.items():
+            gradient = gradients.get(layer.weight_name)
+            if gradient is None or BASIS + name not in memory:
+                continue
+            matrix = layer.matrix(gradient)
+            if OUTSIDE + name in memory:
+                matrix = project_onto(matrix, memory[OUTSIDE + name])
+            else:
+                matrix = project_out(matrix, memory.get(INSIDE + name, memory[BASIS + name]))
+            left[layer.weight_name] = matrix.view_as(gradient)
+        if ROWS in memory:
+            for name in _head_names(side) & gradients.keys():
+                gradient = gradients[name]
+                left[name] = gradient * memory[ROWS].view(-1, *[1] * (gradient.dim() - 1))
+        return left
+
+
+def _head_names(side: LearnerSide) -> set[str]:
+    names = set()
+    for layer in side.layers.values():
+        if layer.is_head:
+            names.add(layer.weight_name)
+            if layer.module.bias is not None:
+                names.add(layer.weight_name.removesuffix("weight") + "bias")
+    return names

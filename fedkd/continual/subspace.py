@@ -1,0 +1,244 @@
+"""The subspaces that a layer's inputs span, and gradients inside and outside of them.
+
+A gradient of a layer's weight ``[out, n]`` is a sum of products ``δ xᵀ`` with the layer's inputs x, so its
+rows lie in the span of the inputs; and a change of the weight outside the span of old inputs changes nothing
+of what the layer made of them (Saha, Garg and Roy, "Gradient Projection Memory for Continual Learning", ICLR
+2021). Decompositions are in float64 on the CPU, so that they are the same on every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedkd.continual.layers import Layer, layers_of, statistics_names
+from fedkd.continual.side import LearnerSide
+from fedkd.errors import UserError
+from fedkd.models.mode import predicting
+from fedkd.training.loop import batch_starts
+
+NOISE = 1e-12
+"""Share of the energy below which a direction is rounding: bases are kept in float32."""
+CHUNK = 256
+"""Samples of one forward pass."""
+
+
+def check_layers(learner: str, network: nn.Module) -> None:
+    """Refuse a network some of whose inputs could not be protected.
+
+    Raises:
+        UserError: A grouped convolution, one with padding in words, or another parameter of two or more
+            dimensions than the weights of linear and convolutional layers.
+    """
+    weights = set()
+    for layer in layers_of(network).values():
+        module = layer.module
+        weights.add(layer.weight_name)
+        if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str)):
+            why = "has groups" if module.groups != 1 else f"pads '{module.padding}' instead of by a number"
+            raise UserError(
+                f"'{learner}' cannot protect layer '{layer.name}', a convolution that {why}",
+                key="continual.learner",
+            )
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1 and name not in weights:
+            raise UserError(
+                f"'{learner}' protects linear and convolutional layers only, but the network has a parameter"
+                f" '{name}' of shape {list(parameter.shape)}",
+                key="continual.learner",
+            )
+
+
+def has_own_heads(side: LearnerSide) -> bool:
+    """Return whether no two tasks of the stream share an output unit."""
+    units = torch.cat(side.units)
+    return side.tasks > 1 and len(units.unique()) == len(units)
+
+
+def draw(side: LearnerSide, purpose: str, count: int) -> tuple[Tensor, Tensor]:
+    """Return up to `count` training samples ``[≤ count, *input_shape]`` of the present task and labels."""
+    x, labels = side.samples()
+    chosen = torch.randperm(len(x), generator=side.generator(purpose))[:count].to(x.device)
+    return x.index_select(0, chosen), labels.index_select(0, chosen)
+
+
+# Inputs and gradients of layers ---------------------------------------------------------------------------
+
+
+class _Columns:
+    """The vectors that a weight multiplies, or a matrix with the same second moments once they are many."""
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self._parts: list[Tensor] = []
+        self._moments: Tensor | None = None
+
+    def add(self, inputs: Tensor) -> None:
+        self._parts.append(self._layer.columns(inputs.detach()).double())
+        if sum(len(part) for part in self._parts) > self._layer.fan_in:
+            columns = torch.cat(self._parts)
+            moments = columns.T @ columns
+            self._moments = moments if self._moments is None else self._moments + moments
+            self._parts = []
+
+    def matrix(self) -> Tensor:
+        """Return R ``[n, ≤ 2n]``."""
+        columns = [part.T.cpu() for part in self._parts]
+        if self._moments is not None:
+            energies, directions = torch.linalg.eigh(self._moments.cpu())
+            columns.append(directions * energies.clamp(min=0.0).sqrt())
+        return torch.cat(columns, dim=1) if columns else torch.zeros(self._layer.fan_in, 0).double()
+
+
+def layer_inputs(
+    side: LearnerSide, layers: Mapping[str, Layer], x: Tensor, substitutes: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what layers multiply by their weights in evaluation mode, as matrices R of columns.
+
+    Convolutions have a column for each patch. Where there are more columns than rows, a smaller matrix with
+    the same ``R Rᵀ`` stands for them: energies and directions are those of ``R Rᵀ`` alone.
+
+    Args:
+        side: Its network is asked.
+        layers: By name.
+        x: ``[M, *input_shape]``.
+        substitutes: Effective parameters.
+
+    Returns:
+        By layer, ``[n, k]`` float64 on the CPU.
+    """
+    found = {name: _Columns(layer) for name, layer in layers.items()}
+
+    def reader(columns: _Columns) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: columns.add(arguments[0])
+
+    hooks = [layer.module.register_forward_pre_hook(reader(found[name])) for name, layer in layers.items()]
+    try:
+        with predicting(side.network):
+            for part in side.batches(len(x), CHUNK):
+                side.run(x[part], substitutes)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: columns.matrix() for name, columns in found.items()}
+
+
+def mean_gradients(
+    side: LearnerSide,
+    layers: Mapping[str, Layer],
+    x: Tensor,
+    labels: Tensor,
+    effective: Callable[[], Mapping[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Return the gradient of the present task's mean cross entropy, for the plain weight of every layer.
+
+    Nothing is dropped out. Normalisation layers take the statistics of the batch, because those of a task
+    that begins are not known yet; and they do not learn from it.
+
+    Args:
+        side: Its network is asked.
+        layers: By name.
+        x: ``[M, *input_shape]``.
+        labels: ``[M]``.
+        effective: Gives the effective parameters, with a graph back to the plain ones.
+
+    Returns:
+        By layer, a matrix ``[out, n]``; nothing without samples.
+    """
+    weights = [layer.module.weight for layer in layers.values()]
+    total = [torch.zeros_like(weight) for weight in weights]
+    seen = 0
+    with _batch_statistics(side.network) as buffers:
+        for start in batch_starts(side.network, len(x), CHUNK):
+            part = slice(start, start + CHUNK)
+            outputs = side.run(x[part], {**buffers, **effective()})
+            loss = F.cross_entropy(side.logits_of(outputs, side.task), labels[part], reduction="sum")
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            for summed, gradient in zip(total, gradients, strict=True):
+                if gradient is not None:
+                    summed += gradient
+            seen += len(labels[part])
+    if seen == 0:
+        return {}
+    return {
+        name: layer.matrix(summed / seen).contiguous()
+        for (name, layer), summed in zip(layers.items(), total, strict=True)
+    }
+
+
+@contextmanager
+def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    with predicting(network), torch.enable_grad():
+        for module in network.modules():
+            if isinstance(module, _NormBase):
+                module.training = True
+        buffers = dict(network.named_buffers())
+        yield {name: buffers[name].clone() for name in statistics_names(network)}
+
+
+# Directions -----------------------------------------------------------------------------------------------
+
+
+def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the principal directions of what a basis leaves of the inputs.
+
+    Args:
+        inputs: R ``[n, k]``.
+        basis: B ``[n, r]``, orthonormal columns.
+
+    Returns:
+        Left singular vectors ``[n, m]`` of ``R − B Bᵀ R``, orthonormal among each other and to B, and their
+        energies ``[m]``, squared singular values, descending; those that are rounding are left out.
+    """
+    residual = inputs - basis @ (basis.T @ inputs)
+    vectors, values, _ = torch.linalg.svd(residual, full_matrices=False)
+    energies = values.square()
+    found = energies > NOISE * inputs.square().sum()
+    vectors = vectors[:, found]
+    # The basis was rounded, and a weak residual is mostly its rounding: orthonormalise them together.
+    vectors, triangle = torch.linalg.qr(vectors - basis @ (basis.T @ vectors))
+    return vectors * triangle.diagonal().sign(), energies[found]
+
+
+def number_needed(energies: Tensor, goal: float) -> int:
+    """Return how many leading entries of `energies` it takes until their sum is at least `goal`."""
+    if goal <= 0.0:
+        return 0
+    return min(int((energies.cumsum(0) < goal).sum()) + 1, len(energies))
+
+
+def energies_along(inputs: Tensor, basis: Tensor) -> Tensor:
+    """Return ``oᵀ R Rᵀ o`` of every column o of a basis ``[n, r]``, as ``[r]``."""
+    return (basis.T @ inputs).square().sum(dim=1)
+
+
+def complement(basis: Tensor) -> Tensor:
+    """Return an orthonormal basis ``[n, n − r]`` of all that is orthogonal to ``[n, r]``."""
+    whole, _ = torch.linalg.qr(basis.double().cpu(), mode="complete")
+    return whole[:, basis.shape[1] :].to(basis.dtype).contiguous().to(basis.device)
+
+
+def project_out(gradient: Tensor, basis: Tensor) -> Tensor:
+    """Return ``∇ − ∇ B Bᵀ`` of a gradient ``[out, n]`` and an orthonormal basis ``[n, r]``.
+
+    Two thin products are never dearer than one with the matrix ``B Bᵀ`` if r ≤ n/2; and above that it is
+    cheaper to `project_onto` the `complement`.
+    """
+    return torch.addmm(gradient, gradient @ basis, basis.T, alpha=-1.0)
+
+
+def project_onto(gradient: Tensor, basis: Tensor) -> Tensor:
+    """Return ``∇ B Bᵀ`` of a gradient ``[out, n]`` and an orthonormal basis ``[n, r]``."""
+    return (gradient @ basis) @ basis.T
+
+
+def relatedness(gradient: Tensor, basis: Tensor) -> float:
+    """Return ``‖∇ B Bᵀ‖ / ‖∇‖``, the share of a gradient ``[out, n]`` in a subspace; 0 for no gradient."""
+    length = gradient.double().norm()
+    # The columns of B are orthonormal: a product with Bᵀ keeps the norm.
+    return float((gradient.double() @ basis.double()).norm() / length) if length > 0 else 0.0
