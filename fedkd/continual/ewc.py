@@ -1,0 +1,72 @@
+"""Elastic weight consolidation, one quadratic penalty for each old task."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
+from fedkd.continual.fisher import Labels, fisher_diagonal
+from fedkd.continual.learner import Learner, Step
+from fedkd.continual.side import LearnerSide
+from fedkd.hyperparameters import STRICT
+
+CONSTANT = "constant"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Ewc(Learner):
+    """Hold every weight to where it was after each old task, as hard as that task's Fisher information says.
+
+    ::
+
+        F_j     = mean_n (∂ log p(y_n | x_n, θ_j*) / ∂θ)²        at the end of task j, sample by sample
+        penalty = λ/2 Σ_j Σ_i F_ji (θ_i − θ_ji*)²
+
+    A sum of parabolas is a parabola, so the old tasks are kept as one, exactly, whatever their number::
+
+        Σ_j F_j (θ − θ_j*)² = S (θ − m)² + K,    S = Σ_j F_j,    m = Σ_j F_j θ_j* / S
+
+    It costs two numbers a weight. K, of which the weights feel nothing, is kept so that the penalty is the
+    paper's.
+    """
+
+    name: ClassVar[str] = "ewc"
+    paper: ClassVar[str] = (
+        "Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 114 (13), 2017,"
+        " arXiv 1612.00796"
+    )
+
+    strength: Annotated[float, Field(ge=0)] = 1000.0
+    """λ."""
+    labels: Labels = "sampled"
+    """Labels."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples."""
+
+    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+        """Return ``λ/2 (S (θ − m)² + K)``."""
+        distance = squared_distance(side)
+        return None if distance is None else 0.5 * self.strength * (distance + side.memory[CONSTANT])
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Take the task's parabola into the sum."""
+        fisher = fisher_diagonal(side, self.labels, self.samples)
+        weights = {name: p.detach() for name, p in self.trainable(side).items()}
+        total, anchor = remembered(side, IMPORTANCE), remembered(side, ANCHOR)
+        if not total:
+            remember(side, IMPORTANCE, fisher)
+            remember(side, ANCHOR, weights)
+            side.memory[CONSTANT] = torch.zeros((), device=side.device)
+            return
+        for name, own in fisher.items():
+            both = total[name] + own
+            share = torch.where(both > 0, own / both, 0.0)  # where nothing is important, any anchor will do
+            moved = weights[name] - anchor[name]
+            side.memory[CONSTANT] = side.memory[CONSTANT] + (share * total[name] * moved.square()).sum()
+            side.memory[ANCHOR + name] = anchor[name] + share * moved
+            side.memory[IMPORTANCE + name] = both

@@ -1,0 +1,57 @@
+"""Memory aware synapses: weights are important that the outputs are sensitive to."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
+from fedkd.continual.importance import some_samples, summed_gradients
+from fedkd.continual.learner import Learner, Step
+from fedkd.continual.side import LearnerSide
+from fedkd.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Mas(Learner):
+    """Hold every weight to where the last task left it, as hard as the old tasks' outputs depend on it.
+
+    ::
+
+        Ω      ← Ω + mean_n |∂ ‖f(x_n)‖² / ∂θ|      at the end of a task, sample by sample; f: its logits
+        penalty = λ Σ_i Ω_i (θ_i − θ_i*)²           θ* the weights at the end of the last task
+
+    Labels take no part in Ω.
+    """
+
+    name: ClassVar[str] = "mas"
+    paper: ClassVar[str] = (
+        "Aljundi et al., Memory Aware Synapses: Learning what (not) to forget, ECCV 2018, arXiv 1711.09601"
+    )
+
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """λ."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples."""
+
+    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+        """Return ``λ Σ_i Ω_i (θ_i − θ_i*)²``."""
+        distance = squared_distance(side)
+        return None if distance is None else self.strength * distance
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Add the task's importances, and anchor the present weights."""
+
+        def squared_norm(outputs: Tensor, _: Tensor) -> Tensor:
+            return side.logits_of(outputs, side.task).square().sum(1)
+
+        x, y = some_samples(side, self.samples)
+        old = remembered(side, IMPORTANCE)
+        for name, total in summed_gradients(side.network, x, y, squared_norm, torch.abs).items():
+            own = total / max(len(x), 1)
+            side.memory[IMPORTANCE + name] = old[name] + own if old else own
+        remember(side, ANCHOR, self.trainable(side))

@@ -1,0 +1,53 @@
+"""Online elastic weight consolidation: one penalty for all old tasks, around the last one's weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
+from fedkd.continual.fisher import Labels, fisher_diagonal
+from fedkd.continual.learner import Learner, Step
+from fedkd.continual.side import LearnerSide
+from fedkd.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class OnlineEwc(Learner):
+    """Hold every weight to where the last task left it, as hard as all old tasks' Fisher information says.
+
+    ::
+
+        F      ← γ F + F_t                       at the end of task t; F_t as in `ewc`
+        penalty = λ/2 Σ_i F_i (θ_i − θ_i*)²      θ* the weights at the end of the last task
+    """
+
+    name: ClassVar[str] = "online_ewc"
+    paper: ClassVar[str] = (
+        "Schwarz et al., Progress & Compress: A scalable framework for continual learning, ICML 2018,"
+        " arXiv 1805.06370"
+    )
+
+    strength: Annotated[float, Field(ge=0)] = 1000.0
+    """λ."""
+    decay: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """γ."""
+    labels: Labels = "sampled"
+    """Labels."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Samples."""
+
+    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+        """Return ``λ/2 Σ_i F_i (θ_i − θ_i*)²``."""
+        distance = squared_distance(side)
+        return None if distance is None else 0.5 * self.strength * distance
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Let the old tasks' information fade, add the task's, and anchor the present weights."""
+        old = remembered(side, IMPORTANCE)
+        for name, own in fisher_diagonal(side, self.labels, self.samples).items():
+            side.memory[IMPORTANCE + name] = self.decay * old[name] + own if old else own
+        remember(side, ANCHOR, self.trainable(side))

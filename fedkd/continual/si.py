@@ -1,0 +1,79 @@
+"""Synaptic intelligence: weights are important that have brought the loss down on their way."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered
+from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.side import LearnerSide
+from fedkd.hyperparameters import STRICT
+
+PATH = "path/"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Si(Learner):
+    """Hold every weight to where the task began, as hard as it has earned in earlier tasks.
+
+    ::
+
+        ω      ← ω − g (θ_after − θ_before)         each step; g: gradient of the loss without the penalty
+        Ω      ← Ω + relu(ω) / ((θ − θ*)² + ξ)      at the end of a task, which then forgets ω
+        penalty = c Σ_i Ω_i (θ_i − θ_i*)²           θ* the weights when the task began
+
+    The penalty's gradient ``2cΩ(θ − θ*)`` joins the loss's just before the optimiser (after any clipping,
+    which would mix the two for good), so that g is known on its own.
+    """
+
+    name: ClassVar[str] = "si"
+    paper: ClassVar[str] = (
+        "Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, ICML 2017,"
+        " arXiv 1703.04200"
+    )
+    follows_path: ClassVar[bool] = True
+
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """c."""
+    damping: Annotated[float, Field(gt=0)] = 0.1
+    """ξ."""
+
+    def begin_task(self, side: LearnerSide) -> None:
+        """Start the path here."""
+        weights = self.trainable(side)
+        remember(side, ANCHOR, weights)
+        remember(side, PATH, {name: torch.zeros_like(p) for name, p in weights.items()})
+
+    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+        """Add the penalty's gradient."""
+        for name, pull in self._pulls(side, self.trainable(side)).items():
+            gradients[name] = gradients[name].add_(pull) if name in gradients else pull
+        return gradients
+
+    def after_step(self, side: LearnerSide, before: Tensors, gradients: Tensors) -> None:
+        """Credit each weight with what its change has done to the loss, to first order."""
+        weights = self.trainable(side)
+        pulls = self._pulls(side, before)
+        for name, gradient in gradients.items():
+            own = gradient - pulls[name] if pulls else gradient
+            side.memory[PATH + name] -= own * (weights[name] - before[name])
+
+    def _pulls(self, side: LearnerSide, weights: Tensors) -> Tensors:
+        anchor = remembered(side, ANCHOR)
+        return {
+            name: (2.0 * self.strength) * omega * (weights[name].detach() - anchor[name])
+            for name, omega in remembered(side, IMPORTANCE).items()
+        }
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Turn the credit of the task into importance."""
+        old = remembered(side, IMPORTANCE)
+        for name, p in self.trainable(side).items():
+            moved = p.detach() - side.memory[ANCHOR + name]
+            earned = side.memory.pop(PATH + name).relu() / (moved.square() + self.damping)
+            side.memory[IMPORTANCE + name] = old[name] + earned if old else earned
+            side.memory[ANCHOR + name] = p.detach().clone()
