@@ -19,7 +19,7 @@ CONSTANT = "constant"
 
 
 @dataclass(frozen=True, config=STRICT)
-class Ewc(Learner):
+class EWC(Learner):
     """Hold every weight to where it was after each old task, as hard as that task's Fisher information says.
 
     ::

@@ -17,7 +17,7 @@ from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class Mas(Learner):
+class MAS(Learner):
     """Hold every weight to where the last task left it, as hard as the old tasks' outputs depend on it.
 
     ::

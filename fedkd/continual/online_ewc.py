@@ -16,7 +16,7 @@ from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class OnlineEwc(Learner):
+class OnlineEWC(Learner):
     """Hold every weight to where the last task left it, as hard as all old tasks' Fisher information says.
 
     ::

@@ -17,7 +17,7 @@ PATH = "path/"
 
 
 @dataclass(frozen=True, config=STRICT)
-class Si(Learner):
+class SI(Learner):
     """Hold every weight to where the task began, as hard as it has earned in earlier tasks.
 
     ::
