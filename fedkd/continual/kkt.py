@@ -1,0 +1,86 @@
+"""KKT: let the old task whose mask suits the new samples best lend its scores.
+
+The k-NN knowledge transfer of Yadav and Bansal, "Exclusive Supermask Subnetwork Training for Continual
+Learning", 2022, arXiv 2210.10209.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+REFERENCE_SHARE = 0.66
+QUERIES_AT_ONCE = 512
+
+
+def knn_accuracy(
+    reference: Tensor, labels: Tensor, queries: Tensor, answers: Tensor, neighbours: int, classes: int
+) -> float:
+    """Return the share of queries that a vote among their nearest references classifies correctly.
+
+    Args:
+        reference: Features `[n, F]`.
+        labels: Their labels `[n]`.
+        queries: Features `[m, F]`.
+        answers: Their labels `[m]`.
+        neighbours: k; never more than n vote. Euclidean distances; of equally near references the first are
+            taken, and of equally many votes the lowest label wins.
+        classes: Number of labels C.
+    """
+    k = min(neighbours, len(reference))
+    votes_of = torch.nn.functional.one_hot(labels, classes)
+    correct = 0
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        asked = queries[start : start + QUERIES_AT_ONCE].double()
+        distances = torch.cdist(asked, reference.double())
+        nearest = distances.argsort(dim=1, stable=True)[:, :k]
+        chosen = votes_of[nearest].sum(dim=1).argmax(dim=1)
+        correct += int((chosen == answers[start : start + QUERIES_AT_ONCE]).sum())
+    return correct / len(queries)
+
+
+def sample_batches(count: int, batch_size: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return the positions of `share` of all batches of `count` samples, at least one, in random order."""
+    batches = -(-count // batch_size)
+    wanted = max(1, round(share * batches)) * batch_size
+    return torch.randperm(count, generator=generator)[:wanted]
+
+
+def accuracies(
+    features: Callable[[int, Tensor], Tensor],
+    candidates: Sequence[int],
+    x: Tensor,
+    y: Tensor,
+    *,
+    neighbours: int,
+    classes: int,
+) -> list[float]:
+    """Return how well k-NN does on the features that every candidate's mask makes of the new samples.
+
+    Args:
+        features: From a task and samples to penultimate features `[n, F]`.
+        candidates: Old tasks.
+        x: New samples `[n, *input_shape]` in random order; the first 66 % are the reference.
+        y: Labels `[n]`.
+        neighbours: k.
+        classes: Number of labels C.
+
+    Returns:
+        One accuracy a candidate; none if there are too few samples to have a reference and a query.
+    """
+    split = round(REFERENCE_SHARE * len(x))
+    if not 0 < split < len(x):
+        return []
+    found = []
+    for task in candidates:
+        made = features(task, x)
+        found.append(knn_accuracy(made[:split], y[:split], made[split:], y[split:], neighbours, classes))
+    return found
+
+
+def best(candidates: Sequence[int], found: Sequence[float], classes: int) -> int | None:
+    """Return the candidate of the highest accuracy, the first of equal ones, if it beats 1/C; else None."""
+    highest = max(found, default=0.0)
+    return candidates[list(found).index(highest)] if highest > 1.0 / classes else None

@@ -1,0 +1,321 @@
+"""SupSup, SSNeT and ExSSNeT: what they promise about old tasks, and about each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_learning import fit_task, learn, small_stream, small_units, start
+from torch import nn
+
+from fedkd.continual import masks
+from fedkd.continual.learner import Step
+from fedkd.continual.learning import TaskLearning
+from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
+from fedkd.continual.supsup import SupSup
+from fedkd.errors import UserError
+from fedkd.models.cnn import cnn
+from fedkd.models.mlp import mlp
+from fedkd.models.resnet import resnet8
+from fedkd.randomness import seeded_torch
+from fedkd.training.evaluate import predict_logits
+from fedkd.training.optimizer import OptimizerSpec
+
+ADAM = OptimizerSpec("adam", 0.01)
+MOMENTUM = OptimizerSpec("sgd", 0.05, momentum=0.9, weight_decay=1e-2)
+ADAMW = OptimizerSpec("adamw", 0.01, weight_decay=0.1, clip_norm=1.0)
+NAMES = ["supsup"]
+ISOLATING = ["supsup"]
+
+
+def network_of(kind, outputs, shape):
+    with seeded_torch(3):
+        if kind == "mlp":
+            return mlp(shape, outputs, hidden=(20, 16), dropout=0.2)
+        if kind == "cnn":
+            return cnn(shape, outputs, features=12)
+        return resnet8(shape, outputs, norm="batch")
+
+
+def small_mlp(outputs, hidden=(20, 16)):
+    with seeded_torch(3):
+        return mlp((6,), outputs, hidden=hidden)
+
+
+def bits_of(learning, kind, task):
+    prefix = f"{kind}/{task}/"
+    return [v for name, v in learning.side.memory.items() if name.startswith(prefix)]
+
+
+# Isolation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, MOMENTUM, ADAMW], ids=["adam", "momentum", "adamw"])
+@pytest.mark.parametrize("kind, shape", [("mlp", (6,)), ("cnn", (1, 8, 8)), ("resnet8", (1, 8, 8))])
+@pytest.mark.parametrize("name", ISOLATING)
+def test_old_tasks_keep_their_outputs_to_the_last_bit(name, kind, shape, optimizer):
+    stream = small_stream(3, shape=shape, samples=12)
+    learning = start(make_learner(name, {"density": 0.3}), network_of(kind, 6, shape), stream)
+    kept = []
+    for task in range(3):
+        fit_task(learning, stream, task, optimizer=optimizer)
+        before = predict_logits(learning.model(task), stream[task][0])
+        learning.end()
+        kept.append(predict_logits(learning.model(task), stream[task][0]))
+        assert torch.equal(kept[-1], before)
+        for old in range(task + 1):
+            now = predict_logits(learning.model(old), stream[old][0])
+            assert now.numpy().tobytes() == kept[old].numpy().tobytes()
+
+
+@pytest.mark.parametrize("rule", ["topk", "threshold"])
+@pytest.mark.parametrize("name", ISOLATING)
+def test_the_first_task_is_the_same_after_twenty(name, rule):
+    tasks = 20
+    stream = small_stream(tasks, samples=8)
+    units = small_units(tasks, shared=True)
+    learning = start(make_learner(name, {"rule": rule}), small_mlp(2), stream, units)
+    first = None
+    for task in range(tasks):
+        fit_task(learning, stream, task, optimizer=ADAM)
+        learning.end()
+        first = predict_logits(learning.model(0), stream[0][0]) if first is None else first
+    assert torch.equal(predict_logits(learning.model(0), stream[0][0]), first)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_biases_scales_and_shifts_are_constants(name):
+    stream = small_stream(2, shape=(1, 8, 8), samples=8)
+    network = network_of("resnet8", 4, (1, 8, 8))
+    with torch.no_grad():  # as if it had been trained before
+        for parameter in network.parameters():
+            parameter.add_(0.1)
+    learn(make_learner(name, {}), network, stream, optimizer=ADAM)
+    for parameter_name, parameter in network.named_parameters():
+        if parameter.dim() == 1:
+            assert torch.all(parameter == (0.0 if parameter_name.endswith("bias") else 1.0)), parameter_name
+
+
+def test_the_weights_of_supsup_never_change():
+    stream = small_stream(2)
+    network = small_mlp(4)
+    signs = [p.detach().sign() for p in network.parameters() if p.dim() > 1]
+    learning = start(SupSup(), network, stream)
+    weights = [p.detach().clone() for p in network.parameters() if p.dim() > 1]
+    for sign, weight in zip(signs, weights, strict=True):
+        assert torch.equal(weight, sign * (2 / weight.shape[1]) ** 0.5)
+    for task in range(2):
+        fit_task(learning, stream, task, optimizer=MOMENTUM)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights, (p for p in network.parameters() if p.dim() > 1), strict=True)
+    )
+
+
+# The course of a task -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_helps(name):
+    stream = small_stream(3, samples=40)
+    learning = learn(make_learner(name, {"density": 0.5}), small_mlp(6), stream, epochs=10, optimizer=ADAM)
+    for task, (x, y) in enumerate(stream):
+        assert (predict_logits(learning.model(task), x).argmax(1) == y).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_a_task_its_mask_alone_remains(name):
+    stream = small_stream(2)
+    learning = start(make_learner(name, {"density": 0.25}), small_mlp(4), stream)
+    fit_task(learning, stream, 0)
+    learning.end()
+    sizes = [6 * 20, 20 * 16, 16 * 4]
+    assert [masks.ones(bits) for bits in bits_of(learning, "bits", 0)] == [n // 4 for n in sizes]
+    # A bit a weight, and two figures: the free share and the overlap with each of no earlier masks.
+    assert learning.side.stored_bytes() == sum(n // 8 for n in sizes) + 8
+    assert not bits_of(learning, "scores", 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_not_met_is_seen_through_its_first_mask(name):
+    stream = small_stream(3)
+    learning = start(make_learner(name, {"mask_lr": 1e-9}), small_mlp(6), stream)
+    unseen = predict_logits(learning.model(1), stream[1][0])
+    assert not learning.side.memory
+    fit_task(learning, stream, 1, epochs=1, task_epochs=2)  # task 0 had no training at all
+    assert torch.equal(predict_logits(learning.model(1), stream[1][0]), unseen)
+    assert not bits_of(learning, "bits", 0)
+    assert not torch.equal(unseen, predict_logits(learning.model(2), stream[1][0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tasks_of_different_sizes_and_empty_ones(name):
+    empty = (torch.empty(0, 6), torch.empty(0, dtype=torch.int64))
+    stream = [small_stream(1, classes=3)[0], empty, small_stream(1)[0]]
+    learning = learn(make_learner(name, {"kkt": True}), small_mlp(7), stream, [(0, 1, 2), (3, 4), (5, 6)])
+    assert predict_logits(learning.model(0), stream[0][0]).shape == (24, 3)
+    assert learning.learner.report(learning.side)["density"] == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_single_task(name):
+    stream = small_stream(1)
+    learning = learn(make_learner(name, {}), small_mlp(2), stream)
+    outputs = learning.learner.outputs(learning.side, learning.model(0), stream[0][0])
+    assert torch.equal(outputs, predict_logits(learning.model(0), stream[0][0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mask_has_an_optimiser_of_its_own(name):
+    learner = make_learner(name, {"mask_lr": 0.5, "mask_optimizer": "sgd"})
+    learning = start(learner, small_mlp(4), small_stream(2))
+    fit_task(learning, small_stream(2), 0, epochs=1, task_epochs=2)
+    spec = learner.optimizer(learning.side, ADAMW)
+    assert spec == OptimizerSpec("sgd", 0.5, weight_decay=0.1, clip_norm=1.0)
+    assert make_learner(name, {}).optimizer(learning.side, ADAMW) == ADAMW
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figures_of_the_last_task(name):
+    stream = small_stream(3)
+    learner = make_learner(name, {"density": 0.2})
+    learning = start(learner, small_mlp(6), stream)
+    assert learner.report(learning.side) == {}
+    for task in range(3):
+        fit_task(learning, stream, task)
+        before = learner.report(learning.side)
+        learning.end()
+        assert learner.report(learning.side) == before
+    memory, shapes = learning.side.memory, [(20, 6), (16, 20), (6, 16)]
+    own, *others = (
+        [
+            masks.unpack(bits, shape)
+            for bits, shape in zip(bits_of(learning, "bits", task), shapes, strict=True)
+        ]
+        for task in (2, 0, 1)
+    )
+    size = sum(int(mask.sum()) for mask in own)
+    free = sum(int((m & ~a & ~b).sum()) for m, a, b in zip(own, *others, strict=True))
+    shared = [sum(int((m & o).sum()) for m, o in zip(own, other, strict=True)) for other in others]
+    assert before["free_share"] == pytest.approx(free / size)
+    assert before["overlap"] == pytest.approx(sum(shared) / (2 * size))
+    assert before["density"] == pytest.approx(0.2, abs=0.002)
+    assert before["stored_bits_per_weight"] == pytest.approx(1.0, abs=0.01)
+    assert before["coded_bits_per_weight"] == pytest.approx(0.722, abs=0.005)
+    assert float(memory["free_share/2"]) == pytest.approx(free / size)
+    assert memory["overlap/2"].tolist() == pytest.approx([count / size for count in shared])
+    assert float(memory["free_share/0"]) == 1.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hundred_tasks(name):
+    tasks = 100
+    stream = small_stream(tasks, samples=4)
+    learning = learn(
+        make_learner(name, {"density": 0.02}),
+        small_mlp(2, hidden=(40,)),
+        stream,
+        small_units(tasks, shared=True),
+        optimizer=ADAM,
+    )
+    assert len(learning.learner.slots(learning.side)) == tasks
+    x = stream[0][0]
+    outputs = learning.learner.outputs(learning.side, learning.model(), x)
+    assert outputs.shape == (4, 2) and outputs.isfinite().all()
+
+
+# Interruption -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, shape", [("mlp", (6,)), ("resnet8", (1, 8, 8))])
+@pytest.mark.parametrize("interrupted", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_continuing_from_a_checkpoint_changes_nothing(name, interrupted, kind, shape):
+    stream = small_stream(2, shape=shape, samples=12)
+    learner = make_learner(name, {"kkt": True, "density": 0.2})
+
+    def run(stop):
+        learning = start(learner, network_of(kind, 4, shape), stream)
+        for task in range(2):
+            for epoch in range(4):
+                fit_task(learning, stream, task, epochs=1, first=epoch, task_epochs=4, optimizer=ADAM)
+                if stop and (task, epoch) == (1, interrupted):
+                    state = {name: values.copy() for name, values in learning.state().items()}
+                    weights = {n: v.clone() for n, v in learning.side.network.state_dict().items()}
+                    learning = start(learner, network_of(kind, 4, shape), stream)
+                    learning.side.network.load_state_dict(weights)
+                    learning.restore(dict(reversed(state.items())))  # whatever the order on disk
+            learning.end()
+        return learning
+
+    whole, resumed = run(False), run(True)
+    for task in range(2):
+        x = stream[task][0]
+        assert torch.equal(predict_logits(whole.model(task), x), predict_logits(resumed.model(task), x))
+    ours, theirs = whole.state(), resumed.state()
+    assert ours.keys() == theirs.keys()
+    assert all(ours[key].tobytes() == theirs[key].tobytes() for key in ours)
+
+
+# What they work with ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_that_cannot_be_masked_are_refused(name):
+    learner = make_learner(name, {})
+    with pytest.raises(UserError, match="of which this network has none") as refused:
+        learner.check(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
+    assert refused.value.key == "continual.learner"
+    with pytest.raises(UserError, match=r"has '0\.weight'"):
+        learner.check(nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2)))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(UserError, match="shares"):
+        learner.check(tied)
+    with pytest.raises(UserError, match="features"):
+        make_learner(name, {"kkt": True}).check(nn.Linear(2, 2))
+
+
+def test_a_plain_module_without_names():
+    stream = small_stream(2)
+    learning = learn(SupSup(), nn.Linear(6, 4), stream, optimizer=ADAM)
+    assert predict_logits(learning.model(0), stream[0][0]).shape == (24, 2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hyperparameters_are_documented_and_checked(name):
+    assert name in LEARNERS.names()
+    for parameter in learner_hyperparameters(name):
+        assert len(parameter.description) > 30, parameter.name
+    with pytest.raises(UserError, match="density"):
+        make_learner(name, {"densty": 0.1})
+    with pytest.raises(UserError):
+        make_learner(name, {"density": 0.0})
+    with pytest.raises(UserError, match="superfluous"):
+        make_learner(name, {"objective": "superfluous", "superfluous_units": 0})
+
+
+def test_initial_weights_as_the_network_comes():
+    network = small_mlp(4)
+    before = [p.detach().clone() for p in network.parameters() if p.dim() > 1]
+    learn(SupSup(initial_weights="network"), network, small_stream(2))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, (p for p in network.parameters() if p.dim() > 1), strict=True)
+    )
+
+
+def test_superfluous_units_are_trained_as_in_one_cross_entropy():
+    stream = small_stream(2)
+    learner = SupSup(objective="superfluous", superfluous_units=3)
+    learning = TaskLearning(
+        learner, small_mlp(7), [(0, 1), (2, 3)], 4, lambda t: stream[t], seed=1, client=0, batch_size=8
+    )
+    learning.enter(1)
+    x, y = stream[1]
+    model = learning.model()
+    outputs = model.outputs(x)
+    loss = nn.functional.cross_entropy(model(x), y)
+    penalty = learner.penalty(learning.side, Step(x, model, loss))
+    whole = nn.functional.cross_entropy(outputs[:, [2, 3, 4, 5, 6]], y)
+    torch.testing.assert_close(loss + penalty, whole)
+    assert SupSup().penalty(learning.side, Step(x, model, loss)) is None
