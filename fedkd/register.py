@@ -33,6 +33,13 @@ def strategy(name: str) -> Callable[[Part], Part]:
     return STRATEGIES.register(name)
 
 
+def learner(name: str) -> Callable[[Part], Part]:
+    """Register a dataclass derived from `fedkd.continual.learner.Learner`."""
+    from fedkd.continual.registry import LEARNERS
+
+    return LEARNERS.register(name)
+
+
 def model(name: str) -> Callable[[Part], Part]:
     """Register a ``factory(input_shape, classes, **args)`` that returns a `torch.nn.Module`."""
     from fedkd.models.registry import MODELS

@@ -21,7 +21,7 @@ from fedkd.tracking.events import Observers, RunObserver
 from fedkd.tracking.recorder import MetricRow, read_metrics
 
 if TYPE_CHECKING:
-    from fedkd.data.federated import FederatedData
+    from fedkd.data.load import Data
     from fedkd.engine.grid import EngineGrid
     from fedkd.federation.participant import LocalClients
 
@@ -123,7 +123,7 @@ def _engine(scenario: Scenario, observer: RunObserver) -> Iterator[_Engine]:
             observer.message("starting Ray and loading the data")
             # Ray takes seconds to start; the data and torch load meanwhile.
             with ThreadPoolExecutor(max_workers=1) as background:
-                loading: Future[FederatedData] = background.submit(_load, scenario, observer)
+                loading: Future[Data] = background.submit(_load, scenario, observer)
                 cluster = connect(scenario.engine)
                 stack.callback(cluster.close)
                 data = loading.result()
@@ -136,10 +136,10 @@ def _engine(scenario: Scenario, observer: RunObserver) -> Iterator[_Engine]:
         yield _Engine(grid, LocalClients(scenario, data))
 
 
-def _load(scenario: Scenario, observer: RunObserver) -> FederatedData:
-    from fedkd.data.federated import load_federated_data
+def _load(scenario: Scenario, observer: RunObserver) -> Data:
+    from fedkd.data.load import load_data
 
-    return load_federated_data(scenario, progress=observer.message)
+    return load_data(scenario, progress=observer.message)
 
 
 def _work(

@@ -148,7 +148,9 @@ CASES = {
     "empty clients": Case(run_set("clients=[]"), ("FILE: clients", "at least 1")),
     "unknown key": Case(run_set("data.partition.alhpa=1"), ("data.partition.alhpa", "'alpha'")),
     "unknown scheme": Case(run_set("data.partition.scheme=dirichelt"), ("partition.scheme", "'dirichlet'")),
-    "continual": Case(run_set("continual.learner=ewc"), ("FILE: continual", "no continual learners yet")),
+    "continual": Case(
+        run_set("rounds=5", "continual.learner=ewwc"), ("FILE: continual.learner", "no learner named 'ewwc'")
+    ),
     # Data
     "too many samples": Case(
         run_set("data.partition.samples_per_client=5000"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from flwr.app import Context, Message
 from torch import nn
 
-from fedkd.data.federated import FederatedData
+from fedkd.data.load import Data, first_task
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.federation.client_app import app
-from fedkd.federation.participant import LocalClients
+from fedkd.federation.participant import LocalClients, learner_of, model_outputs
 from fedkd.federation.requirements import check_requirements
 from fedkd.models.build import build_group_models, client_models, forward_flops
 from fedkd.models.estimator import Estimator
@@ -27,7 +27,7 @@ class ScenarioWorkload:
         data: The federation's data; its arrays lie in shared memory.
     """
 
-    def __init__(self, scenario_json: str, data: FederatedData) -> None:
+    def __init__(self, scenario_json: str, data: Data) -> None:
         self._clients = LocalClients(Scenario.model_validate_json(scenario_json), data)
 
     def app(self, message: Message, context: Context) -> Message:
@@ -39,7 +39,7 @@ class ScenarioWorkload:
         return self._clients.context(client)
 
 
-def inline_grid(scenario: Scenario, data: FederatedData) -> InlineGrid:
+def inline_grid(scenario: Scenario, data: Data) -> InlineGrid:
     """Return a grid that runs the scenario's clients in this process.
 
     Raises:
@@ -50,7 +50,7 @@ def inline_grid(scenario: Scenario, data: FederatedData) -> InlineGrid:
     return InlineGrid(app, clients.context, scenario.data.clients)
 
 
-def ray_grid(scenario: Scenario, data: FederatedData, cluster: RayCluster):
+def ray_grid(scenario: Scenario, data: Data, cluster: RayCluster):
     """Return a grid that runs the scenario's clients on Ray actors.
 
     Raises:
@@ -80,14 +80,14 @@ def _on_its_device(scenario: Scenario, gpus_per_actor: float | None) -> Scenario
     return scenario.model_copy(update={"engine": engine})
 
 
-def _checked_models(scenario: Scenario, data: FederatedData) -> list[nn.Module | Estimator]:
+def _checked_models(scenario: Scenario, data: Data) -> list[nn.Module | Estimator]:
     """Build one model of every group: what is wrong with one, or with its strategy, is told of now."""
-    models = build_group_models(scenario, data.input_shape, data.classes)
+    models = build_group_models(scenario, data.input_shape, model_outputs(data, learner_of(scenario)))
     check_requirements(scenario, data, models)
     return models
 
 
-def client_costs(scenario: Scenario, data: FederatedData) -> list[float]:
+def client_costs(scenario: Scenario, data: Data) -> list[float]:
     """Return an estimate of each client's work in a round, in floating-point operations.
 
     A training step costs about three forward passes. The estimate only decides which actor owns a client.
@@ -97,11 +97,12 @@ def client_costs(scenario: Scenario, data: FederatedData) -> list[float]:
         id(group): forward_flops(model, data.input_shape) if isinstance(model, nn.Module) else ESTIMATOR_FLOPS
         for group, model in zip(scenario.clients, models, strict=True)
     }
-    distilled = len(data.transfer_x) * (3 * scenario.fusion.distill_epochs + 1)
-    evaluated = 2 * len(data.test_y)
+    first = first_task(data)
+    distilled = len(first.transfer_x) * (3 * scenario.fusion.distill_epochs + 1)
+    evaluated = 2 * len(first.test_y)
     costs = []
     for client, group in enumerate(client_models(scenario)):
-        start, stop = data.train_bounds[client]
+        start, stop = first.train_bounds[client]
         trained = 3 * (stop - start) * scenario.training.local_epochs
         costs.append(float(flops[id(group)] * (trained + distilled + evaluated)))
     return costs

@@ -33,6 +33,7 @@ APPLIED_ROUND = "applied_round"
 BASELINE = "baseline"
 
 Split = Literal["local", "global"]
+SPLITS: tuple[Split, ...] = ("local", "global")
 
 
 class Client(ABC):
@@ -126,6 +127,34 @@ class Client(ABC):
     @abstractmethod
     def restore_model(self, arrays: Arrays) -> None:
         """Put the model back to what `model_state` was taken of."""
+
+    # A stream of tasks --------------------------------------------------------------------------------
+
+    def enter(self, round: int) -> bool:
+        """Move on to the task of a round, and return whether it is a new one.
+
+        Called with every message, before guidance is applied.
+        """
+        return False
+
+    def leave(self, round: int) -> bool:
+        """End the task that is over with a round, if one is, and return whether it is.
+
+        Called once the round's guidance has been applied.
+        """
+        return False
+
+    def task_metrics(self, round: int) -> dict[str, float]:
+        """Return accuracies on the tasks of a stream, by the names of `fedkd.federation.task_metrics`."""
+        return {}
+
+    def learner_report(self, round: int) -> dict[str, float]:
+        """Return what the client's learner has to say at the end of a task, by metric name."""
+        return {}
+
+    def learning_curves(self) -> dict[str, list[float]]:
+        """Return the accuracy after each epoch of the last training, by split, where it was measured."""
+        return {}
 
     # Knowledge and guidance ---------------------------------------------------------------------------
 
@@ -257,8 +286,11 @@ class Client(ABC):
 
     def _training_labels(self) -> np.ndarray:
         """Return the labels the client learns from: flipped ones for some of the poisoned."""
-        poison, y = self._faults.poison, self.data.train_y
-        return y if poison is None else poison.labels(y, self.data.classes)
+        return self._labels_of(self.data)
+
+    def _labels_of(self, data: ClientData) -> np.ndarray:
+        poison = self._faults.poison
+        return data.train_y if poison is None else poison.labels(data.train_y, data.classes)
 
     def _seed(self, purpose: str, round: int) -> int:
         return derive_seed(self._scenario.seed, purpose, client=self.index, round=round)

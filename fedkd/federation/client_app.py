@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
-from fedkd.federation.client import Client, Split
+from fedkd.federation.client import SPLITS, Client
 from fedkd.federation.participant import LocalContext, client_from_context
 from fedkd.fusion.sides import Arrays
 from fedkd.training.device import torch_threads
 
 app = ClientApp()
 
-SPLITS: tuple[Split, ...] = ("local", "global")
+ALWAYS = (msg.ARRAYS, msg.METRICS, msg.STATE)
+"""Records of a reply that are there even if they are empty."""
 
 
 @contextmanager
@@ -41,19 +42,29 @@ def participant(context: Context) -> Iterator[Client]:
 
 
 def _reply(message: Message, client: Client, **records) -> Message:
-    content = RecordDict({msg.IDENTITY: msg.identity(client.index), **records})
+    told = {name: record for name, record in records.items() if record or name in ALWAYS}
+    content = RecordDict({msg.IDENTITY: msg.identity(client.index), **told})
     return Message(content, reply_to=message)
 
 
-def _receive(client: Client, content: RecordDict) -> Arrays | None:
+def _receive(client: Client, content: RecordDict, round: int, *, measured: bool = False) -> Arrays | None:
     """Take what the server sent along: weights, or guidance, which is returned.
 
     The round of guidance is that in which it was fused: an earlier one than the message's, as a rule.
+
+    Args:
+        client: Takes it.
+        content: Of the message.
+        round: The message's.
+        measured: Whether to remember how the client does just before the guidance.
     """
     if content.array_records.get(msg.ARRAYS):
         client.load_weights(from_record(content.array_records[msg.ARRAYS]))
+    client.enter(round)
     if msg.GUIDANCE not in content:
         return None
+    if measured and not client.teaches_locally:
+        client.remember_baseline(round, SPLITS)
     guidance = from_record(content.array_records[msg.GUIDANCE])
     client.learn(guidance, int(content.config_records[msg.CONFIG][msg.GUIDANCE_ROUND]))  # type: ignore[arg-type]
     return guidance
@@ -65,7 +76,7 @@ def train(message: Message, context: Context) -> Message:
     with participant(context) as client:
         config = message.content.config_records[msg.CONFIG]
         round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
-        _receive(client, message.content)
+        _receive(client, message.content, round)
         loss = client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
         if config.get(msg.MEASURE_BASELINE, False):
             # On the common test set the weights that were averaged matter, not each client's own.
@@ -74,7 +85,8 @@ def train(message: Message, context: Context) -> Message:
         request = None if asked is None else values_of(asked[msg.SAMPLES])
         uploaded = client.weights() if client.exchanges_weights else client.knowledge(round, request)
         metrics = MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss})
-        return _reply(message, client, arrays=to_record(uploaded), metrics=metrics)
+        curves = ConfigRecord(client.learning_curves())  # type: ignore[arg-type]
+        return _reply(message, client, arrays=to_record(uploaded), metrics=metrics, **{msg.CURVES: curves})
 
 
 @app.evaluate()
@@ -87,9 +99,8 @@ def evaluate(message: Message, context: Context) -> Message:
     with participant(context) as client:
         config = message.content.config_records[msg.CONFIG]
         round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
-        if msg.GUIDANCE in message.content and not client.teaches_locally:
-            client.remember_baseline(round, SPLITS)
-        guidance = _receive(client, message.content)
+        guidance = _receive(client, message.content, round, measured=True)
+        client.leave(round)
         before = client.baseline(round)
         metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples}
         for split in SPLITS:
@@ -97,8 +108,9 @@ def evaluate(message: Message, context: Context) -> Message:
             metrics[f"accuracy_{split}"] = score.accuracy
             metrics[f"loss_{split}"] = score.loss
             metrics[f"fusion_gain_{split}"] = score.accuracy - before[split]
-        metrics |= client.fidelity(guidance, score)
-        return _reply(message, client, metrics=MetricRecord(metrics))
+        metrics |= client.fidelity(guidance, score) | client.task_metrics(round)
+        report = ConfigRecord(client.learner_report(round))  # type: ignore[arg-type]
+        return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
 
 @app.query("identify")

@@ -96,6 +96,19 @@ class KnowledgeFusion(Strategy):
         """
         self._client_of_node |= {node: client for client, node in node_of_client.items()}
 
+    def turn_to(self, context: ServerKnowledge) -> None:
+        """Work with the transfer set of another task from now on."""
+        self._context = context
+
+    def forget(self) -> None:
+        """Forget what was fused of the last task: its transfer samples are not the next one's.
+
+        What a strategy that exchanges weights remembers is about models, and stays.
+        """
+        if "weights" not in self.strategy.needs:
+            self._memory = {}
+            self._last = {}
+
     def start(  # type: ignore[override]
         self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any
     ) -> Result:

@@ -3,9 +3,10 @@
 | message              | to the client                              | back                                   |
 |----------------------|--------------------------------------------|----------------------------------------|
 | `train`              | `config` {server-round, guidance-round},   | `identity` {client}, `metrics`,        |
-|                      | `guidance` {targets, …}, `request`         | `arrays` (knowledge or weights)        |
-|                      | {samples}, or `arrays` (weights)           |                                        |
-| `evaluate`           | the same                                   | `identity`, `metrics`                  |
+|                      | `guidance` {targets, …}, `request`         | `arrays` (knowledge or weights),       |
+|                      | {samples}, or `arrays` (weights)           | `curves` (accuracy after each epoch)   |
+| `evaluate`           | the same                                   | `identity`, `metrics`, `learner`       |
+|                      |                                            | (figures about a task that has ended)  |
 | `query.identify`     | nothing                                    | `identity`                             |
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
@@ -19,9 +20,11 @@ from __future__ import annotations
 from flwr.app import ConfigRecord, Message, RecordDict
 
 ARRAYS = "arrays"
+CURVES = "curves"
 CONFIG = "config"
 GUIDANCE = "guidance"
 IDENTITY = "identity"
+LEARNER = "learner"
 METRICS = "metrics"
 REQUEST = "request"
 STATE = "state"

@@ -11,12 +11,16 @@ import numpy as np
 from flwr.app import Context, RecordDict
 from torch import nn
 
-from fedkd.data.federated import FederatedData, load_federated_data
+from fedkd.continual.learner import Learner
+from fedkd.continual.registry import make_learner
+from fedkd.data.load import Data, load_data
+from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
 from fedkd.federation.client import Client
 from fedkd.federation.estimator_client import EstimatorClient
 from fedkd.federation.faults import faults_of
 from fedkd.federation.identity import RUN_ID, node_id_of
+from fedkd.federation.stream_client import StreamClient
 from fedkd.federation.torch_client import TorchClient, Workspace
 from fedkd.fusion.registry import make_strategy
 from fedkd.fusion.strategy import FusionStrategy
@@ -67,6 +71,22 @@ def fusion_strategy(scenario: Scenario) -> FusionStrategy | None:
     )
 
 
+def learner_of(scenario: Scenario) -> Learner | None:
+    """Return the scenario's learner, or None without a stream of tasks."""
+    if scenario.continual is None:
+        return None
+    hyperparameters = dict(scenario.continual.model_extra or {})
+    return make_learner(scenario.continual.learner, hyperparameters, scenario.plugin_path)
+
+
+def model_outputs(data: Data, learner: Learner | None) -> int:
+    """Return the number of outputs of every client's model."""
+    if isinstance(data, FederatedStream):
+        assert learner is not None
+        return data.outputs + learner.superfluous
+    return data.classes
+
+
 class LocalClients:
     """The clients of one process, each made on first use.
 
@@ -74,10 +94,10 @@ class LocalClients:
 
     Args:
         scenario: The resolved scenario.
-        data: The federation's data.
+        data: The federation's data, or those of all its tasks.
     """
 
-    def __init__(self, scenario: Scenario, data: FederatedData) -> None:
+    def __init__(self, scenario: Scenario, data: Data) -> None:
         import_plugins(scenario)  # in a process that only received the scenario nobody has yet
         self._scenario = scenario
         self.data = data
@@ -86,6 +106,8 @@ class LocalClients:
         self._device = resolve_device(scenario.engine.device)
         self._workspace: Workspace | None = None
         self._estimators: dict[str, Callable[[], Estimator] | None] = {}
+        self._learner = learner_of(scenario)
+        self.outputs = model_outputs(data, self._learner)
         if self._strategy is None:
             model = self._torch_model(self._groups[0], derive_seed(scenario.seed, "initial-weights"))
             self._workspace = Workspace(prepare_model(model, self._device))
@@ -96,33 +118,40 @@ class LocalClients:
 
     def build(self, index: int) -> Client:
         """Return client `index` as it is before the first round."""
-        scenario, group, data = self._scenario, self._groups[index], self.data.client(index)
-        faults = faults_of(scenario, index, self.data.label_distribution)
+        scenario, group, data = self._scenario, self._groups[index], self.data
+        make = partial(self._torch_model, group)
+        if isinstance(data, FederatedStream):
+            assert self._learner is not None
+            faults = faults_of(scenario, index, data[0].data.label_distribution)
+            return StreamClient(
+                scenario,
+                index,
+                data,
+                self._learner,
+                self._strategy,
+                self._device,
+                make,
+                self._workspace,
+                faults,
+            )
+        faults = faults_of(scenario, index, data.label_distribution)
+        own = data.client(index)
         estimator = self._estimator(group)
         if estimator is not None:
-            model = client_estimator(estimator, data.classes)
-            return EstimatorClient(scenario, index, data, self._strategy, model, faults)
-        return TorchClient(
-            scenario,
-            index,
-            data,
-            self._strategy,
-            self._device,
-            partial(self._torch_model, group),
-            self._workspace,
-            faults,
-        )
+            model = client_estimator(estimator, own.classes)
+            return EstimatorClient(scenario, index, own, self._strategy, model, faults)
+        return TorchClient(scenario, index, own, self._strategy, self._device, make, self._workspace, faults)
 
     def _estimator(self, group: ClientGroup) -> Callable[[], Estimator] | None:
         key = group.model_dump_json()
         if key not in self._estimators:
-            shape, classes = self.data.input_shape, self.data.classes
-            self._estimators[key] = make_estimator(group, shape, classes, self._scenario.plugin_path)
+            shape, search = self.data.input_shape, self._scenario.plugin_path
+            self._estimators[key] = make_estimator(group, shape, self.outputs, search)
         return self._estimators[key]
 
     def _torch_model(self, group: ClientGroup, seed: int) -> nn.Module:
-        shape, classes = self.data.input_shape, self.data.classes
-        return build_model(group, shape, classes, seed=seed, plugin_path=self._scenario.plugin_path)
+        shape, search = self.data.input_shape, self._scenario.plugin_path
+        return build_model(group, shape, self.outputs, seed=seed, plugin_path=search)
 
     def initial_weights(self) -> dict[str, np.ndarray]:
         """Return the weights that a strategy of Flower starts from, before any client has worked here."""
@@ -151,7 +180,7 @@ def _load_once(path: str, overrides: str) -> Scenario:
 @lru_cache(maxsize=1)
 def _clients_once(scenario_json: str) -> LocalClients:
     scenario = Scenario.model_validate_json(scenario_json)
-    return LocalClients(scenario, load_federated_data(scenario))
+    return LocalClients(scenario, load_data(scenario))
 
 
 def client_from_context(context: Context) -> tuple[Client, int]:

@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from fedkd.data.federated import FederatedData
+from fedkd.continual.learner import Learner
+from fedkd.data.load import Data, first_task
 from fedkd.errors import UserError
-from fedkd.federation.participant import fusion_strategy
+from fedkd.federation.participant import fusion_strategy, learner_of
 from fedkd.scenario.checks import check_one_architecture
 from fedkd.scenario.schema import Scenario
 
 KEY = "fusion.strategy"
 
 
-def check_requirements(scenario: Scenario, data: FederatedData, models: Sequence[Any]) -> None:
+def check_requirements(scenario: Scenario, data: Data, models: Sequence[Any]) -> None:
     """Refuse a strategy that the scenario's clients or data cannot serve.
 
     Args:
@@ -43,12 +44,15 @@ def check_requirements(scenario: Scenario, data: FederatedData, models: Sequence
         check_one_architecture(scenario)
     if "plain_sgd" in needs:
         _check_plain_sgd(scenario)
-    if "transfer_labels" in needs and data.transfer_y is None:
+    if "transfer_labels" in needs and first_task(data).transfer_y is None:
         raise UserError(
             f"'{name}' needs the labels of the transfer set on the server, which only"
             ' data.transfer.source = "holdout" has',
             key=KEY,
         )
+    learner = learner_of(scenario)
+    if learner is not None:
+        _check_learner(learner, scenario, needs, models)
     poison = scenario.faults.poison
     beside_the_point = {"random", "imitation"} if strategy is None else {"imitation"}
     if scenario.faults.poisoned > 0 and "weights" in needs and poison in beside_the_point:
@@ -56,6 +60,32 @@ def check_requirements(scenario: Scenario, data: FederatedData, models: Sequence
             f"'{poison}' is for clients that upload predictions; with '{name}' use 'flipped'",
             key="faults.poison",
         )
+
+
+def _check_learner(
+    learner: Learner, scenario: Scenario, needs: frozenset[str], models: Sequence[Any]
+) -> None:
+    """Refuse a learner that cannot keep its word with these models and this strategy."""
+    key = "continual.learner"
+    for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
+        if not isinstance(model, nn.Module):
+            raise UserError(
+                f"'{learner.name}' changes gradients, but model '{group.model}' (clients.{index}) is not a"
+                " network",
+                key=key,
+            )
+        learner.check(model)
+    strategy = scenario.fusion.strategy
+    if "server" in needs:
+        raise UserError(f"'{strategy}' trains a model on the server, where no learner protects it", key=KEY)
+    if "weights" in needs and learner.isolates:
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
+            " averaging would overwrite; use a strategy that exchanges predictions",
+            key=KEY,
+        )
+    if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
+        raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
 
 
 def _check_plain_sgd(scenario: Scenario) -> None:

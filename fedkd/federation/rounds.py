@@ -10,8 +10,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -27,8 +28,10 @@ from fedkd.federation.faults import poisoned_clients, present_clients
 from fedkd.federation.flower_strategies import in_precision_of, restore_strategy, strategy_state
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.replies import failure_of, first_line, metrics_of
+from fedkd.federation.task_metrics import TaskMetric, is_task_metric
 from fedkd.fusion.weights import effective_neighbours
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import begins_task, evaluates, task_of
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
@@ -76,16 +79,24 @@ class Rounds:
         strategy: Fuses knowledge, or averages weights.
         initial_weights: What a strategy that averages weights starts from; empty for knowledge.
         session: Where to write and whom to tell.
+        turn_to: Told the task of every round of a stream before it begins.
     """
 
     def __init__(
-        self, scenario: Scenario, grid: Grid, strategy: Strategy, initial_weights: Arrays, session: Session
+        self,
+        scenario: Scenario,
+        grid: Grid,
+        strategy: Strategy,
+        initial_weights: Arrays,
+        session: Session,
+        turn_to: Callable[[int], None] = lambda task: None,
     ) -> None:
         self._scenario = scenario
         self._grid = grid
         self._strategy = strategy
         self._weights = to_record(initial_weights)
         self._session = session
+        self._turn_to = turn_to
         self._observer = session.observer
         self._node_of_client = self._identify()
         if isinstance(strategy, KnowledgeFusion):
@@ -108,11 +119,15 @@ class Rounds:
         try:
             checkpoint = store.latest() if session.resume else None
             done = checkpoint.round if checkpoint else 0
-            with Recorder(session.folder, offsets=checkpoint.offsets if checkpoint else None) as recorder:
+            offsets = checkpoint.offsets if checkpoint else None
+            curves = scenario.continual is not None and scenario.continual.evaluate_epochs
+            with Recorder(session.folder, offsets=offsets, epochs=curves) as recorder:
                 self._recorder = recorder
                 self._observer.run_started(scenario, session.folder, done)
                 if checkpoint is not None:
                     self._restore(checkpoint)
+                elif scenario.continual is not None:
+                    self._evaluate(0)
                 for round in range(done + 1, scenario.rounds + 1):
                     self._run_round(round)
                     stopping = session.stop_requested() and round < scenario.rounds
@@ -133,11 +148,10 @@ class Rounds:
         scenario = self._scenario
         started = time.perf_counter()
         before = self._totals
+        self._begin_task(round)
         train_loss = self._train(round)
         neighbours = self._record_weights(round)
-        evaluated: dict[str, float] = {}
-        if round % scenario.evaluate_every == 0 or round == scenario.rounds:
-            evaluated = self._evaluate(round)
+        evaluated = self._evaluate(round) if evaluates(scenario, round) else {}
         seconds = time.perf_counter() - started
         self._totals = replace(self._totals, seconds=before.seconds + seconds)
         self._recorder.flush()
@@ -154,8 +168,17 @@ class Rounds:
                 bytes_down=self._totals.bytes_down - before.bytes_down,
                 seconds=seconds,
                 metrics=evaluated,
+                task=task_of(scenario, round),
             )
         )
+
+    def _begin_task(self, round: int) -> None:
+        task = task_of(self._scenario, round)
+        if task is None:
+            return
+        self._turn_to(task)
+        if begins_task(self._scenario, round) and isinstance(self._strategy, KnowledgeFusion):
+            self._strategy.forget()
 
     # Phases -------------------------------------------------------------------------------------------
 
@@ -164,8 +187,7 @@ class Rounds:
         sampled = sample_clients(scenario.data.clients, scenario.clients_per_round, scenario.seed, round)
         clients = present_clients(scenario, sampled, round)
         cohort = Cohort(self._grid, nodes_in_client_order(self._node_of_client, clients))
-        evaluates = round % scenario.evaluate_every == 0 or round == scenario.rounds
-        config = ConfigRecord({msg.MEASURE_BASELINE: evaluates and bool(self._weights)})
+        config = ConfigRecord({msg.MEASURE_BASELINE: evaluates(scenario, round) and bool(self._weights)})
         requests = self._strategy.configure_train(round, self._weights, config, cohort)
         replies = self._exchange(round, "train", requests)
         self._changed.update(replies)
@@ -190,6 +212,7 @@ class Rounds:
         self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
         losses = {client: metrics_of(reply)["train_loss"] for client, reply in replies.items()}
         trained = {client: loss for client, loss in losses.items() if not isnan(loss)}
+        self._record_curves(round, replies)
         return self._record(round, "train", "loss", trained) if trained else None
 
     def _record_weights(self, round: int) -> float | None:
@@ -215,22 +238,62 @@ class Rounds:
         self._changed.update(c for c, node in self._node_of_client.items() if node in set(guided))
         rows = {client: metrics_of(reply) for client, reply in replies.items()}
         means = {}
-        for split, metric, key in EVALUATED:
+        for split, metric, key in EVALUATED if round > 0 else ():
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
             if values:
                 means[f"{split}/{metric}"] = self._record(round, split, metric, values)
+        return means | self._record_tasks(round, rows) | self._record_learners(round, replies)
+
+    def _record_tasks(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+        """Record what clients measured on every task of a stream; return the means by key."""
+        means = {}
+        keys = dict.fromkeys(key for row in rows.values() for key in row if is_task_metric(key))
+        for key in keys:
+            values = {client: row[key] for client, row in rows.items() if not isnan(row.get(key, nan))}
+            if values:
+                metric, split, task = TaskMetric.from_key(key)
+                means[key] = self._record(round, split, metric, values, task=task)
         return means
 
-    def _record(self, round: int, split, metric: str, values: Mapping[int, float]) -> float:
+    def _record_learners(self, round: int, replies: Mapping[int, Message]) -> dict[str, float]:
+        """Record what learners say at the end of a task; return the means by key."""
+        records = {
+            client: reply.content.config_records[msg.LEARNER]
+            for client, reply in replies.items()
+            if msg.LEARNER in reply.content
+        }
+        means = {}
+        for name in dict.fromkeys(name for record in records.values() for name in record):
+            values = {client: float(record[name]) for client, record in records.items() if name in record}  # type: ignore[arg-type]
+            task = task_of(self._scenario, round)
+            means[f"train/{name}"] = self._record(round, "train", name, values, task=task)
+        return means
+
+    def _record_curves(self, round: int, replies: Mapping[int, Message]) -> None:
+        """Record the accuracy after each local epoch, where clients measured it."""
+        for client, reply in replies.items():
+            if msg.CURVES not in reply.content:
+                continue
+            task = task_of(self._scenario, round)
+            curves: Any = reply.content.config_records[msg.CURVES]
+            for split, curve in curves.items():
+                for epoch, accuracy in enumerate(curve, start=1):
+                    self._recorder.epoch(
+                        accuracy, round=round, client=client, task=task, epoch=epoch, split=split
+                    )
+
+    def _record(
+        self, round: int, split, metric: str, values: Mapping[int, float], task: int | None = None
+    ) -> float:
         """Record one metric of every client, in client order, then the federation's mean; return the mean.
 
         Poisoned clients are recorded and left out of the mean, unless there are no others.
         """
         for client in sorted(values):
-            self._recorder.metric(metric, values[client], round=round, client=client, split=split)
+            self._recorder.metric(metric, values[client], round=round, client=client, split=split, task=task)
         counted = sorted(values.keys() - self._poisoned) or sorted(values)
         mean = float(np.mean([values[client] for client in counted]))
-        self._recorder.metric(metric, mean, round=round, split=split)
+        self._recorder.metric(metric, mean, round=round, split=split, task=task)
         return mean
 
     # Messages -----------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedkd.data.federated import FederatedData
+from fedkd.data.load import first_task
+from fedkd.data.stream import FederatedStream
 from fedkd.federation.checkpoint import Totals
 from fedkd.federation.flower_strategies import make_flower_strategy
 from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID
@@ -43,24 +45,40 @@ class ServerContext(Context):
         self.totals: Totals | None = None
 
 
-def server_strategy(scenario: Scenario, data: FederatedData) -> Strategy:
-    """Return the scenario's strategy as one of Flower's."""
+def server_knowledge(scenario: Scenario, data: FederatedData, outputs: int) -> ServerKnowledge:
+    """Return what the server knows of the data of a federation, or of one of its tasks."""
+    return ServerKnowledge(
+        transfer_size=len(data.transfer_x),
+        labels=data.transfer_y,
+        server=partial(Server, scenario, data, outputs),
+        seed=scenario.seed,
+    )
+
+
+def server_strategy(scenario: Scenario, data: FederatedData, outputs: int) -> Strategy:
+    """Return the scenario's strategy as one of Flower's.
+
+    Args:
+        scenario: The resolved scenario.
+        data: Of the federation, or of its first task.
+        outputs: Number of outputs of every client's model.
+    """
     strategy = fusion_strategy(scenario)
     if strategy is None:
         return make_flower_strategy(scenario.fusion.strategy, scenario.fusion.model_extra or {})
-    context = ServerKnowledge(
-        transfer_size=len(data.transfer_x),
-        labels=data.transfer_y,
-        server=partial(Server, scenario, data),
-        seed=scenario.seed,
-    )
-    return KnowledgeFusion(strategy, context)
+    return KnowledgeFusion(strategy, server_knowledge(scenario, data, outputs))
 
 
 def run_rounds(scenario: Scenario, grid: Grid, clients: LocalClients, session: Session) -> Totals:
     """Run all rounds of a scenario and return what they cost."""
-    strategy = server_strategy(scenario, clients.data)
-    return Rounds(scenario, grid, strategy, clients.initial_weights(), session).run()
+    data, outputs = clients.data, clients.outputs
+    strategy = server_strategy(scenario, first_task(data), outputs)
+
+    def turn_to(task: int) -> None:
+        if isinstance(strategy, KnowledgeFusion) and isinstance(data, FederatedStream):
+            strategy.turn_to(server_knowledge(scenario, data[task].data, outputs))
+
+    return Rounds(scenario, grid, strategy, clients.initial_weights(), session, turn_to).run()
 
 
 @app.main()

@@ -31,12 +31,14 @@ class Server:
     Args:
         scenario: The resolved scenario.
         data: The federation's data; the server touches the transfer set alone.
+        outputs: Number of outputs of every client's model.
         round: The round whose draws are used.
     """
 
-    def __init__(self, scenario: Scenario, data: FederatedData, round: int) -> None:
+    def __init__(self, scenario: Scenario, data: FederatedData, outputs: int, round: int) -> None:
         self._scenario = scenario
         self._data = data
+        self._outputs = outputs
         self._round = round
         self._groups = client_models(scenario)
         self._calls = 0
@@ -62,8 +64,8 @@ class Server:
     def _model(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
         group = ClientGroup.model_validate(json.loads(architecture))
         seed = derive_seed(self._scenario.seed, f"server-weights:{architecture}")
-        shape, classes = self._data.input_shape, self._data.classes
-        model = build_model(group, shape, classes, seed=seed, plugin_path=self._scenario.plugin_path)
+        shape, search = self._data.input_shape, self._scenario.plugin_path
+        model = build_model(group, shape, self._outputs, seed=seed, plugin_path=search)
         model = prepare_model(model, "cpu")
         if weights is not None:
             load_weights(model, weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.training.device import prepare_inputs, prepare_model
 from fedkd.training.evaluate import Score, predict_logits
-from fedkd.training.loop import fit
+from fedkd.training.loop import FitResult, fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
@@ -85,10 +85,10 @@ class TorchClient(Client):
         optimizer = self._optimizer(round, training.lr)
         sends_weights = self._strategy is not None and "weights" in self._strategy.needs
         start = self.weights() if sends_weights else {}
-        result = fit(
-            self.model,
+        result = self._fit_private(
             (self._on_device(x), self._on_device(y)),
             self._local_loss(proximal_mu),
+            round,
             optimizer=optimizer,
             epochs=epochs,
             batch_size=training.batch_size,
@@ -99,6 +99,18 @@ class TorchClient(Client):
         )
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         return result.loss
+
+    def _fit_private(
+        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, **options: Any
+    ) -> FitResult:
+        """Train on private samples and labels (see `fedkd.training.loop.fit`)."""
+        return fit(self.model, arrays, loss, **options)
+
+    def _fit_guidance(
+        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], **options: Any
+    ) -> FitResult:
+        """Train on guidance (see `fedkd.training.loop.fit`)."""
+        return fit(self.model, arrays, loss, **options)
 
     def _gradient_correction(self, round: int) -> list[Tensor] | None:
         correction = self._strategy.gradient_correction(Side(self, round)) if self._strategy else None
@@ -152,8 +164,7 @@ class TorchClient(Client):
             order = self._private_order(len(transfer_x), round)
             labels = self._training_labels()
             arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
-        fit(
-            self.model,
+        self._fit_guidance(
             arrays,
             loss,
             optimizer=self._optimizer(round, fusion.distill_lr or training.lr),
@@ -188,17 +199,21 @@ class TorchClient(Client):
 
     # Predictions --------------------------------------------------------------------------------------
 
+    def _predictor(self) -> nn.Module:
+        """Return the module whose logits and features are the client's predictions."""
+        return self.model
+
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return logits `[n, C]` float32 in evaluation mode."""
-        return predict_logits(self.model, self._on_device(x)).cpu().numpy()
+        return predict_logits(self._predictor(), self._on_device(x)).cpu().numpy()
 
     def features(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
         inputs = self._on_device(x)
         starts = range(0, max(len(x), 1), batch_size)
-        with predicting(self.model):
-            read: Any = self.model.features
-            parts = [read(inputs[start : start + batch_size]).flatten(1) for start in starts]
+        model: Any = self._predictor()
+        with predicting(model):
+            parts = [model.features(inputs[start : start + batch_size]).flatten(1) for start in starts]
         return torch.cat(parts).float().cpu().numpy()
 
     def evaluate_fused(self, split: Split, round: int) -> Score:

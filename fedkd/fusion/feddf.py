@@ -47,7 +47,7 @@ class FedDF(FusionStrategy):
     paper: ClassVar[str] = (
         "Lin et al., Ensemble Distillation for Robust Model Fusion in Federated Learning, NeurIPS 2020"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "server"})
 
     server_epochs: Annotated[int, Field(ge=0)] = 50
     """Passes over the transfer set per round and architecture, at most; 0 leaves the plain average. With a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Data, Partition, Scenario
+from fedkd.scenario.schema import Data, Partition, Scenario, TaskStream
 
 PATH_DATASETS = ("npz", "image-folder")
 """Data sets that are read from the ``path`` of their arguments."""
@@ -26,8 +26,9 @@ def check_scenario(scenario: Scenario) -> None:
             f"only sgd has a momentum, training.optimizer is '{scenario.training.optimizer}'",
             key="training.momentum",
         )
+    _check_transfer_size(scenario)
     if scenario.continual is not None:
-        raise UserError("this version has no continual learners yet; remove the table", key="continual")
+        _check_stream(scenario.continual.tasks)
 
 
 def _check_names(scenario: Scenario) -> None:
@@ -64,6 +65,40 @@ def _check_data_sets(data: Data) -> None:
                 f"data set '{name}' needs the path of its files, e.g. args = {{ path = \"…\" }}",
                 key=f"{key}.path",
             )
+
+
+def _check_transfer_size(scenario: Scenario) -> None:
+    fusion = scenario.fusion
+    if scenario.data.transfer.size == 0 and not fusion.from_flower and fusion.strategy != "local":
+        raise UserError(
+            f"must be ≥ 1 for strategy '{fusion.strategy}'; only 'local' and those that average parameters"
+            " do without transfer samples",
+            key="data.transfer.size",
+        )
+
+
+def _check_stream(tasks: TaskStream) -> None:
+    """Check the keys of a stream against its kind; what depends on the data is checked with them."""
+    only_for = {
+        "classes_per_task": ("split", "overlapping"),
+        "stride": ("overlapping",),
+        "class_order": ("split", "overlapping"),
+        "max_angle": ("rotated",),
+        "datasets": ("datasets",),
+        "shape": ("datasets",),
+    }
+    for name, kinds in only_for.items():
+        if getattr(tasks, name) != TaskStream.model_fields[name].default and tasks.kind not in kinds:
+            raise UserError(
+                f"only for {' and '.join(kinds)} tasks, kind is '{tasks.kind}'", key=f"continual.tasks.{name}"
+            )
+    if tasks.shape is not None and len(tasks.shape) != 3:
+        raise UserError(f"must be channels, height and width, got {tasks.shape}", key="continual.tasks.shape")
+    if tasks.kind == "datasets" and tasks.datasets and tasks.count != len(tasks.datasets):
+        raise UserError(
+            f"must be {len(tasks.datasets)}, the data sets there are, or left out, got {tasks.count}",
+            key="continual.tasks.count",
+        )
 
 
 def _check_clients(scenario: Scenario) -> None:

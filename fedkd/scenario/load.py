@@ -18,9 +18,10 @@ from fedkd.plugins import import_plugins, module_file
 from fedkd.scenario.checks import PATH_DATASETS, check_one_architecture, check_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.explain import scenario_error
-from fedkd.scenario.hyperparameters import resolve_hyperparameters
+from fedkd.scenario.hyperparameters import resolve_hyperparameters, resolve_learner
 from fedkd.scenario.overrides import apply_overrides
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import resolve_stream
 
 __all__ = ["dump_toml", "load_scenario", "parse_scenario", "read_toml", "scenario_from_json"]
 
@@ -71,6 +72,7 @@ def parse_scenario(
     try:
         scenario = _located(Scenario.model_validate(dict(mapping)), folder)
         import_plugins(scenario)
+        scenario = resolve_stream(scenario)
         check_scenario(scenario)
         return _with_hyperparameters(scenario)
     except ValidationError as error:
@@ -122,13 +124,17 @@ def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
     if str(home) not in search and any((home / file).exists() for file in _named_files(scenario)):
         search.append(str(home))
     tables["plugin_path"] = search
+    if "rounds" not in scenario.model_fields_set:
+        del tables["rounds"]  # still absent: a stream of tasks decides
     return Scenario.model_validate(tables)
 
 
 def _with_hyperparameters(scenario: Scenario) -> Scenario:
-    """Return the scenario with the strategy's own defaults filled in."""
+    """Return the scenario with the strategy's and the learner's own defaults filled in."""
     tables = scenario.model_dump()
     tables["fusion"].update(resolve_hyperparameters(scenario.fusion, scenario.plugin_path))
+    if scenario.continual is not None:
+        tables["continual"].update(resolve_learner(scenario.continual, scenario.plugin_path))
     if scenario.fusion.from_flower:
         check_one_architecture(scenario)
     return Scenario.model_validate(tables)
@@ -149,6 +155,8 @@ def _named_files(scenario: Scenario) -> list[Path]:
     ]
     if not fusion.from_flower:
         names.append(fusion.strategy)
+    if scenario.continual is not None:
+        names.append(scenario.continual.learner)
     modules = [*scenario.plugins, *(name.partition(":")[0] for name in names if ":" in name)]
     paths = [data.partition.path] if data.partition.path else []
     for name, args in ((data.dataset, data.args), (data.transfer.source, data.transfer.args)):

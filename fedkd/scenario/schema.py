@@ -181,7 +181,7 @@ class TaskStream(Section):
     """What a task is: `split` (the classes in groups), `permuted` (one fixed permutation of the pixels),
     `rotated` (one angle), `overlapping` (windows of classes that overlap), `datasets` (one data set)."""
     count: PositiveInt | None = None
-    """Number of tasks; absent: 5, for `overlapping` as many windows as there are, for `datasets` one each."""
+    """Number of tasks; absent: 5, for `datasets` one each. `overlapping` tasks have to say."""
     classes_per_task: PositiveInt | None = None
     """Classes of a task (`split`: absent, the classes are shared out evenly; `overlapping`: the width of a
     window, 4 if absent)."""

@@ -40,7 +40,10 @@ class RoundReport:
     seconds: float = 0.0
     """Wall-clock time of the round."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Every other federation mean, named `split/metric`, e.g. `"local/loss"`."""
+    """Every other federation mean, named `split/metric`, e.g. `"local/loss"`; figures about one task of a
+    stream `metric/split/task`, e.g. `"accuracy_task_incremental/global/3"`."""
+    task: int | None = None
+    """Task of the round, 0-based; None: no stream."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The run folder's `metrics.jsonl`, `timings.jsonl` and `summary.json`.
+"""The run folder's `metrics.jsonl`, `timings.jsonl`, `epochs.jsonl` and `summary.json`.
 
 `metrics.jsonl` is tidy, one value a line, and holds nothing that differs between two runs of a scenario:
 
@@ -23,6 +23,7 @@ from fedkd.tracking.atomic import sync_folder, write_json_atomically
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
+EPOCHS = "epochs.jsonl"
 SUMMARY = "summary.json"
 
 Split = Literal["local", "global", "train"]
@@ -50,17 +51,21 @@ class Recorder:
 
     Args:
         folder: The run folder; created if missing.
-        offsets: Bytes to keep of each file, from a checkpoint. None: a fresh run, both files start empty.
+        offsets: Bytes to keep of each file, from a checkpoint. None: a fresh run, all files start empty.
+        epochs: Whether there is an `epochs.jsonl` too.
 
     Raises:
         UserError: A file is shorter than its offset: the folder was changed after the checkpoint was written.
     """
 
-    def __init__(self, folder: Path | str, *, offsets: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, *, offsets: Mapping[str, int] | None = None, epochs: bool = False
+    ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        keep = {name: (offsets or {}).get(name, 0) for name in (METRICS, TIMINGS)}
-        # Both are checked before either is cut: a refused resume leaves the folder as it was.
+        names = (METRICS, TIMINGS, EPOCHS) if epochs else (METRICS, TIMINGS)
+        keep = {name: (offsets or {}).get(name, 0) for name in names}
+        # All are checked before either is cut: a refused resume leaves the folder as it was.
         for name, offset in keep.items():
             _check_length(folder / name, offset)
         self._files = {name: _open_at(folder / name, offset) for name, offset in keep.items()}
@@ -97,6 +102,29 @@ class Recorder:
             "value": _json_number(value),
         }
         self._waiting[METRICS].append(json.dumps(row))
+
+    def epoch(
+        self,
+        value: float,
+        *,
+        round: int,
+        client: int,
+        task: int | None,
+        epoch: int,
+        split: Split,
+    ) -> None:
+        """Append a client's accuracy on the present task after a local epoch to `epochs.jsonl`.
+
+        Args:
+            value: In [0, 1].
+            round: 1-based.
+            client: Client index.
+            task: Task index; None: no stream.
+            epoch: 1-based, within the round.
+            split: The samples it was measured on.
+        """
+        row = {"round": round, "client": client, "task": task, "epoch": epoch, "split": split}
+        self._waiting[EPOCHS].append(json.dumps({**row, "metric": "accuracy", "value": _json_number(value)}))
 
     def timing(self, **fields: Any) -> None:
         """Append one line to `timings.jsonl`; numbers as in `metric`, other values as JSON has them."""

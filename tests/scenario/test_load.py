@@ -282,6 +282,29 @@ class Nobody(FusionStrategy):
     assert "fusion.strategy: module 'load_test_plugin' has no 'Nobdy'" in failure(load_scenario, path)
 
 
-def test_continual_learning_is_refused_for_now(tmp_path):
-    path = write(tmp_path, "[continual]\nlearner = 'ewc'")
-    assert "continual: this version has no continual learners yet" in failure(load_scenario, path)
+def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
+    text = "[continual]\nrounds_per_task = 3\ntasks = { kind = 'permuted', count = 4 }"
+    scenario = load_scenario(write(tmp_path, text))
+    assert (scenario.rounds, scenario.continual.head) == (12, "domain")
+    assert parse_scenario(scenario.model_dump()) == scenario
+    default = load_scenario(write(tmp_path, "[continual]"))
+    assert (default.rounds, default.continual.head, default.continual.tasks.count) == (5, "task", 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[continual]\nlearner = 'ewwc'", "continual.learner: no learner named 'ewwc'; did you mean 'ewc'?"),
+        ("[continual]\nsharpness = 1", "continual.sharpness: unknown key for learner 'naive'"),
+        ("rounds = 4\n[continual]", "rounds: must be 5, the 5 tasks × 1 rounds_per_task, or left out, got 4"),
+        ("[continual.tasks]\nkind = 'overlapping'", "continual.tasks.count: must say how many windows"),
+        ("[continual.tasks]\nstride = 2", "continual.tasks.stride: only for overlapping tasks, kind is 'split'"),
+        (
+            "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'digits']\ncount = 3",
+            "continual.tasks.count: must be 2, the data sets there are, or left out, got 3",
+        ),
+        ("[data]\ntransfer = { size = 0 }", "data.transfer.size: must be ≥ 1 for strategy 'knfu'"),
+    ],
+)
+def test_streams_that_make_no_sense(tmp_path, text, expected):
+    assert expected in failure(load_scenario, write(tmp_path, text))

@@ -1,0 +1,25 @@
+"""The data of a scenario: of its federation, or of every task of its stream."""
+
+from __future__ import annotations
+
+from fedkd.data.federated import FederatedData, load_federated_data
+from fedkd.data.request import Progress
+from fedkd.data.stream import FederatedStream, load_stream
+from fedkd.scenario.schema import Scenario
+
+Data = FederatedData | FederatedStream
+
+
+def load_data(scenario: Scenario, progress: Progress | None = None) -> Data:
+    """Load all data of a scenario.
+
+    Raises:
+        UserError: Missing or malformed data, tasks that they do not make, or more samples asked for than
+            there are.
+    """
+    return (load_federated_data if scenario.continual is None else load_stream)(scenario, progress)
+
+
+def first_task(data: Data) -> FederatedData:
+    """Return the data of a federation at the beginning: of its first task, if it has any."""
+    return data if isinstance(data, FederatedData) else data[0].data

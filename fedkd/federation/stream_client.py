@@ -1,0 +1,301 @@
+"""A client that learns a stream of tasks with a learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import nan
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.continual.learner import Learner
+from fedkd.continual.learning import TaskLearning
+from fedkd.continual.task_model import TaskModel
+from fedkd.data.stream import ClientStream, FederatedStream
+from fedkd.federation.client import SPLITS, Split
+from fedkd.federation.faults import ClientFaults
+from fedkd.federation.task_metrics import (
+    TaskMetric,
+    accuracy_name,
+    main_protocol,
+    protocols,
+)
+from fedkd.federation.torch_client import TorchClient, Workspace
+from fedkd.fusion.sides import Arrays
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.models.mode import predicting
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import ends_task, task_of
+from fedkd.training.evaluate import Score
+from fedkd.training.loop import FitResult
+
+LEARNER = "learner/"
+TASKS_AFTER = "tasks_after"
+TASKS_BEFORE = "tasks_before"
+TASKS_BEFORE_ROUND = "tasks_before_round"
+EVALUATION_BATCH = 256
+
+
+class StreamClient(TorchClient):
+    """Trains a torch module on one task after another, on its own samples and on guidance.
+
+    A strategy sees one ordinary problem at a time: the present task's samples, transfer set and classes.
+
+    Args:
+        scenario: The resolved scenario.
+        index: Client index, 0-based.
+        stream: All tasks of the federation.
+        learner: How the client learns without forgetting.
+        strategy: The fusion strategy; None where weights are exchanged with one of Flower's.
+        device: Where the model lives.
+        build: Makes the client's model from the seed of its initial weights.
+        workspace: What the clients of a process share where weights are exchanged; None elsewhere.
+        faults: What goes wrong with the client; None: nothing.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        index: int,
+        stream: FederatedStream,
+        learner: Learner,
+        strategy: FusionStrategy | None,
+        device: torch.device,
+        build: Callable[[int], nn.Module],
+        workspace: Workspace | None = None,
+        faults: ClientFaults | None = None,
+    ) -> None:
+        self._tasks: ClientStream = stream.client(index)
+        super().__init__(scenario, index, self._tasks[0], strategy, device, build, workspace, faults)
+        self._stream = stream
+        self._unit_class = np.array(stream.unit_class)
+        self._protocols = protocols(scenario)
+        self._main = main_protocol(scenario)
+        self._curves: dict[str, list[float]] = {}
+        # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
+        self._tasks_before: tuple[int, np.ndarray] = (0, self._nothing_measured())
+        self._tasks_after = self._nothing_measured()
+        self.learning = TaskLearning(
+            learner,
+            self.model,
+            [task.units for task in stream],
+            stream.outputs,
+            self._samples,
+            seed=scenario.seed,
+            client=index,
+            batch_size=scenario.training.batch_size,
+        )
+
+    def _samples(self, task: int) -> tuple[Tensor, Tensor]:
+        """Return the client's training samples and labels of a task."""
+        data = self._tasks[task]
+        return self._on_device(data.train_x), self._on_device(self._labels_of(data))
+
+    # A stream of tasks --------------------------------------------------------------------------------
+
+    def enter(self, round: int) -> bool:
+        """Move on to the task of a round: the strategy forgets what it kept of the last one's knowledge."""
+        task = task_of(self._scenario, round)
+        if task is None or round == 0 or self.learning.task == task:
+            return False
+        self.data = self._tasks[task]
+        if self._strategy is not None and "weights" not in self._strategy.needs:
+            self._kept = {}
+            self.memory.clear()
+        self.learning.enter(task)
+        return True
+
+    def leave(self, round: int) -> bool:
+        """End the task that is over with a round."""
+        over = ends_task(self._scenario, round)
+        if over:
+            self.learning.end()
+        return over
+
+    # Training -----------------------------------------------------------------------------------------
+
+    def _fit_private(
+        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, **options: Any
+    ) -> FitResult:
+        continual = self._scenario.continual
+        assert continual is not None
+        self._curves = {split: [] for split in SPLITS} if continual.evaluate_epochs else {}
+        done = (round - 1) % continual.rounds_per_task * self._scenario.training.local_epochs
+        epochs = range(done, done + options.pop("epochs"))
+        tasks = self.learning.learner.training_tasks(self.learning.side)
+        if tuple(tasks) != (self.learning.task,):
+            arrays, loss = self._of_tasks(tasks)
+        return self.learning.fit(
+            arrays,
+            loss,
+            epochs=epochs,
+            task_epochs=continual.rounds_per_task * self._scenario.training.local_epochs,
+            after_epoch=self._after_epoch if self._curves else None,
+            **options,
+        )
+
+    def _of_tasks(self, tasks: Sequence[int]) -> tuple[Sequence[Tensor], Callable[..., Tensor]]:
+        """Return the samples of several tasks at once, and the loss on them."""
+        parts = [self._samples(task) for task in tasks]
+        indices = [
+            torch.full((len(y),), task, device=y.device) for task, (_, y) in zip(tasks, parts, strict=True)
+        ]
+        side = self.learning.side
+
+        def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
+            return side.cross_entropy(model.outputs(inputs), labels, of_task)
+
+        x, y = zip(*parts, strict=True)
+        return (torch.cat(x), torch.cat(y), torch.cat(indices)), loss
+
+    def _fit_guidance(
+        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], **options: Any
+    ) -> FitResult:
+        return self.learning.distil(arrays, loss, **options)
+
+    def _after_epoch(self) -> None:
+        accuracies = self._accuracies(self.learning.task)
+        row = accuracies[self._protocols.index(self._main)]
+        for split, accuracy in zip(SPLITS, row, strict=True):
+            self._curves[split].append(float(accuracy))
+
+    def learning_curves(self) -> dict[str, list[float]]:
+        """Return the accuracy on the present task after each epoch of the last training, by split."""
+        return self._curves
+
+    # Evaluation ---------------------------------------------------------------------------------------
+
+    def _predictor(self) -> nn.Module:
+        return self.learning.model()
+
+    def evaluate_fused(self, split: Split, round: int) -> Score:
+        """Evaluate on the present task."""
+        return self.evaluate(split)
+
+    def remember_baseline(self, round: int, splits: Sequence[Split]) -> None:
+        """Evaluate now, on earlier tasks too: what guidance does to them is `spatial_forgetting`."""
+        super().remember_baseline(round, splits)
+        self._tasks_before = (round, self._measure(range(self.learning.task + 1)))
+
+    def task_metrics(self, round: int) -> dict[str, float]:
+        """Return accuracies on all tasks met so far and on the next one, and where they have dropped.
+
+        At round 0, before any training, all tasks are measured. What is not measured is NaN.
+        """
+        task = self.learning.task
+        measured = range(len(self._tasks)) if round == 0 else range(min(task + 2, len(self._tasks)))
+        now = self._measure(measured)
+        found = {
+            TaskMetric(accuracy_name(protocol), split, t).key: float(now[p, s, t])
+            for p, protocol in enumerate(self._protocols)
+            for s, split in enumerate(SPLITS)
+            for t in range(len(self._tasks))
+        }
+        main = self._protocols.index(self._main)
+        round_before, before = self._tasks_before
+        guided = round_before == round and round > 0
+        for s, split in enumerate(SPLITS):
+            for t in range(len(self._tasks)):
+                learned = before[main, s, t] if guided else now[main, s, t]
+                known = self._tasks_after[main, s, t] if 0 <= t < task else nan
+                spatial = learned - now[main, s, t] if guided and t < task else nan
+                found[TaskMetric("spatial_forgetting", split, t).key] = float(spatial)
+                found[TaskMetric("temporal_forgetting", split, t).key] = float(known - learned)
+        self._tasks_after = now
+        if round > 0:
+            for s, split in enumerate(SPLITS):
+                found[f"accuracy_{split}"] = float(np.mean(now[main, s, : task + 1]))
+        return found
+
+    def learner_report(self, round: int) -> dict[str, float]:
+        """Return what the learner keeps of the tasks so far, in bytes, and what it says about the last."""
+        if not ends_task(self._scenario, round):
+            return {}
+        learning = self.learning
+        costs = {
+            "stored_bytes": float(learning.side.stored_bytes()),
+            "peak_bytes": float(learning.peak_bytes),
+        }
+        return costs | learning.learner.report(learning.side)
+
+    def _nothing_measured(self) -> np.ndarray:
+        return np.full((len(self._protocols), len(SPLITS), len(self._tasks)), nan)
+
+    def _measure(self, tasks: range) -> np.ndarray:
+        """Return accuracies [protocols, splits, T], NaN for tasks that are not measured."""
+        measured = self._nothing_measured()
+        for task in tasks:
+            measured[:, :, task] = self._accuracies(task)
+        return measured
+
+    def _accuracies(self, task: int) -> np.ndarray:
+        """Return accuracies [protocols, splits] on one task, with the task given and without."""
+        data = self._tasks[task]
+        model = self.learning.model(task)
+        return np.array(
+            [
+                self._shares(task, model, data.test_x, data.test_y),
+                self._shares(task, model, data.global_x, data.global_y),
+            ]
+        ).T
+
+    def _shares(self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+        """Return the shares of samples classified correctly with the task given and without."""
+        if not len(y):
+            return nan, nan
+        info = self._stream[task]
+        outputs = self._outputs(model, x)
+        own = np.array(info.own_units)
+        target = np.array(info.units)[y]
+        given = own[outputs[:, own].argmax(axis=1)] == target
+        open_outputs = self._outputs_without_task(outputs, model, x)
+        guess = open_outputs[:, : self._stream.outputs].argmax(axis=1)
+        unknown = self._unit_class[guess] == self._unit_class[target]
+        return float(given.mean()), float(unknown.mean())
+
+    def _outputs(self, model: TaskModel, x: np.ndarray) -> np.ndarray:
+        return self._in_batches(model, x, model.outputs)
+
+    def _outputs_without_task(self, given: np.ndarray, model: TaskModel, x: np.ndarray) -> np.ndarray:
+        """Return all outputs for samples whose task is not known; those of `given` where it plays no part."""
+        learner = self.learning.learner
+        if not learner.tells_tasks_apart:
+            return given
+        present = self.learning.model()
+        side = self.learning.side
+        return self._in_batches(present, x, lambda batch: learner.outputs(side, present, batch))
+
+    def _in_batches(self, model: TaskModel, x: np.ndarray, outputs: Callable[[Tensor], Tensor]) -> np.ndarray:
+        inputs = self._on_device(x)
+        with predicting(model):
+            parts = [
+                outputs(inputs[start : start + EVALUATION_BATCH])
+                for start in range(0, len(inputs), EVALUATION_BATCH)
+            ]
+        return torch.cat(parts).float().cpu().numpy()
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that `restore` needs to continue exactly here."""
+        arrays = {LEARNER + name: values for name, values in self.learning.state().items()}
+        round, before = self._tasks_before
+        arrays |= {TASKS_AFTER: self._tasks_after, TASKS_BEFORE: before}
+        return super().state() | arrays | {TASKS_BEFORE_ROUND: np.array(round, dtype=np.int64)}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Continue from a state that `state` returned."""
+        super().restore(arrays)
+        self._tasks_after = np.array(arrays[TASKS_AFTER])
+        self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
+        self.learning.restore(
+            {
+                name.removeprefix(LEARNER): values
+                for name, values in arrays.items()
+                if name.startswith(LEARNER)
+            }
+        )
+        if self.learning.task >= 0:
+            self.data = self._tasks[self.learning.task]

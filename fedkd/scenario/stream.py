@@ -1,0 +1,69 @@
+"""When a federation learns which task: rounds and tasks of a scenario with a stream."""
+
+from __future__ import annotations
+
+from fedkd.errors import UserError
+from fedkd.scenario.schema import Scenario
+
+
+def resolve_stream(scenario: Scenario) -> Scenario:
+    """Return the scenario with the number of tasks, the head and the rounds of its stream filled in.
+
+    Raises:
+        UserError: The rounds are not those that the tasks take.
+    """
+    # Numbers and words only: no array is made to find out how many tasks there are.
+    from fedkd.data.stream_plan import head_of, planned_count
+
+    continual = scenario.continual
+    if continual is None:
+        return scenario
+    count = planned_count(continual.tasks)
+    if count is None:
+        raise UserError(
+            "must say how many windows of classes there are, for 'overlapping' tasks",
+            key="continual.tasks.count",
+        )
+    rounds = count * continual.rounds_per_task
+    if "rounds" in scenario.model_fields_set and scenario.rounds != rounds:
+        raise UserError(
+            f"must be {rounds}, the {count} tasks × {continual.rounds_per_task} rounds_per_task, or left out,"
+            f" got {scenario.rounds}",
+            key="rounds",
+        )
+    tables = scenario.model_dump()
+    tables["rounds"] = rounds
+    tables["continual"]["head"] = head_of(continual)
+    tables["continual"]["tasks"]["count"] = count
+    return Scenario.model_validate(tables)
+
+
+def task_count(scenario: Scenario) -> int:
+    """Return the number of tasks T; 1 without a stream."""
+    return 1 if scenario.continual is None else scenario.rounds // scenario.continual.rounds_per_task
+
+
+def task_of(scenario: Scenario, round: int) -> int | None:
+    """Return the task, 0-based, that a round of training belongs to; None without a stream.
+
+    Round 0, before any training, counts as the first task's.
+    """
+    if scenario.continual is None:
+        return None
+    return max(round - 1, 0) // scenario.continual.rounds_per_task
+
+
+def begins_task(scenario: Scenario, round: int) -> bool:
+    """Return whether a new task begins with this round."""
+    return scenario.continual is not None and (round - 1) % scenario.continual.rounds_per_task == 0
+
+
+def ends_task(scenario: Scenario, round: int) -> bool:
+    """Return whether a task is over with this round."""
+    return scenario.continual is not None and round > 0 and round % scenario.continual.rounds_per_task == 0
+
+
+def evaluates(scenario: Scenario, round: int) -> bool:
+    """Return whether a round is evaluated: every so many, the last, and every task's last."""
+    last = round == scenario.rounds
+    return round % scenario.evaluate_every == 0 or last or ends_task(scenario, round)
