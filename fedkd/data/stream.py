@@ -108,7 +108,8 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
     What a scenario says of its data holds within every task: each has its own partition, local test sets,
     held-out transfer set and common test set, of the sizes that `data` gives. Transfer samples that are
     nobody's (`noise`, another data set) are the same in all tasks, and so is the skew of a client. A
-    `permuted` or `rotated` stream is dealt once: its tasks hold the same samples in the same places.
+    `permuted` or `rotated` stream is dealt once: its tasks hold the same samples in the same places, and what
+    a client's skew does to an image comes before what a task does to it.
 
     `overlapping` tasks share samples, since each holds all samples of its classes: one that is a client's in
     one task may be another's in the next, or one of its local test samples. Only the common test sets are
