@@ -31,6 +31,8 @@ LEARNERS = Registry(
         "trgp": "fedkd.continual.trgp:TRGP",
         "cuber": "fedkd.continual.cuber:CUBER",
         "supsup": "fedkd.continual.supsup:SupSup",
+        "ssnet": "fedkd.continual.ssnet:SSNeT",
+        "exssnet": "fedkd.continual.exssnet:ExSSNeT",
     },
     group="fedkd.learners",
 )

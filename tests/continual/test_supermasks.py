@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from small_learning import fit_task, learn, small_stream, small_units, start
 from torch import nn
 
 from fedkd.continual import masks
+from fedkd.continual.exssnet import ExSSNeT
 from fedkd.continual.learner import Step
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
+from fedkd.continual.ssnet import SSNeT
 from fedkd.continual.supsup import SupSup
 from fedkd.errors import UserError
 from fedkd.models.cnn import cnn
@@ -23,8 +26,8 @@ from fedkd.training.optimizer import OptimizerSpec
 ADAM = OptimizerSpec("adam", 0.01)
 MOMENTUM = OptimizerSpec("sgd", 0.05, momentum=0.9, weight_decay=1e-2)
 ADAMW = OptimizerSpec("adamw", 0.01, weight_decay=0.1, clip_norm=1.0)
-NAMES = ["supsup"]
-ISOLATING = ["supsup"]
+NAMES = ["supsup", "ssnet", "exssnet"]
+ISOLATING = ["supsup", "exssnet"]
 
 
 def network_of(kind, outputs, shape):
@@ -206,7 +209,7 @@ def test_figures_of_the_last_task(name):
     assert float(memory["free_share/0"]) == 1.0
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ISOLATING)
 def test_a_hundred_tasks(name):
     tasks = 100
     stream = small_stream(tasks, samples=4)
@@ -221,6 +224,165 @@ def test_a_hundred_tasks(name):
     x = stream[0][0]
     outputs = learning.learner.outputs(learning.side, learning.model(), x)
     assert outputs.shape == (4, 2) and outputs.isfinite().all()
+
+
+# Weights under masks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "share, epochs, expected",
+    [
+        (0.5, 4, 2),
+        (0.5, 5, 3),
+        (0.5, 1, 1),
+        (0.0, 1, 1),
+        (0.0, 3, 1),
+        (0.9, 2, 1),
+        (1.0, 3, 3),
+        (0.25, 10, 3),
+    ],
+)
+def test_how_many_epochs_find_the_mask(share, epochs, expected):
+    learner = SSNeT(mask_share=share)
+    phases = [learner.phase_of(epoch, epochs) for epoch in range(epochs)]
+    assert phases == ["mask"] * expected + ["weights"] * (epochs - expected)
+
+
+@pytest.mark.parametrize("name", ["ssnet", "exssnet"])
+def test_without_an_epoch_for_weights_they_are_supsup(name):
+    stream = small_stream(3, shape=(1, 8, 8), samples=8)
+    ours, supsup = (
+        learn(learner, network_of("resnet8", 6, (1, 8, 8)), stream, optimizer=MOMENTUM)
+        for learner in (make_learner(name, {"mask_share": 1.0}), SupSup())
+    )
+    assert_same(ours, supsup)
+
+
+def assert_same(ours, theirs):
+    states = ours.state(), theirs.state()
+    assert states[0].keys() == states[1].keys()
+    for key, values in states[0].items():
+        assert values.tobytes() == states[1][key].tobytes(), key
+    for a, b in zip(ours.side.network.parameters(), theirs.side.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("disjoint", [True, False])
+def test_ssnet_with_disjoint_masks_is_exssnet(disjoint):
+    stream = small_stream(3)
+    learned = []
+    for learner in (SSNeT(density=0.3, mask_lr=1e-9), ExSSNeT(density=0.3, mask_lr=1e-9)):
+        learning = start(learner, small_mlp(6), stream)
+        for task in range(3):
+            fit_task(learning, stream, task, epochs=1, task_epochs=3, optimizer=ADAM)
+            memory = learner.memory(learning.side)
+            for scores in memory.scores(task).values():
+                with torch.no_grad():
+                    flat = scores.view(-1)
+                    flat.copy_(0.5 + torch.arange(len(flat)) / (10 * len(flat)))
+                    if disjoint:
+                        flat[task::3] += 1.0
+            fit_task(learning, stream, task, epochs=2, first=1, task_epochs=3, optimizer=ADAM)
+            learning.end()
+        learned.append(learning)
+    if disjoint:
+        assert learned[0].learner.report(learned[0].side)["free_share"] == 1.0
+        assert_same(*learned)
+    else:
+        with pytest.raises(AssertionError):
+            assert_same(*learned)
+
+
+def test_ssnet_changes_weights_of_old_tasks():
+    stream = small_stream(2)
+    learning = start(SSNeT(density=0.5), small_mlp(4), stream)
+    fit_task(learning, stream, 0, optimizer=ADAM)
+    learning.end()
+    before = predict_logits(learning.model(0), stream[0][0])
+    fit_task(learning, stream, 1, optimizer=ADAM)
+    assert not torch.equal(predict_logits(learning.model(0), stream[0][0]), before)
+
+
+@pytest.mark.parametrize("tasks", [4])
+def test_own_weights_are_disjoint_and_make_up_all_masks(tasks):
+    stream = small_stream(tasks)
+    learning = start(ExSSNeT(density=0.3), small_mlp(2 * tasks), stream)
+    memory = learning.learner.memory(learning.side)
+    owned, changed = [], []
+    for task in range(tasks):
+        fit_task(learning, stream, task, epochs=1, task_epochs=2, optimizer=ADAM)
+        before = {name: weight.detach().clone() for name, weight in memory.weights.items()}
+        fit_task(learning, stream, task, epochs=1, first=1, task_epochs=2, optimizer=ADAM)
+        owned.append(
+            {
+                name: masks.unpack(learning.side.memory[f"free/{name}"], weight.shape)
+                for name, weight in memory.weights.items()
+            }
+        )
+        changed.append({name: weight != before[name] for name, weight in memory.weights.items()})
+        learning.end()
+    for name in memory.names:
+        own = torch.stack([free[name] for free in owned])
+        every = torch.stack([memory.masks(task)[name] for task in range(tasks)])
+        assert own.sum(dim=0).max() == 1  # F_s ∧ F_t = ∅
+        assert torch.equal(own.any(dim=0), every.any(dim=0))  # ∪F = ∪M
+        moved = torch.stack([change[name] for change in changed])
+        assert moved.any() and not (moved & ~own).any()
+    assert not any(name.startswith("free/") for name in learning.side.memory)
+
+
+def test_weights_under_a_mask_by_hand():
+    stream = small_stream(2, samples=8)
+    learning = start(ExSSNeT(density=0.4), nn.Linear(6, 4), stream)
+    learner, side = learning.learner, learning.side
+    fit_task(learning, stream, 0, optimizer=ADAM)
+    learning.end()
+    fit_task(learning, stream, 1, epochs=1, task_epochs=2, optimizer=ADAM)
+    w = side.network.weight.detach().double().numpy().copy()
+    optimizer = OptimizerSpec("sgd", 0.1, momentum=0.9, weight_decay=0.5)
+    fit_task(learning, stream, 1, epochs=1, first=1, task_epochs=2, optimizer=optimizer)
+
+    mask, first = (learner.memory(side).masks(task)["weight"].numpy() for task in (1, 0))
+    x, y = stream[1][0].double().numpy(), stream[1][1].numpy()
+    z = (x @ (w * mask).T)[:, 2:]
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    slope = np.zeros_like(w)
+    slope[2:] = (p - np.eye(2)[y]).T @ x / len(x)
+    expected = w - 0.1 * slope * (mask & ~first)
+    np.testing.assert_allclose(side.network.weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert learner.optimizer(side, optimizer).weight_decay == 0.0
+
+
+@pytest.mark.parametrize("name", ["ssnet", "exssnet"])
+def test_a_client_that_missed_the_epochs_for_the_mask_trains_weights_under_its_first_one(name):
+    stream = small_stream(2)
+    learning = start(make_learner(name, {}), small_mlp(4), stream)
+    fit_task(learning, stream, 1, epochs=1, first=3, task_epochs=4, optimizer=ADAM)
+    learning.end()
+    memory = learning.learner.memory(learning.side)
+    fresh = {n: masks.mask_of(s, "topk", 0.1) for n, s in memory.fresh_scores(1).items()}
+    assert all(torch.equal(mask, fresh[n]) for n, mask in memory.masks(1).items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_guidance_obeys_the_phase(name):
+    stream = small_stream(2)
+    learning = start(make_learner(name, {"density": 0.3}), small_mlp(4), stream)
+    fit_task(learning, stream, 0, optimizer=ADAM)
+    learning.end()
+    kept = predict_logits(learning.model(0), stream[0][0])
+    fit_task(learning, stream, 1, optimizer=ADAM)
+    learning.distil(
+        (stream[1][0], torch.randn(24, 2, generator=torch.Generator().manual_seed(1))),
+        lambda model, x, target: (model(x) - target).square().mean(),
+        optimizer=MOMENTUM,
+        epochs=2,
+        batch_size=8,
+        generator=torch.Generator().manual_seed(1),
+        seed=1,
+    )
+    if name in ISOLATING:
+        assert torch.equal(predict_logits(learning.model(0), stream[0][0]), kept)
 
 
 # Interruption -------------------------------------------------------------------------------------------

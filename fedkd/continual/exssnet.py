@@ -1,0 +1,58 @@
+"""ExSSNeT: find a mask, then train the weights under it that no earlier task has."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic.dataclasses import dataclass
+
+from fedkd.continual import masks
+from fedkd.continual.learner import WEIGHTS, Tensors
+from fedkd.continual.side import LearnerSide
+from fedkd.continual.ssnet import SSNeT
+from fedkd.hyperparameters import STRICT
+
+FREE = "free"
+"""The bits of the present task's own weights; forgotten at its end."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class ExSSNeT(SSNeT):
+    """Find a task's mask as SupSup does, then train those of its weights that no earlier mask has.
+
+    ::
+
+        first   M_t = top `density` share of |S_t| in each layer    S_t learns, w stays as it is
+                F_t = M_t ∧ ¬(M_1 ∨ … ∨ M_{t−1})
+        then    w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ F_t                M_t stays as it is
+
+    The weights that earlier tasks trained serve the new one as they are, and nothing is ever forgotten: the
+    outputs for a task are the same bits as when it ended. What runs out is room: watch `free_share`, and
+    choose `density` by the number of tasks.
+    """
+
+    name: ClassVar[str] = "exssnet"
+
+    def begin_phase(self, side: LearnerSide) -> None:
+        """Find out which weights under the mask are the task's own."""
+        super().begin_phase(side)
+        if side.phase == WEIGHTS:
+            memory = self.memory(side)
+            earlier = [memory.bits(old) for old in self.earlier(side, side.task)]
+            for layer, (name, bits) in enumerate(zip(memory.names, memory.bits(side.task), strict=True)):
+                side.memory[f"{FREE}/{name}"] = masks.free(bits, [old[layer] for old in earlier])
+
+    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+        """Leave weights without a gradient that are not the task's own."""
+        if side.phase != WEIGHTS:
+            return gradients
+        return {
+            name: masks.masked(gradient, masks.unpack(side.memory[f"{FREE}/{name}"], gradient.shape))
+            for name, gradient in gradients.items()
+        }
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Keep the mask alone."""
+        super().end_task(side)
+        for name in self.memory(side).names:
+            side.memory.pop(f"{FREE}/{name}", None)

@@ -1,0 +1,68 @@
+"""SSNeT: find a mask, then train the weights under it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import floor
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.continual.learner import WEIGHTS, Tensors
+from fedkd.continual.side import LearnerSide
+from fedkd.continual.supermask import MASK, SupermaskLearner
+from fedkd.hyperparameters import STRICT
+from fedkd.training.optimizer import OptimizerSpec
+
+
+@dataclass(frozen=True, config=STRICT)
+class SSNeT(SupermaskLearner):
+    """Find a task's mask as SupSup does, then train the weights that it lets through.
+
+    ::
+
+        first   M_t = top `density` share of |S_t| in each layer    S_t learns, w stays as it is
+        then    w ← w − lr · ∇L(f(x; w ⊙ M_t)) ⊙ M_t                w learns, M_t stays as it is
+
+    Weights that an earlier mask has too are changed under it: SSNeT forgets, and is there to show what the
+    exclusive masks of `exssnet` are good for. Weights start at the signed constant of SupSup, as the authors'
+    do, so with no epoch for weights the two are the same.
+    """
+
+    name: ClassVar[str] = "ssnet"
+    paper: ClassVar[str] = (
+        "Yadav & Bansal, Exclusive Supermask Subnetwork Training for Continual Learning, 2022, "
+        "arXiv 2210.10209"
+    )
+
+    mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of a task's epochs, all its rounds together, that finds the mask: rounded, but at least one; and at
+    least one is left for the weights, unless the share is 1, which makes this SupSup, or there is but one
+    epoch in all. Masks are slower to find than weights to train: go below 0.5 only with tens of epochs."""
+
+    def phase_of(self, epoch: int, epochs: int) -> str:
+        """Return whether an epoch of the task trains scores or weights."""
+        return MASK if epoch < self.mask_epochs(epochs) else WEIGHTS
+
+    def mask_epochs(self, epochs: int) -> int:
+        """Return how many of a task's epochs train scores."""
+        if self.mask_share == 1.0 or epochs < 2:
+            return epochs
+        return min(max(floor(self.mask_share * epochs + 0.5), 1), epochs - 1)
+
+    def begin_phase(self, side: LearnerSide) -> None:
+        """Settle the mask before weights are trained under it."""
+        super().begin_phase(side)
+        if side.phase == WEIGHTS:
+            self.memory(side).settle(side.task, keep_scores=self.kkt)
+
+    def trainable(self, side: LearnerSide) -> Tensors:
+        """Return the task's scores, or all weights that masks go over."""
+        return self.memory(side).weights if side.phase == WEIGHTS else super().trainable(side)
+
+    def optimizer(self, side: LearnerSide, spec: OptimizerSpec) -> OptimizerSpec:
+        """Return the scenario's optimiser for weights, without weight decay, which would move all of them."""
+        if side.phase == WEIGHTS:
+            return replace(spec, weight_decay=0.0)
+        return super().optimizer(side, spec)
