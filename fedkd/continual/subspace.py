@@ -240,5 +240,7 @@ def project_onto(gradient: Tensor, basis: Tensor) -> Tensor:
 def relatedness(gradient: Tensor, basis: Tensor) -> float:
     """Return ``‖∇ B Bᵀ‖ / ‖∇‖``, the share of a gradient ``[out, n]`` in a subspace; 0 for no gradient."""
     length = gradient.double().norm()
-    # The columns of B are orthonormal: a product with Bᵀ keeps the norm.
-    return float((gradient.double() @ basis.double()).norm() / length) if length > 0 else 0.0
+    if length == 0:
+        return 0.0
+    # The columns of B are orthonormal: a product with Bᵀ keeps the norm. Rounded ones may come out above 1.
+    return min(float((gradient.double() @ basis.double()).norm() / length), 1.0)

@@ -1,0 +1,176 @@
+"""TRGP: reuse what related old tasks have learned by scaling weights within their subspaces."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fedkd.continual.gpm import GPM, SCRATCH
+from fedkd.continual.layers import Layer
+from fedkd.continual.learner import Tensors
+from fedkd.continual.side import LearnerSide
+from fedkd.continual.subspace import (
+    draw,
+    energies_along,
+    mean_gradients,
+    number_needed,
+    relatedness,
+    residual_directions,
+)
+from fedkd.hyperparameters import STRICT
+
+COLUMNS = "columns/"
+"""Which columns of a layer's basis are a task's: ``columns/{task}/{layer}``, int32."""
+SCALE = "scale/"
+"""Q ``[r, r]`` of a task for a related old one: ``scale/{task}/{layer}/{old task}``."""
+RELATED = SCRATCH + "related/"
+"""B ``[n, r]`` of the present task's related ones: ``{layer}/{old task}``."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TRGP(GPM):
+    """GPM that scales old knowledge where a new task's gradient points to it ("trust region").
+
+    With G the mean gradient of a layer at the start of a task, an old task j is related if
+    ``‖G B_j B_jᵀ‖ > ε1 ‖G‖``; the two largest count. For each of them a matrix Q_j is learned, from the
+    identity, and the task sees ::
+
+        w̃ = w + Σ_j [w B_j Q_j B_jᵀ − w B_j B_jᵀ]
+
+    while w changes outside the union of all bases alone, so that ``w B_j`` stays. The basis of a task is
+    chosen among the union's columns o, by their energies ``oᵀ R Rᵀ o``, and the new directions, by their
+    squared singular values: the largest together until their share of ``‖R‖²`` is ε. New directions join the
+    union, all of them. So a task's basis is a list of the union's columns, and costs no more than that.
+
+    The gradient of w goes past Q: what it would add lies within B_j, and would be projected out. Q is trained
+    by the same optimiser as w; its weight decay draws Q to 0, not to the identity.
+    """
+
+    name: ClassVar[str] = "trgp"
+    paper: ClassVar[str] = (
+        "Lin, Yang, Fan & Zhang, TRGP: Trust Region Gradient Projection for Continual Learning, ICLR 2022"
+    )
+
+    relatedness: Annotated[float, Field(ge=0)] = 0.5
+    """ε1: share of the new gradient's norm within an old task's subspace from which on that task is related;
+    0.2 for permuted MNIST, 0.5 elsewhere. Lower reuses more, at a matrix Q for every pair; from 1 on nothing
+    is related, as in GPM."""
+    related_tasks: Annotated[int, Field(ge=1)] = 2
+    """The most old tasks that a layer may be related to. Each costs two products with a thin matrix a step;
+    the paper takes 2."""
+
+    # The course of a task -----------------------------------------------------------------------------
+
+    def begin_task(self, side: LearnerSide) -> None:
+        """Find the related tasks of every layer."""
+        super().begin_task(side)
+        if self.protects(side):
+            layers = self.layers(side)
+            x, labels = draw(side, "gradient", self.samples)
+            for name, gradient in mean_gradients(side, layers, x, labels, dict).items():
+                self.relate(side, layers[name], gradient)
+
+    def relate(self, side: LearnerSide, layer: Layer, gradient: Tensor) -> list[int]:
+        """Return the tasks that the present one is related to in a layer, and begin to scale them.
+
+        Args:
+            side: Its memory gets the matrices Q.
+            layer: The layer.
+            gradient: G ``[out, n]``.
+        """
+        bases = {
+            old: self.basis_of(side, layer.name, old)
+            for old in range(side.task)
+            if f"{COLUMNS}{old}/{layer.name}" in side.memory
+        }
+        shares = {old: relatedness(gradient, basis) for old, basis in bases.items()}
+        enough = [old for old, share in shares.items() if share > self.relatedness]
+        related = sorted(enough, key=lambda old: -shares[old])[: self.related_tasks]
+        for old in related:
+            basis = bases[old]
+            side.memory[f"{RELATED}{layer.name}/{old}"] = basis
+            identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+            side.memory[f"{SCALE}{side.task}/{layer.name}/{old}"] = identity
+        return related
+
+    def basis_of(self, side: LearnerSide, name: str, task: int) -> Tensor:
+        """Return B_j ``[n, r]`` of a layer and a task that has been learned."""
+        kept = side.memory.get(f"{RELATED}{name}/{task}")
+        if kept is not None:
+            return kept
+        columns = side.memory[f"{COLUMNS}{task}/{name}"]
+        return self.basis(side, side.layers[name]).index_select(1, columns)
+
+    def trainable(self, side: LearnerSide) -> Tensors:
+        """Return what GPM trains, and the matrices Q of the present task."""
+        return {**super().trainable(side), **self._scales(side)}
+
+    def _scales(self, side: LearnerSide) -> Tensors:
+        own = f"{SCALE}{side.task}/"
+        return {name: values for name, values in side.memory.items() if name.startswith(own)}
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Choose the task's basis and keep its matrices Q; unless nothing was trained."""
+        super().end_task(side)
+        for name, scale in self._scales(side).items():
+            scale.requires_grad_(False)
+            if not side.phase:
+                del side.memory[name]
+
+    def extend(self, side: LearnerSide, layer: Layer, inputs: Tensor, share: float) -> None:
+        """Choose the task's basis among old and new directions of a layer (see `GPM.extend`)."""
+        basis = self.basis(side, layer).double().cpu()
+        directions, new = residual_directions(inputs, basis)
+        energies = torch.cat([energies_along(inputs, basis), new])
+        order = energies.argsort(descending=True, stable=True)
+        count = number_needed(energies[order], share * float(inputs.square().sum()))
+        chosen = order[:count].sort().values
+        # New directions are sorted by energy, so that those chosen are the first ones.
+        fresh = int((chosen >= basis.shape[1]).sum())
+        self.append(side, layer, directions[:, :fresh])
+        side.memory[f"{COLUMNS}{side.task}/{layer.name}"] = chosen.to(device=side.device, dtype=torch.int32)
+
+    def report(self, side: LearnerSide) -> dict[str, float]:
+        """Return what GPM tells, the rank of the task's own basis, and how many tasks it is related to."""
+        figures = super().report(side)
+        for name in self.layers(side):
+            columns = side.memory.get(f"{COLUMNS}{side.task}/{name}")
+            if columns is not None:
+                figures[f"task_rank/{name}"] = float(len(columns))
+            scales = [f"{SCALE}{side.task}/{name}/{old}" in side.memory for old in range(side.task)]
+            figures[f"related/{name}"] = float(sum(scales))
+        return figures
+
+    # A step -------------------------------------------------------------------------------------------
+
+    def effective(self, side: LearnerSide, task: int) -> Tensors:
+        """Return ``w̃`` of the layers in which a task is related to others."""
+        return self.scaled(side, task)
+
+    def scaled(self, side: LearnerSide, task: int, through: Collection[str] = ()) -> Tensors:
+        """Return ``w̃`` by the names of the weights.
+
+        Args:
+            side: Its memory has the matrices Q.
+            task: Any.
+            through: Names of layers in which the gradient of w goes through Q too.
+        """
+        tensors = {}
+        for name, layer in side.layers.items():
+            weight = layer.module.weight
+            shifts = []
+            for old in range(task):
+                scale = side.memory.get(f"{SCALE}{task}/{name}/{old}")
+                if scale is not None:
+                    matrix = layer.matrix(weight if name in through else weight.detach())
+                    basis = self.basis_of(side, name, old)
+                    within = matrix @ basis
+                    shifts.append((within @ scale - within) @ basis.T)
+            if shifts:
+                tensors[layer.weight_name] = weight + sum(shifts[1:], shifts[0]).view_as(weight)
+        return tensors
