@@ -83,8 +83,21 @@ def models() -> Iterator[str]:
 
 
 def learners() -> Iterator[str]:
-    """Say that there are none yet."""
-    yield "none: this version has no continual learners yet"
+    """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
+    from fedkd.continual.registry import LEARNERS, learner_hyperparameters
+
+    for name, learner in _parts(LEARNERS):
+        if isinstance(learner, UserError):
+            yield _row(name, f"cannot be used: {learner}")
+            continue
+        yield _row(name, _summary(learner))
+        if learner.isolates:
+            yield _row("", "  gives each task weights of its own: not with strategies that average weights")
+        for parameter in learner_hyperparameters(learner):
+            yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
+        if learner.paper:
+            yield _row("", f"  {learner.paper}")
+    yield _row('"mod:Class"', "Your own: a dataclass derived from fedkd.continual.learner.Learner.")
 
 
 def datasets() -> Iterator[str]:

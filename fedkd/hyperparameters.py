@@ -162,6 +162,8 @@ def _type_text(hint: Any) -> str:
         return " ".join([_type_text(base), " and ".join(limits)]).strip()
     if get_origin(hint) is Literal:
         return " | ".join(f'"{choice}"' for choice in get_args(hint))
+    if get_origin(hint) is list:
+        return f"list of {_type_text(get_args(hint)[0])}"
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
         text = " | ".join(_type_text(part) for part in parts)

@@ -230,7 +230,10 @@ def test_check_schema_needs_no_file(capsys):
             ["knfu", "beta = 10.0", "flwr:FedAdam", "Flower's FedAdam", "beta_1 = 0.9", "q = 0.1", "arXiv"],
         ),
         ("models", ["resnet20", "hidden = [200, 200]"]),
-        ("learners", ["none"]),
+        (
+            "learners",
+            ["naive", "ewc", "memory_size = 1000 (int ≥ 0)", "gives each task weights of its own", "arXiv"],
+        ),
         ("datasets", ["digits", "fashion-mnist", "image-folder"]),
     ],
 )

@@ -4,51 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedkd.plugins import Registry
 from fedkd.scenario.schema import Scenario
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a scenario, the built-in strategies' hyper-parameters included.
+    """Return the JSON schema of a scenario, hyper-parameters of built-in strategies and learners included.
 
-    Where strategies share the name of a hyper-parameter, the schema allows what any of them allows; loading a
-    scenario checks it against the one it names.
+    Where strategies, or learners, share the name of a hyper-parameter, the schema allows what any of them
+    allows; loading a scenario checks it against the one it names.
     """
+    from fedkd.continual.registry import LEARNERS
     from fedkd.data.registry import PARTITIONS
+    from fedkd.fusion.registry import STRATEGIES
 
     schema = Scenario.model_json_schema()
-    fusion = schema["$defs"]["Fusion"]["properties"]
     # A name that a plug-in registers is right too; editors still offer the built-in ones.
     scheme = schema["$defs"]["Partition"]["properties"]["scheme"]
     scheme["anyOf"] = [{"enum": list(PARTITIONS.builtin)}, {"type": "string"}]
-    for name, hyperparameter in _hyperparameters().items():
-        fusion.setdefault(name, hyperparameter)
+    for section, registry in (("Fusion", STRATEGIES), ("Continual", LEARNERS)):
+        properties = schema["$defs"][section]["properties"]
+        for name, hyperparameter in _hyperparameters(registry).items():
+            properties.setdefault(name, hyperparameter)
     schema.update({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedkd scenario"})
     return schema
 
 
-def _hyperparameters() -> dict[str, dict[str, Any]]:
-    """Return the schema of every hyper-parameter of the built-in strategies."""
-    from fedkd.fusion.registry import STRATEGIES
-
+def _hyperparameters(registry: Registry) -> dict[str, dict[str, Any]]:
+    """Return the schema of every hyper-parameter of the built-in parts of one kind."""
     variants: dict[str, dict[str, dict[str, Any]]] = {}
-    for strategy in STRATEGIES.builtin:
-        for name, schema in _strategy_properties(STRATEGIES.load(strategy)).items():
-            variants.setdefault(name, {})[strategy] = schema
+    for part in registry.builtin:
+        for name, schema in _properties(registry.load(part)).items():
+            variants.setdefault(name, {})[part] = schema
     return {name: _merged(schemas) for name, schemas in variants.items()}
 
 
-def _strategy_properties(strategy: type) -> dict[str, Any]:
+def _properties(part: type) -> dict[str, Any]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(strategy).json_schema().get("properties", {})
+    return TypeAdapter(part).json_schema().get("properties", {})
 
 
 def _merged(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Merge one hyper-parameter's schemas, given per strategy."""
+    """Merge one hyper-parameter's schemas, given per part that has it."""
     descriptions: dict[str, list[str]] = {}
     kinds: list[dict[str, Any]] = []
-    for strategy, schema in schemas.items():
-        descriptions.setdefault(schema.get("description", ""), []).append(strategy)
+    for part, schema in schemas.items():
+        descriptions.setdefault(schema.get("description", ""), []).append(part)
         kind = {key: value for key, value in schema.items() if key not in ("description", "default", "title")}
         if kind not in kinds:
             kinds.append(kind)

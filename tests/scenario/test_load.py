@@ -298,7 +298,10 @@ def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
         ("[continual]\nsharpness = 1", "continual.sharpness: unknown key for learner 'naive'"),
         ("rounds = 4\n[continual]", "rounds: must be 5, the 5 tasks × 1 rounds_per_task, or left out, got 4"),
         ("[continual.tasks]\nkind = 'overlapping'", "continual.tasks.count: must say how many windows"),
-        ("[continual.tasks]\nstride = 2", "continual.tasks.stride: only for overlapping tasks, kind is 'split'"),
+        (
+            "[continual.tasks]\nstride = 2",
+            "continual.tasks.stride: only for overlapping tasks, kind is 'split'",
+        ),
         (
             "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'digits']\ncount = 3",
             "continual.tasks.count: must be 2, the data sets there are, or left out, got 3",

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from fedkd.continual.registry import LEARNERS, learner_hyperparameters
 from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
 from fedkd.scenario.explain import known_keys
 from fedkd.scenario.json_schema import json_schema
-from fedkd.scenario.schema import Fusion, Scenario
+from fedkd.scenario.schema import Continual, Fusion, Scenario
 
 
 def sections(model: type[BaseModel], seen: list[type[BaseModel]]) -> list[type[BaseModel]]:
@@ -58,6 +59,9 @@ def test_json_schema_accepts_what_loads_and_refuses_what_does_not(digits_scenari
     assert check.is_valid(digits_scenario)
     assert check.is_valid({"fusion": {"strategy": "knfu", "beta": 1.0}})
     assert not check.is_valid({"fusion": {"strategy": "knfu", "beta": -1.0}})
+    assert check.is_valid({"continual": {"learner": "ewc", "strength": 10.0}})
+    assert not check.is_valid({"continual": {"learner": "ewc", "strength": -1.0}})
+    assert not check.is_valid({"continual": {"tasks": {"kind": "splt"}}})
     assert not check.is_valid({"rounds": 0})
     assert not check.is_valid({"ruonds": 3})
 
@@ -73,3 +77,13 @@ def test_json_schema_describes_every_hyperparameter_of_every_strategy():
     assert properties["threshold_kind"]["default"] == "quantile"
     assert "default" not in properties["beta"], "strategies start from different β"
     json.dumps(schema, allow_nan=False)
+
+
+def test_json_schema_describes_every_hyperparameter_of_every_learner():
+    properties = json_schema()["$defs"]["Continual"]["properties"]
+    for name in LEARNERS.builtin:
+        for parameter in learner_hyperparameters(name):
+            assert properties[parameter.name]["description"], (name, parameter.name)
+            assert parameter.name not in Continual.model_fields, "a learner shadows a key of [continual]"
+    assert "default" not in properties["strength"], "learners start from different strengths"
+    assert properties["memory_size"]["default"] == 1000
