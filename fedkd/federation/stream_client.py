@@ -16,18 +16,13 @@ from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import ClientStream, FederatedStream
 from fedkd.federation.client import SPLITS, Split
 from fedkd.federation.faults import ClientFaults
-from fedkd.federation.task_metrics import (
-    TaskMetric,
-    accuracy_name,
-    main_protocol,
-    protocols,
-)
+from fedkd.federation.task_metrics import TaskMetric
 from fedkd.federation.torch_client import TorchClient, Workspace
 from fedkd.fusion.sides import Arrays
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.mode import predicting
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import ends_task, task_of
+from fedkd.scenario.stream import accuracy_name, ends_task, main_protocol, protocols, task_of
 from fedkd.training.evaluate import Score
 from fedkd.training.loop import FitResult
 
@@ -232,14 +227,8 @@ class StreamClient(TorchClient):
 
     def _accuracies(self, task: int) -> np.ndarray:
         """Return accuracies [protocols, splits] on one task, with the task given and without."""
-        data = self._tasks[task]
         model = self.learning.model(task)
-        return np.array(
-            [
-                self._shares(task, model, data.test_x, data.test_y),
-                self._shares(task, model, data.global_x, data.global_y),
-            ]
-        ).T
+        return np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
 
     def _shares(self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         """Return the shares of samples classified correctly with the task given and without."""

@@ -1,9 +1,16 @@
-"""When a federation learns which task: rounds and tasks of a scenario with a stream."""
+"""When a federation learns which task of a stream, and how it is tested on them."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Scenario
+
+Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"]
+"""How a model is tested: with the task given, or without it, among the task's own or among all classes."""
+
+TASK_GIVEN: Protocol = "task_incremental"
 
 
 def resolve_stream(scenario: Scenario) -> Scenario:
@@ -67,3 +74,22 @@ def evaluates(scenario: Scenario, round: int) -> bool:
     """Return whether a round is evaluated: every so many, the last, and every task's last."""
     last = round == scenario.rounds
     return round % scenario.evaluate_every == 0 or last or ends_task(scenario, round)
+
+
+def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
+    """Return how a stream's models are tested: with the task given, and without."""
+    assert scenario.continual is not None
+    shared = scenario.continual.head == "domain"
+    return TASK_GIVEN, "domain_incremental" if shared else "class_incremental"
+
+
+def main_protocol(scenario: Scenario) -> Protocol:
+    """Return the test that the scenario's head is made for, whose mean over tasks is its `accuracy`."""
+    assert scenario.continual is not None
+    given, unknown = protocols(scenario)
+    return given if scenario.continual.head == "task" else unknown
+
+
+def accuracy_name(protocol: Protocol) -> str:
+    """Return the metric's name: ``accuracy_task_incremental``."""
+    return f"accuracy_{protocol}"
