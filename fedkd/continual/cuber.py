@@ -42,8 +42,8 @@ class CUBER(TRGP):
 
     - R1, no forgetting, if ``‖G B_j B_jᵀ‖ ≤ ε1 ‖G‖``: S_j, the span of B_j, is projected out.
     - R2, forward transfer, if ``>`` and ``⟨G_j, G⟩ < ε2 ‖G_j‖ ‖G‖``: the same, and Q_j is learned.
-    - R3, backward transfer, if ``>`` and ``≥``: Q_j is learned, S_j is *not* projected out unless another task's
-      basis has part of it, and the loss gets ``λ ‖(w − w_start) B_j B_jᵀ‖``.
+    - R3, backward transfer, if ``>`` and ``≥``: Q_j is learned, S_j is *not* projected out but for what it
+      shares with other tasks' bases, and the loss gets ``λ ‖(w − w_start) B_j B_jᵀ‖``.
 
     At most two tasks a layer are in R2 or R3, those with the largest projections. At every step the batch's
     own gradient takes the place of G, and an R3 task whose correlation fails moves to R2 for good.
@@ -177,6 +177,8 @@ class CUBER(TRGP):
 
     def _held_back(self, side: LearnerSide, layer: Layer, gradient: Tensor) -> Tensor:
         gradient = layer.matrix(gradient)
+        if self.strength == 0.0:  # nothing over nothing is not a number
+            return gradient
         rate = side.memory[RATE]
         for old in self._flexible(side, layer.name):
             basis = self.basis_of(side, layer.name, old)
