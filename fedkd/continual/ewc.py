@@ -61,7 +61,7 @@ class EWC(Learner):
         if not total:
             remember(side, IMPORTANCE, fisher)
             remember(side, ANCHOR, weights)
-            side.memory[CONSTANT] = torch.zeros((), device=side.device)
+            side.memory[CONSTANT] = next(iter(weights.values())).new_zeros(())
             return
         for name, own in fisher.items():
             both = total[name] + own

@@ -1,0 +1,104 @@
+"""Learning without forgetting: the network before the task teaches the network that learns it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from fedkd.continual.learner import Learner, Step
+from fedkd.continual.masks import pack, unpack
+from fedkd.continual.side import LearnerSide
+from fedkd.hyperparameters import STRICT
+from fedkd.models.mode import predicting
+from fedkd.training.losses import kd_kl
+
+TEACHER = "teacher/"
+MET = "met"
+
+
+@dataclass(frozen=True, config=STRICT)
+class LwF(Learner):
+    """Keep to what the network said of the present samples before the task, among the classes it knew.
+
+    ::
+
+        penalty = λ Σ_h T² mean_n KL(softmax(z'_h(x_n) / T) ‖ softmax(z_h(x_n) / T))
+
+    z' is the network as it was when the task began, in evaluation mode; h goes through the heads. Where tasks
+    have units of their own, those of each old task are a head. Where they share their units there is one
+    head, the units of the classes met in earlier tasks.
+    """
+
+    name: ClassVar[str] = "lwf"
+    paper: ClassVar[str] = (
+        "Li & Hoiem, Learning without Forgetting, IEEE TPAMI 40 (12), 2018, arXiv 1606.09282"
+    )
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """λ."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    """T."""
+
+    def begin_task(self, side: LearnerSide) -> None:
+        """Keep the network as it is for a teacher, once it has something to teach."""
+        if side.task > 0:
+            for name, values in side.network.state_dict().items():
+                side.memory[TEACHER + name] = values.detach().clone()
+
+    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+        """Return the distillation loss of all heads."""
+        heads = _heads(side)
+        if not heads:
+            return None
+        teacher = {
+            name.removeprefix(TEACHER): values
+            for name, values in side.memory.items()
+            if name.startswith(TEACHER)
+        }
+        with predicting(side.network):
+            taught = side.run(step.inputs, teacher).float()
+        outputs = step.outputs()
+        losses = [
+            kd_kl(outputs[:, head], (taught[:, head] / self.temperature).softmax(1), self.temperature)
+            for head in heads
+        ]
+        return self.weight * torch.stack(losses).sum()
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Dismiss the teacher, and note the classes met."""
+        for name in [name for name in side.memory if name.startswith(TEACHER)]:
+            del side.memory[name]
+        own = side.units[side.task]
+        met = _met(side)
+        met[own[side.samples()[1].unique()] if _is_shared(side, side.task) else own] = True
+        side.memory[MET] = pack(met)
+
+
+def _met(side: LearnerSide) -> Tensor:
+    """Return which output units are those of classes met in earlier tasks, ``[O]`` bool."""
+    if MET in side.memory:
+        return unpack(side.memory[MET], (side.outputs,))
+    return torch.zeros(side.outputs, dtype=torch.bool, device=side.device)
+
+
+def _heads(side: LearnerSide) -> Sequence[Tensor]:
+    """Return the units of every head that was trained in earlier tasks; those of one unit say nothing."""
+    met = _met(side)
+    heads: list[Tensor] = []
+    for own in side.units[: side.task]:
+        known = own[met[own]]
+        if len(known) > 1 and not any(torch.equal(known, other) for other in heads):
+            heads.append(known)
+    return heads
+
+
+def _is_shared(side: LearnerSide, task: int) -> bool:
+    """Return whether another task of the stream has the same units."""
+    return any(
+        torch.equal(units, side.units[task]) for other, units in enumerate(side.units) if other != task
+    )
