@@ -232,6 +232,9 @@ class _LearnerRules:
         self._substitutes = substitutes
         self._after_epoch = after_epoch
         self._trainable = {name: tensor.requires_grad_() for name, tensor in learner.trainable(side).items()}
+        trained = {id(tensor) for tensor in self._trainable.values()}
+        # What is not trained now may still get gradients, which must not pile up.
+        self._untrained = [p for p in side.network.parameters() if id(p) not in trained]
         drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
         self._confines = learner.confines and drifts
         self._before: dict[str, Tensor] = {}
@@ -242,8 +245,8 @@ class _LearnerRules:
 
     def before_step(self) -> None:
         self._model.substitute(self._substitutes(self._side.task))
-        # What is not trained now may still get gradients, which must not pile up.
-        self._model.zero_grad(set_to_none=True)
+        for parameter in self._untrained:
+            parameter.grad = None
 
     def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
         return self._learner.penalty(self._side, Step(inputs, self._model, loss))

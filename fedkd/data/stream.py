@@ -12,12 +12,12 @@ from fedkd.data.federated import ClientData, Sources
 from fedkd.data.request import Progress, silent
 from fedkd.data.stream_parts import Part, changed_pixels, data_sets, grouped_classes
 from fedkd.data.stream_plan import Outputs, head_of, lay_out
-from fedkd.data.task import Task
+from fedkd.data.task import Task, Tests
 from fedkd.plugins import import_plugins
 from fedkd.scenario.schema import Scenario
 
 KEPT = 2
-"""Tasks whose samples a client keeps at hand: the one it learns, and the one it is tested on."""
+"""Tasks whose samples a client keeps at hand: the one it learns, and the one it is about to learn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,10 @@ class ClientStream(Sequence[ClientData]):
         if len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
         return data
+
+    def tests(self, task: int) -> Tests:
+        """Return what the client is tested on in a task, without making the samples it learns from."""
+        return self._tasks[task].tests(self._client)
 
     def __len__(self) -> int:
         """Return the number of tasks T."""

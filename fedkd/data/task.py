@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from fedkd.data.federated import ClientData, FederatedData
 from fedkd.data.pixels import Transform
+
+
+class Tests(NamedTuple):
+    """A client's own test samples and labels of a task, and those that all clients share."""
+
+    local: tuple[np.ndarray, np.ndarray]
+    common: tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +66,12 @@ class Task:
             transfer_x=self.transfer_x,
             global_x=self.test_x,
         )
+
+    def tests(self, n: int) -> Tests:
+        """Return what client `n` is tested on, without making the samples it learns from."""
+        data = self.data.client(n)
+        own = data.test_x if self.transform is None else self.transform(data.test_x)
+        return Tests(local=(own, data.test_y), common=(self.test_x, data.global_y))
 
     def _common(self, name: str) -> np.ndarray:
         """Return samples that all clients see; those of one process share them while any holds them."""

@@ -29,6 +29,7 @@ def check_scenario(scenario: Scenario) -> None:
     _check_transfer_size(scenario)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
+        _check_stream_data(scenario.continual.tasks, scenario.data)
 
 
 def _check_names(scenario: Scenario) -> None:
@@ -94,11 +95,36 @@ def _check_stream(tasks: TaskStream) -> None:
             )
     if tasks.shape is not None and len(tasks.shape) != 3:
         raise UserError(f"must be channels, height and width, got {tasks.shape}", key="continual.tasks.shape")
-    if tasks.kind == "datasets" and tasks.datasets and tasks.count != len(tasks.datasets):
+    if tasks.kind == "datasets" and tasks.datasets and (tasks.count or 0) > len(tasks.datasets):
         raise UserError(
-            f"must be {len(tasks.datasets)}, the data sets there are, or left out, got {tasks.count}",
+            f"must be ≤ {len(tasks.datasets)}, the data sets there are, got {tasks.count}",
             key="continual.tasks.count",
         )
+    width = tasks.classes_per_task or 4
+    if tasks.kind == "overlapping" and (tasks.stride or width // 2) >= width:
+        raise UserError(
+            f"must be < {width}, the classes of a task, or they do not overlap, got {tasks.stride}"
+            if width > 1
+            else "a window of one class overlaps with none; use kind = 'split'",
+            key="continual.tasks.stride",
+        )
+
+
+def _check_stream_data(tasks: TaskStream, data: Data) -> None:
+    from fedkd.data.registry import DATASETS
+
+    for index, name in enumerate(tasks.datasets):
+        key = f"continual.tasks.datasets.{index}"
+        try:
+            DATASETS.check(name)
+        except UserError as error:
+            raise error.at(key=key) from None
+        if name in tasks.datasets[:index]:
+            raise UserError(f"'{name}' is there twice; each data set is one task", key=key)
+        if name in PATH_DATASETS and name != data.dataset:
+            raise UserError(
+                f"'{name}' is read from a path, which only data.args has: make it data.dataset", key=key
+            )
 
 
 def _check_clients(scenario: Scenario) -> None:

@@ -156,7 +156,7 @@ def _named_files(scenario: Scenario) -> list[Path]:
     if not fusion.from_flower:
         names.append(fusion.strategy)
     if scenario.continual is not None:
-        names.append(scenario.continual.learner)
+        names += [scenario.continual.learner, *scenario.continual.tasks.datasets]
     modules = [*scenario.plugins, *(name.partition(":")[0] for name in names if ":" in name)]
     paths = [data.partition.path] if data.partition.path else []
     for name, args in ((data.dataset, data.args), (data.transfer.source, data.transfer.args)):

@@ -304,7 +304,19 @@ def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
         ),
         (
             "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'digits']\ncount = 3",
-            "continual.tasks.count: must be 2, the data sets there are, or left out, got 3",
+            "continual.tasks.count: must be ≤ 2, the data sets there are, got 3",
+        ),
+        (
+            "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'diggits']",
+            "continual.tasks.datasets.1: no data set named 'diggits'; did you mean 'digits'?",
+        ),
+        (
+            "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'mnist']",
+            "continual.tasks.datasets.1: 'mnist' is there twice",
+        ),
+        (
+            "[continual.tasks]\nkind = 'overlapping'\ncount = 2\nstride = 4",
+            "continual.tasks.stride: must be < 4, the classes of a task, or they do not overlap, got 4",
         ),
         ("[data]\ntransfer = { size = 0 }", "data.transfer.size: must be ≥ 1 for strategy 'knfu'"),
     ],

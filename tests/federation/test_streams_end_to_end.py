@@ -1,0 +1,197 @@
+"""Federations that learn a stream of tasks, whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedkd
+from fedkd.errors import Interrupted, UserError
+from fedkd.scenario.load import parse_scenario
+from fedkd.tracking.events import RunObserver
+from fedkd.tracking.recorder import read_metrics
+
+
+@pytest.fixture
+def mixed(digits_scenario) -> dict:
+    """Two architectures, one with normalisation statistics, partial participation, knowledge fused."""
+    tables = digits_scenario | {
+        "clients_per_round": 2,
+        "clients": [{"model": "mlp", "args": {"hidden": [24], "dropout": 0.2}}, {"model": "resnet8"}],
+        "continual": {
+            "learner": "gpm",
+            "rounds_per_task": 2,
+            "evaluate_epochs": True,
+            "tasks": {"kind": "split", "count": 3, "classes_per_task": 3},
+        },
+    }
+    del tables["rounds"]
+    data = {"clients": 3, "partition": {"scheme": "iid", "samples_per_client": 60}, "test_size": 90}
+    return tables | {"data": digits_scenario["data"] | data | {"transfer": {"size": 24}}}
+
+
+@pytest.fixture
+def alone(mixed) -> dict:
+    """One client that nobody teaches."""
+    data = mixed["data"] | {"clients": 1, "transfer": {"size": 0}}
+    del mixed["clients_per_round"]
+    return mixed | {
+        "data": data,
+        "clients": [{"model": "mlp", "args": {"hidden": [24]}}],
+        "training": mixed["training"] | {"local_epochs": 10},
+        "fusion": {"strategy": "local"},
+        "continual": mixed["continual"] | {"learner": "naive", "rounds_per_task": 1},
+    }
+
+
+class StopInEveryRound(RunObserver):
+    """Asks this process to stop while a round is running."""
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        if (phase, done) == ("train", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(tables: dict, out: Path, **changes) -> Path:
+    return fedkd.run(parse_scenario(tables | changes), out=out).folder
+
+
+def rows(folder: Path, **wanted) -> list[dict]:
+    return [row for row in read_metrics(folder) if wanted.items() <= row.items()]
+
+
+def test_engines_agree(mixed, tmp_path, ray_session):
+    inline = run(mixed, tmp_path / "inline")
+    ray = run(mixed, tmp_path / "ray", engine={"kind": "ray", "actors": 2})
+    for file in ("metrics.jsonl", "epochs.jsonl"):
+        assert (inline / file).read_bytes() == (ray / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("learner", ["gpm", "ewc"])
+def test_stopped_after_any_round_and_resumed(learner, mixed, tmp_path):
+    mixed["continual"] = mixed["continual"] | {"learner": learner}
+    unbroken = run(mixed, tmp_path / "unbroken")
+
+    folder = tmp_path / "broken"
+    with pytest.raises(Interrupted):
+        fedkd.run(parse_scenario(mixed), out=folder, observers=[StopInEveryRound()])
+    for _ in range(4):
+        with pytest.raises(Interrupted):
+            fedkd.resume(folder, observers=[StopInEveryRound()])
+    fedkd.resume(folder)
+    for file in ("metrics.jsonl", "epochs.jsonl"):
+        assert (unbroken / file).read_bytes() == (folder / file).read_bytes(), file
+
+
+def test_how_often_a_run_evaluates_never_changes_what_it_learns(mixed, tmp_path):
+    often = run(mixed, tmp_path / "often")
+    rarely = run(mixed, tmp_path / "rarely", evaluate_every=5)
+    last = {"round": 6, "split": "global"}
+    kept = [row for row in rows(often, **last) if "forgetting" not in row["metric"]]
+    assert kept and kept == [row for row in rows(rarely, **last) if "forgetting" not in row["metric"]]
+    # The last round of every task is always evaluated.
+    assert {row["round"] for row in rows(rarely, metric="accuracy")} == {2, 4, 5, 6}
+
+
+def test_what_is_measured_when(alone, tmp_path):
+    folder = run(alone, tmp_path / "run")
+    for protocol in ("task_incremental", "class_incremental"):
+        for split in ("local", "global"):
+            found = rows(folder, metric=f"accuracy_{protocol}", split=split, client=0)
+            measured = {(row["round"], row["task"]) for row in found}
+            untrained = {(0, task) for task in range(3)}
+            met_and_next = {(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 1), (3, 2)}
+            assert measured == untrained | met_and_next
+    accuracy = rows(folder, metric="accuracy", split="global", client=0, round=2)[0]["value"]
+    tasks = rows(folder, metric="accuracy_task_incremental", split="global", client=0, round=2)
+    assert accuracy == pytest.approx(np.mean([row["value"] for row in tasks[:2]]), abs=1e-12)
+    assert not rows(folder, metric="accuracy", round=0)
+    curve = [json.loads(line) for line in (folder / "epochs.jsonl").read_text().splitlines()]
+    assert [(row["round"], row["task"], row["epoch"], row["split"]) for row in curve[:2]] == [
+        (1, 0, 1, "local"),
+        (1, 0, 1, "global"),
+    ]
+    last_of_task = rows(folder, metric="accuracy_task_incremental", split="global", client=0, round=1)[0]
+    assert curve[19]["epoch"] == 10 and curve[19]["value"] == last_of_task["value"]
+
+
+def test_without_the_task_the_same_outputs_are_harder_to_read(alone, tmp_path):
+    folder = run(alone, tmp_path / "run")
+    for row in rows(folder, metric="accuracy_class_incremental", client=0):
+        same = {name: row[name] for name in ("round", "task", "split")}
+        given = rows(folder, metric="accuracy_task_incremental", client=0, **same)[0]
+        assert given["value"] >= row["value"]
+    # A naive learner comes to answer with the last task's classes whatever it is shown.
+    first = rows(folder, metric="accuracy_class_incremental", split="global", client=0, task=0)
+    values = [row["value"] for row in first]
+    assert values[1] > values[2] > values[3], values
+
+
+def test_the_drop_on_an_old_task_is_told_apart_by_its_cause(mixed, tmp_path):
+    mixed["continual"] = mixed["continual"] | {"learner": "naive"}
+    folder = run(mixed, tmp_path / "run", clients_per_round=3)
+    for row in rows(folder, metric="accuracy_task_incremental", split="global", round=4, task=0):
+        if row["client"] is None:
+            continue
+        same = {"split": "global", "task": 0, "client": row["client"]}
+        before = rows(folder, metric="accuracy_task_incremental", round=3, **same)[0]["value"]
+        by_training = rows(folder, metric="temporal_forgetting", round=4, **same)[0]["value"]
+        by_guidance = rows(folder, metric="spatial_forgetting", round=4, **same)[0]["value"]
+        assert before - by_training - by_guidance == pytest.approx(row["value"], abs=1e-12)
+
+
+def test_one_task_is_plain_training(alone, digits_scenario, tmp_path):
+    """A stream of one task of all classes gives what a scenario without a stream gives."""
+    stream = alone["continual"] | {"tasks": {"kind": "permuted", "count": 1}, "evaluate_epochs": False}
+    streamed = run(alone, tmp_path / "stream", continual=stream)
+    plain = {name: table for name, table in alone.items() if name != "continual"} | {"rounds": 1}
+    unstreamed = run(plain, tmp_path / "plain")
+    for metric in ("accuracy", "loss"):
+        ours = rows(streamed, metric=metric, task=None, round=1)
+        assert ours == rows(unstreamed, metric=metric, round=1) and ours
+
+
+@pytest.mark.parametrize("strategy", ["flwr:FedAvg", "scaffold", "fedmd", "fedproto", "fd", "dsfl", "ktpfl"])
+def test_learners_plug_into_any_federation(strategy, mixed, tmp_path):
+    tables = mixed | {
+        "clients": [{"model": "mlp", "args": {"hidden": [24]}}],
+        "fusion": {"strategy": strategy},
+    }
+    if strategy == "scaffold":
+        tables["training"] = mixed["training"] | {"optimizer": "sgd", "lr": 0.3}
+    folder = run(tables, tmp_path / "run")
+    final = rows(folder, metric="accuracy_task_incremental", split="global", client=None, round=6)
+    assert len(final) == 3 and np.mean([row["value"] for row in final]) > 0.5  # a third by chance
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fusion": {"strategy": "fedet"}}, "fusion.strategy: 'fedet' trains a model on the server"),
+        ({"fusion": {"strategy": "feddf"}}, "fusion.strategy: 'feddf' trains a model on the server"),
+        (
+            {"clients": [{"model": "random-forest"}]},
+            "continual.learner: 'gpm' changes gradients, but model 'random-forest' .* is not a network",
+        ),
+        (
+            {"faults": {"poisoned": 0.3, "poison": "imitation"}},
+            "faults.poison: 'imitation' has no one distribution",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, message, mixed, tmp_path):
+    with pytest.raises(UserError, match=message):
+        run(mixed, tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_averaging_is_refused_where_a_task_has_weights_of_its_own(mixed, tmp_path):
+    mixed["continual"] = mixed["continual"] | {"learner": "packnet"}
+    tables = mixed | {"clients": [{"model": "mlp"}], "fusion": {"strategy": "flwr:FedAvg"}}
+    with pytest.raises(UserError, match="averages weights, and 'packnet' gives each task weights of its own"):
+        run(tables, tmp_path / "run")
