@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,20 @@ from fedkd.tracking.wording import size
 if TYPE_CHECKING:
     from fedkd.data.federated import FederatedData
     from fedkd.data.heterogeneity import Skew
-    from fedkd.scenario.schema import Scenario
+    from fedkd.data.load import Data
+    from fedkd.data.stream import FederatedStream
+    from fedkd.data.task import Task
+    from fedkd.scenario.schema import Continual, Scenario
+
+HEADS = {
+    "task": "each task has outputs of its own",
+    "domain": "all tasks share the outputs",
+    "class": "every class has an output and competes with all others",
+}
+"""What a head is, for people."""
+SHOWN_TASKS = 5
+"""Tasks of a stream that are told of one by one."""
+SHOWN_CLASSES = 6
 
 
 def check(scenario: Scenario, progress: Callable[[str], None] | None = None) -> Iterator[str]:
@@ -27,19 +40,33 @@ def check(scenario: Scenario, progress: Callable[[str], None] | None = None) -> 
     Raises:
         UserError: The first thing that would stop a run.
     """
-    from fedkd.data.federated import load_federated_data
+    from fedkd.data.load import load_data
 
-    sampled = scenario.clients_per_round or scenario.data.clients
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
-    data = load_federated_data(scenario, progress)
-    yield from _data_rows(scenario, data)
+    yield from check_with(scenario, load_data(scenario, progress))
+
+
+def check_with(scenario: Scenario, data: Data) -> Iterator[str]:
+    """Do what `check` does once the data are loaded.
+
+    Raises:
+        UserError: The first thing that would stop a run.
+    """
+    from fedkd.data.federated import FederatedData
+
+    if isinstance(data, FederatedData):
+        yield from _data_rows(scenario, data)
+    else:
+        yield from _stream_rows(scenario, data)
     parameters = []
     for text, count in _models(scenario, data):
         parameters.append(count)
         yield _row("model", text)
-    hyperparameters = _pairs(scenario.fusion.model_extra or {})
-    yield _row("strategy", f"{scenario.fusion.strategy}{': ' * bool(hyperparameters)}{hyperparameters}")
+    yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
+    if scenario.continual is not None:
+        yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield _row("engine", scenario.engine.kind)
+    sampled = scenario.clients_per_round or scenario.data.clients
     yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round")
     yield _row("traffic", _traffic(scenario, data, max(parameters)))
 
@@ -52,16 +79,74 @@ def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
     shape = "×".join(map(str, data.input_shape))
     testing = f"{len(data.test_y):,} in the common test set"
     yield _row("data", f"{data.name}: {data.classes} classes, samples of {shape}, {testing}")
-    partition = scenario.data.partition
-    drawn = partition.scheme in ("dirichlet", "dirichlet-per-client", "quantity")
-    alpha = f", alpha = {partition.alpha:g}" if drawn else ""
-    yield _row("partition", f"{partition.scheme}{alpha}, {_counted(data.num_clients, 'client')}")
-    for split, bounds in (("train", data.train_bounds), ("local test", data.test_bounds)):
-        yield _row("", f"{split} samples per client: {_spread([stop - start for start, stop in bounds])}")
+    yield _row("partition", _partition(scenario))
+    yield from _size_rows([data], "client")
     yield _row("", f"label skew: {_skew(data.label_distribution())}")
     if data.skew:
         yield _row("", f"clients differ by {_differences(data.skew)}")
     yield _row("transfer", f"{_counted(len(data.transfer_x), 'sample')} from {scenario.data.transfer.source}")
+
+
+def _stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
+    continual = scenario.continual
+    assert continual is not None
+    shape = "×".join(map(str, stream.input_shape))
+    testing = _spread([len(task.data.test_y) for task in stream])
+    yield _row("data", f"{stream.name}: samples of {shape}")
+    yield _row("stream", _course(scenario, continual))
+    for task in stream[:SHOWN_TASKS]:
+        yield _row("", f"task {task.index}: {_task(task)}")
+    if len(stream) > SHOWN_TASKS:
+        yield _row("", f"… and {len(stream) - SHOWN_TASKS} more")
+    yield _row("head", f"{continual.head}: {HEADS[str(continual.head)]}, {stream.outputs} in all")
+    yield _row("partition", _partition(scenario))
+    tasks = [task.data for task in stream]
+    yield from _size_rows(tasks, "client and task")
+    yield _row("", f"samples in the common test set of a task: {testing}")
+    yield _row("", f"label skew in task 0: {_skew(tasks[0].label_distribution()[:, _own_labels(stream[0])])}")
+    if tasks[0].skew:
+        yield _row("", f"clients differ by {_differences(tasks[0].skew)}")
+    size = max(len(task.transfer_x) for task in tasks)
+    yield _row("transfer", f"{_counted(size, 'sample')} from {scenario.data.transfer.source}, for each task")
+
+
+def _course(scenario: Scenario, continual: Continual) -> str:
+    """Word what is learned for how long."""
+    tasks = _counted(continual.tasks.count or 1, "task")
+    rounds = _counted(continual.rounds_per_task, "round")
+    epochs = _counted(scenario.training.local_epochs, "epoch")
+    return f"{tasks} ({continual.tasks.kind}), {rounds} of {epochs} each"
+
+
+def _task(task: Task) -> str:
+    """Word a task: its name, and its classes where the name is not made of them."""
+    names = [task.data.class_names[label].removesuffix(f" ({task.name})") for label in _own_labels(task)]
+    classes = _counted(len(names), "class", "classes")
+    if " ".join(names) == task.name:
+        return f"{task.name} ({classes})"
+    more = ", …" * (len(names) > SHOWN_CLASSES)
+    return f"{task.name} ({classes}: {', '.join(names[:SHOWN_CLASSES])}{more})"
+
+
+def _own_labels(task: Task) -> list[int]:
+    """Return the labels that occur in a task; where every class has an output, others may be answered."""
+    label = {unit: place for place, unit in enumerate(task.units)}
+    return [label[unit] for unit in task.own_units]
+
+
+def _partition(scenario: Scenario) -> str:
+    partition = scenario.data.partition
+    drawn = partition.scheme in ("dirichlet", "dirichlet-per-client", "quantity")
+    alpha = f", alpha = {partition.alpha:g}" if drawn else ""
+    return f"{partition.scheme}{alpha}, {_counted(scenario.data.clients, 'client')}"
+
+
+def _size_rows(tasks: Sequence[FederatedData], unit: str) -> Iterator[str]:
+    """Yield how many samples clients train on and are tested on, from the fewest to the most."""
+    train = [stop - start for data in tasks for start, stop in data.train_bounds]
+    test = [stop - start for data in tasks for start, stop in data.test_bounds]
+    yield _row("", f"train samples per {unit}: {_spread(train)}")
+    yield _row("", f"local test samples per {unit}: {_spread(test)}")
 
 
 def _skew(shares: np.ndarray) -> str:
@@ -92,15 +177,16 @@ def _spread(sizes: Sequence[int]) -> str:
     return f"min {min(sizes):,}, median {np.median(sizes):,.0f}, max {max(sizes):,}"
 
 
-def _models(scenario: Scenario, data: FederatedData) -> Iterator[tuple[str, int]]:
+def _models(scenario: Scenario, data: Data) -> Iterator[tuple[str, int]]:
     """Build one model of every group; yield its line and its number of parameters."""
     from torch import nn
 
+    from fedkd.federation.participant import learner_of, model_outputs
     from fedkd.federation.requirements import check_requirements
     from fedkd.models.build import build_group_models, client_models, count_parameters
 
     clients = Counter(map(id, client_models(scenario)))
-    models = build_group_models(scenario, data.input_shape, data.classes)
+    models = build_group_models(scenario, data.input_shape, model_outputs(data, learner_of(scenario)))
     check_requirements(scenario, data, models)
     for group, model in zip(scenario.clients, models, strict=True):
         if not isinstance(model, nn.Module):
@@ -111,12 +197,18 @@ def _models(scenario: Scenario, data: FederatedData) -> Iterator[tuple[str, int]
         yield f"{group.model}{args}: {_counted(clients[id(group)], 'client')}, {count:,} parameters", count
 
 
-def _pairs(values: dict) -> str:
+def _named(name: str, hyperparameters: Mapping[str, Any] | None) -> str:
+    values = _pairs(hyperparameters or {})
+    return f"{name}: {values}" if values else name
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {toml_value(value)}" for name, value in values.items())
 
 
-def _traffic(scenario: Scenario, data: FederatedData, parameters: int) -> str:
-    """Estimate the payload of a round that is evaluated, all clients together."""
+def _traffic(scenario: Scenario, data: Data, parameters: int) -> str:
+    """Estimate the payload of a round that is evaluated, all clients together; of the largest task's."""
+    from fedkd.data.federated import FederatedData
     from fedkd.federation.participant import fusion_strategy
 
     everyone = scenario.data.clients
@@ -130,10 +222,11 @@ def _traffic(scenario: Scenario, data: FederatedData, parameters: int) -> str:
         return "none"
     if "weights" in strategy.needs:
         return f"at least {size(sampled * parameters * 4)} up and as much down in a round ({strategy.sends})"
-    values = sampled * len(data.transfer_x) * data.classes
+    tasks = [data] if isinstance(data, FederatedData) else [task.data for task in data]
+    values = sampled * max(len(task.transfer_x) * task.classes for task in tasks)
     up, down = values * np.dtype(scenario.fusion.upload_dtype).itemsize, values * 4
     return f"about {size(up)} up, {size(down)} down in a round (logits up, guidance down)"
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+def _counted(number: int, noun: str, plural: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

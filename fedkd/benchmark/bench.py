@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from fedkd.benchmark.cells import Axis, Cell, compared_axes, in_cell, make_axes, make_cells, resolve_baseline
 from fedkd.benchmark.schema import Bench, load_bench
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
     from fedkd.report.study import Study
+    from fedkd.scenario.schema import Scenario
 
 
 @dataclass(frozen=True)
@@ -172,21 +175,36 @@ def _check(plan: Plan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> 
     Raises:
         UserError: The first cell that cannot run, with its name.
     """
-    from fedkd.check import check
+    from fedkd.check import check_with
+    from fedkd.data.load import load_data
 
     checked: set[str] = set()
+    loaded, data = "", None
     for cell in waiting:
         scenario = cell.scenario
-        parts: tuple[Any, ...] = (scenario.data, *scenario.clients)
-        kind = "".join(part.model_dump_json() for part in parts)
+        dealt = _what_decides_data(scenario)
+        learner = scenario.continual.model_dump_json() if scenario.continual else ""
+        kind = "".join([dealt, *(group.model_dump_json() for group in scenario.clients), learner])
         if kind in checked:
             continue
         checked.add(kind)
         try:
-            for _ in check(scenario, tell):
+            if data is None or dealt != loaded:
+                loaded, data = dealt, load_data(scenario, tell)
+            for _ in check_with(scenario, data):
                 continue
         except UserError as error:
             raise in_cell(error, cell.label, plan.bench.file) from error
+
+
+def _what_decides_data(scenario: Scenario) -> str:
+    """Return what the data of a cell depend on besides the seed: many cells in a row share them."""
+    parts: list[BaseModel] = [scenario.data, scenario.heterogeneity]
+    head = ""
+    if scenario.continual is not None:
+        parts.append(scenario.continual.tasks)
+        head = str(scenario.continual.head)
+    return "".join([*(part.model_dump_json() for part in parts), head])
 
 
 def _report(plan: Plan, outcomes: Mapping[str, Outcome]) -> BenchResult:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedkd.continual.learner import Learner
+from fedkd.continual.learning import TaskLearning
 from fedkd.data.load import Data, first_task
+from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
 from fedkd.federation.participant import fusion_strategy, learner_of
 from fedkd.scenario.checks import check_one_architecture
@@ -52,7 +55,7 @@ def check_requirements(scenario: Scenario, data: Data, models: Sequence[Any]) ->
         )
     learner = learner_of(scenario)
     if learner is not None:
-        _check_learner(learner, scenario, needs, models)
+        _check_learner(learner, scenario, needs, data, models)
     poison = scenario.faults.poison
     beside_the_point = {"random", "imitation"} if strategy is None else {"imitation"}
     if scenario.faults.poisoned > 0 and "weights" in needs and poison in beside_the_point:
@@ -63,18 +66,18 @@ def check_requirements(scenario: Scenario, data: Data, models: Sequence[Any]) ->
 
 
 def _check_learner(
-    learner: Learner, scenario: Scenario, needs: frozenset[str], models: Sequence[Any]
+    learner: Learner, scenario: Scenario, needs: frozenset[str], data: Data, models: Sequence[Any]
 ) -> None:
     """Refuse a learner that cannot keep its word with these models and this strategy."""
-    key = "continual.learner"
+    assert isinstance(data, FederatedStream)
     for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
         if not isinstance(model, nn.Module):
             raise UserError(
                 f"'{learner.name}' changes gradients, but model '{group.model}' (clients.{index}) is not a"
                 " network",
-                key=key,
+                key="continual.learner",
             )
-        learner.check(model)
+        _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
     if "server" in needs:
         raise UserError(f"'{strategy}' trains a model on the server, where no learner protects it", key=KEY)
@@ -86,6 +89,29 @@ def _check_learner(
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
         raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
+
+
+def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:
+    """Let a learner prepare a model, as it will for every client with one like it.
+
+    Raises:
+        UserError: The learner cannot work with the model, or some hyper-parameter does not suit it.
+    """
+    tasks = stream.client(0)
+
+    def samples(task: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(tasks[task].train_x), torch.from_numpy(tasks[task].train_y)
+
+    TaskLearning(
+        learner,
+        model,
+        [task.units for task in stream],
+        stream.outputs,
+        samples,
+        seed=scenario.seed,
+        client=0,
+        batch_size=scenario.training.batch_size,
+    )
 
 
 def _check_plain_sgd(scenario: Scenario) -> None:

@@ -1,0 +1,103 @@
+"""``fedkd check`` of a stream of tasks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import tomli_w
+
+from fedkd.cli import main
+
+
+@pytest.fixture
+def stream(digits_scenario: dict[str, Any], tmp_path):
+    """A stream of five pairs of digits for four clients, as a file."""
+    scenario = digits_scenario | {"continual": {"learner": "ewc", "strength": 10.0, "rounds_per_task": 2}}
+    del scenario["rounds"]
+    scenario["data"] = scenario["data"] | {
+        "partition": {"scheme": "iid", "samples_per_client": 40},
+        "transfer": {"source": "holdout", "size": 30},
+    }
+    path = tmp_path / "stream.toml"
+    path.write_text(tomli_w.dumps(scenario), encoding="utf-8")
+    return path
+
+
+def check(path, capsys, *overrides: str) -> tuple[int, str, str]:
+    status = main(["check", str(path), *(["--set", *overrides] if overrides else [])])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_tells_tasks_sizes_head_and_learner(stream, capsys):
+    status, out, err = check(stream, capsys)
+    assert (status, err) == (0, "")
+    assert "digits-test, 10 rounds" in out
+    assert "stream    5 tasks (split), 2 rounds of 1 epoch each" in out
+    assert "task 0: 0 1 (2 classes)" in out and "task 4: 8 9 (2 classes)" in out and "more" not in out
+    assert "head      task: each task has outputs of its own, 10 in all" in out
+    assert "train samples per client and task: min 32, median 32, max 32" in out
+    assert "a client sees 2 of 2 classes" in out
+    assert "transfer  30 samples from holdout, for each task" in out
+    assert 'learner   ewc: strength = 10.0, labels = "sampled"' in out
+    # (64 + 1) * 200 + 201 * 200 + 201 * 10 weights of the default mlp.
+    assert "mlp: 4 clients, 55,210 parameters" in out
+    assert out.endswith("ok\n")
+
+
+def test_only_the_first_tasks_are_told_one_by_one(stream, capsys):
+    _, out, _ = check(
+        stream, capsys, "continual.tasks.kind=permuted", "continual.tasks.count=7", "continual.head=class"
+    )
+    assert "task 1: permutation 1 (10 classes: 0, 1, 2, 3, 4, 5, …)" in out
+    assert "task 5" not in out and "… and 2 more" in out
+    assert "every class has an output and competes with all others, 70 in all" in out
+    assert "a client sees 10 of 10 classes" in out, "of the task's own classes, not of all outputs"
+
+
+def test_further_outputs_of_the_learner_are_counted(stream, capsys):
+    learner = ["continual.learner=supsup", "continual.objective=superfluous"]
+    stream.write_text(stream.read_text().replace("strength = 10.0\n", ""))
+    _, out, _ = check(stream, capsys, *learner, "continual.superfluous_units=3")
+    assert "55,813 parameters" in out, "three units with 200 weights and a bias each"
+
+
+def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
+    _, out, _ = check(stream, capsys)
+    # 4 clients * 30 samples * 2 classes * 4 bytes.
+    assert "about 960 B up, 960 B down in a round" in out
+    assert main(["run", str(stream), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    final = json.loads((tmp_path / "out" / "summary.json").read_text())["final"]
+    assert (final["bytes_up"], final["bytes_down"]) == (10 * 960, 10 * 960)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["clients.0.model=random-forest"],
+            "continual.learner: 'ewc' changes gradients, but model 'rando",
+        ),
+        (
+            ["continual.learner=packnet", "fusion.strategy=flwr:FedAvg"],
+            "fusion.strategy: 'flwr:FedAvg' averages weights, and 'packnet' gives each task weights of its",
+        ),
+        (["fusion.strategy=feddf"], "fusion.strategy: 'feddf' trains a model on the server"),
+        (
+            ["continual.learner=gpm", "continual.threshold=[0.9]"],
+            "continual.threshold: must be one number, or one for each of 2 layers (body.1, body.3), got 1",
+        ),
+        (["continual.tasks.count=6"], "continual.tasks.count: 10 classes cannot be shared out evenly"),
+        (
+            ["continual.tasks.count=20", "continual.tasks.classes_per_task=1"],
+            "continual.tasks.count: 20 tasks",
+        ),
+    ],
+)
+def test_what_a_stream_cannot_do_is_one_line(stream, overrides, words, capsys):
+    stream.write_text(stream.read_text().replace("strength = 10.0\n", ""))
+    status, out, err = check(stream, capsys, *overrides)
+    assert status == 2 and "ok" not in out.splitlines()
+    assert err.count("\n") == 1 and f"error: {stream}: {words}" in err
