@@ -37,7 +37,7 @@ class SSNeT(SupermaskLearner):
     )
 
     mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of a task's epochs, all its rounds together, that finds the mask: rounded, but at least one; and at
+    """Share of a task's epochs, all its rounds together, that finds the mask: rounded, but at least one. At
     least one is left for the weights, unless the share is 1, which makes this SupSup, or there is but one
     epoch in all. Masks are slower to find than weights to train: go below 0.5 only with tens of epochs."""
 

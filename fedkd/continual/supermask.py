@@ -183,13 +183,12 @@ class SupermaskLearner(Learner):
         memory, slot = self.memory(side), self.slot(side, side.task)
         if side.task < 0 or not memory.has(slot):
             return {}
-        if f"{FREE_SHARE}/{slot}" not in side.memory:
-            self.remember_figures(side, slot)
-        overlaps = side.memory[f"{OVERLAP}/{slot}"].tolist()
+        earlier = self.earlier(side, slot)
+        overlaps = memory.overlaps(slot, earlier)
         bits, weights = memory.bits(slot), sum(memory.sizes)
         figures = {
             "density": masks.density_of(bits, weights),
-            "free_share": float(side.memory[f"{FREE_SHARE}/{slot}"]),
+            "free_share": memory.free_share(slot, earlier),
             "overlap": sum(overlaps) / len(overlaps) if overlaps else 0.0,
             "stored_bits_per_weight": self.stored_bits(bits, weights) / weights,
             "coded_bits_per_weight": masks.coded_bits(bits, memory.sizes),
@@ -318,7 +317,9 @@ class SupermaskLearner(Learner):
             return None
         lender = kkt.best(candidates, found, classes)
         side.memory[f"{LENDER}/{slot}"] = torch.tensor(-1 if lender is None else lender, device=side.device)
-        side.memory[f"{LENDER_ACCURACIES}/{slot}"] = torch.tensor(found, device=side.device)
+        side.memory[f"{LENDER_ACCURACIES}/{slot}"] = torch.tensor(
+            found, dtype=torch.float64, device=side.device
+        )
         return lender
 
     def _features(self, side: LearnerSide, slot: int, x: Tensor) -> Tensor:

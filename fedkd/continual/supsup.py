@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
+import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
 
-from fedkd.continual.supermask import SupermaskLearner
+from fedkd.continual.layers import statistics_names
+from fedkd.continual.side import LearnerSide
+from fedkd.continual.supermask import MASK, SCORE_BITS, SupermaskLearner
+from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
+from fedkd.models.mode import predicting
+
+SLOTS = "slots"
+"""Which mask every task of the stream was last trained with, ``[T]``; −1: none."""
+VISITS = "visits"
+"""Which tasks a mask was trained on, ``[T]`` of 0 and 1."""
+PROBE = 128
+"""Samples that a decision about the task is made from."""
+FEWEST = 5
+"""Masks that are compared at least; ones not trained yet make up the number."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,7 +41,105 @@ class SupSup(SupermaskLearner):
     untrained weights can reach is the limit, so widen the network rather than train longer. Where the task of
     a sample is not given it is inferred: ``argmin_i ∂H/∂α_i`` with H the entropy of
     ``softmax f(x; w ⊙ Σ_i α_i M_i)`` at α = 1/k.
+
+    Without known boundaries the learner decides before every epoch which mask to train. With g the mean of
+    ∂H/∂α over samples in front of it, it takes ``argmax_i softmax(−g)_i``, but opens a new mask where these k
+    numbers are all about the same: ``k · max_i softmax(−g)_i < 1 + tolerance``.
     """
 
     name: ClassVar[str] = "supsup"
     paper: ClassVar[str] = "Wortsman et al., Supermasks in Superposition, NeurIPS 2020, arXiv 2006.14769"
+
+    boundaries: Literal["known", "unknown"] = "known"
+    """Whether the learner is told when a task begins. `unknown`: it finds out by itself, may go back to an
+    old mask or open several for one task, and keeps all scores, since any mask may be trained again."""
+    boundary_tolerance: Annotated[float, Field(gt=0)] = 0.125
+    """How far from uniform the inferred task must be for its mask to be trained on, where boundaries are
+    unknown; 0.1 to 0.2 in the authors' code. Lower it if tasks get several masks, raise it if they share one
+    (`masks` in the metrics)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kkt and self._finds_tasks:
+            raise UserError("needs to be told when a task begins: boundaries = 'known'", key="continual.kkt")
+
+    @property
+    def _finds_tasks(self) -> bool:
+        return self.boundaries == "unknown"
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse also running statistics: that every task has its own would tell the learner of the task."""
+        super().check(network)
+        if self._finds_tasks and statistics_names(network):
+            raise UserError(
+                "'unknown' needs a model without running statistics, such as resnet8 with norm = 'group'",
+                key="continual.boundaries",
+            )
+
+    def phase_of(self, epoch: int, epochs: int) -> str:
+        """Return that scores are trained all the time; every epoch is a phase where the mask is inferred."""
+        return f"{MASK} {epoch}" if self._finds_tasks else MASK
+
+    def begin_phase(self, side: LearnerSide) -> None:
+        """Choose the mask first, where boundaries are unknown."""
+        if self._finds_tasks:
+            slot = self._infer_slot(side)
+            side.memory.setdefault(SLOTS, side.units[0].new_full((side.tasks,), -1))[side.task] = slot
+            visits = torch.zeros(side.tasks, dtype=torch.uint8, device=side.device)
+            side.memory.setdefault(f"{VISITS}/{slot}", visits)[side.task] = 1
+        super().begin_phase(side)
+
+    def end_task(self, side: LearnerSide) -> None:
+        """Keep the mask as bits, unless it may be trained again."""
+        if not self._finds_tasks:
+            super().end_task(side)
+        elif SLOTS in side.memory and side.memory[SLOTS][side.task] >= 0:
+            self.remember_figures(side, self.slot(side, side.task))
+
+    def report(self, side: LearnerSide) -> dict[str, float]:
+        """Return also the number of `masks`, where it is the learner's own choice."""
+        figures = super().report(side)
+        return {**figures, "masks": len(self.slots(side))} if self._finds_tasks else figures
+
+    def stored_bits(self, bits: Sequence[Tensor], weights: int) -> int:
+        """Return the bits that a mask takes: those of its scores, where it may be trained again."""
+        return SCORE_BITS * weights if self._finds_tasks else super().stored_bits(bits, weights)
+
+    # Masks --------------------------------------------------------------------------------------------
+
+    def slot(self, side: LearnerSide, task: int) -> int:
+        """Return the mask that a task was last trained with; for one not met, the next to be opened."""
+        if not self._finds_tasks:
+            return task
+        chosen = int(side.memory[SLOTS][task]) if SLOTS in side.memory else -1
+        return len(self.slots(side)) if chosen < 0 else chosen
+
+    def slots(self, side: LearnerSide) -> list[int]:
+        """Return the masks there are, in order."""
+        if not self._finds_tasks:
+            return super().slots(side)
+        memory, opened = self.memory(side), 0
+        while memory.has(opened):
+            opened += 1
+        return list(range(opened))
+
+    def units(self, side: LearnerSide, slot: int) -> Tensor:
+        """Return the output units `[C]` of the tasks that a mask was trained on."""
+        if not self._finds_tasks:
+            return super().units(side, slot)
+        tasks = side.memory[f"{VISITS}/{slot}"].nonzero().flatten().tolist()
+        return torch.cat([side.units[task] for task in tasks]).unique()
+
+    def _infer_slot(self, side: LearnerSide) -> int:
+        opened = len(self.slots(side))
+        x, _ = side.samples()
+        if not opened or not len(x):
+            return max(opened - 1, 0)
+        probe = torch.randperm(len(x), generator=side.generator("boundary"))[:PROBE].to(x.device)
+        compared = range(max(opened, FEWEST))
+        with predicting(side.network):
+            slopes = self.superposition(side, compared).slopes(x[probe], compared).mean(dim=0)
+        confidence = (-slopes).softmax(dim=0)
+        likeliest = int(confidence.argmax())
+        uniform = len(compared) * float(confidence[likeliest]) < 1.0 + self.boundary_tolerance
+        return opened if uniform or likeliest >= opened else likeliest

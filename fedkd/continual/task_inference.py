@@ -95,7 +95,8 @@ class Superposition:
         columns = []
         for i in members:
             direction = tuple(masked(self.weights[name].detach(), self.masks[i][name]) for name in names)
-            values, derivatives, *_ = torch.func.jvp(outputs, mixed, direction)
+            with torch.no_grad():
+                values, derivatives, *_ = torch.func.jvp(outputs, mixed, direction)
             columns.append(slope_of(values, derivatives, self.classes))
         return torch.stack(columns, dim=1)
 
