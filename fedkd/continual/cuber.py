@@ -21,7 +21,7 @@ from fedkd.training.optimizer import OptimizerSpec
 GRADIENT = "gradient/"
 """Gradient ``[out, n]`` of a task at its own end: ``gradient/{task}/{layer}``."""
 REGIME = "regime/"
-"""Regimes of all old tasks in the last task, by layer, ``[task]`` uint8."""
+"""Regimes of all old tasks in the last task, by layer, ``[2, task]`` uint8: at its start, and now."""
 FLEXIBLE = SCRATCH + "flexible/"
 """Length of G_j of the old tasks that are in R3 now, by layer and task."""
 START = SCRATCH + "start/"
@@ -74,7 +74,7 @@ class CUBER(TRGP):
     def begin_task(self, side: LearnerSide) -> None:
         """Decide on the regime of every old task in every layer."""
         for name in self.layers(side):
-            regimes = torch.full((side.task,), NO_FORGETTING, dtype=torch.uint8, device=side.device)
+            regimes = torch.full((2, side.task), NO_FORGETTING, dtype=torch.uint8, device=side.device)
             side.memory[REGIME + name] = regimes
         super().begin_task(side)
 
@@ -85,7 +85,7 @@ class CUBER(TRGP):
             kept = side.memory[f"{GRADIENT}{old}/{layer.name}"]
             length = kept.norm()
             agrees = self._agrees(kept, length, gradient)
-            side.memory[REGIME + layer.name][old] = BACKWARD if agrees else FORWARD
+            side.memory[REGIME + layer.name][:, old] = BACKWARD if agrees else FORWARD
             if agrees:
                 side.memory[f"{FLEXIBLE}{layer.name}/{old}"] = length
                 weight = layer.matrix(layer.module.weight)
@@ -128,11 +128,13 @@ class CUBER(TRGP):
         super().end_task(side)
 
     def report(self, side: LearnerSide) -> dict[str, float]:
-        """Return what TRGP tells, and the regime that every old task was in at the end, by layer."""
+        """Return what TRGP tells, and every old task's regime at the start and now, by layer."""
         figures = super().report(side)
         for name in self.layers(side):
-            for old, regime in enumerate(side.memory[REGIME + name].tolist()):
-                figures[f"regime/{name}/{old}"] = float(regime)
+            at_start, now = side.memory[REGIME + name].tolist()
+            for old in range(len(now)):
+                figures[f"regime/{name}/{old}"] = float(now[old])
+                figures[f"regime_at_start/{name}/{old}"] = float(at_start[old])
         return figures
 
     # A step -------------------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ class CUBER(TRGP):
         ]
         for old in failed:
             del side.memory[f"{FLEXIBLE}{layer.name}/{old}"]
-            side.memory[REGIME + layer.name][old] = FORWARD
+            side.memory[REGIME + layer.name][1, old] = FORWARD
         if failed:
             self._protect_all_but_flexible(side, layer)
 
@@ -181,7 +183,7 @@ class CUBER(TRGP):
             return gradient
         rate = side.memory[RATE]
         for old in self._flexible(side, layer.name):
-            basis = self.basis_of(side, layer.name, old)
+            basis = self.basis_of(side, layer, old)
             moved = layer.matrix(layer.module.weight.detach()) - side.memory[START + layer.name]
             arrival = (moved - rate * gradient) @ basis
             pull = torch.minimum(self.strength / arrival.norm(), 1.0 / rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -29,7 +29,9 @@ COLUMNS = "columns/"
 SCALE = "scale/"
 """Q ``[r, r]`` of a task for a related old one: ``scale/{task}/{layer}/{old task}``."""
 RELATED = SCRATCH + "related/"
-"""B ``[n, r]`` of the present task's related ones: ``{layer}/{old task}``."""
+"""Those columns of a layer's basis that any related task of the present one has, ``[n, r]``."""
+PLACES = SCRATCH + "places/"
+"""Where among them each related task's own are, ``{layer}/{old task}``, int64."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -83,28 +85,32 @@ class TRGP(GPM):
             layer: The layer.
             gradient: G ``[out, n]``.
         """
-        bases = {
-            old: self.basis_of(side, layer.name, old)
+        shares = {
+            old: relatedness(gradient, self.basis_of(side, layer, old))
             for old in range(side.task)
             if f"{COLUMNS}{old}/{layer.name}" in side.memory
         }
-        shares = {old: relatedness(gradient, basis) for old, basis in bases.items()}
         enough = [old for old, share in shares.items() if share > self.relatedness]
         related = sorted(enough, key=lambda old: -shares[old])[: self.related_tasks]
-        for old in related:
-            basis = bases[old]
-            side.memory[f"{RELATED}{layer.name}/{old}"] = basis
-            identity = torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
-            side.memory[f"{SCALE}{side.task}/{layer.name}/{old}"] = identity
+        if related:
+            within, places = self._within(side, layer, related)
+            side.memory[RELATED + layer.name] = within
+            for old, place in zip(related, places, strict=True):
+                side.memory[f"{PLACES}{layer.name}/{old}"] = place
+                identity = torch.eye(len(place), dtype=within.dtype, device=within.device)
+                side.memory[f"{SCALE}{side.task}/{layer.name}/{old}"] = identity
         return related
 
-    def basis_of(self, side: LearnerSide, name: str, task: int) -> Tensor:
+    def basis_of(self, side: LearnerSide, layer: Layer, task: int) -> Tensor:
         """Return B_j ``[n, r]`` of a layer and a task that has been learned."""
-        kept = side.memory.get(f"{RELATED}{name}/{task}")
-        if kept is not None:
-            return kept
-        columns = side.memory[f"{COLUMNS}{task}/{name}"]
-        return self.basis(side, side.layers[name]).index_select(1, columns)
+        return self.basis(side, layer).index_select(1, side.memory[f"{COLUMNS}{task}/{layer.name}"])
+
+    def _within(self, side: LearnerSide, layer: Layer, olds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Return the columns of the basis that any of some tasks has, and where each task's are in them."""
+        columns = [side.memory[f"{COLUMNS}{old}/{layer.name}"] for old in olds]
+        union = torch.cat(columns).unique()
+        places = [torch.searchsorted(union, own) for own in columns]
+        return self.basis(side, layer).index_select(1, union), places
 
     def trainable(self, side: LearnerSide) -> Tensors:
         """Return what GPM trains, and the matrices Q of the present task."""
@@ -162,15 +168,21 @@ class TRGP(GPM):
         """
         tensors = {}
         for name, layer in side.layers.items():
-            weight = layer.module.weight
-            shifts = []
-            for old in range(task):
-                scale = side.memory.get(f"{SCALE}{task}/{name}/{old}")
-                if scale is not None:
-                    matrix = layer.matrix(weight if name in through else weight.detach())
-                    basis = self.basis_of(side, name, old)
-                    within = matrix @ basis
-                    shifts.append((within @ scale - within) @ basis.T)
-            if shifts:
-                tensors[layer.weight_name] = weight + sum(shifts[1:], shifts[0]).view_as(weight)
+            scales = {old: side.memory.get(f"{SCALE}{task}/{name}/{old}") for old in range(task)}
+            related = [old for old, scale in scales.items() if scale is not None]
+            if related:
+                weight = layer.module.weight
+                matrix = layer.matrix(weight if name in through else weight.detach())
+                if RELATED + name in side.memory and task == side.task:
+                    basis = side.memory[RELATED + name]
+                    places = [side.memory[f"{PLACES}{name}/{old}"] for old in related]
+                else:
+                    basis, places = self._within(side, layer, related)
+                # Related tasks share most of their columns: multiply by each once.
+                known = matrix @ basis
+                shift = torch.zeros_like(known)
+                for old, place in zip(related, places, strict=True):
+                    own = known.index_select(1, place)
+                    shift = shift.index_add(1, place, own @ scales[old] - own)
+                tensors[layer.weight_name] = weight + (shift @ basis.T).view_as(weight)
         return tensors

@@ -67,7 +67,7 @@ def step(learning, stream, task, first=0, **options):
 
 
 def regimes(learning):
-    return {name: learning.side.memory[REGIME + name].tolist() for name in LAYERS}
+    return {name: learning.side.memory[REGIME + name][1].tolist() for name in LAYERS}
 
 
 def basis_of(side, name, task):
@@ -253,7 +253,9 @@ def test_a_task_whose_correlation_fails_moves_to_r2_for_good(optimizer):
         assert movement(learning, net, before, name, 0) < 1e-5
         assert not torch.equal(learning.side.memory[f"{SCALE}1/{name}/0"].detach(), torch.eye(
             len(learning.side.memory[f"{SCALE}1/{name}/0"])))  # fmt: skip
-    assert [learning.learner.report(learning.side)[f"regime/{name}/0"] for name in LAYERS] == [2.0] * 3
+    report = learning.learner.report(learning.side)
+    assert [report[f"regime/{name}/0"] for name in LAYERS] == [2.0] * 3
+    assert [report[f"regime_at_start/{name}/0"] for name in LAYERS] == [3.0] * 3
 
 
 @pytest.mark.parametrize("optimizer", [MOMENTUM, ADAM], ids=lambda o: o.name)
@@ -344,7 +346,7 @@ def test_convolutions_own_heads_and_missed_tasks():
     fit_task(learning, stream, 0)
     learning.enter(3)  # 1 has no samples, 2 was missed
     memory = learning.side.memory
-    assert memory[REGIME + "body.0"].tolist() == [3, 1, 1]
+    assert memory[REGIME + "body.0"].tolist() == [[3, 1, 1]] * 2
     assert not any(name.startswith((f"{GRADIENT}1/", f"{GRADIENT}2/")) for name in memory)
     assert REGIME + "head" not in memory
     fit_task(learning, stream, 3, optimizer=ADAM)
