@@ -183,11 +183,12 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
     try:
         tables = bench.base
         for step in (flatten(bench.spec.set), changes, bench.fixed):
-            tables = merged(forget_hyperparameters(tables, step.get("fusion.strategy")), step)
+            tables = merged(forget_hyperparameters(tables, step), step)
         tables["seed"] = seed
-        # Bench cells are short: a checkpoint a round would be time spent on the disk.
-        tables.setdefault("checkpoint_every", tables.get("rounds", Scenario.model_fields["rounds"].default))
         scenario = parse_scenario(tables, folder=bench.folder)
+        if "checkpoint_every" not in tables:
+            # Bench cells are short: a checkpoint a round would be time spent on the disk.
+            scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})
     except UserError as error:
         raise in_cell(error, cell_label(levels, seed), bench.file) from None
     cell = Cell(levels, seed, scenario, scenario_hash(scenario))
@@ -248,12 +249,12 @@ def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
 def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[str, ...]:
     """Return the axes along which cells are compared: those the baseline names.
 
-    Without a baseline: the strategy, else the first axis whose values are names, else the last axis. All
-    cells that agree on the other axes make one block of the table.
+    Without a baseline: the strategy, or the learner, else the first axis whose values are names, else the
+    last axis. All cells that agree on the other axes make one block of the table.
     """
     if baseline:
         return tuple(axis.name for axis in axes if axis.name in baseline)
     names = [axis.name for axis in axes]
     named = [axis.name for axis in axes if all(isinstance(level.value, str) for level in axis.levels)]
-    strategy = [name for name in names if name == "fusion.strategy"]
-    return tuple([*strategy, *named, *names[-1:]][:1])
+    methods = [name for name in ("fusion.strategy", "continual.learner") if name in names]
+    return tuple([*methods, *named, *names[-1:]][:1])

@@ -80,10 +80,11 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Es
     tried = waiting[0]
     a_round = _time_one_round(tried)
     seconds = sum(a_round * cell.scenario.rounds for cell in waiting)
+    later = "" if tried.scenario.continual is None else ", nor is what later tasks cost"
     return Estimate(
         seconds,
         f"one round of the cell '{tried.label}' took {a_round:.1f} s; cells that cost more or less than this "
-        "one are not known yet, and loading and starting come on top",
+        f"one are not known yet{later}, and loading and starting come on top",
     )
 
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Fusion
+from fedkd.scenario.hyperparameters import CONTINUAL, FUSION
 
 REPLACE = "!"
 
@@ -60,12 +60,19 @@ def _child(table: Any, part: str, where: str) -> Any:
     return child
 
 
-def forget_hyperparameters(tables: Mapping[str, Any], strategy: str | None) -> dict[str, Any]:
-    """Return scenario tables without hyper-parameters of another strategy than `strategy` (None: keep all).
+def forget_hyperparameters(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return scenario tables without hyper-parameters of a strategy or learner that `changes` replace.
 
-    What every strategy has, such as `distill_epochs`, stays.
+    What every strategy has, such as `distill_epochs`, stays, and so does what every stream has.
+
+    Args:
+        tables: Of a scenario.
+        changes: Dotted keys to values.
     """
-    fusion = dict(tables.get("fusion", {}))
-    if strategy in (None, fusion.get("strategy", Fusion.model_fields["strategy"].default)):
-        return dict(tables)
-    return dict(tables) | {"fusion": {key: v for key, v in fusion.items() if key in Fusion.model_fields}}
+    kept = dict(tables)
+    for table in (FUSION, CONTINUAL):
+        present, fields = kept.get(table.name, {}), table.section.model_fields
+        chosen = changes.get(f"{table.name}.{table.kind}")
+        if chosen not in (None, present.get(table.kind, fields[table.kind].default)):
+            kept[table.name] = {key: value for key, value in present.items() if key in fields}
+    return kept

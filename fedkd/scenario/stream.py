@@ -46,8 +46,10 @@ def resolve_stream(scenario: Scenario) -> Scenario:
 
 
 def task_count(scenario: Scenario) -> int:
-    """Return the number of tasks T; 1 without a stream."""
-    return 1 if scenario.continual is None else scenario.rounds // scenario.continual.rounds_per_task
+    """Return the number of tasks T, however few rounds are run; 1 without a stream."""
+    if scenario.continual is None:
+        return 1
+    return scenario.continual.tasks.count or scenario.rounds // scenario.continual.rounds_per_task
 
 
 def task_of(scenario: Scenario, round: int) -> int | None:

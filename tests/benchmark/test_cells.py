@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from fedkd.benchmark.cells import compared_axes, make_axes, make_cells, resolve_baseline, scenario_hash
@@ -59,6 +61,32 @@ def test_hyperparameters_do_not_leak_into_another_strategy(write, tables):
     assert fedmd.distill_epochs == knfu.distill_epochs == 5
 
 
+def test_hyperparameters_do_not_leak_into_another_learner(write, tables):
+    del tables["scenario"]["rounds"]
+    tables["scenario"]["continual"] = {"learner": "ewc", "strength": 5.0, "rounds_per_task": 2}
+    tables["grid"] = {"continual.learner": ["naive", "ewc", "si"]}
+    cells = cells_of(write, tables | {"seeds": 1, "baseline": {"continual.learner": "naive"}})
+    naive, ewc, si = (cell.scenario.continual for cell in cells)
+    assert naive.model_extra == {} and ewc.model_extra["strength"] == 5.0
+    assert si.model_extra["strength"] == 1.0, "its own default"
+    assert naive.rounds_per_task == si.rounds_per_task == 2
+    assert {cell.scenario.checkpoint_every for cell in cells} == {10}, "as many rounds as the tasks take"
+
+
+def test_heads_and_hyperparameters_of_a_learner_can_be_axes(write, tables):
+    del tables["scenario"]["rounds"]
+    tables["scenario"]["continual"] = {"learner": "ewc"}
+    tables["grid"] = {"continual.head": ["task", "class"], "continual.strength": [1.0, 10.0]}
+    cells = cells_of(write, tables | {"seeds": 1, "baseline": {"continual.strength": 1.0}})
+    streams = [cell.scenario.continual for cell in cells]
+    assert [(stream.head, stream.model_extra["strength"]) for stream in streams] == [
+        ("task", 1.0),
+        ("task", 10.0),
+        ("class", 1.0),
+        ("class", 10.0),
+    ]
+
+
 def test_variants_name_sets_of_keys(write, tables):
     del tables["grid"]
     tables["variants"] = {
@@ -100,6 +128,8 @@ def test_what_is_compared(write, tables):
     assert compared_axes(axes, {}) == ("fusion.strategy",)
     assert compared_axes(axes[1:], {}) == ("data.partition.alpha",)
     assert compared_axes((), {}) == ()
+    learner = replace(axes[0], name="continual.learner")
+    assert compared_axes((axes[1], learner), {}) == ("continual.learner",)
 
 
 MALFORMED = {

@@ -44,8 +44,22 @@ def test_the_base_is_left_alone():
 
 
 def test_hyperparameters_stay_with_their_strategy():
-    assert forget_hyperparameters(BASE, "fedmd")["fusion"] == {"strategy": "knfu", "distill_epochs": 3}
-    assert forget_hyperparameters(BASE, "knfu") == forget_hyperparameters(BASE, None) == BASE
+    assert forget_hyperparameters(BASE, {"fusion.strategy": "fedmd"})["fusion"] == {
+        "strategy": "knfu",
+        "distill_epochs": 3,
+    }
+    assert forget_hyperparameters(BASE, {"fusion.strategy": "knfu"}) == BASE
+    assert forget_hyperparameters(BASE, {"fusion.beta": 1.0}) == BASE
+
+
+def test_hyperparameters_stay_with_their_learner():
+    stream = {"learner": "ewc", "strength": 5.0, "head": "class", "tasks": {"count": 2}}
+    tables = BASE | {"continual": stream}
+    kept = {"learner": "ewc", "head": "class", "tasks": {"count": 2}}
+    assert forget_hyperparameters(tables, {"continual.learner": "si"}) == BASE | {"continual": kept}
+    assert forget_hyperparameters(tables, {"continual.learner": "ewc"}) == tables
+    assert forget_hyperparameters(tables, {"fusion.strategy": "fedmd"})["continual"] == stream
+    assert "continual" not in forget_hyperparameters(BASE, {"continual.learner": "naive"})
 
 
 def test_flatten_keeps_empty_tables_and_replacements():
