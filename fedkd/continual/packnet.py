@@ -41,9 +41,9 @@ class PackNet(Learner):
 
     The head is shared out unit by unit, among the tasks that have the unit: a unit of one task alone keeps
     all its weights. Running statistics of normalisation layers are every task's own. The owners are one byte
-    a weight (two above 255 tasks). Of a task of a single epoch the free weights are pruned before it, by
-    their starting values, and the epoch retrains what was taken: pruned afterwards, nothing would make up
-    for the loss. A task that the client never trained owns nothing.
+    a weight (two above 255 tasks). A task of a single epoch is pruned after it, and not retrained: better
+    than to choose weights by their starting values before it. A task that the client never trained owns
+    nothing.
     """
 
     name: ClassVar[str] = "packnet"
@@ -60,8 +60,8 @@ class PackNet(Learner):
     which gives all tasks of the stream equally many. A fixed share favours early tasks, which is right where
     later ones can build on them."""
     retrain_share: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Share of a task's epochs that retrains after pruning, about a third in the paper: at least one epoch,
-    and all but one at most. Raise it if little is kept; 0 prunes at the end and makes up for nothing."""
+    """Share of a task's epochs that retrains after pruning: at least one epoch, and all but one at most, so
+    a task should have two or more. Raise it if little is kept; 0 prunes at the end and never retrains."""
     biases: Literal["task", "first"] = "task"
     """What happens to biases and scales of normalisation layers, which are never pruned. With `task` each
     task has its own copy, for a few bytes; with `first` they freeze after the first task, as in the paper."""
@@ -97,23 +97,19 @@ class PackNet(Learner):
                 weight.copy_(torch.where(side.memory[OWNERS + name] == FREE, fresh, weight))
 
     def phase_of(self, epoch: int, epochs: int) -> str:
-        """Return `train`, or `retrain` for the last epochs and the only one."""
+        """Return `train`, or `retrain` for the last epochs of several."""
         if self.retrain_share == 0:
             return TRAIN
-        retrained = max(1, min(round(self.retrain_share * epochs), epochs - 1))
+        retrained = min(max(1, round(self.retrain_share * epochs)), epochs - 1)
         return RETRAIN if epoch >= epochs - retrained else TRAIN
 
     def begin_phase(self, side: LearnerSide) -> None:
-        """Prune before retraining; what is trained again after all is free again."""
+        """Prune before retraining."""
         if side.phase == RETRAIN:
             self._prune(side)
-            return
-        for name, _ in _weights(side):
-            owners = side.memory[OWNERS + name]
-            side.memory[OWNERS + name] = owners.masked_fill(owners == side.task + 1, FREE)
 
     def end_task(self, side: LearnerSide) -> None:
-        """Prune if that has not been done, and keep the task's biases."""
+        """Prune if retraining has not begun, and keep the task's biases."""
         if side.phase == TRAIN:
             self._prune(side)
         elif side.phase != RETRAIN:
