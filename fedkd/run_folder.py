@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
+from math import isnan
 from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from fedkd.scenario.load import dump_toml, load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.recorder import read_metrics, write_summary
+from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, write_summary
 
 if TYPE_CHECKING:
     from fedkd.federation.checkpoint import Totals
@@ -87,10 +88,20 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def finish_run(scenario: Scenario, folder: Path, totals: Totals, observer: RunObserver) -> dict[str, Any]:
+def finish_run(
+    scenario: Scenario, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
+) -> dict[str, Any]:
     """Write `summary.json` of a run whose rounds are done, tell the observer, and return the summary.
 
-    Accuracies are spread over clients; poisoned ones do not count.
+    Accuracies are spread over clients; poisoned ones do not count. A run over a stream of tasks has its
+    accuracy matrices and continual metrics written too.
+
+    Args:
+        scenario: What was run.
+        folder: The run folder.
+        totals: What it cost.
+        observer: Whom to tell.
+        tasks: Names of the stream's tasks, for figures.
     """
     from fedkd.federation.faults import poisoned_clients
 
@@ -113,13 +124,38 @@ def finish_run(scenario: Scenario, folder: Path, totals: Totals, observer: RunOb
         "status": "done",
         "rounds": scenario.rounds,
         "final": {**final, "bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down},
-        "continual": None,
+        "continual": _continual(scenario, folder, rows, counted, tasks),
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
     write_summary(folder, summary)
     observer.run_finished(RunReport(folder, summary))
     return summary
+
+
+def _continual(
+    scenario: Scenario, folder: Path, rows: Sequence[MetricRow], counted: Set[int], tasks: Sequence[str]
+) -> dict[str, Any] | None:
+    """Write the files of a run over a stream of tasks; return what its summary says of it.
+
+    Every figure (see `StreamOutcome.figures`) is spread over the clients that have it, with the worst one's
+    value; None where nobody has it.
+    """
+    if scenario.continual is None:
+        return None
+    from fedkd.continual.outcome import stream_outcome
+    from fedkd.report.continual import write_continual
+    from fedkd.report.metrics import metric
+
+    epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
+    outcome = stream_outcome(rows, scenario, epochs=epochs, counted=counted)
+    write_continual(outcome, folder, tasks)
+    table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
+    for name, per_client in outcome.figures().items():
+        values = [value for value in per_client.values() if not isnan(value)]
+        worst = max if metric(name).better == "lower" else min
+        table[name] = {**spread(values), "worst": float(worst(values))} if values else None
+    return table
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -145,6 +145,7 @@ def _load(scenario: Scenario, observer: RunObserver) -> Data:
 def _work(
     scenario: Scenario, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool
 ) -> RunResult:
+    from fedkd.data.load import task_names
     from fedkd.federation.rounds import Session
     from fedkd.federation.server_app import ServerContext, app
 
@@ -159,7 +160,8 @@ def _work(
         except RunFailed as error:
             raise _explained(error, folder) from error
         assert context.totals is not None
-        return RunResult(folder, finish_run(scenario, folder, context.totals, observer))
+        tasks = task_names(engine.clients.data)
+        return RunResult(folder, finish_run(scenario, folder, context.totals, observer, tasks))
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:

@@ -23,3 +23,8 @@ def load_data(scenario: Scenario, progress: Progress | None = None) -> Data:
 def first_task(data: Data) -> FederatedData:
     """Return the data of a federation at the beginning: of its first task, if it has any."""
     return data if isinstance(data, FederatedData) else data[0].data
+
+
+def task_names(data: Data) -> tuple[str, ...]:
+    """Return the names of a stream's tasks; none without a stream."""
+    return tuple(task.name for task in data) if isinstance(data, FederatedStream) else ()

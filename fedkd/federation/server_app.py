@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
 from fedkd.data.federated import FederatedData
-from fedkd.data.load import first_task
+from fedkd.data.load import first_task, task_names
 from fedkd.data.stream import FederatedStream
 from fedkd.federation.checkpoint import Totals
 from fedkd.federation.flower_strategies import make_flower_strategy
@@ -92,5 +92,6 @@ def main(grid: Grid, context: Context) -> None:
     out = str(context.run_config.get("out", ""))
     folder = create_run_folder(scenario, Path(out) if out else None)
     with make_progress(quiet=False) as observer:
-        totals = run_rounds(scenario, grid, clients_of(scenario), Session(folder, observer))
-        finish_run(scenario, folder, totals, observer)
+        clients = clients_of(scenario)
+        totals = run_rounds(scenario, grid, clients, Session(folder, observer))
+        finish_run(scenario, folder, totals, observer, task_names(clients.data))

@@ -12,7 +12,16 @@ import numpy as np
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.statistics import Interval, interval
 from fedkd.report.study import Study, StudyRun, group_title, values_by_seed
-from fedkd.report.style import COLOUR_MAP, MARKERS, Look, group_looks, house_style, save
+from fedkd.report.style import (
+    COLOUR_MAP,
+    MARKERS,
+    Look,
+    group_looks,
+    house_style,
+    new_figure,
+    readable_on,
+    save,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +118,7 @@ def _panels(study: Study, shown: Metric, draw: Callable[..., None]) -> tuple[Fig
     # A single panel has room for its own labels; several share theirs.
     width, height = (3.6, 2.4) if len(blocks) == 1 else (PANEL[0] * columns + 0.4, PANEL[1] * rows + 0.3)
     entries_a_row = max(1, min(len(looks), int(width / 1.3)))
-    figure = _new_figure(width, height + LEGEND_LINE * ceil(len(looks) / entries_a_row))
+    figure = new_figure(width, height + LEGEND_LINE * ceil(len(looks) / entries_a_row))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, (block, groups) in zip(panels, blocks.items(), strict=False):
         axes.set_title(study.block_title(block).replace(", ", "\n"))
@@ -195,7 +204,7 @@ def heat_map(study: Study, shown: Metric) -> Figure:
     }
     means = np.array([[_mean(cells[row, column]) for column in across.levels] for row in down.levels])
     longest = max(map(len, down.levels))
-    figure = _new_figure(1.5 + 0.07 * longest + 0.95 * len(across.levels), 1.1 + 0.52 * len(down.levels))
+    figure = new_figure(1.5 + 0.07 * longest + 0.95 * len(across.levels), 1.1 + 0.52 * len(down.levels))
     axes = figure.subplots()
     axes.grid(False)
     image = axes.imshow(means * shown.scale, cmap=COLOUR_MAP, aspect="auto")
@@ -208,7 +217,7 @@ def heat_map(study: Study, shown: Metric) -> Figure:
     for y, row in enumerate(down.levels):
         for x, column in enumerate(across.levels):
             axes.text(x, y, _cell_text(cells[row, column], shown), ha="center", va="center", fontsize=8,
-                      color=_readable_on(image, means[y, x] * shown.scale))  # fmt: skip
+                      color=readable_on(image, means[y, x] * shown.scale))  # fmt: skip
     figure.colorbar(image, ax=axes, label=shown.label, pad=0.02).outline.set_visible(False)
     return figure
 
@@ -220,20 +229,13 @@ def _cell_text(value: Interval | None, shown: Metric) -> str:
     return mean if value.half is None else f"{mean}\n± {value.half * shown.scale:.{shown.decimals}f}"
 
 
-def _readable_on(image: Any, value: float) -> str:
-    if np.isnan(value):
-        return "black"
-    red, green, blue, _ = image.cmap(image.norm(value))
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-
-
 def local_against_global(study: Study) -> Figure:
     """Draw final local against global accuracy: a colour per group, a marker per block, 95 % intervals."""
     across, up = metric("accuracy_global"), metric("accuracy_local")
     looks = group_looks(study)
     handles = _scatter_handles(study)
     longest = max(len(handle.get_label()) for handle in handles)
-    figure = _new_figure(3.9 + 0.068 * longest, max(3.2, LEGEND_LINE * len(handles) + 0.3))
+    figure = new_figure(3.9 + 0.068 * longest, max(3.2, LEGEND_LINE * len(handles) + 0.3))
     axes = figure.subplots()
     for number, groups in enumerate(study.blocks.values()):
         for group, runs in groups.items():
@@ -293,10 +295,3 @@ def _final(runs: Iterable[StudyRun], shown: Metric) -> Interval | None:
 
 def _mean(value: Interval | None) -> float:
     return float("nan") if value is None else value.mean
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    # Not pyplot: it keeps every figure, and asks for a display where there is one.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -41,6 +41,10 @@ def metric(name: str) -> Metric:
     """Return how the metric called `name` is shown."""
     if name in _WHOLE_RUN:
         return _WHOLE_RUN[name]
+    for suffix, added in _TESTS.items():
+        if (stem := name.removesuffix(suffix)) in _CONTINUAL:
+            shown = _CONTINUAL[stem]
+            return replace(shown, name=name, title=f"{shown.title}{added}")
     stem, _, split = name.rpartition("_")
     words = stem.replace("_", " ")
     if stem.endswith("accuracy"):
@@ -51,8 +55,6 @@ def metric(name: str) -> Metric:
         return Metric(name, f"{'training' if split == 'train' else split} loss", better="lower")
     if stem == "effective_neighbours":
         return Metric(name, "effective neighbours", decimals=1)
-    if stem == "forgetting":
-        return Metric(name, f"{split} forgetting", "points", 100.0, 1, "lower")
     return Metric(name, f"{words}, {split}")
 
 
@@ -61,3 +63,31 @@ _WHOLE_RUN = {
     "bytes_down": Metric("bytes_down", "sent to the clients", "MB", 1e-6, 2, "lower"),
     "seconds": Metric("seconds", "time of a run", "s", 1.0, 1, "lower"),
 }
+
+_CONTINUAL = {
+    shown.name: shown
+    for shown in (
+        Metric("average_accuracy", "average accuracy", "%", 100.0, 1, "higher"),
+        Metric("average_incremental_accuracy", "average incremental accuracy", "%", 100.0, 1, "higher"),
+        Metric("bwt", "BWT", "points", 100.0, 1, "higher"),
+        Metric("fwt", "FWT", "points", 100.0, 1, "higher"),
+        Metric("learning_area", "learning area", "%", 100.0, 1, "higher"),
+        Metric("forgetting", "forgetting", "points", 100.0, 1, "lower"),
+        Metric("forgetting_first_last", "forgetting, first − last", "points", 100.0, 1, "lower"),
+        Metric("nbt", "NBT", "points", 100.0, 1, "lower"),
+        Metric("auc", "AUC", "%", 100.0, 1, "higher"),
+        Metric("temporal_forgetting", "temporal forgetting", "points", 100.0, 1, "lower"),
+        Metric("spatial_forgetting", "spatial forgetting", "points", 100.0, 1, "lower"),
+        Metric("stored_bytes", "stored", "MB", 1e-6, 2, "lower"),
+        Metric("stored_bytes_per_task", "stored per task", "MB", 1e-6, 2, "lower"),
+        Metric("peak_bytes", "stored at most", "MB", 1e-6, 2, "lower"),
+    )
+}
+_TESTS = {
+    "": "",
+    "_local": ", local",
+    "_task_incremental": ", task-incremental",
+    "_domain_incremental": ", domain-incremental",
+    "_class_incremental": ", class-incremental",
+}
+"""How a stream was tested, as the end of a metric's name, and how a title says it."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import cycle
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.report.study import Labels, Study
+from fedkd.tracking.atomic import write_bytes_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,8 +79,27 @@ def house_style() -> Iterator[None]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and as SVG, the same bytes every time; return the files."""
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    figure.savefig(png, dpi=DOTS_PER_INCH, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None, "Creator": None})
-    return [png, svg]
+    """Write a figure as PNG and as SVG, whole or not at all, the same bytes every time; return the files."""
+    files = []
+    for kind, nothing in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
+        drawn = BytesIO()
+        figure.savefig(drawn, format=kind, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(nothing))
+        files.append(folder / f"{name}.{kind}")
+        write_bytes_atomically(files[-1], drawn.getvalue())
+    return files
+
+
+def readable_on(image: Any, value: float) -> str:
+    """Return the colour of a text on the cell of a heat map that shows `value`."""
+    if isnan(value):
+        return "black"
+    red, green, blue, _ = image.cmap(image.norm(value))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, sizes in inches."""
+    # Not pyplot: it keeps every figure, and asks for a display where there is one.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

@@ -9,7 +9,12 @@ from typing import Any
 
 
 def write_text_atomically(path: Path | str, text: str) -> None:
-    """Replace the file at `path` by `text` (UTF-8), durably.
+    """Replace the file at `path` by `text` (UTF-8), durably; see `write_bytes_atomically`."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path | str, content: bytes) -> None:
+    """Replace the file at `path` by `content`, durably.
 
     Whoever reads `path`, and whenever the machine stops, finds the old content or the new one, never a mix.
     """
@@ -18,7 +23,7 @@ def write_text_atomically(path: Path | str, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(text.encode())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -178,6 +178,11 @@ def read_metrics(folder: Path | str) -> list[MetricRow]:
     return cast("list[MetricRow]", _read_rows(Path(folder) / METRICS))
 
 
+def read_epochs(folder: Path | str) -> list[dict[str, Any]]:
+    """Return the rows of a run folder's `epochs.jsonl` (see `read_metrics`)."""
+    return _read_rows(Path(folder) / EPOCHS)
+
+
 def read_timings(folder: Path | str) -> list[dict[str, Any]]:
     """Return the rows of a run folder's `timings.jsonl` (see `read_metrics`)."""
     return _read_rows(Path(folder) / TIMINGS)

@@ -1,0 +1,203 @@
+"""What a run over a stream of tasks reached: accuracy matrices and continual metrics of every client."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import nan
+from typing import Literal
+
+import numpy as np
+
+from fedkd.continual.matrix import Row, accuracy_matrix
+from fedkd.continual.metrics import Array, summarise
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import Protocol, accuracy_name, main_protocol, protocols, task_count
+
+Split = Literal["local", "global"]
+PerClient = Mapping[int, float]
+
+SPLITS: tuple[Split, Split] = ("local", "global")
+
+
+@dataclass(frozen=True, eq=False)
+class ProtocolOutcome:
+    """What was reached under one protocol on one split.
+
+    Attributes:
+        protocol: Whether the task was given.
+        split: The samples.
+        R: The federation's mean accuracy on task j after learning task i, `[T, T]`, as it was recorded.
+        b: The same of the untrained models, `[T]`.
+        clients: R and b of every client.
+        metrics: Every metric of every client, by name.
+    """
+
+    protocol: Protocol
+    split: Split
+    R: Array
+    b: Array
+    clients: Mapping[int, tuple[Array, Array]]
+    metrics: Mapping[int, Mapping[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class StreamOutcome:
+    """What a run over a stream of tasks reached.
+
+    Attributes:
+        tasks: Number of tasks T.
+        evaluation: The protocol that the scenario's head is made for.
+        tests: One per protocol and split.
+        costs: `stored_bytes`, `stored_bytes_per_task` and `peak_bytes` of every client's learner at the end.
+        counted: Clients that count in means over clients.
+    """
+
+    tasks: int
+    evaluation: Protocol
+    tests: tuple[ProtocolOutcome, ...]
+    costs: Mapping[str, PerClient]
+    counted: frozenset[int]
+
+    def test(self, protocol: Protocol, split: Split) -> ProtocolOutcome:
+        """Return what was reached under a protocol on a split."""
+        return next(test for test in self.tests if (test.protocol, test.split) == (protocol, split))
+
+    @cached_property
+    def protocols(self) -> tuple[Protocol, ...]:
+        """The protocols, that with the task given first."""
+        return tuple(dict.fromkeys(test.protocol for test in self.tests))
+
+    def values(self, test: ProtocolOutcome, name: str) -> dict[int, float]:
+        """Return a metric of the clients that count, in client order; NaN where it could not be measured."""
+        return {client: test.metrics[client][name] for client in sorted(self.counted & test.metrics.keys())}
+
+    def figures(self) -> dict[str, dict[int, float]]:
+        """Return every figure of the clients that count, by a name of its own.
+
+        Plain names (`bwt`) are those of the scenario's own protocol on the common test sets, and those with
+        `_local` on each client's own; ``bwt_task_incremental`` and the like are on the common test sets.
+        """
+        main = self.test(self.evaluation, "global")
+        found = {name: self.values(main, name) for name in _names(main)}
+        for name, costs in self.costs.items():
+            found[name] = {client: costs[client] for client in sorted(self.counted & costs.keys())}
+        for protocol in self.protocols:
+            test = self.test(protocol, "global")
+            found |= {f"{name}_{protocol}": self.values(test, name) for name in _names(test)}
+        local = self.test(self.evaluation, "local")
+        return found | {f"{name}_local": self.values(local, name) for name in _names(local)}
+
+
+def _names(test: ProtocolOutcome) -> Sequence[str]:
+    return list(next(iter(test.metrics.values()), {}))
+
+
+def stream_outcome(
+    rows: Iterable[Row],
+    scenario: Scenario,
+    *,
+    epochs: Iterable[Row] = (),
+    counted: Collection[int] | None = None,
+) -> StreamOutcome:
+    """Return what a run reached, from what it recorded.
+
+    The scenario's own protocol has figures that the other has not. `learning_area` and `auc` are there if
+    accuracies were recorded after every epoch: a task's curve is the accuracy just before its first epoch
+    and after each of its rounds_per_task · local_epochs; a client that missed an epoch of a task has neither.
+    `temporal_forgetting` and `spatial_forgetting` are the means over tasks j < T−1 of all drops on task j
+    since it was learned: by learning later tasks and by applying guidance. Where a client measured both, they
+    add up to `forgetting_first_last`. A client that no guidance reached has no `spatial_forgetting`.
+
+    Args:
+        rows: Rows of `metrics.jsonl`, of the whole run.
+        scenario: What was run.
+        epochs: Rows of `epochs.jsonl`.
+        counted: Clients that count in means over clients; None: all of them.
+    """
+    everyone = range(scenario.data.clients)
+    tasks, main = task_count(scenario), main_protocol(scenario)
+    # A matrix is asked for once per client, and would look through the rows of all others every time.
+    recorded: dict[tuple[str, str, int | None], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["task"] is not None:
+            recorded[row["metric"], row["split"], row["client"]].append(row)
+    trained: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in epochs:
+        trained[row["split"], row["client"]].append(row)
+
+    def matrix(protocol: Protocol, split: Split, client: int | None) -> tuple[Array, Array]:
+        assert scenario.continual is not None
+        metric = accuracy_name(protocol)
+        return accuracy_matrix(
+            recorded[metric, split, client],
+            metric=metric,
+            split=split,
+            client=client,
+            tasks=tasks,
+            rounds_per_task=scenario.continual.rounds_per_task,
+        )
+
+    def metrics(protocol: Protocol, split: Split, client: int, R: Array, b: Array) -> dict[str, float]:
+        if protocol != main:
+            return summarise(R, b)
+        curves = _curves(trained[split, client], scenario, R, b) if trained else None
+        drops = {
+            cause: _total_drop(recorded[cause, split, client], R)
+            for cause in ("temporal_forgetting", "spatial_forgetting")
+        }
+        return summarise(R, b, curves=curves) | drops
+
+    def tested(protocol: Protocol, split: Split) -> ProtocolOutcome:
+        clients = {client: matrix(protocol, split, client) for client in everyone}
+        found = {client: metrics(protocol, split, client, R, b) for client, (R, b) in clients.items()}
+        return ProtocolOutcome(protocol, split, *matrix(protocol, split, None), clients, found)
+
+    tests = tuple(tested(protocol, split) for protocol in protocols(scenario) for split in SPLITS)
+    ends = {
+        name: {client: _last(recorded[name, "train", client]) for client in everyone}
+        for name in ("stored_bytes", "peak_bytes")
+    }
+    per_task = {client: stored / tasks for client, stored in ends["stored_bytes"].items()}
+    costs = {
+        "stored_bytes": ends["stored_bytes"],
+        "stored_bytes_per_task": per_task,
+        "peak_bytes": ends["peak_bytes"],
+    }
+    return StreamOutcome(tasks, main, tests, costs, frozenset(everyone if counted is None else counted))
+
+
+def _curves(epochs: Sequence[Row], scenario: Scenario, R: Array, b: Array) -> list[Array]:
+    """Return a client's learning curve on every task, [P · E + 1]; NaN where it did not train or measure."""
+    assert scenario.continual is not None
+    rounds, length = scenario.continual.rounds_per_task, scenario.training.local_epochs
+    curves = [np.full(rounds * length + 1, nan) for _ in range(len(R))]
+    for task, curve in enumerate(curves):
+        curve[0] = R[task - 1, task] if task else b[0]
+    for row in epochs:
+        if row["value"] is not None:
+            curves[row["task"]][(row["round"] - 1) % rounds * length + row["epoch"]] = row["value"]
+    return curves
+
+
+def _total_drop(drops: Sequence[Row], R: Array) -> float:
+    """Return the mean over tasks j < T−1 of the sum of the drops on task j; NaN where there is none."""
+    totals = np.zeros(len(R) - 1)
+    if not drops or not len(totals):
+        return nan
+    for row in drops:
+        if row["task"] < len(totals):
+            totals[row["task"]] += nan if row["value"] is None else row["value"]
+    # A task that the client has no test samples of has not gone without a drop.
+    totals[np.isnan(R[-1, :-1])] = nan
+    return float(totals.mean())
+
+
+def _last(rows: Sequence[Row]) -> float:
+    """Return the value of the last round; NaN where there is none."""
+    if not rows:
+        return nan
+    value = max(rows, key=lambda row: row["round"])["value"]
+    return nan if value is None else float(value)

@@ -1,0 +1,304 @@
+"""What a run over a stream reached: from rows worked out by hand to the figures of every client."""
+
+from __future__ import annotations
+
+import json
+from math import isnan, nan
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+
+import fedkd
+from fedkd.continual.metrics import forgetting_first_last, learning_area
+from fedkd.continual.outcome import stream_outcome
+from fedkd.scenario.load import load_scenario
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
+
+ROUNDS_PER_TASK = 2
+# Accuracy of two clients on three tasks, task given, common test sets: before any task and after each.
+FIRST = [[0.5, 0.5, 0.4], [0.9, 0.6, nan], [0.8, 1.0, 0.5], [0.7, 0.8, 0.9]]
+SECOND = [[0.5, 0.4, 0.5], [0.8, 0.5, nan], [0.9, 0.6, 0.6], [0.5, 0.6, 1.0]]
+
+
+def scenario_of(tasks: int = 3, head: str = "task", clients: int = 2, **training: Any) -> Scenario:
+    continual = {"tasks": {"count": tasks}, "head": head, "rounds_per_task": ROUNDS_PER_TASK}
+    tables = {"rounds": tasks * ROUNDS_PER_TASK, "data": {"clients": clients}, "training": training}
+    return Scenario.model_validate({**tables, "continual": continual})
+
+
+def row(round: int, client: int | None, task: int | None, metric: str, value: float | None, split="global"):
+    return {"round": round, "client": client, "task": task, "split": split, "metric": metric, "value": value}
+
+
+def rows_of(matrix: list[list[float]], client: int | None, protocol="task_incremental", split="global"):
+    """Return what is recorded of a matrix, with rows of rounds within tasks that must not count."""
+    for learned, accuracies in enumerate(matrix):
+        for task, value in enumerate(accuracies):
+            if isnan(value):
+                continue
+            end = learned * ROUNDS_PER_TASK
+            yield row(end, client, task, accuracy_name(protocol), value, split)
+            if learned:
+                yield row(end - 1, client, task, accuracy_name(protocol), 0.123, split)
+
+
+def recorded(drops=(), **options: Any):
+    mean = np.mean([FIRST, SECOND], axis=0).tolist()
+    rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *rows_of(mean, None), *drops]
+    return stream_outcome(rows, scenario_of(), **options)
+
+
+def test_the_metrics_of_every_client_are_those_worked_out_by_hand():
+    outcome = recorded()
+    test = outcome.test("task_incremental", "global")
+    assert outcome.values(test, "average_accuracy") == pytest.approx({0: 0.8, 1: 0.7})
+    # Means of 0.9, (0.8 + 1.0) / 2, 0.8 and of 0.8, (0.9 + 0.6) / 2, 0.7.
+    assert outcome.values(test, "average_incremental_accuracy") == pytest.approx({0: 2.6 / 3, 1: 0.75})
+    assert outcome.values(test, "bwt") == pytest.approx({0: -0.2, 1: -0.15})
+    assert outcome.values(test, "fwt") == pytest.approx({0: 0.1, 1: 0.1})
+    # The second client knew the first task best after the second one.
+    assert outcome.values(test, "forgetting") == pytest.approx({0: 0.2, 1: 0.2})
+    assert outcome.values(test, "forgetting_first_last") == pytest.approx({0: 0.2, 1: 0.15})
+    assert outcome.values(test, "nbt") == pytest.approx({0: (0.15 + 0.2) / 2, 1: (0.1 + 0.0) / 2})
+    np.testing.assert_allclose(test.R[1], [0.85, 0.8, 0.55])
+    np.testing.assert_allclose(test.b, [0.5, 0.45, 0.45])
+    np.testing.assert_array_equal(test.clients[1][0], np.array(SECOND[1:]))
+
+
+def test_figures_have_plain_names_for_the_scenarios_own_protocol():
+    unknown = [[0.25 * value for value in accuracies] for accuracies in FIRST]
+    local = [[0.5 * value for value in accuracies] for accuracies in FIRST]
+    rows = [*rows_of(FIRST, 0), *rows_of(unknown, 0, "class_incremental"), *rows_of(local, 0, split="local")]
+    rows += rows_of([[0.75 * v for v in accuracies] for accuracies in FIRST], 0, "class_incremental", "local")
+    one = stream_outcome(rows, scenario_of(clients=1))
+    other = stream_outcome(rows, scenario_of(clients=1, head="class"))
+    assert (one.evaluation, other.evaluation) == ("task_incremental", "class_incremental")
+    for outcome, plain, own in ((one, 0.8, 0.4), (other, 0.2, 0.6)):
+        figures = outcome.figures()
+        assert figures["average_accuracy"] == pytest.approx({0: plain})
+        assert figures["average_accuracy_task_incremental"] == pytest.approx({0: 0.8})
+        assert figures["average_accuracy_class_incremental"] == pytest.approx({0: 0.2})
+        assert figures["average_accuracy_local"] == pytest.approx({0: own})
+        assert outcome.tasks == 3
+
+
+def test_clients_that_do_not_count_are_left_out_of_figures_alone():
+    outcome = recorded(counted={1})
+    assert outcome.figures()["bwt"] == pytest.approx({1: -0.15})
+    assert outcome.test("task_incremental", "global").metrics[0]["bwt"] == pytest.approx(-0.2)
+
+
+def test_what_a_client_could_not_measure_is_nan_for_it_alone():
+    rows = [*rows_of(FIRST, 0), *(r for r in rows_of(SECOND, 1) if r["task"] != 1)]
+    figures = stream_outcome(rows, scenario_of()).figures()
+    assert figures["average_accuracy"][0] == pytest.approx(0.8)
+    assert isnan(figures["average_accuracy"][1])
+
+
+def test_one_task_has_nothing_to_forget():
+    rows = [row(0, 0, 0, "accuracy_task_incremental", 0.1), row(2, 0, 0, "accuracy_task_incremental", 0.9)]
+    figures = stream_outcome(rows, scenario_of(tasks=1, clients=1)).figures()
+    assert figures["average_accuracy"] == {0: 0.9}
+    for name in ("bwt", "fwt", "forgetting", "nbt", "temporal_forgetting"):
+        assert isnan(figures[name][0])
+
+
+# Causes of forgetting ---------------------------------------------------------------------------------
+
+
+def test_drops_are_summed_over_rounds_and_averaged_over_old_tasks():
+    drops = [
+        row(3, 0, 0, "temporal_forgetting", 0.25),
+        row(4, 0, 0, "temporal_forgetting", -0.125),
+        row(5, 0, 1, "temporal_forgetting", 0.5),
+        row(4, 0, 0, "spatial_forgetting", -0.25),
+        row(3, 1, 0, "temporal_forgetting", 1.0),
+    ]
+    figures = recorded(drops).figures()
+    assert figures["temporal_forgetting"] == {0: (0.125 + 0.5) / 2, 1: 0.5}
+    assert figures["spatial_forgetting"][0] == -0.125
+    assert isnan(figures["spatial_forgetting"][1]), "no guidance reached it"
+    assert "temporal_forgetting_class_incremental" not in figures
+
+
+# Learning curves --------------------------------------------------------------------------------------
+
+
+def epoch(round: int, client: int, epoch: int, value: float | None, split="global"):
+    task = (round - 1) // ROUNDS_PER_TASK
+    one = row(round, client, task, "accuracy", value, split)
+    return {**one, "epoch": epoch}
+
+
+def test_a_curve_starts_just_before_the_task_and_has_every_epoch():
+    curves = [[0.6, 0.7, 0.8, 0.9], [0.7, 0.8, 0.9, 1.0], [0.6, 0.7, 0.8, 0.9]]
+    epochs = [
+        epoch(ROUNDS_PER_TASK * task + 1 + place // 2, 0, 1 + place % 2, value)
+        for task, values in enumerate(curves)
+        for place, value in enumerate(values)
+    ]
+    scenario = scenario_of(clients=1, local_epochs=2)
+    figures = stream_outcome(rows_of(FIRST, 0), scenario, epochs=epochs).figures()
+    # Before: the untrained model, then what the tasks before made of it.
+    areas = [(0.5 + 3.0) / 5, (0.6 + 3.4) / 5, (0.5 + 3.0) / 5]
+    assert figures["learning_area"] == pytest.approx({0: sum(areas) / 3})
+    per_task = [(areas[0] + 0.8 + 0.7) / 3, (areas[1] + 0.8) / 2, areas[2]]
+    assert figures["auc"] == pytest.approx({0: sum(per_task) / 3})
+    assert "auc_class_incremental" not in figures
+
+
+def test_a_curve_with_a_gap_has_no_area():
+    epochs = [epoch(round, client, 1, 0.5) for round in range(1, 7) for client in (0, 1)]
+    outcome = recorded(epochs=[e for e in epochs if (e["round"], e["client"]) != (4, 1)])
+    areas = outcome.figures()["learning_area"]
+    assert areas[0] == pytest.approx((1.5 + 1.6 + 1.5) / 9) and isnan(areas[1])
+
+
+def test_without_epochs_there_is_no_learning_area():
+    assert not {"learning_area", "auc"} & recorded().figures().keys()
+
+
+# Bytes ------------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_those_at_the_end_of_the_last_task():
+    rows = [
+        row(2 * (task + 1), client, task, metric, factor * 30 * (task + 1) * (client + 1), "train")
+        for metric, factor in (("peak_bytes", 2), ("stored_bytes", 1))
+        for task in (2, 0, 1)
+        for client in (0, 1)
+    ]
+    figures = stream_outcome(rows, scenario_of()).figures()
+    assert figures["stored_bytes"] == {0: 90, 1: 180}
+    assert figures["stored_bytes_per_task"] == {0: 30, 1: 60}
+    assert figures["peak_bytes"] == {0: 180, 1: 360}
+
+
+# A run ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of three clients over three pairs of digits, with guidance and curves."""
+    folder = tmp_path_factory.mktemp("stream")
+    tables = {
+        "name": "stream-test",
+        "seed": 7,
+        "data": {
+            "clients": 3,
+            "partition": {"scheme": "iid", "samples_per_client": 40},
+            "transfer": {"size": 30},
+        },
+        "clients": [{"model": "mlp"}],
+        "training": {"lr": 0.01, "batch_size": 20, "local_epochs": 2},
+        "fusion": {"strategy": "knfu"},
+        "faults": {"poisoned": 0.34},
+        "continual": {
+            "learner": "ewc",
+            "tasks": {"count": 3, "classes_per_task": 2},
+            "rounds_per_task": 2,
+            "evaluate_epochs": True,
+        },
+        "engine": {"kind": "inline"},
+    }
+    (folder / "scenario.toml").write_text(tomli_w.dumps(tables))
+    return fedkd.run(folder / "scenario.toml", out=folder / "run")
+
+
+def test_the_files_of_a_stream_are_there(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert {
+        "accuracy_matrix.csv",
+        "accuracy_matrix.png",
+        "accuracy_matrix.svg",
+        "continual_metrics.csv",
+    } <= names
+    assert not any(name.endswith(".tmp") for name in names)
+
+
+def test_the_summary_spreads_every_figure_over_honest_clients(finished):
+    scenario = load_scenario(finished.folder / "scenario.toml")
+    table = json.loads((finished.folder / "summary.json").read_text())["continual"]
+    assert (table["tasks"], table["evaluation"]) == (3, "task_incremental")
+    rows = finished.metrics()
+    honest = sorted(set(range(3)) - set(poisoned(scenario)))
+    assert len(honest) == 2
+
+    def matrix(client):
+        return [
+            [
+                next(
+                    (
+                        r["value"]
+                        for r in rows
+                        if (r["metric"], r["split"]) == ("accuracy_task_incremental", "global")
+                        and (r["round"], r["task"], r["client"]) == (2 * learned, task, client)
+                    ),
+                    nan,
+                )
+                for task in range(3)
+            ]
+            for learned in range(4)
+        ]
+
+    matrices = {client: np.array(matrix(client)) for client in honest}
+    last = [float(m[3].mean()) for m in matrices.values()]
+    assert table["average_accuracy"] == table["average_accuracy_task_incremental"]
+    assert table["average_accuracy"] == pytest.approx(
+        {"mean": np.mean(last), "std": np.std(last), "min": min(last), "max": max(last), "worst": min(last)}
+    )
+    drops = [float(max(m[1, 0], m[2, 0]) - m[3, 0] + m[2, 1] - m[3, 1]) / 2 for m in matrices.values()]
+    assert table["forgetting"]["worst"] == pytest.approx(max(drops), abs=1e-12)
+    assert table["stored_bytes_per_task"]["mean"] == pytest.approx(table["stored_bytes"]["mean"] / 3)
+    assert table["stored_bytes"]["mean"] > 0
+
+
+def poisoned(scenario):
+    from fedkd.federation.faults import poisoned_clients
+
+    return poisoned_clients(scenario)
+
+
+def test_both_causes_add_up_to_what_was_forgotten(finished):
+    scenario = load_scenario(finished.folder / "scenario.toml")
+    outcome = stream_outcome(finished.metrics(), scenario)
+    for split in ("local", "global"):
+        test = outcome.test(main_protocol(scenario), split)
+        for client, metrics in test.metrics.items():
+            both = metrics["temporal_forgetting"] + metrics["spatial_forgetting"]
+            assert both == pytest.approx(forgetting_first_last(test.clients[client][0]), abs=1e-12)
+    assert any(test.metrics[0]["spatial_forgetting"] != 0 for test in outcome.tests[:2])
+
+
+def test_the_curves_of_a_run_are_whole(finished):
+    scenario = load_scenario(finished.folder / "scenario.toml")
+    epochs = [json.loads(line) for line in (finished.folder / "epochs.jsonl").read_text().splitlines()]
+    outcome = stream_outcome(finished.metrics(), scenario, epochs=epochs)
+    test = outcome.test("task_incremental", "local")
+    curves = []
+    for task in range(3):
+        own = [e for e in epochs if (e["client"], e["split"], e["task"]) == (1, "local", task)]
+        measured = [e["value"] for e in sorted(own, key=lambda e: (e["round"], e["epoch"]))]
+        start = test.clients[1][1][0] if task == 0 else test.clients[1][0][task - 1, task]
+        curves.append([start, *measured])
+        assert len(measured) == 4
+    expected = float(np.mean([learning_area(curve) for curve in curves]))
+    assert test.metrics[1]["learning_area"] == pytest.approx(expected)
+    assert finished.summary["continual"]["learning_area"]["mean"] > 0
+
+
+def test_protocols_follow_the_head():
+    given = "task_incremental"
+    assert [protocols(scenario_of(head=h)) for h in ("task", "class", "domain")] == [
+        (given, "class_incremental"),
+        (given, "class_incremental"),
+        (given, "domain_incremental"),
+    ]
+    assert [main_protocol(scenario_of(head=h)) for h in ("task", "class", "domain")] == [
+        given,
+        "class_incremental",
+        "domain_incremental",
+    ]
