@@ -199,7 +199,11 @@ class TaskLearning:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything besides the network that `restore` needs to continue exactly here."""
-        arrays = {MEMORY + name: values.detach().cpu().numpy() for name, values in self.side.memory.items()}
+        # Copies: what is remembered may be changed in place while the state is still being written.
+        arrays = {
+            MEMORY + name: np.array(values.detach().cpu().numpy(), order="C")
+            for name, values in self.side.memory.items()
+        }
         progress = (self.side.task, self.ended, self.peak_bytes)
         arrays[PROGRESS] = np.array(progress, dtype=np.int64)
         arrays[PHASE] = np.frombuffer(self.side.phase.encode(), dtype=np.uint8)

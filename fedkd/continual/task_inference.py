@@ -82,9 +82,10 @@ class Superposition:
             return torch.zeros(0, len(members), dtype=torch.float64, device=x.device)
         share = 1.0 / len(members)
         names = list(self.weights)
+        # Group normalisation has no forward-mode derivative of images that are stored channels last.
+        weights = {name: values.detach().contiguous() for name, values in self.weights.items()}
         mixed = tuple(
-            self.weights[name].detach() * (share * sum(self.masks[i][name].float() for i in members))
-            for name in names
+            weights[name] * (share * sum(self.masks[i][name].float() for i in members)) for name in names
         )
         statistics = self._mean_statistics(members)
 
@@ -94,7 +95,7 @@ class Superposition:
         slope_of = OBJECTIVES[self.objective]
         columns = []
         for i in members:
-            direction = tuple(masked(self.weights[name].detach(), self.masks[i][name]) for name in names)
+            direction = tuple(masked(weights[name], self.masks[i][name]) for name in names)
             with torch.no_grad():
                 values, derivatives, *_ = torch.func.jvp(outputs, mixed, direction)
             columns.append(slope_of(values, derivatives, self.classes))

@@ -31,7 +31,7 @@ def mixed(digits_scenario) -> dict:
         },
     }
     del tables["rounds"]
-    data = {"clients": 3, "partition": {"scheme": "iid", "samples_per_client": 60}, "test_size": 90}
+    data = {"clients": 3, "partition": {"scheme": "iid", "samples_per_client": 60}, "test_size": 60}
     return tables | {"data": digits_scenario["data"] | data | {"transfer": {"size": 24}}}
 
 
@@ -72,9 +72,11 @@ def test_engines_agree(mixed, tmp_path, ray_session):
         assert (inline / file).read_bytes() == (ray / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("learner", ["gpm", "ewc"])
+@pytest.mark.parametrize("learner", ["gpm", "ewc", "exssnet", "cuber", "er", "si"])
 def test_stopped_after_any_round_and_resumed(learner, mixed, tmp_path):
     mixed["continual"] = mixed["continual"] | {"learner": learner}
+    mixed["clients"] = [{"model": "resnet8"}, {"model": "lenet"}, {"model": "mlp"}]
+    mixed["evaluate_every"] = 2
     unbroken = run(mixed, tmp_path / "unbroken")
 
     folder = tmp_path / "broken"
