@@ -1,0 +1,309 @@
+"""What holds for every learner, because the course of tasks, phases and steps is kept in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_learning import SGD, fit_task, learn, small_stream, small_units, start
+from torch import nn
+
+from fedkd.continual.learner import Learner
+from fedkd.continual.naive import Naive
+from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
+from fedkd.continual.task_model import TaskModel
+from fedkd.models.mlp import mlp
+from fedkd.models.resnet import resnet8
+from fedkd.randomness import seeded_torch
+from fedkd.training.loop import fit
+from fedkd.training.losses import cross_entropy
+from fedkd.training.optimizer import OptimizerSpec
+
+ADAM = OptimizerSpec("adam", 0.01)
+
+
+def network(outputs=6, **options) -> nn.Module:
+    with seeded_torch(3):
+        return mlp((6,), outputs, hidden=(8,), **options)
+
+
+def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: values.clone() for name, values in module.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Every learner ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LEARNERS.builtin)
+def test_every_learner_is_built_from_its_defaults_and_documented(name):
+    learner = make_learner(name, {})
+    assert learner.name == name and type(learner).__doc__
+    assert learner.paper or name in ("naive", "joint")
+    for parameter in learner_hyperparameters(name):
+        assert len(parameter.description) > 30 and parameter.type, parameter
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own heads", "shared head"])
+@pytest.mark.parametrize("name", LEARNERS.builtin)
+def test_every_learner_goes_through_a_stream_and_can_be_saved_in_the_middle(name, shared):
+    units = small_units(3, shared=shared)
+    stream = small_stream(3, samples=26)
+
+    def begin(net):
+        learning = start(make_learner(name, {}), net, stream, units)
+        fit_task(learning, stream, 0, epochs=2)
+        learning.end()
+        fit_task(learning, stream, 1, epochs=1, task_epochs=2)
+        return learning
+
+    def finish(learning):
+        fit_task(learning, stream, 1, epochs=1, first=1, task_epochs=2, optimizer=ADAM)
+        learning.end()
+        fit_task(learning, stream, 2, epochs=2)
+        learning.end()
+        return [learning.model(task).eval()(stream[task][0]) for task in range(3)]
+
+    first = begin(network())
+    saved, saved_weights = first.state(), weights(first.side.network)
+    assert all(isinstance(values, np.ndarray) for values in saved.values())
+    expected = finish(first)
+    second = start(make_learner(name, {}), network(), stream, units)
+    second.side.network.load_state_dict(saved_weights)
+    second.restore(saved)
+    for ours, theirs in zip(finish(second), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert first.side.stored_bytes() == second.side.stored_bytes()
+
+
+@pytest.mark.parametrize("name", LEARNERS.builtin)
+def test_a_task_that_a_client_never_trains_on_does_no_harm(name):
+    stream = small_stream(3)
+    learning = start(make_learner(name, {}), network(), stream)
+    fit_task(learning, stream, 0)
+    learning.enter(2)  # task 1 passes by
+    assert learning.ended == 1
+    fit_task(learning, stream, 2)
+    learning.end()
+    for task in range(3):
+        assert torch.isfinite(learning.model(task)(stream[task][0])).all()
+
+
+# The course of tasks ------------------------------------------------------------------------------------
+
+
+def test_naive_is_plain_training():
+    x, y = small_stream(1, samples=26)[0]
+    plain = network()
+    options = {"optimizer": ADAM, "batch_size": 8, "seed": 5}
+
+    def loss(model, inputs, labels):
+        return cross_entropy(model(inputs), labels)
+
+    result = fit(plain, (x, y), loss, epochs=3, generator=torch.Generator().manual_seed(4), **options)
+    learning = start(Naive(), network(), [(x, y)], [tuple(range(6))])
+    learning.enter(0)
+    ours = learning.fit(
+        (x, y),
+        loss,
+        epochs=range(3),
+        task_epochs=3,
+        generator=torch.Generator().manual_seed(4),
+        **options,
+    )
+    assert equal(weights(learning.side.network), weights(plain)) and ours == result
+
+
+def test_joint_begins_anew_and_restores_nothing_else():
+    stream = small_stream(2)
+    learning = start(make_learner("joint", {}), network(), stream)
+    untrained = weights(learning.side.network)
+    fit_task(learning, stream, 0)
+    assert not equal(weights(learning.side.network), untrained)
+    learning.enter(1)
+    assert equal(weights(learning.side.network), untrained)
+    assert tuple(learning.learner.training_tasks(learning.side)) == (0, 1)
+
+
+@dataclass(frozen=True)
+class Diary(Learner):
+    """Writes down when it is called."""
+
+    name: ClassVar[str] = "diary"
+    pages: ClassVar[list] = []
+
+    def begin_task(self, side):
+        self.pages.append(("begin", side.task))
+
+    def end_task(self, side):
+        self.pages.append(("end", side.task))
+
+    def begin_phase(self, side):
+        self.pages.append((side.phase, side.task))
+
+    def phase_of(self, epoch, epochs):
+        return "early" if 2 * epoch < epochs else "late"
+
+
+def test_tasks_and_phases_come_in_order_over_rounds():
+    Diary.pages.clear()
+    stream = small_stream(3)
+    learning = start(Diary(), network(), stream)
+    fit_task(learning, stream, 0, epochs=1, task_epochs=4)
+    fit_task(learning, stream, 0, epochs=2, first=1, task_epochs=4)
+    fit_task(learning, stream, 0, epochs=1, first=3, task_epochs=4)
+    learning.end()
+    learning.end()
+    learning.enter(2)
+    learning.enter(2)
+    learning.distil(
+        stream[2][:1],
+        lambda model, x: model(x).square().mean(),
+        optimizer=SGD,
+        epochs=1,
+        batch_size=8,
+        generator=torch.Generator(),
+        seed=1,
+    )
+    assert Diary.pages == [
+        ("begin", 0),
+        ("early", 0),
+        ("late", 0),
+        ("end", 0),
+        ("begin", 1),
+        ("end", 1),
+        ("begin", 2),
+        ("early", 2),
+    ]
+
+
+# A step -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FirstInputOnly(Learner):
+    """Changes only the weights of the first input, and leaves everything else where it is."""
+
+    name: ClassVar[str] = "first-input-only"
+    confines: ClassVar[bool] = True
+
+    def filter(self, side, gradients):
+        kept = torch.zeros(6)
+        kept[0] = 1.0
+        return {name: g * kept if name == "body.1.weight" else 0 * g for name, g in gradients.items()}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD,
+        OptimizerSpec("sgd", 0.1, momentum=0.9, weight_decay=0.1),
+        OptimizerSpec("adam", 0.01, weight_decay=0.1),
+        OptimizerSpec("adamw", 0.01, weight_decay=0.1),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_what_is_filtered_out_does_not_move_whatever_the_optimiser(optimizer):
+    net = network()
+    before = weights(net)
+    learn(FirstInputOnly(), net, small_stream(2), optimizer=optimizer)
+    for name, values in weights(net).items():
+        moved = values != before[name]
+        if name == "body.1.weight":
+            assert moved[:, 0].any() and not moved[:, 1:].any()
+        else:
+            assert not moved.any(), name
+
+
+@dataclass(frozen=True)
+class Doubled(Learner):
+    """Sees every weight doubled, and pulls it to zero."""
+
+    name: ClassVar[str] = "doubled"
+
+    def effective(self, side, task):
+        return {name: 2.0 * p for name, p in side.network.named_parameters()}
+
+    def penalty(self, side, step):
+        assert step.model.outputs(step.inputs) is step.outputs()
+        return 0.5 * sum(p.square().sum() for p in side.network.parameters())
+
+
+def test_a_step_by_hand():
+    """One SGD step on effective weights 2w with penalty ½‖w‖²: w ← w − lr (2 ∇L(2w) + w)."""
+    stream = small_stream(1, samples=8)
+    net, reference = network(outputs=2), network(outputs=2)
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.mul_(2.0)
+    x, y = stream[0]
+    F.cross_entropy(reference(x), y).backward()
+    expected = {
+        name: p.detach() / 2 - 0.1 * (2.0 * p.grad + p.detach() / 2)
+        for name, p in reference.named_parameters()
+    }
+    learning = start(Doubled(), net, stream)
+    fit_task(learning, stream, 0, epochs=1)
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name], rtol=1e-5, atol=1e-6)
+    # The guidance of others goes through the same effective weights.
+    torch.testing.assert_close(learning.model()(x), F.linear(*_doubled_body(net, x)), rtol=1e-5, atol=1e-6)
+
+
+def _doubled_body(net, x) -> Sequence[torch.Tensor]:
+    hidden = F.relu(F.linear(x, 2 * net.body[1].weight, 2 * net.body[1].bias))
+    return hidden, 2 * net.head.weight, 2 * net.head.bias
+
+
+@dataclass(frozen=True)
+class ApartStatistics(Learner):
+    name: ClassVar[str] = "apart"
+    task_statistics: ClassVar[bool] = True
+
+
+def test_every_task_keeps_its_own_statistics():
+    stream = small_stream(2, samples=16, shape=(1, 8, 8))
+    with seeded_torch(3):
+        net = resnet8((1, 8, 8), 4, norm="batch")
+    learning = start(ApartStatistics(), net, stream)
+    fit_task(learning, stream, 0)
+    learning.end()
+    kept = weights(net)
+    learning.enter(1)
+    fresh = dict(net.named_buffers())
+    assert not any(values.any() for name, values in fresh.items() if name.endswith("running_mean"))
+    model = learning.model(0)
+    for name, values in kept.items():
+        if "running" in name:
+            assert torch.equal(model.substitutes[name], values)
+    fit_task(learning, stream, 1)
+    statistics = [name for name in model.substitutes if name.endswith("running_mean")]
+    assert statistics and all(torch.equal(model.substitutes[name], kept[name]) for name in statistics)
+
+
+# A model of a task --------------------------------------------------------------------------------------
+
+
+def test_a_task_model_reads_its_own_units_through_substitutes():
+    net = network()
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    units = torch.tensor([4, 1])
+    plain = TaskModel(net, units)
+    assert torch.equal(plain(x), net(x)[:, [4, 1]])
+    assert torch.equal(plain.outputs(x), net(x))
+    doubled = TaskModel(net, units, {"head.weight": 2.0 * net.head.weight.detach()})
+    logits = net(x) * 2 - net.head.bias
+    torch.testing.assert_close(doubled(x), logits[:, [4, 1]])
+    torch.testing.assert_close(doubled.head(doubled.features(x)), doubled(x))
+    assert torch.equal(doubled.features(x), net.features(x))
+    assert torch.equal(net(x), plain.outputs(x)), "the network itself is as it was"
+    doubled.substitute({"head.weight": net.head.weight})
+    assert torch.equal(doubled(x), plain(x)), "nothing of the last call is remembered"
