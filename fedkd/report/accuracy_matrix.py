@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.continual.metrics import average_accuracy, bwt
-from fedkd.continual.outcome import StreamOutcome, ProtocolOutcome
+from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.metrics import metric
 from fedkd.report.style import COLOUR_MAP, house_style, new_figure, readable_on, save
 

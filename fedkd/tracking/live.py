@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedkd.scenario.stream import task_of
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
 from fedkd.tracking.progress import opening_lines
+from fedkd.tracking.recorder import read_metrics
+from fedkd.tracking.task_matrix import TaskMatrix
 from fedkd.tracking.wording import (
     MISSING,
     closing_lines,
@@ -24,6 +28,8 @@ from fedkd.tracking.wording import (
     percent,
     phase_text,
     points,
+    protocol_name,
+    share,
     size,
     time_left,
 )
@@ -35,6 +41,10 @@ VISIBLE_ROUNDS = 10
 REFRESHES_PER_SECOND = 4
 # Lines of the display that are not rounds: the table's head and margins, the mark of hidden rounds, the bar.
 LINES_AROUND_ROUNDS = 8
+VISIBLE_TASKS = 10
+# The same of the accuracy matrix: its title, its head, and an empty line.
+LINES_AROUND_TASKS = 3
+TASK_LABEL_WIDTH, TASK_COLUMN_WIDTH = 10, 7
 
 COLUMNS = (
     "\nround",
@@ -46,6 +56,8 @@ COLUMNS = (
     "\ndown",
     "\nseconds",
 )
+TASK_COLUMN = "\ntask"
+WIDTH_WITH_TASK = 90
 
 
 class LiveProgress(RunObserver):
@@ -66,10 +78,16 @@ class LiveProgress(RunObserver):
         self._phase = "starting"
         self._round = 0
         self._round_began = time.monotonic()
+        self._scenario: Scenario | None = None
+        self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
+        if scenario.continual is not None:
+            self._scenario, self._matrix = scenario, TaskMatrix(scenario)
+            if resumed_from:
+                self._matrix.recall(read_metrics(folder))
         self._rounds = scenario.rounds
         self._finished = self._shown_from = resumed_from
         self._round = resumed_from + 1
@@ -85,6 +103,8 @@ class LiveProgress(RunObserver):
     def round_finished(self, report: RoundReport) -> None:
         self._pace.add(report.seconds)
         self._reports.append(report)
+        if self._matrix is not None:
+            self._matrix.add(report)
         self._rounds, self._finished = report.rounds, report.round
         self._round_began = time.monotonic()
         self._round, self._phase = min(report.round + 1, report.rounds), ""
@@ -105,23 +125,53 @@ class LiveProgress(RunObserver):
     def _display(self) -> RenderableType:
         # Called from the refreshing thread as well: the reports are copied before they are counted.
         reports = list(self._reports)
-        parts: list[RenderableType] = [self._table(reports)] if reports else []
+        learned = {} if self._matrix is None else self._matrix.rows()
+        room = max(1, self._console.height - LINES_AROUND_ROUNDS)
+        rows = min(len(learned), VISIBLE_TASKS, room // 2 - LINES_AROUND_TASKS)
+        if rows > 0:
+            room -= rows + LINES_AROUND_TASKS
+        parts: list[RenderableType] = [self._table(reports, room)] if reports else []
+        if rows > 0 and self._matrix is not None:
+            parts += [self._accuracies(self._matrix, dict(list(learned.items())[-rows:])), ""]
         # What stays on the screen, after the last round or an interruption, has nothing under way.
         if self._live is not None and self._finished < self._rounds:
             parts.append(self._bar())
         return Group(*parts)
 
-    def _table(self, reports: list[RoundReport]) -> Table:
-        room = max(1, self._console.height - LINES_AROUND_ROUNDS)
+    def _table(self, reports: list[RoundReport], room: int) -> Table:
         visible = reports[-room:]
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for title in COLUMNS:
+        # Where it is narrow, the accuracy matrix and the bar say the task.
+        stream = self._matrix is not None and self._console.width >= WIDTH_WITH_TASK
+        for title in COLUMNS if not stream else (COLUMNS[0], TASK_COLUMN, *COLUMNS[1:]):
             table.add_column(title, justify="right", no_wrap=True)
         if visible[0].round > self._shown_from + 1:
             table.add_row("⋮")
         for report in visible:
-            table.add_row(*_cells(report))
+            round, *others = _cells(report)
+            table.add_row(round, *([self._task(report.task)] if stream else []), *others)
         return table
+
+    def _task(self, task: int | None) -> str:
+        return MISSING if task is None or self._matrix is None else f"{task + 1}/{self._matrix.tasks}"
+
+    def _accuracies(self, matrix: TaskMatrix, learned: Mapping[int, list[float | None]]) -> RenderableType:
+        """Return the last rows of the accuracy matrix, and as many of its columns as fit the width."""
+        fitting = max(1, (self._console.width - TASK_LABEL_WIDTH) // TASK_COLUMN_WIDTH)
+        end = matrix.tasks if matrix.tasks <= fitting else max(max(learned) + 1, fitting)
+        columns = range(max(0, end - fitting), end)
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("on task", min_width=TASK_LABEL_WIDTH - 2, no_wrap=True)
+        for task in columns:
+            table.add_column(str(task + 1), justify="right", min_width=TASK_COLUMN_WIDTH - 2, no_wrap=True)
+        for task, accuracies in learned.items():
+            cells = [
+                Text(share(accuracies[j]) if accuracies[j] is not None else "", style="bold" * (j == task))
+                for j in columns
+            ]
+            table.add_row(f"after {task + 1}", *cells)
+        title = f"{protocol_name(matrix.protocol)} accuracy (%) on common test sets"
+        return Group(Text(title, no_wrap=True, overflow="ellipsis"), table)
 
     def _bar(self) -> RenderableType:
         line = Table.grid(padding=(0, 2))
@@ -135,6 +185,8 @@ class LiveProgress(RunObserver):
         elapsed = time.monotonic() - self._round_began
         left = self._pace.left(self._rounds - self._finished, elapsed)
         parts = [f"round {self._round}/{self._rounds}"]
+        if self._scenario is not None:
+            parts.append(f"task {self._task(task_of(self._scenario, self._round))}")
         if self._phase:
             parts.append(self._phase)
         if left is not None:

@@ -7,9 +7,20 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from fedkd.scenario.stream import ends_task, task_count
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
-from fedkd.tracking.wording import closing_lines, count, duration, percent, points, size, time_left
+from fedkd.tracking.task_matrix import TaskMatrix
+from fedkd.tracking.wording import (
+    closing_lines,
+    count,
+    duration,
+    learned_line,
+    percent,
+    points,
+    size,
+    time_left,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,8 +57,12 @@ class PlainProgress(RunObserver):
     def __init__(self, stream: IO[str]) -> None:
         self._stream: IO[str] | None = stream
         self._pace = Pace()
+        self._scenario: Scenario | None = None
+        self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        self._scenario = scenario
+        self._matrix = TaskMatrix(scenario) if scenario.continual is not None else None
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
 
@@ -57,6 +72,7 @@ class PlainProgress(RunObserver):
         left = self._pace.left(report.rounds - report.round)
         parts = [
             f"round {report.round:>{width + 1}}/{report.rounds}",
+            *self._task(report),
             f"local {percent(report.accuracy_local):>7}",
             f"global {percent(report.accuracy_global):>7}",
             f"gain {points(report.fusion_gain):>8}",
@@ -68,6 +84,21 @@ class PlainProgress(RunObserver):
         if report.round < report.rounds:
             parts.append(f"left {time_left(left)}")
         self.message("  ".join(parts))
+        self._end_task(report)
+
+    def _task(self, report: RoundReport) -> list[str]:
+        if self._matrix is None or report.task is None:
+            return []
+        tasks = self._matrix.tasks
+        return [f"task {report.task + 1:>{len(str(tasks))}}/{tasks}"]
+
+    def _end_task(self, report: RoundReport) -> None:
+        """Show the accuracies on all tasks so far if one is over with this round."""
+        if self._scenario is None or self._matrix is None or report.task is None:
+            return
+        self._matrix.add(report)
+        if ends_task(self._scenario, report.round):
+            self.message(learned_line(self._matrix, report.task))
 
     def run_finished(self, report: RunReport) -> None:
         for line in ["", *closing_lines(report)]:
@@ -84,10 +115,12 @@ class PlainProgress(RunObserver):
 
 def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[str]:
     """Return the lines that begin a run: what it is and where it goes."""
-    lines = [
-        f"{scenario.name}: {scenario.fusion.strategy}, {scenario.data.clients} clients, "
-        f"{scenario.rounds} round{'s' * (scenario.rounds != 1)}, seed {scenario.seed} → {folder}"
-    ]
+    parts = [scenario.fusion.strategy, f"{scenario.data.clients} clients"]
+    if scenario.continual is not None:
+        tasks = task_count(scenario)
+        parts.append(f"{scenario.continual.learner} on {tasks} task{'s' * (tasks != 1)}")
+    parts += [f"{scenario.rounds} round{'s' * (scenario.rounds != 1)}", f"seed {scenario.seed}"]
+    lines = [f"{scenario.name}: {', '.join(parts)} → {folder}"]
     if resumed_from:
         lines.append(f"resumed after round {resumed_from}")
     return lines

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
+from fedkd.tracking.recorder import read_metrics
+from fedkd.tracking.task_matrix import TaskMatrix, matrices
 
 if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario, Wandb
@@ -21,12 +23,15 @@ Mode = Literal["offline", "online"]
 log = logging.getLogger("fedkd.tracking")
 
 IDENTITY = "wandb-id"
+MATRIX_PICTURE = "accuracy_matrix.png"
 INIT_SECONDS = 30
 FINISH_SECONDS = 60
 
 
 class WandbLogger(RunObserver):
     """Logs every round's federation means to wandb, as the scenario's `tracking.wandb` says.
+
+    Of a stream of tasks, `continual/average_accuracy_…` and `continual/bwt_…` are those of the tasks so far.
 
     The wandb run lies in the run folder (`DIR/wandb`) and has one identity for the life of that folder
     (`DIR/wandb-id`), so a resumed run goes on where it stopped. Nobody is ever asked for a key: an online run
@@ -40,6 +45,7 @@ class WandbLogger(RunObserver):
     def __init__(self, warn: Callable[[str], None] = log.warning) -> None:
         self._warn = warn
         self._run: Any = None
+        self._matrices: list[TaskMatrix] = []
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         wanted = scenario.tracking.wandb
@@ -49,16 +55,36 @@ class WandbLogger(RunObserver):
             self._run = self._start(scenario, wanted, folder)
             self._run.define_metric("round")
             self._run.define_metric("*", step_metric="round")
+            self._matrices = matrices(scenario)
+            if self._matrices and resumed_from:
+                rows = read_metrics(folder)
+                for matrix in self._matrices:
+                    matrix.recall(rows)
 
     def round_finished(self, report: RoundReport) -> None:
         with self._switched_off_by_failure():
             if self._run is not None:
-                self._run.log(logged_values(report))
+                self._run.log(logged_values(report) | self._of_tasks(report))
+
+    def _of_tasks(self, report: RoundReport) -> dict[str, float]:
+        """Return the figures of all tasks so far under each protocol, if a round was evaluated on them."""
+        if not self._matrices or report.task is None:
+            return {}
+        figures = {
+            f"continual/{name}_{matrix.protocol}": value
+            for matrix in self._matrices
+            if matrix.add(report)
+            for name, value in matrix.so_far().items()
+        }
+        return {"task": report.task, **figures}
 
     def run_finished(self, report: RunReport) -> None:
         with self._switched_off_by_failure():
             if self._run is not None:
                 self._run.summary.update(dict(report.summary))
+                if self._matrices and (picture := report.folder / MATRIX_PICTURE).exists():
+                    last = {"round": report.summary["rounds"]}
+                    self._run.log({"continual/accuracy_matrix": _image(picture), **last})
                 self._finish(exit_code=0)
 
     def closed(self) -> None:
@@ -136,6 +162,12 @@ def logged_values(report: RoundReport) -> dict[str, float]:
         "round": report.round,
     }
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _image(path: Path) -> Any:
+    import wandb
+
+    return wandb.Image(str(path))
 
 
 def _has_key() -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fedkd.tracking.events import RunReport
 
+if TYPE_CHECKING:
+    from fedkd.tracking.task_matrix import TaskMatrix
+
 MISSING = "–"
+TASKS_IN_A_LINE = 10
+AVERAGE = "average_accuracy_"
 
 
 def percent(fraction: float | None) -> str:
@@ -61,12 +66,33 @@ def phase_text(phase: str, done: int, total: int) -> str:
     return f"{phase} {done}/{total} clients" if total > 1 else phase
 
 
+def share(fraction: float | None) -> str:
+    """Word an accuracy in [0, 1] in a table of percentages: `87.1`."""
+    return MISSING if fraction is None else f"{100 * fraction:.1f}"
+
+
+def protocol_name(protocol: str) -> str:
+    """Word how models are tested on tasks: `task-incremental`."""
+    return protocol.replace("_", "-")
+
+
+def learned_line(matrix: TaskMatrix, task: int) -> str:
+    """Return the line that ends a task: the accuracies on it and on those before, the last few of many."""
+    accuracies = matrix.rows().get(task, [])[: task + 1]
+    first = max(0, len(accuracies) - TASKS_IN_A_LINE)
+    where = f"tasks {first + 1}–{task + 1}" if task > first else f"task {task + 1}"
+    shown = "  ".join(map(share, accuracies[first:]))
+    test = protocol_name(matrix.protocol)
+    return f"learned task {task + 1}/{matrix.tasks}, {test} accuracy (%) on {where}:  {shown}"
+
+
 def closing_lines(report: RunReport) -> list[str]:
     """Return the lines that end a run: where its results are, what it reached, what it cost."""
     final = report.summary.get("final") or {}
     lines = [f"results          {report.folder}"]
     for label, key in (("local accuracy", "accuracy_local"), ("global accuracy", "accuracy_global")):
         lines.append(f"{label:<15}  {_spread(final.get(key))}")
+    lines += _continual_lines(report.summary.get("continual"))
     up, down = final.get("bytes_up"), final.get("bytes_down")
     if up is not None and down is not None:
         lines.append(f"traffic          up {size(up)}, down {size(down)}")
@@ -84,3 +110,38 @@ def _spread(over_clients: Mapping[str, Any] | None) -> str:
     if over_clients.get("min") is not None and over_clients.get("max") is not None:
         text += f" ({100 * over_clients['min']:.1f}–{100 * over_clients['max']:.1f}) over clients"
     return text
+
+
+def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
+    """Return what a stream of tasks reached, with the task given and without, and what it kept for that."""
+    if table is None:
+        return []
+    tests = [name.removeprefix(AVERAGE) for name in table if name.startswith(AVERAGE)]
+    tests = [test for test in tests if test.endswith("incremental")]
+    tasks = table["tasks"]
+    rows = [(f"{tasks} task{'s' * (tasks != 1)}", [protocol_name(test) for test in tests])]
+    for label, name, word in (
+        ("avg. accuracy", "average_accuracy", percent),
+        ("BWT", "bwt", points),
+        ("forgetting", "forgetting", points),
+    ):
+        rows.append((label, [_with_worst(table.get(f"{name}_{test}"), word) for test in tests]))
+    width = max(len(cells[0]) for _, cells in rows)
+    lines = [
+        f"{label:<15}  {'  '.join(f'{cell:<{width}}' for cell in cells)}".rstrip() for label, cells in rows
+    ]
+    stored, most = table.get("stored_bytes_per_task"), table.get("peak_bytes")
+    if stored is not None and most is not None:
+        lines.append(f"{'stored':<15}  {size(stored['mean'])} a task and client, at most {size(most['max'])}")
+    given, unknown = (table.get(AVERAGE + test) for test in tests)
+    if given is not None and unknown is not None and given["mean"] < unknown["mean"] - 1e-9:
+        lines.append("warning: models do worse with the task given than without it; something is broken")
+    return lines
+
+
+def _with_worst(over_clients: Mapping[str, Any] | None, word: Callable[[float], str]) -> str:
+    """Word a mean over clients, and the worst client where they differ: `-0.8 pt (worst -1.7 pt)`."""
+    if over_clients is None:
+        return MISSING
+    mean = word(over_clients["mean"])
+    return mean if not over_clients["std"] else f"{mean} (worst {word(over_clients['worst'])})"

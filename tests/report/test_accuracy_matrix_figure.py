@@ -10,7 +10,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from fedkd.continual.metrics import summarise
-from fedkd.continual.outcome import StreamOutcome, ProtocolOutcome
+from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.accuracy_matrix import MOST_NUMBERS, accuracy_matrix_figure
 from fedkd.report.continual import matrix_csv, metrics_csv, write_continual
 from fedkd.report.metrics import metric

@@ -1,0 +1,78 @@
+"""The accuracy matrix of a run over a stream of tasks, as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import isnan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd.continual.metrics import average_accuracy, bwt
+from fedkd.scenario.stream import accuracy_name, main_protocol, protocols, task_count, task_of
+from fedkd.tracking.events import RoundReport
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario.stream import Protocol
+
+
+class TaskMatrix:
+    """The federation's mean accuracy on every task after every task, on the common test sets.
+
+    The row of the task that is being learned is that of its last evaluated round.
+
+    Args:
+        scenario: What is run; it has a stream.
+        protocol: How models are tested; None: as the scenario's head is made for.
+    """
+
+    def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
+        self._scenario = scenario
+        self.tasks = task_count(scenario)
+        self.protocol = protocol or main_protocol(scenario)
+        self._rows: dict[int, dict[int, float]] = {}
+
+    def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take what was recorded before a run was resumed, rows of `metrics.jsonl` in their order."""
+        metric = accuracy_name(self.protocol)
+        for row in rows:
+            wanted = (row["metric"], row["split"], row["client"]) == (metric, "global", None)
+            if wanted and row["round"] > 0 and row["value"] is not None:
+                learned = task_of(self._scenario, row["round"])
+                assert learned is not None
+                self._rows.setdefault(learned, {})[row["task"]] = row["value"]
+
+    def add(self, report: RoundReport) -> bool:
+        """Take what a round measured; return whether it was evaluated."""
+        metric = accuracy_name(self.protocol)
+        keys = {task: f"{metric}/global/{task}" for task in range(self.tasks)}
+        measured = {task: report.metrics[key] for task, key in keys.items() if key in report.metrics}
+        if not measured or report.task is None:
+            return False
+        self._rows[report.task] = measured
+        return True
+
+    def rows(self) -> dict[int, list[float | None]]:
+        """Return, for every task that was begun, the accuracy on all T tasks; None: not measured."""
+        return {
+            learned: [accuracies.get(task) for task in range(self.tasks)]
+            for learned, accuracies in sorted(self._rows.copy().items())
+        }
+
+    def so_far(self) -> dict[str, float]:
+        """Return `average_accuracy` and, with two tasks or more, `bwt` of the tasks begun so far."""
+        rows = list(self.rows().values())
+        if not rows:
+            return {}
+        tasks = len(rows)
+        R = np.array([[np.nan if cell is None else cell for cell in row[:tasks]] for row in rows])
+        found = {"average_accuracy": average_accuracy(R), "bwt": bwt(R)}
+        return {name: value for name, value in found.items() if not isnan(value)}
+
+
+def matrices(scenario: Scenario) -> list[TaskMatrix]:
+    """Return an empty matrix for every protocol, that with the task given first; none without a stream."""
+    if scenario.continual is None:
+        return []
+    return [TaskMatrix(scenario, protocol) for protocol in protocols(scenario)]
