@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,7 +31,8 @@ class LwF(Learner):
 
     z' is the network as it was when the task began, in evaluation mode; h goes through the heads. Where tasks
     have units of their own, those of each old task are a head. Where they share their units there is one
-    head, the units of the classes met in earlier tasks.
+    head, the units of the classes met in earlier tasks (see `distil`). It remembers next to nothing from one
+    task to the next; the teacher is as large as the network.
     """
 
     name: ClassVar[str] = "lwf"
@@ -40,9 +41,14 @@ class LwF(Learner):
     )
 
     weight: Annotated[float, Field(ge=0)] = 1.0
-    """λ."""
+    """λ; 1 in the paper. With a head a task more is safe; with a shared head 3 already leaves little room for
+    a new task, and 0.3 forgets."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    """T."""
+    """T; 2 in the paper. The higher, the more the unlikely classes count; a very high one asks for equal
+    logits, up to a shift."""
+    distil: Literal["met", "all"] = "met"
+    """Units of a shared head that are held. `all` also holds those of classes not met before, which the
+    teacher takes for unlikely: more of the old classes is left, and less is learned of the new ones."""
 
     def begin_task(self, side: LearnerSide) -> None:
         """Keep the network as it is for a teacher, once it has something to teach."""
@@ -75,7 +81,8 @@ class LwF(Learner):
             del side.memory[name]
         own = side.units[side.task]
         met = _met(side)
-        met[own[side.samples()[1].unique()] if _is_shared(side, side.task) else own] = True
+        some = self.distil == "met" and _is_shared(side, side.task)
+        met[own[side.samples()[1].unique()] if some else own] = True
         side.memory[MET] = pack(met)
 
 

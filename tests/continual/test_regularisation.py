@@ -282,17 +282,19 @@ def class_stream():
 
 
 @pytest.mark.parametrize(
-    "data, outputs, units, heads",
+    "distil, data, outputs, units, heads",
     [
-        (stream(), 6, small_units(3), [[0, 1], [2, 3]]),
-        (stream(), 2, small_units(3, shared=True), [[0, 1]]),
-        (class_stream(), 6, [tuple(range(6))] * 3, [[0, 1, 3, 4]]),
+        ("met", stream(), 6, small_units(3), [[0, 1], [2, 3]]),
+        ("all", stream(), 6, small_units(3), [[0, 1], [2, 3]]),
+        ("met", stream(), 2, small_units(3, shared=True), [[0, 1]]),
+        ("met", class_stream(), 6, [tuple(range(6))] * 3, [[0, 1, 3, 4]]),
+        ("all", class_stream(), 6, [tuple(range(6))] * 3, [[0, 1, 2, 3, 4, 5]]),
     ],
-    ids=["task", "domain", "class"],
+    ids=["task", "task-all", "domain", "class", "class-all"],
 )
-def test_lwf_distils_the_heads_of_old_tasks(data, outputs, units, heads):
+def test_lwf_distils_the_heads_of_old_tasks(distil, data, outputs, units, heads):
     net = network(outputs)
-    learning = start(LwF(weight=1.5, temperature=3.0), net, data, units)
+    learning = start(LwF(weight=1.5, temperature=3.0, distil=distil), net, data, units)
     for task in range(2):
         fit_task(learning, data, task)
     teacher = deepcopy(net)
