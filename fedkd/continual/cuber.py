@@ -64,10 +64,11 @@ class CUBER(TRGP):
     correlation: Annotated[float, Field(ge=-1)] = 0.0
     """ε2: the least cosine between old and new gradients for which old weights may change. 0 asks for
     agreement at all; higher is more careful; above 1 they never may, as in TRGP."""
-    strength: Annotated[float, Field(ge=0)] = 0.1
-    """λ: how hard weights are held back within the subspaces of R3; 0 leaves them free. It is compared with
-    the norm of a layer's gradient, below which they do not move at all: sweep it over powers of ten below
-    1."""
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """λ: how hard weights are held back within the subspaces of R3; 0 leaves them free, a large one is TRGP.
+    It is compared with the norm of a layer's gradient there, below which nothing moves: the paper does not
+    tell it, so sweep it over powers of ten around 1. Small batches disagree by chance and end R3 within a few
+    steps; with weak λ those few can cost old tasks more than they give."""
 
     # The course of a task -----------------------------------------------------------------------------
 
