@@ -34,8 +34,8 @@ class EWC(Learner):
     It costs two numbers a weight. K, of which the weights feel nothing, is kept so that the penalty is the
     paper's.
 
-    It helps where tasks have a head of their own, less where they share one, and hardly where new classes come
-    up one after another in a shared head.
+    It helps where tasks have a head of their own, less where they share one, and hardly where new classes
+    come up one after another in a shared head.
     """
 
     name: ClassVar[str] = "ewc"
