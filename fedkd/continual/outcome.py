@@ -109,7 +109,8 @@ def stream_outcome(
     and after each of its rounds_per_task · local_epochs; a client that missed an epoch of a task has neither.
     `temporal_forgetting` and `spatial_forgetting` are the means over tasks j < T−1 of all drops on task j
     since it was learned: by learning later tasks and by applying guidance. Where a client measured both, they
-    add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did. A client that no guidance reached has no `spatial_forgetting`.
+    add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did. A client
+    that no guidance reached has no `spatial_forgetting`.
 
     Args:
         rows: Rows of `metrics.jsonl`, of the whole run.
