@@ -168,8 +168,8 @@ class TRGP(GPM):
         """
         tensors = {}
         for name, layer in side.layers.items():
-            scales = {old: side.memory.get(f"{SCALE}{task}/{name}/{old}") for old in range(task)}
-            related = [old for old, scale in scales.items() if scale is not None]
+            prefix = f"{SCALE}{task}/{name}/"
+            related = [old for old in range(task) if f"{prefix}{old}" in side.memory]
             if related:
                 weight = layer.module.weight
                 matrix = layer.matrix(weight if name in through else weight.detach())
@@ -183,6 +183,6 @@ class TRGP(GPM):
                 shift = torch.zeros_like(known)
                 for old, place in zip(related, places, strict=True):
                     own = known.index_select(1, place)
-                    shift = shift.index_add(1, place, own @ scales[old] - own)
+                    shift = shift.index_add(1, place, own @ side.memory[f"{prefix}{old}"] - own)
                 tensors[layer.weight_name] = weight + (shift @ basis.T).view_as(weight)
         return tensors
