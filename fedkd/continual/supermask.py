@@ -58,13 +58,13 @@ class SupermaskLearner(Learner):
     choose from best. `network`: as the network comes, for networks that were trained before."""
     mask_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the scores; absent: the scenario's. Scores start at about 1/√fan_in and are judged by
-    their order alone, so Adam wants 1e-3 to 1e-2, while SGD wants 10 to 100 times what weights do."""
+    their order alone: Adam wants about 1e-3, while SGD wants 10 to 100 times what weights do."""
     mask_optimizer: Literal["adam", "adamw", "sgd"] | None = None
     """Optimiser of the scores; absent: the scenario's, whose momentum and weight decay count here too. Adam
     is the safe choice: gradients of scores differ by orders of magnitude between layers."""
     inference: Literal["one-shot", "binary"] = "one-shot"
     """How a sample's task is found where it is not given: `one-shot`, the steepest slope among all masks at
-    once, or `binary`, by halving, which costs twice as much and is surer with tens of tasks and more."""
+    once, or `binary`, by halving, which costs several times as much and is surer with many tasks."""
     objective: Literal["entropy", "superfluous"] = "entropy"
     """What the right mask lowers: `entropy` of the outputs' softmax, or `superfluous`, the logsumexp through
     further output units that training pushes down; the latter is surer with few classes a task."""
@@ -73,7 +73,8 @@ class SupermaskLearner(Learner):
     none. The more, the surer the inference, at the price of a wider head."""
     kkt: bool = False
     """Start a task from the scores of the old task whose mask suits its samples best (k-NN knowledge
-    transfer). For similar tasks; it keeps all scores, 32 bits a weight and task instead of one."""
+    transfer). For similar tasks: the masks overlap more, which leaves less to train, and all scores are kept,
+    32 bits a weight and task besides the mask's one, as a rounded score could change its rank."""
     kkt_neighbours: Annotated[int, Field(ge=1)] = 200
     """k of its k-NN, never more than there are reference samples. 200 in the paper; take about the number of
     samples of one class among the reference where that is less."""
