@@ -62,9 +62,11 @@ class SupermaskLearner(Learner):
     mask_optimizer: Literal["adam", "adamw", "sgd"] | None = None
     """Optimiser of the scores; absent: the scenario's, whose momentum and weight decay count here too. Adam
     is the safe choice: gradients of scores differ by orders of magnitude between layers."""
-    inference: Literal["one-shot", "binary"] = "one-shot"
+    inference: Literal["one-shot", "binary", "exhaustive"] = "one-shot"
     """How a sample's task is found where it is not given: `one-shot`, the steepest slope among all masks at
-    once, or `binary`, by halving, which costs several times as much and is surer with many tasks."""
+    once; `binary`, by halving, which costs several times as much and is surer with many tasks; `exhaustive`,
+    each mask alone, an option of ours that costs a forward pass a mask. It is the one for networks with
+    running statistics: a superposition has none of its own, and slopes through others say next to nothing."""
     objective: Literal["entropy", "superfluous"] = "entropy"
     """What the right mask lowers: `entropy` of the outputs' softmax, or `superfluous`, the logsumexp through
     further output units that training pushes down; the latter is surer with few classes a task."""
@@ -249,6 +251,8 @@ class SupermaskLearner(Learner):
     def infer(self, side: LearnerSide, slots: Sequence[int], x: Tensor) -> Tensor:
         """Return each sample's likeliest mask `[B]`, a position among `slots`; the network predicts."""
         together = self.superposition(side, slots)
+        if self.inference == "exhaustive":
+            return together.exhaustive(x)
         return together.one_shot(x) if self.inference == "one-shot" else together.binary(x)
 
     def superposition(self, side: LearnerSide, slots: Sequence[int]) -> Superposition:

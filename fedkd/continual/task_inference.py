@@ -44,9 +44,24 @@ def superfluous_slope(outputs: Tensor, slopes: Tensor, classes: int) -> Tensor:
     return (p * slopes[:, classes:].double()).sum(dim=1)
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+def entropy(outputs: Tensor, classes: int) -> Tensor:
+    """Return the entropy H `[B]` of the softmax over all outputs `[B, O+S]`."""
+    log_p = outputs.double().log_softmax(dim=1)
+    return -(log_p.exp() * log_p).sum(dim=1)
+
+
+def superfluous_mass(outputs: Tensor, classes: int) -> Tensor:
+    """Return the probability `[B]` that outputs `[B, O+S]` give to superfluous units."""
+    return outputs.double().softmax(dim=1)[:, classes:].sum(dim=1)
+
+
+SLOPES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "entropy": entropy_slope,
     "superfluous": superfluous_slope,
+}
+VALUES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "entropy": entropy,
+    "superfluous": superfluous_mass,
 }
 
 
@@ -92,7 +107,7 @@ class Superposition:
         def outputs(*weights: Tensor) -> Tensor:
             return self.forward(x, {**dict(zip(names, weights, strict=True)), **statistics})
 
-        slope_of = OBJECTIVES[self.objective]
+        slope_of = SLOPES[self.objective]
         columns = []
         for i in members:
             direction = tuple(masked(weights[name], self.masks[i][name]) for name in names)
@@ -125,6 +140,16 @@ class Superposition:
             for number, group in enumerate(groups.tolist()):
                 waiting.append((rows[group_of == number], [members[position] for position in group]))
         return inferred
+
+    def exhaustive(self, x: Tensor) -> Tensor:
+        """Return the member `[B]` that does best alone, with its own statistics: a forward pass a member."""
+        value_of = VALUES[self.objective]
+        values = []
+        for mask, statistics in zip(self.masks, self.statistics, strict=True):
+            tensors = {name: masked(weight.detach(), mask[name]) for name, weight in self.weights.items()}
+            with torch.no_grad():
+                values.append(value_of(self.forward(x, {**tensors, **statistics}), self.classes))
+        return torch.stack(values, dim=1).argmin(dim=1)
 
     def _mean_statistics(self, members: Sequence[int]) -> Tensors:
         mean: Tensors = {}
