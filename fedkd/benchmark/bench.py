@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from fedkd.benchmark.cells import Axis, Cell, compared_axes, in_cell, make_axes, make_cells, resolve_baseline
+from fedkd.benchmark.cells import (
+    Axis,
+    Cell,
+    compared_axes,
+    in_cell,
+    make_axes,
+    make_cells,
+    resolve_baseline,
+    shown_metrics,
+)
 from fedkd.benchmark.schema import Bench, load_bench
 from fedkd.errors import Interrupted, UserError
 from fedkd.tracking.atomic import write_text_atomically
@@ -220,7 +229,7 @@ def _report(plan: Plan, outcomes: Mapping[str, Outcome]) -> BenchResult:
         axes=tuple(StudyAxis(axis.name, tuple(level.label for level in axis.levels)) for axis in plan.axes),
         compared=plan.compared,
         baseline=tuple(plan.baseline[name] for name in plan.compared if name in plan.baseline),
-        metrics=tuple(plan.bench.spec.metrics),
+        metrics=shown_metrics(plan.bench, plan.cells),
         runs=tuple(study_run(cell, plan.axes) for cell in done),
         missing=len(finished) - len(done),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -16,6 +16,7 @@ from fedkd.errors import UserError, did_you_mean
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import parse_scenario
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import protocols
 
 INERT = ("name", "engine", "tracking", "checkpoint_every")
 """Parts of a scenario that never change a result, and so no cell's identity."""
@@ -258,3 +259,15 @@ def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[
     named = [axis.name for axis in axes if all(isinstance(level.value, str) for level in axis.levels)]
     methods = [name for name in ("fusion.strategy", "continual.learner") if name in names]
     return tuple([*methods, *named, *names[-1:]][:1])
+
+
+def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
+    """Return the names of what the table shows: what the bench says, else what its kind of cells reaches."""
+    if bench.spec.metrics is not None:
+        return tuple(bench.spec.metrics)
+    streams = [cell.scenario for cell in cells if cell.scenario.continual is not None]
+    if not streams:
+        return ("accuracy_local", "accuracy_global")
+    tests = dict.fromkeys(protocol for scenario in streams for protocol in protocols(scenario))
+    accuracies = [f"average_accuracy_{protocol}" for protocol in tests]
+    return (*accuracies, "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")

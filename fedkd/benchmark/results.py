@@ -6,15 +6,19 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.worker import Outcome, read_summary
-from fedkd.report.study import StudyRun
+from fedkd.report.study import Curve, StudyRun
+from fedkd.scenario.stream import accuracy_name, protocols, task_count
 from fedkd.tracking.recorder import METRICS, read_metrics, read_timings
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from fedkd.scenario.schema import Scenario
 
 ROWS_AT_A_TIME = 500_000
 
@@ -160,7 +164,9 @@ def _axis_value(cell: Cell, axis: Axis) -> Any:
 
 def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Path) -> None:
     """Write `cells.csv`: one row per cell with how it ended, what it reached and what it cost."""
-    measured = ("rounds", "accuracy_local", "accuracy_global", "bytes_up", "bytes_down", "seconds")
+    measured = ["rounds", "accuracy_local", "accuracy_global", "bytes_up", "bytes_down", "seconds"]
+    if any(cell.cell.scenario.continual is not None for cell in finished):
+        measured += ["average_accuracy", "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes"]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         columns = [axis.name for axis in axes]
@@ -193,26 +199,49 @@ def final_values(summary: Mapping[str, Any]) -> dict[str, float]:
 def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
     """Return a cell that is done, as tables and figures take it."""
     assert cell.summary is not None
+    of_all, of_tasks = _means(cell)
     curves: dict[str, list[tuple[int, float]]] = {}
-    for row in _means(cell):
+    for row in of_all:
         curves.setdefault(f"{row['metric']}_{row['split']}", []).append((row["round"], row["value"]))
     last = {name: curve[-1][1] for name, curve in curves.items()}
+    # What learners say of themselves belongs to the task that has just ended.
+    said = {f"{row['metric']}_train": row["value"] for row in of_tasks if row["split"] == "train"}
     return StudyRun(
         levels=tuple(cell.cell.levels[axis.name].label for axis in axes),
         seed=cell.cell.seed,
-        final=last | final_values(cell.summary),
+        final=said | last | final_values(cell.summary),
         curves={name: tuple(curve) for name, curve in curves.items()},
         traffic=_traffic(cell.folder),
+        tasks=_over_tasks(cell.cell.scenario, of_tasks),
     )
 
 
-def _means(cell: FinishedCell) -> list[dict[str, Any]]:
-    """Return the rows of the federation's means that are numbers."""
+def _means(cell: FinishedCell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of the federation's means that are numbers: those of no task, and those of tasks."""
     import pyarrow.compute as pc
 
     recorded = _recorded(cell)
-    is_mean = pc.and_(pc.is_null(recorded["client"]), pc.is_null(recorded["task"]))
-    return recorded.filter(pc.and_(is_mean, pc.is_valid(recorded["value"]))).to_pylist()
+    means = recorded.filter(pc.and_(pc.is_null(recorded["client"]), pc.is_valid(recorded["value"])))
+    of_task = pc.is_valid(means["task"])
+    return means.filter(pc.invert(of_task)).to_pylist(), means.filter(of_task).to_pylist()
+
+
+def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Return the average accuracy on all tasks so far after each task, on the common test sets."""
+    if scenario.continual is None:
+        return {}
+    curves = {}
+    for name in map(accuracy_name, protocols(scenario)):
+        rows = [row for row in of_tasks if (row["metric"], row["split"]) == (name, "global")]
+        values = {(row["round"], row["task"]): row["value"] for row in rows}
+        points = []
+        for learned in range(1, task_count(scenario) + 1):
+            at = learned * scenario.continual.rounds_per_task
+            so_far = [values[at, task] for task in range(learned) if (at, task) in values]
+            if len(so_far) == learned:
+                points.append((learned, fmean(so_far)))
+        curves[f"average_{name}"] = tuple(points)
+    return curves
 
 
 def _traffic(folder: Path) -> tuple[tuple[int, int], ...]:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from fedkd.benchmark.merge import flatten
 from fedkd.errors import UserError
 from fedkd.explain import explain_error
+from fedkd.report.metrics import CONTINUAL_METRICS
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import read_toml
 from fedkd.scenario.overrides import parse_override
@@ -26,7 +27,7 @@ METRICS = (
     "bytes_down",
     "seconds",
 )
-"""What every run can be asked for; strategies and learners may record more."""
+"""What every run can be asked for; strategies and learners may record more, and runs over streams do."""
 
 Seed = Annotated[int, Field(ge=0)]
 
@@ -38,8 +39,8 @@ class BenchFile(Section):
     and `a = { b = 1 }` mean the same: this one key, and its neighbours stay as they are. A key that ends in
     `!` replaces the whole table: `"fusion!" = { strategy = "fedmd" }`.
 
-    Hyper-parameters belong to their strategy: a cell whose strategy is not the base's starts without those of
-    the base.
+    Hyper-parameters belong to their strategy, or learner: a cell with another than the base's starts without
+    those of the base.
     """
 
     name: str = Field("bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -53,12 +54,12 @@ class BenchFile(Section):
     """Every cell runs once with each of these seeds; a number n means 1, 2, …, n."""
     baseline: dict[str, Any] = Field(default_factory=dict)
     """Axis to value: the cells that the others are compared with, paired by seed and by all other axes."""
-    metrics: Annotated[list[str], Field(min_length=1)] = Field(
-        default_factory=lambda: ["accuracy_local", "accuracy_global"]
-    )
+    metrics: Annotated[list[str], Field(min_length=1)] | None = None
     """What the table and the figures show: `METRIC_SPLIT` of the last round, averaged over clients
-    (`accuracy_local`, `loss_global`, `fusion_gain_local`, `loss_train`, …), or `bytes_up`, `bytes_down`,
-    `seconds`."""
+    (`accuracy_local`, `loss_global`, `fusion_gain_local`, `loss_train`, …), `bytes_up`, `bytes_down`,
+    `seconds`, or a continual metric of the summary (`average_accuracy_task_incremental`, `bwt`,
+    `forgetting`, `stored_bytes_per_task`, …). Absent: both accuracies; where cells learn a stream of tasks,
+    average accuracies with and without the task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
     parallel: bool = True
     """Whether cells run side by side on Ray, each on `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor`
     GPUs; false: one after the other in this process, for debugging. Never changes a result."""
@@ -149,25 +150,30 @@ def _check_spec(spec: BenchFile) -> None:
         raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
     if isinstance(spec.seeds, list) and len(set(spec.seeds)) < len(spec.seeds):
         raise UserError(f"must be different, got {spec.seeds}", key="seeds")
-    for name in spec.metrics:
-        # Strategies may record what is not known here, but not under nearly the same name.
-        near = get_close_matches(name, METRICS, n=1, cutoff=0.85)
-        if near and near[0] != name and name not in METRICS:
-            raise UserError(f"no metric '{name}'; did you mean '{near[0]}'?", key="metrics")
-        if name not in METRICS and not name.endswith(("_local", "_global", "_train")):
-            raise UserError(
-                f"no metric '{name}'; allowed: METRIC_local, METRIC_global, METRIC_train, "
-                "bytes_up, bytes_down, seconds",
-                key="metrics",
-            )
-    if len(set(spec.metrics)) < len(spec.metrics):
-        raise UserError(f"must be different, got {spec.metrics}", key="metrics")
+    _check_metrics(spec.metrics or [])
     for key, values in flatten(spec.grid).items():
         if not isinstance(values, list) or not values:
             raise UserError(f"must be a list of values, got {values!r}", key=dotted(("grid", key)))
     for axis, variants in spec.variants.items():
         if not variants:
             raise UserError("must have at least one variant", key=dotted(("variants", axis)))
+
+
+def _check_metrics(metrics: list[str]) -> None:
+    known = (*METRICS, *CONTINUAL_METRICS)
+    for name in metrics:
+        # Strategies may record what is not known here, but not under nearly the same name.
+        near = get_close_matches(name, known, n=1, cutoff=0.85)
+        if near and near[0] != name and name not in known:
+            raise UserError(f"no metric '{name}'; did you mean '{near[0]}'?", key="metrics")
+        if name not in known and not name.endswith(("_local", "_global", "_train")):
+            raise UserError(
+                f"no metric '{name}'; allowed: METRIC_local, METRIC_global, METRIC_train, "
+                "bytes_up, bytes_down, seconds, and of streams average_accuracy, bwt, forgetting, …",
+                key="metrics",
+            )
+    if len(set(metrics)) < len(metrics):
+        raise UserError(f"must be different, got {metrics}", key="metrics")
 
 
 def _base(spec: BenchFile, path: Path) -> tuple[Path, dict[str, Any]]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd.report.metrics import Metric, metric
+from fedkd.report.metrics import Metric
+from fedkd.report.scatter import accuracy_against_stored, local_against_global
 from fedkd.report.statistics import Interval, interval
-from fedkd.report.study import Study, StudyRun, group_title, values_by_seed
+from fedkd.report.study import Curve, Study, StudyRun, final_interval, group_title
 from fedkd.report.style import (
     COLOUR_MAP,
-    MARKERS,
+    LEGEND_LINE,
+    LOG_RATIO,
     Look,
     group_looks,
     house_style,
@@ -30,10 +32,8 @@ if TYPE_CHECKING:
 PANEL = (2.3, 2.1)
 """Width and height of a panel in inches: three fill the width of a page."""
 MOST_COLUMNS = 4
-LEGEND_LINE = 0.2
-"""Inches that a line of a legend takes."""
-LOG_RATIO = 20
-"""From this ratio of the largest traffic to the smallest, the axis is logarithmic."""
+LONGEST_LABEL = 34
+"""Letters of a label that fit beside one row of panels."""
 
 
 def draw_figures(study: Study, folder: Path) -> list[Path]:
@@ -56,8 +56,13 @@ def _figures(study: Study) -> Iterator[tuple[str, Figure]]:
         two_axes = len(study.block_axes) == len(study.compared_axes) == 1
         if two_axes and any(shown.name in run.final for run in study.runs):
             yield f"heatmap-{shown.name}", heat_map(study, shown)
+    for shown in study.shown:
+        if any(len(run.tasks.get(shown.name, ())) > 1 for run in study.runs):
+            yield f"tasks-{shown.name}", over_tasks(study, shown)
     if any({"accuracy_local", "accuracy_global"} <= run.final.keys() for run in study.runs):
         yield "local-against-global", local_against_global(study)
+    if any({"average_accuracy", "stored_bytes_per_task"} <= run.final.keys() for run in study.runs):
+        yield "accuracy-against-stored", accuracy_against_stored(study)
 
 
 # Curves -----------------------------------------------------------------------------------------------
@@ -65,17 +70,25 @@ def _figures(study: Study) -> Iterator[tuple[str, Figure]]:
 
 def over_rounds(study: Study, shown: Metric) -> Figure:
     """Draw a metric over rounds: one panel per block, one line per group, bands are 95 % intervals."""
+    return _over(study, shown, lambda run: run.curves.get(shown.name, ()), "round")
 
-    def draw(axes: Axes, runs: Sequence[StudyRun], **look: Any) -> None:
-        rounds, mean, half = _mean_curve(runs, shown)
-        _line_with_band(axes, rounds, mean, half, **look)
 
-    figure, panels = _panels(study, shown, draw)
+def over_tasks(study: Study, shown: Metric) -> Figure:
+    """Draw the average over the tasks so far, after each task of a stream; lines and bands as over rounds."""
+    return _over(study, shown, lambda run: run.tasks.get(shown.name, ()), "tasks learned")
+
+
+def _over(study: Study, shown: Metric, curve: Callable[[StudyRun], Curve], what: str) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
+    def draw(axes: Axes, runs: Sequence[StudyRun], **look: Any) -> None:
+        points, mean, half = _mean_curve([curve(run) for run in runs], shown)
+        _line_with_band(axes, points, mean, half, **look)
+
+    figure, panels = _panels(study, shown, draw, curve)
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    figure.supxlabel("round", fontsize=9)
+    figure.supxlabel(what, fontsize=9)
     return figure
 
 
@@ -89,15 +102,18 @@ def over_traffic(study: Study, shown: Metric) -> Figure:
     ends = [run.traffic[-1][1] for run in study.runs if run.traffic and run.traffic[-1][1]]
     unit, scale = _bytes_unit(max(ends))
 
+    def curve(run: StudyRun) -> Curve:
+        return run.curves.get(shown.name, ())
+
     def draw(axes: Axes, runs: Sequence[StudyRun], **look: Any) -> None:
-        rounds, mean, half = _mean_curve(runs, shown)
+        rounds, mean, half = _mean_curve([curve(run) for run in runs], shown)
         traffic = _mean_traffic(runs, rounds) * scale
         if traffic[-1] == 0:
             axes.axhline(mean[-1], color=look["color"], linestyle=look["linestyle"])
         else:
             _line_with_band(axes, traffic, mean, half, **look)
 
-    figure, panels = _panels(study, shown, draw)
+    figure, panels = _panels(study, shown, draw, curve)
     logarithmic = max(ends) > LOG_RATIO * min(ends)
     for axes in panels:
         if logarithmic:
@@ -110,8 +126,10 @@ def over_traffic(study: Study, shown: Metric) -> Figure:
     return figure
 
 
-def _panels(study: Study, shown: Metric, draw: Callable[..., None]) -> tuple[Figure, list[Axes]]:
-    """Draw every group into the panel of its block, with one legend above all panels."""
+def _panels(
+    study: Study, shown: Metric, draw: Callable[..., None], curve: Callable[[StudyRun], Curve]
+) -> tuple[Figure, list[Axes]]:
+    """Draw every group that has a curve into the panel of its block, with one legend above all panels."""
     blocks, looks = study.blocks, group_looks(study)
     columns = _columns(study)
     rows = ceil(len(blocks) / columns)
@@ -123,7 +141,7 @@ def _panels(study: Study, shown: Metric, draw: Callable[..., None]) -> tuple[Fig
     for axes, (block, groups) in zip(panels, blocks.items(), strict=False):
         axes.set_title(study.block_title(block).replace(", ", "\n"))
         for group, runs in groups.items():
-            recorded = [run for run in runs if run.curves.get(shown.name)]
+            recorded = [run for run in runs if curve(run)]
             if recorded:
                 look = looks[group]
                 draw(axes, recorded, color=look.colour, linestyle=look.line, marker=look.marker)
@@ -132,7 +150,8 @@ def _panels(study: Study, shown: Metric, draw: Callable[..., None]) -> tuple[Fig
     if shown.unit == "%":
         low, high = panels[0].get_ylim()
         panels[0].set_ylim(max(low, 0.0), min(high, 100.0))
-    figure.supylabel(shown.label, fontsize=9)
+    tall = len(shown.label) > LONGEST_LABEL
+    figure.supylabel(shown.label.replace(", ", ",\n") if tall else shown.label, fontsize=9)
     handles = [_handle(group_title(group), look) for group, look in looks.items() if group]
     if handles:
         figure.legend(handles=handles, loc="outside upper center", ncols=entries_a_row)
@@ -161,9 +180,9 @@ def _line_with_band(
         axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.18, linewidth=0)
 
 
-def _mean_curve(runs: Sequence[StudyRun], shown: Metric) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _mean_curve(found: Sequence[Curve], shown: Metric) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return rounds, means over seeds [R] and half widths [R] (None: one seed), in shown units."""
-    curves = [dict(run.curves[shown.name]) for run in runs]
+    curves = [dict(curve) for curve in found]
     rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
     points = [interval([curve[round] for curve in curves]) for round in rounds]
     mean = np.array([point.mean for point in points]) * shown.scale
@@ -198,7 +217,7 @@ def heat_map(study: Study, shown: Metric) -> Figure:
     """Draw final values of a study of two axes: the compared one down, the other across."""
     down, across = study.compared_axes[0], study.block_axes[0]
     cells = {
-        (group[0], block[0]): _final(runs, shown)
+        (group[0], block[0]): final_interval(runs, shown)
         for block, groups in study.blocks.items()
         for group, runs in groups.items()
     }
@@ -227,70 +246,6 @@ def _cell_text(value: Interval | None, shown: Metric) -> str:
         return "–"
     mean = f"{value.mean * shown.scale:.{shown.decimals}f}"
     return mean if value.half is None else f"{mean}\n± {value.half * shown.scale:.{shown.decimals}f}"
-
-
-def local_against_global(study: Study) -> Figure:
-    """Draw final local against global accuracy: a colour per group, a marker per block, 95 % intervals."""
-    across, up = metric("accuracy_global"), metric("accuracy_local")
-    looks = group_looks(study)
-    handles = _scatter_handles(study)
-    longest = max(len(handle.get_label()) for handle in handles)
-    figure = new_figure(3.9 + 0.068 * longest, max(3.2, LEGEND_LINE * len(handles) + 0.3))
-    axes = figure.subplots()
-    for number, groups in enumerate(study.blocks.values()):
-        for group, runs in groups.items():
-            x, y = _final(runs, across), _final(runs, up)
-            if x is None or y is None:
-                continue
-            axes.errorbar(
-                x.mean * across.scale,
-                y.mean * up.scale,
-                xerr=None if x.half is None else x.half * across.scale,
-                yerr=None if y.half is None else y.half * up.scale,
-                color=looks[group].colour,
-                marker=MARKERS[number % len(MARKERS)],
-                markersize=6,
-                elinewidth=0.9,
-                linestyle="none",
-            )
-    lowest = max(0.0, min(axes.get_xlim()[0], axes.get_ylim()[0]))
-    axes.plot([lowest, 100], [lowest, 100], color="#A0A0A0", linestyle=":", linewidth=1, zorder=0)
-    _clip_to_data(axes, study)
-    axes.set_xlabel(across.label)
-    axes.set_ylabel(up.label)
-    figure.legend(handles=handles, loc="outside right upper")
-    return figure
-
-
-def _clip_to_data(axes: Axes, study: Study) -> None:
-    """Show all means with a margin; long bars of few seeds may run out of the picture."""
-    for name, set_limits in (("accuracy_global", axes.set_xlim), ("accuracy_local", axes.set_ylim)):
-        values = [100 * run.final[name] for run in study.runs if name in run.final]
-        margin = max(2.0, 0.15 * (max(values) - min(values)))
-        set_limits(max(0.0, min(values) - margin), min(100.0, max(values) + margin))
-
-
-def _scatter_handles(study: Study) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    colours = [
-        Line2D(
-            [], [], linestyle="none", marker="o", color=look.colour, label=group_title(group), markersize=6
-        )
-        for group, look in group_looks(study).items()
-    ]
-    markers = [
-        Line2D([], [], linestyle="none", marker=MARKERS[number % len(MARKERS)], color="#404040",
-               markerfacecolor="none", label=study.block_title(block), markersize=6)
-        for number, block in enumerate(study.blocks) if block
-    ]  # fmt: skip
-    equal = Line2D([], [], color="#A0A0A0", linestyle=":", label="local = global")
-    return [*colours, *markers, equal]
-
-
-def _final(runs: Iterable[StudyRun], shown: Metric) -> Interval | None:
-    values = values_by_seed(tuple(runs), shown.name)
-    return interval(list(values.values())) if values else None
 
 
 def _mean(value: Interval | None) -> float:

@@ -78,9 +78,9 @@ _CONTINUAL = {
         Metric("auc", "AUC", "%", 100.0, 1, "higher"),
         Metric("temporal_forgetting", "temporal forgetting", "points", 100.0, 1, "lower"),
         Metric("spatial_forgetting", "spatial forgetting", "points", 100.0, 1, "lower"),
-        Metric("stored_bytes", "stored", "MB", 1e-6, 2, "lower"),
-        Metric("stored_bytes_per_task", "stored per task", "MB", 1e-6, 2, "lower"),
-        Metric("peak_bytes", "stored at most", "MB", 1e-6, 2, "lower"),
+        Metric("stored_bytes", "stored", "kB", 1e-3, 1, "lower"),
+        Metric("stored_bytes_per_task", "stored per task", "kB", 1e-3, 1, "lower"),
+        Metric("peak_bytes", "stored at most", "kB", 1e-3, 1, "lower"),
     )
 }
 _TESTS = {
@@ -91,3 +91,8 @@ _TESTS = {
     "_class_incremental": ", class-incremental",
 }
 """How a stream was tested, as the end of a metric's name, and how a title says it."""
+
+CONTINUAL_METRICS = tuple(
+    name + test for test in _TESTS for name in _CONTINUAL if not (test and _CONTINUAL[name].unit == "kB")
+)
+"""What a run over a stream of tasks has in its summary, if it could be measured."""

@@ -8,8 +8,11 @@ from functools import cached_property
 from itertools import product
 
 from fedkd.report.metrics import Metric, metric
+from fedkd.report.statistics import Interval, interval
 
 Labels = tuple[str, ...]
+Curve = tuple[tuple[int, float], ...]
+"""Pairs of a round, or a number of tasks, and a value."""
 
 _TITLES = {
     "data.partition.alpha": "Dirichlet α",
@@ -36,13 +39,15 @@ class StudyRun:
         final: Metric to the federation's mean after the last round, and what the whole run cost.
         curves: Metric to (round, the federation's mean), for every round it was recorded in.
         traffic: (round, bytes up and down since the start), for every round.
+        tasks: Metric to (tasks learned, the federation's mean over those tasks), of a stream of tasks.
     """
 
     levels: Labels
     seed: int
     final: Mapping[str, float] = field(default_factory=dict)
-    curves: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
     traffic: tuple[tuple[int, int], ...] = ()
+    tasks: Mapping[str, Curve] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -128,3 +133,9 @@ def group_title(group: Labels) -> str:
 def values_by_seed(runs: tuple[StudyRun, ...], name: str) -> dict[int, float]:
     """Return seed to final value, for the runs that recorded the metric."""
     return {run.seed: run.final[name] for run in runs if name in run.final}
+
+
+def final_interval(runs: tuple[StudyRun, ...], shown: Metric) -> Interval | None:
+    """Return a metric's final mean over seeds with its interval; None: nobody recorded it."""
+    values = values_by_seed(runs, shown.name)
+    return interval(list(values.values())) if values else None

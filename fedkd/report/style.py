@@ -24,6 +24,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 LINES = ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 DOTS_PER_INCH = 200
 COLOUR_MAP = "cividis"
+LEGEND_LINE = 0.2
+"""Inches that a line of a legend takes."""
+LOG_RATIO = 20
+"""From this ratio of the largest size in bytes to the smallest, an axis of sizes is logarithmic."""
 
 _PARAMETERS: Any = {
     "font.size": 9,

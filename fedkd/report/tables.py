@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from fedkd.report.comparison import Entry, Row, compare
-from fedkd.report.metrics import Metric
+from fedkd.report.metrics import CONTINUAL_METRICS, Metric
 from fedkd.report.statistics import Interval
 from fedkd.report.study import Study, group_title
 
@@ -66,6 +66,11 @@ def _legend(study: Study, rows: Sequence[Row]) -> list[str]:
     ranked = any(entry.best for row in rows for entry in row.entries)
     where = f" for the same {' and '.join(map(study.title, study.block_axes))}" if study.block_axes else ""
     parts = ["Means over clients after the last round."]
+    if any(name in CONTINUAL_METRICS for name in study.metrics):
+        parts.append(
+            "Streams are measured on the common test sets; BWT and forgetting with the task given where each"
+            " task has outputs of its own, and without it elsewhere."
+        )
     if seeds > 1:
         parts.append(f"Mean ± 95 % confidence interval over {seeds} seeds (Student's t).")
     elif seeds == 1:

@@ -40,3 +40,38 @@ def study() -> Study:
         metrics=("accuracy_local", "fusion_gain_local"),
         runs=tuple(runs),
     )
+
+
+STREAM = {
+    ("task", "naive"): (0.0, (0.99, 0.90, 0.80)),
+    ("task", "ewc"): (4000.0, (0.99, 0.95, 0.93)),
+    ("task", "packnet"): (100.0, (0.98, 0.97, 0.96)),
+    ("class", "naive"): (0.0, (0.99, 0.50, 0.33)),
+    ("class", "ewc"): (4000.0, (0.99, 0.50, 0.34)),
+    ("class", "packnet"): (100.0, (0.98, 0.60, 0.45)),
+}
+"""(head, learner) to the bytes it stores a task and the average accuracy after each of three tasks."""
+
+
+@pytest.fixture
+def stream_study() -> Study:
+    """Three learners under two heads with two seeds, a hundredth apart."""
+    runs = []
+    for levels, (stored, accuracies) in STREAM.items():
+        for seed in (1, 2):
+            curve = tuple((task, value + seed / 100) for task, value in enumerate(accuracies, start=1))
+            name = f"average_accuracy_{levels[0]}_incremental"
+            last = curve[-1][1]
+            final = {name: last, "average_accuracy": last, "stored_bytes_per_task": stored}
+            runs.append(StudyRun(levels, seed, final, tasks={name: curve}))
+    return Study(
+        name="stream",
+        axes=(
+            StudyAxis("continual.head", ("task", "class")),
+            StudyAxis("continual.learner", ("naive", "ewc", "packnet")),
+        ),
+        compared=("continual.learner",),
+        baseline=("naive",),
+        metrics=("average_accuracy_task_incremental", "average_accuracy_class_incremental"),
+        runs=tuple(runs),
+    )

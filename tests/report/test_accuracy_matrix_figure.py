@@ -138,7 +138,7 @@ def test_a_figure_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         ("bwt_class_incremental", "BWT, class-incremental (points)", "higher"),
         ("forgetting_local", "forgetting, local (points)", "lower"),
         ("forgetting_first_last_local", "forgetting, first − last, local (points)", "lower"),
-        ("stored_bytes_per_task", "stored per task (MB)", "lower"),
+        ("stored_bytes_per_task", "stored per task (kB)", "lower"),
         ("accuracy_local", "local accuracy (%)", "higher"),
     ],
 )

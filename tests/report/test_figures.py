@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex
 
 from fedkd.report import figures
 from fedkd.report.metrics import metric
+from fedkd.report.scatter import accuracy_against_stored
 from fedkd.report.study import StudyAxis
 from fedkd.report.style import BASELINE_COLOUR, group_looks
 
@@ -61,6 +62,35 @@ def test_a_heat_map_needs_two_axes(study, tmp_path):
     runs = tuple(replace(run, levels=(*run.levels, "10")) for run in study.runs)
     files = figures.draw_figures(replace(study, axes=axes, runs=runs), tmp_path)
     assert files and not any("heatmap" in path.name for path in files)
+
+
+def test_a_stream_is_drawn_over_its_tasks(stream_study, tmp_path):
+    names = {path.stem for path in figures.draw_figures(stream_study, tmp_path)}
+    protocols = ("task_incremental", "class_incremental")
+    assert names == {
+        *(f"tasks-average_accuracy_{protocol}" for protocol in protocols),
+        *(f"heatmap-average_accuracy_{protocol}" for protocol in protocols),
+        "accuracy-against-stored",
+    }
+    figure = figures.over_tasks(stream_study, metric("average_accuracy_class_incremental"))
+    without, panel = figure.axes
+    assert not without.lines, "nobody was tested so under the other head"
+    np.testing.assert_allclose(panel.lines[0].get_xdata(), [1, 2, 3])
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [100.5, 51.5, 34.5])
+    band = panel.collections[0].get_paths()[0].vertices
+    # Two values a point apart: half a width of 12.706 · 0.7071 / √2.
+    assert band[band[:, 0] == 3, 1].max() == pytest.approx(34.5 + 12.7062047 / 2)
+    assert figure._supxlabel.get_text() == "tasks learned"
+
+
+def test_accuracy_against_bytes_has_a_place_for_those_that_keep_nothing(stream_study):
+    axes = accuracy_against_stored(stream_study).axes[0]
+    points = [tuple(bar.lines[0].get_xydata()[0]) for bar in axes.containers]
+    task = [(0, 81.5), (4, 94.5), (0.1, 97.5)]  # kB, %
+    np.testing.assert_allclose(points, [*task, (0, 34.5), (4, 35.5), (0.1, 46.5)])
+    assert axes.get_xscale() == "symlog" and axes.get_xlim()[0] < 0
+    only = tuple(run for run in stream_study.runs if run.levels[1] == "ewc")
+    assert accuracy_against_stored(replace(stream_study, runs=only)).axes[0].get_xscale() == "linear"
 
 
 def test_groups_have_different_looks_and_the_baseline_is_grey(study):

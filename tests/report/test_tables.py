@@ -93,3 +93,12 @@ def test_the_csv_has_the_same_numbers_in_full(study):
 )
 def test_metrics_have_titles_and_a_direction(name, label, better):
     assert (metric(name).label, metric(name).better) == (label, better)
+
+
+def test_a_stream_is_told_how_it_was_measured(stream_study):
+    table = markdown_table(stream_study)
+    assert "Streams are measured on the common test sets" in table
+    # Two values a point apart: half a width of 12.706 · 0.7071 / √2; the differences do not vary.
+    row = "| task | packnet | 2 | **97.5 ± 6.4** | +16.0 ± 0.0 | – | – |"
+    assert row in table
+    assert "Streams" not in markdown_table(replace(stream_study, metrics=("seconds",)))
