@@ -68,6 +68,8 @@ class StreamClient(TorchClient):
         self._unit_class = np.array(stream.unit_class)
         self._protocols = protocols(scenario)
         self._main = main_protocol(scenario)
+        continual = scenario.continual
+        self._asks_without_task = continual is not None and continual.evaluate_without_task
         self._curves: dict[str, list[float]] = {}
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self._nothing_measured())
@@ -239,6 +241,8 @@ class StreamClient(TorchClient):
         own = np.array(info.own_units)
         target = np.array(info.units)[y]
         given = own[outputs[:, own].argmax(axis=1)] == target
+        if not self._asks_without_task:
+            return float(given.mean()), nan
         open_outputs = self._outputs_without_task(outputs, model, x)
         guess = open_outputs[:, : self._stream.outputs].argmax(axis=1)
         unknown = self._unit_class[guess] == self._unit_class[target]

@@ -218,6 +218,9 @@ class Continual(Section):
     `rotated`, else `task`."""
     rounds_per_task: PositiveInt = 1
     """Federated rounds spent on each task; `rounds` is the number of tasks times this."""
+    evaluate_without_task: bool = True
+    """Whether models are also tested without being told the task. For learners that infer it this costs a
+    pass for every task met: with tens of tasks, more than learning them."""
     evaluate_epochs: bool = False
     """Whether a client tests itself on the current task after every local epoch, for learning curves."""
 

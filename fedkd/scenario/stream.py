@@ -86,10 +86,14 @@ def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
 
 
 def main_protocol(scenario: Scenario) -> Protocol:
-    """Return the test that the scenario's head is made for, whose mean over tasks is its `accuracy`."""
+    """Return the test that the scenario's head is made for, whose mean over tasks is its `accuracy`.
+
+    Where there is no test without the task, it is the one with.
+    """
     assert scenario.continual is not None
     given, unknown = protocols(scenario)
-    return given if scenario.continual.head == "task" else unknown
+    knows = scenario.continual.head == "task" or not scenario.continual.evaluate_without_task
+    return given if knows else unknown
 
 
 def accuracy_name(protocol: Protocol) -> str:

@@ -133,6 +133,15 @@ def test_without_the_task_the_same_outputs_are_harder_to_read(alone, tmp_path):
     assert values[1] > values[2] > values[3], values
 
 
+def test_the_test_without_the_task_can_be_left_out(alone, tmp_path):
+    stream = {"learner": "supsup", "evaluate_without_task": False, "tasks": {"kind": "rotated", "count": 2}}
+    folder = run(alone, tmp_path / "run", continual=stream)
+    assert not rows(folder, metric="accuracy_domain_incremental")
+    tasks = rows(folder, metric="accuracy_task_incremental", split="global", client=0, round=2)
+    accuracy = rows(folder, metric="accuracy", split="global", client=0, round=2)[0]["value"]
+    assert accuracy == pytest.approx(np.mean([row["value"] for row in tasks]), abs=1e-12)
+
+
 def test_the_drop_on_an_old_task_is_told_apart_by_its_cause(mixed, tmp_path):
     mixed["continual"] = mixed["continual"] | {"learner": "naive"}
     folder = run(mixed, tmp_path / "run", clients_per_round=3)
