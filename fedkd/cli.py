@@ -181,10 +181,9 @@ def _parser() -> argparse.ArgumentParser:
     listing = verb("list", _list, "list what a scenario can name")
     listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")
 
-    new = verb(
-        "new", _new, "write a strategy or a model of your own to start from, with a scenario and a test"
-    )
-    new.add_argument("kind", choices=("strategy", "model"))
+    text = "write a strategy, model or learner of your own to start from, with a scenario and a test"
+    new = verb("new", _new, text)
+    new.add_argument("kind", choices=("strategy", "model", "learner"))
     new.add_argument("name", metavar="NAME", help="name of the module, e.g. my_idea")
     new.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where (default: here)")
 

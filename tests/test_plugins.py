@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedkd import register
+from fedkd.continual.registry import LEARNERS, make_learner
 from fedkd.data.federated import load_federated_data
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError
@@ -25,6 +26,7 @@ import numpy as np
 from torch import nn
 
 from fedkd import register
+from fedkd.continual.learner import Learner
 from fedkd.fusion.strategy import FusionStrategy, Guidance
 from fedkd.training.losses import logits_mse
 
@@ -46,6 +48,18 @@ class FirstMover(FusionStrategy):
 
     def loss(self, student_logits, targets):
         return logits_mse(student_logits, targets)
+
+
+@register.learner("frozen-body")
+@dataclass(frozen=True)
+class FrozenBody(Learner):
+    name: ClassVar[str] = "frozen-body"
+    after: int = 1
+
+    def filter(self, side, gradients):
+        if side.task < self.after:
+            return gradients
+        return {name: g if "3" in name else g.zero_() for name, g in gradients.items()}
 
 
 @register.partition("in-turn")
@@ -80,7 +94,7 @@ transfer = {{ source = "holdout", size = 60 }}
 @pytest.fixture(autouse=True)
 def clean_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
-    for registry in (STRATEGIES, MODELS, PARTITIONS, DATASETS):
+    for registry in (STRATEGIES, LEARNERS, MODELS, PARTITIONS, DATASETS):
         monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
@@ -178,6 +192,18 @@ def test_a_scenario_with_plugins_runs(everything: Path, tmp_path: Path):
     assert result.summary["status"] == "done" and result.summary["final"]["bytes_up"] > 0
 
 
+def test_a_stream_is_learned_with_a_learner_of_the_plugins(everything: Path, tmp_path: Path):
+    import fedkd
+
+    stream = ["continual.learner=frozen-body", "continual.after=0", "continual.tasks.kind=permuted"]
+    everything.write_text(everything.read_text().replace("rounds = 1\n", ""), encoding="utf-8")
+    scenario = load_scenario(everything, [*stream, "continual.tasks.count=2"])
+    assert scenario.continual is not None and scenario.continual.model_extra == {"after": 0}
+    assert make_learner("frozen-body", {}).name == "frozen-body" and "frozen-body" in LEARNERS.names()
+    summary = fedkd.run(scenario, out=tmp_path / "out").summary
+    assert summary["continual"]["tasks"] == 2 and summary["continual"]["stored_bytes"]["mean"] == 0
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -219,6 +245,31 @@ def test_a_declared_name_that_is_taken_is_refused_and_both_are_named(tmp_path: P
         registry.load("cnn")
     with pytest.raises(UserError, match=r"'wide': a:wide of the package 'first' and b:wide of the package"):
         registry.check("wide")
+
+
+def test_fedkd_list_shows_an_installed_learner(tmp_path: Path):
+    (tmp_path / "listed_learner.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "from fedkd.continual.learner import Learner\n"
+        "@dataclass(frozen=True)\n"
+        "class Sleepy(Learner):\n"
+        '    """Learn nothing in the afternoon."""\n'
+        '    name: ClassVar[str] = "sleepy"\n'
+        "    isolates: ClassVar[bool] = True\n"
+        "    hours: int = 3\n"
+    )
+    install(tmp_path, "learners-of-mine", "fedkd.learners", sleepy="listed_learner:Sleepy", gone="no_mod:x")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from fedkd.cli import main; main(['list', 'learners'])"
+    )
+    listed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    lines = listed.stdout.splitlines()
+    place = next(i for i, line in enumerate(lines) if line.startswith("sleepy"))
+    assert "Learn nothing in the afternoon." in lines[place]
+    assert "gives each task weights of its own" in lines[place + 1] and "hours = 3 (int)" in lines[place + 2]
+    assert any(line.startswith("gone") and "cannot import 'no_mod'" in line for line in lines)
 
 
 def test_fedkd_list_shows_installed_parts_and_survives_broken_ones(tmp_path: Path):

@@ -10,6 +10,12 @@ import pytest
 from fedkd.cli import main
 from fedkd.scaffold import IMPORTED, KINDS, new
 
+SHORT = {
+    "strategy": ["rounds=1"],
+    "model": ["rounds=1"],
+    "learner": ["continual.tasks.count=2", "continual.tasks.classes_per_task=2"],
+}
+
 
 def run(*words: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -34,7 +40,7 @@ def test_what_is_written_passes_its_own_test_and_runs(kind: str, tmp_path: Path,
     assert tested.returncode == 0, tested.stdout
     assert " passed" in tested.stdout and "failed" not in tested.stdout and "skipped" not in tested.stdout
 
-    words = ("run", folder / "my_idea.toml", "--engine", "inline", "--set", "rounds=1", "--out", "done")
+    words = ("run", folder / "my_idea.toml", "--engine", "inline", "--out", "done", "--set", *SHORT[kind])
     ran = run("-m", "fedkd", *words, folder=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "done" / "summary.json").is_file()
@@ -64,6 +70,7 @@ def test_nothing_is_overwritten(kind: str, file: str, tmp_path: Path, capsys):
     [
         ("strategy", "knfu", "there is a strategy named 'knfu' already"),
         ("model", "cnn", "there is a model named 'cnn' already"),
+        ("learner", "ewc", "there is a learner named 'ewc' already"),
         ("model", "torch", "there is a module named 'torch' already"),
         ("model", "random", "there is a module named 'random' already"),
         ("strategy", "my-idea", "must be lower-case letters"),
@@ -72,6 +79,7 @@ def test_nothing_is_overwritten(kind: str, file: str, tmp_path: Path, capsys):
         ("strategy", "class", "must be lower-case letters"),
         ("strategy", "../up", "must be lower-case letters"),
         ("strategy", "test_me", "must not start with"),
+        ("learner", "step", "would name a class that the file imports"),
         ("strategy", "knowledge", "would name a class that the file imports"),
     ],
 )

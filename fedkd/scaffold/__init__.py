@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from fedkd.errors import UserError
 
-Kind = Literal["strategy", "model"]
+Kind = Literal["strategy", "model", "learner"]
 KINDS: tuple[str, ...] = get_args(Kind)
 FILES = {"module.py": "{name}.py", "scenario.toml": "{name}.toml", "test.py": "test_{name}.py"}
 """Template to the file that is made of it."""
@@ -23,7 +23,10 @@ IMPORTED = (
     "fusion_strategy",
     "guidance",
     "knowledge",
+    "learner",
+    "learner_side",
     "mapping",
+    "step",
     "tensor",
     "user_error",
 )
@@ -76,10 +79,11 @@ def _check_spelling(kind: Kind, name: str) -> None:
 
 
 def _check_free(kind: Kind, name: str) -> None:
+    from fedkd.continual.registry import LEARNERS
     from fedkd.fusion.registry import STRATEGIES
     from fedkd.models.registry import MODELS
 
-    if name in (STRATEGIES if kind == "strategy" else MODELS).names():
+    if name in {"strategy": STRATEGIES, "model": MODELS, "learner": LEARNERS}[kind].names():
         raise UserError(f"there is a {kind} named '{name}' already (fedkd list)", key="NAME")
     if name in IMPORTED:
         raise UserError(f"'{name}' would name a class that the file imports", key="NAME")
