@@ -19,6 +19,7 @@ LEARNERS = Registry(
     {
         "naive": "fedkd.continual.naive:Naive",
         "joint": "fedkd.continual.joint:Joint",
+        "single": "fedkd.continual.single:Single",
         "er": "fedkd.continual.er:ExperienceReplay",
         "agem": "fedkd.continual.agem:AGem",
         "packnet": "fedkd.continual.packnet:PackNet",

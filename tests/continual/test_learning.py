@@ -47,7 +47,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_every_learner_is_built_from_its_defaults_and_documented(name):
     learner = make_learner(name, {})
     assert learner.name == name and type(learner).__doc__
-    assert learner.paper or name in ("naive", "joint")
+    assert learner.paper or name in ("naive", "joint", "single")
     for parameter in learner_hyperparameters(name):
         assert len(parameter.description) > 30 and parameter.type, parameter
 
@@ -122,15 +122,16 @@ def test_naive_is_plain_training():
     assert equal(weights(learning.side.network), weights(plain)) and ours == result
 
 
-def test_joint_begins_anew_and_restores_nothing_else():
+@pytest.mark.parametrize(("name", "trained_on"), [("joint", (0, 1)), ("single", (1,))])
+def test_references_begin_anew(name, trained_on):
     stream = small_stream(2)
-    learning = start(make_learner("joint", {}), network(), stream)
+    learning = start(make_learner(name, {}), network(), stream)
     untrained = weights(learning.side.network)
     fit_task(learning, stream, 0)
     assert not equal(weights(learning.side.network), untrained)
     learning.enter(1)
     assert equal(weights(learning.side.network), untrained)
-    assert tuple(learning.learner.training_tasks(learning.side)) == (0, 1)
+    assert tuple(learning.learner.training_tasks(learning.side)) == trained_on
 
 
 @dataclass(frozen=True)
