@@ -16,7 +16,7 @@ from fedkd.errors import UserError, did_you_mean
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import parse_scenario
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import protocols
+from fedkd.scenario.stream import Protocol, protocols
 
 INERT = ("name", "engine", "tracking", "checkpoint_every")
 """Parts of a scenario that never change a result, and so no cell's identity."""
@@ -268,6 +268,12 @@ def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
     streams = [cell.scenario for cell in cells if cell.scenario.continual is not None]
     if not streams:
         return ("accuracy_local", "accuracy_global")
-    tests = dict.fromkeys(protocol for scenario in streams for protocol in protocols(scenario))
+    tests = dict.fromkeys(test for scenario in streams for test in _tests(scenario))
     accuracies = [f"average_accuracy_{protocol}" for protocol in tests]
     return (*accuracies, "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")
+
+
+def _tests(scenario: Scenario) -> tuple[Protocol, ...]:
+    assert scenario.continual is not None
+    given, unknown = protocols(scenario)
+    return (given, unknown) if scenario.continual.evaluate_without_task else (given,)

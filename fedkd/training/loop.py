@@ -125,6 +125,7 @@ def fit(
                     _add_to_gradients(own, correction)
                 if rules is not None:
                     rules.after_backward()
+                _lay_out_gradients(parameters)
                 stepper.step()
                 if rules is not None:
                     rules.after_step()
@@ -160,6 +161,18 @@ def _add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]
             parameter.grad = extra.clone()
         else:
             parameter.grad.add_(extra)
+
+
+def _lay_out_gradients(parameters: Sequence[Tensor]) -> None:
+    """Let every gradient lie in memory as its parameter does.
+
+    Fused optimisers pair elements by where they lie, whatever the strides say. Autograd's own gradients are
+    laid out like the weights, channels last; what became of them elsewhere may not be.
+    """
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def _sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:

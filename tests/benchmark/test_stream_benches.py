@@ -45,6 +45,9 @@ def test_what_is_shown_follows_the_heads(write, stream_tables, tables):
         return tuple(f"average_accuracy_{protocol}_incremental" for protocol in protocols)
 
     assert default_metrics(write, stream_tables) == (*average("task", "class"), *USUAL)
+    stream_tables["set"] = {"continual.evaluate_without_task": False}
+    assert default_metrics(write, stream_tables) == (*average("task"), *USUAL)
+    stream_tables["set"] = {}
     stream_tables["grid"]["continual.head"] = ["domain", "class"]
     assert default_metrics(write, stream_tables) == (*average("task", "domain", "class"), *USUAL)
     assert default_metrics(write, stream_tables | {"metrics": ["fwt_local"]}) == ("fwt_local",)

@@ -270,3 +270,38 @@ def test_a_correction_moves_parameters_that_the_loss_ignores():
     fit(model, data(), lambda model, x, y: cross_entropy(x @ model.weight.T, y), optimizer=SGD, epochs=1,
         batch_size=SAMPLES, generator=torch.Generator(), seed=0, correction=correction)  # fmt: skip
     torch.testing.assert_close(model.bias, bias - 0.1)
+
+
+class KeepsOneChannel:
+    """Rules that leave the weights of one input channel a gradient, laid out channels first."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.parameters = [weight]
+
+    def before_step(self) -> None: ...
+
+    def penalty(self, inputs, loss) -> None: ...
+
+    def after_backward(self) -> None:
+        (weight,) = self.parameters
+        allowed = torch.zeros(weight.shape)
+        allowed[:, 1] = 1.0
+        weight.grad = (weight.grad.contiguous() * allowed).contiguous()
+
+    def after_step(self) -> None: ...
+
+    def after_epoch(self) -> None: ...
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_gradient_that_rules_return_reaches_the_weights_it_is_for(name):
+    model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
+    model = prepare_model(model, "cpu")
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(SAMPLES, 3, 5, 5, generator=generator)
+    y = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
+    before = model[0].weight.detach().clone()
+    fit(model, (x, y), supervised, optimizer=OptimizerSpec(name, 0.1), epochs=1, batch_size=SAMPLES,
+        generator=generator, seed=0, rules=KeepsOneChannel(model[0].weight))  # fmt: skip
+    changed = (model[0].weight != before).any(dim=0).any(dim=-1).any(dim=-1)
+    assert changed.tolist() == [False, True, False]
