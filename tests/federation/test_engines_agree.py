@@ -50,12 +50,29 @@ def averaged(digits_scenario) -> dict:
     }
 
 
+@pytest.fixture
+def streamed(mixed) -> dict:
+    """A stream of tasks, learned under masks by networks with statistics of their own for every task."""
+    del mixed["rounds"]
+    return mixed | {
+        "data": mixed["data"] | {"clients": 3, "transfer": {"size": 20}, "test_size": 40},
+        "clients": [{"model": "mlp", "args": {"hidden": [24]}}, {"model": "resnet8"}],
+        "clients_per_round": 2,
+        "continual": {
+            "learner": "exssnet",
+            "rounds_per_task": 2,
+            "evaluate_epochs": True,
+            "tasks": {"kind": "split", "count": 2, "classes_per_task": 3},
+        },
+    }
+
+
 def run_metrics(path: Path, out: Path, *overrides: str) -> bytes:
     fedkd.run(load_scenario(path, overrides), out=out)
     return (out / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["mixed", "averaged"])
+@pytest.mark.parametrize("kind", ["mixed", "averaged", "streamed"])
 def test_inline_and_ray_with_one_and_two_actors_agree(kind, request, tmp_path, ray_session):
     path = write_scenario(tmp_path, request.getfixturevalue(kind))
     inline = run_metrics(path, tmp_path / "inline", "engine.kind=inline")
@@ -66,7 +83,7 @@ def test_inline_and_ray_with_one_and_two_actors_agree(kind, request, tmp_path, r
     assert two == inline
 
 
-@pytest.mark.parametrize("kind", ["mixed", "averaged"])
+@pytest.mark.parametrize("kind", ["mixed", "averaged", "streamed"])
 def test_flowers_own_runtime_agrees(kind, request, tmp_path):
     path = write_scenario(tmp_path, request.getfixturevalue(kind))
     inline = run_metrics(path, tmp_path / "inline", "engine.kind=inline")

@@ -65,13 +65,6 @@ def rows(folder: Path, **wanted) -> list[dict]:
     return [row for row in read_metrics(folder) if wanted.items() <= row.items()]
 
 
-def test_engines_agree(mixed, tmp_path, ray_session):
-    inline = run(mixed, tmp_path / "inline")
-    ray = run(mixed, tmp_path / "ray", engine={"kind": "ray", "actors": 2})
-    for file in ("metrics.jsonl", "epochs.jsonl"):
-        assert (inline / file).read_bytes() == (ray / file).read_bytes(), file
-
-
 @pytest.mark.parametrize("learner", ["gpm", "ewc", "exssnet", "cuber", "er", "si"])
 def test_stopped_after_any_round_and_resumed(learner, mixed, tmp_path):
     mixed["continual"] = mixed["continual"] | {"learner": learner}
