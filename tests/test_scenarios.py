@@ -13,6 +13,7 @@ import pytest
 from fedkd.cli import main
 from fedkd.run_folder import SCENARIO
 from fedkd.scenario.load import load_scenario, parse_scenario, read_toml
+from fedkd.scenario.stream import task_count
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "scenarios"
@@ -21,13 +22,20 @@ NEEDS_NO_DATA = {"quickstart"}
 ON_RAY = "knfu-mnist"
 
 SHORT = [
-    "rounds=1",
     "data.clients=4",
     "data.partition.samples_per_client=40",
     "data.test_size=60",
     "training.local_epochs=1",
 ]
 """What makes any scenario a matter of a second; the rest stays as it is shipped."""
+SHORT_STREAM = {
+    "split": ["continual.tasks.count=2", "continual.tasks.classes_per_task=2"],
+    "permuted": ["continual.tasks.count=2"],
+    "rotated": ["continual.tasks.count=2"],
+    "overlapping": ["continual.tasks.count=2"],
+    "datasets": [],  # as many as are named
+}
+"""What shortens a stream of tasks, by kind."""
 
 
 def by_name(paths: list[Path]) -> list:
@@ -48,6 +56,10 @@ def with_data(request, monkeypatch):
 def short_overrides(path: Path) -> list[str]:
     scenario = load_scenario(path)
     overrides = [*SHORT, f"data.transfer.size={min(40, scenario.data.transfer.size)}"]
+    if scenario.continual is None:
+        overrides.append("rounds=1")
+    else:
+        overrides += [*SHORT_STREAM[scenario.continual.tasks.kind], "continual.rounds_per_task=1"]
     if scenario.data.partition.scheme == "file":
         overrides = [text for text in overrides if "samples_per_client" not in text]
     return overrides
@@ -60,6 +72,14 @@ def test_there_are_scenarios():
         "knfu-fashion",
         "knfu-cifar10-jpeg",
         "fedavg-fashion",
+    }
+    assert {path.stem for path in PATHS if path.parent.name == "continual"} == {
+        "quickstart",
+        "split-mnist",
+        "permuted-mnist",
+        "overlapping-mnist",
+        "datasets",
+        "federated-split-mnist",
     }
 
 
@@ -102,9 +122,14 @@ def test_runs_shortened(path, with_data, tmp_path, request, capsys):
     status = main([*words, "--set", *short_overrides(path)])
     assert (status, capsys.readouterr().err) == (0, "")
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["name"], summary["status"], summary["rounds"]) == (path.stem, "done", 1)
+    scenario = load_scenario(out / SCENARIO)
+    assert (summary["name"], summary["status"]) == (path.stem, "done")
     assert 0.0 <= summary["final"]["accuracy_local"]["mean"] <= 1.0
-    assert summary["final"]["bytes_up"] > 0
+    assert (summary["final"]["bytes_up"] > 0) == (scenario.fusion.strategy != "local")
+    if scenario.continual is None:
+        assert (summary["rounds"], summary["continual"]) == (1, None)
+    else:
+        assert summary["rounds"] == summary["continual"]["tasks"] == task_count(scenario) > 1
 
 
 @pytest.fixture(scope="module")
