@@ -8,13 +8,26 @@ import pytest
 
 from fedkd.benchmark.bench import bench, plan_bench
 from fedkd.cli import main
+from fedkd.continual.registry import LEARNERS
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "scenarios" / "bench"
 PATHS = sorted(FOLDER.glob("*.toml"))
 
 
+SHORT = ["data.partition.samples_per_client=30", "data.test_size=30", "training.local_epochs=2"]
+TWO_PAIRS = ["continual.tasks.count=2", "continual.tasks.classes_per_task=2"]
+SHORT_STREAMS = {
+    "learners-split-mnist": [*TWO_PAIRS, 'grid.continual.head=["class"]'],
+    "learners-permuted-mnist": ["continual.tasks.count=2"],
+    "supermasks-density": [*TWO_PAIRS, "grid.continual.density=[0.02,0.5]"],
+    "backward-transfer": ["continual.tasks.count=2"],
+    "permuted-100": ["set.continual.tasks.count=2"],
+}
+"""What makes every cell of a bench of streams a matter of half a second."""
+
+
 def test_there_are_benches():
-    assert "quickstart" in {path.stem for path in PATHS}
+    assert {path.stem for path in PATHS} >= {"quickstart", *SHORT_STREAMS}
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -31,7 +44,9 @@ def test_is_described_and_named_like_its_file(path):
 def test_dry_run(path, tmp_path, capsys, request, monkeypatch):
     if any(cell.scenario.data.dataset != "digits" for cell in plan_bench(path).cells):
         monkeypatch.setenv("FEDKD_DATA", str(request.getfixturevalue("data_root")))
-    assert main(["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    # A round of a stream is a whole task.
+    short = ["--set", *SHORT, *SHORT_STREAMS[path.stem]] if path.stem in SHORT_STREAMS else []
+    assert main(["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run", *short]) == 0
     assert "time   about" in capsys.readouterr().out
 
 
@@ -41,3 +56,20 @@ def test_quickstart_shortened(tmp_path):
     )
     assert not result.failed and len(result.cells) == 9
     assert (tmp_path / "figures" / "heatmap-accuracy_global.svg").exists()
+
+
+@pytest.mark.parametrize("name", SHORT_STREAMS)
+def test_streams_shortened(name, tmp_path, data_root, monkeypatch):
+    monkeypatch.setenv("FEDKD_DATA", str(data_root))
+    short = ["seeds=1", "parallel=false", *SHORT, *SHORT_STREAMS[name]]
+    result = bench(FOLDER / f"{name}.toml", out=tmp_path, overrides=short)
+    assert not result.failed, [cell.outcome.error for cell in result.failed]
+    shown = [shown for shown in result.study.metrics if shown.startswith("average_accuracy")]
+    assert shown and all(run.final["average_accuracy"] >= 0 for run in result.study.runs)
+    figures = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert figures >= {"accuracy-against-stored", *(f"tasks-{name}" for name in shown)}
+
+
+def test_every_learner_is_in_the_bench_of_all():
+    cells = plan_bench(FOLDER / "learners-split-mnist.toml").cells
+    assert {cell.scenario.continual.learner for cell in cells} == set(LEARNERS.builtin)
