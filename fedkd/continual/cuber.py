@@ -14,6 +14,7 @@ from fedkd.continual.layers import Layer
 from fedkd.continual.learner import Tensors
 from fedkd.continual.side import LearnerSide
 from fedkd.continual.subspace import draw, mean_gradients
+from fedkd.continual.thin import ThinWeight
 from fedkd.continual.trgp import COLUMNS, TRGP
 from fedkd.hyperparameters import STRICT
 from fedkd.training.optimizer import OptimizerSpec
@@ -98,6 +99,8 @@ class CUBER(TRGP):
         return bool((kept * gradient).sum() >= self.correlation * length * gradient.norm())
 
     def _flexible(self, side: LearnerSide, name: str) -> list[int]:
+        if START + name not in side.memory:  # no task has been in R3
+            return []
         return [old for old in range(side.task) if f"{FLEXIBLE}{name}/{old}" in side.memory]
 
     def _protect_all_but_flexible(self, side: LearnerSide, layer: Layer) -> None:
@@ -142,8 +145,15 @@ class CUBER(TRGP):
 
     def effective(self, side: LearnerSide, task: int) -> Tensors:
         """Return ``w̃``; the gradient of w goes through Q where it is not projected out."""
-        own = task == side.task
-        return self.scaled(side, task, [name for name in side.layers if own and self._flexible(side, name)])
+        if task != side.task:
+            return self.scaled(side, task)
+        thin = self.thin_weights(side)
+        through = [name for name in side.layers if self._flexible(side, name)]
+        return {**self.scaled(side, task, through, besides=thin), **thin}
+
+    def thin(self, side: LearnerSide, layer: Layer) -> ThinWeight | None:
+        """Return None for layers with tasks in R3, whose ``w B_j`` change."""
+        return None if self._flexible(side, layer.name) else super().thin(side, layer)
 
     def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""

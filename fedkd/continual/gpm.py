@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from fedkd.continual.subspace import (
     project_out,
     residual_directions,
 )
+from fedkd.continual.thin import ThinWeight
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 
@@ -135,6 +136,8 @@ class GPM(Learner):
         """Project a layer's gradients outside of orthonormal columns ``[n, r]`` from now on."""
         side.memory.pop(INSIDE + name, None)
         side.memory.pop(OUTSIDE + name, None)
+        if side.at_hand is not None:
+            side.at_hand.pop(name, None)
         if 2 * basis.shape[1] > basis.shape[0]:
             side.memory[OUTSIDE + name] = complement(basis)
         elif basis is not side.memory[BASIS + name]:
@@ -198,6 +201,46 @@ class GPM(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
+    def effective(self, side: LearnerSide, task: int) -> Tensors:
+        """Return weights that, in a training step, know what their gradients are products of."""
+        return self.thin_weights(side) if task == side.task else {}
+
+    def thin_weights(self, side: LearnerSide) -> Tensors:
+        """Return the weights of those layers that have few inputs; in training steps only."""
+        weights: Tensors = {}
+        if side.at_hand is None:
+            return weights
+        for name, layer in side.layers.items():
+            if BASIS + name in side.memory:
+                if name not in side.at_hand:
+                    side.at_hand[name] = self.thin(side, layer)
+                weight = side.at_hand[name]
+                if weight is not None:
+                    weight.forget()
+                    weights[layer.weight_name] = weight
+        return weights
+
+    def thin(self, side: LearnerSide, layer: Layer) -> ThinWeight | None:
+        """Return a protected layer's weight for steps of few inputs; None: there are too many."""
+        most = self.most_inputs(side, layer)
+        weight = layer.module.weight
+        return ThinWeight.make(weight, lambda: weight, most) if side.batch_size <= most else None
+
+    def most_inputs(self, side: LearnerSide, layer: Layer, scaled: int = 0) -> int:
+        """Return up to how many inputs it takes less to transform those than the weight and its gradient.
+
+        Args:
+            side: Its memory has the bases.
+            layer: A protected one; 0 if it is a convolution, which has many inputs.
+            scaled: Number of directions in which the weight is scaled.
+        """
+        if not isinstance(layer.module, nn.Linear):
+            return 0
+        rank, outputs = self._projection(side, layer.name)[1].shape[1], layer.module.out_features
+        # The gradient takes two products with the projection's basis, and three with that of the scales. The
+        # inputs take two, and one, and one with the gradient of the outputs.
+        return outputs * (2 * rank + 3 * scaled) // (2 * rank + scaled + outputs)
+
     def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected."""
         return {**gradients, **self.projected(side, gradients)}
@@ -214,17 +257,26 @@ class GPM(Learner):
             gradient = gradients.get(layer.weight_name)
             if gradient is None or BASIS + name not in memory:
                 continue
-            matrix = layer.matrix(gradient)
-            if OUTSIDE + name in memory:
-                matrix = project_onto(matrix, memory[OUTSIDE + name])
+            project, basis = self._projection(side, name)
+            thin = side.at_hand.get(name) if side.at_hand is not None else None
+            factors = thin.factors_of(gradient) if thin is not None else None
+            if factors is None:
+                left[layer.weight_name] = project(layer.matrix(gradient), basis).view_as(gradient)
             else:
-                matrix = project_out(matrix, memory.get(INSIDE + name, memory[BASIS + name]))
-            left[layer.weight_name] = matrix.view_as(gradient)
+                outputs, inputs = factors
+                left[layer.weight_name] = outputs.T @ project(inputs, basis)
         if ROWS in memory:
             for name in _head_names(side) & gradients.keys():
                 gradient = gradients[name]
                 left[name] = gradient * memory[ROWS].view(-1, *[1] * (gradient.dim() - 1))
         return left
+
+    @staticmethod
+    def _projection(side: LearnerSide, name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
+        memory = side.memory
+        if OUTSIDE + name in memory:
+            return project_onto, memory[OUTSIDE + name]
+        return project_out, memory.get(INSIDE + name, memory[BASIS + name])
 
 
 def _head_names(side: LearnerSide) -> set[str]:

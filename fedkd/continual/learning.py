@@ -191,7 +191,10 @@ class TaskLearning:
         spec = self.learner.optimizer(self.side, optimizer)
         model = self.model()
         rules = _LearnerRules(self.learner, self.side, model, self._substitutes, spec, after_epoch)
-        result = fit(model, arrays, loss, optimizer=spec, rules=rules, **options)
+        try:
+            result = fit(model, arrays, loss, optimizer=spec, rules=rules, **options)
+        finally:
+            self.side.at_hand = None
         self._weigh()
         return result
 
@@ -248,6 +251,8 @@ class _LearnerRules:
         return list(self._trainable.values())
 
     def before_step(self) -> None:
+        if self._side.at_hand is None:
+            self._side.at_hand = {}
         self._model.substitute(self._substitutes(self._side.task))
         for parameter in self._untrained:
             parameter.grad = None
@@ -278,6 +283,8 @@ class _LearnerRules:
                 self._trainable[name].copy_(self._before[name] + change)
 
     def after_epoch(self) -> None:
+        # Also if nobody looks on, which must not make a difference.
+        self._side.at_hand = None
         if self._after_epoch is not None:
             self._after_epoch()
 

@@ -22,6 +22,7 @@ from fedkd.continual.subspace import (
     relatedness,
     residual_directions,
 )
+from fedkd.continual.thin import Scaling, ThinWeight
 from fedkd.hyperparameters import STRICT
 
 COLUMNS = "columns/"
@@ -156,33 +157,67 @@ class TRGP(GPM):
 
     def effective(self, side: LearnerSide, task: int) -> Tensors:
         """Return ``w̃`` of the layers in which a task is related to others."""
-        return self.scaled(side, task)
+        thin = super().effective(side, task)
+        return {**self.scaled(side, task, besides=thin), **thin}
 
-    def scaled(self, side: LearnerSide, task: int, through: Collection[str] = ()) -> Tensors:
+    def scaled(
+        self, side: LearnerSide, task: int, through: Collection[str] = (), besides: Collection[str] = ()
+    ) -> Tensors:
         """Return ``w̃`` by the names of the weights.
 
         Args:
             side: Its memory has the matrices Q.
             task: Any.
             through: Names of layers in which the gradient of w goes through Q too.
+            besides: Names of weights that are not asked for.
         """
-        tensors = {}
-        for name, layer in side.layers.items():
-            prefix = f"{SCALE}{task}/{name}/"
-            related = [old for old in range(task) if f"{prefix}{old}" in side.memory]
-            if related:
-                weight = layer.module.weight
-                matrix = layer.matrix(weight if name in through else weight.detach())
-                if RELATED + name in side.memory and task == side.task:
-                    basis = side.memory[RELATED + name]
-                    places = [side.memory[f"{PLACES}{name}/{old}"] for old in related]
-                else:
-                    basis, places = self._within(side, layer, related)
-                # Related tasks share most of their columns: multiply by each once.
-                known = matrix @ basis
-                shift = torch.zeros_like(known)
-                for old, place in zip(related, places, strict=True):
-                    own = known.index_select(1, place)
-                    shift = shift.index_add(1, place, own @ side.memory[f"{prefix}{old}"] - own)
-                tensors[layer.weight_name] = weight + (shift @ basis.T).view_as(weight)
-        return tensors
+        return {
+            layer.weight_name: self._scaled_weight(
+                side, task, layer, layer.module.weight, through=name in through
+            )
+            for name, layer in side.layers.items()
+            if layer.weight_name not in besides and self._related(side, task, name)
+        }
+
+    def _scaled_weight(
+        self, side: LearnerSide, task: int, layer: Layer, weight: Tensor, *, through: bool
+    ) -> Tensor:
+        basis, places, scales = self._scales_of(side, task, layer)
+        # Related tasks share most of their columns: multiply by each once.
+        known = layer.matrix(weight if through else weight.detach()) @ basis
+        shift = torch.zeros_like(known)
+        for place, scale in zip(places, scales, strict=True):
+            own = known.index_select(1, place)
+            shift = shift.index_add(1, place, own @ scale - own)
+        return weight + (shift @ basis.T).view_as(weight)
+
+    def _related(self, side: LearnerSide, task: int, name: str) -> list[int]:
+        prefix = f"{SCALE}{task}/{name}/"
+        return [old for old in range(task) if f"{prefix}{old}" in side.memory]
+
+    def _scales_of(
+        self, side: LearnerSide, task: int, layer: Layer
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Return the columns ``[n, R]`` of related tasks, where each one's are among them, and their Q."""
+        related = self._related(side, task, layer.name)
+        scales = [side.memory[f"{SCALE}{task}/{layer.name}/{old}"] for old in related]
+        if RELATED + layer.name in side.memory and task == side.task:
+            basis = side.memory[RELATED + layer.name]
+            return basis, [side.memory[f"{PLACES}{layer.name}/{old}"] for old in related], scales
+        return *self._within(side, layer, related), scales
+
+    def thin(self, side: LearnerSide, layer: Layer) -> ThinWeight | None:
+        """Return what scales inputs instead of the weight, for steps that leave ``w B_j`` as it is."""
+        if not self._related(side, side.task, layer.name):
+            return super().thin(side, layer)
+        weight = layer.module.weight
+        basis, places, scales = self._scales_of(side, side.task, layer)
+        most = self.most_inputs(side, layer, scaled=basis.shape[1])
+        if side.batch_size > most:
+            return None
+        return ThinWeight.make(
+            weight,
+            lambda: self._scaled_weight(side, side.task, layer, weight, through=False),
+            most,
+            Scaling(weight.detach(), basis, places, scales),
+        )
