@@ -62,6 +62,7 @@ class TaskLearning:
         self.peak_bytes = 0
         """The most the learner has remembered at once."""
         self._statistics = statistics_names(network) if learner.task_statistics else ()
+        self._kernels = {name: p for name, p in network.named_parameters() if p.dim() == 4}
         learner.prepare(self.side)
 
     # Tasks --------------------------------------------------------------------------------------------
@@ -111,6 +112,9 @@ class TaskLearning:
 
     def _substitutes(self, task: int) -> dict[str, Tensor]:
         tensors = self.learner.effective(self.side, task)
+        for name, kernel in self._kernels.items():
+            if name in tensors:
+                tensors[name] = _laid_out_like(kernel, tensors[name])
         if self._statistics and task <= self.ended and task != self.side.task:
             kept = {name: self.side.memory[f"{STATISTICS}{task}/{name}"] for name in self._statistics}
             return {**tensors, **kept}
@@ -287,6 +291,17 @@ class _LearnerRules:
         self._side.at_hand = None
         if self._after_epoch is not None:
             self._after_epoch()
+
+
+def _laid_out_like(kernel: Tensor, substitute: Tensor) -> Tensor:
+    """Return what stands in for a convolution's weight, stored as the weight is.
+
+    The layout decides how a convolution adds, and so the last bit: a task must not be computed in another
+    way once it is an earlier one.
+    """
+    channels_last = kernel.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return substitute.contiguous(memory_format=layout)
 
 
 def _reset_statistics(network: nn.Module) -> None:

@@ -17,9 +17,12 @@ from fedkd.continual.learner import Learner
 from fedkd.continual.naive import Naive
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
 from fedkd.continual.task_model import TaskModel
+from fedkd.models.cnn import cnn
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
 from fedkd.randomness import seeded_torch
+from fedkd.training.device import prepare_model
+from fedkd.training.evaluate import predict_logits
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
@@ -60,15 +63,15 @@ def test_every_learner_goes_through_a_stream_and_can_be_saved_in_the_middle(name
 
     def begin(net):
         learning = start(make_learner(name, {}), net, stream, units)
-        fit_task(learning, stream, 0, epochs=2)
+        fit_task(learning, stream, 0, epochs=2, optimizer=ADAM)
         learning.end()
-        fit_task(learning, stream, 1, epochs=1, task_epochs=2)
+        fit_task(learning, stream, 1, epochs=1, task_epochs=2, optimizer=ADAM)
         return learning
 
     def finish(learning):
         fit_task(learning, stream, 1, epochs=1, first=1, task_epochs=2, optimizer=ADAM)
         learning.end()
-        fit_task(learning, stream, 2, epochs=2)
+        fit_task(learning, stream, 2, epochs=2, optimizer=ADAM)
         learning.end()
         return [learning.model(task).eval()(stream[task][0]) for task in range(3)]
 
@@ -88,10 +91,10 @@ def test_every_learner_goes_through_a_stream_and_can_be_saved_in_the_middle(name
 def test_a_task_that_a_client_never_trains_on_does_no_harm(name):
     stream = small_stream(3)
     learning = start(make_learner(name, {}), network(), stream)
-    fit_task(learning, stream, 0)
+    fit_task(learning, stream, 0, optimizer=ADAM)
     learning.enter(2)  # task 1 passes by
     assert learning.ended == 1
-    fit_task(learning, stream, 2)
+    fit_task(learning, stream, 2, optimizer=ADAM)
     learning.end()
     for task in range(3):
         assert torch.isfinite(learning.model(task)(stream[task][0])).all()
@@ -288,6 +291,43 @@ def test_every_task_keeps_its_own_statistics():
     fit_task(learning, stream, 1)
     statistics = [name for name in model.substitutes if name.endswith("running_mean")]
     assert statistics and all(torch.equal(model.substitutes[name], kept[name]) for name in statistics)
+
+
+@dataclass(frozen=True)
+class Rebuilt(Learner):
+    """Puts equal gradients in the place of the gradients, in the plainest memory layout."""
+
+    name: ClassVar[str] = "rebuilt"
+
+    def filter(self, side, gradients):
+        return {name: gradient.contiguous().clone() for name, gradient in gradients.items()}
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda spec: spec.name)
+def test_a_replaced_gradient_reaches_its_own_weight_in_any_memory_layout(optimizer):
+    stream = small_stream(1, samples=16, shape=(3, 12, 12))
+    trained = []
+    for learner in (Naive(), Rebuilt()):
+        with seeded_torch(3):
+            net = prepare_model(cnn((3, 12, 12), 2, features=8), "cpu")
+        assert not net.body[3].weight.is_contiguous(), "stored channels last"
+        trained.append(weights(learn(learner, net, stream, optimizer=optimizer).side.network))
+    assert equal(*trained)
+
+
+@pytest.mark.parametrize("name", ["exssnet", "packnet", "supsup"])
+def test_old_outputs_are_the_same_bits_when_convolutions_are_stored_channels_last(name):
+    stream = small_stream(3, samples=24, shape=(3, 12, 12))
+    with seeded_torch(3):
+        net = prepare_model(cnn((3, 12, 12), 6, features=8), "cpu")
+    learning = start(make_learner(name, {}), net, stream)
+    expected = {}
+    for task, (x, _) in enumerate(stream):
+        fit_task(learning, stream, task, epochs=6, optimizer=ADAM)
+        learning.end()
+        expected[task] = predict_logits(learning.model(task), x)
+        for old in range(task):
+            assert torch.equal(predict_logits(learning.model(old), stream[old][0]), expected[old])
 
 
 # A model of a task --------------------------------------------------------------------------------------
