@@ -103,12 +103,11 @@ def finish_run(
         observer: Whom to tell.
         tasks: Names of the stream's tasks, for figures.
     """
-    from fedkd.federation.faults import poisoned_clients
+    from fedkd.federation.faults import counted_clients
 
     final = {}
     rows = read_metrics(folder)
-    poisoned = poisoned_clients(scenario)
-    counted = set(range(scenario.data.clients)) - poisoned or poisoned
+    counted = counted_clients(scenario)
     for split in ("local", "global"):
         values = [
             row["value"]

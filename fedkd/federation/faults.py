@@ -79,6 +79,12 @@ def poisoned_clients(scenario: Scenario) -> frozenset[int]:
     return frozenset(int(client) for client in drawn)
 
 
+def counted_clients(scenario: Scenario) -> frozenset[int]:
+    """Return the clients whose own figures count in means: all but the poisoned, unless all are."""
+    poisoned = poisoned_clients(scenario)
+    return frozenset(range(scenario.data.clients)) - poisoned or poisoned
+
+
 def faults_of(scenario: Scenario, client: int, label_distribution: Callable[[], np.ndarray]) -> ClientFaults:
     """Return what is wrong with a client.
 
