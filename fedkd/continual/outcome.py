@@ -101,6 +101,8 @@ def stream_outcome(
     *,
     epochs: Iterable[Row] = (),
     counted: Collection[int] | None = None,
+    joint: StreamOutcome | None = None,
+    single: StreamOutcome | None = None,
 ) -> StreamOutcome:
     """Return what a run reached, from what it recorded.
 
@@ -112,11 +114,16 @@ def stream_outcome(
     add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did. A client
     that no guidance reached has no `spatial_forgetting`.
 
+    Every client is compared with itself in the reference runs: `intransigence` is there with `joint`, whose
+    accuracy on task k is its R[k, k], of a model trained on tasks 0 … k; `gain_over_single` with `single`.
+
     Args:
         rows: Rows of `metrics.jsonl`, of the whole run.
         scenario: What was run.
         epochs: Rows of `epochs.jsonl`.
         counted: Clients that count in means over clients; None: all of them.
+        joint: What joint training reached on the same stream.
+        single: What learning each task alone reached on the same stream.
     """
     everyone = range(scenario.data.clients)
     tasks, main = task_count(scenario), main_protocol(scenario)
@@ -142,14 +149,15 @@ def stream_outcome(
         )
 
     def metrics(protocol: Protocol, split: Split, client: int, R: Array, b: Array) -> dict[str, float]:
+        upper, alone = _learned(joint, protocol, split, client), _learned(single, protocol, split, client)
         if protocol != main:
-            return summarise(R, b)
+            return summarise(R, b, joint=upper, single=alone)
         curves = _curves(trained[split, client], scenario, R, b) if trained else None
         drops = {
             cause: _total_drop(recorded[cause, split, client], R)
             for cause in ("temporal_forgetting", "spatial_forgetting")
         }
-        return summarise(R, b, curves=curves) | drops
+        return summarise(R, b, joint=upper, single=alone, curves=curves) | drops
 
     def tested(protocol: Protocol, split: Split) -> ProtocolOutcome:
         clients = {client: matrix(protocol, split, client) for client in everyone}
@@ -168,6 +176,11 @@ def stream_outcome(
         "peak_bytes": ends["peak_bytes"],
     }
     return StreamOutcome(tasks, main, tests, costs, frozenset(everyone if counted is None else counted))
+
+
+def _learned(run: StreamOutcome | None, protocol: Protocol, split: Split, client: int) -> Array | None:
+    """Return a client's accuracy on each task right after learning it, `[T]`; None without a run."""
+    return None if run is None else np.diagonal(run.test(protocol, split).clients[client][0])
 
 
 def _curves(epochs: Sequence[Row], scenario: Scenario, R: Array, b: Array) -> list[Array]:
