@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel
-
 from fedkd.benchmark.cells import (
     Axis,
     Cell,
@@ -20,6 +18,7 @@ from fedkd.benchmark.cells import (
     make_cells,
     resolve_baseline,
     shown_metrics,
+    what_decides_data,
 )
 from fedkd.benchmark.schema import Bench, load_bench
 from fedkd.errors import Interrupted, UserError
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
     from fedkd.report.study import Study
-    from fedkd.scenario.schema import Scenario
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def _check(plan: Plan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> 
     loaded, data = "", None
     for cell in waiting:
         scenario = cell.scenario
-        dealt = _what_decides_data(scenario)
+        dealt = what_decides_data(scenario)
         learner = scenario.continual.model_dump_json() if scenario.continual else ""
         kind = "".join([dealt, *(group.model_dump_json() for group in scenario.clients), learner])
         if kind in checked:
@@ -206,23 +204,14 @@ def _check(plan: Plan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> 
             raise in_cell(error, cell.label, plan.bench.file) from error
 
 
-def _what_decides_data(scenario: Scenario) -> str:
-    """Return what the data of a cell depend on besides the seed: many cells in a row share them."""
-    parts: list[BaseModel] = [scenario.data, scenario.heterogeneity]
-    head = ""
-    if scenario.continual is not None:
-        parts.append(scenario.continual.tasks)
-        head = str(scenario.continual.head)
-    return "".join([*(part.model_dump_json() for part in parts), head])
-
-
 def _report(plan: Plan, outcomes: Mapping[str, Outcome]) -> BenchResult:
+    from fedkd.benchmark.references import beside_references
     from fedkd.benchmark.results import collect, study_run, write_cells, write_results
     from fedkd.report.figures import draw_figures
     from fedkd.report.study import Study, StudyAxis
     from fedkd.report.tables import csv_table, markdown_table
 
-    finished = collect(plan.cells, plan.runs, outcomes)
+    finished = beside_references(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
     study = Study(
         name=plan.bench.spec.name,

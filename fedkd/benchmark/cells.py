@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from pydantic import BaseModel
+
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
@@ -217,6 +219,16 @@ def scenario_hash(scenario: Scenario) -> str:
         tables["threads_per_client"] = scenario.engine.threads_per_client
     canonical = json.dumps(tables, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def what_decides_data(scenario: Scenario) -> str:
+    """Return what the data of a cell depend on besides the seed: many cells in a row share them."""
+    parts: list[BaseModel] = [scenario.data, scenario.heterogeneity]
+    head = ""
+    if scenario.continual is not None:
+        parts.append(scenario.continual.tasks)
+        head = str(scenario.continual.head)
+    return "".join([*(part.model_dump_json() for part in parts), head])
 
 
 def _slug(label: str) -> str:

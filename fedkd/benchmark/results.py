@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -32,17 +32,24 @@ class FinishedCell:
         folder: Its run folder.
         outcome: How it ended.
         summary: Its `summary.json`; None: it is not done.
+        relative: What it reached relative to cells with a reference learner, by name.
     """
 
     cell: Cell
     folder: Path
     outcome: Outcome
     summary: Mapping[str, Any] | None
+    relative: dict[str, float] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
         """Whether it has a result."""
         return self.summary is not None
+
+    @property
+    def final(self) -> dict[str, float]:
+        """Every single number that is known of it; empty: it is not done."""
+        return {} if self.summary is None else final_values(self.summary) | self.relative
 
 
 def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[str, Outcome]) -> list[FinishedCell]:
@@ -166,18 +173,18 @@ def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Pa
     """Write `cells.csv`: one row per cell with how it ended, what it reached and what it cost."""
     measured = ["rounds", "accuracy_local", "accuracy_global", "bytes_up", "bytes_down", "seconds"]
     if any(cell.cell.scenario.continual is not None for cell in finished):
-        measured += ["average_accuracy", "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes"]
+        measured += ["average_accuracy", "bwt", "forgetting", "intransigence", "gain_over_single"]
+        measured += ["stored_bytes_per_task", "peak_bytes"]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         columns = [axis.name for axis in axes]
         writer.writerow([*columns, "seed", "hash", "status", *measured, "folder", "error"])
         for cell in finished:
-            final = final_values(cell.summary) if cell.summary is not None else {}
             rounds = {"rounds": cell.cell.scenario.rounds}
             writer.writerow(
                 [_axis_value(cell.cell, axis) for axis in axes]
                 + [cell.cell.seed, cell.cell.hash[:8], cell.outcome.status]
-                + [(rounds | final).get(name, "") for name in measured]
+                + [(rounds | cell.final).get(name, "") for name in measured]
                 + [f"runs/{cell.cell.folder_name}", cell.outcome.error]
             )
 
@@ -209,7 +216,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
     return StudyRun(
         levels=tuple(cell.cell.levels[axis.name].label for axis in axes),
         seed=cell.cell.seed,
-        final=said | last | final_values(cell.summary),
+        final=said | last | cell.final,
         curves={name: tuple(curve) for name, curve in curves.items()},
         traffic=_traffic(cell.folder),
         tasks=_over_tasks(cell.cell.scenario, of_tasks),

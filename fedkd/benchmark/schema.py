@@ -58,8 +58,10 @@ class BenchFile(Section):
     """What the table and the figures show: `METRIC_SPLIT` of the last round, averaged over clients
     (`accuracy_local`, `loss_global`, `fusion_gain_local`, `loss_train`, …), `bytes_up`, `bytes_down`,
     `seconds`, or a continual metric of the summary (`average_accuracy_task_incremental`, `bwt`,
-    `forgetting`, `stored_bytes_per_task`, …). Absent: both accuracies; where cells learn a stream of tasks,
-    average accuracies with and without the task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
+    `forgetting`, `stored_bytes_per_task`, …). `intransigence` and `gain_over_single` are there where the
+    learners `joint` and `single` are among those compared. Absent: both accuracies; where cells learn a
+    stream of tasks, average accuracies with and without the task given, `bwt`, `forgetting`, bytes stored,
+    `seconds`."""
     parallel: bool = True
     """Whether cells run side by side on Ray, each on `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor`
     GPUs; false: one after the other in this process, for debugging. Never changes a result."""

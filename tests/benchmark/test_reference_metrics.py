@@ -1,0 +1,171 @@
+"""Metrics of streams that need a second run: cells beside those with a reference learner."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import pytest
+
+from fedkd.benchmark.bench import bench, plan_bench
+from fedkd.benchmark.references import beside_references
+from fedkd.benchmark.results import collect
+from fedkd.benchmark.worker import Outcome
+from fedkd.federation.faults import poisoned_clients
+
+TASKS, ROUNDS_PER_TASK, CLIENTS = 2, 2, 3
+RELATIVE = ("intransigence", "gain_over_single")
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch):
+    """Figures take longer than everything else and are tested elsewhere."""
+    monkeypatch.setattr("fedkd.report.continual.draw_accuracy_matrix", lambda *args: None)
+    monkeypatch.setattr("fedkd.report.figures.draw_figures", lambda *args: None)
+
+
+@pytest.fixture
+def stream_tables(tables):
+    """Two tasks of three digits each, three clients of which one is poisoned, in this process."""
+    scenario = tables["scenario"]
+    del scenario["rounds"]
+    scenario["data"] |= {
+        "partition": {"scheme": "iid", "samples_per_client": 30},
+        "transfer": {"size": 0},
+        "test_size": 100,
+    }
+    scenario["fusion"] = {"strategy": "local"}
+    scenario["faults"] = {"poisoned": 1 / CLIENTS, "poison": "flipped"}
+    scenario["continual"] = {
+        "tasks": {"count": TASKS, "classes_per_task": 3},
+        "rounds_per_task": ROUNDS_PER_TASK,
+    }
+    grid = {"continual.learner": ["naive", "joint", "single"]}
+    return tables | {"parallel": False, "baseline": {}, "grid": grid}
+
+
+def learned(cell, protocol, split="global"):
+    """Return R[k, k] of every client and task, read off the rows that the cell recorded."""
+    rows = [json.loads(line) for line in (cell.folder / "metrics.jsonl").read_text().splitlines()]
+    return {
+        (row["client"], row["task"]): row["value"]
+        for row in rows
+        if row["metric"] == f"accuracy_{protocol}" and row["split"] == split and row["client"] is not None
+        if row["round"] == (row["task"] + 1) * ROUNDS_PER_TASK
+    }
+
+
+def mean_difference(cell, other, *test):
+    """Return how far `cell` is above `other` when a task is learned: over tasks, then over honest clients."""
+    ours, theirs = learned(cell, *test), learned(other, *test)
+    honest = set(range(CLIENTS)) - poisoned_clients(cell.cell.scenario)
+    assert len(honest) == CLIENTS - 1
+    drops = [
+        sum(ours[client, task] - theirs[client, task] for task in range(TASKS)) / TASKS for client in honest
+    ]
+    return sum(drops) / len(drops)
+
+
+def test_they_are_those_worked_out_from_what_the_cells_recorded(write, stream_tables, tmp_path):
+    stream_tables["metrics"] = ["bwt", *RELATIVE, "intransigence_class_incremental"]
+    out = tmp_path / "out"
+    result = bench(write(stream_tables), out=out)
+    cells = {(cell.cell.levels["continual.learner"].label, cell.cell.seed): cell for cell in result.cells}
+    runs = {(run.levels[0], run.seed): run.final for run in result.study.runs}
+    assert len(cells) == len(runs) == 6
+    for (learner, seed), cell in cells.items():
+        joint, single = cells["joint", seed], cells["single", seed]
+        for test, suffix in (
+            (("task_incremental",), "_task_incremental"),
+            (("class_incremental",), "_class_incremental"),
+            (("task_incremental", "local"), "_local"),
+        ):
+            final = runs[learner, seed]
+            assert final[f"intransigence{suffix}"] == pytest.approx(mean_difference(joint, cell, *test))
+            assert final[f"gain_over_single{suffix}"] == pytest.approx(mean_difference(cell, single, *test))
+        for name in RELATIVE:
+            assert runs[learner, seed][name] == runs[learner, seed][f"{name}_task_incremental"]
+    for seed in (1, 2):
+        assert runs["joint", seed]["intransigence"] == runs["single", seed]["gain_over_single"] == 0
+    assert len({runs["naive", seed][name] for seed in (1, 2) for name in RELATIVE} - {0.0}) > 2
+
+    lines = result.table().splitlines()
+    header = next(line for line in lines if line.startswith("| learner"))
+    titles = (
+        "intransigence (points)",
+        "gain over single (points)",
+        "intransigence, class-incremental (points)",
+    )
+    assert all(f"| {title} |" in header for title in titles)
+    assert all("–" not in line for line in lines if line.startswith(("| naive", "| joint", "| single")))
+    with (out / "cells.csv").open() as file:
+        for row in csv.DictReader(file):
+            final = runs[row["continual.learner"], int(row["seed"])]
+            assert all(float(row[name]) == pytest.approx(final[name]) for name in RELATIVE)
+
+
+def test_without_references_there_are_none(write, stream_tables, tmp_path):
+    stream_tables |= {"seeds": 1, "metrics": ["bwt", *RELATIVE]}
+    stream_tables["grid"] = {"continual.learner": ["naive", "single"]}
+    result = bench(write(stream_tables), out=tmp_path / "out")
+    for run in result.study.runs:
+        assert "gain_over_single" in run.final
+        assert not any(name.startswith("intransigence") for name in run.final)
+    table = result.table()
+    assert "Not recorded by any run: intransigence." in table
+    assert next(line for line in table.splitlines() if line.startswith("| naive")).split(" | ")[3] == "–"
+    with (tmp_path / "out" / "cells.csv").open() as file:
+        assert [row["intransigence"] for row in csv.DictReader(file)] == ["", ""]
+
+
+def test_references_are_found_among_named_variants(write, stream_tables, tmp_path):
+    """The base's own learner counts, a table of its own too, and other axes are held fixed."""
+    tables = stream_tables | {"seeds": 1, "grid": {"training.lr": [0.002, 0.02]}}
+    tables["scenario"]["continual"]["learner"] = "joint"
+    alone = tables["scenario"]["continual"] | {"learner": "single"}
+    tables["variants"] = {
+        "method": {
+            "all at once": {},
+            "in turn": {"continual.learner": "naive", "training.batch_size": 10},
+            "alone": {"continual!": alone},
+        }
+    }
+    result = bench(write(tables), out=tmp_path / "out")
+    cells = {tuple(level.label for level in cell.cell.levels.values()): cell for cell in result.cells}
+    assert len(cells) == 6
+    test = "task_incremental"
+    for (rate, method), cell in cells.items():
+        joint, single = cells[rate, "all at once"], cells[rate, "alone"]
+        assert cell.relative["intransigence"] == pytest.approx(mean_difference(joint, cell, test)), method
+        assert cell.relative["gain_over_single"] == pytest.approx(mean_difference(cell, single, test)), method
+    one, other = (learned(cells[rate, "all at once"], test) for rate in ("0.002", "0.02"))
+    assert one != other
+
+
+def test_what_is_no_reference(write, stream_tables, tmp_path):
+    """Two joint learners leave open which is meant; nothing compares with other tasks or with a failure."""
+    tables = stream_tables | {"seeds": 1, "grid": {}}
+    joint = {"continual.learner": "joint"}
+    tables["variants"] = {
+        "method": {
+            "naive": {},
+            "joint": joint,
+            "long": joint | {"training.local_epochs": 2},
+            "single elsewhere": {"continual.learner": "single", "continual.tasks.class_order": "shuffled"},
+        }
+    }
+    out = tmp_path / "out"
+    path = write(tables)
+    result = bench(path, out=out)
+    relative = {cell.cell.levels["method"].label: cell.relative for cell in result.cells}
+    assert relative["naive"] == relative["joint"] == relative["long"] == {}
+    assert relative["single elsewhere"]["gain_over_single"] == 0
+
+    plan = plan_bench(path, out=out)
+    two = [
+        c for c in collect(plan.cells, plan.runs, {}) if c.cell.levels["method"].label in ("naive", "joint")
+    ]
+    assert all("intransigence" in cell.relative for cell in beside_references(two, plan.axes))
+    failed = replace(two[1], outcome=Outcome("failed"), summary=None)
+    assert [cell.relative for cell in beside_references([two[0], failed], plan.axes)] == [{}, {}]
