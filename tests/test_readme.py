@@ -11,7 +11,8 @@ import tomli_w
 
 import fedkd
 from fedkd.cli import _parser
-from fedkd.scenario.load import load_scenario, parse_scenario
+from fedkd.continual.registry import LEARNERS
+from fedkd.scenario.load import load_scenario, parse_scenario, read_toml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -44,9 +45,39 @@ def test_the_strategy_and_the_models_run(digits_scenario, tmp_path):
     assert len(gains) == 5, "four clients and their mean learned from the strategy"
 
 
-def test_the_strategy_is_short():
+def test_the_strategy_and_the_learner_are_short():
     code = python_file("mine.py").splitlines()
     assert len([line for line in code if line.strip()]) <= 25
+    assert len(python_file("mylearner.py").splitlines()) < 40
+
+
+def test_the_stream_that_is_explained_is_that_of_the_shipped_scenario():
+    (block,) = [tomllib.loads(block) for block in blocks("toml") if block.startswith("[continual]")]
+    shipped = read_toml(REPOSITORY / "scenarios" / "continual" / "quickstart.toml")
+    assert block["continual"] == shipped["continual"]
+
+
+def test_the_learner_runs_and_holds_on(digits_scenario, tmp_path):
+    (tmp_path / "mylearner.py").write_text(python_file("mylearner.py"))
+    stream = {"learner": "mylearner:Anchored", "head": "domain"}
+    tables = digits_scenario | {"fusion": {"strategy": "fedmd"}, "continual": stream}
+    del tables["rounds"]
+    tables["data"] = tables["data"] | {"partition": {"scheme": "iid", "samples_per_client": 40}}
+    tables["training"] = {"lr": 0.003, "batch_size": 20, "local_epochs": 5}
+    path = tmp_path / "scenario.toml"
+    path.write_text(tomli_w.dumps(tables))
+    forgotten = {}
+    for strength in (0.0, 1.0):
+        scenario = load_scenario(path, [f"continual.strength={strength}"])
+        summary = fedkd.run(scenario, out=tmp_path / f"run-{strength}").summary["continual"]
+        assert summary["stored_bytes"]["mean"] > 0
+        forgotten[strength] = summary["forgetting"]["mean"]
+    assert forgotten[1.0] < forgotten[0.0] / 2
+
+
+def test_every_learner_is_named():
+    section = README[README.index("## A stream of tasks") : README.index("## Plug in your own")]
+    assert [name for name in LEARNERS.builtin if f"`{name}`" not in section] == []
 
 
 def test_every_verb_is_named():
