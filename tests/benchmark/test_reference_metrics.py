@@ -120,15 +120,15 @@ def test_without_references_there_are_none(write, stream_tables, tmp_path):
 
 
 def test_references_are_found_among_named_variants(write, stream_tables, tmp_path):
-    """The base's own learner counts, a table of its own too, and other axes are held fixed."""
+    """The base's own learner counts, and so do whole tables of variants; other axes are held fixed."""
     tables = stream_tables | {"seeds": 1, "grid": {"training.lr": [0.002, 0.02]}}
-    tables["scenario"]["continual"]["learner"] = "joint"
-    alone = tables["scenario"]["continual"] | {"learner": "single"}
+    stream = tables["scenario"]["continual"]
+    tables["scenario"]["continual"] = stream | {"learner": "joint"}
     tables["variants"] = {
         "method": {
             "all at once": {},
-            "in turn": {"continual.learner": "naive", "training.batch_size": 10},
-            "alone": {"continual!": alone},
+            "in turn": {"continual!": stream, "training.batch_size": 10},
+            "alone": {"continual!": stream | {"learner": "single"}},
         }
     }
     result = bench(write(tables), out=tmp_path / "out")
