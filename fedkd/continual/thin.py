@@ -56,11 +56,14 @@ class Scaling:
 
     def gradients(self, along: Tensor, back: Tensor) -> list[Tensor]:
         """Return the gradients ``(δ w B_j)ᵀ (x B_j)`` of the scales."""
-        pairs = zip(back.split(self._sizes, dim=1), along.split(self._sizes, dim=1), strict=True)
+        pairs = zip(self._parts(back), self._parts(along), strict=True)
         return [outer.T @ inputs for outer, inputs in pairs]
 
-    def _less_own(self, parts: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        pairs = zip(parts.split(self._sizes, dim=1), factors, strict=True)
+    def _parts(self, whole: Tensor) -> Sequence[Tensor]:
+        return whole.split_with_sizes(self._sizes, 1)
+
+    def _less_own(self, whole: Tensor, factors: Sequence[Tensor]) -> Tensor:
+        pairs = zip(self._parts(whole), factors, strict=True)
         return torch.cat([torch.addmm(own, own, factor, beta=-1.0) for own, factor in pairs], dim=1)
 
 
@@ -155,7 +158,7 @@ class _ThinLinear(torch.autograd.Function):
         inputs = x.reshape(-1, x.shape[-1])
         outputs = F.linear(inputs, plain, bias)
         ctx.weight, ctx.shape = weight, x.shape
-        ctx.save_for_backward(inputs, plain, *scales)
+        ctx.save_for_backward(inputs, plain)
         if weight.scaling is not None:
             ctx.along = weight.scaling.along(inputs)
             weight.scaling.add_to(outputs, ctx.along)
@@ -164,7 +167,7 @@ class _ThinLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, plain = ctx.saved_tensors[:2]
+        inputs, plain = ctx.saved_tensors
         scaling = ctx.weight.scaling
         outer = gradient.reshape(-1, gradient.shape[-1])
         for_x = for_plain = for_bias = None
