@@ -90,7 +90,7 @@ def run_by_parts(
     """Run fedkd's own halves of the strategy without messages; return what the server has, and each c_n."""
     strategy = clients[0]._strategy
     assert isinstance(strategy, Scaffold)
-    guidance = strategy.prologue(Server(scenario, data, 0))
+    guidance = strategy.prologue(Server(scenario, data, data.classes, 0))
     for round, present in enumerate(rounds, start=1):
         uploads = []
         for n in present:
@@ -102,14 +102,14 @@ def run_by_parts(
             logits=None,
             samples=np.array([clients[n].num_train_samples for n in present]),
             extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
-            server=Server(scenario, data, round),
+            server=Server(scenario, data, data.classes, round),
         )
         guidance = strategy.fuse(knowledge, guidance.memory)
     return dict(guidance.memory), [client.memory.get("own_control") for client in clients]
 
 
 def start_of(scenario: Scenario, data: FederatedData) -> np.ndarray:
-    return Scaffold().prologue(Server(scenario, data, 0)).shared["parameters"]
+    return Scaffold().prologue(Server(scenario, data, data.classes, 0)).shared["parameters"]
 
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.5])
@@ -149,7 +149,7 @@ def test_a_client_without_steps_keeps_its_control_variate(scenario_with):
     scenario = scenario_with(faults={"stragglers": 1.0, "straggler_work": 0.0})
     data = load_federated_data(scenario)
     client = LocalClients(scenario, data).build(0)
-    client.learn(Scaffold().prologue(Server(scenario, data, 0)).shared, 0)
+    client.learn(Scaffold().prologue(Server(scenario, data, data.classes, 0)).shared, 0)
     client.train(1)
     uploaded = client.knowledge(1)
     assert not uploaded["step"].any() and not uploaded["control"].any()
@@ -200,7 +200,7 @@ class Federation:
         self.strategy = self.new_server()
 
     def new_server(self) -> KnowledgeFusion:
-        strategy = server_strategy(self.scenario, self.data)
+        strategy = server_strategy(self.scenario, self.data, self.data.classes)
         assert isinstance(strategy, KnowledgeFusion)
         return strategy
 

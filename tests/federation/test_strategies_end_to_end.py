@@ -139,7 +139,7 @@ def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, actors, t
     scenario, first = load_scenario(path), ALL.index(strategy) * CLIENTS
     data = load_federated_data(scenario)
     nodes = [node_id_of(first + client) for client in range(CLIENTS)]
-    server, folder = server_strategy(scenario, data), tmp_path / "actors"
+    server, folder = server_strategy(scenario, data, data.classes), tmp_path / "actors"
     folder.mkdir()
     Rounds(scenario, Cohort(actors, nodes), server, {}, Session(folder)).run()
     assert (folder / "metrics.jsonl").read_bytes() == unbroken
