@@ -43,12 +43,12 @@ def run_main(capsys, *words: object) -> tuple[int, str, str]:
 
 
 MALFORMED = {
-    "unknown verb": (["rnu"], ["'rnu'", "'run'"]),
+    "unknown verb": (["rnu"], ["'rnu'", "run"]),
     "no verb": ([], ["VERB"]),
     "no file": (["run"], ["no scenario file"]),
     "missing file": (["run", "nowhere.toml"], ["nowhere.toml: no such file"]),
     "unknown flag": (["run", "FILE", "--fast"], ["--fast"]),
-    "unknown engine": (["run", "FILE", "--engine", "spark"], ["--engine", "'spark'", "'ray'", "'inline'"]),
+    "unknown engine": (["run", "FILE", "--engine", "spark"], ["--engine", "'spark'", "ray", "'inline'"]),
     "seed is a word": (["run", "FILE", "--seed", "x"], ["--seed", "int", "'x'"]),
     "seed is negative": (["run", "FILE", "--seed", "-1"], ["FILE: seed", "≥ 0", "-1"]),
     "set without value": (["run", "FILE", "--set", "rounds"], ["--set", "'rounds'", "key=value"]),
@@ -91,7 +91,7 @@ MALFORMED = {
         ["check", "FILE", "--set", "clients.0.model=nowhere:x"],
         ["clients.0.model", "nowhere"],
     ),
-    "list of nonsense": (["list", "engines"], ["'engines'", "'strategies'"]),
+    "list of nonsense": (["list", "engines"], ["'engines'", "strategies"]),
     "resume of nothing": (["resume"], ["DIR"]),
 }
 
