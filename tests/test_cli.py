@@ -48,7 +48,7 @@ MALFORMED = {
     "no file": (["run"], ["no scenario file"]),
     "missing file": (["run", "nowhere.toml"], ["nowhere.toml: no such file"]),
     "unknown flag": (["run", "FILE", "--fast"], ["--fast"]),
-    "unknown engine": (["run", "FILE", "--engine", "spark"], ["--engine", "'spark'", "ray", "'inline'"]),
+    "unknown engine": (["run", "FILE", "--engine", "spark"], ["--engine", "'spark'", "ray", "inline"]),
     "seed is a word": (["run", "FILE", "--seed", "x"], ["--seed", "int", "'x'"]),
     "seed is negative": (["run", "FILE", "--seed", "-1"], ["FILE: seed", "≥ 0", "-1"]),
     "set without value": (["run", "FILE", "--set", "rounds"], ["--set", "'rounds'", "key=value"]),
