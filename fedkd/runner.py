@@ -146,8 +146,8 @@ def _work(
     scenario: Scenario, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool
 ) -> RunResult:
     from fedkd.data.load import task_names
-    from fedkd.federation.rounds import Session
     from fedkd.federation.server_app import ServerContext, app
+    from fedkd.federation.session import Session
 
     with locked(folder), _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now

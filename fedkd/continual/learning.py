@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.continual.layers import statistics_names
-from fedkd.continual.learner import Learner, Step
+from fedkd.continual.learner import Learner
+from fedkd.continual.rules import LearnerRules
 from fedkd.continual.side import LearnerSide, Samples
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.loop import FitResult, fit
@@ -194,7 +195,7 @@ class TaskLearning:
     ) -> FitResult:
         spec = self.learner.optimizer(self.side, optimizer)
         model = self.model()
-        rules = _LearnerRules(self.learner, self.side, model, self._substitutes, spec, after_epoch)
+        rules = LearnerRules(self.learner, self.side, model, self._substitutes, spec, after_epoch)
         try:
             result = fit(model, arrays, loss, optimizer=spec, rules=rules, **options)
         finally:
@@ -225,72 +226,6 @@ class TaskLearning:
             if name.startswith(MEMORY):
                 tensor = torch.from_numpy(np.array(values)).to(self.side.device)
                 self.side.memory[name.removeprefix(MEMORY)] = tensor
-
-
-class _LearnerRules:
-    """What a learner says about one phase, as the training loop asks for it."""
-
-    def __init__(
-        self,
-        learner: Learner,
-        side: LearnerSide,
-        model: TaskModel,
-        substitutes: Callable[[int], dict[str, Tensor]],
-        optimizer: OptimizerSpec,
-        after_epoch: Callable[[], None] | None,
-    ) -> None:
-        self._learner, self._side, self._model = learner, side, model
-        self._substitutes = substitutes
-        self._after_epoch = after_epoch
-        self._trainable = {name: tensor.requires_grad_() for name, tensor in learner.trainable(side).items()}
-        trained = {id(tensor) for tensor in self._trainable.values()}
-        # What is not trained now may still get gradients, which must not pile up.
-        self._untrained = [p for p in side.network.parameters() if id(p) not in trained]
-        drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
-        self._confines = learner.confines and drifts
-        self._before: dict[str, Tensor] = {}
-
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        return list(self._trainable.values())
-
-    def before_step(self) -> None:
-        if self._side.at_hand is None:
-            self._side.at_hand = {}
-        self._model.substitute(self._substitutes(self._side.task))
-        for parameter in self._untrained:
-            parameter.grad = None
-
-    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
-        return self._learner.penalty(self._side, Step(inputs, self._model, loss))
-
-    def after_backward(self) -> None:
-        gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-        filtered = self._learner.filter(self._side, gradients)
-        for name, gradient in filtered.items():
-            self._trainable[name].grad = gradient
-        if self._confines or self._learner.follows_path:
-            self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
-
-    def after_step(self) -> None:
-        if self._confines:
-            self._confine()
-        if self._learner.follows_path:
-            gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-            with torch.no_grad():
-                self._learner.after_step(self._side, self._before, gradients)
-
-    def _confine(self) -> None:
-        with torch.no_grad():
-            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
-            for name, change in self._learner.confine(self._side, changes).items():
-                self._trainable[name].copy_(self._before[name] + change)
-
-    def after_epoch(self) -> None:
-        # Also if nobody looks on, which must not make a difference.
-        self._side.at_hand = None
-        if self._after_epoch is not None:
-            self._after_epoch()
 
 
 def _laid_out_like(kernel: Tensor, substitute: Tensor) -> Tensor:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from math import isnan, nan
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -24,50 +21,20 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.checkpoint import Arrays, Checkpoint, CheckpointStore, Totals
 from fedkd.federation.cohort import Cohort, nodes_in_client_order, sample_clients
-from fedkd.federation.faults import poisoned_clients, present_clients
+from fedkd.federation.exchange import Exchange
+from fedkd.federation.faults import present_clients
 from fedkd.federation.flower_strategies import in_precision_of, restore_strategy, strategy_state
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.replies import failure_of, first_line, metrics_of
-from fedkd.federation.task_metrics import TaskMetric, is_task_metric
-from fedkd.fusion.weights import effective_neighbours
+from fedkd.federation.measurements import Measurements
+from fedkd.federation.session import Session
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import begins_task, evaluates, task_of
-from fedkd.tracking.events import RoundReport, RunObserver
+from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
 
-EVALUATED = (
-    ("local", "accuracy", "accuracy_local"),
-    ("local", "loss", "loss_local"),
-    ("local", "fusion_gain", "fusion_gain_local"),
-    ("global", "accuracy", "accuracy_global"),
-    ("global", "loss", "loss_global"),
-    ("global", "fusion_gain", "fusion_gain_global"),
-    ("global", "positive_flips", "positive_flips"),
-    ("global", "negative_flips", "negative_flips"),
-    ("train", "agreement", "agreement"),
-    ("train", "guidance_kl", "guidance_kl"),
-)
-"""Split and name of every metric of an evaluation, and its key in a reply."""
 WEIGHTS = "weights/"
 STRATEGY = "strategy/"
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a run needs besides the scenario: where it writes, who watches, and when to stop.
-
-    Args:
-        folder: The run folder; `scenario.toml` is already in it.
-        observer: Told what happens.
-        stop_requested: Asked after every round; true ends the run there, with its state saved.
-        resume: Whether to go on from the folder's latest checkpoint.
-    """
-
-    folder: Path
-    observer: RunObserver = field(default_factory=RunObserver)
-    stop_requested: Callable[[], bool] = lambda: False
-    resume: bool = False
 
 
 class Rounds:
@@ -98,10 +65,10 @@ class Rounds:
         self._session = session
         self._turn_to = turn_to
         self._observer = session.observer
-        self._node_of_client = self._identify()
+        self._exchange = Exchange(grid, scenario.data.clients, session)
+        self._node_of_client = self._exchange.node_of_client
         if isinstance(strategy, KnowledgeFusion):
             strategy.introduce(self._node_of_client)
-        self._poisoned = poisoned_clients(scenario)
         self._changed: set[int] = set()
         self._totals = Totals()
 
@@ -123,6 +90,7 @@ class Rounds:
             curves = scenario.continual is not None and scenario.continual.evaluate_epochs
             with Recorder(session.folder, offsets=offsets, epochs=curves) as recorder:
                 self._recorder = recorder
+                self._measurements = Measurements(scenario, recorder, session.folder)
                 self._observer.run_started(scenario, session.folder, done)
                 if checkpoint is not None:
                     self._restore(checkpoint)
@@ -150,7 +118,9 @@ class Rounds:
         before = self._totals
         self._begin_task(round)
         train_loss = self._train(round)
-        neighbours = self._record_weights(round)
+        neighbours = None
+        if isinstance(self._strategy, KnowledgeFusion):
+            neighbours = self._measurements.fusion(round, self._strategy)
         evaluated = self._evaluate(round) if evaluates(scenario, round) else {}
         seconds = time.perf_counter() - started
         self._totals = replace(self._totals, seconds=before.seconds + seconds)
@@ -189,7 +159,7 @@ class Rounds:
         cohort = Cohort(self._grid, nodes_in_client_order(self._node_of_client, clients))
         config = ConfigRecord({msg.MEASURE_BASELINE: evaluates(scenario, round) and bool(self._weights)})
         requests = self._strategy.configure_train(round, self._weights, config, cohort)
-        replies = self._exchange(round, "train", requests)
+        replies = self._send_phase(round, "train", requests)
         self._changed.update(replies)
 
         started = time.perf_counter()
@@ -210,99 +180,25 @@ class Rounds:
         if weights is not None:
             self._weights = in_precision_of(self._weights, weights)
         self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
-        losses = {client: metrics_of(reply)["train_loss"] for client, reply in replies.items()}
-        trained = {client: loss for client, loss in losses.items() if not isnan(loss)}
-        self._record_curves(round, replies)
-        return self._record(round, "train", "loss", trained) if trained else None
-
-    def _record_weights(self, round: int) -> float | None:
-        """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""
-        if not isinstance(self._strategy, KnowledgeFusion) or self._strategy.weights is None:
-            return None
-        clients, weights = self._strategy.weights
-        folder = self._session.folder / "fusion"
-        folder.mkdir(exist_ok=True)
-        with (folder / f"round-{round:05d}.npz").open("wb") as file:
-            np.savez(file, clients=np.array(clients), weights=weights.astype(np.float32))
-        counts = dict(zip(clients, effective_neighbours(weights).tolist(), strict=True))
-        receivers = {client: counts[client] for client in self._strategy.present}
-        return self._record(round, "train", "effective_neighbours", receivers)
+        return self._measurements.training(round, replies)
 
     def _evaluate(self, round: int) -> dict[str, float]:
         everyone = Cohort(self._grid, nodes_in_client_order(self._node_of_client, self._node_of_client))
         requests = self._strategy.configure_evaluate(round, self._weights, ConfigRecord(), everyone)
         sent = list(requests)
-        guided = [m.metadata.dst_node_id for m in sent if msg.GUIDANCE in m.content]
-        replies = self._exchange(round, "evaluate", sent)
+        replies = self._send_phase(round, "evaluate", sent)
         self._strategy.aggregate_evaluate(round, list(replies.values()))
-        self._changed.update(c for c, node in self._node_of_client.items() if node in set(guided))
-        rows = {client: metrics_of(reply) for client, reply in replies.items()}
-        means = {}
-        for split, metric, key in EVALUATED if round > 0 else ():
-            values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
-            if values:
-                means[f"{split}/{metric}"] = self._record(round, split, metric, values)
-        return means | self._record_tasks(round, rows) | self._record_learners(round, replies)
-
-    def _record_tasks(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-        """Record what clients measured on every task of a stream; return the means by key."""
-        means = {}
-        keys = dict.fromkeys(key for row in rows.values() for key in row if is_task_metric(key))
-        for key in keys:
-            values = {client: row[key] for client, row in rows.items() if not isnan(row.get(key, nan))}
-            if values:
-                metric, split, task = TaskMetric.from_key(key)
-                means[key] = self._record(round, split, metric, values, task=task)
-        return means
-
-    def _record_learners(self, round: int, replies: Mapping[int, Message]) -> dict[str, float]:
-        """Record what learners say at the end of a task; return the means by key."""
-        records = {
-            client: reply.content.config_records[msg.LEARNER]
-            for client, reply in replies.items()
-            if msg.LEARNER in reply.content
-        }
-        means = {}
-        for name in dict.fromkeys(name for record in records.values() for name in record):
-            values = {client: float(record[name]) for client, record in records.items() if name in record}  # type: ignore[arg-type]
-            task = task_of(self._scenario, round)
-            means[f"train/{name}"] = self._record(round, "train", name, values, task=task)
-        return means
-
-    def _record_curves(self, round: int, replies: Mapping[int, Message]) -> None:
-        """Record the accuracy after each local epoch, where clients measured it."""
-        for client, reply in replies.items():
-            if msg.CURVES not in reply.content:
-                continue
-            task = task_of(self._scenario, round)
-            curves: Any = reply.content.config_records[msg.CURVES]
-            for split, curve in curves.items():
-                for epoch, accuracy in enumerate(curve, start=1):
-                    self._recorder.epoch(
-                        accuracy, round=round, client=client, task=task, epoch=epoch, split=split
-                    )
-
-    def _record(
-        self, round: int, split, metric: str, values: Mapping[int, float], task: int | None = None
-    ) -> float:
-        """Record one metric of every client, in client order, then the federation's mean; return the mean.
-
-        Poisoned clients are recorded and left out of the mean, unless there are no others.
-        """
-        for client in sorted(values):
-            self._recorder.metric(metric, values[client], round=round, client=client, split=split, task=task)
-        counted = sorted(values.keys() - self._poisoned) or sorted(values)
-        mean = float(np.mean([values[client] for client in counted]))
-        self._recorder.metric(metric, mean, round=round, split=split, task=task)
-        return mean
+        guided = {m.metadata.dst_node_id for m in sent if msg.GUIDANCE in m.content}
+        self._changed.update(c for c, node in self._node_of_client.items() if node in guided)
+        return self._measurements.evaluation(round, replies)
 
     # Messages -----------------------------------------------------------------------------------------
 
-    def _exchange(self, round: int, phase: str, requests: Iterable[Message]) -> dict[int, Message]:
-        """Send the messages of a phase, record what they cost, and return the replies (see `_send`)."""
+    def _send_phase(self, round: int, phase: str, requests: Iterable[Message]) -> dict[int, Message]:
+        """Send the messages of a phase, record what they cost, and return the replies (see `Exchange`)."""
         sent = list(requests)
         started = time.perf_counter()
-        replies = self._send(round, phase, sent)
+        replies = self._exchange.send(round, phase, sent)
         down = sum(payload_bytes(message.content) for message in sent)
         up = sum(payload_bytes(reply.content) for reply in replies.values())
         self._totals = replace(
@@ -319,60 +215,14 @@ class Rounds:
         )
         return replies
 
-    def _send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
-        """Send messages and return the replies by client, in client order.
-
-        Raises:
-            RunFailed: A client failed, or did not answer.
-            Interrupted: The actors were stopped together with the run.
-            UserError: A client found that the scenario is to blame.
-        """
-        client_of_node = {node: client for client, node in self._node_of_client.items()}
-        sent = sorted(messages, key=lambda message: client_of_node[message.metadata.dst_node_id])
-        if hasattr(self._grid, "on_reply"):
-            self._grid.on_reply = lambda done, total: self._observer.phase(round, phase, done, total)
-        self._observer.phase(round, phase, 0, len(sent))
-        replies = {client_of_node[r.metadata.src_node_id]: r for r in self._grid.send_and_receive(sent)}
-        replies = {client: replies[client] for client in sorted(replies)}
-        failed = {client: reply for client, reply in replies.items() if reply.has_error()}
-        if failed:
-            # What was lost because another client took its actor down is not where the trouble lies.
-            causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
-            client = (causes or list(failed))[0]
-            if failed[client].error.code == msg.CLIENT_DIED and self._session.stop_requested():
-                # Whoever signals the whole process group (timeout, a batch system) stops Ray's processes too.
-                raise Interrupted(f"stopped in round {round}; the last checkpoint is saved")
-            raise failure_of(failed[client], client, round, self._session.folder)
-        for message in sent:
-            client = client_of_node[message.metadata.dst_node_id]
-            if client not in replies:
-                raise RunFailed(f"no reply to the {phase} message", client=client, round=round)
-        return replies
-
-    def _identify(self) -> dict[int, int]:
-        """Ask every node which client it simulates: on Flower's runtimes node ids say nothing."""
-        expected = self._scenario.data.clients
-        nodes = _wait_for_nodes(self._grid, expected)
-        replies = self._grid.send_and_receive([Message(RecordDict(), node, msg.IDENTIFY) for node in nodes])
-        node_of_client = {}
-        for reply in replies:
-            if reply.has_error():
-                raise RunFailed(first_line(reply))
-            node_of_client[msg.sender(reply)] = reply.metadata.src_node_id
-        if sorted(node_of_client) != list(range(expected)):
-            raise UserError(
-                f"the federation has {len(nodes)} nodes for {expected} clients; give it one node per client"
-                f" (Flower: num-supernodes={expected})",
-                key="data.clients",
-            )
-        return dict(sorted(node_of_client.items()))
-
     # Checkpoints --------------------------------------------------------------------------------------
 
     def _save(self, round: int, store: CheckpointStore) -> None:
         started = time.perf_counter()
         nodes = [self._node_of_client[client] for client in sorted(self._changed)]
-        replies = self._send(round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes])
+        replies = self._exchange.send(
+            round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
+        )
         states = {
             client: from_record(reply.content.array_records[msg.STATE]) for client, reply in replies.items()
         }
@@ -405,15 +255,7 @@ class Rounds:
             )
             for client, arrays in checkpoint.clients.items()
         ]
-        self._send(checkpoint.round, "restore", requests)
-
-
-def _wait_for_nodes(grid: Grid, expected: int, patience: float = 60.0) -> list[int]:
-    """Return the grid's nodes as soon as there are enough of them, or after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return nodes
+        self._exchange.send(checkpoint.round, "restore", requests)
 
 
 def _with_prefix(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:

@@ -17,8 +17,9 @@ from fedkd.federation.flower_strategies import make_flower_strategy
 from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID
 from fedkd.federation.knowledge_fusion import KnowledgeFusion, ServerKnowledge
 from fedkd.federation.participant import LocalClients, clients_of, fusion_strategy, scenario_of
-from fedkd.federation.rounds import Rounds, Session
+from fedkd.federation.rounds import Rounds
 from fedkd.federation.server_side import Server
+from fedkd.federation.session import Session
 from fedkd.run_folder import create_run_folder, finish_run
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.progress import make_progress

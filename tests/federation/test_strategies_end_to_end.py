@@ -20,8 +20,9 @@ from fedkd.engine.ray_grid import RayGrid
 from fedkd.errors import Interrupted
 from fedkd.federation.cohort import Cohort
 from fedkd.federation.identity import node_id_of
-from fedkd.federation.rounds import Rounds, Session
+from fedkd.federation.rounds import Rounds
 from fedkd.federation.server_app import server_strategy
+from fedkd.federation.session import Session
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.scenario.load import load_scenario
 from fedkd.tracking.events import RunObserver

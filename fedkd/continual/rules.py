@@ -1,0 +1,88 @@
+"""A learner's word in every training step, as the training loop asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fedkd.continual.learner import Learner, Step
+from fedkd.continual.side import LearnerSide
+from fedkd.continual.task_model import TaskModel
+from fedkd.training.optimizer import OptimizerSpec
+
+
+class LearnerRules:
+    """The `StepRules` of one phase: what the learner says, put into effect on its trainable tensors.
+
+    Args:
+        learner: Says it.
+        side: The client's.
+        model: The present task's model, which is given new effective parameters before every step.
+        substitutes: From a task to these parameters.
+        optimizer: Of the phase; some leave the space that gradients were projected to.
+        after_epoch: Called after every epoch.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        side: LearnerSide,
+        model: TaskModel,
+        substitutes: Callable[[int], dict[str, Tensor]],
+        optimizer: OptimizerSpec,
+        after_epoch: Callable[[], None] | None,
+    ) -> None:
+        self._learner, self._side, self._model = learner, side, model
+        self._substitutes = substitutes
+        self._after_epoch = after_epoch
+        self._trainable = {name: tensor.requires_grad_() for name, tensor in learner.trainable(side).items()}
+        trained = {id(tensor) for tensor in self._trainable.values()}
+        # What is not trained now may still get gradients, which must not pile up.
+        self._untrained = [p for p in side.network.parameters() if id(p) not in trained]
+        drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
+        self._confines = learner.confines and drifts
+        self._before: dict[str, Tensor] = {}
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return list(self._trainable.values())
+
+    def before_step(self) -> None:
+        if self._side.at_hand is None:
+            self._side.at_hand = {}
+        self._model.substitute(self._substitutes(self._side.task))
+        for parameter in self._untrained:
+            parameter.grad = None
+
+    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
+        return self._learner.penalty(self._side, Step(inputs, self._model, loss))
+
+    def after_backward(self) -> None:
+        gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
+        filtered = self._learner.filter(self._side, gradients)
+        for name, gradient in filtered.items():
+            self._trainable[name].grad = gradient
+        if self._confines or self._learner.follows_path:
+            self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
+
+    def after_step(self) -> None:
+        if self._confines:
+            self._confine()
+        if self._learner.follows_path:
+            gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
+            with torch.no_grad():
+                self._learner.after_step(self._side, self._before, gradients)
+
+    def _confine(self) -> None:
+        with torch.no_grad():
+            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
+            for name, change in self._learner.confine(self._side, changes).items():
+                self._trainable[name].copy_(self._before[name] + change)
+
+    def after_epoch(self) -> None:
+        # Also if nobody looks on, which must not make a difference.
+        self._side.at_hand = None
+        if self._after_epoch is not None:
+            self._after_epoch()

@@ -1,0 +1,139 @@
+"""What the clients of a round measured: every value into the record, and the federation's means out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+
+from fedkd.federation import messages as msg
+from fedkd.federation.faults import poisoned_clients
+from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.replies import metrics_of
+from fedkd.federation.task_metrics import TaskMetric, is_task_metric
+from fedkd.fusion.weights import effective_neighbours
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import task_of
+from fedkd.tracking.recorder import Recorder
+
+EVALUATED = (
+    ("local", "accuracy", "accuracy_local"),
+    ("local", "loss", "loss_local"),
+    ("local", "fusion_gain", "fusion_gain_local"),
+    ("global", "accuracy", "accuracy_global"),
+    ("global", "loss", "loss_global"),
+    ("global", "fusion_gain", "fusion_gain_global"),
+    ("global", "positive_flips", "positive_flips"),
+    ("global", "negative_flips", "negative_flips"),
+    ("train", "agreement", "agreement"),
+    ("train", "guidance_kl", "guidance_kl"),
+)
+"""Split and name of every metric of an evaluation, and its key in a reply."""
+
+Replies = Mapping[int, Message]
+"""Of every client that was asked, in client order."""
+
+
+class Measurements:
+    """Records what replies say, one metric after another.
+
+    Args:
+        scenario: The resolved scenario.
+        recorder: Where it is written.
+        folder: The run folder.
+    """
+
+    def __init__(self, scenario: Scenario, recorder: Recorder, folder: Path) -> None:
+        self._scenario = scenario
+        self._recorder = recorder
+        self._folder = folder
+        self._poisoned = poisoned_clients(scenario)
+
+    def training(self, round: int, replies: Replies) -> float | None:
+        """Record a round's local training; return the mean loss, None if nobody took a step."""
+        losses = {client: metrics_of(reply)["train_loss"] for client, reply in replies.items()}
+        trained = {client: loss for client, loss in losses.items() if not isnan(loss)}
+        self._record_curves(round, replies)
+        return self._record(round, "train", "loss", trained) if trained else None
+
+    def fusion(self, round: int, strategy: KnowledgeFusion) -> float | None:
+        """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""
+        if strategy.weights is None:
+            return None
+        clients, weights = strategy.weights
+        folder = self._folder / "fusion"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"round-{round:05d}.npz").open("wb") as file:
+            np.savez(file, clients=np.array(clients), weights=weights.astype(np.float32))
+        counts = dict(zip(clients, effective_neighbours(weights).tolist(), strict=True))
+        receivers = {client: counts[client] for client in strategy.present}
+        return self._record(round, "train", "effective_neighbours", receivers)
+
+    def evaluation(self, round: int, replies: Replies) -> dict[str, float]:
+        """Record an evaluation; return the means, named as in `RoundReport.metrics`.
+
+        Of round 0, before any training, what is known of single tasks is recorded alone.
+        """
+        rows = {client: metrics_of(reply) for client, reply in replies.items()}
+        means = {}
+        for split, metric, key in EVALUATED if round > 0 else ():
+            values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
+            if values:
+                means[f"{split}/{metric}"] = self._record(round, split, metric, values)
+        return means | self._record_tasks(round, rows) | self._record_learners(round, replies)
+
+    def _record_tasks(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+        """Record what clients measured on every task of a stream; return the means by key."""
+        means = {}
+        keys = dict.fromkeys(key for row in rows.values() for key in row if is_task_metric(key))
+        for key in keys:
+            values = {client: row[key] for client, row in rows.items() if not isnan(row.get(key, nan))}
+            if values:
+                metric, split, task = TaskMetric.from_key(key)
+                means[key] = self._record(round, split, metric, values, task=task)
+        return means
+
+    def _record_learners(self, round: int, replies: Replies) -> dict[str, float]:
+        """Record what learners say at the end of a task; return the means by key."""
+        records = {
+            client: reply.content.config_records[msg.LEARNER]
+            for client, reply in replies.items()
+            if msg.LEARNER in reply.content
+        }
+        means = {}
+        for name in dict.fromkeys(name for record in records.values() for name in record):
+            values = {client: float(record[name]) for client, record in records.items() if name in record}  # type: ignore[arg-type]
+            task = task_of(self._scenario, round)
+            means[f"train/{name}"] = self._record(round, "train", name, values, task=task)
+        return means
+
+    def _record_curves(self, round: int, replies: Replies) -> None:
+        """Record the accuracy after each local epoch, where clients measured it."""
+        for client, reply in replies.items():
+            if msg.CURVES not in reply.content:
+                continue
+            task = task_of(self._scenario, round)
+            curves: Any = reply.content.config_records[msg.CURVES]
+            for split, curve in curves.items():
+                for epoch, accuracy in enumerate(curve, start=1):
+                    self._recorder.epoch(
+                        accuracy, round=round, client=client, task=task, epoch=epoch, split=split
+                    )
+
+    def _record(
+        self, round: int, split, metric: str, values: Mapping[int, float], task: int | None = None
+    ) -> float:
+        """Record one metric of every client, in client order, then the federation's mean; return the mean.
+
+        Poisoned clients are recorded and left out of the mean, unless there are no others.
+        """
+        for client in sorted(values):
+            self._recorder.metric(metric, values[client], round=round, client=client, split=split, task=task)
+        counted = sorted(values.keys() - self._poisoned) or sorted(values)
+        mean = float(np.mean([values[client] for client in counted]))
+        self._recorder.metric(metric, mean, round=round, split=split, task=task)
+        return mean
