@@ -188,6 +188,8 @@ class Rounds:
         sent = list(requests)
         replies = self._send_phase(round, "evaluate", sent)
         self._strategy.aggregate_evaluate(round, list(replies.values()))
+        if self._scenario.continual is not None:  # a task may have begun or ended, for everyone
+            self._changed.update(replies)
         guided = {m.metadata.dst_node_id for m in sent if msg.GUIDANCE in m.content}
         self._changed.update(c for c, node in self._node_of_client.items() if node in guided)
         return self._measurements.evaluation(round, replies)
