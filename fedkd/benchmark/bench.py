@@ -165,12 +165,13 @@ def _run(plan: Plan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[s
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     progress.message("checking data and models")
     _check(plan, waiting, progress.message)
-    engine = waiting[0].scenario.engine
-    parallel = plan.bench.spec.parallel and engine.kind == "ray"
     jobs = [(cell.scenario.model_dump_json(), str(plan.runs / cell.folder_name)) for cell in waiting]
     outcomes: dict[int, Outcome] = {}
     with suppress(KeyboardInterrupt):
-        outcomes = run_on_ray(jobs, engine, progress) if parallel else run_in_turn(jobs, progress)
+        if plan.bench.spec.parallel:
+            outcomes = run_on_ray(jobs, waiting[0].scenario.engine, progress)
+        else:
+            outcomes = run_in_turn(jobs, progress)
     if len(outcomes) < len(jobs) or any(outcome.status == "interrupted" for outcome in outcomes.values()):
         raise Interrupted(f"stopped with {progress.counts()}; go on with the same command")
     return {waiting[job].hash: outcome for job, outcome in outcomes.items()}

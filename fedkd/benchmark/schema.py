@@ -63,8 +63,9 @@ class BenchFile(Section):
     stream of tasks, average accuracies with and without the task given, `bwt`, `forgetting`, bytes stored,
     `seconds`."""
     parallel: bool = True
-    """Whether cells run side by side on Ray, each on `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor`
-    GPUs; false: one after the other in this process, for debugging. Never changes a result."""
+    """Whether cells run side by side on Ray, whatever the engine of the base, each on `engine.cpus_per_actor`
+    CPUs and `engine.gpus_per_actor` GPUs; false: one after the other in this process, for debugging. Never
+    changes a result."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Scenario keys that differ from the base in every cell."""
     grid: dict[str, Any] = Field(default_factory=dict)

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 import fedkd
+from fedkd.benchmark import scheduler
 from fedkd.benchmark.bench import bench, plan_bench
 from fedkd.benchmark.worker import run_cell
 from fedkd.cli import main
@@ -128,6 +129,19 @@ class StopInRound(RunObserver):
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         if (round, phase, done) == (self._round, "train", 1):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("kind", ["ray", "inline"])
+def test_cells_run_side_by_side_whatever_the_engine_of_the_base(kind, tables, write, tmp_path, monkeypatch):
+    def on_ray(jobs, engine, watcher):
+        seen.append(len(jobs))
+        return scheduler.run_in_turn(jobs, watcher)
+
+    seen: list[int] = []
+    monkeypatch.setattr(scheduler, "run_on_ray", on_ray)
+    tables["scenario"]["engine"] = {"kind": kind}
+    assert not bench(write(tables), out=tmp_path / "out", overrides=["rounds=1", "seeds=1"]).failed
+    assert seen == [2]
 
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(in_turn, tmp_path):
