@@ -4,8 +4,8 @@ Libraries use the same names for different things, so every function here carrie
 
 ``R[i, j]`` is the accuracy on task j after learning task i, shape `[T, T]`, 0-based; ``b[j]`` is the
 accuracy of the untrained model on task j, shape `[T]`. Tasks are numbered in the order in which they are
-learned. The unit is the caller's (a share or per cent): every metric scales with the accuracies and has their
-unit.
+learned. The unit is the caller's (a share or per cent): every metric but `epochs_to_90` scales with the
+accuracies and has their unit.
 
 Two rules hold throughout:
 
@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
+from fedkd.continual.curves import Array, epochs_to_90, learning_area
 
 
 def average_accuracy(R: ArrayLike) -> float:
@@ -108,32 +108,6 @@ def gain_over_single(R: ArrayLike, single: ArrayLike) -> float:
     """
     R = _square(R)
     return _mean(np.diagonal(R) - _one_a_task("single", single, len(R)))
-
-
-def learning_area(curve: ArrayLike) -> float:
-    """Return (1/E) Σ_e curve[e]: how early a task is learned, as the area under its learning curve.
-
-    The curve is the accuracy on a task at E evenly spaced moments (epochs or federated rounds) while that
-    task is being learned, from just before its first step to its end, both included. Each value is the height
-    of one of E bars of equal width that together span an x axis of length 1, so the area is the plain mean:
-    it lies between the curve's extremes, and a task mastered from the start has an area equal to its
-    accuracy. It is not the trapezium rule, which would count the two ends half.
-
-    This is FWT_k of LIBERO (Liu et al., 2023), the mean of c_{k,k,e} over e = 0, 5, …, 50, but for one point:
-    they keep the best checkpoint of a task and so hold the curve at its maximum from there on, whereas a
-    learner here goes on from where it ended and its curve is taken as measured. The two agree on a curve that
-    never falls.
-
-    Args:
-        curve: Accuracy on the task while it is being learned, `[E]`, E ≥ 1.
-
-    Raises:
-        ValueError: `curve` is not one-dimensional or is empty.
-    """
-    values = np.asarray(curve, dtype=np.float64)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"curve must have shape [E] with E ≥ 1, got {list(values.shape)}")
-    return _mean(values)
 
 
 def forgetting(R: ArrayLike) -> float:
@@ -308,8 +282,8 @@ def summarise(
 ) -> dict[str, float]:
     """Return every metric of a stream that can be computed from what is given, by name.
 
-    The order is that of this module, whatever is given: `average_accuracy`, `average_incremental_accuracy`,
-    `bwt`, `fwt` (needs `b`), `gain_over_single` (`single`), `learning_area` (`curves`; the mean over tasks),
+    The order is always `average_accuracy`, `average_incremental_accuracy`, `bwt`, `fwt` (needs `b`),
+    `gain_over_single` (`single`), `learning_area` and `epochs_to_90` (`curves`; means over tasks),
     `forgetting`, `forgetting_first_last`, `intransigence` (`joint`), `nbt`, `auc` (`curves`). A metric whose
     input is missing is absent; one that is there but has nothing to measure, or meets an unmeasured entry, is
     NaN.
@@ -335,8 +309,9 @@ def summarise(
         summary["fwt"] = fwt(R, b)
     if single is not None:
         summary["gain_over_single"] = gain_over_single(R, single)
-    if areas is not None:
+    if curves is not None and areas is not None:
         summary["learning_area"] = _mean(areas)
+        summary["epochs_to_90"] = _mean(np.array([epochs_to_90(curve) for curve in curves]))
     summary["forgetting"] = forgetting(R)
     summary["forgetting_first_last"] = forgetting_first_last(R)
     if joint is not None:

@@ -106,9 +106,10 @@ def stream_outcome(
 ) -> StreamOutcome:
     """Return what a run reached, from what it recorded.
 
-    The scenario's own protocol has figures that the other has not. `learning_area` and `auc` are there if
-    accuracies were recorded after every epoch: a task's curve is the accuracy just before its first epoch
-    and after each of its rounds_per_task · local_epochs; a client that missed an epoch of a task has neither.
+    The scenario's own protocol has figures that the other has not. `learning_area`, `epochs_to_90` and
+    `auc` are there if accuracies were recorded after every epoch: a task's curve is the accuracy just before
+    its first epoch and after each of its rounds_per_task · local_epochs; a client that missed an epoch of a
+    task has none of them.
     `temporal_forgetting` and `spatial_forgetting` are the means over tasks j < T−1 of all drops on task j
     since it was learned: by learning later tasks and by applying guidance. Where a client measured both, they
     add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did. A client

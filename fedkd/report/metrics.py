@@ -73,6 +73,7 @@ _CONTINUAL = {
         Metric("fwt", "FWT", "points", 100.0, 1, "higher"),
         Metric("gain_over_single", "gain over single", "points", 100.0, 1, "higher"),
         Metric("learning_area", "learning area", "%", 100.0, 1, "higher"),
+        Metric("epochs_to_90", "epochs to 90 %", "epochs", 1.0, 1, "lower"),
         Metric("forgetting", "forgetting", "points", 100.0, 1, "lower"),
         Metric("forgetting_first_last", "forgetting, first − last", "points", 100.0, 1, "lower"),
         Metric("intransigence", "intransigence", "points", 100.0, 1, "lower"),

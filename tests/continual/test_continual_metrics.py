@@ -37,6 +37,8 @@ WORKED = {
     "gain_over_single": 0.02,
     # areas 1.80 / 3 = 0.60; 1.56 / 3 = 0.52; 1.50 / 3 = 0.50; 1.80 / 3 = 0.60; 2.22 / 4
     "learning_area": 0.555,
+    # 90 % of 0.90 is 0.81, first reached at 2; of 0.70: 0.63, at 2; of 0.60: 0.54, at 2; of 0.80: 0.72, at 2
+    "epochs_to_90": 2.0,
     # task 0: best 0.90, drop 0.20; task 1: best 0.82 (after task 2), drop 0.06; task 2: best 0.60
     # (0.65 was before it was learned), drop 0.10; 0.36 / 3
     "forgetting": 0.12,
@@ -111,7 +113,7 @@ def test_summary_holds_every_metric_in_the_order_of_the_page():
         ({"b": B}, {"fwt"}),
         ({"single": SINGLE}, {"gain_over_single"}),
         ({"joint": JOINT}, {"intransigence"}),
-        ({"curves": CURVES}, {"learning_area", "auc"}),
+        ({"curves": CURVES}, {"learning_area", "epochs_to_90", "auc"}),
     ],
 )
 def test_summary_leaves_out_what_was_not_given(given_too, adds):
@@ -131,6 +133,7 @@ def test_one_task_leaves_nothing_to_compare():
         "average_incremental_accuracy": 0.9,
         "gain_over_single": close(0.1),  # 0.9 − 0.8
         "learning_area": close(0.5),  # (0.1 + 0.5 + 0.9) / 3
+        "epochs_to_90": 2.0,  # 0.5 < 0.81
         "intransigence": close(0.05),  # 0.95 − 0.9
         "auc": close(0.5),  # the task's own area / 1
     }
@@ -151,6 +154,28 @@ def test_learning_area_is_that_of_bars_and_counts_the_ends_in_full():
     assert metrics.learning_area([0.0, 0.0, 0.0, 1.0]) == 0.25  # the trapezium rule says 1/6
     assert metrics.learning_area([0.0, 1.0, 1.0, 1.0]) == 0.75  # learned earlier
     assert metrics.learning_area([0.0, 1.0, 0.0, 0.0]) == 0.25  # not held at its best
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ([0.5, 0.8, 0.91, 1.0], 2.0),
+        ([50.0, 80.0, 91.0, 100.0], 2.0),  # per cent
+        ([0.95, 0.2, 1.0], 0.0),  # there before the first step
+        ([0.2, 0.9, 0.4, 0.8], 1.0),  # first reached, if lost again
+        ([0.1, 0.9, 1.0], 1.0),  # 90 % exactly
+        ([0.0, 0.0], 0.0),  # what never learns anything is done at once
+        ([0.7], 0.0),
+    ],
+)
+def test_epochs_to_90(curve, expected):
+    assert metrics.epochs_to_90(curve) == expected
+
+
+def test_epochs_to_90_needs_every_moment():
+    assert math.isnan(metrics.epochs_to_90([0.1, float("nan"), 0.9]))
+    with pytest.raises(ValueError, match="curve must have shape"):
+        metrics.epochs_to_90([])
 
 
 @pytest.mark.parametrize("name", NEEDED)
@@ -302,6 +327,7 @@ def test_percent_gives_a_hundred_times_the_share(matrix, data):
         100 * matrix, beside[0], single=beside[1], joint=beside[2], curves=100 * matrix
     )
     assert list(percent) == list(share)
+    del share["epochs_to_90"], percent["epochs_to_90"]  # a number of epochs, whatever the unit
     np.testing.assert_allclose(
         list(percent.values()), 100 * np.array(list(share.values())), rtol=0, atol=1e-12
     )

@@ -145,6 +145,7 @@ def test_a_curve_starts_just_before_the_task_and_has_every_epoch():
     # Before: the untrained model, then what the tasks before made of it.
     areas = [(0.5 + 3.0) / 5, (0.6 + 3.4) / 5, (0.5 + 3.0) / 5]
     assert figures["learning_area"] == pytest.approx({0: sum(areas) / 3})
+    assert figures["epochs_to_90"] == {0: pytest.approx(11 / 3)}  # 0.81 after 4, 0.9 after 3, 0.81 after 4
     per_task = [(areas[0] + 0.8 + 0.7) / 3, (areas[1] + 0.8) / 2, areas[2]]
     assert figures["auc"] == pytest.approx({0: sum(per_task) / 3})
     assert "auc_class_incremental" not in figures
@@ -153,12 +154,13 @@ def test_a_curve_starts_just_before_the_task_and_has_every_epoch():
 def test_a_curve_with_a_gap_has_no_area():
     epochs = [epoch(round, client, 1, 0.5) for round in range(1, 7) for client in (0, 1)]
     outcome = recorded(epochs=[e for e in epochs if (e["round"], e["client"]) != (4, 1)])
-    areas = outcome.figures()["learning_area"]
+    areas, epochs_to_90 = outcome.figures()["learning_area"], outcome.figures()["epochs_to_90"]
     assert areas[0] == pytest.approx((1.5 + 1.6 + 1.5) / 9) and isnan(areas[1])
+    assert epochs_to_90[0] == 0 and isnan(epochs_to_90[1])
 
 
 def test_without_epochs_there_is_no_learning_area():
-    assert not {"learning_area", "auc"} & recorded().figures().keys()
+    assert not {"learning_area", "epochs_to_90", "auc"} & recorded().figures().keys()
 
 
 # Bytes ------------------------------------------------------------------------------------------------
