@@ -20,6 +20,11 @@ SHORT_STREAMS = {
     "learners-split-mnist": [*TWO_PAIRS, 'grid.continual.head=["class"]'],
     "learners-permuted-mnist": ["continual.tasks.count=2"],
     "supermasks-density": [*TWO_PAIRS, "grid.continual.density=[0.02,0.5]"],
+    "supermasks-density-datasets": [
+        'set.continual.tasks.datasets=["digits","mnist"]',
+        "grid.continual.density=[0.02,0.5]",
+    ],
+    "kkt": ["continual.tasks.count=2"],
     "backward-transfer": ["continual.tasks.count=2"],
     "permuted-100": ["set.continual.tasks.count=2"],
 }
