@@ -24,7 +24,7 @@ SHORT_STREAMS = {
         'set.continual.tasks.datasets=["digits","mnist"]',
         "grid.continual.density=[0.02,0.5]",
     ],
-    "kkt": ["continual.tasks.count=2"],
+    "kkt": ["continual.tasks.count=2", 'grid.continual.learner=["exssnet"]'],
     "backward-transfer": ["continual.tasks.count=2"],
     "permuted-100": ["set.continual.tasks.count=2"],
 }
