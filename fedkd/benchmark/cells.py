@@ -184,9 +184,10 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
     for level in levels.values():
         changes |= level.changes
     try:
-        tables = bench.base
-        for step in (flatten(bench.spec.set), changes, bench.fixed):
-            tables = merged(forget_hyperparameters(tables, step), step)
+        steps = (flatten(bench.spec.set), changes, bench.fixed)
+        tables = forget_hyperparameters(bench.base, {key: step[key] for step in steps for key in step})
+        for step in steps:
+            tables = merged(tables, step)
         tables["seed"] = seed
         scenario = parse_scenario(tables, folder=bench.folder)
         if "checkpoint_every" not in tables:

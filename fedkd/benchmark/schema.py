@@ -40,7 +40,7 @@ class BenchFile(Section):
     `!` replaces the whole table: `"fusion!" = { strategy = "fedmd" }`.
 
     Hyper-parameters belong to their strategy, or learner: a cell with another than the base's starts without
-    those of the base.
+    those of the base. Those that this file sets stay, and a cell whose strategy does not know one is refused.
     """
 
     name: str = Field("bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

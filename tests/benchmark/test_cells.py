@@ -75,6 +75,23 @@ def test_hyperparameters_do_not_leak_into_another_learner(write, tables):
     assert {cell.scenario.checkpoint_every for cell in cells} == {10}, "as many rounds as the tasks take"
 
 
+def test_hyperparameters_that_the_bench_sets_hold_in_every_cell(write, tables):
+    del tables["scenario"]["rounds"]
+    tables["scenario"]["continual"] = {"learner": "ewc", "strength": 5.0}
+    tables["set"] = {"continual": {"learner": "exssnet", "mask_lr": 0.5}}
+    tables["grid"] = {"continual.learner": ["supsup", "exssnet"]}
+    cells = cells_of(write, tables | {"seeds": 1, "baseline": {}}, ["continual.density=0.25"])
+    extras = [cell.scenario.continual.model_extra for cell in cells]
+    assert [(extra["mask_lr"], extra["density"]) for extra in extras] == [(0.5, 0.25), (0.5, 0.25)]
+
+
+def test_a_hyperparameter_that_the_bench_sets_must_suit_every_cell(write, tables):
+    tables["set"] = {"fusion.beta": 2.0}
+    tables["grid"] = {"fusion.strategy": ["knfu", "fedmd"]}
+    with pytest.raises(UserError, match=r"fedmd.*fusion\.beta: unknown key for strategy 'fedmd'"):
+        cells_of(write, tables | {"seeds": 1, "baseline": {}})
+
+
 def test_heads_and_hyperparameters_of_a_learner_can_be_axes(write, tables):
     del tables["scenario"]["rounds"]
     tables["scenario"]["continual"] = {"learner": "ewc"}
