@@ -184,9 +184,9 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
     for level in levels.values():
         changes |= level.changes
     try:
-        steps = (flatten(bench.spec.set), changes, bench.fixed)
-        tables = forget_hyperparameters(bench.base, {key: step[key] for step in steps for key in step})
-        for step in steps:
+        common = flatten(bench.spec.set)
+        tables = forget_hyperparameters(bench.base, common | changes | bench.fixed)
+        for step in (common, changes, bench.fixed):
             tables = merged(tables, step)
         tables["seed"] = seed
         scenario = parse_scenario(tables, folder=bench.folder)
