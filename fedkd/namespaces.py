@@ -1,0 +1,18 @@
+"""Arrays of several owners in one table, the names of each below a prefix of its own: ``memory/clients``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+def under(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the table with `prefix` put before every name."""
+    return {prefix + name: value for name, value in table.items()}
+
+
+def below(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the entries whose name begins with `prefix`, named without it."""
+    return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
