@@ -18,8 +18,8 @@ from fedkd.errors import TrainingDiverged
 from fedkd.federation.faults import ClientFaults, round_half_up
 from fedkd.federation.side import Side
 from fedkd.fusion.fidelity import agreement, divergence, flips
-from fedkd.fusion.sides import Arrays, FitSummary
 from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.randomness import derive_seed, numpy_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.training.evaluate import Score, score
@@ -27,8 +27,6 @@ from fedkd.training.evaluate import Score, score
 MODEL = "model/"
 KEPT = "kept/"
 MEMORY = "memory/"
-PREDICTIONS = ("logits", "sample_logits", "label_logits")
-"""What `fusion.upload_dtype` applies to."""
 APPLIED_ROUND = "applied_round"
 BASELINE = "baseline"
 
@@ -98,7 +96,7 @@ class Client(ABC):
 
     @abstractmethod
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> None:
-        """Train on transfer samples to match targets `[K, C]` (see `ClientSide.distil`)."""
+        """Train on transfer samples to match targets `[K, C]` (see `ClientView.distil`)."""
 
     @abstractmethod
     def predict(self, x: np.ndarray) -> np.ndarray:
@@ -173,13 +171,15 @@ class Client(ABC):
         arrays = self._strategy.upload(Side(self, round, request))
         self.last_fit = None  # the weights it began with are of no further use
         if self._faults.poison is not None:
-            arrays = self._faults.poison.corrupt(arrays, self._generator("poison", round))
+            generator = self._generator("poison", round)
+            arrays = self._faults.poison.corrupt(arrays, self._strategy.kinds_of(arrays), generator)
         for name, values in arrays.items():
             if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
                 raise TrainingDiverged(f"{name} are not numbers (NaN); a lower training.lr may help")
-        dtype = self._scenario.fusion.upload_dtype
+        dtype, kinds = self._scenario.fusion.upload_dtype, self._strategy.kinds_of(arrays)
         return {
-            name: values.astype(dtype) if name in PREDICTIONS else values for name, values in arrays.items()
+            name: values.astype(dtype) if kinds[name].is_prediction else values
+            for name, values in arrays.items()
         }
 
     def learn(self, guidance: Arrays, round: int) -> None:

@@ -13,7 +13,7 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.client import SPLITS, Client
 from fedkd.federation.participant import LocalContext, client_from_context
-from fedkd.fusion.sides import Arrays
+from fedkd.fusion.views import Arrays
 from fedkd.training.device import torch_threads
 
 app = ClientApp()

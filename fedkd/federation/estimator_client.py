@@ -11,8 +11,8 @@ from fedkd.data.federated import ClientData
 from fedkd.errors import UserError
 from fedkd.federation.client import Client
 from fedkd.federation.faults import ClientFaults
-from fedkd.fusion.sides import Arrays
 from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.views import Arrays
 from fedkd.models.estimator import EstimatorModel
 from fedkd.models.incremental import IncrementalModel
 from fedkd.scenario.schema import Scenario

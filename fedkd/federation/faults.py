@@ -5,17 +5,15 @@ Nothing is kept: every process that asks gets the same answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from fedkd.fusion.kinds import Kind
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
-
-HONEST = frozenset({"samples", "classes", "label_counts", "counters"})
-"""What a poisoned client does not fake: without it its upload would not even look right."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +32,25 @@ class Poison:
         """Return the labels it trains on: C − 1 − y if they are flipped."""
         return classes - 1 - labels if self.kind == "flipped" else labels
 
-    def corrupt(self, arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
-        """Return what it uploads in place of what it knows."""
+    def corrupt(
+        self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind], generator: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Return what it uploads in place of what it knows.
+
+        Args:
+            arrays: What it knows.
+            kinds: What each of them is, by name.
+            generator: Where its inventions come from.
+        """
         if self.kind == "flipped":
             return arrays
         return {
-            name: values if name in HONEST else self._fake(name, values, generator)
+            name: values if kinds[name].is_honest else self._fake(kinds[name], values, generator)
             for name, values in arrays.items()
         }
 
-    def _fake(self, name: str, values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        if name in ("logits", "sample_logits") and self.kind == "imitation":
+    def _fake(self, kind: Kind, values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        if kind.is_logits_of_samples and self.kind == "imitation":
             return imitate(len(values), self.victim, generator)
         if np.issubdtype(values.dtype, np.floating):
             spread = max(float(np.std(values)), 1.0) if values.size else 1.0

@@ -7,8 +7,8 @@ from flwr.app import ArrayRecord
 
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
-from fedkd.fusion.sides import Arrays
 from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.views import Arrays
 
 
 def guidance_records(guidance: Guidance, knowledge: Knowledge) -> dict[int, ArrayRecord]:

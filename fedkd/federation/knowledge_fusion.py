@@ -16,8 +16,9 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.guidance import check_guidance, guidance_records
 from fedkd.fusion.blas import one_blas_thread
-from fedkd.fusion.sides import ServerSide
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.strategy import FusionStrategy, Knowledge
+from fedkd.fusion.views import ServerModels
 from fedkd.randomness import numpy_generator
 
 
@@ -48,7 +49,7 @@ class ServerKnowledge:
 
     transfer_size: int | None = None
     labels: np.ndarray | None = None
-    server: Callable[[int], ServerSide] | None = None
+    server: Callable[[int], ServerModels] | None = None
     seed: int = 0
 
 
@@ -221,18 +222,17 @@ class KnowledgeFusion(Strategy):
     ) -> Knowledge:
         items = [known[client] for client in clients]
         uploaded = {name: [item.arrays[name] for item in items] for name in items[0].arrays}
-        stacked = {
-            name: np.stack(uploaded.pop(name)) for name in ("logits", "label_counts") if name in uploaded
-        }
+        kinds = self.strategy.kinds_of(items[0].arrays)
+        stacked = {kind: np.stack(uploaded.pop(name)) for name, kind in kinds.items() if kind.is_stacked}
         labels = self._context.labels if "transfer_labels" in self.strategy.needs else None
         if labels is not None and self._request is not None:
             labels = labels[self._request]
         trains = self._context.server is not None and self.strategy.needs & {"weights", "server"}
         return Knowledge(
             clients=clients,
-            logits=stacked.get("logits"),
+            logits=stacked.get(Kind.TRANSFER_LOGITS),
             samples=np.array([item.samples for item in items], dtype=np.int64),
-            label_counts=stacked.get("label_counts"),
+            label_counts=stacked.get(Kind.LABEL_COUNTS),
             age=np.array([round - item.round for item in items], dtype=np.int64),
             extra=uploaded,
             request=self._request,

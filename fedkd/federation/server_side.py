@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.data.federated import FederatedData
-from fedkd.fusion.sides import Architecture, Arrays, ServerLoss
+from fedkd.fusion.views import Architecture, Arrays, ServerLoss
 from fedkd.models.build import build_model, client_models
 from fedkd.randomness import derive_seed, numpy_generator, seeded_torch, torch_generator
 from fedkd.scenario.schema import ClientGroup, Scenario
@@ -23,7 +23,7 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 
 class Server:
-    """What `fedkd.fusion.sides.ServerSide` promises, for one round.
+    """What `fedkd.fusion.views.ServerModels` promises, for one round.
 
     The server works on the CPU with a fixed number of threads, so that its part does not depend on where the
     clients run.
@@ -98,7 +98,7 @@ class Server:
         validation: float = 0.0,
         patience: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Train a model on the transfer set (see `ServerSide.train`)."""
+        """Train a model on the transfer set (see `ServerModels.train`)."""
         self._calls += 1  # several models of one round must not see the same batches
         purpose = f"server-train-{self._calls}"
         model = self._model(architecture, weights)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fedkd.fusion.sides import Arrays, FitSummary
+from fedkd.fusion.views import Arrays, FitSummary
 
 if TYPE_CHECKING:
     from fedkd.federation.client import Client
 
 
 class Side:
-    """What `fedkd.fusion.sides.ClientSide` promises, for one client in one round.
+    """What `fedkd.fusion.views.ClientView` promises, for one client in one round.
 
     Args:
         client: The client.

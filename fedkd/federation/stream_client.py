@@ -18,8 +18,8 @@ from fedkd.federation.client import SPLITS, Split
 from fedkd.federation.faults import ClientFaults
 from fedkd.federation.task_metrics import TaskMetric
 from fedkd.federation.torch_client import TorchClient, Workspace
-from fedkd.fusion.sides import Arrays
 from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.views import Arrays
 from fedkd.models.mode import predicting
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import accuracy_name, ends_task, main_protocol, protocols, task_of

@@ -14,8 +14,8 @@ from fedkd.data.federated import ClientData
 from fedkd.federation.client import Client, Split
 from fedkd.federation.faults import ClientFaults
 from fedkd.federation.side import Side
-from fedkd.fusion.sides import Arrays, FitSummary
 from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.models.mode import predicting
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario

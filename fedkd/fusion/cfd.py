@@ -13,9 +13,10 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.sides import ClientSide
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.views import ClientView
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 
@@ -37,9 +38,11 @@ class CFD(SoftLabels):
 
     name: ClassVar[str] = "cfd"
     sends: ClassVar[str] = "hard labels"
+    kinds: ClassVar[Mapping[str, Kind]] = {"votes": Kind.VOTES, "classes": Kind.CONSTANT}
+    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"
 
-    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's `votes` `[M]` and the number of `classes`, which votes alone do not tell.
 
         Raises:

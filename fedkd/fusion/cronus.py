@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.robust import geometric_median, median, renormalise, trimmed_mean
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.hyperparameters import STRICT
 
 
@@ -35,6 +35,7 @@ class Cronus(SoftLabels):
 
     name: ClassVar[str] = "cronus"
     sends: ClassVar[str] = "logits"
+    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = "Chang et al., Cronus: Robust and Heterogeneous Collaborative Learning, 2019"
 
     aggregate: Literal["median", "trimmed_mean", "geometric_median", "mean"] = "median"

@@ -8,27 +8,25 @@ On the Existence and Prospect of General Knowledge Transfer between Any Pretrain
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import distribution as distributions
+from fedkd.fusion.client_half import Need
 from fedkd.fusion.confidence import log_confidence
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import kl
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.soft_labels import TemperedLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True, config=STRICT)
-class DataPartitioned(FusionStrategy):
+class DataPartitioned(TemperedLabels):
     """Partition the transfer set among teachers: sample by sample, the surest prediction is the target.
 
     ::
@@ -44,6 +42,7 @@ class DataPartitioned(FusionStrategy):
     """
 
     name: ClassVar[str] = "dp"
+    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653"
 
     confidence: Literal["maximum", "true_class"] = "maximum"
@@ -70,16 +69,6 @@ class DataPartitioned(FusionStrategy):
         clients, samples, _ = q.shape
         share = np.stack([np.bincount(row, minlength=clients) / samples for row in winner])
         return Guidance(targets=q[winner, np.arange(samples)], weights=share)
-
-    def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets at temperature 1: what a client predicts that follows them exactly."""
-        return targets if self.temperature == 1 else power(targets, self.temperature)
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return ``T² · mean_i KL(target_i ‖ softmax(z_i / T))``."""
-        from fedkd.training.losses import kd_kl
-
-        return kd_kl(student_logits, targets, self.temperature)
 
     def _log_weights(self, logits: np.ndarray) -> np.ndarray:
         if self.beta is None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fedkd.fusion.roster import enrol
+
 EPSILON = {"soft": 1e-6, "hard": 1e-2, "shared": 1e-6, "calibrated": 1e-6}
 """Default smoothing. A histogram of M votes has real zeros, so `hard` needs more."""
 
@@ -72,20 +74,17 @@ def moving_average(
             average as it is. None: all.
 
     Returns:
-        The averages of `clients`, `[N, C]`, and the memory: ``distribution_clients`` (ascending indices of
-        everyone seen so far, `[K]`) and ``distribution`` (their averages, `[K, C]`).
+        The averages of `clients`, `[N, C]`, and the memory: ``clients`` (ascending indices of everyone seen
+        so far, `[K]`) and ``distribution`` (their averages, `[K, C]`).
     """
-    seen = memory.get("distribution_clients", np.empty(0, dtype=np.int64))
-    past = dict(zip(seen.tolist(), memory.get("distribution", ()), strict=True))
-    is_fresh = np.ones(len(p), dtype=bool) if fresh is None else fresh
-    average = np.array(p, dtype=np.float64)
-    for row, client in enumerate(clients):
-        if client in past:
-            step = (1.0 - momentum) if is_fresh[row] else 0.0
-            average[row] = (1.0 - step) * past[client] + step * average[row]
-        past[client] = average[row]
-    everyone = sorted(past)
-    return average, {
-        "distribution_clients": np.array(everyone, dtype=np.int64),
-        "distribution": np.stack([past[client] for client in everyone]),
-    }
+    roster = enrol(memory, clients)
+    everyone = np.zeros((len(roster.clients), p.shape[1]))
+    if len(roster.known):
+        everyone[roster.known] = memory["distribution"]
+    step = np.full(len(p), 1.0 - momentum)
+    if fresh is not None:
+        step[~fresh] = 0.0
+    step[~np.isin(roster.present, roster.known)] = 1.0
+    average = (1.0 - step)[:, None] * everyone[roster.present] + step[:, None] * p
+    everyone[roster.present] = average
+    return average, {"clients": roster.clients, "distribution": everyone}

@@ -13,10 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label_of_others
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -40,6 +42,11 @@ class FD(FusionStrategy):
 
     name: ClassVar[str] = "fd"
     sends: ClassVar[str] = "mean logits per label"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        "label_logits": Kind.LABEL_LOGITS,
+        "label_counts": Kind.LABEL_COUNTS,
+    }
+    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "Jeong et al., Communication-Efficient On-Device Machine Learning: Federated Distillation and"
         " Augmentation under Non-IID Private Data, 2018"
@@ -65,7 +72,7 @@ class FD(FusionStrategy):
         """True: the server must know who owns which label."""
         return True
 
-    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `label_logits` `[C, C]`, row l the mean logits of label l, and `label_counts` `[C]`."""
         return {"label_logits": client.class_means("logits"), "label_counts": client.label_counts()}
 
@@ -105,11 +112,3 @@ class FD(FusionStrategy):
             return self.strength * logits_mse(logits, targets)
 
         return loss
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Refuse: guidance shapes local training, see `local_loss`.
-
-        Raises:
-            RuntimeError: Always.
-        """
-        raise RuntimeError("'fd' teaches in local training, so it has no loss on the transfer set")

@@ -13,10 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.sides import Architecture, Arrays, ClientSide, ServerSide
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Architecture, Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class FedDF(FusionStrategy):
 
     name: ClassVar[str] = "feddf"
     sends: ClassVar[str] = "weights"
+    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "Lin et al., Ensemble Distillation for Robust Model Fusion in Federated Learning, NeurIPS 2020"
     )
@@ -62,7 +66,12 @@ class FedDF(FusionStrategy):
     patience: Annotated[int, Field(ge=0)] = 5
     """Stop after so many epochs without a lower validation loss, and keep the best weights; 0 never stops."""
 
-    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives a student: whoever has its architecture."""
+        return "all clients of the architectures that took part, with their next message"
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's weights, as flat `parameters` and `counters`."""
         return pack(client.weights())
 
@@ -102,13 +111,13 @@ class FedDF(FusionStrategy):
         return Guidance(targets=None, personal=personal, absent=absent)
 
     def _distil(
-        self, server: ServerSide, architecture: Architecture, weights: Arrays, targets: np.ndarray
+        self, server: ServerModels, architecture: Architecture, weights: Arrays, targets: np.ndarray
     ) -> dict[str, np.ndarray]:
         trained = server.train(
             architecture,
             weights,
             (targets,),
-            self.loss,
+            self.server_loss,
             epochs=self.server_epochs,
             batch_size=self.server_batch_size,
             lr=self.server_lr,
@@ -117,12 +126,12 @@ class FedDF(FusionStrategy):
         )
         return pack(trained)
 
-    def apply(self, client: ClientSide, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Replace the client's weights by its architecture's student."""
         client.load_weights(unpack(guidance, client.weights()))
 
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return ``mean_i KL(ensemble_i ‖ softmax(z_i))``, what the server minimises."""
+    def server_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``mean_i KL(ensemble_i ‖ softmax(z_i))`` of a student's logits `[B, C]`."""
         from fedkd.training.losses import kd_kl
 
-        return kd_kl(student_logits, targets, 1.0)
+        return kd_kl(logits, targets, 1.0)

@@ -13,9 +13,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.client_half import Need
 from fedkd.fusion.parameters import pack, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.soft_labels import TeacherLogits
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedET(FusionStrategy):
+class FedET(TeacherLogits):
     """Distil a consensus of the clients, weighted by their own certainty, into a server model.
 
     ::
@@ -40,6 +42,7 @@ class FedET(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedet"
+    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Cho et al., Heterogeneous Ensemble Knowledge Transfer for Training Large Models in Federated"
         " Learning, IJCAI 2022"
@@ -95,16 +98,6 @@ class FedET(FusionStrategy):
         from fedkd.training.losses import cross_entropy, kd_kl
 
         return cross_entropy(logits, consensus) + self.diversity * kd_kl(logits, diversity, 1.0)
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return ``T² · mean_i KL(softmax(server_i / T) ‖ softmax(z_i / T))``."""
-        from fedkd.training.losses import kd_kl
-
-        return kd_kl(student_logits, (targets / self.temperature).softmax(dim=-1), self.temperature)
-
-    def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return the server's logits `[M, C]` as probabilities."""
-        return softmax(targets)
 
 
 def consensus_and_diversity(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.probabilities import finite_logits
+from fedkd.fusion.soft_labels import TeacherLogits
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedMD(FusionStrategy):
+class FedMD(TeacherLogits):
     """Digest, then revisit: match the federation's mean logits on the transfer set, then train privately.
 
     The plain form of averaging: no client is judged, all weigh the same. It does well where clients are alike
@@ -29,6 +30,7 @@ class FedMD(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedmd"
+    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = "Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019"
 
     matching: Literal["mae", "mse", "kl"] = "mae"
@@ -46,12 +48,8 @@ class FedMD(FusionStrategy):
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return the distance of logits `[B, C]` to the mean logits `[B, C]`."""
-        from fedkd.training.losses import kd_kl, logits_mae, logits_mse
+        from fedkd.training.losses import logits_mae, logits_mse
 
         if self.matching == "kl":
-            return kd_kl(student_logits, (targets / self.temperature).softmax(dim=-1), self.temperature)
+            return super().loss(student_logits, targets)
         return (logits_mae if self.matching == "mae" else logits_mse)(student_logits, targets)
-
-    def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return mean logits `[M, C]` as probabilities."""
-        return softmax(targets)

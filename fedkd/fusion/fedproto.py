@@ -14,9 +14,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label
-from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -39,6 +41,11 @@ class FedProto(FusionStrategy):
 
     name: ClassVar[str] = "fedproto"
     sends: ClassVar[str] = "mean features per class"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        "prototypes": Kind.FEATURES,
+        "label_counts": Kind.LABEL_COUNTS,
+    }
+    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Tan et al., FedProto: Federated Prototype Learning across Heterogeneous Clients, AAAI 2022"
     )
@@ -54,7 +61,7 @@ class FedProto(FusionStrategy):
         """True: they are the weights of the mean."""
         return True
 
-    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `prototypes` `[C, F]` and `label_counts` `[C]`."""
         return {"prototypes": client.class_means("features"), "label_counts": client.label_counts()}
 
@@ -87,14 +94,6 @@ class FedProto(FusionStrategy):
             return self.strength * logits_mse(features, targets)
 
         return loss
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Refuse: guidance shapes local training, see `local_loss`.
-
-        Raises:
-            RuntimeError: Always.
-        """
-        raise RuntimeError("'fedproto' teaches in local training, so it has no loss on the transfer set")
 
 
 def check_feature_widths(clients: Sequence[int], widths: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ arXiv 2403.11892. The formulas are the natural reading of the paper, as reconstr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -17,18 +17,15 @@ from fedkd.errors import UserError
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import DIVERGENCES, prediction_cosine, prediction_kl
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.soft_labels import TemperedLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.fusion.weights import effectiveness, log_prior, nearest, within
 from fedkd.hyperparameters import STRICT
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True, config=STRICT)
-class KnFu(FusionStrategy):
+class KnFu(TemperedLabels):
     """Weigh each client's predictions by how close its class distribution is to the receiver's.
 
     ::
@@ -46,6 +43,7 @@ class KnFu(FusionStrategy):
     """
 
     name: ClassVar[str] = "knfu"
+    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "Seyedmohammadi et al., KnFu: Effective Knowledge Fusion, arXiv 2403.11892, 2024"
 
     beta: Annotated[float, Field(ge=0)] = 10.0
@@ -105,16 +103,6 @@ class KnFu(FusionStrategy):
         weights = self._weights(self._distances(p, q), knowledge)
         targets = combine(weights, q, expertise=p if self.per_class else None)
         return Guidance(targets, weights, kept)
-
-    def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets at temperature 1: what a client predicts that follows them exactly."""
-        return targets if self.temperature == 1 else power(targets, self.temperature)
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return ``T² · mean_i KL(K_n[i] ‖ softmax(z_n(x_i) / T))``; K_n is at temperature T already."""
-        from fedkd.training.losses import kd_kl
-
-        return kd_kl(student_logits, targets, self.temperature)
 
     @property
     def _smoothing(self) -> float:

@@ -9,26 +9,24 @@ formula of the weights is as reconstructed here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.client_half import Need
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import prediction_cosine, prediction_kl
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.soft_labels import TemperedLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True, config=STRICT)
-class KTA(FusionStrategy):
+class KTA(TemperedLabels):
     """Weigh teachers by nearness of predictions and by accuracy on the transfer set, which needs its labels.
 
     ::
@@ -47,6 +45,7 @@ class KTA(FusionStrategy):
     """
 
     name: ClassVar[str] = "kta"
+    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "Du, Prediction-space knowledge markets, arXiv 2512.00841, 2025"
     needs: ClassVar[frozenset[Need]] = frozenset({"transfer_labels"})
 
@@ -78,13 +77,3 @@ class KTA(FusionStrategy):
         keep = None if self.neighbours is None else nearest(d, self.neighbours)
         weights = effectiveness(d, self.beta, keep=keep, log_prior=self.gamma * accuracy)
         return Guidance(combine(weights, q), weights)
-
-    def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets at temperature 1: what a client predicts that follows them exactly."""
-        return targets if self.temperature == 1 else power(targets, self.temperature)
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return ``T² · mean_i KL(K_n[i] ‖ softmax(z_n(x_i) / T))``."""
-        from fedkd.training.losses import kd_kl
-
-        return kd_kl(student_logits, targets, self.temperature)

@@ -7,7 +7,7 @@ Federated Learning", NeurIPS 2021, arXiv 2111.02862.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -16,18 +16,15 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
-from fedkd.fusion.sharpen import power
 from fedkd.fusion.similarity import gram
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.soft_labels import TemperedLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 @dataclass(frozen=True, config=STRICT)
-class KTpFL(FusionStrategy):
+class KTpFL(TemperedLabels):
     """Keep a matrix of knowledge coefficients c; improve it a step each round; teach each client its own mix.
 
     ::
@@ -48,6 +45,7 @@ class KTpFL(FusionStrategy):
 
     name: ClassVar[str] = "ktpfl"
     sends: ClassVar[str] = "logits"
+    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "Zhang et al., Parameterized Knowledge Transfer for Personalized FL, NeurIPS 2021"
 
     temperature: Annotated[float, Field(gt=0)] = 10.0
@@ -80,16 +78,6 @@ class KTpFL(FusionStrategy):
     def _improve(self, c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarray:
         stepped = step(c, products, elements, rho=self.rho, lr=self.lr)
         return effectiveness(-stepped, 1.0 / self.coefficient_temperature)  # softmax(stepped / τ)
-
-    def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets at temperature 1: what a client predicts that follows them exactly."""
-        return targets if self.temperature == 1 else power(targets, self.temperature)
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return ``T² · mean_i KL(t_n[i] ‖ softmax(z_n(x_i) / T))``; t_n is at temperature T already."""
-        from fedkd.training.losses import kd_kl
-
-        return kd_kl(student_logits, targets, self.temperature)
 
 
 def mse_gradient(c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarray:

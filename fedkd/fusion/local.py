@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.hyperparameters import STRICT
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -21,15 +18,8 @@ class Local(FusionStrategy):
 
     name: ClassVar[str] = "local"
     sends: ClassVar[Literal["logits", "nothing"]] = "nothing"
+    guides: ClassVar[Guided] = "nobody"
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return no guidance."""
         return Guidance(targets=None)
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Refuse: there is never anything to learn.
-
-        Raises:
-            RuntimeError: Always.
-        """
-        raise RuntimeError("'local' gives no guidance, so it has no distillation loss")

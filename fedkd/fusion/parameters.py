@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedkd.fusion.sides import Arrays
+from fedkd.fusion.views import Arrays
 
 PARAMETERS = "parameters"
 COUNTERS = "counters"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedkd.errors import UserError
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.hyperparameters import HyperParameter, build_part, hyperparameters_of, load_part
 from fedkd.plugins import Registry
@@ -57,9 +58,25 @@ def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[Fu
     """Return the class called `name`, once it is sure to be a usable strategy.
 
     Raises:
-        UserError: It does not exist, or is not a dataclass derived from `FusionStrategy` with its methods.
+        UserError: It does not exist, is not a dataclass derived from `FusionStrategy` with its methods, or
+            leaves open how its clients learn.
     """
-    return load_part(STRATEGIES, FusionStrategy, name, search, key=KEY)  # type: ignore[type-abstract]
+    cls = load_part(STRATEGIES, FusionStrategy, name, search, key=KEY)  # type: ignore[type-abstract]
+    problem = _problem(cls)
+    if problem:
+        raise UserError(f"'{name}' {problem}", key=KEY)
+    return cls
+
+
+def _problem(cls: type[FusionStrategy]) -> str | None:
+    """Return what would otherwise surface in a client, in the middle of a run; None: nothing."""
+    distils = cls.sends != "nothing" and not cls.teaches_locally and cls.apply is FusionStrategy.apply
+    if distils and cls.loss is FusionStrategy.loss:
+        return "does not define `loss`, what its clients minimise when they learn from guidance"
+    stacked = [kind for kind in cls.kinds.values() if kind.is_stacked]
+    if len(set(stacked)) < len(stacked):
+        return "declares two arrays of a kind in its `kinds` of which there can only be one"
+    return None
 
 
 def strategy_hyperparameters(

@@ -23,13 +23,18 @@ class Roster(NamedTuple):
 
 
 def enrol(memory: Mapping[str, np.ndarray], clients: Sequence[int]) -> Roster:
-    """Add this round's clients to those in ``memory["clients"]``."""
+    """Add this round's clients to those that a strategy remembers.
+
+    Args:
+        memory: Has their indices as ``clients``, `[K]`; empty at first.
+        clients: This round's clients, ascending.
+    """
     before = memory.get("clients", np.empty(0, dtype=np.int64))
     everyone = np.union1d(before, np.array(clients, dtype=np.int64))
     return Roster(everyone, np.searchsorted(everyone, before), np.searchsorted(everyone, clients))
 
 
-def grown(array: np.ndarray, shape: tuple[int, ...], fill: float = 0) -> np.ndarray:
+def enlarge(array: np.ndarray, shape: tuple[int, ...], fill: float = 0) -> np.ndarray:
     """Return a copy of at least this shape, the new part filled with `fill`."""
     shape = tuple(max(pair) for pair in zip(array.shape, shape, strict=True))
     copy = np.full(shape, fill, dtype=array.dtype)

@@ -7,19 +7,18 @@ Averaging for Federated Learning", ICML 2020, arXiv 1910.06378.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.fusion.sides import Arrays, ClientSide, ServerSide
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge, Need
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 STATISTICS = "statistics"
 CONTROL = "control"
@@ -48,6 +47,13 @@ class Scaffold(FusionStrategy):
 
     name: ClassVar[str] = "scaffold"
     sends: ClassVar[str] = "weights and control variates"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        STEP: Kind.WEIGHTS,
+        CONTROL: Kind.WEIGHTS,
+        STATISTICS: Kind.WEIGHTS,
+        COUNTERS: Kind.COUNTERS,
+    }
+    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020"
     )
@@ -57,9 +63,14 @@ class Scaffold(FusionStrategy):
     """η_g: share of the clients' mean step that the server takes; 1 is the mean itself, as in most of the
     paper's experiments. Below 1 damps rounds with few clients."""
 
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives x and c: everyone starts from the newest."""
+        return "all clients, all the same, with their next message"
+
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerSide) -> Guidance:
+    def prologue(self, server: ServerModels) -> Guidance:
         """Return the initial x, and c = 0."""
         architecture = server.architecture_of(0)
         arrays = _flat(server.initial_weights(architecture), server.trainable(architecture))
@@ -83,12 +94,12 @@ class Scaffold(FusionStrategy):
 
     # On a client --------------------------------------------------------------------------------------
 
-    def apply(self, client: ClientSide, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Replace the client's weights by x, and keep c."""
         client.load_weights(_named(guidance, client.weights(), client.trainable()))
         client.memory[CONTROL] = np.array(guidance[CONTROL])
 
-    def gradient_correction(self, client: ClientSide) -> Arrays:
+    def gradient_correction(self, client: ClientView) -> Arrays:
         """Return c − c_n by parameter name."""
         names, like = client.trainable(), client.weights()
         control = client.memory[CONTROL]
@@ -96,7 +107,7 @@ class Scaffold(FusionStrategy):
         packed = {PARAMETERS: correction, COUNTERS: np.empty(0, np.int64)}
         return unpack(packed, {name: like[name] for name in names})
 
-    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return y − x, c_n⁺ − c_n, and the buffers; keep c_n⁺."""
         names, fit = client.trainable(), client.last_fit
         trained = _flat(client.weights(), names)
@@ -113,14 +124,6 @@ class Scaffold(FusionStrategy):
             STATISTICS: trained[STATISTICS],
             COUNTERS: trained[COUNTERS],
         }
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Refuse: nothing is distilled.
-
-        Raises:
-            RuntimeError: Always.
-        """
-        raise RuntimeError("'scaffold' averages weights, so it has no distillation loss")
 
 
 def _to_everyone(arrays: dict[str, np.ndarray]) -> Guidance:

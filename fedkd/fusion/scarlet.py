@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.roster import enrol, grown
+from fedkd.fusion.roster import enlarge, enrol
 from fedkd.fusion.selection import draw_samples
 from fedkd.fusion.sharpen import mean_probabilities, power
-from fedkd.fusion.sides import Arrays, ClientSide
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -43,6 +43,7 @@ class Scarlet(SoftLabels):
 
     name: ClassVar[str] = "scarlet"
     sends: ClassVar[str] = "logits of samples that are not in the cache"
+    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "Azuma et al., Soft-Label Caching and Sharpening, arXiv 2504.19602, 2025"
 
     exponent: Annotated[float, Field(gt=0)] = 2.0
@@ -75,8 +76,8 @@ class Scarlet(SoftLabels):
         length = int(wanted.max(initial=-1)) + 1
 
         round = _round(memory)
-        labels = grown(memory.get("labels", np.empty((0, classes), dtype=np.float32)), (length, classes))
-        fused_in = grown(memory.get("fused_in", np.empty(0, dtype=np.int32)), (length,))
+        labels = enlarge(memory.get("labels", np.empty((0, classes), dtype=np.float32)), (length, classes))
+        fused_in = enlarge(memory.get("fused_in", np.empty(0, dtype=np.int32)), (length,))
         labels[asked] = power(mean_probabilities(knowledge.logits), self.exponent)
         fused_in[asked] = round
 
@@ -103,17 +104,17 @@ class Scarlet(SoftLabels):
             personal=personal,
         )
 
-    def apply(self, client: ClientSide, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Add new labels to those the client keeps; learn the round's samples from them."""
         wanted, classes = guidance["wanted"], client.classes
         labels = client.memory.get("labels", np.empty((0, classes), dtype=np.float32))
         # What never came is not a number: learning it by mistake would fail at once.
-        labels = grown(labels, (int(wanted.max()) + 1, classes), fill=np.nan)
+        labels = enlarge(labels, (int(wanted.max()) + 1, classes), fill=np.nan)
         labels[guidance["new_samples"]] = guidance["new_labels"]
         client.memory["labels"] = labels
         client.distil(labels[wanted], wanted)
 
-    def targets_of(self, client: ClientSide, guidance: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """Return the round's samples and their labels, of which most may have come in earlier rounds."""
         return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
 

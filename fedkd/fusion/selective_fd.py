@@ -7,24 +7,23 @@ without a good teacher", Nature Communications 15, 349, 2024 (arXiv 2304.01731).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.confidence import FAMILIARITY, ambiguity
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.sides import ClientSide
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.soft_labels import SoftLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.views import ClientView
 from fedkd.hyperparameters import STRICT
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, config=STRICT)
-class SelectiveFD(FusionStrategy):
+class SelectiveFD(SoftLabels):
     """Average, sample by sample, over the clients that know the sample; drop what stays ambiguous.
 
     ::
@@ -41,6 +40,8 @@ class SelectiveFD(FusionStrategy):
 
     name: ClassVar[str] = "selective_fd"
     sends: ClassVar[str] = "logits of the samples it knows"
+    kinds: ClassVar[Mapping[str, Kind]] = {"samples": Kind.INDICES, "sample_logits": Kind.SAMPLE_LOGITS}
+    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Shao, Wu and Zhang, Selective knowledge sharing for privacy-preserving federated distillation"
         " without a good teacher, Nature Communications 15, 2024"
@@ -60,7 +61,7 @@ class SelectiveFD(FusionStrategy):
     class has at least half, 2 keeps all. Lower it for fewer and cleaner targets; raise it if nothing is
     learned for long, because the means of young models are ambiguous."""
 
-    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the known samples' indices, `samples` `[K]` int32, and logits, `sample_logits` `[K, C]`."""
         logits, score = client.logits(), FAMILIARITY[self.selector]
         least = self.threshold
@@ -86,9 +87,3 @@ class SelectiveFD(FusionStrategy):
         return Guidance(
             targets=mean[clear].astype(np.float32), shared={"samples": known[clear].astype(np.int32)}
         )
-
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross entropy to the mean probabilities `[B, C]`."""
-        from fedkd.training.losses import soft_cross_entropy
-
-        return soft_cross_entropy(student_logits, targets)

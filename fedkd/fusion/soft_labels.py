@@ -1,9 +1,13 @@
-"""What strategies have in common whose guidance is one probability distribution per transfer sample."""
+"""What strategies have in common whose clients learn one distribution over classes per transfer sample."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.sharpen import power
 from fedkd.fusion.strategy import FusionStrategy
 
 if TYPE_CHECKING:
@@ -18,3 +22,35 @@ class SoftLabels(FusionStrategy):
         from fedkd.training.losses import soft_cross_entropy
 
         return soft_cross_entropy(student_logits, targets)
+
+
+class TemperedLabels(FusionStrategy):
+    """Base of strategies whose targets are probabilities at temperature T already, learned by KL at T."""
+
+    temperature: float
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``T² · mean_i KL(t_i ‖ softmax(z_i / T))`` of logits `[B, C]` and targets `[B, C]`."""
+        from fedkd.training.losses import kd_kl
+
+        return kd_kl(student_logits, targets, self.temperature)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets at temperature 1: what a client predicts that follows them exactly."""
+        return targets if self.temperature == 1 else power(targets, self.temperature)
+
+
+class TeacherLogits(FusionStrategy):
+    """Base of strategies whose targets are logits, learned by KL at temperature T."""
+
+    temperature: float
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return ``T² · mean_i KL(softmax(t_i / T) ‖ softmax(z_i / T))`` of logits `[B, C]`, both."""
+        from fedkd.training.losses import kd_kl
+
+        return kd_kl(student_logits, (targets / self.temperature).softmax(dim=-1), self.temperature)
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets as probabilities."""
+        return softmax(targets)

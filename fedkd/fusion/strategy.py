@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.sides import Arrays, ClientSide, LocalLoss, ServerSide
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Need = Literal[
-    "gradients", "features", "weights", "one_architecture", "plain_sgd", "transfer_labels", "server"
-]
-"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send, of
-one architecture, trained by SGD without momentum; labels of the transfer set on the server; a server that
-trains models of its own."""
+from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.views import Arrays, ClientView, ServerModels
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +49,7 @@ class Knowledge:
     extra: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
     request: np.ndarray | None = None
     labels: np.ndarray | None = None
-    server: ServerSide | None = None
+    server: ServerModels | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -112,7 +104,19 @@ class Guidance:
     everyone: bool = False
 
 
-class FusionStrategy(ABC):
+Guided = Literal["all_alike", "each", "nobody"]
+"""Whom a strategy guides: all clients alike, by what replaces what they had; each by what is made for it;
+nobody."""
+
+REACH: Mapping[Guided, str] = {
+    "all_alike": "the clients that took part, all the same, with their next message",
+    "each": "the clients that took part, each its own, with their next message",
+    "nobody": "nobody",
+}
+"""Who receives guidance, for people, by what a strategy's `fuse` makes."""
+
+
+class FusionStrategy(ClientHalf):
     """Base of every fusion strategy: a frozen dataclass whose fields are its hyper-parameters.
 
     The whole of a new strategy, in a file beside the scenario that says ``strategy = "mine:Boldest"``::
@@ -137,13 +141,18 @@ class FusionStrategy(ABC):
     name: ClassVar[str]
     """Name in scenarios and reports."""
     sends: ClassVar[str] = "logits"
-    """What a client uploads, for people; `"nothing"` means that no message carries knowledge."""
-    paper: ClassVar[str] = ""
-    """Where the strategy comes from."""
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    """What clients and server must offer; a scenario that cannot is refused."""
-    teaches_locally: ClassVar[bool] = False
-    """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        "logits": Kind.TRANSFER_LOGITS,
+        "label_counts": Kind.LABEL_COUNTS,
+    }
+    """What each array of an `upload` is, by name; whoever overrides `upload` says it of all that it sends."""
+    guides: ClassVar[Guided | None] = None
+    """Whom `fuse` guides; None: it does not say."""
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives guidance and when, for people; empty if the strategy does not say."""
+        return "" if cls.guides is None else REACH[cls.guides]
 
     @property
     def needs_label_counts(self) -> bool:
@@ -157,7 +166,7 @@ class FusionStrategy(ABC):
 
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerSide) -> Guidance | None:
+    def prologue(self, server: ServerModels) -> Guidance | None:
         """Return what every client receives with its first message, as the guidance of round 0.
 
         Its memory is what the first `fuse` is handed. Asked only of a strategy that needs `weights` or a
@@ -188,61 +197,13 @@ class FusionStrategy(ABC):
 
     # On a client --------------------------------------------------------------------------------------
 
-    def upload(self, client: ClientSide) -> dict[str, np.ndarray]:
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return what a client sends after local training: by default its logits, `[M, C]`.
 
-        `logits` and `label_counts` reach `fuse` under these names, everything else in `Knowledge.extra`.
+        Arrays of a kind that is stacked reach `fuse` under names of their own, all others in
+        `Knowledge.extra`.
         """
         arrays = {"logits": client.logits()}
         if self.needs_label_counts:
             arrays["label_counts"] = client.label_counts()
         return arrays
-
-    def apply(self, client: ClientSide, guidance: Arrays) -> None:
-        """Learn from guidance: by default distil `targets` on the transfer set, minimising `loss`."""
-        found = self.targets_of(client, guidance)
-        if found is None:
-            raise KeyError(f"'{self.name}' gave guidance without targets; its `apply` has to say what to do")
-        client.distil(*found)
-
-    def targets_of(self, client: ClientSide, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Return what guidance just applied wants of which transfer samples; `fidelity` measures it.
-
-        Returns:
-            Targets `[K, C]` and the indices of their samples `[K]`, None: all; or None where guidance says
-            nothing about transfer samples.
-        """
-        if "targets" not in guidance:
-            return None
-        return guidance["targets"], guidance.get("samples")
-
-    def gradient_correction(self, client: ClientSide) -> Arrays | None:
-        """Return what is added to every gradient of the local training that now begins, by parameter name.
-
-        It is added to the clipped gradient: the clipping is of what the data say.
-        """
-        return None
-
-    def local_loss(self, guidance: Arrays) -> LocalLoss | None:
-        """Return what kept guidance adds to the loss of local training, if the strategy `teaches_locally`.
-
-        Args:
-            guidance: The client's last guidance.
-        """
-        return None
-
-    @abstractmethod
-    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
-        """Return what a client minimises on a batch of the transfer set, a scalar.
-
-        Args:
-            student_logits: The client's own logits, `[B, C]`.
-            targets: The same samples' rows of its guidance, `[B, C]`.
-        """
-
-    def probabilities(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets `[M, C]` as probabilities, for clients that do not learn by gradients.
-
-        Override it where the targets of `fuse` are not probabilities.
-        """
-        return targets

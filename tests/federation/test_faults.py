@@ -17,6 +17,7 @@ from fedkd.federation.client import Client
 from fedkd.federation.participant import LocalClients
 from fedkd.federation.requirements import check_requirements
 from fedkd.fusion.cronus import Cronus
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
@@ -186,7 +187,8 @@ def test_what_is_no_knowledge_is_not_faked():
     poison = faults.Poison("imitation", np.array([0.0, 0.25, 0.75]))
     honest = {"classes": np.array([3], np.uint32), "samples": np.array([4, 9], np.int32)}
     votes = np.zeros(4000, np.uint8)
-    faked = poison.corrupt({**honest, "votes": votes}, numpy_generator(0, "poison"))
+    kinds = {"classes": Kind.CONSTANT, "samples": Kind.INDICES, "votes": Kind.VOTES}
+    faked = poison.corrupt({**honest, "votes": votes}, kinds, numpy_generator(0, "poison"))
     for name, values in honest.items():
         assert_array_equal(faked[name], values)
     assert faked["votes"].dtype == np.uint8

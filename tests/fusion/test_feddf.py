@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from small_sides import SmallClient, SmallServer, state_of
+from small_views import SmallClient, SmallServer, state_of
 from torch import nn
 
 from fedkd.errors import TrainingDiverged
@@ -128,7 +128,9 @@ def test_distillation_brings_the_average_closer_to_the_ensemble() -> None:
     fused = received(fuse(server, weights, server_epochs=60, server_lr=0.05), 0, weights)
     call = server.trained[0]
     before, after = (
-        FedDF().loss(torch.from_numpy(server.logits("plain", each)), torch.from_numpy(call["targets"][0]))
+        FedDF().server_loss(
+            torch.from_numpy(server.logits("plain", each)), torch.from_numpy(call["targets"][0])
+        )
         for each in (call["weights"], fused)
     )
     assert after < 0.5 * before
@@ -165,7 +167,7 @@ def test_loss_is_kl_to_the_ensemble() -> None:
     student = torch.tensor([[1.0, 0.0]], requires_grad=True)
     target = torch.tensor([[0.3, 0.7]])
     q = 1 / (1 + math.exp(-1.0))
-    loss = FedDF().loss(student, target)
+    loss = FedDF().server_loss(student, target)
     assert loss.item() == pytest.approx(0.3 * math.log(0.3 / q) + 0.7 * math.log(0.7 / (1 - q)), rel=1e-5)
     loss.backward()
     assert_allclose(student.grad, [[q - 0.3, 1 - q - 0.7]], atol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from small_sides import SmallServer
+from small_views import SmallServer
 
 from fedkd.fusion.fedet import FedET, consensus_and_diversity
 from fedkd.fusion.strategy import Knowledge

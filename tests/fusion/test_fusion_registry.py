@@ -20,6 +20,7 @@ PLUGIN = """
     from dataclasses import dataclass
     from typing import Annotated, ClassVar
     from pydantic import Field
+    from fedkd.fusion.kinds import Kind
     from fedkd.fusion.strategy import FusionStrategy, Guidance
 
     @dataclass(frozen=True)
@@ -48,6 +49,31 @@ PLUGIN = """
     class Nameless(FusionStrategy):
         def fuse(self, knowledge, memory): ...
         def loss(self, student_logits, targets): ...
+
+    @dataclass(frozen=True)
+    class Lossless(FusionStrategy):
+        name: ClassVar[str] = "lossless"
+        def fuse(self, knowledge, memory): ...
+
+    @dataclass(frozen=True)
+    class Loader(Lossless):
+        name: ClassVar[str] = "loader"
+        def apply(self, client, guidance): ...
+
+    @dataclass(frozen=True)
+    class Local(Lossless):
+        name: ClassVar[str] = "local_teacher"
+        teaches_locally: ClassVar[bool] = True
+
+    @dataclass(frozen=True)
+    class Silent(Lossless):
+        name: ClassVar[str] = "silent"
+        sends: ClassVar[str] = "nothing"
+
+    @dataclass(frozen=True)
+    class TwoLogits(First):
+        name: ClassVar[str] = "two_logits"
+        kinds = {"before": Kind.TRANSFER_LOGITS, "after": Kind.TRANSFER_LOGITS}
 
     @dataclass(frozen=True)
     class Odd(First):
@@ -133,6 +159,8 @@ def test_a_plain_dataclass_is_a_strategy(plugins) -> None:
         ("First", {"rounds": "three"}, r"fusion\.rounds: must be an integer, got 'three'"),
         ("NotADataclass", {}, r"fusion\.strategy: 'my_strategies:NotADataclass' is not a dataclass"),
         ("Unfused", {}, r"fusion\.strategy: 'my_strategies:Unfused' does not define `fuse`"),
+        ("Lossless", {}, r"fusion\.strategy: 'my_strategies:Lossless' does not define `loss`"),
+        ("TwoLogits", {}, r"fusion\.strategy: .* two arrays of a kind .* there can only be one"),
         ("Nameless", {}, r"fusion\.strategy: 'my_strategies:Nameless' does not say its `name`"),
         ("Stranger", {}, r"fusion\.strategy: .* is not a class derived from .*FusionStrategy"),
         ("Odd", {}, r"fusion\.strategy: 'my_strategies:Odd': its hyper-parameters cannot be checked: "),
@@ -143,6 +171,13 @@ def test_wrong_plugins(plugins, name, hyperparameters, message) -> None:
     with pytest.raises(UserError, match=message) as caught:
         make_strategy(f"my_strategies:{name}", hyperparameters, plugins)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Loader", "Local", "Silent"])
+def test_only_a_strategy_that_distils_has_to_define_a_loss(plugins, name) -> None:
+    strategy = make_strategy(f"my_strategies:{name}", {}, plugins)
+    with pytest.raises(NotImplementedError, match=f"'{strategy.name}' does not define `loss`"):
+        strategy.loss(None, None)
 
 
 def test_types_are_spelled_for_people() -> None:

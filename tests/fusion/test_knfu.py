@@ -268,7 +268,7 @@ def test_moving_average_survives_partial_participation() -> None:
         assert_allclose(guidance.weights, weights / weights.sum(axis=1, keepdims=True), rtol=1e-6)
         memory = guidance.memory
         assert all(np.isfinite(array).all() for array in memory.values())
-    assert memory["distribution_clients"].tolist() == [0, 1, 2, 5]
+    assert memory["clients"].tolist() == [0, 1, 2, 5]
     assert_allclose(memory["distribution"], [average[client] for client in (0, 1, 2, 5)], rtol=1e-12)
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from small_sides import SmallClient
+from small_views import SmallClient
 
 from fedkd.fusion.selective_fd import SelectiveFD
 from fedkd.fusion.strategy import Knowledge

@@ -20,6 +20,7 @@ class SmallClient:
         self._logits, self._private_logits, self._means = logits, private_logits, means or {}
         self._counts = counts
         self._weights = weights or {}
+        self.memory: dict[str, np.ndarray] = {}
         self.distilled: list[tuple[np.ndarray, np.ndarray | None]] = []
 
     @property
@@ -43,6 +44,9 @@ class SmallClient:
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         self._weights = dict(weights)
+
+    def trainable(self) -> tuple[str, ...]:
+        return tuple(name for name in self._weights if name.rpartition(".")[2] in ("weight", "bias"))
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         self.distilled.append((targets, samples))

@@ -38,8 +38,8 @@ class FitSummary:
     lr: float
 
 
-class ClientSide(Protocol):
-    """A client as the client half of a strategy sees it."""
+class ClientView(Protocol):
+    """A client as its strategy sees it."""
 
     memory: dict[str, np.ndarray]
     """Arrays that the strategy keeps on this client from one call to the next, by names of its own; empty at
@@ -88,8 +88,8 @@ class ClientSide(Protocol):
         """
 
 
-class ServerSide(Protocol):
-    """The server as a strategy sees it that trains models there."""
+class ServerModels(Protocol):
+    """Models that the server can build, run and train on the transfer set."""
 
     @property
     def clients(self) -> int:

@@ -1,0 +1,112 @@
+"""What a client does for a strategy: what it sends, and how it learns from what it receives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Need = Literal[
+    "gradients", "features", "weights", "one_architecture", "plain_sgd", "transfer_labels", "server"
+]
+"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send, of
+one architecture, trained by SGD without momentum; labels of the transfer set on the server; a server that
+trains models of its own."""
+
+
+class ClientHalf(ABC):
+    """The half of a strategy that works on clients; what the server does with it all is the other half.
+
+    A `FusionStrategy` is both. Where the server's half is somebody else's, this one stands alone.
+    """
+
+    if TYPE_CHECKING:  # a class says it once for all its instances, or each instance has its own
+
+        @property
+        def name(self) -> str:
+            """Name in scenarios and reports."""
+
+    sends: ClassVar[str]
+    """What a client uploads, for people; `"nothing"` means that no message carries knowledge."""
+    paper: ClassVar[str] = ""
+    """Where the strategy comes from."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What clients and server must offer; a scenario that cannot is refused."""
+    teaches_locally: ClassVar[bool] = False
+    """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
+    kinds: ClassVar[Mapping[str, Kind]] = {}
+    """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
+
+    # What it sends ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return what a client sends after local training."""
+
+    def kinds_of(self, upload: Arrays) -> dict[str, Kind]:
+        """Return what each array of an upload is."""
+        return {name: self.kinds.get(name, Kind.OTHER) for name in upload}
+
+    # What it learns -----------------------------------------------------------------------------------
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Learn from guidance: by default distil `targets` on the transfer set, minimising `loss`."""
+        found = self.targets_of(client, guidance)
+        if found is None:
+            raise KeyError(f"'{self.name}' gave guidance without targets; its `apply` has to say what to do")
+        client.distil(*found)
+
+    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Return what guidance just applied wants of which transfer samples; `fidelity` measures it.
+
+        Returns:
+            Targets `[K, C]` and the indices of their samples `[K]`, None: all; or None where guidance says
+            nothing about transfer samples.
+        """
+        if "targets" not in guidance:
+            return None
+        return guidance["targets"], guidance.get("samples")
+
+    def gradient_correction(self, client: ClientView) -> Arrays | None:
+        """Return what is added to every gradient of the local training that now begins, by parameter name.
+
+        It is added to the clipped gradient: the clipping is of what the data say.
+        """
+        return None
+
+    def local_loss(self, guidance: Arrays) -> LocalLoss | None:
+        """Return what kept guidance adds to the loss of local training, if the strategy `teaches_locally`.
+
+        Args:
+            guidance: The client's last guidance.
+        """
+        return None
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return what a client minimises on a batch of the transfer set, a scalar.
+
+        Every strategy has to define it whose clients distil.
+
+        Args:
+            student_logits: The client's own logits, `[B, C]`.
+            targets: The same samples' rows of its guidance, `[B, C]`.
+
+        Raises:
+            NotImplementedError: The strategy does not define it.
+        """
+        raise NotImplementedError(f"'{self.name}' does not define `loss`, so its clients cannot distil")
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets `[M, C]` as probabilities, for clients that do not learn by gradients.
+
+        Override it where the targets of `fuse` are not probabilities.
+        """
+        return targets

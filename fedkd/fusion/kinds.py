@@ -1,0 +1,55 @@
+"""What an array is that a client uploads: whoever carries or spoils it asks this, never its name."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+
+class Kind(Enum):
+    """What an uploaded array is.
+
+    Members:
+        TRANSFER_LOGITS: One row per requested transfer sample, `[M, C]`; they become `Knowledge.logits`.
+        SAMPLE_LOGITS: One row per sample of the client's choice, `[K, C]`.
+        LABEL_LOGITS: One row per label, `[C, C]`.
+        LABEL_COUNTS: Training samples of each label, `[C]`; they become `Knowledge.label_counts`.
+        FEATURES: Penultimate features, or means of them.
+        WEIGHTS: Parameters or statistics of a model, or steps and corrections of them.
+        COUNTERS: A model's buffers that are not real numbers.
+        VOTES: One class per requested transfer sample, `[M]`.
+        INDICES: Which samples other arrays are about.
+        CONSTANT: The same from every client, like the number of classes.
+        OTHER: None of these; what a strategy does not declare.
+    """
+
+    TRANSFER_LOGITS = auto()
+    SAMPLE_LOGITS = auto()
+    LABEL_LOGITS = auto()
+    LABEL_COUNTS = auto()
+    FEATURES = auto()
+    WEIGHTS = auto()
+    COUNTERS = auto()
+    VOTES = auto()
+    INDICES = auto()
+    CONSTANT = auto()
+    OTHER = auto()
+
+    @property
+    def is_logits_of_samples(self) -> bool:
+        """Whether a row is what the client predicts for one sample, so that it can be feigned."""
+        return self in (Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS)
+
+    @property
+    def is_prediction(self) -> bool:
+        """Whether these are logits, whose precision a scenario chooses."""
+        return self.is_logits_of_samples or self is Kind.LABEL_LOGITS
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether `Knowledge` holds all clients' as one array of its own, and not among `extra`."""
+        return self in (Kind.TRANSFER_LOGITS, Kind.LABEL_COUNTS)
+
+    @property
+    def is_honest(self) -> bool:
+        """Whether even a poisoned client sends it as it is: without it its upload would not look right."""
+        return self in (Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.INDICES, Kind.CONSTANT)
