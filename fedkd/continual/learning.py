@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +15,8 @@ from fedkd.continual.learner import Learner
 from fedkd.continual.rules import LearnerRules
 from fedkd.continual.side import LearnerSide, Samples
 from fedkd.continual.task_model import TaskModel
-from fedkd.training.loop import FitResult, fit
-from fedkd.training.optimizer import OptimizerSpec
+from fedkd.training.executor import Training
+from fedkd.training.job import FitResult, TrainJob
 
 MEMORY = "memory/"
 PROGRESS = "progress"
@@ -125,57 +125,33 @@ class TaskLearning:
 
     def fit(
         self,
-        arrays: Sequence[Tensor],
-        loss: Callable[..., Tensor],
+        job: TrainJob,
         *,
-        optimizer: OptimizerSpec,
-        epochs: range,
+        first_epoch: int,
         task_epochs: int,
-        batch_size: int,
-        generator: torch.Generator,
-        seed: int,
-        autocast: bool = False,
-        correction: Sequence[Tensor] | None = None,
         after_epoch: Callable[[], None] | None = None,
-    ) -> FitResult:
-        """Train for some of the present task's epochs (see `fedkd.training.loop.fit`).
+    ) -> Training[FitResult]:
+        """Train for some of the present task's epochs: one job for each phase that they belong to.
 
         Args:
-            arrays: As there; the first is the inputs.
-            loss: Called with the present task's `TaskModel`.
-            optimizer: The scenario's; the learner may change it by phase.
-            epochs: Which of the task's epochs these are, 0-based.
+            job: As it would be without a learner. Its loss is called with the present task's `TaskModel`; the
+                learner may change its optimiser by phase; every phase has a seed of its own.
+            first_epoch: Which of the task's epochs the job's first one is, 0-based.
             task_epochs: Epochs of the whole task.
-            batch_size: As there.
-            generator: As there.
-            seed: As there; every phase has one of its own.
-            autocast: As there.
-            correction: As there.
             after_epoch: Called after every epoch.
         """
+        epochs = range(first_epoch, first_epoch + job.epochs)
         results: list[FitResult] = []
         for phase, group in groupby(epochs, lambda epoch: self.learner.phase_of(epoch, task_epochs)):
-            number = len(list(group))
+            part = replace(job, epochs=len(list(group)), seed=job.seed + len(results))
             self._enter_phase(phase)
-            result = self._fit_phase(
-                arrays,
-                loss,
-                optimizer=optimizer,
-                epochs=number,
-                batch_size=batch_size,
-                generator=generator,
-                seed=seed + len(results),
-                autocast=autocast,
-                correction=correction,
-                after_epoch=after_epoch,
-            )
-            results.append(result)
+            results.append((yield from self._fit_phase(part, after_epoch)))
         return _together(results)
 
-    def distil(self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], **options: Any) -> FitResult:
-        """Train on guidance in the phase that the task is in (see `fedkd.training.loop.fit`)."""
+    def distil(self, job: TrainJob) -> Training[FitResult]:
+        """Train on guidance in the phase that the task is in."""
         self._enter_phase(self.side.phase or self.learner.phase_of(0, 1))
-        return self._fit_phase(arrays, loss, **options)
+        return (yield from self._fit_phase(job))
 
     def _enter_phase(self, phase: str) -> None:
         if phase != self.side.phase:
@@ -184,20 +160,12 @@ class TaskLearning:
                 self.learner.begin_phase(self.side)
             self._weigh()
 
-    def _fit_phase(
-        self,
-        arrays: Sequence[Tensor],
-        loss: Callable[..., Tensor],
-        *,
-        optimizer: OptimizerSpec,
-        after_epoch: Callable[[], None] | None = None,
-        **options: Any,
-    ) -> FitResult:
-        spec = self.learner.optimizer(self.side, optimizer)
+    def _fit_phase(self, job: TrainJob, after_epoch: Callable[[], None] | None = None) -> Training[FitResult]:
+        spec = self.learner.optimizer(self.side, job.optimizer)
         model = self.model()
         rules = LearnerRules(self.learner, self.side, model, self._substitutes, spec, after_epoch)
         try:
-            result = fit(model, arrays, loss, optimizer=spec, rules=rules, **options)
+            result = yield replace(job, model=model, optimizer=spec, rules=rules)
         finally:
             self.side.at_hand = None
         self._weigh()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import nan
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +20,16 @@ from fedkd.federation.task_metrics import TaskMetric
 from fedkd.federation.torch_client import TorchClient, Workspace
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays
-from fedkd.models.mode import predicting
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import accuracy_name, ends_task, main_protocol, protocols, task_of
-from fedkd.training.evaluate import Score
-from fedkd.training.loop import FitResult
+from fedkd.training.evaluate import Score, predict_in_batches
+from fedkd.training.executor import Training
+from fedkd.training.job import FitResult, TrainJob
 
 LEARNER = "learner/"
 TASKS_AFTER = "tasks_after"
 TASKS_BEFORE = "tasks_before"
 TASKS_BEFORE_ROUND = "tasks_before_round"
-EVALUATION_BATCH = 256
 
 
 class StreamClient(TorchClient):
@@ -113,24 +112,20 @@ class StreamClient(TorchClient):
 
     # Training -----------------------------------------------------------------------------------------
 
-    def _fit_private(
-        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, **options: Any
-    ) -> FitResult:
+    def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
         continual = self._scenario.continual
         assert continual is not None
         self._curves = {split: [] for split in SPLITS} if continual.evaluate_epochs else {}
-        done = (round - 1) % continual.rounds_per_task * self._scenario.training.local_epochs
-        epochs = range(done, done + options.pop("epochs"))
+        local_epochs = self._scenario.training.local_epochs
         tasks = self.learning.learner.training_tasks(self.learning.side)
         if tuple(tasks) != (self.learning.task,):
             arrays, loss = self._of_tasks(tasks)
+            job = replace(job, arrays=arrays, loss=loss)
         return self.learning.fit(
-            arrays,
-            loss,
-            epochs=epochs,
-            task_epochs=continual.rounds_per_task * self._scenario.training.local_epochs,
+            job,
+            first_epoch=(round - 1) % continual.rounds_per_task * local_epochs,
+            task_epochs=continual.rounds_per_task * local_epochs,
             after_epoch=self._after_epoch if self._curves else None,
-            **options,
         )
 
     def _of_tasks(self, tasks: Sequence[int]) -> tuple[Sequence[Tensor], Callable[..., Tensor]]:
@@ -147,10 +142,8 @@ class StreamClient(TorchClient):
         x, y = zip(*parts, strict=True)
         return (torch.cat(x), torch.cat(y), torch.cat(indices)), loss
 
-    def _fit_guidance(
-        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], **options: Any
-    ) -> FitResult:
-        return self.learning.distil(arrays, loss, **options)
+    def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
+        return self.learning.distil(job)
 
     def _after_epoch(self) -> None:
         accuracies = self._accuracies(self.learning.task)
@@ -249,7 +242,7 @@ class StreamClient(TorchClient):
         return float(given.mean()), float(unknown.mean())
 
     def _outputs(self, model: TaskModel, x: np.ndarray) -> np.ndarray:
-        return self._in_batches(model, x, model.outputs)
+        return predict_in_batches(model, model.outputs, self._on_device(x)).cpu().numpy()
 
     def _outputs_without_task(self, given: np.ndarray, model: TaskModel, x: np.ndarray) -> np.ndarray:
         """Return all outputs for samples whose task is not known; those of `given` where it plays no part."""
@@ -258,16 +251,10 @@ class StreamClient(TorchClient):
             return given
         present = self.learning.model()
         side = self.learning.side
-        return self._in_batches(present, x, lambda batch: learner.outputs(side, present, batch))
-
-    def _in_batches(self, model: TaskModel, x: np.ndarray, outputs: Callable[[Tensor], Tensor]) -> np.ndarray:
-        inputs = self._on_device(x)
-        with predicting(model):
-            parts = [
-                outputs(inputs[start : start + EVALUATION_BATCH])
-                for start in range(0, len(inputs), EVALUATION_BATCH)
-            ]
-        return torch.cat(parts).float().cpu().numpy()
+        found = predict_in_batches(
+            present, lambda batch: learner.outputs(side, present, batch), self._on_device(x)
+        )
+        return found.cpu().numpy()
 
     # State --------------------------------------------------------------------------------------------
 

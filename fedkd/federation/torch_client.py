@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ from fedkd.federation.faults import ClientFaults
 from fedkd.federation.side import Side
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays, FitSummary
-from fedkd.models.mode import predicting
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.training.device import prepare_inputs, prepare_model
-from fedkd.training.evaluate import Score, predict_logits
-from fedkd.training.loop import FitResult, fit
+from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
+from fedkd.training.executor import Training, complete_alone
+from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
@@ -85,32 +85,29 @@ class TorchClient(Client):
         optimizer = self._optimizer(round, training.lr)
         sends_weights = self._strategy is not None and "weights" in self._strategy.needs
         start = self.weights() if sends_weights else {}
-        result = self._fit_private(
+        job = TrainJob(
+            self.model,
             (self._on_device(x), self._on_device(y)),
             self._local_loss(proximal_mu),
-            round,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=training.batch_size,
+            optimizer,
+            epochs,
+            training.batch_size,
             generator=self._batches("train-batches", round),
             seed=self._seed("train", round),
             autocast=training.autocast,
             correction=self._gradient_correction(round),
         )
+        result = complete_alone(self._private_training(job, round))
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         return result.loss
 
-    def _fit_private(
-        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, **options: Any
-    ) -> FitResult:
-        """Train on private samples and labels (see `fedkd.training.loop.fit`)."""
-        return fit(self.model, arrays, loss, **options)
+    def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
+        """Train on private samples and labels."""
+        return (yield job)
 
-    def _fit_guidance(
-        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], **options: Any
-    ) -> FitResult:
-        """Train on guidance (see `fedkd.training.loop.fit`)."""
-        return fit(self.model, arrays, loss, **options)
+    def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
+        """Train on guidance."""
+        return (yield job)
 
     def _gradient_correction(self, round: int) -> list[Tensor] | None:
         correction = self._strategy.gradient_correction(Side(self, round)) if self._strategy else None
@@ -164,16 +161,18 @@ class TorchClient(Client):
             order = self._private_order(len(transfer_x), round)
             labels = self._training_labels()
             arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
-        self._fit_guidance(
+        job = TrainJob(
+            self.model,
             arrays,
             loss,
-            optimizer=self._optimizer(round, fusion.distill_lr or training.lr),
-            epochs=fusion.distill_epochs,
-            batch_size=fusion.distill_batch_size or training.batch_size,
+            self._optimizer(round, fusion.distill_lr or training.lr),
+            fusion.distill_epochs,
+            fusion.distill_batch_size or training.batch_size,
             generator=self._batches("distill-batches", round),
             seed=self._seed("distill", round),
             autocast=training.autocast,
         )
+        complete_alone(self._guidance_training(job))
 
     def _private_order(self, length: int, round: int) -> np.ndarray:
         """Return `length` indices of own samples: whole shuffles of the shard, one after another."""
@@ -209,12 +208,11 @@ class TorchClient(Client):
 
     def features(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
-        inputs = self._on_device(x)
-        starts = range(0, max(len(x), 1), batch_size)
         model: Any = self._predictor()
-        with predicting(model):
-            parts = [model.features(inputs[start : start + batch_size]).flatten(1) for start in starts]
-        return torch.cat(parts).float().cpu().numpy()
+        found = predict_in_batches(
+            model, lambda batch: model.features(batch).flatten(1), self._on_device(x), batch_size
+        )
+        return found.cpu().numpy()
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to, the common test set once a process."""

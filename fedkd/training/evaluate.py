@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
 
@@ -27,16 +28,29 @@ class Score:
     correct: np.ndarray
 
 
-def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
-    """Return the logits ``[M, C]`` of samples ``[M, *input_shape]``, float32, on the device of `x`.
+def predict_in_batches(
+    model: nn.Module, outputs: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256
+) -> Tensor:
+    """Return what `outputs` makes of samples ``[M, *input_shape]``: ``[M, ...]`` float32, on their device.
 
     The model predicts in evaluation mode and is put back in the mode it was in. The batches are always the
     same, because the size of a batch changes the last bits of its results.
+
+    Args:
+        model: What `outputs` computes with.
+        outputs: From a batch ``[B, *input_shape]`` to a tensor ``[B, ...]``.
+        x: The samples.
+        batch_size: B; the last batch may be smaller.
     """
     starts = range(0, max(len(x), 1), batch_size)  # no samples are one empty batch: its output has C columns
     with predicting(model):
-        batches = [model(x[start : start + batch_size]) for start in starts]
+        batches = [outputs(x[start : start + batch_size]) for start in starts]
     return torch.cat(batches).float()
+
+
+def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+    """Return the logits ``[M, C]`` of samples ``[M, *input_shape]`` (see `predict_in_batches`)."""
+    return predict_in_batches(model, model, x, batch_size)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:

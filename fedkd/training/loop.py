@@ -1,12 +1,10 @@
-"""The training loop of one client."""
+"""The training loop: one job, one step after the other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,115 +12,50 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.errors import TrainingDiverged
 from fedkd.randomness import seeded_torch
-from fedkd.training.optimizer import OptimizerSpec, make_optimizer
+from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.optimizer import make_optimizer
 
 
-@dataclass(frozen=True)
-class FitResult:
-    """What a call of `fit` did.
-
-    Attributes:
-        loss: Mean loss over the samples of all epochs, each at the weights it was trained with; nan if there
-            was no step.
-        steps: Optimiser steps.
-        samples: Samples seen, all epochs together.
-    """
-
-    loss: float
-    steps: int
-    samples: int
-
-
-class StepRules(Protocol):
-    """What a training step obeys besides its loss, such as a learner's protection of earlier tasks."""
-
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        """The leaf tensors that the optimiser changes, instead of all of the model's parameters."""
-
-    def before_step(self) -> None:
-        """Called before every forward pass."""
-
-    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
-        """Return what is added to the loss of a batch of inputs `[B, ...]`, a scalar; None: nothing."""
-
-    def after_backward(self) -> None:
-        """Called when all gradients are known, to change them in place."""
-
-    def after_step(self) -> None:
-        """Called when the optimiser has changed the parameters."""
-
-    def after_epoch(self) -> None:
-        """Called after every epoch."""
-
-
-def fit(
-    model: nn.Module,
-    arrays: Sequence[Tensor],
-    loss: Callable[..., Tensor],
-    *,
-    optimizer: OptimizerSpec,
-    epochs: int,
-    batch_size: int,
-    generator: torch.Generator,
-    seed: int,
-    autocast: bool = False,
-    correction: Sequence[Tensor] | None = None,
-    rules: StepRules | None = None,
-) -> FitResult:
-    """Train `model` in place and leave it in training mode.
+def fit(job: TrainJob) -> FitResult:
+    """Train the job's model in place and leave it in training mode.
 
     Each epoch visits the samples in a fresh permutation. The last batch may be smaller; a last batch of one
     sample is left out where the model has BatchNorm, which has no variance to divide by. The optimiser starts
-    fresh. The same arguments give the same weights to the last bit, on one device with one number of threads.
-
-    Args:
-        model: On the device of the arrays.
-        arrays: Tensors ``[n, ...]`` of one device: inputs, labels, targets, whatever `loss` wants.
-        loss: Called as ``loss(model, *batch)`` with a batch ``[B, ...]`` of each array; returns the mean over
-            the batch.
-        optimizer: The optimiser and its hyper-parameters.
-        epochs: Passes over the samples.
-        batch_size: Samples a step.
-        generator: CPU generator of the permutations.
-        seed: Derived seed of what the model draws itself (dropout).
-        autocast: bfloat16 autocast on a GPU; ignored on a CPU.
-        correction: What is added to every gradient, after clipping: one tensor for each parameter that
-            requires a gradient, in the model's order.
-        rules: What every step obeys besides; they have the last word on gradients and weights.
+    fresh. The same job gives the same weights to the last bit, on one device with one number of threads.
 
     Raises:
         TrainingDiverged: A loss, or a weight at the end, is not a finite number.
     """
+    model, arrays, optimizer, rules = job.model, job.arrays, job.optimizer, job.rules
     device = arrays[0].device
-    starts = batch_starts(model, len(arrays[0]), batch_size)
+    starts = batch_starts(model, len(arrays[0]), job.batch_size)
     own = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parameters = own if rules is None else list(rules.parameters)
     stepper = make_optimizer(optimizer, parameters)
     precision = (
-        torch.autocast("cuda", torch.bfloat16) if autocast and device.type == "cuda" else nullcontext()
+        torch.autocast("cuda", torch.bfloat16) if job.autocast and device.type == "cuda" else nullcontext()
     )
     total, steps, samples = 0.0, 0, 0
     model.train()
-    with seeded_torch(seed):
-        for epoch in range(1, epochs + 1):
-            order = torch.randperm(len(arrays[0]), generator=generator).to(device)
+    with seeded_torch(job.seed):
+        for epoch in range(1, job.epochs + 1):
+            order = torch.randperm(len(arrays[0]), generator=job.generator).to(device)
             losses = []
             sizes = []
             for start in starts:
-                index = order[start : start + batch_size]
+                index = order[start : start + job.batch_size]
                 batch = [array.index_select(0, index) for array in arrays]
                 if rules is not None:
                     rules.before_step()
                 with precision:
-                    value = loss(model, *batch)
+                    value = job.loss(model, *batch)
                     penalty = None if rules is None else rules.penalty(batch[0], value)
                 stepper.zero_grad(set_to_none=True)
                 (value if penalty is None else value + penalty).backward()
                 if optimizer.clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, optimizer.clip_norm)
-                if correction is not None:
-                    _add_to_gradients(own, correction)
+                if job.correction is not None:
+                    _add_to_gradients(own, job.correction)
                 if rules is not None:
                     rules.after_backward()
                 _lay_out_gradients(parameters)
@@ -142,7 +75,7 @@ def fit(
                 rules.after_epoch()
     stepper.zero_grad(set_to_none=True)
     if steps and not _all_finite(parameters):
-        raise _diverged(f"weights stopped being finite in epoch {epochs}")
+        raise _diverged(f"weights stopped being finite in epoch {job.epochs}")
     return FitResult(total / samples if samples else float("nan"), steps, samples)
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from fedkd.continual.learning import TaskLearning
+from fedkd.training.executor import complete_alone
+from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer import OptimizerSpec
 
 SGD = OptimizerSpec("sgd", 0.1)
@@ -39,10 +41,25 @@ def start(learner, network, stream, units=None, *, batch_size=8, seed=1):
     )
 
 
+def train(
+    learning, arrays, loss, *, epochs: range, task_epochs: int, after_epoch=None, **options
+) -> FitResult:
+    """Train for some of the present task's epochs."""
+    job = TrainJob(learning.side.network, arrays, loss, epochs=len(epochs), **options)
+    training = learning.fit(job, first_epoch=epochs.start, task_epochs=task_epochs, after_epoch=after_epoch)
+    return complete_alone(training)
+
+
+def guide(learning, arrays, loss, **options) -> FitResult:
+    """Train on guidance."""
+    return complete_alone(learning.distil(TrainJob(learning.side.network, arrays, loss, **options)))
+
+
 def fit_task(learning, stream, task, *, epochs=2, task_epochs=None, optimizer=SGD, first=0, batch_size=8):
     """Train a task for epochs from `first` on, of `task_epochs` in all, without ending it."""
     learning.enter(task)
-    return learning.fit(
+    return train(
+        learning,
         stream[task],
         lambda model, x, y: F.cross_entropy(model(x), y),
         optimizer=optimizer,

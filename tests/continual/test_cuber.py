@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learning import SGD, fit_task, learn, small_stream, small_units, start
+from small_learning import SGD, fit_task, learn, small_stream, small_units, start, train
 from torch.func import functional_call
 
 from fedkd.continual.cuber import CUBER, FLEXIBLE, GRADIENT, REGIME
@@ -269,8 +269,8 @@ def test_momentum_gathered_in_r3_does_not_carry_weights_on_in_r2(optimizer):
         seen.append(({name: p.detach().clone() for name, p in net.named_parameters()}, regimes(learning)))
         return F.cross_entropy(model(x), y)
 
-    learning.fit(
-        both[1], watch, optimizer=optimizer, epochs=range(8), task_epochs=8, batch_size=4,
+    train(
+        learning, both[1], watch, optimizer=optimizer, epochs=range(8), task_epochs=8, batch_size=4,
         generator=torch.Generator().manual_seed(0), seed=0,
     )  # fmt: skip
     later = [weights for weights, found in seen if found["body.1"] == [2]]

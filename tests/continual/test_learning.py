@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learning import SGD, fit_task, learn, small_stream, small_units, start
+from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start, train
 from torch import nn
 
 from fedkd.continual.learner import Learner
@@ -23,6 +23,7 @@ from fedkd.models.resnet import resnet8
 from fedkd.randomness import seeded_torch
 from fedkd.training.device import prepare_model
 from fedkd.training.evaluate import predict_logits
+from fedkd.training.job import TrainJob
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
@@ -111,10 +112,12 @@ def test_naive_is_plain_training():
     def loss(model, inputs, labels):
         return cross_entropy(model(inputs), labels)
 
-    result = fit(plain, (x, y), loss, epochs=3, generator=torch.Generator().manual_seed(4), **options)
+    generator = torch.Generator().manual_seed(4)
+    result = fit(TrainJob(plain, (x, y), loss, epochs=3, generator=generator, **options))
     learning = start(Naive(), network(), [(x, y)], [tuple(range(6))])
     learning.enter(0)
-    ours = learning.fit(
+    ours = train(
+        learning,
         (x, y),
         loss,
         epochs=range(3),
@@ -168,7 +171,8 @@ def test_tasks_and_phases_come_in_order_over_rounds():
     learning.end()
     learning.enter(2)
     learning.enter(2)
-    learning.distil(
+    guide(
+        learning,
         stream[2][:1],
         lambda model, x: model(x).square().mean(),
         optimizer=SGD,

@@ -3,7 +3,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small_learning import SGD, fit_task, learn, small_stream, small_units, start
+from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start
 from torch import nn
 
 from fedkd.continual.packnet import OWNERS, RETRAIN, TRAIN, PackNet
@@ -288,7 +288,8 @@ def test_guidance_before_the_first_epoch_trains_free_weights():
     stream = small_stream(2)
     learning = start(PackNet(), network(4), stream)
     learning.enter(0)
-    learning.distil(
+    guide(
+        learning,
         stream[0],
         lambda model, x, y: nn.functional.cross_entropy(model(x), y),
         optimizer=SGD,

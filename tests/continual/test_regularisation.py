@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learning import SGD, fit_task, learn, small_stream, small_units, start
+from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start
 
 from fedkd.continual.ewc import EWC
 from fedkd.continual.learner import Step
@@ -355,7 +355,8 @@ def test_lwf_distils_on_transfer_samples_too():
     transfer = torch.randn(24, 6, generator=torch.Generator().manual_seed(9)).double()
     with torch.no_grad():
         before = net(transfer)
-    learning.distil(
+    guide(
+        learning,
         (transfer, torch.zeros(24, dtype=torch.int64)),
         lambda model, x, y: F.cross_entropy(model(x), y),
         optimizer=OptimizerSpec("sgd", 0.01),

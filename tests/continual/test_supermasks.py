@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_learning import fit_task, learn, small_stream, small_units, start
+from small_learning import fit_task, guide, learn, small_stream, small_units, start
 from torch import nn
 
 from fedkd.continual import masks
@@ -372,7 +372,8 @@ def test_guidance_obeys_the_phase(name):
     learning.end()
     kept = predict_logits(learning.model(0), stream[0][0])
     fit_task(learning, stream, 1, optimizer=ADAM)
-    learning.distil(
+    guide(
+        learning,
         (stream[1][0], torch.randn(24, 2, generator=torch.Generator().manual_seed(1))),
         lambda model, x, target: (model(x) - target).square().mean(),
         optimizer=MOMENTUM,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learning import SGD, fit_task, small_stream, small_units, start
+from small_learning import SGD, fit_task, small_stream, small_units, start, train
 from torch import nn
 from torch.func import functional_call, vmap
 
@@ -236,8 +236,8 @@ def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=Fa
 
     for task, (x, y) in enumerate(stream):
         learning.enter(task)
-        learning.fit(
-            (x, y), loss, optimizer=optimizer, epochs=range(2), task_epochs=2, batch_size=4,
+        train(
+            learning, (x, y), loss, optimizer=optimizer, epochs=range(2), task_epochs=2, batch_size=4,
             generator=g(task), seed=task, **options,
         )  # fmt: skip
         learning.end()
@@ -297,8 +297,8 @@ def test_nothing_moves_within_old_subspaces_whatever_the_loss(learner):
     for number, loss in enumerate(losses):
         for clip in (None, 0.1):
             for correction in corrections:
-                learning.fit(
-                    stream[1], loss, optimizer=OptimizerSpec("sgd", 0.05, clip_norm=clip),
+                train(
+                    learning, stream[1], loss, optimizer=OptimizerSpec("sgd", 0.05, clip_norm=clip),
                     epochs=range(1), task_epochs=1, batch_size=4, generator=g(number), seed=number,
                     correction=correction,
                 )  # fmt: skip
@@ -350,14 +350,14 @@ def test_what_is_at_hand_is_for_the_steps_of_an_epoch_only():
             predict_logits(learning.model(1), stream[1][0])
             learning.side.network.train()
 
-        learning.fit(
-            stream[1], loss, optimizer=SGD, epochs=range(3), task_epochs=3, batch_size=4, generator=g(),
-            seed=0, after_epoch=evaluate if look else None,
+        train(
+            learning, stream[1], loss, optimizer=SGD, epochs=range(3), task_epochs=3, batch_size=4,
+            generator=g(), seed=0, after_epoch=evaluate if look else None,
         )  # fmt: skip
         assert learning.side.at_hand is None
         with pytest.raises(ZeroDivisionError):
-            learning.fit(
-                stream[1], lambda model, x, y: 1 / 0, optimizer=SGD, epochs=range(1), task_epochs=1,
+            train(
+                learning, stream[1], lambda model, x, y: 1 / 0, optimizer=SGD, epochs=range(1), task_epochs=1,
                 batch_size=4, generator=g(), seed=0,
             )  # fmt: skip
         assert learning.side.at_hand is None

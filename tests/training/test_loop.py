@@ -12,6 +12,7 @@ from torch import nn
 
 from fedkd.errors import TrainingDiverged
 from fedkd.training.device import prepare_model
+from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
@@ -39,18 +40,15 @@ def linear() -> nn.Linear:
     return model
 
 
-def run(model, arrays, optimizer=SGD, *, loss=supervised, epochs=1, batch_size=4, order_seed=9, seed=0):
-    generator = torch.Generator().manual_seed(order_seed)
-    return fit(
-        model,
-        arrays,
-        loss,
-        optimizer=optimizer,
-        epochs=epochs,
-        batch_size=batch_size,
-        generator=generator,
-        seed=seed,
-    )
+def job(
+    model, arrays, optimizer=SGD, *, loss=supervised, epochs=1, batch_size=4, order_seed=9, seed=0, **more
+) -> TrainJob:
+    order = torch.Generator().manual_seed(order_seed)
+    return TrainJob(model, arrays, loss, optimizer, epochs, batch_size, order, seed, **more)
+
+
+def run(*arguments, **options) -> FitResult:
+    return fit(job(*arguments, **options))
 
 
 def by_hand(spec: OptimizerSpec, epochs: int, batch_size: int) -> tuple[np.ndarray, float]:
@@ -255,9 +253,7 @@ def test_a_correction_is_added_to_every_gradient_after_clipping(clip_norm):
     model, corrected = linear(), linear()
     spec = OptimizerSpec("sgd", 0.1, clip_norm=clip_norm)
     correction = [torch.full_like(parameter, 0.5) for parameter in model.parameters()]
-    generator = torch.Generator().manual_seed(9)
-    fit(corrected, data(), supervised, optimizer=spec, epochs=1, batch_size=SAMPLES,
-        generator=generator, seed=0, correction=correction)  # fmt: skip
+    run(corrected, data(), spec, batch_size=SAMPLES, correction=correction)
     run(model, data(), spec, batch_size=SAMPLES)
     for plain, shifted in zip(model.parameters(), corrected.parameters(), strict=True):
         torch.testing.assert_close(shifted, plain - 0.1 * 0.5)
@@ -267,8 +263,11 @@ def test_a_correction_moves_parameters_that_the_loss_ignores():
     model = linear()
     bias = model.bias.detach().clone()
     correction = [torch.zeros_like(model.weight), torch.ones_like(model.bias)]
-    fit(model, data(), lambda model, x, y: cross_entropy(x @ model.weight.T, y), optimizer=SGD, epochs=1,
-        batch_size=SAMPLES, generator=torch.Generator(), seed=0, correction=correction)  # fmt: skip
+
+    def without_bias(model, x, y):
+        return cross_entropy(x @ model.weight.T, y)
+
+    run(model, data(), loss=without_bias, batch_size=SAMPLES, correction=correction)
     torch.testing.assert_close(model.bias, bias - 0.1)
 
 
@@ -301,7 +300,7 @@ def test_a_gradient_that_rules_return_reaches_the_weights_it_is_for(name):
     x = torch.randn(SAMPLES, 3, 5, 5, generator=generator)
     y = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
     before = model[0].weight.detach().clone()
-    fit(model, (x, y), supervised, optimizer=OptimizerSpec(name, 0.1), epochs=1, batch_size=SAMPLES,
-        generator=generator, seed=0, rules=KeepsOneChannel(model[0].weight))  # fmt: skip
+    rules = KeepsOneChannel(model[0].weight)
+    run(model, (x, y), OptimizerSpec(name, 0.1), batch_size=SAMPLES, rules=rules)
     changed = (model[0].weight != before).any(dim=0).any(dim=-1).any(dim=-1)
     assert changed.tolist() == [False, True, False]
