@@ -8,8 +8,8 @@ from fedkd import register
 
 if TYPE_CHECKING:
     from fedkd.benchmark.bench import BenchResult, bench
+    from fedkd.plan.load import load_scenario
     from fedkd.runner import RunResult, resume, run
-    from fedkd.scenario.load import load_scenario
     from fedkd.scenario.schema import Scenario
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ _LAZY = {
     "RunResult": "fedkd.runner",
     "Scenario": "fedkd.scenario.schema",
     "bench": "fedkd.benchmark.bench",
-    "load_scenario": "fedkd.scenario.load",
+    "load_scenario": "fedkd.plan.load",
     "resume": "fedkd.runner",
     "run": "fedkd.runner",
 }

@@ -43,8 +43,8 @@ def strategies() -> Iterator[str]:
     """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
     from flwr.serverapp import strategy as flower
 
-    from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
     from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
+    from fedkd.plan.flower import flower_hyperparameters, flower_strategy_names
 
     for name, strategy in _parts(STRATEGIES):
         if isinstance(strategy, UserError):

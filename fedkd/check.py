@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedkd.data.load import Data
     from fedkd.data.stream import FederatedStream
     from fedkd.data.task import Task
+    from fedkd.plan.plan import Plan
     from fedkd.scenario.schema import Continual, Scenario
 
 HEADS = {
@@ -30,11 +31,11 @@ SHOWN_TASKS = 5
 SHOWN_CLASSES = 6
 
 
-def check(scenario: Scenario, progress: Callable[[str], None] | None = None) -> Iterator[str]:
+def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
     """Load the data and deal it out, build every model and the strategy; yield what was found, a line each.
 
     Args:
-        scenario: What to check.
+        plan: What to check.
         progress: Told what takes long, such as a download.
 
     Raises:
@@ -42,11 +43,12 @@ def check(scenario: Scenario, progress: Callable[[str], None] | None = None) -> 
     """
     from fedkd.data.load import load_data
 
+    scenario = plan.scenario
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
-    yield from check_with(scenario, load_data(scenario, progress))
+    yield from check_with(plan, load_data(scenario, progress))
 
 
-def check_with(scenario: Scenario, data: Data) -> Iterator[str]:
+def check_with(plan: Plan, data: Data) -> Iterator[str]:
     """Do what `check` does once the data are loaded.
 
     Raises:
@@ -54,12 +56,13 @@ def check_with(scenario: Scenario, data: Data) -> Iterator[str]:
     """
     from fedkd.data.federated import FederatedData
 
+    scenario = plan.scenario
     if isinstance(data, FederatedData):
         yield from _data_rows(scenario, data)
     else:
         yield from _stream_rows(scenario, data)
     parameters = []
-    for text, count in _models(scenario, data):
+    for text, count in _models(plan, data):
         parameters.append(count)
         yield _row("model", text)
     yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
@@ -68,7 +71,7 @@ def check_with(scenario: Scenario, data: Data) -> Iterator[str]:
     yield _row("engine", scenario.engine.kind)
     sampled = scenario.clients_per_round or scenario.data.clients
     yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round")
-    yield _row("traffic", _traffic(scenario, data, max(parameters)))
+    yield _row("traffic", _traffic(plan, data, max(parameters)))
 
 
 def _row(label: str, text: str) -> str:
@@ -177,17 +180,18 @@ def _spread(sizes: Sequence[int]) -> str:
     return f"min {min(sizes):,}, median {np.median(sizes):,.0f}, max {max(sizes):,}"
 
 
-def _models(scenario: Scenario, data: Data) -> Iterator[tuple[str, int]]:
+def _models(plan: Plan, data: Data) -> Iterator[tuple[str, int]]:
     """Build one model of every group; yield its line and its number of parameters."""
     from torch import nn
 
-    from fedkd.federation.participant import learner_of, model_outputs
-    from fedkd.federation.requirements import check_requirements
-    from fedkd.models.build import build_group_models, client_models, count_parameters
+    from fedkd.clients.factory import model_outputs
+    from fedkd.models.build import build_group_models, count_parameters
+    from fedkd.plan.requirements import check_requirements
 
-    clients = Counter(map(id, client_models(scenario)))
-    models = build_group_models(scenario, data.input_shape, model_outputs(data, learner_of(scenario)))
-    check_requirements(scenario, data, models)
+    scenario = plan.scenario
+    clients = Counter(map(id, plan.groups))
+    models = build_group_models(scenario, data.input_shape, model_outputs(plan, data))
+    check_requirements(plan, data, models)
     for group, model in zip(scenario.clients, models, strict=True):
         if not isinstance(model, nn.Module):
             yield f"{group.model}: {_counted(clients[id(group)], 'client')}, {type(model).__name__}", 0
@@ -206,15 +210,14 @@ def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} = {toml_value(value)}" for name, value in values.items())
 
 
-def _traffic(scenario: Scenario, data: Data, parameters: int) -> str:
+def _traffic(plan: Plan, data: Data, parameters: int) -> str:
     """Estimate the payload of a round that is evaluated, all clients together; of the largest task's."""
     from fedkd.data.federated import FederatedData
-    from fedkd.federation.participant import fusion_strategy
 
+    scenario, strategy = plan.scenario, plan.strategy
     everyone = scenario.data.clients
     sampled = scenario.clients_per_round or everyone
-    strategy = fusion_strategy(scenario)
-    if strategy is None:
+    if strategy.brings_model:
         # Those that train receive parameters and send theirs; everyone receives the new ones for evaluation.
         up, down = sampled * parameters * 4, (sampled + everyone) * parameters * 4
         return f"about {size(up)} up, {size(down)} down in a round (parameters)"

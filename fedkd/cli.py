@@ -55,18 +55,18 @@ def _fail(message: str, status: int) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from fedkd.scenario.load import load_scenario
+    from fedkd.plan.load import load_plan
 
     path, overrides = _scenario_words(args)
     if args.engine:
         overrides.append(f"engine.kind={args.engine}")
-    scenario = load_scenario(path, overrides, seed=args.seed)
+    plan = load_plan(path, overrides, seed=args.seed)
     # Only now what takes a second to import: a mistake in the scenario is told at once.
     from fedkd.runner import run
     from fedkd.tracking.progress import make_progress
 
     with _naming(path):
-        run(scenario, out=args.out, observers=[make_progress(quiet=args.quiet)])
+        run(plan, out=args.out, observers=[make_progress(quiet=args.quiet)])
 
 
 def _resume(args: argparse.Namespace) -> None:
@@ -98,17 +98,17 @@ def _check(args: argparse.Namespace) -> None:
     if args.schema:
         import json
 
-        from fedkd.scenario.json_schema import json_schema
+        from fedkd.plan.json_schema import json_schema
 
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
         return
     from fedkd.check import check
-    from fedkd.scenario.load import load_scenario
+    from fedkd.plan.load import load_plan
 
     path, overrides = _scenario_words(args)
-    scenario = load_scenario(path, overrides)
+    plan = load_plan(path, overrides)
     with _naming(path):
-        for line in check(scenario, progress=print):
+        for line in check(plan, progress=print):
             print(line)
     print("ok")
 

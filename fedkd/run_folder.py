@@ -10,35 +10,38 @@ from itertools import count
 from math import isnan
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fedkd import __version__
 from fedkd.errors import UserError
-from fedkd.scenario.load import dump_toml, load_scenario
+from fedkd.plan.load import load_plan
+from fedkd.plan.plan import Plan
+from fedkd.plan.poisoned import counted_clients
+from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, write_summary
-
-if TYPE_CHECKING:
-    from fedkd.federation.checkpoint import Totals
+from fedkd.tracking.totals import Totals
 
 SCENARIO = "scenario.toml"
+SCHEDULE = "schedule.json"
 LOCK = ".lock"
 
 
-def create_run_folder(scenario: Scenario, out: Path | None = None) -> Path:
-    """Make a run folder with the resolved scenario in it, and return its absolute path.
+def create_run_folder(plan: Plan, out: Path | None = None) -> Path:
+    """Make a run folder with the resolved scenario and its schedule in it, and return its absolute path.
 
     Args:
-        scenario: The resolved scenario.
+        plan: What is to be run.
         out: Where; absent: the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, …
 
     Raises:
         UserError: `out` holds a run already, or cannot be made.
     """
+    scenario = plan.scenario
     folder = (out if out is not None else _free_folder(scenario)).expanduser().absolute()
     try:
         if (folder / SCENARIO).exists():
@@ -47,6 +50,7 @@ def create_run_folder(scenario: Scenario, out: Path | None = None) -> Path:
                 key="--out",
             )
         folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(folder / SCHEDULE, plan.schedule.to_json())
         write_text_atomically(folder / SCENARIO, dump_toml(scenario))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
@@ -62,15 +66,15 @@ def _free_folder(scenario: Scenario) -> Path:
     raise AssertionError("unreachable: there is always a free number")
 
 
-def scenario_of_run(folder: Path) -> Scenario:
-    """Return the scenario of an existing run folder.
+def plan_of_run(folder: Path) -> Plan:
+    """Return the plan of an existing run folder.
 
     Raises:
         UserError: The folder is not a run folder.
     """
     if not (folder / SCENARIO).is_file():
         raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
-    return load_scenario(folder / SCENARIO)
+    return load_plan(folder / SCENARIO)
 
 
 @contextmanager
@@ -89,7 +93,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def finish_run(
-    scenario: Scenario, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
+    plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write `summary.json` of a run whose rounds are done, tell the observer, and return the summary.
 
@@ -97,14 +101,13 @@ def finish_run(
     accuracy matrices and continual metrics written too.
 
     Args:
-        scenario: What was run.
+        plan: What was run.
         folder: The run folder.
         totals: What it cost.
         observer: Whom to tell.
         tasks: Names of the stream's tasks, for figures.
     """
-    from fedkd.federation.faults import counted_clients
-
+    scenario = plan.scenario
     final = {}
     rows = read_metrics(folder)
     counted = counted_clients(scenario)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import Interrupted, RunFailed
-from fedkd.run_folder import create_run_folder, finish_run, locked, scenario_of_run
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_plan
+from fedkd.plan.plan import Plan
+from fedkd.plan.plan import resolve as resolve_scenario
+from fedkd.run_folder import create_run_folder, finish_run, locked, plan_of_run
 from fedkd.scenario.schema import Scenario
 from fedkd.signals import stop_signals
 from fedkd.tracking.events import Observers, RunObserver
@@ -23,7 +25,6 @@ from fedkd.tracking.recorder import MetricRow, read_metrics
 if TYPE_CHECKING:
     from fedkd.data.load import Data
     from fedkd.engine.grid import EngineGrid
-    from fedkd.federation.participant import LocalClients
 
 ERROR_FILE = "error.txt"
 STOPPING = "stopping after this round; press Ctrl-C again to stop at once"
@@ -47,12 +48,15 @@ class RunResult:
 
 
 def run(
-    scenario: Scenario | str | Path, *, out: str | Path | None = None, observers: Sequence[RunObserver] = ()
+    scenario: Scenario | Plan | str | Path,
+    *,
+    out: str | Path | None = None,
+    observers: Sequence[RunObserver] = (),
 ) -> RunResult:
     """Simulate a scenario.
 
     Args:
-        scenario: A resolved scenario, or the path of a scenario file.
+        scenario: A scenario, its plan, or the path of a scenario file.
         out: Run folder; absent: a new one below ``runs/``.
         observers: Told what happens while it runs.
 
@@ -61,12 +65,17 @@ def run(
         RunFailed: A client or the fusion failed; the folder's `error.txt` has the traceback.
         Interrupted: Stopped by a signal, with the state saved.
     """
-    if not isinstance(scenario, Scenario):
-        scenario = load_scenario(Path(scenario))
-    with _watched(scenario, observers) as observer, _engine(scenario, observer) as engine:
+    plan = _plan_of(scenario)
+    with _watched(plan.scenario, observers) as observer, _engine(plan, observer) as engine:
         # Only now: the folder of a run that cannot start would be in the way of the next try.
-        folder = create_run_folder(scenario, Path(out) if out else None)
-        return _work(scenario, folder, engine, observer, resume=False)
+        folder = create_run_folder(plan, Path(out) if out else None)
+        return _work(plan, folder, engine, observer, resume=False)
+
+
+def _plan_of(scenario: Scenario | Plan | str | Path) -> Plan:
+    if isinstance(scenario, Plan):
+        return scenario
+    return resolve_scenario(scenario) if isinstance(scenario, Scenario) else load_plan(Path(scenario))
 
 
 def resume(folder: str | Path, *, observers: Sequence[RunObserver] = ()) -> RunResult:
@@ -84,9 +93,9 @@ def resume(folder: str | Path, *, observers: Sequence[RunObserver] = ()) -> RunR
         Interrupted: As `run`.
     """
     folder = Path(folder).absolute()
-    scenario = scenario_of_run(folder)
-    with _watched(scenario, observers) as observer, _engine(scenario, observer) as engine:
-        return _work(scenario, folder, engine, observer, resume=True)
+    plan = plan_of_run(folder)
+    with _watched(plan.scenario, observers) as observer, _engine(plan, observer) as engine:
+        return _work(plan, folder, engine, observer, resume=True)
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
@@ -101,39 +110,37 @@ def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
 
 @dataclass(frozen=True)
 class _Engine:
-    """A started engine, and the scenario's clients as the server knows them."""
+    """A started engine, and the data that its clients have."""
 
     grid: EngineGrid
-    clients: LocalClients
+    data: Data
 
 
 @contextmanager
-def _engine(scenario: Scenario, observer: RunObserver) -> Iterator[_Engine]:
+def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
     """Load the data, start the engine, and stop it at the end."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with ExitStack() as stack:
-        if scenario.engine.kind == "inline":
-            data = _load(scenario, observer)
+        if plan.scenario.engine.kind == "inline":
+            data = _load(plan.scenario, observer)
             from fedkd.engine.clients import inline_grid
 
-            grid: EngineGrid = inline_grid(scenario, data)
+            grid: EngineGrid = inline_grid(plan, data)
         else:
             from fedkd.engine.ray_pool import connect
 
             observer.message("starting Ray and loading the data")
             # Ray takes seconds to start; the data and torch load meanwhile.
             with ThreadPoolExecutor(max_workers=1) as background:
-                loading: Future[Data] = background.submit(_load, scenario, observer)
-                cluster = connect(scenario.engine)
+                loading: Future[Data] = background.submit(_load, plan.scenario, observer)
+                cluster = connect(plan.scenario.engine)
                 stack.callback(cluster.close)
                 data = loading.result()
             from fedkd.engine.clients import ray_grid
 
-            grid = ray_grid(scenario, data, cluster)
+            grid = ray_grid(plan, data, cluster)
         stack.callback(grid.close)
-        from fedkd.federation.participant import LocalClients
-
-        yield _Engine(grid, LocalClients(scenario, data))
+        yield _Engine(grid, data)
 
 
 def _load(scenario: Scenario, observer: RunObserver) -> Data:
@@ -142,16 +149,14 @@ def _load(scenario: Scenario, observer: RunObserver) -> Data:
     return load_data(scenario, progress=observer.message)
 
 
-def _work(
-    scenario: Scenario, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool
-) -> RunResult:
+def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool) -> RunResult:
     from fedkd.data.load import task_names
+    from fedkd.federation.run_control import RunControl
     from fedkd.federation.server_app import ServerContext, app
-    from fedkd.federation.session import Session
 
     with locked(folder), _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
-        context = ServerContext(scenario, engine.clients, Session(folder, observer, stop.is_set, resume))
+        context = ServerContext(plan, engine.data, RunControl(folder, observer, stop.is_set, resume))
         try:
             app(engine.grid, context)
         except (Interrupted, KeyboardInterrupt) as error:
@@ -160,8 +165,8 @@ def _work(
         except RunFailed as error:
             raise _explained(error, folder) from error
         assert context.totals is not None
-        tasks = task_names(engine.clients.data)
-        return RunResult(folder, finish_run(scenario, folder, context.totals, observer, tasks))
+        tasks = task_names(engine.data)
+        return RunResult(folder, finish_run(plan, folder, context.totals, observer, tasks))
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:

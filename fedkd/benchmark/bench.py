@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """A bench that is known to be sound.
 
     Attributes:
@@ -90,7 +90,7 @@ class BenchResult:
         return markdown_table(self.study)
 
 
-def plan_bench(path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> Plan:
+def plan_bench(path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> BenchPlan:
     """Read a bench file and resolve every cell; nothing runs.
 
     Args:
@@ -106,7 +106,9 @@ def plan_bench(path: str | Path, overrides: Sequence[str] = (), out: str | Path 
     baseline = resolve_baseline(bench, axes)
     cells = tuple(make_cells(bench))
     folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
-    return Plan(bench, axes, cells, baseline, compared_axes(axes, baseline), folder.expanduser().absolute())
+    return BenchPlan(
+        bench, axes, cells, baseline, compared_axes(axes, baseline), folder.expanduser().absolute()
+    )
 
 
 def bench(
@@ -151,12 +153,12 @@ def bench(
         return _report(plan, outcomes)
 
 
-def _opening(plan: Plan, waiting: int) -> Iterator[str]:
+def _opening(plan: BenchPlan, waiting: int) -> Iterator[str]:
     done = len(plan.cells) - waiting
     yield f"{plan.bench.spec.name}: {len(plan.cells)} cells, {done} done → {plan.folder}"
 
 
-def _run(plan: Plan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[str, Outcome]:
+def _run(plan: BenchPlan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[str, Outcome]:
     """Run the cells that wait; return the outcome of each by its hash."""
     from fedkd.benchmark.scheduler import run_in_turn, run_on_ray
 
@@ -177,7 +179,7 @@ def _run(plan: Plan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[s
     return {waiting[job].hash: outcome for job, outcome in outcomes.items()}
 
 
-def _check(plan: Plan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> None:
+def _check(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> None:
     """Load every data set and build every model of the cells to run, for one seed.
 
     Raises:
@@ -185,6 +187,7 @@ def _check(plan: Plan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> 
     """
     from fedkd.check import check_with
     from fedkd.data.load import load_data
+    from fedkd.plan.plan import resolve
 
     checked: set[str] = set()
     loaded, data = "", None
@@ -199,13 +202,13 @@ def _check(plan: Plan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> 
         try:
             if data is None or dealt != loaded:
                 loaded, data = dealt, load_data(scenario, tell)
-            for _ in check_with(scenario, data):
+            for _ in check_with(resolve(scenario), data):
                 continue
         except UserError as error:
             raise in_cell(error, cell.label, plan.bench.file) from error
 
 
-def _report(plan: Plan, outcomes: Mapping[str, Outcome]) -> BenchResult:
+def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome]) -> BenchResult:
     from fedkd.benchmark.references import beside_references
     from fedkd.benchmark.results import collect, study_run, write_cells, write_results
     from fedkd.report.figures import draw_figures
@@ -232,7 +235,7 @@ def _report(plan: Plan, outcomes: Mapping[str, Outcome]) -> BenchResult:
     return BenchResult(plan.folder, tuple(finished), study)
 
 
-def describe_plan(plan: Plan) -> Iterator[str]:
+def describe_plan(plan: BenchPlan) -> Iterator[str]:
     """Yield what ``--dry-run`` prints: the axes, the cells, which are done, and how long the rest takes."""
     from fedkd.benchmark.estimate import estimate
     from fedkd.tracking.wording import duration

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
+from fedkd.plan.load import parse_scenario
 from fedkd.scenario.explain import dotted
-from fedkd.scenario.load import parse_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, protocols
 

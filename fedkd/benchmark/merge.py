@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.scenario.hyperparameters import CONTINUAL, FUSION
+from fedkd.plan.hyperparameters import CONTINUAL, FUSION
 
 REPLACE = "!"
 

@@ -11,10 +11,11 @@ import numpy as np
 from fedkd.data.federated import ClientData, Sources
 from fedkd.data.request import Progress, silent
 from fedkd.data.stream_parts import Part, changed_pixels, data_sets, grouped_classes
-from fedkd.data.stream_plan import Outputs, head_of, lay_out
+from fedkd.data.stream_plan import Outputs, lay_out
 from fedkd.data.task import Task, Tests
 from fedkd.plugins import import_plugins
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import head_of
 
 KEPT = 2
 """Tasks whose samples a client keeps at hand: the one it learns, and the one it is about to learn."""

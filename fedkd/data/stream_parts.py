@@ -19,9 +19,10 @@ from fedkd.data.normalise import Statistics, measure
 from fedkd.data.partition import LEAST_SAMPLES
 from fedkd.data.partition_file import read_partition_file
 from fedkd.data.pixels import Rotation, Transform, black_of, draw_permutation, to_shape
-from fedkd.data.stream_plan import class_groups, planned_count
+from fedkd.data.stream_plan import class_groups
 from fedkd.errors import UserError
 from fedkd.scenario.schema import TaskStream
+from fedkd.scenario.stream import planned_count
 
 
 @dataclass(frozen=True)

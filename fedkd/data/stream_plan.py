@@ -9,35 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Continual, TaskStream
+from fedkd.scenario.schema import TaskStream
+from fedkd.scenario.stream import DEFAULT_COUNT, Head
 
-Head = Literal["task", "domain", "class"]
-
-DEFAULT_COUNT = 5
 DEFAULT_WINDOW = 4
-
-
-def head_of(continual: Continual) -> Head:
-    """Return the head of a stream: what the scenario says, else what suits the kind of its tasks."""
-    if continual.head is not None:
-        return continual.head
-    return "domain" if continual.tasks.kind in ("permuted", "rotated") else "task"
-
-
-def planned_count(tasks: TaskStream) -> int | None:
-    """Return the number of tasks as far as the scenario alone says it.
-
-    None for `overlapping` windows without a count: there are as many as fit the classes of the data.
-    """
-    if tasks.count is not None or tasks.kind == "overlapping":
-        return tasks.count
-    return max(len(tasks.datasets), 1) if tasks.kind == "datasets" else DEFAULT_COUNT
 
 
 def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[int, ...], ...]:

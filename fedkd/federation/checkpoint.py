@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from fedkd.tracking.atomic import sync_folder
+from fedkd.tracking.totals import Totals
 
 KEPT = 2
 SERVER = "server.safetensors"
@@ -33,15 +34,6 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"round-(\d+)")
 
 Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What has been spent so far."""
-
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

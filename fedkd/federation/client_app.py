@@ -1,20 +1,23 @@
-"""The Flower ClientApp, the same on fedkd's engines, Flower's simulation and real SuperNodes."""
+"""The Flower ClientApp, the same on fedkd's engines, Flower's simulation and real SuperNodes.
+
+What a client does upon a message is a coroutine that returns the reply and yields jobs of training on the
+way, so that an engine may hand over the messages to several clients at once (`answer_together`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedkd.clients.base import SPLITS, Client
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
-from fedkd.federation.client import SPLITS, Client
-from fedkd.federation.participant import LocalContext, client_from_context
-from fedkd.fusion.views import Arrays
-from fedkd.training.device import torch_threads
+from fedkd.federation.context import client_behind
+from fedkd.training.executor import Training, complete
 
 app = ClientApp()
 
@@ -22,33 +25,69 @@ ALWAYS = (msg.ARRAYS, msg.METRICS, msg.STATE)
 """Records of a reply that are there even if they are empty."""
 
 
-@contextmanager
-def participant(context: Context) -> Iterator[Client]:
-    """Yield the client behind a context.
+# What a client does ---------------------------------------------------------------------------------------
 
-    On fedkd's engines the live client stays in the process that owns it. Flower's runtimes move the context
-    between processes, so there the client is rebuilt from the context's state and written back to it.
+
+def _train(client: Client, message: Message) -> Training[Message]:
+    """Apply pending guidance, train locally, and upload knowledge or weights."""
+    config = message.content.config_records[msg.CONFIG]
+    round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
+    yield from _receive(client, message.content, round)
+    loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
+    if config.get(msg.MEASURE_BASELINE, False):
+        # On the common test set the weights that were averaged matter, not each client's own.
+        client.remember_baseline(round, ["local"])
+    asked = message.content.array_records.get(msg.REQUEST)
+    request = None if asked is None else values_of(asked[msg.SAMPLES])
+    uploaded = client.upload(round, request)
+    metrics = MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss})
+    curves = ConfigRecord(client.learning_curves())  # type: ignore[arg-type]
+    return _reply(message, client, arrays=to_record(uploaded), metrics=metrics, **{msg.CURVES: curves})
+
+
+def _evaluate(client: Client, message: Message) -> Training[Message]:
+    """Apply what the server sent, evaluate, and report the accuracy gained by it.
+
+    What is not measured, like the gain of a client that nothing was fused for this round, is NaN: every reply
+    has to have the same keys.
     """
-    if isinstance(context, LocalContext):
-        with torch_threads(context.threads):
-            yield context.client()
-        return
-    client, threads = client_from_context(context)
-    with torch_threads(threads):
-        if msg.STATE in context.state:
-            client.restore(from_record(context.state.array_records[msg.STATE]))
-        yield client
-    context.state[msg.STATE] = to_record(client.state())
+    round = int(message.content.config_records[msg.CONFIG][msg.SERVER_ROUND])  # type: ignore[arg-type]
+    yield from _receive(client, message.content, round, measured=True)
+    before = client.baseline(round)
+    metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples}
+    for split in SPLITS:
+        score = client.evaluate_fused(split, round)
+        metrics[f"accuracy_{split}"] = score.accuracy
+        metrics[f"loss_{split}"] = score.loss
+        metrics[f"fusion_gain_{split}"] = score.accuracy - before[split]
+    metrics |= client.fidelity(score) | client.task_metrics(round)
+    report = ConfigRecord(client.learner_report(round))  # type: ignore[arg-type]
+    return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
 
-def _reply(message: Message, client: Client, **records) -> Message:
-    told = {name: record for name, record in records.items() if record or name in ALWAYS}
-    content = RecordDict({msg.IDENTITY: msg.identity(client.index), **told})
-    return Message(content, reply_to=message)
+def _end_task(client: Client, message: Message) -> Training[Message]:
+    """Apply what the server sent, and end the task under way."""
+    round = int(message.content.config_records[msg.CONFIG][msg.SERVER_ROUND])  # type: ignore[arg-type]
+    yield from _receive(client, message.content, round, measured=True)
+    client.end_task()
+    return _reply(message, client)
 
 
-def _receive(client: Client, content: RecordDict, round: int, *, measured: bool = False) -> Arrays | None:
-    """Take what the server sent along: weights, or guidance, which is returned.
+def _export_state(client: Client, message: Message) -> Training[Message]:
+    """Return the client's whole state, for a checkpoint."""
+    yield from ()
+    return _reply(message, client, state=to_record(client.state()))
+
+
+def _import_state(client: Client, message: Message) -> Training[Message]:
+    """Take over a state from a checkpoint."""
+    yield from ()
+    client.restore(from_record(message.content.array_records[msg.STATE]))
+    return _reply(message, client)
+
+
+def _receive(client: Client, content: RecordDict, round: int, *, measured: bool = False) -> Training[None]:
+    """Take what the server sent along: weights, or guidance.
 
     The round of guidance is that in which it was fused: an earlier one than the message's, as a rule.
 
@@ -62,55 +101,66 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
         client.load_weights(from_record(content.array_records[msg.ARRAYS]))
     client.enter(round)
     if msg.GUIDANCE not in content:
-        return None
+        return
     if measured and not client.teaches_locally:
         client.remember_baseline(round, SPLITS)
     guidance = from_record(content.array_records[msg.GUIDANCE])
-    client.learn(guidance, int(content.config_records[msg.CONFIG][msg.GUIDANCE_ROUND]))  # type: ignore[arg-type]
-    return guidance
+    yield from client.learn(guidance, int(content.config_records[msg.CONFIG][msg.GUIDANCE_ROUND]))  # type: ignore[arg-type]
+
+
+def _reply(message: Message, client: Client, **records: Any) -> Message:
+    told = {name: record for name, record in records.items() if record or name in ALWAYS}
+    content = RecordDict({msg.IDENTITY: msg.identity(client.index), **told})
+    return Message(content, reply_to=message)
+
+
+HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
+    msg.TRAIN: _train,
+    msg.EVALUATE: _evaluate,
+    msg.END_TASK: _end_task,
+    msg.EXPORT_STATE: _export_state,
+    msg.IMPORT_STATE: _import_state,
+}
+
+
+def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+    """Handle messages to several clients, whose jobs of training run together where they can.
+
+    Args:
+        requests: Messages of one kind, to different clients, each with the client's context.
+
+    Returns:
+        The replies in the order of the requests; an exception where a client failed.
+    """
+    with ExitStack() as stack:
+        clients = [stack.enter_context(client_behind(context)) for _, context in requests]
+        handled = [
+            HANDLERS[message.metadata.message_type](client, message)
+            for client, (message, _) in zip(clients, requests, strict=True)
+        ]
+        if any(client.shares_model for client in clients):  # they can only work in turn
+            return [outcome for one in handled for outcome in complete([one], clients[0].executor)]
+        return complete(handled, clients[0].executor)
+
+
+# Flower's side of it --------------------------------------------------------------------------------------
+
+
+def _answer(message: Message, context: Context) -> Message:
+    with client_behind(context) as client:
+        return client.complete(HANDLERS[message.metadata.message_type](client, message))
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Apply pending guidance, train locally, and upload knowledge or weights."""
-    with participant(context) as client:
-        config = message.content.config_records[msg.CONFIG]
-        round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
-        _receive(client, message.content, round)
-        loss = client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
-        if config.get(msg.MEASURE_BASELINE, False):
-            # On the common test set the weights that were averaged matter, not each client's own.
-            client.remember_baseline(round, ["local"])
-        asked = message.content.array_records.get(msg.REQUEST)
-        request = None if asked is None else values_of(asked[msg.SAMPLES])
-        uploaded = client.weights() if client.exchanges_weights else client.knowledge(round, request)
-        metrics = MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss})
-        curves = ConfigRecord(client.learning_curves())  # type: ignore[arg-type]
-        return _reply(message, client, arrays=to_record(uploaded), metrics=metrics, **{msg.CURVES: curves})
+    return _answer(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Apply what the server sent, evaluate, and report the accuracy gained by it.
-
-    What is not measured, like the gain of a client that nothing was fused for this round, is NaN: every reply
-    has to have the same keys.
-    """
-    with participant(context) as client:
-        config = message.content.config_records[msg.CONFIG]
-        round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
-        guidance = _receive(client, message.content, round, measured=True)
-        client.leave(round)
-        before = client.baseline(round)
-        metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples}
-        for split in SPLITS:
-            score = client.evaluate_fused(split, round)
-            metrics[f"accuracy_{split}"] = score.accuracy
-            metrics[f"loss_{split}"] = score.loss
-            metrics[f"fusion_gain_{split}"] = score.accuracy - before[split]
-        metrics |= client.fidelity(guidance, score) | client.task_metrics(round)
-        report = ConfigRecord(client.learner_report(round))  # type: ignore[arg-type]
-        return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
+    """Apply what the server sent, evaluate, and report the accuracy gained by it."""
+    return _answer(message, context)
 
 
 @app.query("identify")
@@ -120,16 +170,19 @@ def identify(message: Message, context: Context) -> Message:
     return Message(RecordDict({msg.IDENTITY: msg.identity(client)}), reply_to=message)
 
 
+@app.query("end_task")
+def end_task(message: Message, context: Context) -> Message:
+    """Apply what the server sent, and end the task under way."""
+    return _answer(message, context)
+
+
 @app.query("export_state")
 def export_state(message: Message, context: Context) -> Message:
     """Return the client's whole state, for a checkpoint."""
-    with participant(context) as client:
-        return _reply(message, client, state=to_record(client.state()))
+    return _answer(message, context)
 
 
 @app.query("import_state")
 def import_state(message: Message, context: Context) -> Message:
     """Take over a state from a checkpoint."""
-    with participant(context) as client:
-        client.restore(from_record(message.content.array_records[msg.STATE]))
-        return _reply(message, client)
+    return _answer(message, context)

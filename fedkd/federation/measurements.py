@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 
+from fedkd.clients.task_metrics import TaskMetric, is_task_metric
 from fedkd.federation import messages as msg
-from fedkd.federation.faults import poisoned_clients
-from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.replies import metrics_of
-from fedkd.federation.task_metrics import TaskMetric, is_task_metric
 from fedkd.fusion.weights import effective_neighbours
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import task_of
+from fedkd.plan.plan import Plan
+from fedkd.plan.poisoned import poisoned_clients
+from fedkd.server.fusing import FusionReport
 from fedkd.tracking.recorder import Recorder
 
 EVALUATED = (
@@ -42,16 +41,16 @@ class Measurements:
     """Records what replies say, one metric after another.
 
     Args:
-        scenario: The resolved scenario.
+        plan: What is simulated.
         recorder: Where it is written.
         folder: The run folder.
     """
 
-    def __init__(self, scenario: Scenario, recorder: Recorder, folder: Path) -> None:
-        self._scenario = scenario
+    def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
+        self._schedule = plan.schedule
         self._recorder = recorder
         self._folder = folder
-        self._poisoned = poisoned_clients(scenario)
+        self._poisoned = poisoned_clients(plan.scenario)
 
     def training(self, round: int, replies: Replies) -> float | None:
         """Record a round's local training; return the mean loss, None if nobody took a step."""
@@ -60,17 +59,16 @@ class Measurements:
         self._record_curves(round, replies)
         return self._record(round, "train", "loss", trained) if trained else None
 
-    def fusion(self, round: int, strategy: KnowledgeFusion) -> float | None:
+    def fusion(self, round: int, report: FusionReport | None) -> float | None:
         """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""
-        if strategy.weights is None:
+        if report is None:
             return None
-        clients, weights = strategy.weights
         folder = self._folder / "fusion"
         folder.mkdir(exist_ok=True)
         with (folder / f"round-{round:05d}.npz").open("wb") as file:
-            np.savez(file, clients=np.array(clients), weights=weights.astype(np.float32))
-        counts = dict(zip(clients, effective_neighbours(weights).tolist(), strict=True))
-        receivers = {client: counts[client] for client in strategy.present}
+            np.savez(file, clients=np.array(report.clients), weights=report.weights.astype(np.float32))
+        counts = dict(zip(report.clients, effective_neighbours(report.weights).tolist(), strict=True))
+        receivers = {client: counts[client] for client in report.present}
         return self._record(round, "train", "effective_neighbours", receivers)
 
     def evaluation(self, round: int, replies: Replies) -> dict[str, float]:
@@ -107,7 +105,7 @@ class Measurements:
         means = {}
         for name in dict.fromkeys(name for record in records.values() for name in record):
             values = {client: float(record[name]) for client, record in records.items() if name in record}  # type: ignore[arg-type]
-            task = task_of(self._scenario, round)
+            task = self._schedule.task(0, round)
             means[f"train/{name}"] = self._record(round, "train", name, values, task=task)
         return means
 
@@ -116,7 +114,7 @@ class Measurements:
         for client, reply in replies.items():
             if msg.CURVES not in reply.content:
                 continue
-            task = task_of(self._scenario, round)
+            task = self._schedule.task(client, round)
             curves: Any = reply.content.config_records[msg.CURVES]
             for split, curve in curves.items():
                 for epoch, accuracy in enumerate(curve, start=1):

@@ -7,6 +7,7 @@
 |                      | {samples}, or `arrays` (weights)           | `curves` (accuracy after each epoch)   |
 | `evaluate`           | the same                                   | `identity`, `metrics`, `learner`       |
 |                      |                                            | (figures about a task that has ended)  |
+| `query.end_task`     | the same                                   | `identity`                             |
 | `query.identify`     | nothing                                    | `identity`                             |
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
@@ -32,6 +33,7 @@ STATE = "state"
 TRAIN = "train"
 EVALUATE = "evaluate"
 IDENTIFY = "query.identify"
+END_TASK = "query.end_task"
 EXPORT_STATE = "query.export_state"
 IMPORT_STATE = "query.import_state"
 
@@ -41,7 +43,6 @@ MEASURE_BASELINE = "measure-baseline"
 PROXIMAL_MU = "proximal-mu"
 NUM_EXAMPLES = "num-examples"
 SAMPLES = "samples"
-TARGETS = "targets"
 CLIENT = "client"
 
 # Codes of error replies; the numbers are Flower's own for these cases.

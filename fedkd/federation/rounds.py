@@ -1,74 +1,55 @@
-"""The rounds of a federation: train, fuse, evaluate, record, save.
+"""The rounds of a federation: train, fuse, end tasks, evaluate, record, save.
 
-One loop serves every strategy and every grid. It drives a `flwr.serverapp.strategy.Strategy` through its
-public methods, where Flower's own `start` would leave no room for checkpoints or for measuring each client.
+One loop serves every strategy and every grid. It asks a `ServerStrategy` for the messages of each phase,
+where Flower's own `start` would leave no room for checkpoints or for measuring each client.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
-from fedkd.federation.checkpoint import Arrays, Checkpoint, CheckpointStore, Totals
-from fedkd.federation.cohort import Cohort, nodes_in_client_order, sample_clients
-from fedkd.federation.exchange import Exchange
-from fedkd.federation.faults import present_clients
-from fedkd.federation.flower_strategies import in_precision_of, restore_strategy, strategy_state
-from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
 from fedkd.federation.measurements import Measurements
-from fedkd.federation.session import Session
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import begins_task, evaluates, task_of
+from fedkd.federation.messenger import Messenger
+from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
+from fedkd.federation.run_control import RunControl
+from fedkd.federation.server_strategy import ServerStrategy
+from fedkd.plan.plan import Plan
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
-
-WEIGHTS = "weights/"
-STRATEGY = "strategy/"
+from fedkd.tracking.totals import Totals
 
 
 class Rounds:
     """Runs the rounds of one scenario on one grid.
 
     Args:
-        scenario: The resolved scenario.
+        plan: What to simulate.
         grid: The federation; one node per client.
-        strategy: Fuses knowledge, or averages weights.
-        initial_weights: What a strategy that averages weights starts from; empty for knowledge.
-        session: Where to write and whom to tell.
-        turn_to: Told the task of every round of a stream before it begins.
+        strategy: Makes something of what clients send.
+        control: Where to write and whom to tell.
     """
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        grid: Grid,
-        strategy: Strategy,
-        initial_weights: Arrays,
-        session: Session,
-        turn_to: Callable[[int], None] = lambda task: None,
-    ) -> None:
-        self._scenario = scenario
+    def __init__(self, plan: Plan, grid: Grid, strategy: ServerStrategy, control: RunControl) -> None:
+        self._plan = plan
+        self._schedule = plan.schedule
         self._grid = grid
         self._strategy = strategy
-        self._weights = to_record(initial_weights)
-        self._session = session
-        self._turn_to = turn_to
-        self._observer = session.observer
-        self._exchange = Exchange(grid, scenario.data.clients, session)
-        self._node_of_client = self._exchange.node_of_client
-        if isinstance(strategy, KnowledgeFusion):
-            strategy.introduce(self._node_of_client)
+        self._control = control
+        self._observer = control.observer
+        self._messenger = Messenger(grid, plan.scenario.data.clients, control)
+        self._node_of_client = self._messenger.node_of_client
+        strategy.introduce(self._node_of_client)
         self._changed: set[int] = set()
         self._totals = Totals()
 
@@ -79,26 +60,26 @@ class Rounds:
 
         Raises:
             RunFailed: A client or the fusion failed.
-            Interrupted: `Session.stop_requested` said so; everything up to there is saved.
+            Interrupted: `RunControl.stop_requested` said so; everything up to there is saved.
         """
-        scenario, session = self._scenario, self._session
-        store = CheckpointStore(session.folder)
+        scenario, control = self._plan.scenario, self._control
+        store = CheckpointStore(control.folder)
         try:
-            checkpoint = store.latest() if session.resume else None
+            checkpoint = store.latest() if control.resume else None
             done = checkpoint.round if checkpoint else 0
             offsets = checkpoint.offsets if checkpoint else None
             curves = scenario.continual is not None and scenario.continual.evaluate_epochs
-            with Recorder(session.folder, offsets=offsets, epochs=curves) as recorder:
+            with Recorder(control.folder, offsets=offsets, epochs=curves) as recorder:
                 self._recorder = recorder
-                self._measurements = Measurements(scenario, recorder, session.folder)
-                self._observer.run_started(scenario, session.folder, done)
+                self._measurements = Measurements(self._plan, recorder, control.folder)
+                self._observer.run_started(scenario, control.folder, done)
                 if checkpoint is not None:
                     self._restore(checkpoint)
                 elif scenario.continual is not None:
                     self._evaluate(0)
                 for round in range(done + 1, scenario.rounds + 1):
                     self._run_round(round)
-                    stopping = session.stop_requested() and round < scenario.rounds
+                    stopping = control.stop_requested() and round < scenario.rounds
                     if stopping or round == scenario.rounds or round % scenario.checkpoint_every == 0:
                         self._save(round, store)
                     if stopping:
@@ -107,28 +88,26 @@ class Rounds:
                             f"stopped after round {round} of {scenario.rounds}; the state is saved"
                         )
         except OSError as error:
-            raise RunFailed(f"cannot write to {session.folder}: {error.strerror or error}") from error
+            raise RunFailed(f"cannot write to {control.folder}: {error.strerror or error}") from error
         finally:
             store.close()
         return self._totals
 
     def _run_round(self, round: int) -> None:
-        scenario = self._scenario
         started = time.perf_counter()
         before = self._totals
         self._begin_task(round)
         train_loss = self._train(round)
-        neighbours = None
-        if isinstance(self._strategy, KnowledgeFusion):
-            neighbours = self._measurements.fusion(round, self._strategy)
-        evaluated = self._evaluate(round) if evaluates(scenario, round) else {}
+        neighbours = self._measurements.fusion(round, self._strategy.report())
+        self._end_task(round)
+        evaluated = self._evaluate(round) if self._plan.evaluates(round) else {}
         seconds = time.perf_counter() - started
         self._totals = replace(self._totals, seconds=before.seconds + seconds)
         self._recorder.flush()
         self._observer.round_finished(
             RoundReport(
                 round=round,
-                rounds=scenario.rounds,
+                rounds=self._plan.scenario.rounds,
                 accuracy_local=evaluated.get("local/accuracy"),
                 accuracy_global=evaluated.get("global/accuracy"),
                 fusion_gain=evaluated.get("local/fusion_gain"),
@@ -138,34 +117,32 @@ class Rounds:
                 bytes_down=self._totals.bytes_down - before.bytes_down,
                 seconds=seconds,
                 metrics=evaluated,
-                task=task_of(scenario, round),
+                task=self._schedule.task(0, round),
             )
         )
 
-    def _begin_task(self, round: int) -> None:
-        task = task_of(self._scenario, round)
-        if task is None:
-            return
-        self._turn_to(task)
-        if begins_task(self._scenario, round) and isinstance(self._strategy, KnowledgeFusion):
-            self._strategy.forget()
-
     # Phases -------------------------------------------------------------------------------------------
 
-    def _train(self, round: int) -> float | None:
-        scenario = self._scenario
-        sampled = sample_clients(scenario.data.clients, scenario.clients_per_round, scenario.seed, round)
-        clients = present_clients(scenario, sampled, round)
-        cohort = Cohort(self._grid, nodes_in_client_order(self._node_of_client, clients))
-        config = ConfigRecord({msg.MEASURE_BASELINE: evaluates(scenario, round) and bool(self._weights)})
-        requests = self._strategy.configure_train(round, self._weights, config, cohort)
-        replies = self._send_phase(round, "train", requests)
-        self._changed.update(replies)
+    def _begin_task(self, round: int) -> None:
+        task = self._schedule.task(0, round)  # all clients are in lockstep
+        if task is not None and self._schedule.begins(0, round):
+            self._strategy.begin_task(task)
 
+    def _train(self, round: int) -> float | None:
+        clients = self._schedule.participants(round)
+        measured = self._plan.evaluates(round) and self._plan.strategy.brings_model
+        config = ConfigRecord({msg.MEASURE_BASELINE: measured})
+        messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
+        replies = self._send_phase(round, "train", messages)
+        self._changed.update(replies)
+        self._fuse(round, list(replies.values()))
+        return self._measurements.training(round, replies)
+
+    def _fuse(self, round: int, replies: Sequence[Message]) -> None:
         started = time.perf_counter()
         self._observer.phase(round, "fuse", 0, 1)
         try:
-            weights, _ = self._strategy.aggregate_train(round, list(replies.values()))
+            self._strategy.fuse(round, replies)
         except UserError:
             raise
         except TrainingDiverged as error:
@@ -173,34 +150,37 @@ class Rounds:
         except Exception as error:
             first_line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RunFailed(
-                f"strategy '{scenario.fusion.strategy}' raised {first_line}",
+                f"strategy '{self._plan.scenario.fusion.strategy}' raised {first_line}",
                 round=round,
                 details=traceback.format_exc(),
             ) from error
-        if weights is not None:
-            self._weights = in_precision_of(self._weights, weights)
         self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
-        return self._measurements.training(round, replies)
+
+    def _end_task(self, round: int) -> None:
+        clients = self._schedule.ending(round)
+        if clients:
+            messages = self._strategy.end_task_messages(round, ConfigRecord(), self._nodes_of(clients))
+            self._changed.update(self._send_phase(round, "end task", messages))
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        everyone = Cohort(self._grid, nodes_in_client_order(self._node_of_client, self._node_of_client))
-        requests = self._strategy.configure_evaluate(round, self._weights, ConfigRecord(), everyone)
-        sent = list(requests)
-        replies = self._send_phase(round, "evaluate", sent)
-        self._strategy.aggregate_evaluate(round, list(replies.values()))
-        if self._scenario.continual is not None:  # a task may have begun or ended, for everyone
+        everyone = self._nodes_of(self._node_of_client)
+        messages = self._strategy.evaluate_messages(round, ConfigRecord(), everyone)
+        replies = self._send_phase(round, "evaluate", messages)
+        if self._plan.learner is not None:  # a task may have begun, for everyone
             self._changed.update(replies)
-        guided = {m.metadata.dst_node_id for m in sent if msg.GUIDANCE in m.content}
+        guided = {m.metadata.dst_node_id for m in messages if msg.GUIDANCE in m.content}
         self._changed.update(c for c, node in self._node_of_client.items() if node in guided)
         return self._measurements.evaluation(round, replies)
 
     # Messages -----------------------------------------------------------------------------------------
 
-    def _send_phase(self, round: int, phase: str, requests: Iterable[Message]) -> dict[int, Message]:
-        """Send the messages of a phase, record what they cost, and return the replies (see `Exchange`)."""
-        sent = list(requests)
+    def _nodes_of(self, clients: Iterable[int]) -> NodeSubset:
+        return NodeSubset(self._grid, nodes_in_client_order(self._node_of_client, clients))
+
+    def _send_phase(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
+        """Send the messages of a phase, record what they cost, and return the replies (see `Messenger`)."""
         started = time.perf_counter()
-        replies = self._exchange.send(round, phase, sent)
+        replies = self._messenger.send(round, phase, sent)
         down = sum(payload_bytes(message.content) for message in sent)
         up = sum(payload_bytes(reply.content) for reply in replies.values())
         self._totals = replace(
@@ -222,7 +202,7 @@ class Rounds:
     def _save(self, round: int, store: CheckpointStore) -> None:
         started = time.perf_counter()
         nodes = [self._node_of_client[client] for client in sorted(self._changed)]
-        replies = self._exchange.send(
+        replies = self._messenger.send(
             round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
         )
         states = {
@@ -230,35 +210,19 @@ class Rounds:
         }
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
-        store.save(Checkpoint(round, self._totals, self._recorder.offsets(), self._server_state(), states))
+        store.save(Checkpoint(round, self._totals, self._recorder.offsets(), self._strategy.state(), states))
         self._changed.clear()
-
-    def _server_state(self) -> dict[str, np.ndarray]:
-        if isinstance(self._strategy, KnowledgeFusion):
-            state = self._strategy.state()
-        else:
-            state = strategy_state(self._strategy)
-        arrays = {STRATEGY + name: values for name, values in state.items()}
-        return arrays | {WEIGHTS + name: values for name, values in from_record(self._weights).items()}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self._totals = checkpoint.totals
-        weights = _with_prefix(checkpoint.server, WEIGHTS)
-        # The order of a model's tensors is part of what Flower's strategies rely on; a file does not keep it.
-        self._weights = to_record({name: weights[name] for name in self._weights})
-        state = _with_prefix(checkpoint.server, STRATEGY)
-        if isinstance(self._strategy, KnowledgeFusion):
-            self._strategy.restore(state)
-        else:
-            restore_strategy(self._strategy, state)
+        task = self._schedule.task(0, checkpoint.round)
+        if task is not None:
+            self._strategy.begin_task(task)
+        self._strategy.restore(checkpoint.server)
         requests = [
             Message(
                 RecordDict({msg.STATE: to_record(arrays)}), self._node_of_client[client], msg.IMPORT_STATE
             )
             for client, arrays in checkpoint.clients.items()
         ]
-        self._exchange.send(checkpoint.round, "restore", requests)
-
-
-def _with_prefix(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+        self._messenger.send(checkpoint.round, "restore", requests)

@@ -42,6 +42,8 @@ class ClientHalf(ABC):
     """What clients and server must offer; a scenario that cannot is refused."""
     teaches_locally: ClassVar[bool] = False
     """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
+    brings_model: ClassVar[bool] = False
+    """Whether every message brings the whole model along, so that clients keep none of their own."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 

@@ -23,6 +23,7 @@ class WeightExchange(ClientHalf):
     name: str
     sends: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
+    brings_model: ClassVar[bool] = True
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's parameters and buffers, by the names that its model gives them."""

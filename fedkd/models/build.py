@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,62 @@ from torch import Tensor, nn
 
 from fedkd.errors import UserError
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
-from fedkd.models.mix import client_models
 from fedkd.models.mode import predicting
 from fedkd.models.registry import MODELS
 from fedkd.randomness import seeded_torch
 from fedkd.scenario.schema import ClientGroup, Scenario
 
-__all__ = [
-    "build_group_models",
-    "build_model",
-    "client_models",
-    "count_parameters",
-    "forward_flops",
-    "make_estimator",
-]
+
+@dataclass(frozen=True, eq=False)
+class ModelFactory:
+    """Makes fresh models of a client group.
+
+    Args:
+        group: The model's name and arguments.
+        input_shape: Shape of a sample: ``(channels, height, width)`` or ``(features,)``.
+        outputs: Number of outputs: of classes C, or more.
+        plugin_path: Folders whose ``.py`` files may be named by ``"module:factory"``.
+    """
+
+    group: ClientGroup
+    input_shape: Sequence[int]
+    outputs: int
+    plugin_path: Sequence[str | Path] = ()
+
+    def make(self, seed: int) -> nn.Module | Estimator:
+        """Return a fresh model, a network in float32 on the CPU and in training mode.
+
+        Args:
+            seed: Derived seed of a network's initial weights.
+
+        Raises:
+            UserError: No such model, wrong arguments, a network that does not map ``[2, *input_shape]`` to
+                ``[2, outputs]``, or no client model at all.
+        """
+        with seeded_torch(seed):
+            model = self._call()
+            if isinstance(model, nn.Module):
+                model = model.to(device="cpu", dtype=torch.float32)
+                # One forward pass finds a wrong shape now instead of in round 1, and makes lazy layers take
+                # theirs.
+                _check_forward(model, self._shape, self.outputs)
+        if not isinstance(model, nn.Module):
+            check_estimator(self.group.model, model)
+            return model
+        if count_parameters(model) == 0:
+            raise UserError(f"'{self.group.model}' has no parameters to train", key="clients.model")
+        return model.train()
+
+    def fresh(self) -> Estimator:
+        """Return a fresh estimator, of a group whose model is one."""
+        return self._call()
+
+    def _call(self) -> Any:
+        return _call(_factory(self.group, self.plugin_path), self.group, self._shape, self.outputs)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(int(side) for side in self.input_shape)
 
 
 def build_model(
@@ -36,52 +79,18 @@ def build_model(
     seed: int,
     plugin_path: Sequence[str | Path] = (),
 ) -> nn.Module:
-    """Return a fresh model of a client group, in float32 on the CPU, in training mode.
-
-    Args:
-        group: The model's name and arguments.
-        input_shape: Shape of a sample: ``(channels, height, width)`` or ``(features,)``.
-        classes: Number of classes C.
-        seed: Derived seed of the initial weights.
-        plugin_path: Folders whose ``.py`` files may be named by ``"module:factory"``.
+    """Return a fresh network of a client group (see `ModelFactory.make`).
 
     Raises:
-        UserError: No such model, wrong arguments, or the model does not map ``[2, *input_shape]`` to
-            ``[2, C]``.
+        UserError: As there, or the model is no network.
     """
-    shape = tuple(int(side) for side in input_shape)
-    factory = _factory(group, plugin_path)
-    with seeded_torch(seed):
-        model = _call(factory, group, shape, classes)
-        if not isinstance(model, nn.Module):
-            raise UserError(
-                f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module",
-                key="clients.model",
-            )
-        model = model.to(device="cpu", dtype=torch.float32)
-        # One forward pass finds a wrong shape now instead of in round 1, and makes lazy layers take theirs.
-        _check_forward(model, shape, classes)
-    if count_parameters(model) == 0:
-        raise UserError(f"'{group.model}' has no parameters to train", key="clients.model")
-    return model.train()
-
-
-def make_estimator(
-    group: ClientGroup, input_shape: Sequence[int], classes: int, plugin_path: Sequence[str | Path] = ()
-) -> Callable[[], Estimator] | None:
-    """Return what makes fresh estimators of a client group, or None where its model is a torch module.
-
-    Raises:
-        UserError: No such model, wrong arguments, or it makes something that is no client model at all.
-    """
-    shape = tuple(int(side) for side in input_shape)
-    factory = _factory(group, plugin_path)
-    with seeded_torch(0):
-        model = _call(factory, group, shape, classes)
-    if isinstance(model, nn.Module):
-        return None
-    check_estimator(group.model, model)
-    return lambda: _call(factory, group, shape, classes)
+    model = ModelFactory(group, input_shape, classes, plugin_path).make(seed)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module",
+            key="clients.model",
+        )
+    return model
 
 
 def build_group_models(
@@ -90,20 +99,16 @@ def build_group_models(
     """Return one model of every client group, in order: whatever is wrong with a model shows before a run.
 
     Raises:
-        UserError: As `build_model`, with the group's position in the key (``clients.0.model``).
+        UserError: As `ModelFactory.make`, with the group's position in the key (``clients.0.model``).
     """
     models: list[nn.Module | Estimator] = []
     for index, group in enumerate(scenario.clients):
         try:
-            make = make_estimator(group, input_shape, classes, scenario.plugin_path)
-            if make is not None:
-                models.append(make())
-                continue
-            model = build_model(group, input_shape, classes, seed=0, plugin_path=scenario.plugin_path)
+            factory = ModelFactory(group, input_shape, classes, scenario.plugin_path)
+            models.append(factory.make(seed=0))
         except UserError as error:
             key = (error.key or "clients.model").replace("clients.", f"clients.{index}.", 1)
             raise UserError(error.message, key=key, file=error.file) from error
-        models.append(model)
     return models
 
 

@@ -1,68 +1,40 @@
-"""Scenario files in, checked and resolved scenarios out.
+"""Scenario files in, scenarios out: each field checked, relative paths made absolute, no name looked up.
 
-A *resolved* scenario stands alone: the strategy's defaults are filled in, and its own folder is named where
-files beside it are, so that it means the same in a run folder and in another process.
+What a scenario's names stand for, and their hyper-parameters, is found out by `fedkd.plan`.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fedkd.errors import UserError
-from fedkd.plugins import import_plugins, module_file
-from fedkd.scenario.checks import PATH_DATASETS, check_one_architecture, check_scenario
-from fedkd.scenario.dump import dump_toml
+from fedkd.plugins import module_file
 from fedkd.scenario.explain import scenario_error
-from fedkd.scenario.hyperparameters import resolve_hyperparameters, resolve_learner
-from fedkd.scenario.overrides import apply_overrides
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import resolve_stream
-
-__all__ = ["dump_toml", "load_scenario", "parse_scenario", "read_toml", "scenario_from_json"]
-
-
-def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
-    """Read, check and resolve a scenario file.
-
-    Args:
-        path: The TOML file.
-        overrides: ``key=value`` texts of ``--set``, applied in order.
-        seed: Replaces the file's seed.
-
-    Raises:
-        UserError: The first thing that is wrong, with the file and the key.
-    """
-    mapping = read_toml(path)
-    from_command_line = apply_overrides(mapping, overrides)
-    if seed is not None:
-        mapping["seed"] = seed
-        from_command_line.add("seed")
-    try:
-        return parse_scenario(mapping, file=str(path), folder=Path(path).parent)
-    except UserError as error:
-        if any(f"{error.key}.".startswith(f"{key}.") for key in from_command_line):
-            error = UserError(f"{error.message} (set on the command line)", key=error.key, file=error.file)
-        raise error from None
-
 
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}
 """Keys by which a bench file gives itself away."""
+PATH_DATASETS = ("npz", "image-folder")
+"""Data sets that are read from the ``path`` of their arguments."""
 
 
-def parse_scenario(
+def read_scenario(
     mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
 ) -> Scenario:
-    """Check and resolve a scenario given as nested tables.
+    """Check the fields of a scenario given as nested tables.
 
     Args:
         mapping: What the TOML file would hold.
         file: Name for error messages.
         folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
+
+    Returns:
+        The scenario with absolute folders, its own among them where files beside it are named.
 
     Raises:
         UserError: The first thing that is wrong.
@@ -70,19 +42,13 @@ def parse_scenario(
     if BENCH_KEYS & mapping.keys():
         raise UserError(f"is a bench, not a scenario; run it with: fedkd bench {file or 'FILE'}", file=file)
     try:
-        scenario = _located(Scenario.model_validate(dict(mapping)), folder)
-        import_plugins(scenario)
-        scenario = resolve_stream(scenario)
-        check_scenario(scenario)
-        return _with_hyperparameters(scenario)
+        return _located(Scenario.model_validate(dict(mapping)), folder)
     except ValidationError as error:
         raise scenario_error(error, file=file) from None
-    except UserError as error:
-        raise error.at(file=file) from None
 
 
 def scenario_from_json(text: str | bytes) -> Scenario:
-    """Read a scenario that travelled as ``scenario.model_dump_json()``; it is resolved already."""
+    """Read a scenario that travelled as ``scenario.model_dump_json()``."""
     try:
         return Scenario.model_validate_json(text)
     except ValidationError as error:
@@ -112,32 +78,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
-    """Return the scenario with absolute folders, its own among them where files beside it are named."""
     home = Path(folder or ".").resolve()
-    tables = scenario.model_dump()
-    root = scenario.data.root
-    if root is not None:
-        beside = _absolute(root, home)
-        tables["data"]["root"] = beside if Path(beside).is_dir() else _absolute(root, Path.cwd())
+    data = scenario.data
+    if data.root is not None:
+        beside = _absolute(data.root, home)
+        root = beside if Path(beside).is_dir() else _absolute(data.root, Path.cwd())
+        data = data.model_copy(update={"root": root})
     search = [_absolute(path, home) for path in scenario.plugin_path]
     # Only a folder that holds something named is searched, so a copy of the scenario elsewhere stays equal.
     if str(home) not in search and any((home / file).exists() for file in _named_files(scenario)):
         search.append(str(home))
-    tables["plugin_path"] = search
-    if "rounds" not in scenario.model_fields_set:
-        del tables["rounds"]  # still absent: a stream of tasks decides
-    return Scenario.model_validate(tables)
-
-
-def _with_hyperparameters(scenario: Scenario) -> Scenario:
-    """Return the scenario with the strategy's and the learner's own defaults filled in."""
-    tables = scenario.model_dump()
-    tables["fusion"].update(resolve_hyperparameters(scenario.fusion, scenario.plugin_path))
-    if scenario.continual is not None:
-        tables["continual"].update(resolve_learner(scenario.continual, scenario.plugin_path))
-    if scenario.fusion.from_flower:
-        check_one_architecture(scenario)
-    return Scenario.model_validate(tables)
+    return scenario.model_copy(update={"data": data, "plugin_path": search})
 
 
 def _absolute(path: str, home: Path) -> str:

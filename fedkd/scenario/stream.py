@@ -1,16 +1,35 @@
-"""When a federation learns which task of a stream, and how it is tested on them."""
+"""What a scenario alone says of its stream of tasks: how many, with which head, tested how."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.schema import Continual, Scenario, TaskStream
 
+Head = Literal["task", "domain", "class"]
 Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"]
 """How a model is tested: with the task given, or without it, among the task's own or among all classes."""
 
 TASK_GIVEN: Protocol = "task_incremental"
+DEFAULT_COUNT = 5
+
+
+def head_of(continual: Continual) -> Head:
+    """Return the head of a stream: what the scenario says, else what suits the kind of its tasks."""
+    if continual.head is not None:
+        return continual.head
+    return "domain" if continual.tasks.kind in ("permuted", "rotated") else "task"
+
+
+def planned_count(tasks: TaskStream) -> int | None:
+    """Return the number of tasks as far as the scenario alone says it.
+
+    None for `overlapping` windows without a count: there are as many as fit the classes of the data.
+    """
+    if tasks.count is not None or tasks.kind == "overlapping":
+        return tasks.count
+    return max(len(tasks.datasets), 1) if tasks.kind == "datasets" else DEFAULT_COUNT
 
 
 def resolve_stream(scenario: Scenario) -> Scenario:
@@ -19,9 +38,6 @@ def resolve_stream(scenario: Scenario) -> Scenario:
     Raises:
         UserError: The rounds are not those that the tasks take.
     """
-    # Numbers and words only: no array is made to find out how many tasks there are.
-    from fedkd.data.stream_plan import head_of, planned_count
-
     continual = scenario.continual
     if continual is None:
         return scenario
@@ -38,11 +54,9 @@ def resolve_stream(scenario: Scenario) -> Scenario:
             f" got {scenario.rounds}",
             key="rounds",
         )
-    tables = scenario.model_dump()
-    tables["rounds"] = rounds
-    tables["continual"]["head"] = head_of(continual)
-    tables["continual"]["tasks"]["count"] = count
-    return Scenario.model_validate(tables)
+    tasks = continual.tasks.model_copy(update={"count": count})
+    resolved = continual.model_copy(update={"head": head_of(continual), "tasks": tasks})
+    return scenario.model_copy(update={"rounds": rounds, "continual": resolved})
 
 
 def task_count(scenario: Scenario) -> int:
@@ -50,32 +64,6 @@ def task_count(scenario: Scenario) -> int:
     if scenario.continual is None:
         return 1
     return scenario.continual.tasks.count or scenario.rounds // scenario.continual.rounds_per_task
-
-
-def task_of(scenario: Scenario, round: int) -> int | None:
-    """Return the task, 0-based, that a round of training belongs to; None without a stream.
-
-    Round 0, before any training, counts as the first task's.
-    """
-    if scenario.continual is None:
-        return None
-    return max(round - 1, 0) // scenario.continual.rounds_per_task
-
-
-def begins_task(scenario: Scenario, round: int) -> bool:
-    """Return whether a new task begins with this round."""
-    return scenario.continual is not None and (round - 1) % scenario.continual.rounds_per_task == 0
-
-
-def ends_task(scenario: Scenario, round: int) -> bool:
-    """Return whether a task is over with this round."""
-    return scenario.continual is not None and round > 0 and round % scenario.continual.rounds_per_task == 0
-
-
-def evaluates(scenario: Scenario, round: int) -> bool:
-    """Return whether a round is evaluated: every so many, the last, and every task's last."""
-    last = round == scenario.rounds
-    return round % scenario.evaluate_every == 0 or last or ends_task(scenario, round)
 
 
 def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:

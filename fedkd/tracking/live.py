@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedkd.scenario.stream import task_of
+from fedkd.plan.schedule import Schedule, draw_schedule
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
 from fedkd.tracking.progress import opening_lines
@@ -78,14 +78,14 @@ class LiveProgress(RunObserver):
         self._phase = "starting"
         self._round = 0
         self._round_began = time.monotonic()
-        self._scenario: Scenario | None = None
+        self._schedule: Schedule | None = None
         self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
         if scenario.continual is not None:
-            self._scenario, self._matrix = scenario, TaskMatrix(scenario)
+            self._schedule, self._matrix = draw_schedule(scenario), TaskMatrix(scenario)
             if resumed_from:
                 self._matrix.recall(read_metrics(folder))
         self._rounds = scenario.rounds
@@ -185,8 +185,8 @@ class LiveProgress(RunObserver):
         elapsed = time.monotonic() - self._round_began
         left = self._pace.left(self._rounds - self._finished, elapsed)
         parts = [f"round {self._round}/{self._rounds}"]
-        if self._scenario is not None:
-            parts.append(f"task {self._task(task_of(self._scenario, self._round))}")
+        if self._schedule is not None:
+            parts.append(f"task {self._task(self._schedule.task(0, self._round))}")
         if self._phase:
             parts.append(self._phase)
         if left is not None:

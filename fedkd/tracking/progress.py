@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from fedkd.scenario.stream import ends_task, task_count
+from fedkd.plan.schedule import Schedule, draw_schedule
+from fedkd.scenario.stream import task_count
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
 from fedkd.tracking.task_matrix import TaskMatrix
@@ -57,11 +58,11 @@ class PlainProgress(RunObserver):
     def __init__(self, stream: IO[str]) -> None:
         self._stream: IO[str] | None = stream
         self._pace = Pace()
-        self._scenario: Scenario | None = None
+        self._schedule: Schedule | None = None
         self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
-        self._scenario = scenario
+        self._schedule = draw_schedule(scenario)
         self._matrix = TaskMatrix(scenario) if scenario.continual is not None else None
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
@@ -94,10 +95,10 @@ class PlainProgress(RunObserver):
 
     def _end_task(self, report: RoundReport) -> None:
         """Show the accuracies on all tasks so far if one is over with this round."""
-        if self._scenario is None or self._matrix is None or report.task is None:
+        if self._schedule is None or self._matrix is None or report.task is None:
             return
         self._matrix.add(report)
-        if ends_task(self._scenario, report.round):
+        if self._schedule.ending(report.round):
             self.message(learned_line(self._matrix, report.task))
 
     def run_finished(self, report: RunReport) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd.continual.metrics import average_accuracy, bwt
-from fedkd.scenario.stream import accuracy_name, main_protocol, protocols, task_count, task_of
+from fedkd.plan.schedule import draw_schedule
+from fedkd.scenario.stream import accuracy_name, main_protocol, protocols, task_count
 from fedkd.tracking.events import RoundReport
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class TaskMatrix:
     """
 
     def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
-        self._scenario = scenario
+        self._schedule = draw_schedule(scenario)
         self.tasks = task_count(scenario)
         self.protocol = protocol or main_protocol(scenario)
         self._rows: dict[int, dict[int, float]] = {}
@@ -39,7 +40,7 @@ class TaskMatrix:
         for row in rows:
             wanted = (row["metric"], row["split"], row["client"]) == (metric, "global", None)
             if wanted and row["round"] > 0 and row["value"] is not None:
-                learned = task_of(self._scenario, row["round"])
+                learned = self._schedule.task(0, row["round"])
                 assert learned is not None
                 self._rows.setdefault(learned, {})[row["task"]] = row["value"]
 

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import numpy as np
-from flwr.app import ArrayRecord
 
-from fedkd.federation import messages as msg
-from fedkd.federation.arrays import to_record
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays
 
+TARGETS = "targets"
+SAMPLES = "samples"
 
-def guidance_records(guidance: Guidance, knowledge: Knowledge) -> dict[int, ArrayRecord]:
-    """Return what each client receives, by client index; empty where there is nothing for it."""
+
+def parcels(guidance: Guidance, knowledge: Knowledge) -> dict[int, Arrays]:
+    """Return what each client receives, by client index; empty where there is nothing for it.
+
+    Clients that receive the same arrays share one table, so that it can travel once.
+    """
     shared = dict(guidance.shared)
     if guidance.targets is not None and knowledge.request is not None:
         # Targets of some transfer samples are of no use without their indices.
-        shared.setdefault(msg.SAMPLES, knowledge.request.astype(np.int32))
+        shared.setdefault(SAMPLES, knowledge.request.astype(np.int32))
     nothing: Arrays = {}
     personal = guidance.personal or [nothing] * len(knowledge.clients)
     own = dict(zip(knowledge.clients, personal, strict=True))
     if guidance.targets is not None and guidance.targets.ndim == 2:
-        shared[msg.TARGETS] = guidance.targets
+        shared[TARGETS] = guidance.targets
     elif guidance.targets is not None:
         pairs = zip(own.items(), guidance.targets, strict=True)
-        own = {client: {**arrays, msg.TARGETS: targets} for (client, arrays), targets in pairs}
+        own = {client: {**arrays, TARGETS: targets} for (client, arrays), targets in pairs}
     own |= guidance.absent
-    # One record for all that receive the same arrays, so that it travels once where it can be shared.
-    records = {id(arrays): to_record(shared | dict(arrays)) for arrays in own.values()}
-    return {client: records[id(arrays)] for client, arrays in own.items()}
+    tables = {id(arrays): {**shared, **arrays} for arrays in own.values()}
+    return {client: tables[id(arrays)] for client, arrays in own.items()}
 
 
 def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:

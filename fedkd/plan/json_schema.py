@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedkd.continual.registry import LEARNERS
+from fedkd.data.registry import PARTITIONS
+from fedkd.fusion.registry import STRATEGIES
 from fedkd.plugins import Registry
 from fedkd.scenario.schema import Scenario
 
@@ -14,10 +17,6 @@ def json_schema() -> dict[str, Any]:
     Where strategies, or learners, share the name of a hyper-parameter, the schema allows what any of them
     allows; loading a scenario checks it against the one it names.
     """
-    from fedkd.continual.registry import LEARNERS
-    from fedkd.data.registry import PARTITIONS
-    from fedkd.fusion.registry import STRATEGIES
-
     schema = Scenario.model_json_schema()
     # A name that a plug-in registers is right too; editors still offer the built-in ones.
     scheme = schema["$defs"]["Partition"]["properties"]["scheme"]

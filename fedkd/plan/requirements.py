@@ -13,27 +13,26 @@ from fedkd.continual.learning import TaskLearning
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
-from fedkd.federation.participant import fusion_strategy, learner_of
-from fedkd.scenario.checks import check_one_architecture
+from fedkd.plan.checks import check_one_architecture
+from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import Scenario
 
 KEY = "fusion.strategy"
 
 
-def check_requirements(scenario: Scenario, data: Data, models: Sequence[Any]) -> None:
+def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     """Refuse a strategy that the scenario's clients or data cannot serve.
 
     Args:
-        scenario: The resolved scenario.
+        plan: What to simulate.
         data: The federation's data.
         models: One model of every client group, in order.
 
     Raises:
         UserError: What is missing, and whose model or which data lacks it.
     """
-    strategy = fusion_strategy(scenario)
+    scenario, needs = plan.scenario, plan.strategy.needs
     name = scenario.fusion.strategy
-    needs = frozenset({"gradients", "weights"}) if strategy is None else strategy.needs
     for group, model in zip(scenario.clients, models, strict=True):
         if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
             what = "exchanges weights" if "weights" in needs else "shapes training by gradients"
@@ -53,14 +52,11 @@ def check_requirements(scenario: Scenario, data: Data, models: Sequence[Any]) ->
             ' data.transfer.source = "holdout" has',
             key=KEY,
         )
-    learner = learner_of(scenario)
-    if learner is not None:
-        _check_learner(learner, scenario, needs, data, models)
-    poison = scenario.faults.poison
-    beside_the_point = {"random", "imitation"} if strategy is None else {"imitation"}
-    if scenario.faults.poisoned > 0 and "weights" in needs and poison in beside_the_point:
+    if plan.learner is not None:
+        _check_learner(plan.learner, scenario, needs, data, models)
+    if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
         raise UserError(
-            f"'{poison}' is for clients that upload predictions; with '{name}' use 'flipped'",
+            f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",
         )
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.training.executor import Training
 
 if TYPE_CHECKING:
-    from fedkd.federation.client import Client
+    from fedkd.clients.base import Client
 
 
-class Side:
+class RoundView:
     """What `fedkd.fusion.views.ClientView` promises, for one client in one round.
 
     Args:
@@ -26,6 +27,7 @@ class Side:
         self._client = client
         self._round = round
         self._request = request
+        self._distillations: list[tuple[np.ndarray, np.ndarray | None]] = []
         self.memory = client.memory
 
     @property
@@ -35,11 +37,13 @@ class Side:
 
     def logits(self) -> np.ndarray:
         """Predict the requested transfer samples: `[M, C]` float32."""
+        self._settle()
         x = self._client.data.transfer_x
         return self._client.predict(x if self._request is None else x[self._request])
 
     def private_logits(self) -> np.ndarray:
         """Predict the client's own training samples: `[S, C]` float32."""
+        self._settle()
         return self._client.predict(self._client.data.train_x)
 
     def label_counts(self) -> np.ndarray:
@@ -48,6 +52,7 @@ class Side:
 
     def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
         """Average outputs over the client's training samples of each class: `[C, K]` float32."""
+        self._settle()
         x, y = self._client.data.train_x, self._client.data.train_y
         outputs = self._client.predict(x) if of == "logits" else self._client.features(x)
         sums = np.zeros((self.classes, outputs.shape[1]))
@@ -56,10 +61,12 @@ class Side:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers by name."""
+        self._settle()
         return self._client.weights()
 
     def load_weights(self, weights: Arrays) -> None:
         """Replace all parameters and buffers."""
+        self._settle()
         self._client.load_weights(weights)
 
     def trainable(self) -> tuple[str, ...]:
@@ -73,5 +80,19 @@ class Side:
         return self._client.last_fit
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
-        """Train on the transfer set to lower the strategy's `loss`."""
-        self._client.distil(targets, samples, self._round)
+        """Train on the transfer set to lower the strategy's `loss`.
+
+        It is done when the strategy has had its say, together with what other clients distil then, or as soon
+        as the strategy asks for anything that depends on it.
+        """
+        self._distillations.append((targets, samples))
+
+    def distillations(self) -> Training[None]:
+        """Distil what the strategy has asked for and what is not done yet."""
+        waiting, self._distillations = self._distillations, []
+        for targets, samples in waiting:
+            yield from self._client.distil(targets, samples, self._round)
+
+    def _settle(self) -> None:
+        if self._distillations:
+            self._client.complete(self.distillations())

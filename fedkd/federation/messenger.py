@@ -11,24 +11,24 @@ from flwr.serverapp import Grid
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.replies import failure_of, first_line
-from fedkd.federation.session import Session
+from fedkd.federation.run_control import RunControl
 
 
-class Exchange:
+class Messenger:
     """Sends messages to clients, and turns a client's failure into the run's.
 
     Args:
         grid: The federation; one node per client.
         clients: Number of clients.
-        session: Whom to tell of the progress, and when the run is being stopped.
+        control: Whom to tell of the progress, and when the run is being stopped.
 
     Attributes:
         node_of_client: Client index to node id, in client order.
     """
 
-    def __init__(self, grid: Grid, clients: int, session: Session) -> None:
+    def __init__(self, grid: Grid, clients: int, control: RunControl) -> None:
         self._grid = grid
-        self._session = session
+        self._control = control
         self.node_of_client = _identify(grid, clients)
 
     def send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
@@ -42,8 +42,8 @@ class Exchange:
         client_of_node = {node: client for client, node in self.node_of_client.items()}
         sent = sorted(messages, key=lambda message: client_of_node[message.metadata.dst_node_id])
         if hasattr(self._grid, "on_reply"):
-            self._grid.on_reply = lambda done, total: self._session.observer.phase(round, phase, done, total)
-        self._session.observer.phase(round, phase, 0, len(sent))
+            self._grid.on_reply = lambda done, total: self._control.observer.phase(round, phase, done, total)
+        self._control.observer.phase(round, phase, 0, len(sent))
         replies = {client_of_node[r.metadata.src_node_id]: r for r in self._grid.send_and_receive(sent)}
         replies = {client: replies[client] for client in sorted(replies)}
         failed = {client: reply for client, reply in replies.items() if reply.has_error()}
@@ -51,10 +51,10 @@ class Exchange:
             # What was lost because another client took its actor down is not where the trouble lies.
             causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
             client = (causes or list(failed))[0]
-            if failed[client].error.code == msg.CLIENT_DIED and self._session.stop_requested():
+            if failed[client].error.code == msg.CLIENT_DIED and self._control.stop_requested():
                 # Whoever signals the whole process group (timeout, a batch system) stops Ray's processes too.
                 raise Interrupted(f"stopped in round {round}; the last checkpoint is saved")
-            raise failure_of(failed[client], client, round, self._session.folder)
+            raise failure_of(failed[client], client, round, self._control.folder)
         for message in sent:
             client = client_of_node[message.metadata.dst_node_id]
             if client not in replies:

@@ -1,8 +1,4 @@
-"""Flower's own strategies, by name: ``"flwr:FedAdam"``.
-
-They average weights, so every client has the same architecture. Batch-normalisation statistics are
-averaged like parameters.
-"""
+"""Flower's own strategies by name, ``"flwr:FedAdam"``, and their hyper-parameters."""
 
 from __future__ import annotations
 
@@ -10,13 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from fedkd.errors import UserError, did_you_mean
-from fedkd.federation.arrays import from_record, to_record
 from fedkd.scenario.schema import FLOWER_PREFIX
 
 # Set by fedkd: who takes part in a round is the scenario's business, and the keys are the messages'.
@@ -112,56 +105,3 @@ def _strategy_class(name: str) -> Any:
             key="fusion.strategy",
         )
     return getattr(flower, name)
-
-
-def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
-    """Return the arrays that a Flower strategy carries from round to round (moments, current weights).
-
-    Flower's strategies keep them as attributes: a record, a dict or list of arrays, or a number.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for attribute, value in vars(strategy).items():
-        if isinstance(value, ArrayRecord):
-            value = from_record(value)
-            kind = "record"
-        elif isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
-            kind = "dict"
-        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
-            value = {str(position): item for position, item in enumerate(value)}
-            kind = "list"
-        else:
-            continue
-        # The position is kept because Flower's strategies pair arrays up by their order; a file keeps none.
-        arrays |= {
-            f"{kind}|{attribute}|{position:05d}|{name}": item
-            for position, (name, item) in enumerate(value.items())
-        }
-    return arrays
-
-
-def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> None:
-    """Put back what `strategy_state` returned."""
-    groups: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for key in sorted(arrays):
-        kind, attribute, _, name = key.split("|", 3)
-        groups.setdefault((kind, attribute), {})[name] = arrays[key]
-    for (kind, attribute), items in groups.items():
-        if kind == "record":
-            setattr(strategy, attribute, to_record(items))
-        elif kind == "list":
-            setattr(strategy, attribute, list(items.values()))
-        else:
-            setattr(strategy, attribute, items)
-
-
-def in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:
-    """Return fused weights in the model's own types.
-
-    Some strategies compute in float64, and their result would travel at twice the size.
-    """
-    arrays = {}
-    for name, array in fused.items():
-        wanted = np.dtype(model[name].dtype)
-        values = np.rint(array.numpy()) if np.issubdtype(wanted, np.integer) else array.numpy()
-        arrays[name] = np.asarray(values, dtype=wanted)
-    return to_record(arrays)

@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.continual.learner import Learner
+from fedkd.clients.base import SPLITS, Split
+from fedkd.clients.faults import Poison
+from fedkd.clients.task_metrics import TaskMetric
+from fedkd.clients.torch_client import SharedModel, TorchClient
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
-from fedkd.data.stream import ClientStream, FederatedStream
-from fedkd.federation.client import SPLITS, Split
-from fedkd.federation.faults import ClientFaults
-from fedkd.federation.task_metrics import TaskMetric
-from fedkd.federation.torch_client import TorchClient, Workspace
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.data.stream import FederatedStream
 from fedkd.fusion.views import Arrays
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import accuracy_name, ends_task, main_protocol, protocols, task_of
+from fedkd.namespaces import below, under
+from fedkd.plan.plan import Plan
+from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
 from fedkd.training.evaluate import Score, predict_in_batches
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
@@ -38,43 +37,37 @@ class StreamClient(TorchClient):
     A strategy sees one ordinary problem at a time: the present task's samples, transfer set and classes.
 
     Args:
-        scenario: The resolved scenario.
+        plan: What to simulate.
         index: Client index, 0-based.
         stream: All tasks of the federation.
-        learner: How the client learns without forgetting.
-        strategy: The fusion strategy; None where weights are exchanged with one of Flower's.
-        device: Where the model lives.
-        build: Makes the client's model from the seed of its initial weights.
-        workspace: What the clients of a process share where weights are exchanged; None elsewhere.
-        faults: What goes wrong with the client; None: nothing.
+        model: The client's own network, on its device; or the one that the clients of a process share.
+        poison: What makes the client a poisoned one; None: nothing does.
     """
 
     def __init__(
         self,
-        scenario: Scenario,
+        plan: Plan,
         index: int,
         stream: FederatedStream,
-        learner: Learner,
-        strategy: FusionStrategy | None,
-        device: torch.device,
-        build: Callable[[int], nn.Module],
-        workspace: Workspace | None = None,
-        faults: ClientFaults | None = None,
+        model: nn.Module | SharedModel,
+        poison: Poison | None = None,
     ) -> None:
-        self._tasks: ClientStream = stream.client(index)
-        super().__init__(scenario, index, self._tasks[0], strategy, device, build, workspace, faults)
+        scenario, continual = plan.scenario, plan.scenario.continual
+        assert plan.learner is not None and continual is not None
+        self._tasks = stream.client(index)
+        super().__init__(plan, index, self._tasks[0], model, poison)
+        self._continual = continual
         self._stream = stream
         self._unit_class = np.array(stream.unit_class)
         self._protocols = protocols(scenario)
         self._main = main_protocol(scenario)
-        continual = scenario.continual
-        self._asks_without_task = continual is not None and continual.evaluate_without_task
+        self._asks_without_task = continual.evaluate_without_task
         self._curves: dict[str, list[float]] = {}
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self._nothing_measured())
         self._tasks_after = self._nothing_measured()
         self.learning = TaskLearning(
-            learner,
+            plan.learner,
             self.model,
             [task.units for task in stream],
             stream.outputs,
@@ -91,39 +84,33 @@ class StreamClient(TorchClient):
 
     # A stream of tasks --------------------------------------------------------------------------------
 
-    def enter(self, round: int) -> bool:
+    def enter(self, round: int) -> None:
         """Move on to the task of a round: the strategy forgets what it kept of the last one's knowledge."""
-        task = task_of(self._scenario, round)
+        task = self._plan.schedule.task(self.index, round)
         if task is None or round == 0 or self.learning.task == task:
-            return False
+            return
         self.data = self._tasks[task]
-        if self._strategy is not None and "weights" not in self._strategy.needs:
+        if "weights" not in self._strategy.needs:
             self._kept = {}
             self.memory.clear()
         self.learning.enter(task)
-        return True
 
-    def leave(self, round: int) -> bool:
-        """End the task that is over with a round."""
-        over = ends_task(self._scenario, round)
-        if over:
-            self.learning.end()
-        return over
+    def end_task(self) -> None:
+        """End the task under way."""
+        self.learning.end()
 
     # Training -----------------------------------------------------------------------------------------
 
     def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
-        continual = self._scenario.continual
-        assert continual is not None
+        continual, local_epochs = self._continual, self._scenario.training.local_epochs
         self._curves = {split: [] for split in SPLITS} if continual.evaluate_epochs else {}
-        local_epochs = self._scenario.training.local_epochs
         tasks = self.learning.learner.training_tasks(self.learning.side)
         if tuple(tasks) != (self.learning.task,):
             arrays, loss = self._of_tasks(tasks)
             job = replace(job, arrays=arrays, loss=loss)
         return self.learning.fit(
             job,
-            first_epoch=(round - 1) % continual.rounds_per_task * local_epochs,
+            first_epoch=self._plan.schedule.rounds_into_task(self.index, round) * local_epochs,
             task_epochs=continual.rounds_per_task * local_epochs,
             after_epoch=self._after_epoch if self._curves else None,
         )
@@ -134,10 +121,10 @@ class StreamClient(TorchClient):
         indices = [
             torch.full((len(y),), task, device=y.device) for task, (_, y) in zip(tasks, parts, strict=True)
         ]
-        side = self.learning.side
+        context = self.learning.side
 
         def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
-            return side.cross_entropy(model.outputs(inputs), labels, of_task)
+            return context.cross_entropy(model.outputs(inputs), labels, of_task)
 
         x, y = zip(*parts, strict=True)
         return (torch.cat(x), torch.cat(y), torch.cat(indices)), loss
@@ -201,7 +188,7 @@ class StreamClient(TorchClient):
 
     def learner_report(self, round: int) -> dict[str, float]:
         """Return what the learner keeps of the tasks so far, in bytes, and what it says about the last."""
-        if not ends_task(self._scenario, round):
+        if not self._plan.schedule.ends(self.index, round):
             return {}
         learning = self.learning
         costs = {
@@ -250,9 +237,9 @@ class StreamClient(TorchClient):
         if not learner.tells_tasks_apart:
             return given
         present = self.learning.model()
-        side = self.learning.side
+        context = self.learning.side
         found = predict_in_batches(
-            present, lambda batch: learner.outputs(side, present, batch), self._on_device(x)
+            present, lambda batch: learner.outputs(context, present, batch), self._on_device(x)
         )
         return found.cpu().numpy()
 
@@ -260,7 +247,7 @@ class StreamClient(TorchClient):
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that `restore` needs to continue exactly here."""
-        arrays = {LEARNER + name: values for name, values in self.learning.state().items()}
+        arrays = under(LEARNER, self.learning.state())
         round, before = self._tasks_before
         arrays |= {TASKS_AFTER: self._tasks_after, TASKS_BEFORE: before}
         return super().state() | arrays | {TASKS_BEFORE_ROUND: np.array(round, dtype=np.int64)}
@@ -270,12 +257,6 @@ class StreamClient(TorchClient):
         super().restore(arrays)
         self._tasks_after = np.array(arrays[TASKS_AFTER])
         self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
-        self.learning.restore(
-            {
-                name.removeprefix(LEARNER): values
-                for name, values in arrays.items()
-                if name.startswith(LEARNER)
-            }
-        )
+        self.learning.restore(below(LEARNER, arrays))
         if self.learning.task >= 0:
             self.data = self._tasks[self.learning.task]

@@ -13,34 +13,35 @@ from torch import Tensor, nn
 
 from fedkd.data.federated import FederatedData
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss
-from fedkd.models.build import build_model, client_models
+from fedkd.models.build import build_model
+from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, numpy_generator, seeded_torch, torch_generator
-from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.scenario.schema import ClientGroup
 from fedkd.training.device import prepare_inputs, prepare_model, torch_threads
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.loop import batch_starts
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 
-class Server:
-    """What `fedkd.fusion.views.ServerModels` promises, for one round.
+class TransferSetModels:
+    """What `fedkd.fusion.views.ServerModels` promises, for one round: models trained on the transfer set.
 
     The server works on the CPU with a fixed number of threads, so that its part does not depend on where the
     clients run.
 
     Args:
-        scenario: The resolved scenario.
-        data: The federation's data; the server touches the transfer set alone.
+        plan: What to simulate.
+        data: The federation's data, or a task's; the server touches the transfer set alone.
         outputs: Number of outputs of every client's model.
         round: The round whose draws are used.
     """
 
-    def __init__(self, scenario: Scenario, data: FederatedData, outputs: int, round: int) -> None:
-        self._scenario = scenario
+    def __init__(self, plan: Plan, data: FederatedData, outputs: int, round: int) -> None:
+        self._scenario = plan.scenario
         self._data = data
         self._outputs = outputs
         self._round = round
-        self._groups = client_models(scenario)
+        self._groups = plan.groups
         self._calls = 0
 
     @property

@@ -1,4 +1,4 @@
-"""Part of a federation, seen as a Flower grid of its own."""
+"""Some nodes of a federation, seen as a Flower grid of their own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedkd.federation.identity import Run
-from fedkd.randomness import numpy_generator
 
 
-class Cohort(Grid):
+class NodeSubset(Grid):
     """A grid that shows only some nodes of another one, in a fixed order.
 
-    Flower's strategies draw their clients with a global generator. Shown a cohort and told to take all of it,
+    Flower's strategies draw their clients with a global generator. Shown a subset and told to take all of it,
     they have nothing left to draw.
 
     Args:
@@ -47,7 +46,7 @@ class Cohort(Grid):
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes of the cohort."""
+        """Return the nodes of the subset."""
         return list(self._node_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -63,21 +62,6 @@ class Cohort(Grid):
     ) -> Iterable[Message]:
         """Send and receive through the whole grid."""
         return self._grid.send_and_receive(messages, timeout=timeout)
-
-
-def sample_clients(num_clients: int, per_round: int | None, seed: int, round: int) -> list[int]:
-    """Return the clients that train in a round, ascending.
-
-    Args:
-        num_clients: Number of clients N.
-        per_round: How many to draw without replacement; None: all of them.
-        seed: The scenario's seed.
-        round: Round, 1-based.
-    """
-    if per_round is None or per_round >= num_clients:
-        return list(range(num_clients))
-    drawn = numpy_generator(seed, "cohort", round=round).choice(num_clients, per_round, replace=False)
-    return sorted(int(client) for client in drawn)
 
 
 def nodes_in_client_order(node_of_client: Mapping[int, int], clients: Iterable[int]) -> list[int]:

@@ -1,37 +1,42 @@
 """One participant of the federation: a shard of data, a model, a state.
 
 Nothing here knows of messages or engines; `fedkd.federation.client_app` puts a client behind Flower. How a
-model trains and predicts is its kind's business: `torch_client`, `estimator_client`.
+model trains and predicts is its kind's business: `torch_client`, `stream_client`, `estimator_client`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import nan
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
+from fedkd.clients.faults import Poison
+from fedkd.clients.upload import leave, upload_stages
+from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.errors import TrainingDiverged
-from fedkd.federation.faults import ClientFaults, round_half_up
-from fedkd.federation.side import Side
 from fedkd.fusion.fidelity import agreement, divergence, flips
-from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.namespaces import below, under
+from fedkd.plan.plan import Plan
+from fedkd.plan.poisoned import round_half_up
 from fedkd.randomness import derive_seed, numpy_generator
-from fedkd.scenario.schema import Scenario
 from fedkd.training.evaluate import Score, score
+from fedkd.training.executor import LoopExecutor, Training, complete_alone
 
 MODEL = "model/"
 KEPT = "kept/"
 MEMORY = "memory/"
 APPLIED_ROUND = "applied_round"
 BASELINE = "baseline"
+CORRECT = "baseline_correct"
+FOLLOWED = "followed/"
 
 Split = Literal["local", "global"]
 SPLITS: tuple[Split, ...] = ("local", "global")
+T = TypeVar("T")
 
 
 class Client(ABC):
@@ -41,49 +46,58 @@ class Client(ABC):
     state of a client between two messages is its model, what its strategy keeps on it, and the round of the
     last guidance it applied.
 
+    What trains is a coroutine of jobs (see `fedkd.training.executor`): whoever has several clients at hand
+    may run theirs together.
+
     Args:
-        scenario: The resolved scenario.
+        plan: What to simulate.
         index: Client index, 0-based.
         data: The client's samples, the transfer set and the common test set.
-        strategy: The fusion strategy; None where weights are exchanged with one of Flower's.
-        faults: What goes wrong with the client; None: nothing.
+        poison: What makes the client a poisoned one; None: nothing does.
     """
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        index: int,
-        data: ClientData,
-        strategy: FusionStrategy | None,
-        faults: ClientFaults | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, index: int, data: ClientData, poison: Poison | None = None) -> None:
         self.index = index
         self.data = data
         self.applied_round = -1  # a strategy's first words are the guidance of round 0
-        self.exchanges_weights = strategy is None
         self.memory: dict[str, np.ndarray] = {}
         self.last_fit: FitSummary | None = None
-        self._scenario = scenario
-        self._strategy = strategy
+        self.executor = LoopExecutor()
+        self._plan = plan
+        self._scenario = plan.scenario
+        self._strategy = plan.strategy
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
         self._baseline = (0, nan, nan)  # round, local and global accuracy before its guidance
-        self._before: Score | None = None
-        self._faults = faults or ClientFaults()
+        # Until an evaluation has said what guidance did: which common test samples were right before it, and
+        # the guidance itself.
+        self._correct_before: np.ndarray | None = None
+        self._followed: Arrays | None = None
+        self._poison = poison
+        self._stages = upload_stages(self._scenario.fusion.upload_dtype, poison)
 
     @property
     def teaches_locally(self) -> bool:
         """Whether guidance has its effect in the next local training, not when it arrives."""
-        return self._strategy is not None and self._strategy.teaches_locally
+        return self._strategy.teaches_locally
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether other clients of the process work in the same model, so that only one can at a time."""
+        return False
 
     @property
     def num_train_samples(self) -> int:
         """Number of samples the client trains on."""
         return len(self.data.train_y)
 
+    def complete(self, training: Training[T]) -> T:
+        """Bring a training of this client to its end, and return what it returned."""
+        return complete_alone(training, self.executor)
+
     # What a kind of model does ------------------------------------------------------------------------
 
     @abstractmethod
-    def train(self, round: int, proximal_mu: float = 0.0) -> float:
+    def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss.
 
         Args:
@@ -95,7 +109,7 @@ class Client(ABC):
         """
 
     @abstractmethod
-    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> None:
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Train on transfer samples to match targets `[K, C]` (see `ClientView.distil`)."""
 
     @abstractmethod
@@ -128,22 +142,14 @@ class Client(ABC):
 
     # A stream of tasks --------------------------------------------------------------------------------
 
-    def enter(self, round: int) -> bool:
-        """Move on to the task of a round, and return whether it is a new one.
+    def enter(self, round: int) -> None:
+        """Move on to the task of a round, if it is a new one; called with every message, before guidance."""
 
-        Called with every message, before guidance is applied.
-        """
-        return False
-
-    def leave(self, round: int) -> bool:
-        """End the task that is over with a round, if one is, and return whether it is.
-
-        Called once the round's guidance has been applied.
-        """
-        return False
+    def end_task(self) -> None:
+        """End the task under way, once everything about it has been learned, guidance included."""
 
     def task_metrics(self, round: int) -> dict[str, float]:
-        """Return accuracies on the tasks of a stream, by the names of `fedkd.federation.task_metrics`."""
+        """Return accuracies on the tasks of a stream, by the names of `fedkd.clients.task_metrics`."""
         return {}
 
     def learner_report(self, round: int) -> dict[str, float]:
@@ -156,8 +162,8 @@ class Client(ABC):
 
     # Knowledge and guidance ---------------------------------------------------------------------------
 
-    def knowledge(self, round: int, request: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Return what the client uploads after training.
+    def upload(self, round: int, request: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Return what leaves the client after training, past all stages.
 
         Args:
             round: Round, 1-based.
@@ -166,36 +172,30 @@ class Client(ABC):
         Raises:
             TrainingDiverged: The model predicts nothing any more.
         """
-        if self._strategy is None or self._strategy.sends == "nothing":
+        if self._strategy.sends == "nothing":
             return {}
-        arrays = self._strategy.upload(Side(self, round, request))
+        arrays = self._strategy.upload(RoundView(self, round, request))
         self.last_fit = None  # the weights it began with are of no further use
-        if self._faults.poison is not None:
-            generator = self._generator("poison", round)
-            arrays = self._faults.poison.corrupt(arrays, self._strategy.kinds_of(arrays), generator)
-        for name, values in arrays.items():
-            if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
-                raise TrainingDiverged(f"{name} are not numbers (NaN); a lower training.lr may help")
-        dtype, kinds = self._scenario.fusion.upload_dtype, self._strategy.kinds_of(arrays)
-        return {
-            name: values.astype(dtype) if kinds[name].is_prediction else values
-            for name, values in arrays.items()
-        }
+        kinds = self._strategy.kinds_of(arrays)
+        return leave(self._stages, arrays, kinds, lambda purpose: self._generator(purpose, round))
 
-    def learn(self, guidance: Arrays, round: int) -> None:
+    def learn(self, guidance: Arrays, round: int) -> Training[None]:
         """Apply guidance; that of a round already applied is ignored.
 
         Args:
             guidance: What the strategy fused for this client.
             round: Round the guidance belongs to.
         """
-        if round <= self.applied_round or self._strategy is None:
+        if round <= self.applied_round:
             return
         self.applied_round = round
         if self.teaches_locally:
             self._kept = dict(guidance)
-        else:
-            self._strategy.apply(Side(self, round), guidance)
+            return
+        self._followed = guidance
+        view = RoundView(self, round)
+        self._strategy.apply(view, guidance)
+        yield from view.distillations()
 
     # Evaluation ---------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Client(ABC):
     def remember_baseline(self, round: int, splits: Sequence[Split]) -> None:
         """Evaluate now, as the accuracy that this round's guidance will be measured against."""
         scores = {split: self.evaluate(split) for split in splits}
-        self._before = scores.get("global")
+        self._correct_before = scores["global"].correct if "global" in scores else None
         accuracy = {split: before.accuracy for split, before in scores.items()}
         self._baseline = (round, accuracy.get("local", nan), accuracy.get("global", nan))
 
@@ -221,11 +221,12 @@ class Client(ABC):
         measured, local, common = self._baseline
         return {"local": local, "global": common} if measured == round else {"local": nan, "global": nan}
 
-    def fidelity(self, guidance: Arrays | None, after: Score) -> dict[str, float]:
+    def fidelity(self, after: Score) -> dict[str, float]:
         """Return how far the client now follows its guidance, and what that turned right and wrong.
 
+        It is told once, of guidance that has arrived since the last training.
+
         Args:
-            guidance: What it has just learned from; None: nothing.
             after: Its score on the common test set now.
 
         Returns:
@@ -233,13 +234,14 @@ class Client(ABC):
             common test set; NaN where there is nothing to measure.
         """
         measured = dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
-        if guidance is None or self._strategy is None or self.teaches_locally:
+        guidance, before = self._followed, self._correct_before
+        self._forget_guidance()
+        if guidance is None:
             return measured
-        if self._before is not None:
-            turned = flips(self._before.correct, after.correct)
+        if before is not None:
+            turned = flips(before, after.correct)
             measured["positive_flips"], measured["negative_flips"] = turned.positive, turned.negative
-        side = Side(self, self.applied_round)
-        found = self._strategy.targets_of(side, guidance)
+        found = self._strategy.targets_of(RoundView(self, self.applied_round), guidance)
         if found is not None:
             targets, samples = found
             wanted = self._strategy.probabilities(targets)
@@ -249,6 +251,9 @@ class Client(ABC):
                 measured["guidance_kl"] = divergence(logits, wanted)
         return measured
 
+    def _forget_guidance(self) -> None:
+        self._followed = self._correct_before = None
+
     # State --------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
@@ -257,19 +262,23 @@ class Client(ABC):
             APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64),
             BASELINE: np.array(self._baseline, dtype=np.float64),
         }
-        arrays |= {MODEL + name: values for name, values in self.model_state().items()}
-        arrays |= {KEPT + name: values for name, values in self._kept.items()}
-        return arrays | {MEMORY + name: values for name, values in self.memory.items()}
+        if self._correct_before is not None:
+            arrays[CORRECT] = self._correct_before
+        arrays |= under(FOLLOWED, self._followed or {})
+        arrays |= under(MODEL, self.model_state()) | under(KEPT, self._kept)
+        return arrays | under(MEMORY, self.memory)
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         self.applied_round = int(arrays[APPLIED_ROUND])
         round, local, common = arrays[BASELINE].tolist()
         self._baseline = (int(round), local, common)
-        self._kept = _below(arrays, KEPT)
+        self._correct_before = arrays.get(CORRECT)
+        self._followed = below(FOLLOWED, arrays) or None
+        self._kept = below(KEPT, arrays)
         self.memory.clear()
-        self.memory.update(_below(arrays, MEMORY))
-        self.restore_model(_below(arrays, MODEL))
+        self.memory.update(below(MEMORY, arrays))
+        self.restore_model(below(MODEL, arrays))
 
     # For the kinds of model --------------------------------------------------------------------------
 
@@ -289,15 +298,10 @@ class Client(ABC):
         return self._labels_of(self.data)
 
     def _labels_of(self, data: ClientData) -> np.ndarray:
-        poison = self._faults.poison
-        return data.train_y if poison is None else poison.labels(data.train_y, data.classes)
+        return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)
 
     def _seed(self, purpose: str, round: int) -> int:
         return derive_seed(self._scenario.seed, purpose, client=self.index, round=round)
 
     def _generator(self, purpose: str, round: int) -> np.random.Generator:
         return numpy_generator(self._scenario.seed, purpose, client=self.index, round=round)
-
-
-def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}

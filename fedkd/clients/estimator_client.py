@@ -7,16 +7,16 @@ from typing import NoReturn
 
 import numpy as np
 
+from fedkd.clients.base import Client
+from fedkd.clients.faults import Poison
 from fedkd.data.federated import ClientData
 from fedkd.errors import UserError
-from fedkd.federation.client import Client
-from fedkd.federation.faults import ClientFaults
-from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays
 from fedkd.models.estimator import EstimatorModel
 from fedkd.models.incremental import IncrementalModel
-from fedkd.scenario.schema import Scenario
+from fedkd.plan.plan import Plan
 from fedkd.training.evaluate import score
+from fedkd.training.executor import Training
 
 TRAINED_ROUND = "trained_round"
 
@@ -25,29 +25,29 @@ class EstimatorClient(Client):
     """Fits an estimator, and fits it anew when guidance arrives (see `fedkd.models.estimator`).
 
     Args:
-        scenario: The resolved scenario.
+        plan: What to simulate.
         index: Client index, 0-based.
         data: The client's samples, the transfer set and the common test set.
-        strategy: The fusion strategy.
         model: The estimator behind its adapter.
-        faults: What goes wrong with the client; None: nothing.
+        poison: What makes the client a poisoned one; None: nothing does.
     """
 
     def __init__(
         self,
-        scenario: Scenario,
+        plan: Plan,
         index: int,
         data: ClientData,
-        strategy: FusionStrategy | None,
         model: EstimatorModel | IncrementalModel,
-        faults: ClientFaults | None = None,
+        poison: Poison | None = None,
     ) -> None:
-        super().__init__(scenario, index, data, strategy, faults)
+        super().__init__(plan, index, data, poison)
         self.model = model
         self._trained_round = 0
 
-    def train(self, round: int, proximal_mu: float = 0.0) -> float:
+    def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Fit on the client's own samples and its last guidance; return the log loss on its own samples."""
+        yield from ()  # an estimator fits itself: there is no job for an executor
+        self._forget_guidance()
         x, y, _ = self._training_work(1, round)
         if not len(y):
             return nan
@@ -55,9 +55,9 @@ class EstimatorClient(Client):
         self.model.fit(x, y, self.data.transfer_x, self._seed("train", round))
         return score(self.predict(x), y).loss
 
-    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> None:
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Refit on the samples of the last training together with the guidance, or distil it."""
-        assert self._strategy is not None
+        yield from ()
         rows = np.arange(len(self.data.transfer_x)) if samples is None else samples
         if self._scenario.fusion.distill_epochs == 0 or len(rows) == 0:
             return

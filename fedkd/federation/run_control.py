@@ -1,4 +1,4 @@
-"""What a run needs besides the scenario."""
+"""What a run needs besides its plan."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fedkd.tracking.events import RunObserver
 
 
 @dataclass(frozen=True)
-class Session:
-    """What a run needs besides the scenario: where it writes, who watches, and when to stop.
+class RunControl:
+    """Where a run writes, who watches it, and when it stops.
 
     Args:
         folder: The run folder; `scenario.toml` is already in it.

@@ -10,32 +10,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.clients.base import Client, Split
+from fedkd.clients.faults import Poison
+from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.federation.client import Client, Split
-from fedkd.federation.faults import ClientFaults
-from fedkd.federation.side import Side
-from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays, FitSummary
-from fedkd.randomness import derive_seed, torch_generator
-from fedkd.scenario.schema import Scenario
-from fedkd.training.device import prepare_inputs, prepare_model
+from fedkd.plan.plan import Plan
+from fedkd.randomness import torch_generator
+from fedkd.training.device import prepare_inputs
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
-from fedkd.training.executor import Training, complete_alone
+from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
+FEATURES_BATCH = 256
+
 
 @dataclass
-class Workspace:
-    """Where the clients of one process work in turn when weights are exchanged.
+class SharedModel:
+    """The one model in which the clients of a process work in turn where every message brings weights along.
 
-    Every message brings its weights along, so one model serves them all; and as all of them evaluate the same
-    fused weights, the common test set is evaluated once a round.
+    As all of them evaluate the same fused weights, the common test set is evaluated once a round.
     """
 
-    model: nn.Module
+    network: nn.Module
     global_score: tuple[int, Score] | None = None
     """Round and score of the last evaluation on the common test set."""
 
@@ -44,46 +44,40 @@ class TorchClient(Client):
     """Trains a torch module by gradients, on its own samples and on guidance.
 
     Args:
-        scenario: The resolved scenario.
+        plan: What to simulate.
         index: Client index, 0-based.
         data: The client's samples, the transfer set and the common test set.
-        strategy: The fusion strategy; None where weights are exchanged with one of Flower's.
-        device: Where the model lives.
-        build: Makes the client's model from the seed of its initial weights.
-        workspace: What the clients of a process share where weights are exchanged; None elsewhere.
-        faults: What goes wrong with the client; None: nothing.
+        model: The client's own network, on its device; or the one that the clients of a process share.
+        poison: What makes the client a poisoned one; None: nothing does.
     """
 
     def __init__(
         self,
-        scenario: Scenario,
+        plan: Plan,
         index: int,
         data: ClientData,
-        strategy: FusionStrategy | None,
-        device: torch.device,
-        build: Callable[[int], nn.Module],
-        workspace: Workspace | None = None,
-        faults: ClientFaults | None = None,
+        model: nn.Module | SharedModel,
+        poison: Poison | None = None,
     ) -> None:
-        super().__init__(scenario, index, data, strategy, faults)
-        self._device = device
-        self._workspace = workspace
-        if workspace is not None:
-            self.model: nn.Module = workspace.model
-        else:
-            # Weights can be averaged only among networks that began alike.
-            averaged = strategy is not None and "weights" in strategy.needs
-            seed = derive_seed(scenario.seed, "initial-weights", client=None if averaged else index)
-            self.model = prepare_model(build(seed), device)
+        super().__init__(plan, index, data, poison)
+        self._shared = model if isinstance(model, SharedModel) else None
+        self.model: nn.Module = model.network if isinstance(model, SharedModel) else model
+        self._device = next(self.model.parameters()).device
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether other clients of the process work in the same model, so that only one can at a time."""
+        return self._shared is not None
 
     # Training -----------------------------------------------------------------------------------------
 
-    def train(self, round: int, proximal_mu: float = 0.0) -> float:
+    def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss."""
         training = self._scenario.training
         x, y, epochs = self._training_work(training.local_epochs, round)
+        self._forget_guidance()
         optimizer = self._optimizer(round, training.lr)
-        sends_weights = self._strategy is not None and "weights" in self._strategy.needs
+        sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
         job = TrainJob(
             self.model,
@@ -97,7 +91,7 @@ class TorchClient(Client):
             autocast=training.autocast,
             correction=self._gradient_correction(round),
         )
-        result = complete_alone(self._private_training(job, round))
+        result = yield from self._private_training(job, round)
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         return result.loss
 
@@ -110,7 +104,7 @@ class TorchClient(Client):
         return (yield job)
 
     def _gradient_correction(self, round: int) -> list[Tensor] | None:
-        correction = self._strategy.gradient_correction(Side(self, round)) if self._strategy else None
+        correction = self._strategy.gradient_correction(RoundView(self, round))
         if correction is None:
             return None
         return [
@@ -122,10 +116,8 @@ class TorchClient(Client):
     def _local_loss(self, proximal_mu: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
         """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds."""
         received = [p.detach().clone() for p in self.model.parameters()] if proximal_mu else []
-        taught = None
-        if self._strategy is not None and self._kept:
-            taught = self._strategy.local_loss(self._kept)
-        with_features = taught is not None and "features" in self._strategy.needs  # type: ignore[union-attr]
+        taught = self._strategy.local_loss(self._kept) if self._kept else None
+        with_features = taught is not None and "features" in self._strategy.needs
 
         def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
             features = model.features(inputs) if with_features else None  # type: ignore[operator]
@@ -141,10 +133,9 @@ class TorchClient(Client):
 
         return loss
 
-    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> None:
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
         fusion, training, strategy = self._scenario.fusion, self._scenario.training, self._strategy
-        assert strategy is not None
         transfer_x = self.data.transfer_x if samples is None else self.data.transfer_x[samples]
         if fusion.distill_epochs == 0 or len(transfer_x) == 0:
             return
@@ -172,7 +163,7 @@ class TorchClient(Client):
             seed=self._seed("distill", round),
             autocast=training.autocast,
         )
-        complete_alone(self._guidance_training(job))
+        yield from self._guidance_training(job)
 
     def _private_order(self, length: int, round: int) -> np.ndarray:
         """Return `length` indices of own samples: whole shuffles of the shard, one after another."""
@@ -206,21 +197,21 @@ class TorchClient(Client):
         """Return logits `[n, C]` float32 in evaluation mode."""
         return predict_logits(self._predictor(), self._on_device(x)).cpu().numpy()
 
-    def features(self, x: np.ndarray, batch_size: int = 256) -> np.ndarray:
+    def features(self, x: np.ndarray) -> np.ndarray:
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
         model: Any = self._predictor()
         found = predict_in_batches(
-            model, lambda batch: model.features(batch).flatten(1), self._on_device(x), batch_size
+            model, lambda batch: model.features(batch).flatten(1), self._on_device(x), FEATURES_BATCH
         )
         return found.cpu().numpy()
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to, the common test set once a process."""
-        if self._workspace is None or split == "local":
+        if self._shared is None or split == "local":
             return self.evaluate(split)
-        known = self._workspace.global_score
+        known = self._shared.global_score
         if known is None or known[0] != round:
-            known = self._workspace.global_score = (round, self.evaluate("global"))
+            known = self._shared.global_score = (round, self.evaluate("global"))
         return known[1]
 
     # State --------------------------------------------------------------------------------------------
@@ -239,9 +230,9 @@ class TorchClient(Client):
 
     def model_state(self) -> dict[str, np.ndarray]:
         """Return the weights; nothing where every message brings them along."""
-        return {} if self.exchanges_weights else self.weights()
+        return {} if self._shared is not None else self.weights()
 
     def restore_model(self, arrays: Arrays) -> None:
         """Put the weights back."""
-        if not self.exchanges_weights:
+        if self._shared is None:
             self.load_weights(arrays)

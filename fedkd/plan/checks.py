@@ -1,12 +1,13 @@
-"""What no single field can know: values of a scenario that contradict each other."""
+"""What no single field can know: values of a scenario that contradict each other, names nobody has."""
 
 from __future__ import annotations
 
+from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError
+from fedkd.models.registry import MODELS
+from fedkd.scenario.load import PATH_DATASETS
 from fedkd.scenario.schema import Data, Partition, Scenario, TaskStream
 
-PATH_DATASETS = ("npz", "image-folder")
-"""Data sets that are read from the ``path`` of their arguments."""
 DRAWN_TRANSFERS = ("holdout", "noise")
 """Transfer sources that are no other data set."""
 
@@ -33,10 +34,6 @@ def check_scenario(scenario: Scenario) -> None:
 
 
 def _check_names(scenario: Scenario) -> None:
-    # The registries are tables of names; what they name is imported only when it is used.
-    from fedkd.data.registry import DATASETS, PARTITIONS
-    from fedkd.models.registry import MODELS
-
     scheme = scenario.data.partition.scheme
     named = [
         (PARTITIONS, "data.partition.scheme", scheme),
@@ -111,8 +108,6 @@ def _check_stream(tasks: TaskStream) -> None:
 
 
 def _check_stream_data(tasks: TaskStream, data: Data) -> None:
-    from fedkd.data.registry import DATASETS
-
     for index, name in enumerate(tasks.datasets):
         key = f"continual.tasks.datasets.{index}"
         try:
@@ -136,8 +131,6 @@ def _check_clients(scenario: Scenario) -> None:
 
 
 def _check_partition(partition: Partition) -> None:
-    from fedkd.data.registry import PARTITIONS
-
     scheme, samples = partition.scheme, partition.samples_per_client
     plugged_in = scheme not in PARTITIONS.builtin
     if partition.args and not plugged_in:

@@ -1,0 +1,96 @@
+"""From a plan and the federation's data to clients."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import nn
+
+from fedkd.clients.base import Client
+from fedkd.clients.estimator_client import EstimatorClient
+from fedkd.clients.faults import poison_of
+from fedkd.clients.stream_client import StreamClient
+from fedkd.clients.torch_client import SharedModel, TorchClient
+from fedkd.data.load import Data, first_task
+from fedkd.data.stream import FederatedStream
+from fedkd.models.build import ModelFactory
+from fedkd.models.incremental import client_estimator
+from fedkd.plan.plan import Plan
+from fedkd.randomness import derive_seed
+from fedkd.training.device import prepare_model, resolve_device
+from fedkd.training.weights import weights_of
+
+
+class ClientFactory:
+    """Makes the clients of one process.
+
+    Where every message brings the weights along, all of them work in one model.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data, or those of all its tasks.
+    """
+
+    def __init__(self, plan: Plan, data: Data) -> None:
+        self.plan = plan
+        self.data = data
+        self._device = resolve_device(plan.scenario.engine.device)
+        self._models = model_factories(plan, data)
+        self._shared: SharedModel | None = None
+
+    def build(self, index: int) -> Client:
+        """Return client `index` as it is before the first round."""
+        plan, data = self.plan, self.data
+        poison = poison_of(plan.scenario, index, first_task(data).label_distribution)
+        model = self._model(index)
+        if isinstance(data, FederatedStream):
+            assert isinstance(model, nn.Module | SharedModel)
+            return StreamClient(plan, index, data, model, poison)
+        own = data.client(index)
+        if isinstance(model, nn.Module | SharedModel):
+            return TorchClient(plan, index, own, model, poison)
+        estimator = client_estimator(self._models[index].fresh, own.classes)
+        return EstimatorClient(plan, index, own, estimator, poison)
+
+    def _model(self, index: int) -> object:
+        if self.plan.strategy.brings_model:
+            if self._shared is None:
+                network = initial_network(self.plan, self._models[index])
+                self._shared = SharedModel(prepare_model(network, self._device))
+            return self._shared
+        # Weights can be averaged only among networks that began alike.
+        averaged = "weights" in self.plan.strategy.needs
+        seed = self.plan.scenario.seed
+        model = self._models[index].make(
+            derive_seed(seed, "initial-weights", client=None if averaged else index)
+        )
+        return prepare_model(model, self._device) if isinstance(model, nn.Module) else model
+
+
+def model_outputs(plan: Plan, data: Data) -> int:
+    """Return the number of outputs of every client's model."""
+    if isinstance(data, FederatedStream):
+        assert plan.learner is not None
+        return data.outputs + plan.learner.superfluous
+    return data.classes
+
+
+def model_factories(plan: Plan, data: Data) -> list[ModelFactory]:
+    """Return what makes the model of each client, N of them."""
+    shape, outputs, search = data.input_shape, model_outputs(plan, data), tuple(plan.scenario.plugin_path)
+    made = {id(group): ModelFactory(group, shape, outputs, search) for group in plan.groups}
+    return [made[id(group)] for group in plan.groups]
+
+
+def initial_network(plan: Plan, factory: ModelFactory) -> nn.Module:
+    """Return the network that all clients of a federation begin with whose weights are averaged."""
+    network = factory.make(derive_seed(plan.scenario.seed, "initial-weights"))
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def initial_weights(plan: Plan, data: Data) -> dict[str, np.ndarray]:
+    """Return the weights that a strategy starts from whose messages bring the model along; else nothing."""
+    if not plan.strategy.brings_model:
+        return {}
+    network = prepare_model(initial_network(plan, model_factories(plan, data)[0]), "cpu")
+    return weights_of(network)

@@ -1,0 +1,72 @@
+"""What a poisoned client does: with the labels it learns from, and with what it uploads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fedkd.fusion.kinds import Kind
+from fedkd.plan.poisoned import poisoned_clients, victim_of
+from fedkd.scenario.schema import Scenario
+
+
+@dataclass(frozen=True, eq=False)
+class Poison:
+    """What a poisoned client does.
+
+    Args:
+        kind: As in the scenario's `faults.poison`.
+        victim: Class distribution `[C]` that an imitator feigns.
+    """
+
+    kind: Literal["random", "flipped", "imitation"]
+    victim: np.ndarray
+
+    def labels(self, labels: np.ndarray, classes: int) -> np.ndarray:
+        """Return the labels it trains on: C − 1 − y if they are flipped."""
+        return classes - 1 - labels if self.kind == "flipped" else labels
+
+    def fake(self, kind: Kind, values: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return what it uploads in place of what it knows.
+
+        Args:
+            kind: What the values are. Without some of them, such as indices, an upload would not even look
+                right: they stay.
+            values: What an honest client would send.
+            generator: Of its own draws.
+        """
+        if self.kind == "flipped" or kind.is_honest:
+            return values
+        if kind.is_logits_of_samples and self.kind == "imitation":
+            return imitate(len(values), self.victim, generator)
+        if np.issubdtype(values.dtype, np.floating):
+            spread = max(float(np.std(values)), 1.0) if values.size else 1.0
+            return (spread * generator.standard_normal(values.shape)).astype(values.dtype)
+        shares = self.victim / self.victim.sum() if self.kind == "imitation" else None
+        return generator.choice(len(self.victim), values.shape, p=shares).astype(values.dtype)
+
+
+def imitate(samples: int, victim: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return confident nonsense, logits `[M, C]` whose mean prediction is a victim's class distribution.
+
+    Every sample gets a class drawn from that distribution, whatever the sample is.
+    """
+    drawn = generator.choice(len(victim), samples, p=victim / victim.sum())
+    return (10.0 * np.eye(len(victim))[drawn]).astype(np.float32)
+
+
+def poison_of(scenario: Scenario, client: int, label_distribution: Callable[[], np.ndarray]) -> Poison | None:
+    """Return what makes a client a poisoned one; None: nothing does.
+
+    Args:
+        scenario: The resolved scenario.
+        client: Client index.
+        label_distribution: Returns the share of every class among each client's training labels, `[N, C]`;
+            asked for a poisoned client alone.
+    """
+    if client not in poisoned_clients(scenario):
+        return None
+    return Poison(scenario.faults.poison, label_distribution()[victim_of(scenario, client)])

@@ -1,0 +1,128 @@
+"""What leaves a client passes one list of stages, predictions and weights alike; its bytes are counted after.
+
+A stage has two halves: `leave` on the client and `arrive` on the server, which undoes what can be undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fedkd.clients.faults import Poison
+from fedkd.errors import TrainingDiverged
+from fedkd.fusion.kinds import Kind
+
+Kinds = Mapping[str, Kind]
+"""What each array of an upload is, as the strategy says."""
+Generators = Callable[[str], np.random.Generator]
+"""From a purpose to the client's generator for it in this round."""
+
+
+class Stage(Protocol):
+    """One thing that happens to an upload on its way."""
+
+    def leave(
+        self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
+    ) -> dict[str, np.ndarray]:
+        """Return what becomes of the arrays on the client."""
+
+    def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
+        """Return what becomes of them on the server."""
+
+
+@dataclass(frozen=True, eq=False)
+class Poisoning:
+    """A poisoned client sends something else."""
+
+    poison: Poison
+
+    def leave(
+        self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
+    ) -> dict[str, np.ndarray]:
+        """Return fakes of all that can be faked."""
+        generator = generators("poison")
+        return {name: self.poison.fake(kinds[name], values, generator) for name, values in arrays.items()}
+
+    def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
+        """Return the arrays: nobody can tell."""
+        return arrays
+
+
+@dataclass(frozen=True)
+class Finite:
+    """What is not a number is told where it comes from, not where it is fused."""
+
+    def leave(
+        self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
+    ) -> dict[str, np.ndarray]:
+        """Return the arrays.
+
+        Raises:
+            TrainingDiverged: Some values are NaN.
+        """
+        for name, values in arrays.items():
+            if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
+                raise TrainingDiverged(f"{name} are not numbers (NaN); a lower training.lr may help")
+        return arrays
+
+    def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
+        """Return the arrays; what strategies are handed is checked once more, whoever it is from."""
+        return arrays
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Predictions and weights travel in this floating-point type."""
+
+    dtype: str
+
+    def leave(
+        self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
+    ) -> dict[str, np.ndarray]:
+        """Return predictions and weights rounded."""
+        return {name: self._rounded(kinds[name], values) for name, values in arrays.items()}
+
+    def _rounded(self, kind: Kind, values: np.ndarray) -> np.ndarray:
+        rounds = (kind.is_prediction or kind is Kind.WEIGHTS) and np.issubdtype(values.dtype, np.floating)
+        return values.astype(self.dtype) if rounds else values
+
+    def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
+        """Return weights in float32, in which they are averaged; how to read predictions strategies know."""
+        return {
+            name: values.astype(np.float32) if kinds[name] is Kind.WEIGHTS and _is_half(values) else values
+            for name, values in arrays.items()
+        }
+
+
+def upload_stages(dtype: str, poison: Poison | None = None) -> tuple[Stage, ...]:
+    """Return the stages of a client's uploads, in order.
+
+    Args:
+        dtype: As `fusion.upload_dtype`.
+        poison: What makes the client a poisoned one; None: nothing.
+    """
+    hostile: tuple[Stage, ...] = () if poison is None else (Poisoning(poison),)
+    return (*hostile, Finite(), Precision(dtype))
+
+
+def leave(
+    stages: Sequence[Stage], arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
+) -> dict[str, np.ndarray]:
+    """Return what is sent: the arrays after the client's half of every stage."""
+    for stage in stages:
+        arrays = stage.leave(arrays, kinds, generators)
+    return arrays
+
+
+def arrive(stages: Sequence[Stage], arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
+    """Return what is received: the arrays after the server's half of every stage, the last one first."""
+    for stage in reversed(stages):
+        arrays = stage.arrive(arrays, kinds)
+    return arrays
+
+
+def _is_half(values: np.ndarray) -> bool:
+    return values.dtype == np.float16

@@ -1,0 +1,149 @@
+"""Flower's own strategies at work: they average weights.
+
+Every client has the same architecture. Batch-normalisation statistics are averaged like parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedkd.clients.upload import Stage, arrive
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record, to_record
+from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.views import Arrays
+from fedkd.namespaces import below, under
+from fedkd.server.fusing import FusionReport
+
+WEIGHTS = "weights/"
+STRATEGY = "strategy/"
+
+
+class FlowerAveraging:
+    """Has one of Flower's strategies average the clients' weights (see `ServerStrategy`).
+
+    Every message brings the newest average along, which is all that clients start from.
+
+    Args:
+        strategy: Flower's.
+        half: What clients do for it.
+        weights: What all clients begin with.
+        stages: What uploads have passed on their way.
+    """
+
+    def __init__(
+        self, strategy: Strategy, half: ClientHalf, weights: Arrays, stages: Sequence[Stage] = ()
+    ) -> None:
+        self._strategy = strategy
+        self._half = half
+        self._weights = to_record(weights)
+        self._stages = stages
+
+    def introduce(self, node_of_client: Mapping[int, int]) -> None:
+        """Take no notice: every node is sent the same."""
+
+    def begin_task(self, task: int) -> None:
+        """Go on: weights know no tasks."""
+
+    def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return what Flower's strategy has the nodes do."""
+        return list(self._strategy.configure_train(round, self._weights, config, nodes))
+
+    def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return what Flower's strategy has the nodes do."""
+        return list(self._strategy.configure_evaluate(round, self._weights, config, nodes))
+
+    def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return the average for all nodes, under which they end their task."""
+        settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
+        return [
+            Message(
+                RecordDict({msg.CONFIG: settings, msg.ARRAYS: self._weights}),
+                node,
+                msg.END_TASK,
+                group_id=str(round),
+            )
+            for node in nodes.get_node_ids()
+        ]
+
+    def fuse(self, round: int, replies: Sequence[Message]) -> None:
+        """Have Flower's strategy average what clients sent, in client order."""
+        for reply in replies:
+            arrays = from_record(reply.content.array_records[msg.ARRAYS])
+            reply.content[msg.ARRAYS] = to_record(arrive(self._stages, arrays, self._half.kinds_of(arrays)))
+        weights, _ = self._strategy.aggregate_train(round, list(replies))
+        if weights is not None:
+            self._weights = in_precision_of(self._weights, weights)
+
+    def report(self) -> FusionReport | None:
+        """Return None: everybody receives the same."""
+        return None
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the average, and what Flower's strategy carries from round to round."""
+        return under(STRATEGY, strategy_state(self._strategy)) | under(WEIGHTS, from_record(self._weights))
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`."""
+        weights = below(WEIGHTS, arrays)
+        # The order of a model's tensors is part of what Flower's strategies rely on; a file does not keep it.
+        self._weights = to_record({name: weights[name] for name in self._weights})
+        restore_strategy(self._strategy, below(STRATEGY, arrays))
+
+
+def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:
+    """Return the arrays that a Flower strategy carries from round to round (moments, current weights).
+
+    Flower's strategies keep them as attributes: a record, a dict or list of arrays, or a number.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for attribute, value in vars(strategy).items():
+        if isinstance(value, ArrayRecord):
+            value = from_record(value)
+            kind = "record"
+        elif isinstance(value, dict) and value and all(isinstance(v, np.ndarray) for v in value.values()):
+            kind = "dict"
+        elif isinstance(value, list) and value and all(isinstance(v, np.ndarray) for v in value):
+            value = {str(position): item for position, item in enumerate(value)}
+            kind = "list"
+        else:
+            continue
+        # The position is kept because Flower's strategies pair arrays up by their order; a file keeps none.
+        arrays |= {
+            f"{kind}|{attribute}|{position:05d}|{name}": item
+            for position, (name, item) in enumerate(value.items())
+        }
+    return arrays
+
+
+def restore_strategy(strategy: Strategy, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put back what `strategy_state` returned."""
+    groups: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for key in sorted(arrays):
+        kind, attribute, _, name = key.split("|", 3)
+        groups.setdefault((kind, attribute), {})[name] = arrays[key]
+    for (kind, attribute), items in groups.items():
+        if kind == "record":
+            setattr(strategy, attribute, to_record(items))
+        elif kind == "list":
+            setattr(strategy, attribute, list(items.values()))
+        else:
+            setattr(strategy, attribute, items)
+
+
+def in_precision_of(model: ArrayRecord, fused: ArrayRecord) -> ArrayRecord:
+    """Return fused weights in the model's own types.
+
+    Some strategies compute in float64, and their result would travel at twice the size.
+    """
+    arrays = {}
+    for name, array in fused.items():
+        wanted = np.dtype(model[name].dtype)
+        values = np.rint(array.numpy()) if np.issubdtype(wanted, np.integer) else array.numpy()
+        arrays[name] = np.asarray(values, dtype=wanted)
+    return to_record(arrays)

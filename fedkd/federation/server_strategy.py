@@ -1,0 +1,52 @@
+"""What the loop of rounds asks of a server's strategy, whatever kind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from fedkd.server.fusing import FusionReport
+
+
+class ServerStrategy(Protocol):
+    """Decides what clients are sent, and makes something of what they send back.
+
+    Met by `KnowledgeFusion`, which fuses knowledge, and by `FlowerAveraging`, which has one of Flower's
+    strategies average weights.
+    """
+
+    def introduce(self, node_of_client: Mapping[int, int]) -> None:
+        """Say which node simulates each client."""
+
+    def begin_task(self, task: int) -> None:
+        """Get ready for a task of a stream, which begins with the next round."""
+
+    def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return the messages that have the nodes train, with what waits for them."""
+
+    def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return the messages that have the nodes evaluate, with what waits for them."""
+
+    def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return the messages that have the nodes end their task, with what waits for them."""
+
+    def fuse(self, round: int, replies: Sequence[Message]) -> None:
+        """Make something of what clients sent after training.
+
+        Args:
+            round: 1-based.
+            replies: Without errors, in client order.
+        """
+
+    def report(self) -> FusionReport | None:
+        """Return who learned from whom in the last fusion, where that is known."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that a later round depends on."""
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`."""

@@ -1,0 +1,128 @@
+"""The strategy's own keys of ``[fusion]``, the learner's of ``[continual]``: checked and bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fedkd.errors import UserError, did_you_mean
+from fedkd.explain import show_value
+from fedkd.hyperparameters import build_part, hyperparameters_of
+from fedkd.scenario.schema import Continual, Fusion, Section
+
+if TYPE_CHECKING:
+    from fedkd.continual.learner import Learner
+    from fedkd.fusion.strategy import ClientHalf
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the scenario that names a part and holds that part's hyper-parameters as well."""
+
+    name: str
+    kind: str
+    section: type[Section]
+
+    @property
+    def key(self) -> str:
+        """The key that names the part."""
+        return f"{self.name}.{self.kind}"
+
+    def check_names(self, part: str, given: Iterable[str], known: Iterable[str]) -> None:
+        """Refuse a key that neither the table nor the part knows."""
+        allowed = [*known, *self.section.model_fields]
+        for name in given:
+            if name not in allowed:
+                raise UserError(
+                    f"unknown key for {self.kind} '{part}'; {did_you_mean(name, allowed)}",
+                    key=f"{self.name}.{name}",
+                )
+
+    def filled_in(self, given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all hyper-parameters as the table may hold them, once those given have the right types."""
+        for name, value in given.items():
+            _check_like(value, values[name], key=f"{self.name}.{name}")
+        return {name: _as_toml(value) for name, value in values.items() if value is not None}
+
+
+FUSION = Table("fusion", "strategy", Fusion)
+CONTINUAL = Table("continual", "learner", Continual)
+
+
+def bind_strategy(fusion: Fusion, search: Sequence[str] = ()) -> tuple[ClientHalf, dict[str, Any]]:
+    """Return the strategy of a scenario, and its hyper-parameters with every default filled in.
+
+    Of one of Flower's strategies it is the client's half; the server's is made where the server is.
+
+    Args:
+        fusion: The table as the user wrote it; its extra keys are the hyper-parameters.
+        search: Folders of plug-ins.
+
+    Raises:
+        UserError: No such strategy, or it does not know a key or allow a value.
+    """
+    from fedkd.fusion.registry import load_strategy_class
+
+    if fusion.from_flower:
+        return _bind_flower(fusion)
+    return _bind(FUSION, fusion.strategy, fusion.model_extra, lambda name: load_strategy_class(name, search))
+
+
+def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Learner, dict[str, Any]]:
+    """Return the learner of a scenario, and its hyper-parameters with every default filled in.
+
+    Args:
+        continual: The table as the user wrote it; its extra keys are the hyper-parameters.
+        search: Folders of plug-ins.
+
+    Raises:
+        UserError: No such learner, or it does not know a key or allow a value.
+    """
+    from fedkd.continual.registry import load_learner_class
+
+    name = continual.learner
+    return _bind(CONTINUAL, name, continual.model_extra, lambda name: load_learner_class(name, search))
+
+
+def _bind(
+    table: Table, name: str, extra: Mapping[str, Any] | None, load: Callable[[str], type[Part]]
+) -> tuple[Part, dict[str, Any]]:
+    given = dict(extra or {})
+    try:
+        cls = load(name)
+        known = [parameter.name for parameter in hyperparameters_of(cls)]
+        table.check_names(name, given, known)
+        part = build_part(cls, name, given, key=table.key)
+    except UserError as error:
+        raise error.at(key=table.key) from None
+    return part, table.filled_in(given, {name: getattr(part, name) for name in known})
+
+
+def _bind_flower(fusion: Fusion) -> tuple[ClientHalf, dict[str, Any]]:
+    from fedkd.fusion.weight_exchange import WeightExchange
+    from fedkd.plan.flower import flower_hyperparameters, make_flower_strategy
+
+    given = dict(fusion.model_extra or {})
+    defaults = flower_hyperparameters(fusion.strategy)
+    FUSION.check_names(fusion.strategy, given, defaults)
+    for name, value in given.items():
+        _check_like(value, defaults[name], key=f"fusion.{name}")
+    make_flower_strategy(fusion.strategy, given)
+    # What has no default was given: Flower's strategy was built without complaint.
+    return WeightExchange(fusion.strategy), FUSION.filled_in({}, {**defaults, **given})
+
+
+def _check_like(value: Any, model: Any, *, key: str) -> None:
+    """Check that `value` has the type of `model`: true is no number, and neither is "3"."""
+    kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    kind = type(model)
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if kind in kinds and not fits:
+        raise UserError(f"must be {kinds[kind]}, got {show_value(value)}", key=key)
+
+
+def _as_toml(value: Any) -> Any:
+    return [_as_toml(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,72 @@
+"""Scenario files in, plans out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.plan.plan import Plan, resolve
+from fedkd.scenario.load import read_scenario, read_toml
+from fedkd.scenario.overrides import apply_overrides
+from fedkd.scenario.schema import Scenario
+
+
+def load_plan(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Plan:
+    """Read, check and resolve a scenario file.
+
+    Args:
+        path: The TOML file.
+        overrides: ``key=value`` texts of ``--set``, applied in order.
+        seed: Replaces the file's seed.
+
+    Raises:
+        UserError: The first thing that is wrong, with the file and the key.
+    """
+    mapping = read_toml(path)
+    from_command_line = apply_overrides(mapping, overrides)
+    if seed is not None:
+        mapping["seed"] = seed
+        from_command_line.add("seed")
+    try:
+        return parse_plan(mapping, file=str(path), folder=Path(path).parent)
+    except UserError as error:
+        if any(f"{error.key}.".startswith(f"{key}.") for key in from_command_line):
+            error = UserError(f"{error.message} (set on the command line)", key=error.key, file=error.file)
+        raise error from None
+
+
+def parse_plan(
+    mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
+) -> Plan:
+    """Check and resolve a scenario given as nested tables.
+
+    Args:
+        mapping: What the TOML file would hold.
+        file: Name for error messages.
+        folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    try:
+        return resolve(read_scenario(mapping, file=file, folder=folder))
+    except UserError as error:
+        raise error.at(file=file) from None
+
+
+def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
+    """Return the resolved scenario of a file (see `load_plan`).
+
+    It stands alone: every default is filled in, and its own folder is named where files beside it are, so
+    that it means the same in a run folder and in another process.
+    """
+    return load_plan(path, overrides, seed).scenario
+
+
+def parse_scenario(
+    mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
+) -> Scenario:
+    """Return the resolved scenario of nested tables (see `parse_plan`)."""
+    return parse_plan(mapping, file=file, folder=folder).scenario

@@ -1,0 +1,78 @@
+"""A scenario resolved once, and handed to everybody who has a part in its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from fedkd.models.mix import client_models
+from fedkd.plan.checks import check_one_architecture, check_scenario
+from fedkd.plan.hyperparameters import bind_learner, bind_strategy
+from fedkd.plan.schedule import Schedule, draw_schedule
+from fedkd.plugins import import_plugins
+from fedkd.scenario.load import scenario_from_json
+from fedkd.scenario.schema import ClientGroup, Scenario, Section
+from fedkd.scenario.stream import resolve_stream
+
+if TYPE_CHECKING:
+    from fedkd.continual.learner import Learner
+    from fedkd.fusion.strategy import ClientHalf
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A scenario whose names have been looked up and whose hyper-parameters are bound.
+
+    It stays in its process: another one is sent the scenario and resolves it for itself (`open_plan`).
+
+    Attributes:
+        scenario: What to simulate, every default filled in: it loads back to an equal plan.
+        strategy: The fusion strategy, or the client's half of one of Flower's.
+        learner: How clients learn a stream of tasks; None without one.
+        schedule: Who takes part when, and which task each client learns then.
+        groups: The group of every client's model, N of them.
+    """
+
+    scenario: Scenario
+    strategy: ClientHalf
+    learner: Learner | None
+    schedule: Schedule
+    groups: tuple[ClientGroup, ...]
+
+    def evaluates(self, round: int) -> bool:
+        """Return whether a round is evaluated: every so many, the last, and every one that ends a task."""
+        scenario = self.scenario
+        regular = round % scenario.evaluate_every == 0 or round == scenario.rounds
+        return regular or bool(self.schedule.ending(round))
+
+    def on_device(self, device: Literal["auto", "cpu", "cuda"]) -> Plan:
+        """Return the plan with all clients on one kind of device."""
+        engine = self.scenario.engine.model_copy(update={"device": device})
+        return replace(self, scenario=self.scenario.model_copy(update={"engine": engine}))
+
+
+def resolve(scenario: Scenario) -> Plan:
+    """Resolve a scenario; one that is resolved already stays equal.
+
+    Raises:
+        UserError: The first thing that is wrong: a name that nobody has, values that contradict each other, a
+            hyper-parameter that its strategy or learner does not know or allow.
+    """
+    import_plugins(scenario)
+    scenario = resolve_stream(scenario)
+    check_scenario(scenario)
+    strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
+    tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=hyperparameters)}
+    learner = None
+    if scenario.continual is not None:
+        learner, hyperparameters = bind_learner(scenario.continual, scenario.plugin_path)
+        tables["continual"] = scenario.continual.model_copy(update=hyperparameters)
+    if scenario.fusion.from_flower:
+        check_one_architecture(scenario)
+    scenario = scenario.model_copy(update=tables)
+    return Plan(scenario, strategy, learner, draw_schedule(scenario), tuple(client_models(scenario)))
+
+
+def open_plan(scenario_json: str) -> Plan:
+    """Return the plan of a scenario that travelled as ``scenario.model_dump_json()``."""
+    return resolve(scenario_from_json(scenario_json))

@@ -1,0 +1,208 @@
+"""Who takes part in which round, and which task each client learns then.
+
+A schedule is drawn once for a run, from the scenario and its seed; nobody else computes a task from a round.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import task_count
+
+
+class Span(NamedTuple):
+    """Consecutive rounds that a client spends on one task, both ends included; rounds count from 1."""
+
+    task: int | None
+    """0-based; None: there is no stream."""
+    first: int
+    last: int
+
+
+Course = tuple[Span, ...]
+"""What a client does over a run, in the order of rounds. In a round that no span covers it is not there."""
+
+
+@dataclass(frozen=True)
+class Participation:
+    """By which rule those clients that are there take part in a round, or do not.
+
+    Attributes:
+        seed: The scenario's seed.
+        clients_per_round: Clients that are sampled, without replacement; None: all of them.
+        dropout: Probability that a sampled client does not take part; one always does.
+    """
+
+    seed: int
+    clients_per_round: int | None = None
+    dropout: float = 0.0
+
+    def present(self, members: Sequence[int], round: int) -> tuple[int, ...]:
+        """Return the clients, ascending, that take part in a round.
+
+        Args:
+            members: Those that are there, ascending.
+            round: 1-based.
+        """
+        sampled = list(members)
+        if self.clients_per_round is not None and self.clients_per_round < len(members):
+            generator = numpy_generator(self.seed, "cohort", round=round)
+            places = generator.choice(len(members), self.clients_per_round, replace=False)
+            sampled = sorted(members[int(place)] for place in places)
+        if self.dropout == 0.0 or not sampled:
+            return tuple(sampled)
+        draws = {
+            client: numpy_generator(self.seed, "dropout", client=client, round=round).random()
+            for client in sampled
+        }
+        present = [client for client in sampled if draws[client] >= self.dropout]
+        return tuple(present or [max(draws, key=lambda client: (draws[client], client))])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of every client, and who takes part when.
+
+    Attributes:
+        clients: Number of clients N.
+        rounds: Rounds of the run.
+        courses: The distinct courses.
+        course_of: Which of them each client takes, N positions; empty: all take the first.
+        participation: Who of those that are there takes part.
+    """
+
+    clients: int
+    rounds: int
+    courses: tuple[Course, ...]
+    participation: Participation
+    course_of: tuple[int, ...] = ()
+
+    def course(self, client: int) -> Course:
+        """Return what a client does over the run."""
+        return self.courses[self.course_of[client] if self.course_of else 0]
+
+    def task(self, client: int, round: int) -> int | None:
+        """Return the task that a client is at in a round: that of the last span begun; None: no stream.
+
+        Round 0, before any training, counts as the first span's.
+        """
+        return self._span(client, round).task
+
+    def begins(self, client: int, round: int) -> bool:
+        """Return whether a client begins a task with a round."""
+        span = self._span(client, round)
+        return span.task is not None and span.first == round
+
+    def ends(self, client: int, round: int) -> bool:
+        """Return whether a client's task is over with a round."""
+        span = self._span(client, round)
+        return span.task is not None and span.last == round
+
+    def rounds_into_task(self, client: int, round: int) -> int:
+        """Return how many rounds of its present task lie behind a client when a round begins."""
+        return round - self._span(client, round).first
+
+    def ending(self, round: int) -> tuple[int, ...]:
+        """Return the clients whose task is over with a round, ascending."""
+        return tuple(client for client in range(self.clients) if self.ends(client, round))
+
+    def task_ends(self, client: int) -> tuple[int, ...]:
+        """Return the rounds with which the client's spans end, in their order."""
+        return tuple(span.last for span in self.course(client))
+
+    def joins(self, client: int, round: int) -> bool:
+        """Return whether a client is there for the first time in a round."""
+        return self.course(client)[0].first == round
+
+    def leaves(self, client: int, round: int) -> bool:
+        """Return whether a client is there for the last time in a round."""
+        return self.course(client)[-1].last == round
+
+    def is_member(self, client: int, round: int) -> bool:
+        """Return whether a client is there in a round, sampled or not."""
+        span = self._span(client, round)
+        return span.first <= round <= span.last
+
+    def present(self, client: int, round: int) -> bool:
+        """Return whether a client takes part in a round."""
+        return client in self.participants(round)
+
+    def participants(self, round: int) -> tuple[int, ...]:
+        """Return the clients that take part in a round, ascending."""
+        members = [client for client in range(self.clients) if self.is_member(client, round)]
+        return self.participation.present(members, round)
+
+    def _span(self, client: int, round: int) -> Span:
+        course = self.course(client)
+        return course[max(bisect_right(course, round, key=lambda span: span.first) - 1, 0)]
+
+    # As a file ----------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Return the schedule as JSON, which `from_json` reads back."""
+        of_course = self.course_of or (0,) * self.clients
+        courses = [
+            {"clients": [c for c, own in enumerate(of_course) if own == place], "spans": list(course)}
+            for place, course in enumerate(self.courses)
+        ]
+        rule = self.participation
+        table = {
+            "clients": self.clients,
+            "rounds": self.rounds,
+            "participation": {
+                "seed": rule.seed,
+                "clients_per_round": rule.clients_per_round,
+                "dropout": rule.dropout,
+            },
+            "courses": courses,
+        }
+        return json.dumps(table) + "\n"
+
+    @staticmethod
+    def from_json(text: str, *, file: str | None = None) -> Schedule:
+        """Return the schedule that `to_json` wrote.
+
+        Raises:
+            UserError: The text is not such a schedule.
+        """
+        try:
+            table = json.loads(text)
+            place_of = {c: place for place, course in enumerate(table["courses"]) for c in course["clients"]}
+            return Schedule(
+                clients=table["clients"],
+                rounds=table["rounds"],
+                courses=tuple(tuple(Span(*span) for span in course["spans"]) for course in table["courses"]),
+                participation=Participation(**table["participation"]),
+                course_of=()
+                if len(table["courses"]) == 1
+                else tuple(place_of[c] for c in range(table["clients"])),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"not a schedule: {type(error).__name__}: {error}", file=file) from error
+
+
+def draw_schedule(scenario: Scenario) -> Schedule:
+    """Return the schedule of a resolved scenario.
+
+    All clients meet the tasks of a stream in the same order and in lockstep, so they share one course.
+    """
+    if scenario.continual is None:
+        course: Course = (Span(None, 1, scenario.rounds),)
+    else:
+        length = scenario.continual.rounds_per_task
+        course = tuple(
+            Span(task, task * length + 1, (task + 1) * length) for task in range(task_count(scenario))
+        )
+    return Schedule(
+        clients=scenario.data.clients,
+        rounds=scenario.rounds,
+        courses=(course,),
+        participation=Participation(scenario.seed, scenario.clients_per_round, scenario.faults.dropout),
+    )

@@ -1,0 +1,213 @@
+"""A fusion strategy at work over the rounds of a run: knowledge in, guidance out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.views import Arrays, ServerModels
+from fedkd.namespaces import below, under
+from fedkd.randomness import numpy_generator
+from fedkd.server.guidance import check_guidance, parcels
+from fedkd.server.mailbox import Mailbox, Parcel
+
+
+@dataclass(frozen=True, eq=False)
+class ServerKnowledge:
+    """What the server knows besides what clients upload, of a federation or of one of its tasks.
+
+    Args:
+        transfer_size: Number of transfer samples M, for strategies that ask for some of them; None: the whole
+            transfer set is always used.
+        labels: True labels of the transfer set `[M]`, for strategies that need them.
+        models: Makes, for a round, what the server can train; for strategies that train models there.
+        seed: What the server's own draws derive from.
+    """
+
+    transfer_size: int | None = None
+    labels: np.ndarray | None = None
+    models: Callable[[int], ServerModels] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """What a client sent in a round.
+
+    Attributes:
+        round: The round.
+        arrays: Its knowledge by name.
+        samples: Number of its training samples.
+    """
+
+    round: int
+    arrays: Arrays
+    samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class FusionReport:
+    """Who learned how much from whom in a fusion.
+
+    Attributes:
+        clients: The clients whose knowledge was fused, N of them; some may be there with old knowledge.
+        weights: Their effectiveness weights, receiver first, `[N, N]`.
+        present: Those who took part in the round.
+    """
+
+    clients: tuple[int, ...]
+    weights: np.ndarray
+    present: tuple[int, ...]
+
+
+class Fusing:
+    """Fuses what clients upload, in client order, and keeps what it makes of it until it is sent.
+
+    Args:
+        strategy: How knowledge is fused.
+        known: What the server knows besides.
+
+    Attributes:
+        strategy: As given.
+        mailbox: Guidance that waits to be sent.
+        report: On the last fusion, where the strategy has weights; else None.
+    """
+
+    def __init__(self, strategy: FusionStrategy, known: ServerKnowledge) -> None:
+        self.strategy = strategy
+        self.mailbox = Mailbox()
+        self.report: FusionReport | None = None
+        self._known = known
+        self._request: np.ndarray | None = None
+        self._started = False
+        self._memory: dict[str, np.ndarray] = {}
+        self._last: dict[int, Upload] = {}  # the newest of each client, for strategies that use old knowledge
+
+    def begin(self, clients: Iterable[int]) -> None:
+        """Leave the strategy's first words for all clients, before the first round and only then."""
+        if self._started:
+            return
+        self._started = True
+        models = self._models(0)
+        guidance = self.strategy.prologue(models) if models is not None else None
+        if guidance is not None:
+            self._memory = dict(guidance.memory)
+            self.mailbox.put_for_all(clients, Parcel(0, dict(guidance.shared)))
+
+    def begin_task(self, known: ServerKnowledge) -> None:
+        """Forget what was fused of the last task: its transfer samples are not the next one's.
+
+        What a strategy that exchanges weights remembers is about models, and stays.
+
+        Args:
+            known: What the server knows of the next task.
+        """
+        self._known = known
+        if "weights" not in self.strategy.needs:
+            self._memory = {}
+            self._last = {}
+
+    def request(self, round: int) -> np.ndarray | None:
+        """Return the transfer samples that clients shall predict in a round, ascending; None: all of them."""
+        self._request = None
+        if self._known.transfer_size is not None:
+            generator = numpy_generator(self._known.seed, "request", round=round)
+            self._request = self.strategy.request(self._known.transfer_size, self._memory, generator)
+        return self._request
+
+    def fuse(self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int]) -> None:
+        """Fuse the knowledge of a round and leave every client's guidance in the mailbox.
+
+        Args:
+            round: 1-based.
+            uploads: By client.
+            everyone: All clients that are known.
+        """
+        self.report = None
+        if not uploads or self.strategy.sends == "nothing":
+            return
+        if self.strategy.stale_decay is None:
+            known = uploads
+        else:
+            # Copied: the arrays may lie in shared memory that is only lent for the round.
+            self._last |= {
+                client: Upload(upload.round, {k: v.copy() for k, v in upload.arrays.items()}, upload.samples)
+                for client, upload in uploads.items()
+            }
+            known = self._last
+        knowledge = self._knowledge(round, {client: known[client] for client in sorted(known)})
+        with one_blas_thread():
+            guidance = self.strategy.fuse(knowledge, self._memory)
+        check_guidance(guidance, knowledge)
+        self._memory = dict(guidance.memory)
+        if guidance.weights is not None:
+            self.report = FusionReport(knowledge.clients, guidance.weights, tuple(sorted(uploads)))
+        self._post(round, guidance, knowledge, uploads.keys() | guidance.absent.keys(), everyone)
+
+    def _post(
+        self,
+        round: int,
+        guidance: Guidance,
+        knowledge: Knowledge,
+        receivers: Iterable[int],
+        everyone: Iterable[int],
+    ) -> None:
+        tables = parcels(guidance, knowledge)
+        if guidance.everyone:
+            self.mailbox.put_for_all(everyone, Parcel(round, tables[knowledge.clients[0]]))
+            return
+        for client in receivers:
+            if tables[client]:
+                self.mailbox.put(client, Parcel(round, tables[client]))
+
+    def _knowledge(self, round: int, uploads: Mapping[int, Upload]) -> Knowledge:
+        items = list(uploads.values())
+        by_name = {name: [item.arrays[name] for item in items] for name in items[0].arrays}
+        kinds = self.strategy.kinds_of(items[0].arrays)
+        stacked = {kind: np.stack(by_name.pop(name)) for name, kind in kinds.items() if kind.is_stacked}
+        labels = self._known.labels if "transfer_labels" in self.strategy.needs else None
+        if labels is not None and self._request is not None:
+            labels = labels[self._request]
+        return Knowledge(
+            clients=tuple(uploads),
+            logits=stacked.get(Kind.TRANSFER_LOGITS),
+            samples=np.array([item.samples for item in items], dtype=np.int64),
+            label_counts=stacked.get(Kind.LABEL_COUNTS),
+            age=np.array([round - item.round for item in items], dtype=np.int64),
+            extra=by_name,
+            request=self._request,
+            labels=labels,
+            seed=self._known.seed,
+            server=self._models(round),
+        )
+
+    def _models(self, round: int) -> ServerModels | None:
+        wanted = self.strategy.needs & {"weights", "server"}
+        return self._known.models(round) if wanted and self._known.models is not None else None
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that a later round depends on, keyed by client."""
+        arrays = under("memory/", self._memory) | under("pending/", self.mailbox.state())
+        for client, upload in self._last.items():
+            arrays |= under(f"last/{client}/arrays/", upload.arrays)
+            arrays[f"last/{client}/round"] = np.array(upload.round)
+            arrays[f"last/{client}/samples"] = np.array(upload.samples)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`."""
+        self._started = True
+        self._memory = below("memory/", arrays)
+        self.mailbox.restore(below("pending/", arrays))
+        last = below("last/", arrays)
+        self._last = {}
+        for client in sorted({int(name.partition("/")[0]) for name in last}):
+            own = below(f"{client}/", last)
+            self._last[client] = Upload(int(own["round"]), below("arrays/", own), int(own["samples"]))
