@@ -28,7 +28,7 @@ export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_ADDRESS=local
 
 clients=$(python - "$scenario" $overrides <<'PY'
 import sys
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 print(load_scenario(sys.argv[1], sys.argv[2:]).data.clients)
 PY
 )

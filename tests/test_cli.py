@@ -13,7 +13,8 @@ import pytest
 from fedkd.check import _skew
 from fedkd.cli import main
 from fedkd.errors import Interrupted, RunFailed, UserError
-from fedkd.scenario.load import dump_toml, load_scenario
+from fedkd.plan.load import load_scenario
+from fedkd.scenario.dump import dump_toml
 from fedkd.tracking.wording import size
 
 

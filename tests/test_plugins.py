@@ -15,8 +15,9 @@ from fedkd.errors import UserError
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.models.build import build_model
 from fedkd.models.registry import MODELS
+from fedkd.plan.load import load_scenario
 from fedkd.plugins import Registry
-from fedkd.scenario.load import dump_toml, load_scenario
+from fedkd.scenario.dump import dump_toml
 
 EVERYTHING = """
 from dataclasses import dataclass

@@ -12,7 +12,8 @@ import tomli_w
 import fedkd
 from fedkd.cli import _parser
 from fedkd.continual.registry import LEARNERS
-from fedkd.scenario.load import load_scenario, parse_scenario, read_toml
+from fedkd.plan.load import load_scenario, parse_scenario
+from fedkd.scenario.load import read_toml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -18,8 +18,8 @@ import fedkd
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import rounds
 from fedkd.federation.checkpoint import CheckpointStore
-from fedkd.federation.cohort import sample_clients
-from fedkd.scenario.load import load_scenario
+from fedkd.federation.node_subset import sample_clients
+from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.recorder import read_timings
@@ -68,7 +68,7 @@ def fragile(way: str) -> list[dict]:
 
 
 def victim(scenario: Scenario) -> int:
-    from fedkd.models.build import client_models
+    from fedkd.models.mix import client_models
 
     (index,) = [n for n, group in enumerate(client_models(scenario)) if group.model != "mlp"]
     return index
@@ -436,7 +436,7 @@ def test_a_loss_that_is_not_finite_names_the_client(scenario_with, tmp_path):
 def test_a_resumed_run_forgets_the_error_it_got_over(scenario_with, tmp_path, monkeypatch):
     scenario = scenario_with()
     unbroken = fedkd.run(scenario, out=tmp_path / "unbroken")
-    from fedkd.federation.torch_client import TorchClient
+    from fedkd.clients.torch_client import TorchClient
 
     train = TorchClient.train
 
@@ -458,7 +458,7 @@ def test_a_resumed_run_forgets_the_error_it_got_over(scenario_with, tmp_path, mo
 
 
 def test_a_mistake_that_only_a_client_can_see_is_still_the_users(scenario_with, tmp_path, monkeypatch):
-    from fedkd.federation.torch_client import TorchClient
+    from fedkd.clients.torch_client import TorchClient
 
     def refuse(self, *args, **kwargs):
         raise UserError("must be smaller", key="training.batch_size")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fedkd.cli import main
+from fedkd.plan.load import load_scenario, parse_scenario
 from fedkd.run_folder import SCENARIO
-from fedkd.scenario.load import load_scenario, parse_scenario, read_toml
+from fedkd.scenario.load import read_toml
 from fedkd.scenario.stream import task_count
 
 REPOSITORY = Path(__file__).resolve().parent.parent

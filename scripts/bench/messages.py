@@ -29,7 +29,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd.federation.arrays import to_record
-from fedkd.federation.participant import LocalContext
+from fedkd.federation.context import LocalContext
 
 SIZES = {"0.25 MB": 62_500, "45 MB": 11_250_000}
 WARM_UP = 3

@@ -21,8 +21,8 @@ from fedkd.benchmark.bench import bench, plan_bench
 from fedkd.benchmark.worker import run_cell
 from fedkd.cli import main
 from fedkd.errors import Interrupted
+from fedkd.plan.load import load_scenario
 from fedkd.report.statistics import interval
-from fedkd.scenario.load import load_scenario
 from fedkd.tracking.events import RunObserver
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent

@@ -8,7 +8,7 @@ from fedkd.benchmark.cells import compared_axes, make_axes, make_cells, resolve_
 from fedkd.benchmark.schema import load_bench
 from fedkd.continual.registry import learner_hyperparameters
 from fedkd.errors import UserError
-from fedkd.scenario.load import parse_scenario
+from fedkd.plan.load import parse_scenario
 
 
 def cells_of(write, tables, overrides=()):

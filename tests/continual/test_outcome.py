@@ -13,7 +13,7 @@ import tomli_w
 import fedkd
 from fedkd.continual.metrics import forgetting_first_last, learning_area
 from fedkd.continual.outcome import stream_outcome
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
 
@@ -259,7 +259,7 @@ def test_the_summary_spreads_every_figure_over_honest_clients(finished):
 
 
 def poisoned(scenario):
-    from fedkd.federation.faults import poisoned_clients
+    from fedkd.plan.poisoned import poisoned_clients
 
     return poisoned_clients(scenario)
 

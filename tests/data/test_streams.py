@@ -18,9 +18,10 @@ from fedkd.data.request import SourceRequest, data_root
 from fedkd.data.sources.digits import load as load_digits
 from fedkd.data.split import local_split
 from fedkd.data.stream import FederatedStream, load_stream
-from fedkd.data.stream_plan import class_groups, head_of, lay_out, planned_count
+from fedkd.data.stream_plan import class_groups, lay_out
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Continual, Scenario, TaskStream
+from fedkd.scenario.stream import head_of, planned_count
 
 KINDS = ("split", "overlapping", "permuted", "rotated")
 HEADS = ("task", "domain", "class")

@@ -20,7 +20,7 @@ from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.errors import UserError
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.messages import CLIENT_DIED, CLIENT_RAISED, NOT_HANDLED
-from fedkd.scenario.load import parse_scenario
+from fedkd.plan.load import parse_scenario
 from fedkd.scenario.schema import Engine
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -19,7 +19,7 @@ from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
 from fedkd.fusion.feddf import FedDF
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 from fedkd.tracking.events import RunObserver
 
 CLIENTS, ROUNDS = 6, 6

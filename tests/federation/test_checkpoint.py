@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fedkd.federation import checkpoint as module
-from fedkd.federation.checkpoint import Checkpoint, CheckpointStore, Totals
+from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
+from fedkd.tracking.totals import Totals
 
 EVERY_TYPE = {
     "f64": np.array([1 / 3, np.nan, np.inf, -0.0]),

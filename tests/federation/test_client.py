@@ -9,11 +9,11 @@ import pytest
 import tomli_w
 import torch
 
+from fedkd.clients.base import Client
+from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.errors import TrainingDiverged
-from fedkd.federation.client import Client
-from fedkd.federation.participant import LocalClients
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
 
 
@@ -31,7 +31,7 @@ def scenario_with(digits_scenario, tmp_path):
 
 
 def client_of(scenario: Scenario, index: int = 0, data: FederatedData | None = None) -> Client:
-    return LocalClients(scenario, data or load_federated_data(scenario)).build(index)
+    return ClientFactory(scenario, data or load_federated_data(scenario)).build(index)
 
 
 def targets_for(scenario: Scenario, seed: int = 0) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import Message, RecordDict
 
 from fedkd.engine.inline import InlineGrid
-from fedkd.federation.cohort import Cohort, nodes_in_client_order, sample_clients
+from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order, sample_clients
 
 
 def test_everyone_takes_part_unless_fewer_are_asked_for():
@@ -48,7 +48,7 @@ def test_a_cohort_shows_its_nodes_only_and_talks_through_the_whole_grid():
 
     whole = InlineGrid(app, lambda client: None, 5)
     nodes = list(whole.get_node_ids())
-    cohort = Cohort(whole, [nodes[3], nodes[1]])
+    cohort = NodeSubset(whole, [nodes[3], nodes[1]])
     assert list(cohort.get_node_ids()) == [nodes[3], nodes[1]]
     message = cohort.create_message(RecordDict(), "train", nodes[3], "1")
     (reply,) = cohort.send_and_receive([message])

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 import fedkd
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -14,13 +14,13 @@ import tomli_w
 
 import fedkd
 from fedkd import cli
+from fedkd.clients.estimator_client import EstimatorClient
+from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted
-from fedkd.federation.estimator_client import EstimatorClient
-from fedkd.federation.participant import LocalClients
 from fedkd.fusion.fidelity import agreement
 from fedkd.models.incremental import IncrementalModel
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 from fedkd.tracking.events import RunObserver
 
 CNN = {"model": "cnn"}
@@ -98,7 +98,7 @@ def write(folder: Path, tables: dict[str, Any], **changes: Any) -> Path:
 
 def client_of(path: Path, index: int = 0, *overrides: str) -> EstimatorClient:
     scenario = load_scenario(path, overrides)
-    client = LocalClients(scenario, load_federated_data(scenario)).build(index)
+    client = ClientFactory(scenario, load_federated_data(scenario)).build(index)
     assert isinstance(client, EstimatorClient)
     return client
 

@@ -10,20 +10,20 @@ import tomli_w
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fedkd
+from fedkd.clients.base import Client
+from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import UserError
 from fedkd.federation import faults
-from fedkd.federation.client import Client
-from fedkd.federation.participant import LocalClients
-from fedkd.federation.requirements import check_requirements
 from fedkd.fusion.cronus import Cronus
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 from fedkd.models.build import build_group_models
+from fedkd.plan.load import load_scenario
+from fedkd.plan.requirements import check_requirements
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.load import load_scenario
 from fedkd.scenario.schema import Scenario
 
 C = 10
@@ -48,7 +48,7 @@ def many(scenario: Scenario, clients: int) -> Scenario:
 
 
 def build(scenario: Scenario, index: int) -> Client:
-    return LocalClients(scenario, load_federated_data(scenario)).build(index)
+    return ClientFactory(scenario, load_federated_data(scenario)).build(index)
 
 
 def poisoned_and_honest(scenario: Scenario) -> tuple[int, int]:

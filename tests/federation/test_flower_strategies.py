@@ -7,13 +7,6 @@ import math
 import numpy as np
 import pytest
 import tomli_w
-from flwr.serverapp.strategy import Strategy
-
-import fedkd
-from fedkd.data.federated import load_federated_data
-from fedkd.errors import RunFailed, UserError
-from fedkd.federation import server_app
-from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.flower_strategies import (
     flower_hyperparameters,
     flower_strategy_names,
@@ -21,8 +14,15 @@ from fedkd.federation.flower_strategies import (
     restore_strategy,
     strategy_state,
 )
-from fedkd.federation.participant import LocalClients
-from fedkd.scenario.load import load_scenario
+from flwr.serverapp.strategy import Strategy
+
+import fedkd
+from fedkd.clients.factory import ClientFactory
+from fedkd.data.federated import load_federated_data
+from fedkd.errors import RunFailed, UserError
+from fedkd.federation import server_app
+from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
 
 REQUIRED = {"QFedAvg": {"client_learning_rate": 0.01}}
@@ -63,7 +63,7 @@ def test_the_strategies_of_the_papers_are_there():
 @pytest.mark.parametrize("name", flower_strategy_names())
 def test_each_runs_from_a_scenario(name, averaged, tmp_path):
     scenario = load(averaged, tmp_path, strategy=f"flwr:{name}", **REQUIRED.get(name, {}))
-    start = LocalClients(scenario, load_federated_data(scenario)).initial_weights()
+    start = ClientFactory(scenario, load_federated_data(scenario)).initial_weights()
     end = weights_after(scenario, tmp_path / "run")
     assert list(end) != [] and set(end) == set(start)
     for key, values in end.items():
@@ -77,7 +77,7 @@ def test_fedavg_is_the_mean_weighted_by_samples(averaged, tmp_path):
     tables = averaged | {"rounds": 1, "clients": [{"model": "resnet8", "args": {"norm": "batch"}}]}
     scenario = load(tables, tmp_path, strategy="flwr:FedAvg")
     data = load_federated_data(scenario)
-    clients = LocalClients(scenario, data)
+    clients = ClientFactory(scenario, data)
     start = clients.initial_weights()
     trained, samples = [], []
     for index in range(scenario.data.clients):
@@ -100,7 +100,7 @@ def test_fedavg_is_the_mean_weighted_by_samples(averaged, tmp_path):
 
 def test_the_proximal_term_holds_clients_near_what_they_received(averaged, tmp_path):
     scenario = load(averaged, tmp_path, strategy="flwr:FedProx")
-    clients = LocalClients(scenario, load_federated_data(scenario))
+    clients = ClientFactory(scenario, load_federated_data(scenario))
     start = clients.initial_weights()
     # One with several steps: the first has no distance yet that could pull.
     client = max(
@@ -131,7 +131,7 @@ def test_clients_evaluate_the_weights_that_were_averaged(averaged, tmp_path):
     rows = [r for r in result.metrics() if (r["split"], r["metric"]) == ("global", "accuracy")]
     assert len({row["value"] for row in rows}) == 1, "all clients hold the same weights"
     data = load_federated_data(scenario)
-    clients = LocalClients(scenario, data)
+    clients = ClientFactory(scenario, data)
     client = clients.build(2)
     checkpoint = CheckpointStore(tmp_path / "run").latest()
     client.load_weights({k[8:]: v for k, v in checkpoint.server.items() if k.startswith("weights/")})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tomli_w
-
-import fedkd
-from fedkd.data.federated import load_federated_data
 from fedkd.federation.faults import ClientFaults, Poison
 from fedkd.federation.guidance import check_guidance, guidance_records
-from fedkd.federation.participant import LocalClients
+
+import fedkd
+from fedkd.clients.factory import ClientFactory
+from fedkd.data.federated import load_federated_data
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.scenario.load import load_scenario, parse_scenario
+from fedkd.plan.load import load_scenario, parse_scenario
 
 
 def knowledge(clients: int = 2) -> Knowledge:
@@ -89,7 +89,7 @@ def test_flipped_labels_are_flipped_in_distillation_too(digits_scenario):
     data = load_federated_data(scenario)
     learned = []
     for poison in (None, Poison("flipped", np.ones(10))):
-        client = LocalClients(scenario, data).build(0)
+        client = ClientFactory(scenario, data).build(0)
         client._faults = ClientFaults(poison)
         client.learn({"targets": np.full((60, 10), 0.1, dtype=np.float32)}, 1)
         learned.append(client.evaluate("local").accuracy)

@@ -13,9 +13,9 @@ from flwr.clientapp import ClientApp
 from fedkd.engine.inline import InlineGrid
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
-from fedkd.federation.cohort import Cohort
 from fedkd.federation.identity import node_id_of
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.node_subset import NodeSubset
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.local import Local
@@ -92,7 +92,7 @@ def fused(strategy: FusionStrategy, round: int, clients=tuple(range(N))) -> np.n
 def train_round(
     strategy: KnowledgeFusion, federation: Federation, round: int, clients=tuple(range(N))
 ) -> None:
-    cohort = Cohort(federation.grid, [federation.nodes[client] for client in clients])
+    cohort = NodeSubset(federation.grid, [federation.nodes[client] for client in clients])
     requests = strategy.configure_train(round, to_record({}), ConfigRecord(), cohort)
     strategy.aggregate_train(round, federation.grid.send_and_receive(requests))
 

@@ -15,7 +15,7 @@ import tomli_w
 
 import fedkd
 from fedkd.errors import Interrupted, UserError
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 from fedkd.tracking.events import RunObserver
 
 FEDKD = [sys.executable, "-m", "fedkd"]

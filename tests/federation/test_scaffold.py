@@ -11,22 +11,21 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from numpy.testing import assert_allclose
 
 from fedkd.check import check
+from fedkd.clients.base import Client
+from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.engine.clients import inline_grid
 from fedkd.engine.inline import InlineGrid
 from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
-from fedkd.federation.client import Client
-from fedkd.federation.cohort import Cohort
 from fedkd.federation.identity import node_id_of
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.participant import LocalClients
+from fedkd.federation.node_subset import NodeSubset
 from fedkd.federation.server_app import server_strategy
-from fedkd.federation.server_side import Server
 from fedkd.fusion.scaffold import Scaffold
 from fedkd.fusion.strategy import Knowledge
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.wording import size
 
@@ -117,7 +116,7 @@ def start_of(scenario: Scenario, data: FederatedData) -> np.ndarray:
 def test_agrees_with_scaffold_by_hand(server_lr, rounds, scenario_with):
     scenario = scenario_with({"server_lr": server_lr})
     data = load_federated_data(scenario)
-    local = LocalClients(scenario, data)
+    local = ClientFactory(scenario, data)
     clients = [local.build(n) for n in range(2)]
     shards = [(data.client(n).train_x, data.client(n).train_y) for n in range(2)]
     x, c, own = by_hand(start_of(scenario, data), shards, rounds, server_lr)
@@ -132,7 +131,7 @@ def test_agrees_with_scaffold_by_hand(server_lr, rounds, scenario_with):
 def test_with_equal_data_it_is_averaging_with_a_server_learning_rate(scenario_with):
     scenario = scenario_with({"server_lr": 0.7})
     data = load_federated_data(scenario)
-    clients = [LocalClients(scenario, data).build(0) for _ in range(2)]  # twice the same client
+    clients = [ClientFactory(scenario, data).build(0) for _ in range(2)]  # twice the same client
     shard = (data.client(0).train_x, data.client(0).train_y)
     x = start_of(scenario, data).astype(np.float64)
     for _ in range(2):
@@ -148,7 +147,7 @@ def test_with_equal_data_it_is_averaging_with_a_server_learning_rate(scenario_wi
 def test_a_client_without_steps_keeps_its_control_variate(scenario_with):
     scenario = scenario_with(faults={"stragglers": 1.0, "straggler_work": 0.0})
     data = load_federated_data(scenario)
-    client = LocalClients(scenario, data).build(0)
+    client = ClientFactory(scenario, data).build(0)
     client.learn(Scaffold().prologue(Server(scenario, data, data.classes, 0)).shared, 0)
     client.train(1)
     uploaded = client.knowledge(1)
@@ -163,7 +162,7 @@ def test_statistics_of_normalisation_are_averaged_plainly(scenario_with):
         training={"optimizer": "sgd", "lr": 0.01, "batch_size": 1000},
     )
     data = load_federated_data(scenario)
-    clients = [LocalClients(scenario, data).build(n) for n in range(2)]
+    clients = [ClientFactory(scenario, data).build(n) for n in range(2)]
     state, _ = run_by_parts(scenario, data, clients, [[0, 1]])
     trained = [client.weights() for client in clients]
     clients[0].learn(state, 1)
@@ -205,7 +204,7 @@ class Federation:
         return strategy
 
     def train(self, round: int, clients: list[int]) -> dict[int, int]:
-        cohort = Cohort(self.grid, [node_id_of(n) for n in clients])
+        cohort = NodeSubset(self.grid, [node_id_of(n) for n in clients])
         messages = list(self.strategy.configure_train(round, to_record({}), ConfigRecord(), cohort))
         replies = []
         send = self.grid.send_and_receive

@@ -18,13 +18,13 @@ from fedkd.data.federated import FederatedData, load_federated_data
 from fedkd.engine.clients import ScenarioWorkload
 from fedkd.engine.ray_grid import RayGrid
 from fedkd.errors import Interrupted
-from fedkd.federation.cohort import Cohort
 from fedkd.federation.identity import node_id_of
+from fedkd.federation.node_subset import NodeSubset
 from fedkd.federation.rounds import Rounds
+from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_app import server_strategy
-from fedkd.federation.session import Session
 from fedkd.fusion.registry import STRATEGIES, make_strategy
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 from fedkd.tracking.events import RunObserver
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -142,7 +142,7 @@ def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, actors, t
     nodes = [node_id_of(first + client) for client in range(CLIENTS)]
     server, folder = server_strategy(scenario, data, data.classes), tmp_path / "actors"
     folder.mkdir()
-    Rounds(scenario, Cohort(actors, nodes), server, {}, Session(folder)).run()
+    Rounds(scenario, NodeSubset(actors, nodes), server, {}, RunControl(folder)).run()
     assert (folder / "metrics.jsonl").read_bytes() == unbroken
 
 

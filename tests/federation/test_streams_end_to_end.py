@@ -12,7 +12,7 @@ import pytest
 
 import fedkd
 from fedkd.errors import Interrupted, UserError
-from fedkd.scenario.load import parse_scenario
+from fedkd.plan.load import parse_scenario
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_metrics
 

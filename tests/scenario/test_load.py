@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.scenario.load import dump_toml, load_scenario, parse_scenario, scenario_from_json
+from fedkd.plan.load import load_scenario, parse_scenario
+from fedkd.scenario.dump import dump_toml
+from fedkd.scenario.load import scenario_from_json
 
 FULL = """
 name = "full"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.scenario.load import load_scenario
+from fedkd.plan.load import load_scenario
 from fedkd.scenario.overrides import apply_overrides, parse_override
 
 
