@@ -57,8 +57,8 @@ class FrozenBody(Learner):
     name: ClassVar[str] = "frozen-body"
     after: int = 1
 
-    def filter(self, side, gradients):
-        if side.task < self.after:
+    def filter(self, context, gradients):
+        if context.task < self.after:
             return gradients
         return {name: g if "3" in name else g.zero_() for name, g in gradients.items()}
 

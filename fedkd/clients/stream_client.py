@@ -104,7 +104,7 @@ class StreamClient(TorchClient):
     def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
         continual, local_epochs = self._continual, self._scenario.training.local_epochs
         self._curves = {split: [] for split in SPLITS} if continual.evaluate_epochs else {}
-        tasks = self.learning.learner.training_tasks(self.learning.side)
+        tasks = self.learning.learner.training_tasks(self.learning.context)
         if tuple(tasks) != (self.learning.task,):
             arrays, loss = self._of_tasks(tasks)
             job = replace(job, arrays=arrays, loss=loss)
@@ -121,7 +121,7 @@ class StreamClient(TorchClient):
         indices = [
             torch.full((len(y),), task, device=y.device) for task, (_, y) in zip(tasks, parts, strict=True)
         ]
-        context = self.learning.side
+        context = self.learning.context
 
         def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
             return context.cross_entropy(model.outputs(inputs), labels, of_task)
@@ -192,10 +192,10 @@ class StreamClient(TorchClient):
             return {}
         learning = self.learning
         costs = {
-            "stored_bytes": float(learning.side.stored_bytes()),
+            "stored_bytes": float(learning.context.stored_bytes()),
             "peak_bytes": float(learning.peak_bytes),
         }
-        return costs | learning.learner.report(learning.side)
+        return costs | learning.learner.report(learning.context)
 
     def _nothing_measured(self) -> np.ndarray:
         return np.full((len(self._protocols), len(SPLITS), len(self._tasks)), nan)
@@ -237,7 +237,7 @@ class StreamClient(TorchClient):
         if not learner.tells_tasks_apart:
             return given
         present = self.learning.model()
-        context = self.learning.side
+        context = self.learning.context
         found = predict_in_batches(
             present, lambda batch: learner.outputs(context, present, batch), self._on_device(x)
         )

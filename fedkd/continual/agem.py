@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual import episodes
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.hyperparameters import STRICT
 
 
@@ -42,22 +42,22 @@ class AGem(Learner):
     them if there are no more. A small batch's gradient is noisy and protects less: with 10 instead, five
     short permuted tasks forgot twice as much. A large one costs its backward pass."""
 
-    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return the gradients without what would raise the memory's loss."""
-        episode = episodes.draw(side, self.reference_batch_size)
+        episode = episodes.draw(context, self.reference_batch_size)
         if episode is None or not gradients:
             return gradients
-        trainable = self.trainable(side)
+        trainable = self.trainable(context)
         names = list(gradients)
         found = torch.autograd.grad(
-            episodes.replay_loss(side, episode), [trainable[name] for name in names], allow_unused=True
+            episodes.replay_loss(context, episode), [trainable[name] for name in names], allow_unused=True
         )
         reference = {name: r for name, r in zip(names, found, strict=True) if r is not None}
         return project(gradients, reference)
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Take samples of the task into the memory."""
-        episodes.remember(side, self.memory_size)
+        episodes.remember(context, self.memory_size)
 
 
 def project(gradients: Tensors, reference: Tensors) -> Tensors:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
-from fedkd.continual.side import LearnerSide
+from fedkd.namespaces import below, under
 
 IMPORTANCE = "importance/"
 """Memory of Ω, one number a weight, by the parameter's name."""
@@ -17,28 +18,28 @@ ANCHOR = "anchor/"
 """Memory of θ*, the weights that Ω pulls to."""
 
 
-def remembered(side: LearnerSide, kind: str) -> Tensors:
+def remembered(context: LearnerContext, kind: str) -> Tensors:
     """Return what is remembered of one kind, by parameter; empty: nothing yet.
 
     Args:
-        side: The client's side.
+        context: The client's.
         kind: Beginning of the names in memory, such as `IMPORTANCE`.
     """
-    return {name.removeprefix(kind): values for name, values in side.memory.items() if name.startswith(kind)}
+    return below(kind, context.memory)
 
 
-def remember(side: LearnerSide, kind: str, values: Mapping[str, Tensor]) -> None:
+def remember(context: LearnerContext, kind: str, values: Mapping[str, Tensor]) -> None:
     """Remember copies of tensors, one for each parameter, in the place of any earlier ones of their kind."""
-    for name, tensor in values.items():
-        side.memory[kind + name] = tensor.detach().clone()
+    copies = {name: tensor.detach().clone() for name, tensor in values.items()}
+    context.memory.update(under(kind, copies))
 
 
-def squared_distance(side: LearnerSide) -> Tensor | None:
+def squared_distance(context: LearnerContext) -> Tensor | None:
     """Return ``Σ_i Ω_i (θ_i − θ*_i)²``, a scalar; None before anything is important."""
-    importance, anchor = remembered(side, IMPORTANCE), remembered(side, ANCHOR)
+    importance, anchor = remembered(context, IMPORTANCE), remembered(context, ANCHOR)
     if not importance:
         return None
-    own = dict(side.network.named_parameters())
+    own = dict(context.network.named_parameters())
     parts = [_Distance.apply(own[name], anchor[name], omega) for name, omega in importance.items()]
     return torch.stack(parts).sum()
 

@@ -9,10 +9,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.gpm import SCRATCH
 from fedkd.continual.layers import Layer
 from fedkd.continual.learner import Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.continual.subspace import draw, mean_gradients
 from fedkd.continual.thin import ThinWeight
 from fedkd.continual.trgp import COLUMNS, TRGP
@@ -73,69 +73,69 @@ class CUBER(TRGP):
 
     # The course of a task -----------------------------------------------------------------------------
 
-    def begin_task(self, side: LearnerSide) -> None:
+    def begin_task(self, context: LearnerContext) -> None:
         """Decide on the regime of every old task in every layer."""
-        for name in self.layers(side):
-            regimes = torch.full((2, side.task), NO_FORGETTING, dtype=torch.uint8, device=side.device)
-            side.memory[REGIME + name] = regimes
-        super().begin_task(side)
+        for name in self.layers(context):
+            regimes = torch.full((2, context.task), NO_FORGETTING, dtype=torch.uint8, device=context.device)
+            context.memory[REGIME + name] = regimes
+        super().begin_task(context)
 
-    def relate(self, side: LearnerSide, layer: Layer, gradient: Tensor) -> list[int]:
+    def relate(self, context: LearnerContext, layer: Layer, gradient: Tensor) -> list[int]:
         """Return the tasks in R2 and R3 (see `TRGP.relate`), and let R3 go."""
-        related = super().relate(side, layer, gradient)
+        related = super().relate(context, layer, gradient)
         for old in related:
-            kept = side.memory[f"{GRADIENT}{old}/{layer.name}"]
+            kept = context.memory[f"{GRADIENT}{old}/{layer.name}"]
             length = kept.norm()
             agrees = self._agrees(kept, length, gradient)
-            side.memory[REGIME + layer.name][:, old] = BACKWARD if agrees else FORWARD
+            context.memory[REGIME + layer.name][:, old] = BACKWARD if agrees else FORWARD
             if agrees:
-                side.memory[f"{FLEXIBLE}{layer.name}/{old}"] = length
+                context.memory[f"{FLEXIBLE}{layer.name}/{old}"] = length
                 weight = layer.matrix(layer.module.weight)
-                side.memory[START + layer.name] = weight.detach().clone()
-        self._protect_all_but_flexible(side, layer)
+                context.memory[START + layer.name] = weight.detach().clone()
+        self._protect_all_but_flexible(context, layer)
         return related
 
     def _agrees(self, kept: Tensor, length: Tensor, gradient: Tensor) -> bool:
         return bool((kept * gradient).sum() >= self.correlation * length * gradient.norm())
 
-    def _flexible(self, side: LearnerSide, name: str) -> list[int]:
-        if START + name not in side.memory:  # no task has been in R3
+    def _flexible(self, context: LearnerContext, name: str) -> list[int]:
+        if START + name not in context.memory:  # no task has been in R3
             return []
-        return [old for old in range(side.task) if f"{FLEXIBLE}{name}/{old}" in side.memory]
+        return [old for old in range(context.task) if f"{FLEXIBLE}{name}/{old}" in context.memory]
 
-    def _protect_all_but_flexible(self, side: LearnerSide, layer: Layer) -> None:
-        flexible = self._flexible(side, layer.name)
-        whole = self.basis(side, layer)
+    def _protect_all_but_flexible(self, context: LearnerContext, layer: Layer) -> None:
+        flexible = self._flexible(context, layer.name)
+        whole = self.basis(context, layer)
         held = torch.zeros(whole.shape[1], dtype=torch.bool, device=whole.device)
-        for old in range(side.task):
-            columns = side.memory.get(f"{COLUMNS}{old}/{layer.name}")
+        for old in range(context.task):
+            columns = context.memory.get(f"{COLUMNS}{old}/{layer.name}")
             if old not in flexible and columns is not None:
                 held[columns.long()] = True
         if whole.shape[1]:
-            self.protect(side, layer.name, whole if not flexible else whole[:, held].contiguous())
+            self.protect(context, layer.name, whole if not flexible else whole[:, held].contiguous())
 
-    def optimizer(self, side: LearnerSide, spec: OptimizerSpec) -> OptimizerSpec:
+    def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Take down the learning rate, which the step of λ depends on."""
-        side.memory[RATE] = torch.tensor(spec.lr, device=side.device)
+        context.memory[RATE] = torch.tensor(spec.lr, device=context.device)
         return spec
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Keep the task's gradient besides its basis."""
-        x, labels = draw(side, "gradient", self.samples)
-        if side.phase:
-            layers = self.layers(side)
+        x, labels = draw(context, "gradient", self.samples)
+        if context.phase:
+            layers = self.layers(context)
             found = mean_gradients(
-                side, layers, x, labels, lambda: self.scaled(side, side.task, through=layers)
+                context, layers, x, labels, lambda: self.scaled(context, context.task, through=layers)
             )
             for name, gradient in found.items():
-                side.memory[f"{GRADIENT}{side.task}/{name}"] = gradient
-        super().end_task(side)
+                context.memory[f"{GRADIENT}{context.task}/{name}"] = gradient
+        super().end_task(context)
 
-    def report(self, side: LearnerSide) -> dict[str, float]:
+    def report(self, context: LearnerContext) -> dict[str, float]:
         """Return what TRGP tells, and every old task's regime at the start and now, by layer."""
-        figures = super().report(side)
-        for name in self.layers(side):
-            at_start, now = side.memory[REGIME + name].tolist()
+        figures = super().report(context)
+        for name in self.layers(context):
+            at_start, now = context.memory[REGIME + name].tolist()
             for old in range(len(now)):
                 figures[f"regime/{name}/{old}"] = float(now[old])
                 figures[f"regime_at_start/{name}/{old}"] = float(at_start[old])
@@ -143,59 +143,59 @@ class CUBER(TRGP):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, side: LearnerSide, task: int) -> Tensors:
+    def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``w̃``; the gradient of w goes through Q where it is not projected out."""
-        if task != side.task:
-            return self.scaled(side, task)
-        thin = self.thin_weights(side)
-        through = [name for name in side.layers if self._flexible(side, name)]
-        return {**self.scaled(side, task, through, besides=thin), **thin}
+        if task != context.task:
+            return self.scaled(context, task)
+        thin = self.thin_weights(context)
+        through = [name for name in context.layers if self._flexible(context, name)]
+        return {**self.scaled(context, task, through, besides=thin), **thin}
 
-    def thin(self, side: LearnerSide, layer: Layer) -> ThinWeight | None:
+    def thin(self, context: LearnerContext, layer: Layer) -> ThinWeight | None:
         """Return None for layers with tasks in R3, whose ``w B_j`` change."""
-        return None if self._flexible(side, layer.name) else super().thin(side, layer)
+        return None if self._flexible(context, layer.name) else super().thin(context, layer)
 
-    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""
-        flexible = {name for name in side.layers if self._flexible(side, name)}
+        flexible = {name for name in context.layers if self._flexible(context, name)}
         for name in flexible:
-            layer = side.layers[name]
+            layer = context.layers[name]
             if layer.weight_name in gradients:
-                self._move_to_forward(side, layer, layer.matrix(gradients[layer.weight_name]))
-        filtered = super().filter(side, gradients)
+                self._move_to_forward(context, layer, layer.matrix(gradients[layer.weight_name]))
+        filtered = super().filter(context, gradients)
         # All bases are columns of one orthonormal matrix, so what pulls within one leaves the others alone.
         for name in flexible:
-            layer = side.layers[name]
+            layer = context.layers[name]
             gradient = filtered.get(layer.weight_name)
             if gradient is not None:
-                filtered[layer.weight_name] = self._held_back(side, layer, gradient).view_as(gradient)
+                filtered[layer.weight_name] = self._held_back(context, layer, gradient).view_as(gradient)
         return filtered
 
-    def _move_to_forward(self, side: LearnerSide, layer: Layer, gradient: Tensor) -> None:
-        flexible = self._flexible(side, layer.name)
+    def _move_to_forward(self, context: LearnerContext, layer: Layer, gradient: Tensor) -> None:
+        flexible = self._flexible(context, layer.name)
         failed = [
             old
             for old in flexible
             if not self._agrees(
-                side.memory[f"{GRADIENT}{old}/{layer.name}"],
-                side.memory[f"{FLEXIBLE}{layer.name}/{old}"],
+                context.memory[f"{GRADIENT}{old}/{layer.name}"],
+                context.memory[f"{FLEXIBLE}{layer.name}/{old}"],
                 gradient,
             )
         ]
         for old in failed:
-            del side.memory[f"{FLEXIBLE}{layer.name}/{old}"]
-            side.memory[REGIME + layer.name][1, old] = FORWARD
+            del context.memory[f"{FLEXIBLE}{layer.name}/{old}"]
+            context.memory[REGIME + layer.name][1, old] = FORWARD
         if failed:
-            self._protect_all_but_flexible(side, layer)
+            self._protect_all_but_flexible(context, layer)
 
-    def _held_back(self, side: LearnerSide, layer: Layer, gradient: Tensor) -> Tensor:
+    def _held_back(self, context: LearnerContext, layer: Layer, gradient: Tensor) -> Tensor:
         gradient = layer.matrix(gradient)
         if self.strength == 0.0:  # nothing over nothing is not a number
             return gradient
-        rate = side.memory[RATE]
-        for old in self._flexible(side, layer.name):
-            basis = self.basis_of(side, layer, old)
-            moved = layer.matrix(layer.module.weight.detach()) - side.memory[START + layer.name]
+        rate = context.memory[RATE]
+        for old in self._flexible(context, layer.name):
+            basis = self.basis_of(context, layer, old)
+            moved = layer.matrix(layer.module.weight.detach()) - context.memory[START + layer.name]
             arrival = (moved - rate * gradient) @ basis
             pull = torch.minimum(self.strength / arrival.norm(), 1.0 / rate)
             # One after another: the second must not undo again what the first has of a shared direction.

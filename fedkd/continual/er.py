@@ -9,8 +9,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual import episodes
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step
-from fedkd.continual.side import LearnerSide
 from fedkd.hyperparameters import STRICT
 
 
@@ -47,20 +47,20 @@ class ExperienceReplay(Learner):
     `tasks` gives every task equal weight, so old ones count for more the more there are (van de Ven et al.,
     Three Types of Incremental Learning, 2022); `sum` leaves the new loss as it is, and takes larger steps."""
 
-    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return what makes the mix of the new loss, ``share · (M − L)``, or M for the sum."""
-        episode = episodes.draw(side, self.replay_batch_size)
+        episode = episodes.draw(context, self.replay_batch_size)
         if episode is None:
             return None
-        replayed = episodes.replay_loss(side, episode)
+        replayed = episodes.replay_loss(context, episode)
         if self.mix == "sum":
             return replayed
         if self.mix == "tasks":
-            share = side.task / (side.task + 1)
+            share = context.task / (context.task + 1)
         else:
             share = len(episode.tasks) / (len(step.inputs) + len(episode.tasks))
         return share * (replayed - step.loss)
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Take samples of the task into the memory."""
-        episodes.remember(side, self.memory_size)
+        episodes.remember(context, self.memory_size)

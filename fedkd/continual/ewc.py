@@ -10,9 +10,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.fisher import Labels, fisher_diagonal
 from fedkd.continual.learner import Learner, Step
-from fedkd.continual.side import LearnerSide
 from fedkd.hyperparameters import STRICT
 
 CONSTANT = "constant"
@@ -55,25 +55,25 @@ class EWC(Learner):
     """Samples of the task that F is measured on, drawn at random; absent: all. A few hundred are enough, and
     save time with convolutions; networks of linear layers take less than an epoch for all."""
 
-    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return ``λ/2 (S (θ − m)² + K)``."""
-        distance = squared_distance(side)
-        return None if distance is None else 0.5 * self.strength * (distance + side.memory[CONSTANT])
+        distance = squared_distance(context)
+        return None if distance is None else 0.5 * self.strength * (distance + context.memory[CONSTANT])
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Take the task's parabola into the sum."""
-        fisher = fisher_diagonal(side, self.labels, self.samples)
-        weights = {name: p.detach() for name, p in self.trainable(side).items()}
-        total, anchor = remembered(side, IMPORTANCE), remembered(side, ANCHOR)
+        fisher = fisher_diagonal(context, self.labels, self.samples)
+        weights = {name: p.detach() for name, p in self.trainable(context).items()}
+        total, anchor = remembered(context, IMPORTANCE), remembered(context, ANCHOR)
         if not total:
-            remember(side, IMPORTANCE, fisher)
-            remember(side, ANCHOR, weights)
-            side.memory[CONSTANT] = next(iter(weights.values())).new_zeros(())
+            remember(context, IMPORTANCE, fisher)
+            remember(context, ANCHOR, weights)
+            context.memory[CONSTANT] = next(iter(weights.values())).new_zeros(())
             return
         for name, own in fisher.items():
             both = total[name] + own
             share = torch.where(both > 0, own / both, 0.0)  # where nothing is important, any anchor will do
             moved = weights[name] - anchor[name]
-            side.memory[CONSTANT] = side.memory[CONSTANT] + (share * total[name] * moved.square()).sum()
-            side.memory[ANCHOR + name] = anchor[name] + share * moved
-            side.memory[IMPORTANCE + name] = both
+            context.memory[CONSTANT] = context.memory[CONSTANT] + (share * total[name] * moved.square()).sum()
+            context.memory[ANCHOR + name] = anchor[name] + share * moved
+            context.memory[IMPORTANCE + name] = both

@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual import masks
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import WEIGHTS, Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.continual.ssnet import SSNeT
 from fedkd.hyperparameters import STRICT
 
@@ -33,26 +33,26 @@ class ExSSNeT(SSNeT):
 
     name: ClassVar[str] = "exssnet"
 
-    def begin_phase(self, side: LearnerSide) -> None:
+    def begin_phase(self, context: LearnerContext) -> None:
         """Find out which weights under the mask are the task's own."""
-        super().begin_phase(side)
-        if side.phase == WEIGHTS:
-            memory = self.memory(side)
-            earlier = [memory.bits(old) for old in self.earlier(side, side.task)]
-            for layer, (name, bits) in enumerate(zip(memory.names, memory.bits(side.task), strict=True)):
-                side.memory[f"{FREE}/{name}"] = masks.free(bits, [old[layer] for old in earlier])
+        super().begin_phase(context)
+        if context.phase == WEIGHTS:
+            memory = self.memory(context)
+            earlier = [memory.bits(old) for old in self.earlier(context, context.task)]
+            for layer, (name, bits) in enumerate(zip(memory.names, memory.bits(context.task), strict=True)):
+                context.memory[f"{FREE}/{name}"] = masks.free(bits, [old[layer] for old in earlier])
 
-    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Leave weights without a gradient that are not the task's own."""
-        if side.phase != WEIGHTS:
+        if context.phase != WEIGHTS:
             return gradients
         return {
-            name: masks.masked(gradient, masks.unpack(side.memory[f"{FREE}/{name}"], gradient.shape))
+            name: masks.masked(gradient, masks.unpack(context.memory[f"{FREE}/{name}"], gradient.shape))
             for name, gradient in gradients.items()
         }
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Keep the mask alone."""
-        super().end_task(side)
-        for name in self.memory(side).names:
-            side.memory.pop(f"{FREE}/{name}", None)
+        super().end_task(context)
+        for name in self.memory(context).names:
+            context.memory.pop(f"{FREE}/{name}", None)

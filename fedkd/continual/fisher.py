@@ -8,33 +8,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.importance import some_samples, summed_gradients
 from fedkd.continual.learner import Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.training.evaluate import predict_logits
 
 Labels = Literal["sampled", "true"]
 
 
-def fisher_diagonal(side: LearnerSide, labels: Labels, samples: int | None) -> Tensors:
+def fisher_diagonal(context: LearnerContext, labels: Labels, samples: int | None) -> Tensors:
     """Return ``F_i = mean_n (∂ log p(y_n | x_n, θ) / ∂θ_i)²`` of the present task, by parameter.
 
     p is the softmax over the task's units. Without samples it is zero.
 
     Args:
-        side: The client's side.
+        context: The client's.
         labels: Whether y_n is drawn from p(· | x_n), which makes F an estimate of the Fisher information, or
             is the true label (the "empirical Fisher").
         samples: Number of samples; None: all of the task.
     """
-    x, y = some_samples(side, samples)
+    x, y = some_samples(context, samples)
     if labels == "sampled" and len(x):
-        probabilities = side.logits_of(predict_logits(side.network, x), side.task).softmax(1).cpu()
-        drawn = torch.multinomial(probabilities, 1, generator=side.generator("fisher"))
+        probabilities = context.logits_of(predict_logits(context.network, x), context.task).softmax(1).cpu()
+        drawn = torch.multinomial(probabilities, 1, generator=context.generator("fisher"))
         y = drawn[:, 0].to(x.device)
 
     def log_likelihood(outputs: Tensor, y: Tensor) -> Tensor:
-        return -F.cross_entropy(side.logits_of(outputs, side.task), y, reduction="none")
+        return -F.cross_entropy(context.logits_of(outputs, context.task), y, reduction="none")
 
-    sums = summed_gradients(side.network, x, y, log_likelihood, torch.square)
+    sums = summed_gradients(context.network, x, y, log_likelihood, torch.square)
     return {name: values / max(len(x), 1) for name, values in sums.items()}

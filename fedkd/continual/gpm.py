@@ -10,9 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import Layer
 from fedkd.continual.learner import Learner, Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.continual.subspace import (
     check_layers,
     complement,
@@ -86,13 +86,13 @@ class GPM(Learner):
         """
         check_layers(self.name, network)
 
-    def prepare(self, side: LearnerSide) -> None:
+    def prepare(self, context: LearnerContext) -> None:
         """See that there is a threshold for every layer.
 
         Raises:
             UserError: There are more or fewer.
         """
-        layers = self.layers(side)
+        layers = self.layers(context)
         if isinstance(self.threshold, list) and len(self.threshold) != len(layers):
             raise UserError(
                 f"must be one number, or one for each of {len(layers)} layers ({', '.join(layers)}),"
@@ -100,165 +100,167 @@ class GPM(Learner):
                 key="continual.threshold",
             )
 
-    def layers(self, side: LearnerSide) -> dict[str, Layer]:
+    def layers(self, context: LearnerContext) -> dict[str, Layer]:
         """Return the layers whose gradients are projected, by name."""
-        own_heads = has_own_heads(side)
+        own_heads = has_own_heads(context)
         return {
             name: layer
-            for name, layer in side.layers.items()
+            for name, layer in context.layers.items()
             if layer.module.weight.requires_grad and not (layer.is_head and own_heads)
         }
 
-    def thresholds(self, side: LearnerSide) -> dict[str, float]:
+    def thresholds(self, context: LearnerContext) -> dict[str, float]:
         """Return ε of the present task by layer."""
-        layers = self.layers(side)
+        layers = self.layers(context)
         given = self.threshold if isinstance(self.threshold, list) else [self.threshold] * len(layers)
-        grown = self.threshold_increment * side.task
+        grown = self.threshold_increment * context.task
         return {name: min(share + grown, 1.0) for name, share in zip(layers, given, strict=True)}
 
-    def basis(self, side: LearnerSide, layer: Layer) -> Tensor:
+    def basis(self, context: LearnerContext, layer: Layer) -> Tensor:
         """Return the orthonormal columns ``[n, r]`` that are protected in a layer."""
-        kept = side.memory.get(BASIS + layer.name)
+        kept = context.memory.get(BASIS + layer.name)
         return layer.module.weight.new_zeros(layer.fan_in, 0) if kept is None else kept
 
     # The course of a task -----------------------------------------------------------------------------
 
-    def begin_task(self, side: LearnerSide) -> None:
+    def begin_task(self, context: LearnerContext) -> None:
         """Get the projections ready."""
-        for name in side.layers:
-            if BASIS + name in side.memory:
-                self.protect(side, name, side.memory[BASIS + name])
-        if self.protects(side) and has_own_heads(side):
-            rows = torch.zeros(side.outputs, device=side.device)
-            side.memory[ROWS] = rows.index_fill(0, side.units[side.task], 1.0)
+        for name in context.layers:
+            if BASIS + name in context.memory:
+                self.protect(context, name, context.memory[BASIS + name])
+        if self.protects(context) and has_own_heads(context):
+            rows = torch.zeros(context.outputs, device=context.device)
+            context.memory[ROWS] = rows.index_fill(0, context.units[context.task], 1.0)
 
-    def protect(self, side: LearnerSide, name: str, basis: Tensor) -> None:
+    def protect(self, context: LearnerContext, name: str, basis: Tensor) -> None:
         """Project a layer's gradients outside of orthonormal columns ``[n, r]`` from now on."""
-        side.memory.pop(INSIDE + name, None)
-        side.memory.pop(OUTSIDE + name, None)
-        if side.at_hand is not None:
-            side.at_hand.pop(name, None)
+        context.memory.pop(INSIDE + name, None)
+        context.memory.pop(OUTSIDE + name, None)
+        if context.step_cache is not None:
+            context.step_cache.pop(name, None)
         if 2 * basis.shape[1] > basis.shape[0]:
-            side.memory[OUTSIDE + name] = complement(basis)
-        elif basis is not side.memory[BASIS + name]:
-            side.memory[INSIDE + name] = basis
+            context.memory[OUTSIDE + name] = complement(basis)
+        elif basis is not context.memory[BASIS + name]:
+            context.memory[INSIDE + name] = basis
 
-    def protects(self, side: LearnerSide) -> bool:
+    def protects(self, context: LearnerContext) -> bool:
         """Return whether there is anything to protect, which there is not in the first task."""
-        return any(name.startswith(BASIS) for name in side.memory)
+        return any(name.startswith(BASIS) for name in context.memory)
 
-    def trainable(self, side: LearnerSide) -> Tensors:
+    def trainable(self, context: LearnerContext) -> Tensors:
         """Return all parameters; after the first task the weights of layers, and biases of own heads."""
-        tensors = super().trainable(side)
-        if not self.protects(side):
+        tensors = super().trainable(context)
+        if not self.protects(context):
             return tensors
-        names = {layer.weight_name for layer in side.layers.values()}
-        if has_own_heads(side):
-            names |= _head_names(side)
+        names = {layer.weight_name for layer in context.layers.values()}
+        if has_own_heads(context):
+            names |= _head_names(context)
         return {name: tensor for name, tensor in tensors.items() if name in names}
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Protect what the layers' inputs of the task span, unless nothing was trained."""
-        x, _ = draw(side, "representation", self.samples)
-        if side.phase and len(x):
-            thresholds = self.thresholds(side)
-            layers = self.layers(side)
-            for name, inputs in layer_inputs(side, layers, x, self.effective(side, side.task)).items():
-                self.extend(side, layers[name], inputs, thresholds[name])
-        for name in [name for name in side.memory if name.startswith(SCRATCH)]:
-            del side.memory[name]
+        x, _ = draw(context, "representation", self.samples)
+        if context.phase and len(x):
+            thresholds = self.thresholds(context)
+            layers = self.layers(context)
+            for name, inputs in layer_inputs(
+                context, layers, x, self.effective(context, context.task)
+            ).items():
+                self.extend(context, layers[name], inputs, thresholds[name])
+        for name in [name for name in context.memory if name.startswith(SCRATCH)]:
+            del context.memory[name]
 
-    def extend(self, side: LearnerSide, layer: Layer, inputs: Tensor, share: float) -> None:
+    def extend(self, context: LearnerContext, layer: Layer, inputs: Tensor, share: float) -> None:
         """Protect more directions of a layer.
 
         Args:
-            side: Its memory is extended.
+            context: Its memory is extended.
             layer: The layer.
             inputs: R ``[n, k]`` float64 on the CPU.
             share: ε.
         """
-        basis = self.basis(side, layer).double().cpu()
+        basis = self.basis(context, layer).double().cpu()
         directions, energies = residual_directions(inputs, basis)
         explained = float(energies_along(inputs, basis).sum())
         count = number_needed(energies, share * float(inputs.square().sum()) - explained)
-        self.append(side, layer, directions[:, :count])
+        self.append(context, layer, directions[:, :count])
 
-    def append(self, side: LearnerSide, layer: Layer, directions: Tensor) -> None:
+    def append(self, context: LearnerContext, layer: Layer, directions: Tensor) -> None:
         """Add orthonormal columns ``[n, m]``, orthogonal to the layer's basis, to it."""
         if directions.shape[1]:
-            basis = self.basis(side, layer)
+            basis = self.basis(context, layer)
             more = directions.to(dtype=basis.dtype, device=basis.device)
-            side.memory[BASIS + layer.name] = torch.cat([basis, more], dim=1)
+            context.memory[BASIS + layer.name] = torch.cat([basis, more], dim=1)
 
-    def report(self, side: LearnerSide) -> dict[str, float]:
+    def report(self, context: LearnerContext) -> dict[str, float]:
         """Return how many directions of every layer are protected, and their share of all."""
         figures = {}
-        for name, layer in self.layers(side).items():
-            rank = self.basis(side, layer).shape[1]
+        for name, layer in self.layers(context).items():
+            rank = self.basis(context, layer).shape[1]
             figures[f"rank/{name}"] = float(rank)
             figures[f"protected_share/{name}"] = rank / layer.fan_in
         return figures
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, side: LearnerSide, task: int) -> Tensors:
+    def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return weights that, in a training step, know what their gradients are products of."""
-        return self.thin_weights(side) if task == side.task else {}
+        return self.thin_weights(context) if task == context.task else {}
 
-    def thin_weights(self, side: LearnerSide) -> Tensors:
+    def thin_weights(self, context: LearnerContext) -> Tensors:
         """Return the weights of those layers that have few inputs; in training steps only."""
         weights: Tensors = {}
-        if side.at_hand is None:
+        if context.step_cache is None:
             return weights
-        for name, layer in side.layers.items():
-            if BASIS + name in side.memory:
-                if name not in side.at_hand:
-                    side.at_hand[name] = self.thin(side, layer)
-                weight = side.at_hand[name]
+        for name, layer in context.layers.items():
+            if BASIS + name in context.memory:
+                if name not in context.step_cache:
+                    context.step_cache[name] = self.thin(context, layer)
+                weight = context.step_cache[name]
                 if weight is not None:
                     weight.forget()
                     weights[layer.weight_name] = weight
         return weights
 
-    def thin(self, side: LearnerSide, layer: Layer) -> ThinWeight | None:
+    def thin(self, context: LearnerContext, layer: Layer) -> ThinWeight | None:
         """Return a protected layer's weight for steps of few inputs; None: there are too many."""
-        most = self.most_inputs(side, layer)
+        most = self.most_inputs(context, layer)
         weight = layer.module.weight
-        return ThinWeight.make(weight, lambda: weight, most) if side.batch_size <= most else None
+        return ThinWeight.make(weight, lambda: weight, most) if context.batch_size <= most else None
 
-    def most_inputs(self, side: LearnerSide, layer: Layer, scaled: int = 0) -> int:
+    def most_inputs(self, context: LearnerContext, layer: Layer, scaled: int = 0) -> int:
         """Return up to how many inputs it takes less to transform those than the weight and its gradient.
 
         Args:
-            side: Its memory has the bases.
+            context: Its memory has the bases.
             layer: A protected one; 0 if it is a convolution, which has many inputs.
             scaled: Number of directions in which the weight is scaled.
         """
         if not isinstance(layer.module, nn.Linear):
             return 0
-        rank, outputs = self._projection(side, layer.name)[1].shape[1], layer.module.out_features
+        rank, outputs = self._projection(context, layer.name)[1].shape[1], layer.module.out_features
         # The gradient takes two products with the projection's basis, and three with that of the scales. The
         # inputs take two, and one, and one with the gradient of the outputs.
         return outputs * (2 * rank + 3 * scaled) // (2 * rank + scaled + outputs)
 
-    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected."""
-        return {**gradients, **self.projected(side, gradients)}
+        return {**gradients, **self.projected(context, gradients)}
 
-    def confine(self, side: LearnerSide, changes: Tensors) -> Tensors:
+    def confine(self, context: LearnerContext, changes: Tensors) -> Tensors:
         """Return changes outside of what is protected."""
-        return self.projected(side, changes)
+        return self.projected(context, changes)
 
-    def projected(self, side: LearnerSide, gradients: Mapping[str, Tensor]) -> Tensors:
+    def projected(self, context: LearnerContext, gradients: Mapping[str, Tensor]) -> Tensors:
         """Return what is left of those gradients, or changes, that are not free."""
-        memory = side.memory
+        memory = context.memory
         left = {}
-        for name, layer in side.layers.items():
+        for name, layer in context.layers.items():
             gradient = gradients.get(layer.weight_name)
             if gradient is None or BASIS + name not in memory:
                 continue
-            project, basis = self._projection(side, name)
-            thin = side.at_hand.get(name) if side.at_hand is not None else None
+            project, basis = self._projection(context, name)
+            thin = context.step_cache.get(name) if context.step_cache is not None else None
             factors = thin.factors_of(gradient) if thin is not None else None
             if factors is None:
                 left[layer.weight_name] = project(layer.matrix(gradient), basis).view_as(gradient)
@@ -266,22 +268,22 @@ class GPM(Learner):
                 outputs, inputs = factors
                 left[layer.weight_name] = outputs.T @ project(inputs, basis)
         if ROWS in memory:
-            for name in _head_names(side) & gradients.keys():
+            for name in _head_names(context) & gradients.keys():
                 gradient = gradients[name]
                 left[name] = gradient * memory[ROWS].view(-1, *[1] * (gradient.dim() - 1))
         return left
 
     @staticmethod
-    def _projection(side: LearnerSide, name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
-        memory = side.memory
+    def _projection(context: LearnerContext, name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
+        memory = context.memory
         if OUTSIDE + name in memory:
             return project_onto, memory[OUTSIDE + name]
         return project_out, memory.get(INSIDE + name, memory[BASIS + name])
 
 
-def _head_names(side: LearnerSide) -> set[str]:
+def _head_names(context: LearnerContext) -> set[str]:
     names = set()
-    for layer in side.layers.values():
+    for layer in context.layers.values():
         if layer.is_head:
             names.add(layer.weight_name)
             if layer.module.bias is not None:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.models.mode import predicting
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -178,15 +178,15 @@ def _add_others(
                 sums[name] += magnitude(values)
 
 
-def some_samples(side: LearnerSide, number: int | None) -> tuple[Tensor, Tensor]:
+def some_samples(context: LearnerContext, number: int | None) -> tuple[Tensor, Tensor]:
     """Return samples ``[n, *input_shape]`` and labels ``[n]`` of the present task, drawn without repetition.
 
     Args:
-        side: The client's side.
+        context: The client's.
         number: How many; None, or more than there are: all.
     """
-    x, y = side.samples()
+    x, y = context.samples()
     if number is None or number >= len(x):
         return x, y
-    chosen = torch.randperm(len(x), generator=side.generator("importance"))[:number].to(x.device)
+    chosen = torch.randperm(len(x), generator=context.generator("importance"))[:number].to(x.device)
     return x[chosen], y[chosen]

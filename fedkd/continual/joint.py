@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fedkd.continual.side import LearnerSide
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.single import Single
 from fedkd.hyperparameters import STRICT
 
@@ -23,6 +23,6 @@ class Joint(Single):
 
     name: ClassVar[str] = "joint"
 
-    def training_tasks(self, side: LearnerSide) -> Sequence[int]:
+    def training_tasks(self, context: LearnerContext) -> Sequence[int]:
         """Return all tasks so far."""
-        return range(side.task + 1)
+        return range(context.task + 1)

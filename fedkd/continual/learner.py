@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fedkd.continual.side import LearnerSide
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.optimizer import OptimizerSpec
 
@@ -43,7 +43,7 @@ class Learner:
     A learner says four things: the *effective parameters* of a forward pass for a task; a *penalty*; a
     *filter* on gradients; and what happens at the begin and end of a task. Training on private batches and
     distillation from guidance both go through it, so what it guarantees holds whatever the loss. The task is
-    always an argument. Whatever it remembers lies in ``side.memory``.
+    always an argument. Whatever it remembers lies in ``context.memory``.
 
     The whole of a new learner, in a file beside the scenario that says ``learner = "mine:Anchored"``::
 
@@ -52,15 +52,15 @@ class Learner:
             name: ClassVar[str] = "anchored"
             strength: Annotated[float, Field(ge=0, description="How hard old weights are held.")] = 1.0
 
-            def penalty(self, side, step):
-                if side.task == 0:
+            def penalty(self, context, step):
+                if context.task == 0:
                     return None
-                pairs = side.network.named_parameters()
-                return self.strength * sum((p - side.memory[name]).square().sum() for name, p in pairs)
+                pairs = context.network.named_parameters()
+                return self.strength * sum((p - context.memory[name]).square().sum() for name, p in pairs)
 
-            def end_task(self, side):
-                for name, p in side.network.named_parameters():
-                    side.memory[name] = p.detach().clone()
+            def end_task(self, context):
+                for name, p in context.network.named_parameters():
+                    context.memory[name] = p.detach().clone()
     """
 
     name: ClassVar[str]
@@ -97,17 +97,17 @@ class Learner:
         """Number of further output units, after those of the classes, that the network shall have."""
         return 0
 
-    def prepare(self, side: LearnerSide) -> None:
+    def prepare(self, context: LearnerContext) -> None:
         """Make the network what the learner needs before anything is trained or measured."""
 
     # The course of a task -----------------------------------------------------------------------------
 
-    def begin_task(self, side: LearnerSide) -> None:
-        """Get ready for ``side.task``, whose samples are ``side.samples()``."""
+    def begin_task(self, context: LearnerContext) -> None:
+        """Get ready for ``context.task``, whose samples are ``context.samples()``."""
 
-    def training_tasks(self, side: LearnerSide) -> Sequence[int]:
+    def training_tasks(self, context: LearnerContext) -> Sequence[int]:
         """Return the tasks whose samples are trained on now: by default only the present one."""
-        return (side.task,)
+        return (context.task,)
 
     def phase_of(self, epoch: int, epochs: int) -> str:
         """Return the phase that an epoch belongs to.
@@ -118,30 +118,30 @@ class Learner:
         """
         return WEIGHTS
 
-    def begin_phase(self, side: LearnerSide) -> None:
-        """Get ready for ``side.phase``, which has just begun; also called for the first one of a task."""
+    def begin_phase(self, context: LearnerContext) -> None:
+        """Get ready for ``context.phase``, which has just begun; also called for the first one of a task."""
 
-    def trainable(self, side: LearnerSide) -> Tensors:
+    def trainable(self, context: LearnerContext) -> Tensors:
         """Return the leaf tensors that an optimiser changes in the present phase, by name.
 
-        By default the network's parameters; a tensor in ``side.memory`` may be one as well.
+        By default the network's parameters; a tensor in ``context.memory`` may be one as well.
         """
-        return {name: p for name, p in side.network.named_parameters() if p.requires_grad}
+        return {name: p for name, p in context.network.named_parameters() if p.requires_grad}
 
-    def optimizer(self, side: LearnerSide, spec: OptimizerSpec) -> OptimizerSpec:
+    def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Return the optimiser of the present phase, given the scenario's."""
         return spec
 
-    def end_task(self, side: LearnerSide) -> None:
-        """Draw conclusions once everything about ``side.task`` has been learned, guidance included."""
+    def end_task(self, context: LearnerContext) -> None:
+        """Draw conclusions once everything about ``context.task`` has been learned, guidance included."""
 
-    def report(self, side: LearnerSide) -> dict[str, float]:
+    def report(self, context: LearnerContext) -> dict[str, float]:
         """Return figures about the last task that belong in the metrics, by name; none by default."""
         return {}
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, side: LearnerSide, task: int) -> Tensors:
+    def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return what stands in for the network's parameters in a forward pass for a task, by name.
 
         Parameters that are not named are the network's own. Called before every step for the present task,
@@ -149,40 +149,40 @@ class Learner:
         """
         return {}
 
-    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return what is added to the loss, a scalar; None: nothing."""
         return None
 
-    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return what becomes of the gradients of `trainable` tensors, same names and shapes.
 
         It may change them in place. Those of tensors that the loss does not depend on are missing.
         """
         return gradients
 
-    def confine(self, side: LearnerSide, changes: Tensors) -> Tensors:
+    def confine(self, context: LearnerContext, changes: Tensors) -> Tensors:
         """Return what becomes of a step's changes of `trainable` tensors, if the learner `confines`.
 
         By default what becomes of gradients. A change that is not returned stays as the optimiser made it.
         """
-        return self.filter(side, changes)
+        return self.filter(context, changes)
 
-    def after_step(self, side: LearnerSide, before: Tensors, gradients: Tensors) -> None:
+    def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
         """Take notice of a step, if the learner `follows_path`.
 
         Args:
-            side: The weights are those after the step.
+            context: The weights are those after the step.
             before: The trainable tensors before it.
             gradients: The gradients that the optimiser was given, penalty included.
         """
 
     # Without the task ---------------------------------------------------------------------------------
 
-    def outputs(self, side: LearnerSide, model: TaskModel, x: Tensor) -> Tensor:
+    def outputs(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
         """Return all outputs ``[B, O]`` of samples whose task is not known, in evaluation mode.
 
         Args:
-            side: Its ``task`` is the last one met.
+            context: Its ``task`` is the last one met.
             model: The model of that task.
             x: ``[B, *input_shape]``.
         """

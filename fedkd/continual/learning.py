@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.continual.context import LearnerContext, Samples
 from fedkd.continual.layers import statistics_names
 from fedkd.continual.learner import Learner
 from fedkd.continual.rules import LearnerRules
-from fedkd.continual.side import LearnerSide, Samples
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
@@ -55,7 +55,7 @@ class TaskLearning:
     ) -> None:
         learner.check(network)
         self.learner = learner
-        self.side = LearnerSide(
+        self.context = LearnerContext(
             network, units, outputs, samples, seed=seed, client=client, batch_size=batch_size
         )
         self.ended = -1
@@ -64,60 +64,60 @@ class TaskLearning:
         """The most the learner has remembered at once."""
         self._statistics = statistics_names(network) if learner.task_statistics else ()
         self._kernels = {name: p for name, p in network.named_parameters() if p.dim() == 4}
-        learner.prepare(self.side)
+        learner.prepare(self.context)
 
     # Tasks --------------------------------------------------------------------------------------------
 
     @property
     def task(self) -> int:
         """The last task that was begun; −1: none."""
-        return self.side.task
+        return self.context.task
 
     def enter(self, task: int) -> None:
         """Begin a task, unless it is under way; those in between are begun and ended on the way."""
-        while self.side.task < task:
-            if self.side.task > self.ended:
+        while self.context.task < task:
+            if self.context.task > self.ended:
                 self.end()
-            self.side.task += 1
-            self.side.phase = ""
-            if self._statistics and self.side.task > 0:
-                _reset_statistics(self.side.network)
+            self.context.task += 1
+            self.context.phase = ""
+            if self._statistics and self.context.task > 0:
+                _reset_statistics(self.context.network)
             with torch.enable_grad():
-                self.learner.begin_task(self.side)
-            self._weigh()
+                self.learner.begin_task(self.context)
+            self._track_peak()
 
     def end(self) -> None:
         """End the task under way, unless it has been."""
-        side = self.side
-        if self.ended >= side.task:
+        context = self.context
+        if self.ended >= context.task:
             return
         # The phase may not have come to its end if a client was slow or missing.
         with torch.enable_grad():
-            self.learner.end_task(side)
+            self.learner.end_task(context)
         if self._statistics:
-            buffers = dict(side.network.named_buffers())
+            buffers = dict(context.network.named_buffers())
             for name in self._statistics:
-                side.memory[f"{STATISTICS}{side.task}/{name}"] = buffers[name].detach().clone()
-        self.ended = side.task
-        self._weigh()
+                context.memory[f"{STATISTICS}{context.task}/{name}"] = buffers[name].detach().clone()
+        self.ended = context.task
+        self._track_peak()
 
-    def _weigh(self) -> None:
-        self.peak_bytes = max(self.peak_bytes, self.side.stored_bytes())
+    def _track_peak(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, self.context.stored_bytes())
 
     def model(self, task: int | None = None) -> TaskModel:
         """Return the network as it is for a task; None: the present one."""
-        chosen = max(self.side.task, 0) if task is None else task
-        units = self.side.units[chosen]
-        every = len(units) == self.side.outputs and self.learner.superfluous == 0
-        return TaskModel(self.side.network, None if every else units, self._substitutes(chosen))
+        chosen = max(self.context.task, 0) if task is None else task
+        units = self.context.units[chosen]
+        every = len(units) == self.context.outputs and self.learner.superfluous == 0
+        return TaskModel(self.context.network, None if every else units, self._substitutes(chosen))
 
     def _substitutes(self, task: int) -> dict[str, Tensor]:
-        tensors = self.learner.effective(self.side, task)
+        tensors = self.learner.effective(self.context, task)
         for name, kernel in self._kernels.items():
             if name in tensors:
                 tensors[name] = _laid_out_like(kernel, tensors[name])
-        if self._statistics and task <= self.ended and task != self.side.task:
-            kept = {name: self.side.memory[f"{STATISTICS}{task}/{name}"] for name in self._statistics}
+        if self._statistics and task <= self.ended and task != self.context.task:
+            kept = {name: self.context.memory[f"{STATISTICS}{task}/{name}"] for name in self._statistics}
             return {**tensors, **kept}
         return tensors
 
@@ -150,25 +150,25 @@ class TaskLearning:
 
     def distil(self, job: TrainJob) -> Training[FitResult]:
         """Train on guidance in the phase that the task is in."""
-        self._enter_phase(self.side.phase or self.learner.phase_of(0, 1))
+        self._enter_phase(self.context.phase or self.learner.phase_of(0, 1))
         return (yield from self._fit_phase(job))
 
     def _enter_phase(self, phase: str) -> None:
-        if phase != self.side.phase:
-            self.side.phase = phase
+        if phase != self.context.phase:
+            self.context.phase = phase
             with torch.enable_grad():
-                self.learner.begin_phase(self.side)
-            self._weigh()
+                self.learner.begin_phase(self.context)
+            self._track_peak()
 
     def _fit_phase(self, job: TrainJob, after_epoch: Callable[[], None] | None = None) -> Training[FitResult]:
-        spec = self.learner.optimizer(self.side, job.optimizer)
+        spec = self.learner.optimizer(self.context, job.optimizer)
         model = self.model()
-        rules = LearnerRules(self.learner, self.side, model, self._substitutes, spec, after_epoch)
+        rules = LearnerRules(self.learner, self.context, model, self._substitutes, spec, after_epoch)
         try:
             result = yield replace(job, model=model, optimizer=spec, rules=rules)
         finally:
-            self.side.at_hand = None
-        self._weigh()
+            self.context.step_cache = None
+        self._track_peak()
         return result
 
     # State --------------------------------------------------------------------------------------------
@@ -178,22 +178,22 @@ class TaskLearning:
         # Copies: what is remembered may be changed in place while the state is still being written.
         arrays = {
             MEMORY + name: np.array(values.detach().cpu().numpy(), order="C")
-            for name, values in self.side.memory.items()
+            for name, values in self.context.memory.items()
         }
-        progress = (self.side.task, self.ended, self.peak_bytes)
+        progress = (self.context.task, self.ended, self.peak_bytes)
         arrays[PROGRESS] = np.array(progress, dtype=np.int64)
-        arrays[PHASE] = np.frombuffer(self.side.phase.encode(), dtype=np.uint8)
+        arrays[PHASE] = np.frombuffer(self.context.phase.encode(), dtype=np.uint8)
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a state that `state` returned."""
-        self.side.task, self.ended, self.peak_bytes = arrays[PROGRESS].tolist()
-        self.side.phase = arrays[PHASE].tobytes().decode()
-        self.side.memory.clear()
+        self.context.task, self.ended, self.peak_bytes = arrays[PROGRESS].tolist()
+        self.context.phase = arrays[PHASE].tobytes().decode()
+        self.context.memory.clear()
         for name, values in arrays.items():
             if name.startswith(MEMORY):
-                tensor = torch.from_numpy(np.array(values)).to(self.side.device)
-                self.side.memory[name.removeprefix(MEMORY)] = tensor
+                tensor = torch.from_numpy(np.array(values)).to(self.context.device)
+                self.context.memory[name.removeprefix(MEMORY)] = tensor
 
 
 def _laid_out_like(kernel: Tensor, substitute: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.masks import pack, unpack
-from fedkd.continual.side import LearnerSide
 from fedkd.hyperparameters import STRICT
 from fedkd.models.mode import predicting
 from fedkd.training.losses import kd_kl
@@ -50,24 +50,24 @@ class LwF(Learner):
     """Units of a shared head that are held. `all` also holds those of classes not met before, which the
     teacher takes for unlikely: more of the old classes is left, and less is learned of the new ones."""
 
-    def begin_task(self, side: LearnerSide) -> None:
+    def begin_task(self, context: LearnerContext) -> None:
         """Keep the network as it is for a teacher, once it has something to teach."""
-        if side.task > 0:
-            for name, values in side.network.state_dict().items():
-                side.memory[TEACHER + name] = values.detach().clone()
+        if context.task > 0:
+            for name, values in context.network.state_dict().items():
+                context.memory[TEACHER + name] = values.detach().clone()
 
-    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return the distillation loss of all heads."""
-        heads = _heads(side)
+        heads = _heads(context)
         if not heads:
             return None
         teacher = {
             name.removeprefix(TEACHER): values
-            for name, values in side.memory.items()
+            for name, values in context.memory.items()
             if name.startswith(TEACHER)
         }
-        with predicting(side.network):
-            taught = side.run(step.inputs, teacher).float()
+        with predicting(context.network):
+            taught = context.run(step.inputs, teacher).float()
         outputs = step.outputs()
         losses = [
             kd_kl(outputs[:, head], (taught[:, head] / self.temperature).softmax(1), self.temperature)
@@ -75,37 +75,37 @@ class LwF(Learner):
         ]
         return self.weight * torch.stack(losses).sum()
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Dismiss the teacher, and note the classes met."""
-        for name in [name for name in side.memory if name.startswith(TEACHER)]:
-            del side.memory[name]
-        own = side.units[side.task]
-        met = _met(side)
-        some = self.distil == "met" and _is_shared(side, side.task)
-        met[own[side.samples()[1].unique()] if some else own] = True
-        side.memory[MET] = pack(met)
+        for name in [name for name in context.memory if name.startswith(TEACHER)]:
+            del context.memory[name]
+        own = context.units[context.task]
+        met = _met(context)
+        some = self.distil == "met" and _is_shared(context, context.task)
+        met[own[context.samples()[1].unique()] if some else own] = True
+        context.memory[MET] = pack(met)
 
 
-def _met(side: LearnerSide) -> Tensor:
+def _met(context: LearnerContext) -> Tensor:
     """Return which output units are those of classes met in earlier tasks, ``[O]`` bool."""
-    if MET in side.memory:
-        return unpack(side.memory[MET], (side.outputs,))
-    return torch.zeros(side.outputs, dtype=torch.bool, device=side.device)
+    if MET in context.memory:
+        return unpack(context.memory[MET], (context.outputs,))
+    return torch.zeros(context.outputs, dtype=torch.bool, device=context.device)
 
 
-def _heads(side: LearnerSide) -> Sequence[Tensor]:
+def _heads(context: LearnerContext) -> Sequence[Tensor]:
     """Return the units of every head that was trained in earlier tasks; those of one unit say nothing."""
-    met = _met(side)
+    met = _met(context)
     heads: list[Tensor] = []
-    for own in side.units[: side.task]:
+    for own in context.units[: context.task]:
         known = own[met[own]]
         if len(known) > 1 and not any(torch.equal(known, other) for other in heads):
             heads.append(known)
     return heads
 
 
-def _is_shared(side: LearnerSide, task: int) -> bool:
+def _is_shared(context: LearnerContext, task: int) -> bool:
     """Return whether another task of the stream has the same units."""
     return any(
-        torch.equal(units, side.units[task]) for other, units in enumerate(side.units) if other != task
+        torch.equal(units, context.units[task]) for other, units in enumerate(context.units) if other != task
     )

@@ -10,9 +10,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.importance import some_samples, summed_gradients
 from fedkd.continual.learner import Learner, Step
-from fedkd.continual.side import LearnerSide
 from fedkd.hyperparameters import STRICT
 
 
@@ -40,20 +40,20 @@ class MAS(Learner):
     """Samples of the task that Ω is measured on, drawn at random; absent: all. A few hundred are enough, and
     save time with convolutions; networks of linear layers take less than an epoch for all."""
 
-    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return ``λ Σ_i Ω_i (θ_i − θ_i*)²``."""
-        distance = squared_distance(side)
+        distance = squared_distance(context)
         return None if distance is None else self.strength * distance
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Add the task's importances, and anchor the present weights."""
 
         def squared_norm(outputs: Tensor, _: Tensor) -> Tensor:
-            return side.logits_of(outputs, side.task).square().sum(1)
+            return context.logits_of(outputs, context.task).square().sum(1)
 
-        x, y = some_samples(side, self.samples)
-        old = remembered(side, IMPORTANCE)
-        for name, total in summed_gradients(side.network, x, y, squared_norm, torch.abs).items():
+        x, y = some_samples(context, self.samples)
+        old = remembered(context, IMPORTANCE)
+        for name, total in summed_gradients(context.network, x, y, squared_norm, torch.abs).items():
             own = total / max(len(x), 1)
-            side.memory[IMPORTANCE + name] = old[name] + own if old else own
-        remember(side, ANCHOR, self.trainable(side))
+            context.memory[IMPORTANCE + name] = old[name] + own if old else own
+        remember(context, ANCHOR, self.trainable(context))

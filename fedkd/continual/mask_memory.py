@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual import masks
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Tensors
 from fedkd.continual.masks import Rule
-from fedkd.continual.side import LearnerSide
 
 SCORES, BITS = "scores", "bits"
 
@@ -20,24 +20,24 @@ class MaskMemory:
     """The masks on one client, each over the weights of all layers, by their numbers (*slots*).
 
     Attributes:
-        side: The client's.
+        context: The client's.
         rule: How scores make a mask.
         density: Share of a layer's weights in a mask, for the rule that wants it.
     """
 
-    side: LearnerSide
+    context: LearnerContext
     rule: Rule
     density: float
 
     @property
     def names(self) -> list[str]:
         """Names of the weights under masks, in the network's order."""
-        return [layer.weight_name for layer in self.side.layers.values()]
+        return [layer.weight_name for layer in self.context.layers.values()]
 
     @property
     def weights(self) -> Tensors:
         """The weights under masks."""
-        return {layer.weight_name: layer.module.weight for layer in self.side.layers.values()}
+        return {layer.weight_name: layer.module.weight for layer in self.context.layers.values()}
 
     @property
     def sizes(self) -> list[int]:
@@ -48,22 +48,22 @@ class MaskMemory:
 
     def has_scores(self, slot: int) -> bool:
         """Return whether a mask's scores are remembered."""
-        return f"{SCORES}/{slot}/{self.names[0]}" in self.side.memory
+        return f"{SCORES}/{slot}/{self.names[0]}" in self.context.memory
 
     def scores(self, slot: int) -> Tensors:
         """Return a mask's remembered scores themselves."""
-        return {name: self.side.memory[f"{SCORES}/{slot}/{name}"] for name in self.names}
+        return {name: self.context.memory[f"{SCORES}/{slot}/{name}"] for name in self.names}
 
     def set_scores(self, slot: int, scores: Tensors) -> None:
         """Remember a mask's scores."""
         for name, values in scores.items():
-            self.side.memory[f"{SCORES}/{slot}/{name}"] = values
+            self.context.memory[f"{SCORES}/{slot}/{name}"] = values
 
     def fresh_scores(self, slot: int) -> Tensors:
         """Return the scores that a mask begins with, the same whenever they are asked for."""
-        generator = self.side.generator(SCORES, slot)
+        generator = self.context.generator(SCORES, slot)
         return {
-            name: masks.initial_scores(weight.shape, generator).to(self.side.device)
+            name: masks.initial_scores(weight.shape, generator).to(self.context.device)
             for name, weight in self.weights.items()
         }
 
@@ -71,7 +71,7 @@ class MaskMemory:
 
     def is_settled(self, slot: int) -> bool:
         """Return whether a mask will not change any more: it is kept as bits."""
-        return f"{BITS}/{slot}/{self.names[0]}" in self.side.memory
+        return f"{BITS}/{slot}/{self.names[0]}" in self.context.memory
 
     def has(self, slot: int) -> bool:
         """Return whether there is a mask, settled or in training."""
@@ -82,16 +82,16 @@ class MaskMemory:
         if self.is_settled(slot):
             return
         for name, scores in self.scores(slot).items():
-            self.side.memory[f"{BITS}/{slot}/{name}"] = masks.pack(self._mask_of(scores))
+            self.context.memory[f"{BITS}/{slot}/{name}"] = masks.pack(self._mask_of(scores))
             if keep_scores:
-                self.side.memory[f"{SCORES}/{slot}/{name}"] = scores.detach()
+                self.context.memory[f"{SCORES}/{slot}/{name}"] = scores.detach()
             else:
-                del self.side.memory[f"{SCORES}/{slot}/{name}"]
+                del self.context.memory[f"{SCORES}/{slot}/{name}"]
 
     def masks(self, slot: int) -> Tensors:
         """Return a mask, bool; one that is not there yet is that of its first scores."""
         if self.is_settled(slot):
-            memory = self.side.memory
+            memory = self.context.memory
             return {
                 name: masks.unpack(memory[f"{BITS}/{slot}/{name}"], weight.shape)
                 for name, weight in self.weights.items()
@@ -102,7 +102,7 @@ class MaskMemory:
     def bits(self, slot: int) -> list[Tensor]:
         """Return a mask's bits, a tensor a layer."""
         if self.is_settled(slot):
-            return [self.side.memory[f"{BITS}/{slot}/{name}"] for name in self.names]
+            return [self.context.memory[f"{BITS}/{slot}/{name}"] for name in self.names]
         return [masks.pack(mask) for mask in self.masks(slot).values()]
 
     # Weights ------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.fisher import Labels, fisher_diagonal
 from fedkd.continual.learner import Learner, Step
-from fedkd.continual.side import LearnerSide
 from fedkd.hyperparameters import STRICT
 
 
@@ -46,14 +46,14 @@ class OnlineEWC(Learner):
     """Samples of the task that F is measured on, drawn at random; absent: all. A few hundred are enough, and
     save time with convolutions; networks of linear layers take less than an epoch for all."""
 
-    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return ``λ/2 Σ_i F_i (θ_i − θ_i*)²``."""
-        distance = squared_distance(side)
+        distance = squared_distance(context)
         return None if distance is None else 0.5 * self.strength * distance
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Let the old tasks' information fade, add the task's, and anchor the present weights."""
-        old = remembered(side, IMPORTANCE)
-        for name, own in fisher_diagonal(side, self.labels, self.samples).items():
-            side.memory[IMPORTANCE + name] = self.decay * old[name] + own if old else own
-        remember(side, ANCHOR, self.trainable(side))
+        old = remembered(context, IMPORTANCE)
+        for name, own in fisher_diagonal(context, self.labels, self.samples).items():
+            context.memory[IMPORTANCE + name] = self.decay * old[name] + own if old else own
+        remember(context, ANCHOR, self.trainable(context))

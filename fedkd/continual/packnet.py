@@ -10,9 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import layers_of
 from fedkd.continual.learner import Learner, Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 
@@ -78,23 +78,23 @@ class PackNet(Learner):
                 key="continual.learner",
             )
 
-    def prepare(self, side: LearnerSide) -> None:
+    def prepare(self, context: LearnerContext) -> None:
         """Declare all weights free."""
-        kind = torch.uint8 if side.tasks <= torch.iinfo(torch.uint8).max else torch.int16
-        weights = [weight for _, weight in _weights(side)]
-        for name, weight in _weights(side):
-            side.memory[OWNERS + name] = torch.full(weight.shape, FREE, dtype=kind, device=side.device)
-        side.memory[SCALES] = torch.stack([weight.detach().std(correction=0) for weight in weights])
+        kind = torch.uint8 if context.tasks <= torch.iinfo(torch.uint8).max else torch.int16
+        weights = [weight for _, weight in _weights(context)]
+        for name, weight in _weights(context):
+            context.memory[OWNERS + name] = torch.full(weight.shape, FREE, dtype=kind, device=context.device)
+        context.memory[SCALES] = torch.stack([weight.detach().std(correction=0) for weight in weights])
 
-    def begin_task(self, side: LearnerSide) -> None:
+    def begin_task(self, context: LearnerContext) -> None:
         """Give the free weights new starting values, if earlier tasks left them at zero."""
-        if side.task == 0:
+        if context.task == 0:
             return
-        generator = side.generator("free-weights")
+        generator = context.generator("free-weights")
         with torch.no_grad():
-            for (name, weight), scale in zip(_weights(side), side.memory[SCALES], strict=True):
-                fresh = torch.randn(weight.shape, generator=generator).to(side.device) * scale
-                weight.copy_(torch.where(side.memory[OWNERS + name] == FREE, fresh, weight))
+            for (name, weight), scale in zip(_weights(context), context.memory[SCALES], strict=True):
+                fresh = torch.randn(weight.shape, generator=generator).to(context.device) * scale
+                weight.copy_(torch.where(context.memory[OWNERS + name] == FREE, fresh, weight))
 
     def phase_of(self, epoch: int, epochs: int) -> str:
         """Return `train`, or `retrain` for the last epochs of several."""
@@ -103,68 +103,70 @@ class PackNet(Learner):
         retrained = min(max(1, round(self.retrain_share * epochs)), epochs - 1)
         return RETRAIN if epoch >= epochs - retrained else TRAIN
 
-    def begin_phase(self, side: LearnerSide) -> None:
+    def begin_phase(self, context: LearnerContext) -> None:
         """Prune before retraining."""
-        if side.phase == RETRAIN:
-            self._prune(side)
+        if context.phase == RETRAIN:
+            self._prune(context)
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Prune if retraining has not begun, and keep the task's biases."""
-        if side.phase == TRAIN:
-            self._prune(side)
-        elif side.phase != RETRAIN:
-            _clear(side)
+        if context.phase == TRAIN:
+            self._prune(context)
+        elif context.phase != RETRAIN:
+            _clear(context)
         if self.biases == "task":
-            for name, values in _vectors(side).items():
-                side.memory[f"{VECTORS}{side.task}/{name}"] = values.detach().clone()
+            for name, values in _vectors(context).items():
+                context.memory[f"{VECTORS}{context.task}/{name}"] = values.detach().clone()
 
-    def report(self, side: LearnerSide) -> dict[str, float]:
+    def report(self, context: LearnerContext) -> dict[str, float]:
         """Return the share of all weights that no task owns yet."""
-        owners = torch.cat([side.memory[OWNERS + name].flatten() for name, _ in _weights(side)])
+        owners = torch.cat([context.memory[OWNERS + name].flatten() for name, _ in _weights(context)])
         return {"free_weights": float((owners == FREE).double().mean())}
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, side: LearnerSide, task: int) -> Tensors:
+    def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights and biases of an earlier task; those of the present one are the network's."""
-        if task >= side.task:
+        if task >= context.task:
             return {}
         tensors: Tensors = {}
-        for name, weight in _weights(side):
-            owners = side.memory[OWNERS + name]
+        for name, weight in _weights(context):
+            owners = context.memory[OWNERS + name]
             tensors[name] = torch.where((owners != FREE) & (owners <= task + 1), weight, 0.0)
         if self.biases == "task":
-            tensors |= {name: side.memory[f"{VECTORS}{task}/{name}"] for name in _vectors(side)}
+            tensors |= {name: context.memory[f"{VECTORS}{task}/{name}"] for name in _vectors(context)}
         return tensors
 
-    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Leave nothing of the gradients of weights that are not the present phase's."""
-        learning = side.task + 1 if side.phase == RETRAIN else FREE
+        learning = context.task + 1 if context.phase == RETRAIN else FREE
         for name, gradient in gradients.items():
-            owners = side.memory.get(OWNERS + name)
+            owners = context.memory.get(OWNERS + name)
             if owners is not None:
                 gradient.masked_fill_(owners != learning, 0.0)
-            elif self.biases == "first" and side.task > 0:
+            elif self.biases == "first" and context.task > 0:
                 gradient.zero_()
         return gradients
 
     # Pruning ------------------------------------------------------------------------------------------
 
-    def _prune(self, side: LearnerSide) -> None:
+    def _prune(self, context: LearnerContext) -> None:
         """Make the present task the owner of its share of the free weights, and the others zero."""
-        left_of_unit = torch.zeros(side.outputs, dtype=torch.int64)
-        for units in side.units[side.task :]:
+        left_of_unit = torch.zeros(context.outputs, dtype=torch.int64)
+        for units in context.units[context.task :]:
             left_of_unit[units.cpu()] += 1
-        heads = {layer.weight_name for layer in side.layers.values() if layer.is_head}
-        for name, weight in _weights(side):
-            owners = side.memory[OWNERS + name].clone()
+        heads = {layer.weight_name for layer in context.layers.values() if layer.is_head}
+        for name, weight in _weights(context):
+            owners = context.memory[OWNERS + name].clone()
             if name in heads:
-                for unit in side.units[side.task].tolist():
-                    self._take(side.task, owners[unit], weight[unit], int(left_of_unit[unit]), last_all=True)
+                for unit in context.units[context.task].tolist():
+                    self._take(
+                        context.task, owners[unit], weight[unit], int(left_of_unit[unit]), last_all=True
+                    )
             else:
-                self._take(side.task, owners, weight, side.tasks - side.task)
-            side.memory[OWNERS + name] = owners
-        _clear(side)
+                self._take(context.task, owners, weight, context.tasks - context.task)
+            context.memory[OWNERS + name] = owners
+        _clear(context)
 
     def _take(self, task: int, owners: Tensor, weight: Tensor, left: int, *, last_all: bool = False) -> None:
         """Enter the task into `owners`, in place, at its share of the free weights.
@@ -188,20 +190,20 @@ class PackNet(Learner):
         flat[free[largest]] = task + 1
 
 
-def _weights(side: LearnerSide) -> Iterator[tuple[str, Tensor]]:
+def _weights(context: LearnerContext) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of linear and convolutional layers with their names, those of tied layers once."""
-    named = {layer.weight_name for layer in side.layers.values()}
-    yield from ((name, p) for name, p in side.network.named_parameters() if name in named)
+    named = {layer.weight_name for layer in context.layers.values()}
+    yield from ((name, p) for name, p in context.network.named_parameters() if name in named)
 
 
-def _vectors(side: LearnerSide) -> Tensors:
+def _vectors(context: LearnerContext) -> Tensors:
     """Return all other parameters: biases, and scales and shifts of normalisation layers."""
-    named = {layer.weight_name for layer in side.layers.values()}
-    return {name: p for name, p in side.network.named_parameters() if name not in named}
+    named = {layer.weight_name for layer in context.layers.values()}
+    return {name: p for name, p in context.network.named_parameters() if name not in named}
 
 
-def _clear(side: LearnerSide) -> None:
+def _clear(context: LearnerContext) -> None:
     """Make the free weights zero, as they count for the tasks so far."""
     with torch.no_grad():
-        for name, weight in _weights(side):
-            weight.masked_fill_(side.memory[OWNERS + name] == FREE, 0.0)
+        for name, weight in _weights(context):
+            weight.masked_fill_(context.memory[OWNERS + name] == FREE, 0.0)

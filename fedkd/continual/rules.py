@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step
-from fedkd.continual.side import LearnerSide
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.optimizer import OptimizerSpec
 
@@ -18,7 +18,7 @@ class LearnerRules:
 
     Args:
         learner: Says it.
-        side: The client's.
+        context: The client's.
         model: The present task's model, which is given new effective parameters before every step.
         substitutes: From a task to these parameters.
         optimizer: Of the phase; some leave the space that gradients were projected to.
@@ -28,19 +28,21 @@ class LearnerRules:
     def __init__(
         self,
         learner: Learner,
-        side: LearnerSide,
+        context: LearnerContext,
         model: TaskModel,
         substitutes: Callable[[int], dict[str, Tensor]],
         optimizer: OptimizerSpec,
         after_epoch: Callable[[], None] | None,
     ) -> None:
-        self._learner, self._side, self._model = learner, side, model
+        self._learner, self._context, self._model = learner, context, model
         self._substitutes = substitutes
         self._after_epoch = after_epoch
-        self._trainable = {name: tensor.requires_grad_() for name, tensor in learner.trainable(side).items()}
+        self._trainable = {
+            name: tensor.requires_grad_() for name, tensor in learner.trainable(context).items()
+        }
         trained = {id(tensor) for tensor in self._trainable.values()}
         # What is not trained now may still get gradients, which must not pile up.
-        self._untrained = [p for p in side.network.parameters() if id(p) not in trained]
+        self._untrained = [p for p in context.network.parameters() if id(p) not in trained]
         drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
         self._confines = learner.confines and drifts
         self._before: dict[str, Tensor] = {}
@@ -50,18 +52,18 @@ class LearnerRules:
         return list(self._trainable.values())
 
     def before_step(self) -> None:
-        if self._side.at_hand is None:
-            self._side.at_hand = {}
-        self._model.substitute(self._substitutes(self._side.task))
+        if self._context.step_cache is None:
+            self._context.step_cache = {}
+        self._model.substitute(self._substitutes(self._context.task))
         for parameter in self._untrained:
             parameter.grad = None
 
     def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
-        return self._learner.penalty(self._side, Step(inputs, self._model, loss))
+        return self._learner.penalty(self._context, Step(inputs, self._model, loss))
 
     def after_backward(self) -> None:
         gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-        filtered = self._learner.filter(self._side, gradients)
+        filtered = self._learner.filter(self._context, gradients)
         for name, gradient in filtered.items():
             self._trainable[name].grad = gradient
         if self._confines or self._learner.follows_path:
@@ -73,16 +75,16 @@ class LearnerRules:
         if self._learner.follows_path:
             gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
             with torch.no_grad():
-                self._learner.after_step(self._side, self._before, gradients)
+                self._learner.after_step(self._context, self._before, gradients)
 
     def _confine(self) -> None:
         with torch.no_grad():
             changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
-            for name, change in self._learner.confine(self._side, changes).items():
+            for name, change in self._learner.confine(self._context, changes).items():
                 self._trainable[name].copy_(self._before[name] + change)
 
     def after_epoch(self) -> None:
         # Also if nobody looks on, which must not make a difference.
-        self._side.at_hand = None
+        self._context.step_cache = None
         if self._after_epoch is not None:
             self._after_epoch()

@@ -9,8 +9,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.hyperparameters import STRICT
 
 PATH = "path/"
@@ -45,38 +45,38 @@ class SI(Learner):
     """ξ, in squared units of the weights; 0.1 in the paper. It bounds the importance of weights that hardly
     move. Well above all squared changes it only scales Ω, as a smaller c would."""
 
-    def begin_task(self, side: LearnerSide) -> None:
+    def begin_task(self, context: LearnerContext) -> None:
         """Start the path here."""
-        weights = self.trainable(side)
-        remember(side, ANCHOR, weights)
-        remember(side, PATH, {name: torch.zeros_like(p) for name, p in weights.items()})
+        weights = self.trainable(context)
+        remember(context, ANCHOR, weights)
+        remember(context, PATH, {name: torch.zeros_like(p) for name, p in weights.items()})
 
-    def filter(self, side: LearnerSide, gradients: Tensors) -> Tensors:
+    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Add the penalty's gradient."""
-        for name, pull in self._pulls(side, self.trainable(side)).items():
+        for name, pull in self._pulls(context, self.trainable(context)).items():
             gradients[name] = gradients[name].add_(pull) if name in gradients else pull
         return gradients
 
-    def after_step(self, side: LearnerSide, before: Tensors, gradients: Tensors) -> None:
+    def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
         """Credit each weight with what its change has done to the loss, to first order."""
-        weights = self.trainable(side)
-        pulls = self._pulls(side, before)
+        weights = self.trainable(context)
+        pulls = self._pulls(context, before)
         for name, gradient in gradients.items():
             own = gradient - pulls[name] if pulls else gradient
-            side.memory[PATH + name].addcmul_(own, weights[name] - before[name], value=-1.0)
+            context.memory[PATH + name].addcmul_(own, weights[name] - before[name], value=-1.0)
 
-    def _pulls(self, side: LearnerSide, weights: Tensors) -> Tensors:
-        anchor = remembered(side, ANCHOR)
+    def _pulls(self, context: LearnerContext, weights: Tensors) -> Tensors:
+        anchor = remembered(context, ANCHOR)
         return {
             name: (weights[name].detach() - anchor[name]).mul_(omega).mul_(2.0 * self.strength)
-            for name, omega in remembered(side, IMPORTANCE).items()
+            for name, omega in remembered(context, IMPORTANCE).items()
         }
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Turn the credit of the task into importance."""
-        old = remembered(side, IMPORTANCE)
-        for name, p in self.trainable(side).items():
-            moved = p.detach() - side.memory[ANCHOR + name]
-            earned = side.memory.pop(PATH + name).relu() / (moved.square() + self.damping)
-            side.memory[IMPORTANCE + name] = old[name] + earned if old else earned
-            side.memory[ANCHOR + name] = p.detach().clone()
+        old = remembered(context, IMPORTANCE)
+        for name, p in self.trainable(context).items():
+            moved = p.detach() - context.memory[ANCHOR + name]
+            earned = context.memory.pop(PATH + name).relu() / (moved.square() + self.damping)
+            context.memory[IMPORTANCE + name] = old[name] + earned if old else earned
+            context.memory[ANCHOR + name] = p.detach().clone()

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from pydantic.dataclasses import dataclass
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner
-from fedkd.continual.side import LearnerSide
 from fedkd.hyperparameters import STRICT
 
 INITIAL = "initial/"
@@ -24,13 +24,13 @@ class Single(Learner):
 
     name: ClassVar[str] = "single"
 
-    def prepare(self, side: LearnerSide) -> None:
+    def prepare(self, context: LearnerContext) -> None:
         """Remember the initial weights."""
-        for name, values in side.network.state_dict().items():
-            side.memory[INITIAL + name] = values.detach().clone()
+        for name, values in context.network.state_dict().items():
+            context.memory[INITIAL + name] = values.detach().clone()
 
-    def begin_task(self, side: LearnerSide) -> None:
+    def begin_task(self, context: LearnerContext) -> None:
         """Go back to them."""
         with torch.no_grad():
-            for name, values in side.network.state_dict().items():
-                values.copy_(side.memory[INITIAL + name])
+            for name, values in context.network.state_dict().items():
+                values.copy_(context.memory[INITIAL + name])

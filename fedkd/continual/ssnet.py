@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import WEIGHTS, Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.continual.supermask import MASK, SupermaskLearner
 from fedkd.hyperparameters import STRICT
 from fedkd.training.optimizer import OptimizerSpec
@@ -51,18 +51,18 @@ class SSNeT(SupermaskLearner):
             return epochs
         return min(max(floor(self.mask_share * epochs + 0.5), 1), epochs - 1)
 
-    def begin_phase(self, side: LearnerSide) -> None:
+    def begin_phase(self, context: LearnerContext) -> None:
         """Settle the mask before weights are trained under it."""
-        super().begin_phase(side)
-        if side.phase == WEIGHTS:
-            self.memory(side).settle(side.task, keep_scores=self.kkt)
+        super().begin_phase(context)
+        if context.phase == WEIGHTS:
+            self.memory(context).settle(context.task, keep_scores=self.kkt)
 
-    def trainable(self, side: LearnerSide) -> Tensors:
+    def trainable(self, context: LearnerContext) -> Tensors:
         """Return the task's scores, or all weights that masks go over."""
-        return self.memory(side).weights if side.phase == WEIGHTS else super().trainable(side)
+        return self.memory(context).weights if context.phase == WEIGHTS else super().trainable(context)
 
-    def optimizer(self, side: LearnerSide, spec: OptimizerSpec) -> OptimizerSpec:
+    def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Return the scenario's optimiser for weights, without weight decay, which would move all of them."""
-        if side.phase == WEIGHTS:
+        if context.phase == WEIGHTS:
             return replace(spec, weight_decay=0.0)
-        return super().optimizer(side, spec)
+        return super().optimizer(context, spec)

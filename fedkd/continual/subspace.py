@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import Layer, layers_of, statistics_names
-from fedkd.continual.side import LearnerSide
 from fedkd.errors import UserError
 from fedkd.models.mode import predicting
 from fedkd.training.loop import batch_starts
@@ -54,16 +54,16 @@ def check_layers(learner: str, network: nn.Module) -> None:
             )
 
 
-def has_own_heads(side: LearnerSide) -> bool:
+def has_own_heads(context: LearnerContext) -> bool:
     """Return whether no two tasks of the stream share an output unit."""
-    units = torch.cat(side.units)
-    return side.tasks > 1 and len(units.unique()) == len(units)
+    units = torch.cat(context.units)
+    return context.tasks > 1 and len(units.unique()) == len(units)
 
 
-def draw(side: LearnerSide, purpose: str, count: int) -> tuple[Tensor, Tensor]:
+def draw(context: LearnerContext, purpose: str, count: int) -> tuple[Tensor, Tensor]:
     """Return up to `count` training samples ``[≤ count, *input_shape]`` of the present task and labels."""
-    x, labels = side.samples()
-    chosen = torch.randperm(len(x), generator=side.generator(purpose))[:count].to(x.device)
+    x, labels = context.samples()
+    chosen = torch.randperm(len(x), generator=context.generator(purpose))[:count].to(x.device)
     return x.index_select(0, chosen), labels.index_select(0, chosen)
 
 
@@ -96,7 +96,7 @@ class _Columns:
 
 
 def layer_inputs(
-    side: LearnerSide, layers: Mapping[str, Layer], x: Tensor, substitutes: Mapping[str, Tensor]
+    context: LearnerContext, layers: Mapping[str, Layer], x: Tensor, substitutes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Return what layers multiply by their weights in evaluation mode, as matrices R of columns.
 
@@ -104,7 +104,7 @@ def layer_inputs(
     the same ``R Rᵀ`` stands for them: energies and directions are those of ``R Rᵀ`` alone.
 
     Args:
-        side: Its network is asked.
+        context: Its network is asked.
         layers: By name.
         x: ``[M, *input_shape]``.
         substitutes: Effective parameters.
@@ -119,9 +119,9 @@ def layer_inputs(
 
     hooks = [layer.module.register_forward_pre_hook(reader(found[name])) for name, layer in layers.items()]
     try:
-        with predicting(side.network):
-            for part in side.batches(len(x), CHUNK):
-                side.run(x[part], substitutes)
+        with predicting(context.network):
+            for part in context.batches(len(x), CHUNK):
+                context.run(x[part], substitutes)
     finally:
         for hook in hooks:
             hook.remove()
@@ -129,7 +129,7 @@ def layer_inputs(
 
 
 def mean_gradients(
-    side: LearnerSide,
+    context: LearnerContext,
     layers: Mapping[str, Layer],
     x: Tensor,
     labels: Tensor,
@@ -141,7 +141,7 @@ def mean_gradients(
     that begins are not known yet; and they do not learn from it.
 
     Args:
-        side: Its network is asked.
+        context: Its network is asked.
         layers: By name.
         x: ``[M, *input_shape]``.
         labels: ``[M]``.
@@ -153,11 +153,11 @@ def mean_gradients(
     weights = [layer.module.weight for layer in layers.values()]
     total = [torch.zeros_like(weight) for weight in weights]
     seen = 0
-    with _batch_statistics(side.network) as buffers:
-        for start in batch_starts(side.network, len(x), CHUNK):
+    with _batch_statistics(context.network) as buffers:
+        for start in batch_starts(context.network, len(x), CHUNK):
             part = slice(start, start + CHUNK)
-            outputs = side.run(x[part], {**buffers, **effective()})
-            loss = F.cross_entropy(side.logits_of(outputs, side.task), labels[part], reduction="sum")
+            outputs = context.run(x[part], {**buffers, **effective()})
+            loss = F.cross_entropy(context.logits_of(outputs, context.task), labels[part], reduction="sum")
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             for summed, gradient in zip(total, gradients, strict=True):
                 if gradient is not None:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedkd.continual import kkt, masks
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import statistics_names
 from fedkd.continual.learner import Learner, Step, Tensors
 from fedkd.continual.learning import STATISTICS
 from fedkd.continual.mask_memory import MaskMemory
-from fedkd.continual.side import LearnerSide
 from fedkd.continual.task_inference import Superposition, keep_units
 from fedkd.continual.task_model import TaskModel
 from fedkd.errors import UserError
@@ -120,13 +120,13 @@ class SupermaskLearner(Learner):
             return DEFAULT_SUPERFLUOUS if self.objective == "superfluous" else 0
         return self.superfluous_units
 
-    def prepare(self, side: LearnerSide) -> None:
+    def prepare(self, context: LearnerContext) -> None:
         """Give the weights their size, and biases, scales and shifts their constants."""
         with torch.no_grad():
-            for weight in self.memory(side).weights.values():
+            for weight in self.memory(context).weights.values():
                 if self.initial_weights == "signed-constant":
                     weight.copy_(masks.signed_constant(weight))
-            for module in side.network.modules():
+            for module in context.network.modules():
                 for name, parameter in module.named_parameters(recurse=False):
                     if name == "bias":
                         parameter.zero_()
@@ -139,43 +139,47 @@ class SupermaskLearner(Learner):
         """Return that scores are trained all the time."""
         return MASK
 
-    def begin_phase(self, side: LearnerSide) -> None:
+    def begin_phase(self, context: LearnerContext) -> None:
         """Draw the task's scores, or copy those of an old task, unless it has a mask already.
 
         A client that is never asked to train on a task keeps no mask of it.
         """
-        memory, slot = self.memory(side), self.slot(side, side.task)
+        memory, slot = self.memory(context), self.slot(context, context.task)
         if not memory.has(slot):
-            lender = self._lender(side, slot) if self.kkt else None
+            lender = self._lender(context, slot) if self.kkt else None
             if lender is None:
                 memory.set_scores(slot, memory.fresh_scores(slot))
             else:  # copies: the lender's are to stay as they are
                 lent = memory.scores(lender)
                 memory.set_scores(slot, {name: scores.detach().clone() for name, scores in lent.items()})
 
-    def trainable(self, side: LearnerSide) -> Tensors:
+    def trainable(self, context: LearnerContext) -> Tensors:
         """Return the present task's scores."""
-        return self.memory(side).scores(self.slot(side, side.task))
+        return self.memory(context).scores(self.slot(context, context.task))
 
-    def optimizer(self, side: LearnerSide, spec: OptimizerSpec) -> OptimizerSpec:
+    def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Return the scores' own optimiser."""
         return replace(spec, name=self.mask_optimizer or spec.name, lr=self.mask_lr or spec.lr)
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Keep the task's mask as bits, and how much of it is its own."""
-        memory, slot = self.memory(side), self.slot(side, side.task)
+        memory, slot = self.memory(context), self.slot(context, context.task)
         if memory.has(slot):
             memory.settle(slot, keep_scores=self.kkt)
-            self.remember_figures(side, slot)
+            self.remember_figures(context, slot)
 
-    def remember_figures(self, side: LearnerSide, slot: int) -> None:
+    def remember_figures(self, context: LearnerContext, slot: int) -> None:
         """Keep a mask's free share, and its overlap with every earlier one."""
-        memory, earlier = self.memory(side), self.earlier(side, slot)
+        memory, earlier = self.memory(context), self.earlier(context, slot)
         share, overlaps = memory.free_share(slot, earlier), memory.overlaps(slot, earlier)
-        side.memory[f"{FREE_SHARE}/{slot}"] = torch.tensor(share, dtype=torch.float64, device=side.device)
-        side.memory[f"{OVERLAP}/{slot}"] = torch.tensor(overlaps, dtype=torch.float64, device=side.device)
+        context.memory[f"{FREE_SHARE}/{slot}"] = torch.tensor(
+            share, dtype=torch.float64, device=context.device
+        )
+        context.memory[f"{OVERLAP}/{slot}"] = torch.tensor(
+            overlaps, dtype=torch.float64, device=context.device
+        )
 
-    def report(self, side: LearnerSide) -> dict[str, float]:
+    def report(self, context: LearnerContext) -> dict[str, float]:
         """Return what the task's mask is like, and whose scores it began with.
 
         `free_share` of it belongs to no earlier mask; `overlap` is the mean share that an earlier one has
@@ -183,10 +187,10 @@ class SupermaskLearner(Learner):
         cost an entropy coder. With `kkt`: `kkt_task`, −1 if no old task's scores were taken, `kkt_accuracy`
         of the best one and `kkt_chance`.
         """
-        memory, slot = self.memory(side), self.slot(side, side.task)
-        if side.task < 0 or not memory.has(slot):
+        memory, slot = self.memory(context), self.slot(context, context.task)
+        if context.task < 0 or not memory.has(slot):
             return {}
-        earlier = self.earlier(side, slot)
+        earlier = self.earlier(context, slot)
         overlaps = memory.overlaps(slot, earlier)
         bits, weights = memory.bits(slot), sum(memory.sizes)
         figures = {
@@ -196,10 +200,10 @@ class SupermaskLearner(Learner):
             "stored_bits_per_weight": self.stored_bits(bits, weights) / weights,
             "coded_bits_per_weight": masks.coded_bits(bits, memory.sizes),
         }
-        if f"{LENDER}/{slot}" in side.memory:
-            figures["kkt_task"] = float(side.memory[f"{LENDER}/{slot}"])
-            figures["kkt_accuracy"] = float(side.memory[f"{LENDER_ACCURACIES}/{slot}"].max())
-            figures["kkt_chance"] = 1.0 / len(side.units[side.task])
+        if f"{LENDER}/{slot}" in context.memory:
+            figures["kkt_task"] = float(context.memory[f"{LENDER}/{slot}"])
+            figures["kkt_accuracy"] = float(context.memory[f"{LENDER_ACCURACIES}/{slot}"].max())
+            figures["kkt_chance"] = 1.0 / len(context.units[context.task])
         return figures
 
     def stored_bits(self, bits: Sequence[Tensor], weights: int) -> int:
@@ -209,17 +213,17 @@ class SupermaskLearner(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, side: LearnerSide, task: int) -> Tensors:
+    def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights under the task's mask; while it is learned, scores are what has gradients.
 
         A task that has no mask yet is seen through that of its first scores.
         """
-        memory, slot = self.memory(side), self.slot(side, task)
+        memory, slot = self.memory(context), self.slot(context, task)
         if memory.has_scores(slot) and not memory.is_settled(slot):
             return memory.trainable_mask(slot)
         return memory.masked_weights(slot)
 
-    def penalty(self, side: LearnerSide, step: Step) -> Tensor | None:
+    def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Push superfluous units down: what they add to the logsumexp of the task's own units.
 
         Together with the cross entropy of the task's logits it is the cross entropy over both kinds of units.
@@ -227,91 +231,91 @@ class SupermaskLearner(Learner):
         if not self.superfluous:
             return None
         outputs = step.outputs()
-        own = side.logits_of(outputs, side.task)
-        both = torch.cat([own, outputs[:, side.outputs :]], dim=1)
+        own = context.logits_of(outputs, context.task)
+        both = torch.cat([own, outputs[:, context.outputs :]], dim=1)
         return (both.logsumexp(dim=1) - own.logsumexp(dim=1)).mean()
 
     # Without the task ---------------------------------------------------------------------------------
 
-    def outputs(self, side: LearnerSide, model: TaskModel, x: Tensor) -> Tensor:
+    def outputs(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
         """Return the outputs under each sample's likeliest mask, the units of other tasks out of reach."""
-        slots = self.slots(side)
-        with predicting(side.network):
+        slots = self.slots(context)
+        with predicting(context.network):
             if not slots:
-                return model.outputs(x)[:, : side.outputs]
-            inferred = self.infer(side, slots, x)
-            outputs = torch.empty(len(x), side.outputs, device=x.device)
+                return model.outputs(x)[:, : context.outputs]
+            inferred = self.infer(context, slots, x)
+            outputs = torch.empty(len(x), context.outputs, device=x.device)
             for position, slot in enumerate(slots):
                 rows = (inferred == position).nonzero().flatten()
                 if len(rows):
-                    own = side.run(x[rows], self._tensors(side, slot))[:, : side.outputs].float()
-                    outputs[rows] = keep_units(own, self.units(side, slot))
+                    own = context.run(x[rows], self._tensors(context, slot))[:, : context.outputs].float()
+                    outputs[rows] = keep_units(own, self.units(context, slot))
         return outputs
 
-    def infer(self, side: LearnerSide, slots: Sequence[int], x: Tensor) -> Tensor:
+    def infer(self, context: LearnerContext, slots: Sequence[int], x: Tensor) -> Tensor:
         """Return each sample's likeliest mask `[B]`, a position among `slots`; the network predicts."""
-        together = self.superposition(side, slots)
+        together = self.superposition(context, slots)
         if self.inference == "exhaustive":
             return together.exhaustive(x)
         return together.one_shot(x) if self.inference == "one-shot" else together.binary(x)
 
-    def superposition(self, side: LearnerSide, slots: Sequence[int]) -> Superposition:
+    def superposition(self, context: LearnerContext, slots: Sequence[int]) -> Superposition:
         """Return the masks of `slots` over the network's weights."""
-        memory = self.memory(side)
+        memory = self.memory(context)
         return Superposition(
-            side.run,
+            context.run,
             memory.weights,
             [memory.masks(slot) for slot in slots],
-            [self._statistics(side, slot) for slot in slots],
+            [self._statistics(context, slot) for slot in slots],
             self.objective,
-            side.outputs,
+            context.outputs,
         )
 
     # Masks --------------------------------------------------------------------------------------------
 
-    def memory(self, side: LearnerSide) -> MaskMemory:
+    def memory(self, context: LearnerContext) -> MaskMemory:
         """Return the masks that a client remembers."""
-        return MaskMemory(side, self.rule, self.density)
+        return MaskMemory(context, self.rule, self.density)
 
-    def slot(self, side: LearnerSide, task: int) -> int:
+    def slot(self, context: LearnerContext, task: int) -> int:
         """Return the number of a task's mask: the task's own, where its boundaries are known."""
         return task
 
-    def slots(self, side: LearnerSide) -> list[int]:
+    def slots(self, context: LearnerContext) -> list[int]:
         """Return the masks there are, in order."""
-        memory = self.memory(side)
-        return [task for task in range(side.task + 1) if memory.has(task)]
+        memory = self.memory(context)
+        return [task for task in range(context.task + 1) if memory.has(task)]
 
-    def earlier(self, side: LearnerSide, slot: int) -> list[int]:
+    def earlier(self, context: LearnerContext, slot: int) -> list[int]:
         """Return the masks before one."""
-        return [other for other in self.slots(side) if other < slot]
+        return [other for other in self.slots(context) if other < slot]
 
-    def units(self, side: LearnerSide, slot: int) -> Tensor:
+    def units(self, context: LearnerContext, slot: int) -> Tensor:
         """Return the output units `[C]` that a mask has learned to use."""
-        return side.units[slot]
+        return context.units[slot]
 
-    def _tensors(self, side: LearnerSide, slot: int) -> Tensors:
-        return {**self.memory(side).masked_weights(slot), **self._statistics(side, slot)}
+    def _tensors(self, context: LearnerContext, slot: int) -> Tensors:
+        return {**self.memory(context).masked_weights(slot), **self._statistics(context, slot)}
 
-    def _statistics(self, side: LearnerSide, slot: int) -> Tensors:
-        names = statistics_names(side.network)
-        if slot == side.task:
-            buffers = dict(side.network.named_buffers())
+    def _statistics(self, context: LearnerContext, slot: int) -> Tensors:
+        names = statistics_names(context.network)
+        if slot == context.task:
+            buffers = dict(context.network.named_buffers())
             return {name: buffers[name] for name in names}
-        return {name: side.memory[f"{STATISTICS}{slot}/{name}"] for name in names}
+        return {name: context.memory[f"{STATISTICS}{slot}/{name}"] for name in names}
 
     # Knowledge transfer -------------------------------------------------------------------------------
 
-    def _lender(self, side: LearnerSide, slot: int) -> int | None:
-        candidates = self.earlier(side, slot)
-        x, y = side.samples()
+    def _lender(self, context: LearnerContext, slot: int) -> int | None:
+        candidates = self.earlier(context, slot)
+        x, y = context.samples()
         if not candidates or not len(x):
             return None
-        order = kkt.sample_batches(len(x), side.batch_size, self.kkt_share, side.generator("kkt", slot))
+        order = kkt.sample_batches(len(x), context.batch_size, self.kkt_share, context.generator("kkt", slot))
         order = order.to(x.device)
-        classes = len(side.units[side.task])
+        classes = len(context.units[context.task])
         found = kkt.accuracies(
-            lambda old, samples: self._features(side, old, samples),
+            lambda old, samples: self._features(context, old, samples),
             candidates,
             x[order],
             y[order],
@@ -321,16 +325,18 @@ class SupermaskLearner(Learner):
         if not found:
             return None
         lender = kkt.best(candidates, found, classes)
-        side.memory[f"{LENDER}/{slot}"] = torch.tensor(-1 if lender is None else lender, device=side.device)
-        side.memory[f"{LENDER_ACCURACIES}/{slot}"] = torch.tensor(
-            found, dtype=torch.float64, device=side.device
+        context.memory[f"{LENDER}/{slot}"] = torch.tensor(
+            -1 if lender is None else lender, device=context.device
+        )
+        context.memory[f"{LENDER_ACCURACIES}/{slot}"] = torch.tensor(
+            found, dtype=torch.float64, device=context.device
         )
         return lender
 
-    def _features(self, side: LearnerSide, slot: int, x: Tensor) -> Tensor:
-        model = TaskModel(side.network, None, self._tensors(side, slot))
-        with predicting(side.network):
-            return torch.cat([model.features(x[part]) for part in side.batches(len(x))])
+    def _features(self, context: LearnerContext, slot: int, x: Tensor) -> Tensor:
+        model = TaskModel(context.network, None, self._tensors(context, slot))
+        with predicting(context.network):
+            return torch.cat([model.features(x[part]) for part in context.batches(len(x))])
 
 
 def _is_masked_or_constant(module: nn.Module) -> bool:

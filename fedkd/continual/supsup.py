@@ -10,8 +10,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import statistics_names
-from fedkd.continual.side import LearnerSide
 from fedkd.continual.supermask import MASK, SCORE_BITS, SupermaskLearner
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
@@ -80,26 +80,28 @@ class SupSup(SupermaskLearner):
         """Return that scores are trained all the time; every epoch is a phase where the mask is inferred."""
         return f"{MASK} {epoch}" if self._finds_tasks else MASK
 
-    def begin_phase(self, side: LearnerSide) -> None:
+    def begin_phase(self, context: LearnerContext) -> None:
         """Choose the mask first, where boundaries are unknown."""
         if self._finds_tasks:
-            slot = self._infer_slot(side)
-            side.memory.setdefault(SLOTS, side.units[0].new_full((side.tasks,), -1))[side.task] = slot
-            visits = torch.zeros(side.tasks, dtype=torch.uint8, device=side.device)
-            side.memory.setdefault(f"{VISITS}/{slot}", visits)[side.task] = 1
-        super().begin_phase(side)
+            slot = self._infer_slot(context)
+            context.memory.setdefault(SLOTS, context.units[0].new_full((context.tasks,), -1))[
+                context.task
+            ] = slot
+            visits = torch.zeros(context.tasks, dtype=torch.uint8, device=context.device)
+            context.memory.setdefault(f"{VISITS}/{slot}", visits)[context.task] = 1
+        super().begin_phase(context)
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Keep the mask as bits, unless it may be trained again."""
         if not self._finds_tasks:
-            super().end_task(side)
-        elif SLOTS in side.memory and side.memory[SLOTS][side.task] >= 0:
-            self.remember_figures(side, self.slot(side, side.task))
+            super().end_task(context)
+        elif SLOTS in context.memory and context.memory[SLOTS][context.task] >= 0:
+            self.remember_figures(context, self.slot(context, context.task))
 
-    def report(self, side: LearnerSide) -> dict[str, float]:
+    def report(self, context: LearnerContext) -> dict[str, float]:
         """Return also the number of `masks`, where it is the learner's own choice."""
-        figures = super().report(side)
-        return {**figures, "masks": len(self.slots(side))} if self._finds_tasks else figures
+        figures = super().report(context)
+        return {**figures, "masks": len(self.slots(context))} if self._finds_tasks else figures
 
     def stored_bits(self, bits: Sequence[Tensor], weights: int) -> int:
         """Return the bits that a mask takes: those of its scores, where it may be trained again."""
@@ -107,38 +109,38 @@ class SupSup(SupermaskLearner):
 
     # Masks --------------------------------------------------------------------------------------------
 
-    def slot(self, side: LearnerSide, task: int) -> int:
+    def slot(self, context: LearnerContext, task: int) -> int:
         """Return the mask that a task was last trained with; for one not met, the next to be opened."""
         if not self._finds_tasks:
             return task
-        chosen = int(side.memory[SLOTS][task]) if SLOTS in side.memory else -1
-        return len(self.slots(side)) if chosen < 0 else chosen
+        chosen = int(context.memory[SLOTS][task]) if SLOTS in context.memory else -1
+        return len(self.slots(context)) if chosen < 0 else chosen
 
-    def slots(self, side: LearnerSide) -> list[int]:
+    def slots(self, context: LearnerContext) -> list[int]:
         """Return the masks there are, in order."""
         if not self._finds_tasks:
-            return super().slots(side)
-        memory, opened = self.memory(side), 0
+            return super().slots(context)
+        memory, opened = self.memory(context), 0
         while memory.has(opened):
             opened += 1
         return list(range(opened))
 
-    def units(self, side: LearnerSide, slot: int) -> Tensor:
+    def units(self, context: LearnerContext, slot: int) -> Tensor:
         """Return the output units `[C]` of the tasks that a mask was trained on."""
         if not self._finds_tasks:
-            return super().units(side, slot)
-        tasks = side.memory[f"{VISITS}/{slot}"].nonzero().flatten().tolist()
-        return torch.cat([side.units[task] for task in tasks]).unique()
+            return super().units(context, slot)
+        tasks = context.memory[f"{VISITS}/{slot}"].nonzero().flatten().tolist()
+        return torch.cat([context.units[task] for task in tasks]).unique()
 
-    def _infer_slot(self, side: LearnerSide) -> int:
-        opened = len(self.slots(side))
-        x, _ = side.samples()
+    def _infer_slot(self, context: LearnerContext) -> int:
+        opened = len(self.slots(context))
+        x, _ = context.samples()
         if not opened or not len(x):
             return max(opened - 1, 0)
-        probe = torch.randperm(len(x), generator=side.generator("boundary"))[:PROBE].to(x.device)
+        probe = torch.randperm(len(x), generator=context.generator("boundary"))[:PROBE].to(x.device)
         compared = range(max(opened, FEWEST))
-        with predicting(side.network):
-            slopes = self.superposition(side, compared).slopes(x[probe], compared).mean(dim=0)
+        with predicting(context.network):
+            slopes = self.superposition(context, compared).slopes(x[probe], compared).mean(dim=0)
         confidence = (-slopes).softmax(dim=0)
         likeliest = int(confidence.argmax())
         uniform = len(compared) * float(confidence[likeliest]) < 1.0 + self.boundary_tolerance

@@ -10,10 +10,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from fedkd.continual.context import LearnerContext
 from fedkd.continual.gpm import GPM, SCRATCH
 from fedkd.continual.layers import Layer
 from fedkd.continual.learner import Tensors
-from fedkd.continual.side import LearnerSide
 from fedkd.continual.subspace import (
     draw,
     energies_along,
@@ -69,69 +69,71 @@ class TRGP(GPM):
 
     # The course of a task -----------------------------------------------------------------------------
 
-    def begin_task(self, side: LearnerSide) -> None:
+    def begin_task(self, context: LearnerContext) -> None:
         """Find the related tasks of every layer."""
-        super().begin_task(side)
-        if self.protects(side):
-            layers = self.layers(side)
-            x, labels = draw(side, "gradient", self.samples)
-            for name, gradient in mean_gradients(side, layers, x, labels, dict).items():
-                self.relate(side, layers[name], gradient)
+        super().begin_task(context)
+        if self.protects(context):
+            layers = self.layers(context)
+            x, labels = draw(context, "gradient", self.samples)
+            for name, gradient in mean_gradients(context, layers, x, labels, dict).items():
+                self.relate(context, layers[name], gradient)
 
-    def relate(self, side: LearnerSide, layer: Layer, gradient: Tensor) -> list[int]:
+    def relate(self, context: LearnerContext, layer: Layer, gradient: Tensor) -> list[int]:
         """Return the tasks that the present one is related to in a layer, and begin to scale them.
 
         Args:
-            side: Its memory gets the matrices Q.
+            context: Its memory gets the matrices Q.
             layer: The layer.
             gradient: G ``[out, n]``.
         """
         shares = {
-            old: relatedness(gradient, self.basis_of(side, layer, old))
-            for old in range(side.task)
-            if f"{COLUMNS}{old}/{layer.name}" in side.memory
+            old: relatedness(gradient, self.basis_of(context, layer, old))
+            for old in range(context.task)
+            if f"{COLUMNS}{old}/{layer.name}" in context.memory
         }
         enough = [old for old, share in shares.items() if share > self.relatedness]
         related = sorted(enough, key=lambda old: -shares[old])[: self.related_tasks]
         if related:
-            within, places = self._within(side, layer, related)
-            side.memory[RELATED + layer.name] = within
+            within, places = self._within(context, layer, related)
+            context.memory[RELATED + layer.name] = within
             for old, place in zip(related, places, strict=True):
-                side.memory[f"{PLACES}{layer.name}/{old}"] = place
+                context.memory[f"{PLACES}{layer.name}/{old}"] = place
                 identity = torch.eye(len(place), dtype=within.dtype, device=within.device)
-                side.memory[f"{SCALE}{side.task}/{layer.name}/{old}"] = identity
+                context.memory[f"{SCALE}{context.task}/{layer.name}/{old}"] = identity
         return related
 
-    def basis_of(self, side: LearnerSide, layer: Layer, task: int) -> Tensor:
+    def basis_of(self, context: LearnerContext, layer: Layer, task: int) -> Tensor:
         """Return B_j ``[n, r]`` of a layer and a task that has been learned."""
-        return self.basis(side, layer).index_select(1, side.memory[f"{COLUMNS}{task}/{layer.name}"])
+        return self.basis(context, layer).index_select(1, context.memory[f"{COLUMNS}{task}/{layer.name}"])
 
-    def _within(self, side: LearnerSide, layer: Layer, olds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    def _within(
+        self, context: LearnerContext, layer: Layer, olds: Sequence[int]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Return the columns of the basis that any of some tasks has, and where each task's are in them."""
-        columns = [side.memory[f"{COLUMNS}{old}/{layer.name}"] for old in olds]
+        columns = [context.memory[f"{COLUMNS}{old}/{layer.name}"] for old in olds]
         union = torch.cat(columns).unique()
         places = [torch.searchsorted(union, own) for own in columns]
-        return self.basis(side, layer).index_select(1, union), places
+        return self.basis(context, layer).index_select(1, union), places
 
-    def trainable(self, side: LearnerSide) -> Tensors:
+    def trainable(self, context: LearnerContext) -> Tensors:
         """Return what GPM trains, and the matrices Q of the present task."""
-        return {**super().trainable(side), **self._scales(side)}
+        return {**super().trainable(context), **self._scales(context)}
 
-    def _scales(self, side: LearnerSide) -> Tensors:
-        own = f"{SCALE}{side.task}/"
-        return {name: values for name, values in side.memory.items() if name.startswith(own)}
+    def _scales(self, context: LearnerContext) -> Tensors:
+        own = f"{SCALE}{context.task}/"
+        return {name: values for name, values in context.memory.items() if name.startswith(own)}
 
-    def end_task(self, side: LearnerSide) -> None:
+    def end_task(self, context: LearnerContext) -> None:
         """Choose the task's basis and keep its matrices Q; unless nothing was trained."""
-        super().end_task(side)
-        for name, scale in self._scales(side).items():
+        super().end_task(context)
+        for name, scale in self._scales(context).items():
             scale.requires_grad_(False)
-            if not side.phase:
-                del side.memory[name]
+            if not context.phase:
+                del context.memory[name]
 
-    def extend(self, side: LearnerSide, layer: Layer, inputs: Tensor, share: float) -> None:
+    def extend(self, context: LearnerContext, layer: Layer, inputs: Tensor, share: float) -> None:
         """Choose the task's basis among old and new directions of a layer (see `GPM.extend`)."""
-        basis = self.basis(side, layer).double().cpu()
+        basis = self.basis(context, layer).double().cpu()
         directions, new = residual_directions(inputs, basis)
         energies = torch.cat([energies_along(inputs, basis), new])
         order = energies.argsort(descending=True, stable=True)
@@ -139,50 +141,52 @@ class TRGP(GPM):
         chosen = order[:count].sort().values
         # New directions are sorted by energy, so that those chosen are the first ones.
         fresh = int((chosen >= basis.shape[1]).sum())
-        self.append(side, layer, directions[:, :fresh])
-        side.memory[f"{COLUMNS}{side.task}/{layer.name}"] = chosen.to(device=side.device, dtype=torch.int32)
+        self.append(context, layer, directions[:, :fresh])
+        context.memory[f"{COLUMNS}{context.task}/{layer.name}"] = chosen.to(
+            device=context.device, dtype=torch.int32
+        )
 
-    def report(self, side: LearnerSide) -> dict[str, float]:
+    def report(self, context: LearnerContext) -> dict[str, float]:
         """Return what GPM tells, the rank of the task's own basis, and how many tasks it is related to."""
-        figures = super().report(side)
-        for name in self.layers(side):
-            columns = side.memory.get(f"{COLUMNS}{side.task}/{name}")
+        figures = super().report(context)
+        for name in self.layers(context):
+            columns = context.memory.get(f"{COLUMNS}{context.task}/{name}")
             if columns is not None:
                 figures[f"task_rank/{name}"] = float(len(columns))
-            scales = [f"{SCALE}{side.task}/{name}/{old}" in side.memory for old in range(side.task)]
+            scales = [f"{SCALE}{context.task}/{name}/{old}" in context.memory for old in range(context.task)]
             figures[f"related/{name}"] = float(sum(scales))
         return figures
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, side: LearnerSide, task: int) -> Tensors:
+    def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``w̃`` of the layers in which a task is related to others."""
-        thin = super().effective(side, task)
-        return {**self.scaled(side, task, besides=thin), **thin}
+        thin = super().effective(context, task)
+        return {**self.scaled(context, task, besides=thin), **thin}
 
     def scaled(
-        self, side: LearnerSide, task: int, through: Collection[str] = (), besides: Collection[str] = ()
+        self, context: LearnerContext, task: int, through: Collection[str] = (), besides: Collection[str] = ()
     ) -> Tensors:
         """Return ``w̃`` by the names of the weights.
 
         Args:
-            side: Its memory has the matrices Q.
+            context: Its memory has the matrices Q.
             task: Any.
             through: Names of layers in which the gradient of w goes through Q too.
             besides: Names of weights that are not asked for.
         """
         return {
             layer.weight_name: self._scaled_weight(
-                side, task, layer, layer.module.weight, through=name in through
+                context, task, layer, layer.module.weight, through=name in through
             )
-            for name, layer in side.layers.items()
-            if layer.weight_name not in besides and self._related(side, task, name)
+            for name, layer in context.layers.items()
+            if layer.weight_name not in besides and self._related(context, task, name)
         }
 
     def _scaled_weight(
-        self, side: LearnerSide, task: int, layer: Layer, weight: Tensor, *, through: bool
+        self, context: LearnerContext, task: int, layer: Layer, weight: Tensor, *, through: bool
     ) -> Tensor:
-        basis, places, scales = self._scales_of(side, task, layer)
+        basis, places, scales = self._scales_of(context, task, layer)
         # Related tasks share most of their columns: multiply by each once.
         known = layer.matrix(weight if through else weight.detach()) @ basis
         shift = torch.zeros_like(known)
@@ -191,33 +195,33 @@ class TRGP(GPM):
             shift = shift.index_add(1, place, own @ scale - own)
         return weight + (shift @ basis.T).view_as(weight)
 
-    def _related(self, side: LearnerSide, task: int, name: str) -> list[int]:
+    def _related(self, context: LearnerContext, task: int, name: str) -> list[int]:
         prefix = f"{SCALE}{task}/{name}/"
-        return [old for old in range(task) if f"{prefix}{old}" in side.memory]
+        return [old for old in range(task) if f"{prefix}{old}" in context.memory]
 
     def _scales_of(
-        self, side: LearnerSide, task: int, layer: Layer
+        self, context: LearnerContext, task: int, layer: Layer
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Return the columns ``[n, R]`` of related tasks, where each one's are among them, and their Q."""
-        related = self._related(side, task, layer.name)
-        scales = [side.memory[f"{SCALE}{task}/{layer.name}/{old}"] for old in related]
-        if RELATED + layer.name in side.memory and task == side.task:
-            basis = side.memory[RELATED + layer.name]
-            return basis, [side.memory[f"{PLACES}{layer.name}/{old}"] for old in related], scales
-        return *self._within(side, layer, related), scales
+        related = self._related(context, task, layer.name)
+        scales = [context.memory[f"{SCALE}{task}/{layer.name}/{old}"] for old in related]
+        if RELATED + layer.name in context.memory and task == context.task:
+            basis = context.memory[RELATED + layer.name]
+            return basis, [context.memory[f"{PLACES}{layer.name}/{old}"] for old in related], scales
+        return *self._within(context, layer, related), scales
 
-    def thin(self, side: LearnerSide, layer: Layer) -> ThinWeight | None:
+    def thin(self, context: LearnerContext, layer: Layer) -> ThinWeight | None:
         """Return what scales inputs instead of the weight, for steps that leave ``w B_j`` as it is."""
-        if not self._related(side, side.task, layer.name):
-            return super().thin(side, layer)
+        if not self._related(context, context.task, layer.name):
+            return super().thin(context, layer)
         weight = layer.module.weight
-        basis, places, scales = self._scales_of(side, side.task, layer)
-        most = self.most_inputs(side, layer, scaled=basis.shape[1])
-        if side.batch_size > most:
+        basis, places, scales = self._scales_of(context, context.task, layer)
+        most = self.most_inputs(context, layer, scaled=basis.shape[1])
+        if context.batch_size > most:
             return None
         return ThinWeight.make(
             weight,
-            lambda: self._scaled_weight(side, side.task, layer, weight, through=False),
+            lambda: self._scaled_weight(context, context.task, layer, weight, through=False),
             most,
             Scaling(weight.detach(), basis, places, scales),
         )

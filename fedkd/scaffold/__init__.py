@@ -24,7 +24,7 @@ IMPORTED = (
     "guidance",
     "knowledge",
     "learner",
-    "learner_side",
+    "learner_context",
     "mapping",
     "step",
     "tensor",

@@ -67,12 +67,12 @@ def step(learning, stream, task, first=0, **options):
 
 
 def regimes(learning):
-    return {name: learning.side.memory[REGIME + name][1].tolist() for name in LAYERS}
+    return {name: learning.context.memory[REGIME + name][1].tolist() for name in LAYERS}
 
 
-def basis_of(side, name, task):
-    columns = side.memory[f"{COLUMNS}{task}/{name}"].long().numpy()
-    return side.memory[BASIS + name].double().numpy()[:, columns]
+def basis_of(context, name, task):
+    columns = context.memory[f"{COLUMNS}{task}/{name}"].long().numpy()
+    return context.memory[BASIS + name].double().numpy()[:, columns]
 
 
 def gradients_of(net, x, y, through=None):
@@ -93,26 +93,26 @@ def test_regimes_are_those_of_the_table():
     for least in (0.0, 0.6, 0.8):
         for cosine in (-0.3, 0.0, 0.3):
             learning, net = begun(cuber(threshold=0.7, relatedness=least, correlation=cosine), stream, 3)
-            side = learning.side
+            context = learning.context
             gradients = gradients_of(net, *stream[3])
             for name in LAYERS:
                 gradient = gradients[f"{name}.weight"]
                 shares = []
                 for old in range(3):
-                    b = basis_of(side, name, old)
+                    b = basis_of(context, name, old)
                     shares.append(np.linalg.norm(gradient @ b @ b.T) / np.linalg.norm(gradient))
                 largest = np.argsort(-np.round(shares, 6), kind="stable")[:2]  # of equal ones the first
                 for old in range(3):
-                    kept = side.memory[f"{GRADIENT}{old}/{name}"].double().numpy()
+                    kept = context.memory[f"{GRADIENT}{old}/{name}"].double().numpy()
                     agrees = (kept * gradient).sum() >= cosine * np.linalg.norm(kept) * np.linalg.norm(
                         gradient
                     )
                     related = shares[old] > least and old in largest
                     expected = (3 if agrees else 2) if related else 1
                     assert regimes(learning)[name][old] == expected
-                    assert (f"{SCALE}3/{name}/{old}" in side.memory) == related
-                    assert (f"{FLEXIBLE}{name}/{old}" in side.memory) == (expected == 3)
-                    assert learning.learner.report(side)[f"regime/{name}/{old}"] == expected
+                    assert (f"{SCALE}3/{name}/{old}" in context.memory) == related
+                    assert (f"{FLEXIBLE}{name}/{old}" in context.memory) == (expected == 3)
+                    assert learning.learner.report(context)[f"regime/{name}/{old}"] == expected
                     seen.add(expected)
     assert seen == {1, 2, 3}
 
@@ -120,15 +120,15 @@ def test_regimes_are_those_of_the_table():
 def test_a_tasks_gradient_is_kept_as_it_was_at_its_end():
     stream = alike(3)
     learning, net = begun(cuber(), stream)
-    side = learning.side
+    context = learning.context
     for first in range(3):
         step(learning, stream, 1, first)
 
     def through(weights):
         out = dict(weights)
         for name in LAYERS:
-            b = torch.from_numpy(basis_of(side, name, 0)).float()
-            q = side.memory[f"{SCALE}1/{name}/0"].detach()
+            b = torch.from_numpy(basis_of(context, name, 0)).float()
+            q = context.memory[f"{SCALE}1/{name}/0"].detach()
             w = weights[f"{name}.weight"]
             out[f"{name}.weight"] = w + w @ b @ q @ b.T - w @ b @ b.T
         return out
@@ -136,7 +136,7 @@ def test_a_tasks_gradient_is_kept_as_it_was_at_its_end():
     expected = gradients_of(net, *stream[1], through)
     learning.end()
     for name in LAYERS:
-        kept = side.memory[f"{GRADIENT}1/{name}"]
+        kept = context.memory[f"{GRADIENT}1/{name}"]
         np.testing.assert_allclose(kept, expected[f"{name}.weight"], atol=1e-6)
         assert not np.allclose(kept, gradients_of(net, *stream[1])[f"{name}.weight"], atol=1e-4)
 
@@ -144,14 +144,15 @@ def test_a_tasks_gradient_is_kept_as_it_was_at_its_end():
 def test_nothing_but_bases_columns_scales_gradients_and_regimes_stays():
     stream = alike(3)
     learning = learn(cuber(), network(), stream, SHARED[:3])
-    memory = learning.side.memory
+    memory = learning.context.memory
     kinds = {name.partition("/")[0] + "/" for name in memory}
     assert kinds == {BASIS, COLUMNS, SCALE, GRADIENT, REGIME}
-    assert learning.side.stored_bytes() == sum(
+    assert learning.context.stored_bytes() == sum(
         values.numel() * (1 if name.startswith(REGIME) else 4) for name, values in memory.items()
     )
     assert all(regime in (1.0, 2.0, 3.0) for regime in (
-        learning.learner.report(learning.side)[f"regime/{name}/{old}"] for name in LAYERS for old in range(2)
+        learning.learner.report(learning.context)[f"regime/{name}/{old}"]
+        for name in LAYERS for old in range(2)
     ))  # fmt: skip
 
 
@@ -162,9 +163,9 @@ def test_nothing_but_bases_columns_scales_gradients_and_regimes_stays():
 def test_steps_in_r3_are_proximal_steps(strength):
     stream = alike(2, seed=4)
     learning, net = begun(cuber(strength=strength, threshold=0.8, correlation=-1.0), stream)
-    side = learning.side
+    context = learning.context
     assert all(found == [3] for found in regimes(learning).values())
-    bases = {name: basis_of(side, name, 0) for name in LAYERS}
+    bases = {name: basis_of(context, name, 0) for name in LAYERS}
     first = {name: p.detach().double().numpy().copy() for name, p in net.named_parameters()}
     w = {name: values.copy() for name, values in first.items()}
     q = {name: np.eye(basis.shape[1]) for name, basis in bases.items()}
@@ -194,13 +195,13 @@ def test_steps_in_r3_are_proximal_steps(strength):
         np.testing.assert_allclose(
             net.get_parameter(f"{name}.weight").detach(), w[f"{name}.weight"], atol=3e-6
         )
-        np.testing.assert_allclose(side.memory[f"{SCALE}1/{name}/0"].detach(), q[name], atol=3e-6)
+        np.testing.assert_allclose(context.memory[f"{SCALE}1/{name}/0"].detach(), q[name], atol=3e-6)
 
 
 def movement(learning, net, before, name, old):
     """Return how far a layer's weight moved within an old task's subspace."""
     change = net.get_parameter(f"{name}.weight").detach() - before[f"{name}.weight"]
-    return float((change.double() @ torch.from_numpy(basis_of(learning.side, name, old))).norm())
+    return float((change.double() @ torch.from_numpy(basis_of(learning.context, name, old))).norm())
 
 
 @pytest.mark.parametrize("tasks", [2, 3])
@@ -244,16 +245,16 @@ def test_a_task_whose_correlation_fails_moves_to_r2_for_good(optimizer):
     assert all(found == [3] for found in regimes(learning).values())
     step(learning, [stream[0], turned(stream[1])], 1, 1, optimizer=optimizer)
     assert all(found == [2] for found in regimes(learning).values())
-    assert not any(name.startswith(FLEXIBLE) for name in learning.side.memory)
+    assert not any(name.startswith(FLEXIBLE) for name in learning.context.memory)
     # That step did not move within S_0 any more, nor do later ones that would agree.
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     fit_task(learning, stream, 1, first=2, epochs=2, task_epochs=9, optimizer=optimizer)
     assert all(found == [2] for found in regimes(learning).values())
     for name in LAYERS:
         assert movement(learning, net, before, name, 0) < 1e-5
-        assert not torch.equal(learning.side.memory[f"{SCALE}1/{name}/0"].detach(), torch.eye(
-            len(learning.side.memory[f"{SCALE}1/{name}/0"])))  # fmt: skip
-    report = learning.learner.report(learning.side)
+        assert not torch.equal(learning.context.memory[f"{SCALE}1/{name}/0"].detach(), torch.eye(
+            len(learning.context.memory[f"{SCALE}1/{name}/0"])))  # fmt: skip
+    report = learning.learner.report(learning.context)
     assert [report[f"regime/{name}/0"] for name in LAYERS] == [2.0] * 3
     assert [report[f"regime_at_start/{name}/0"] for name in LAYERS] == [3.0] * 3
 
@@ -276,7 +277,7 @@ def test_momentum_gathered_in_r3_does_not_carry_weights_on_in_r2(optimizer):
     later = [weights for weights, found in seen if found["body.1"] == [2]]
     assert len(seen) > len(later) > 3
     assert seen[0][1]["body.1"] == [3]
-    basis = torch.from_numpy(basis_of(learning.side, "body.1", 0))
+    basis = torch.from_numpy(basis_of(learning.context, "body.1", 0))
     change = (later[-1]["body.1.weight"] - later[0]["body.1.weight"]).double()
     assert change.norm() > 1e-2
     assert (change @ basis).norm() < 1e-5
@@ -289,7 +290,7 @@ def test_what_another_task_protects_of_a_flexible_subspace_stays_protected():
     stream = [(axes[:8].repeat(3, 1), y), (axes[4:].repeat(3, 1), 1 - y), (axes.repeat(2, 1), y)]
     learning, net = begun(cuber(strength=0.0, threshold=1.0), stream, 2)
     assert regimes(learning)["body.1"] == [3, 2]
-    assert [len(learning.side.memory[f"{COLUMNS}{old}/body.1"]) for old in range(2)] == [8, 8]
+    assert [len(learning.context.memory[f"{COLUMNS}{old}/body.1"]) for old in range(2)] == [8, 8]
     before = net.body[1].weight.detach().clone()
     step(learning, stream, 2)
     change = net.body[1].weight.detach() - before
@@ -311,8 +312,8 @@ def test_if_gradients_never_agree_enough_it_is_trgp(optimizer):
     one = learn(cuber(correlation=1.1), nets[0], stream, SHARED, optimizer=optimizer)
     other = learn(TRGP(threshold=0.9, relatedness=0.1), nets[1], stream, SHARED, optimizer=optimizer)
     assert same(*nets)
-    assert all(torch.equal(one.side.memory[name], values) for name, values in other.side.memory.items())
-    assert any(name.startswith(f"{SCALE}3/") for name in other.side.memory)
+    assert all(torch.equal(one.context.memory[name], values) for name, values in other.context.memory.items())
+    assert any(name.startswith(f"{SCALE}3/") for name in other.context.memory)
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=lambda o: o.name)
@@ -345,7 +346,7 @@ def test_convolutions_own_heads_and_missed_tasks():
     learning = start(cuber(samples=12, relatedness=0.0, correlation=-1.0), net, stream)
     fit_task(learning, stream, 0)
     learning.enter(3)  # 1 has no samples, 2 was missed
-    memory = learning.side.memory
+    memory = learning.context.memory
     assert memory[REGIME + "body.0"].tolist() == [[3, 1, 1]] * 2
     assert not any(name.startswith((f"{GRADIENT}1/", f"{GRADIENT}2/")) for name in memory)
     assert REGIME + "head" not in memory
@@ -365,7 +366,7 @@ def test_a_restored_learner_goes_on_to_the_last_bit(optimizer):
         learning.end()
     learning.enter(2)
     step(learning, stream, 2, optimizer=optimizer)
-    assert any(name.startswith(FLEXIBLE) for name in learning.side.memory)
+    assert any(name.startswith(FLEXIBLE) for name in learning.context.memory)
     nets[1].load_state_dict(nets[0].state_dict())
     other = start(cuber(), nets[1], stream, SHARED[:3])
     other.restore({name: values.copy() for name, values in learning.state().items()})
@@ -373,8 +374,10 @@ def test_a_restored_learner_goes_on_to_the_last_bit(optimizer):
         fit_task(either, stream, 2, epochs=2, task_epochs=9, first=1, optimizer=optimizer)
         either.end()
     assert same(*nets)
-    assert learning.side.memory.keys() == other.side.memory.keys()
-    assert all(torch.equal(values, other.side.memory[name]) for name, values in learning.side.memory.items())
+    assert learning.context.memory.keys() == other.context.memory.keys()
+    assert all(
+        torch.equal(values, other.context.memory[name]) for name, values in learning.context.memory.items()
+    )
 
 
 def test_hyper_parameters_of_a_scenario():

@@ -65,7 +65,7 @@ def test_bases_are_those_of_the_slow_computation(threshold):
     stream = small_stream(3, shape=(12,))
     net = network()
     learning = start(GPM(threshold=threshold, threshold_increment=0.003), net, stream, SHARED3)
-    bases = {name: np.zeros((layer.fan_in, 0)) for name, layer in learning.side.layers.items()}
+    bases = {name: np.zeros((layer.fan_in, 0)) for name, layer in learning.context.layers.items()}
     for task, (x, _) in enumerate(stream):
         fit_task(learning, stream, task)
         learning.end()
@@ -74,17 +74,17 @@ def test_bases_are_those_of_the_slow_computation(threshold):
         for name, basis in bases.items():
             columns = inputs[name].detach().double().numpy().T
             bases[name] = by_hand(columns, basis, threshold + 0.003 * task)
-            ours = learning.side.memory[BASIS + name].double().numpy()
+            ours = learning.context.memory[BASIS + name].double().numpy()
             assert ours.shape == bases[name].shape
             np.testing.assert_allclose(ours @ ours.T, bases[name] @ bases[name].T, atol=1e-4)
-            assert learning.learner.report(learning.side)[f"rank/{name}"] == ours.shape[1]
+            assert learning.learner.report(learning.context)[f"rank/{name}"] == ours.shape[1]
     assert bases["body.1"].shape[1] > 1
 
 
 def test_basis_columns_stay_orthonormal_over_many_tasks():
     learning = learn(GPM(threshold=0.9), network(), small_stream(8, shape=(12,)), small_units(8, shared=True))
-    for name in learning.side.layers:
-        basis = learning.side.memory[BASIS + name]
+    for name in learning.context.layers:
+        basis = learning.context.memory[BASIS + name]
         assert basis.dtype == torch.float32 and basis.is_contiguous()
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-5, rtol=0)
 
@@ -94,7 +94,7 @@ def test_thresholds_can_be_given_for_every_layer():
     learning = start(GPM(threshold=[0.2, 1.0, 0.6]), network(), stream, [(0, 1)])
     fit_task(learning, stream, 0)
     learning.end()
-    report = learning.learner.report(learning.side)
+    report = learning.learner.report(learning.context)
     x = stream[0][0].double().numpy()
     assert report["rank/body.1"] == by_hand(x.T, np.zeros((12, 0)), 0.2).shape[1]
     assert report["rank/body.3"] > report["rank/head"] >= 1
@@ -154,7 +154,7 @@ def test_a_step_is_the_projected_step_of_the_formula():
     gradients = {name: p.grad.clone().double().numpy() for name, p in net.named_parameters()}
     fit_task(learning, stream, 1, epochs=1, batch_size=24)
     for name, old in before.items():
-        b = learning.side.memory[BASIS + name.removesuffix(".weight")].double().numpy()
+        b = learning.context.memory[BASIS + name.removesuffix(".weight")].double().numpy()
         d = gradients[name]
         expected = old.double().numpy() - 0.1 * (d - d @ b @ b.T)
         np.testing.assert_allclose(net.get_parameter(name).detach(), expected, atol=1e-6)
@@ -181,7 +181,7 @@ def test_convolutions_keep_what_they_make_of_old_patches():
     learning = start(GPM(threshold=1.0), net, stream, small_units(2, shared=True))
     fit_task(learning, stream, 0, optimizer=OptimizerSpec("adam", 0.01))
     learning.end()
-    assert learning.learner.report(learning.side)["rank/0"] == 16  # as many patches as positions
+    assert learning.learner.report(learning.context)["rank/0"] == 16  # as many patches as positions
     before = net[0].weight.detach().clone(), predict_logits(learning.model(0), stream[0][0])
     fit_task(learning, stream, 1, epochs=4, optimizer=OptimizerSpec("adam", 0.01, weight_decay=0.01))
     assert (net[0].weight - before[0]).abs().max() > 1e-2
@@ -213,7 +213,7 @@ def test_own_heads_are_free_and_those_of_other_tasks_untouched():
     learning = start(GPM(threshold=0.9), net, stream)
     fit_task(learning, stream, 0)
     learning.end()
-    assert "head" not in {name.removeprefix(BASIS) for name in learning.side.memory}
+    assert "head" not in {name.removeprefix(BASIS) for name in learning.context.memory}
     before = weights_of(net)
     fit_task(learning, stream, 1, optimizer=OPTIMIZERS[1])
     for name in ("head.weight", "head.bias"):
@@ -236,7 +236,7 @@ def test_biases_and_normalisation_freeze_after_the_first_task_and_statistics_are
     fit_task(learning, stream, 1, optimizer=OPTIMIZERS[2])
     assert all(torch.equal(net.get_parameter(name), old) for name, old in vectors.items())
     assert not torch.equal(net.body[1].running_mean, mean)
-    assert torch.equal(learning.side.memory["statistics/0/body.1.running_mean"], mean)
+    assert torch.equal(learning.context.memory["statistics/0/body.1.running_mean"], mean)
     assert predict_logits(learning.model(0), stream[0][0]).shape == statistics.shape
 
 
@@ -261,7 +261,7 @@ def test_everything_protected_leaves_nothing_to_learn():
     learning = start(GPM(threshold=1.0), net, stream, small_units(2, shared=True))
     fit_task(learning, stream, 0)
     learning.end()
-    assert learning.learner.report(learning.side)["protected_share/body.1"] == 1.0
+    assert learning.learner.report(learning.context)["protected_share/body.1"] == 1.0
     before = weights_of(net)
     fit_task(learning, stream, 1, optimizer=OPTIMIZERS[2])
     assert torch.equal(net.body[1].weight, before["body.1.weight"])
@@ -273,21 +273,21 @@ def test_a_task_never_trained_on_or_without_samples_protects_nothing():
     learning = start(GPM(), network(bias=True), stream, SHARED3)
     learning.enter(1)  # task 0 was missed
     learning.end()
-    assert not learning.side.memory
+    assert not learning.context.memory
     fit_task(learning, stream, 2)
-    before = learning.side.network.body[1].bias.clone()
-    assert not learning.learner.protects(learning.side)
+    before = learning.context.network.body[1].bias.clone()
+    assert not learning.learner.protects(learning.context)
     fit_task(learning, stream, 2)
-    assert not torch.equal(learning.side.network.body[1].bias, before)  # the first task that is trained
+    assert not torch.equal(learning.context.network.body[1].bias, before)  # the first task that is trained
 
 
 def test_scratch_goes_at_the_end_and_bytes_are_the_bases():
     stream = small_stream(3, shape=(12,))
     learning = learn(GPM(threshold=0.95), network(), stream, SHARED3)
-    assert set(learning.side.memory) == {BASIS + name for name in learning.side.layers}
-    columns = sum(n * learning.learner.report(learning.side)[f"rank/{name}"]
+    assert set(learning.context.memory) == {BASIS + name for name in learning.context.layers}
+    columns = sum(n * learning.learner.report(learning.context)[f"rank/{name}"]
                   for name, n in (("body.1", 12), ("body.3", 9), ("head", 8)))  # fmt: skip
-    assert learning.side.stored_bytes() == 4 * columns
+    assert learning.context.stored_bytes() == 4 * columns
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -309,8 +309,10 @@ def test_a_restored_learner_goes_on_to_the_last_bit(own):
         either.end()
     for ours, restored in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(ours, restored)
-    assert learning.side.memory.keys() == other.side.memory.keys()
-    assert all(torch.equal(values, other.side.memory[name]) for name, values in learning.side.memory.items())
+    assert learning.context.memory.keys() == other.context.memory.keys()
+    assert all(
+        torch.equal(values, other.context.memory[name]) for name, values in learning.context.memory.items()
+    )
 
 
 def test_hyper_parameters_of_a_scenario():

@@ -267,7 +267,7 @@ def test_few_samples(count):
 def side_of(network, stream):
     learning = start(Naive(), network, stream)
     learning.enter(0)
-    return learning.side
+    return learning.context
 
 
 def test_fisher_of_true_labels_is_a_mean_over_the_tasks_own_softmax():
@@ -287,25 +287,25 @@ def test_fisher_of_sampled_labels_is_that_of_the_models_own_distribution():
         network.weight.zero_()
         network.bias.copy_(torch.tensor([1.5, 0.0]))
     n = 20_000
-    side = side_of(network, [(torch.ones(n, 1), torch.ones(n, dtype=torch.int64))])
+    context = side_of(network, [(torch.ones(n, 1), torch.ones(n, dtype=torch.int64))])
     p = float(torch.sigmoid(torch.tensor(1.5)))
     deviation = abs(1 - 2 * p) * (p * (1 - p) / n) ** 0.5  # of the mean of (y − p)²
-    for values in fisher_diagonal(side, "sampled", None).values():
+    for values in fisher_diagonal(context, "sampled", None).values():
         assert torch.all((values - p * (1 - p)).abs() < 4 * deviation)
-    for values in fisher_diagonal(side, "true", None).values():
+    for values in fisher_diagonal(context, "true", None).values():
         torch.testing.assert_close(values, torch.full_like(values, p**2), rtol=1e-5, atol=0.0)
 
 
 def test_fisher_without_samples_is_zero():
-    side = side_of(nn.Linear(6, 2), [(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))])
-    assert not any(values.any() for values in fisher_diagonal(side, "sampled", 5).values())
+    context = side_of(nn.Linear(6, 2), [(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64))])
+    assert not any(values.any() for values in fisher_diagonal(context, "sampled", 5).values())
 
 
 def test_some_samples_are_different_ones_and_the_same_every_time():
     stream = small_stream(1)
-    side = side_of(nn.Linear(6, 2), stream)
-    x, y = some_samples(side, 10)
-    again, _ = some_samples(side, 10)
+    context = side_of(nn.Linear(6, 2), stream)
+    x, y = some_samples(context, 10)
+    again, _ = some_samples(context, 10)
     assert len(x) == len(y) == 10 and len(x.unique(dim=0)) == 10 and torch.equal(x, again)
     assert not torch.equal(x, stream[0][0][:10])
-    assert some_samples(side, 25)[0] is stream[0][0] and some_samples(side, None)[0] is stream[0][0]
+    assert some_samples(context, 25)[0] is stream[0][0] and some_samples(context, None)[0] is stream[0][0]

@@ -26,7 +26,7 @@ def small_mlp(outputs):
 
 def scores_of(learning, task):
     prefix = f"scores/{task}/"
-    return {n.removeprefix(prefix): v for n, v in learning.side.memory.items() if n.startswith(prefix)}
+    return {n.removeprefix(prefix): v for n, v in learning.context.memory.items() if n.startswith(prefix)}
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 200])
@@ -104,20 +104,20 @@ def test_a_similar_task_lends_a_copy_of_its_scores(name):
     fit_task(learning, stream, 0, optimizer=ADAM)
     learning.end()
     kept = {n: v.clone() for n, v in scores_of(learning, 0).items()}
-    bits = {n: v.clone() for n, v in learning.side.memory.items() if n.startswith("bits/0/")}
+    bits = {n: v.clone() for n, v in learning.context.memory.items() if n.startswith("bits/0/")}
     learning.enter(1)
-    learning.side.phase = "mask"
-    learning.learner.begin_phase(learning.side)
+    learning.context.phase = "mask"
+    learning.learner.begin_phase(learning.context)
     for layer, scores in scores_of(learning, 1).items():
         assert torch.equal(scores, kept[layer])
         assert scores.data_ptr() != scores_of(learning, 0)[layer].data_ptr()
-    report = learning.learner.report(learning.side)
+    report = learning.learner.report(learning.context)
     assert report["kkt_task"] == 0 and report["kkt_accuracy"] > 0.7 and report["kkt_chance"] == 0.5
     fit_task(learning, stream, 1, optimizer=ADAM)
     learning.end()
     assert any(not torch.equal(v, kept[n]) for n, v in scores_of(learning, 1).items())
     assert all(torch.equal(v, kept[n]) for n, v in scores_of(learning, 0).items())
-    assert all(torch.equal(learning.side.memory[n], v) for n, v in bits.items())
+    assert all(torch.equal(learning.context.memory[n], v) for n, v in bits.items())
 
 
 @pytest.mark.parametrize("wrong, taken", [(7, False), (6, True)])
@@ -130,13 +130,13 @@ def test_at_chance_the_scores_are_the_random_ones(name, wrong, taken):
         start(make_learner(name, {**options, "kkt": kkt}), small_mlp(4), stream) for kkt in (True, False)
     )
     # All samples look alike, so every query gets the label of the first reference.
-    order = torch.randperm(40, generator=lending.side.generator("kkt", 1))
+    order = torch.randperm(40, generator=lending.context.generator("kkt", 1))
     y[order[26 : 26 + wrong]] = 1  # of 14 queries
     for learning in (lending, plain):
         fit_task(learning, stream, 0, epochs=1)
         learning.end()
         fit_task(learning, stream, 1, epochs=1, task_epochs=2)
-    report = lending.learner.report(lending.side)
+    report = lending.learner.report(lending.context)
     assert report["kkt_accuracy"] == (14 - wrong) / 14
     assert report["kkt_task"] == (0 if taken else -1)
     ours, theirs = scores_of(lending, 1), scores_of(plain, 1)
@@ -153,7 +153,7 @@ def test_the_choice_is_the_best_of_several_under_their_own_masks_and_statistics(
         fit_task(learning, stream, task, optimizer=ADAM)
         learning.end()
     x, y = stream[3]
-    order = torch.randperm(40, generator=learning.side.generator("kkt", 3))
+    order = torch.randperm(40, generator=learning.context.generator("kkt", 3))
     expected = []
     network.eval()
     for old in range(3):
@@ -161,9 +161,9 @@ def test_the_choice_is_the_best_of_several_under_their_own_masks_and_statistics(
             made = torch.cat([learning.model(old).features(x[order][i : i + 8]) for i in range(0, 40, 8)])
         expected.append(kkt.knn_accuracy(made[:26], y[order][:26], made[26:], y[order][26:], 3, 2))
     fit_task(learning, stream, 3, epochs=1, task_epochs=2, optimizer=ADAM)
-    assert learning.side.memory["kkt_accuracies/3"].tolist() == pytest.approx(expected)
+    assert learning.context.memory["kkt_accuracies/3"].tolist() == pytest.approx(expected)
     best = int(np.argmax(expected)) if max(expected) > 0.5 else -1
-    assert int(learning.side.memory["kkt/3"]) == best
+    assert int(learning.context.memory["kkt/3"]) == best
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -174,8 +174,8 @@ def test_scores_are_kept_and_counted_only_where_they_may_be_lent(name):
         learning = start(make_learner(name, {"kkt": transfer}), small_mlp(4), stream)
         fit_task(learning, stream, 0, optimizer=ADAM)
         learning.end()
-        costs.append(learning.side.stored_bytes())
-        bits = learning.learner.report(learning.side)["stored_bits_per_weight"]
+        costs.append(learning.context.stored_bytes())
+        bits = learning.learner.report(learning.context)["stored_bits_per_weight"]
         assert bits == (33.0 if transfer else 1.0)
     assert costs[1] - costs[0] == 4 * (6 * 20 + 20 * 16 + 16 * 4)
 

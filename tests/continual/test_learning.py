@@ -77,15 +77,15 @@ def test_every_learner_goes_through_a_stream_and_can_be_saved_in_the_middle(name
         return [learning.model(task).eval()(stream[task][0]) for task in range(3)]
 
     first = begin(network())
-    saved, saved_weights = first.state(), weights(first.side.network)
+    saved, saved_weights = first.state(), weights(first.context.network)
     assert all(isinstance(values, np.ndarray) for values in saved.values())
     expected = finish(first)
     second = start(make_learner(name, {}), network(), stream, units)
-    second.side.network.load_state_dict(saved_weights)
+    second.context.network.load_state_dict(saved_weights)
     second.restore(saved)
     for ours, theirs in zip(finish(second), expected, strict=True):
         assert torch.equal(ours, theirs)
-    assert first.side.stored_bytes() == second.side.stored_bytes()
+    assert first.context.stored_bytes() == second.context.stored_bytes()
 
 
 @pytest.mark.parametrize("name", LEARNERS.builtin)
@@ -125,19 +125,19 @@ def test_naive_is_plain_training():
         generator=torch.Generator().manual_seed(4),
         **options,
     )
-    assert equal(weights(learning.side.network), weights(plain)) and ours == result
+    assert equal(weights(learning.context.network), weights(plain)) and ours == result
 
 
 @pytest.mark.parametrize(("name", "trained_on"), [("joint", (0, 1)), ("single", (1,))])
 def test_references_begin_anew(name, trained_on):
     stream = small_stream(2)
     learning = start(make_learner(name, {}), network(), stream)
-    untrained = weights(learning.side.network)
+    untrained = weights(learning.context.network)
     fit_task(learning, stream, 0)
-    assert not equal(weights(learning.side.network), untrained)
+    assert not equal(weights(learning.context.network), untrained)
     learning.enter(1)
-    assert equal(weights(learning.side.network), untrained)
-    assert tuple(learning.learner.training_tasks(learning.side)) == trained_on
+    assert equal(weights(learning.context.network), untrained)
+    assert tuple(learning.learner.training_tasks(learning.context)) == trained_on
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ class Diary(Learner):
     name: ClassVar[str] = "diary"
     pages: ClassVar[list] = []
 
-    def begin_task(self, side):
-        self.pages.append(("begin", side.task))
+    def begin_task(self, context):
+        self.pages.append(("begin", context.task))
 
-    def end_task(self, side):
-        self.pages.append(("end", side.task))
+    def end_task(self, context):
+        self.pages.append(("end", context.task))
 
-    def begin_phase(self, side):
-        self.pages.append((side.phase, side.task))
+    def begin_phase(self, context):
+        self.pages.append((context.phase, context.task))
 
     def phase_of(self, epoch, epochs):
         return "early" if 2 * epoch < epochs else "late"
@@ -203,7 +203,7 @@ class FirstInputOnly(Learner):
     name: ClassVar[str] = "first-input-only"
     confines: ClassVar[bool] = True
 
-    def filter(self, side, gradients):
+    def filter(self, context, gradients):
         kept = torch.zeros(6)
         kept[0] = 1.0
         return {name: g * kept if name == "body.1.weight" else 0 * g for name, g in gradients.items()}
@@ -237,12 +237,12 @@ class Doubled(Learner):
 
     name: ClassVar[str] = "doubled"
 
-    def effective(self, side, task):
-        return {name: 2.0 * p for name, p in side.network.named_parameters()}
+    def effective(self, context, task):
+        return {name: 2.0 * p for name, p in context.network.named_parameters()}
 
-    def penalty(self, side, step):
+    def penalty(self, context, step):
         assert step.model.outputs(step.inputs) is step.outputs()
-        return 0.5 * sum(p.square().sum() for p in side.network.parameters())
+        return 0.5 * sum(p.square().sum() for p in context.network.parameters())
 
 
 def test_a_step_by_hand():
@@ -303,7 +303,7 @@ class Rebuilt(Learner):
 
     name: ClassVar[str] = "rebuilt"
 
-    def filter(self, side, gradients):
+    def filter(self, context, gradients):
         return {name: gradient.contiguous().clone() for name, gradient in gradients.items()}
 
 
@@ -315,7 +315,7 @@ def test_a_replaced_gradient_reaches_its_own_weight_in_any_memory_layout(optimiz
         with seeded_torch(3):
             net = prepare_model(cnn((3, 12, 12), 2, features=8), "cpu")
         assert not net.body[3].weight.is_contiguous(), "stored channels last"
-        trained.append(weights(learn(learner, net, stream, optimizer=optimizer).side.network))
+        trained.append(weights(learn(learner, net, stream, optimizer=optimizer).context.network))
     assert equal(*trained)
 
 

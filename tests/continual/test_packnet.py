@@ -31,7 +31,7 @@ def network(outputs, width=12):
 
 
 def owners(learning):
-    memory = learning.side.memory
+    memory = learning.context.memory
     return {name.removeprefix(OWNERS): memory[name] for name in memory if name.startswith(OWNERS)}
 
 
@@ -50,7 +50,7 @@ def test_tasks_share_a_layer_out_equally_and_each_keeps_a_unit_of_its_own():
     for task in range(3):
         fit_task(learning, small_stream(3), task)
         learning.end()
-        shares.append(learning.learner.report(learning.side)["free_weights"])
+        shares.append(learning.learner.report(learning.context)["free_weights"])
     # 72 weights: a third, half of the rest, the rest; a head of 6 × 12 weights, two units a task.
     assert owned(learning, "body.1.weight") == [0, 24, 24, 24]
     assert owned(learning, "head.weight") == [0, 24, 24, 24]
@@ -82,9 +82,9 @@ def test_the_largest_free_weights_are_taken():
     stream = small_stream(2)
     learning = start(PackNet(retrain_share=0), network(4), stream)
     fit_task(learning, stream, 0)
-    before = learning.side.network.body[1].weight.detach().clone()
+    before = learning.context.network.body[1].weight.detach().clone()
     learning.end()
-    after = learning.side.network.body[1].weight.detach()
+    after = learning.context.network.body[1].weight.detach()
     kept = owners(learning)["body.1.weight"] == 1
     assert int(kept.sum()) == 36
     assert before[kept].abs().min() >= before[~kept].abs().max()
@@ -119,19 +119,19 @@ def test_task_of_one_epoch_is_pruned_after_it():
 def test_phases_change_their_own_weights_alone(optimizer):
     stream = small_stream(3)
     learning = start(PackNet(), network(6), stream)
-    weight = learning.side.network.body[1].weight
+    weight = learning.context.network.body[1].weight
     fit_task(learning, stream, 0, optimizer=optimizer)
     learning.end()
     learning.enter(1)
     started = weight.detach().clone()
     fit_task(learning, stream, 1, epochs=2, task_epochs=4, optimizer=optimizer)
-    assert learning.side.phase == TRAIN
+    assert learning.context.phase == TRAIN
     free = owners(learning)["body.1.weight"] == 0
     trained = weight.detach().clone()
     assert torch.equal(trained[~free], started[~free])
     assert bool((trained[free] != started[free]).any())
     fit_task(learning, stream, 1, first=2, epochs=2, optimizer=optimizer)
-    assert learning.side.phase == RETRAIN
+    assert learning.context.phase == RETRAIN
     own = owners(learning)["body.1.weight"] == 2
     assert bool((own <= free).all())
     assert torch.equal(weight[~free], started[~free])
@@ -219,8 +219,8 @@ def test_ten_tasks_are_learned_and_none_forgotten():
 def test_effective_weights_are_those_of_owners_so_far():
     stream = small_stream(3)
     learning = learn(PackNet(), network(6), stream)
-    effective = learning.learner.effective(learning.side, 1)
-    weight = learning.side.network.body[1].weight.detach().numpy()
+    effective = learning.learner.effective(learning.context, 1)
+    weight = learning.context.network.body[1].weight.detach().numpy()
     owner = owners(learning)["body.1.weight"].numpy()
     np.testing.assert_array_equal(
         effective["body.1.weight"].detach().numpy(), np.where(owner <= 2, weight, 0.0)
@@ -254,9 +254,9 @@ def test_restored_in_the_middle_of_a_task_it_goes_on_as_if_nothing_had_happened(
     finish(restored)
     for name, values in net.state_dict().items():
         assert torch.equal(values, copied.state_dict()[name]), name
-    assert learning.side.memory.keys() == restored.side.memory.keys()
-    for name, values in learning.side.memory.items():
-        assert torch.equal(values, restored.side.memory[name]), name
+    assert learning.context.memory.keys() == restored.context.memory.keys()
+    for name, values in learning.context.memory.items():
+        assert torch.equal(values, restored.context.memory[name]), name
 
 
 def test_task_that_was_never_trained_owns_nothing():
@@ -299,7 +299,7 @@ def test_guidance_before_the_first_epoch_trains_free_weights():
         seed=0,
     )
     fit_task(learning, stream, 0, epochs=1, task_epochs=3)
-    assert learning.side.phase == TRAIN
+    assert learning.context.phase == TRAIN
     assert owned(learning, "body.1.weight") == [72]
     fit_task(learning, stream, 0, first=1, epochs=2)
     assert owned(learning, "body.1.weight") == [36, 36]
@@ -321,7 +321,7 @@ def test_owners_are_a_byte_a_weight_and_biases_of_every_task_are_kept():
     net = network(6)
     for biases, vectors in (("task", 3 * 4 * (12 + 6)), ("first", 0)):
         learning = learn(PackNet(biases=biases), copy.deepcopy(net), small_stream(3))
-        assert learning.side.stored_bytes() == 144 + 2 * 4 + vectors  # 4 bytes of scale a layer
+        assert learning.context.stored_bytes() == 144 + 2 * 4 + vectors  # 4 bytes of scale a layer
 
 
 def test_streams_of_more_tasks_than_a_byte_has_values():

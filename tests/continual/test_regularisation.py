@@ -54,9 +54,9 @@ def weights(net):
     return np.concatenate([p.detach().numpy().ravel() for p in net.parameters()])
 
 
-def gathered(side, kind):
+def gathered(context, kind):
     return np.concatenate(
-        [side.memory[f"{kind}/{name}"].numpy().ravel() for name, _ in side.network.named_parameters()]
+        [context.memory[f"{kind}/{name}"].numpy().ravel() for name, _ in context.network.named_parameters()]
     )
 
 
@@ -75,10 +75,10 @@ def per_sample(net, data, score, magnitude):
 
 def penalty_and_gradient(learning, x):
     """Return the penalty in the present task and its gradient, flat."""
-    side = learning.side
+    context = learning.context
     model = learning.model()
-    value = learning.learner.penalty(side, Step(x, model, model(x).sum()))
-    gradients = torch.autograd.grad(value, list(side.network.parameters()))
+    value = learning.learner.penalty(context, Step(x, model, model(x).sum()))
+    gradients = torch.autograd.grad(value, list(context.network.parameters()))
     return value.item(), np.concatenate([g.numpy().ravel() for g in gradients])
 
 
@@ -169,8 +169,8 @@ def test_si_follows_the_path_of_the_loss_alone(clip):
                 vector = torch.from_numpy(weights(net) - lr * velocity)
                 torch.nn.utils.vector_to_parameters(vector, parameters)
         omega += np.maximum(path, 0) / ((weights(net) - begin) ** 2 + xi)
-    np.testing.assert_allclose(weights(learning.side.network), weights(net), rtol=1e-8, atol=1e-12)
-    np.testing.assert_allclose(gathered(learning.side, "importance"), omega, rtol=1e-7, atol=1e-12)
+    np.testing.assert_allclose(weights(learning.context.network), weights(net), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(gathered(learning.context, "importance"), omega, rtol=1e-7, atol=1e-12)
     assert omega.max() > 0.1  # the penalty had something to say
 
 
@@ -182,7 +182,7 @@ def test_si_credits_a_weight_with_the_loss_it_has_brought_down():
     learning = start(SI(), net, data, batch_size=24)
     fit_task(learning, data, 0, epochs=150, optimizer=OptimizerSpec("sgd", 1e-3), batch_size=24)
     gone = before - F.cross_entropy(net(x), y).item()
-    np.testing.assert_allclose(gathered(learning.side, "path").sum(), gone, rtol=2e-3)
+    np.testing.assert_allclose(gathered(learning.context, "path").sum(), gone, rtol=2e-3)
 
 
 # Limits -----------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_without_strength_it_is_naive_bit_for_bit(name, spec):
     data = stream()
     found = learn(NEUTRAL[name], network(dropout=0.3), data, optimizer=spec)
     naive = learn(Naive(), network(dropout=0.3), data, optimizer=spec)
-    assert np.array_equal(weights(found.side.network), weights(naive.side.network))
+    assert np.array_equal(weights(found.context.network), weights(naive.context.network))
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -202,7 +202,7 @@ def test_a_single_task_is_naive_bit_for_bit(name):
     data = stream(1)
     found = learn(EVERY[name], network(2), data, optimizer=ADAM)
     naive = learn(Naive(), network(2), data, optimizer=ADAM)
-    assert np.array_equal(weights(found.side.network), weights(naive.side.network))
+    assert np.array_equal(weights(found.context.network), weights(naive.context.network))
 
 
 @pytest.mark.parametrize("name", QUADRATIC)
@@ -217,18 +217,18 @@ def test_the_stronger_the_stiller(name):
         learning = start(QUADRATIC[name](strength=strength), net, data)
         fit_task(learning, data, 0)
         learning.end()
-        for key in learning.side.memory:
+        for key in learning.context.memory:
             if key.startswith("importance/"):
-                learning.side.memory[key].fill_(1.0)
+                learning.context.memory[key].fill_(1.0)
         anchor = weights(net)
         fit_task(learning, data, 1, epochs=25, optimizer=slow)
         distances.append(np.abs(weights(net) - anchor).max())
     naive = start(Naive(), network(4), data)
     fit_task(naive, data, 0)
-    anchor = weights(naive.side.network)
+    anchor = weights(naive.context.network)
     fit_task(naive, data, 1, epochs=25, optimizer=slow)
     assert distances[1] < distances[0] / 90
-    assert distances[1] < np.abs(weights(naive.side.network) - anchor).max() / 20
+    assert distances[1] < np.abs(weights(naive.context.network) - anchor).max() / 20
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_lwf_teacher_has_its_own_statistics_and_leaves_the_networks_alone():
     with torch.no_grad():
         new, old = model.outputs(x).numpy(), teacher(x).numpy()
     before = deepcopy(net.state_dict())
-    value = learning.learner.penalty(learning.side, Step(x, model, torch.zeros(())))
+    value = learning.learner.penalty(learning.context, Step(x, model, torch.zeros(())))
     np.testing.assert_allclose(value.item(), distillation(old[:, :2], new[:, :2], 2.0), rtol=1e-4)
     assert net.training
     assert all(torch.equal(values, before[name]) for name, values in net.state_dict().items())
@@ -406,14 +406,14 @@ def test_continues_exactly_from_the_middle_of_a_task(name):
     learning = start(EVERY[name], network(dropout=0.2), data)
     fit_task(learning, data, 0, optimizer=ADAM)
     fit_task(learning, data, 1, epochs=1, task_epochs=2, optimizer=ADAM)
-    again = start(EVERY[name], deepcopy(learning.side.network), data)
+    again = start(EVERY[name], deepcopy(learning.context.network), data)
     again.restore(learning.state())
     go_on(learning)
     go_on(again)
-    assert np.array_equal(weights(again.side.network), weights(learning.side.network))
-    assert again.side.memory.keys() == learning.side.memory.keys()
-    for key, values in learning.side.memory.items():
-        assert torch.equal(again.side.memory[key], values)
+    assert np.array_equal(weights(again.context.network), weights(learning.context.network))
+    assert again.context.memory.keys() == learning.context.memory.keys()
+    for key, values in learning.context.memory.items():
+        assert torch.equal(again.context.memory[key], values)
 
 
 @pytest.mark.parametrize("name, floats", [("ewc", 2), ("online_ewc", 2), ("si", 2), ("mas", 2), ("lwf", 0)])
@@ -425,7 +425,7 @@ def test_stores_the_same_whatever_the_number_of_tasks(name, floats):
     for task in range(3):
         fit_task(learning, stream(), task)
         learning.end()
-        sizes.append(learning.side.stored_bytes())
+        sizes.append(learning.context.stored_bytes())
     assert sizes[0] == sizes[2]
     assert floats * 8 * count <= sizes[2] <= floats * 8 * count + 8
 
@@ -436,7 +436,7 @@ def test_works_with_convolutions_and_normalisation(name, kind):
     with seeded_torch(1):
         net = cnn((1, 8, 8), 4) if kind == "cnn" else resnet8((1, 8, 8), 4, norm="batch")
     learning = learn(EVERY[name], net, small_stream(2, shape=(1, 8, 8)), epochs=1, optimizer=ADAM)
-    assert all(values.isfinite().all() for values in learning.side.memory.values())
+    assert all(values.isfinite().all() for values in learning.context.memory.values())
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -452,7 +452,7 @@ def test_a_task_without_samples_changes_nothing(name):
     assert np.array_equal(weights(net), before)
     fit_task(learning, data, 2)
     learning.end()
-    assert all(values.isfinite().all() for values in learning.side.memory.values())
+    assert all(values.isfinite().all() for values in learning.context.memory.values())
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -460,4 +460,4 @@ def test_tasks_with_different_numbers_of_classes(name):
     data = [stream(1)[0], stream(1, classes=3)[0], stream(1, classes=1)[0], stream(1)[0]]
     units = [(0, 1), (2, 3, 4), (5,), (6, 7)]
     learning = learn(EVERY[name], network(8), data, units)
-    assert all(values.isfinite().all() for values in learning.side.memory.values())
+    assert all(values.isfinite().all() for values in learning.context.memory.values())

@@ -29,7 +29,7 @@ def weights(module):
 
 def counts(learning):
     """How many samples are kept of every class of every task met, as (task, label): number."""
-    memory = learning.side.memory
+    memory = learning.context.memory
     pairs = list(zip(memory[episodes.TASKS].tolist(), memory[episodes.LABELS].tolist(), strict=True))
     return {pair: pairs.count(pair) for pair in sorted(set(pairs))}
 
@@ -49,12 +49,12 @@ def test_shares_of_the_memory_shrink_as_tasks_arrive():
     learning.enter(0)
     learning.end()
     assert counts(learning) == {(0, 0): 5, (0, 1): 5}
-    first = learning.side.memory[episodes.SAMPLES].clone()
+    first = learning.context.memory[episodes.SAMPLES].clone()
     learning.enter(1)
     learning.end()
     assert counts(learning) == {(0, 0): 3, (0, 1): 2, (1, 0): 3, (1, 1): 2}
     # What remains of task 0 is the beginning of what there was.
-    torch.testing.assert_close(learning.side.memory[episodes.SAMPLES][:5], first[:5], rtol=0, atol=0)
+    torch.testing.assert_close(learning.context.memory[episodes.SAMPLES][:5], first[:5], rtol=0, atol=0)
     learning.enter(2)
     learning.end()
     # 10 = 4 + 3 + 3, a remainder going to the first task and class.
@@ -64,7 +64,7 @@ def test_shares_of_the_memory_shrink_as_tasks_arrive():
 def test_samples_are_remembered_with_their_own_labels():
     stream = small_stream(2, samples=20)
     learning = learn(ExperienceReplay(memory_size=12), network(), stream, epochs=1)
-    x, y, tasks = (learning.side.memory[n] for n in (episodes.SAMPLES, episodes.LABELS, episodes.TASKS))
+    x, y, tasks = (learning.context.memory[n] for n in (episodes.SAMPLES, episodes.LABELS, episodes.TASKS))
     for sample, label, task in zip(x, y.tolist(), tasks.tolist(), strict=True):
         (at,) = (stream[task][0] == sample).all(1).nonzero()[:, 0].tolist()
         assert stream[task][1][at] == label
@@ -90,14 +90,14 @@ def test_what_a_class_or_task_has_no_samples_for_goes_to_the_others():
 
 def test_bytes_are_those_of_the_samples_kept():
     learning = learn(ExperienceReplay(memory_size=10), network(), small_stream(3), epochs=1)
-    assert learning.side.stored_bytes() == 10 * (6 * 4 + 8 + 8)
+    assert learning.context.stored_bytes() == 10 * (6 * 4 + 8 + 8)
 
 
 def test_which_samples_are_kept_depends_on_the_seed():
     kept = [
-        learn(ExperienceReplay(memory_size=6), network(), small_stream(2), epochs=1, seed=seed).side.memory[
-            episodes.SAMPLES
-        ]
+        learn(
+            ExperienceReplay(memory_size=6), network(), small_stream(2), epochs=1, seed=seed
+        ).context.memory[episodes.SAMPLES]
         for seed in (1, 1, 2)
     ]
     assert torch.equal(kept[0], kept[1])
@@ -107,12 +107,12 @@ def test_which_samples_are_kept_depends_on_the_seed():
 def test_every_draw_is_a_fresh_one_without_repeats():
     learning = learn(ExperienceReplay(memory_size=30), network(), small_stream(2), epochs=1)
     learning.enter(1)
-    drawn = [episodes.draw(learning.side, 8).samples for _ in range(40)]
+    drawn = [episodes.draw(learning.context, 8).samples for _ in range(40)]
     assert all(len(x.unique(dim=0)) == 8 for x in drawn)
     assert not torch.equal(drawn[0], drawn[1])
     # 40 draws of 8 of 30: a sample has no chance of (22/30)^40 = 4e-6 to be missing.
     assert len(torch.cat(drawn).unique(dim=0)) == 30
-    assert len(episodes.draw(learning.side, 100).samples) == 30
+    assert len(episodes.draw(learning.context, 100).samples) == 30
 
 
 def test_one_remembered_sample_is_no_batch_for_batchnorm():
@@ -123,7 +123,7 @@ def test_one_remembered_sample_is_no_batch_for_batchnorm():
     for norm, drawn in (("batch", False), ("group", True)):
         learning = start(ExperienceReplay(), resnet8((1, 4, 4), 4, norm=norm), stream)
         learning.enter(1)
-        assert (episodes.draw(learning.side, 8) is not None) == drawn
+        assert (episodes.draw(learning.context, 8) is not None) == drawn
         fit_task(learning, stream, 1)
 
 
@@ -138,17 +138,17 @@ def test_loss_is_the_mix_of_new_and_remembered_samples(mix):
     learning = learn(
         ExperienceReplay(memory_size=9, replay_batch_size=6, mix=mix), net, stream[:2], units, epochs=1
     )
-    side = learning.side
+    context = learning.context
     learning = start(learning.learner, net, stream, units)
-    learning.side.memory.update(side.memory)
-    learning.side.task = 2
+    learning.context.memory.update(context.memory)
+    learning.context.task = 2
     x, y = stream[2][0][:4], stream[2][1][:4]
     model = learning.model(2)
     loss = nn.functional.cross_entropy(model(x), y)
-    total = loss + learning.learner.penalty(learning.side, Step(x, model, loss))
+    total = loss + learning.learner.penalty(learning.context, Step(x, model, loss))
 
-    learning.side.memory.pop(episodes.DRAWS)
-    old = episodes.draw(learning.side, 6)
+    learning.context.memory.pop(episodes.DRAWS)
+    old = episodes.draw(learning.context, 6)
     assert set(old.tasks.tolist()) == {0, 1}
     W, b = (p.detach().numpy().astype(np.float64) for p in (net.weight, net.bias))
 
@@ -279,7 +279,7 @@ def test_step_of_agem_against_one_by_hand(contrary):
 def test_reference_batch_may_be_larger_than_the_training_batch(monkeypatch):
     sizes = []
     draw = episodes.draw
-    monkeypatch.setattr(episodes, "draw", lambda side, size: sizes.append(size) or draw(side, size))
+    monkeypatch.setattr(episodes, "draw", lambda context, size: sizes.append(size) or draw(context, size))
     learn(AGem(memory_size=20, reference_batch_size=16), network(), small_stream(2), epochs=1)
     assert set(sizes) == {16}
 
@@ -291,18 +291,18 @@ def test_reference_batch_may_be_larger_than_the_training_batch(monkeypatch):
 @pytest.mark.parametrize("optimizer", [SGD, OptimizerSpec("adam", 0.01, weight_decay=0.01)])
 def test_without_memory_they_train_like_naive(learner, optimizer):
     stream = small_stream(3)
-    expected = learn(Naive(), network(), stream, optimizer=optimizer).side.network
+    expected = learn(Naive(), network(), stream, optimizer=optimizer).context.network
     learning = learn(learner, network(), stream, optimizer=optimizer)
-    assert torch.equal(weights(learning.side.network), weights(expected))
-    assert learning.side.stored_bytes() == 0
+    assert torch.equal(weights(learning.context.network), weights(expected))
+    assert learning.context.stored_bytes() == 0
 
 
 @pytest.mark.parametrize("learner", [ExperienceReplay(), AGem()])
 def test_first_task_is_trained_like_naive(learner):
     stream = small_stream(1)
     assert torch.equal(
-        weights(learn(learner, network(), stream).side.network),
-        weights(learn(Naive(), network(), stream).side.network),
+        weights(learn(learner, network(), stream).context.network),
+        weights(learn(Naive(), network(), stream).context.network),
     )
 
 
@@ -321,7 +321,7 @@ def test_restored_in_the_middle_of_a_task_it_goes_on_as_if_nothing_had_happened(
     def finish(learning):
         fit_task(learning, stream, 2, first=1, epochs=1)
         learning.end()
-        return weights(learning.side.network), learning.side.memory
+        return weights(learning.context.network), learning.context.memory
 
     expected, memory = finish(learning)
     restored = start(learner, copied, stream)
@@ -338,5 +338,5 @@ def test_they_are_built_from_their_defaults_and_survive_a_task_without_samples(n
     stream = small_stream(3)
     stream[1] = (stream[1][0][:0], stream[1][1][:0])
     learning = learn(make_learner(name, {}), network(), stream)
-    assert set(learning.side.memory[episodes.TASKS].tolist()) == {0, 2}
-    assert bool(weights(learning.side.network).isfinite().all())
+    assert set(learning.context.memory[episodes.TASKS].tolist()) == {0, 2}
+    assert bool(weights(learning.context.network).isfinite().all())

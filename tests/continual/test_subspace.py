@@ -119,7 +119,7 @@ def test_inputs_of_linear_layers_are_their_columns_or_have_their_second_moments(
     net = network()
     learning = start(Naive(), net, small_stream(1), units=[(0, 1, 2, 3)])
     x = torch.randn(9, 6, generator=g(3))
-    found = layer_inputs(learning.side, learning.side.layers, x, {})
+    found = layer_inputs(learning.context, learning.context.layers, x, {})
     hidden = F.relu(net.body[1](x))
     expected = {"body.1": x, "body.3": hidden, "head": net.features(x)}
     for name, inputs in found.items():
@@ -127,7 +127,7 @@ def test_inputs_of_linear_layers_are_their_columns_or_have_their_second_moments(
         assert inputs.dtype == torch.float64
         assert inputs.shape[1] <= 2 * len(inputs)  # 9 samples are more than 5 rows, and not many more than 7
         np.testing.assert_allclose(inputs @ inputs.T, columns @ columns.T, atol=1e-6)
-    few = layer_inputs(learning.side, learning.side.layers, x[:4], {})
+    few = layer_inputs(learning.context, learning.context.layers, x[:4], {})
     np.testing.assert_array_equal(few["body.1"], x[:4].double().numpy().T)
 
 
@@ -138,7 +138,7 @@ def test_inputs_of_convolutions_are_patches_with_effective_weights():
     learning = start(Naive(), conv, small_stream(1, shape=(2, 5, 5)), units=[(0, 1)])
     x = torch.randn(4, 2, 5, 5, generator=g(3))
     other = torch.randn(3, 2, 3, 3, generator=g(4))
-    found = layer_inputs(learning.side, learning.side.layers, x, {"0.weight": other})
+    found = layer_inputs(learning.context, learning.context.layers, x, {"0.weight": other})
     hidden = F.relu(F.conv2d(x, other, conv[0].bias, stride=2, padding=1)).detach().numpy()
     patches = np.stack(  # [n, samples · positions], one patch after another
         [
@@ -159,12 +159,12 @@ def test_mean_gradient_is_that_of_the_tasks_own_cross_entropy():
     learning.enter(1)
     x = torch.randn(300, 6, generator=g(3))  # more than one forward pass takes
     y = torch.arange(300) % 2
-    side = learning.side
-    found = mean_gradients(side, side.layers, x, y, dict)
+    context = learning.context
+    found = mean_gradients(context, context.layers, x, y, dict)
     F.cross_entropy(net(x)[:, [3, 1]], y).backward()
     for name, gradient in found.items():
-        torch.testing.assert_close(gradient, side.layers[name].module.weight.grad, atol=1e-6, rtol=1e-4)
-    assert mean_gradients(side, side.layers, x[:0], y[:0], dict) == {}
+        torch.testing.assert_close(gradient, context.layers[name].module.weight.grad, atol=1e-6, rtol=1e-4)
+    assert mean_gradients(context, context.layers, x[:0], y[:0], dict) == {}
 
 
 def test_mean_gradient_takes_batch_statistics_and_leaves_the_network_alone():
@@ -174,7 +174,7 @@ def test_mean_gradient_takes_batch_statistics_and_leaves_the_network_alone():
     learning.enter(0)
     x, y = small_stream(1, shape=(1, 8, 8))[0]
     before = {name: values.clone() for name, values in net.state_dict().items()}
-    found = mean_gradients(learning.side, learning.side.layers, x, y, dict)
+    found = mean_gradients(learning.context, learning.context.layers, x, y, dict)
     assert all(torch.equal(before[name], values) for name, values in net.state_dict().items())
     assert net.training and not net.body[3].conv1.training
     net.train()
@@ -185,11 +185,11 @@ def test_mean_gradient_takes_batch_statistics_and_leaves_the_network_alone():
 def test_draws_are_distinct_samples_and_repeat():
     learning = start(Naive(), network(), small_stream(2), units=[(0, 1), (2, 3)])
     learning.enter(0)
-    x, y = draw(learning.side, "a", 10)
+    x, y = draw(learning.context, "a", 10)
     assert len(x.unique(dim=0)) == len(y) == 10
-    assert torch.equal(x, draw(learning.side, "a", 10)[0])
-    assert not torch.equal(x, draw(learning.side, "b", 10)[0])
-    assert len(draw(learning.side, "a", 1000)[0]) == 24
+    assert torch.equal(x, draw(learning.context, "a", 10)[0])
+    assert not torch.equal(x, draw(learning.context, "b", 10)[0])
+    assert len(draw(learning.context, "a", 1000)[0]) == 24
 
 
 # What is known of a network -------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def test_draws_are_distinct_samples_and_repeat():
     ],
 )
 def test_heads_are_own_if_no_tasks_share_a_unit(units, own):
-    assert has_own_heads(start(Naive(), network(), small_stream(len(units)), units=units).side) is own
+    assert has_own_heads(start(Naive(), network(), small_stream(len(units)), units=units).context) is own
 
 
 @pytest.mark.parametrize(

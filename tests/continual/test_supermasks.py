@@ -46,7 +46,7 @@ def small_mlp(outputs, hidden=(20, 16)):
 
 def bits_of(learning, kind, task):
     prefix = f"{kind}/{task}/"
-    return [v for name, v in learning.side.memory.items() if name.startswith(prefix)]
+    return [v for name, v in learning.context.memory.items() if name.startswith(prefix)]
 
 
 # Isolation ----------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_after_a_task_its_mask_alone_remains(name):
     sizes = [6 * 20, 20 * 16, 16 * 4]
     assert [masks.ones(bits) for bits in bits_of(learning, "bits", 0)] == [n // 4 for n in sizes]
     # A bit a weight, and two figures: the free share and the overlap with each of no earlier masks.
-    assert learning.side.stored_bytes() == sum(n // 8 for n in sizes) + 8
+    assert learning.context.stored_bytes() == sum(n // 8 for n in sizes) + 8
     assert not bits_of(learning, "scores", 0)
 
 
@@ -143,7 +143,7 @@ def test_a_task_not_met_is_seen_through_its_first_mask(name):
     stream = small_stream(3)
     learning = start(make_learner(name, {"mask_lr": 1e-9}), small_mlp(6), stream)
     unseen = predict_logits(learning.model(1), stream[1][0])
-    assert not learning.side.memory
+    assert not learning.context.memory
     fit_task(learning, stream, 1, epochs=1, task_epochs=2)  # task 0 had no training at all
     assert torch.equal(predict_logits(learning.model(1), stream[1][0]), unseen)
     assert not bits_of(learning, "bits", 0)
@@ -156,14 +156,14 @@ def test_tasks_of_different_sizes_and_empty_ones(name):
     stream = [small_stream(1, classes=3)[0], empty, small_stream(1)[0]]
     learning = learn(make_learner(name, {"kkt": True}), small_mlp(7), stream, [(0, 1, 2), (3, 4), (5, 6)])
     assert predict_logits(learning.model(0), stream[0][0]).shape == (24, 3)
-    assert learning.learner.report(learning.side)["density"] == pytest.approx(0.1, abs=0.01)
+    assert learning.learner.report(learning.context)["density"] == pytest.approx(0.1, abs=0.01)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_single_task(name):
     stream = small_stream(1)
     learning = learn(make_learner(name, {}), small_mlp(2), stream)
-    outputs = learning.learner.outputs(learning.side, learning.model(0), stream[0][0])
+    outputs = learning.learner.outputs(learning.context, learning.model(0), stream[0][0])
     assert torch.equal(outputs, predict_logits(learning.model(0), stream[0][0]))
 
 
@@ -172,9 +172,9 @@ def test_the_mask_has_an_optimiser_of_its_own(name):
     learner = make_learner(name, {"mask_lr": 0.5, "mask_optimizer": "sgd"})
     learning = start(learner, small_mlp(4), small_stream(2))
     fit_task(learning, small_stream(2), 0, epochs=1, task_epochs=2)
-    spec = learner.optimizer(learning.side, ADAMW)
+    spec = learner.optimizer(learning.context, ADAMW)
     assert spec == OptimizerSpec("sgd", 0.5, weight_decay=0.1, clip_norm=1.0)
-    assert make_learner(name, {}).optimizer(learning.side, ADAMW) == ADAMW
+    assert make_learner(name, {}).optimizer(learning.context, ADAMW) == ADAMW
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,13 +182,13 @@ def test_figures_of_the_last_task(name):
     stream = small_stream(3)
     learner = make_learner(name, {"density": 0.2})
     learning = start(learner, small_mlp(6), stream)
-    assert learner.report(learning.side) == {}
+    assert learner.report(learning.context) == {}
     for task in range(3):
         fit_task(learning, stream, task)
-        before = learner.report(learning.side)
+        before = learner.report(learning.context)
         learning.end()
-        assert learner.report(learning.side) == before
-    memory, shapes = learning.side.memory, [(20, 6), (16, 20), (6, 16)]
+        assert learner.report(learning.context) == before
+    memory, shapes = learning.context.memory, [(20, 6), (16, 20), (6, 16)]
     own, *others = (
         [
             masks.unpack(bits, shape)
@@ -220,9 +220,9 @@ def test_a_hundred_tasks(name):
         small_units(tasks, shared=True),
         optimizer=ADAM,
     )
-    assert len(learning.learner.slots(learning.side)) == tasks
+    assert len(learning.learner.slots(learning.context)) == tasks
     x = stream[0][0]
-    outputs = learning.learner.outputs(learning.side, learning.model(), x)
+    outputs = learning.learner.outputs(learning.context, learning.model(), x)
     assert outputs.shape == (4, 2) and outputs.isfinite().all()
 
 
@@ -263,7 +263,7 @@ def assert_same(ours, theirs):
     assert states[0].keys() == states[1].keys()
     for key, values in states[0].items():
         assert values.tobytes() == states[1][key].tobytes(), key
-    for a, b in zip(ours.side.network.parameters(), theirs.side.network.parameters(), strict=True):
+    for a, b in zip(ours.context.network.parameters(), theirs.context.network.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
@@ -275,7 +275,7 @@ def test_ssnet_with_disjoint_masks_is_exssnet(disjoint):
         learning = start(learner, small_mlp(6), stream)
         for task in range(3):
             fit_task(learning, stream, task, epochs=1, task_epochs=3, optimizer=ADAM)
-            memory = learner.memory(learning.side)
+            memory = learner.memory(learning.context)
             for scores in memory.scores(task).values():
                 with torch.no_grad():
                     flat = scores.view(-1)
@@ -286,7 +286,7 @@ def test_ssnet_with_disjoint_masks_is_exssnet(disjoint):
             learning.end()
         learned.append(learning)
     if disjoint:
-        assert learned[0].learner.report(learned[0].side)["free_share"] == 1.0
+        assert learned[0].learner.report(learned[0].context)["free_share"] == 1.0
         assert_same(*learned)
     else:
         with pytest.raises(AssertionError):
@@ -307,7 +307,7 @@ def test_ssnet_changes_weights_of_old_tasks():
 def test_own_weights_are_disjoint_and_make_up_all_masks(tasks):
     stream = small_stream(tasks)
     learning = start(ExSSNeT(density=0.3), small_mlp(2 * tasks), stream)
-    memory = learning.learner.memory(learning.side)
+    memory = learning.learner.memory(learning.context)
     owned, changed = [], []
     for task in range(tasks):
         fit_task(learning, stream, task, epochs=1, task_epochs=2, optimizer=ADAM)
@@ -315,7 +315,7 @@ def test_own_weights_are_disjoint_and_make_up_all_masks(tasks):
         fit_task(learning, stream, task, epochs=1, first=1, task_epochs=2, optimizer=ADAM)
         owned.append(
             {
-                name: masks.unpack(learning.side.memory[f"free/{name}"], weight.shape)
+                name: masks.unpack(learning.context.memory[f"free/{name}"], weight.shape)
                 for name, weight in memory.weights.items()
             }
         )
@@ -328,29 +328,29 @@ def test_own_weights_are_disjoint_and_make_up_all_masks(tasks):
         assert torch.equal(own.any(dim=0), every.any(dim=0))  # ∪F = ∪M
         moved = torch.stack([change[name] for change in changed])
         assert moved.any() and not (moved & ~own).any()
-    assert not any(name.startswith("free/") for name in learning.side.memory)
+    assert not any(name.startswith("free/") for name in learning.context.memory)
 
 
 def test_weights_under_a_mask_by_hand():
     stream = small_stream(2, samples=8)
     learning = start(ExSSNeT(density=0.4), nn.Linear(6, 4), stream)
-    learner, side = learning.learner, learning.side
+    learner, context = learning.learner, learning.context
     fit_task(learning, stream, 0, optimizer=ADAM)
     learning.end()
     fit_task(learning, stream, 1, epochs=1, task_epochs=2, optimizer=ADAM)
-    w = side.network.weight.detach().double().numpy().copy()
+    w = context.network.weight.detach().double().numpy().copy()
     optimizer = OptimizerSpec("sgd", 0.1, momentum=0.9, weight_decay=0.5)
     fit_task(learning, stream, 1, epochs=1, first=1, task_epochs=2, optimizer=optimizer)
 
-    mask, first = (learner.memory(side).masks(task)["weight"].numpy() for task in (1, 0))
+    mask, first = (learner.memory(context).masks(task)["weight"].numpy() for task in (1, 0))
     x, y = stream[1][0].double().numpy(), stream[1][1].numpy()
     z = (x @ (w * mask).T)[:, 2:]
     p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
     slope = np.zeros_like(w)
     slope[2:] = (p - np.eye(2)[y]).T @ x / len(x)
     expected = w - 0.1 * slope * (mask & ~first)
-    np.testing.assert_allclose(side.network.weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
-    assert learner.optimizer(side, optimizer).weight_decay == 0.0
+    np.testing.assert_allclose(context.network.weight.detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert learner.optimizer(context, optimizer).weight_decay == 0.0
 
 
 @pytest.mark.parametrize("name", ["ssnet", "exssnet"])
@@ -359,7 +359,7 @@ def test_a_client_that_missed_the_epochs_for_the_mask_trains_weights_under_its_f
     learning = start(make_learner(name, {}), small_mlp(4), stream)
     fit_task(learning, stream, 1, epochs=1, first=3, task_epochs=4, optimizer=ADAM)
     learning.end()
-    memory = learning.learner.memory(learning.side)
+    memory = learning.learner.memory(learning.context)
     fresh = {n: masks.mask_of(s, "topk", 0.1) for n, s in memory.fresh_scores(1).items()}
     assert all(torch.equal(mask, fresh[n]) for n, mask in memory.masks(1).items())
 
@@ -403,9 +403,9 @@ def test_continuing_from_a_checkpoint_changes_nothing(name, interrupted, kind, s
                 fit_task(learning, stream, task, epochs=1, first=epoch, task_epochs=4, optimizer=ADAM)
                 if stop and (task, epoch) == (1, interrupted):
                     state = {name: values.copy() for name, values in learning.state().items()}
-                    weights = {n: v.clone() for n, v in learning.side.network.state_dict().items()}
+                    weights = {n: v.clone() for n, v in learning.context.network.state_dict().items()}
                     learning = start(learner, network_of(kind, 4, shape), stream)
-                    learning.side.network.load_state_dict(weights)
+                    learning.context.network.load_state_dict(weights)
                     learning.restore(dict(reversed(state.items())))  # whatever the order on disk
             learning.end()
         return learning
@@ -478,7 +478,7 @@ def test_superfluous_units_are_trained_as_in_one_cross_entropy():
     model = learning.model()
     outputs = model.outputs(x)
     loss = nn.functional.cross_entropy(model(x), y)
-    penalty = learner.penalty(learning.side, Step(x, model, loss))
+    penalty = learner.penalty(learning.context, Step(x, model, loss))
     whole = nn.functional.cross_entropy(outputs[:, [2, 3, 4, 5, 6]], y)
     torch.testing.assert_close(loss + penalty, whole)
-    assert SupSup().penalty(learning.side, Step(x, model, loss)) is None
+    assert SupSup().penalty(learning.context, Step(x, model, loss)) is None

@@ -199,11 +199,11 @@ def test_the_task_is_found(name, objective, inference):
         fit_task(learning, stream, task, epochs=20, optimizer=ADAM)
         learning.end()
     right = []
-    learning.side.network.eval()
+    learning.context.network.eval()
     for task, (x, _) in enumerate(stream):
-        right.append((learner.infer(learning.side, [0, 1, 2], x) == task).float().mean())
+        right.append((learner.infer(learning.context, [0, 1, 2], x) == task).float().mean())
     assert torch.stack(right).mean() > 0.8
-    outputs = learner.outputs(learning.side, learning.model(), stream[0][0])
+    outputs = learner.outputs(learning.context, learning.model(), stream[0][0])
     assert outputs.shape == (60, 2)
 
 
@@ -212,16 +212,16 @@ def test_outputs_are_those_of_the_inferred_task():
     learner = SupSup(density=0.3)
     learning = learn(learner, network_of("batch", 6), stream, optimizer=ADAM)
     x = torch.cat([x for x, _ in stream])
-    modes = [module.training for module in learning.side.network.modules()]
-    outputs = learner.outputs(learning.side, learning.model(), x)
-    assert modes == [module.training for module in learning.side.network.modules()]
-    learning.side.network.eval()
-    inferred = learner.infer(learning.side, [0, 1, 2], x)
+    modes = [module.training for module in learning.context.network.modules()]
+    outputs = learner.outputs(learning.context, learning.model(), x)
+    assert modes == [module.training for module in learning.context.network.modules()]
+    learning.context.network.eval()
+    inferred = learner.infer(learning.context, [0, 1, 2], x)
     for task in range(3):
         rows = inferred == task
         own = predict_logits(learning.model(task), x)
-        torch.testing.assert_close(outputs[rows][:, list(learning.side.units[task])], own[rows])
-        assert torch.isin(outputs[rows].argmax(dim=1), learning.side.units[task]).all()
+        torch.testing.assert_close(outputs[rows][:, list(learning.context.units[task])], own[rows])
+        assert torch.isin(outputs[rows].argmax(dim=1), learning.context.units[task]).all()
     assert len(inferred.unique()) > 1 and outputs.isfinite().all()
 
 
@@ -232,9 +232,9 @@ def test_tasks_without_training_are_no_candidates():
     x = stream[0][0]
     learning.enter(0)
     model = learning.model()
-    assert torch.equal(learner.outputs(learning.side, model.eval(), x), model.outputs(x))
+    assert torch.equal(learner.outputs(learning.context, model.eval(), x), model.outputs(x))
     fit_task(learning, stream, 2)
-    assert learner.slots(learning.side) == [2]
+    assert learner.slots(learning.context) == [2]
 
 
 # Unknown boundaries -------------------------------------------------------------------------------------
@@ -253,13 +253,13 @@ def unknown(stream, epochs=4, **options):
 def test_new_tasks_open_new_masks_and_old_ones_are_found_again():
     first, second = far_apart(2, samples=200)
     learner, learning = unknown([first, second, first, second], epochs=8)
-    slots = learning.side.memory["slots"].tolist()
+    slots = learning.context.memory["slots"].tolist()
     assert slots[0] != slots[1]
     assert slots[2:] == slots[:2]
-    assert learner.report(learning.side)["masks"] == len(learner.slots(learning.side))
+    assert learner.report(learning.context)["masks"] == len(learner.slots(learning.context))
     for task, (x, y) in enumerate([first, second]):
         assert (predict_logits(learning.model(task), x).argmax(1) == y).float().mean() > 0.8
-    outputs = learner.outputs(learning.side, learning.model(), first[0])
+    outputs = learner.outputs(learning.context, learning.model(), first[0])
     assert (outputs.argmax(1) == first[1]).float().mean() > 0.8
 
 
@@ -267,24 +267,24 @@ def test_new_tasks_open_new_masks_and_old_ones_are_found_again():
 def test_the_tolerance_decides(tolerance, masks):
     stream = far_apart(1, samples=200)
     learner, learning = unknown(stream, epochs=3, boundary_tolerance=tolerance)
-    assert len(learner.slots(learning.side)) == masks
+    assert len(learner.slots(learning.context)) == masks
 
 
 def test_the_decision_by_hand():
     stream = far_apart(2)
     learner, learning = unknown(stream[:1], epochs=3)
-    side = learning.side
-    opened = len(learner.slots(side))
-    fresh = [learner.memory(side).masks(slot) for slot in range(max(opened, 5))]
+    context = learning.context
+    opened = len(learner.slots(context))
+    fresh = [learner.memory(context).masks(slot) for slot in range(max(opened, 5))]
     own = Superposition(
-        side.run, learner.memory(side).weights, fresh, [{}] * len(fresh), "entropy", side.outputs
+        context.run, learner.memory(context).weights, fresh, [{}] * len(fresh), "entropy", context.outputs
     )
-    order = torch.randperm(60, generator=side.generator("boundary"))
+    order = torch.randperm(60, generator=context.generator("boundary"))
     slopes = own.slopes(stream[0][0][order], range(len(fresh))).mean(dim=0).numpy()
     confidence = np.exp(-slopes) / np.exp(-slopes).sum()
     best = int(confidence.argmax())
     new = len(fresh) * confidence[best] < 1.125 or best >= opened
-    assert learner._infer_slot(side) == (opened if new else best)
+    assert learner._infer_slot(context) == (opened if new else best)
 
 
 def test_it_is_not_told_by_other_means():
@@ -299,7 +299,7 @@ def test_it_is_not_told_by_other_means():
     _, learning = unknown(stream)
     unmet = start(learner, wide_mlp(12, 2), stream, small_units(2, shared=True))
     assert torch.equal(unmet.model(0)(stream[0][0]), unmet.model(1)(stream[0][0]))
-    assert learning.learner.report(learning.side)["stored_bits_per_weight"] == 32.0
+    assert learning.learner.report(learning.context)["stored_bits_per_weight"] == 32.0
 
 
 def test_continuing_with_unknown_boundaries_changes_nothing():

@@ -200,14 +200,14 @@ def counted(monkeypatch, learner, *, never=False):
         return learner, known
 
     class Never(type(learner)):
-        def thin(self, side, layer):
+        def thin(self, context, layer):
             return None
 
     return Never(**vars(learner)), known
 
 
 def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=False):
-    """Return a network and side after three tasks.
+    """Return a network and context after three tasks.
 
     Args:
         learner: How.
@@ -241,7 +241,7 @@ def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=Fa
             generator=g(task), seed=task, **options,
         )  # fmt: skip
         learning.end()
-    return net, learning.side
+    return net, learning.context
 
 
 PLAIN = [{"optimizer": SGD}, {"optimizer": SGD, "bias": True}, {"optimizer": MOMENTUM}, {"optimizer": ADAM}]
@@ -258,7 +258,7 @@ NAMES = ["sgd", "bias", "momentum", "adam", "clipped", "drag", "corrected", "man
 @pytest.mark.parametrize("learner", LEARNERS, ids=["gpm", "trgp", "cuber", "cuber-bold"])
 def test_learners_learn_what_they_would_without(monkeypatch, learner, way):
     thin, known = counted(monkeypatch, learner)
-    net, side = course(thin, **way)
+    net, context = course(thin, **way)
     used = sum(factors is not None for factors in known)
     if way in PLAIN:
         assert used
@@ -268,11 +268,11 @@ def test_learners_learn_what_they_would_without(monkeypatch, learner, way):
     other, others = course(dense, **way)
     for (name, ours), theirs in zip(net.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10, msg=name)
-    assert side.memory.keys() == others.memory.keys()
-    assert any(name.startswith(SCALE) for name in side.memory) == (learner.name != "gpm")
+    assert context.memory.keys() == others.memory.keys()
+    assert any(name.startswith(SCALE) for name in context.memory) == (learner.name != "gpm")
     for task in range(3):  # directions of either sign are the same
         theirs = dense.effective(others, task)
-        for name, weight in thin.effective(side, task).items():
+        for name, weight in thin.effective(context, task).items():
             torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-10)
 
 
@@ -304,7 +304,7 @@ def test_nothing_moves_within_old_subspaces_whatever_the_loss(learner):
                 )  # fmt: skip
     for name, old in before.items():
         change = net.get_parameter(name).detach() - old
-        basis = learning.side.memory[BASIS + name.removesuffix(".weight")]
+        basis = learning.context.memory[BASIS + name.removesuffix(".weight")]
         assert change.norm() > 1e-2
         assert (change @ basis).norm() < 1e-12 * change.norm() + 1e-12
 
@@ -323,9 +323,9 @@ def test_a_restored_learner_goes_on_to_the_last_bit(monkeypatch, learner):
             fit_task(either, stream, task, first=1, epochs=1, task_epochs=2, batch_size=4)
             either.end()
         assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))
-        kept = learning.side.memory
-        assert kept.keys() == other.side.memory.keys()
-        assert all(torch.equal(values, other.side.memory[name]) for name, values in kept.items())
+        kept = learning.context.memory
+        assert kept.keys() == other.context.memory.keys()
+        assert all(torch.equal(values, other.context.memory[name]) for name, values in kept.items())
     assert any(known)
 
 
@@ -339,27 +339,27 @@ def test_what_is_at_hand_is_for_the_steps_of_an_epoch_only():
         fit_task(learning, stream, 0)
         learning.enter(1)
 
-        def loss(model, x, y, side=learning.side):
-            seen.append(dict(side.at_hand))
+        def loss(model, x, y, context=learning.context):
+            seen.append(dict(context.step_cache))
             return F.cross_entropy(model(x), y)
 
         def evaluate(learning=learning):
-            assert learning.side.at_hand is None
-            found = learning.learner.effective(learning.side, 1)
+            assert learning.context.step_cache is None
+            found = learning.learner.effective(learning.context, 1)
             assert found and not any(isinstance(weight, ThinWeight) for weight in found.values())
             predict_logits(learning.model(1), stream[1][0])
-            learning.side.network.train()
+            learning.context.network.train()
 
         train(
             learning, stream[1], loss, optimizer=SGD, epochs=range(3), task_epochs=3, batch_size=4,
             generator=g(), seed=0, after_epoch=evaluate if look else None,
         )  # fmt: skip
-        assert learning.side.at_hand is None
+        assert learning.context.step_cache is None
         with pytest.raises(ZeroDivisionError):
             train(
                 learning, stream[1], lambda model, x, y: 1 / 0, optimizer=SGD, epochs=range(1), task_epochs=1,
                 batch_size=4, generator=g(), seed=0,
             )  # fmt: skip
-        assert learning.side.at_hand is None
+        assert learning.context.step_cache is None
     assert all(isinstance(found["body.1"], ThinWeight) for found in seen)
     assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))

@@ -41,9 +41,9 @@ def trgp(**args):
     return TRGP(**{"threshold": 0.9, "relatedness": 0.1, **args})
 
 
-def basis_of(side, name, task):
-    columns = side.memory[f"{COLUMNS}{task}/{name}"].long().numpy()
-    return side.memory[BASIS + name].double().numpy()[:, columns]
+def basis_of(context, name, task):
+    columns = context.memory[f"{COLUMNS}{task}/{name}"].long().numpy()
+    return context.memory[BASIS + name].double().numpy()[:, columns]
 
 
 def gradients_of(net, weights, x, y):
@@ -85,9 +85,9 @@ def test_a_tasks_basis_has_the_largest_of_old_and_new_directions(threshold):
         number = sum(any(np.array_equal(vectors[:, i], v) for v in chosen) for _, i, _ in fresh)
         union = np.concatenate([union, vectors[:, [i for _, i, _ in fresh[:number]]]], axis=1)
         expected = np.stack(chosen, axis=1)
-        ours = basis_of(learning.side, "body.1", task)
+        ours = basis_of(learning.context, "body.1", task)
         np.testing.assert_allclose(ours @ ours.T, expected @ expected.T, atol=1e-5)
-        whole = learning.side.memory[BASIS + "body.1"].double().numpy()
+        whole = learning.context.memory[BASIS + "body.1"].double().numpy()
         np.testing.assert_allclose(whole @ whole.T, union @ union.T, atol=1e-5)
 
 
@@ -98,7 +98,7 @@ def test_the_first_new_direction_of_every_task_is_protected():
     for task in range(3):
         fit_task(learning, stream, task)
         learning.end()
-        whole = learning.side.memory[BASIS + "body.1"]
+        whole = learning.context.memory[BASIS + "body.1"]
         assert whole.shape[1] == 3 * (task + 1)
         x = stream[task][0].double()
         first = torch.linalg.svd(x, full_matrices=False)[2][0].float()
@@ -108,11 +108,13 @@ def test_the_first_new_direction_of_every_task_is_protected():
 def test_a_task_that_has_been_before_adds_nothing_and_takes_old_columns():
     stream = flat_stream(2)
     learning = learn(trgp(threshold=1.0), network(), [stream[0], stream[1], stream[0]], SHARED[:3])
-    side = learning.side
+    context = learning.context
     assert (
-        side.memory[f"{COLUMNS}2/body.1"].tolist() == side.memory[f"{COLUMNS}0/body.1"].tolist() == [0, 1, 2]
+        context.memory[f"{COLUMNS}2/body.1"].tolist()
+        == context.memory[f"{COLUMNS}0/body.1"].tolist()
+        == [0, 1, 2]
     )
-    assert learning.learner.report(side)["rank/body.1"] == 6
+    assert learning.learner.report(context)["rank/body.1"] == 6
 
 
 # Related tasks ----------------------------------------------------------------------------------------------
@@ -132,12 +134,12 @@ def test_related_are_the_two_largest_shares_above_the_least():
             gradient = gradients[f"{name}.weight"]
             shares = []
             for old in range(3):
-                b = basis_of(learning.side, name, old)
+                b = basis_of(learning.context, name, old)
                 shares.append(np.linalg.norm(gradient @ b @ b.T) / np.linalg.norm(gradient))
             expected = {j for j in np.argsort(shares)[-2:] if shares[j] > least}
-            found = {j for j in range(3) if f"{SCALE}3/{name}/{j}" in learning.side.memory}
+            found = {j for j in range(3) if f"{SCALE}3/{name}/{j}" in learning.context.memory}
             assert found == expected
-            assert learning.learner.report(learning.side)[f"related/{name}"] == len(expected)
+            assert learning.learner.report(learning.context)[f"related/{name}"] == len(expected)
 
 
 # The effective weight -------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ def test_with_the_identity_the_effective_weight_is_the_weight():
     learning = start(trgp(), net, stream, SHARED[:2])
     fit_task(learning, stream, 0)
     learning.enter(1)
-    found = learning.learner.effective(learning.side, 1)
+    found = learning.learner.effective(learning.context, 1)
     assert found
     for name, weight in found.items():
         assert torch.equal(weight, net.get_parameter(name))
@@ -159,17 +161,17 @@ def test_steps_of_weights_and_scales_are_those_of_the_formulas():
     stream = small_stream(3, shape=(12,))
     net = network()
     learning = start(trgp(threshold=0.8), net, stream, SHARED[:3], batch_size=24)
-    side = learning.side
+    context = learning.context
     for task in range(2):
         fit_task(learning, stream, task)
         learning.end()
     learning.enter(2)
     w = plain(net)
     q = {
-        (name, j): np.eye(basis_of(side, name, j).shape[1])
+        (name, j): np.eye(basis_of(context, name, j).shape[1])
         for name in LAYERS
         for j in range(2)
-        if f"{SCALE}2/{name}/{j}" in side.memory
+        if f"{SCALE}2/{name}/{j}" in context.memory
     }
     assert len(q) > 3
     x, y = stream[2]
@@ -181,7 +183,7 @@ def test_steps_of_weights_and_scales_are_those_of_the_formulas():
             out[name] = values.copy()
             for (layer, j), scale in q.items():
                 if name == f"{layer}.weight":
-                    b = basis_of(side, layer, j)
+                    b = basis_of(context, layer, j)
                     out[name] += values @ b @ scale @ b.T - values @ b @ b.T
         return out
 
@@ -189,14 +191,14 @@ def test_steps_of_weights_and_scales_are_those_of_the_formulas():
         gradients = gradients_of(net, effective(), x, y)
         new_q = {}
         for (name, j), scale in q.items():
-            b = basis_of(side, name, j)
+            b = basis_of(context, name, j)
             new_q[name, j] = scale - 0.1 * (w[f"{name}.weight"] @ b).T @ gradients[f"{name}.weight"] @ b
         for name in LAYERS:
-            u = side.memory[BASIS + name].double().numpy()
+            u = context.memory[BASIS + name].double().numpy()
             shifted = gradients[f"{name}.weight"]
             for (layer, j), scale in q.items():  # the whole gradient of w, through Q
                 if layer == name:
-                    b = basis_of(side, name, j)
+                    b = basis_of(context, name, j)
                     shifted = shifted + gradients[f"{name}.weight"] @ b @ (scale - np.eye(len(scale))).T @ b.T
             w[f"{name}.weight"] = w[f"{name}.weight"] - 0.1 * (shifted - shifted @ u @ u.T)
         q = new_q
@@ -204,10 +206,10 @@ def test_steps_of_weights_and_scales_are_those_of_the_formulas():
     for name, values in w.items():
         np.testing.assert_allclose(net.get_parameter(name).detach(), values, atol=2e-5)
     for (name, j), scale in q.items():
-        np.testing.assert_allclose(side.memory[f"{SCALE}2/{name}/{j}"].detach(), scale, atol=2e-5)
+        np.testing.assert_allclose(context.memory[f"{SCALE}2/{name}/{j}"].detach(), scale, atol=2e-5)
         assert np.abs(scale - np.eye(len(scale))).max() > 1e-3
     for name, values in effective().items():
-        found = learning.learner.effective(side, 2)
+        found = learning.learner.effective(context, 2)
         np.testing.assert_allclose(found[name].detach(), values, atol=2e-5)
     assert any(np.abs(w[name] - start_w[name]).max() > 1e-3 for name in w)
 
@@ -222,7 +224,7 @@ def test_all_old_tasks_are_as_they_were(optimizer):
         fit_task(learning, stream, task, optimizer=optimizer, epochs=4)
         learning.end()
         ends.append(predict_logits(learning.model(task), stream[task][0]))
-        assert task == 0 or any(name.startswith(f"{SCALE}{task}/") for name in learning.side.memory)
+        assert task == 0 or any(name.startswith(f"{SCALE}{task}/") for name in learning.context.memory)
     for task, before in enumerate(ends):
         now = predict_logits(learning.model(task), stream[task][0])
         torch.testing.assert_close(now, before, atol=1e-4, rtol=1e-4)
@@ -233,12 +235,12 @@ def test_all_old_tasks_are_as_they_were(optimizer):
 def test_scales_are_learned_and_rest_afterwards():
     stream = flat_stream(3, common=2)
     learning = learn(trgp(), network(), stream, SHARED[:3])
-    memory = learning.side.memory
+    memory = learning.context.memory
     second = {name: values.clone() for name, values in memory.items() if name.startswith(f"{SCALE}1/")}
     assert second and all(not values.requires_grad for values in memory.values())
     assert any((values - torch.eye(len(values))).abs().max() > 1e-3 for values in second.values())
     assert {name.partition("/")[0] + "/" for name in memory} == {BASIS, COLUMNS, SCALE}
-    assert learning.side.stored_bytes() == 4 * sum(values.numel() for values in memory.values())
+    assert learning.context.stored_bytes() == 4 * sum(values.numel() for values in memory.values())
     fit_task(learning, [*stream[:2], stream[2]], 2)
     assert all(torch.equal(memory[name], values) for name, values in second.items())
 
@@ -264,7 +266,7 @@ def test_with_nothing_related_it_is_gpm(optimizer):
 def test_it_protects_no_less_than_gpm():
     stream = small_stream(3, shape=(12,))
     ranks = [
-        learner.report(learn(learner, network(), stream, SHARED[:3]).side)["rank/body.1"]
+        learner.report(learn(learner, network(), stream, SHARED[:3]).context)["rank/body.1"]
         for learner in (TRGP(threshold=0.8, relatedness=1.0), GPM(threshold=0.8))
     ]
     assert ranks[0] >= ranks[1]
@@ -287,13 +289,13 @@ def test_convolutions_own_heads_and_missed_tasks():
     learning = start(trgp(samples=12, relatedness=0.0), net, stream)
     fit_task(learning, stream, 0)
     learning.enter(3)  # 1 has no samples, 2 was missed
-    memory = learning.side.memory
+    memory = learning.context.memory
     assert not any(name.startswith((f"{SCALE}1/", f"{SCALE}2/", f"{COLUMNS}2/")) for name in memory)
-    assert learning.learner.effective(learning.side, 2) == {}
+    assert learning.learner.effective(learning.context, 2) == {}
     fit_task(learning, stream, 3)
     learning.end()
     assert f"{SCALE}3/body.0/0" in memory and f"{SCALE}3/head/0" not in memory
-    assert learning.learner.effective(learning.side, 3)["body.0.weight"].shape == net.body[0].weight.shape
+    assert learning.learner.effective(learning.context, 3)["body.0.weight"].shape == net.body[0].weight.shape
     assert predict_logits(learning.model(0), stream[0][0]).isfinite().all()
 
 
@@ -312,13 +314,15 @@ def test_a_restored_learner_goes_on_to_the_last_bit():
         fit_task(either, stream, 2, epochs=1, task_epochs=2, first=1)
         either.end()
     assert same(*nets)
-    assert learning.side.memory.keys() == other.side.memory.keys()
-    assert all(torch.equal(values, other.side.memory[name]) for name, values in learning.side.memory.items())
+    assert learning.context.memory.keys() == other.context.memory.keys()
+    assert all(
+        torch.equal(values, other.context.memory[name]) for name, values in learning.context.memory.items()
+    )
 
 
 def test_a_layer_alone_is_a_network():
     stream = flat_stream(2, common=2)
     net = nn.Linear(12, 2)
     learning = learn(trgp(), net, stream, SHARED[:2])
-    assert f"{SCALE}1//0" in learning.side.memory
-    assert learning.learner.effective(learning.side, 1).keys() == {"weight"}
+    assert f"{SCALE}1//0" in learning.context.memory
+    assert learning.learner.effective(learning.context, 1).keys() == {"weight"}

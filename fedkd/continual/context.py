@@ -19,7 +19,7 @@ Samples = Callable[[int], tuple[Tensor, Tensor]]
 """From a task to its training samples ``[n, *input_shape]`` and labels ``[n]``."""
 
 
-class LearnerSide:
+class LearnerContext:
     """One client's network, and what its learner remembers about it.
 
     Attributes:
@@ -32,9 +32,10 @@ class LearnerSide:
         units: Output units ``[C_t]`` of every task; a label y of task t belongs to unit ``units[t][y]``.
         outputs: Number of output units O that belong to classes; a network may have further ones after them.
         batch_size: Samples a training step.
-        at_hand: What a learner keeps for the steps of an epoch besides, by names of its own choosing, because
-            it would be dear to compute anew in each. It is neither saved nor counted, so it must follow from
-            the memory and from the weights. Empty when an epoch begins; None outside of an epoch's steps.
+        step_cache: What a learner keeps for the steps of an epoch besides, by names of its own choosing,
+            because it would be dear to compute anew in each. It is neither saved nor counted, so it must
+            follow from the memory and from the weights. Empty when an epoch begins; None outside of an
+            epoch's steps.
 
     Args:
         network: On its device.
@@ -65,7 +66,7 @@ class LearnerSide:
         self.units = tuple(torch.tensor(list(own), dtype=torch.int64, device=self.device) for own in units)
         self.outputs = outputs
         self.batch_size = batch_size
-        self.at_hand: dict[str, Any] | None = None
+        self.step_cache: dict[str, Any] | None = None
         self.layers: dict[str, Layer] = layers_of(network)
         self._samples = samples
         self._seed = seed
