@@ -142,10 +142,10 @@ class Client(ABC):
 
     # A stream of tasks --------------------------------------------------------------------------------
 
-    def enter(self, round: int) -> None:
+    def enter(self, round: int) -> None:  # noqa: B027, without a stream there is nothing to enter
         """Move on to the task of a round, if it is a new one; called with every message, before guidance."""
 
-    def end_task(self) -> None:
+    def end_task(self) -> None:  # noqa: B027
         """End the task under way, once everything about it has been learned, guidance included."""
 
     def task_metrics(self, round: int) -> dict[str, float]:

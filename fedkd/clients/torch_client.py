@@ -22,7 +22,7 @@ from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
-from fedkd.training.optimizer import OptimizerSpec, round_lr
+from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
@@ -175,7 +175,7 @@ class TorchClient(Client):
         training = self._scenario.training
         return OptimizerSpec(
             name=training.optimizer,
-            lr=round_lr(lr, training.schedule, round, self._scenario.rounds),
+            lr=round_lr(lr, LrSchedule(training.schedule), round, self._scenario.rounds),
             momentum=training.momentum,
             weight_decay=training.weight_decay,
             clip_norm=training.clip_norm,

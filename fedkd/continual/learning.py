@@ -135,18 +135,21 @@ class TaskLearning:
 
         Args:
             job: As it would be without a learner. Its loss is called with the present task's `TaskModel`; the
-                learner may change its optimiser by phase; every phase has a seed of its own.
+                learner may change its optimiser by phase; every phase has a seed of its own, and where
+                the optimiser's state is kept, that of the phase before.
             first_epoch: Which of the task's epochs the job's first one is, 0-based.
             task_epochs: Epochs of the whole task.
             after_epoch: Called after every epoch.
         """
         epochs = range(first_epoch, first_epoch + job.epochs)
         results: list[FitResult] = []
+        state = job.optimizer_state
         for phase, group in groupby(epochs, lambda epoch: self.learner.phase_of(epoch, task_epochs)):
-            part = replace(job, epochs=len(list(group)), seed=job.seed + len(results))
+            part = replace(job, epochs=len(list(group)), seed=job.seed + len(results), optimizer_state=state)
             self._enter_phase(phase)
             results.append((yield from self._fit_phase(part, after_epoch)))
-        return _together(results)
+            state = results[-1].optimizer_state
+        return replace(_together(results), optimizer_state=state)
 
     def distil(self, job: TrainJob) -> Training[FitResult]:
         """Train on guidance in the phase that the task is in."""

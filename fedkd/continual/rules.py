@@ -88,3 +88,6 @@ class LearnerRules:
         self._context.step_cache = None
         if self._after_epoch is not None:
             self._after_epoch()
+
+    def before_evaluation(self) -> None:
+        self._model.substitute(self._substitutes(self._context.task))

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedkd.data.federated import FederatedData
+from fedkd.errors import TrainingDiverged
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss
 from fedkd.models.build import build_model
 from fedkd.plan.plan import Plan
-from fedkd.randomness import derive_seed, numpy_generator, seeded_torch, torch_generator
+from fedkd.randomness import derive_seed, numpy_generator, torch_generator
 from fedkd.scenario.schema import ClientGroup
 from fedkd.training.device import prepare_inputs, prepare_model, torch_threads
+from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import predict_logits
-from fedkd.training.loop import batch_starts
+from fedkd.training.job import TrainJob
+from fedkd.training.loop import fit
+from fedkd.training.optimizer import OptimizerSpec
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 
@@ -110,51 +113,23 @@ class TransferSetModels:
         kept_apart = int(validation * len(shuffled))
         apart = [array[torch.from_numpy(shuffled[:kept_apart])] for array in arrays]
         used = [array[torch.from_numpy(np.sort(shuffled[kept_apart:]))] for array in arrays]
-        generator = torch_generator(self._scenario.seed, purpose, round=self._round)
-        with torch_threads(1), seeded_torch(derive_seed(self._scenario.seed, purpose, round=self._round)):
-            return _train(model, used, apart, loss, epochs, batch_size, lr, patience, generator)
-
-
-def _train(
-    model: nn.Module,
-    used: list[Tensor],
-    apart: list[Tensor],
-    loss: ServerLoss,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    patience: int,
-    generator: torch.Generator,
-) -> dict[str, np.ndarray]:
-    starts = batch_starts(model, len(used[0]), batch_size)
-    steps = max(1, epochs * len(starts))
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    stops = patience > 0 and len(apart[0]) > 0
-    best, waited = deepcopy(model.state_dict()), 0  # where it starts may be best
-    best_loss = _loss_of(model, apart, loss) if stops else float("inf")
-    for _ in range(epochs):
-        model.train()
-        order = torch.randperm(len(used[0]), generator=generator)
-        for start in starts:
-            inputs, *wanted = (array[order[start : start + batch_size]] for array in used)
-            optimizer.zero_grad(set_to_none=True)
-            loss(model(inputs), *wanted).backward()
-            optimizer.step()
-            schedule.step()
-        if stops:
-            now = _loss_of(model, apart, loss)
-            if now < best_loss:
-                best, best_loss, waited = deepcopy(model.state_dict()), now, 0
-            else:
-                waited += 1
-                if waited >= patience:
-                    break
-    if stops:
-        model.load_state_dict(best)
-    return weights_of(model)
-
-
-def _loss_of(model: nn.Module, arrays: list[Tensor], loss: ServerLoss) -> float:
-    inputs, *wanted = arrays
-    return float(loss(predict_logits(model, inputs), *wanted))
+        job = TrainJob(
+            model,
+            used,
+            lambda model, inputs, *wanted: loss(model(inputs), *wanted),
+            OptimizerSpec("adam", lr),
+            epochs,
+            batch_size,
+            generator=torch_generator(self._scenario.seed, purpose, round=self._round),
+            seed=derive_seed(self._scenario.seed, purpose, round=self._round),
+            lr_schedule="cosine",
+            early_stopping=EarlyStopping(apart, loss, patience) if patience > 0 and kept_apart > 0 else None,
+        )
+        with torch_threads(1):
+            try:
+                fit(job)
+            except TrainingDiverged as error:
+                raise TrainingDiverged(
+                    "the server's model diverged; a lower fusion.server_lr may help"
+                ) from error
+        return weights_of(model)

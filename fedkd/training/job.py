@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.optimizer import OptimizerSpec
 
 
 class StepRules(Protocol):
-    """What a training step obeys besides its loss, such as a learner's protection of earlier tasks."""
+    """What a training step obeys besides its loss, such as a learner's protection of earlier tasks.
+
+    A step has one batch, or `TrainJob.accumulate` of them, each with forward and backward passes of its own.
+    """
 
     @property
     def parameters(self) -> Sequence[Tensor]:
         """The leaf tensors that the optimiser changes, instead of all of the model's parameters."""
 
     def before_step(self) -> None:
-        """Called before every forward pass."""
+        """Called before the forward pass of every batch."""
 
     def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
-        """Return what is added to the loss of a batch of inputs `[B, ...]`, a scalar; None: nothing."""
+        """Return what is added to the loss of a batch of inputs `[B, ...]`, a scalar; None: nothing.
+
+        Called for every batch. In a step of several, a penalty weighs as its batch's loss does, so that they
+        average to one penalty.
+        """
 
     def after_backward(self) -> None:
-        """Called when all gradients are known, to change them in place."""
+        """Called once a step, when its gradients are averaged, clipped and corrected, to change them."""
 
     def after_step(self) -> None:
         """Called when the optimiser has changed the parameters."""
 
     def after_epoch(self) -> None:
         """Called after every epoch."""
+
+    def before_evaluation(self) -> None:
+        """Called before the model predicts held-out samples, which it does between epochs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +64,19 @@ class TrainJob:
         correction: What is added to every gradient, after clipping: one tensor for each parameter that
             requires a gradient, in the model's order.
         rules: What every step obeys besides; they have the last word on gradients and weights.
+        accumulate: Batches a step, ≥ 1: its gradient is that of the mean over all their samples, as if they
+            were one batch, but in the memory of a small one; only BatchNorm sees them apart. The last step of
+            an epoch may have fewer. Raise it instead of `batch_size` where a batch does not fit the memory.
+        lr_schedule: How the learning rate changes over the steps of the job: not, or along half a cosine down
+            to zero after the last of all epochs.
+        early_stopping: Whether to stop before the last epoch, and go back to the best weights; what rules
+            have gathered on the way stays. With it, a loss that is no finite number ends the training instead
+            of being an error.
+        optimizer_state: What the optimiser remembers of earlier jobs (`FitResult.optimizer_state`, an empty
+            table at first), which it continues exactly; None: it starts fresh and nobody keeps its state.
+
+    Raises:
+        ValueError: `accumulate` is less than 1.
     """
 
     model: nn.Module
@@ -66,6 +90,14 @@ class TrainJob:
     autocast: bool = False
     correction: Sequence[Tensor] | None = None
     rules: StepRules | None = None
+    accumulate: int = 1
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    early_stopping: EarlyStopping | None = None
+    optimizer_state: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be ≥ 1, got {self.accumulate}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +109,12 @@ class FitResult:
             was no step.
         steps: Optimiser steps.
         samples: Samples seen, all epochs together.
+        optimizer_state: What the optimiser remembers at the weights that the job ends with: tensors on the
+            device by names such as ``"exp_avg/head.weight"`` (see `fedkd.training.optimizer_state`). None if
+            the job's is.
     """
 
     loss: float
     steps: int
     samples: int
+    optimizer_state: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)

@@ -12,71 +12,82 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.errors import TrainingDiverged
 from fedkd.randomness import seeded_torch
+from fedkd.training.early_stopping import BestWeights
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.optimizer import make_optimizer
+from fedkd.training.optimizer import make_optimizer, step_schedule
+from fedkd.training.optimizer_state import load_optimizer_state, names_of, optimizer_state
 
 
 def fit(job: TrainJob) -> FitResult:
     """Train the job's model in place and leave it in training mode.
 
     Each epoch visits the samples in a fresh permutation. The last batch may be smaller; a last batch of one
-    sample is left out where the model has BatchNorm, which has no variance to divide by. The optimiser starts
-    fresh. The same job gives the same weights to the last bit, on one device with one number of threads.
+    sample is left out where the model has BatchNorm, which has no variance to divide by. The same job gives
+    the same weights to the last bit, on one device with one number of threads.
 
     Raises:
         TrainingDiverged: A loss, or a weight at the end, is not a finite number.
     """
-    model, arrays, optimizer, rules = job.model, job.arrays, job.optimizer, job.rules
-    device = arrays[0].device
-    starts = batch_starts(model, len(arrays[0]), job.batch_size)
+    model, rules = job.model, job.rules
+    starts = batch_starts(model, len(job.arrays[0]), job.batch_size)
+    steps = [starts[first : first + job.accumulate] for first in range(0, len(starts), job.accumulate)]
     own = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parameters = own if rules is None else list(rules.parameters)
-    stepper = make_optimizer(optimizer, parameters)
-    precision = (
-        torch.autocast("cuda", torch.bfloat16) if job.autocast and device.type == "cuda" else nullcontext()
-    )
-    total, steps, samples = 0.0, 0, 0
+    optimizer = make_optimizer(job.optimizer, parameters)
+    named = names_of(parameters, model)
+    state = job.optimizer_state
+    if state is not None:
+        load_optimizer_state(optimizer, job.optimizer, named, state)
+    schedule = step_schedule(optimizer, job.lr_schedule, job.epochs * len(steps))
+    best = _begin_early_stopping(job, parameters)
+    total, taken, seen = 0.0, 0, 0
     model.train()
     with seeded_torch(job.seed):
         for epoch in range(1, job.epochs + 1):
-            order = torch.randperm(len(arrays[0]), generator=job.generator).to(device)
-            losses = []
-            sizes = []
-            for start in starts:
-                index = order[start : start + job.batch_size]
-                batch = [array.index_select(0, index) for array in arrays]
-                if rules is not None:
-                    rules.before_step()
-                with precision:
-                    value = job.loss(model, *batch)
-                    penalty = None if rules is None else rules.penalty(batch[0], value)
-                stepper.zero_grad(set_to_none=True)
-                (value if penalty is None else value + penalty).backward()
-                if optimizer.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(parameters, optimizer.clip_norm)
+            order = torch.randperm(len(job.arrays[0]), generator=job.generator).to(job.arrays[0].device)
+            losses: list[Tensor] = []
+            sizes: list[int] = []
+            for step in steps:
+                batches = [order[start : start + job.batch_size] for start in step]
+                optimizer.zero_grad(set_to_none=True)
+                losses += _accumulate_gradients(job, batches)
+                sizes += [len(batch) for batch in batches]
+                if job.optimizer.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, job.optimizer.clip_norm)
                 if job.correction is not None:
                     _add_to_gradients(own, job.correction)
                 if rules is not None:
                     rules.after_backward()
                 _lay_out_gradients(parameters)
-                stepper.step()
+                optimizer.step()
+                if schedule is not None:
+                    schedule.step()
                 if rules is not None:
                     rules.after_step()
-                losses.append(value.detach())
-                sizes.append(len(index))
             # The losses leave the device once an epoch: asking after each step would make a GPU wait.
             epoch_loss = _sum_over_samples(losses, sizes)
+            total, taken, seen = total + epoch_loss, taken + len(steps), seen + sum(sizes)
             if not math.isfinite(epoch_loss):
+                if best is not None:
+                    break
                 raise _diverged(f"training loss became {epoch_loss} in epoch {epoch}")
-            total += epoch_loss
-            steps += len(sizes)
-            samples += sum(sizes)
             if rules is not None:
                 rules.after_epoch()
-    stepper.zero_grad(set_to_none=True)
-    if steps and not _all_finite(parameters):
+            if best is not None:
+                if rules is not None:
+                    rules.before_evaluation()
+                if best.look() and state is not None:
+                    state = {name: value.clone() for name, value in optimizer_state(optimizer, named).items()}
+                if best.exhausted:
+                    break
+    optimizer.zero_grad(set_to_none=True)
+    if best is not None:
+        best.restore()
+    elif state is not None:
+        state = optimizer_state(optimizer, named)
+    if taken and not _all_finite(parameters):
         raise _diverged(f"weights stopped being finite in epoch {job.epochs}")
-    return FitResult(total / samples if samples else float("nan"), steps, samples)
+    return FitResult(total / seen if seen else float("nan"), taken, seen, state)
 
 
 def batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
@@ -86,6 +97,37 @@ def batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
     if alone and any(isinstance(module, _BatchNorm) for module in model.modules()):
         return starts[:-1]
     return starts
+
+
+def _begin_early_stopping(job: TrainJob, parameters: Sequence[Tensor]) -> BestWeights | None:
+    if job.early_stopping is None:
+        return None
+    if job.rules is not None:
+        job.rules.before_evaluation()
+    return BestWeights(job.early_stopping, job.model, parameters)
+
+
+def _accumulate_gradients(job: TrainJob, batches: Sequence[Tensor]) -> list[Tensor]:
+    """Leave the gradients of the mean loss over all samples of some batches, and return each batch's loss.
+
+    Args:
+        job: Whose model's gradients are None.
+        batches: Indices of samples ``[B]``.
+    """
+    autocast = job.autocast and job.arrays[0].device.type == "cuda"
+    losses = []
+    samples = sum(len(index) for index in batches)
+    for index in batches:
+        batch = [array.index_select(0, index) for array in job.arrays]
+        if job.rules is not None:
+            job.rules.before_step()
+        with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
+            value = job.loss(job.model, *batch)
+            penalty = None if job.rules is None else job.rules.penalty(batch[0], value)
+        whole = value if penalty is None else value + penalty
+        (whole if len(batches) == 1 else whole * (len(index) / samples)).backward()
+        losses.append(value.detach())
+    return losses
 
 
 def _add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:

@@ -45,14 +45,14 @@ def train(
     learning, arrays, loss, *, epochs: range, task_epochs: int, after_epoch=None, **options
 ) -> FitResult:
     """Train for some of the present task's epochs."""
-    job = TrainJob(learning.side.network, arrays, loss, epochs=len(epochs), **options)
+    job = TrainJob(learning.context.network, arrays, loss, epochs=len(epochs), **options)
     training = learning.fit(job, first_epoch=epochs.start, task_epochs=task_epochs, after_epoch=after_epoch)
     return complete_alone(training)
 
 
 def guide(learning, arrays, loss, **options) -> FitResult:
     """Train on guidance."""
-    return complete_alone(learning.distil(TrainJob(learning.side.network, arrays, loss, **options)))
+    return complete_alone(learning.distil(TrainJob(learning.context.network, arrays, loss, **options)))
 
 
 def fit_task(learning, stream, task, *, epochs=2, task_epochs=None, optimizer=SGD, first=0, batch_size=8):

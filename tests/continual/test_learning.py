@@ -22,6 +22,7 @@ from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
 from fedkd.randomness import seeded_torch
 from fedkd.training.device import prepare_model
+from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.job import TrainJob
 from fedkd.training.loop import fit
@@ -269,6 +270,53 @@ def test_a_step_by_hand():
 def _doubled_body(net, x) -> Sequence[torch.Tensor]:
     hidden = F.relu(F.linear(x, 2 * net.body[1].weight, 2 * net.body[1].bias))
     return hidden, 2 * net.head.weight, 2 * net.head.bias
+
+
+@pytest.mark.parametrize("name", ["naive", "packnet", "supsup"])
+def test_held_out_samples_meet_the_weights_of_the_moment(name):
+    stream = small_stream(2, samples=40)
+    learning = start(make_learner(name, {}), network(), stream)
+    fit_task(learning, stream, 0, optimizer=ADAM)
+    learning.enter(1)
+    x, y = (values[30:] for values in stream[1])
+    seen, expected = [], []
+
+    def held_out(logits, labels):
+        seen.append(cross_entropy(logits, labels))
+        return seen[-1]
+
+    def look():
+        expected.append(cross_entropy(predict_logits(learning.model(), x), y))
+
+    look()
+    train(
+        learning, [values[:30] for values in stream[1]], lambda model, x, y: cross_entropy(model(x), y),
+        optimizer=OptimizerSpec("adam", 0.1), epochs=range(8), task_epochs=99, batch_size=8, seed=1,
+        generator=torch.Generator().manual_seed(1), after_epoch=look,
+        early_stopping=EarlyStopping((x, y), held_out, patience=3),
+    )  # fmt: skip
+    assert seen == expected and 1 < len(seen) < 9
+    look()
+    assert expected[-1] == min(seen)
+
+
+@pytest.mark.parametrize("name", ["naive", "packnet", "supsup"])
+def test_a_kept_optimiser_goes_on_in_the_next_round(name):
+    x, y = small_stream(1)[0]
+    ends = []
+    for rounds in ([range(3)], [range(1), range(1, 3)]):
+        learning = start(make_learner(name, {}), network(), [(x, y)], [tuple(range(6))])
+        learning.enter(0)
+        state, generator = {}, torch.Generator().manual_seed(1)
+        for epochs in rounds:
+            state = train(
+                learning, (x, y), lambda model, x, y: cross_entropy(model(x), y), optimizer=ADAM,
+                epochs=epochs, task_epochs=9, batch_size=8, seed=1, generator=generator,
+                optimizer_state=state,
+            ).optimizer_state  # fmt: skip
+        ends.append((learning.model(0)(x), state))
+    (whole, kept), (parts, kept_too) = ends
+    assert torch.equal(whole, parts) and equal(kept, kept_too) and kept
 
 
 @dataclass(frozen=True)

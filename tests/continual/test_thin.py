@@ -206,7 +206,7 @@ def counted(monkeypatch, learner, *, never=False):
     return Never(**vars(learner)), known
 
 
-def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=False):
+def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=False, accumulate=1):
     """Return a network and context after three tasks.
 
     Args:
@@ -216,12 +216,13 @@ def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=Fa
         drag: Strength of a penalty on the way from the first weights.
         corrected: Whether something is added to the gradients.
         many: Whether the model is called for more inputs besides.
+        accumulate: Batches a step.
     """
     stream = double_stream(3)
     net = wide(bias=bias)
     learning = start(learner, net, stream, small_units(3, shared=True), batch_size=4)
     first = {name: p.detach().clone() for name, p in net.named_parameters()}
-    options = {}
+    options = {"accumulate": accumulate}
     if corrected:
         options["correction"] = [draw(*p.shape, seed=3) * 0.1 for p in net.parameters()]
 
@@ -250,8 +251,9 @@ OTHER = [
     {"optimizer": SGD, "drag": 0.1},
     {"optimizer": SGD, "corrected": True},
     {"optimizer": SGD, "many": True},
+    {"optimizer": SGD, "accumulate": 2},
 ]
-NAMES = ["sgd", "bias", "momentum", "adam", "clipped", "drag", "corrected", "many"]
+NAMES = ["sgd", "bias", "momentum", "adam", "clipped", "drag", "corrected", "many", "accumulated"]
 
 
 @pytest.mark.parametrize("way", PLAIN + OTHER, ids=NAMES)

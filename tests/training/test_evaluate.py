@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.evaluate import predict_logits, score
+from fedkd.training.evaluate import predict_in_batches, predict_logits, score
 from fedkd.training.losses import cross_entropy
 
 
@@ -37,13 +37,19 @@ def test_scores_are_numpys():
     assert result.loss == pytest.approx(-log_p[np.arange(len(labels)), labels].mean(), rel=1e-6)
 
 
-def test_predictions_are_in_evaluation_mode_and_repeat():
+def test_predictions_are_made_in_batches_in_evaluation_mode_and_repeat():
     model, (x, _) = net(), samples()
+    sizes = []
+
+    def hidden(batch):
+        sizes.append(len(batch))
+        return model[0](batch)
+
+    torch.testing.assert_close(predict_in_batches(model, hidden, x, batch_size=5), model[0](x).detach())
+    assert sizes == [5, 5, 5, 5, 3]
     first = predict_logits(model, x, batch_size=5)
     assert torch.equal(first, predict_logits(model, x, batch_size=5))
     torch.testing.assert_close(first, model.eval()(x), rtol=1e-5, atol=1e-6)
-    assert first.shape == (23, 3)
-    assert first.dtype == torch.float32
 
 
 def test_every_module_gets_its_mode_back_and_statistics_stay():
@@ -51,17 +57,10 @@ def test_every_module_gets_its_mode_back_and_statistics_stay():
     model.train()
     model[1].eval()
     predict_logits(model, x)
-    assert [module.training for module in model.modules()] == [True, True, False, True, True]
-    assert model[1].num_batches_tracked == 0
-    predict_logits(model.eval(), x)
-    assert not any(module.training for module in model.modules())
-
-
-def test_the_mode_comes_back_after_an_error_too():
-    model = net().train()
     with pytest.raises(RuntimeError):
         predict_logits(model, torch.zeros(2, 5))
-    assert model.training
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert model[1].num_batches_tracked == 0
 
 
 def test_predictions_can_be_targets_of_training():
@@ -81,6 +80,8 @@ def test_loss_is_the_training_loss_and_half_precision_comes_out_in_float32():
 
 
 def test_no_samples_have_no_scores():
-    result = score(predict_logits(net(), torch.zeros(0, 4)).numpy(), np.zeros(0, dtype=np.int64))
+    logits = predict_logits(net(), torch.zeros(0, 4))
+    assert logits.shape == (0, 3)
+    result = score(logits.numpy(), np.zeros(0, dtype=np.int64))
     assert math.isnan(result.accuracy) and math.isnan(result.loss)
     assert result.correct.shape == (0,)

@@ -1,4 +1,4 @@
-"""Learning rates and the choice of optimiser."""
+"""Learning rates of rounds, and wrong names and numbers."""
 
 from __future__ import annotations
 
@@ -8,29 +8,46 @@ import pytest
 import torch
 
 from fedkd.errors import UserError
-from fedkd.training.optimizer import OptimizerSpec, make_optimizer, round_lr
+from fedkd.training.optimizer import LrSchedule, OptimizerSpec, make_optimizer, round_lr, step_schedule
 
 
-def test_cosine_falls_from_lr_towards_zero():
-    assert round_lr(0.1, "cosine", 1, 4) == 0.1
-    assert round_lr(0.1, "cosine", 3, 4) == pytest.approx(0.05)
-    assert round_lr(0.1, "cosine", 2, 4) == pytest.approx(0.05 * (1 + math.sqrt(0.5)))
-    rates = [round_lr(0.1, "cosine", r, 10) for r in range(1, 11)]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] > 0
-    assert {round_lr(0.1, "constant", r, 10) for r in range(1, 11)} == {0.1}
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (LrSchedule(), [0.2, 0.2, 0.2, 0.2, 0.2]),
+        (LrSchedule("cosine"), [0.1 * (1 + math.cos(math.pi * r / 5)) for r in range(5)]),
+        (LrSchedule("step", decay=0.1, step_rounds=2), [0.2, 0.2, 0.02, 0.02, 0.002]),
+        (LrSchedule("step", decay=0.5), [0.2, 0.1, 0.05, 0.025, 0.0125]),
+        (LrSchedule("exponential", decay=0.9), [0.2, 0.18, 0.162, 0.1458, 0.13122]),
+        (LrSchedule("exponential", decay=1.0), [0.2, 0.2, 0.2, 0.2, 0.2]),
+    ],
+)
+def test_rounds_have_the_learning_rates_of_the_schedule(schedule, rates):
+    found = [round_lr(0.2, schedule, r, 5) for r in range(1, 6)]
+    assert found == pytest.approx(rates, rel=1e-12)
+    assert found[0] == 0.2
 
 
-def test_frozen_parameters_are_left_out():
-    weight = torch.nn.Parameter(torch.ones(2))
-    frozen = torch.nn.Parameter(torch.ones(2), requires_grad=False)
-    optimizer = make_optimizer(OptimizerSpec("sgd", 0.1, weight_decay=1.0), [weight, frozen])
-    assert [p is weight for group in optimizer.param_groups for p in group["params"]] == [True]
+@pytest.mark.parametrize(
+    ("options", "key", "message"),
+    [
+        ({"name": "cosin"}, "training.schedule", "did you mean 'cosine'"),
+        ({"decay": 0.0}, "training.decay", "must be > 0 and ≤ 1, got 0.0"),
+        ({"decay": 1.1}, "training.decay", "got 1.1"),
+        ({"decay": math.nan}, "training.decay", "got nan"),
+        ({"step_rounds": 0}, "training.step_rounds", "must be ≥ 1, got 0"),
+    ],
+)
+def test_a_wrong_schedule_is_the_users_mistake(options, key, message):
+    with pytest.raises(UserError, match=message) as caught:
+        LrSchedule(**options)
+    assert caught.value.key == key
 
 
-def test_unknown_names_are_the_users_mistake():
+def test_unknown_names():
+    optimizer = make_optimizer(OptimizerSpec("sgd", 0.1), [torch.nn.Parameter(torch.ones(1))])
+    with pytest.raises(ValueError, match="no schedule of steps named 'step'"):
+        step_schedule(optimizer, "step", 3)
     with pytest.raises(UserError, match="did you mean 'adam'") as caught:
         make_optimizer(OptimizerSpec("adamm", 0.1), [torch.nn.Parameter(torch.ones(1))])
     assert caught.value.key == "training.optimizer"
-    with pytest.raises(UserError, match="did you mean 'cosine'"):
-        round_lr(0.1, "cosin", 1, 2)

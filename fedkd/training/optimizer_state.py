@@ -1,0 +1,77 @@
+"""What an optimiser remembers from step to step, as one flat table of named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.training.optimizer import OptimizerSpec
+
+
+def names_of(parameters: Sequence[Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return tensors by their names in a model; ``tensor.<index>`` for those that are not the model's own."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names.get(id(parameter), f"tensor.{index}"): parameter for index, parameter in enumerate(parameters)
+    }
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state of the named parameters, such as ``"exp_avg/head.weight"`` or ``"step/head.weight"``.
+
+    The tensors are the optimiser's own, laid out as the parameters are. Adam and RMSprop remember nothing yet
+    of a parameter that has had no gradient.
+    """
+    return {
+        f"{slot}/{name}": value
+        for name, parameter in named.items()
+        if parameter in optimizer.state
+        for slot, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    spec: OptimizerSpec,
+    named: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+) -> None:
+    """Let a fresh optimiser continue from a state, of which it takes copies.
+
+    A parameter for which the state has not all that this optimiser remembers begins afresh: a learner may
+    train other tensors, or with another optimiser, than before. What is left over is ignored.
+
+    Args:
+        optimizer: As `fedkd.training.optimizer.make_optimizer` returned it.
+        spec: What it was made from.
+        named: The parameters by name.
+        state: Of `optimizer_state`; in whatever memory layout and on whatever device.
+
+    Raises:
+        ValueError: A tensor's shape is not its parameter's.
+    """
+    for name, parameter in named.items():
+        found = {slot: state[f"{slot}/{name}"] for slot in spec.slots if f"{slot}/{name}" in state}
+        if len(found) < len(spec.slots):
+            continue
+        for slot, value in found.items():
+            optimizer.state[parameter][slot] = (
+                _counter(value, parameter, fused=bool(optimizer.defaults.get("fused")))
+                if slot == "step"
+                else _laid_out_like(parameter, value, f"{slot}/{name}")
+            )
+
+
+def _counter(value: Tensor, parameter: Tensor, *, fused: bool) -> Tensor:
+    """Return a copy of a step counter, where the optimiser looks for it."""
+    return value.detach().to(parameter.device if fused else "cpu", copy=True)
+
+
+def _laid_out_like(parameter: Tensor, value: Tensor, name: str) -> Tensor:
+    if value.shape != parameter.shape:
+        shapes = f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+        raise ValueError(f"optimiser state {name} has the shape {shapes}")
+    # Fused kernels pair elements by where they lie: a file knows nothing of channels last.
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

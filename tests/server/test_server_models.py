@@ -1,0 +1,57 @@
+"""Training on the server against torch's own optimiser and schedule, step by step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedkd.data.federated import load_federated_data
+from fedkd.errors import TrainingDiverged
+from fedkd.server.models import TransferSetModels
+from fedkd.models.mlp import mlp
+from fedkd.randomness import torch_generator
+from fedkd.scenario.load import parse_scenario
+from fedkd.training.losses import logits_mse
+from fedkd.training.weights import load_weights, weights_of
+
+
+@pytest.fixture
+def server(digits_scenario):
+    scenario = parse_scenario(digits_scenario)
+    data = load_federated_data(scenario)
+    return TransferSetModels(scenario, data, data.classes, round=2)
+
+
+def test_training_is_adam_along_a_cosine(server, digits_scenario):
+    architecture = server.architecture("mlp", {"hidden": [8]})
+    start = server.initial_weights(architecture)
+    x = torch.from_numpy(server._data.transfer_x)
+    targets = torch.randn(len(x), 10, generator=torch.Generator().manual_seed(1))
+    found = server.train(
+        architecture, start, (targets.numpy(),), logits_mse, epochs=3, batch_size=16, lr=0.01
+    )
+    model = mlp(tuple(x.shape[1:]), 10, hidden=(8,))
+    load_weights(model, start)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    steps = 3 * -(-len(x) // 16)
+    generator = torch_generator(digits_scenario["seed"], "server-train-1", round=2)
+    for step, index in enumerate(
+        index for _ in range(3) for index in torch.randperm(len(x), generator=generator).split(16)
+    ):
+        optimizer.param_groups[0]["lr"] = 0.01 * 0.5 * (1 + np.cos(np.pi * step / steps))
+        optimizer.zero_grad()
+        logits_mse(model(x[index]), targets[index]).backward()
+        optimizer.step()
+    for name, values in weights_of(model).items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5)
+
+
+def test_a_server_that_diverges_says_what_helps(server):
+    architecture = server.architecture("mlp", {"hidden": [8]})
+    start = server.initial_weights(architecture)
+    targets = (np.full((len(server._data.transfer_x), 10), np.inf, dtype=np.float32),)
+    with pytest.raises(
+        TrainingDiverged, match=r"server's model diverged; a lower fusion\.server_lr may help"
+    ):
+        server.train(architecture, start, targets, logits_mse, epochs=1, batch_size=16, lr=0.01)
