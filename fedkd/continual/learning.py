@@ -11,17 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext, Samples
-from fedkd.continual.layers import statistics_names
 from fedkd.continual.learner import Learner
 from fedkd.continual.rules import LearnerRules
+from fedkd.continual.statistics import (
+    keep_statistics,
+    recall_statistics,
+    reset_statistics,
+    statistics_names,
+)
 from fedkd.continual.task_model import TaskModel
+from fedkd.namespaces import below, under
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
 
 MEMORY = "memory/"
 PROGRESS = "progress"
 PHASE = "phase"
-STATISTICS = "statistics/"
 
 
 class TaskLearning:
@@ -62,7 +67,7 @@ class TaskLearning:
         """The last task that has been ended."""
         self.peak_bytes = 0
         """The most the learner has remembered at once."""
-        self._statistics = statistics_names(network) if learner.task_statistics else ()
+        self._keeps_statistics = learner.task_statistics and bool(statistics_names(network))
         self._kernels = {name: p for name, p in network.named_parameters() if p.dim() == 4}
         learner.prepare(self.context)
 
@@ -80,8 +85,8 @@ class TaskLearning:
                 self.end()
             self.context.task += 1
             self.context.phase = ""
-            if self._statistics and self.context.task > 0:
-                _reset_statistics(self.context.network)
+            if self._keeps_statistics and self.context.task > 0:
+                reset_statistics(self.context.network)
             with torch.enable_grad():
                 self.learner.begin_task(self.context)
             self._track_peak()
@@ -94,10 +99,8 @@ class TaskLearning:
         # The phase may not have come to its end if a client was slow or missing.
         with torch.enable_grad():
             self.learner.end_task(context)
-        if self._statistics:
-            buffers = dict(context.network.named_buffers())
-            for name in self._statistics:
-                context.memory[f"{STATISTICS}{context.task}/{name}"] = buffers[name].detach().clone()
+        if self._keeps_statistics:
+            keep_statistics(context)
         self.ended = context.task
         self._track_peak()
 
@@ -116,9 +119,8 @@ class TaskLearning:
         for name, kernel in self._kernels.items():
             if name in tensors:
                 tensors[name] = _laid_out_like(kernel, tensors[name])
-        if self._statistics and task <= self.ended and task != self.context.task:
-            kept = {name: self.context.memory[f"{STATISTICS}{task}/{name}"] for name in self._statistics}
-            return {**tensors, **kept}
+        if self._keeps_statistics and task <= self.ended and task != self.context.task:
+            return {**tensors, **recall_statistics(self.context, task)}
         return tensors
 
     # Training -----------------------------------------------------------------------------------------
@@ -179,10 +181,11 @@ class TaskLearning:
     def state(self) -> dict[str, np.ndarray]:
         """Return everything besides the network that `restore` needs to continue exactly here."""
         # Copies: what is remembered may be changed in place while the state is still being written.
-        arrays = {
-            MEMORY + name: np.array(values.detach().cpu().numpy(), order="C")
+        memory = {
+            name: np.array(values.detach().cpu().numpy(), order="C")
             for name, values in self.context.memory.items()
         }
+        arrays = under(MEMORY, memory)
         progress = (self.context.task, self.ended, self.peak_bytes)
         arrays[PROGRESS] = np.array(progress, dtype=np.int64)
         arrays[PHASE] = np.frombuffer(self.context.phase.encode(), dtype=np.uint8)
@@ -193,10 +196,8 @@ class TaskLearning:
         self.context.task, self.ended, self.peak_bytes = arrays[PROGRESS].tolist()
         self.context.phase = arrays[PHASE].tobytes().decode()
         self.context.memory.clear()
-        for name, values in arrays.items():
-            if name.startswith(MEMORY):
-                tensor = torch.from_numpy(np.array(values)).to(self.context.device)
-                self.context.memory[name.removeprefix(MEMORY)] = tensor
+        for name, values in below(MEMORY, arrays).items():
+            self.context.memory[name] = torch.from_numpy(np.array(values)).to(self.context.device)
 
 
 def _laid_out_like(kernel: Tensor, substitute: Tensor) -> Tensor:
@@ -208,12 +209,6 @@ def _laid_out_like(kernel: Tensor, substitute: Tensor) -> Tensor:
     channels_last = kernel.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return substitute.contiguous(memory_format=layout)
-
-
-def _reset_statistics(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.reset_running_stats()
 
 
 def _together(results: Sequence[FitResult]) -> FitResult:

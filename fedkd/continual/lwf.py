@@ -15,6 +15,7 @@ from fedkd.continual.learner import Learner, Step
 from fedkd.continual.masks import pack, unpack
 from fedkd.hyperparameters import STRICT
 from fedkd.models.mode import predicting
+from fedkd.namespaces import below, under
 from fedkd.training.losses import kd_kl
 
 TEACHER = "teacher/"
@@ -53,19 +54,15 @@ class LwF(Learner):
     def begin_task(self, context: LearnerContext) -> None:
         """Keep the network as it is for a teacher, once it has something to teach."""
         if context.task > 0:
-            for name, values in context.network.state_dict().items():
-                context.memory[TEACHER + name] = values.detach().clone()
+            copies = {name: values.detach().clone() for name, values in context.network.state_dict().items()}
+            context.memory.update(under(TEACHER, copies))
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return the distillation loss of all heads."""
         heads = _heads(context)
         if not heads:
             return None
-        teacher = {
-            name.removeprefix(TEACHER): values
-            for name, values in context.memory.items()
-            if name.startswith(TEACHER)
-        }
+        teacher = below(TEACHER, context.memory)
         with predicting(context.network):
             taught = context.run(step.inputs, teacher).float()
         outputs = step.outputs()
@@ -77,7 +74,7 @@ class LwF(Learner):
 
     def end_task(self, context: LearnerContext) -> None:
         """Dismiss the teacher, and note the classes met."""
-        for name in [name for name in context.memory if name.startswith(TEACHER)]:
+        for name in under(TEACHER, below(TEACHER, context.memory)):
             del context.memory[name]
         own = context.units[context.task]
         met = _met(context)

@@ -14,10 +14,9 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedkd.continual import kkt, masks
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.layers import statistics_names
 from fedkd.continual.learner import Learner, Step, Tensors
-from fedkd.continual.learning import STATISTICS
 from fedkd.continual.mask_memory import MaskMemory
+from fedkd.continual.statistics import present_statistics, recall_statistics
 from fedkd.continual.task_inference import Superposition, keep_units
 from fedkd.continual.task_model import TaskModel
 from fedkd.errors import UserError
@@ -298,11 +297,9 @@ class SupermaskLearner(Learner):
         return {**self.memory(context).masked_weights(slot), **self._statistics(context, slot)}
 
     def _statistics(self, context: LearnerContext, slot: int) -> Tensors:
-        names = statistics_names(context.network)
         if slot == context.task:
-            buffers = dict(context.network.named_buffers())
-            return {name: buffers[name] for name in names}
-        return {name: context.memory[f"{STATISTICS}{slot}/{name}"] for name in names}
+            return present_statistics(context.network)
+        return recall_statistics(context, slot)
 
     # Knowledge transfer -------------------------------------------------------------------------------
 

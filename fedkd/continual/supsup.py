@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.layers import statistics_names
+from fedkd.continual.statistics import statistics_names
 from fedkd.continual.supermask import MASK, SCORE_BITS, SupermaskLearner
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT

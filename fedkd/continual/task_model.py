@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedkd.namespaces import below, under
+
 
 class TaskModel(nn.Module):
     """What a loss, a strategy or an evaluation takes for the model of a task.
@@ -51,18 +53,12 @@ class TaskModel(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """Return the penultimate features ``[B, F]``."""
         reader = _Features(self.network)
-        return self._call(reader, {f"network.{name}": value for name, value in self.substitutes.items()}, x)
+        return self._call(reader, under("network.", self.substitutes), x)
 
     def head(self, features: Tensor) -> Tensor:
         """Return the task's logits ``[B, C_t]`` of penultimate features ``[B, F]``."""
-        prefix = "head."
-        own = {
-            name.removeprefix(prefix): value
-            for name, value in self.substitutes.items()
-            if name.startswith(prefix)
-        }
         head: Any = self.network.head
-        return self._of_task(self._call(head, own, features))
+        return self._of_task(self._call(head, below("head.", self.substitutes), features))
 
     @staticmethod
     def _call(module: nn.Module, substitutes: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""Running statistics of normalisation layers: one set for every task, the present one's in the network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fedkd.continual.context import LearnerContext
+from fedkd.namespaces import under
+
+STATISTICS = "statistics/"
+"""Of a task that has been learned, in memory: ``statistics/{task}/{buffer}``."""
+
+
+def statistics_names(network: nn.Module) -> tuple[str, ...]:
+    """Return the names of the running statistics of all normalisation layers."""
+    return tuple(
+        f"{name}.{buffer}" if name else buffer
+        for name, module in network.named_modules()
+        if isinstance(module, _NormBase)
+        for buffer, values in module.named_buffers(recurse=False)
+        if isinstance(values, torch.Tensor)
+    )
+
+
+def present_statistics(network: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics that a network has now: the buffers themselves."""
+    buffers = dict(network.named_buffers())
+    return {name: buffers[name] for name in statistics_names(network)}
+
+
+def reset_statistics(network: nn.Module) -> None:
+    """Let a task begin with the statistics of an untrained network."""
+    for module in network.modules():
+        if isinstance(module, _NormBase):
+            module.reset_running_stats()
+
+
+def keep_statistics(context: LearnerContext) -> None:
+    """Remember the network's statistics as those of the present task."""
+    copies = {name: values.detach().clone() for name, values in present_statistics(context.network).items()}
+    context.memory.update(under(f"{STATISTICS}{context.task}/", copies))
+
+
+def recall_statistics(context: LearnerContext, task: int) -> dict[str, Tensor]:
+    """Return the statistics of a task that has been learned, by the names of the buffers."""
+    return {name: context.memory[f"{STATISTICS}{task}/{name}"] for name in statistics_names(context.network)}
