@@ -10,23 +10,15 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.gpm import SCRATCH
-from fedkd.continual.layers import Layer
+from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
 from fedkd.continual.subspace import draw, mean_gradients
 from fedkd.continual.thin import ThinWeight
-from fedkd.continual.trgp import COLUMNS, TRGP
+from fedkd.continual.thin_steps import thin_weights
+from fedkd.continual.trgp import TRGP
 from fedkd.hyperparameters import STRICT
 from fedkd.training.optimizer import OptimizerSpec
 
-GRADIENT = "gradient/"
-"""Gradient ``[out, n]`` of a task at its own end: ``gradient/{task}/{layer}``."""
-REGIME = "regime/"
-"""Regimes of all old tasks in the last task, by layer, ``[2, task]`` uint8: at its start, and now."""
-FLEXIBLE = SCRATCH + "flexible/"
-"""Length of G_j of the old tasks that are in R3 now, by layer and task."""
-START = SCRATCH + "start/"
-"""Weights ``[out, n]`` at the start of the task, of layers that have tasks in R3."""
 RATE = SCRATCH + "rate"
 """Learning rate."""
 
@@ -75,44 +67,25 @@ class CUBER(TRGP):
 
     def begin_task(self, context: LearnerContext) -> None:
         """Decide on the regime of every old task in every layer."""
-        for name in self.layers(context):
-            regimes = torch.full((2, context.task), NO_FORGETTING, dtype=torch.uint8, device=context.device)
-            context.memory[REGIME + name] = regimes
+        for layer in self.layers(context).values():
+            LayerMemory(context, layer).begin_regimes(NO_FORGETTING)
         super().begin_task(context)
 
-    def relate(self, context: LearnerContext, layer: Layer, gradient: Tensor) -> list[int]:
+    def relate(self, memory: LayerMemory, gradient: Tensor) -> list[int]:
         """Return the tasks in R2 and R3 (see `TRGP.relate`), and let R3 go."""
-        related = super().relate(context, layer, gradient)
+        related = super().relate(memory, gradient)
         for old in related:
-            kept = context.memory[f"{GRADIENT}{old}/{layer.name}"]
-            length = kept.norm()
-            agrees = self._agrees(kept, length, gradient)
-            context.memory[REGIME + layer.name][:, old] = BACKWARD if agrees else FORWARD
+            agrees = self.agree(memory, old, gradient)
+            memory.regimes[:, old] = BACKWARD if agrees else FORWARD
             if agrees:
-                context.memory[f"{FLEXIBLE}{layer.name}/{old}"] = length
-                weight = layer.matrix(layer.module.weight)
-                context.memory[START + layer.name] = weight.detach().clone()
-        self._protect_all_but_flexible(context, layer)
+                memory.loosen(old)
+        memory.hold_all_but_flexible()
         return related
 
-    def _agrees(self, kept: Tensor, length: Tensor, gradient: Tensor) -> bool:
-        return bool((kept * gradient).sum() >= self.correlation * length * gradient.norm())
-
-    def _flexible(self, context: LearnerContext, name: str) -> list[int]:
-        if START + name not in context.memory:  # no task has been in R3
-            return []
-        return [old for old in range(context.task) if f"{FLEXIBLE}{name}/{old}" in context.memory]
-
-    def _protect_all_but_flexible(self, context: LearnerContext, layer: Layer) -> None:
-        flexible = self._flexible(context, layer.name)
-        whole = self.basis(context, layer)
-        held = torch.zeros(whole.shape[1], dtype=torch.bool, device=whole.device)
-        for old in range(context.task):
-            columns = context.memory.get(f"{COLUMNS}{old}/{layer.name}")
-            if old not in flexible and columns is not None:
-                held[columns.long()] = True
-        if whole.shape[1]:
-            self.protect(context, layer.name, whole if not flexible else whole[:, held].contiguous())
+    def agree(self, memory: LayerMemory, old: int, gradient: Tensor) -> bool:
+        """Return whether ``⟨G_j, G⟩ ≥ ε2 ‖G_j‖ ‖G‖`` for an old task j and a gradient G ``[out, n]``."""
+        least = self.correlation * memory.gradient_length(old) * gradient.norm()
+        return bool((memory.gradient(old) * gradient).sum() >= least)
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Take down the learning rate, which the step of λ depends on."""
@@ -128,14 +101,14 @@ class CUBER(TRGP):
                 context, layers, x, labels, lambda: self.scaled(context, context.task, through=layers)
             )
             for name, gradient in found.items():
-                context.memory[f"{GRADIENT}{context.task}/{name}"] = gradient
+                LayerMemory(context, layers[name]).keep_gradient(gradient)
         super().end_task(context)
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return what TRGP tells, and every old task's regime at the start and now, by layer."""
         figures = super().report(context)
-        for name in self.layers(context):
-            at_start, now = context.memory[REGIME + name].tolist()
+        for name, layer in self.layers(context).items():
+            at_start, now = LayerMemory(context, layer).regimes.tolist()
             for old in range(len(now)):
                 figures[f"regime/{name}/{old}"] = float(now[old])
                 figures[f"regime_at_start/{name}/{old}"] = float(at_start[old])
@@ -147,55 +120,48 @@ class CUBER(TRGP):
         """Return ``w̃``; the gradient of w goes through Q where it is not projected out."""
         if task != context.task:
             return self.scaled(context, task)
-        thin = self.thin_weights(context)
-        through = [name for name in context.layers if self._flexible(context, name)]
+        thin = thin_weights(context, self.thin)
+        through = [memory.layer.name for memory in layer_memories(context) if memory.flexible]
         return {**self.scaled(context, task, through, besides=thin), **thin}
 
-    def thin(self, context: LearnerContext, layer: Layer) -> ThinWeight | None:
+    def thin(self, memory: LayerMemory) -> ThinWeight | None:
         """Return None for layers with tasks in R3, whose ``w B_j`` change."""
-        return None if self._flexible(context, layer.name) else super().thin(context, layer)
+        return None if memory.flexible else super().thin(memory)
 
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""
-        flexible = {name for name in context.layers if self._flexible(context, name)}
-        for name in flexible:
-            layer = context.layers[name]
-            if layer.weight_name in gradients:
-                self._move_to_forward(context, layer, layer.matrix(gradients[layer.weight_name]))
+        flexible = [
+            memory
+            for memory in layer_memories(context)
+            if memory.layer.weight_name in gradients and memory.flexible
+        ]
+        for memory in flexible:
+            self.move_to_forward(memory, memory.layer.matrix(gradients[memory.layer.weight_name]))
         filtered = super().filter(context, gradients)
         # All bases are columns of one orthonormal matrix, so what pulls within one leaves the others alone.
-        for name in flexible:
-            layer = context.layers[name]
-            gradient = filtered.get(layer.weight_name)
-            if gradient is not None:
-                filtered[layer.weight_name] = self._held_back(context, layer, gradient).view_as(gradient)
+        for memory in flexible:
+            gradient = filtered[memory.layer.weight_name]
+            held = self.held_back(memory, memory.layer.matrix(gradient))
+            filtered[memory.layer.weight_name] = held.view_as(gradient)
         return filtered
 
-    def _move_to_forward(self, context: LearnerContext, layer: Layer, gradient: Tensor) -> None:
-        flexible = self._flexible(context, layer.name)
-        failed = [
-            old
-            for old in flexible
-            if not self._agrees(
-                context.memory[f"{GRADIENT}{old}/{layer.name}"],
-                context.memory[f"{FLEXIBLE}{layer.name}/{old}"],
-                gradient,
-            )
-        ]
+    def move_to_forward(self, memory: LayerMemory, gradient: Tensor) -> None:
+        """Move the tasks in R3 that a step's gradient ``[out, n]`` disagrees with to R2."""
+        failed = [old for old in memory.flexible if not self.agree(memory, old, gradient)]
         for old in failed:
-            del context.memory[f"{FLEXIBLE}{layer.name}/{old}"]
-            context.memory[REGIME + layer.name][1, old] = FORWARD
+            memory.fasten(old)
+            memory.regimes[1, old] = FORWARD
         if failed:
-            self._protect_all_but_flexible(context, layer)
+            memory.hold_all_but_flexible()
 
-    def _held_back(self, context: LearnerContext, layer: Layer, gradient: Tensor) -> Tensor:
-        gradient = layer.matrix(gradient)
+    def held_back(self, memory: LayerMemory, gradient: Tensor) -> Tensor:
+        """Return a gradient ``[out, n]`` with ``λ d / ‖d‖`` of every task in R3 added, cut to ``d / lr``."""
         if self.strength == 0.0:  # nothing over nothing is not a number
             return gradient
-        rate = context.memory[RATE]
-        for old in self._flexible(context, layer.name):
-            basis = self.basis_of(context, layer, old)
-            moved = layer.matrix(layer.module.weight.detach()) - context.memory[START + layer.name]
+        weight, rate = memory.layer.module.weight.detach(), memory.context.memory[RATE]
+        moved = memory.layer.matrix(weight) - memory.start
+        for old in memory.flexible:
+            basis = memory.basis_of(old)
             arrival = (moved - rate * gradient) @ basis
             pull = torch.minimum(self.strength / arrival.norm(), 1.0 / rate)
             # One after another: the second must not undo again what the first has of a shared direction.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -11,30 +11,23 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.layers import Layer
+from fedkd.continual.layer_memory import SCRATCH, LayerMemory, forget_scratch, layer_memories
+from fedkd.continual.layers import Layer, head_names
 from fedkd.continual.learner import Learner, Tensors
 from fedkd.continual.subspace import (
     check_layers,
-    complement,
     draw,
     energies_along,
     has_own_heads,
     layer_inputs,
     number_needed,
-    project_onto,
-    project_out,
     residual_directions,
 )
 from fedkd.continual.thin import ThinWeight
+from fedkd.continual.thin_steps import leave_protected, thin_weight, thin_weights
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 
-BASIS = "basis/"
-"""Orthonormal columns ``[n, r]`` of all that is protected, by layer."""
-SCRATCH = "scratch/"
-"""What is forgotten at the end of a task."""
-INSIDE, OUTSIDE = SCRATCH + "inside/", SCRATCH + "outside/"
-"""What gradients are projected with if not `BASIS`: part of it, or the complement of what is protected."""
 ROWS = SCRATCH + "rows"
 """Which outputs are the task's own, ``[O]``, where no two tasks share any."""
 
@@ -116,36 +109,19 @@ class GPM(Learner):
         grown = self.threshold_increment * context.task
         return {name: min(share + grown, 1.0) for name, share in zip(layers, given, strict=True)}
 
-    def basis(self, context: LearnerContext, layer: Layer) -> Tensor:
-        """Return the orthonormal columns ``[n, r]`` that are protected in a layer."""
-        kept = context.memory.get(BASIS + layer.name)
-        return layer.module.weight.new_zeros(layer.fan_in, 0) if kept is None else kept
-
     # The course of a task -----------------------------------------------------------------------------
 
     def begin_task(self, context: LearnerContext) -> None:
         """Get the projections ready."""
-        for name in context.layers:
-            if BASIS + name in context.memory:
-                self.protect(context, name, context.memory[BASIS + name])
+        for memory in layer_memories(context):
+            memory.hold()
         if self.protects(context) and has_own_heads(context):
             rows = torch.zeros(context.outputs, device=context.device)
             context.memory[ROWS] = rows.index_fill(0, context.units[context.task], 1.0)
 
-    def protect(self, context: LearnerContext, name: str, basis: Tensor) -> None:
-        """Project a layer's gradients outside of orthonormal columns ``[n, r]`` from now on."""
-        context.memory.pop(INSIDE + name, None)
-        context.memory.pop(OUTSIDE + name, None)
-        if context.step_cache is not None:
-            context.step_cache.pop(name, None)
-        if 2 * basis.shape[1] > basis.shape[0]:
-            context.memory[OUTSIDE + name] = complement(basis)
-        elif basis is not context.memory[BASIS + name]:
-            context.memory[INSIDE + name] = basis
-
     def protects(self, context: LearnerContext) -> bool:
         """Return whether there is anything to protect, which there is not in the first task."""
-        return any(name.startswith(BASIS) for name in context.memory)
+        return any(memory.protects for memory in layer_memories(context))
 
     def trainable(self, context: LearnerContext) -> Tensors:
         """Return all parameters; after the first task the weights of layers, and biases of own heads."""
@@ -154,49 +130,38 @@ class GPM(Learner):
             return tensors
         names = {layer.weight_name for layer in context.layers.values()}
         if has_own_heads(context):
-            names |= _head_names(context)
+            names |= head_names(context.layers)
         return {name: tensor for name, tensor in tensors.items() if name in names}
 
     def end_task(self, context: LearnerContext) -> None:
         """Protect what the layers' inputs of the task span, unless nothing was trained."""
         x, _ = draw(context, "representation", self.samples)
         if context.phase and len(x):
-            thresholds = self.thresholds(context)
-            layers = self.layers(context)
-            for name, inputs in layer_inputs(
-                context, layers, x, self.effective(context, context.task)
-            ).items():
-                self.extend(context, layers[name], inputs, thresholds[name])
-        for name in [name for name in context.memory if name.startswith(SCRATCH)]:
-            del context.memory[name]
+            layers, thresholds = self.layers(context), self.thresholds(context)
+            weights = self.effective(context, context.task)
+            for name, inputs in layer_inputs(context, layers, x, weights).items():
+                self.extend(LayerMemory(context, layers[name]), inputs, thresholds[name])
+        forget_scratch(context)
 
-    def extend(self, context: LearnerContext, layer: Layer, inputs: Tensor, share: float) -> None:
+    def extend(self, memory: LayerMemory, inputs: Tensor, share: float) -> None:
         """Protect more directions of a layer.
 
         Args:
-            context: Its memory is extended.
-            layer: The layer.
+            memory: The layer's, which is extended.
             inputs: R ``[n, k]`` float64 on the CPU.
             share: ε.
         """
-        basis = self.basis(context, layer).double().cpu()
+        basis = memory.basis.double().cpu()
         directions, energies = residual_directions(inputs, basis)
         explained = float(energies_along(inputs, basis).sum())
         count = number_needed(energies, share * float(inputs.square().sum()) - explained)
-        self.append(context, layer, directions[:, :count])
-
-    def append(self, context: LearnerContext, layer: Layer, directions: Tensor) -> None:
-        """Add orthonormal columns ``[n, m]``, orthogonal to the layer's basis, to it."""
-        if directions.shape[1]:
-            basis = self.basis(context, layer)
-            more = directions.to(dtype=basis.dtype, device=basis.device)
-            context.memory[BASIS + layer.name] = torch.cat([basis, more], dim=1)
+        memory.append(directions[:, :count])
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return how many directions of every layer are protected, and their share of all."""
         figures = {}
         for name, layer in self.layers(context).items():
-            rank = self.basis(context, layer).shape[1]
+            rank = LayerMemory(context, layer).basis.shape[1]
             figures[f"rank/{name}"] = float(rank)
             figures[f"protected_share/{name}"] = rank / layer.fan_in
         return figures
@@ -205,43 +170,11 @@ class GPM(Learner):
 
     def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return weights that, in a training step, know what their gradients are products of."""
-        return self.thin_weights(context) if task == context.task else {}
+        return thin_weights(context, self.thin) if task == context.task else {}
 
-    def thin_weights(self, context: LearnerContext) -> Tensors:
-        """Return the weights of those layers that have few inputs; in training steps only."""
-        weights: Tensors = {}
-        if context.step_cache is None:
-            return weights
-        for name, layer in context.layers.items():
-            if BASIS + name in context.memory:
-                if name not in context.step_cache:
-                    context.step_cache[name] = self.thin(context, layer)
-                weight = context.step_cache[name]
-                if weight is not None:
-                    weight.forget()
-                    weights[layer.weight_name] = weight
-        return weights
-
-    def thin(self, context: LearnerContext, layer: Layer) -> ThinWeight | None:
+    def thin(self, memory: LayerMemory) -> ThinWeight | None:
         """Return a protected layer's weight for steps of few inputs; None: there are too many."""
-        most = self.most_inputs(context, layer)
-        weight = layer.module.weight
-        return ThinWeight.make(weight, lambda: weight, most) if context.batch_size <= most else None
-
-    def most_inputs(self, context: LearnerContext, layer: Layer, scaled: int = 0) -> int:
-        """Return up to how many inputs it takes less to transform those than the weight and its gradient.
-
-        Args:
-            context: Its memory has the bases.
-            layer: A protected one; 0 if it is a convolution, which has many inputs.
-            scaled: Number of directions in which the weight is scaled.
-        """
-        if not isinstance(layer.module, nn.Linear):
-            return 0
-        rank, outputs = self._projection(context, layer.name)[1].shape[1], layer.module.out_features
-        # The gradient takes two products with the projection's basis, and three with that of the scales. The
-        # inputs take two, and one, and one with the gradient of the outputs.
-        return outputs * (2 * rank + 3 * scaled) // (2 * rank + scaled + outputs)
+        return thin_weight(memory)
 
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected."""
@@ -253,39 +186,14 @@ class GPM(Learner):
 
     def projected(self, context: LearnerContext, gradients: Mapping[str, Tensor]) -> Tensors:
         """Return what is left of those gradients, or changes, that are not free."""
-        memory = context.memory
         left = {}
-        for name, layer in context.layers.items():
-            gradient = gradients.get(layer.weight_name)
-            if gradient is None or BASIS + name not in memory:
-                continue
-            project, basis = self._projection(context, name)
-            thin = context.step_cache.get(name) if context.step_cache is not None else None
-            factors = thin.factors_of(gradient) if thin is not None else None
-            if factors is None:
-                left[layer.weight_name] = project(layer.matrix(gradient), basis).view_as(gradient)
-            else:
-                outputs, inputs = factors
-                left[layer.weight_name] = outputs.T @ project(inputs, basis)
-        if ROWS in memory:
-            for name in _head_names(context) & gradients.keys():
+        for memory in layer_memories(context):
+            name = memory.layer.weight_name
+            if name in gradients and memory.protects:
+                left[name] = leave_protected(memory, gradients[name])
+        rows = context.memory.get(ROWS)
+        if rows is not None:
+            for name in head_names(context.layers) & gradients.keys():
                 gradient = gradients[name]
-                left[name] = gradient * memory[ROWS].view(-1, *[1] * (gradient.dim() - 1))
+                left[name] = gradient * rows.view(-1, *[1] * (gradient.dim() - 1))
         return left
-
-    @staticmethod
-    def _projection(context: LearnerContext, name: str) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
-        memory = context.memory
-        if OUTSIDE + name in memory:
-            return project_onto, memory[OUTSIDE + name]
-        return project_out, memory.get(INSIDE + name, memory[BASIS + name])
-
-
-def _head_names(context: LearnerContext) -> set[str]:
-    names = set()
-    for layer in context.layers.values():
-        if layer.is_head:
-            names.add(layer.weight_name)
-            if layer.module.bias is not None:
-                names.add(layer.weight_name.removesuffix("weight") + "bias")
-    return names

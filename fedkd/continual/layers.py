@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,11 @@ class Layer:
     def weight_name(self) -> str:
         """Name of the layer's weight among the network's parameters."""
         return f"{self.name}.weight" if self.name else "weight"
+
+    @property
+    def bias_name(self) -> str:
+        """Name that the layer's bias has, if it has one."""
+        return f"{self.name}.bias" if self.name else "bias"
 
     @property
     def fan_in(self) -> int:
@@ -76,12 +80,8 @@ def layers_of(network: nn.Module) -> dict[str, Layer]:
     return {name: Layer(name, module, name == head) for name, module in found.items()}
 
 
-def statistics_names(network: nn.Module) -> tuple[str, ...]:
-    """Return the names of the running statistics of all normalisation layers."""
-    return tuple(
-        f"{name}.{buffer}" if name else buffer
-        for name, module in network.named_modules()
-        if isinstance(module, _NormBase)
-        for buffer, values in module.named_buffers(recurse=False)
-        if isinstance(values, torch.Tensor)
-    )
+def head_names(layers: Mapping[str, Layer]) -> set[str]:
+    """Return the names of the weights and biases that make the outputs."""
+    heads = [layer for layer in layers.values() if layer.is_head]
+    biases = {layer.bias_name for layer in heads if layer.module.bias is not None}
+    return {layer.weight_name for layer in heads} | biases

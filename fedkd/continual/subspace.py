@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.layers import Layer, layers_of, statistics_names
+from fedkd.continual.layers import Layer, layers_of
+from fedkd.continual.statistics import present_statistics
 from fedkd.errors import UserError
 from fedkd.models.mode import predicting
 from fedkd.training.loop import batch_starts
@@ -177,8 +178,7 @@ def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         for module in network.modules():
             if isinstance(module, _NormBase):
                 module.training = True
-        buffers = dict(network.named_buffers())
-        yield {name: buffers[name].clone() for name in statistics_names(network)}
+        yield {name: values.clone() for name, values in present_statistics(network).items()}
 
 
 # Directions -----------------------------------------------------------------------------------------------
@@ -215,26 +215,6 @@ def number_needed(energies: Tensor, goal: float) -> int:
 def energies_along(inputs: Tensor, basis: Tensor) -> Tensor:
     """Return ``oᵀ R Rᵀ o`` of every column o of a basis ``[n, r]``, as ``[r]``."""
     return (basis.T @ inputs).square().sum(dim=1)
-
-
-def complement(basis: Tensor) -> Tensor:
-    """Return an orthonormal basis ``[n, n − r]`` of all that is orthogonal to ``[n, r]``."""
-    whole, _ = torch.linalg.qr(basis.double().cpu(), mode="complete")
-    return whole[:, basis.shape[1] :].to(basis.dtype).contiguous().to(basis.device)
-
-
-def project_out(gradient: Tensor, basis: Tensor) -> Tensor:
-    """Return ``∇ − ∇ B Bᵀ`` of a gradient ``[out, n]`` and an orthonormal basis ``[n, r]``.
-
-    Two thin products are never dearer than one with the matrix ``B Bᵀ`` if r ≤ n/2; and above that it is
-    cheaper to `project_onto` the `complement`.
-    """
-    return torch.addmm(gradient, gradient @ basis, basis.T, alpha=-1.0)
-
-
-def project_onto(gradient: Tensor, basis: Tensor) -> Tensor:
-    """Return ``∇ B Bᵀ`` of a gradient ``[out, n]`` and an orthonormal basis ``[n, r]``."""
-    return (gradient @ basis) @ basis.T
 
 
 def relatedness(gradient: Tensor, basis: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Annotated, ClassVar
 
 import torch
@@ -11,8 +11,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.gpm import GPM, SCRATCH
-from fedkd.continual.layers import Layer
+from fedkd.continual.gpm import GPM
+from fedkd.continual.layer_memory import LayerMemory, TrustRegion, layer_memories, scales_of
 from fedkd.continual.learner import Tensors
 from fedkd.continual.subspace import (
     draw,
@@ -22,17 +22,26 @@ from fedkd.continual.subspace import (
     relatedness,
     residual_directions,
 )
-from fedkd.continual.thin import Scaling, ThinWeight
+from fedkd.continual.thin import ThinWeight
+from fedkd.continual.thin_steps import thin_weight
 from fedkd.hyperparameters import STRICT
 
-COLUMNS = "columns/"
-"""Which columns of a layer's basis are a task's: ``columns/{task}/{layer}``, int32."""
-SCALE = "scale/"
-"""Q ``[r, r]`` of a task for a related old one: ``scale/{task}/{layer}/{old task}``."""
-RELATED = SCRATCH + "related/"
-"""Those columns of a layer's basis that any related task of the present one has, ``[n, r]``."""
-PLACES = SCRATCH + "places/"
-"""Where among them each related task's own are, ``{layer}/{old task}``, int64."""
+
+def scaled_weight(weight: Tensor, region: TrustRegion, *, through: bool = False) -> Tensor:
+    """Return ``w̃ = w + Σ_j w B_j (Q_j − I) B_jᵀ``, shaped like the layer's weight.
+
+    Args:
+        weight: The layer's, w ``[out, n]`` as a matrix.
+        region: All B_j and Q_j.
+        through: Whether the gradient of w goes through Q too.
+    """
+    known = (weight if through else weight.detach()).reshape(len(weight), -1) @ region.basis
+    shift = torch.zeros_like(known)
+    # Related tasks share most of their columns: multiply by each once.
+    for place, scale in zip(region.places, region.scales, strict=True):
+        own = known.index_select(1, place)
+        shift = shift.index_add(1, place, own @ scale - own)
+    return weight + (shift @ region.basis.T).view_as(weight)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -76,64 +85,37 @@ class TRGP(GPM):
             layers = self.layers(context)
             x, labels = draw(context, "gradient", self.samples)
             for name, gradient in mean_gradients(context, layers, x, labels, dict).items():
-                self.relate(context, layers[name], gradient)
+                self.relate(LayerMemory(context, layers[name]), gradient)
 
-    def relate(self, context: LearnerContext, layer: Layer, gradient: Tensor) -> list[int]:
+    def relate(self, memory: LayerMemory, gradient: Tensor) -> list[int]:
         """Return the tasks that the present one is related to in a layer, and begin to scale them.
 
         Args:
-            context: Its memory gets the matrices Q.
-            layer: The layer.
+            memory: The layer's, which gets the matrices Q.
             gradient: G ``[out, n]``.
         """
-        shares = {
-            old: relatedness(gradient, self.basis_of(context, layer, old))
-            for old in range(context.task)
-            if f"{COLUMNS}{old}/{layer.name}" in context.memory
-        }
+        shares = {old: relatedness(gradient, memory.basis_of(old)) for old in memory.learned}
         enough = [old for old, share in shares.items() if share > self.relatedness]
         related = sorted(enough, key=lambda old: -shares[old])[: self.related_tasks]
         if related:
-            within, places = self._within(context, layer, related)
-            context.memory[RELATED + layer.name] = within
-            for old, place in zip(related, places, strict=True):
-                context.memory[f"{PLACES}{layer.name}/{old}"] = place
-                identity = torch.eye(len(place), dtype=within.dtype, device=within.device)
-                context.memory[f"{SCALE}{context.task}/{layer.name}/{old}"] = identity
+            memory.relate_to(related)
         return related
-
-    def basis_of(self, context: LearnerContext, layer: Layer, task: int) -> Tensor:
-        """Return B_j ``[n, r]`` of a layer and a task that has been learned."""
-        return self.basis(context, layer).index_select(1, context.memory[f"{COLUMNS}{task}/{layer.name}"])
-
-    def _within(
-        self, context: LearnerContext, layer: Layer, olds: Sequence[int]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the columns of the basis that any of some tasks has, and where each task's are in them."""
-        columns = [context.memory[f"{COLUMNS}{old}/{layer.name}"] for old in olds]
-        union = torch.cat(columns).unique()
-        places = [torch.searchsorted(union, own) for own in columns]
-        return self.basis(context, layer).index_select(1, union), places
 
     def trainable(self, context: LearnerContext) -> Tensors:
         """Return what GPM trains, and the matrices Q of the present task."""
-        return {**super().trainable(context), **self._scales(context)}
-
-    def _scales(self, context: LearnerContext) -> Tensors:
-        own = f"{SCALE}{context.task}/"
-        return {name: values for name, values in context.memory.items() if name.startswith(own)}
+        return {**super().trainable(context), **scales_of(context, context.task)}
 
     def end_task(self, context: LearnerContext) -> None:
         """Choose the task's basis and keep its matrices Q; unless nothing was trained."""
         super().end_task(context)
-        for name, scale in self._scales(context).items():
+        for name, scale in scales_of(context, context.task).items():
             scale.requires_grad_(False)
             if not context.phase:
                 del context.memory[name]
 
-    def extend(self, context: LearnerContext, layer: Layer, inputs: Tensor, share: float) -> None:
+    def extend(self, memory: LayerMemory, inputs: Tensor, share: float) -> None:
         """Choose the task's basis among old and new directions of a layer (see `GPM.extend`)."""
-        basis = self.basis(context, layer).double().cpu()
+        basis = memory.basis.double().cpu()
         directions, new = residual_directions(inputs, basis)
         energies = torch.cat([energies_along(inputs, basis), new])
         order = energies.argsort(descending=True, stable=True)
@@ -141,20 +123,18 @@ class TRGP(GPM):
         chosen = order[:count].sort().values
         # New directions are sorted by energy, so that those chosen are the first ones.
         fresh = int((chosen >= basis.shape[1]).sum())
-        self.append(context, layer, directions[:, :fresh])
-        context.memory[f"{COLUMNS}{context.task}/{layer.name}"] = chosen.to(
-            device=context.device, dtype=torch.int32
-        )
+        memory.append(directions[:, :fresh])
+        memory.keep_columns(chosen)
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return what GPM tells, the rank of the task's own basis, and how many tasks it is related to."""
         figures = super().report(context)
-        for name in self.layers(context):
-            columns = context.memory.get(f"{COLUMNS}{context.task}/{name}")
+        for name, layer in self.layers(context).items():
+            memory = LayerMemory(context, layer)
+            columns = memory.columns(context.task)
             if columns is not None:
                 figures[f"task_rank/{name}"] = float(len(columns))
-            scales = [f"{SCALE}{context.task}/{name}/{old}" in context.memory for old in range(context.task)]
-            figures[f"related/{name}"] = float(sum(scales))
+            figures[f"related/{name}"] = float(len(memory.related(context.task)))
         return figures
 
     # A step -------------------------------------------------------------------------------------------
@@ -165,7 +145,11 @@ class TRGP(GPM):
         return {**self.scaled(context, task, besides=thin), **thin}
 
     def scaled(
-        self, context: LearnerContext, task: int, through: Collection[str] = (), besides: Collection[str] = ()
+        self,
+        context: LearnerContext,
+        task: int,
+        through: Collection[str] = (),
+        besides: Collection[str] = (),
     ) -> Tensors:
         """Return ``w̃`` by the names of the weights.
 
@@ -175,53 +159,21 @@ class TRGP(GPM):
             through: Names of layers in which the gradient of w goes through Q too.
             besides: Names of weights that are not asked for.
         """
-        return {
-            layer.weight_name: self._scaled_weight(
-                context, task, layer, layer.module.weight, through=name in through
-            )
-            for name, layer in context.layers.items()
-            if layer.weight_name not in besides and self._related(context, task, name)
-        }
+        weights = {}
+        for memory in layer_memories(context):
+            layer = memory.layer
+            if layer.weight_name not in besides:
+                region = memory.trust_region(task)
+                if region is not None:
+                    weights[layer.weight_name] = scaled_weight(
+                        layer.module.weight, region, through=layer.name in through
+                    )
+        return weights
 
-    def _scaled_weight(
-        self, context: LearnerContext, task: int, layer: Layer, weight: Tensor, *, through: bool
-    ) -> Tensor:
-        basis, places, scales = self._scales_of(context, task, layer)
-        # Related tasks share most of their columns: multiply by each once.
-        known = layer.matrix(weight if through else weight.detach()) @ basis
-        shift = torch.zeros_like(known)
-        for place, scale in zip(places, scales, strict=True):
-            own = known.index_select(1, place)
-            shift = shift.index_add(1, place, own @ scale - own)
-        return weight + (shift @ basis.T).view_as(weight)
-
-    def _related(self, context: LearnerContext, task: int, name: str) -> list[int]:
-        prefix = f"{SCALE}{task}/{name}/"
-        return [old for old in range(task) if f"{prefix}{old}" in context.memory]
-
-    def _scales_of(
-        self, context: LearnerContext, task: int, layer: Layer
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Return the columns ``[n, R]`` of related tasks, where each one's are among them, and their Q."""
-        related = self._related(context, task, layer.name)
-        scales = [context.memory[f"{SCALE}{task}/{layer.name}/{old}"] for old in related]
-        if RELATED + layer.name in context.memory and task == context.task:
-            basis = context.memory[RELATED + layer.name]
-            return basis, [context.memory[f"{PLACES}{layer.name}/{old}"] for old in related], scales
-        return *self._within(context, layer, related), scales
-
-    def thin(self, context: LearnerContext, layer: Layer) -> ThinWeight | None:
+    def thin(self, memory: LayerMemory) -> ThinWeight | None:
         """Return what scales inputs instead of the weight, for steps that leave ``w B_j`` as it is."""
-        if not self._related(context, context.task, layer.name):
-            return super().thin(context, layer)
-        weight = layer.module.weight
-        basis, places, scales = self._scales_of(context, context.task, layer)
-        most = self.most_inputs(context, layer, scaled=basis.shape[1])
-        if context.batch_size > most:
-            return None
-        return ThinWeight.make(
-            weight,
-            lambda: self._scaled_weight(context, context.task, layer, weight, through=False),
-            most,
-            Scaling(weight.detach(), basis, places, scales),
-        )
+        region = memory.trust_region(memory.context.task)
+        if region is None:
+            return super().thin(memory)
+        weight = memory.layer.module.weight  # in a step, the module's own is the thin one
+        return thin_weight(memory, region, lambda: scaled_weight(weight, region))

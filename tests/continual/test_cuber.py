@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from small_learning import SGD, fit_task, learn, small_stream, small_units, start, train
 from torch.func import functional_call
 
-from fedkd.continual.cuber import CUBER, FLEXIBLE, GRADIENT, REGIME
-from fedkd.continual.gpm import BASIS, GPM, SCRATCH
+from fedkd.continual.cuber import CUBER
+from fedkd.continual.gpm import GPM
+from fedkd.continual.layer_memory import BASIS, COLUMNS, FLEXIBLE, GRADIENT, REGIME, SCALE, SCRATCH
 from fedkd.continual.naive import Naive
 from fedkd.continual.registry import make_learner
-from fedkd.continual.trgp import COLUMNS, SCALE, TRGP
+from fedkd.continual.trgp import TRGP
 from fedkd.errors import UserError
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8

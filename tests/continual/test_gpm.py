@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from small_learning import fit_task, learn, small_stream, small_units, start
 from torch import nn
 
-from fedkd.continual.gpm import BASIS, GPM
+from fedkd.continual.gpm import GPM
+from fedkd.continual.layer_memory import BASIS
 from fedkd.continual.naive import Naive
 from fedkd.continual.registry import make_learner
 from fedkd.errors import UserError

@@ -10,17 +10,15 @@ from small_learning import small_stream, start
 from torch import nn
 
 from fedkd.continual.naive import Naive
+from fedkd.continual.projection import complement, project_onto, project_out
 from fedkd.continual.subspace import (
     check_layers,
-    complement,
     draw,
     energies_along,
     has_own_heads,
     layer_inputs,
     mean_gradients,
     number_needed,
-    project_onto,
-    project_out,
     relatedness,
     residual_directions,
 )

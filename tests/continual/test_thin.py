@@ -10,9 +10,10 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from fedkd.continual.cuber import CUBER
-from fedkd.continual.gpm import BASIS, GPM
+from fedkd.continual.gpm import GPM
+from fedkd.continual.layer_memory import BASIS, SCALE
 from fedkd.continual.thin import Scaling, ThinWeight
-from fedkd.continual.trgp import SCALE, TRGP
+from fedkd.continual.trgp import TRGP
 from fedkd.models.mlp import mlp
 from fedkd.training.evaluate import predict_logits
 from fedkd.training.optimizer import OptimizerSpec
@@ -200,7 +201,7 @@ def counted(monkeypatch, learner, *, never=False):
         return learner, known
 
     class Never(type(learner)):
-        def thin(self, context, layer):
+        def thin(self, memory):
             return None
 
     return Never(**vars(learner)), known

@@ -10,9 +10,10 @@ from small_learning import SGD, fit_task, learn, small_stream, small_units, star
 from torch import nn
 from torch.func import functional_call
 
-from fedkd.continual.gpm import BASIS, GPM
+from fedkd.continual.gpm import GPM
+from fedkd.continual.layer_memory import BASIS, COLUMNS, SCALE
 from fedkd.continual.naive import Naive
-from fedkd.continual.trgp import COLUMNS, SCALE, TRGP
+from fedkd.continual.trgp import TRGP
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
 from fedkd.training.evaluate import predict_logits

@@ -1,0 +1,62 @@
+"""Gradients inside and outside of protected subspaces: two thin products, of the weight or of the inputs.
+
+A gradient ``∇`` of a layer's weight ``[out, n]`` leaves the span of orthonormal columns B ``[n, r]`` by
+``∇ − ∇ B Bᵀ`` or, with a basis B' of the complement, by ``∇ B' B'ᵀ``: whichever basis is thinner. And as it
+is a product ``δᵀ X`` of a batch, ``δᵀ (X P)`` is the same: with few inputs X that is cheaper again (see
+`fedkd.continual.thin`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def complement(basis: Tensor) -> Tensor:
+    """Return an orthonormal basis ``[n, n − r]`` of all that is orthogonal to ``[n, r]``."""
+    whole, _ = torch.linalg.qr(basis.double().cpu(), mode="complete")
+    return whole[:, basis.shape[1] :].to(basis.dtype).contiguous().to(basis.device)
+
+
+def project_out(gradient: Tensor, basis: Tensor) -> Tensor:
+    """Return ``∇ − ∇ B Bᵀ`` of a gradient ``[out, n]`` and an orthonormal basis ``[n, r]``.
+
+    Two thin products are never dearer than one with the matrix ``B Bᵀ`` if r ≤ n/2; and above that it is
+    cheaper to `project_onto` the `complement`.
+    """
+    return torch.addmm(gradient, gradient @ basis, basis.T, alpha=-1.0)
+
+
+def project_onto(gradient: Tensor, basis: Tensor) -> Tensor:
+    """Return ``∇ B Bᵀ`` of a gradient ``[out, n]`` and an orthonormal basis ``[n, r]``."""
+    return (gradient @ basis) @ basis.T
+
+
+class Projection(NamedTuple):
+    """A way to leave a subspace.
+
+    Attributes:
+        basis: Orthonormal columns ``[n, r]``.
+        onto: Whether they span what is left, and not the subspace itself.
+    """
+
+    basis: Tensor
+    onto: bool
+
+    @property
+    def rank(self) -> int:
+        """Number of columns r that the two products take."""
+        return self.basis.shape[1]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return what is outside of the subspace, of a gradient ``[out, n]`` or of inputs ``[B, n]``."""
+        return project_onto(rows, self.basis) if self.onto else project_out(rows, self.basis)
+
+
+def cheaper_projection(basis: Tensor) -> Projection:
+    """Return the thinner way to leave the span of orthonormal columns ``[n, r]``."""
+    if 2 * basis.shape[1] > basis.shape[0]:
+        return Projection(complement(basis), onto=True)
+    return Projection(basis, onto=False)

@@ -1,0 +1,84 @@
+"""Training steps of few inputs: when inputs are transformed in the place of weights and gradients.
+
+Which it is, is decided once an epoch for every protected layer, and kept in the context's step cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.layer_memory import LayerMemory, TrustRegion, layer_memories
+from fedkd.continual.learner import Tensors
+from fedkd.continual.thin import Scaling, ThinWeight
+
+
+def most_inputs(memory: LayerMemory, scaled: int = 0) -> int:
+    """Return up to how many inputs it takes less to transform those than the weight and its gradient.
+
+    Args:
+        memory: Of a protected layer; 0 if it is a convolution, which has many inputs.
+        scaled: Number of directions in which the weight is scaled.
+    """
+    if not isinstance(memory.layer.module, nn.Linear):
+        return 0
+    rank, outputs = memory.projection.rank, memory.layer.module.out_features
+    # The gradient takes two products with the projection's basis, and three with that of the scales. The
+    # inputs take two, and one, and one with the gradient of the outputs.
+    return outputs * (2 * rank + 3 * scaled) // (2 * rank + scaled + outputs)
+
+
+def thin_weight(
+    memory: LayerMemory,
+    region: TrustRegion | None = None,
+    effective: Callable[[], Tensor] | None = None,
+) -> ThinWeight | None:
+    """Return a protected layer's weight for steps of few inputs; None: a batch has too many.
+
+    Args:
+        memory: The layer's.
+        region: What the present task scales, if anything.
+        effective: Gives the scaled weight ``w̃``, with a graph; None: w itself.
+    """
+    weight = memory.layer.module.weight
+    most = most_inputs(memory, 0 if region is None else region.basis.shape[1])
+    if memory.context.batch_size > most:
+        return None
+    scaling = None if region is None else Scaling(weight.detach(), *region)
+    return ThinWeight.make(weight, effective or (lambda: weight), most, scaling)
+
+
+def thin_weights(context: LearnerContext, make: Callable[[LayerMemory], ThinWeight | None]) -> Tensors:
+    """Return the weights of the protected layers that have few inputs; in training steps only.
+
+    Args:
+        context: The client's.
+        make: Returns a protected layer's (see `thin_weight`); asked once an epoch.
+    """
+    weights: Tensors = {}
+    cache = context.step_cache
+    if cache is None:
+        return weights
+    for memory in layer_memories(context):
+        if memory.protects:
+            name = memory.layer.name
+            if name not in cache:
+                cache[name] = make(memory)
+            weight = cache[name]
+            if weight is not None:
+                weight.forget()
+                weights[memory.layer.weight_name] = weight
+    return weights
+
+
+def leave_protected(memory: LayerMemory, gradient: Tensor) -> Tensor:
+    """Return a protected layer's gradient, or change, outside of what is held: ``∇ − ∇ B Bᵀ``."""
+    cache, layer, project = memory.context.step_cache, memory.layer, memory.projection
+    thin = cache.get(layer.name) if cache is not None else None
+    factors = thin.factors_of(gradient) if thin is not None else None
+    if factors is None:
+        return project(layer.matrix(gradient)).view_as(gradient)
+    outputs, inputs = factors
+    return outputs.T @ project(inputs)
