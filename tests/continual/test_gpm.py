@@ -291,31 +291,6 @@ def test_scratch_goes_at_the_end_and_bytes_are_the_bases():
     assert learning.context.stored_bytes() == 4 * columns
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_restored_learner_goes_on_to_the_last_bit(own):
-    stream = small_stream(3, shape=(12,))
-    units = None if own else SHARED3
-    nets = [network(6 if own else 2), network(6 if own else 2)]
-    learning = start(GPM(threshold=0.95), nets[0], stream, units)
-    for task in (0, 1):
-        fit_task(learning, stream, task)
-        learning.end()
-    fit_task(learning, stream, 2, epochs=1, task_epochs=2, optimizer=OPTIMIZERS[2])
-    nets[1].load_state_dict(nets[0].state_dict())
-    saved = {name: values.copy() for name, values in learning.state().items()}
-    other = start(GPM(threshold=0.95), nets[1], stream, units)
-    other.restore(saved)
-    for either in (learning, other):
-        fit_task(either, stream, 2, epochs=1, task_epochs=2, first=1, optimizer=OPTIMIZERS[2])
-        either.end()
-    for ours, restored in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.equal(ours, restored)
-    assert learning.context.memory.keys() == other.context.memory.keys()
-    assert all(
-        torch.equal(values, other.context.memory[name]) for name, values in learning.context.memory.items()
-    )
-
-
 def test_hyper_parameters_of_a_scenario():
     learner = make_learner("gpm", {"threshold": [0.95, 0.99, 0.99], "samples": 125})
     assert (learner.threshold, learner.samples) == ([0.95, 0.99, 0.99], 125)

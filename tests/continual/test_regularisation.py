@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start
+from small_learning import fit_task, guide, learn, small_stream, small_units, start
 
 from fedkd.continual.ewc import EWC
 from fedkd.continual.learner import Step
@@ -17,7 +17,6 @@ from fedkd.continual.mas import MAS
 from fedkd.continual.naive import Naive
 from fedkd.continual.online_ewc import OnlineEWC
 from fedkd.continual.si import SI
-from fedkd.models.cnn import cnn
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
 from fedkd.randomness import seeded_torch
@@ -189,11 +188,10 @@ def test_si_credits_a_weight_with_the_loss_it_has_brought_down():
 
 
 @pytest.mark.parametrize("name", NEUTRAL)
-@pytest.mark.parametrize("spec", [SGD, ADAM], ids=["sgd", "adam"])
-def test_without_strength_it_is_naive_bit_for_bit(name, spec):
+def test_without_strength_it_is_naive_bit_for_bit(name):
     data = stream()
-    found = learn(NEUTRAL[name], network(dropout=0.3), data, optimizer=spec)
-    naive = learn(Naive(), network(dropout=0.3), data, optimizer=spec)
+    found = learn(NEUTRAL[name], network(dropout=0.3), data, optimizer=ADAM)
+    naive = learn(Naive(), network(dropout=0.3), data, optimizer=ADAM)
     assert np.array_equal(weights(found.context.network), weights(naive.context.network))
 
 
@@ -393,29 +391,6 @@ def test_lwf_teacher_has_its_own_statistics_and_leaves_the_networks_alone():
 # Everything -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_continues_exactly_from_the_middle_of_a_task(name):
-    data = stream()
-
-    def go_on(learning):
-        fit_task(learning, data, 1, epochs=1, first=1, task_epochs=2, optimizer=ADAM)
-        fit_task(learning, data, 2, optimizer=ADAM)
-        learning.end()
-        return learning
-
-    learning = start(EVERY[name], network(dropout=0.2), data)
-    fit_task(learning, data, 0, optimizer=ADAM)
-    fit_task(learning, data, 1, epochs=1, task_epochs=2, optimizer=ADAM)
-    again = start(EVERY[name], deepcopy(learning.context.network), data)
-    again.restore(learning.state())
-    go_on(learning)
-    go_on(again)
-    assert np.array_equal(weights(again.context.network), weights(learning.context.network))
-    assert again.context.memory.keys() == learning.context.memory.keys()
-    for key, values in learning.context.memory.items():
-        assert torch.equal(again.context.memory[key], values)
-
-
 @pytest.mark.parametrize("name, floats", [("ewc", 2), ("online_ewc", 2), ("si", 2), ("mas", 2), ("lwf", 0)])
 def test_stores_the_same_whatever_the_number_of_tasks(name, floats):
     net = network()
@@ -431,10 +406,9 @@ def test_stores_the_same_whatever_the_number_of_tasks(name, floats):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@pytest.mark.parametrize("kind", ["cnn", "resnet8"])
-def test_works_with_convolutions_and_normalisation(name, kind):
+def test_works_with_convolutions_and_normalisation(name):
     with seeded_torch(1):
-        net = cnn((1, 8, 8), 4) if kind == "cnn" else resnet8((1, 8, 8), 4, norm="batch")
+        net = resnet8((1, 8, 8), 4, norm="batch")
     learning = learn(EVERY[name], net, small_stream(2, shape=(1, 8, 8)), epochs=1, optimizer=ADAM)
     assert all(values.isfinite().all() for values in learning.context.memory.values())
 

@@ -300,27 +300,6 @@ def test_convolutions_own_heads_and_missed_tasks():
     assert predict_logits(learning.model(0), stream[0][0]).isfinite().all()
 
 
-def test_a_restored_learner_goes_on_to_the_last_bit():
-    stream = flat_stream(3, common=2)
-    nets = [network(), network()]
-    learning = start(trgp(), nets[0], stream, SHARED[:3])
-    for task in (0, 1):
-        fit_task(learning, stream, task)
-        learning.end()
-    fit_task(learning, stream, 2, epochs=1, task_epochs=2)
-    nets[1].load_state_dict(nets[0].state_dict())
-    other = start(trgp(), nets[1], stream, SHARED[:3])
-    other.restore({name: values.copy() for name, values in learning.state().items()})
-    for either in (learning, other):
-        fit_task(either, stream, 2, epochs=1, task_epochs=2, first=1)
-        either.end()
-    assert same(*nets)
-    assert learning.context.memory.keys() == other.context.memory.keys()
-    assert all(
-        torch.equal(values, other.context.memory[name]) for name, values in learning.context.memory.items()
-    )
-
-
 def test_a_layer_alone_is_a_network():
     stream = flat_stream(2, common=2)
     net = nn.Linear(12, 2)
