@@ -1,4 +1,4 @@
-"""Knowledge and clients for tests: drawn logits, softmax in loops, a client that records what it learns."""
+"""Knowledge for tests: drawn logits, softmax in loops, what each client receives."""
 
 from __future__ import annotations
 
@@ -71,26 +71,6 @@ def soft_cross_entropy_by_loops(student: np.ndarray, targets: np.ndarray) -> flo
         for wanted, row in zip(targets, q, strict=True)
     ]
     return sum(rows) / len(rows)
-
-
-class FakeClient:
-    """A client whose predictions are given and whose learning is written down."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        self.all_logits = logits
-        self.request: np.ndarray | None = None
-        self.memory: dict[str, np.ndarray] = {}
-        self.learned: list[tuple[np.ndarray, np.ndarray | None]] = []
-
-    @property
-    def classes(self) -> int:
-        return self.all_logits.shape[-1]
-
-    def logits(self) -> np.ndarray:
-        return self.all_logits if self.request is None else self.all_logits[self.request]
-
-    def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
-        self.learned.append((targets, samples))
 
 
 def guidance_for(row: int, guidance: Guidance) -> dict[str, np.ndarray]:

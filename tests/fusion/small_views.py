@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedkd.fusion.views import FitSummary
 from fedkd.randomness import seeded_torch
 
 
 class SmallClient:
-    """A client whose predictions and weights are given."""
+    """A client whose predictions and weights are given, and whose learning is written down."""
 
     def __init__(self, *, logits=None, private_logits=None, means=None, counts=None, weights=None) -> None:
-        self._logits, self._private_logits, self._means = logits, private_logits, means or {}
+        self.all_logits, self._private_logits, self._means = logits, private_logits, means or {}
+        self.request: np.ndarray | None = None
+        self.last_fit: FitSummary | None = None
         self._counts = counts
         self._weights = weights or {}
         self.memory: dict[str, np.ndarray] = {}
@@ -25,10 +28,10 @@ class SmallClient:
 
     @property
     def classes(self) -> int:
-        return self._logits.shape[1]
+        return self.all_logits.shape[1]
 
     def logits(self) -> np.ndarray:
-        return self._logits
+        return self.all_logits if self.request is None else self.all_logits[self.request]
 
     def private_logits(self) -> np.ndarray:
         return self._private_logits
@@ -60,6 +63,13 @@ class SmallServer:
         self.classes = classes
         self.architectures = dict(architectures or {})
         self.trained: list[dict[str, Any]] = []
+
+    @property
+    def clients(self) -> int:
+        return len(self.architectures)
+
+    def trainable(self, architecture: str) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.model(architecture).named_parameters())
 
     def architecture_of(self, client: int) -> str:
         return self.architectures[client]

@@ -28,13 +28,6 @@ def test_fedmd_is_the_plain_mean_of_logits() -> None:
     assert_allclose(guidance.weights, 0.2)
 
 
-def test_fedmd_does_not_mind_the_order_of_clients() -> None:
-    logits = draw()
-    shuffled = logits[[3, 0, 4, 2, 1]]
-    first, second = (FedMD().fuse(knowledge_of(array), {}).targets for array in (logits, shuffled))
-    assert_allclose(first, second, rtol=1e-6)
-
-
 def test_fedmd_reads_float16() -> None:
     coarse = draw().astype(np.float16)
     fused = FedMD().fuse(knowledge_of(coarse), {}).targets
@@ -53,11 +46,6 @@ def test_fedmd_losses() -> None:
     student, target = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 4.0]])
     assert float(FedMD().loss(student, target)) == pytest.approx((1 + 2 + 0 + 4) / 4)
     assert float(FedMD(matching="mse").loss(student, target)) == pytest.approx((1 + 4 + 0 + 16) / 4)
-    p, q = (target.double() / 2).softmax(1), (student.double() / 2).softmax(1)
-    expected = 4 * float((p * (p / q).log()).sum(1).mean())
-    assert float(FedMD(matching="kl", temperature=2.0).loss(student, target)) == pytest.approx(
-        expected, rel=1e-5
-    )
 
 
 def test_local_exchanges_nothing() -> None:

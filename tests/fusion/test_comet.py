@@ -9,10 +9,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from pydantic import ValidationError
 from rounds import (
-    EXTREMES,
-    assert_distributions,
     draw_logits,
-    extreme_logits,
     knowledge_of,
     mean_by_loops,
     softmax_by_loops,
@@ -88,31 +85,6 @@ def test_one_cluster_is_the_mean_and_n_clusters_leave_each_alone() -> None:
         alone = fuse(logits, clusters=clusters)
         assert_allclose(alone.targets, q, atol=1e-6)
         assert_array_equal(alone.weights, np.eye(5))
-
-
-def test_identical_clients_are_one_cluster() -> None:
-    logits = np.repeat(draw_logits(1, 6, 4), 5, axis=0)
-    assert_allclose(fuse(logits, clusters=3).weights, 0.2)
-
-
-def test_order_and_number_of_clients() -> None:
-    logits, order = grouped_logits([0, 2, 1, 1, 0, 2, 2]), [3, 0, 6, 4, 2, 1, 5]
-    first, second = fuse(logits), fuse(logits[order])
-    assert_allclose(second.weights, first.weights[np.ix_(order, order)])
-    assert_allclose(second.targets, first.targets[order], rtol=1e-5, atol=1e-6)
-    assert fuse(logits[[1, 3]], clients=(1, 3)).targets.shape == (2, 30, 4)
-
-
-@pytest.mark.parametrize("shape", EXTREMES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("space", ["probabilities", "logits"])
-@pytest.mark.parametrize("clusters", [1, 3])
-def test_extremes(shape, dtype, space, clusters) -> None:
-    strategy = Comet(space=space, clusters=clusters)
-    guidance = strategy.fuse(knowledge_of(extreme_logits(shape).astype(dtype)), {})
-    assert guidance.targets.shape == shape
-    for targets in guidance.targets:
-        assert_distributions(strategy.probabilities(targets))
 
 
 def test_overflowed_float16_logits_stay_finite() -> None:

@@ -63,15 +63,6 @@ def test_each_client_hears_the_mean_of_the_others_who_own_the_label(by_count) ->
     assert_array_equal(owners, [[2, 1, 1], [2, 2, 0], [2, 1, 1]])
 
 
-def test_order_and_indices_of_clients_do_not_matter() -> None:
-    order = [1, 2, 0]
-    first = FD().fuse(knowledge_of(MEANS, COUNTS), {}).personal
-    second = FD().fuse(knowledge_of(MEANS[order], COUNTS[order], clients=(2, 3, 8)), {}).personal
-    for row, n in enumerate(order):
-        assert_allclose(second[row]["label_logits"], first[n]["label_logits"], rtol=1e-6)
-        assert_array_equal(second[row]["owners"], first[n]["owners"])
-
-
 def test_a_client_alone_has_no_teachers() -> None:
     guidance = FD().fuse(knowledge_of(MEANS[:1], COUNTS[:1]), {})
     assert_array_equal(guidance.personal[0]["owners"], 0)

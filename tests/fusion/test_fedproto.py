@@ -45,12 +45,6 @@ def test_prototypes_are_means_over_all_samples_of_the_federation() -> None:
     assert guidance.targets is None and guidance.shared["prototypes"].dtype == np.float32
 
 
-def test_order_and_indices_of_clients_do_not_matter() -> None:
-    order = [1, 2, 0]
-    guidance = FedProto().fuse(knowledge_of(MEANS[order], COUNTS[order], clients=(2, 3, 8)), {})
-    assert_allclose(guidance.shared["prototypes"], by_hand(), rtol=1e-6)
-
-
 def test_one_client_gets_its_own_prototypes_back() -> None:
     guidance = FedProto().fuse(knowledge_of(MEANS[:1], COUNTS[:1]), {})
     assert_allclose(guidance.shared["prototypes"], MEANS[0], rtol=1e-6)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from small_views import SmallClient, SmallServer
 
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES, make_strategy
+from fedkd.fusion.views import FitSummary
 from fedkd.fusion.weight_exchange import WeightExchange
 
 FEATURES, CLASSES, SAMPLES = 5, 3, 6
@@ -27,7 +26,7 @@ def client_of_all_trades() -> SmallClient:
         counts=np.array([1, 2, 1]),
         weights=server.initial_weights("normed"),
     )
-    client.last_fit = SimpleNamespace(start=client.weights(), steps=2, lr=0.1)
+    client.last_fit = FitSummary(start=client.weights(), steps=2, lr=0.1)
     client.memory["control"] = np.zeros(sum(client.weights()[name].size for name in client.trainable()))
     return client
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import knfu_by_loops
 import numpy as np
 import pytest
@@ -40,26 +38,25 @@ def fuse(logits: np.ndarray, *, memory=None, clients=None, knowledge=None, **hyp
     return KnFu(**hyperparameters).fuse(knowledge_of(logits, clients, **(knowledge or {})), memory or {})
 
 
-def assert_distributions(array: np.ndarray, atol: float = 1e-6) -> None:
-    assert np.isfinite(array).all()
-    assert (array >= 0).all()
-    assert_allclose(array.sum(axis=-1, dtype=np.float64), 1.0, rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize("shape", [(3, 4, 3), (7, 25, 10)])
-@pytest.mark.parametrize("per_class", [False, True])
-@pytest.mark.parametrize(("distribution", "divergence"), itertools.product(DISTRIBUTIONS, DIVERGENCES))
-def test_agrees_with_loops(shape, per_class, distribution, divergence) -> None:
-    logits = draw_logits(*shape, seed=3)
-    counts = numpy_generator(4, "counts").integers(1, 50, (shape[0], shape[2]))
-    options = {"distribution": distribution, "divergence": divergence, "per_class": per_class}
-    for beta, temperature in [(0.7, 1.0), (3.0, 2.5)]:
-        options |= {"beta": beta, "temperature": temperature}
-        guidance = fuse(logits, knowledge={"label_counts": counts}, **options)
-        _, _, weights, fused = knfu_by_loops.knfu(logits.tolist(), label_counts=counts.tolist(), **options)
-        assert_allclose(guidance.weights, weights, rtol=1e-4, atol=1e-6)
-        assert_allclose(guidance.targets, fused, rtol=1e-4, atol=1e-6)
-        assert guidance.targets.dtype == np.float32
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    shape=st.sampled_from([(3, 4, 3), (7, 25, 10)]),
+    distribution=st.sampled_from(DISTRIBUTIONS),
+    per_class=st.booleans(),
+    beta=st.floats(0, 5),
+    temperature=st.floats(0.8, 4),
+)
+def test_agrees_with_loops(divergence, seed, shape, **options) -> None:
+    logits = draw_logits(*shape, seed=seed)
+    counts = numpy_generator(seed, "counts").integers(1, 50, (shape[0], shape[2]))
+    guidance = fuse(logits, divergence=divergence, knowledge={"label_counts": counts}, **options)
+    _, _, weights, fused = knfu_by_loops.knfu(
+        logits.tolist(), divergence=divergence, label_counts=counts.tolist(), **options
+    )
+    assert_allclose(guidance.weights, weights, rtol=1e-4, atol=1e-6)
+    assert_allclose(guidance.targets, fused, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("neighbours", [0, 1, 3, 99])
@@ -88,8 +85,7 @@ def test_beta_zero_is_the_mean_probability() -> None:
     assert_allclose(guidance.targets, np.broadcast_to(mean, (5, 8, 4)), atol=1e-6)
 
 
-@pytest.mark.parametrize("beta", [1e6, 1e300, np.finfo(np.float64).max])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@given(beta=st.floats(1e6, np.finfo(np.float64).max), divergence=st.sampled_from(DIVERGENCES))
 def test_beta_to_infinity_is_self_distillation(beta, divergence) -> None:
     logits = draw_logits(5, 8, 4)
     with np.errstate(all="raise", under="ignore"):
@@ -98,9 +94,11 @@ def test_beta_to_infinity_is_self_distillation(beta, divergence) -> None:
     assert_allclose(guidance.targets, softmax(logits), atol=1e-6)
 
 
-@pytest.mark.parametrize("beta", [0.0, 10.0, 1e4, 1e300])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("distribution", ["soft", "hard", "calibrated"])
+@given(
+    beta=st.floats(0, np.finfo(np.float64).max),
+    divergence=st.sampled_from(DIVERGENCES),
+    distribution=st.sampled_from(["soft", "hard", "calibrated"]),
+)
 def test_identical_clients_are_uniform_whatever_beta(beta, divergence, distribution) -> None:
     logits = np.repeat(draw_logits(1, 30, 6), 9, axis=0)
     guidance = fuse(logits, beta=beta, divergence=divergence, distribution=distribution)
@@ -118,33 +116,17 @@ def test_disjoint_label_sets_keep_to_themselves(distribution) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
-    clients=st.integers(1, 7),
-    samples=st.integers(1, 6),
-    classes=st.integers(1, 5),
+    shape=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(1, 5)),
     beta=st.floats(0, 50),
     distribution=st.sampled_from(["soft", "hard", "calibrated"]),
     divergence=st.sampled_from(DIVERGENCES),
     per_class=st.booleans(),
 )
-def test_properties(seed, clients, samples, classes, beta, distribution, divergence, per_class) -> None:
-    logits = draw_logits(clients, samples, classes, seed=seed)
-    options = {
-        "beta": beta,
-        "distribution": distribution,
-        "divergence": divergence,
-        "per_class": per_class,
-    }
-    guidance = fuse(logits, **options)
-    assert_distributions(guidance.weights, atol=1e-12)
-    assert_distributions(guidance.targets)
-    assert_array_equal(np.diag(guidance.weights), guidance.weights.max(axis=1))
-    neighbours = effective_neighbours(guidance.weights)
-    assert (neighbours >= 1 - 1e-12).all() and (neighbours <= clients + 1e-9).all()
-
-    order = numpy_generator(seed, "permutation").permutation(clients)
-    permuted = fuse(logits[order], **options)
-    assert_allclose(permuted.weights, guidance.weights[np.ix_(order, order)], rtol=1e-9, atol=1e-12)
-    assert_allclose(permuted.targets, guidance.targets[order], rtol=1e-4, atol=1e-6)
+def test_nobody_outweighs_oneself(seed, shape, **options) -> None:
+    weights = fuse(draw_logits(*shape, seed=seed), **options).weights
+    assert_array_equal(np.diag(weights), weights.max(axis=1))
+    neighbours = effective_neighbours(weights)
+    assert (neighbours >= 1 - 1e-12).all() and (neighbours <= shape[0] + 1e-9).all()
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -155,20 +137,6 @@ def test_weight_falls_with_distance(divergence) -> None:
     for n in range(8):
         nearest_first = np.argsort(d[n])
         assert (np.diff(weights[n][nearest_first]) < 0).all()
-
-
-@pytest.mark.parametrize("distribution", ["soft", "hard", "calibrated"])
-@pytest.mark.parametrize("divergence", DIVERGENCES)
-@pytest.mark.parametrize("per_class", [False, True])
-@pytest.mark.parametrize("shape", [(4, 6, 5), (1, 6, 5), (4, 6, 1), (4, 1, 5), (1, 1, 1)])
-def test_zero_probabilities_and_degenerate_shapes(distribution, divergence, per_class, shape) -> None:
-    logits = np.where(numpy_generator(0, "signs").random(shape) < 0.5, -1e4, 1e4).astype(np.float32)
-    for beta in (0.0, 10.0, 1e300):
-        guidance = fuse(
-            logits, beta=beta, distribution=distribution, divergence=divergence, per_class=per_class
-        )
-        assert_distributions(guidance.targets)
-        assert_distributions(guidance.weights)
 
 
 def test_one_client_gets_its_own_predictions_back() -> None:
@@ -244,13 +212,6 @@ def test_temperature_softens_predictions() -> None:
     assert entropies[-1] == pytest.approx(np.log(6), abs=1e-4)
 
 
-def test_inputs_are_left_alone() -> None:
-    logits = draw_logits()
-    before = logits.copy()
-    fuse(logits, per_class=True, distribution="calibrated", distribution_momentum=0.5)
-    assert_array_equal(logits, before)
-
-
 def test_moving_average_survives_partial_participation() -> None:
     strategy = KnFu(distribution_momentum=0.75)
     rounds = [((0, 2), 0), ((1, 2, 5), 1), ((0, 1), 2)]
@@ -292,17 +253,6 @@ def test_only_the_oracle_asks_for_label_counts() -> None:
     assert [KnFu(distribution=kind).needs_label_counts for kind in DISTRIBUTIONS] == [0, 0, 1, 0]
     with pytest.raises(ValueError, match="label_counts"):
         fuse(draw_logits(), distribution="shared")
-
-
-def test_loss_is_kl_to_targets_at_temperature() -> None:
-    torch = pytest.importorskip("torch")
-    student, targets = draw_logits(1, 5, 4)[0], softmax(draw_logits(1, 5, 4, seed=1)[0])
-    loss = KnFu(temperature=3.0).loss(torch.from_numpy(student), torch.from_numpy(targets))
-    rows = [
-        knfu_by_loops.kl(t.tolist(), knfu_by_loops.softmax(s.tolist(), 3.0))
-        for t, s in zip(targets, student, strict=True)
-    ]
-    assert float(loss) == pytest.approx(9.0 * sum(rows) / 5, rel=1e-5)
 
 
 @pytest.mark.parametrize(

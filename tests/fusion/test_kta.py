@@ -7,7 +7,7 @@ import math
 import knfu_by_loops
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.kta import KTA
@@ -99,40 +99,12 @@ def test_only_edges_of_the_graph_teach() -> None:
         assert_allclose(guidance.weights[n], expected, rtol=1e-6, atol=1e-12)
 
 
-def test_order_of_clients_and_missing_clients() -> None:
-    logits, order = draw(), [2, 0, 1]
-    first, second = fuse(logits), fuse(logits[order], clients=(1, 4, 6))
-    assert_allclose(second.weights, first.weights[np.ix_(order, order)], rtol=1e-9)
-    assert_allclose(second.targets, first.targets[order], atol=1e-6)
+def test_a_missing_client_has_no_weight() -> None:
+    logits = draw()
     two = fuse(logits[[0, 2]], clients=(0, 2)).weights
-    there = first.weights[np.ix_([0, 2], [0, 2])]
+    there = fuse(logits).weights[np.ix_([0, 2], [0, 2])]
     assert_allclose(two, there / there.sum(axis=1, keepdims=True), rtol=1e-9)
-
-
-@pytest.mark.parametrize("divergence", ["kl", "cosine"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("shape", [(4, 6, 5), (1, 6, 5), (4, 6, 1), (4, 1, 5), (1, 1, 1)])
-def test_zero_probabilities_and_degenerate_shapes(divergence, dtype, shape) -> None:
-    logits = np.where(numpy_generator(0, "signs").random(shape) < 0.5, -6e4, np.inf).astype(dtype)
-    guidance = fuse(logits, np.zeros(shape[1], dtype=np.int64), divergence=divergence)
-    for array in (guidance.targets, guidance.weights):
-        assert np.isfinite(array).all()
-        assert_allclose(array.sum(axis=-1), 1, atol=1e-6)
 
 
 def test_it_needs_labels_of_the_transfer_set() -> None:
     assert KTA().needs == {"transfer_labels"}
-
-
-def test_loss_is_kl_at_a_temperature() -> None:
-    import torch
-
-    student = torch.tensor([[1.0, 0.5, -1.0]], requires_grad=True)
-    targets = torch.tensor([[0.2, 0.5, 0.3]])
-    loss = KTA(temperature=2.0).loss(student, targets)
-    q = knfu_by_loops.softmax([1.0, 0.5, -1.0], 2.0)
-    by_hand = 4 * sum(t * math.log(t / p) for t, p in zip([0.2, 0.5, 0.3], q, strict=True))
-    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
-    loss.backward()
-    assert_allclose(student.grad[0], 2.0 * (np.array(q) - [0.2, 0.5, 0.3]), atol=1e-6)
-    assert_array_equal(targets, torch.tensor([[0.2, 0.5, 0.3]]))

@@ -7,18 +7,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from pydantic import ValidationError
 from rounds import (
-    EXTREMES,
-    FakeClient,
     assert_distributions,
     draw_logits,
     entropy,
-    extreme_logits,
     guidance_for,
     knowledge_of,
     mean_by_loops,
     num_bytes,
     softmax_by_loops,
 )
+from small_views import SmallClient
 
 from fedkd.fusion.dsfl import DSFL
 from fedkd.fusion.scarlet import Scarlet
@@ -32,7 +30,7 @@ class Federation:
 
     def __init__(self, strategy: Scarlet, clients: int) -> None:
         self.strategy = strategy
-        self.clients = [FakeClient(np.empty((SIZE, CLASSES), np.float32)) for _ in range(clients)]
+        self.clients = [SmallClient(logits=np.empty((SIZE, CLASSES), np.float32)) for _ in range(clients)]
         self.memory: dict[str, np.ndarray] = {}
         self.round = 0
 
@@ -59,10 +57,10 @@ class Federation:
 
 
 def learned(logits: np.ndarray, **hyperparameters) -> np.ndarray:
-    strategy, client = Scarlet(**hyperparameters), FakeClient(logits[0])
+    strategy, client = Scarlet(**hyperparameters), SmallClient(logits=logits[0])
     guidance = strategy.fuse(knowledge_of(logits), {})
     strategy.apply(client, guidance_for(0, guidance))
-    return client.learned[0][0]
+    return client.distilled[0][0]
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0, 7.0])
@@ -80,7 +78,7 @@ def test_exponent_one_without_cache_is_the_mean_of_dsfl() -> None:
         federation.run()
         dsfl = DSFL(sharpen="mean").fuse(knowledge_of(draw_logits(4, SIZE, CLASSES, seed=round)), {})
         for client in federation.clients:
-            targets, samples = client.learned[-1]
+            targets, samples = client.distilled[-1]
             assert_allclose(targets, dsfl.targets, rtol=1e-6)
             assert_array_equal(samples, np.arange(SIZE))
 
@@ -106,7 +104,7 @@ def test_what_is_cached_is_neither_sent_up_nor_down() -> None:
         assert federation.up == [0] * 3
         assert federation.down == [SIZE * index] * 3  # which samples to learn, and no label
     assert len(federation.run()) == SIZE  # D rounds are over
-    first, second, third, fourth = (targets for targets, _ in federation.clients[0].learned)
+    first, second, third, fourth = (targets for targets, _ in federation.clients[0].distilled)
     assert_array_equal(first, second)
     assert_array_equal(first, third)
     assert np.abs(first - fourth).max() > 0.01
@@ -129,11 +127,11 @@ def test_everyone_present_learns_the_same_newest_labels(samples_per_round, cache
         mean = np.array(mean_by_loops(softmax_by_loops(logits)))
         for i in asked:
             labels[i] = (round, mean[i] ** 2 / (mean[i] ** 2).sum())
-        drawn = federation.clients[present[0]].learned[-1][1].tolist()
+        drawn = federation.clients[present[0]].distilled[-1][1].tolist()
         assert set(asked) <= set(drawn)
         assert len(drawn) == min(samples_per_round or SIZE, SIZE)
         for position, client in enumerate(present):
-            targets, samples = federation.clients[client].learned[-1]
+            targets, samples = federation.clients[client].distilled[-1]
             assert samples.tolist() == drawn
             assert_allclose(targets, [labels[i][1] for i in drawn], rtol=1e-5, atol=1e-7)
             new = [i for i in drawn if held[client].get(i) != labels[i][0]]
@@ -145,37 +143,20 @@ def test_cached_samples_are_drawn_as_often_as_others() -> None:
     federation = Federation(Scarlet(samples_per_round=6, cache_rounds=10), 1)
     for _ in range(300):
         federation.run()
-    drawn = np.concatenate([samples for _, samples in federation.clients[0].learned])
+    drawn = np.concatenate([samples for _, samples in federation.clients[0].distilled])
     counts = np.bincount(drawn, minlength=SIZE)  # 60 each, with a standard deviation of 7
     assert counts.min() > 60 - 30 and counts.max() < 60 + 30
 
 
-def test_fuse_is_pure() -> None:
-    strategy = Scarlet(samples_per_round=8, cache_rounds=1)
-    memory: dict[str, np.ndarray] = {}
-    for round in range(4):
-        request = strategy.request(SIZE, memory, numpy_generator(round, "request"))
-        logits = draw_logits(3, SIZE, CLASSES, seed=round)[:, request]
-        before = {name: array.copy() for name, array in memory.items()}
-        knowledge = knowledge_of(logits, request=request)
-        first, second = strategy.fuse(knowledge, memory), strategy.fuse(knowledge, memory)
-        for name, array in memory.items():
-            assert_array_equal(array, before[name])
-        for row in range(3):
-            for name, array in guidance_for(row, first).items():
-                assert_array_equal(array, guidance_for(row, second)[name])
-        memory = first.memory
-
-
 def test_a_label_that_never_came_is_not_learned_in_silence() -> None:
-    client = FakeClient(draw_logits(1, SIZE, CLASSES)[0])
+    client = SmallClient(logits=draw_logits(1, SIZE, CLASSES)[0])
     nothing = {"new_samples": np.empty(0, np.int32), "new_labels": np.empty((0, CLASSES), np.float32)}
     Scarlet().apply(client, {"wanted": np.array([2, 4], np.int32), **nothing})
-    assert np.isnan(client.learned[0][0]).all()
+    assert np.isnan(client.distilled[0][0]).all()
 
 
 def test_targets_are_those_just_learned_cached_ones_included() -> None:
-    client = FakeClient(draw_logits(1, SIZE, CLASSES)[0])
+    client = SmallClient(logits=draw_logits(1, SIZE, CLASSES)[0])
     strategy, row = Scarlet(), np.full((1, CLASSES), 1 / CLASSES, np.float32)
     for wanted, new in ([2], [2]), ([2, 4], [4]):
         guidance = {
@@ -185,22 +166,9 @@ def test_targets_are_those_just_learned_cached_ones_included() -> None:
         }
         strategy.apply(client, guidance)
         targets, samples = strategy.targets_of(client, guidance)
-        assert_array_equal(targets, client.learned[-1][0])
-        assert_array_equal(samples, client.learned[-1][1])
+        assert_array_equal(targets, client.distilled[-1][0])
+        assert_array_equal(samples, client.distilled[-1][1])
         assert np.isfinite(targets).all() and samples.tolist() == wanted
-
-
-def test_does_not_mind_the_order_of_clients() -> None:
-    logits = draw_logits(5, 8, 4)
-    assert_allclose(learned(logits[[3, 0, 4, 2, 1]]), learned(logits), rtol=1e-6)
-
-
-@pytest.mark.parametrize("shape", EXTREMES)
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_extremes(shape, dtype) -> None:
-    targets = learned(extreme_logits(shape).astype(dtype))
-    assert targets.shape == shape[1:]
-    assert_distributions(targets)
 
 
 @pytest.mark.parametrize("wrong", [{"exponent": 0}, {"cache_rounds": -1}, {"samples_per_round": 0}])

@@ -59,16 +59,6 @@ def test_the_mean_runs_over_voters_and_ambiguous_samples_are_dropped(limit) -> N
     assert guidance.targets.dtype == np.float32 and guidance.shared["samples"].dtype == np.int32
 
 
-def test_order_and_indices_of_clients_do_not_matter() -> None:
-    first = SelectiveFD(ambiguity=2).fuse(knowledge_of(VOTES, LOGITS), {})
-    order = [2, 0, 1]
-    second = SelectiveFD(ambiguity=2).fuse(
-        knowledge_of([VOTES[n] for n in order], LOGITS[order], clients=(3, 5, 9)), {}
-    )
-    assert_array_equal(first.shared["samples"], second.shared["samples"])
-    assert_allclose(first.targets, second.targets, rtol=1e-6)
-
-
 @pytest.mark.parametrize("votes", [([], [], []), ([],)])
 def test_without_votes_there_is_nothing_to_learn(votes) -> None:
     assert SelectiveFD().fuse(knowledge_of(votes, LOGITS[: len(votes)]), {}).targets is None
@@ -119,16 +109,3 @@ def test_a_client_distils_the_kept_samples() -> None:
     ((targets, samples),) = client.distilled
     assert_array_equal(samples, [1])
     assert targets is guidance.targets
-
-
-def test_loss_is_cross_entropy_to_soft_targets() -> None:
-    import torch
-
-    student = torch.tensor([[1.0, 0.5, -1.0], [0.0, 2.0, 0.0]], requires_grad=True)
-    targets = torch.tensor([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0]])
-    loss = SelectiveFD().loss(student, targets)
-    q = [softmax(row) for row in student.tolist()]
-    by_hand = -sum(t * math.log(p) for t, p in zip(targets.flatten().tolist(), q[0] + q[1], strict=True)) / 2
-    assert loss.item() == pytest.approx(by_hand, rel=1e-6)
-    loss.backward()
-    assert_allclose(student.grad, (np.array(q) - targets.numpy()) / 2, atol=1e-6)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedkd.models.mix import apportion, client_models
 from fedkd.scenario.schema import ClientGroup, Data, Scenario
@@ -34,14 +36,18 @@ def test_counts_are_largest_remainders_with_nobody_left_out(clients, shares, cou
     assert apportion(clients, shares) == counts
 
 
-@pytest.mark.parametrize("clients", range(1, 30))
-@pytest.mark.parametrize("shares", [[1, 1], [3, 1, 1], [0.5, 0.3, 0.2, 0.01]])
+SHARES = st.lists(st.integers(1, 500).map(lambda hundredths: hundredths / 100), min_size=1, max_size=6)
+
+
+@given(clients=st.integers(1, 60), shares=SHARES)
 def test_counts_add_up_and_scale_does_not_matter(clients, shares):
     counts = apportion(clients, shares)
     assert sum(counts) == clients
-    assert counts == apportion(clients, [1024 * share for share in shares])
+    assert counts == apportion(clients, [1000 * share for share in shares])
     if clients >= len(shares):
         assert min(counts) >= 1
+    if len(set(shares)) == 1:
+        assert max(counts) - min(counts) <= 1
 
 
 def test_models_are_interleaved():
