@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedkd.engine.grid import EngineGrid, answer
 from fedkd.engine.schedule import assign_clients
+from fedkd.engine.work_note import WorkNote, WorkNotes
 from fedkd.federation.identity import assume_identity, client_of, with_content
 from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED
 
@@ -33,13 +34,15 @@ class ClientActor:
     """Owns some clients: their live state stays here while the run lasts.
 
     Args:
+        note: The file in which it notes what it works on.
         make_workload: Called with `arguments` to make the `Workload`, in the actor's process.
         arguments: Its arguments; object references have been resolved to shared, read-only arrays.
     """
 
-    def __init__(self, make_workload: Any, *arguments: Any) -> None:
+    def __init__(self, note: str, make_workload: Any, *arguments: Any) -> None:
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
         assume_identity()
+        self._note = WorkNote(note)
         self._contexts: dict[int, Context] = {}
         self._failure: Exception | None = None
         try:
@@ -65,6 +68,7 @@ class ClientActor:
             names: Names of these records.
             shared: The records, read from the object store.
         """
+        self._note.begin(message.metadata.message_id)
         for name, record in zip(names, shared, strict=True):
             message.content[name] = record
         return answer(self._work, message, client_of(message.metadata.dst_node_id))
@@ -107,7 +111,10 @@ class RayGrid(EngineGrid):
         self._priority = {client: place for clients in owned for place, client in enumerate(clients)}
         references = [ray.put(argument) for argument in arguments]
         actor_class = ray.remote(ClientActor).options(num_cpus=cpus_per_actor, num_gpus=gpus_per_actor)
-        self._actors: list[Any] = [actor_class.remote(make_workload, *references) for _ in range(actors)]
+        self._notes = WorkNotes(actors)
+        self._actors: list[Any] = [
+            actor_class.remote(note, make_workload, *references) for note in self._notes.paths
+        ]
 
     def wait_until_ready(self) -> None:
         """Return when every actor is up.
@@ -129,7 +136,7 @@ class RayGrid(EngineGrid):
             actor = self._actors[self._owner[client_of(message.metadata.dst_node_id)]]
             waiting[actor.handle.remote(light, names, *references)] = message
         place = {reference: number for number, reference in enumerate(waiting)}
-        died_with: dict[int, int] = {}  # actor to the client it was working for when it died
+        died_with: dict[int, list[int]] = {}  # actor to the clients one of which it died of
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
             for reference in sorted(done, key=place.__getitem__):
@@ -141,23 +148,42 @@ class RayGrid(EngineGrid):
                 yield reply
 
     def _lost(
-        self, message: Message, error: RayError, waiting: Iterable[Message], died_with: dict[int, int]
+        self,
+        message: Message,
+        error: RayError,
+        waiting: Iterable[Message],
+        died_with: dict[int, list[int]],
     ) -> Message:
         """Return the error reply to a message whose actor died.
 
-        All that an actor had yet to do is lost with it; the first of it was the work that it died of.
+        All that an actor had yet to do is lost with it, and so may replies be that it had yet to send.
         """
         client = client_of(message.metadata.dst_node_id)
         actor = self._owner[client]
         if actor not in died_with:
-            unanswered = (client_of(other.metadata.dst_node_id) for other in waiting)
-            died_with[actor] = next(other for other in unanswered if self._owner[other] == actor)
-        if died_with[actor] == client:
-            cause = str(error).strip().rpartition("Worker exit detail: ")[-1].splitlines()[0]
-            failure = Error(CLIENT_DIED, f"its Ray actor died: {cause}")
-        else:
-            failure = Error(NOT_HANDLED, f"its Ray actor died while it worked for client {died_with[actor]}")
-        return Message(failure, reply_to=message)
+            died_with[actor] = self._suspects(actor, waiting)
+        first, *others = died_with[actor]
+        if client != first:
+            reason = f"its Ray actor died while it worked for client {_one_of(died_with[actor])}"
+            return Message(Error(NOT_HANDLED, reason), reply_to=message)
+        cause = str(error).strip().rpartition("Worker exit detail: ")[-1].splitlines()[0]
+        doubt = f" in the work for it or for client {_one_of(others)}" if others else ""
+        return Message(Error(CLIENT_DIED, f"its Ray actor died{doubt}: {cause}"), reply_to=message)
+
+    def _suspects(self, actor: int, waiting: Iterable[Message]) -> list[int]:
+        """Return the client that a dead actor worked for, or all of its that it may have been.
+
+        Args:
+            actor: The actor.
+            waiting: The messages without a reply, of all actors, in the order of their work.
+        """
+        noted = self._notes.read(actor)
+        unanswered = {
+            other.metadata.message_id: client
+            for other in waiting
+            if self._owner[client := client_of(other.metadata.dst_node_id)] == actor
+        }
+        return [unanswered[noted]] if noted in unanswered else list(unanswered.values())
 
     @staticmethod
     def _put_shared_records(messages: list[Message]) -> dict[int, ray.ObjectRef]:
@@ -175,6 +201,13 @@ class RayGrid(EngineGrid):
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
+        self._notes.close()
+
+
+def _one_of(clients: Sequence[int]) -> str:
+    """Return the clients as one names alternatives: ``2``, ``2 or 4``, ``2, 4 or 6``."""
+    *others, last = map(str, clients)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _without_shared(

@@ -17,6 +17,7 @@ from fedkd.data.federated import load_federated_data
 from fedkd.engine.clients import ScenarioWorkload, _on_its_device
 from fedkd.engine.ray_grid import RayGrid
 from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
+from fedkd.engine.work_note import WorkNote
 from fedkd.errors import UserError
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.messages import CLIENT_DIED, CLIENT_RAISED, NOT_HANDLED
@@ -44,7 +45,6 @@ class Probe:
         if ask.get("raises", -1) == client:
             raise ArithmeticError(f"client {client} cannot count")
         if ask.get("dies", -1) == client:
-            time.sleep(0.5)  # or the reply before this one may die with the process
             os._exit(3)
         arrays = {
             name: from_record(record)["x"] for name, record in sorted(message.content.array_records.items())
@@ -80,13 +80,14 @@ def grid(ray_session) -> Iterator[RayGrid]:
     grid.close()
 
 
-def messages(grid: RayGrid, records=None, **ask) -> list[Message]:
-    """Return one message per node; `records` is called with the client for its array records."""
+def messages(grid: RayGrid, records=None, clients=None, **ask) -> list[Message]:
+    """Return one message per client; `records` is called with the client for its array records."""
     return [
         grid.create_message(
             RecordDict({"ask": ConfigRecord(ask), **(records(client) if records else {})}), "train", node, "1"
         )
         for client, node in enumerate(grid.get_node_ids())
+        if clients is None or client in clients
     ]
 
 
@@ -157,23 +158,70 @@ def test_pushed_messages_are_pulled_once(grid):
     assert not grid._replies
 
 
-def test_an_actor_that_dies_takes_only_its_own_clients():
-    grid = make_grid(clients=6)
-    try:
-        processes = [record["process"] for record in told(grid.send_and_receive(messages(grid)))]
-        with_two = [client for client in range(6) if processes[client] == processes[2]]
-        assert with_two == [0, 2, 4]
-        replies = list(grid.send_and_receive(messages(grid, dies=2)))
-        codes = [reply.error.code if reply.has_error() else None for reply in replies]
-        # Client 0 was served before; 2 is what the actor died of; 4 was lost with it.
-        assert codes == [None, None, CLIENT_DIED, None, NOT_HANDLED, None]
-        assert replies[2].error.reason.startswith("its Ray actor died: ")
-        assert "\n" not in replies[2].error.reason
-        assert replies[4].error.reason == "its Ray actor died while it worked for client 2"
-        again = list(grid.send_and_receive(messages(grid)))
-        assert [reply.has_error() for reply in again] == [True, False, True, False, True, False]
-    finally:
-        grid.close()
+@pytest.fixture(scope="module")
+def four(ray_session) -> Iterator[tuple[RayGrid, list[ConfigRecord]]]:
+    """Four actors with half a GPU each and what their clients told once; three of them die in the tests.
+
+    Actor 0 owns the clients 0, 4 and 8, in this order, actor 1 owns 1, 5 and 9, and so on.
+    """
+    grid = make_grid(clients=12, actors=4, cpus_per_actor=0.1, gpus_per_actor=0.5)
+    yield grid, told(grid.send_and_receive(messages(grid)))
+    grid.close()
+
+
+def fates(replies) -> list[int | None]:
+    return [reply.error.code if reply.has_error() else None for reply in replies]
+
+
+def losing_the_reply_of(grid: RayGrid, client: int, monkeypatch) -> None:
+    """Let a client's reply die with its actor, as it does when the actor dies before it has sent it."""
+    get = ray.get
+
+    def get_or_lose(reference):
+        reply = get(reference)
+        if isinstance(reply, Message) and reply.metadata.src_node_id == client + 2:
+            get(grid._actors[grid._owner[client]].ready.remote())  # raises once the actor is dead
+        return reply
+
+    monkeypatch.setattr(module.ray, "get", get_or_lose)
+
+
+def test_an_actor_that_dies_takes_only_its_own_clients(four):
+    grid, before = four
+    assert [n for n, record in enumerate(before) if record["process"] == before[4]["process"]] == [0, 4, 8]
+    with_a_neighbour = (0, 3, 4, 7, 8)
+    replies = list(grid.send_and_receive(messages(grid, clients=with_a_neighbour, dies=4)))
+    # Client 0 was served before, if its reply did not die with the actor; 8 was lost with it.
+    assert fates(replies)[0] in (None, NOT_HANDLED)
+    assert fates(replies)[1:] == [None, CLIENT_DIED, None, NOT_HANDLED]
+    assert replies[2].error.reason.startswith("its Ray actor died: ")
+    assert "\n" not in replies[2].error.reason
+    assert replies[4].error.reason == "its Ray actor died while it worked for client 4"
+    again = grid.send_and_receive(messages(grid, clients=with_a_neighbour))
+    assert [reply.has_error() for reply in again] == [True, False, True, False, True]
+
+
+def test_a_reply_that_dies_with_its_actor_does_not_make_its_client_the_culprit(four, monkeypatch):
+    grid, _ = four
+    losing_the_reply_of(grid, 1, monkeypatch)
+    replies = list(grid.send_and_receive(messages(grid, clients=(1, 3, 5, 9), dies=5)))
+    assert fates(replies) == [NOT_HANDLED, None, CLIENT_DIED, NOT_HANDLED]
+    assert replies[0].error.reason == "its Ray actor died while it worked for client 5"
+
+
+def test_where_an_actors_note_cannot_be_read_all_it_may_have_died_of_are_named(four, monkeypatch):
+    grid, _ = four
+    monkeypatch.setattr(grid._notes, "paths", ["/nowhere"] * 4)  # as with an actor on another node
+    losing_the_reply_of(grid, 2, monkeypatch)
+    replies = list(grid.send_and_receive(messages(grid, clients=(2, 3, 6, 10), dies=6)))
+    assert fates(replies) == [CLIENT_DIED, None, NOT_HANDLED, NOT_HANDLED]
+    assert replies[0].error.reason.startswith("its Ray actor died in the work for it or for client 6 or 10: ")
+    assert replies[2].error.reason == "its Ray actor died while it worked for client 2, 6 or 10"
+
+
+def test_an_actor_without_the_drivers_disk_works_without_a_note(tmp_path):
+    WorkNote(str(tmp_path / "elsewhere" / "0")).begin("a" * 32)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_while_an_actor_starts_keeps_its_key():
@@ -186,14 +234,10 @@ def test_an_error_while_an_actor_starts_keeps_its_key():
         grid.close()
 
 
-def test_actors_hold_their_share_of_a_gpu():
-    grid = make_grid(clients=4, actors=4, cpus_per_actor=0.1, gpus_per_actor=0.5)
-    try:
-        records = told(grid.send_and_receive(messages(grid)))
-        assert sorted(gpu for record in records for gpu in record["gpus"]) == [0, 0, 1, 1]
-        assert all(record["visible"] == str(record["gpus"][0]) for record in records)
-    finally:
-        grid.close()
+def test_actors_hold_their_share_of_a_gpu(four):
+    _, records = four
+    assert sorted(gpu for record in records[:4] for gpu in record["gpus"]) == [0, 0, 1, 1]
+    assert all(record["visible"] == str(record["gpus"][0]) for record in records)
 
 
 @pytest.mark.parametrize(
