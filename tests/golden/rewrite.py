@@ -1,0 +1,30 @@
+"""Write the figures of golden runs anew, after a change of behaviour that is meant.
+
+    python tests/golden/rewrite.py [RUN …]
+
+Figures that still agree with those kept are left as they are, so that the difference in review is the change.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+# As in the tests, and before torch is imported, which reads it once.
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this working tree's fedkd
+
+import golden_runs
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    for name in sys.argv[1:] or golden_runs.RUNS:
+        kept, got = golden_runs.kept_figures(name), golden_runs.run_figures(name)
+        lines = golden_runs.differences(kept, got)
+        path = golden_runs.FOLDER / f"{name}.json"
+        path.write_text(golden_runs.dump(golden_runs.renewed(kept, got)), encoding="utf-8")
+        print(f"{name}: {f'{len(lines)} differences' if lines else 'as before'}")
+        for line in lines if kept else ():
+            print(f"  {line}")

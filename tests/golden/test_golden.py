@@ -1,0 +1,46 @@
+"""Short runs give the figures that lie in the repository, to within what another processor may change."""
+
+from __future__ import annotations
+
+import golden_runs
+import pytest
+
+
+@pytest.mark.parametrize("name", golden_runs.RUNS)
+def test_a_run_gives_the_figures_that_are_kept(name):
+    lines = golden_runs.differences(golden_runs.kept_figures(name), golden_runs.run_figures(name))
+    if lines:
+        meant = f"If the change is meant: python tests/golden/rewrite.py {name}"
+        pytest.fail("\n".join([f"run '{name}' differs from tests/golden/metrics/{name}.json", *lines, meant]))
+
+
+def test_every_file_is_that_of_a_run():
+    assert {path.stem for path in golden_runs.FOLDER.iterdir()} == set(golden_runs.RUNS)
+
+
+def test_new_missing_and_changed_figures_are_told_one_by_one():
+    kept = {
+        "global accuracy": {"round 1": 0.5, "round 2": 0.6, "client 0": 0.6, "client 10": 0.7},
+        "global loss": {"round 1": 2.0},
+        "summary": {"bytes_up": 100},
+    }
+    got = {
+        "global accuracy": {"round 1": 0.52, "round 2": 0.7, "client 0": 0.5, "client 10": 0.75},
+        "global loss": {"round 1": 2.001, "round 2": 1.0},
+        "local accuracy": {"client 10": 0.5, "round 1": 0.5, "client 2": 0.5},
+        "summary": {"bytes_down": 50, "bytes_up": 101},
+    }
+    assert golden_runs.differences(kept, got) == [
+        "changed  global accuracy, round 2: 0.6 -> 0.7",
+        "changed  global accuracy, client 0: 0.6 -> 0.5",
+        "new      global loss: round 2",
+        "new      local accuracy: round 1, client 2, client 10",
+        "new      summary: bytes_down",
+        "changed  summary, bytes_up: 100 -> 101",
+    ]
+    assert golden_runs.differences(got, kept)[2] == "missing  global loss: round 2"
+    assert golden_runs.renewed(kept, got)["global accuracy"] == kept["global accuracy"] | {
+        "round 2": 0.7,
+        "client 0": 0.5,
+    }
+    assert golden_runs.differences(kept, kept) == []
