@@ -105,7 +105,7 @@ RUNS: dict[str, dict[str, Any]] = {
 # Figures ----------------------------------------------------------------------------------------------
 
 Figures = dict[str, dict[str, float | None]]
-"""Of a series (``"global accuracy, task 1"``) the means (``"round 2"``) and the last of each ``"client 3"``."""
+"""Of a series, as ``"global accuracy, task 1"``: means (``"round 2"``), last values (``"client 3"``)."""
 
 
 def run_figures(name: str) -> Figures:
