@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fedkd
-from fedkd.scenario.load import parse_scenario
+from fedkd.plan.load import parse_scenario
 
 FOLDER = Path(__file__).resolve().parent / "metrics"
 

@@ -11,7 +11,7 @@ from fedkd.errors import TrainingDiverged
 from fedkd.server.models import TransferSetModels
 from fedkd.models.mlp import mlp
 from fedkd.randomness import torch_generator
-from fedkd.scenario.load import parse_scenario
+from fedkd.plan.load import parse_scenario
 from fedkd.training.losses import logits_mse
 from fedkd.training.weights import load_weights, weights_of
 
