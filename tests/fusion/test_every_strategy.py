@@ -180,7 +180,7 @@ strategies_that_fuse = pytest.mark.parametrize("name", [n for n in STRATEGIES.bu
 
 
 @strategies_that_fuse
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
 def test_guidance_is_sound_whatever_is_uploaded(name, data, size, seed) -> None:
     """Zero probabilities, ties, overflow; one client, one sample, one class."""
@@ -217,7 +217,7 @@ def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, 
 
 
 @strategies_that_fuse
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
 def test_neither_order_nor_indices_of_clients_matter(name, data, size, seed) -> None:
     options = data.draw(options_of(name))
@@ -256,7 +256,7 @@ def test_clients_that_say_the_same_are_told_the_same(name, data, size, seed) -> 
 
 
 @every_strategy
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 1000))
 def test_fuse_is_pure(name, data, seed) -> None:
     """The same again gives the same again, and nothing that is handed in changes."""

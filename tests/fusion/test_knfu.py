@@ -39,7 +39,7 @@ def fuse(logits: np.ndarray, *, memory=None, clients=None, knowledge=None, **hyp
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     shape=st.sampled_from([(3, 4, 3), (7, 25, 10)]),
@@ -113,7 +113,7 @@ def test_disjoint_label_sets_keep_to_themselves(distribution) -> None:
     assert_allclose(guidance.weights, np.eye(4), atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     shape=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(1, 5)),

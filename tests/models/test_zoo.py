@@ -135,9 +135,9 @@ def test_images_too_small_are_refused_and_the_smallest_work(name):
 
 
 @pytest.mark.parametrize("name", ["lenet", "cnn", "resnet8", "mlp"])
-@pytest.mark.parametrize("shape", [(1, 5, 11), (2, 33, 20), (3, 64, 48), (1, 17, 17), (1, 31, 64)])
-def test_oblong_images_work(name, shape):
-    assert build(name, shape)(torch.zeros(2, *shape)).shape == (2, 10)
+def test_oblong_images_work(name):
+    for shape in [(1, 5, 11), (2, 33, 20), (3, 64, 48), (1, 17, 17), (1, 31, 64)]:
+        assert build(name, shape)(torch.zeros(2, *shape)).shape == (2, 10)
 
 
 @pytest.mark.parametrize(
