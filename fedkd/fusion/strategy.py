@@ -105,8 +105,7 @@ class Guidance:
 
 
 Guided = Literal["all_alike", "each", "nobody"]
-"""Whom a strategy guides: all clients alike, by what replaces what they had; each by what is made for it;
-nobody."""
+"""Whom a strategy guides: all clients by the same guidance, each by guidance of its own, or nobody."""
 
 REACH: Mapping[Guided, str] = {
     "all_alike": "the clients that took part, all the same, with their next message",
