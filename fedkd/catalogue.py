@@ -51,6 +51,8 @@ def strategies() -> Iterator[str]:
             yield _row(name, f"cannot be used: {strategy}")
             continue
         yield _row(name, f"{_summary(strategy)} Clients send {strategy.sends}.")
+        if strategy.reach():
+            yield _row("", f"  guides {strategy.reach()}")
         needed = [text for need, text in NEEDS.items() if need in _needs(strategy)]
         if needed:
             yield _row("", f"  needs {', '.join(needed)}")

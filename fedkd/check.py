@@ -211,24 +211,19 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _traffic(plan: Plan, data: Data, parameters: int) -> str:
-    """Estimate the payload of a round that is evaluated, all clients together; of the largest task's."""
-    from fedkd.data.federated import FederatedData
-
+    """Estimate what the method sends in a round, all clients together; of a stream's first task."""
     scenario, strategy = plan.scenario, plan.strategy
-    everyone = scenario.data.clients
-    sampled = scenario.clients_per_round or everyone
-    if strategy.brings_model:
-        # Those that train receive parameters and send theirs; everyone receives the new ones for evaluation.
-        up, down = sampled * parameters * 4, (sampled + everyone) * parameters * 4
-        return f"about {size(up)} up, {size(down)} down in a round (parameters)"
+    sampled = scenario.clients_per_round or scenario.data.clients
     if strategy.sends == "nothing":
         return "none"
     if "weights" in strategy.needs:
-        return f"at least {size(sampled * parameters * 4)} up and as much down in a round ({strategy.sends})"
-    tasks = [data] if isinstance(data, FederatedData) else [task.data for task in data]
-    values = sampled * max(len(task.transfer_x) * task.classes for task in tasks)
-    up, down = values * np.dtype(scenario.fusion.upload_dtype).itemsize, values * 4
-    return f"about {size(up)} up, {size(down)} down in a round (logits up, guidance down)"
+        weights = size(sampled * parameters * np.dtype(scenario.fusion.upload_dtype).itemsize)
+        least = "about" if strategy.brings_model else "at least"
+        return f"{least} {weights} up and {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
+    from fedkd.server.trial import trial_exchange
+
+    up, down = trial_exchange(plan, data)
+    return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
 
 
 def _counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from fedkd import __version__
 from fedkd.errors import UserError
+from fedkd.models.mix import architecture_names
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import counted_clients
@@ -107,25 +108,20 @@ def finish_run(
         observer: Whom to tell.
         tasks: Names of the stream's tasks, for figures.
     """
-    scenario = plan.scenario
-    final = {}
-    rows = read_metrics(folder)
+    scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
-    for split in ("local", "global"):
-        values = [
-            row["value"]
-            for row in rows
-            if (row["round"], row["split"], row["metric"]) == (scenario.rounds, split, "accuracy")
-            and row["client"] in counted
-            and row["value"] is not None
-        ]
-        final[f"accuracy_{split}"] = spread(values)
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,
         "status": "done",
         "rounds": scenario.rounds,
-        "final": {**final, "bytes_up": totals.bytes_up, "bytes_down": totals.bytes_down},
+        "final": {
+            **final_accuracies(rows, plan.last_round, counted),
+            "bytes_up": totals.bytes_up,
+            "bytes_down": totals.bytes_down,
+            "evaluation_bytes": totals.evaluation_bytes,
+            "by_architecture": by_architecture(plan, rows, counted),
+        },
         "continual": _continual(scenario, folder, rows, counted, tasks),
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
@@ -133,6 +129,39 @@ def finish_run(
     write_summary(folder, summary)
     observer.run_finished(RunReport(folder, summary))
     return summary
+
+
+FINAL_ACCURACIES = tuple(
+    (split, metric, f"{metric}_{split}")
+    for metric in ("accuracy", "accuracy_trained")
+    for split in ("local", "global")
+)
+"""Split and metric of what a summary says of the last round, and its key there."""
+
+
+def final_accuracies(
+    rows: Sequence[MetricRow], last_round: int, clients: Set[int]
+) -> dict[str, dict[str, float] | None]:
+    """Return accuracies after the last round, spread over clients; None where nobody could be tested."""
+    found: dict[str, list[float]] = {key: [] for _, _, key in FINAL_ACCURACIES}
+    keys = {(split, metric): key for split, metric, key in FINAL_ACCURACIES}
+    for row in rows:
+        key = keys.get((row["split"], row["metric"]))
+        if key and row["round"] == last_round and row["client"] in clients and row["value"] is not None:
+            found[key].append(row["value"])
+    return {key: spread(values) if values else None for key, values in found.items()}
+
+
+def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, dict[str, Any]]:
+    """Return, for every architecture, its number of clients that count and their final accuracies."""
+    clients: dict[str, set[int]] = {}
+    for client, name in enumerate(architecture_names(plan.groups)):
+        if client in counted:
+            clients.setdefault(name, set()).add(client)
+    return {
+        name: {"clients": len(own), **final_accuracies(rows, plan.last_round, own)}
+        for name, own in clients.items()
+    }
 
 
 def _continual(

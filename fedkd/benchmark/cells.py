@@ -280,7 +280,7 @@ def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
         return tuple(bench.spec.metrics)
     streams = [cell.scenario for cell in cells if cell.scenario.continual is not None]
     if not streams:
-        return ("accuracy_local", "accuracy_global")
+        return ("accuracy_trained_local", "accuracy_local", "accuracy_trained_global", "accuracy_global")
     tests = dict.fromkeys(test for scenario in streams for test in _tests(scenario))
     accuracies = [f"average_accuracy_{protocol}" for protocol in tests]
     return (*accuracies, "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")

@@ -171,7 +171,8 @@ def _axis_value(cell: Cell, axis: Axis) -> Any:
 
 def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Path) -> None:
     """Write `cells.csv`: one row per cell with how it ended, what it reached and what it cost."""
-    measured = ["rounds", "accuracy_local", "accuracy_global", "bytes_up", "bytes_down", "seconds"]
+    measured = ["rounds", "accuracy_trained_local", "accuracy_local", "accuracy_trained_global"]
+    measured += ["accuracy_global", "bytes_up", "bytes_down", "seconds"]
     if any(cell.cell.scenario.continual is not None for cell in finished):
         measured += ["average_accuracy", "bwt", "forgetting", "intransigence", "gain_over_single"]
         measured += ["stored_bytes_per_task", "peak_bytes"]

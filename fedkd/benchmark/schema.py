@@ -20,7 +20,11 @@ from fedkd.scenario.overrides import parse_override
 from fedkd.scenario.schema import PositiveInt, Section
 
 METRICS = (
-    *(f"{metric}_{split}" for metric in ("accuracy", "loss", "fusion_gain") for split in ("local", "global")),
+    *(
+        f"{metric}_{split}"
+        for metric in ("accuracy_trained", "accuracy", "loss", "fusion_gain")
+        for split in ("local", "global")
+    ),
     "loss_train",
     "effective_neighbours_train",
     "bytes_up",
@@ -56,12 +60,12 @@ class BenchFile(Section):
     """Axis to value: the cells that the others are compared with, paired by seed and by all other axes."""
     metrics: Annotated[list[str], Field(min_length=1)] | None = None
     """What the table and the figures show: `METRIC_SPLIT` of the last round, averaged over clients
-    (`accuracy_local`, `loss_global`, `fusion_gain_local`, `loss_train`, …), `bytes_up`, `bytes_down`,
-    `seconds`, or a continual metric of the summary (`average_accuracy_task_incremental`, `bwt`,
-    `forgetting`, `stored_bytes_per_task`, …). `intransigence` and `gain_over_single` are there where the
-    learners `joint` and `single` are among those compared. Absent: both accuracies; where cells learn a
-    stream of tasks, average accuracies with and without the task given, `bwt`, `forgetting`, bytes stored,
-    `seconds`."""
+    (`accuracy_trained_local` after the clients' own training, `accuracy_local` after guidance, `loss_global`,
+    `fusion_gain_local`, `loss_train`, …), `bytes_up`, `bytes_down`, `seconds`, or a continual metric of the
+    summary (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …).
+    `intransigence` and `gain_over_single` are there where the learners `joint` and `single` are among those
+    compared. Absent: accuracies at both moments; where cells learn a stream of tasks, average accuracies with
+    and without the task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
     parallel: bool = True
     """Whether cells run side by side on Ray, whatever the engine of the base, each on `engine.cpus_per_actor`
     CPUs and `engine.gpus_per_actor` GPUs; false: one after the other in this process, for debugging. Never

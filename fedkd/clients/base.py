@@ -7,8 +7,7 @@ model trains and predicts is its kind's business: `torch_client`, `stream_client
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from math import nan
+from math import isnan, nan
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -30,8 +29,8 @@ MODEL = "model/"
 KEPT = "kept/"
 MEMORY = "memory/"
 APPLIED_ROUND = "applied_round"
-BASELINE = "baseline"
-CORRECT = "baseline_correct"
+TRAINED = "trained"
+CORRECT = "trained_correct"
 FOLLOWED = "followed/"
 
 Split = Literal["local", "global"]
@@ -67,7 +66,9 @@ class Client(ABC):
         self._scenario = plan.scenario
         self._strategy = plan.strategy
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
-        self._baseline = (0, nan, nan)  # round, local and global accuracy before its guidance
+        # Round in whose messages guidance came last, and the accuracies just before it had its effect, local
+        # and global; NaN: it had none on the model.
+        self._trained = (0, nan, nan)
         # Until an evaluation has said what guidance did: which common test samples were right before it, and
         # the guidance itself.
         self._correct_before: np.ndarray | None = None
@@ -209,17 +210,37 @@ class Client(ABC):
         """Evaluate what the fusion of a round has led to."""
         return self.evaluate(split)
 
-    def remember_baseline(self, round: int, splits: Sequence[Split]) -> None:
-        """Evaluate now, as the accuracy that this round's guidance will be measured against."""
-        scores = {split: self.evaluate(split) for split in splits}
-        self._correct_before = scores["global"].correct if "global" in scores else None
-        accuracy = {split: before.accuracy for split, before in scores.items()}
-        self._baseline = (round, accuracy.get("local", nan), accuracy.get("global", nan))
+    def remember_trained(self, round: int, *, changes: bool = True) -> None:
+        """Take down that guidance comes in this round, and how the client does without it.
 
-    def baseline(self, round: int) -> dict[Split, float]:
-        """Return the accuracies `remember_baseline` measured in this round; NaN where it measured none."""
-        measured, local, common = self._baseline
-        return {"local": local, "global": common} if measured == round else {"local": nan, "global": nan}
+        Args:
+            round: That of the message that brings it.
+            changes: Whether it changes the model at once: else there is nothing to measure.
+        """
+        if not changes:
+            self._trained = (round, nan, nan)
+            return
+        scores = {split: self.evaluate(split) for split in SPLITS}
+        self._correct_before = scores["global"].correct
+        self._trained = (round, scores["local"].accuracy, scores["global"].accuracy)
+
+    def two_moments(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
+        """Return the accuracy after the client's own training and the one now, and what guidance gained.
+
+        Args:
+            round: 1-based.
+            split: Of the accuracy.
+            accuracy: Measured now, when the round's guidance has been applied.
+
+        Returns:
+            `accuracy_trained`, the same as `accuracy` where nothing has changed the model since, `accuracy`,
+            and `fusion_gain`, NaN for a client that received no guidance in this round.
+        """
+        guided, local, common = self._trained
+        before = local if split == "local" else common
+        trained = accuracy if guided != round or isnan(before) else before
+        gain = accuracy - trained if guided == round else nan
+        return {"accuracy_trained": trained, "accuracy": accuracy, "fusion_gain": gain}
 
     def fidelity(self, after: Score) -> dict[str, float]:
         """Return how far the client now follows its guidance, and what that turned right and wrong.
@@ -260,7 +281,7 @@ class Client(ABC):
         """Return everything that `restore` needs to continue exactly here."""
         arrays = {
             APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64),
-            BASELINE: np.array(self._baseline, dtype=np.float64),
+            TRAINED: np.array(self._trained, dtype=np.float64),
         }
         if self._correct_before is not None:
             arrays[CORRECT] = self._correct_before
@@ -271,8 +292,8 @@ class Client(ABC):
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         self.applied_round = int(arrays[APPLIED_ROUND])
-        round, local, common = arrays[BASELINE].tolist()
-        self._baseline = (int(round), local, common)
+        round, local, common = arrays[TRAINED].tolist()
+        self._trained = (int(round), local, common)
         self._correct_before = arrays.get(CORRECT)
         self._followed = below(FOLLOWED, arrays) or None
         self._kept = below(KEPT, arrays)

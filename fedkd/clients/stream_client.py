@@ -151,10 +151,11 @@ class StreamClient(TorchClient):
         """Evaluate on the present task."""
         return self.evaluate(split)
 
-    def remember_baseline(self, round: int, splits: Sequence[Split]) -> None:
-        """Evaluate now, on earlier tasks too: what guidance does to them is `spatial_forgetting`."""
-        super().remember_baseline(round, splits)
-        self._tasks_before = (round, self._measure(range(self.learning.task + 1)))
+    def remember_trained(self, round: int, *, changes: bool = True) -> None:
+        """Evaluate on earlier tasks too: what guidance does to them is `spatial_forgetting`."""
+        super().remember_trained(round, changes=changes)
+        if changes:
+            self._tasks_before = (round, self._measure(range(self.learning.task + 1)))
 
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on all tasks met so far and on the next one, and where they have dropped.

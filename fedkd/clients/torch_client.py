@@ -214,6 +214,12 @@ class TorchClient(Client):
             known = self._shared.global_score = (round, self.evaluate("global"))
         return known[1]
 
+    def remember_trained(self, round: int, *, changes: bool = True) -> None:
+        """Take down how the client does without what comes in this round."""
+        super().remember_trained(round, changes=changes)
+        if self._shared is not None:
+            self._correct_before = None  # another model takes its place: nobody follows anybody
+
     # State --------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -6,17 +6,18 @@ way, so that an engine may hand over the messages to several clients at once (`a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedkd.clients.base import SPLITS, Client
+from fedkd.clients.base import SPLITS, Client, Split
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.context import client_behind
+from fedkd.training.evaluate import Score
 from fedkd.training.executor import Training, complete
 
 app = ClientApp()
@@ -30,13 +31,11 @@ ALWAYS = (msg.ARRAYS, msg.METRICS, msg.STATE)
 
 def _train(client: Client, message: Message) -> Training[Message]:
     """Apply pending guidance, train locally, and upload knowledge or weights."""
-    config = message.content.config_records[msg.CONFIG]
-    round = int(config[msg.SERVER_ROUND])  # type: ignore[arg-type]
+    config, round = message.content.config_records[msg.CONFIG], _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
-    if config.get(msg.MEASURE_BASELINE, False):
-        # On the common test set the weights that were averaged matter, not each client's own.
-        client.remember_baseline(round, ["local"])
+    if config.get(msg.MEASURE_TRAINED, False):
+        client.remember_trained(round)
     asked = message.content.array_records.get(msg.REQUEST)
     request = None if asked is None else values_of(asked[msg.SAMPLES])
     uploaded = client.upload(round, request)
@@ -46,29 +45,43 @@ def _train(client: Client, message: Message) -> Training[Message]:
 
 
 def _evaluate(client: Client, message: Message) -> Training[Message]:
-    """Apply what the server sent, evaluate, and report the accuracy gained by it.
+    """Apply what the server sent, evaluate, and report the accuracy gained by it."""
+    round = _round_of(message)
+    yield from _receive(client, message.content, round, measured=True)
+    scores = {split: client.evaluate_fused(split, round) for split in SPLITS}
+    return _evaluated(client, message, round, scores)
+
+
+def _evaluated(
+    client: Client, message: Message, round: int, scores: Mapping[Split, Score], **told: float
+) -> Message:
+    """Return how the client does now, by its scores, and what else is told.
 
     What is not measured, like the gain of a client that nothing was fused for this round, is NaN: every reply
     has to have the same keys.
     """
-    round = int(message.content.config_records[msg.CONFIG][msg.SERVER_ROUND])  # type: ignore[arg-type]
-    yield from _receive(client, message.content, round, measured=True)
-    before = client.baseline(round)
-    metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples}
-    for split in SPLITS:
-        score = client.evaluate_fused(split, round)
-        metrics[f"accuracy_{split}"] = score.accuracy
+    metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, **told}
+    for split, score in scores.items():
+        moments = client.two_moments(round, split, score.accuracy)
+        metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
-        metrics[f"fusion_gain_{split}"] = score.accuracy - before[split]
-    metrics |= client.fidelity(score) | client.task_metrics(round)
+    metrics |= client.fidelity(scores["global"]) | client.task_metrics(round)
     report = ConfigRecord(client.learner_report(round))  # type: ignore[arg-type]
     return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
 
+def _finish(client: Client, message: Message) -> Training[Message]:
+    """Apply what the server sent, train once more, and evaluate."""
+    round = _round_of(message)
+    yield from _receive(client, message.content, round)
+    loss = yield from client.train(round)
+    scores = {split: client.evaluate(split) for split in SPLITS}
+    return _evaluated(client, message, round, scores, train_loss=loss)
+
+
 def _end_task(client: Client, message: Message) -> Training[Message]:
     """Apply what the server sent, and end the task under way."""
-    round = int(message.content.config_records[msg.CONFIG][msg.SERVER_ROUND])  # type: ignore[arg-type]
-    yield from _receive(client, message.content, round, measured=True)
+    yield from _receive(client, message.content, _round_of(message), measured=True)
     client.end_task()
     return _reply(message, client)
 
@@ -95,17 +108,24 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
         client: Takes it.
         content: Of the message.
         round: The message's.
-        measured: Whether to remember how the client does just before the guidance.
+        measured: Whether to take down how the client does just before the guidance.
     """
     if content.array_records.get(msg.ARRAYS):
         client.load_weights(from_record(content.array_records[msg.ARRAYS]))
     client.enter(round)
-    if msg.GUIDANCE not in content:
-        return
-    if measured and not client.teaches_locally:
-        client.remember_baseline(round, SPLITS)
-    guidance = from_record(content.array_records[msg.GUIDANCE])
-    yield from client.learn(guidance, int(content.config_records[msg.CONFIG][msg.GUIDANCE_ROUND]))  # type: ignore[arg-type]
+    config = content.config_records[msg.CONFIG]
+    for record, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
+        if record not in content or int(config[of_round]) <= client.applied_round:  # type: ignore[arg-type]
+            continue
+        if measured:
+            client.remember_trained(round, changes=not client.teaches_locally)
+            measured = False
+        guidance = from_record(content.array_records[record])
+        yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
+
+
+def _round_of(message: Message) -> int:
+    return int(message.content.config_records[msg.CONFIG][msg.SERVER_ROUND])  # type: ignore[arg-type]
 
 
 def _reply(message: Message, client: Client, **records: Any) -> Message:
@@ -118,6 +138,7 @@ HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
     msg.TRAIN: _train,
     msg.EVALUATE: _evaluate,
     msg.END_TASK: _end_task,
+    msg.FINISH: _finish,
     msg.EXPORT_STATE: _export_state,
     msg.IMPORT_STATE: _import_state,
 }
@@ -173,6 +194,12 @@ def identify(message: Message, context: Context) -> Message:
 @app.query("end_task")
 def end_task(message: Message, context: Context) -> Message:
     """Apply what the server sent, and end the task under way."""
+    return _answer(message, context)
+
+
+@app.query("finish")
+def finish(message: Message, context: Context) -> Message:
+    """Apply what the server sent, train once more, and evaluate."""
     return _answer(message, context)
 
 

@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedkd.clients.upload import Stage, arrive
 from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
+from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
@@ -43,6 +43,7 @@ class FlowerAveraging:
         self._half = half
         self._weights = to_record(weights)
         self._stages = stages
+        self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         """Take no notice: every node is sent the same."""
@@ -52,7 +53,9 @@ class FlowerAveraging:
 
     def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return what Flower's strategy has the nodes do."""
-        return list(self._strategy.configure_train(round, self._weights, config, nodes))
+        messages = list(self._strategy.configure_train(round, self._weights, config, nodes))
+        self._sent += sum(payload_bytes(message.content) for message in messages)
+        return messages
 
     def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return what Flower's strategy has the nodes do."""
@@ -60,16 +63,20 @@ class FlowerAveraging:
 
     def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the average for all nodes, under which they end their task."""
-        settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
-        return [
-            Message(
-                RecordDict({msg.CONFIG: settings, msg.ARRAYS: self._weights}),
-                node,
-                msg.END_TASK,
-                group_id=str(round),
-            )
-            for node in nodes.get_node_ids()
-        ]
+        return self._messages(msg.END_TASK, round, config, nodes)
+
+    def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return the average for all nodes, from which they train a last time."""
+        return self._messages(msg.FINISH, round, config, nodes)
+
+    def _messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        messages = []
+        for node in nodes.get_node_ids():
+            settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
+            content = RecordDict({msg.CONFIG: settings, msg.ARRAYS: self._weights})
+            self._sent += payload_bytes(content)
+            messages.append(Message(content, node, kind, group_id=str(round)))
+        return messages
 
     def fuse(self, round: int, replies: Sequence[Message]) -> None:
         """Have Flower's strategy average what clients sent, in client order."""
@@ -79,6 +86,11 @@ class FlowerAveraging:
         weights, _ = self._strategy.aggregate_train(round, list(replies))
         if weights is not None:
             self._weights = in_precision_of(self._weights, weights)
+
+    def sent_bytes(self) -> int:
+        """Return the payload that the method has sent to clients since this was last asked."""
+        sent, self._sent = self._sent, 0
+        return sent
 
     def report(self) -> FusionReport | None:
         """Return None: everybody receives the same."""

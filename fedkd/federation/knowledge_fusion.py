@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedkd.clients.upload import Stage, arrive
 from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, to_record
+from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge, Upload
 
@@ -44,6 +44,7 @@ class KnowledgeFusion(Strategy):
         self._stages = stages
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
+        self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         """Say which node simulates each client.
@@ -78,6 +79,7 @@ class KnowledgeFusion(Strategy):
             request = to_record({msg.SAMPLES: asked.astype(np.int32)})
             for message in messages:
                 message.content[msg.REQUEST] = request
+                self._sent += payload_bytes(RecordDict({msg.REQUEST: request}))
         return messages
 
     def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
@@ -87,6 +89,10 @@ class KnowledgeFusion(Strategy):
     def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return one message per node that ends its task, with its pending guidance."""
         return self._messages(msg.END_TASK, round, config, nodes)
+
+    def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return one message per node that has it train a last time, with its pending guidance."""
+        return self._messages(msg.FINISH, round, config, nodes)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -101,14 +107,24 @@ class KnowledgeFusion(Strategy):
         return self.evaluate_messages(server_round, config, grid)
 
     def _messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        mailbox, measures = self._fusing.mailbox, kind == msg.EVALUATE
         batch = []
         for node in nodes.get_node_ids():
+            client = self._client_of_node.get(node)
             settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
             content = RecordDict({msg.CONFIG: settings})
-            parcel = self._fusing.mailbox.take(self._client_of_node.get(node))
-            if parcel is not None:
-                settings[msg.GUIDANCE_ROUND] = parcel.round
-                content[msg.GUIDANCE] = self._record(parcel.arrays)
+            own = mailbox.take(client)
+            if own is not None:
+                settings[msg.GUIDANCE_ROUND], content[msg.GUIDANCE] = own.round, self._record(own.arrays)
+            # Weights replace others, whenever they come; all else must not depend on who is evaluated when.
+            if not measures or "weights" in self.strategy.needs:
+                missed = mailbox.take_missed(client, leave=measures)
+                if missed is not None:
+                    settings[msg.MISSED_ROUND], content[msg.MISSED] = (
+                        missed.round,
+                        self._record(missed.arrays),
+                    )
+                    self._sent += 0 if measures else missed.size
             batch.append(Message(content, node, kind, group_id=str(round)))
         return batch
 
@@ -131,7 +147,7 @@ class KnowledgeFusion(Strategy):
             samples = int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES])  # type: ignore[arg-type]
             uploads[client] = Upload(round, received, samples)
         self._records.clear()
-        self._fusing.fuse(round, uploads, self._client_of_node.values())
+        self._sent += self._fusing.fuse(round, uploads, self._client_of_node.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -147,6 +163,14 @@ class KnowledgeFusion(Strategy):
         for reply in answered:
             self._client_of_node[reply.metadata.src_node_id] = msg.sender(reply)
         return _mean_metrics(answered)
+
+    def sent_bytes(self) -> int:
+        """Return the payload that the method has sent to clients since this was last asked.
+
+        What a round's guidance weighs counts with that round, whichever message takes it along.
+        """
+        sent, self._sent = self._sent, 0
+        return sent
 
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion, where the strategy has weights."""

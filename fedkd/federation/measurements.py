@@ -20,9 +20,11 @@ from fedkd.server.fusing import FusionReport
 from fedkd.tracking.recorder import Recorder
 
 EVALUATED = (
+    ("local", "accuracy_trained", "accuracy_trained_local"),
     ("local", "accuracy", "accuracy_local"),
     ("local", "loss", "loss_local"),
     ("local", "fusion_gain", "fusion_gain_local"),
+    ("global", "accuracy_trained", "accuracy_trained_global"),
     ("global", "accuracy", "accuracy_global"),
     ("global", "loss", "loss_global"),
     ("global", "fusion_gain", "fusion_gain_global"),
@@ -82,6 +84,10 @@ class Measurements:
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
             if values:
                 means[f"{split}/{metric}"] = self._record(round, split, metric, values)
+        guided = sum(not isnan(row["fusion_gain_local"]) for row in rows.values())
+        if guided:
+            means["train/guided_clients"] = float(guided)
+            self._recorder.metric("guided_clients", guided, round=round, split="train")
         return means | self._record_tasks(round, rows) | self._record_learners(round, replies)
 
     def _record_tasks(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:

@@ -3,11 +3,14 @@
 | message              | to the client                              | back                                   |
 |----------------------|--------------------------------------------|----------------------------------------|
 | `train`              | `config` {server-round, guidance-round},   | `identity` {client}, `metrics`,        |
-|                      | `guidance` {targets, …}, `request`         | `arrays` (knowledge or weights),       |
-|                      | {samples}, or `arrays` (weights)           | `curves` (accuracy after each epoch)   |
+|                      | `guidance` {targets, …}, `missed` (newest  | `arrays` (knowledge or weights),       |
+|                      | guidance of rounds without the client),    | `curves` (accuracy after each epoch)   |
+|                      | `request` {samples}; or `arrays` (weights) |                                        |
 | `evaluate`           | the same                                   | `identity`, `metrics`, `learner`       |
 |                      |                                            | (figures about a task that has ended)  |
 | `query.end_task`     | the same                                   | `identity`                             |
+| `query.finish`       | the same                                   | `identity`, `metrics` (of one more     |
+|                      |                                            | training, and of an evaluation)        |
 | `query.identify`     | nothing                                    | `identity`                             |
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
@@ -24,22 +27,28 @@ ARRAYS = "arrays"
 CURVES = "curves"
 CONFIG = "config"
 GUIDANCE = "guidance"
+MISSED = "missed"
 IDENTITY = "identity"
 LEARNER = "learner"
 METRICS = "metrics"
 REQUEST = "request"
 STATE = "state"
 
+GUIDED = frozenset({GUIDANCE, MISSED})
+"""Records that guidance comes in."""
+
 TRAIN = "train"
 EVALUATE = "evaluate"
 IDENTIFY = "query.identify"
 END_TASK = "query.end_task"
+FINISH = "query.finish"
 EXPORT_STATE = "query.export_state"
 IMPORT_STATE = "query.import_state"
 
 SERVER_ROUND = "server-round"
 GUIDANCE_ROUND = "guidance-round"
-MEASURE_BASELINE = "measure-baseline"
+MISSED_ROUND = "missed-round"
+MEASURE_TRAINED = "measure-trained"
 PROXIMAL_MU = "proximal-mu"
 NUM_EXAMPLES = "num-examples"
 SAMPLES = "samples"

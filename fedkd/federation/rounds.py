@@ -77,16 +77,15 @@ class Rounds:
                     self._restore(checkpoint)
                 elif scenario.continual is not None:
                     self._evaluate(0)
-                for round in range(done + 1, scenario.rounds + 1):
+                last = self._plan.last_round
+                for round in range(done + 1, last + 1):
                     self._run_round(round)
-                    stopping = control.stop_requested() and round < scenario.rounds
-                    if stopping or round == scenario.rounds or round % scenario.checkpoint_every == 0:
+                    stopping = control.stop_requested() and round < last
+                    if stopping or round == last or round % scenario.checkpoint_every == 0:
                         self._save(round, store)
                     if stopping:
                         store.wait()
-                        raise Interrupted(
-                            f"stopped after round {round} of {scenario.rounds}; the state is saved"
-                        )
+                        raise Interrupted(f"stopped after round {round} of {last}; the state is saved")
         except OSError as error:
             raise RunFailed(f"cannot write to {control.folder}: {error.strerror or error}") from error
         finally:
@@ -96,20 +95,28 @@ class Rounds:
     def _run_round(self, round: int) -> None:
         started = time.perf_counter()
         before = self._totals
-        self._begin_task(round)
-        train_loss = self._train(round)
-        neighbours = self._measurements.fusion(round, self._strategy.report())
-        self._end_task(round)
-        evaluated = self._evaluate(round) if self._plan.evaluates(round) else {}
+        neighbours: float | None = None
+        evaluated: dict[str, float] = {}
+        if round > self._plan.scenario.rounds:
+            train_loss, evaluated = self._finish(round)
+        else:
+            self._begin_task(round)
+            train_loss = self._train(round)
+            neighbours = self._measurements.fusion(round, self._strategy.report())
+            self._end_task(round)
+            if self._plan.evaluates(round):
+                evaluated = self._evaluate(round)
         seconds = time.perf_counter() - started
         self._totals = replace(self._totals, seconds=before.seconds + seconds)
         self._recorder.flush()
         self._observer.round_finished(
             RoundReport(
                 round=round,
-                rounds=self._plan.scenario.rounds,
+                rounds=self._plan.last_round,
                 accuracy_local=evaluated.get("local/accuracy"),
                 accuracy_global=evaluated.get("global/accuracy"),
+                accuracy_trained_local=evaluated.get("local/accuracy_trained"),
+                accuracy_trained_global=evaluated.get("global/accuracy_trained"),
                 fusion_gain=evaluated.get("local/fusion_gain"),
                 effective_neighbours=neighbours,
                 train_loss=train_loss,
@@ -130,8 +137,9 @@ class Rounds:
 
     def _train(self, round: int) -> float | None:
         clients = self._schedule.participants(round)
+        # A client's own model is gone when the average arrives; otherwise there is time until guidance comes.
         measured = self._plan.evaluates(round) and self._plan.strategy.brings_model
-        config = ConfigRecord({msg.MEASURE_BASELINE: measured})
+        config = ConfigRecord({msg.MEASURE_TRAINED: measured})
         messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
         replies = self._send_phase(round, "train", messages)
         self._changed.update(replies)
@@ -154,7 +162,8 @@ class Rounds:
                 round=round,
                 details=traceback.format_exc(),
             ) from error
-        self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._recorder.timing(round=round, phase="fuse", seconds=seconds, bytes_down=self._account())
 
     def _end_task(self, round: int) -> None:
         clients = self._schedule.ending(round)
@@ -163,39 +172,63 @@ class Rounds:
             self._changed.update(self._send_phase(round, "end task", messages))
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        everyone = self._nodes_of(self._node_of_client)
-        messages = self._strategy.evaluate_messages(round, ConfigRecord(), everyone)
+        messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._everyone)
         replies = self._send_phase(round, "evaluate", messages)
         if self._plan.learner is not None:  # a task may have begun, for everyone
             self._changed.update(replies)
-        guided = {m.metadata.dst_node_id for m in messages if msg.GUIDANCE in m.content}
+        guided = {m.metadata.dst_node_id for m in messages if msg.GUIDED & m.content.keys()}
         self._changed.update(c for c, node in self._node_of_client.items() if node in guided)
         return self._measurements.evaluation(round, replies)
+
+    def _finish(self, round: int) -> tuple[float | None, dict[str, float]]:
+        """Have every client train once more on its own; return the mean loss and what was measured."""
+        messages = self._strategy.finish_messages(round, ConfigRecord(), self._everyone)
+        replies = self._send_phase(round, "finish", messages)
+        self._changed.update(replies)
+        return self._measurements.training(round, replies), self._measurements.evaluation(round, replies)
 
     # Messages -----------------------------------------------------------------------------------------
 
     def _nodes_of(self, clients: Iterable[int]) -> NodeSubset:
         return NodeSubset(self._grid, nodes_in_client_order(self._node_of_client, clients))
 
+    @property
+    def _everyone(self) -> NodeSubset:
+        return self._nodes_of(self._node_of_client)
+
     def _send_phase(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
         """Send the messages of a phase, record what they cost, and return the replies (see `Messenger`)."""
         started = time.perf_counter()
         replies = self._messenger.send(round, phase, sent)
-        down = sum(payload_bytes(message.content) for message in sent)
         up = sum(payload_bytes(reply.content) for reply in replies.values())
-        self._totals = replace(
-            self._totals, bytes_up=self._totals.bytes_up + up, bytes_down=self._totals.bytes_down + down
-        )
+        cost = {"bytes_up": up, "bytes_down": self._account(bytes_up=up)}
+        if phase == "evaluate":
+            cost = {"evaluation_bytes": self._account_evaluation(sent)}
         self._recorder.timing(
             round=round,
             phase=phase,
             seconds=time.perf_counter() - started,
             clients=len(sent),
-            bytes_up=up,
-            bytes_down=down,
+            **cost,
             memory_mb=peak_memory_mb(),
         )
         return replies
+
+    def _account(self, bytes_up: int = 0) -> int:
+        """Add what the method has sent to the totals; return the bytes that went to clients."""
+        down, totals = self._strategy.sent_bytes(), self._totals
+        self._totals = replace(
+            totals, bytes_up=totals.bytes_up + bytes_up, bytes_down=totals.bytes_down + down
+        )
+        return down
+
+    def _account_evaluation(self, sent: Sequence[Message]) -> int:
+        """Add what was sent for the evaluation alone; guidance that rode along is the method's."""
+        contents = [message.content for message in sent]
+        own = [RecordDict({msg.GUIDANCE: c[msg.GUIDANCE]}) for c in contents if msg.GUIDANCE in c]
+        extra = sum(map(payload_bytes, contents)) - sum(map(payload_bytes, own))
+        self._totals = replace(self._totals, evaluation_bytes=self._totals.evaluation_bytes + extra)
+        return extra
 
     # Checkpoints --------------------------------------------------------------------------------------
 

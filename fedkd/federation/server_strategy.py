@@ -34,6 +34,15 @@ class ServerStrategy(Protocol):
     def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the messages that have the nodes end their task, with what waits for them."""
 
+    def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
+        """Return the messages that have the nodes train once more and evaluate, with what waits for them."""
+
+    def sent_bytes(self) -> int:
+        """Return the payload that the method has sent to clients since this was last asked.
+
+        It is what would be sent if nobody were evaluated.
+        """
+
     def fuse(self, round: int, replies: Sequence[Message]) -> None:
         """Make something of what clients sent after training.
 

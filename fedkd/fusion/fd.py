@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.label_means import mean_by_label_of_others
+from fedkd.fusion.label_means import mean_by_label, mean_by_label_of_others
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
@@ -67,6 +67,11 @@ class FD(FusionStrategy):
     """Count each of the others by its number of samples of the label, instead of all alike as in the paper;
     for clients of very unequal size."""
 
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives answers: everybody, and in its next local training they have their effect."""
+        return "every client, for its next training: the means of the others that took part"
+
     @property
     def needs_label_counts(self) -> bool:
         """True: the server must know who owns which label."""
@@ -77,8 +82,10 @@ class FD(FusionStrategy):
         return {"label_logits": client.class_means("logits"), "label_counts": client.label_counts()}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return each client's answers of the others: `label_logits` `[C, C]`, from so many `owners`
-        `[C]`."""
+        """Return each client's answers of the others: `label_logits` `[C, C]`, from so many `owners` `[C]`.
+
+        To a client that took no part all who did are others.
+        """
         assert knowledge.label_counts is not None
         owned = knowledge.label_counts > 0
         weights = knowledge.label_counts * 1.0 if self.weight_by_count else owned
@@ -90,6 +97,10 @@ class FD(FusionStrategy):
             personal=[
                 {"label_logits": mean, "owners": count} for mean, count in zip(means, owners, strict=True)
             ],
+            for_absent={
+                "label_logits": mean_by_label(logits, weights),
+                "owners": owned.sum(axis=0).astype(np.int32),
+            },
         )
 
     def local_loss(self, guidance: Arrays) -> LocalLoss:

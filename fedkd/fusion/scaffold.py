@@ -127,7 +127,7 @@ class Scaffold(FusionStrategy):
 
 
 def _to_everyone(arrays: dict[str, np.ndarray]) -> Guidance:
-    return Guidance(targets=None, memory=arrays, shared=arrays, everyone=True)
+    return Guidance(targets=None, memory=arrays, shared=arrays)
 
 
 def _flat(weights: Arrays, trainable: tuple[str, ...]) -> dict[str, np.ndarray]:

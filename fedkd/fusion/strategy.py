@@ -86,13 +86,14 @@ class Guidance:
         memory: Arrays that the strategy wants to be handed next round; they are saved in checkpoints.
         shared: Further arrays that every client receives, by name.
         personal: Further arrays of each client, in client order.
-        absent: What clients that took no part receive besides the shared arrays, by client index, with the
-            next message to each.
-        everyone: Whether the clients that took no part receive it too, with the next message to each; only
-            for guidance that is the same for all.
+        absent: What clients that took no part receive besides the shared arrays, by client index.
+        for_absent: What every other client that took no part receives besides the shared arrays.
 
-    Of several that a client has missed it receives the last. So what is sent to those who took no part has to
-    replace what they had, as weights do: else what a client learns would depend on how often it is evaluated.
+    Guidance without anything personal is for every client of the federation, whoever took part; personal
+    guidance for those it was made for. Who took part is guided by the next message, whichever it is. Who did
+    not is guided by the next one of the method's own, that of a training as a rule, and by the newest of all
+    that it missed: so how often a run is evaluated never changes what anybody learns. Weights take the place
+    of others, so they come along with an evaluation as well.
     """
 
     targets: np.ndarray | None
@@ -101,15 +102,20 @@ class Guidance:
     shared: Arrays = field(default_factory=dict)
     personal: Sequence[Arrays] = ()
     absent: Mapping[int, Arrays] = field(default_factory=dict)
-    everyone: bool = False
+    for_absent: Arrays | None = None
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether clients receive different things."""
+        return bool(self.personal) or (self.targets is not None and self.targets.ndim == 3)
 
 
 Guided = Literal["all_alike", "each", "nobody"]
 """Whom a strategy guides: all clients by the same guidance, each by guidance of its own, or nobody."""
 
 REACH: Mapping[Guided, str] = {
-    "all_alike": "the clients that took part, all the same, with their next message",
-    "each": "the clients that took part, each its own, with their next message",
+    "all_alike": "all clients alike: who took part with the next message, who did not with the next training",
+    "each": "the clients that took part, each with what is made for it, with the next message",
     "nobody": "nobody",
 }
 """Who receives guidance, for people, by what a strategy's `fuse` makes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 from fedkd.scenario.schema import ClientGroup, Scenario
 
@@ -23,6 +25,26 @@ def client_models(scenario: Scenario) -> list[ClientGroup]:
         for j in range(count)
     )
     return [groups[index] for _, index in wishes]
+
+
+def architecture_names(groups: Sequence[ClientGroup]) -> list[str]:
+    """Return the name of every group's architecture, with those arguments that tell it from its namesakes."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        kinds.setdefault(group.model, [])
+        if group.args not in kinds[group.model]:
+            kinds[group.model].append(group.args)
+
+    def name(group: ClientGroup) -> str:
+        others = [args for args in kinds[group.model] if args != group.args]
+        own = {key: value for key, value in group.args.items() if any(o.get(key) != value for o in others)}
+        return (
+            f"{group.model} ({', '.join(f'{key}={value}' for key, value in own.items())})"
+            if own
+            else group.model
+        )
+
+    return [name(group) for group in groups]
 
 
 def apportion(clients: int, shares: list[float]) -> list[int]:

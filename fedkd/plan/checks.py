@@ -27,6 +27,10 @@ def check_scenario(scenario: Scenario) -> None:
             f"only sgd has a momentum, training.optimizer is '{scenario.training.optimizer}'",
             key="training.momentum",
         )
+    if scenario.finish == "trained" and scenario.continual is not None:
+        raise UserError(
+            "'trained' is for runs without a stream: the last task is over with its last round", key="finish"
+        )
     _check_transfer_size(scenario)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)

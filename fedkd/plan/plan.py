@@ -45,6 +45,11 @@ class Plan:
         regular = round % scenario.evaluate_every == 0 or round == scenario.rounds
         return regular or bool(self.schedule.ending(round))
 
+    @property
+    def last_round(self) -> int:
+        """The last round that anything is recorded of: one more training may come after the last fusion."""
+        return self.scenario.rounds + (self.scenario.finish == "trained")
+
     def on_device(self, device: Literal["auto", "cpu", "cuda"]) -> Plan:
         """Return the plan with all clients on one kind of device."""
         engine = self.scenario.engine.model_copy(update={"device": device})

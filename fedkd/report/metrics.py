@@ -47,6 +47,8 @@ def metric(name: str) -> Metric:
             return replace(shown, name=name, title=f"{shown.title}{added}")
     stem, _, split = name.rpartition("_")
     words = stem.replace("_", " ")
+    if stem in _MOMENTS:
+        return Metric(name, f"{split} accuracy {_MOMENTS[stem]}", "%", 100.0, 1, "higher")
     if stem.endswith("accuracy"):
         return Metric(name, f"{split} {words}", "%", 100.0, 1, "higher")
     if stem == "fusion_gain":
@@ -58,7 +60,11 @@ def metric(name: str) -> Metric:
     return Metric(name, f"{words}, {split}")
 
 
+_MOMENTS = {"accuracy_trained": "after training", "accuracy": "after guidance"}
+"""The two moments of a round that accuracies are of."""
+
 _WHOLE_RUN = {
+    "evaluation_bytes": Metric("evaluation_bytes", "sent for evaluation", "MB", 1e-6, 2),
     "bytes_up": Metric("bytes_up", "sent to the server", "MB", 1e-6, 2, "lower"),
     "bytes_down": Metric("bytes_down", "sent to the clients", "MB", 1e-6, 2, "lower"),
     "seconds": Metric("seconds", "time of a run", "s", 1.0, 1, "lower"),

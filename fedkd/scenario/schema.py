@@ -280,6 +280,10 @@ class Scenario(Section):
     """Clients sampled for training each round; absent: all of them."""
     evaluate_every: PositiveInt = 1
     """Evaluate after every so many rounds, and always after the last. Never changes what is learned."""
+    finish: Literal["guided", "trained"] = "guided"
+    """How the run ends: with the guidance of the last round (`guided`), or with one more training of every
+    client on its own samples after it (`trained`), recorded as a further round. Many papers report the
+    latter."""
     checkpoint_every: PositiveInt = 1
     """Save the whole state after every so many rounds, and always after the last."""
     plugin_path: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ServerModels
 from fedkd.namespaces import below, under
 from fedkd.randomness import numpy_generator
-from fedkd.server.guidance import check_guidance, parcels
+from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
 
 
@@ -120,17 +120,20 @@ class Fusing:
             self._request = self.strategy.request(self._known.transfer_size, self._memory, generator)
         return self._request
 
-    def fuse(self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int]) -> None:
+    def fuse(self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int]) -> int:
         """Fuse the knowledge of a round and leave every client's guidance in the mailbox.
 
         Args:
             round: 1-based.
             uploads: By client.
             everyone: All clients that are known.
+
+        Returns:
+            The bytes of the guidance for those who took part.
         """
         self.report = None
         if not uploads or self.strategy.sends == "nothing":
-            return
+            return 0
         if self.strategy.stale_decay is None:
             known = uploads
         else:
@@ -147,23 +150,32 @@ class Fusing:
         self._memory = dict(guidance.memory)
         if guidance.weights is not None:
             self.report = FusionReport(knowledge.clients, guidance.weights, tuple(sorted(uploads)))
-        self._post(round, guidance, knowledge, uploads.keys() | guidance.absent.keys(), everyone)
+        return self._post(round, guidance, knowledge, uploads.keys(), everyone)
 
     def _post(
         self,
         round: int,
         guidance: Guidance,
         knowledge: Knowledge,
-        receivers: Iterable[int],
+        took_part: Set[int],
         everyone: Iterable[int],
-    ) -> None:
-        tables = parcels(guidance, knowledge)
-        if guidance.everyone:
-            self.mailbox.put_for_all(everyone, Parcel(round, tables[knowledge.clients[0]]))
-            return
-        for client in receivers:
-            if tables[client]:
-                self.mailbox.put(client, Parcel(round, tables[client]))
+    ) -> int:
+        """Leave guidance for whom it is meant; return the bytes of what is for those who took part."""
+        by_client, for_others = tables_of(guidance, knowledge)
+        sent = 0
+        for client, table in by_client.items():
+            if not table:
+                continue
+            parcel = Parcel(round, table)
+            if client in took_part:
+                self.mailbox.put(client, parcel)
+                sent += parcel.size
+            else:
+                self.mailbox.put_missed([client], parcel)
+        if for_others:
+            others = [client for client in everyone if client not in by_client]
+            self.mailbox.put_missed(others, Parcel(round, for_others))
+        return sent
 
     def _knowledge(self, round: int, uploads: Mapping[int, Upload]) -> Knowledge:
         items = list(uploads.values())

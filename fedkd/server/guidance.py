@@ -11,8 +11,8 @@ TARGETS = "targets"
 SAMPLES = "samples"
 
 
-def parcels(guidance: Guidance, knowledge: Knowledge) -> dict[int, Arrays]:
-    """Return what each client receives, by client index; empty where there is nothing for it.
+def tables_of(guidance: Guidance, knowledge: Knowledge) -> tuple[dict[int, Arrays], Arrays]:
+    """Return what each client receives, by client index, and what all others do; empty where it is nothing.
 
     Clients that receive the same arrays share one table, so that it can travel once.
     """
@@ -20,17 +20,21 @@ def parcels(guidance: Guidance, knowledge: Knowledge) -> dict[int, Arrays]:
     if guidance.targets is not None and knowledge.request is not None:
         # Targets of some transfer samples are of no use without their indices.
         shared.setdefault(SAMPLES, knowledge.request.astype(np.int32))
-    nothing: Arrays = {}
-    personal = guidance.personal or [nothing] * len(knowledge.clients)
-    own = dict(zip(knowledge.clients, personal, strict=True))
     if guidance.targets is not None and guidance.targets.ndim == 2:
         shared[TARGETS] = guidance.targets
-    elif guidance.targets is not None:
+    nothing: Arrays = {}
+    own: dict[int, Arrays] = dict(
+        zip(knowledge.clients, guidance.personal or [nothing] * len(knowledge.clients), strict=True)
+    )
+    if guidance.targets is not None and guidance.targets.ndim == 3:
         pairs = zip(own.items(), guidance.targets, strict=True)
         own = {client: {**arrays, TARGETS: targets} for (client, arrays), targets in pairs}
     own |= guidance.absent
-    tables = {id(arrays): {**shared, **arrays} for arrays in own.values()}
-    return {client: tables[id(arrays)] for client, arrays in own.items()}
+    tables: dict[int, Arrays] = {id(arrays): {**shared, **arrays} for arrays in own.values()}
+    by_client = {client: tables[id(arrays)] for client, arrays in own.items()}
+    if guidance.for_absent is not None:
+        return by_client, {**shared, **guidance.for_absent}
+    return by_client, nothing if guidance.is_personal else tables.get(id(nothing), shared)
 
 
 def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
@@ -38,14 +42,10 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
     if not isinstance(guidance, Guidance):
         raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
     targets, logits = guidance.targets, knowledge.logits
-    if guidance.everyone and (
-        guidance.personal or guidance.absent or (targets is not None and targets.ndim == 3)
-    ):
-        raise ValueError("guidance for everyone must be the same for all, not personal")
     took_part = guidance.absent.keys() & set(knowledge.clients)
     if took_part:
         raise ValueError(f"the guidance for absent clients names client {min(took_part)}, who took part")
-    all_given = (guidance.shared, *guidance.personal, *guidance.absent.values())
+    all_given = (guidance.shared, *guidance.personal, *guidance.absent.values(), guidance.for_absent or {})
     arrays = {id(given): given for given in all_given}  # many may share one
     for given in arrays.values():
         for name, values in given.items():

@@ -23,48 +23,77 @@ class Parcel:
     round: int
     arrays: Arrays
 
+    @property
+    def size(self) -> int:
+        """Payload in bytes."""
+        return sum(values.nbytes for values in self.arrays.values())
+
 
 class Mailbox:
-    """The newest parcel of each client, until the next message takes it along."""
+    """What waits for each client: guidance of a round it took part in, and the newest that it missed since.
+
+    The former goes along with the next message of any kind, the latter with the next one of the method's own.
+    """
 
     def __init__(self) -> None:
-        self._waiting: dict[int, Parcel] = {}
+        self._own: dict[int, Parcel] = {}
+        self._missed: dict[int, Parcel] = {}
         self._for_all: Parcel | None = None  # what somebody receives who is not known yet
 
     def put(self, client: int, parcel: Parcel) -> None:
-        """Leave a parcel for a client, in place of an older one."""
-        self._waiting[client] = parcel
+        """Leave guidance of a round that the client took part in."""
+        self._own[client] = parcel
+
+    def put_missed(self, clients: Iterable[int], parcel: Parcel) -> None:
+        """Leave guidance for clients that took no part, in place of what they missed before."""
+        self._missed |= dict.fromkeys(clients, parcel)
 
     def put_for_all(self, clients: Iterable[int], parcel: Parcel) -> None:
-        """Leave a parcel for all clients, known or not."""
+        """Leave guidance for all clients, known or not."""
         self._for_all = parcel
-        self._waiting = dict.fromkeys(clients, parcel)
+        self.put_missed(clients, parcel)
 
     def take(self, client: int | None) -> Parcel | None:
-        """Return what waits for a client, once.
+        """Return what waits for a client of a round that it took part in, once."""
+        return None if client is None else self._own.pop(client, None)
+
+    def take_missed(self, client: int | None, *, leave: bool = False) -> Parcel | None:
+        """Return the newest that a client missed.
 
         Args:
             client: Client index; None: it is not known who that is, and what is for all can be no mistake.
+            leave: Whether it stays, to be sent once more.
         """
-        return self._for_all if client is None else self._waiting.pop(client, None)
+        if client is None:
+            return self._for_all
+        return self._missed.get(client) if leave else self._missed.pop(client, None)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all that waits; a parcel that several wait for is there once."""
-        clients_of: dict[int, list[int]] = {}
-        for client in sorted(self._waiting):
-            clients_of.setdefault(id(self._waiting[client].arrays), []).append(client)
-        arrays: dict[str, np.ndarray] = {}
-        for number, clients in enumerate(clients_of.values()):
-            parcel = self._waiting[clients[0]]
-            arrays |= under(f"{number}/guidance/", parcel.arrays)
-            arrays[f"{number}/round"] = np.array(parcel.round)
-            arrays[f"{number}/clients"] = np.array(clients)
-        return arrays
+        return under("own/", _state(self._own)) | under("missed/", _state(self._missed))
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
-        self._waiting = {}
-        for number in {name.partition("/")[0] for name in arrays}:
-            own = below(f"{number}/", arrays)
-            parcel = Parcel(int(own["round"]), below("guidance/", own))
-            self._waiting |= dict.fromkeys(own["clients"].tolist(), parcel)
+        self._own, self._missed = _restored(below("own/", arrays)), _restored(below("missed/", arrays))
+
+
+def _state(waiting: Mapping[int, Parcel]) -> dict[str, np.ndarray]:
+    clients_of: dict[int, list[int]] = {}
+    for client in sorted(waiting):
+        clients_of.setdefault(id(waiting[client].arrays), []).append(client)
+    arrays: dict[str, np.ndarray] = {}
+    for number, clients in enumerate(clients_of.values()):
+        parcel = waiting[clients[0]]
+        arrays |= under(f"{number}/guidance/", parcel.arrays)
+        arrays[f"{number}/round"] = np.array(parcel.round)
+        arrays[f"{number}/clients"] = np.array(clients)
+    return arrays
+
+
+def _restored(arrays: Mapping[str, np.ndarray]) -> dict[int, Parcel]:
+    waiting: dict[int, Parcel] = {}
+    for number in {name.partition("/")[0] for name in arrays}:
+        own = below(f"{number}/", arrays)
+        parcel = Parcel(int(own["round"]), below("guidance/", own))
+        waiting |= dict.fromkeys(own["clients"].tolist(), parcel)
+    return waiting

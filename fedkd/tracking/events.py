@@ -27,16 +27,20 @@ class RoundReport:
     """Mean over clients, in [0, 1]."""
     accuracy_global: float | None = None
     """Mean over clients, in [0, 1]."""
+    accuracy_trained_local: float | None = None
+    """The same after the clients' own training, before the round's guidance."""
+    accuracy_trained_global: float | None = None
+    """The same after the clients' own training, before the round's guidance."""
     fusion_gain: float | None = None
-    """Mean accuracy just after minus just before the guidance, in [-1, 1]."""
+    """Mean accuracy after guidance minus before, over the clients that received some, in [-1, 1]."""
     effective_neighbours: float | None = None
     """How many clients a client effectively learned from."""
     train_loss: float | None = None
     """Mean over clients of the local training loss."""
     bytes_up: int = 0
-    """Payload of all messages from clients to the server in this round."""
+    """Payload that the method sent to the server in this round."""
     bytes_down: int = 0
-    """Payload of all messages from the server to clients in this round."""
+    """Payload that the method sent to clients in this round."""
     seconds: float = 0.0
     """Wall-clock time of the round."""
     metrics: Mapping[str, float] = field(default_factory=dict)

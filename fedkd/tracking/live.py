@@ -25,7 +25,7 @@ from fedkd.tracking.wording import (
     MISSING,
     closing_lines,
     count,
-    percent,
+    moments,
     phase_text,
     points,
     protocol_name,
@@ -48,8 +48,8 @@ TASK_LABEL_WIDTH, TASK_COLUMN_WIDTH = 10, 7
 
 COLUMNS = (
     "\nround",
-    "local\nacc.",
-    "global\nacc.",
+    "local accuracy\ntrained → guided",
+    "global accuracy\ntrained → guided",
     "fusion\ngain",
     "effective\nneighbours",
     "\nup",
@@ -199,8 +199,8 @@ def _cells(report: RoundReport) -> list[RenderableType]:
     colour = {"+": "green", "-": "red"}.get(gain[0], "") if gain not in (MISSING, "+0.0 pt") else ""
     return [
         f"{report.round}/{report.rounds}",
-        percent(report.accuracy_local),
-        percent(report.accuracy_global),
+        moments(report.accuracy_trained_local, report.accuracy_local),
+        moments(report.accuracy_trained_global, report.accuracy_global),
         Text(gain, style=colour),
         count(report.effective_neighbours),
         size(report.bytes_up),

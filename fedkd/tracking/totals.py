@@ -10,5 +10,10 @@ class Totals:
     """What has been spent so far."""
 
     bytes_up: int = 0
+    """Payload that the method has sent to the server."""
     bytes_down: int = 0
+    """Payload that the method has sent to clients, as if nobody were evaluated."""
+    evaluation_bytes: int = 0
+    """Payload sent to clients for the sake of evaluations alone."""
     seconds: float = 0.0
+    """Wall-clock time of all rounds."""

@@ -20,6 +20,13 @@ def percent(fraction: float | None) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.1f} %"
 
 
+def moments(trained: float | None, guided: float | None) -> str:
+    """Word an accuracy after the clients' own training and after guidance: `51.6 → 34.4 %`; one if equal."""
+    if trained is None or guided is None or trained == guided:
+        return percent(guided)
+    return f"{100 * trained:.1f} → {percent(guided)}"
+
+
 def points(difference: float | None) -> str:
     """Word a difference of accuracies in percentage points: `+1.2 pt`."""
     # Adding 0.0 turns a rounded -0.0 into 0.0: "-0.0 pt" would claim a loss.
@@ -90,8 +97,12 @@ def closing_lines(report: RunReport) -> list[str]:
     """Return the lines that end a run: where its results are, what it reached, what it cost."""
     final = report.summary.get("final") or {}
     lines = [f"results          {report.folder}"]
-    for label, key in (("local accuracy", "accuracy_local"), ("global accuracy", "accuracy_global")):
-        lines.append(f"{label:<15}  {_spread(final.get(key))}")
+    for split in ("local", "global"):
+        lines.append(f"{f'{split} accuracy':<15}  {_spread(final.get(f'accuracy_{split}'))}")
+        trained = final.get(f"accuracy_trained_{split}")
+        if trained is not None and trained != final.get(f"accuracy_{split}"):
+            lines.append(f"{'before guidance':<15}  {_spread(trained)}")
+    lines += _architecture_lines(final.get("by_architecture") or {})
     lines += _continual_lines(report.summary.get("continual"))
     up, down = final.get("bytes_up"), final.get("bytes_down")
     if up is not None and down is not None:
@@ -99,6 +110,22 @@ def closing_lines(report: RunReport) -> list[str]:
     if (seconds := report.summary.get("seconds")) is not None:
         lines.append(f"time             {duration(seconds)}")
     return lines
+
+
+def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:
+    """Return the mean accuracies of every architecture, where there are several."""
+    if len(architectures) < 2:
+        return []
+    width = max(map(len, architectures))
+    means = {
+        name: [percent((found.get(f"accuracy_{split}") or {}).get("mean")) for split in ("local", "global")]
+        for name, found in architectures.items()
+    }
+    lines = [
+        f"{name:<{width}}  {architectures[name]['clients']:>3} clients  local {local:>7}  global {common:>7}"
+        for name, (local, common) in means.items()
+    ]
+    return [f"{'architectures' if not number else '':<15}  {line}" for number, line in enumerate(lines)]
 
 
 def _spread(over_clients: Mapping[str, Any] | None) -> str:
