@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.fisher import Labels, fisher_diagonal
+from fedkd.continual.fisher import Labels, Samples, fisher_diagonal
 from fedkd.continual.learner import Learner, Step
 from fedkd.hyperparameters import STRICT
 
@@ -49,11 +49,7 @@ class EWC(Learner):
     MNIST with Adam: 1e2 to 1e6 with a head a task, 1e3 and more with one head. Plain SGD needs
     ``lr · λ · max F`` below 2, or training diverges; Adam does not mind."""
     labels: Labels = "sampled"
-    """`sampled` from what the network predicts, as the Fisher information has it, or the `true` ones (the
-    empirical Fisher), which give weight to wrong predictions. Alike where a task was learned well."""
-    samples: Annotated[int, Field(ge=1)] | None = None
-    """Samples of the task that F is measured on, drawn at random; absent: all. A few hundred are enough, and
-    save time with convolutions; networks of linear layers take less than an epoch for all."""
+    samples: Samples = None
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return ``λ/2 (S (θ − m)² + K)``."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
@@ -13,7 +14,24 @@ from fedkd.continual.importance import some_samples, summed_gradients
 from fedkd.continual.learner import Tensors
 from fedkd.training.evaluate import predict_logits
 
-Labels = Literal["sampled", "true"]
+Labels = Annotated[
+    Literal["sampled", "true"],
+    Field(
+        description="`sampled` from what the network predicts, as the Fisher information has it, or the"
+        " `true` ones (the empirical Fisher), which give weight to wrong predictions. Alike where a task was"
+        " learned well."
+    ),
+]
+"""Hyper-parameter: which labels F is measured with."""
+Samples = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    Field(
+        description="Samples of the task that F is measured on, drawn at random; absent: all. A few hundred"
+        " are enough, and save time with convolutions; networks of linear layers take less than an epoch for"
+        " all."
+    ),
+]
+"""Hyper-parameter: how many samples F is measured on."""
 
 
 def fisher_diagonal(context: LearnerContext, labels: Labels, samples: int | None) -> Tensors:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.fisher import Labels, fisher_diagonal
+from fedkd.continual.fisher import Labels, Samples, fisher_diagonal
 from fedkd.continual.learner import Learner, Step
 from fedkd.hyperparameters import STRICT
 
@@ -40,11 +40,7 @@ class OnlineEWC(Learner):
     """γ: what is left of the old tasks' information after each task. 1 keeps all of it, which stiffens the
     network as tasks add up; 0.9 or less forgets gracefully in long streams."""
     labels: Labels = "sampled"
-    """`sampled` from what the network predicts, as the Fisher information has it, or the `true` ones (the
-    empirical Fisher), which give weight to wrong predictions. Alike where a task was learned well."""
-    samples: Annotated[int, Field(ge=1)] | None = None
-    """Samples of the task that F is measured on, drawn at random; absent: all. A few hundred are enough, and
-    save time with convolutions; networks of linear layers take less than an epoch for all."""
+    samples: Samples = None
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return ``λ/2 Σ_i F_i (θ_i − θ_i*)²``."""

@@ -10,7 +10,6 @@ from small_learning import small_stream, start
 from torch import nn
 
 from fedkd.continual.naive import Naive
-from fedkd.continual.projection import complement, project_onto, project_out
 from fedkd.continual.subspace import (
     check_layers,
     draw,
@@ -19,7 +18,6 @@ from fedkd.continual.subspace import (
     layer_inputs,
     mean_gradients,
     number_needed,
-    relatedness,
     residual_directions,
 )
 from fedkd.errors import UserError
@@ -39,29 +37,6 @@ def network(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return mlp((6,), 4, hidden=[5, 7])
-
-
-# Projections ----------------------------------------------------------------------------------------------
-
-
-def test_projections_are_those_of_the_matrix_b_b_transposed():
-    basis, gradient = orthonormal(7, 3), torch.randn(4, 7, generator=g(1)).double()
-    b, d = basis.numpy(), gradient.numpy()
-    np.testing.assert_allclose(project_out(gradient, basis), d - d @ b @ b.T, atol=1e-14)
-    np.testing.assert_allclose(project_onto(gradient, basis), d @ b @ b.T, atol=1e-14)
-    np.testing.assert_allclose(project_onto(gradient, complement(basis)), d - d @ b @ b.T, atol=1e-14)
-    share = np.linalg.norm(d @ b @ b.T) / np.linalg.norm(d)
-    assert relatedness(gradient, basis) == pytest.approx(share, rel=1e-12)
-
-
-@pytest.mark.parametrize("rank", [0, 5])
-def test_projections_with_nothing_and_with_everything(rank):
-    basis, gradient = orthonormal(5, rank), torch.randn(4, 5, generator=g(1)).double()
-    expected = gradient if rank == 0 else torch.zeros_like(gradient)
-    torch.testing.assert_close(project_out(gradient, basis), expected, atol=1e-14, rtol=0)
-    torch.testing.assert_close(project_onto(gradient, complement(basis)), expected, atol=1e-14, rtol=0)
-    assert relatedness(gradient, basis) == pytest.approx(rank / 5, abs=1e-12)
-    assert relatedness(torch.zeros(4, 5), basis) == 0.0
 
 
 # Directions -----------------------------------------------------------------------------------------------

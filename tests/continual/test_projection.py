@@ -1,0 +1,46 @@
+"""Projections inside and outside of subspaces against the matrix ``B Bᵀ``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fedkd.continual.projection import cheaper_projection, complement, project_onto, project_out
+from fedkd.continual.subspace import relatedness
+
+
+def g(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def orthonormal(n, r, seed=0):
+    return torch.linalg.qr(torch.randn(n, r, generator=g(seed)).double())[0]
+
+
+def test_projections_are_those_of_the_matrix_b_b_transposed():
+    basis, gradient = orthonormal(7, 3), torch.randn(4, 7, generator=g(1)).double()
+    b, d = basis.numpy(), gradient.numpy()
+    np.testing.assert_allclose(project_out(gradient, basis), d - d @ b @ b.T, atol=1e-14)
+    np.testing.assert_allclose(project_onto(gradient, basis), d @ b @ b.T, atol=1e-14)
+    np.testing.assert_allclose(project_onto(gradient, complement(basis)), d - d @ b @ b.T, atol=1e-14)
+    share = np.linalg.norm(d @ b @ b.T) / np.linalg.norm(d)
+    assert relatedness(gradient, basis) == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize("rank", [0, 5])
+def test_projections_with_nothing_and_with_everything(rank):
+    basis, gradient = orthonormal(5, rank), torch.randn(4, 5, generator=g(1)).double()
+    expected = gradient if rank == 0 else torch.zeros_like(gradient)
+    torch.testing.assert_close(project_out(gradient, basis), expected, atol=1e-14, rtol=0)
+    torch.testing.assert_close(project_onto(gradient, complement(basis)), expected, atol=1e-14, rtol=0)
+    assert relatedness(gradient, basis) == pytest.approx(rank / 5, abs=1e-12)
+    assert relatedness(torch.zeros(4, 5), basis) == 0.0
+
+
+@pytest.mark.parametrize("rank, onto", [(0, False), (3, False), (4, True), (7, True)])
+def test_the_cheaper_projection_leaves_the_same_with_fewer_columns(rank, onto):
+    basis, gradient = orthonormal(7, rank), torch.randn(4, 7, generator=g(1)).double()
+    projection = cheaper_projection(basis)
+    assert (projection.onto, projection.rank) == (onto, min(rank, 7 - rank))
+    torch.testing.assert_close(projection(gradient), project_out(gradient, basis), atol=1e-14, rtol=0)
