@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_learning import fit_task, small_stream, small_units, start
 
-from fedkd.continual import kkt
+from fedkd.continual import kkt, masks
 from fedkd.continual.registry import make_learner
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
@@ -104,6 +104,8 @@ def test_a_similar_task_lends_a_copy_of_its_scores(name):
     fit_task(learning, stream, 0, optimizer=ADAM)
     learning.end()
     kept = {n: v.clone() for n, v in scores_of(learning, 0).items()}
+    for layer, mask in learning.learner.memory(learning.context).masks(0).items():
+        assert torch.equal(masks.mask_of(kept[layer], "topk", 0.1), mask)
     bits = {n: v.clone() for n, v in learning.context.memory.items() if n.startswith("bits/0/")}
     learning.enter(1)
     learning.context.phase = "mask"
