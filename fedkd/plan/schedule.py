@@ -175,17 +175,32 @@ class Schedule:
         try:
             table = json.loads(text)
             place_of = {c: place for place, course in enumerate(table["courses"]) for c in course["clients"]}
+            listed = [client for course in table["courses"] for client in course["clients"]]
+            if not listed or sorted(listed) != list(range(table["clients"])):
+                raise ValueError("every client must have one course")
             return Schedule(
                 clients=table["clients"],
-                rounds=table["rounds"],
-                courses=tuple(tuple(Span(*span) for span in course["spans"]) for course in table["courses"]),
+                rounds=int(table["rounds"]),
+                courses=tuple(_read_course(course["spans"]) for course in table["courses"]),
                 participation=Participation(**table["participation"]),
                 course_of=()
                 if len(table["courses"]) == 1
-                else tuple(place_of[c] for c in range(table["clients"])),
+                else tuple(place_of[client] for client in range(table["clients"])),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a schedule: {type(error).__name__}: {error}", file=file) from error
+
+
+def _read_course(spans: Sequence[Sequence[int]]) -> Course:
+    course = tuple(Span(*span) for span in spans)
+    if not course:
+        raise ValueError("a course must have a span")
+    past = 0
+    for span in course:
+        if not past < span.first <= span.last:
+            raise ValueError(f"the rounds {span.first} to {span.last} do not come after round {past}")
+        past = span.last
+    return course
 
 
 def draw_schedule(scenario: Scenario) -> Schedule:
