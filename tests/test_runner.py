@@ -18,8 +18,7 @@ import fedkd
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import rounds
 from fedkd.federation.checkpoint import CheckpointStore
-from fedkd.federation.node_subset import sample_clients
-from fedkd.plan.load import load_scenario
+from fedkd.plan.load import load_plan, load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.recorder import read_timings
@@ -153,7 +152,9 @@ def test_metrics_name_every_client_and_the_mean(finished):
         key = (row["round"], row["split"], row["metric"])
         assert row["client"] not in groups.setdefault(key, {}), "one value a client"
         groups[key][row["client"]] = row["value"]
-    drawn = {round: set(sample_clients(4, 3, 7, round)) for round in (1, 2, 3)}
+    schedule = load_plan(finished.folder / "scenario.toml").schedule
+    drawn = {round: set(schedule.participants(round)) for round in (1, 2, 3)}
+    assert all(len(clients) == 3 for clients in drawn.values())
     for (round, split, metric), values in groups.items():
         others = [value for client, value in values.items() if client is not None]
         assert values[None] == pytest.approx(np.mean(others), abs=1e-12)

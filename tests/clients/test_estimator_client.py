@@ -20,7 +20,7 @@ from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted
 from fedkd.fusion.fidelity import agreement
 from fedkd.models.incremental import IncrementalModel
-from fedkd.plan.load import load_scenario
+from fedkd.plan.load import load_plan, load_scenario
 from fedkd.tracking.events import RunObserver
 
 CNN = {"model": "cnn"}
@@ -97,8 +97,8 @@ def write(folder: Path, tables: dict[str, Any], **changes: Any) -> Path:
 
 
 def client_of(path: Path, index: int = 0, *overrides: str) -> EstimatorClient:
-    scenario = load_scenario(path, overrides)
-    client = ClientFactory(scenario, load_federated_data(scenario)).build(index)
+    plan = load_plan(path, overrides)
+    client = ClientFactory(plan, load_federated_data(plan.scenario)).build(index)
     assert isinstance(client, EstimatorClient)
     return client
 
@@ -134,28 +134,28 @@ def test_beside_a_cnn_it_learns_and_resumes_to_the_byte(kind, tables, tmp_path):
 @pytest.mark.parametrize("kind", [kind for kind in GROUPS if kind != "plug-in"])
 def test_it_follows_its_guidance(kind, tables, tmp_path):
     client = client_of(write(tmp_path, tables, clients=[GROUPS[kind]]))
-    client.train(1)
+    client.complete(client.train(1))
     truth = load_federated_data(load_scenario(tmp_path / "scenario.toml")).transfer_y
     targets = np.eye(10, dtype=np.float32)[truth]
     before = agreement(client.predict(client.data.transfer_x), targets)
-    client.learn({"targets": targets}, 1)
+    client.complete(client.learn({"targets": targets}, 1))
     after = agreement(client.predict(client.data.transfer_x), targets)
     assert after > before
-    assert client.fidelity({"targets": targets}, client.evaluate("global"))["agreement"] == after
+    assert client.fidelity(client.evaluate("global"))["agreement"] == after
     again = client.predict(client.data.transfer_x).tobytes()
-    client.learn({"targets": uniform_targets(client, 3)}, 1)
+    client.complete(client.learn({"targets": uniform_targets(client, 3)}, 1))
     assert client.predict(client.data.transfer_x).tobytes() == again, "guidance of a round is learned once"
 
 
 def test_samples_of_guidance_name_their_rows(tables, tmp_path):
     client = client_of(write(tmp_path, tables, clients=[GROUPS["forest"]]))
-    client.train(1)
+    client.complete(client.train(1))
     before = client.predict(client.data.global_x).tobytes()
     nothing = {"targets": np.empty((0, 10), np.float32), "samples": np.empty(0, np.int32)}
-    client.learn(nothing, 1)
+    client.complete(client.learn(nothing, 1))
     assert client.predict(client.data.global_x).tobytes() == before, "nothing to learn"
     rows = np.array([4, 17], np.int32)
-    client.learn({"targets": uniform_targets(client, 3)[:2], "samples": rows}, 2)
+    client.complete(client.learn({"targets": uniform_targets(client, 3)[:2], "samples": rows}, 2))
     assert client.predict(client.data.transfer_x[rows]).argmax(axis=1).tolist() == [3, 3]
 
 
@@ -165,8 +165,8 @@ def test_a_straggler_and_a_liar_stay_what_they_are_when_guidance_comes(tables, t
     client = client_of(write(tmp_path, tables, clients=[GROUPS["plug-in"]], faults=faults))
     x, y, _ = client._training_work(1, 1)
     assert len(y) == round(len(client.data.train_y) / 2)
-    client.train(1)
-    client.learn({"targets": uniform_targets(client, 3)}, 1)
+    client.complete(client.train(1))
+    client.complete(client.learn({"targets": uniform_targets(client, 3)}, 1))
     counts = np.bincount(y, minlength=10) + 0.5
     counts[3] += len(client.data.transfer_x)
     predicted = np.exp(client.predict(client.data.global_x[:1])[0])
@@ -191,7 +191,7 @@ def test_a_shard_of_one_class(tables, tmp_path):
 def test_an_estimator_with_distill_is_handled_by_its_own_adapter(tables, tmp_path):
     client = client_of(write(tmp_path, tables, clients=[GROUPS["distill"]]))
     assert isinstance(client.model, IncrementalModel)
-    client.train(1)
+    client.complete(client.train(1))
     assert set(client.state()) == {"applied_round", "baseline", "model/own/means", "model/trained_round"}
 
 

@@ -12,17 +12,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 import fedkd
 from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
+from fedkd.clients.faults import Poison, imitate, poison_of
 from fedkd.data.federated import load_federated_data
-from fedkd.errors import UserError
-from fedkd.federation import faults
 from fedkd.fusion.cronus import Cronus
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
-from fedkd.models.build import build_group_models
 from fedkd.plan.load import load_scenario
-from fedkd.plan.requirements import check_requirements
+from fedkd.plan.plan import resolve
+from fedkd.plan.poisoned import poisoned_clients, round_half_up
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
@@ -48,55 +47,13 @@ def many(scenario: Scenario, clients: int) -> Scenario:
 
 
 def build(scenario: Scenario, index: int) -> Client:
-    return ClientFactory(scenario, load_federated_data(scenario)).build(index)
+    return ClientFactory(resolve(scenario), load_federated_data(scenario)).build(index)
 
 
 def poisoned_and_honest(scenario: Scenario) -> tuple[int, int]:
     """Return the first poisoned client and the first honest one."""
-    poisoned = faults.poisoned_clients(scenario)
+    poisoned = poisoned_clients(scenario)
     return min(poisoned), min(set(range(scenario.data.clients)) - poisoned)
-
-
-# Who ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("share", "clients", "number"),
-    [(0.0, 10, 0), (0.1, 10, 1), (0.25, 10, 3), (0.24, 10, 2), (0.3, 7, 2), (0.05, 4, 0), (1.0, 5, 5)],
-)
-def test_the_share_of_poisoned_clients_is_exact(share, clients, number, scenario_with):
-    scenario = many(scenario_with({"poisoned": share}), clients)
-    assert len(faults.poisoned_clients(scenario)) == number
-    assert faults.poisoned_clients(scenario) == faults.poisoned_clients(scenario)
-
-
-def test_another_seed_poisons_others(scenario_with):
-    scenario = many(scenario_with({"poisoned": 0.3}), 20)
-    drawn = {faults.poisoned_clients(scenario.model_copy(update={"seed": seed})) for seed in range(20)}
-    assert len(drawn) > 15
-    assert set().union(*drawn) == set(range(20))
-
-
-def test_dropout_has_its_probability_and_leaves_one(scenario_with):
-    scenario = many(scenario_with({"dropout": 0.3}), 20)
-    sampled = list(range(0, 20, 2))
-    present = [faults.present_clients(scenario, sampled, round) for round in range(1, 501)]
-    assert all(set(clients) <= set(sampled) and clients == sorted(clients) for clients in present)
-    share = np.mean([len(clients) for clients in present]) / len(sampled)
-    assert abs(share - 0.7) < 4 * np.sqrt(0.3 * 0.7 / 5000)
-    assert present == [faults.present_clients(scenario, sampled, round) for round in range(1, 501)]
-    almost_all = many(scenario_with({"dropout": 0.999}), 20)
-    alone = [faults.present_clients(almost_all, sampled, round) for round in range(1, 51)]
-    assert all(len(clients) >= 1 for clients in alone)
-    assert len({clients[0] for clients in alone}) > 3, "not always the same one"
-
-
-def test_whether_a_client_drops_out_does_not_depend_on_who_else_was_sampled(scenario_with):
-    scenario = many(scenario_with({"dropout": 0.5}), 20)
-    for round in range(1, 30):
-        everyone = set(faults.present_clients(scenario, range(20), round))
-        some = set(faults.present_clients(scenario, range(10), round))
-        assert len(some) == 1 or some == everyone & set(range(10))
 
 
 # What a poisoned client does ---------------------------------------------------------------------------
@@ -106,15 +63,15 @@ def test_random_predictions_say_nothing(scenario_with):
     scenario = scenario_with({"poisoned": 0.25, "poison": "random"})
     poisoned, honest = poisoned_and_honest(scenario)
     client = build(scenario, poisoned)
-    client.train(1)
+    client.complete(client.train(1))
     own = client.predict(client.data.transfer_x)
-    first, again, later = (client.knowledge(round)["logits"] for round in (1, 1, 2))
+    first, again, later = (client.upload(round)["logits"] for round in (1, 1, 2))
     assert_array_equal(first, again)
     assert abs(np.corrcoef(first.ravel(), own.ravel())[0, 1]) < 0.2
     assert abs(np.corrcoef(first.ravel(), later.ravel())[0, 1]) < 0.2
     assert (first.shape, first.dtype) == (own.shape, own.dtype)
     good = build(scenario, honest)
-    assert_array_equal(good.knowledge(1)["logits"], good.predict(good.data.transfer_x))
+    assert_array_equal(good.upload(1)["logits"], good.predict(good.data.transfer_x))
 
 
 def test_flipped_labels_are_what_a_client_trains_on_and_nothing_else(scenario_with):
@@ -125,23 +82,23 @@ def test_flipped_labels_are_what_a_client_trains_on_and_nothing_else(scenario_wi
     client = build(scenario, poisoned)
     _, labels, _ = client._training_work(1, 1)
     assert_array_equal(labels, C - 1 - client.data.train_y)
-    client.train(1)
+    client.complete(client.train(1))
     own = client.predict(client.data.train_x).argmax(axis=1)
     assert (own == C - 1 - client.data.train_y).mean() > 0.9
-    assert_array_equal(client.knowledge(1)["logits"], client.predict(client.data.transfer_x))
+    assert_array_equal(client.upload(1)["logits"], client.predict(client.data.transfer_x))
 
 
 def test_an_imitator_has_its_victims_class_distribution(scenario_with):
     scenario = scenario_with({"poisoned": 0.25, "poison": "imitation"})
     poisoned, _ = poisoned_and_honest(scenario)
     shares = load_federated_data(scenario).label_distribution()
-    poison = faults.faults_of(scenario, poisoned, lambda: shares).poison
+    poison = poison_of(scenario, poisoned, lambda: shares)
     assert poison is not None
     (victim,) = [n for n in range(4) if np.array_equal(shares[n], poison.victim)]
     assert victim != poisoned
-    uploaded = build(scenario, poisoned).knowledge(1)["logits"]
+    uploaded = build(scenario, poisoned).upload(1)["logits"]
     assert uploaded.shape == (60, C) and np.unique(uploaded).tolist() == [0.0, 10.0]
-    many_samples = softmax(faults.imitate(20_000, shares[victim], numpy_generator(0, "imitate")))
+    many_samples = softmax(imitate(20_000, shares[victim], numpy_generator(0, "imitate")))
     error = np.sqrt(shares[victim] * (1 - shares[victim]) / 20_000)
     assert (np.abs(many_samples.mean(axis=0) - shares[victim]) < 5 * error + 1e-3).all()
 
@@ -159,7 +116,7 @@ def test_an_imitator_gains_weight_with_its_victim_in_knfu():
         knowledge = Knowledge(clients=(0, 1, 2, 3), logits=logits, samples=np.ones(4, dtype=np.int64))
         return float(KnFu(beta=10.0).fuse(knowledge, {}).weights[0, 3])
 
-    imitated = weight_with_victim(faults.imitate(500, victim, generator))
+    imitated = weight_with_victim(imitate(500, victim, generator))
     assert imitated > 0.4, "as much as the victim's own"
     assert imitated > 5 * weight_with_victim(nonsense)
 
@@ -169,7 +126,7 @@ def test_the_median_resists_imitators_and_the_mean_suffers():
     generator = numpy_generator(0, "cronus imitation")
     truth = generator.integers(0, C, 200)
     honest = 3.0 * np.eye(C)[truth] + generator.normal(0, 0.5, (7, 200, C))
-    liars = np.stack([faults.imitate(200, np.eye(C)[0], generator)] * 3)
+    liars = np.stack([imitate(200, np.eye(C)[0], generator)] * 3)
     logits = np.concatenate([honest, liars]).astype(np.float32)
     clean = softmax(honest).mean(axis=0)
 
@@ -184,7 +141,7 @@ def test_the_median_resists_imitators_and_the_mean_suffers():
 
 def test_what_is_no_knowledge_is_not_faked():
     """CFD's number of classes, Selective-FD's indices: their upload has to look right."""
-    poison = faults.Poison("imitation", np.array([0.0, 0.25, 0.75]))
+    poison = Poison("imitation", np.array([0.0, 0.25, 0.75]))
     honest = {"classes": np.array([3], np.uint32), "samples": np.array([4, 9], np.int32)}
     votes = np.zeros(4000, np.uint8)
     kinds = {"classes": Kind.CONSTANT, "samples": Kind.INDICES, "votes": Kind.VOTES}
@@ -205,28 +162,6 @@ def test_random_poison_reaches_every_kind_of_upload(strategy, scenario_with, tmp
     assert all(np.isfinite(row["value"]) for row in result.metrics())
 
 
-@pytest.mark.parametrize(
-    ("strategy", "poison", "refused"),
-    [
-        ("flwr:FedAvg", "random", True),
-        ("flwr:FedAvg", "flipped", False),
-        ("feddf", "imitation", True),
-        ("feddf", "random", False),
-        ("knfu", "imitation", False),
-    ],
-)
-def test_poison_that_has_no_meaning_is_refused(strategy, poison, refused, scenario_with):
-    scenario = scenario_with({"poisoned": 0.25, "poison": poison}, fusion={"strategy": strategy})
-    data = load_federated_data(scenario)
-    models = build_group_models(scenario, data.input_shape, data.classes)
-    if not refused:
-        check_requirements(scenario, data, models)
-        return
-    with pytest.raises(UserError, match=f"'{poison}' is for clients that upload predictions") as caught:
-        check_requirements(scenario, data, models)
-    assert caught.value.key == "faults.poison"
-
-
 # Slow clients -----------------------------------------------------------------------------------------
 
 
@@ -237,7 +172,7 @@ def test_a_slow_client_goes_once_through_its_share(share, rounded, scenario_with
     own = client.data.train_x
     x, y, epochs = client._training_work(7, 1)
     assert epochs == 1
-    assert len(x) == len(y) == faults.round_half_up(rounded * len(own))
+    assert len(x) == len(y) == round_half_up(rounded * len(own))
     rows = [int(np.flatnonzero((own == sample).all(axis=(1, 2, 3)))[0]) for sample in x]
     assert rows == sorted(set(rows)), "no sample twice"
     assert_array_equal(y, client.data.train_y[rows])
@@ -256,7 +191,7 @@ def test_slow_clients_are_as_many_as_said(scenario_with):
 
 def test_poisoned_clients_are_recorded_and_left_out_of_the_means(scenario_with, tmp_path):
     scenario = scenario_with({"poisoned": 0.5, "poison": "flipped"})
-    poisoned = faults.poisoned_clients(scenario)
+    poisoned = poisoned_clients(scenario)
     rows = fedkd.run(scenario, out=tmp_path / "run").metrics()
     groups: dict[tuple, dict] = {}
     for row in rows:

@@ -21,7 +21,7 @@ from fedkd.engine.work_note import WorkNote
 from fedkd.errors import UserError
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.messages import CLIENT_DIED, CLIENT_RAISED, NOT_HANDLED
-from fedkd.plan.load import parse_scenario
+from fedkd.plan.load import parse_plan
 from fedkd.scenario.schema import Engine
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -245,10 +245,10 @@ def test_actors_hold_their_share_of_a_gpu(four):
     [("auto", 0.0, "cpu"), ("auto", 0.5, "cuda"), ("cuda", 0.0, "cuda"), ("cpu", 1.0, "cpu")],
 )
 def test_the_device_of_an_actors_clients(named, share, device, digits_scenario, monkeypatch):
-    scenario = parse_scenario(digits_scenario | {"engine": {"kind": "ray", "device": named}})
+    plan = parse_plan(digits_scenario | {"engine": {"kind": "ray", "device": named}})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    placed = _on_its_device(scenario, share)
-    workload = ScenarioWorkload(placed.model_dump_json(), load_federated_data(scenario))
+    placed = _on_its_device(plan, share).scenario
+    workload = ScenarioWorkload(placed.model_dump_json(), load_federated_data(plan.scenario))
     assert workload._clients._device.type == device
 
 

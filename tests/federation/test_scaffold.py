@@ -25,18 +25,19 @@ from fedkd.federation.node_subset import NodeSubset
 from fedkd.federation.server_app import server_strategy
 from fedkd.fusion.scaffold import Scaffold
 from fedkd.fusion.strategy import Knowledge
-from fedkd.plan.load import load_scenario
-from fedkd.scenario.schema import Scenario
+from fedkd.plan.load import load_plan
+from fedkd.plan.plan import Plan
+from fedkd.server.models import TransferSetModels
 from fedkd.tracking.wording import size
 
 LR, STEPS = 0.2, 3
 
 
 @pytest.fixture
-def scenario_with(digits_scenario, tmp_path):
-    """Return a function from changes to a scenario: linear models, `STEPS` full-batch steps a round."""
+def plan_with(digits_scenario, tmp_path):
+    """Return a function from changes to a plan: linear models, `STEPS` full-batch steps a round."""
 
-    def make(fusion: dict[str, Any] | None = None, **changes: Any) -> Scenario:
+    def make(fusion: dict[str, Any] | None = None, **changes: Any) -> Plan:
         tables = digits_scenario | {
             "data": digits_scenario["data"] | {"clients": 2},
             "clients": [{"model": "mlp", "args": {"hidden": []}}],
@@ -45,7 +46,7 @@ def scenario_with(digits_scenario, tmp_path):
         }
         path = tmp_path / "scenario.toml"
         path.write_text(tomli_w.dumps(tables | changes))
-        return load_scenario(path)
+        return load_plan(path)
 
     return make
 
@@ -84,88 +85,90 @@ def by_hand(
 
 
 def run_by_parts(
-    scenario: Scenario, data: FederatedData, clients: list[Client], rounds: list[list[int]]
+    plan: Plan, data: FederatedData, clients: list[Client], rounds: list[list[int]]
 ) -> tuple[dict, list]:
     """Run fedkd's own halves of the strategy without messages; return what the server has, and each c_n."""
     strategy = clients[0]._strategy
     assert isinstance(strategy, Scaffold)
-    guidance = strategy.prologue(Server(scenario, data, data.classes, 0))
+    guidance = strategy.prologue(TransferSetModels(plan, data, data.classes, 0))
     for round, present in enumerate(rounds, start=1):
         uploads = []
         for n in present:
-            clients[n].learn(guidance.shared, round - 1)
-            clients[n].train(round)
-            uploads.append(clients[n].knowledge(round))
+            clients[n].complete(clients[n].learn(guidance.shared, round - 1))
+            clients[n].complete(clients[n].train(round))
+            uploads.append(clients[n].upload(round))
         knowledge = Knowledge(
             clients=tuple(present),
             logits=None,
             samples=np.array([clients[n].num_train_samples for n in present]),
             extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
-            server=Server(scenario, data, data.classes, round),
+            server=TransferSetModels(plan, data, data.classes, round),
         )
         guidance = strategy.fuse(knowledge, guidance.memory)
     return dict(guidance.memory), [client.memory.get("own_control") for client in clients]
 
 
-def start_of(scenario: Scenario, data: FederatedData) -> np.ndarray:
-    return Scaffold().prologue(Server(scenario, data, data.classes, 0)).shared["parameters"]
+def start_of(plan: Plan, data: FederatedData) -> np.ndarray:
+    return Scaffold().prologue(TransferSetModels(plan, data, data.classes, 0)).shared["parameters"]
 
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.5])
 @pytest.mark.parametrize("rounds", [[[0, 1], [0, 1]], [[0], [0, 1], [1]]], ids=["all", "some"])
-def test_agrees_with_scaffold_by_hand(server_lr, rounds, scenario_with):
-    scenario = scenario_with({"server_lr": server_lr})
-    data = load_federated_data(scenario)
-    local = ClientFactory(scenario, data)
+def test_agrees_with_scaffold_by_hand(server_lr, rounds, plan_with):
+    plan = plan_with({"server_lr": server_lr})
+    data = load_federated_data(plan.scenario)
+    local = ClientFactory(plan, data)
     clients = [local.build(n) for n in range(2)]
     shards = [(data.client(n).train_x, data.client(n).train_y) for n in range(2)]
-    x, c, own = by_hand(start_of(scenario, data), shards, rounds, server_lr)
-    state, own_of_clients = run_by_parts(scenario, data, clients, rounds)
-    assert np.abs(c).max() > 1e-2 and np.abs(x - start_of(scenario, data)).max() > 1e-2
+    x, c, own = by_hand(start_of(plan, data), shards, rounds, server_lr)
+    state, own_of_clients = run_by_parts(plan, data, clients, rounds)
+    assert np.abs(c).max() > 1e-2 and np.abs(x - start_of(plan, data)).max() > 1e-2
     assert_allclose(state["parameters"], x, atol=2e-6)
     assert_allclose(state["control"], c, atol=5e-6)
     for kept, wanted in zip(own_of_clients, own, strict=True):
         assert_allclose(kept, wanted, atol=5e-6)
 
 
-def test_with_equal_data_it_is_averaging_with_a_server_learning_rate(scenario_with):
-    scenario = scenario_with({"server_lr": 0.7})
-    data = load_federated_data(scenario)
-    clients = [ClientFactory(scenario, data).build(0) for _ in range(2)]  # twice the same client
+def test_with_equal_data_it_is_averaging_with_a_server_learning_rate(plan_with):
+    plan = plan_with({"server_lr": 0.7})
+    data = load_federated_data(plan.scenario)
+    clients = [ClientFactory(plan, data).build(0) for _ in range(2)]  # twice the same client
     shard = (data.client(0).train_x, data.client(0).train_y)
-    x = start_of(scenario, data).astype(np.float64)
+    x = start_of(plan, data).astype(np.float64)
     for _ in range(2):
         y = x.copy()
         for _ in range(STEPS):
             y -= LR * gradient(y, *shard)
         x = x + 0.7 * (y - x)
-    state, own = run_by_parts(scenario, data, clients, [[0, 1], [0, 1]])
+    state, own = run_by_parts(plan, data, clients, [[0, 1], [0, 1]])
     assert_allclose(state["parameters"], x, atol=2e-6)
     assert_allclose(state["control"], own[0], atol=1e-6)
 
 
-def test_a_client_without_steps_keeps_its_control_variate(scenario_with):
-    scenario = scenario_with(faults={"stragglers": 1.0, "straggler_work": 0.0})
-    data = load_federated_data(scenario)
-    client = ClientFactory(scenario, data).build(0)
-    client.learn(Scaffold().prologue(Server(scenario, data, data.classes, 0)).shared, 0)
-    client.train(1)
-    uploaded = client.knowledge(1)
+def test_a_client_without_steps_keeps_its_control_variate(plan_with):
+    plan = plan_with(faults={"stragglers": 1.0, "straggler_work": 0.0})
+    data = load_federated_data(plan.scenario)
+    client = ClientFactory(plan, data).build(0)
+    client.complete(
+        client.learn(Scaffold().prologue(TransferSetModels(plan, data, data.classes, 0)).shared, 0)
+    )
+    client.complete(client.train(1))
+    uploaded = client.upload(1)
     assert not uploaded["step"].any() and not uploaded["control"].any()
 
 
-def test_statistics_of_normalisation_are_averaged_plainly(scenario_with):
+def test_statistics_of_normalisation_are_averaged_plainly(plan_with):
     """A server learning rate would take a variance beyond those of the clients, even below zero."""
-    scenario = scenario_with(
+    plan = plan_with(
         {"server_lr": 3.0},
         clients=[{"model": "resnet8", "args": {"norm": "batch"}}],
         training={"optimizer": "sgd", "lr": 0.01, "batch_size": 1000},
     )
-    data = load_federated_data(scenario)
-    clients = [ClientFactory(scenario, data).build(n) for n in range(2)]
-    state, _ = run_by_parts(scenario, data, clients, [[0, 1]])
+    data = load_federated_data(plan.scenario)
+    clients = [ClientFactory(plan, data).build(n) for n in range(2)]
+    state, _ = run_by_parts(plan, data, clients, [[0, 1]])
     trained = [client.weights() for client in clients]
-    clients[0].learn(state, 1)
+    clients[0].complete(clients[0].learn(state, 1))
     averaged = clients[0].weights()
     names = [name for name in averaged if name.endswith(("running_mean", "running_var"))]
     assert names
@@ -193,13 +196,13 @@ def sent_in(messages: list, grid: InlineGrid) -> dict[int, int]:
 class Federation:
     """Three clients, of which any may train in a round."""
 
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario, self.data = scenario, load_federated_data(scenario)
-        self.grid = inline_grid(scenario, self.data)
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.data = plan, load_federated_data(plan.scenario)
+        self.grid = inline_grid(plan, self.data)
         self.strategy = self.new_server()
 
     def new_server(self) -> KnowledgeFusion:
-        strategy = server_strategy(self.scenario, self.data, self.data.classes)
+        strategy = server_strategy(self.plan, self.data)
         assert isinstance(strategy, KnowledgeFusion)
         return strategy
 
@@ -221,8 +224,8 @@ class Federation:
         return sent_in(messages, self.grid)
 
 
-def test_everyone_receives_the_newest_weights_once(scenario_with, digits_scenario):
-    federation = Federation(scenario_with(data=digits_scenario["data"] | {"clients": 3}))
+def test_everyone_receives_the_newest_weights_once(plan_with, digits_scenario):
+    federation = Federation(plan_with(data=digits_scenario["data"] | {"clients": 3}))
     assert federation.train(1, [0, 1]) == {0: 0, 1: 0}, "the initial weights, for those who take part"
     assert federation.train(2, [1, 2]) == {1: 1, 2: 1}, "the newest, for those who were away too"
     assert federation.evaluate(2) == {0: 2, 1: 2, 2: 2}
@@ -236,11 +239,11 @@ def test_everyone_receives_the_newest_weights_once(scenario_with, digits_scenari
     assert federation.train(4, [2]) == {2: 3}, "a resumed server knows who has received what"
 
 
-def test_after_an_evaluation_all_clients_have_the_servers_weights(scenario_with, digits_scenario):
-    federation = Federation(scenario_with(data=digits_scenario["data"] | {"clients": 3}))
+def test_after_an_evaluation_all_clients_have_the_servers_weights(plan_with, digits_scenario):
+    federation = Federation(plan_with(data=digits_scenario["data"] | {"clients": 3}))
     federation.train(1, [0, 2])
     federation.evaluate(1)
-    x = federation.strategy._memory["parameters"]
+    x = federation.strategy.state()["memory/parameters"]
     for n in range(3):
         request = Message(RecordDict(), node_id_of(n), msg.EXPORT_STATE)
         (reply,) = federation.grid.send_and_receive([request])
@@ -261,16 +264,16 @@ def test_after_an_evaluation_all_clients_have_the_servers_weights(scenario_with,
         ({"clients": [{"model": "random-forest"}]}, "fusion.strategy", "'random-forest' is not a network"),
     ],
 )
-def test_what_it_cannot_work_with_is_refused(changes, key, message, scenario_with):
-    scenario = scenario_with(**changes)
+def test_what_it_cannot_work_with_is_refused(changes, key, message, plan_with):
+    plan = plan_with(**changes)
     with pytest.raises(UserError, match=message) as caught:
-        inline_grid(scenario, load_federated_data(scenario))
+        inline_grid(plan, load_federated_data(plan.scenario))
     assert caught.value.key == key
 
 
 @pytest.mark.parametrize("strategy", ["scaffold", "feddf"])
-def test_the_check_counts_weights_not_predictions(strategy, scenario_with):
-    lines = list(check(scenario_with({"strategy": strategy})))
+def test_the_check_counts_weights_not_predictions(strategy, plan_with):
+    lines = list(check(plan_with({"strategy": strategy})))
     (traffic,) = [line for line in lines if line.startswith("traffic")]
     sent = 2 * (64 * 10 + 10) * 4
     assert f"at least {size(sent)} up" in traffic

@@ -24,7 +24,7 @@ from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_app import server_strategy
 from fedkd.fusion.registry import STRATEGIES, make_strategy
-from fedkd.plan.load import load_scenario
+from fedkd.plan.load import load_plan, load_scenario
 from fedkd.tracking.events import RunObserver
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -137,12 +137,12 @@ def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, actors, t
     fedkd.resume(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == unbroken
 
-    scenario, first = load_scenario(path), ALL.index(strategy) * CLIENTS
-    data = load_federated_data(scenario)
+    plan, first = load_plan(path), ALL.index(strategy) * CLIENTS
+    data = load_federated_data(plan.scenario)
     nodes = [node_id_of(first + client) for client in range(CLIENTS)]
-    server, folder = server_strategy(scenario, data, data.classes), tmp_path / "actors"
+    server, folder = server_strategy(plan, data), tmp_path / "actors"
     folder.mkdir()
-    Rounds(scenario, NodeSubset(actors, nodes), server, {}, RunControl(folder)).run()
+    Rounds(plan, NodeSubset(actors, nodes), server, RunControl(folder)).run()
     assert (folder / "metrics.jsonl").read_bytes() == unbroken
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tomli_w
-from fedkd.federation.faults import ClientFaults, Poison
-from fedkd.federation.guidance import check_guidance, guidance_records
 
 import fedkd
 from fedkd.clients.factory import ClientFactory
+from fedkd.clients.faults import Poison
 from fedkd.data.federated import load_federated_data
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.plan.load import load_scenario, parse_scenario
+from fedkd.plan.load import load_scenario, parse_plan
+from fedkd.server.guidance import check_guidance, parcels
 
 
 def knowledge(clients: int = 2) -> Knowledge:
@@ -33,23 +33,23 @@ def test_guidance_without_targets_is_checked_for_nan_too(guidance):
         check_guidance(guidance, knowledge())
 
 
-def test_clients_of_one_student_share_one_record():
+def test_clients_of_one_student_share_one_table():
     student, other = {"parameters": np.ones(2)}, {"parameters": np.zeros(2)}
     guidance = Guidance(None, personal=[student, other, student], absent={7: other, 5: student})
-    records = guidance_records(guidance, knowledge(3))
-    assert list(records) == [0, 1, 2, 7, 5]
-    assert records[0] is records[2] is records[5] and records[1] is records[7] is not records[0]
+    tables = parcels(guidance, knowledge(3))
+    assert list(tables) == [0, 1, 2, 7, 5]
+    assert tables[0] is tables[2] is tables[5] and tables[1] is tables[7] is not tables[0]
 
 
 def test_absent_clients_receive_what_is_shared_and_nobodys_targets():
     targets = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     shared, own = {"scale": np.ones(1)}, {"parameters": np.zeros(2)}
-    records = guidance_records(Guidance(targets, shared=shared, absent={4: own}), knowledge())
-    assert list(records[4]) == ["scale", "parameters"]
-    assert [list(records[n]) for n in range(2)] == [["scale", "targets"]] * 2
+    tables = parcels(Guidance(targets, shared=shared, absent={4: own}), knowledge())
+    assert list(tables[4]) == ["scale", "parameters"]
+    assert [list(tables[n]) for n in range(2)] == [["scale", "targets"]] * 2
     for n in range(2):
-        assert np.array_equal(records[n]["targets"].numpy(), targets[n])
-    common = guidance_records(Guidance(targets[0], absent={4: own}), knowledge())
+        assert np.array_equal(tables[n]["targets"], targets[n])
+    common = parcels(Guidance(targets[0], absent={4: own}), knowledge())
     assert common[0] is common[1] and set(common[4]) == {"parameters", "targets"}
 
 
@@ -85,13 +85,13 @@ def test_only_those_who_took_part_count_their_neighbours(digits_scenario, tmp_pa
 
 
 def test_flipped_labels_are_flipped_in_distillation_too(digits_scenario):
-    scenario = parse_scenario(digits_scenario | {"fusion": {"strategy": "knfu", "private_weight": 1.0}})
-    data = load_federated_data(scenario)
+    plan = parse_plan(digits_scenario | {"fusion": {"strategy": "knfu", "private_weight": 1.0}})
+    data = load_federated_data(plan.scenario)
     learned = []
     for poison in (None, Poison("flipped", np.ones(10))):
-        client = ClientFactory(scenario, data).build(0)
-        client._faults = ClientFaults(poison)
-        client.learn({"targets": np.full((60, 10), 0.1, dtype=np.float32)}, 1)
+        client = ClientFactory(plan, data).build(0)
+        client._poison = poison
+        client.complete(client.learn({"targets": np.full((60, 10), 0.1, dtype=np.float32)}, 1))
         learned.append(client.evaluate("local").accuracy)
     honest, poisoned = learned
     assert honest > poisoned + 0.2

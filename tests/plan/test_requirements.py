@@ -1,0 +1,52 @@
+"""What a strategy cannot do with a scenario's clients and data is refused before anything runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedkd.data.federated import load_federated_data
+from fedkd.errors import UserError
+from fedkd.models.build import build_group_models
+from fedkd.plan.load import parse_plan
+from fedkd.plan.requirements import check_requirements
+
+
+@pytest.mark.parametrize(
+    ("strategy", "poison", "refused"),
+    [
+        ("flwr:FedAvg", "imitation", True),
+        ("flwr:FedAvg", "random", False),
+        ("flwr:FedAvg", "flipped", False),
+        ("feddf", "imitation", True),
+        ("feddf", "random", False),
+        ("knfu", "imitation", False),
+    ],
+)
+def test_poison_that_has_no_meaning_is_refused(strategy, poison, refused, digits_scenario):
+    wrong = {"poisoned": 0.25, "poison": poison}
+    plan = parse_plan(digits_scenario | {"faults": wrong, "fusion": {"strategy": strategy}})
+    data = load_federated_data(plan.scenario)
+    models = build_group_models(plan.scenario, data.input_shape, data.classes)
+    if not refused:
+        check_requirements(plan, data, models)
+        return
+    with pytest.raises(UserError, match="'imitation' is for clients that upload predictions") as caught:
+        check_requirements(plan, data, models)
+    assert caught.value.key == "faults.poison"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "message"),
+    [
+        ({"fusion": {"strategy": "feddf"}}, "fusion.strategy", "'feddf' exchanges weights.*'random-forest'"),
+        ({"fusion": {"strategy": "fd"}}, "fusion.strategy", "'fd' shapes training by gradients"),
+        ({"fusion": {"strategy": "fedproto"}}, "fusion.strategy", "'fedproto' .*'random-forest' is not"),
+    ],
+)
+def test_a_model_that_lacks_what_the_strategy_needs_is_named(changes, key, message, digits_scenario):
+    forest = {"model": "random-forest", "args": {"trees": 2}}
+    plan = parse_plan(digits_scenario | {"clients": [forest]} | changes)
+    data = load_federated_data(plan.scenario)
+    with pytest.raises(UserError, match=message) as caught:
+        check_requirements(plan, data, build_group_models(plan.scenario, data.input_shape, data.classes))
+    assert caught.value.key == key
