@@ -175,7 +175,9 @@ class Client(ABC):
         """
         if self._strategy.sends == "nothing":
             return {}
-        arrays = self._strategy.upload(RoundView(self, round, request))
+        view = RoundView(self, round, request)
+        arrays = self._strategy.upload(view)
+        view.settle()
         self.last_fit = None  # the weights it began with are of no further use
         kinds = self._strategy.kinds_of(arrays)
         return leave(self._stages, arrays, kinds, lambda purpose: self._generator(purpose, round))

@@ -37,13 +37,13 @@ class RoundView:
 
     def logits(self) -> np.ndarray:
         """Predict the requested transfer samples: `[M, C]` float32."""
-        self._settle()
+        self.settle()
         x = self._client.data.transfer_x
         return self._client.predict(x if self._request is None else x[self._request])
 
     def private_logits(self) -> np.ndarray:
         """Predict the client's own training samples: `[S, C]` float32."""
-        self._settle()
+        self.settle()
         return self._client.predict(self._client.data.train_x)
 
     def label_counts(self) -> np.ndarray:
@@ -52,7 +52,7 @@ class RoundView:
 
     def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
         """Average outputs over the client's training samples of each class: `[C, K]` float32."""
-        self._settle()
+        self.settle()
         x, y = self._client.data.train_x, self._client.data.train_y
         outputs = self._client.predict(x) if of == "logits" else self._client.features(x)
         sums = np.zeros((self.classes, outputs.shape[1]))
@@ -61,12 +61,12 @@ class RoundView:
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers by name."""
-        self._settle()
+        self.settle()
         return self._client.weights()
 
     def load_weights(self, weights: Arrays) -> None:
         """Replace all parameters and buffers."""
-        self._settle()
+        self.settle()
         self._client.load_weights(weights)
 
     def trainable(self) -> tuple[str, ...]:
@@ -85,7 +85,9 @@ class RoundView:
         It is done when the strategy has had its say, together with what other clients distil then, or as soon
         as the strategy asks for anything that depends on it.
         """
-        self._distillations.append((targets, samples))
+        # Copied: whoever waits for it to be done may have changed them by then.
+        copied = None if samples is None else np.array(samples)
+        self._distillations.append((np.array(targets), copied))
 
     def distillations(self) -> Training[None]:
         """Distil what the strategy has asked for and what is not done yet."""
@@ -93,6 +95,7 @@ class RoundView:
         for targets, samples in waiting:
             yield from self._client.distil(targets, samples, self._round)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Distil it now, alone."""
         if self._distillations:
             self._client.complete(self.distillations())

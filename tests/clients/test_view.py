@@ -1,0 +1,147 @@
+"""A client as its strategy sees it: what it distils waits, and is done before anything depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from fedkd.clients.base import Client
+from fedkd.clients.factory import ClientFactory
+from fedkd.clients.view import RoundView
+from fedkd.data.federated import load_federated_data
+from fedkd.fusion.knfu import KnFu
+from fedkd.plan.load import parse_plan
+
+
+@pytest.fixture
+def client(digits_scenario) -> Client:
+    clients = [{"model": "mlp", "args": {"hidden": [8]}}]
+    plan = parse_plan(digits_scenario | {"clients": clients})
+    return ClientFactory(plan, load_federated_data(plan.scenario)).build(0)
+
+
+@pytest.fixture
+def twin(client) -> Client:
+    """The same client once more."""
+    return ClientFactory(client._plan, load_federated_data(client._plan.scenario)).build(0)
+
+
+def targets(label: int) -> np.ndarray:
+    return np.tile(np.eye(10, dtype=np.float32)[label], (60, 1))
+
+
+def same_weights(one: Client, other: Client) -> bool:
+    return all(np.array_equal(values, other.weights()[name]) for name, values in one.weights().items())
+
+
+READS: dict[str, Callable[[RoundView], np.ndarray]] = {
+    "logits": lambda view: view.logits(),
+    "private_logits": lambda view: view.private_logits(),
+    "class_means": lambda view: view.class_means("features"),
+    "weights": lambda view: np.concatenate([values.ravel() for values in view.weights().values()]),
+}
+
+
+def test_distilling_waits_until_the_strategy_has_had_its_say(client, twin):
+    view = RoundView(client, 1)
+    view.distil(targets(3))
+    assert same_weights(client, twin), "not yet"
+    client.complete(view.distillations())
+    twin.complete(twin.distil(targets(3), None, 1))
+    assert same_weights(client, twin)
+    client.complete(view.distillations())
+    assert same_weights(client, twin), "and once only"
+
+
+@pytest.mark.parametrize("what", READS)
+def test_whoever_asks_sees_the_distilled_model(what, client, twin):
+    read, view = READS[what], RoundView(client, 1)
+    before = read(view)
+    view.distil(targets(3))
+    twin.complete(twin.distil(targets(3), None, 1))
+    seen = read(view)
+    assert_array_equal(seen, read(RoundView(twin, 1)))
+    assert not np.array_equal(seen, before)
+    client.complete(view.distillations())
+    assert same_weights(client, twin), "what was done for the reading is not done again"
+
+
+def test_weights_that_are_loaded_are_not_distilled_into(client, twin):
+    start, view = twin.weights(), RoundView(client, 1)
+    view.distil(targets(3))
+    view.load_weights(start)
+    client.complete(view.distillations())
+    assert same_weights(client, twin)
+
+
+def test_several_distillations_keep_their_order(client, twin):
+    view = RoundView(client, 1)
+    view.distil(targets(3), np.arange(20, dtype=np.int32))
+    view.distil(targets(5))
+    client.complete(view.distillations())
+    twin.complete(twin.distil(targets(3), np.arange(20), 1))
+    twin.complete(twin.distil(targets(5), None, 1))
+    assert same_weights(client, twin)
+
+
+def test_targets_may_be_written_over_once_they_are_handed_in(client, twin):
+    view, wanted, rows = RoundView(client, 1), targets(3), np.arange(60)
+    view.distil(wanted, rows)
+    wanted[:] = targets(5)
+    rows[:] = 0
+    client.complete(view.distillations())
+    twin.complete(twin.distil(targets(3), None, 1))
+    assert same_weights(client, twin)
+
+
+# Strategies of one's own --------------------------------------------------------------------------------
+
+
+def test_a_strategy_that_learns_and_then_looks_sees_what_it_learned(client, twin, monkeypatch):
+    seen = {}
+
+    def apply(self, view, guidance):
+        before = view.logits()
+        view.distil(guidance["targets"])
+        seen["moved"] = not np.array_equal(view.logits(), before)
+        seen["logits"] = view.logits()
+        view.distil(targets(5))
+
+    monkeypatch.setattr(KnFu, "apply", apply)
+    client.complete(client.learn({"targets": targets(3)}, 1))
+    assert seen["moved"]
+    twin.complete(twin.distil(targets(3), None, 1))
+    assert_array_equal(seen["logits"], twin.predict(twin.data.transfer_x))
+    twin.complete(twin.distil(targets(5), None, 1))
+    assert same_weights(client, twin), "the rest is done too"
+
+
+def test_a_strategy_may_distil_for_its_upload(client, twin, monkeypatch):
+    def upload(self, view):
+        logits = view.logits()
+        view.distil(targets(3))
+        return {"logits": logits}
+
+    monkeypatch.setattr(KnFu, "upload", upload)
+    sent = client.upload(1)["logits"]
+    assert_array_equal(sent, twin.predict(twin.data.transfer_x))
+    twin.complete(twin.distil(targets(3), None, 1))
+    assert same_weights(client, twin)
+
+
+def test_a_request_chooses_the_samples_that_are_predicted(client):
+    rows = np.array([4, 9])
+    assert_array_equal(RoundView(client, 1, rows).logits(), client.predict(client.data.transfer_x[rows]))
+
+
+def test_class_means_count_each_class_alone(client):
+    x, y = client.data.train_x, client.data.train_y
+    means, logits = RoundView(client, 1).class_means("logits"), client.predict(x)
+    counts = RoundView(client, 1).label_counts()
+    assert counts.tolist() == [int((y == c).sum()) for c in range(10)]
+    for c in range(10):
+        wanted = logits[y == c].mean(axis=0) if counts[c] else np.zeros(10)
+        np.testing.assert_allclose(means[c], wanted, rtol=1e-5, atol=1e-5)
