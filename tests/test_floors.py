@@ -1,0 +1,177 @@
+"""The floors of the house: no import runs upwards, inside functions neither, and packages form no circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "fedkd"
+
+# Lowest first. A room is a package or a module directly below `fedkd`; rooms of one floor stand side by side.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("namespaces", "randomness", "signals", "plugins", "explain", "hyperparameters"),
+    ("scenario",),
+    ("data",),
+    ("models",),
+    ("training",),
+    ("continual",),
+    ("fusion",),
+    ("register",),  # knows every registry
+    ("plan",),
+    ("tracking",),
+    ("report",),
+    ("run_folder",),
+    ("clients",),
+    ("server",),
+    ("federation",),
+    ("engine",),
+    ("runner",),
+    ("benchmark",),
+    ("check", "catalogue", "doctor", "scaffold"),
+    ("cli", "__main__", "__init__"),
+)
+WITHOUT_FLOWER_AND_RAY = (
+    *("scenario", "data", "models", "training", "continual", "fusion", "clients", "server"),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import.
+
+    Args:
+        place: File and line.
+        room: The room it is in.
+        names: What is imported, as dotted names; of ``from a import b`` both ``a`` and ``a.b``.
+        typing_only: Whether it stands below ``if TYPE_CHECKING``.
+    """
+
+    place: str
+    room: str
+    names: tuple[str, ...]
+    typing_only: bool
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.names[-1]}" + (" (only for types)" if self.typing_only else "")
+
+
+def room_of(path: Path) -> str:
+    """Return the room that a module of fedkd is in."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def module_of(path: Path) -> list[str]:
+    """Return the dotted parts of the package that a module's relative imports start from."""
+    return ["fedkd", *path.relative_to(PACKAGE).parts[:-1]]
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Yield every import of a module, wherever in it it stands."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found = [(alias.name,) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = module_of(path)[: len(module_of(path)) - node.level + 1] if node.level else []
+            base = ".".join([*package, *filter(None, [node.module])])
+            found = [(base, f"{base}.{alias.name}") for alias in node.names]
+        else:
+            continue
+        place = f"{path.relative_to(PACKAGE.parent)}:{node.lineno}"
+        yield from (Import(place, room_of(path), names, id(node) in typing) for names in found)
+
+
+@cache
+def all_imports() -> tuple[Import, ...]:
+    """Return every import of fedkd."""
+    return tuple(found for path in sorted(PACKAGE.rglob("*.py")) for found in imports_of(path))
+
+
+def target_of(found: Import) -> str | None:
+    """Return the room that an import goes to; None outside fedkd, and for fedkd's own version."""
+    parts = found.names[-1].split(".")
+    if parts[0] != "fedkd" or parts[1:] == ["__version__"]:
+        return None
+    if len(parts) > 1 and parts[1] in FLOOR:
+        return parts[1]
+    return "__init__"
+
+
+def between_rooms() -> Iterator[tuple[Import, str]]:
+    """Yield the imports that leave their room for another one of fedkd."""
+    for found in all_imports():
+        target = target_of(found)
+        if target is not None and target != found.room:
+            yield found, target
+
+
+def test_every_room_has_its_floor():
+    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")}
+    assert sorted(rooms - FLOOR.keys()) == [], "rooms that are not on the plan"
+    assert sorted(FLOOR.keys() - rooms) == [], "rooms on the plan that are not there"
+
+
+def test_no_import_runs_upwards():
+    upwards = [
+        (found, target)
+        for found, target in between_rooms()
+        if found.room in FLOOR and FLOOR[target] > FLOOR[found.room]
+    ]
+    upwards.sort(key=lambda pair: pair[0].typing_only)
+    if upwards:
+        lines = [f"{found}: {found.room} is below {target}" for found, target in upwards]
+        pytest.fail("\n".join(["imports of a higher floor:", *lines]))
+
+
+def shortest_circle(room: str, steps: dict[str, dict[str, Import]]) -> list[Import]:
+    """Return the imports of the shortest way from a room back to it; none if there is no way."""
+    ways: list[tuple[str, list[Import]]] = [(room, [])]
+    seen: set[str] = set()
+    for here, way in ways:  # grows while it is walked: breadth first
+        for target, found in steps.get(here, {}).items():
+            if target == room:
+                return [*way, found]
+            if target not in seen:
+                seen.add(target)
+                ways.append((target, [*way, found]))
+    return []
+
+
+def test_rooms_form_no_circle():
+    steps: dict[str, dict[str, Import]] = {}
+    for found, target in between_rooms():
+        if not found.typing_only:
+            steps.setdefault(found.room, {}).setdefault(target, found)
+    circles = {frozenset(map(str, way)): way for room in steps if (way := shortest_circle(room, steps))}
+    if circles:
+        told = [
+            "\n  ".join([" → ".join([*(step.room for step in way), way[0].room]), *map(str, way)])
+            for way in circles.values()
+        ]
+        pytest.fail("\n".join(["rooms that import each other:", *told]))
+
+
+@pytest.mark.parametrize("room", WITHOUT_FLOWER_AND_RAY)
+def test_the_science_needs_neither_flower_nor_ray(room):
+    heavy = [
+        found
+        for found in all_imports()
+        if found.room == room and found.names[0].split(".")[0] in ("flwr", "ray")
+    ]
+    if heavy:
+        pytest.fail("\n".join([f"{room} imports Flower or Ray:", *map(str, heavy)]))
