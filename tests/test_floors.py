@@ -135,7 +135,7 @@ def test_no_import_runs_upwards():
     upwards.sort(key=lambda pair: pair[0].typing_only)
     if upwards:
         lines = [f"{found}: {found.room} is below {target}" for found, target in upwards]
-        pytest.fail("\n".join(["imports of a higher floor:", *lines]))
+        pytest.fail("\n".join(["imports of a higher floor:", *lines]), pytrace=False)
 
 
 def shortest_circle(room: str, steps: dict[str, dict[str, Import]]) -> list[Import]:
@@ -163,7 +163,7 @@ def test_rooms_form_no_circle():
             "\n  ".join([" → ".join([*(step.room for step in way), way[0].room]), *map(str, way)])
             for way in circles.values()
         ]
-        pytest.fail("\n".join(["rooms that import each other:", *told]))
+        pytest.fail("\n".join(["rooms that import each other:", *told]), pytrace=False)
 
 
 @pytest.mark.parametrize("room", WITHOUT_FLOWER_AND_RAY)
@@ -174,4 +174,4 @@ def test_the_science_needs_neither_flower_nor_ray(room):
         if found.room == room and found.names[0].split(".")[0] in ("flwr", "ray")
     ]
     if heavy:
-        pytest.fail("\n".join([f"{room} imports Flower or Ray:", *map(str, heavy)]))
+        pytest.fail("\n".join([f"{room} imports Flower or Ray:", *map(str, heavy)]), pytrace=False)

@@ -11,7 +11,8 @@ def test_a_run_gives_the_figures_that_are_kept(name):
     lines = golden_runs.differences(golden_runs.kept_figures(name), golden_runs.run_figures(name))
     if lines:
         meant = f"If the change is meant: python tests/golden/rewrite.py {name}"
-        pytest.fail("\n".join([f"run '{name}' differs from tests/golden/metrics/{name}.json", *lines, meant]))
+        first = f"run '{name}' differs from tests/golden/metrics/{name}.json"
+        pytest.fail("\n".join([first, *lines, meant]), pytrace=False)
 
 
 def test_every_file_is_that_of_a_run():
