@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(Path(__file__).parent))  # for `processes`: pytest's importlib mode leaves it off the path
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +34,10 @@ def data_root() -> Path:
 @pytest.fixture
 def digits_scenario() -> dict[str, Any]:
     """The tables of a scenario that runs in seconds: four small MLPs on the embedded digits, inline."""
+    return digits_tables()
+
+
+def digits_tables() -> dict[str, Any]:
     return {
         "name": "digits-test",
         "seed": 7,
@@ -46,6 +53,12 @@ def digits_scenario() -> dict[str, Any]:
         "fusion": {"strategy": "knfu"},
         "engine": {"kind": "inline"},
     }
+
+
+@pytest.fixture(scope="session")
+def make_digits_scenario() -> Callable[[], dict[str, Any]]:
+    """Return `digits_scenario` anew, for what a whole module shares."""
+    return digits_tables
 
 
 @pytest.fixture

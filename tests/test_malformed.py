@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 
 from fedkd.cli import main
@@ -329,31 +330,15 @@ def test_a_wrong_model_on_ray_reads_the_same(places, ray_session, capsys):
     assert status == 2 and f"{places['FILE']}: clients.0.model: returns [2, 11]" in error
 
 
-@pytest.mark.parametrize(
-    ("break_in", "expected"),
-    [
-        ("forward", "RuntimeError: the tap is dry"),
-        ("process", "its Ray actor died"),
-    ],
-)
-def test_a_client_that_fails_on_ray_is_named(break_in, expected, places, ray_session, capsys):
+def test_a_client_that_raises_on_ray_is_named(places, ray_session, capsys):
     words = ["run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"], "--set"]
-    model = f"clients.0={{model='parts:Flat',args={{break_in='{break_in}'}}}}"
+    model = "clients.0={model='parts:Flat',args={break_in='forward'}}"
     status, error = run_here(capsys, *words, model, "engine.actors=1")
     assert status == 3
-    assert "client 0, round 1: " in error and expected in error
-    folder = places["OUT"]
-    assert f"fedkd resume {folder}" in error if break_in == "process" else f"{folder}/error.txt" in error
-
-
-def fedkd_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "fedkd", *words],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    assert "client 0, round 1: RuntimeError: the tap is dry" in error
+    kept = Path(places["OUT"]) / "error.txt"
+    assert str(kept) in error and not (kept.parent / "summary.json").exists()
+    assert "Traceback (most recent call last)" in kept.read_text() and "parts.py" in kept.read_text()
 
 
 @pytest.mark.parametrize("verb", ["check", "run"])
@@ -361,45 +346,53 @@ def test_a_missing_data_set_says_at_once_what_to_put_where(verb, places, tmp_pat
     # A proxy that refuses connections: without a network, whatever this machine has.
     nowhere = "http://127.0.0.1:9"
     began = time.monotonic()
-    done = fedkd_process(
-        *(verb, places["FILE"], "--set", "data.dataset=mnist"),
-        FEDKD_DATA=str(tmp_path / "data"),
-        XDG_CACHE_HOME=str(tmp_path / "cache"),
-        http_proxy=nowhere,
-        https_proxy=nowhere,
-        no_proxy="",
-    )
-    assert done.returncode == 2
-    assert_one_line(done.stderr)
-    assert f"{places['FILE']}: data.root: cannot download train-images" in done.stderr
-    assert (
-        "put train-images-idx3-ubyte.gz, " in done.stderr and str(tmp_path / "data" / "mnist") in done.stderr
-    )
+    environment = {
+        "FEDKD_DATA": str(tmp_path / "data"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "http_proxy": nowhere,
+        "https_proxy": nowhere,
+        "no_proxy": "",
+    }
+    words = [verb, places["FILE"], "--set", "data.dataset=mnist"]
+    status, _, error = processes.run(words, tmp_path, environment=environment)
+    assert status == 2
+    assert_one_line(error)
+    assert f"{places['FILE']}: data.root: cannot download train-images" in error
+    assert "put train-images-idx3-ubyte.gz, " in error and str(tmp_path / "data" / "mnist") in error
     assert time.monotonic() - began < 30, "start-up included"
 
 
-def test_a_client_process_that_dies_is_told_of_in_one_line_only(places):
-    model = "clients.0={model='parts:Flat',args={break_in='process'}}"
-    done = fedkd_process(
-        "run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"], "--set", model
+def test_on_a_ray_of_its_own_ray_keeps_quiet(places):
+    """A GPU where there is none, and a client that takes its process with it: a line each, fedkd's own."""
+    code = f"""
+from fedkd.cli import main
+from fedkd.engine.ray_pool import connect
+from fedkd.scenario.schema import Engine
+connect(Engine())
+words = ["run", {places["FILE"]!r}, "--engine", "ray", "--quiet", "--out", {places["OUT"]!r}, "--set"]
+assert main([*words, "engine.gpus_per_actor=0.5"]) == 2
+assert main([*words, "clients.0={{model='parts:Flat',args={{break_in='process'}}}}"]) == 3
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert done.returncode == 3
-    assert_one_line(done.stderr)
-    assert done.stdout == "", "Ray's own lines about it stay away"
+    assert done.returncode == 0, done.stderr
+    no_gpu, died = done.stderr.splitlines(keepends=True)
+    assert_one_line(no_gpu)
+    assert f"{places['FILE']}: engine.gpus_per_actor: asks for 0.5 GPU an actor" in no_gpu
+    assert_one_line(died)
+    assert "client 0, round 1: its Ray actor died" in died and f"fedkd resume {places['OUT']}" in died
+    assert done.stdout == ""
 
 
-def test_a_gpu_where_there_is_none(places, tmp_path):
-    words = ["run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"]]
-    done = fedkd_process(*words, "--set", "engine.gpus_per_actor=0.5", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert_one_line(done.stderr)
-    assert f"{places['FILE']}: engine.gpus_per_actor: asks for 0.5 GPU an actor" in done.stderr
-    assert not Path(places["OUT"]).exists()
-
-
-def test_cuda_where_there_is_none(places):
+def test_cuda_where_there_is_none(places, tmp_path):
     words = ["run", places["FILE"], "--engine", "inline", "--quiet", "--out", places["OUT"]]
-    done = fedkd_process(*words, "--set", "engine.device=cuda", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert_one_line(done.stderr)
-    assert f"{places['FILE']}: engine.device: " in done.stderr
+    words += ["--set", "engine.device=cuda"]
+    status, _, error = processes.run(words, tmp_path, environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert status == 2
+    assert_one_line(error)
+    assert f"{places['FILE']}: engine.device: " in error

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 
 from fedkd import register
@@ -261,12 +262,9 @@ def test_fedkd_list_shows_an_installed_learner(tmp_path: Path):
         "    hours: int = 3\n"
     )
     install(tmp_path, "learners-of-mine", "fedkd.learners", sleepy="listed_learner:Sleepy", gone="no_mod:x")
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from fedkd.cli import main; main(['list', 'learners'])"
-    )
-    listed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert listed.returncode == 0, listed.stderr
-    lines = listed.stdout.splitlines()
+    status, listed, error = processes.run(["list", "learners"], tmp_path, path=[tmp_path])
+    assert status == 0, error
+    lines = listed.splitlines()
     place = next(i for i, line in enumerate(lines) if line.startswith("sleepy"))
     assert "Learn nothing in the afternoon." in lines[place]
     assert "gives each task weights of its own" in lines[place + 1] and "hours = 3 (int)" in lines[place + 2]
@@ -278,10 +276,9 @@ def test_fedkd_list_shows_installed_parts_and_survives_broken_ones(tmp_path: Pat
         'def large(input_shape, classes, *, depth, width=8, **rest):\n    """Return something large."""\n'
     )
     install(tmp_path, "zoo-of-mine", "fedkd.models", large="listed_part:large", gone="no_such_mod:x")
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from fedkd.cli import main; main(['list', 'models'])"
-    listed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert listed.returncode == 0, listed.stderr
-    lines = listed.stdout.splitlines()
+    status, listed, error = processes.run(["list", "models"], tmp_path, path=[tmp_path])
+    assert status == 0, error
+    lines = listed.splitlines()
     assert any(line.startswith("large") and "Something large." in line for line in lines)
     assert any("args: depth, width = 8" in line and "rest" not in line for line in lines)
     assert any(line.startswith("gone") and "cannot import 'no_such_mod'" in line for line in lines)

@@ -287,12 +287,6 @@ def test_a_client_with_hardly_any_test_samples(digits_scenario, scenario_with, t
     assert values <= {0.0, 1.0}, "one test sample each"
 
 
-def test_more_actors_than_clients(scenario_with, digits_scenario, tmp_path, ray_session):
-    data = digits_scenario["data"] | {"clients": 1}
-    scenario = scenario_with(data=data, engine={"kind": "ray", "actors": 2})
-    assert fedkd.run(scenario, out=tmp_path / "run").summary["status"] == "done"
-
-
 # Where it goes ----------------------------------------------------------------------------------------
 
 
@@ -400,9 +394,8 @@ def test_wandb_that_is_broken_does_not_matter(scenario_with, tmp_path, monkeypat
 # Failures ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["inline", "ray"])
-def test_a_client_that_raises_is_named_with_its_round(engine, scenario_with, tmp_path, ray_session):
-    scenario = scenario_with(clients=fragile("raise"), engine={"kind": engine})
+def test_a_client_that_raises_is_named_with_its_round(scenario_with, tmp_path):
+    scenario = scenario_with(clients=fragile("raise"))
     out = tmp_path / "run"
     with pytest.raises(RunFailed) as caught:
         fedkd.run(scenario, out=out)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from fedkd.cli import main
@@ -36,14 +37,16 @@ def test_what_is_written_passes_its_own_test_and_runs(kind: str, tmp_path: Path,
     assert f"python -m pytest {folder / 'test_my_idea.py'}" in printed
     assert f"fedkd run {folder / 'my_idea.toml'}" in printed
 
-    tested = run("-m", "pytest", "-q", "-p", "no:cacheprovider", folder / "test_my_idea.py", folder=tmp_path)
-    assert tested.returncode == 0, tested.stdout
-    assert " passed" in tested.stdout and "failed" not in tested.stdout and "skipped" not in tested.stdout
+    words = ["-q", "-p", "no:cacheprovider", folder / "test_my_idea.py"]
+    status, said, _ = processes.run(words, tmp_path, main=pytest.main)
+    assert status == 0, said
+    assert " passed" in said and "failed" not in said and "skipped" not in said
 
-    words = ("run", folder / "my_idea.toml", "--engine", "inline", "--out", "done", "--set", *SHORT[kind])
-    ran = run("-m", "fedkd", *words, folder=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "done" / "summary.json").is_file()
+    out = tmp_path / "done"
+    words = ["run", folder / "my_idea.toml", "--engine", "inline", "--out", out, "--set", *SHORT[kind]]
+    status, _, error = processes.run(words, tmp_path)
+    assert status == 0, error
+    assert (out / "summary.json").is_file()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,97 @@
+"""A command in a process of its own that starts at once: a fork of one that has imported everything already.
+
+Importing torch, Flower and the rest takes longer than most of what the tests then do. What a shell starts is
+tested where it matters: the quickstart, Ctrl-C on a terminal, pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd.cli import main as fedkd
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["fedkd.cli", "fedkd.check", "fedkd.runner", "fedkd.engine.clients", "sklearn.datasets", "torch._dynamo"]
+)
+
+
+class Fork:
+    """A command in a fork, alone in its process group.
+
+    Args:
+        words: The words after the command's name.
+        folder: Where its standard output and error are kept; an existing folder.
+        path: Folders to put on the module search path first.
+        environment: Environment variables to set.
+        main: The command: called with the words, it returns the exit status.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[object],
+        folder: Path,
+        *,
+        path: Sequence[Path] = (),
+        environment: Mapping[str, str] | None = None,
+        main: Callable[[list[str]], int] = fedkd,
+    ) -> None:
+        self._said = folder / "stdout.txt", folder / "stderr.txt"
+        arguments = ([str(word) for word in words], self._said, [str(p) for p in path], environment or {})
+        self._process = FORKS.Process(target=_run, args=(main, *arguments), daemon=True)
+        self._process.start()
+
+    @property
+    def stdout(self) -> str:
+        """What it has said so far."""
+        return self._said[0].read_text()
+
+    @property
+    def stderr(self) -> str:
+        """What it has complained about so far."""
+        return self._said[1].read_text()
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs."""
+        return self._process.is_alive()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal; nothing happens if it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid or 0, number)
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """Return its exit status when it has ended; minus the signal that it died of."""
+        self._process.join(timeout)
+        assert not self.running, f"still running after {timeout} s; it said:\n{self.stdout}{self.stderr}"
+        return self._process.exitcode or 0
+
+
+def run(words: Sequence[object], folder: Path, **options: Any) -> tuple[int, str, str]:
+    """Return the exit status, standard output and standard error of a `Fork`."""
+    process = Fork(words, folder, **options)
+    return process.wait(), process.stdout, process.stderr
+
+
+def _run(
+    main: Callable[[list[str]], int],
+    words: list[str],
+    said: tuple[Path, Path],
+    path: list[str],
+    environment: Mapping[str, str],
+) -> None:
+    os.setsid()
+    for descriptor, file in enumerate(said, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+    sys.path[:0] = path
+    os.environ.update(environment)
+    sys.exit(main(words))
