@@ -7,10 +7,20 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(scope="session")
+def make_tables(make_digits_scenario) -> Callable[[], dict[str, Any]]:
+    """Return `tables` anew, for what a whole module shares."""
+    return lambda: small_bench(make_digits_scenario())
+
+
 @pytest.fixture
 def tables(digits_scenario) -> dict[str, Any]:
     """A bench of two strategies and two seeds on the digits, a second in all."""
-    scenario = digits_scenario | {"rounds": 2, "fusion": {"strategy": "knfu", "beta": 3.0}}
+    return small_bench(digits_scenario)
+
+
+def small_bench(digits: dict[str, Any]) -> dict[str, Any]:
+    scenario = digits | {"rounds": 2, "fusion": {"strategy": "knfu", "beta": 3.0}}
     scenario["data"] = scenario["data"] | {
         "clients": 3,
         "partition": {"scheme": "dirichlet", "alpha": 1.0, "samples_per_client": 60},

@@ -7,25 +7,24 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import ray
+import tomli_w
+from processes import Fork
 
 import fedkd
 from fedkd.benchmark import scheduler
-from fedkd.benchmark.bench import bench, plan_bench
+from fedkd.benchmark.bench import BenchResult, bench, plan_bench
 from fedkd.benchmark.worker import run_cell
 from fedkd.cli import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 from fedkd.report.statistics import interval
 from fedkd.tracking.events import RunObserver
-
-REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def run_folders(out: Path) -> list[Path]:
@@ -42,9 +41,22 @@ def in_turn(tables, write) -> Path:
     return write(tables | {"parallel": False})
 
 
-def test_end_to_end(in_turn, tmp_path):
-    out = tmp_path / "out"
-    result = fedkd.bench(in_turn, out=out)
+@pytest.fixture(scope="module")
+def ran(make_tables, tmp_path_factory) -> BenchResult:
+    """A bench whose cells ran in this process; tests that change its folder take `copied`."""
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "bench.toml").write_text(tomli_w.dumps(make_tables() | {"parallel": False}))
+    return fedkd.bench(folder / "bench.toml", out=folder / "out")
+
+
+@pytest.fixture
+def copied(ran, tmp_path) -> Path:
+    """A copy of the folder of `ran`, whose bench file is `in_turn`."""
+    return Path(shutil.copytree(ran.folder, tmp_path / "out"))
+
+
+def test_end_to_end(ran):
+    result, out = ran, ran.folder
     assert result.folder == out and not result.failed and len(result.cells) == 4
     assert {path.name for path in out.iterdir()} >= {
         *("results.parquet", "results.csv", "cells.csv", "table.md", "table.csv", "figures", "runs")
@@ -68,20 +80,18 @@ def test_end_to_end(in_turn, tmp_path):
     ]
 
 
-def test_the_table_is_made_of_the_summaries(in_turn, tmp_path):
-    result = bench(in_turn, out=tmp_path / "out")
+def test_the_table_is_made_of_the_summaries(ran):
     values = {}
-    for cell in result.cells:
+    for cell in ran.cells:
         final = json.loads((cell.folder / "summary.json").read_text())["final"]
         values[cell.cell.levels["fusion.strategy"].value, cell.cell.seed] = final["accuracy_local"]["mean"]
     difference = interval([values["knfu", seed] - values["local", seed] for seed in (1, 2)])
-    row = next(line for line in result.table().splitlines() if line.startswith("| knfu"))
+    row = next(line for line in ran.table().splitlines() if line.startswith("| knfu"))
     assert f"{100 * difference.mean:+.1f} ± {100 * difference.half:.1f}" in row
 
 
-def test_cells_csv_says_what_each_cell_cost(in_turn, tmp_path):
-    out = tmp_path / "out"
-    bench(in_turn, out=out)
+def test_cells_csv_says_what_each_cell_cost(ran):
+    out = ran.folder
     with (out / "cells.csv").open() as file:
         cells = list(csv.DictReader(file))
     assert [(row["fusion.strategy"], row["seed"], row["status"]) for row in cells] == [
@@ -95,9 +105,8 @@ def test_cells_csv_says_what_each_cell_cost(in_turn, tmp_path):
     assert all(float(row["seconds"]) > 0 and (out / row["folder"]).is_dir() for row in cells)
 
 
-def test_a_second_call_runs_nothing_and_writes_the_same(in_turn, tmp_path):
-    out = tmp_path / "out"
-    bench(in_turn, out=out)
+def test_a_second_call_runs_nothing_and_writes_the_same(in_turn, copied):
+    out = copied
     files = [path for path in out.rglob("*") if path.is_file() and "runs" not in path.relative_to(out).parts]
     before, content = stamps(out), {path: path.read_bytes() for path in files}
     bench(in_turn, out=out)
@@ -105,9 +114,9 @@ def test_a_second_call_runs_nothing_and_writes_the_same(in_turn, tmp_path):
     assert {path: path.read_bytes() for path in files} == content
 
 
-def test_only_what_is_missing_runs(in_turn, tmp_path):
-    out = tmp_path / "out"
-    bench(in_turn, out=out)
+def test_only_what_is_missing_runs(in_turn, copied, monkeypatch):
+    out = copied
+    monkeypatch.setattr("fedkd.report.figures.draw_figures", lambda *arguments: None)
     before = stamps(out)
     unfinished, removed, *_ = run_folders(out)
     (unfinished / "summary.json").unlink()
@@ -229,7 +238,7 @@ def test_a_cell_that_cannot_start_is_an_outcome_with_its_text(tmp_path, digits_t
     assert (tmp_path / "cell" / "error.txt").read_text()
 
 
-def test_dry_run_says_what_there_is_to_do_and_how_it_knows(in_turn, tmp_path, capsys):
+def test_dry_run_says_what_there_is_to_do_and_how_it_knows(ran, in_turn, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["bench", str(in_turn), "--out", str(out), "--dry-run"]
     assert main(words) == 0
@@ -238,7 +247,7 @@ def test_dry_run_says_what_there_is_to_do_and_how_it_knows(in_turn, tmp_path, ca
     assert "cells  4, 0 done" in printed and printed.count("to do") == 4
     assert "one round of the cell 'strategy=local seed=1' took" in printed
     assert not out.exists()
-    bench(in_turn, out=out)
+    shutil.copytree(ran.folder, out)
     shutil.rmtree(run_folders(out)[0])
     assert main(words) == 0
     printed = capsys.readouterr().out
@@ -247,16 +256,13 @@ def test_dry_run_says_what_there_is_to_do_and_how_it_knows(in_turn, tmp_path, ca
 
 
 @pytest.mark.parametrize("running", [1, 2], ids=["in turn", "on Ray"])
-def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(running, tables, write, tmp_path):
+def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(running, tables, write, tmp_path, request):
     path, out = write(tables | {"parallel": running > 1}), tmp_path / "out"
     words = ["--set", "rounds=5000", "checkpoint_every=5000", "engine.cpus_per_actor=0.5"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedkd", "bench", str(path), "--out", str(out), *words],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    if running > 1:  # as one more driver of the cluster that is there
+        request.getfixturevalue("ray_session")
+        words.append(f"engine.address={ray.get_runtime_context().gcs_address}")
+    process = Fork(["bench", path, "--out", out, *words], tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         started = [path for path in out.glob("runs/*/metrics.jsonl") if path.stat().st_size]
@@ -264,9 +270,8 @@ def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(running, tables, write, tm
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err == "error: stopped with 0/4 done; go on with the same command\n"
+    assert process.wait() == 130
+    assert process.stderr == "error: stopped with 0/4 done; go on with the same command\n"
     assert len(list(out.glob("runs/*/checkpoints/round-*"))) >= running
 
 
