@@ -23,7 +23,7 @@ from fedkd.models.incremental import IncrementalModel
 from fedkd.plan.load import load_plan, load_scenario
 from fedkd.tracking.events import RunObserver
 
-CNN = {"model": "cnn"}
+MLP = {"model": "mlp", "args": {"hidden": [16]}}
 GROUPS: dict[str, dict[str, Any]] = {
     "forest": {"model": "random-forest", "args": {"trees": 10}},
     "boosting": {"model": "gradient-boosting", "args": {"iterations": 3}},
@@ -116,9 +116,9 @@ class StopAfter(RunObserver):
 
 
 @pytest.mark.parametrize("kind", GROUPS)
-def test_beside_a_cnn_it_learns_and_resumes_to_the_byte(kind, tables, tmp_path):
+def test_beside_a_network_it_learns_and_resumes_to_the_byte(kind, tables, tmp_path):
     faults = {"stragglers": 0.5, "poisoned": 0.25, "poison": "flipped"}
-    changes = {"rounds": 3, "clients": [CNN, GROUPS[kind]], "faults": faults, "evaluate_every": 2}
+    changes = {"rounds": 3, "clients": [MLP, GROUPS[kind]], "faults": faults, "evaluate_every": 2}
     path = write(tmp_path, tables, **changes)
     unbroken = fedkd.run(load_scenario(path), out=tmp_path / "unbroken")
     with pytest.raises(Interrupted):
@@ -179,7 +179,7 @@ def test_a_straggler_and_a_liar_stay_what_they_are_when_guidance_comes(tables, t
 def test_a_shard_of_one_class(tables, tmp_path):
     changes = {
         "data": tables["data"] | {"partition": {"scheme": "shards", "shards_per_client": 1}, "clients": 10},
-        "clients": [CNN, GROUPS["boosting"]],
+        "clients": [MLP, GROUPS["boosting"]],
     }
     path = write(tmp_path, tables, **changes)
     data = load_federated_data(load_scenario(path))

@@ -209,14 +209,3 @@ def test_a_round_without_any_training_has_no_mean_loss(scenario_with, tmp_path):
     rows = fedkd.run(scenario, out=tmp_path / "run").metrics()
     assert not [row for row in rows if row["split"] == "train" and row["metric"] == "loss"]
     assert all(np.isfinite(row["value"]) for row in rows)
-
-
-def test_all_of_it_is_the_same_on_actors(scenario_with, tmp_path, ray_session):
-    wrong = {"poisoned": 0.25, "poison": "imitation", "dropout": 0.3, "stragglers": 0.5}
-    forest = {"model": "random-forest", "args": {"trees": 5}}
-    scenario = scenario_with(wrong, rounds=3, clients=[{"model": "mlp"}, forest])
-    inline = fedkd.run(scenario, out=tmp_path / "inline")
-    ray = scenario.engine.model_copy(update={"kind": "ray", "actors": 2})
-    actors = fedkd.run(scenario.model_copy(update={"engine": ray}), out=tmp_path / "actors")
-    expected = (inline.folder / "metrics.jsonl").read_bytes()
-    assert (actors.folder / "metrics.jsonl").read_bytes() == expected
