@@ -8,8 +8,10 @@ from torch import nn
 from fedkd.clients.base import Client
 from fedkd.clients.estimator_client import EstimatorClient
 from fedkd.clients.faults import poison_of
+from fedkd.clients.pooled_client import Pool, PooledClient, PooledModel
 from fedkd.clients.stream_client import StreamClient
 from fedkd.clients.torch_client import SharedModel, TorchClient
+from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.models.build import ModelFactory
@@ -23,7 +25,8 @@ from fedkd.training.weights import weights_of
 class ClientFactory:
     """Makes the clients of one process.
 
-    Where every message brings the weights along, all of them work in one model.
+    Where every message brings the weights along, all of them work in one model; where samples are pooled,
+    those of one architecture do.
 
     Args:
         plan: What to simulate.
@@ -36,6 +39,7 @@ class ClientFactory:
         self._device = resolve_device(plan.scenario.engine.device)
         self._models = model_factories(plan, data)
         self._shared: SharedModel | None = None
+        self._pool: Pool | None = None
 
     def build(self, index: int) -> Client:
         """Return client `index` as it is before the first round."""
@@ -46,6 +50,8 @@ class ClientFactory:
             assert isinstance(model, nn.Module | SharedModel)
             return StreamClient(plan, index, data, model, poison)
         own = data.client(index)
+        if isinstance(model, PooledModel):
+            return PooledClient(plan, index, own, model, poison)
         if isinstance(model, nn.Module | SharedModel):
             return TorchClient(plan, index, own, model, poison)
         estimator = client_estimator(self._models[index].fresh, own.classes)
@@ -57,6 +63,11 @@ class ClientFactory:
                 network = initial_network(self.plan, self._models[index])
                 self._shared = SharedModel(prepare_model(network, self._device))
             return self._shared
+        if self.plan.strategy.pools:
+            if self._pool is None:
+                assert isinstance(self.data, FederatedData)
+                self._pool = Pool(self.plan, self.data, self._models, self._device)
+            return self._pool.model(index)
         # Weights can be averaged only among networks that began alike.
         averaged = "weights" in self.plan.strategy.needs
         seed = self.plan.scenario.seed

@@ -17,6 +17,7 @@ from fedkd.data.federated import ClientData
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.plan.plan import Plan
 from fedkd.randomness import torch_generator
+from fedkd.scenario.schema import Scenario
 from fedkd.training.device import prepare_inputs
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
@@ -28,11 +29,29 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 FEATURES_BATCH = 256
 
 
+def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
+    """Return the optimiser of a scenario's training in one round.
+
+    Args:
+        scenario: Says all but the learning rate.
+        lr: Learning rate of the first round.
+        round: 1-based.
+    """
+    training = scenario.training
+    return OptimizerSpec(
+        name=training.optimizer,
+        lr=round_lr(lr, LrSchedule(training.schedule), round, scenario.rounds),
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+    )
+
+
 @dataclass
 class SharedModel:
-    """The one model in which the clients of a process work in turn where every message brings weights along.
+    """The one model in which clients of a process work in turn, as where every message brings weights along.
 
-    As all of them evaluate the same fused weights, the common test set is evaluated once a round.
+    As all of them evaluate the same weights, the common test set is evaluated once a round.
     """
 
     network: nn.Module
@@ -172,14 +191,7 @@ class TorchClient(Client):
         return np.concatenate([generator.permutation(own) for _ in range(-(-length // own))])[:length]
 
     def _optimizer(self, round: int, lr: float) -> OptimizerSpec:
-        training = self._scenario.training
-        return OptimizerSpec(
-            name=training.optimizer,
-            lr=round_lr(lr, LrSchedule(training.schedule), round, self._scenario.rounds),
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            clip_norm=training.clip_norm,
-        )
+        return round_optimizer(self._scenario, lr, round)
 
     def _batches(self, purpose: str, round: int) -> torch.Generator:
         return torch_generator(self._scenario.seed, purpose, client=self.index, round=round)

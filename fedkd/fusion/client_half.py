@@ -44,6 +44,8 @@ class ClientHalf(ABC):
     """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
     brings_model: ClassVar[bool] = False
     """Whether every message brings the whole model along, so that clients keep none of their own."""
+    pools: ClassVar[bool] = False
+    """Whether every client's model is trained on all clients' samples."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 

@@ -17,6 +17,7 @@ STRATEGIES = Registry(
     "fusion strategy",
     {
         "local": "fedkd.fusion.local:Local",
+        "pooled": "fedkd.fusion.pooled:Pooled",
         "cfd": "fedkd.fusion.cfd:CFD",
         "comet": "fedkd.fusion.comet:Comet",
         "cronus": "fedkd.fusion.cronus:Cronus",
@@ -73,6 +74,8 @@ def _problem(cls: type[FusionStrategy]) -> str | None:
     distils = cls.sends != "nothing" and not cls.teaches_locally and cls.apply is FusionStrategy.apply
     if distils and cls.loss is FusionStrategy.loss:
         return "does not define `loss`, what its clients minimise when they learn from guidance"
+    if cls.pools and cls.sends != "nothing":
+        return "pools all clients' samples, so its clients are one model with nothing to send"
     stacked = [kind for kind in cls.kinds.values() if kind.is_stacked]
     if len(set(stacked)) < len(stacked):
         return "declares two arrays of a kind in its `kinds` of which there can only be one"

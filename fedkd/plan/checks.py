@@ -71,10 +71,11 @@ def _check_data_sets(data: Data) -> None:
 
 def _check_transfer_size(scenario: Scenario) -> None:
     fusion = scenario.fusion
-    if scenario.data.transfer.size == 0 and not fusion.from_flower and fusion.strategy != "local":
+    alone = fusion.from_flower or fusion.strategy in ("local", "pooled")
+    if scenario.data.transfer.size == 0 and not alone:
         raise UserError(
-            f"must be ≥ 1 for strategy '{fusion.strategy}'; only 'local' and those that average parameters"
-            " do without transfer samples",
+            f"must be ≥ 1 for strategy '{fusion.strategy}'; only 'local', 'pooled' and those that average"
+            " parameters do without transfer samples",
             key="data.transfer.size",
         )
 

@@ -33,6 +33,11 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     """
     scenario, needs = plan.scenario, plan.strategy.needs
     name = scenario.fusion.strategy
+    if plan.strategy.pools and plan.learner is not None:
+        raise UserError(
+            f"'{name}' knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
+            key=KEY,
+        )
     for group, model in zip(scenario.clients, models, strict=True):
         if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
             what = "exchanges weights" if "weights" in needs else "shapes training by gradients"

@@ -1,0 +1,193 @@
+"""Clients whose model is one for all of an architecture, trained on the samples of everybody together.
+
+The model after r rounds depends on the scenario alone. So every process may train one of its own, as far as
+the rounds that it is asked about, and nothing changes with who shares a process or takes part in a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import nan
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedkd.clients.base import Split
+from fedkd.clients.faults import Poison, poison_of
+from fedkd.clients.torch_client import SharedModel, TorchClient, round_optimizer
+from fedkd.data.federated import ClientData, FederatedData
+from fedkd.fusion.views import Arrays
+from fedkd.models.build import ModelFactory
+from fedkd.namespaces import below, under
+from fedkd.plan.plan import Plan
+from fedkd.randomness import derive_seed, torch_generator
+from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.training.device import prepare_inputs, prepare_model
+from fedkd.training.evaluate import Score
+from fedkd.training.executor import Training
+from fedkd.training.job import TrainJob
+from fedkd.training.losses import cross_entropy
+from fedkd.training.weights import load_weights, weights_of
+
+WEIGHTS = "weights/"
+ROUNDS = "pooled_rounds"
+LOSS = "pooled_loss"
+
+
+class PooledModel(SharedModel):
+    """One architecture's model and the rounds it has been trained for.
+
+    Args:
+        network: As it is before the first round, on its device.
+        samples: Inputs `[S, *input_shape]` and labels `[S]` of all clients, on the same device.
+        scenario: How to train.
+        first: The first client of this architecture, whose draws the model's are.
+    """
+
+    def __init__(
+        self, network: nn.Module, samples: tuple[Tensor, Tensor], scenario: Scenario, first: int
+    ) -> None:
+        super().__init__(network)
+        self._samples = samples
+        self._scenario = scenario
+        self._first = first
+        self._initial = weights_of(network)
+        self._rounds = 0
+        self._loss = nan
+
+    def advance(self, round: int) -> Training[float]:
+        """Bring the model to the end of a round, and return that round's mean loss.
+
+        Rounds that it has not seen are trained in order. A process that serves several runs may be asked
+        about one that is past: then the model begins again.
+
+        Raises:
+            TrainingDiverged: The loss stopped being finite.
+        """
+        if round < self._rounds:
+            load_weights(self.network, self._initial)
+            self._rounds, self._loss = 0, nan
+        while self._rounds < round:
+            result = yield self._job(self._rounds + 1)
+            self._rounds, self._loss = self._rounds + 1, result.loss
+        return self._loss
+
+    def _job(self, round: int) -> TrainJob:
+        scenario, training = self._scenario, self._scenario.training
+        draws = {"client": self._first, "round": round}
+        return TrainJob(
+            self.network,
+            self._samples,
+            _loss,
+            round_optimizer(scenario, training.lr, round),
+            training.local_epochs,
+            training.batch_size,
+            generator=torch_generator(scenario.seed, "train-batches", **draws),
+            seed=derive_seed(scenario.seed, "train", **draws),
+            autocast=training.autocast,
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that `restore` needs."""
+        progress = {ROUNDS: np.array(self._rounds, np.int64), LOSS: np.array(self._loss, np.float64)}
+        return progress | under(WEIGHTS, weights_of(self.network))
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take over a state, unless the model has come as far already: every client brings one."""
+        if int(arrays[ROUNDS]) > self._rounds:
+            load_weights(self.network, below(WEIGHTS, arrays))
+            self._rounds, self._loss = int(arrays[ROUNDS]), float(arrays[LOSS])
+
+
+def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(model(inputs), labels)
+
+
+class Pool:
+    """The pooled models of one process: one of each architecture that its clients have.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        factories: What makes the model of each client, N of them.
+        device: Where to train.
+    """
+
+    def __init__(
+        self, plan: Plan, data: FederatedData, factories: Sequence[ModelFactory], device: torch.device
+    ) -> None:
+        self._plan = plan
+        self._factories = factories
+        self._device = device
+        x, y = pooled_samples(plan.scenario, data)
+        self._samples = prepare_inputs(x, device), prepare_inputs(y, device)
+        self._models: dict[int, PooledModel] = {}
+
+    def model(self, client: int) -> PooledModel:
+        """Return the one model of a client's architecture."""
+        first = first_alike(self._plan.groups, client)
+        if first not in self._models:
+            scenario = self._plan.scenario
+            network = self._factories[first].make(derive_seed(scenario.seed, "initial-weights", client=first))
+            assert isinstance(network, nn.Module)
+            network = prepare_model(network, self._device)
+            self._models[first] = PooledModel(network, self._samples, scenario, first)
+        return self._models[first]
+
+
+def first_alike(groups: Sequence[ClientGroup], client: int) -> int:
+    """Return the first client whose model and arguments are those of `client`.
+
+    Args:
+        groups: The group of every client's model, N of them.
+        client: Client index.
+    """
+    own = groups[client]
+    return next(n for n, other in enumerate(groups) if (other.model, other.args) == (own.model, own.args))
+
+
+def pooled_samples(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray, np.ndarray]:
+    """Return what all clients train on, client after client: samples `[S, *input_shape]` and labels `[S]`."""
+    shards = [data.client(n) for n in range(data.num_clients)]
+    poisons = [poison_of(scenario, n, data.label_distribution) for n in range(data.num_clients)]
+    labels = [
+        own.train_y if poison is None else poison.labels(own.train_y, own.classes)
+        for own, poison in zip(shards, poisons, strict=True)
+    ]
+    return np.concatenate([own.train_x for own in shards]), np.concatenate(labels)
+
+
+class PooledClient(TorchClient):
+    """A client that works in the pooled model of its architecture, with a test split of its own.
+
+    Args:
+        plan: What to simulate.
+        index: Client index, 0-based.
+        data: The client's samples and the common test set.
+        model: The process's model of the client's architecture.
+        poison: What makes the client a poisoned one; None: nothing does.
+    """
+
+    def __init__(
+        self, plan: Plan, index: int, data: ClientData, model: PooledModel, poison: Poison | None = None
+    ) -> None:
+        super().__init__(plan, index, data, model, poison)
+        self._pooled = model
+
+    def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
+        """Bring the pooled model to the end of the round and return its mean loss."""
+        return (yield from self._pooled.advance(round))
+
+    def evaluate_fused(self, split: Split, round: int) -> Score:
+        """Evaluate the pooled model after a round, whether or not the client has taken part in it."""
+        self.complete(self._pooled.advance(round))
+        return super().evaluate_fused(split, round)
+
+    def model_state(self) -> dict[str, np.ndarray]:
+        """Return the pooled model's weights and progress: other clients may go on in other processes."""
+        return self._pooled.state()
+
+    def restore_model(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Bring the pooled model to where the state was taken, if it is not as far yet."""
+        self._pooled.restore(arrays)
