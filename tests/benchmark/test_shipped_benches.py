@@ -63,7 +63,7 @@ def test_quickstart_shortened(tmp_path):
     result = bench(
         FOLDER / "quickstart.toml", out=tmp_path, overrides=["rounds=1", "seeds=1", "parallel=false"]
     )
-    assert not result.failed and len(result.cells) == 9
+    assert not result.failed and len(result.cells) == 12
     assert (tmp_path / "figures" / "heatmap-accuracy_global.svg").exists()
 
 
@@ -79,6 +79,19 @@ def test_streams_shortened(name, tmp_path, data_root, monkeypatch):
     assert shown and all(run.final["average_accuracy"] >= 0 for run in result.study.runs)
     figures = {path.stem for path in (tmp_path / "figures").iterdir()}
     assert figures >= {"accuracy-against-stored", *(f"tasks-{name}" for name in shown)}
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_strategies_stand_between_their_baselines(path):
+    """Whatever else varies, every table over strategies has learning alone and learning on all samples."""
+    plan = plan_bench(path)
+    compared = {cell.scenario.fusion.strategy for cell in plan.cells}
+    if len(compared) > 1:
+        blocks: dict[tuple[str, ...], set[str]] = {}
+        for cell in plan.cells:
+            block = tuple(level.label for axis, level in cell.levels.items() if axis not in plan.compared)
+            blocks.setdefault(block, set()).add(cell.scenario.fusion.strategy)
+        assert all(strategies >= {"local", "pooled"} for strategies in blocks.values())
 
 
 def test_every_learner_is_in_the_bench_of_all():

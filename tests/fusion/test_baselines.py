@@ -1,4 +1,4 @@
-"""The baselines `fedmd` and `local`."""
+"""The baselines `fedmd`, `local` and `pooled`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.local import Local
+from fedkd.fusion.pooled import Pooled
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 
@@ -48,8 +49,9 @@ def test_fedmd_losses() -> None:
     assert float(FedMD(matching="mse").loss(student, target)) == pytest.approx((1 + 4 + 0 + 16) / 4)
 
 
-def test_local_exchanges_nothing() -> None:
+@pytest.mark.parametrize("strategy", [Local, Pooled])
+def test_local_and_pooled_exchange_nothing(strategy) -> None:
     nothing = Knowledge(clients=(0, 1), logits=None, samples=np.array([3, 4]))
-    guidance = Local().fuse(nothing, {})
-    assert Local.sends == "nothing"
+    guidance = strategy().fuse(nothing, {})
+    assert strategy.sends == "nothing"
     assert guidance.targets is None and guidance.weights is None and guidance.memory == {}

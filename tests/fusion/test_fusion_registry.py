@@ -71,6 +71,11 @@ PLUGIN = """
         sends: ClassVar[str] = "nothing"
 
     @dataclass(frozen=True)
+    class Sociable(First):
+        name: ClassVar[str] = "sociable"
+        pools: ClassVar[bool] = True
+
+    @dataclass(frozen=True)
     class TwoLogits(First):
         name: ClassVar[str] = "two_logits"
         kinds = {"before": Kind.TRANSFER_LOGITS, "after": Kind.TRANSFER_LOGITS}
@@ -160,6 +165,7 @@ def test_a_plain_dataclass_is_a_strategy(plugins) -> None:
         ("NotADataclass", {}, r"fusion\.strategy: 'my_strategies:NotADataclass' is not a dataclass"),
         ("Unfused", {}, r"fusion\.strategy: 'my_strategies:Unfused' does not define `fuse`"),
         ("Lossless", {}, r"fusion\.strategy: 'my_strategies:Lossless' does not define `loss`"),
+        ("Sociable", {}, r"fusion\.strategy: .* its clients are one model with nothing to send"),
         ("TwoLogits", {}, r"fusion\.strategy: .* two arrays of a kind .* there can only be one"),
         ("Nameless", {}, r"fusion\.strategy: 'my_strategies:Nameless' does not say its `name`"),
         ("Stranger", {}, r"fusion\.strategy: .* is not a class derived from .*FusionStrategy"),

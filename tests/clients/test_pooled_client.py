@@ -1,0 +1,235 @@
+"""`pooled`: one model of each architecture on everybody's samples, whoever asks for it, where and when."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from torch.nn.functional import cross_entropy
+
+import fedkd
+from fedkd.cli import main
+from fedkd.clients.factory import ClientFactory
+from fedkd.clients.pooled_client import PooledModel, first_alike, pooled_samples
+from fedkd.data.federated import load_federated_data
+from fedkd.errors import Interrupted, UserError
+from fedkd.models.build import build_model
+from fedkd.plan.load import load_plan, load_scenario
+from fedkd.plan.poisoned import poisoned_clients
+from fedkd.randomness import derive_seed, torch_generator
+from fedkd.scenario.schema import ClientGroup
+from fedkd.tracking.events import RunObserver
+
+SMALL = {"model": "mlp", "args": {"hidden": [12]}}
+WIDE = {"model": "mlp", "args": {"hidden": [20], "dropout": 0.2}}
+
+
+@pytest.fixture
+def write(digits_scenario, tmp_path):
+    """Return a function from changes of the tables to the path of a pooled scenario of two architectures."""
+
+    def make(**changes: Any) -> Path:
+        tables = digits_scenario | {"rounds": 3, "clients": [SMALL, WIDE], "fusion": {"strategy": "pooled"}}
+        path = tmp_path / "scenario.toml"
+        path.write_text(tomli_w.dumps(tables | changes))
+        return path
+
+    return make
+
+
+def factory_of(path: Path) -> ClientFactory:
+    plan = load_plan(path)
+    return ClientFactory(plan, load_federated_data(plan.scenario))
+
+
+def accuracies(path: Path, out: Path) -> dict[tuple[Any, ...], float]:
+    rows = fedkd.run(load_scenario(path), out=out).metrics()
+    return {(r["round"], r["client"], r["split"]): r["value"] for r in rows if r["metric"] == "accuracy"}
+
+
+# What it is -------------------------------------------------------------------------------------------
+
+
+def test_it_is_plain_training_on_all_shards_together(write):
+    clients = factory_of(write(training={"lr": 0.01, "batch_size": 20, "local_epochs": 2}))
+    built = [clients.build(n) for n in range(4)]
+    for round in (1, 2):
+        losses = [client.complete(client.train(round)) for client in built]
+    data, plan = clients.data, clients.plan
+    x = torch.from_numpy(np.concatenate([data.client(n).train_x for n in range(4)]))
+    y = torch.from_numpy(np.concatenate([data.client(n).train_y for n in range(4)]))
+    for first in (0, 1):
+        seed = derive_seed(7, "initial-weights", client=first)
+        model = build_model(plan.groups[first], data.input_shape, 10, seed=seed)
+        for round in (1, 2):
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+            batches = torch_generator(7, "train-batches", client=first, round=round)
+            torch.manual_seed(derive_seed(7, "train", client=first, round=round))
+            total = 0.0
+            for _ in range(2):
+                order = torch.randperm(len(y), generator=batches)
+                for batch in order.split(20):
+                    loss = cross_entropy(model(x[batch]), y[batch])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    total += loss.item() * len(batch)
+        for client in (first, first + 2):
+            for name, values in built[client].weights().items():
+                np.testing.assert_allclose(values, model.state_dict()[name].numpy(), atol=1e-6)
+            assert losses[client] == pytest.approx(total / (2 * len(y)), abs=1e-5)
+
+
+def test_clients_of_one_architecture_are_one_model_that_is_trained_once(write, monkeypatch):
+    trained = []
+    job = PooledModel._job
+    monkeypatch.setattr(
+        PooledModel, "_job", lambda model, r: trained.append((model._first, r)) or job(model, r)
+    )
+    clients = [client for factory in [factory_of(write())] for client in map(factory.build, range(4))]
+    assert clients[0].model is clients[2].model and clients[1].model is clients[3].model
+    assert clients[0].model is not clients[1].model and all(client.shares_model for client in clients)
+    for client in clients:
+        client.complete(client.train(1))
+        client.evaluate_fused("global", 1)
+    assert trained == [(0, 1), (1, 1)]
+    assert [client.num_train_samples for client in clients] == [len(c.data.train_y) for c in clients]
+
+
+def test_architectures_are_told_apart_by_arguments_too():
+    groups = [ClientGroup(**table) for table in (SMALL, WIDE, SMALL | {"share": 3}, {"model": "lenet"})]
+    assert [first_alike(groups, n) for n in range(4)] == [0, 1, 0, 3]
+
+
+def test_a_federation_of_one_learns_alone(write, digits_scenario, tmp_path):
+    one = {"data": digits_scenario["data"] | {"clients": 1}, "clients": [WIDE]}
+    pooled = fedkd.run(load_scenario(write(**one)), out=tmp_path / "pooled")
+    local = fedkd.run(load_scenario(write(**one, fusion={"strategy": "local"})), out=tmp_path / "local")
+    assert list(pooled.metrics()) == list(local.metrics())
+
+
+def test_it_needs_no_transfer_set_and_sends_nothing(write, digits_scenario, tmp_path, capsys):
+    path = write(data=digits_scenario["data"] | {"transfer": {"size": 0}}, rounds=1)
+    assert main(["check", str(path)]) == 0
+    traffic = [line for line in capsys.readouterr().out.splitlines() if line.startswith("traffic")]
+    assert len(traffic) == 1 and traffic[0].split()[1:] == ["none"]
+    final = fedkd.run(load_scenario(path), out=tmp_path / "run").summary["final"]
+    assert (final["bytes_up"], final["bytes_down"]) == (0, 0)
+
+
+# Whoever asks, where and when -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"clients_per_round": 1}, {"faults": {"dropout": 0.9}}, {"faults": {"stragglers": 1.0}}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_who_takes_part_makes_no_difference(changes, write, tmp_path):
+    assert accuracies(write(**changes), tmp_path / "few") == accuracies(write(), tmp_path / "all")
+
+
+def test_how_often_it_is_evaluated_makes_no_difference(write, tmp_path):
+    every = accuracies(write(clients_per_round=1), tmp_path / "every")
+    last = accuracies(write(clients_per_round=1, evaluate_every=3), tmp_path / "last")
+    assert last and last == {key: value for key, value in every.items() if key[0] == 3}
+
+
+def test_engines_agree(write, tmp_path, ray_session):
+    some = {"clients_per_round": 2, "evaluate_every": 2}
+    runs = [{"kind": "inline"}, {"kind": "ray", "actors": 1}, {"kind": "ray", "actors": 2}]
+    written = set()
+    for number, engine in enumerate(runs):
+        result = fedkd.run(load_scenario(write(**some, engine=engine)), out=tmp_path / str(number))
+        written.add((result.folder / "metrics.jsonl").read_bytes())
+    assert len(written) == 1
+
+
+class StopAfter(RunObserver):
+    """Asks this process to stop while a round is running."""
+
+    def __init__(self, round: int) -> None:
+        self._round = round
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        if (round, phase, done) == (self._round, "train", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("round", [1, 2])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(round, write, tmp_path):
+    path = write(clients_per_round=1, evaluate_every=2)  # one state is saved, others are as they were
+    unbroken = fedkd.run(load_scenario(path), out=tmp_path / "unbroken")
+    with pytest.raises(Interrupted):
+        fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopAfter(round)])
+    fedkd.resume(tmp_path / "stopped")
+    metrics = [(folder / "metrics.jsonl").read_bytes() for folder in (unbroken.folder, tmp_path / "stopped")]
+    assert metrics[0] == metrics[1]
+
+
+def test_the_state_of_any_client_is_the_whole_model(write):
+    path = write(clients=[WIDE])
+    one, other = factory_of(path).build(1), factory_of(path).build(3)
+    loss = one.complete(one.train(2))
+    other.restore(one.state())
+    for name, values in one.weights().items():
+        np.testing.assert_array_equal(values, other.weights()[name])
+    assert other.complete(other.train(2)) == loss, "it is told, not trained for once more"
+    assert other.complete(other.train(3)) == one.complete(one.train(3))
+
+
+def test_a_state_from_before_sets_nobody_back_but_an_earlier_round_begins_again(write):
+    client, twin = (factory_of(write()).build(0) for _ in range(2))
+    early = client.state()
+    losses = [client.complete(client.train(round)) for round in (1, 2)]
+    client.restore(early)
+    assert client.complete(client.train(2)) == losses[1]
+    assert client.complete(client.train(1)) == losses[0] == twin.complete(twin.train(1))
+    assert client.evaluate_fused("local", 1).loss == twin.evaluate_fused("local", 1).loss
+
+
+# Faults and refusals ----------------------------------------------------------------------------------
+
+
+def test_flipped_labels_are_pooled_as_they_would_be_trained_on(write):
+    path = write(faults={"poisoned": 0.5, "poison": "flipped"})
+    scenario = load_scenario(path)
+    data = load_federated_data(scenario)
+    x, y = pooled_samples(scenario, data)
+    poisoned, start = poisoned_clients(scenario), 0
+    assert len(poisoned) == 2
+    for n in range(4):
+        own = data.client(n)
+        stop = start + len(own.train_y)
+        np.testing.assert_array_equal(x[start:stop], own.train_x)
+        np.testing.assert_array_equal(y[start:stop], 9 - own.train_y if n in poisoned else own.train_y)
+        start = stop
+    assert start == len(y)
+
+
+def test_feigned_uploads_change_nothing(write):
+    honest, feigning = load_scenario(write()), load_scenario(write(faults={"poisoned": 0.5}))
+    data = load_federated_data(honest)
+    for one, other in zip(pooled_samples(honest, data), pooled_samples(feigning, data), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_streams_are_refused(write, digits_scenario, tmp_path):
+    tables = {"continual": {"learner": "naive", "tasks": {"kind": "split", "count": 2}}, "rounds": 2}
+    with pytest.raises(
+        UserError, match="'pooled' knows no stream of tasks; use the learner 'joint'"
+    ) as caught:
+        fedkd.run(load_scenario(write(**tables)), out=tmp_path / "run")
+    assert caught.value.key == "fusion.strategy"
+
+
+def test_models_that_are_not_networks_are_refused(write, tmp_path):
+    with pytest.raises(UserError, match=r"model 'random-forest' is not a network") as caught:
+        fedkd.run(load_scenario(write(clients=[SMALL, {"model": "random-forest"}])), out=tmp_path / "run")
+    assert caught.value.key == "fusion.strategy"
