@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from flwr.app import Context, RecordDict
 from torch.nn.functional import cross_entropy
 
 import fedkd
@@ -19,6 +20,7 @@ from fedkd.clients.factory import ClientFactory
 from fedkd.clients.pooled_client import PooledModel, first_alike, pooled_samples
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted, UserError
+from fedkd.federation.context import client_behind
 from fedkd.models.build import build_model
 from fedkd.plan.load import load_plan, load_scenario
 from fedkd.plan.poisoned import poisoned_clients
@@ -192,6 +194,23 @@ def test_a_state_from_before_sets_nobody_back_but_an_earlier_round_begins_again(
     assert client.complete(client.train(2)) == losses[1]
     assert client.complete(client.train(1)) == losses[0] == twin.complete(twin.train(1))
     assert client.evaluate_fused("local", 1).loss == twin.evaluate_fused("local", 1).loss
+
+
+def test_a_client_that_is_built_anew_for_every_message_is_the_same(write):
+    """As on Flower's runtimes, where a process keeps its models from one run to the next."""
+    path = write()
+    lasting = [client for factory in [factory_of(path)] for client in map(factory.build, range(4))]
+    expected = [client.complete(client.train(round)) for round in (1, 2) for client in lasting]
+    for _ in range(2):
+        contexts = [
+            Context(1, n, {"partition-id": n}, RecordDict(), {"scenario": str(path)}) for n in range(4)
+        ]
+        losses = []
+        for round in (1, 2):
+            for context in contexts:
+                with client_behind(context) as client:
+                    losses.append(client.complete(client.train(round)))
+        assert losses == expected
 
 
 # Faults and refusals ----------------------------------------------------------------------------------
