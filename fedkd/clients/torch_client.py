@@ -35,12 +35,12 @@ def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
     Args:
         scenario: Says all but the learning rate.
         lr: Learning rate of the first round.
-        round: 1-based.
+        round: 1-based; a training after the last round goes on at its rate.
     """
-    training = scenario.training
+    training, within = scenario.training, min(round, scenario.rounds)
     return OptimizerSpec(
         name=training.optimizer,
-        lr=round_lr(lr, LrSchedule(training.schedule), round, scenario.rounds),
+        lr=round_lr(lr, LrSchedule(training.schedule), within, scenario.rounds),
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         clip_norm=training.clip_norm,

@@ -145,8 +145,8 @@ def test_lazy_layers_are_filled_in_from_the_seed(plug):
             "not_a_module",
             {},
             "clients.model",
-            "'my_models_under_test:not_a_module' made a dict without `fit`; a client model is a torch.nn.Module,"
-            " or has `fit` and `predict_proba` (or `predict_logits`)",
+            "'my_models_under_test:not_a_module' made a dict without `fit`; a client model is a"
+            " torch.nn.Module, or has `fit` and `predict_proba` (or `predict_logits`)",
         ),
         ("Constant", {}, "clients.model", "'my_models_under_test:Constant' has no parameters to train"),
         (

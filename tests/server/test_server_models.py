@@ -8,10 +8,10 @@ import torch
 
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import TrainingDiverged
-from fedkd.server.models import TransferSetModels
 from fedkd.models.mlp import mlp
-from fedkd.randomness import torch_generator
 from fedkd.plan.load import parse_scenario
+from fedkd.randomness import torch_generator
+from fedkd.server.models import TransferSetModels
 from fedkd.training.losses import logits_mse
 from fedkd.training.weights import load_weights, weights_of
 
