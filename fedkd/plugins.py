@@ -25,8 +25,6 @@ from fedkd.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from fedkd.scenario.schema import Scenario
-
 Part = TypeVar("Part", bound=Callable[..., Any])
 
 
@@ -133,17 +131,21 @@ class Registry:
         return found
 
 
-def import_plugins(scenario: Scenario) -> None:
+def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None:
     """Import the modules that a scenario lists in ``plugins``, so that what they register has a name.
 
     Every process that turns names of a scenario into objects calls it first; again costs nothing.
 
+    Args:
+        modules: Their names.
+        search: The scenario's folders.
+
     Raises:
         UserError: No such module, or importing it fails.
     """
-    for index, module in enumerate(scenario.plugins):
+    for index, module in enumerate(modules):
         try:
-            _import(module, scenario.plugin_path)
+            _import(module, search)
         except UserError as error:
             raise error.at(key=f"plugins.{index}") from error
 

@@ -32,8 +32,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("federation",),
     ("engine",),
     ("runner",),
-    ("benchmark",),
     ("check", "catalogue", "doctor", "scaffold"),
+    ("benchmark",),
     ("cli", "__main__", "__init__"),
 )
 WITHOUT_FLOWER_AND_RAY = (

@@ -201,7 +201,7 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
     Raises:
         UserError: Missing or malformed data, or more samples asked for than there are.
     """
-    import_plugins(scenario)
+    import_plugins(scenario.plugins, scenario.plugin_path)
     sources = Sources(scenario, progress or silent)
     dataset = sources.dataset(scenario.data.dataset, scenario.data.args)
     statistics = measure(dataset.train_x)

@@ -130,7 +130,7 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
     """
     if scenario.continual is None:
         raise ValueError("the scenario has no stream of tasks")
-    import_plugins(scenario)
+    import_plugins(scenario.plugins, scenario.plugin_path)
     sources, tasks = Sources(scenario, progress or silent), scenario.continual.tasks
     if tasks.kind == "datasets":
         parts = list(data_sets(tasks, sources))

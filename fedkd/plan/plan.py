@@ -63,7 +63,7 @@ def resolve(scenario: Scenario) -> Plan:
         UserError: The first thing that is wrong: a name that nobody has, values that contradict each other, a
             hyper-parameter that its strategy or learner does not know or allow.
     """
-    import_plugins(scenario)
+    import_plugins(scenario.plugins, scenario.plugin_path)
     scenario = resolve_stream(scenario)
     check_scenario(scenario)
     strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
