@@ -64,6 +64,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "fusion": {"strategy": "fedmd", "distill_epochs": 2},
         "heterogeneity": {"rotation": 20.0, "noise": 0.2, "label_noise": 0.1},
     },
+    "pooled": {"fusion": {"strategy": "pooled"}, "rounds": 4, "clients_per_round": 2, "evaluate_every": 2},
     "fd": {"fusion": {"strategy": "fd"}, "training": BASE["training"] | {"schedule": "cosine"}},
     "fedproto": {
         "fusion": {"strategy": "fedproto"},
