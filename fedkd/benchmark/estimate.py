@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from statistics import fmean, median
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.worker import read_summary, run_cell
 from fedkd.errors import RunFailed
+from fedkd.tracking.events import RoundReport, RunObserver
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,26 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Es
     )
 
 
+class _FirstRound(RunObserver):
+    """Stops a run after its first round, and keeps how long that took."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+
+    def round_finished(self, report: RoundReport) -> None:
+        self.seconds = report.seconds
+        raise KeyboardInterrupt  # whatever else an observer raises, the run goes on
+
+
 def _time_one_round(cell: Cell) -> float:
+    """Return the seconds of a cell's first round, evaluation included, which nobody is told of."""
     with tempfile.TemporaryDirectory() as folder:
-        short = cell.scenario.model_copy(update={"rounds": 1})
-        started = time.perf_counter()
-        outcome = run_cell(short.model_dump_json(), folder)
-        if outcome.status == "interrupted":
-            raise KeyboardInterrupt
-        summary = read_summary(Path(folder))
-        if summary is None:
-            raise RunFailed(f"cell '{cell.label}' fails in its first round: {outcome.error}")
-        return float(summary["seconds"]) or time.perf_counter() - started
+        tracking = cell.scenario.tracking.model_copy(update={"wandb": None})
+        tried = cell.scenario.model_copy(update={"evaluate_every": 1, "tracking": tracking})
+        first = _FirstRound()
+        outcome = run_cell(tried.model_dump_json(), folder, observers=[first])
+    if first.seconds is not None:
+        return first.seconds
+    if outcome.status == "interrupted":
+        raise KeyboardInterrupt
+    raise RunFailed(f"cell '{cell.label}' fails in its first round: {outcome.error}")

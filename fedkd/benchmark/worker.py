@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from fedkd.runner import ERROR_FILE, resume, run
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import Engine
 from fedkd.tracking.atomic import write_text_atomically
+from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import SUMMARY
 
 Status = Literal["done", "failed", "interrupted", "pending"]
@@ -35,7 +37,9 @@ class Outcome:
     error: str = ""
 
 
-def run_cell(scenario_json: str, folder: str, gpus: float | None = None) -> Outcome:
+def run_cell(
+    scenario_json: str, folder: str, gpus: float | None = None, observers: Sequence[RunObserver] = ()
+) -> Outcome:
     """Run a cell, or go on with it where it was interrupted.
 
     A failure is an outcome, not an exception: the other cells must not suffer from it. Its traceback is kept
@@ -45,6 +49,7 @@ def run_cell(scenario_json: str, folder: str, gpus: float | None = None) -> Outc
         scenario_json: The resolved scenario; its engine is replaced by the inline one.
         folder: The run folder.
         gpus: GPUs that are reserved for the cell; absent: what the scenario says.
+        observers: Told what happens while it runs.
     """
     started = time.perf_counter()
     path = Path(folder)
@@ -55,10 +60,11 @@ def run_cell(scenario_json: str, folder: str, gpus: float | None = None) -> Outc
     try:
         (path / ERROR_FILE).unlink(missing_ok=True)
         if (path / SCENARIO).exists():
-            resume(path)
+            resume(path, observers=observers)
         else:
             scenario = scenario_from_json(scenario_json)
-            run(scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)}), out=path)
+            inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})
+            run(inline, out=path, observers=observers)
     except (Interrupted, KeyboardInterrupt):
         return outcome("interrupted")
     except FedkdError as error:
