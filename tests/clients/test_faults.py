@@ -13,6 +13,7 @@ import fedkd
 from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.faults import Poison, imitate, poison_of
+from fedkd.clients.upload import Poisoning
 from fedkd.data.federated import load_federated_data
 from fedkd.fusion.cronus import Cronus
 from fedkd.fusion.kinds import Kind
@@ -145,7 +146,8 @@ def test_what_is_no_knowledge_is_not_faked():
     honest = {"classes": np.array([3], np.uint32), "samples": np.array([4, 9], np.int32)}
     votes = np.zeros(4000, np.uint8)
     kinds = {"classes": Kind.CONSTANT, "samples": Kind.INDICES, "votes": Kind.VOTES}
-    faked = poison.corrupt({**honest, "votes": votes}, kinds, numpy_generator(0, "poison"))
+    generator = numpy_generator(0, "poison")
+    faked = Poisoning(poison).leave({**honest, "votes": votes}, kinds, lambda purpose: generator)
     for name, values in honest.items():
         assert_array_equal(faked[name], values)
     assert faked["votes"].dtype == np.uint8

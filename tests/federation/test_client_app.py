@@ -1,0 +1,222 @@
+"""What a client answers: alone or together with others, live or rebuilt from its state every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedkd.clients.base import CORRECT, FOLLOWED
+from fedkd.clients.factory import ClientFactory
+from fedkd.clients.torch_client import TorchClient
+from fedkd.data.load import load_data
+from fedkd.errors import TrainingDiverged
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record, to_record
+from fedkd.federation.client_app import answer_together, app
+from fedkd.federation.context import local_context
+from fedkd.federation.identity import RUN_ID, assume_identity, node_id_of
+from fedkd.federation.replies import metrics_of
+from fedkd.plan.load import parse_plan
+from fedkd.plan.plan import Plan
+
+MLP = {"model": "mlp", "args": {"hidden": [12], "dropout": 0.2}}
+FIDELITY = ("agreement", "guidance_kl", "positive_flips", "negative_flips")
+
+
+@pytest.fixture
+def tables(digits_scenario) -> dict:
+    partition = digits_scenario["data"]["partition"] | {"samples_per_client": 60}
+    data = digits_scenario["data"] | {"partition": partition, "test_size": 80}
+    return digits_scenario | {"data": data, "clients": [MLP, {"model": "lenet"}]}
+
+
+@pytest.fixture
+def streamed(tables) -> dict:
+    del tables["rounds"]
+    data = tables["data"] | {"clients": 2, "transfer": {"size": 24}}
+    tasks = {"kind": "split", "count": 2, "classes_per_task": 3}
+    continual = {"learner": "ewc", "rounds_per_task": 1, "tasks": tasks}
+    return tables | {"data": data, "continual": continual, "clients": [MLP]}
+
+
+def message(client: int, kind: str, round: int, **records) -> Message:
+    assume_identity()
+    config = {msg.SERVER_ROUND: round}
+    if msg.GUIDANCE in records:
+        config[msg.GUIDANCE_ROUND] = round if kind != msg.TRAIN else round - 1
+    content = {msg.CONFIG: ConfigRecord(config), **{k: to_record(v) for k, v in records.items()}}
+    return Message(RecordDict(content), node_id_of(client), kind, group_id=str(round))
+
+
+def said(reply: Message) -> dict:
+    """Return all that a reply holds, as bytes."""
+    assert not reply.has_error(), reply.error.reason
+    content = reply.content
+    arrays = {
+        (name, key): (values.dtype, values.tobytes())
+        for name, record in content.array_records.items()
+        for key, values in from_record(record).items()
+    }
+    metrics = {
+        (name, key): np.float64(value).tobytes()
+        for name, record in content.metric_records.items()
+        for key, value in record.items()
+    }
+    return arrays | metrics | {name: dict(record) for name, record in content.config_records.items()}
+
+
+class Live:
+    """Contexts of clients that live in this process."""
+
+    def __init__(self, plan: Plan) -> None:
+        factory = ClientFactory(plan, load_data(plan.scenario))
+        self.contexts = [local_context(factory, n) for n in range(plan.scenario.data.clients)]
+
+    def alone(self, messages: Sequence[Message]) -> list[dict]:
+        return [said(app(m, self.contexts[m.metadata.dst_node_id - node_id_of(0)])) for m in messages]
+
+    def together(self, messages: Sequence[Message]) -> list[Message | Exception]:
+        return answer_together([(m, self.contexts[m.metadata.dst_node_id - node_id_of(0)]) for m in messages])
+
+
+def training(clients: int, round: int, samples: int) -> list[Message]:
+    """Return train messages with guidance of the round before, for all but the last client."""
+    guided = {
+        n: {msg.GUIDANCE: {"targets": np.random.default_rng(n).dirichlet(np.ones(10), samples).astype(np.float32)}}
+        for n in range(clients - 1)
+    }  # fmt: skip
+    return [message(n, msg.TRAIN, round, **guided.get(n, {})) for n in range(clients)]
+
+
+# Together ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
+def test_answers_together_are_those_of_each_alone(order, tables):
+    plan = parse_plan(tables | {"training": tables["training"] | {"local_epochs": 2}})
+    one_by_one, together = Live(plan), Live(plan)
+    for round in (1, 2):
+        wanted = one_by_one.alone(training(4, round, 60))
+        messages = training(4, round, 60)
+        replies = together.together([messages[n] for n in order])
+        assert [said(reply) for reply in replies] == [wanted[n] for n in order]
+    evaluations = [message(n, msg.EVALUATE, 2) for n in range(4)]
+    wanted = one_by_one.alone(evaluations)
+    assert [said(reply) for reply in together.together(evaluations)] == wanted
+
+
+def test_clients_that_share_a_model_work_in_turn(tables):
+    plan = parse_plan(tables | {"clients": [MLP], "fusion": {"strategy": "flwr:FedAvg"}})
+    one_by_one, together = Live(plan), Live(plan)
+    assert together.contexts[0].client().shares_model
+    weights = one_by_one.contexts[0].client().weights()
+    messages = [message(n, msg.TRAIN, 1, arrays=weights) for n in range(4)]
+    wanted = one_by_one.alone(messages)
+    assert [said(reply) for reply in together.together(messages)] == wanted
+    assert len({said["arrays", name] for said in wanted for name in weights}) > len(weights), "they differ"
+
+
+@pytest.mark.parametrize("strategy", ["knfu", "flwr:FedAvg"])
+def test_a_client_that_fails_does_not_stop_the_others(strategy, tables, monkeypatch):
+    plan = parse_plan(tables | {"clients": [MLP], "fusion": {"strategy": strategy}})
+    one_by_one, together = Live(plan), Live(plan)
+    carried = {} if strategy == "knfu" else {"arrays": one_by_one.contexts[0].client().weights()}
+    wanted = one_by_one.alone([message(n, msg.TRAIN, 1, **carried) for n in range(4)])
+    train = TorchClient.train
+
+    def failing(self, round, proximal_mu=0.0):
+        loss = yield from train(self, round, proximal_mu)
+        if self.index == 1:
+            raise TrainingDiverged("the loss is not a number")
+        return loss
+
+    monkeypatch.setattr(TorchClient, "train", failing)
+    replies = together.together([message(n, msg.TRAIN, 1, **carried) for n in range(4)])
+    assert isinstance(replies[1], TrainingDiverged)
+    assert [said(replies[n]) for n in (0, 2, 3)] == [wanted[n] for n in (0, 2, 3)]
+
+
+# The end of a task ---------------------------------------------------------------------------------------
+
+
+class Rebuilt:
+    """One client as on Flower's runtimes: made anew for every message, from the state of its context."""
+
+    def __init__(self, plan: Plan, folder) -> None:
+        from fedkd.scenario.dump import dump_toml
+
+        path = folder / "scenario.toml"
+        path.write_text(dump_toml(plan.scenario))
+        config = {"scenario": str(path)}
+        self.context = Context(RUN_ID, node_id_of(0), {"partition-id": 0}, RecordDict(), config)
+
+    def alone(self, messages: Sequence[Message]) -> list[dict]:
+        return [said(app(m, self.context)) for m in messages]
+
+    def state(self) -> dict[str, np.ndarray]:
+        return from_record(self.context.state.array_records[msg.STATE])
+
+
+def test_guidance_of_a_task_that_ends_is_learned_and_measured(streamed, tmp_path):
+    """Live or rebuilt between `end_task` and `evaluate`: what is told of the guidance is the same."""
+    plan = parse_plan(streamed)
+    live, rebuilt = Live(plan), Rebuilt(plan, tmp_path)
+    targets = np.random.default_rng(0).dirichlet(np.ones(3), 24).astype(np.float32)
+    messages = [
+        message(0, msg.TRAIN, 1),
+        message(0, msg.END_TASK, 1, guidance={"targets": targets}),
+        message(0, msg.EVALUATE, 1),
+        message(0, msg.EVALUATE, 1),
+    ]
+    ours, theirs = [], []
+    for one in messages:
+        ours += live.alone([one])
+        theirs += rebuilt.alone([one])
+        if one.metadata.message_type == msg.END_TASK:
+            state = rebuilt.state()
+            assert CORRECT in state and np.array_equal(state[FOLLOWED + "targets"], targets)
+    assert ours == theirs
+    assert set(ours[1]) == {msg.IDENTITY}, "the end of a task tells nothing"
+    client = live.contexts[0].client()
+    assert client.applied_round == 1
+    told = [
+        {key: answer[msg.METRICS, key] for key in (*FIDELITY, "fusion_gain_local")} for answer in ours[2:]
+    ]
+    for key in FIDELITY:
+        assert np.isfinite(np.frombuffer(told[0][key])[0]), "the guidance came with the end of the task"
+        assert np.isnan(np.frombuffer(told[1][key])[0]), "told once"
+    gain = np.frombuffer(told[0]["fusion_gain_local"])[0]
+    assert gain == client.evaluate("local").accuracy - client.baseline(1)["local"]
+
+
+def test_without_a_stream_the_metrics_of_guidance_are_those_of_its_evaluation(tables, tmp_path):
+    """Learned with the evaluation, or just before it: the same is measured."""
+    plan = parse_plan(tables)
+    live, rebuilt = Live(plan), Rebuilt(plan, tmp_path)
+    targets = np.random.default_rng(0).dirichlet(np.ones(10), 60).astype(np.float32)
+    messages = [message(0, msg.TRAIN, 1), message(0, msg.EVALUATE, 1, guidance={"targets": targets})]
+    assert live.alone(messages) == rebuilt.alone(messages)
+    apart = Live(plan)
+    end = message(0, msg.END_TASK, 1, guidance={"targets": targets})
+    trained, ended, evaluated = (apart.contexts[0], *[None] * 2)
+    app(messages[0], trained)
+    ended = app(end, trained)
+    evaluated = app(message(0, msg.EVALUATE, 1), trained)
+    assert not ended.has_error()
+    again = Live(plan)
+    app(messages[0], again.contexts[0])
+    wanted = metrics_of(app(messages[1], again.contexts[0]))
+    assert metrics_of(evaluated) == wanted
+    assert all(np.isfinite(wanted[key]) for key in FIDELITY)
+
+
+def test_a_training_forgets_guidance_that_nobody_measured(tables):
+    live = Live(parse_plan(tables))
+    targets = np.full((60, 10), 0.1, np.float32)
+    live.alone([message(0, msg.TRAIN, 2, guidance={"targets": targets})])
+    metrics = metrics_of(app(message(0, msg.EVALUATE, 2), live.contexts[0]))
+    assert all(np.isnan(metrics[key]) for key in FIDELITY)
+    assert metrics["accuracy_local"] == live.contexts[0].client().evaluate("local").accuracy
