@@ -21,6 +21,7 @@ from fedkd.federation.identity import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.replies import metrics_of
 from fedkd.plan.load import parse_plan
 from fedkd.plan.plan import Plan
+from fedkd.scenario.dump import dump_toml
 
 MLP = {"model": "mlp", "args": {"hidden": [12], "dropout": 0.2}}
 FIDELITY = ("agreement", "guidance_kl", "positive_flips", "negative_flips")
@@ -51,6 +52,10 @@ def message(client: int, kind: str, round: int, **records) -> Message:
     return Message(RecordDict(content), node_id_of(client), kind, group_id=str(round))
 
 
+def targets(samples: int, classes: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet(np.ones(classes), samples).astype(np.float32)
+
+
 def said(reply: Message) -> dict:
     """Return all that a reply holds, as bytes."""
     assert not reply.has_error(), reply.error.reason
@@ -66,6 +71,10 @@ def said(reply: Message) -> dict:
         for key, value in record.items()
     }
     return arrays | metrics | {name: dict(record) for name, record in content.config_records.items()}
+
+
+def float_of(answer: dict, metric: str) -> float:
+    return float(np.frombuffer(answer[msg.METRICS, metric])[0])
 
 
 class Live:
@@ -84,10 +93,7 @@ class Live:
 
 def training(clients: int, round: int, samples: int) -> list[Message]:
     """Return train messages with guidance of the round before, for all but the last client."""
-    guided = {
-        n: {msg.GUIDANCE: {"targets": np.random.default_rng(n).dirichlet(np.ones(10), samples).astype(np.float32)}}
-        for n in range(clients - 1)
-    }  # fmt: skip
+    guided = {n: {msg.GUIDANCE: {"targets": targets(samples, 10, seed=n)}} for n in range(clients - 1)}
     return [message(n, msg.TRAIN, round, **guided.get(n, {})) for n in range(clients)]
 
 
@@ -146,8 +152,6 @@ class Rebuilt:
     """One client as on Flower's runtimes: made anew for every message, from the state of its context."""
 
     def __init__(self, plan: Plan, folder) -> None:
-        from fedkd.scenario.dump import dump_toml
-
         path = folder / "scenario.toml"
         path.write_text(dump_toml(plan.scenario))
         config = {"scenario": str(path)}
@@ -164,10 +168,10 @@ def test_guidance_of_a_task_that_ends_is_learned_and_measured(streamed, tmp_path
     """Live or rebuilt between `end_task` and `evaluate`: what is told of the guidance is the same."""
     plan = parse_plan(streamed)
     live, rebuilt = Live(plan), Rebuilt(plan, tmp_path)
-    targets = np.random.default_rng(0).dirichlet(np.ones(3), 24).astype(np.float32)
+    taught = targets(24, 3)
     messages = [
         message(0, msg.TRAIN, 1),
-        message(0, msg.END_TASK, 1, guidance={"targets": targets}),
+        message(0, msg.END_TASK, 1, guidance={"targets": taught}),
         message(0, msg.EVALUATE, 1),
         message(0, msg.EVALUATE, 1),
     ]
@@ -177,46 +181,39 @@ def test_guidance_of_a_task_that_ends_is_learned_and_measured(streamed, tmp_path
         theirs += rebuilt.alone([one])
         if one.metadata.message_type == msg.END_TASK:
             state = rebuilt.state()
-            assert CORRECT in state and np.array_equal(state[FOLLOWED + "targets"], targets)
+            assert CORRECT in state and np.array_equal(state[FOLLOWED + "targets"], taught)
     assert ours == theirs
     assert set(ours[1]) == {msg.IDENTITY}, "the end of a task tells nothing"
     client = live.contexts[0].client()
     assert client.applied_round == 1
-    told = [
-        {key: answer[msg.METRICS, key] for key in (*FIDELITY, "fusion_gain_local")} for answer in ours[2:]
-    ]
-    for key in FIDELITY:
-        assert np.isfinite(np.frombuffer(told[0][key])[0]), "the guidance came with the end of the task"
-        assert np.isnan(np.frombuffer(told[1][key])[0]), "told once"
-    gain = np.frombuffer(told[0]["fusion_gain_local"])[0]
-    assert gain == client.evaluate("local").accuracy - client.baseline(1)["local"]
+    first, second = ({key: float_of(answer, key) for key in FIDELITY} for answer in ours[2:])
+    assert np.isfinite(list(first.values())).all(), "the guidance came with the end of the task"
+    assert np.isnan(list(second.values())).all(), "told once"
+    gained = client.evaluate("local").accuracy - client.baseline(1)["local"]
+    assert float_of(ours[2], "fusion_gain_local") == gained
 
 
 def test_without_a_stream_the_metrics_of_guidance_are_those_of_its_evaluation(tables, tmp_path):
     """Learned with the evaluation, or just before it: the same is measured."""
     plan = parse_plan(tables)
     live, rebuilt = Live(plan), Rebuilt(plan, tmp_path)
-    targets = np.random.default_rng(0).dirichlet(np.ones(10), 60).astype(np.float32)
-    messages = [message(0, msg.TRAIN, 1), message(0, msg.EVALUATE, 1, guidance={"targets": targets})]
+    taught = targets(60, 10)
+    messages = [message(0, msg.TRAIN, 1), message(0, msg.EVALUATE, 1, guidance={"targets": taught})]
     assert live.alone(messages) == rebuilt.alone(messages)
-    apart = Live(plan)
-    end = message(0, msg.END_TASK, 1, guidance={"targets": targets})
-    trained, ended, evaluated = (apart.contexts[0], *[None] * 2)
-    app(messages[0], trained)
-    ended = app(end, trained)
-    evaluated = app(message(0, msg.EVALUATE, 1), trained)
-    assert not ended.has_error()
-    again = Live(plan)
-    app(messages[0], again.contexts[0])
-    wanted = metrics_of(app(messages[1], again.contexts[0]))
-    assert metrics_of(evaluated) == wanted
-    assert all(np.isfinite(wanted[key]) for key in FIDELITY)
+    context = Live(plan).contexts[0]
+    app(messages[0], context)
+    assert not app(message(0, msg.END_TASK, 1, guidance={"targets": taught}), context).has_error()
+    apart = metrics_of(app(message(0, msg.EVALUATE, 1), context))
+    context = Live(plan).contexts[0]
+    app(messages[0], context)
+    assert apart == metrics_of(app(messages[1], context))
+    assert all(np.isfinite(apart[key]) for key in FIDELITY)
 
 
 def test_a_training_forgets_guidance_that_nobody_measured(tables):
     live = Live(parse_plan(tables))
-    targets = np.full((60, 10), 0.1, np.float32)
-    live.alone([message(0, msg.TRAIN, 2, guidance={"targets": targets})])
+    taught = np.full((60, 10), 0.1, np.float32)
+    live.alone([message(0, msg.TRAIN, 2, guidance={"targets": taught})])
     metrics = metrics_of(app(message(0, msg.EVALUATE, 2), live.contexts[0]))
     assert all(np.isnan(metrics[key]) for key in FIDELITY)
     assert metrics["accuracy_local"] == live.contexts[0].client().evaluate("local").accuracy
