@@ -122,7 +122,8 @@ def test_run_hands_over_the_scenario_the_folder_and_a_display(digits_toml, tmp_p
     words = ["run", digits_toml, "--out", tmp_path / "out", "--engine", "ray", "--seed", "5", "--quiet"]
     status, out, err = run_main(capsys, *words, "--set", "rounds=3", "fusion.beta=2", "--set", "name=other")
     assert (status, out, err) == (0, "", "")
-    (scenario,), options = fake_run["run"]
+    (plan,), options = fake_run["run"]
+    scenario = plan.scenario
     assert (scenario.rounds, scenario.seed, scenario.name, scenario.engine.kind) == (3, 5, "other", "ray")
     assert scenario.fusion.model_extra["beta"] == 2.0
     assert options["out"] == tmp_path / "out" and len(options["observers"]) == 1
@@ -130,7 +131,7 @@ def test_run_hands_over_the_scenario_the_folder_and_a_display(digits_toml, tmp_p
 
 def test_the_file_may_follow_the_overrides(digits_toml, capsys, fake_run):
     status, _, _ = run_main(capsys, "run", "--set", "rounds=3", "name=other", digits_toml)
-    assert status == 0 and fake_run["run"][0][0].rounds == 3 and fake_run["run"][1]["out"] is None
+    assert status == 0 and fake_run["run"][0][0].scenario.rounds == 3 and fake_run["run"][1]["out"] is None
 
 
 def test_resume_hands_over_the_folder(tmp_path, capsys, fake_run):

@@ -16,7 +16,7 @@ import tomli_w
 
 import fedkd
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
-from fedkd.federation import rounds
+from fedkd.federation import measurements
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.plan.load import load_plan, load_scenario
 from fedkd.scenario.schema import Scenario
@@ -125,6 +125,7 @@ def test_the_folder_holds_what_is_promised(finished):
     names = {path.name for path in finished.folder.iterdir() if not path.name.startswith(".")}
     assert names == {
         "scenario.toml",
+        "schedule.json",
         "metrics.jsonl",
         "timings.jsonl",
         "summary.json",
@@ -468,7 +469,7 @@ def test_a_disk_that_is_full_is_told_with_the_folder(scenario_with, tmp_path, mo
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rounds.np, "savez", full)
+    monkeypatch.setattr(measurements.np, "savez", full)
     with pytest.raises(RunFailed, match=r"cannot write to .*/run: No space left on device"):
         fedkd.run(scenario_with(), out=tmp_path / "run")
 
