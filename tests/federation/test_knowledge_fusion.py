@@ -20,6 +20,7 @@ from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.local import Local
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.server.guidance import TARGETS
 
 N, M, C = 4, 6, 3
 
@@ -55,7 +56,7 @@ class Federation:
         if msg.GUIDANCE in message.content:
             record = message.content.array_records[msg.GUIDANCE]
             self.records.append(record)
-            received = (kind, round, int(config[msg.GUIDANCE_ROUND]), record[msg.TARGETS].numpy())
+            received = (kind, round, int(config[msg.GUIDANCE_ROUND]), record[TARGETS].numpy())
             self.sent[client].append(received)
         return round
 
@@ -145,7 +146,8 @@ def test_clients_that_failed_are_left_out_and_receive_nothing():
     wanted = fused(KnFu(beta=1.0), 1, others)
     for position, client in enumerate(others):
         assert np.array_equal(federation.sent[client][0][3], wanted[position])
-    assert strategy.weights is not None and strategy.weights[0] == others
+    report = strategy.report()
+    assert report is not None and report.clients == others
 
 
 def test_a_round_in_which_everyone_failed_is_survived():
@@ -197,7 +199,7 @@ def test_a_strategy_that_sends_nothing_guides_nobody():
     strategy = KnowledgeFusion(Local())
     strategy.start(federation.grid, num_rounds=2)
     assert not federation.sent
-    assert strategy.weights is None
+    assert strategy.report() is None
 
 
 def test_a_client_that_does_not_name_itself_goes_by_its_node():
