@@ -46,6 +46,8 @@ class ClientHalf(ABC):
     """Whether every message brings the whole model along, so that clients keep none of their own."""
     pools: ClassVar[bool] = False
     """Whether every client's model is trained on all clients' samples."""
+    uses_transfer_set: ClassVar[bool] = True
+    """Whether clients or server look at transfer samples; where nobody does there may be none."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 

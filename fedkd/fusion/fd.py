@@ -53,6 +53,7 @@ class FD(FusionStrategy):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
     teaches_locally: ClassVar[bool] = True
+    uses_transfer_set: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: weight of the others' answer beside the cross entropy. Lower it (0.1) if clients own few labels:

@@ -51,6 +51,7 @@ class FedProto(FusionStrategy):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features"})
     teaches_locally: ClassVar[bool] = True
+    uses_transfer_set: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: weight of the distance to prototypes; 1 in the paper for MNIST, 0.1 for CIFAR-10. Too much of it

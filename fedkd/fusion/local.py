@@ -19,6 +19,7 @@ class Local(FusionStrategy):
     name: ClassVar[str] = "local"
     sends: ClassVar[Literal["logits", "nothing"]] = "nothing"
     guides: ClassVar[Guided] = "nobody"
+    uses_transfer_set: ClassVar[bool] = False
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return no guidance."""

@@ -30,6 +30,7 @@ class Pooled(FusionStrategy):
     guides: ClassVar[Guided] = "nobody"
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
     pools: ClassVar[bool] = True
+    uses_transfer_set: ClassVar[bool] = False
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return no guidance."""

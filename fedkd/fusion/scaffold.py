@@ -58,6 +58,7 @@ class Scaffold(FusionStrategy):
         "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020"
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture", "plain_sgd"})
+    uses_transfer_set: ClassVar[bool] = False
 
     server_lr: Annotated[float, Field(gt=0)] = 1.0
     """η_g: share of the clients' mean step that the server takes; 1 is the mean itself, as in most of the

@@ -24,6 +24,7 @@ class WeightExchange(ClientHalf):
     sends: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
     brings_model: ClassVar[bool] = True
+    uses_transfer_set: ClassVar[bool] = False
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's parameters and buffers, by the names that its model gives them."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
 from fedkd.scenario.load import PATH_DATASETS
-from fedkd.scenario.schema import Data, Partition, Scenario, TaskStream
+from fedkd.scenario.schema import Data, Partition, Scenario, TaskStream, Training
+
+if TYPE_CHECKING:
+    from fedkd.fusion.client_half import ClientHalf
 
 DRAWN_TRANSFERS = ("holdout", "noise")
 """Transfer sources that are no other data set."""
@@ -22,16 +27,11 @@ def check_scenario(scenario: Scenario) -> None:
     _check_clients(scenario)
     _check_partition(scenario.data.partition)
     _check_data_sets(scenario.data)
-    if scenario.training.momentum and scenario.training.optimizer != "sgd":
-        raise UserError(
-            f"only sgd has a momentum, training.optimizer is '{scenario.training.optimizer}'",
-            key="training.momentum",
-        )
     if scenario.finish == "trained" and scenario.continual is not None:
         raise UserError(
             "'trained' is for runs without a stream: the last task is over with its last round", key="finish"
         )
-    _check_transfer_size(scenario)
+    _check_training(scenario.training)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
@@ -69,14 +69,26 @@ def _check_data_sets(data: Data) -> None:
             )
 
 
-def _check_transfer_size(scenario: Scenario) -> None:
-    fusion = scenario.fusion
-    alone = fusion.from_flower or fusion.strategy in ("local", "pooled")
-    if scenario.data.transfer.size == 0 and not alone:
+def _check_training(training: Training) -> None:
+    if training.momentum and training.optimizer not in ("sgd", "rmsprop"):
         raise UserError(
-            f"must be ≥ 1 for strategy '{fusion.strategy}'; only 'local', 'pooled' and those that average"
-            " parameters do without transfer samples",
-            key="data.transfer.size",
+            f"only sgd and rmsprop have a momentum, training.optimizer is '{training.optimizer}'",
+            key="training.momentum",
+        )
+    if training.lr_decay is not None and training.schedule not in ("step", "exponential"):
+        raise UserError(
+            f"only 'step' and 'exponential' have a decay, training.schedule is '{training.schedule}'",
+            key="training.lr_decay",
+        )
+    if training.lr_step_rounds is not None and training.schedule != "step":
+        raise UserError(
+            f"only for schedule 'step', training.schedule is '{training.schedule}'",
+            key="training.lr_step_rounds",
+        )
+    if training.lr_step_rounds is None and training.schedule == "step":
+        raise UserError(
+            "schedule 'step' needs the rounds between two drops, e.g. lr_step_rounds = 10",
+            key="training.lr_step_rounds",
         )
 
 
@@ -158,6 +170,24 @@ def _check_partition(partition: Partition) -> None:
         raise UserError(
             f"must be ≥ data.partition.min_samples ({partition.min_samples}), got {samples}", key=key
         )
+
+
+def check_transfer_size(scenario: Scenario, strategy: ClientHalf) -> None:
+    """Check that a strategy has transfer samples, if it needs any.
+
+    Raises:
+        UserError: It has none.
+    """
+    if scenario.data.transfer.size > 0 or not strategy.uses_transfer_set:
+        return
+    from fedkd.fusion.registry import STRATEGIES, load_strategy_class
+
+    without = [name for name in STRATEGIES.builtin if not load_strategy_class(name).uses_transfer_set]
+    raise UserError(
+        f"must be ≥ 1 for strategy '{scenario.fusion.strategy}'; only {', '.join(without)} and Flower's own"
+        " strategies do without transfer samples",
+        key="data.transfer.size",
+    )
 
 
 def check_one_architecture(scenario: Scenario) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
-from fedkd.plan.checks import check_one_architecture, check_scenario
+from fedkd.plan.checks import check_one_architecture, check_scenario, check_transfer_size
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
 from fedkd.plan.schedule import Schedule, draw_schedule
 from fedkd.plugins import import_plugins
@@ -67,6 +67,7 @@ def resolve(scenario: Scenario) -> Plan:
     scenario = resolve_stream(scenario)
     check_scenario(scenario)
     strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
+    check_transfer_size(scenario, strategy)
     tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=hyperparameters)}
     learner = None
     if scenario.continual is not None:

@@ -122,3 +122,7 @@ def _check_plain_sgd(scenario: Scenario) -> None:
         raise UserError(f"must be 'sgd', got '{training.optimizer}': {reason}", key="training.optimizer")
     if training.momentum:
         raise UserError(f"must be 0, got {training.momentum:g}: {reason}", key="training.momentum")
+    if training.early_stopping is not None:
+        raise UserError(
+            f"not allowed, because it goes back to earlier weights: {reason}", key="training.early_stopping"
+        )

@@ -1,118 +1,22 @@
 """The scenario: everything that decides a run, one documented field at a time.
 
-The models below are the single source of the file format: loading, ``--set``, the error messages and
-the JSON schema for editors all come from them.
+The models below and in `sections` are the single source of the file format: loading, ``--set``, the error
+messages and the JSON schema for editors all come from them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from fedkd.scenario.sections import ClientGroup, Data, PositiveInt, Section, Training
+from fedkd.scenario.sections import EarlyStopping as EarlyStopping
+from fedkd.scenario.sections import Partition as Partition
+from fedkd.scenario.sections import Transfer as Transfer
 
 FLOWER_PREFIX = "flwr:"
 """Begins the names of Flower's own strategies."""
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Section(BaseModel):
-    """A table of the scenario file: immutable, strict about keys and types (`"3"` is no number)."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-class Partition(Section):
-    """How the private samples are dealt to clients."""
-
-    scheme: str = "dirichlet"
-    """`iid`; `dirichlet` (each class is dealt by proportions drawn from Dir(α)); `dirichlet-per-client` (each
-    client has its own label mix drawn from Dir(α), equal sizes); `shards` (label-sorted shards); `quantity`
-    (equal label mix, sizes drawn from Dir(α)); `file` (indices from a JSON file); or `"pkg.mod:function"`,
-    called as `function(labels, clients, generator, **args)` for one list of indices per client."""
-    args: dict[str, Any] = {}
-    """Keyword arguments of a plugged-in scheme."""
-    alpha: Annotated[float, Field(gt=0.0)] = 0.5
-    """Concentration of the Dirichlet draws: small is heterogeneous."""
-    samples_per_client: PositiveInt | None = None
-    """Samples of every client (`quantity`: on average) before its local test split; absent: all private
-    samples are dealt out."""
-    shards_per_client: PositiveInt = 2
-    """Label-sorted shards a client holds (`shards`)."""
-    min_samples: PositiveInt = 10
-    """No client holds fewer samples than this."""
-    path: str | None = None
-    """JSON file with one list of sample indices per client (`file`); may lie beside the scenario file."""
-
-
-class Transfer(Section):
-    """The unlabelled samples that every participant holds."""
-
-    source: str = "holdout"
-    """`holdout` (kept apart from the private samples), another data set's name, or `noise`."""
-    args: dict[str, Any] = {}
-    """Arguments of the other data set, as `data.args`."""
-    size: Annotated[int, Field(ge=0)] = 1000
-    """Number of transfer samples M; 0 only where clients exchange no predictions (`local`, averaging)."""
-
-
-class Data(Section):
-    """The data set and how it is dealt out."""
-
-    dataset: str = "digits"
-    """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `npz`, `image-folder`, or
-    `"pkg.mod:function"`."""
-    args: dict[str, Any] = {}
-    """Arguments of the data set: `path` for `npz` and `image-folder`, keywords of a plugged-in function."""
-    root: str | None = None
-    """Folder that holds the data sets, relative to the scenario file or the working folder; absent:
-    `$FEDKD_DATA`, else a user cache."""
-    clients: PositiveInt = 10
-    """Number of clients N."""
-    partition: Partition = Partition()
-    transfer: Transfer = Transfer()
-    test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """Share of each client's samples kept for its local accuracy."""
-    test_size: PositiveInt | None = None
-    """Size of the common test set, drawn by class share from the data set's own test split; absent: all."""
-
-
-class ClientGroup(Section):
-    """One entry of the mix of client models."""
-
-    model: str = "cnn"
-    """Zoo name (`mlp`, `lenet`, `cnn`, `resnet8`, `resnet20`; `random-forest`, `gradient-boosting`, `sgd`) or
-    `"pkg.mod:factory"`."""
-    share: Annotated[float, Field(gt=0.0)] = 1.0
-    """Relative number of clients with this model; shares need not sum to 1."""
-    args: dict[str, Any] = {}
-    """Keyword arguments of the model."""
-
-
-class Training(Section):
-    """How every client trains on its own samples."""
-
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """A fresh optimiser starts each round."""
-    lr: Annotated[float, Field(gt=0.0)] = 1e-3
-    """Learning rate."""
-    momentum: Fraction = 0.0
-    """Momentum of `sgd`."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """L2 penalty (`sgd`, `adam`) or decoupled decay (`adamw`)."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine`: the learning rate falls to zero over the rounds of the run."""
-    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
-    """Clip the gradient to this norm; absent: no clipping."""
-    batch_size: PositiveInt = 32
-    """Samples a step."""
-    local_epochs: PositiveInt = 1
-    """Passes over the client's own samples per round."""
-    autocast: bool = False
-    """bfloat16 autocast on a GPU; ignored on a CPU, where it is slower."""
 
 
 class Fusion(Section):

@@ -1,0 +1,139 @@
+"""The first tables of a scenario: what clients hold, what they are, how they train."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    """A table of the scenario file: immutable, strict about keys and types (`"3"` is no number)."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class Partition(Section):
+    """How the private samples are dealt to clients."""
+
+    scheme: str = "dirichlet"
+    """`iid`; `dirichlet` (each class is dealt by proportions drawn from Dir(α)); `dirichlet-per-client` (each
+    client has its own label mix drawn from Dir(α), equal sizes); `shards` (label-sorted shards); `quantity`
+    (equal label mix, sizes drawn from Dir(α)); `file` (indices from a JSON file); or `"pkg.mod:function"`,
+    called as `function(labels, clients, generator, **args)` for one list of indices per client."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of a plugged-in scheme."""
+    alpha: Annotated[float, Field(gt=0.0)] = 0.5
+    """Concentration of the Dirichlet draws: small is heterogeneous."""
+    samples_per_client: PositiveInt | None = None
+    """Samples of every client (`quantity`: on average) before its local test split; absent: all private
+    samples are dealt out."""
+    shards_per_client: PositiveInt = 2
+    """Label-sorted shards a client holds (`shards`)."""
+    min_samples: PositiveInt = 10
+    """No client holds fewer samples than this."""
+    path: str | None = None
+    """JSON file with one list of sample indices per client (`file`); may lie beside the scenario file."""
+
+
+class Transfer(Section):
+    """The unlabelled samples that every participant holds."""
+
+    source: str = "holdout"
+    """`holdout` (kept apart from the private samples), another data set's name, or `noise`."""
+    args: dict[str, Any] = {}
+    """Arguments of the other data set, as `data.args`."""
+    size: Annotated[int, Field(ge=0)] = 1000
+    """Number of transfer samples M; 0 only for strategies that do without (`local`, `fd`, averaging, …)."""
+
+
+class Data(Section):
+    """The data set and how it is dealt out."""
+
+    dataset: str = "digits"
+    """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `npz`, `image-folder`, or
+    `"pkg.mod:function"`."""
+    args: dict[str, Any] = {}
+    """Arguments of the data set: `path` for `npz` and `image-folder`, keywords of a plugged-in function."""
+    root: str | None = None
+    """Folder that holds the data sets, relative to the scenario file or the working folder; absent:
+    `$FEDKD_DATA`, else a user cache."""
+    clients: PositiveInt = 10
+    """Number of clients N."""
+    partition: Partition = Partition()
+    transfer: Transfer = Transfer()
+    normalise: bool = True
+    """Whether samples are brought to mean 0 and variance 1. Otherwise models see them as they are stored, but
+    for uint8, which is divided by 255; other integers, such as token ids, stay integers (int64)."""
+    test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Share of each client's samples kept for its local accuracy; 0: there are no local test sets."""
+    test_size: PositiveInt | None = None
+    """Size of the common test set, drawn by class share from the data set's own test split; absent: all."""
+
+
+class ClientGroup(Section):
+    """One entry of the mix of client models."""
+
+    model: str = "cnn"
+    """Zoo name (`mlp`, `lenet`, `cnn`, `resnet8`, `resnet20`; `random-forest`, `gradient-boosting`, `sgd`) or
+    `"pkg.mod:factory"`."""
+    share: Annotated[float, Field(gt=0.0)] = 1.0
+    """Relative number of clients with this model; shares need not sum to 1."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the model."""
+
+
+class EarlyStopping(Section):
+    """Ends local training where samples that a client keeps apart say so, at the weights that suit them best.
+
+    The weights that training began with are a candidate too. What is kept apart is drawn once per client and
+    task and never trained on, though it counts among the client's training samples wherever those are counted
+    or averaged over. A client of which it would be fewer than 2 samples keeps none apart and trains all its
+    epochs, and so does a model that is no network.
+    """
+
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of the client's training samples that is kept apart, by class share."""
+    patience: PositiveInt = 3
+    """Epochs in a row without a lower loss on them after which the round's training ends."""
+
+
+class Training(Section):
+    """How every client trains on its own samples; distillation has the optimiser's settings in common."""
+
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
+    """The optimiser."""
+    optimizer_state: Literal["fresh", "kept"] = "fresh"
+    """What it remembers (momentum, moments): `fresh` each round; `kept` over a client's rounds and tasks.
+    Distillation always starts fresh."""
+    lr: Annotated[float, Field(gt=0.0)] = 1e-3
+    """Learning rate."""
+    momentum: Fraction = 0.0
+    """Momentum of `sgd` and `rmsprop`."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """L2 penalty (`sgd`, `adam`, `rmsprop`) or decoupled decay (`adamw`)."""
+    schedule: Literal["constant", "cosine", "step", "exponential"] = "constant"
+    """The learning rate from round to round of the run: `cosine` falls to zero; `step` drops every so many
+    rounds; `exponential` drops every round."""
+    lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Factor of every drop; absent: 0.1 for `step`, 0.99 for `exponential`."""
+    lr_step_rounds: PositiveInt | None = None
+    """Rounds between two drops of `step`, which has to say."""
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = None
+    """Clip the gradient to this norm; absent: no clipping."""
+    batch_size: PositiveInt = 32
+    """Samples a batch."""
+    accumulate: PositiveInt = 1
+    """Batches an optimiser step, whose gradients are averaged: for batches that do not fit the memory.
+    Distillation too."""
+    local_epochs: PositiveInt = 1
+    """Passes over the client's own samples per round."""
+    early_stopping: EarlyStopping | None = None
+    """Whether local training may end before its last epoch; absent: never."""
+    autocast: bool = False
+    """bfloat16 autocast on a GPU; ignored on a CPU, where it is slower."""
