@@ -190,7 +190,7 @@ def _models(plan: Plan, data: Data) -> Iterator[tuple[str, int]]:
 
     scenario = plan.scenario
     clients = Counter(map(id, plan.groups))
-    models = build_group_models(scenario, data.input_shape, model_outputs(plan, data))
+    models = build_group_models(scenario, data.input_shape, model_outputs(plan, data), data.input_dtype)
     check_requirements(plan, data, models)
     for group, model in zip(scenario.clients, models, strict=True):
         if not isinstance(model, nn.Module):

@@ -88,7 +88,7 @@ def model_outputs(plan: Plan, data: Data) -> int:
 def model_factories(plan: Plan, data: Data) -> list[ModelFactory]:
     """Return what makes the model of each client, N of them."""
     shape, outputs, search = data.input_shape, model_outputs(plan, data), tuple(plan.scenario.plugin_path)
-    made = {id(group): ModelFactory(group, shape, outputs, search) for group in plan.groups}
+    made = {id(group): ModelFactory(group, shape, outputs, search, data.input_dtype) for group in plan.groups}
     return [made[id(group)] for group in plan.groups]
 
 

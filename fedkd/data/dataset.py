@@ -19,7 +19,7 @@ class Dataset:
         name: What the scenario calls it.
         class_names: Name of every class, in label order; C = its length.
         train_x: [n, *shape]; shape is (channels, height, width) of an image or (features,) of a vector.
-            uint8 in 0..255, or float32 (images: in 0..1 by convention).
+            uint8 in 0..255, float32 (images: in 0..1 by convention), or int64 (ids to be looked up).
         train_y: [n] int64 labels in 0..C-1.
         test_x: [m, *shape], of the same dtype as `train_x`.
         test_y: [m] int64.
@@ -51,12 +51,13 @@ def dataset_from_arrays(
     test_y: Any,
     *,
     class_names: Sequence[str] | None = None,
+    integers: bool = False,
     key: str = "data.args",
 ) -> Dataset:
     """Check a user's arrays and bring them into the form of a `Dataset`.
 
     Images may be [n, H, W], [n, C, H, W] or, with 1 or 3 channels, [n, H, W, C]. Everything but uint8
-    becomes float32.
+    becomes float32, unless integers are to stay integers.
 
     Args:
         name: Name of the data set.
@@ -65,12 +66,14 @@ def dataset_from_arrays(
         test_x: Samples of the test split.
         test_y: Their labels.
         class_names: Names of the classes; absent: the labels 0..C-1 themselves, each of which must occur.
+        integers: Whether integers other than uint8 become int64 instead.
         key: Scenario key to blame.
 
     Raises:
         UserError: Shapes, dtypes or labels that do not fit together.
     """
-    x = {"train_x": _samples(train_x, "train_x", key), "test_x": _samples(test_x, "test_x", key)}
+    given = {"train_x": train_x, "test_x": test_x}
+    x = {what: _samples(values, what, integers, key) for what, values in given.items()}
     y = {
         "train_y": _labels(train_y, "train_y", len(x["train_x"]), key),
         "test_y": _labels(test_y, "test_y", len(x["test_x"]), key),
@@ -82,7 +85,8 @@ def dataset_from_arrays(
             key=key,
         )
     if x["train_x"].dtype != x["test_x"].dtype:
-        raise UserError("train_x and test_x must both be uint8, or neither", key=key)
+        kinds = "uint8, integers or neither" if integers else "uint8, or neither"
+        raise UserError(f"train_x and test_x must both be {kinds}", key=key)
     largest = int(max(y["train_y"].max(), y["test_y"].max()))
     if class_names is None:
         present = np.bincount(y["train_y"], minlength=largest + 1)
@@ -98,7 +102,7 @@ def dataset_from_arrays(
     return Dataset(name, tuple(str(label) for label in class_names), **x, **y)
 
 
-def _samples(values: Any, what: str, key: str) -> np.ndarray:
+def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
     x = np.asarray(values)
     if x.dtype.kind not in "buif":
         raise UserError(f"{what} must hold numbers, got dtype {x.dtype}", key=key)
@@ -111,6 +115,8 @@ def _samples(values: Any, what: str, key: str) -> np.ndarray:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         x = np.ascontiguousarray(np.moveaxis(x, 3, 1))
+    if integers and x.dtype.kind in "iu" and x.dtype != np.uint8:
+        return x.astype(np.int64, copy=False)
     if x.dtype != np.uint8:
         x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():

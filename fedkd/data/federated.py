@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.deal import Bounds, deal
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
-from fedkd.data.normalise import Statistics, measure
-from fedkd.data.registry import load_dataset
-from fedkd.data.request import Progress, SourceRequest, data_root, silent
-from fedkd.data.transfer import foreign_samples, noise
+from fedkd.data.normalise import Statistics, is_integer
+from fedkd.data.request import Progress, silent
+from fedkd.data.scenario_sources import Sources
 from fedkd.errors import UserError
 from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.schema import Heterogeneity, Scenario
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class ClientData:
     """What one client sees; views into `FederatedData`, no copies.
 
     Attributes:
-        train_x: [n, *input_shape] float32 own training samples.
+        train_x: [n, *input_shape] own training samples, float32; int64 where samples are integers.
         train_y: [n] int64.
         test_x: [m, *input_shape] own test samples, distributed like the training samples.
         test_y: [m] int64.
@@ -55,7 +52,8 @@ class FederatedData:
 
     Samples are float32, C-contiguous and normalised: uint8 is divided by 255, then the mean of every
     channel (of every feature of a vector) over the data set's whole train split is subtracted and the
-    standard deviation divided out.
+    standard deviation divided out. Where the scenario does not normalise they are as their source stores
+    them, uint8 divided by 255, and integers are int64.
 
     Attributes:
         name: Name of the data set.
@@ -95,6 +93,11 @@ class FederatedData:
         return len(self.class_names)
 
     @property
+    def input_dtype(self) -> np.dtype:
+        """Type of the samples: float32, or int64 of integers."""
+        return self.x.dtype
+
+    @property
     def num_clients(self) -> int:
         """Number of clients N."""
         return len(self.train_bounds)
@@ -122,72 +125,6 @@ class FederatedData:
         return counts / counts.sum(axis=1, keepdims=True)
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where a scenario's samples come from.
-
-    Args:
-        scenario: What to simulate.
-        progress: Told one line at a time what takes long (downloads, decoding).
-    """
-
-    scenario: Scenario
-    progress: Progress = silent
-
-    @property
-    def search(self) -> tuple[Path, ...]:
-        """The scenario's folders."""
-        return tuple(map(Path, self.scenario.plugin_path))
-
-    def dataset(self, name: str, args: Mapping[str, Any], key: str = "data.dataset") -> Dataset:
-        """Load a data set whose samples become private.
-
-        Args:
-            name: Its name.
-            args: Its arguments.
-            key: Scenario key that names it.
-
-        Raises:
-            UserError: Missing or malformed data, or the data set that the transfer set is drawn from.
-        """
-        transfer = self.scenario.data.transfer
-        if (transfer.source, transfer.args) == (name, args):
-            raise UserError(
-                "the private data set itself would leak clients' samples; use 'holdout'",
-                key="data.transfer.source",
-            )
-        root = data_root(self.scenario.data.root)
-        return load_dataset(SourceRequest(name, root, args, self.search, self.progress), key=key)
-
-    def public_samples(self, shape: tuple[int, ...], statistics: Statistics) -> np.ndarray | None:
-        """Return [M, *shape] transfer samples that are nobody's, or None where they are held out.
-
-        Args:
-            shape: Shape of a private sample.
-            statistics: Of the private data.
-
-        Raises:
-            UserError: Missing or malformed data, or more samples asked for than there are.
-        """
-        data, seed = self.scenario.data, self.scenario.seed
-        transfer = data.transfer
-        if transfer.source == "holdout":
-            return None
-        if transfer.source == "noise":
-            return noise(transfer.size, shape, seed=seed)
-        return foreign_samples(
-            transfer.source,
-            transfer.args,
-            transfer.size,
-            shape,
-            statistics,
-            seed=seed,
-            root=data_root(data.root),
-            search=self.search,
-            progress=self.progress,
-        )
-
-
 def load_federated_data(scenario: Scenario, progress: Progress | None = None) -> FederatedData:
     """Load the data set, deal it to the clients and draw the transfer set.
 
@@ -204,8 +141,8 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
     import_plugins(scenario.plugins, scenario.plugin_path)
     sources = Sources(scenario, progress or silent)
     dataset = sources.dataset(scenario.data.dataset, scenario.data.args)
-    statistics = measure(dataset.train_x)
-    return federate(dataset, statistics, sources, sources.public_samples(dataset.shape, statistics))
+    statistics = sources.statistics(dataset)
+    return federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
 
 
 def federate(
@@ -233,6 +170,8 @@ def federate(
     """
     scenario = sources.scenario
     seed = scenario.seed
+    if is_integer(dataset.train_x):
+        _check_integers(scenario.heterogeneity)
     dealt = deal(dataset.train_y, dataset.test_y, scenario, sources.search, task=task, written=written)
     skew = draw_skews(
         scenario.heterogeneity, scenario.data.clients, dataset.shape, dataset.classes, seed=seed
@@ -254,6 +193,15 @@ def federate(
         transfer_y=dataset.train_y[held_out] if public is None else None,
         skew=skew,
     )
+
+
+def _check_integers(heterogeneity: Heterogeneity) -> None:
+    for kind in ("rotation", "noise", "colour"):
+        if getattr(heterogeneity, kind):
+            raise UserError(
+                "the samples are integers, which are looked up and cannot be changed by degrees; must be 0",
+                key=f"heterogeneity.{kind}",
+            )
 
 
 def _private_samples(

@@ -1,4 +1,4 @@
-"""Zero mean and unit variance: every channel of images, every feature of vectors."""
+"""Zero mean and unit variance, of every channel of images or feature of vectors; or samples as stored."""
 
 from __future__ import annotations
 
@@ -30,6 +30,31 @@ class Statistics:
         out *= (scale / 255.0 if x.dtype == np.uint8 else scale).astype(np.float32)
         out -= (self.mean * scale).astype(np.float32)
         return out
+
+
+@dataclass(frozen=True)
+class AsStored(Statistics):
+    """What leaves samples as they are stored, but for uint8, which is divided by 255."""
+
+    def normalise(self, x: np.ndarray) -> np.ndarray:
+        """Return a new C-contiguous array: int64 of integers other than uint8, float32 of all else."""
+        if is_integer(x):
+            return x.astype(np.int64, order="C")
+        out = x.astype(np.float32, order="C")
+        if x.dtype == np.uint8:
+            out /= np.float32(255.0)
+        return out
+
+
+def as_stored(x: np.ndarray) -> AsStored:
+    """Return what leaves samples [n, C, H, W] or [n, F] as they are stored."""
+    shape = (x.shape[1], 1, 1) if x.ndim == 4 else (x.shape[1],)
+    return AsStored(np.zeros(shape), np.ones(shape))
+
+
+def is_integer(x: np.ndarray) -> bool:
+    """Return whether samples are integers to look up, such as token ids; uint8 are pixels."""
+    return x.dtype.kind in "iu" and x.dtype != np.uint8
 
 
 def measure(x: np.ndarray) -> Statistics:

@@ -9,13 +9,13 @@ import numpy as np
 
 from fedkd.data.dataset import Dataset
 from fedkd.data.heterogeneity import rotate
-from fedkd.data.normalise import Statistics
+from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.transfer import convert_images
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 
 Transform = Callable[[np.ndarray], np.ndarray]
-"""Takes normalised samples [n, *shape] float32 to new ones of the same shape."""
+"""Takes normalised samples [n, *shape] to new ones of the same shape."""
 
 CHUNK = 4096
 
@@ -76,11 +76,11 @@ def to_shape(dataset: Dataset, shape: tuple[int, ...]) -> Dataset:
     uint8 images stay uint8, rounded to its 256 levels as image libraries do: a quarter of the memory.
 
     Raises:
-        UserError: Vectors have no other shape.
+        UserError: Vectors have no other shape, nor have integers.
     """
     if dataset.shape == shape:
         return dataset
-    if not len(dataset.shape) == len(shape) == 3:
+    if is_integer(dataset.train_x) or not len(dataset.shape) == len(shape) == 3:
         raise UserError(
             f"samples of '{dataset.name}' have shape {list(dataset.shape)} and cannot be brought to"
             f" {list(shape)}; only images (channels, height, width) can",

@@ -46,6 +46,8 @@ class SourceRequest:
         args: The scenario's `data.args`.
         search: Folders of the scenario (`plugin_path`), for relative paths and plug-ins.
         progress: Told one line at a time what takes long.
+        integers: Whether integer samples stay integers (int64), such as token ids; else they are numbers
+            like all others.
     """
 
     name: str
@@ -53,6 +55,7 @@ class SourceRequest:
     args: Mapping[str, Any] = field(default_factory=dict)
     search: tuple[Path, ...] = ()
     progress: Progress = silent
+    integers: bool = False
 
     @property
     def folders(self) -> tuple[Path, ...]:

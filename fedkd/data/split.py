@@ -88,11 +88,11 @@ def local_split(
     """Split one client's samples into its train part and its local test part.
 
     The test part has the client's own label distribution as far as class counts allow, and both
-    parts have at least one sample.
+    parts have at least one sample, unless there is to be no test part.
 
     Args:
         labels: [n] int64 labels of the client's samples, n ≥ 2.
-        test_fraction: Share of the test part.
+        test_fraction: Share of the test part; 0: it is empty.
         seed: The scenario's seed.
         client: Client index.
         task: Index of the task whose samples these are, if they are a task's alone.
@@ -101,6 +101,6 @@ def local_split(
         Shuffled positions of the train part and of the test part, together 0..n-1.
     """
     rng = numpy_generator(seed, "local-split", client=client, task=task)
-    size = min(max(round(test_fraction * len(labels)), 1), len(labels) - 1)
+    size = min(max(round(test_fraction * len(labels)), 1), len(labels) - 1) if test_fraction > 0.0 else 0
     chosen = stratified_choice(labels, size, rng)
     return rng.permutation(np.flatnonzero(~chosen)), rng.permutation(np.flatnonzero(chosen))

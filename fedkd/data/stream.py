@@ -8,8 +8,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from fedkd.data.federated import ClientData, Sources
+from fedkd.data.federated import ClientData
 from fedkd.data.request import Progress, silent
+from fedkd.data.scenario_sources import Sources
 from fedkd.data.stream_parts import Part, changed_pixels, data_sets, grouped_classes
 from fedkd.data.stream_plan import Outputs, lay_out
 from fedkd.data.task import Task, Tests
@@ -46,6 +47,11 @@ class FederatedStream(Sequence[Task]):
     def outputs(self) -> int:
         """Number of output units of a model."""
         return len(self.unit_class)
+
+    @property
+    def input_dtype(self) -> np.dtype:
+        """Type of the samples: float32, or int64 of integers."""
+        return self.tasks[0].data.input_dtype
 
     def client(self, n: int) -> ClientStream:
         """Return what client `n` sees of every task."""

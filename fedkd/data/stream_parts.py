@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedkd.data.dataset import Dataset
-from fedkd.data.federated import FederatedData, Sources, federate
-from fedkd.data.normalise import Statistics, measure
+from fedkd.data.federated import FederatedData, federate
+from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.partition import LEAST_SAMPLES
 from fedkd.data.partition_file import read_partition_file
 from fedkd.data.pixels import Rotation, Transform, black_of, draw_permutation, to_shape
+from fedkd.data.scenario_sources import Sources
 from fedkd.data.stream_plan import class_groups
 from fedkd.errors import UserError
 from fedkd.scenario.schema import TaskStream
@@ -46,8 +47,8 @@ def grouped_classes(tasks: TaskStream, dataset: Dataset, sources: Sources) -> It
     """Yield a task for every group of classes, normalised like the whole data set."""
     scenario, labels = sources.scenario, dataset.train_y
     groups = class_groups(tasks, dataset.classes, seed=scenario.seed)
-    statistics = measure(dataset.train_x)
-    public = sources.public_samples(dataset.shape, statistics)
+    statistics = sources.statistics(dataset)
+    public = sources.public_samples(dataset, statistics)
     written = None
     if scenario.data.partition.scheme == "file":
         partition, clients = scenario.data.partition, scenario.data.clients
@@ -99,8 +100,12 @@ def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Ite
             f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}",
             key="continual.tasks.kind",
         )
-    statistics = measure(dataset.train_x)
-    data = federate(dataset, statistics, sources, sources.public_samples(dataset.shape, statistics))
+    if tasks.kind == "rotated" and is_integer(dataset.train_x):
+        raise UserError(
+            "'rotated' needs images, the samples are integers to be looked up", key="continual.tasks.kind"
+        )
+    statistics = sources.statistics(dataset)
+    data = federate(dataset, statistics, sources, sources.public_samples(dataset, statistics))
     count = planned_count(tasks) or 1
     for index in range(count):
         classes = tuple(range(index * data.classes, (index + 1) * data.classes))
@@ -134,13 +139,20 @@ def data_sets(tasks: TaskStream, sources: Sources) -> Iterator[Part]:
             "indices of a file are those of one data set, the stream has several", key="data.partition.scheme"
         )
     shape = tuple(tasks.shape) if tasks.shape else None
+    of_first: bool | None = None
     for index, name in enumerate(names[:count]):
         args = data.args if name == data.dataset else {}
         dataset = sources.dataset(name, args, key=f"continual.tasks.datasets.{index}")
         shape = shape or dataset.shape
         dataset = to_shape(dataset, shape)
-        statistics = measure(dataset.train_x)
-        public = sources.public_samples(shape, statistics)
+        integers = is_integer(dataset.train_x)
+        if integers != (of_first := integers if of_first is None else of_first):
+            raise UserError(
+                f"samples of '{name}' are {'' if integers else 'no '}integers, unlike those of '{names[0]}'",
+                key=f"continual.tasks.datasets.{index}",
+            )
+        statistics = sources.statistics(dataset)
+        public = sources.public_samples(dataset, statistics)
         with _told_of(index, name):
             dealt = federate(dataset, statistics, sources, public, task=index)
         yield Part(name, tuple(range(first, first + dataset.classes)), dealt)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 
-from fedkd.data.normalise import Statistics
+from fedkd.data.dataset import Dataset
+from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.registry import DATASETS, load_dataset
-from fedkd.data.request import Progress, SourceRequest
+from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 
@@ -46,48 +43,39 @@ def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
 
 
 def foreign_samples(
-    name: str,
-    args: Mapping[str, Any],
-    size: int,
-    shape: tuple[int, ...],
-    statistics: Statistics,
-    *,
-    seed: int,
-    root: Path,
-    search: tuple[Path, ...],
-    progress: Progress,
+    request: SourceRequest, size: int, private: Dataset, statistics: Statistics, *, seed: int
 ) -> np.ndarray:
     """Draw the transfer samples from the train split of another data set.
 
     Args:
-        name: A built-in data set, or a plug-in.
-        args: Its arguments.
+        request: For a built-in data set, or a plug-in.
         size: Number of samples M.
-        shape: Shape of a private sample, which the foreign ones are brought into.
+        private: The private data set, into the shape of whose samples the foreign ones are brought.
         statistics: Of the private data: a model must see both on one scale.
         seed: The scenario's seed.
-        root: The data root.
-        search: The scenario's folders.
-        progress: Told what takes long.
 
     Returns:
-        [M, *shape] float32, normalised.
+        [M, *shape], normalised like the private samples.
 
     Raises:
-        UserError: Unknown data set, too few samples, or shapes that cannot be converted.
+        UserError: Unknown data set, too few samples, shapes that cannot be converted, or integers where the
+            private samples are none, or the other way round.
     """
-    key = "data.transfer.source"
+    key, name, shape = "data.transfer.source", request.name, private.shape
     if name not in DATASETS.names() and ":" not in name:
         choices = ", ".join(["holdout", "noise", *DATASETS.names()])
         raise UserError(f"no transfer source named '{name}'; allowed: {choices}", key=key)
-    request = SourceRequest(name, root, args, search, progress)
     dataset = load_dataset(request, key=key, args_key="data.transfer.args")
     if size > len(dataset.train_x):
         raise UserError(
             f"must be ≤ {len(dataset.train_x)}, the train samples of '{name}', got {size}",
             key="data.transfer.size",
         )
-    if dataset.shape != shape and not len(dataset.shape) == len(shape) == 3:
+    words = {True: "integers", False: "no integers"}
+    foreign, own = is_integer(dataset.train_x), is_integer(private.train_x)
+    if foreign != own:
+        raise UserError(f"samples of '{name}' are {words[foreign]}, the private ones {words[own]}", key=key)
+    if dataset.shape != shape and (own or not len(dataset.shape) == len(shape) == 3):
         raise UserError(f"samples of '{name}' have shape {dataset.shape}, the private ones {shape}", key=key)
     chosen = np.sort(numpy_generator(seed, "transfer").choice(len(dataset.train_x), size, replace=False))
     x = dataset.train_x[chosen]

@@ -82,7 +82,7 @@ def _on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
 
 def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
     """Build one model of every group: what is wrong with one, or with its strategy, is told of now."""
-    models = build_group_models(plan.scenario, data.input_shape, model_outputs(plan, data))
+    models = build_group_models(plan.scenario, data.input_shape, model_outputs(plan, data), data.input_dtype)
     check_requirements(plan, data, models)
     return models
 
@@ -94,7 +94,9 @@ def client_costs(plan: Plan, data: Data) -> list[float]:
     """
     scenario, models = plan.scenario, checked_models(plan, data)
     flops = {
-        id(group): forward_flops(model, data.input_shape) if isinstance(model, nn.Module) else ESTIMATOR_FLOPS
+        id(group): forward_flops(model, data.input_shape, data.input_dtype)
+        if isinstance(model, nn.Module)
+        else ESTIMATOR_FLOPS
         for group, model in zip(scenario.clients, models, strict=True)
     }
     first = first_task(data)

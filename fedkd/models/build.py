@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,12 +29,14 @@ class ModelFactory:
         input_shape: Shape of a sample: ``(channels, height, width)`` or ``(features,)``.
         outputs: Number of outputs: of classes C, or more.
         plugin_path: Folders whose ``.py`` files may be named by ``"module:factory"``.
+        input_dtype: Type of a sample: float32, or int64 of integers such as token ids.
     """
 
     group: ClientGroup
     input_shape: Sequence[int]
     outputs: int
     plugin_path: Sequence[str | Path] = ()
+    input_dtype: np.dtype | type = np.float32
 
     def make(self, seed: int) -> nn.Module | Estimator:
         """Return a fresh model, a network in float32 on the CPU and in training mode.
@@ -51,7 +54,7 @@ class ModelFactory:
                 model = model.to(device="cpu", dtype=torch.float32)
                 # One forward pass finds a wrong shape now instead of in round 1, and makes lazy layers take
                 # theirs.
-                _check_forward(model, self._shape, self.outputs)
+                _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
         if not isinstance(model, nn.Module):
             check_estimator(self.group.model, model)
             return model
@@ -78,13 +81,14 @@ def build_model(
     *,
     seed: int,
     plugin_path: Sequence[str | Path] = (),
+    input_dtype: np.dtype | type = np.float32,
 ) -> nn.Module:
     """Return a fresh network of a client group (see `ModelFactory.make`).
 
     Raises:
         UserError: As there, or the model is no network.
     """
-    model = ModelFactory(group, input_shape, classes, plugin_path).make(seed)
+    model = ModelFactory(group, input_shape, classes, plugin_path, input_dtype).make(seed)
     if not isinstance(model, nn.Module):
         raise UserError(
             f"'{group.model}' returned a {type(model).__name__}; must be a torch.nn.Module",
@@ -94,7 +98,10 @@ def build_model(
 
 
 def build_group_models(
-    scenario: Scenario, input_shape: Sequence[int], classes: int
+    scenario: Scenario,
+    input_shape: Sequence[int],
+    classes: int,
+    input_dtype: np.dtype | type = np.float32,
 ) -> list[nn.Module | Estimator]:
     """Return one model of every client group, in order: whatever is wrong with a model shows before a run.
 
@@ -104,7 +111,7 @@ def build_group_models(
     models: list[nn.Module | Estimator] = []
     for index, group in enumerate(scenario.clients):
         try:
-            factory = ModelFactory(group, input_shape, classes, scenario.plugin_path)
+            factory = ModelFactory(group, input_shape, classes, scenario.plugin_path, input_dtype)
             models.append(factory.make(seed=0))
         except UserError as error:
             key = (error.key or "clients.model").replace("clients.", f"clients.{index}.", 1)
@@ -126,7 +133,16 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def forward_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
+def blank_inputs(
+    number: int, shape: Sequence[int], dtype: np.dtype | type, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return samples of zeros `[number, *shape]`: black images, or the token that everyone has."""
+    return torch.from_numpy(np.zeros((number, *shape), dtype)).to(device)
+
+
+def forward_flops(
+    model: nn.Module, input_shape: Sequence[int], input_dtype: np.dtype | type = np.float32
+) -> int:
     """Return the floating-point operations of one sample's forward pass, a measure of a client's work.
 
     Multiplications and additions of matrix products and convolutions count. A model that cannot be counted
@@ -139,7 +155,7 @@ def forward_flops(model: nn.Module, input_shape: Sequence[int]) -> int:
     counter = FlopCounterMode(display=False)
     try:
         with seeded_torch(0), predicting(model), counter:
-            model(torch.zeros(1, *input_shape, device=device))
+            model(blank_inputs(1, input_shape, input_dtype, device))
     except Exception:  # a model of the user's may do anything; the count only orders work
         return count_parameters(model)
     return counter.get_total_flops() or count_parameters(model)
@@ -185,13 +201,14 @@ def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...
     return model
 
 
-def _check_forward(model: nn.Module, shape: tuple[int, ...], classes: int) -> None:
+def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
     try:
         with predicting(model):
-            output = model(torch.zeros(2, *shape))
+            output = model(inputs)
     except Exception as error:
+        kind = "" if inputs.is_floating_point() else " of integers"
         raise UserError(
-            f"fails on an input {[2, *shape]} with {_one_line(error)}", key="clients.model"
+            f"fails on an input {list(inputs.shape)}{kind} with {_one_line(error)}", key="clients.model"
         ) from error
     got = str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
     if got != str([2, classes]):

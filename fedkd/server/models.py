@@ -68,8 +68,14 @@ class TransferSetModels:
     def _model(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
         group = ClientGroup.model_validate(json.loads(architecture))
         seed = derive_seed(self._scenario.seed, f"server-weights:{architecture}")
-        shape, search = self._data.input_shape, self._scenario.plugin_path
-        model = build_model(group, shape, self._outputs, seed=seed, plugin_path=search)
+        model = build_model(
+            group,
+            self._data.input_shape,
+            self._outputs,
+            seed=seed,
+            plugin_path=self._scenario.plugin_path,
+            input_dtype=self._data.input_dtype,
+        )
         model = prepare_model(model, "cpu")
         if weights is not None:
             load_weights(model, weights)

@@ -38,7 +38,11 @@ def load(request: SourceRequest) -> Dataset:
     class_names = None if names is None else [str(name) for name in names.ravel()]
     if all(name in arrays for name in SPLIT):
         return dataset_from_arrays(
-            request.name, *(arrays[name] for name in SPLIT), class_names=class_names, key=KEY
+            request.name,
+            *(arrays[name] for name in SPLIT),
+            class_names=class_names,
+            integers=request.integers,
+            key=KEY,
         )
     if "x" not in arrays or "y" not in arrays:
         raise UserError(
@@ -46,7 +50,9 @@ def load(request: SourceRequest) -> Dataset:
         )
     x, y = arrays["x"], arrays["y"]
     # The whole is checked before it is split, so that messages speak of the user's arrays.
-    whole = dataset_from_arrays(request.name, x, y, x, y, class_names=class_names, key=KEY)
+    whole = dataset_from_arrays(
+        request.name, x, y, x, y, class_names=class_names, integers=request.integers, key=KEY
+    )
     test = own_test_split(whole.train_y, args["test_share"], args["split_seed"])
     return Dataset(
         request.name,

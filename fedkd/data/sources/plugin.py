@@ -31,7 +31,9 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
             f"{request.name} raised {type(error).__name__}: {error}", key="data.dataset"
         ) from error
     arrays, class_names = _unpack(result, request.name)
-    return dataset_from_arrays(request.name, *arrays, class_names=class_names, key="data.dataset")
+    return dataset_from_arrays(
+        request.name, *arrays, class_names=class_names, integers=request.integers, key="data.dataset"
+    )
 
 
 def _unpack(result: Any, name: str) -> tuple[list[Any], Any]:
