@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from fedkd.clients.faults import Poison
+from fedkd.clients.own_samples import OwnSamples, train_on_all
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
@@ -41,9 +42,9 @@ T = TypeVar("T")
 class Client(ABC):
     """Trains, uploads what it knows, learns from guidance, evaluates.
 
-    Every optimiser starts afresh, and every draw derives from (seed, purpose, client, round), so the whole
-    state of a client between two messages is its model, what its strategy keeps on it, and the round of the
-    last guidance it applied.
+    Every draw derives from (seed, purpose, client, round), so the whole state of a client between two
+    messages is its model, what its strategy and its optimiser keep, and the round of the last guidance it
+    applied.
 
     What trains is a coroutine of jobs (see `fedkd.training.executor`): whoever has several clients at hand
     may run theirs together.
@@ -88,7 +89,7 @@ class Client(ABC):
 
     @property
     def num_train_samples(self) -> int:
-        """Number of samples the client trains on."""
+        """Number of the client's training samples, those that it keeps apart for early stopping included."""
         return len(self.data.train_y)
 
     def complete(self, training: Training[T]) -> T:
@@ -204,9 +205,9 @@ class Client(ABC):
 
     def evaluate(self, split: Split) -> Score:
         """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
-        if split == "local":
-            return score(self.predict(self.data.test_x), self.data.test_y)
-        return score(self.predict(self.data.global_x), self.data.global_y)
+        data = self.data
+        x, y = (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
+        return score(self.predict(x) if len(y) else np.empty((0, data.classes)), y)
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to."""
@@ -307,7 +308,7 @@ class Client(ABC):
 
     def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training: less for a straggler."""
-        x, y = self.data.train_x, self._training_labels()
+        x, y = self._own_samples().of(self.data.train_x, self._training_labels())
         slow = self._scenario.faults
         if slow.stragglers > 0.0:
             draw = self._generator("straggler", round)
@@ -319,6 +320,10 @@ class Client(ABC):
     def _training_labels(self) -> np.ndarray:
         """Return the labels the client learns from: flipped ones for some of the poisoned."""
         return self._labels_of(self.data)
+
+    def _own_samples(self) -> OwnSamples:
+        """Return which of the client's training samples it trains on."""
+        return train_on_all(len(self.data.train_y))
 
     def _labels_of(self, data: ClientData) -> np.ndarray:
         return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)

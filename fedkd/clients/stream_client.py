@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from math import nan
+from math import isnan, nan
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.clients.base import SPLITS, Split
 from fedkd.clients.faults import Poison
+from fedkd.clients.own_samples import OwnSamples
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.torch_client import SharedModel, TorchClient
 from fedkd.continual.learning import TaskLearning
@@ -21,9 +22,11 @@ from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
+from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.optimizer_state import of_model
 
 LEARNER = "learner/"
 TASKS_AFTER = "tasks_after"
@@ -78,9 +81,20 @@ class StreamClient(TorchClient):
         )
 
     def _samples(self, task: int) -> tuple[Tensor, Tensor]:
-        """Return the client's training samples and labels of a task."""
+        """Return the samples and labels of a task that the client trains on."""
         data = self._tasks[task]
-        return self._on_device(data.train_x), self._on_device(self._labels_of(data))
+        own = self._own_samples_of(data, task)
+        x, y = own.of(data.train_x, self._labels_of(data))
+        return self._on_device(x), self._on_device(y)
+
+    def _samples_kept_apart(self, task: int) -> tuple[Tensor, Tensor]:
+        """Return those that it does not train on."""
+        data = self._tasks[task]
+        own = self._own_samples_of(data, task).kept_apart
+        return self._on_device(data.train_x[own]), self._on_device(self._labels_of(data)[own])
+
+    def _own_samples(self) -> OwnSamples:
+        return self._own_samples_of(self.data, max(self.learning.task, 0))
 
     # A stream of tasks --------------------------------------------------------------------------------
 
@@ -93,6 +107,8 @@ class StreamClient(TorchClient):
         if "weights" not in self._strategy.needs:
             self._kept = {}
             self.memory.clear()
+        # A learner's own tensors of a task, such as its scores, are not those of the last one.
+        self._optimizer_state = of_model(self._optimizer_state)
         self.learning.enter(task)
 
     def end_task(self) -> None:
@@ -103,31 +119,33 @@ class StreamClient(TorchClient):
 
     def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
         continual, local_epochs = self._continual, self._scenario.training.local_epochs
-        self._curves = {split: [] for split in SPLITS} if continual.evaluate_epochs else {}
+        self._curves = {}
         tasks = self.learning.learner.training_tasks(self.learning.context)
         if tuple(tasks) != (self.learning.task,):
-            arrays, loss = self._of_tasks(tasks)
-            job = replace(job, arrays=arrays, loss=loss)
+            job = self._of_tasks(job, tasks)
         return self.learning.fit(
             job,
             first_epoch=self._plan.schedule.rounds_into_task(self.index, round) * local_epochs,
             task_epochs=continual.rounds_per_task * local_epochs,
-            after_epoch=self._after_epoch if self._curves else None,
+            after_epoch=self._after_epoch if continual.evaluate_epochs else None,
         )
 
-    def _of_tasks(self, tasks: Sequence[int]) -> tuple[Sequence[Tensor], Callable[..., Tensor]]:
-        """Return the samples of several tasks at once, and the loss on them."""
-        parts = [self._samples(task) for task in tasks]
-        indices = [
-            torch.full((len(y),), task, device=y.device) for task, (_, y) in zip(tasks, parts, strict=True)
-        ]
-        context = self.learning.context
+    def _of_tasks(self, job: TrainJob, tasks: Sequence[int]) -> TrainJob:
+        """Return the job on the samples of several tasks at once."""
+        context, wanted = self.learning.context, self._scenario.training.early_stopping
 
         def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
             return context.cross_entropy(model.outputs(inputs), labels, of_task)
 
-        x, y = zip(*parts, strict=True)
-        return (torch.cat(x), torch.cat(y), torch.cat(indices)), loss
+        stopping = None
+        if wanted is not None:
+            held_out = _joined(tasks, [self._samples_kept_apart(task) for task in tasks])
+            if len(held_out[0]):
+                stopping = EarlyStopping(
+                    held_out, context.cross_entropy, wanted.patience, outputs=TaskModel.outputs
+                )
+        arrays = _joined(tasks, [self._samples(task) for task in tasks])
+        return replace(job, arrays=arrays, loss=loss, early_stopping=stopping)
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
         return self.learning.distil(job)
@@ -135,8 +153,9 @@ class StreamClient(TorchClient):
     def _after_epoch(self) -> None:
         accuracies = self._accuracies(self.learning.task)
         row = accuracies[self._protocols.index(self._main)]
-        for split, accuracy in zip(SPLITS, row, strict=True):
-            self._curves[split].append(float(accuracy))
+        for split, accuracy in zip(SPLITS, row.tolist(), strict=True):
+            if not isnan(accuracy):  # there may be no local test sets
+                self._curves.setdefault(split, []).append(accuracy)
 
     def learning_curves(self) -> dict[str, list[float]]:
         """Return the accuracy on the present task after each epoch of the last training, by split."""
@@ -261,3 +280,10 @@ class StreamClient(TorchClient):
         self.learning.restore(below(LEARNER, arrays))
         if self.learning.task >= 0:
             self.data = self._tasks[self.learning.task]
+
+
+def _joined(tasks: Sequence[int], parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the samples and labels of several tasks in one, and the task of each."""
+    x, y = zip(*parts, strict=True)
+    of_task = [torch.full((len(own),), task, device=own.device) for task, own in zip(tasks, y, strict=True)]
+    return torch.cat(x), torch.cat(y), torch.cat(of_task)

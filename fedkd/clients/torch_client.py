@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from fedkd.clients.base import Client, Split
 from fedkd.clients.faults import Poison
+from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import torch_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.training.device import prepare_inputs
+from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
@@ -27,6 +30,7 @@ from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
+OPTIMIZER = "optimizer/"
 
 
 def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
@@ -38,9 +42,10 @@ def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
         round: 1-based; a training after the last round goes on at its rate.
     """
     training, within = scenario.training, min(round, scenario.rounds)
+    schedule = LrSchedule(training.schedule, training.lr_decay, training.lr_step_rounds or 1)
     return OptimizerSpec(
         name=training.optimizer,
-        lr=round_lr(lr, LrSchedule(training.schedule), within, scenario.rounds),
+        lr=round_lr(lr, schedule, within, scenario.rounds),
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         clip_norm=training.clip_norm,
@@ -82,6 +87,7 @@ class TorchClient(Client):
         self._shared = model if isinstance(model, SharedModel) else None
         self.model: nn.Module = model.network if isinstance(model, SharedModel) else model
         self._device = next(self.model.parameters()).device
+        self._optimizer_state: dict[str, Tensor] = {}  # empty unless it is kept
 
     @property
     def shares_model(self) -> bool:
@@ -109,10 +115,32 @@ class TorchClient(Client):
             seed=self._seed("train", round),
             autocast=training.autocast,
             correction=self._gradient_correction(round),
+            accumulate=training.accumulate,
+            early_stopping=self._early_stopping(),
+            optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
         )
         result = yield from self._private_training(job, round)
+        self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         return result.loss
+
+    def _own_samples(self) -> OwnSamples:
+        return self._own_samples_of(self.data)
+
+    def _own_samples_of(self, data: ClientData, task: int | None = None) -> OwnSamples:
+        wanted = self._scenario.training.early_stopping
+        if wanted is None:
+            return train_on_all(len(data.train_y))
+        seed = self._scenario.seed
+        return keep_apart(data.train_y, wanted.validation, seed=seed, client=self.index, task=task)
+
+    def _early_stopping(self) -> EarlyStopping | None:
+        """Return when training on private samples stops; None: after its last epoch."""
+        wanted, kept_apart = self._scenario.training.early_stopping, self._own_samples().kept_apart
+        if wanted is None or not len(kept_apart):
+            return None
+        arrays = (self.data.train_x[kept_apart], self._training_labels()[kept_apart])
+        return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
 
     def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
         """Train on private samples and labels."""
@@ -181,14 +209,16 @@ class TorchClient(Client):
             generator=self._batches("distill-batches", round),
             seed=self._seed("distill", round),
             autocast=training.autocast,
+            accumulate=training.accumulate,
         )
         yield from self._guidance_training(job)
 
     def _private_order(self, length: int, round: int) -> np.ndarray:
-        """Return `length` indices of own samples: whole shuffles of the shard, one after another."""
+        """Return `length` indices of own samples: whole shuffles of them, one after another."""
         generator = self._generator("distill-private", round)
-        own = len(self.data.train_y)
-        return np.concatenate([generator.permutation(own) for _ in range(-(-length // own))])[:length]
+        own = self._own_samples().trained_on
+        shuffles = [generator.permutation(len(own)) for _ in range(-(-length // len(own)))]
+        return own[np.concatenate(shuffles)[:length]]
 
     def _optimizer(self, round: int, lr: float) -> OptimizerSpec:
         return round_optimizer(self._scenario, lr, round)
@@ -245,6 +275,20 @@ class TorchClient(Client):
     def load_weights(self, weights: Arrays) -> None:
         """Set all parameters and buffers; values are cast to each tensor's own type."""
         load_weights(self.model, weights)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return everything that `restore` needs to continue exactly here."""
+        remembered = {
+            name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()
+        }
+        return super().state() | under(OPTIMIZER, remembered)
+
+    def restore(self, arrays: Arrays) -> None:
+        """Continue from a state that `state` returned."""
+        super().restore(arrays)
+        self._optimizer_state = {
+            name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()
+        }
 
     def model_state(self) -> dict[str, np.ndarray]:
         """Return the weights; nothing where every message brings them along."""

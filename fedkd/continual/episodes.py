@@ -1,7 +1,7 @@
 """Episodic memory: a few samples of every task met, kept to be trained on or compared with later.
 
-What is kept lies in ``context.memory``: samples float32, labels and tasks int64. The samples of a task are in
-order of precedence, so that a memory is made smaller by cutting off the last ones.
+What is kept lies in ``context.memory``: samples as they are, labels and tasks int64. The samples of a task
+are in order of precedence, so that a memory is made smaller by cutting off the last ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Episode(NamedTuple):
     """Remembered samples.
 
     Attributes:
-        samples: ``[R, *input_shape]`` float32.
+        samples: ``[R, *input_shape]``.
         labels: ``[R]`` int64, positions among the units of each sample's task.
         tasks: ``[R]`` int64.
     """
@@ -47,7 +47,7 @@ def remember(context: LearnerContext, size: int) -> None:
     x, y = context.samples()
     chosen = _precedence(y, context.generator("episodes"))[:size]
     new = torch.full((len(chosen),), context.task, dtype=torch.int64, device=context.device)
-    parts = {SAMPLES: x[chosen].float(), LABELS: y[chosen].long(), TASKS: new}
+    parts = {SAMPLES: x[chosen], LABELS: y[chosen].long(), TASKS: new}
     if TASKS in context.memory:
         parts = {name: torch.cat([context.memory[name], values]) for name, values in parts.items()}
     # The first samples of all tasks are kept before any second one, and so on.

@@ -150,7 +150,8 @@ class TaskLearning:
             part = replace(job, epochs=len(list(group)), seed=job.seed + len(results), optimizer_state=state)
             self._enter_phase(phase)
             results.append((yield from self._fit_phase(part, after_epoch)))
-            state = results[-1].optimizer_state
+            if state is not None:  # what this phase does not train may be trained in the next again
+                state = {**state, **(results[-1].optimizer_state or {})}
         return replace(_together(results), optimizer_state=state)
 
     def distil(self, job: TrainJob) -> Training[FitResult]:

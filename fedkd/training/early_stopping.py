@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fedkd.training.evaluate import predict_logits
+from fedkd.training.evaluate import predict_in_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +24,14 @@ class EarlyStopping:
         loss: Called as ``loss(logits, *arrays[1:])`` with the logits ``[n, C]`` in evaluation mode.
         patience: Epochs in a row without a lower loss after which training stops, ≥ 1. Where a seed's noise
             moves the loss up and down, 5 to 10 are usual.
+        outputs: What the loss is given instead of the logits: called as ``outputs(model, inputs)`` with a
+            batch of the inputs.
     """
 
     arrays: Sequence[Tensor]
     loss: Callable[..., Tensor]
     patience: int
+    outputs: Callable[[Any, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if self.patience < 1:
@@ -79,4 +84,6 @@ class BestWeights:
 
     def _held_out_loss(self) -> float:
         inputs, *wanted = self._stopping.arrays
-        return float(self._stopping.loss(predict_logits(self._model, inputs), *wanted))
+        outputs, model = self._stopping.outputs, self._model
+        found = predict_in_batches(model, model if outputs is None else partial(outputs, model), inputs)
+        return float(self._stopping.loss(found, *wanted))

@@ -108,7 +108,7 @@ class LrSchedule:
             - ``"cosine"``: ``lr · ½(1 + cos(π (r − 1) / R))`` (Loshchilov & Hutter 2017, without restarts);
             - ``"step"``: ``lr · decay^⌊(r − 1) / step_rounds⌋``;
             - ``"exponential"``: ``lr · decay^(r − 1)``.
-        decay: Factor in (0, 1]; 0.1 suits a few steps, 0.99 suits every round.
+        decay: Factor in (0, 1]; None: 0.1, which suits a few steps, or 0.99 for every round (`exponential`).
         step_rounds: Rounds between two drops, ≥ 1.
 
     Raises:
@@ -116,7 +116,7 @@ class LrSchedule:
     """
 
     name: str = "constant"
-    decay: float = 0.1
+    decay: float | None = None
     step_rounds: int = 1
 
     def __post_init__(self) -> None:
@@ -125,10 +125,17 @@ class LrSchedule:
                 f"no schedule named '{self.name}'; {did_you_mean(self.name, SCHEDULES)}",
                 key="training.schedule",
             )
-        if not 0.0 < self.decay <= 1.0:
-            raise UserError(f"must be > 0 and ≤ 1, got {self.decay}", key="training.decay")
+        if not 0.0 < self.factor <= 1.0:
+            raise UserError(f"must be > 0 and ≤ 1, got {self.decay}", key="training.lr_decay")
         if self.step_rounds < 1:
-            raise UserError(f"must be ≥ 1, got {self.step_rounds}", key="training.step_rounds")
+            raise UserError(f"must be ≥ 1, got {self.step_rounds}", key="training.lr_step_rounds")
+
+    @property
+    def factor(self) -> float:
+        """What the learning rate is multiplied by at every drop."""
+        if self.decay is not None:
+            return self.decay
+        return 0.99 if self.name == "exponential" else 0.1
 
 
 def round_lr(lr: float, schedule: LrSchedule, round: int, rounds: int) -> float:
@@ -143,7 +150,7 @@ def round_lr(lr: float, schedule: LrSchedule, round: int, rounds: int) -> float:
     if schedule.name == "cosine":
         return lr * 0.5 * (1.0 + math.cos(math.pi * (round - 1) / rounds))
     if schedule.name == "step":
-        return lr * schedule.decay ** ((round - 1) // schedule.step_rounds)
+        return lr * schedule.factor ** ((round - 1) // schedule.step_rounds)
     if schedule.name == "exponential":
-        return lr * schedule.decay ** (round - 1)
+        return lr * schedule.factor ** (round - 1)
     return lr

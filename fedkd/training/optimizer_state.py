@@ -9,12 +9,15 @@ from torch import Tensor, nn
 
 from fedkd.training.optimizer import OptimizerSpec
 
+LOOSE = "tensor."
+"""Begins the names of tensors that are trained and not the model's own, such as a learner's scores."""
+
 
 def names_of(parameters: Sequence[Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return tensors by their names in a model; ``tensor.<index>`` for those that are not the model's own."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        names.get(id(parameter), f"tensor.{index}"): parameter for index, parameter in enumerate(parameters)
+        names.get(id(parameter), f"{LOOSE}{index}"): parameter for index, parameter in enumerate(parameters)
     }
 
 
@@ -30,6 +33,11 @@ def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor
         if parameter in optimizer.state
         for slot, value in optimizer.state[parameter].items()
     }
+
+
+def of_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the part of a state that is of the model's own parameters."""
+    return {name: value for name, value in state.items() if not name.partition("/")[2].startswith(LOOSE)}
 
 
 def load_optimizer_state(

@@ -1,0 +1,62 @@
+"""Which of a client's training samples it trains on, and which it keeps apart to know when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedkd.data.split import stratified_choice
+from fedkd.plan.poisoned import round_half_up
+from fedkd.randomness import numpy_generator
+
+FEWEST = 2
+"""With fewer samples kept apart a loss on them says nothing."""
+
+
+@dataclass(frozen=True)
+class OwnSamples:
+    """Indices among a client's training samples, ascending; None is in both.
+
+    Attributes:
+        trained_on: [n − k] int64.
+        kept_apart: [k] int64; empty: training does not stop early.
+    """
+
+    trained_on: np.ndarray
+    kept_apart: np.ndarray
+
+    def of(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples [n, …] and labels [n] that are trained on, as they are where that is all."""
+        return (x[self.trained_on], y[self.trained_on]) if len(self.kept_apart) else (x, y)
+
+
+def train_on_all(samples: int) -> OwnSamples:
+    """Return the indices of a client that keeps nothing apart."""
+    return OwnSamples(np.arange(samples), np.arange(0))
+
+
+def number_kept_apart(samples: int, share: float) -> int:
+    """Return how many of a client's training samples are kept apart; 0 where it would be too few."""
+    number = round_half_up(share * samples)
+    return number if FEWEST <= number < samples else 0
+
+
+def keep_apart(
+    labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
+) -> OwnSamples:
+    """Draw the samples that a client keeps apart, so that every class keeps its share.
+
+    Args:
+        labels: [n] int64 labels of the client's training samples.
+        share: Of them that is kept apart.
+        seed: The scenario's seed.
+        client: Client index.
+        task: Index of the task whose samples these are; None: no stream.
+    """
+    number = number_kept_apart(len(labels), share)
+    if number == 0:
+        return train_on_all(len(labels))
+    generator = numpy_generator(seed, "validation", client=client, task=task)
+    chosen = stratified_choice(labels, number, generator)
+    return OwnSamples(np.flatnonzero(~chosen), np.flatnonzero(chosen))
