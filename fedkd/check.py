@@ -81,9 +81,9 @@ def _row(label: str, text: str) -> str:
 def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
     shape = "×".join(map(str, data.input_shape))
     testing = f"{len(data.test_y):,} in the common test set"
-    yield _row("data", f"{data.name}: {data.classes} classes, samples of {shape}, {testing}")
+    yield _row("data", f"{data.name}: {data.classes} classes, samples of {shape}{_kind(data)}, {testing}")
     yield _row("partition", _partition(scenario))
-    yield from _size_rows([data], "client")
+    yield from _size_rows(scenario, [data], "client")
     yield _row("", f"label skew: {_skew(data.label_distribution())}")
     if data.skew:
         yield _row("", f"clients differ by {_differences(data.skew)}")
@@ -95,7 +95,7 @@ def _stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
     assert continual is not None
     shape = "×".join(map(str, stream.input_shape))
     testing = _spread([len(task.data.test_y) for task in stream])
-    yield _row("data", f"{stream.name}: samples of {shape}")
+    yield _row("data", f"{stream.name}: samples of {shape}{_kind(stream)}")
     yield _row("stream", _course(scenario, continual))
     for task in stream[:SHOWN_TASKS]:
         yield _row("", f"task {task.index}: {_task(task)}")
@@ -104,7 +104,7 @@ def _stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
     yield _row("head", f"{continual.head}: {HEADS[str(continual.head)]}, {stream.outputs} in all")
     yield _row("partition", _partition(scenario))
     tasks = [task.data for task in stream]
-    yield from _size_rows(tasks, "client and task")
+    yield from _size_rows(scenario, tasks, "client and task")
     yield _row("", f"samples in the common test set of a task: {testing}")
     yield _row("", f"label skew in task 0: {_skew(tasks[0].label_distribution()[:, _own_labels(stream[0])])}")
     if tasks[0].skew:
@@ -144,12 +144,22 @@ def _partition(scenario: Scenario) -> str:
     return f"{partition.scheme}{alpha}, {_counted(scenario.data.clients, 'client')}"
 
 
-def _size_rows(tasks: Sequence[FederatedData], unit: str) -> Iterator[str]:
+def _kind(data: Data) -> str:
+    return " integers" if data.input_dtype.kind == "i" else ""
+
+
+def _size_rows(scenario: Scenario, tasks: Sequence[FederatedData], unit: str) -> Iterator[str]:
     """Yield how many samples clients train on and are tested on, from the fewest to the most."""
+    from fedkd.clients.own_samples import number_kept_apart
+
     train = [stop - start for data in tasks for start, stop in data.train_bounds]
     test = [stop - start for data in tasks for start, stop in data.test_bounds]
     yield _row("", f"train samples per {unit}: {_spread(train)}")
-    yield _row("", f"local test samples per {unit}: {_spread(test)}")
+    if stopping := scenario.training.early_stopping:
+        apart = [number_kept_apart(samples, stopping.validation) for samples in train]
+        none = f"; {apart.count(0)} of {len(apart)} keep none apart and train all epochs" * (0 in apart)
+        yield _row("", f"of these kept apart for early stopping: {_spread(apart)}{none}")
+    yield _row("", f"local test samples per {unit}: {_spread(test)}" if any(test) else "no local test sets")
 
 
 def _skew(shares: np.ndarray) -> str:

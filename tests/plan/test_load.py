@@ -129,11 +129,11 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ("clients = []", "clients: must have at least 1 entries, got 0"),
         (
             "training.optimizer = 'lion'",
-            "training.optimizer: must be one of 'adam', 'adamw', 'sgd', got 'lion'",
+            "training.optimizer: must be one of 'adam', 'adamw', 'rmsprop', 'sgd', got 'lion'",
         ),
         (
             "training.momentum = 0.9",
-            "training.momentum: only sgd has a momentum, training.optimizer is 'adam'",
+            "training.momentum: only sgd and rmsprop have a momentum, training.optimizer is 'adam'",
         ),
         ("data.dataset = 'mnits'", "data.dataset: no data set named 'mnits'; did you mean 'mnist'?"),
         ("data.transfer.source = 'nois'", "data.transfer.source: no data set named 'nois'"),

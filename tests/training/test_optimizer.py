@@ -19,6 +19,8 @@ from fedkd.training.optimizer import LrSchedule, OptimizerSpec, make_optimizer, 
         (LrSchedule("step", decay=0.1, step_rounds=2), [0.2, 0.2, 0.02, 0.02, 0.002]),
         (LrSchedule("step", decay=0.5), [0.2, 0.1, 0.05, 0.025, 0.0125]),
         (LrSchedule("exponential", decay=0.9), [0.2, 0.18, 0.162, 0.1458, 0.13122]),
+        (LrSchedule("step", step_rounds=4), [0.2, 0.2, 0.2, 0.2, 0.02]),
+        (LrSchedule("exponential"), [0.2 * 0.99**r for r in range(5)]),
         (LrSchedule("exponential", decay=1.0), [0.2, 0.2, 0.2, 0.2, 0.2]),
     ],
 )
@@ -32,10 +34,10 @@ def test_rounds_have_the_learning_rates_of_the_schedule(schedule, rates):
     ("options", "key", "message"),
     [
         ({"name": "cosin"}, "training.schedule", "did you mean 'cosine'"),
-        ({"decay": 0.0}, "training.decay", "must be > 0 and ≤ 1, got 0.0"),
-        ({"decay": 1.1}, "training.decay", "got 1.1"),
-        ({"decay": math.nan}, "training.decay", "got nan"),
-        ({"step_rounds": 0}, "training.step_rounds", "must be ≥ 1, got 0"),
+        ({"decay": 0.0}, "training.lr_decay", "must be > 0 and ≤ 1, got 0.0"),
+        ({"decay": 1.1}, "training.lr_decay", "got 1.1"),
+        ({"decay": math.nan}, "training.lr_decay", "got nan"),
+        ({"step_rounds": 0}, "training.lr_step_rounds", "must be ≥ 1, got 0"),
     ],
 )
 def test_a_wrong_schedule_is_the_users_mistake(options, key, message):
