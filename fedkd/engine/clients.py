@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flwr.app import Context, Message
 from torch import nn
 
@@ -9,7 +11,7 @@ from fedkd.clients.factory import ClientFactory, model_outputs
 from fedkd.data.load import Data, first_task
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
-from fedkd.federation.client_app import app
+from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
 from fedkd.models.build import build_group_models, forward_flops
 from fedkd.models.estimator import Estimator
@@ -34,6 +36,10 @@ class ScenarioWorkload:
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""
         return app(message, context)
+
+    def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+        """Handle messages of one kind to several clients, whose jobs of training run together."""
+        return answer_together(requests)
 
     def context(self, client: int) -> Context:
         """Return the context that a client keeps for the whole run."""

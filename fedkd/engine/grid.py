@@ -93,13 +93,15 @@ class EngineGrid(Grid):
 
 
 def answer(work: Callable[[Message, int], Message], message: Message, client: int) -> Message:
-    """Let a client handle a message; an exception becomes an error reply, as on Flower's runtimes.
-
-    The first line of the error's reason names the exception, the rest is its traceback.
-    """
+    """Let a client handle a message; an exception becomes an error reply, as on Flower's runtimes."""
     try:
         return work(message, client)
     except Exception as error:
-        first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-        reason = f"{first_line}\n{traceback.format_exc()}"
-        return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)
+        return error_reply(message, error)
+
+
+def error_reply(message: Message, error: Exception) -> Message:
+    """Return the reply of a client that raised; its reason names the exception, then gives the traceback."""
+    first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = f"{first_line}\n{''.join(traceback.format_exception(error))}"
+    return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)

@@ -11,7 +11,7 @@ import ray
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from ray.exceptions import RayError, RayTaskError
 
-from fedkd.engine.grid import EngineGrid, answer
+from fedkd.engine.grid import EngineGrid, answer, error_reply
 from fedkd.engine.schedule import assign_clients
 from fedkd.engine.work_note import WorkNote, WorkNotes
 from fedkd.federation.identity import assume_identity, client_of, with_content
@@ -25,6 +25,9 @@ class Workload(Protocol):
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""
+
+    def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+        """Handle messages of one kind to several clients at once; an exception where a client failed."""
 
     def context(self, client: int) -> Context:
         """Return the context that a client keeps for the whole run."""
@@ -60,23 +63,35 @@ class ClientActor:
             raise self._failure
         return True
 
-    def handle(self, message: Message, names: Sequence[str], *shared: ArrayRecord) -> Message:
-        """Handle one message.
+    def handle(self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord) -> list[Message]:
+        """Handle one message, or messages of one kind to several clients together.
 
         Args:
-            message: The message, without the records that it shares with others.
-            names: Names of these records.
-            shared: The records, read from the object store.
+            parts: Messages without the records that they share with others, and the names of these records.
+            shared: The records of all parts in their order, read from the object store.
         """
-        self._note.begin(message.metadata.message_id)
-        for name, record in zip(names, shared, strict=True):
-            message.content[name] = record
-        return answer(self._work, message, client_of(message.metadata.dst_node_id))
+        records = iter(shared)
+        for message, names in parts:
+            for name in names:
+                message.content[name] = next(records)
+        if len(parts) == 1:
+            message, _ = parts[0]
+            self._note.begin(message.metadata.message_id)
+            return [answer(self._work, message, client_of(message.metadata.dst_node_id))]
+        self._note.begin("")  # it may be any of them
+        requests = [(message, self._context(client_of(message.metadata.dst_node_id))) for message, _ in parts]
+        return [
+            error_reply(message, outcome) if isinstance(outcome, Exception) else outcome
+            for (message, _), outcome in zip(requests, self._workload.together(requests), strict=True)
+        ]
 
     def _work(self, message: Message, client: int) -> Message:
+        return self._workload.app(message, self._context(client))
+
+    def _context(self, client: int) -> Context:
         if client not in self._contexts:
             self._contexts[client] = self._workload.context(client)
-        return self._workload.app(message, self._contexts[client])
+        return self._contexts[client]
 
 
 class RayGrid(EngineGrid):
@@ -92,6 +107,8 @@ class RayGrid(EngineGrid):
         actors: Number of actors.
         cpus_per_actor: CPUs each reserves.
         gpus_per_actor: GPUs each reserves; fractions share one.
+        messages_per_call: Messages that an actor is handed at once, for executors that train several clients
+            together. One: replies come, and progress is told, client by client.
     """
 
     def __init__(
@@ -103,8 +120,10 @@ class RayGrid(EngineGrid):
         actors: int,
         cpus_per_actor: float = 1.0,
         gpus_per_actor: float = 0.0,
+        messages_per_call: int = 1,
     ) -> None:
         super().__init__(len(costs))
+        self._messages_per_call = messages_per_call
         assume_identity()
         owned = assign_clients(costs, actors)
         self._owner = {client: actor for actor, clients in enumerate(owned) for client in clients}
@@ -129,23 +148,37 @@ class RayGrid(EngineGrid):
 
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
         shared = self._put_shared_records(messages)
-        by_priority = sorted(messages, key=lambda m: self._priority[client_of(m.metadata.dst_node_id)])
-        waiting: dict[Any, Message] = {}  # in the order in which each actor works through them
-        for message in by_priority:
-            light, names, references = _without_shared(message, shared)
-            actor = self._actors[self._owner[client_of(message.metadata.dst_node_id)]]
-            waiting[actor.handle.remote(light, names, *references)] = message
+        waiting: dict[Any, list[Message]] = {}  # in the order in which each actor works through them
+        for actor, batch in self._calls(messages):
+            parts, references = [], []
+            for message in batch:
+                light, names, own = _without_shared(message, shared)
+                parts.append((light, names))
+                references += own
+            waiting[self._actors[actor].handle.remote(parts, *references)] = batch
         place = {reference: number for number, reference in enumerate(waiting)}
         died_with: dict[int, list[int]] = {}  # actor to the clients one of which it died of
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
             for reference in sorted(done, key=place.__getitem__):
                 try:
-                    reply = ray.get(reference)
+                    replies = ray.get(reference)
                 except RayError as error:
-                    reply = self._lost(waiting[reference], error, waiting.values(), died_with)
+                    unanswered = [message for batch in waiting.values() for message in batch]
+                    replies = [self._lost(lost, error, unanswered, died_with) for lost in waiting[reference]]
                 del waiting[reference]
-                yield reply
+                yield from replies
+
+    def _calls(self, messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
+        """Yield what each actor is handed at once, most expensive clients first."""
+        by_priority = sorted(messages, key=lambda m: self._priority[client_of(m.metadata.dst_node_id)])
+        if self._messages_per_call == 1:
+            yield from ((self._owner[client_of(m.metadata.dst_node_id)], [m]) for m in by_priority)
+            return
+        for actor in range(len(self._actors)):
+            own = [m for m in by_priority if self._owner[client_of(m.metadata.dst_node_id)] == actor]
+            for start in range(0, len(own), self._messages_per_call):
+                yield actor, own[start : start + self._messages_per_call]
 
     def _lost(
         self,

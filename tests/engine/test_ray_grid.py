@@ -38,6 +38,16 @@ class Probe:
     def context(self, client: int) -> Context:
         return Context(1, client + 2, {"client": client}, RecordDict(), {})
 
+    def together(self, requests) -> list[Message | Exception]:
+        outcomes: list[Message | Exception] = []
+        for message, context in requests:
+            try:
+                outcomes.append(self.app(message, context))
+                outcomes[-1].content["together"] = ConfigRecord({"with": len(requests)})
+            except ArithmeticError as error:
+                outcomes.append(error)
+        return outcomes
+
     def app(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["client"])
         ask = message.content.config_records["ask"]
@@ -178,10 +188,10 @@ def losing_the_reply_of(grid: RayGrid, client: int, monkeypatch) -> None:
     get = ray.get
 
     def get_or_lose(reference):
-        reply = get(reference)
-        if isinstance(reply, Message) and reply.metadata.src_node_id == client + 2:
+        replies = get(reference)
+        if isinstance(replies, list) and replies[0].metadata.src_node_id == client + 2:
             get(grid._actors[grid._owner[client]].ready.remote())  # raises once the actor is dead
-        return reply
+        return replies
 
     monkeypatch.setattr(module.ray, "get", get_or_lose)
 
@@ -310,3 +320,29 @@ def test_what_cannot_fit_is_refused_with_its_key(engine, cluster, key):
 )
 def test_gpus_are_shared_out_unless_the_scenario_says_how(engine, resources, clients, share):
     assert gpu_share(Engine(**engine), RayCluster(*resources, owned=False), clients) == share
+
+
+def test_an_actor_is_handed_several_messages_at_once():
+    shared = to_record({"x": np.ones(50_000)})
+    grid = make_grid(clients=5, actors=2, messages_per_call=2, cpus_per_actor=0.0)  # whoever else is there
+    try:
+        messages = [
+            Message(RecordDict({"ask": ConfigRecord({"raises": 3}), "shared": shared}), node, "train")
+            for node in grid.get_node_ids()
+        ]
+        seen = []
+        grid.on_reply = lambda done, total: seen.append((done, total))
+        replies = list(grid.send_and_receive(messages))
+    finally:
+        grid.close()
+    assert [reply.metadata.src_node_id for reply in replies] == list(grid.get_node_ids())
+    assert seen == [(done, 5) for done in range(1, 6)]
+    failed = [reply for reply in replies if reply.has_error()]
+    assert len(failed) == 1 and failed[0].error.reason.startswith("ArithmeticError: client 3 cannot count\n")
+    others = [reply.content.config_records for reply in replies if not reply.has_error()]
+    assert [told["told"]["sums"] for told in others] == [[50_000.0]] * 4
+    # Three clients of one actor are a call of two and one alone; two of the other are one call.
+    assert sorted(told["together"]["with"] if "together" in told else 1 for told in others) in (
+        [1, 2, 2, 2],
+        [2, 2, 2, 2],
+    )
