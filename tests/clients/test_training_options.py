@@ -1,4 +1,4 @@
-"""Optimiser states, schedules, accumulated batches, early stopping: clients against plain torch loops."""
+"""Optimiser states, schedules, accumulated batches and early stopping, against plain torch loops."""
 
 from __future__ import annotations
 
