@@ -69,7 +69,7 @@ class Client(ABC):
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
         # Round in whose messages guidance came last, and the accuracies just before it had its effect, local
         # and global; NaN: it had none on the model.
-        self._trained = (0, nan, nan)
+        self._trained = (-1, nan, nan)
         # Until an evaluation has said what guidance did: which common test samples were right before it, and
         # the guidance itself.
         self._correct_before: np.ndarray | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,11 @@ class Measurements:
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
             if values:
                 means[f"{split}/{metric}"] = self._record(round, split, metric, values)
-        guided = sum(not isnan(row["fusion_gain_local"]) for row in rows.values())
+        guided = {client for client, row in rows.items() if not isnan(row["fusion_gain_global"])}
         if guided:
-            means["train/guided_clients"] = float(guided)
-            self._recorder.metric("guided_clients", guided, round=round, split="train")
+            number = len(self._counted(guided))
+            means["train/guided_clients"] = float(number)
+            self._recorder.metric("guided_clients", number, round=round, split="train")
         return means | self._record_tasks(round, rows) | self._record_learners(round, replies)
 
     def _record_tasks(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
@@ -137,7 +138,10 @@ class Measurements:
         """
         for client in sorted(values):
             self._recorder.metric(metric, values[client], round=round, client=client, split=split, task=task)
-        counted = sorted(values.keys() - self._poisoned) or sorted(values)
-        mean = float(np.mean([values[client] for client in counted]))
+        mean = float(np.mean([values[client] for client in self._counted(values.keys())]))
         self._recorder.metric(metric, mean, round=round, split=split, task=task)
         return mean
+
+    def _counted(self, clients: Set[int]) -> list[int]:
+        """Return those of some clients that a mean is over, in client order."""
+        return sorted(clients - self._poisoned) or sorted(clients)
