@@ -171,10 +171,15 @@ class StreamClient(TorchClient):
         return self.evaluate(split)
 
     def remember_trained(self, round: int, *, changes: bool = True) -> None:
-        """Evaluate on earlier tasks too: what guidance does to them is `spatial_forgetting`."""
+        """Evaluate on earlier tasks too: what guidance does to them is `spatial_forgetting`.
+
+        Both accuracies are those of all tasks so far, as the one that is measured afterwards is.
+        """
         super().remember_trained(round, changes=changes)
         if changes:
-            self._tasks_before = (round, self._measure(range(self.learning.task + 1)))
+            before = self._measure(range(self.learning.task + 1))
+            self._tasks_before = (round, before)
+            self._trained = (round, *self._so_far(before))
 
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on all tasks met so far and on the next one, and where they have dropped.
@@ -202,9 +207,16 @@ class StreamClient(TorchClient):
                 found[TaskMetric("temporal_forgetting", split, t).key] = float(known - learned)
         self._tasks_after = now
         if round > 0:
-            for s, split in enumerate(SPLITS):
-                found[f"accuracy_{split}"] = float(np.mean(now[main, s, : task + 1]))
+            for split, accuracy in zip(SPLITS, self._so_far(now), strict=True):
+                moments = self.two_moments(round, split, accuracy)
+                found |= {f"{name}_{split}": value for name, value in moments.items()}
         return found
+
+    def _so_far(self, accuracies: np.ndarray) -> tuple[float, float]:
+        """Return the means over all tasks so far in the main protocol, local and global."""
+        main = accuracies[self._protocols.index(self._main), :, : self.learning.task + 1]
+        local, common = (float(np.mean(of_split)) for of_split in main)
+        return local, common
 
     def learner_report(self, round: int) -> dict[str, float]:
         """Return what the learner keeps of the tasks so far, in bytes, and what it says about the last."""
