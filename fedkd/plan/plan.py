@@ -47,8 +47,8 @@ class Plan:
 
     @property
     def last_round(self) -> int:
-        """The last round that anything is recorded of: one more training may come after the last fusion."""
-        return self.scenario.rounds + (self.scenario.finish == "trained")
+        """The last round that anything is recorded of."""
+        return self.scenario.last_round
 
     def on_device(self, device: Literal["auto", "cpu", "cuda"]) -> Plan:
         """Return the plan with all clients on one kind of device."""

@@ -206,3 +206,8 @@ class Scenario(Section):
     continual: Continual | None = None
     engine: Engine = Engine()
     tracking: Tracking = Tracking()
+
+    @property
+    def last_round(self) -> int:
+        """The last round that anything is recorded of: one more training may come after the last fusion."""
+        return self.rounds + (self.finish == "trained")

@@ -48,16 +48,17 @@ TASK_LABEL_WIDTH, TASK_COLUMN_WIDTH = 10, 7
 
 COLUMNS = (
     "\nround",
-    "local accuracy\ntrained → guided",
-    "global accuracy\ntrained → guided",
+    "local acc.\nown → guided",
+    "global acc.\nown → guided",
     "fusion\ngain",
-    "effective\nneighbours",
     "\nup",
     "\ndown",
-    "\nseconds",
+    "\nsec.",
 )
-TASK_COLUMN = "\ntask"
-WIDTH_WITH_TASK = 90
+TASK_COLUMN, NEIGHBOURS_COLUMN = "\ntask", "effective\nneighbours"
+TASK_PLACE, NEIGHBOURS_PLACE = 1, -3
+# Widths of the terminal from which on there is room for these columns.
+WIDTH_WITH_TASK, WIDTH_WITH_NEIGHBOURS, WIDTH_WITH_BOTH = 90, 94, 102
 
 
 class LiveProgress(RunObserver):
@@ -88,7 +89,7 @@ class LiveProgress(RunObserver):
             self._schedule, self._matrix = draw_schedule(scenario), TaskMatrix(scenario)
             if resumed_from:
                 self._matrix.recall(read_metrics(folder))
-        self._rounds = scenario.rounds
+        self._rounds = scenario.last_round
         self._finished = self._shown_from = resumed_from
         self._round = resumed_from + 1
         self._round_began = time.monotonic()
@@ -141,15 +142,26 @@ class LiveProgress(RunObserver):
     def _table(self, reports: list[RoundReport], room: int) -> Table:
         visible = reports[-room:]
         table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        stream, width = self._matrix is not None, self._console.width
         # Where it is narrow, the accuracy matrix and the bar say the task.
-        stream = self._matrix is not None and self._console.width >= WIDTH_WITH_TASK
-        for title in COLUMNS if not stream else (COLUMNS[0], TASK_COLUMN, *COLUMNS[1:]):
+        with_task = stream and width >= WIDTH_WITH_TASK
+        with_neighbours = width >= (WIDTH_WITH_BOTH if stream else WIDTH_WITH_NEIGHBOURS)
+
+        def whole(cells: list[RenderableType], task: str, neighbours: str) -> list[RenderableType]:
+            cells = list(cells)
+            if with_neighbours:
+                cells.insert(NEIGHBOURS_PLACE, neighbours)
+            if with_task:
+                cells.insert(TASK_PLACE, task)
+            return cells
+
+        for title in whole(list(COLUMNS), TASK_COLUMN, NEIGHBOURS_COLUMN):
             table.add_column(title, justify="right", no_wrap=True)
         if visible[0].round > self._shown_from + 1:
             table.add_row("⋮")
         for report in visible:
-            round, *others = _cells(report)
-            table.add_row(round, *([self._task(report.task)] if stream else []), *others)
+            neighbours = count(report.effective_neighbours)
+            table.add_row(*whole(_cells(report), self._task(report.task), neighbours))
         return table
 
     def _task(self, task: int | None) -> str:
@@ -202,8 +214,7 @@ def _cells(report: RoundReport) -> list[RenderableType]:
         moments(report.accuracy_trained_local, report.accuracy_local),
         moments(report.accuracy_trained_global, report.accuracy_global),
         Text(gain, style=colour),
-        count(report.effective_neighbours),
         size(report.bytes_up),
         size(report.bytes_down),
-        f"{report.seconds:.1f}",
+        f"{report.seconds:.1f}" if report.seconds < 99.95 else f"{report.seconds:.0f}",
     ]
