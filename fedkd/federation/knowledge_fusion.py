@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
@@ -196,4 +197,6 @@ def _mean_metrics(replies: Sequence[Message]) -> MetricRecord | None:
         return None
     rows = [reply.content.metric_records[msg.METRICS] for reply in replies]
     names = [name for name in rows[0] if name != msg.NUM_EXAMPLES]
-    return MetricRecord({name: float(np.mean([float(row[name]) for row in rows])) for name in names})  # type: ignore[arg-type]
+    values = {name: [float(row[name]) for row in rows] for name in names}  # type: ignore[arg-type]
+    measured = {name: [value for value in of_all if not isnan(value)] for name, of_all in values.items()}
+    return MetricRecord({name: float(np.mean(m)) if m else nan for name, m in measured.items()})

@@ -174,7 +174,7 @@ class Fusing:
                 self.mailbox.put_missed([client], parcel)
         if for_others:
             others = [client for client in everyone if client not in by_client]
-            self.mailbox.put_missed(others, Parcel(round, for_others))
+            self.mailbox.put_for_all(others, Parcel(round, for_others))
         return sent
 
     def _knowledge(self, round: int, uploads: Mapping[int, Upload]) -> Knowledge:

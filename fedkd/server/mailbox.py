@@ -49,7 +49,7 @@ class Mailbox:
         self._missed |= dict.fromkeys(clients, parcel)
 
     def put_for_all(self, clients: Iterable[int], parcel: Parcel) -> None:
-        """Leave guidance for all clients, known or not."""
+        """Leave guidance for clients that took no part, and for everyone who is not known yet."""
         self._for_all = parcel
         self.put_missed(clients, parcel)
 
