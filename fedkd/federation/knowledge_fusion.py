@@ -162,7 +162,9 @@ class KnowledgeFusion(Strategy):
         """Return the mean of the clients' metrics."""
         answered = _answered(replies)
         for reply in answered:
-            self._client_of_node[reply.metadata.src_node_id] = msg.sender(reply)
+            if reply.metadata.src_node_id not in self._client_of_node:
+                self._client_of_node[reply.metadata.src_node_id] = msg.sender(reply)
+                self._fusing.mailbox.meet(msg.sender(reply))
         return _mean_metrics(answered)
 
     def sent_bytes(self) -> int:

@@ -53,6 +53,11 @@ class Mailbox:
         self._for_all = parcel
         self.put_missed(clients, parcel)
 
+    def meet(self, client: int) -> None:
+        """Take down that somebody is known now who has taken no part: what is for all waits there too."""
+        if self._for_all is not None:
+            self.put_missed([client], self._for_all)
+
     def take(self, client: int | None) -> Parcel | None:
         """Return what waits for a client of a round that it took part in, once."""
         return None if client is None else self._own.pop(client, None)

@@ -192,7 +192,7 @@ def test_an_estimator_with_distill_is_handled_by_its_own_adapter(tables, tmp_pat
     client = client_of(write(tmp_path, tables, clients=[GROUPS["distill"]]))
     assert isinstance(client.model, IncrementalModel)
     client.complete(client.train(1))
-    assert set(client.state()) == {"applied_round", "baseline", "model/own/means", "model/trained_round"}
+    assert set(client.state()) == {"applied_round", "trained", "model/own/means", "model/trained_round"}
 
 
 # What is refused --------------------------------------------------------------------------------------

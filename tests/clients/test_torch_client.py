@@ -127,14 +127,16 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
     data = load_federated_data(plan.scenario)
     straight = client_of(plan, data=data)
     straight.complete(straight.train(1))
-    straight.remember_baseline(1, ["local", "global"])
+    straight.remember_trained(1)
     straight.complete(straight.learn({"targets": targets_for(plan)}, 1))
     state = straight.state()
     kept = {name: values.copy() for name, values in state.items()}
     restored = client_of(plan, data=data)
     restored.restore(state)
     assert restored.applied_round == 1
-    assert restored.baseline(1) == straight.baseline(1)
+    for split in ("local", "global"):
+        assert restored.two_moments(1, split, 0.5) == straight.two_moments(1, split, 0.5)
+        assert restored.two_moments(1, split, 0.5)["accuracy_trained"] != 0.5
     for client in (straight, restored):
         client.complete(client.learn({"targets": targets_for(plan)}, 1))  # again: no effect
         client.complete(client.train(2))
@@ -146,10 +148,24 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
 
 def test_gains_are_measured_against_the_round_they_belong_to(plan_with):
     client = client_of(plan_with())
-    client.remember_baseline(2, ["local"])
-    assert client.baseline(2)["local"] == client.evaluate("local").accuracy
-    assert np.isnan(client.baseline(2)["global"])
-    assert all(np.isnan(value) for value in client.baseline(3).values())
+    for round in (0, 1):
+        untold = client.two_moments(round, "local", 0.3)
+        assert (untold["accuracy_trained"], untold["accuracy"]) == (0.3, 0.3) and np.isnan(
+            untold["fusion_gain"]
+        )
+    client.remember_trained(2)
+    for split in ("local", "global"):
+        before = client.evaluate(split).accuracy
+        assert client.two_moments(2, split, 0.75) == {
+            "accuracy_trained": before,
+            "accuracy": 0.75,
+            "fusion_gain": 0.75 - before,
+        }
+        assert client.two_moments(3, split, 0.75)["accuracy_trained"] == 0.75
+        assert np.isnan(client.two_moments(3, split, 0.75)["fusion_gain"])
+    client.remember_trained(4, changes=False)
+    told = {"accuracy_trained": 0.75, "accuracy": 0.75, "fusion_gain": 0.0}
+    assert client.two_moments(4, "local", 0.75) == told
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from math import isnan, nan
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.local import Local
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.guidance import TARGETS
 
 N, M, C = 4, 6, 3
@@ -53,11 +55,12 @@ class Federation:
     def note(self, kind: str, message: Message, client: int) -> int:
         config = message.content.config_records[msg.CONFIG]
         round = int(config[msg.SERVER_ROUND])
-        if msg.GUIDANCE in message.content:
-            record = message.content.array_records[msg.GUIDANCE]
-            self.records.append(record)
-            received = (kind, round, int(config[msg.GUIDANCE_ROUND]), record[TARGETS].numpy())
-            self.sent[client].append(received)
+        for name, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
+            if name in message.content:
+                record = message.content.array_records[name]
+                self.records.append(record)
+                received = (kind, round, int(config[of_round]), record[TARGETS].numpy())
+                self.sent[client].append(received)
         return round
 
     def train(self, message: Message, context: Context) -> Message:
@@ -96,6 +99,11 @@ def train_round(
     cohort = NodeSubset(federation.grid, [federation.nodes[client] for client in clients])
     requests = strategy.configure_train(round, to_record({}), ConfigRecord(), cohort)
     strategy.aggregate_train(round, federation.grid.send_and_receive(requests))
+
+
+def evaluate_round(strategy: KnowledgeFusion, federation: Federation, round: int) -> None:
+    requests = strategy.configure_evaluate(round, to_record({}), ConfigRecord(), federation.grid)
+    strategy.aggregate_evaluate(round, federation.grid.send_and_receive(requests))
 
 
 def test_a_flower_user_gets_the_strategys_guidance_once_a_round():
@@ -147,7 +155,7 @@ def test_clients_that_failed_are_left_out_and_receive_nothing():
     for position, client in enumerate(others):
         assert np.array_equal(federation.sent[client][0][3], wanted[position])
     report = strategy.report()
-    assert report is not None and report.clients == others
+    assert report is not None and report.clients == report.present == others
 
 
 def test_a_round_in_which_everyone_failed_is_survived():
@@ -221,6 +229,7 @@ def test_a_restored_strategy_goes_on_where_the_other_stopped(strategy):
     restored.introduce(other.nodes)
     restored.restore(state)
     assert set(restored.state()) == set(state)
+    straight.introduce(federation.nodes)
     federation.sent.clear()
     for grid, run in ((federation, straight), (other, restored)):
         train_round(run, grid, 3)
@@ -253,36 +262,94 @@ def test_what_a_strategy_remembers_may_have_any_name():
     assert restored.state()["memory/a/b"].tolist() == [2.0]
 
 
-def test_guidance_for_everyone_is_not_personal():
-    @dataclass(frozen=True)
-    class Odd(FusionStrategy):
-        name = "odd"
-
-        def fuse(self, knowledge, memory):
-            return Guidance(knowledge.logits, everyone=True)
-
-        def loss(self, student_logits, targets):
-            raise NotImplementedError
-
-    with pytest.raises(ValueError, match="must be the same for all"):
-        train_round(KnowledgeFusion(Odd()), Federation(), 1)
-
-
-def test_guidance_for_everyone_reaches_those_who_were_away():
-    @dataclass(frozen=True)
-    class Mean(FedMD):
-        name = "mean"
-
-        def fuse(self, knowledge, memory):
-            return Guidance(super().fuse(knowledge, memory).targets, everyone=True)
-
-    federation, strategy = Federation(), KnowledgeFusion(Mean())
-    train_round(strategy, federation, 1, clients=(0, 1))
-    train_round(strategy, federation, 2, clients=(1, 2))
-    train_round(strategy, federation, 3)
-    received = {c: [(at, of) for _, at, of, _ in federation.sent[c]] for c in range(N)}
-    assert received == {0: [(3, 2)], 1: [(2, 1), (3, 2)], 2: [(2, 1), (3, 2)], 3: [(3, 2)]}
+@pytest.mark.parametrize("evaluated", [False, True])
+@pytest.mark.parametrize("introduced", [False, True])
+def test_shared_guidance_reaches_those_who_were_away_with_their_next_training(introduced, evaluated):
+    federation, strategy = Federation(), KnowledgeFusion(FedMD())
+    if introduced:
+        strategy.introduce(federation.nodes)
+    for round, clients in enumerate([(0, 1), (1, 2), (0, 1, 2, 3)], start=1):
+        train_round(strategy, federation, round, clients)
+        if evaluated:
+            evaluate_round(strategy, federation, round)
+    received = {c: [row[:3] for row in federation.sent[c]] for c in range(N)}
+    own = "evaluate" if evaluated else "train"
+    at = {1: (own, 1 if evaluated else 2, 1), 2: (own, 2 if evaluated else 3, 2)}
+    last = [("evaluate", 3, 3)] if evaluated else []
+    assert received == {
+        0: [at[1] if evaluated else ("train", 3, 1), ("train", 3, 2), *last],
+        1: [at[1], at[2], *last],
+        2: [("train", 2, 1), at[2], *last],
+        3: [("train", 3, 2), *last],
+    }
     assert np.array_equal(federation.sent[3][0][3], fused(FedMD(), 2, (1, 2)))
+
+
+def test_personal_guidance_is_for_nobody_else():
+    federation, strategy = Federation(), KnowledgeFusion(KnFu(beta=1.0))
+    strategy.introduce(federation.nodes)
+    train_round(strategy, federation, 1, (0, 1))
+    train_round(strategy, federation, 2)
+    assert sorted(federation.sent) == [0, 1]
+
+
+def test_means_are_over_those_who_measured():
+    rows = [
+        {"accuracy": 0.5, "fusion_gain_local": nan},
+        {"accuracy": 0.7, "fusion_gain_local": 0.2},
+        {"accuracy": 0.9, "fusion_gain_local": 0.4},
+    ]
+    replies = []
+    for client, row in enumerate(rows):
+        content = {
+            msg.IDENTITY: msg.identity(client),
+            msg.METRICS: MetricRecord({msg.NUM_EXAMPLES: 1, **row}),
+        }
+        replies.append(Message(RecordDict(content), dst_node_id=1, message_type="evaluate"))
+    mean = KnowledgeFusion(FedMD()).aggregate_evaluate(1, replies)
+    assert dict(mean) == pytest.approx({"accuracy": 0.7, "fusion_gain_local": 0.3})
+    nobody = KnowledgeFusion(FedMD()).aggregate_evaluate(1, replies[:1])
+    assert isnan(nobody["fusion_gain_local"])
+
+
+def test_the_bytes_of_guidance_count_once_whoever_is_evaluated():
+    table = 4 * M * C
+    for evaluations in (0, 1, 2):
+        federation, strategy = Federation(), KnowledgeFusion(FedMD())
+        strategy.introduce(federation.nodes)
+        sent = []
+        for round, clients in enumerate([(0, 1), (1, 2), (0, 3)], start=1):
+            train_round(strategy, federation, round, clients)
+            for _ in range(evaluations):
+                evaluate_round(strategy, federation, round)
+            sent.append(strategy.sent_bytes())
+        # Two tables a round for those who took part; one for 2 in round 2, for 0 and 3 in round 3.
+        assert sent == [2 * table, 3 * table, 4 * table]
+        assert strategy.sent_bytes() == 0
+
+
+def test_what_is_asked_for_counts_for_everyone_who_is_asked():
+    @dataclass(frozen=True)
+    class Asking(FedMD):
+        name = "asking"
+
+        def request(self, transfer_size, memory, generator):
+            return np.arange(M)
+
+    federation = Federation()
+    strategy = KnowledgeFusion(Asking(), ServerKnowledge(transfer_size=9))
+    train_round(strategy, federation, 1, (0, 1, 2))
+    samples = 4 * M  # int32, on the way to the clients and back with their guidance
+    assert strategy.sent_bytes() == 3 * (samples + samples + 4 * M * C)
+
+
+def test_records_are_of_one_round():
+    federation, strategy = Federation(), KnowledgeFusion(KnFu(beta=1.0))
+    strategy.introduce(federation.nodes)
+    for round in range(1, 6):
+        train_round(strategy, federation, round)
+        evaluate_round(strategy, federation, round)
+        assert len(strategy._records) <= N
 
 
 @dataclass(frozen=True)
@@ -309,12 +376,17 @@ def test_absent_clients_receive_the_newest_of_their_group_once():
     train_round(strategy, federation, 1, clients=(0,))
     train_round(strategy, federation, 2, clients=(1, 2))  # 2 is owed round 1's, 1 nothing
     train_round(strategy, federation, 3, clients=(1,))
+    evaluate_round(strategy, federation, 3)
     for round in (4, 5):
-        evaluation = strategy.configure_evaluate(round, to_record({}), ConfigRecord(), federation.grid)
-        list(federation.grid.send_and_receive(evaluation))
-    received = {c: [(at, of) for _, at, of, _ in federation.sent[c]] for c in range(N)}
-    assert received == {0: [(4, 2)], 1: [(3, 2), (4, 3)], 2: [(2, 1), (4, 2)], 3: [(4, 3)]}
-    assert np.array_equal(federation.sent[0][0][3], logits_of(2, 2))
+        train_round(strategy, federation, round, clients=(0, 3))
+    received = {c: [row[:3] for row in federation.sent[c]] for c in range(N)}
+    assert received == {
+        0: [("evaluate", 3, 1), ("train", 4, 2), ("train", 5, 4)],
+        1: [("train", 3, 2), ("evaluate", 3, 3)],
+        2: [("train", 2, 1), ("evaluate", 3, 2)],
+        3: [("train", 4, 3), ("train", 5, 4)],
+    }
+    assert np.array_equal(federation.sent[0][1][3], logits_of(2, 2))
     assert np.array_equal(federation.sent[3][0][3], logits_of(1, 3))
 
 
@@ -325,11 +397,20 @@ def test_a_checkpoint_holds_what_several_clients_wait_for_once(strategy):
     train_round(straight, federation, 1, (0, 1))
     train_round(straight, federation, 2, (1, 2))
     groups = {
-        tuple(values.tolist()): int(straight.state()[name.replace("clients", "round")])
+        (name.split("/")[1], *values.tolist()): int(straight.state()[name.removesuffix("clients") + "round"])
         for name, values in straight.state().items()
         if name.endswith("/clients")
     }
-    assert groups == ({(0, 2): 2, (1, 3): 2} if isinstance(strategy, Halves) else {(0,): 1, (1, 2): 2})
+    if isinstance(strategy, Halves):
+        assert groups == {
+            ("own", 0): 1,
+            ("own", 1): 2,
+            ("own", 2): 2,
+            ("missed", 0): 2,
+            ("missed", 3): 2,
+        }
+    else:
+        assert groups == {("own", 0): 1, ("own", 1, 2): 2, ("missed", 0, 3): 2}
     restored = KnowledgeFusion(strategy)
     restored.introduce(federation.nodes)
     restored.restore(straight.state())

@@ -187,9 +187,10 @@ def sent_in(messages: list, grid: InlineGrid) -> dict[int, int]:
     assert not any(reply.has_error() for reply in replies)
     rounds = {}
     for message in messages:
-        if msg.GUIDANCE in message.content:
-            config = message.content.config_records[msg.CONFIG]
-            rounds[message.metadata.dst_node_id] = int(config[msg.GUIDANCE_ROUND])
+        config = message.content.config_records[msg.CONFIG]
+        for record, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
+            if record in message.content:
+                rounds[message.metadata.dst_node_id] = int(config[of_round])
     return {n: rounds[node_id_of(n)] for n in range(3) if node_id_of(n) in rounds}
 
 
@@ -224,19 +225,22 @@ class Federation:
         return sent_in(messages, self.grid)
 
 
-def test_everyone_receives_the_newest_weights_once(plan_with, digits_scenario):
+def test_everyone_receives_the_newest_weights(plan_with, digits_scenario):
     federation = Federation(plan_with(data=digits_scenario["data"] | {"clients": 3}))
+    federation.strategy.introduce({n: node_id_of(n) for n in range(3)})
     assert federation.train(1, [0, 1]) == {0: 0, 1: 0}, "the initial weights, for those who take part"
     assert federation.train(2, [1, 2]) == {1: 1, 2: 1}, "the newest, for those who were away too"
     assert federation.evaluate(2) == {0: 2, 1: 2, 2: 2}
-    assert federation.evaluate(2) == {}, "nothing twice"
-    assert federation.train(3, [0]) == {}, "it has them already"
+    assert federation.evaluate(2) == {0: 2}, "its next training is to bring it along, evaluated or not"
+    assert federation.train(3, [0]) == {0: 2}
+    assert federation.evaluate(3) == {0: 3, 1: 3, 2: 3}
     restored = federation.new_server()
     restored.introduce({n: node_id_of(n) for n in range(3)})
     restored.restore(federation.strategy.state())
     assert restored.state().keys() == federation.strategy.state().keys()
     federation.strategy = restored
-    assert federation.train(4, [2]) == {2: 3}, "a resumed server knows who has received what"
+    assert federation.train(4, [2]) == {2: 3}, "a resumed server knows who is owed what"
+    assert federation.evaluate(4) == {0: 4, 1: 4, 2: 4}
 
 
 def test_after_an_evaluation_all_clients_have_the_servers_weights(plan_with, digits_scenario):

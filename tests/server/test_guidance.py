@@ -12,7 +12,7 @@ from fedkd.clients.faults import Poison
 from fedkd.data.federated import load_federated_data
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.plan.load import load_scenario, parse_plan
-from fedkd.server.guidance import check_guidance, parcels
+from fedkd.server.guidance import check_guidance, tables_of
 
 
 def knowledge(clients: int = 2) -> Knowledge:
@@ -26,6 +26,7 @@ def knowledge(clients: int = 2) -> Knowledge:
         Guidance(targets=None, shared={"label_logits": np.array([0.0, np.nan])}),
         Guidance(targets=None, personal=[{"parameters": np.zeros(2)}, {"parameters": np.array([np.nan, 0])}]),
         Guidance(targets=None, absent={4: {"parameters": np.array([np.nan, 0])}}),
+        Guidance(targets=None, for_absent={"parameters": np.array([np.nan, 0])}),
     ],
 )
 def test_guidance_without_targets_is_checked_for_nan_too(guidance):
@@ -36,28 +37,46 @@ def test_guidance_without_targets_is_checked_for_nan_too(guidance):
 def test_clients_of_one_student_share_one_table():
     student, other = {"parameters": np.ones(2)}, {"parameters": np.zeros(2)}
     guidance = Guidance(None, personal=[student, other, student], absent={7: other, 5: student})
-    tables = parcels(guidance, knowledge(3))
-    assert list(tables) == [0, 1, 2, 7, 5]
+    tables, for_others = tables_of(guidance, knowledge(3))
+    assert list(tables) == [0, 1, 2, 7, 5] and not for_others
     assert tables[0] is tables[2] is tables[5] and tables[1] is tables[7] is not tables[0]
 
 
 def test_absent_clients_receive_what_is_shared_and_nobodys_targets():
     targets = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     shared, own = {"scale": np.ones(1)}, {"parameters": np.zeros(2)}
-    tables = parcels(Guidance(targets, shared=shared, absent={4: own}), knowledge())
-    assert list(tables[4]) == ["scale", "parameters"]
+    tables, for_others = tables_of(Guidance(targets, shared=shared, absent={4: own}), knowledge())
+    assert list(tables[4]) == ["scale", "parameters"] and not for_others
     assert [list(tables[n]) for n in range(2)] == [["scale", "targets"]] * 2
     for n in range(2):
         assert np.array_equal(tables[n]["targets"], targets[n])
-    common = parcels(Guidance(targets[0], absent={4: own}), knowledge())
-    assert common[0] is common[1] and set(common[4]) == {"parameters", "targets"}
+    common, for_others = tables_of(Guidance(targets[0], absent={4: own}), knowledge())
+    assert common[0] is common[1] is for_others and set(common[4]) == {"parameters", "targets"}
+
+
+def test_guidance_with_nothing_personal_is_for_everyone():
+    targets = np.zeros((3, 4), dtype=np.float32)
+    for guidance in (Guidance(targets), Guidance(None, shared={"scale": np.ones(1)})):
+        tables, for_others = tables_of(guidance, knowledge())
+        assert for_others and tables[0] is tables[1] is for_others
+    personal = Guidance(None, shared={"scale": np.ones(1)}, personal=[{"own": np.ones(1)}] * 2)
+    assert not tables_of(personal, knowledge())[1]
+    meant = Guidance(
+        targets, personal=personal.personal, shared=personal.shared, for_absent={"a": np.ones(1)}
+    )
+    assert set(tables_of(meant, knowledge())[1]) == {"scale", "targets", "a"}
+
+
+def test_indices_come_along_with_targets_of_some_samples():
+    logits = np.zeros((2, 3, 4), dtype=np.float32)
+    some = Knowledge((0, 1), logits, np.ones(2, dtype=np.int64), request=np.array([1, 4, 6]))
+    tables, for_others = tables_of(Guidance(logits[0]), some)
+    assert for_others["samples"].tolist() == tables[1]["samples"].tolist() == [1, 4, 6]
 
 
 def test_who_took_part_is_not_absent():
     with pytest.raises(ValueError, match="names client 1, who took part"):
         check_guidance(Guidance(None, absent={3: {}, 1: {}}), knowledge())
-    with pytest.raises(ValueError, match="must be the same for all"):
-        check_guidance(Guidance(None, absent={3: {}}, everyone=True), knowledge())
 
 
 def run(tables: dict, tmp_path, name: str) -> list:
@@ -67,9 +86,11 @@ def run(tables: dict, tmp_path, name: str) -> list:
 
 
 @pytest.mark.parametrize("strategy", ["fd", "fedproto"])
-def test_what_acts_in_the_next_training_has_no_gain_when_it_arrives(strategy, digits_scenario, tmp_path):
+def test_what_acts_in_the_next_training_gains_nothing_when_it_arrives(strategy, digits_scenario, tmp_path):
     rows = run(digits_scenario | {"fusion": {"strategy": strategy}}, tmp_path, strategy)
-    assert not [row for row in rows if row["metric"] in ("fusion_gain", "positive_flips", "agreement")]
+    assert not [row for row in rows if row["metric"] in ("positive_flips", "agreement")]
+    gains = [row["value"] for row in rows if row["metric"] == "fusion_gain"]
+    assert len(gains) == 2 * 2 * 5 and not any(gains)
 
 
 def test_only_those_who_took_part_count_their_neighbours(digits_scenario, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import TrainingDiverged
 from fedkd.models.mlp import mlp
-from fedkd.plan.load import parse_scenario
+from fedkd.plan.load import parse_plan
 from fedkd.randomness import torch_generator
 from fedkd.server.models import TransferSetModels
 from fedkd.training.losses import logits_mse
@@ -18,9 +18,9 @@ from fedkd.training.weights import load_weights, weights_of
 
 @pytest.fixture
 def server(digits_scenario):
-    scenario = parse_scenario(digits_scenario)
-    data = load_federated_data(scenario)
-    return TransferSetModels(scenario, data, data.classes, round=2)
+    plan = parse_plan(digits_scenario)
+    data = load_federated_data(plan.scenario)
+    return TransferSetModels(plan, data, data.classes, round=2)
 
 
 def test_training_is_adam_along_a_cosine(server, digits_scenario):

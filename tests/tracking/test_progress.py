@@ -38,7 +38,9 @@ HIDE_CURSOR, SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
 def _report(round, **changes):
     values = {
         "accuracy_local": 0.871,
+        "accuracy_trained_local": 0.871,
         "accuracy_global": 0.7134,
+        "accuracy_trained_global": 0.5164,
         "fusion_gain": 0.012,
         "effective_neighbours": 3.42,
         "bytes_up": 2_000_000,
@@ -84,11 +86,11 @@ def test_plain_lines_are_aligned_and_exact():
     assert out.getvalue() == (
         "demo: knfu, 10 clients, 12 rounds, seed 4 → runs/demo-4\n"
         "resumed after round 2\n"
-        "round   3/12  local  87.1 %  global  71.3 %  gain  +1.2 pt  neighbours  3.4"
+        "round   3/12  local         87.1 %  global  51.6 → 71.3 %  gain  +1.2 pt  neighbours  3.4"
         "  up   2.0 MB  down   2.0 MB   1.2 s  left 11 s\n"
-        "round  11/12  local 100.0 %  global       –  gain -12.0 pt  neighbours    –"
+        "round  11/12  local        100.0 %  global              –  gain -12.0 pt  neighbours    –"
         "  up    999 B  down      0 B   2.0 s  left 2 s\n"
-        "round  12/12  local  87.1 %  global  71.3 %  gain  +1.2 pt  neighbours  3.4"
+        "round  12/12  local         87.1 %  global  51.6 → 71.3 %  gain  +1.2 pt  neighbours  3.4"
         "  up   2.0 MB  down   2.0 MB   1.2 s\n"
         "\n" + CLOSING
     )
@@ -119,11 +121,32 @@ def test_a_terminal_gets_the_live_table_which_stays():
     assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
     assert "note [bold]1[/bold]" in text  # messages are not markup
     assert text.endswith(CLOSING)
-    last_table = text[text.rindex("neighbours") : text.index("results")]
+    last_table = text[text.rindex("own → guided") : text.index("results")]
     assert re.findall(r"^ *(\d+)/12", last_table, re.MULTILINE) == [str(round) for round in range(3, 13)]
     assert "⋮" in last_table
     row = next(line for line in last_table.splitlines() if "12/12" in line)
-    assert " ".join(row.split()) == "12/12 87.1 % 71.3 % +1.2 pt 3.4 2.0 MB 2.0 MB 1.2"
+    assert " ".join(row.split()) == "12/12 87.1 % 51.6 → 71.3 % +1.2 pt 2.0 MB 2.0 MB 1.2"
+
+
+def test_a_wide_terminal_has_room_for_the_neighbours():
+    out = io.StringIO()
+    progress = LiveProgress(_console(io.StringIO(), terminal=True, width=94))
+    progress.run_started(SCENARIO, FOLDER, 0)
+    progress.round_finished(_report(1, accuracy_trained_local=1.0, seconds=1234.5))
+    _console(out, terminal=False, width=94).print(progress._display())
+    progress.closed()
+    row = next(line for line in out.getvalue().splitlines() if "1/12" in line)
+    assert " ".join(row.split()) == "1/12 100.0 → 87.1 % 51.6 → 71.3 % +1.2 pt 3.4 2.0 MB 2.0 MB 1234"
+
+
+def test_the_live_table_counts_a_training_after_the_last_round():
+    out = io.StringIO()
+    progress = LiveProgress(_console(io.StringIO(), terminal=True))
+    progress.run_started(SCENARIO.model_copy(update={"finish": "trained"}), FOLDER, 12)
+    progress.phase(13, "finish", 3, 10)
+    _console(out, terminal=False).print(progress._display())
+    progress.closed()
+    assert "round 13/13 · finish 3/10 clients" in out.getvalue()
 
 
 def test_the_bar_shows_phase_and_time_left():
@@ -167,7 +190,11 @@ def test_the_table_and_its_bar_fit_the_terminal(height, shown):
     progress = LiveProgress(_console(io.StringIO(), terminal=True, height=height))
     progress.run_started(SCENARIO, FOLDER, 0)
     for round in range(1, 12):
-        progress.round_finished(_report(round, bytes_down=999_900_000, seconds=83.0))
+        progress.round_finished(
+            _report(
+                round, accuracy_trained_local=1.0, fusion_gain=-0.12, bytes_down=999_900_000, seconds=830.0
+            )
+        )
     out = io.StringIO()
     _console(out, terminal=False).print(progress._display())
     progress.closed()
