@@ -162,8 +162,10 @@ class Fusing:
     ) -> int:
         """Leave guidance for whom it is meant; return the bytes of what is for those who took part."""
         by_client, for_others = tables_of(guidance, knowledge)
+        # Whoever is represented by old knowledge has taken no part, and personal guidance is not for it.
+        meant = {c: table for c, table in by_client.items() if c in took_part or c in guidance.absent}
         sent = 0
-        for client, table in by_client.items():
+        for client, table in meant.items():
             if not table:
                 continue
             parcel = Parcel(round, table)
@@ -173,7 +175,7 @@ class Fusing:
             else:
                 self.mailbox.put_missed([client], parcel)
         if for_others:
-            others = [client for client in everyone if client not in by_client]
+            others = [client for client in everyone if client not in meant]
             self.mailbox.put_for_all(others, Parcel(round, for_others))
         return sent
 
