@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
 ROWS_AT_A_TIME = 500_000
+POOLED = "pooled"
+"""The strategy that trains on all clients' samples in one place."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
         curves={name: tuple(curve) for name, curve in curves.items()},
         traffic=_traffic(cell.folder),
         tasks=_over_tasks(cell.cell.scenario, of_tasks),
+        is_bound=cell.cell.scenario.fusion.strategy == POOLED,
     )
 
 

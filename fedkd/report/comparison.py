@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedkd.report.metrics import Metric
@@ -54,13 +54,19 @@ def _column(
     """Return one metric of all groups of a block."""
     values = {group: values_by_seed(runs, metric.name) for group, runs in groups.items()}
     means = {group: interval(list(by_seed.values())) for group, by_seed in values.items() if by_seed}
-    best = _best({group: mean.mean for group, mean in means.items()}, metric)
+    ranked = {group: mean.mean for group, mean in means.items() if not _is_bound(groups[group])}
+    best = _best(ranked, metric)
     reference = values.get(baseline, {})
     column = {}
     for group, by_seed in values.items():
         difference = paired_difference(by_seed, reference) if baseline and group != baseline else None
-        column[group] = Entry(means.get(group), difference, group in best, _tied(group, best, values))
+        tied = group in ranked and _tied(group, best, values)
+        column[group] = Entry(means.get(group), difference, group in best, tied)
     return column
+
+
+def _is_bound(runs: Sequence[StudyRun]) -> bool:
+    return all(run.is_bound for run in runs)
 
 
 def _best(means: Mapping[Labels, float], metric: Metric) -> set[Labels]:

@@ -40,6 +40,7 @@ class StudyRun:
         curves: Metric to (round, the federation's mean), for every round it was recorded in.
         traffic: (round, bytes up and down since the start), for every round.
         tasks: Metric to (tasks learned, the federation's mean over those tasks), of a stream of tasks.
+        is_bound: Whether it is no federation but says how far one could come: it is shown and not ranked.
     """
 
     levels: Labels
@@ -48,6 +49,7 @@ class StudyRun:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     traffic: tuple[tuple[int, int], ...] = ()
     tasks: Mapping[str, Curve] = field(default_factory=dict)
+    is_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,19 @@ class Study:
     @cached_property
     def _grouped(self) -> dict[tuple[Labels, Labels], list[StudyRun]]:
         grouped: dict[tuple[Labels, Labels], list[StudyRun]] = {}
-        places = [axis.name in self.compared for axis in self.axes]
         for run in sorted(self.runs, key=lambda run: run.seed):
-            block = tuple(label for label, compared in zip(run.levels, places, strict=True) if not compared)
-            group = tuple(label for label, compared in zip(run.levels, places, strict=True) if compared)
-            grouped.setdefault((block, group), []).append(run)
+            grouped.setdefault((self.block_of(run), self.group_of(run)), []).append(run)
         return grouped
+
+    def block_of(self, run: StudyRun) -> Labels:
+        """Return a run's labels on the axes that are held fixed."""
+        pairs = zip(self.axes, run.levels, strict=True)
+        return tuple(label for axis, label in pairs if axis.name not in self.compared)
+
+    def group_of(self, run: StudyRun) -> Labels:
+        """Return a run's labels on the compared axes."""
+        pairs = zip(self.axes, run.levels, strict=True)
+        return tuple(label for axis, label in pairs if axis.name in self.compared)
 
     def title(self, axis: StudyAxis) -> str:
         """Return the axis for a person: the last part of its key where that says enough."""

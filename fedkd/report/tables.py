@@ -83,6 +83,9 @@ def _legend(study: Study, rows: Sequence[Row]) -> list[str]:
         parts.append(
             f"{TIED}: not separable from the best, the 95 % interval of the paired difference contains 0."
         )
+    bounds = {group_title(study.group_of(run)) for run in study.runs if run.is_bound}
+    if ranked and bounds:
+        parts.append(f"Not ranked, because all samples are in one place: {', '.join(sorted(bounds))}.")
     if study.missing:
         parts.append(f"{study.missing} of {study.missing + len(study.runs)} runs are missing.")
     nowhere = [name for name in study.metrics if not any(name in run.final for run in study.runs)]

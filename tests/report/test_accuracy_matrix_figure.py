@@ -139,7 +139,7 @@ def test_a_figure_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         ("forgetting_local", "forgetting, local (points)", "lower"),
         ("forgetting_first_last_local", "forgetting, first − last, local (points)", "lower"),
         ("stored_bytes_per_task", "stored per task (kB)", "lower"),
-        ("accuracy_local", "local accuracy (%)", "higher"),
+        ("accuracy_local", "local accuracy after guidance (%)", "higher"),
     ],
 )
 def test_continual_metrics_have_titles_and_a_direction(name, label, better):

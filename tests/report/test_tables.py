@@ -15,7 +15,7 @@ from fedkd.report.tables import csv_table, markdown_table
 TABLE = """\
 # made-up
 
-| Dirichlet α | strategy | seeds | local accuracy (%) | Δ to local (points) | fusion gain, local (points) | Δ to local (points) |
+| Dirichlet α | strategy | seeds | local accuracy after guidance (%) | Δ to local (points) | fusion gain, local (points) | Δ to local (points) |
 | --- | --- | --: | --: | --: | --: | --: |
 | 0.1 | local | 3 | 60.0 ± 24.8 † | – | – | – |
 | 0.1 | knfu | 3 | **62.0 ± 23.7** | +2.0 ± 2.5 | **2.0 ± 2.5** | – |
@@ -38,6 +38,14 @@ def test_the_whole_table(study):
 def test_without_a_baseline_there_is_no_difference(study):
     table = markdown_table(replace(study, baseline=(), metrics=("accuracy_local",)))
     assert "Δ" not in table and "| 10 | knfu | 3 | **91.0 ± 2.5** |" in table
+
+
+def test_what_has_all_samples_in_one_place_is_shown_and_not_ranked(study):
+    runs = tuple(replace(run, is_bound=run.levels[1] == "knfu") for run in study.runs)
+    table = markdown_table(replace(study, runs=runs, metrics=("accuracy_local",)))
+    assert "| 10 | knfu | 3 | 91.0 ± 2.5 | +11.0 ± 2.5 |" in table
+    assert "| 10 | fedmd | 3 | **90.8 ± 2.6** | +10.8 ± 2.6 |" in table
+    assert "Not ranked, because all samples are in one place: knfu." in table
 
 
 def test_one_seed_has_no_intervals_and_says_so(study):
@@ -85,7 +93,7 @@ def test_the_csv_has_the_same_numbers_in_full(study):
 @pytest.mark.parametrize(
     "name, label, better",
     [
-        ("accuracy_local", "local accuracy (%)", "higher"),
+        ("accuracy_local", "local accuracy after guidance (%)", "higher"),
         ("loss_train", "training loss", "lower"),
         ("effective_neighbours_train", "effective neighbours", None),
         ("bytes_up", "sent to the server (MB)", "lower"),
