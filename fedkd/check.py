@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,7 @@ SHOWN_CLASSES = 6
 
 
 def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Load the data and deal it out, build every model and the strategy; yield what was found, a line each.
+    """Load the data and deal it out, build every model and try a round's exchange; yield a line each.
 
     Args:
         plan: What to check.
@@ -45,11 +45,18 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
 
     scenario = plan.scenario
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
-    yield from check_with(plan, load_data(scenario, progress))
+    data = load_data(scenario, progress)
+    parameters = yield from check_with(plan, data)
+    sampled = scenario.clients_per_round or scenario.data.clients
+    yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round")
+    yield _row("traffic", _traffic(plan, data, parameters))
 
 
-def check_with(plan: Plan, data: Data) -> Iterator[str]:
-    """Do what `check` does once the data are loaded.
+def check_with(plan: Plan, data: Data) -> Generator[str, None, int]:
+    """Build every model, and yield what is to be said of them and of the data, a line each.
+
+    Returns:
+        Number of parameters of the largest model.
 
     Raises:
         UserError: The first thing that would stop a run.
@@ -69,9 +76,7 @@ def check_with(plan: Plan, data: Data) -> Iterator[str]:
     if scenario.continual is not None:
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield _row("engine", scenario.engine.kind)
-    sampled = scenario.clients_per_round or scenario.data.clients
-    yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round")
-    yield _row("traffic", _traffic(plan, data, max(parameters)))
+    return max(parameters)
 
 
 def _row(label: str, text: str) -> str:

@@ -7,17 +7,16 @@ model trains and predicts is its kind's business: `torch_client`, `stream_client
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import isnan, nan
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from fedkd.clients.faults import Poison
+from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
 from fedkd.clients.own_samples import OwnSamples, train_on_all
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.fusion.fidelity import agreement, divergence, flips
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -30,12 +29,8 @@ MODEL = "model/"
 KEPT = "kept/"
 MEMORY = "memory/"
 APPLIED_ROUND = "applied_round"
-TRAINED = "trained"
-CORRECT = "trained_correct"
-FOLLOWED = "followed/"
+EFFECT = "effect/"
 
-Split = Literal["local", "global"]
-SPLITS: tuple[Split, ...] = ("local", "global")
 T = TypeVar("T")
 
 
@@ -63,17 +58,11 @@ class Client(ABC):
         self.memory: dict[str, np.ndarray] = {}
         self.last_fit: FitSummary | None = None
         self.executor = LoopExecutor()
+        self.effect = GuidanceEffect()
         self._plan = plan
         self._scenario = plan.scenario
         self._strategy = plan.strategy
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
-        # Round in whose messages guidance came last, and the accuracies just before it had its effect, local
-        # and global; NaN: it had none on the model.
-        self._trained = (-1, nan, nan)
-        # Until an evaluation has said what guidance did: which common test samples were right before it, and
-        # the guidance itself.
-        self._correct_before: np.ndarray | None = None
-        self._followed: Arrays | None = None
         self._poison = poison
         self._stages = upload_stages(self._scenario.fusion.upload_dtype, poison)
 
@@ -196,7 +185,7 @@ class Client(ABC):
         if self.teaches_locally:
             self._kept = dict(guidance)
             return
-        self._followed = guidance
+        self.effect.follow(guidance)
         view = RoundView(self, round)
         self._strategy.apply(view, guidance)
         yield from view.distillations()
@@ -220,85 +209,40 @@ class Client(ABC):
             round: That of the message that brings it.
             changes: Whether it changes the model at once: else there is nothing to measure.
         """
-        if not changes:
-            self._trained = (round, nan, nan)
-            return
-        scores = {split: self.evaluate(split) for split in SPLITS}
-        self._correct_before = scores["global"].correct
-        self._trained = (round, scores["local"].accuracy, scores["global"].accuracy)
+        scores = {split: self.evaluate(split) for split in SPLITS} if changes else None
+        self.effect.begin(round, scores)
 
-    def two_moments(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
-        """Return the accuracy after the client's own training and the one now, and what guidance gained.
+    def fidelity(self, round: int, after: Score) -> dict[str, float]:
+        """Return how far the client now follows its guidance (see `GuidanceEffect.fidelity`).
 
         Args:
             round: 1-based.
-            split: Of the accuracy.
-            accuracy: Measured now, when the round's guidance has been applied.
-
-        Returns:
-            `accuracy_trained`, the same as `accuracy` where nothing has changed the model since, `accuracy`,
-            and `fusion_gain`, NaN for a client that received no guidance in this round.
-        """
-        guided, local, common = self._trained
-        before = local if split == "local" else common
-        trained = accuracy if guided != round or isnan(before) else before
-        gain = accuracy - trained if guided == round else nan
-        return {"accuracy_trained": trained, "accuracy": accuracy, "fusion_gain": gain}
-
-    def fidelity(self, after: Score) -> dict[str, float]:
-        """Return how far the client now follows its guidance, and what that turned right and wrong.
-
-        It is told once, of guidance that has arrived since the last training.
-
-        Args:
             after: Its score on the common test set now.
-
-        Returns:
-            `agreement` and `guidance_kl` on the transfer set, `positive_flips` and `negative_flips` on the
-            common test set; NaN where there is nothing to measure.
         """
-        measured = dict.fromkeys(("agreement", "guidance_kl", "positive_flips", "negative_flips"), nan)
-        guidance, before = self._followed, self._correct_before
-        self._forget_guidance()
-        if guidance is None:
-            return measured
-        if before is not None:
-            turned = flips(before, after.correct)
-            measured["positive_flips"], measured["negative_flips"] = turned.positive, turned.negative
-        found = self._strategy.targets_of(RoundView(self, self.applied_round), guidance)
-        if found is not None:
-            targets, samples = found
-            wanted = self._strategy.probabilities(targets)
-            logits = self.predict(self.data.transfer_x[slice(None) if samples is None else samples])
-            if len(logits):
-                measured["agreement"] = agreement(logits, wanted)
-                measured["guidance_kl"] = divergence(logits, wanted)
-        return measured
+        return self.effect.fidelity(round, after.correct, self._follow)
 
-    def _forget_guidance(self) -> None:
-        self._followed = self._correct_before = None
+    def _follow(self, guidance: Arrays) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the client's logits where guidance has targets, and the probabilities asked for."""
+        found = self._strategy.targets_of(RoundView(self, self.applied_round), guidance)
+        if found is None:
+            return None
+        targets, samples = found
+        logits = self.predict(self.data.transfer_x[slice(None) if samples is None else samples])
+        return logits, self._strategy.probabilities(targets)
 
     # State --------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that `restore` needs to continue exactly here."""
-        arrays = {
-            APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64),
-            TRAINED: np.array(self._trained, dtype=np.float64),
-        }
-        if self._correct_before is not None:
-            arrays[CORRECT] = self._correct_before
-        arrays |= under(FOLLOWED, self._followed or {})
+        arrays = {APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64)}
+        arrays |= under(EFFECT, self.effect.state())
         arrays |= under(MODEL, self.model_state()) | under(KEPT, self._kept)
         return arrays | under(MEMORY, self.memory)
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         self.applied_round = int(arrays[APPLIED_ROUND])
-        round, local, common = arrays[TRAINED].tolist()
-        self._trained = (int(round), local, common)
-        self._correct_before = arrays.get(CORRECT)
-        self._followed = below(FOLLOWED, arrays) or None
+        self.effect.restore(below(EFFECT, arrays))
         self._kept = below(KEPT, arrays)
         self.memory.clear()
         self.memory.update(below(MEMORY, arrays))

@@ -47,7 +47,7 @@ class EstimatorClient(Client):
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Fit on the client's own samples and its last guidance; return the log loss on its own samples."""
         yield from ()  # an estimator fits itself: there is no job for an executor
-        self._forget_guidance()
+        self.effect.forget()
         x, y, _ = self._training_work(1, round)
         if not len(y):
             return nan

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.clients.base import Split
 from fedkd.clients.faults import Poison, poison_of
+from fedkd.clients.guidance_effect import Split
 from fedkd.clients.torch_client import SharedModel, TorchClient, round_optimizer
 from fedkd.data.federated import ClientData, FederatedData
 from fedkd.fusion.views import Arrays

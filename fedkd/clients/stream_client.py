@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.clients.base import SPLITS, Split
 from fedkd.clients.faults import Poison
+from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.own_samples import OwnSamples
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.torch_client import SharedModel, TorchClient
@@ -179,7 +179,7 @@ class StreamClient(TorchClient):
         if changes:
             before = self._measure(range(self.learning.task + 1))
             self._tasks_before = (round, before)
-            self._trained = (round, *self._so_far(before))
+            self.effect.begin_at(dict(zip(SPLITS, self._so_far(before), strict=True)))
 
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on all tasks met so far and on the next one, and where they have dropped.
@@ -208,7 +208,7 @@ class StreamClient(TorchClient):
         self._tasks_after = now
         if round > 0:
             for split, accuracy in zip(SPLITS, self._so_far(now), strict=True):
-                moments = self.two_moments(round, split, accuracy)
+                moments = self.effect.two_moments(round, split, accuracy)
                 found |= {f"{name}_{split}": value for name, value in moments.items()}
         return found
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.clients.base import Client, Split
+from fedkd.clients.base import Client
 from fedkd.clients.faults import Poison
+from fedkd.clients.guidance_effect import Split
 from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
@@ -100,7 +101,7 @@ class TorchClient(Client):
         """Train on the client's own samples and return the mean loss."""
         training = self._scenario.training
         x, y, epochs = self._training_work(training.local_epochs, round)
-        self._forget_guidance()
+        self.effect.forget()
         optimizer = self._optimizer(round, training.lr)
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
@@ -260,7 +261,7 @@ class TorchClient(Client):
         """Take down how the client does without what comes in this round."""
         super().remember_trained(round, changes=changes)
         if self._shared is not None:
-            self._correct_before = None  # another model takes its place: nobody follows anybody
+            self.effect.forget_flips()  # another model takes its place: nobody follows anybody
 
     # State --------------------------------------------------------------------------------------------
 

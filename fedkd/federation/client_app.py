@@ -13,7 +13,8 @@ from typing import Any
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedkd.clients.base import SPLITS, Client, Split
+from fedkd.clients.base import Client
+from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.context import client_behind
@@ -62,10 +63,10 @@ def _evaluated(
     """
     metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, **told}
     for split, score in scores.items():
-        moments = client.two_moments(round, split, score.accuracy)
+        moments = client.effect.two_moments(round, split, score.accuracy)
         metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
-    metrics |= client.fidelity(scores["global"]) | client.task_metrics(round)
+    metrics |= client.fidelity(round, scores["global"]) | client.task_metrics(round)
     report = ConfigRecord(client.learner_report(round))  # type: ignore[arg-type]
     return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
@@ -108,7 +109,9 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
         client: Takes it.
         content: Of the message.
         round: The message's.
-        measured: Whether to take down how the client does just before the guidance.
+        measured: Whether to take down how the client does just before guidance of this very round. What is
+            older would have come with an earlier evaluation, had there been one, and what others made may
+            meet any model: neither can say what a round's guidance is worth.
     """
     if content.array_records.get(msg.ARRAYS):
         client.load_weights(from_record(content.array_records[msg.ARRAYS]))
@@ -117,9 +120,8 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
     for record, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
         if record not in content or int(config[of_round]) <= client.applied_round:  # type: ignore[arg-type]
             continue
-        if measured:
+        if measured and record == msg.GUIDANCE and int(config[of_round]) == round:  # type: ignore[arg-type]
             client.remember_trained(round, changes=not client.teaches_locally)
-            measured = False
         guidance = from_record(content.array_records[record])
         yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
 import time
@@ -15,6 +14,7 @@ import pytest
 import ray
 import tomli_w
 from processes import Fork
+from stopping import StopInRound
 
 import fedkd
 from fedkd.benchmark import scheduler
@@ -24,7 +24,6 @@ from fedkd.cli import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 from fedkd.report.statistics import interval
-from fedkd.tracking.events import RunObserver
 
 
 def run_folders(out: Path) -> list[Path]:
@@ -127,17 +126,6 @@ def test_only_what_is_missing_runs(in_turn, copied, monkeypatch):
     assert (unfinished / "summary.json").exists()
     bench(in_turn, out=out, overrides=["seeds=3"])
     assert len(run_folders(out)) == 6
-
-
-class StopInRound(RunObserver):
-    """Sends this process a signal while a round is running."""
-
-    def __init__(self, round: int) -> None:
-        self._round = round
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        if (round, phase, done) == (self._round, "train", 1):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("kind", ["ray", "inline"])

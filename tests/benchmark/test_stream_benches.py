@@ -54,7 +54,8 @@ def test_what_is_shown_follows_the_heads(write, stream_tables, tables):
 
 
 def test_without_a_stream_accuracies_are_shown(write, tables):
-    assert default_metrics(write, tables) == ("accuracy_local", "accuracy_global")
+    moments = ("accuracy_trained", "accuracy")
+    assert default_metrics(write, tables) == tuple(f"{m}_{s}" for s in ("local", "global") for m in moments)
 
 
 def test_end_to_end(write, stream_tables, tmp_path):

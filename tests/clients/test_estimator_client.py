@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tomli_w
+from stopping import StopInRound
 
 import fedkd
 from fedkd import cli
@@ -21,7 +20,6 @@ from fedkd.errors import Interrupted
 from fedkd.fusion.fidelity import agreement
 from fedkd.models.incremental import IncrementalModel
 from fedkd.plan.load import load_plan, load_scenario
-from fedkd.tracking.events import RunObserver
 
 MLP = {"model": "mlp", "args": {"hidden": [16]}}
 GROUPS: dict[str, dict[str, Any]] = {
@@ -107,14 +105,6 @@ def uniform_targets(client: EstimatorClient, label: int) -> np.ndarray:
     return np.tile(np.eye(10, dtype=np.float32)[label], (len(client.data.transfer_x), 1))
 
 
-class StopAfter(RunObserver):
-    """Asks this process to stop while a round is running."""
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        if (round, phase, done) == (2, "train", 1):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("kind", GROUPS)
 def test_beside_a_network_it_learns_and_resumes_to_the_byte(kind, tables, tmp_path):
     faults = {"stragglers": 0.5, "poisoned": 0.25, "poison": "flipped"}
@@ -122,7 +112,7 @@ def test_beside_a_network_it_learns_and_resumes_to_the_byte(kind, tables, tmp_pa
     path = write(tmp_path, tables, **changes)
     unbroken = fedkd.run(load_scenario(path), out=tmp_path / "unbroken")
     with pytest.raises(Interrupted):
-        fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopAfter()])
+        fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopInRound(2)])
     fedkd.resume(tmp_path / "stopped")
     expected = (unbroken.folder / "metrics.jsonl").read_bytes()
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == expected
@@ -138,10 +128,11 @@ def test_it_follows_its_guidance(kind, tables, tmp_path):
     truth = load_federated_data(load_scenario(tmp_path / "scenario.toml")).transfer_y
     targets = np.eye(10, dtype=np.float32)[truth]
     before = agreement(client.predict(client.data.transfer_x), targets)
+    client.remember_trained(1)
     client.complete(client.learn({"targets": targets}, 1))
     after = agreement(client.predict(client.data.transfer_x), targets)
     assert after > before
-    assert client.fidelity(client.evaluate("global"))["agreement"] == after
+    assert client.fidelity(1, client.evaluate("global"))["agreement"] == after
     again = client.predict(client.data.transfer_x).tobytes()
     client.complete(client.learn({"targets": uniform_targets(client, 3)}, 1))
     assert client.predict(client.data.transfer_x).tobytes() == again, "guidance of a round is learned once"
@@ -192,7 +183,8 @@ def test_an_estimator_with_distill_is_handled_by_its_own_adapter(tables, tmp_pat
     client = client_of(write(tmp_path, tables, clients=[GROUPS["distill"]]))
     assert isinstance(client.model, IncrementalModel)
     client.complete(client.train(1))
-    assert set(client.state()) == {"applied_round", "trained", "model/own/means", "model/trained_round"}
+    kept = {"model/own/means", "model/trained_round"}
+    assert set(client.state()) == {"applied_round", "effect/trained"} | kept
 
 
 # What is refused --------------------------------------------------------------------------------------

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import tomli_w
 import torch
 from flwr.app import Context, RecordDict
+from stopping import StopInRound
 from torch.nn.functional import cross_entropy
 
 import fedkd
@@ -26,7 +25,6 @@ from fedkd.plan.load import load_plan, load_scenario
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import ClientGroup
-from fedkd.tracking.events import RunObserver
 
 SMALL = {"model": "mlp", "args": {"hidden": [12]}}
 WIDE = {"model": "mlp", "args": {"hidden": [20], "dropout": 0.2}}
@@ -153,23 +151,12 @@ def test_engines_agree(write, tmp_path, ray_session):
     assert len(written) == 1
 
 
-class StopAfter(RunObserver):
-    """Asks this process to stop while a round is running."""
-
-    def __init__(self, round: int) -> None:
-        self._round = round
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        if (round, phase, done) == (self._round, "train", 1):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("round", [1, 2])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(round, write, tmp_path):
     path = write(clients_per_round=1, evaluate_every=2)  # one state is saved, others are as they were
     unbroken = fedkd.run(load_scenario(path), out=tmp_path / "unbroken")
     with pytest.raises(Interrupted):
-        fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopAfter(round)])
+        fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopInRound(round)])
     fedkd.resume(tmp_path / "stopped")
     metrics = [(folder / "metrics.jsonl").read_bytes() for folder in (unbroken.folder, tmp_path / "stopped")]
     assert metrics[0] == metrics[1]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import tomli_w
 from numpy.testing import assert_allclose, assert_array_equal
+from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted
@@ -20,7 +19,6 @@ from fedkd.fusion.feddf import FedDF
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.plan.load import load_scenario
-from fedkd.tracking.events import RunObserver
 
 CLIENTS, ROUNDS = 6, 6
 
@@ -38,17 +36,6 @@ def tables(digits_scenario) -> dict[str, Any]:
         "data": digits_scenario["data"] | {"clients": CLIENTS, "partition": partition},
         "fusion": {"strategy": "feddf", "server_epochs": 2},
     }
-
-
-class StopAfter(RunObserver):
-    """Asks this process to stop while a round is running."""
-
-    def __init__(self, round: int) -> None:
-        self._round = round
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        if (round, phase, done) == (self._round, "train", 1):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def run(tables: dict[str, Any], folder: Path, **options: Any) -> list[dict]:
@@ -163,7 +150,7 @@ def test_how_often_a_run_evaluates_does_not_change_what_is_learned(tables, tmp_p
 def test_a_resumed_run_has_not_forgotten_who_is_owed_a_student(stop, tables, tmp_path):
     run(tables, tmp_path / "unbroken")
     with pytest.raises(Interrupted):
-        run(tables, tmp_path / "stopped", observers=[StopAfter(stop)])
+        run(tables, tmp_path / "stopped", observers=[StopInRound(stop)])
     server = saved(tmp_path / "stopped").server
     owed = [values.tolist() for name, values in server.items() if name.endswith("/clients")]
     assert 1 <= len(owed) <= 2, "one record for each architecture that has a student"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedkd.clients.base import CORRECT, FOLLOWED
+from fedkd.clients.base import EFFECT
 from fedkd.clients.factory import ClientFactory
+from fedkd.clients.guidance_effect import CORRECT, FOLLOWED
 from fedkd.clients.torch_client import TorchClient
 from fedkd.data.load import load_data
 from fedkd.errors import TrainingDiverged
@@ -181,7 +182,8 @@ def test_guidance_of_a_task_that_ends_is_learned_and_measured(streamed, tmp_path
         theirs += rebuilt.alone([one])
         if one.metadata.message_type == msg.END_TASK:
             state = rebuilt.state()
-            assert CORRECT in state and np.array_equal(state[FOLLOWED + "targets"], taught)
+            assert EFFECT + CORRECT in state
+            assert np.array_equal(state[EFFECT + FOLLOWED + "targets"], taught)
     assert ours == theirs
     assert set(ours[1]) == {msg.IDENTITY}, "the end of a task tells nothing"
     client = live.contexts[0].client()

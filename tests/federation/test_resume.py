@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -14,11 +13,11 @@ from typing import Any
 import pytest
 import tomli_w
 from processes import Fork
+from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import load_scenario
-from fedkd.tracking.events import RunObserver
 
 TABLES: dict[str, Any] = {
     "name": "resumed",
@@ -107,23 +106,12 @@ def test_killed_on_ray(unbroken, tmp_path, ray_session):
     assert metrics_of(tmp_path / "killed") == metrics_of(unbroken)
 
 
-class StopAfter(RunObserver):
-    """Sends this process a signal while a round is running."""
-
-    def __init__(self, round: int, signal_number: int) -> None:
-        self._round, self._signal = round, signal_number
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        if (round, phase, done) == (self._round, "train", 1):
-            os.kill(os.getpid(), self._signal)
-
-
 @pytest.mark.parametrize(("number", "checkpoint_every"), [(signal.SIGINT, 5), (signal.SIGTERM, 1)])
 def test_a_signal_saves_after_the_round_and_names_the_way_on(number, checkpoint_every, unbroken, tmp_path):
     scenario = load_scenario(write(tmp_path, checkpoint_every=checkpoint_every))
     stopped = tmp_path / "stopped"
     with pytest.raises(Interrupted, match=rf"after round 3 of 8.*fedkd resume {stopped}") as caught:
-        fedkd.run(scenario, out=stopped, observers=[StopAfter(3, number)])
+        fedkd.run(scenario, out=stopped, observers=[StopInRound(3, number)])
     assert caught.value.exit_status == 130
     fedkd.resume(stopped)
     assert metrics_of(stopped) == metrics_of(unbroken)
@@ -138,7 +126,7 @@ def test_flowers_strategies_resume_with_their_moments(fusion, tmp_path):
     scenario = load_scenario(write(tmp_path, **changes))
     whole = fedkd.run(scenario, out=tmp_path / "whole").folder
     with pytest.raises(Interrupted):
-        fedkd.run(scenario, out=tmp_path / "stopped", observers=[StopAfter(4, signal.SIGINT)])
+        fedkd.run(scenario, out=tmp_path / "stopped", observers=[StopInRound(4)])
     fedkd.resume(tmp_path / "stopped")
     assert metrics_of(tmp_path / "stopped") == metrics_of(whole)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 from flwr.app import Context, Message
+from stopping import StopInRound
 
 import fedkd
 from fedkd.data.federated import FederatedData, load_federated_data
@@ -25,7 +24,6 @@ from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_app import server_strategy
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import load_plan, load_scenario
-from fedkd.tracking.events import RunObserver
 
 SMALL: dict[str, dict[str, Any]] = {
     "dsfl": {"samples_per_round": 20},
@@ -59,17 +57,6 @@ TABLES: dict[str, Any] = {
 }
 """Four clients, of whom three are sampled; some drop out and some are slow."""
 ALL = sorted(STRATEGIES.builtin)
-
-
-class StopAfter(RunObserver):
-    """Asks this process to stop while a round is running."""
-
-    def __init__(self, round: int) -> None:
-        self._round = round
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        if (round, phase, done) == (self._round, "train", 1):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def clients_for(strategy: str) -> list[dict[str, Any]]:
@@ -133,7 +120,7 @@ def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, actors, t
     path = write(tmp_path, strategy, clients=clients_for(strategy))
     unbroken = run(path, tmp_path / "unbroken")
     with pytest.raises(Interrupted):
-        fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopAfter(1)])
+        fedkd.run(load_scenario(path), out=tmp_path / "stopped", observers=[StopInRound(1)])
     fedkd.resume(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == unbroken
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_scenario
-from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_metrics
 
 
@@ -49,14 +47,6 @@ def alone(mixed) -> dict:
     }
 
 
-class StopInEveryRound(RunObserver):
-    """Asks this process to stop while a round is running."""
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        if (phase, done) == ("train", 1):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
 def run(tables: dict, out: Path, **changes) -> Path:
     return fedkd.run(parse_scenario(tables | changes), out=out).folder
 
@@ -76,10 +66,10 @@ def test_stopped_after_any_round_and_resumed(learner, mixed, tmp_path):
 
     folder = tmp_path / "broken"
     with pytest.raises(Interrupted):
-        fedkd.run(parse_scenario(mixed), out=folder, observers=[StopInEveryRound()])
+        fedkd.run(parse_scenario(mixed), out=folder, observers=[StopInRound()])
     for _ in range(2):
         with pytest.raises(Interrupted):
-            fedkd.resume(folder, observers=[StopInEveryRound()])
+            fedkd.resume(folder, observers=[StopInRound()])
     fedkd.resume(folder)
     for file in ("metrics.jsonl", "epochs.jsonl"):
         assert (unbroken / file).read_bytes() == (folder / file).read_bytes(), file

@@ -1,4 +1,4 @@
-"""Guidance waits for the next message: the newest of each client, once, and on disk once."""
+"""Guidance waits for the next message, one's own and what was missed: the newest, once, and on disk once."""
 
 from __future__ import annotations
 
@@ -21,20 +21,34 @@ def test_the_newest_parcel_wins_and_is_taken_once():
     assert mailbox.take(5) is None
 
 
-def test_what_is_for_all_replaces_what_waits_for_anybody():
-    mailbox, shared, own = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
+def test_what_was_missed_waits_apart_from_ones_own_and_the_newest_of_it_wins():
+    mailbox, shared, newest = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
     mailbox.put(0, parcel(1, 1.0))
-    mailbox.put_for_all((0, 1, 2), shared)
-    mailbox.put(1, own)
-    assert [mailbox.take(client) for client in (0, 1, 2)] == [shared, own, shared]
+    mailbox.put_missed((0, 1), shared)
+    mailbox.put_missed((1,), newest)
+    assert mailbox.take_missed(1, leave=True) is newest, "looked at, not taken"
+    assert [mailbox.take_missed(client) for client in (0, 1, 2)] == [shared, newest, None]
+    assert mailbox.take_missed(1) is None
+    assert mailbox.take(0).round == 1
 
 
 def test_who_is_not_known_receives_what_is_for_all_and_nobodys_own():
     mailbox, shared = Mailbox(), parcel(2, 2.0)
     mailbox.put(0, parcel(1, 1.0))
-    assert mailbox.take(None) is None
+    mailbox.put_missed((1,), parcel(1, 1.0))
+    assert mailbox.take(None) is None and mailbox.take_missed(None) is None
+    mailbox.put_for_all((1,), shared)
+    assert mailbox.take_missed(None) is shared and mailbox.take_missed(None) is shared
+    assert mailbox.take_missed(1) is shared, "in place of what it missed before"
+
+
+def test_what_is_for_all_waits_for_whoever_becomes_known():
+    mailbox, shared = Mailbox(), parcel(2, 2.0)
+    mailbox.meet(4)
+    assert mailbox.take_missed(4) is None, "nothing has been fused yet"
     mailbox.put_for_all((0,), shared)
-    assert mailbox.take(None) is shared and mailbox.take(None) is shared
+    mailbox.meet(5)
+    assert mailbox.take_missed(5) is shared and mailbox.take_missed(5) is None
 
 
 def test_a_parcel_that_several_wait_for_is_saved_once():
@@ -42,30 +56,33 @@ def test_a_parcel_that_several_wait_for_is_saved_once():
     for client in (5, 0, 3):
         mailbox.put(client, shared)
     mailbox.put(1, own)
+    mailbox.put_missed((4, 2), shared)
     state = mailbox.state()
     assert {name: values.tolist() for name, values in state.items() if name.endswith("/clients")} == {
-        "0/clients": [0, 3, 5],
-        "1/clients": [1],
+        "own/0/clients": [0, 3, 5],
+        "own/1/clients": [1],
+        "missed/0/clients": [2, 4],
     }
     assert {name: int(values) for name, values in state.items() if name.endswith("/round")} == {
-        "0/round": 2,
-        "1/round": 3,
+        "own/0/round": 2,
+        "own/1/round": 3,
+        "missed/0/round": 2,
     }
-    assert [name for name in state if "guidance" in name] == ["0/guidance/targets", "1/guidance/targets"]
+    assert len([name for name in state if name.endswith("guidance/targets")]) == 3
 
 
 def test_a_restored_mailbox_hands_out_the_same():
     mailbox, shared, own = Mailbox(), parcel(2, 2.0), parcel(3, 3.0)
-    mailbox.put_for_all((0, 1, 2, 3), shared)
+    mailbox.put_missed((0, 2, 3), shared)
     mailbox.put(1, own)
-    mailbox.take(2)
+    mailbox.take_missed(2)
     restored = Mailbox()
     restored.put(2, parcel(1, 1.0))  # forgotten: it is not in the state
     restored.restore(mailbox.state())
     assert list(restored.state()) == list(mailbox.state())
-    taken = {client: restored.take(client) for client in range(4)}
-    assert taken[2] is None
-    assert taken[0] is taken[3], "still one for both"
-    for client, wanted in ((0, shared), (1, own), (3, shared)):
-        assert taken[client].round == wanted.round
-        assert_array_equal(taken[client].arrays["targets"], wanted.arrays["targets"])
+    assert restored.take(2) is None and restored.take_missed(2) is None
+    first, again, mine = restored.take_missed(0), restored.take_missed(3), restored.take(1)
+    assert first is again, "still one for both"
+    for got, wanted in ((first, shared), (mine, own)):
+        assert got.round == wanted.round
+        assert_array_equal(got.arrays["targets"], wanted.arrays["targets"])
