@@ -234,7 +234,7 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
     if "weights" in strategy.needs:
         weights = size(sampled * parameters * np.dtype(scenario.fusion.upload_dtype).itemsize)
         least = "about" if strategy.brings_model else "at least"
-        return f"{least} {weights} up and {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
+        return f"{least} {weights} up, {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
     from fedkd.server.trial import trial_exchange
 
     up, down = trial_exchange(plan, data)

@@ -190,7 +190,7 @@ def test_check_tells_what_a_run_would_do(digits_toml, capsys):
         (["fusion.upload_dtype=float16"], "4.8 kB up, 9.6 kB down"),
         (
             ["fusion.strategy=flwr:FedAvg", "clients_per_round=2"],
-            "441.7 kB up, 1.3 MB down in a round (parameters)",
+            "441.7 kB up, 441.7 kB down in a round (weights)",
         ),
     ],
 )

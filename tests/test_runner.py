@@ -159,19 +159,19 @@ def test_metrics_name_every_client_and_the_mean(finished):
     for (round, split, metric), values in groups.items():
         others = [value for client, value in values.items() if client is not None]
         assert values[None] == pytest.approx(np.mean(others), abs=1e-12)
-        if metric in GUIDED:  # of those whose guidance came in since the last evaluation
-            wanted = {2: drawn[1] | drawn[2], 3: drawn[3]}[round]
-        else:
-            wanted = drawn[round] if split == "train" else {0, 1, 2, 3}
+        if metric == "guided_clients":
+            assert values == {None: 3}
+            continue
+        wanted = drawn[round] if split == "train" or metric in GUIDED else {0, 1, 2, 3}
         assert set(values) == wanted | {None}, (round, split, metric)
     measured = {key for key in groups if key[1] != "train" and not key[2].endswith("_flips")}
     assert measured == {
         (round, split, metric)
         for round in (2, 3)
         for split in ("local", "global")
-        for metric in ("accuracy", "loss", "fusion_gain")
+        for metric in ("accuracy_trained", "accuracy", "loss", "fusion_gain")
     }
-    assert {key for key in groups if key[1] == "train" and key[2] not in GUIDED} == {
+    assert {key for key in groups if key[1] == "train" and key[2] not in (*GUIDED, "guided_clients")} == {
         (round, "train", metric) for round in (1, 2, 3) for metric in ("loss", "effective_neighbours")
     }
 
@@ -191,7 +191,12 @@ def test_the_summary_keeps_its_schema(finished):
     }
     assert (summary["name"], summary["seed"], summary["status"]) == ("digits-test", 7, "done")
     assert (summary["rounds"], summary["continual"]) == (3, None)
-    assert set(summary["final"]) == {"accuracy_local", "accuracy_global", "bytes_up", "bytes_down"}
+    accuracies = {
+        f"{name}_{split}" for name in ("accuracy", "accuracy_trained") for split in ("local", "global")
+    }
+    traffic = {"bytes_up", "bytes_down", "evaluation_bytes"}
+    assert set(summary["final"]) == accuracies | traffic | {"by_architecture"}
+    assert set(summary["final"]["by_architecture"]["mlp"]) == accuracies | {"clients"}
     for split in ("local", "global"):
         values = [
             row["value"]
