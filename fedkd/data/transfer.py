@@ -83,7 +83,7 @@ def foreign_samples(
 
 
 def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Convert images [n, c, h, w] to another (C, H, W): channels first, then a bilinear resize.
+    """Convert images [n, c, h, w] to another (C, H, W) by a bilinear resize.
 
     Colour becomes grey by luminance, grey becomes any number of channels by replication.
 
@@ -94,11 +94,12 @@ def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     channels, height, width = shape
     if out.shape[1] != channels:
         weights = LUMINANCE if out.shape[1] == 3 else np.full(out.shape[1], 1 / out.shape[1], np.float32)
-        grey = np.einsum("nchw,c->nhw", out, weights)[:, None]
-        out = np.repeat(grey, channels, axis=1)
+        out = np.einsum("nchw,c->nhw", out, weights)[:, None]
     if out.shape[2:] != (height, width):
         rows, columns = bilinear_matrix(out.shape[2], height), bilinear_matrix(out.shape[3], width)
         out = rows @ out @ columns.T
+    if out.shape[1] != channels:
+        out = np.repeat(out, channels, axis=1)  # only now: channels that are alike are resized once
     return np.ascontiguousarray(out, dtype=np.float32)
 
 
