@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from fedkd.data.dataset import Dataset
 
 # Before torch, flwr or ray are imported, which read these once.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -29,6 +33,30 @@ def data_root() -> Path:
             "needs mnist, fashion-mnist or cifar10-jpeg: set FEDKD_DATA to the folder that holds them"
         )
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def load_once() -> Callable[..., Dataset]:
+    """A `load_dataset` that remembers the built-in data sets, which take long to unpack."""
+    from fedkd.data.registry import DATASETS, load_dataset
+    from fedkd.data.request import SourceRequest
+
+    @cache
+    def built_in(name: str, root: Path, integers: bool) -> Dataset:
+        return load_dataset(SourceRequest(name, root, integers=integers))
+
+    def load(request: Any, **keys: str) -> Dataset:
+        if request.name in DATASETS.builtin and not request.args:
+            return built_in(request.name, request.root, request.integers)
+        return load_dataset(request, **keys)
+
+    return load
+
+
+@pytest.fixture
+def read_once(load_once, monkeypatch) -> None:
+    """Have all scenarios of these tests share the data sets that are read."""
+    monkeypatch.setattr("fedkd.data.scenario_sources.load_dataset", load_once)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_is_described_and_named_like_its_file(path):
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in RUN], ids=lambda path: path.stem)
-def test_dry_run(path, tmp_path, capsys, data_root, monkeypatch):
+def test_dry_run(path, tmp_path, capsys, data_root, read_once, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(data_root))
     axes = {axis.name for axis in plan_bench(path).axes}
     short = [
@@ -59,7 +59,13 @@ def test_dry_run(path, tmp_path, capsys, data_root, monkeypatch):
     assert "time   about" in capsys.readouterr().out
 
 
-def test_quickstart_shortened(tmp_path):
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Lay figures out, and write nothing into their files: drawing them takes longer than what they show."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **options: None)
+
+
+def test_quickstart_shortened(tmp_path, undrawn):
     result = bench(
         FOLDER / "quickstart.toml", out=tmp_path, overrides=["rounds=1", "seeds=1", "parallel=false"]
     )
@@ -68,9 +74,9 @@ def test_quickstart_shortened(tmp_path):
 
 
 @pytest.mark.parametrize("name", SHORT_STREAMS)
-def test_streams_shortened(name, tmp_path, data_root, monkeypatch):
+def test_streams_shortened(name, tmp_path, data_root, read_once, undrawn, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(data_root))
-    # Drawing each cell's matrix takes longer than its run, and is tested elsewhere.
+    # Laying out each cell's matrix takes longer than its run, and is tested elsewhere.
     monkeypatch.setattr("fedkd.report.continual.draw_accuracy_matrix", lambda *arguments: None)
     short = ["seeds=1", "parallel=false", *SHORT, *SHORT_STREAMS[name]]
     result = bench(FOLDER / f"{name}.toml", out=tmp_path, overrides=short)

@@ -141,16 +141,6 @@ def test_how_often_it_is_evaluated_makes_no_difference(write, tmp_path):
     assert last and last == {key: value for key, value in every.items() if key[0] == 3}
 
 
-def test_engines_agree(write, tmp_path, ray_session):
-    some = {"clients_per_round": 2, "evaluate_every": 2}
-    runs = [{"kind": "inline"}, {"kind": "ray", "actors": 1}, {"kind": "ray", "actors": 2}]
-    written = set()
-    for number, engine in enumerate(runs):
-        result = fedkd.run(load_scenario(write(**some, engine=engine)), out=tmp_path / str(number))
-        written.add((result.folder / "metrics.jsonl").read_bytes())
-    assert len(written) == 1
-
-
 @pytest.mark.parametrize("round", [1, 2])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(round, write, tmp_path):
     path = write(clients_per_round=1, evaluate_every=2)  # one state is saved, others are as they were

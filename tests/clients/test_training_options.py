@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stopping import StopInRound
 from torch import Tensor
 
 import fedkd
@@ -18,7 +19,6 @@ from fedkd.clients.own_samples import keep_apart, number_kept_apart
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_plan, parse_scenario
-from fedkd.tracking.events import RunObserver
 from fedkd.training.executor import LoopExecutor
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy
@@ -112,12 +112,6 @@ def test_clients_that_share_a_model_have_states_of_their_own(tables):
     assert not any(np.array_equal(first[name], second[name]) for name in first)
 
 
-class StopInEveryRound(RunObserver):
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        if phase == "train":
-            raise KeyboardInterrupt
-
-
 def run(tables: dict, out: Path, **changes) -> bytes:
     fedkd.run(parse_scenario(tables | changes), out=out)
     return (out / "metrics.jsonl").read_bytes()
@@ -149,21 +143,14 @@ def test_a_run_stopped_in_every_round_gives_the_same_bytes(kind, digits_scenario
     unbroken = run(tables, tmp_path / "unbroken")
     folder = tmp_path / "broken"
     with pytest.raises(Interrupted):
-        fedkd.run(parse_scenario(tables), out=folder, observers=[StopInEveryRound()])
+        fedkd.run(parse_scenario(tables), out=folder, observers=[StopInRound()])
     for _ in range(2):
         with pytest.raises(Interrupted):
-            fedkd.resume(folder, observers=[StopInEveryRound()])
+            fedkd.resume(folder, observers=[StopInRound()])
     fedkd.resume(folder)
     assert (folder / "metrics.jsonl").read_bytes() == unbroken
     fresh = run(tables | {"training": EVERYTHING | {"optimizer_state": "fresh"}}, tmp_path / "fresh")
     assert fresh != unbroken
-
-
-@pytest.mark.parametrize("strategy", ["knfu", "flwr:FedAvg"])
-def test_engines_agree(strategy, digits_scenario, tmp_path, ray_session):
-    tables = digits_scenario | {"training": EVERYTHING, "rounds": 3, "fusion": {"strategy": strategy}}
-    inline = run(tables, tmp_path / "inline")
-    assert inline == run(tables, tmp_path / "ray", engine={"kind": "ray", "actors": 2})
 
 
 # Schedules and accumulated batches ------------------------------------------------------------------------

@@ -28,11 +28,21 @@ BASE: dict[str, Any] = {
         "transfer": {"size": 60},
         "test_size": 100,
     },
-    "training": {"lr": 0.01, "batch_size": 20},
+    "training": {
+        "optimizer": "rmsprop",
+        "optimizer_state": "kept",
+        "lr": 1e-3,
+        "schedule": "exponential",
+        "batch_size": 10,
+        "accumulate": 2,
+        "local_epochs": 2,
+        "early_stopping": {"validation": 0.2, "patience": 1},
+    },
     "fusion": {"strategy": "knfu", "beta": 3.0, "private_weight": 0.5, "stale_decay": 0.5},
     "engine": {"kind": "inline"},
 }
-"""Partial participation, not every round evaluated, γ > 0, guidance of some clients that is stale."""
+"""Partial participation, not every round evaluated, γ > 0, guidance of some clients that is stale, optimisers
+that go on where they stopped, and stop early."""
 SCENARIOS: dict[str, dict[str, Any]] = {
     # Three architectures and a forest; clients that lie, drop out and are slow.
     "mixed": BASE
@@ -51,6 +61,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "rounds": 3,
         "clients": [{"model": "resnet8", "args": {"norm": "batch"}}],
         "fusion": {"strategy": "flwr:FedAdam", "eta": 0.01},
+    },
+    # One model for all clients of an architecture, in whatever process they are.
+    "pooled": BASE
+    | {
+        "rounds": 2,
+        "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"dropout": 0.2}}],
+        "fusion": {"strategy": "pooled"},
     },
     # A stream of tasks, learned under masks by networks with statistics of their own for every task.
     "streamed": {key: value for key, value in BASE.items() if key != "rounds"}
@@ -95,7 +112,7 @@ def inline(tmp_path_factory):
     return metrics
 
 
-@pytest.mark.parametrize(("kind", "actors"), [("mixed", 2), ("averaged", 1), ("streamed", 2)])
+@pytest.mark.parametrize(("kind", "actors"), [("mixed", 2), ("averaged", 1), ("pooled", 2), ("streamed", 2)])
 def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session):
     path = write_scenario(tmp_path, kind)
     overrides = ["engine.kind=ray", f"engine.actors={actors}"]
@@ -159,11 +176,8 @@ def test_evaluating_less_often_changes_nothing_that_is_learned(tmp_path):
     path = write_scenario(tmp_path, "mixed")
     often = fedkd.run(load_scenario(path, ["evaluate_every=1"]), out=tmp_path / "often").metrics()
     seldom = fedkd.run(load_scenario(path, ["evaluate_every=4"]), out=tmp_path / "seldom").metrics()
-    # The gain is measured where the guidance arrives; all else must be what the frequent evaluation saw.
-    guided = ("fusion_gain", "agreement", "guidance_kl", "positive_flips", "negative_flips")
-    kept = [row for row in seldom if row["metric"] not in guided]
-    assert len(kept) > 10
-    assert all(row in often for row in kept)
+    assert len(seldom) > 10
+    assert all(row in often for row in seldom)
 
 
 def test_the_resolved_scenario_repeats_the_run(inline, tmp_path):
