@@ -83,13 +83,7 @@ def test_resumed_runs_are_the_same(streamed, tmp_path):
 def test_benches_say_what_was_not_recorded(tables, tmp_path):
     (tmp_path / "base.toml").write_text(tomli_w.dumps(tables))
     variants = {name: {"fusion.strategy": name} for name in ("knfu", "local")}
-    bench = {
-        "name": "b",
-        "base": "base.toml",
-        "seeds": [1, 2],
-        "parallel": False,
-        "variants": {"strategy": variants},
-    }
+    plan = {"seeds": [1, 2], "parallel": False, "variants": {"strategy": variants}}
     (tmp_path / "bench.toml").write_text(tomli_w.dumps({"name": "b", "base": "base.toml"} | plan))
     fedkd.bench(tmp_path / "bench.toml", out=tmp_path / "out")
     table = (tmp_path / "out" / "table.md").read_text()
