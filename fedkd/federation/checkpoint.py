@@ -2,20 +2,22 @@
 
     checkpoints/round-00003/server.safetensors        what the server strategy carries
                             client-00004.safetensors  one per client that has a state
-                            manifest.json             round, totals, offsets of the run's files, file sizes
+                            manifest.json             round, totals, offsets of the run's files; the SHA-256 of
+                                                      every file here, and of its own content
 
 A checkpoint is written under another name and renamed when it is complete. Clients that did not change since
 the last one are hard links to it. The last two are kept: should the newest be damaged, the one before it is
-still there. Nothing in it is a pickle.
+still there. What is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from fedkd.tracking.atomic import sync_folder
 from fedkd.tracking.totals import Totals
@@ -62,13 +64,16 @@ class CheckpointStore:
 
     Args:
         run_folder: The run folder.
+        tell: Told of a checkpoint that is passed over because it is damaged.
     """
 
-    def __init__(self, run_folder: Path) -> None:
+    def __init__(self, run_folder: Path, tell: Callable[[str], None] = lambda line: None) -> None:
         self._folder = run_folder / "checkpoints"
+        self._tell = tell
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._previous: Path | None = None  # what unchanged clients are linked to
+        self._digests: Mapping[str, str] = {}  # of its files
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint in the background.
@@ -101,10 +106,13 @@ class CheckpointStore:
     def latest(self) -> Checkpoint | None:
         """Return the newest complete checkpoint, or None if there is none."""
         for path in reversed(self._complete()):
-            checkpoint = _read(path)
-            if checkpoint is not None:
-                self._previous = path
-                return checkpoint
+            try:
+                checkpoint, self._digests = _read(path)
+            except _Damaged as damage:
+                self._tell(f"checkpoint {path.name} is damaged and not used: {damage}")
+                continue
+            self._previous = path
+            return checkpoint
         return None
 
     def _complete(self) -> list[Path]:
@@ -125,34 +133,37 @@ class CheckpointStore:
         partial = self._folder / f".{final.name}.partial"
         try:
             partial.mkdir()
-            self._fill(partial, checkpoint)
+            digests = self._fill(partial, checkpoint)
             os.replace(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(self._folder)
-        self._previous = final
+        self._previous, self._digests = final, digests
         for path in self._complete()[:-KEPT]:
             shutil.rmtree(path)
 
-    def _fill(self, partial: Path, checkpoint: Checkpoint) -> None:
-        sizes = {SERVER: _write_arrays(partial / SERVER, checkpoint.server)}
+    def _fill(self, partial: Path, checkpoint: Checkpoint) -> Mapping[str, str]:
+        """Write all files of a checkpoint; return their digests."""
+        digests = {SERVER: _write_arrays(partial / SERVER, checkpoint.server)}
         for client, arrays in checkpoint.clients.items():
             name = _client_file(client)
-            sizes[name] = _write_arrays(partial / name, arrays)
+            digests[name] = _write_arrays(partial / name, arrays)
         if self._previous is not None:
-            for source in self._previous.glob("client-*.safetensors"):
-                if source.name not in sizes:
-                    _link(source, partial / source.name)
-                    sizes[source.name] = source.stat().st_size
+            for name, digest in self._digests.items():
+                if name not in digests:
+                    _link(self._previous / name, partial / name)
+                    digests[name] = digest
         manifest = {
             "round": checkpoint.round,
             "totals": asdict(checkpoint.totals),
             "offsets": dict(checkpoint.offsets),
-            "files": dict(sorted(sizes.items())),
+            "files": dict(sorted(digests.items())),
         }
+        manifest["digest"] = _digest_of(manifest)
         _write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
         sync_folder(partial)
+        return digests
 
 
 def _round(path: Path) -> int:
@@ -163,33 +174,72 @@ def _client_file(client: int) -> str:
     return f"client-{client:05d}.safetensors"
 
 
-def _read(path: Path) -> Checkpoint | None:
-    """Return the checkpoint in a folder, or None if a file is missing, cut short or unreadable."""
+class _Damaged(Exception):
+    """A checkpoint is not what was written; says what of it."""
+
+
+def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
+    """Return the checkpoint in a folder, and the digests of its files.
+
+    Raises:
+        _Damaged: It is not what was written, to the bit.
+    """
+    manifest = _manifest(path)
+    digests: dict[str, str] = manifest["files"]
+    arrays = {name: _arrays(path / name, digest) for name, digest in digests.items()}
+    checkpoint = Checkpoint(
+        round=manifest["round"],
+        totals=Totals(**manifest["totals"]),
+        offsets=manifest["offsets"],
+        server=arrays.pop(SERVER),
+        clients={
+            int(name.removeprefix("client-").removesuffix(".safetensors")): state
+            for name, state in arrays.items()
+        },
+    )
+    return checkpoint, digests
+
+
+def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        files: dict[str, int] = manifest["files"]
-        if any((path / name).stat().st_size != size for name, size in files.items()):
-            return None
-        clients = {
-            int(name.removeprefix("client-").removesuffix(".safetensors")): load_file(path / name)
-            for name in files
-            if name != SERVER
-        }
-        return Checkpoint(
-            round=int(manifest["round"]),
-            totals=Totals(**manifest["totals"]),
-            offsets={name: int(offset) for name, offset in manifest["offsets"].items()},
-            server=load_file(path / SERVER),
-            clients=clients,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
-        return None
+        manifest = json.loads((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise _Damaged(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError, RecursionError):
+        raise _Damaged(f"{MANIFEST} cannot be read") from None
+    if not isinstance(manifest, dict) or manifest.pop("digest", None) != _digest_of(manifest):
+        raise _Damaged(f"{MANIFEST} is not what was written")
+    if manifest["round"] != _round(path):
+        raise _Damaged(f"it is that of round {manifest['round']}")
+    return manifest
 
 
-def _write_arrays(path: Path, arrays: Arrays) -> int:
+def _arrays(path: Path, digest: str) -> Arrays:
+    try:
+        data = path.read_bytes()
+        if _sha256(data) == digest:
+            return load(data)
+    except FileNotFoundError:
+        raise _Damaged(f"{path.name} is missing") from None
+    except (OSError, SafetensorError):
+        raise _Damaged(f"{path.name} cannot be read") from None
+    raise _Damaged(f"{path.name} is not what was written")
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    """Return the digest of a manifest's content, however it is laid out."""
+    return _sha256(json.dumps(manifest, sort_keys=True).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_arrays(path: Path, arrays: Arrays) -> str:
+    """Write a file of arrays; return its digest."""
     data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
     _write_bytes(path, data)
-    return len(data)
+    return _sha256(data)
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

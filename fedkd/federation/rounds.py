@@ -63,7 +63,7 @@ class Rounds:
             Interrupted: `RunControl.stop_requested` said so; everything up to there is saved.
         """
         scenario, control = self._plan.scenario, self._control
-        store = CheckpointStore(control.folder)
+        store = CheckpointStore(control.folder, self._observer.message)
         try:
             checkpoint = store.latest() if control.resume else None
             done = checkpoint.round if checkpoint else 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickletools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,15 +135,52 @@ def damaged_ways() -> dict:
         "the header overwritten": lambda f: replace_bytes(
             f / "server.safetensors", b"\xff" * (f / "server.safetensors").stat().st_size
         ),
+        "two clients swapped": swap_clients,
+        "another client's file": lambda f: replace_bytes(
+            f / "client-00001.safetensors", (f / "client-00000.safetensors").read_bytes()
+        ),
+        "no files": lambda f: edit_manifest(f, files={}),
+        "no offsets": lambda f: edit_manifest(f, offsets={}),
+        "another round": lambda f: edit_manifest(f, round=-1),
+        "without digests": lambda f: edit_manifest(f, digest=None),
     }
+
+
+def swap_clients(folder: Path) -> None:
+    names = ("client-00000.safetensors", "client-00001.safetensors")
+    first, second = ((folder / name).read_bytes() for name in names)
+    for name, data in zip(names, (second, first), strict=True):
+        replace_bytes(folder / name, data)
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    replace_bytes(folder / "manifest.json", json.dumps(manifest | changes).encode())
 
 
 @pytest.mark.parametrize("way", damaged_ways())
 def test_damage_falls_back_to_the_one_before(way, tmp_path):
     written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {1: 2.0}))
     damaged_ways()[way](tmp_path / "checkpoints" / "round-00002")
-    back = latest(tmp_path)
-    assert (back.round, states(back)) == (1, {0: 1.0, 1: 1.0})
+    told: list[str] = []
+    back = CheckpointStore(tmp_path, told.append).latest()
+    assert back is not None and (back.round, states(back)) == (1, {0: 1.0, 1: 1.0})
+    assert len(told) == 1 and told[0].startswith("checkpoint round-00002 is damaged and not used: ")
+    assert ("manifest" in told[0]) != (".safetensors" in told[0]), "the file is named"
+
+
+@pytest.mark.parametrize("name", ["server.safetensors", "client-00000.safetensors", "manifest.json"])
+def test_no_bit_can_change_unseen(name, tmp_path):
+    written(tmp_path, at(1, {0: 1.0}), at(2, {0: 2.0}))
+    path = tmp_path / "checkpoints" / "round-00002" / name
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 3):
+        replace_bytes(
+            path, whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :]
+        )
+        found = CheckpointStore(tmp_path).latest()
+        assert found is not None
+        assert found.round == 1 or (name == "manifest.json" and states(found) == {0: 2.0}), position
 
 
 def test_when_all_are_damaged_there_is_none(tmp_path):
