@@ -73,7 +73,7 @@ def _resume(args: argparse.Namespace) -> None:
     from fedkd.runner import resume
     from fedkd.tracking.progress import make_progress
 
-    resume(args.folder, observers=[make_progress(quiet=args.quiet)])
+    resume(args.folder, rounds=args.rounds, observers=[make_progress(quiet=args.quiet)])
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -164,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
 
     resume = verb("resume", _resume, "continue an interrupted run where it stopped")
     resume.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    resume.add_argument("--rounds", type=int, metavar="N", help="make the run longer: N rounds in all")
     _add_quiet(resume)
 
     bench = verb("bench", _bench, "run every cell of a bench and compare them, with error bars")

@@ -51,11 +51,16 @@ def create_run_folder(plan: Plan, out: Path | None = None) -> Path:
                 key="--out",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(folder / SCHEDULE, plan.schedule.to_json())
-        write_text_atomically(folder / SCENARIO, dump_toml(scenario))
+        write_plan(folder, plan)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
     return folder
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write a run's resolved scenario and its schedule, the scenario last: it makes a folder a run folder."""
+    write_text_atomically(folder / SCHEDULE, plan.schedule.to_json())
+    write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
 
 
 def _free_folder(scenario: Scenario) -> Path:
@@ -67,15 +72,19 @@ def _free_folder(scenario: Scenario) -> Path:
     raise AssertionError("unreachable: there is always a free number")
 
 
-def plan_of_run(folder: Path) -> Plan:
+def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
     """Return the plan of an existing run folder.
+
+    Args:
+        folder: The run folder.
+        rounds: How many rounds it is to have instead of its own.
 
     Raises:
         UserError: The folder is not a run folder.
     """
     if not (folder / SCENARIO).is_file():
         raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
-    return load_plan(folder / SCENARIO)
+    return load_plan(folder / SCENARIO, [] if rounds is None else [f"rounds={rounds}"])
 
 
 @contextmanager

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import Interrupted, RunFailed
+from fedkd.errors import Interrupted, RunFailed, UserError
+from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.plan.plan import resolve as resolve_scenario
-from fedkd.run_folder import create_run_folder, finish_run, locked, plan_of_run
+from fedkd.run_folder import SCENARIO, create_run_folder, finish_run, locked, plan_of_run, write_plan
 from fedkd.scenario.schema import Scenario
 from fedkd.signals import stop_signals
 from fedkd.tracking.events import Observers, RunObserver
@@ -78,24 +79,40 @@ def _plan_of(scenario: Scenario | Plan | str | Path) -> Plan:
     return resolve_scenario(scenario) if isinstance(scenario, Scenario) else load_plan(Path(scenario))
 
 
-def resume(folder: str | Path, *, observers: Sequence[RunObserver] = ()) -> RunResult:
+def resume(
+    folder: str | Path, *, rounds: int | None = None, observers: Sequence[RunObserver] = ()
+) -> RunResult:
     """Go on with a run where its last checkpoint left it.
 
     The result is what an unbroken run would have given, to the byte of `metrics.jsonl`.
 
     Args:
         folder: The run folder.
+        rounds: Go on until there are so many, more than the run was to have, also if it has finished.
         observers: Told what happens while it runs.
 
     Raises:
-        UserError: Not a run folder, or another process works in it.
+        UserError: Not a run folder, another process works in it, or its scenario was changed.
         RunFailed: As `run`.
         Interrupted: As `run`.
     """
     folder = Path(folder).absolute()
-    plan = plan_of_run(folder)
+    plan = plan_of_run(folder, rounds)
+    _check_continuation(plan, folder)
     with _watched(plan.scenario, observers) as observer, _engine(plan, observer) as engine:
         return _work(plan, folder, engine, observer, resume=True)
+
+
+def _check_continuation(plan: Plan, folder: Path) -> None:
+    from fedkd.federation.checkpoint import CheckpointStore
+
+    began = CheckpointStore(folder).began()
+    if began is None:
+        return
+    try:
+        check_continuation(*began, plan.scenario)
+    except UserError as error:
+        raise error.at(file=str(folder / SCENARIO)) from None
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
@@ -155,6 +172,8 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
     from fedkd.federation.server_app import ServerContext, app
 
     with locked(folder), _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
+        if resume and plan.scenario != plan_of_run(folder).scenario:
+            write_plan(folder, plan)  # with more rounds
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         context = ServerContext(plan, engine.data, RunControl(folder, observer, stop.is_set, resume))
         try:

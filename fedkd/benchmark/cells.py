@@ -17,11 +17,10 @@ from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.explain import dotted
+from fedkd.scenario.identity import INERT, decisive
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, protocols
 
-INERT = ("name", "engine", "tracking", "checkpoint_every")
-"""Parts of a scenario that never change a result, and so no cell's identity."""
 RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
 """Columns of the results that no axis may take the name of."""
 
@@ -210,15 +209,8 @@ def in_cell(error: UserError, label: str, file: str) -> UserError:
 
 
 def scenario_hash(scenario: Scenario) -> str:
-    """Return the SHA-256 of everything in a resolved scenario that decides its result.
-
-    Where and how it runs (`engine`, `tracking`, `checkpoint_every`) and its name do not, but for the number
-    of threads, which decides the last bit of every sum.
-    """
-    tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
-    if scenario.engine.threads_per_client != 1:
-        tables["threads_per_client"] = scenario.engine.threads_per_client
-    canonical = json.dumps(tables, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Return the SHA-256 of everything in a resolved scenario that decides its result (see `decisive`)."""
+    canonical = json.dumps(decisive(scenario), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

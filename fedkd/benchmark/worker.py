@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedkd.errors import FedkdError, Interrupted
-from fedkd.run_folder import SCENARIO
+from fedkd.plan.continuation import check_continuation
+from fedkd.run_folder import SCENARIO, plan_of_run
 from fedkd.runner import ERROR_FILE, resume, run
+from fedkd.scenario.identity import decisive
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import Engine
 from fedkd.tracking.atomic import write_text_atomically
@@ -59,10 +61,11 @@ def run_cell(
 
     try:
         (path / ERROR_FILE).unlink(missing_ok=True)
+        scenario = scenario_from_json(scenario_json)
         if (path / SCENARIO).exists():
+            check_continuation(decisive(scenario), 0, plan_of_run(path).scenario)
             resume(path, observers=observers)
         else:
-            scenario = scenario_from_json(scenario_json)
             inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})
             run(inline, out=path, observers=observers)
     except (Interrupted, KeyboardInterrupt):

@@ -2,8 +2,8 @@
 
     checkpoints/round-00003/server.safetensors        what the server strategy carries
                             client-00004.safetensors  one per client that has a state
-                            manifest.json             round, totals, offsets of the run's files; the SHA-256 of
-                                                      every file here, and of its own content
+                            manifest.json             round, totals, offsets of the run's files, the scenario;
+                                                      SHA-256 of every file here and of its own content
 
 A checkpoint is written under another name and renamed when it is complete. Clients that did not change since
 the last one are hard links to it. The last two are kept: should the newest be damaged, the one before it is
@@ -19,6 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Checkpoint:
         round: Last finished round.
         totals: Bytes and seconds spent up to here.
         offsets: Length of the run folder's tidy files at this point.
+        offsets_if_longer: The same without an evaluation that was made only because the run was to end here.
+        scenario: What decided the run's results (see `fedkd.scenario.identity.decisive`).
         server: Arrays of the server's strategy.
         clients: State of every client that has one.
     """
@@ -53,6 +56,8 @@ class Checkpoint:
     round: int
     totals: Totals
     offsets: Mapping[str, int]
+    offsets_if_longer: Mapping[str, int]
+    scenario: Mapping[str, Any]
     server: Arrays
     clients: Mapping[int, Arrays]
 
@@ -115,6 +120,14 @@ class CheckpointStore:
             return checkpoint
         return None
 
+    def began(self) -> tuple[Mapping[str, Any], int] | None:
+        """Return what decided the results of the newest checkpoint whose manifest is whole, and its round."""
+        for path in reversed(self._complete()):
+            with suppress(_Damaged):
+                manifest = _manifest(path)
+                return manifest["scenario"], manifest["round"]
+        return None
+
     def _complete(self) -> list[Path]:
         if not self._folder.is_dir():
             return []
@@ -158,6 +171,8 @@ class CheckpointStore:
             "round": checkpoint.round,
             "totals": asdict(checkpoint.totals),
             "offsets": dict(checkpoint.offsets),
+            "offsets_if_longer": dict(checkpoint.offsets_if_longer),
+            "scenario": dict(checkpoint.scenario),
             "files": dict(sorted(digests.items())),
         }
         manifest["digest"] = _digest_of(manifest)
@@ -191,6 +206,8 @@ def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
         round=manifest["round"],
         totals=Totals(**manifest["totals"]),
         offsets=manifest["offsets"],
+        offsets_if_longer=manifest["offsets_if_longer"],
+        scenario=manifest["scenario"],
         server=arrays.pop(SERVER),
         clients={
             int(name.removeprefix("client-").removesuffix(".safetensors")): state

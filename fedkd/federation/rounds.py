@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -24,6 +24,7 @@ from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan.plan import Plan
+from fedkd.scenario.identity import decisive
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
@@ -52,6 +53,7 @@ class Rounds:
         strategy.introduce(self._node_of_client)
         self._changed: set[int] = set()
         self._totals = Totals()
+        self._offsets_if_longer: dict[str, int] | None = None
 
     # The run ------------------------------------------------------------------------------------------
 
@@ -67,7 +69,7 @@ class Rounds:
         try:
             checkpoint = store.latest() if control.resume else None
             done = checkpoint.round if checkpoint else 0
-            offsets = checkpoint.offsets if checkpoint else None
+            offsets = self._kept(checkpoint) if checkpoint else None
             curves = scenario.continual is not None and scenario.continual.evaluate_epochs
             with Recorder(control.folder, offsets=offsets, epochs=curves) as recorder:
                 self._recorder = recorder
@@ -105,6 +107,9 @@ class Rounds:
             neighbours = self._measurements.fusion(round, self._strategy.report())
             self._end_task(round)
             if self._plan.evaluates(round):
+                if not self._plan.would_evaluate(round):  # only because the run ends here
+                    self._recorder.flush()
+                    self._offsets_if_longer = self._recorder.offsets()
                 evaluated = self._evaluate(round)
         seconds = time.perf_counter() - started
         self._totals = replace(self._totals, seconds=before.seconds + seconds)
@@ -243,8 +248,24 @@ class Rounds:
         }
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
-        store.save(Checkpoint(round, self._totals, self._recorder.offsets(), self._strategy.state(), states))
+        offsets = self._recorder.offsets()
+        store.save(
+            Checkpoint(
+                round=round,
+                totals=self._totals,
+                offsets=offsets,
+                offsets_if_longer=self._offsets_if_longer or offsets,
+                scenario=decisive(self._plan.scenario),
+                server=self._strategy.state(),
+                clients=states,
+            )
+        )
         self._changed.clear()
+
+    def _kept(self, checkpoint: Checkpoint) -> Mapping[str, int]:
+        """Return how much of the run folder's files stands: all, or all but what the end of a run added."""
+        longer = self._plan.scenario.rounds > checkpoint.scenario["rounds"]
+        return checkpoint.offsets_if_longer if longer else checkpoint.offsets
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self._totals = checkpoint.totals

@@ -41,9 +41,11 @@ class Plan:
 
     def evaluates(self, round: int) -> bool:
         """Return whether a round is evaluated: every so many, the last, and every one that ends a task."""
-        scenario = self.scenario
-        regular = round % scenario.evaluate_every == 0 or round == scenario.rounds
-        return regular or bool(self.schedule.ending(round))
+        return round == self.scenario.rounds or self.would_evaluate(round)
+
+    def would_evaluate(self, round: int) -> bool:
+        """Return whether a round is evaluated even if it is not the last."""
+        return round % self.scenario.evaluate_every == 0 or bool(self.schedule.ending(round))
 
     @property
     def last_round(self) -> int:

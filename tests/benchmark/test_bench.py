@@ -219,6 +219,16 @@ def test_more_than_the_cluster_has(tables, write, tmp_path, ray_session, capsys)
     assert "engine.cpus_per_actor: asks for 64 CPUs" in capsys.readouterr().err
 
 
+def test_a_cell_whose_scenario_was_edited_is_not_gone_on_with(tmp_path, digits_toml):
+    scenario, folder = load_scenario(digits_toml), tmp_path / "cell"
+    with pytest.raises(Interrupted):
+        fedkd.run(scenario, out=folder, observers=[StopInRound(1)])
+    text = (folder / "scenario.toml").read_text()
+    (folder / "scenario.toml").write_text(text.replace("lr = 0.01", "lr = 0.5"))
+    outcome = run_cell(scenario.model_dump_json(), str(folder))
+    assert outcome.status == "failed" and "training.lr was 0.01 and is 0.5" in outcome.error
+
+
 def test_a_cell_that_cannot_start_is_an_outcome_with_its_text(tmp_path, digits_toml):
     (tmp_path / "cell" / "scenario.toml").mkdir(parents=True)  # neither a run nor room for one
     outcome = run_cell(load_scenario(digits_toml).model_dump_json(), str(tmp_path / "cell"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickletools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def at(round: int, clients: dict[int, float], **server: np.ndarray) -> Checkpoin
         round=round,
         totals=Totals(bytes_up=10 * round, bytes_down=20 * round, seconds=round / 3),
         offsets={"metrics.jsonl": 100 * round, "timings.jsonl": 50 * round},
+        offsets_if_longer={"metrics.jsonl": 90 * round, "timings.jsonl": 40 * round},
+        scenario={"rounds": 9},
         server=server or {"round": np.array(round)},
         clients={client: {"w": np.full(4, value)} for client, value in clients.items()},
     )
@@ -68,10 +71,12 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    before = Checkpoint(3, Totals(7, 9, 1 / 3), {"metrics.jsonl": 12}, EVERY_TYPE, {0: EVERY_TYPE, 41: {}})
+    before = replace(at(3, {}), server=EVERY_TYPE, clients={0: EVERY_TYPE, 41: {}})
     written(tmp_path, before)
     after = latest(tmp_path)
-    assert (after.round, after.totals, after.offsets) == (3, Totals(7, 9, 1 / 3), {"metrics.jsonl": 12})
+    for name in ("round", "totals", "offsets", "offsets_if_longer", "scenario"):
+        assert getattr(after, name) == getattr(before, name)
+    assert CheckpointStore(tmp_path).began() == ({"rounds": 9}, 3)
     assert sorted(after.clients) == [0, 41]
     for arrays in (after.server, after.clients[0]):
         assert set(arrays) == set(EVERY_TYPE)

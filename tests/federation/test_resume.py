@@ -16,6 +16,7 @@ from processes import Fork
 from stopping import StopInRound
 
 import fedkd
+from fedkd.cli import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import load_scenario
 
@@ -157,3 +158,39 @@ def test_two_processes_cannot_work_in_one_folder(finished):
 
     with locked(finished), pytest.raises(UserError, match="another process"):
         fedkd.resume(finished)
+
+
+@pytest.mark.parametrize("strategy", ["knfu", "feddf", "flwr:FedAdam"])
+def test_a_finished_run_goes_on_to_where_a_longer_one_would_be(strategy, tmp_path):
+    """Also where it was evaluated only because it ended: of that there is no trace."""
+    fusion = TABLES["fusion"] if strategy == "knfu" else {"strategy": strategy}
+    changes = {
+        "fusion": fusion,
+        "evaluate_every": 3,
+        "clients": [{"model": "mlp"}],
+        "faults": {"dropout": 0.3},
+    }
+    short, long = (
+        fedkd.run(load_scenario(write(tmp_path, **changes, rounds=rounds)), out=tmp_path / str(rounds)).folder
+        for rounds in (4, 7)
+    )
+    assert main(["resume", str(short), "--rounds", "7", "--quiet"]) == 0
+    assert metrics_of(short) == metrics_of(long)
+    assert (short / "schedule.json").read_bytes() == (long / "schedule.json").read_bytes()
+    totals = [json.loads((folder / "summary.json").read_text()) for folder in (short, long)]
+    for name in ("bytes_up", "bytes_down"):
+        assert totals[0]["final"][name] == totals[1]["final"][name]
+    assert totals[0]["rounds"] == totals[1]["rounds"] == 7
+
+
+def test_a_scenario_that_was_changed_meanwhile_is_refused_by_its_key(finished, unbroken, capsys):
+    text = (finished / "scenario.toml").read_text()
+    (finished / "scenario.toml").write_text(text.replace("lr = 0.01", "lr = 0.02"))
+    assert main(["resume", str(finished)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"error: {finished / 'scenario.toml'}: the run began with other values: training.lr"
+    )
+    assert len(said.splitlines()) == 1
+    assert main(["resume", str(finished), "--rounds", "3"]) == 2
+    assert metrics_of(finished) == metrics_of(unbroken)

@@ -1,0 +1,54 @@
+"""Whether a run may go on under the scenario that its folder now holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.scenario.identity import changed_keys, decisive
+from fedkd.scenario.schema import Scenario
+
+TOLD = 3
+"""Changed keys that are told of, at most."""
+
+
+def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
+    """Refuse to go on with a run under a scenario that would have led elsewhere.
+
+    More rounds are what somebody may want who has seen the result of fewer, and the one change that leads on
+    from there: to where a run of that many rounds would be.
+
+    Args:
+        began: What was `decisive` when the run last saved its state.
+        done: Rounds that it has behind it.
+        scenario: What is to be gone on with, resolved.
+
+    Raises:
+        UserError: What was changed, and to what.
+    """
+    changed = changed_keys(began, decisive(scenario))
+    before, now = changed.pop("rounds", (scenario.rounds, scenario.rounds))
+    if changed:
+        told = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]
+        more = [f"{len(told) - TOLD} more"] if len(told) > TOLD else []
+        raise UserError(
+            f"the run began with other values: {', '.join([*told[:TOLD], *more])};"
+            " put them back, or start a run of its own"
+        )
+    if now < before:
+        raise UserError(f"the run began with {before} rounds and cannot have fewer, got {now}", key="rounds")
+    if now > before and done > 0:
+        _check_longer(scenario, before, done)
+
+
+def _check_longer(scenario: Scenario, before: int, done: int) -> None:
+    if scenario.continual is not None:
+        reason = "its tasks say how many rounds a stream takes"
+    elif scenario.training.schedule == "cosine":
+        reason = "its learning rates, by schedule 'cosine', were those of a run that ends there"
+    elif done > before:
+        reason = "it has ended with a training of its own (finish = 'trained')"
+    else:
+        return
+    raise UserError(f"a run of {before} rounds cannot be made longer: {reason}", key="rounds")

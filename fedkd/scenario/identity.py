@@ -1,0 +1,46 @@
+"""What of a scenario decides its results, and what of it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedkd.scenario.schema import Scenario
+
+INERT = ("name", "engine", "tracking", "checkpoint_every")
+"""Parts of a scenario that never change a result: where and how it runs, and its name."""
+PLACES = ("plugin_path", "data.root")
+"""Where files lie; the same files may lie elsewhere tomorrow."""
+
+
+def decisive(scenario: Scenario) -> dict[str, Any]:
+    """Return everything in a resolved scenario that decides its results, as JSON has it.
+
+    Of the engine that is the number of threads, on which the last bit of every sum depends.
+    """
+    tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
+    if scenario.engine.threads_per_client != 1:
+        tables["threads_per_client"] = scenario.engine.threads_per_client
+    return tables
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted keys at which two scenarios differ, with both values, in order; None: not there.
+
+    Args:
+        before: What was `decisive`.
+        now: What is.
+    """
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    return {
+        key: (old.get(key), new.get(key))
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key) and not key.startswith(PLACES)
+    }
+
+
+def _leaves(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    if not value or not isinstance(value, Mapping | list):
+        return [(key, value)]
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return [leaf for name, item in inner for leaf in _leaves(item, f"{key}.{name}" if key else str(name))]

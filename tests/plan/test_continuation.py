@@ -1,0 +1,76 @@
+"""What a run may go on with: the scenario it began with, or one of more rounds."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedkd.errors import UserError
+from fedkd.plan.continuation import check_continuation
+from fedkd.plan.load import parse_scenario
+from fedkd.scenario.identity import changed_keys, decisive
+
+
+@pytest.fixture
+def began(digits_scenario):
+    return decisive(parse_scenario(digits_scenario))
+
+
+def check(began, tables, done=1, **changes):
+    check_continuation(began, done, parse_scenario(tables | changes))
+
+
+def test_where_and_how_it_runs_may_change(began, digits_scenario):
+    engine = {"kind": "ray", "actors": 2}
+    check(began, digits_scenario, name="other", engine=engine, checkpoint_every=5, plugin_path=["elsewhere"])
+    check(began, digits_scenario, data=digits_scenario["data"] | {"root": "/elsewhere"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 8}, "seed was 7 and is 8"),
+        ({"training": {"lr": 0.02, "batch_size": 20}}, "training.lr was 0.01 and is 0.02"),
+        ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, "clients.1.model was None and is 'lenet'"),
+        ({"engine": {"kind": "inline", "threads_per_client": 2}}, "threads_per_client was None and is 2"),
+        ({"fusion": {"strategy": "fedmd"}}, "fusion.strategy was 'knfu' and is 'fedmd'"),
+    ],
+)
+def test_what_decides_the_results_may_not(changes, told, began, digits_scenario):
+    with pytest.raises(UserError, match="the run began with other values: ") as caught:
+        check(began, digits_scenario, **changes)
+    assert told in str(caught.value)
+    assert str(caught.value).count(" was ") <= 3
+
+
+def test_rounds_may_become_more_and_not_fewer(began, digits_scenario):
+    check(began, digits_scenario, done=2, rounds=9)
+    with pytest.raises(UserError, match="rounds: the run began with 2 rounds and cannot have fewer, got 1"):
+        check(began, digits_scenario, rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("tables", "done", "reason"),
+    [
+        ({"training": {"schedule": "cosine"}}, 1, "its learning rates"),
+        ({"finish": "trained"}, 3, "it has ended with a training"),
+    ],
+)
+def test_some_runs_cannot_be_longer(tables, done, reason, digits_scenario):
+    tables = digits_scenario | tables
+    began = decisive(parse_scenario(tables))
+    with pytest.raises(UserError, match=f"rounds: a run of 2 rounds cannot be made longer: {reason}"):
+        check(began, tables, done=done, rounds=3)
+    check(began, tables, done=0, rounds=3)
+
+
+def test_changed_keys_are_dotted_and_in_order():
+    before = {"a": {"b": 1, "c": [1, 2], "d": {}}, "e": None}
+    now = {"a": {"b": 2, "c": [1], "d": {"x": 1}}, "e": None, "f": 0}
+    assert changed_keys(before, now) == {
+        "a.b": (1, 2),
+        "a.c.1": (2, None),
+        "a.d": ({}, None),
+        "a.d.x": (None, 1),
+        "f": (None, 0),
+    }
+    assert changed_keys(now, now) == {}
