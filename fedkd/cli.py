@@ -157,19 +157,19 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verb("run", _run, "simulate a scenario")
     _add_scenario(run)
-    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: a new one below runs/)")
+    run.add_argument("--out", type=_folder, metavar="DIR", help="run folder (default: a new one below runs/)")
     run.add_argument("--engine", choices=("ray", "inline"), help="short for --set engine.kind=…")
     run.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     _add_quiet(run)
 
     resume = verb("resume", _resume, "continue an interrupted run where it stopped")
-    resume.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+    resume.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
     resume.add_argument("--rounds", type=int, metavar="N", help="make the run longer: N rounds in all")
     _add_quiet(resume)
 
     bench = verb("bench", _bench, "run every cell of a bench and compare them, with error bars")
     _add_scenario(bench, "bench")
-    bench.add_argument("--out", type=Path, metavar="DIR", help="bench folder (default: runs/bench-NAME)")
+    bench.add_argument("--out", type=_folder, metavar="DIR", help="bench folder (default: runs/bench-NAME)")
     bench.add_argument("--dry-run", action="store_true", help="list the cells and estimate the time only")
     _add_quiet(bench)
 
@@ -186,10 +186,16 @@ def _parser() -> argparse.ArgumentParser:
     new = verb("new", _new, text)
     new.add_argument("kind", choices=("strategy", "model", "learner"))
     new.add_argument("name", metavar="NAME", help="name of the module, e.g. my_idea")
-    new.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where (default: here)")
+    new.add_argument("--out", type=_folder, default=Path(), metavar="DIR", help="where (default: here)")
 
     verb("doctor", _doctor, "show what is installed, which devices Ray sees, which data sets are found")
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise UserError("a folder has a name, got an empty text")
+    return Path(text)
 
 
 def _add_scenario(parser: argparse.ArgumentParser, kind: str = "scenario") -> None:

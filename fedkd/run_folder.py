@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from math import isnan
@@ -22,7 +22,7 @@ from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import counted_clients
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
-from fedkd.tracking.atomic import write_text_atomically
+from fedkd.tracking.atomic import TEMPORARY, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, write_summary
 from fedkd.tracking.totals import Totals
@@ -32,43 +32,62 @@ SCHEDULE = "schedule.json"
 LOCK = ".lock"
 
 
-def create_run_folder(plan: Plan, out: Path | None = None) -> Path:
-    """Make a run folder with the resolved scenario and its schedule in it, and return its absolute path.
+@contextmanager
+def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path]:
+    """Make a run folder and hold it for this process; yield its absolute path.
+
+    Nothing is in it until `write_plan`. One that nothing was written into goes away again: it would be in
+    the way of the next try.
 
     Args:
-        plan: What is to be run.
+        scenario: What is to be run.
         out: Where; absent: the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, …
 
     Raises:
-        UserError: `out` holds a run already, or cannot be made.
+        UserError: `out` holds a run already, cannot be made, or another process works in it.
     """
-    scenario = plan.scenario
-    folder = (out if out is not None else _free_folder(scenario)).expanduser().absolute()
     try:
+        folder = _free_folder(scenario) if out is None else out.expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # the latter: a home folder of nobody
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write to {out or 'runs'}: {reason}", key="--out") from error
+    with locked(folder):
         if (folder / SCENARIO).exists():
             raise UserError(
                 f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another",
                 key="--out",
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_plan(folder, plan)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
-    return folder
+        try:
+            yield folder
+        finally:
+            if not (folder / SCENARIO).exists():
+                (folder / LOCK).unlink(missing_ok=True)
+                with suppress(OSError):  # somebody else's files are in it
+                    folder.rmdir()
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write a run's resolved scenario and its schedule, the scenario last: it makes a folder a run folder."""
-    write_text_atomically(folder / SCHEDULE, plan.schedule.to_json())
-    write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
+    """Write a run's resolved scenario and its schedule, the scenario last: it makes a folder a run folder.
+
+    Raises:
+        UserError: They cannot be written.
+    """
+    try:
+        write_text_atomically(folder / SCHEDULE, plan.schedule.to_json())
+        write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
 
 
 def _free_folder(scenario: Scenario) -> Path:
-    base = Path("runs") / f"{scenario.name}-seed{scenario.seed}"
-    for number in count(2):
-        if not base.exists():
-            return base
-        base = base.with_name(f"{scenario.name}-seed{scenario.seed}-{number}")
+    """Make the first folder below ``runs/`` that is not there yet, whoever else does so at the same time."""
+    first = Path("runs").absolute() / f"{scenario.name}-seed{scenario.seed}"
+    for number in count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
     raise AssertionError("unreachable: there is always a free number")
 
 
@@ -91,14 +110,22 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; the lock goes with the process, however it ends.
 
+    What a process that was killed had not finished writing is removed.
+
     Raises:
-        UserError: Another process works in it.
+        UserError: Another process works in it, or nobody may write there.
     """
-    with (folder / LOCK).open("w") as file:
+    try:
+        file = (folder / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError("another process is running in this folder", file=str(folder)) from error
+        for unfinished in folder.glob(TEMPORARY):
+            unfinished.unlink(missing_ok=True)
         yield
 
 

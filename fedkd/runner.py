@@ -17,7 +17,7 @@ from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.plan.plan import resolve as resolve_scenario
-from fedkd.run_folder import SCENARIO, create_run_folder, finish_run, locked, plan_of_run, write_plan
+from fedkd.run_folder import SCENARIO, finish_run, locked, new_run_folder, plan_of_run, write_plan
 from fedkd.scenario.schema import Scenario
 from fedkd.signals import stop_signals
 from fedkd.tracking.events import Observers, RunObserver
@@ -67,9 +67,12 @@ def run(
         Interrupted: Stopped by a signal, with the state saved.
     """
     plan = _plan_of(scenario)
-    with _watched(plan.scenario, observers) as observer, _engine(plan, observer) as engine:
-        # Only now: the folder of a run that cannot start would be in the way of the next try.
-        folder = create_run_folder(plan, Path(out) if out else None)
+    with (
+        new_run_folder(plan.scenario, Path(out) if out else None) as folder,
+        _watched(plan.scenario, observers) as observer,
+        _engine(plan, observer) as engine,
+    ):
+        write_plan(folder, plan)
         return _work(plan, folder, engine, observer, resume=False)
 
 
@@ -98,9 +101,12 @@ def resume(
     """
     folder = Path(folder).absolute()
     plan = plan_of_run(folder, rounds)
-    _check_continuation(plan, folder)
-    with _watched(plan.scenario, observers) as observer, _engine(plan, observer) as engine:
-        return _work(plan, folder, engine, observer, resume=True)
+    with locked(folder), _watched(plan.scenario, observers) as observer:
+        _check_continuation(plan, folder)
+        with _engine(plan, observer) as engine:
+            if rounds is not None:
+                write_plan(folder, plan)
+            return _work(plan, folder, engine, observer, resume=True)
 
 
 def _check_continuation(plan: Plan, folder: Path) -> None:
@@ -171,9 +177,7 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
     from fedkd.federation.run_control import RunControl
     from fedkd.federation.server_app import ServerContext, app
 
-    with locked(folder), _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
-        if resume and plan.scenario != plan_of_run(folder).scenario:
-            write_plan(folder, plan)  # with more rounds
+    with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
         (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         context = ServerContext(plan, engine.data, RunControl(folder, observer, stop.is_set, resume))
         try:

@@ -22,7 +22,7 @@ from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import create_run_folder, finish_run
+from fedkd.run_folder import finish_run, new_run_folder, write_plan
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.models import TransferSetModels
 from fedkd.tracking.progress import make_progress
@@ -86,8 +86,11 @@ def main(grid: Grid, context: Context) -> None:
     # One of Flower's own runtimes: the scenario and the run folder come from the run configuration.
     plan = plan_of(context)
     out = str(context.run_config.get("out", ""))
-    folder = create_run_folder(plan, Path(out) if out else None)
-    with make_progress(quiet=False) as observer:
+    with (
+        new_run_folder(plan.scenario, Path(out) if out else None) as folder,
+        make_progress(quiet=False) as observer,
+    ):
+        write_plan(folder, plan)
         data = factory_of(plan).data
         totals = run_rounds(plan, grid, data, RunControl(folder, observer))
         finish_run(plan, folder, totals, observer, task_names(data))

@@ -1,0 +1,77 @@
+"""Whose a run folder is: one run's at a time, and nobody's leavings lie in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from processes import Fork
+
+import fedkd
+from fedkd.cli import main
+from fedkd.errors import UserError
+from fedkd.plan.load import load_scenario
+from fedkd.run_folder import locked, new_run_folder
+
+
+def test_of_two_runs_at_once_one_gives_way(digits_toml, tmp_path):
+    """Whoever comes second, before the first has written anything or after it is done, touches nothing."""
+    out = tmp_path / "out"
+    runs = []
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        words = ["run", digits_toml, "--out", out, "--seed", seed, "--quiet"]
+        runs.append(Fork(words, tmp_path / str(seed)))
+    assert sorted(process.wait() for process in runs) == [0, 2]
+    (winner,) = (seed for seed, process in enumerate(runs, start=1) if process.wait() == 0)
+    assert load_scenario(out / "scenario.toml").seed == winner
+    alone = fedkd.run(load_scenario(digits_toml, seed=winner), out=tmp_path / "alone").folder
+    assert (out / "metrics.jsonl").read_bytes() == (alone / "metrics.jsonl").read_bytes()
+
+
+def test_a_folder_without_a_name_of_its_own_is_nobody_elses(digits_toml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scenario = load_scenario(digits_toml)
+    with new_run_folder(scenario) as one, new_run_folder(scenario) as other:
+        assert [one.name, other.name] == ["digits-test-seed7", "digits-test-seed7-2"]
+    assert not one.exists() and not other.exists(), "nothing was written into them"
+
+
+def test_a_run_that_cannot_start_leaves_no_folder_and_what_was_there(digits_toml, tmp_path):
+    broken = load_scenario(digits_toml, ["data.dataset=npz", f'data.args={{path="{tmp_path}/nothing.npz"}}'])
+    with pytest.raises(UserError):
+        fedkd.run(broken, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(UserError):
+        fedkd.run(broken, out=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_what_a_killed_process_was_writing_goes_away(digits_toml, tmp_path):
+    folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
+    (folder / ".scenario.toml.4711.tmp").write_text("half")
+    fedkd.resume(folder)
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_place_where_nobody_can_write_is_one_line(digits_toml, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("~nosuchuser/out")):
+        assert main(["run", str(digits_toml), "--out", str(out), "--quiet"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: --out: cannot write to {out}: ")
+    for words in (["run", str(digits_toml), "--out", ""], ["resume", ""]):
+        assert main(words) == 2
+        assert "a folder has a name" in capsys.readouterr().err
+
+
+def test_it_is_said_before_any_data_are_loaded(digits_toml, tmp_path, monkeypatch):
+    folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
+    monkeypatch.setattr("fedkd.data.load.load_data", lambda *arguments, **options: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="holds a run already"):
+        fedkd.run(load_scenario(digits_toml), out=folder)
+    with locked(folder), pytest.raises(UserError, match="another process"):
+        fedkd.resume(folder)
+    assert json.loads((folder / "summary.json").read_text())["status"] == "done"
