@@ -45,3 +45,7 @@ if not TYPE_CHECKING:  # else a type checker would take every name for granted
         if name not in _LAZY:
             raise AttributeError(f"module 'fedkd' has no attribute '{name}'")
         return getattr(import_module(_LAZY[name]), name)
+
+    def __dir__() -> list[str]:
+        """Name what is imported on first use too."""
+        return sorted({*globals(), *_LAZY})

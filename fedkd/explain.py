@@ -57,7 +57,8 @@ def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
         sign, bound = _BOUNDS[kind]
         return f"must be {sign} {_show_number(context[bound])}, got {got}"
     if kind in ("literal_error", "enum"):
-        return f"must be one of {context['expected'].replace(' or ', ', ')}, got {got}"
+        allowed = context["expected"].replace(" or ", ", ")
+        return f"must be {'one of ' * (', ' in allowed)}{allowed}, got {got}"
     if kind in _KINDS:
         return f"must be {_KINDS[kind]}, got {got}"
     if kind == "too_short":

@@ -76,6 +76,11 @@ MALFORMED = {
         ["clients_per_round", "≤ data.clients (4)"],
     ),
     "bad file": (["run", "BROKEN"], ["BROKEN", "line 2"]),
+    "empty file": (["run", "EMPTY"], ["EMPTY: is empty; expected a scenario in TOML"]),
+    "the only value": (
+        ["check", "FILE", "--set", "continual.tasks.order=shuffled"],
+        ["FILE: continual.tasks.order: must be 'same', got 'shuffled'"],
+    ),
     "unknown model argument": (
         ["check", "FILE", "--set", "clients.0.args.width=3"],
         ["FILE: clients.0.args", "'width'", "hidden"],
@@ -102,11 +107,13 @@ def test_malformed_input_is_one_line_and_status_2(case, digits_toml, tmp_path, c
     words, expected = MALFORMED[case]
     broken = tmp_path / "broken.toml"
     broken.write_text("name = 'x'\nrounds = = 3\n")
+    empty = tmp_path / "empty.toml"
+    empty.write_text("# what was here is gone\n")
     (tmp_path / "cli_test_plugin.py").write_text(
         "import torch\ndef wrong(input_shape, classes):\n"
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes + 1))\n"
     )
-    files = {"FILE": str(digits_toml), "BROKEN": str(broken)}
+    files = {"FILE": str(digits_toml), "BROKEN": str(broken), "EMPTY": str(empty)}
     status, _, err = run_main(capsys, *(files.get(word, word) for word in words))
     assert status == 2
     assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
@@ -278,6 +285,12 @@ def test_doctor_goes_on_where_a_part_is_broken(capsys, monkeypatch, tmp_path):
     assert status == 0
     assert rows["torch"][0].isdigit() and rows["mnist"] == str(tmp_path / "mnist")
     assert "failed: RuntimeError: no raylet\n" in out and "also there    mine" in out
+
+
+def test_what_is_imported_on_first_use_is_named_before():
+    import fedkd
+
+    assert {"run", "resume", "bench", "load_scenario"} <= set(dir(fedkd))
 
 
 def test_help_imports_neither_torch_nor_ray_nor_flower():

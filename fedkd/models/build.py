@@ -171,7 +171,7 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # compiled callables have no signature to check against
         return
-    if is_estimator_class(factory):
+    if is_estimator_class(factory) or _takes_keywords_alone(factory):
         own = parameters
     elif any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters[:2]):
         own = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
@@ -191,14 +191,29 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
 
 def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> Any:
     try:
-        model = (
-            factory(**group.args) if is_estimator_class(factory) else factory(shape, classes, **group.args)
-        )
+        if is_estimator_class(factory):
+            model = factory(**group.args)
+        elif _takes_keywords_alone(factory):
+            model = factory(num_classes=classes, **group.args)
+        else:
+            model = factory(shape, classes, **group.args)
     except UserError as error:
         raise error.at(key="clients.model") from error
     except Exception as error:
         raise UserError(f"building '{group.model}' raised {_one_line(error)}", key="clients.model") from error
     return model
+
+
+def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
+    """Return whether nothing can be passed by its place, as in torchvision's ``resnet18(*, weights=None, …)``.
+
+    The names of those are torchvision's: the number of classes is `num_classes`.
+    """
+    try:
+        kinds = {parameter.kind for parameter in inspect.signature(factory).parameters.values()}
+    except (TypeError, ValueError):
+        return False
+    return bool(kinds) and kinds <= {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
 
 
 def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:

@@ -59,11 +59,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: The file cannot be read, or is not TOML (with the line).
+        UserError: The file cannot be read, is not TOML (with the line), or says nothing.
     """
     file = str(path)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("no such file; expected a scenario in TOML", file=file) from None
     except IsADirectoryError:
@@ -75,6 +75,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         what = str(error)  # ends with "(at line 3, column 8)"
         raise UserError(f"not valid TOML: {what[:1].lower()}{what[1:]}", file=file) from None
+    if not tables:  # every key has a default, so a file that was lost would run as well
+        raise UserError("is empty; expected a scenario in TOML", file=file)
+    return tables
 
 
 def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:

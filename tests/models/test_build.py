@@ -31,6 +31,9 @@ PLUGINS = """
     def starred(*shape_and_classes, bias=True):
         return linear(*shape_and_classes, bias=bias)
 
+    def by_keyword(*, weights=None, num_classes=1000, bias=True):
+        return linear((4,), num_classes, bias=bias)
+
     def seven(input_shape, classes):
         return nn.Linear(input_shape[0], 7)
 
@@ -116,6 +119,15 @@ def test_a_plugged_in_factory_gets_its_arguments(plug):
     assert count_parameters(plug("anything", bias=False)) == 40
     assert count_parameters(plug("starred", bias=False)) == 40
     assert count_parameters(plug("needs_width", width=3)) == 50
+
+
+def test_a_factory_of_keywords_alone_is_told_the_number_of_classes(plug):
+    """As torchvision's: none of them downloads weights unless it is asked to."""
+    assert count_parameters(plug("by_keyword", bias=False)) == 40
+    group = ClientGroup(model="torchvision.models:squeezenet1_1")
+    assert build_model(group, (3, 32, 32), 7, seed=1)(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    with pytest.raises(UserError, match="has no argument 'width'"):
+        plug("by_keyword", width=3)
 
 
 def test_a_plugged_in_model_becomes_float32_in_training_mode(plug):

@@ -67,7 +67,7 @@ def test_a_file_loads_into_typed_values(tmp_path):
     assert scenario.tracking.wandb is not None and scenario.tracking.wandb.tags == ["a", "b"]
 
 
-@pytest.mark.parametrize("text", [FULL, "", '[fusion]\nstrategy = "local"'])
+@pytest.mark.parametrize("text", [FULL, "seed = 0", '[fusion]\nstrategy = "local"'])
 def test_dumped_toml_loads_back_to_an_equal_scenario(tmp_path, text):
     scenario = load_scenario(write(tmp_path, text))
     frozen = dump_toml(scenario)
