@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd.catalogue import toml_value
+from fedkd.errors import FedkdError, UserError
+from fedkd.plugins import contained
 from fedkd.tracking.wording import size
 
 if TYPE_CHECKING:
@@ -237,7 +239,14 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
         return f"{least} {weights} up, {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
     from fedkd.server.trial import trial_exchange
 
-    up, down = trial_exchange(plan, data)
+    try:
+        with contained():
+            up, down = trial_exchange(plan, data)
+    except FedkdError:
+        raise
+    except Exception as error:
+        told = f"'{scenario.fusion.strategy}' raised {type(error).__name__}: {error} when a round was tried"
+        raise UserError(told, key="fusion.strategy") from error
     return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
 
 

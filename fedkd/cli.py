@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from fedkd import __version__
 from fedkd.errors import FedkdError, RunFailed, UserError
+from fedkd.plugins import contained
 
 LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(argv)
-        args.verb(args)
+        with contained():
+            args.verb(args)
         sys.stdout.flush()
         return 0
     except BrokenPipeError:

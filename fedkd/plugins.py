@@ -15,7 +15,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -169,6 +170,24 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
     return target
 
 
+@contextmanager
+def contained() -> Iterator[None]:
+    """Let nothing but an ordinary exception out of somebody else's code, or a user's Ctrl-C.
+
+    Raises:
+        RuntimeError: The code called ``sys.exit`` or raised what is no `Exception`: left alone, that would
+            end the program without a word, and with a status of its own.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except SystemExit as error:
+        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+    except BaseException as error:
+        raise RuntimeError(f"it raised {type(error).__name__}: {error}") from error
+
+
 def module_file(module_name: str) -> Path:
     """Return where the module ``pkg.mod`` lies in its folder: ``pkg/mod.py``."""
     return Path(f"{module_name.replace('.', '/')}.py")
@@ -176,7 +195,8 @@ def module_file(module_name: str) -> Path:
 
 def _import(module_name: str, search: Iterable[str | Path]) -> Any:
     try:
-        return _module_from_folders(module_name, search) or importlib.import_module(module_name)
+        with contained():
+            return _module_from_folders(module_name, search) or importlib.import_module(module_name)
     except UserError:  # raised by what the module does, and already worded for its author
         raise
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ import processes
 import pytest
 
 from fedkd import register
+from fedkd.cli import main
 from fedkd.continual.registry import LEARNERS, make_learner
 from fedkd.data.federated import load_federated_data
 from fedkd.data.registry import DATASETS, PARTITIONS
@@ -359,3 +360,46 @@ def test_partition_mistakes_are_told_before_anything_loads(tmp_path: Path, parti
     with pytest.raises(UserError) as caught:
         load_scenario(path)
     assert words in str(caught.value)
+
+
+LEAVES = {
+    "sys.exit": "import sys; sys.exit(0)",
+    "sys.exit with words": "import sys; sys.exit('goodbye')",
+    "a BaseException": "class Away(BaseException): pass\n    raise Away('gone')",
+}
+PLACES = {
+    "import": ("NOW\n", ["clients.0.model=leaves:model"]),
+    "model": ("def model(input_shape, classes):\n    NOW\n", ["clients.0.model=leaves:model"]),
+    "data": ("def load():\n    NOW\n", ["data.dataset=leaves:load"]),
+    "partition": (
+        "def deal(labels, clients, generator):\n    NOW\n",
+        ["data.partition={scheme='leaves:deal'}"],
+    ),
+    "fuse": (
+        "from dataclasses import dataclass\nfrom fedkd.fusion.fedmd import FedMD\n"
+        "@dataclass(frozen=True)\nclass Mine(FedMD):\n  def fuse(self, knowledge, memory):\n    NOW\n",
+        ["fusion={strategy='leaves:Mine'}"],
+    ),
+    "loss": (
+        "from dataclasses import dataclass\nfrom fedkd.fusion.fedmd import FedMD\n"
+        "@dataclass(frozen=True)\nclass Mine(FedMD):\n  def loss(self, student_logits, targets):\n    NOW\n",
+        ["fusion={strategy='leaves:Mine'}"],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", LEAVES)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_plug_in_does_not_decide_how_the_program_ends(place, way, digits_toml, tmp_path, capsys):
+    text, changes = PLACES[place]
+    code = LEAVES[way] if place != "import" else LEAVES[way].replace("\n    ", "\n")
+    (tmp_path / "leaves.py").write_text(text.replace("NOW", code))
+    sys.modules.pop("leaves", None)
+    for verb in ("check", "run"):
+        words = [verb, str(digits_toml), "--set", *changes]
+        words += ["--out", str(tmp_path / f"{place}"), "--quiet"] * (verb == "run")
+        status, said = main(words), capsys.readouterr().err
+        expected = {"fuse": 2 if verb == "check" else 3, "loss": 0 if verb == "check" else 3}.get(place, 2)
+        assert status == expected, said
+        assert said.count("\n") == (status != 0) and "Traceback" not in said
+        assert status == 0 or ("sys.exit" in said or "Away: gone" in said)

@@ -12,6 +12,7 @@ import numpy as np
 from fedkd.data.partition import LEAST_SAMPLES
 from fedkd.data.registry import PARTITIONS
 from fedkd.errors import UserError
+from fedkd.plugins import contained
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
 
@@ -50,7 +51,8 @@ def plugged_partition(
     name, rng = scheme.scheme, numpy_generator(seed, "partition", task=task)
     _check_arguments(function, scheme)
     try:
-        dealt = function(labels, clients, rng, **scheme.args)
+        with contained():
+            dealt = function(labels, clients, rng, **scheme.args)
     except UserError as error:
         raise error.at(key=KEY) from error
     except Exception as error:

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from fedkd.federation.identity import RUN_ID, Run, give_id, node_id_of
 from fedkd.federation.messages import CLIENT_RAISED
+from fedkd.plugins import contained
 
 OnReply = Callable[[int, int], None]
 
@@ -95,7 +96,8 @@ class EngineGrid(Grid):
 def answer(work: Callable[[Message, int], Message], message: Message, client: int) -> Message:
     """Let a client handle a message; an exception becomes an error reply, as on Flower's runtimes."""
     try:
-        return work(message, client)
+        with contained():
+            return work(message, client)
     except Exception as error:
         return error_reply(message, error)
 

@@ -24,6 +24,7 @@ from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan.plan import Plan
+from fedkd.plugins import contained
 from fedkd.scenario.identity import decisive
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
@@ -155,7 +156,8 @@ class Rounds:
         started = time.perf_counter()
         self._observer.phase(round, "fuse", 0, 1)
         try:
-            self._strategy.fuse(round, replies)
+            with contained():
+                self._strategy.fuse(round, replies)
         except UserError:
             raise
         except TrainingDiverged as error:

@@ -16,6 +16,7 @@ from fedkd.errors import UserError
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.mode import predicting
 from fedkd.models.registry import MODELS
+from fedkd.plugins import contained
 from fedkd.randomness import seeded_torch
 from fedkd.scenario.schema import ClientGroup, Scenario
 
@@ -191,21 +192,20 @@ def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:
 
 def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...], classes: int) -> Any:
     try:
-        if is_estimator_class(factory):
-            model = factory(**group.args)
-        elif _takes_keywords_alone(factory):
-            model = factory(num_classes=classes, **group.args)
-        else:
-            model = factory(shape, classes, **group.args)
+        with contained():
+            if is_estimator_class(factory):
+                return factory(**group.args)
+            if _takes_keywords_alone(factory):
+                return factory(num_classes=classes, **group.args)
+            return factory(shape, classes, **group.args)
     except UserError as error:
         raise error.at(key="clients.model") from error
     except Exception as error:
         raise UserError(f"building '{group.model}' raised {_one_line(error)}", key="clients.model") from error
-    return model
 
 
 def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
-    """Return whether nothing can be passed by its place, as in torchvision's ``resnet18(*, weights=None, …)``.
+    """Return whether nothing can be passed by its place, as in torchvision's ``resnet18(*, weights=None)``.
 
     The names of those are torchvision's: the number of classes is `num_classes`.
     """
@@ -218,7 +218,7 @@ def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
 
 def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
     try:
-        with predicting(model):
+        with contained(), predicting(model):
             output = model(inputs)
     except Exception as error:
         kind = "" if inputs.is_floating_point() else " of integers"

@@ -74,7 +74,7 @@ def test_a_client_that_raises_answers_with_an_error_and_others_go_on():
 def test_a_client_that_exits_takes_nobody_with_it():
     grid = InlineGrid(app, context, 2)
     first, second = grid.send_and_receive(messages(grid, exits=0))
-    assert first.error.reason.startswith("RuntimeError: the client called sys.exit(1)")
+    assert first.error.reason.startswith("RuntimeError: it called sys.exit(1)")
     assert told([second]) == [(1, 1)]
 
 

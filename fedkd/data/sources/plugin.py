@@ -8,6 +8,7 @@ from typing import Any
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
 from fedkd.errors import UserError, did_you_mean
+from fedkd.plugins import contained
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
 
@@ -23,7 +24,8 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
     """
     request.progress(f"calling {request.name}")
     try:
-        result = function(**request.args)
+        with contained():
+            result = function(**request.args)
     except UserError:
         raise
     except Exception as error:
