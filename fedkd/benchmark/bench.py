@@ -150,7 +150,7 @@ def bench(
         finally:
             progress.closed()
         progress.message("writing tables and figures")
-        return _report(plan, outcomes)
+        return _report(plan, outcomes, progress.message)
 
 
 def _opening(plan: BenchPlan, waiting: int) -> Iterator[str]:
@@ -208,7 +208,7 @@ def _check(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]
             raise in_cell(error, cell.label, plan.bench.file) from error
 
 
-def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome]) -> BenchResult:
+def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[str], None]) -> BenchResult:
     from fedkd.benchmark.references import beside_references
     from fedkd.benchmark.results import collect, study_run, write_cells, write_results
     from fedkd.report.figures import draw_figures
@@ -231,7 +231,7 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome]) -> BenchResult:
     write_text_atomically(plan.folder / "table.md", markdown_table(study))
     write_text_atomically(plan.folder / "table.csv", csv_table(study))
     if done:
-        draw_figures(study, plan.folder / "figures")
+        draw_figures(study, plan.folder / "figures", tell)
     return BenchResult(plan.folder, tuple(finished), study)
 
 

@@ -21,6 +21,8 @@ from fedkd.scenario.identity import INERT, decisive
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, protocols
 
+FORMULA = re.compile(r"[=@]|[+-](?![\d.∞])")
+"""How a cell begins that a spreadsheet computes; a number is none."""
 RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
 """Columns of the results that no axis may take the name of."""
 
@@ -111,6 +113,8 @@ def make_axes(bench: Bench) -> tuple[Axis, ...]:
                 f"'{axis.name}' cannot be an axis; seeds have a key of their own", file=bench.file
             )
         labels = [level.label for level in axis.levels]
+        for label in (axis.name, *labels):
+            _check_label(label, axis, bench)
         repeated = next((label for label in labels if labels.count(label) > 1), None)
         if repeated is not None:
             raise UserError(f"{repeated} is there twice", key=dotted(("grid", axis.name)), file=bench.file)
@@ -118,6 +122,21 @@ def make_axes(bench: Bench) -> tuple[Axis, ...]:
     if len(set(names)) < len(names):
         raise UserError("an axis of the grid and one of the variants have the same name", file=bench.file)
     return tuple(axes)
+
+
+def _check_label(label: str, axis: Axis, bench: Bench) -> None:
+    """Refuse what a table cannot show on a line, or a spreadsheet would take for a formula and compute.
+
+    Raises:
+        UserError: With the axis.
+    """
+    if not label.strip() or not label.isprintable() or FORMULA.match(label):
+        raise UserError(
+            f"{label!r} cannot stand in a table; a name is printable, and begins with none of = + - @"
+            " unless it is a number",
+            key=dotted(("grid", axis.name)),
+            file=bench.file,
+        )
 
 
 def _grid_axis(key: str, values: list[Any]) -> Axis:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,33 +37,42 @@ LONGEST_LABEL = 34
 """Letters of a label that fit beside one row of panels."""
 
 
-def draw_figures(study: Study, folder: Path) -> list[Path]:
-    """Draw every figure that the runs of a study allow, and return the files."""
+def draw_figures(study: Study, folder: Path, tell: Callable[[str], None] = print) -> list[Path]:
+    """Draw every figure that the runs of a study allow, and return the files.
+
+    Args:
+        study: What to show.
+        folder: Where; made where it is missing.
+        tell: Told of a figure that could not be drawn; the others are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     with house_style():
-        for name, figure in _figures(study):
-            files += save(figure, folder, name)
+        for name, draw in _figures(study):
+            try:
+                files += save(draw(), folder, name)
+            except Exception as error:  # what has run for hours must not fail for a picture
+                tell(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
     return files
 
 
-def _figures(study: Study) -> Iterator[tuple[str, Figure]]:
+def _figures(study: Study) -> Iterator[tuple[str, Callable[[], Figure]]]:
     for shown in study.shown:
         curves = [run.curves[shown.name] for run in study.runs if shown.name in run.curves]
         if any(len(curve) > 1 for curve in curves):
-            yield f"rounds-{shown.name}", over_rounds(study, shown)
+            yield f"rounds-{shown.name}", partial(over_rounds, study, shown)
             if any(run.traffic and run.traffic[-1][1] for run in study.runs):
-                yield f"traffic-{shown.name}", over_traffic(study, shown)
+                yield f"traffic-{shown.name}", partial(over_traffic, study, shown)
         two_axes = len(study.block_axes) == len(study.compared_axes) == 1
         if two_axes and any(shown.name in run.final for run in study.runs):
-            yield f"heatmap-{shown.name}", heat_map(study, shown)
+            yield f"heatmap-{shown.name}", partial(heat_map, study, shown)
     for shown in study.shown:
         if any(len(run.tasks.get(shown.name, ())) > 1 for run in study.runs):
-            yield f"tasks-{shown.name}", over_tasks(study, shown)
+            yield f"tasks-{shown.name}", partial(over_tasks, study, shown)
     if any({"accuracy_local", "accuracy_global"} <= run.final.keys() for run in study.runs):
-        yield "local-against-global", local_against_global(study)
+        yield "local-against-global", partial(local_against_global, study)
     if any({"average_accuracy", "stored_bytes_per_task"} <= run.final.keys() for run in study.runs):
-        yield "accuracy-against-stored", accuracy_against_stored(study)
+        yield "accuracy-against-stored", partial(accuracy_against_stored, study)
 
 
 # Curves -----------------------------------------------------------------------------------------------

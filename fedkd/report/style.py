@@ -45,6 +45,7 @@ _PARAMETERS: Any = {
     "lines.linewidth": 1.6,
     "lines.markersize": 3.5,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name with $ in it is a name
     # Ids in an SVG are salted hashes: with a fixed salt, equal figures are equal bytes.
     "svg.hashsalt": "fedkd",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from fedkd.report.comparison import Entry, Row, compare
@@ -19,14 +20,14 @@ def markdown_table(study: Study) -> str:
     """Return the table with its legend, one row per group, best values in bold."""
     rows = compare(study)
     axes = [*study.block_axes, *study.compared_axes]
-    titles = [study.title(axis) for axis in axes] + ["seeds"]
+    titles = [_plain(study.title(axis)) for axis in axes] + ["seeds"]
     alignment = ["---"] * len(axes) + ["--:"]
     for metric in study.shown:
         titles.append(metric.label)
         alignment.append("--:")
         if study.baseline:
             unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
-            titles.append(f"Δ to {group_title(study.baseline)}{unit}")
+            titles.append(f"Δ to {_plain(group_title(study.baseline))}{unit}")
             alignment.append("--:")
     lines = [f"# {study.name}", "", _line(titles), _line(alignment)]
     lines += [_line(_cells(row, study)) for row in rows]
@@ -34,11 +35,16 @@ def markdown_table(study: Study) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
+
+
+def _plain(name: str) -> str:
+    """Return a name so that Markdown shows it as it is: no cell of its own, no tag, no link, no picture."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", name)
 
 
 def _cells(row: Row, study: Study) -> list[str]:
-    cells = [*row.block, *row.group, str(row.seeds)]
+    cells = [*map(_plain, [*row.block, *row.group]), str(row.seeds)]
     for metric, entry in zip(study.shown, row.entries, strict=True):
         cells.append(_value(entry, metric))
         if study.baseline:
@@ -64,7 +70,8 @@ def _number(value: Interval | None, metric: Metric, sign: str = "") -> str:
 def _legend(study: Study, rows: Sequence[Row]) -> list[str]:
     seeds = max((row.seeds for row in rows), default=0)
     ranked = any(entry.best for row in rows for entry in row.entries)
-    where = f" for the same {' and '.join(map(study.title, study.block_axes))}" if study.block_axes else ""
+    blocks = [_plain(study.title(axis)) for axis in study.block_axes]
+    where = f" for the same {' and '.join(blocks)}" if blocks else ""
     parts = ["Means over clients after the last round."]
     if any(name in CONTINUAL_METRICS for name in study.metrics):
         parts.append(
@@ -76,14 +83,14 @@ def _legend(study: Study, rows: Sequence[Row]) -> list[str]:
     elif seeds == 1:
         parts.append("One seed: no intervals, and no telling chance from effect.")
     if study.baseline:
-        parts.append(f"Δ: difference to {group_title(study.baseline)}{where}, paired by seed.")
+        parts.append(f"Δ: difference to {_plain(group_title(study.baseline))}{where}, paired by seed.")
     if ranked:
         parts.append(f"**Bold**: best mean{where}.")
     if ranked and seeds > 1:
         parts.append(
             f"{TIED}: not separable from the best, the 95 % interval of the paired difference contains 0."
         )
-    bounds = {group_title(study.group_of(run)) for run in study.runs if run.is_bound}
+    bounds = {_plain(group_title(study.group_of(run))) for run in study.runs if run.is_bound}
     if ranked and bounds:
         parts.append(f"Not ranked, because all samples are in one place: {', '.join(sorted(bounds))}.")
     if study.missing:

@@ -157,6 +157,14 @@ MALFORMED = {
         "never change a result",
     ),
     "level twice": ({"grid": {"rounds": [1, 1]}, "baseline": {}}, "grid.rounds: 1 is there twice"),
+    "formula": (
+        {"grid": {}, "variants": {"s": {'=HYPERLINK("x")': {"seed": 3}, "b": {"seed": 4}}}, "baseline": {}},
+        "cannot stand in a table",
+    ),
+    "two lines": (
+        {"grid": {}, "variants": {"s": {"a\nb": {"seed": 3}, "b": {"seed": 4}}}, "baseline": {}},
+        "cannot stand in a table",
+    ),
     "seed as axis": ({"grid": {"seed": [1, 2]}, "baseline": {}}, "'seed' cannot be an axis"),
     "bad value": (
         {"grid": {"training.lr": [0.1, -1.0]}, "baseline": {}},

@@ -111,3 +111,27 @@ def test_one_seed_and_one_round_draw_what_there_is(study, tmp_path):
     )
     names = {path.stem for path in figures.draw_figures(replace(study, runs=runs), tmp_path)}
     assert names == {name for name in ALL if not name.startswith(("rounds", "traffic"))}
+
+
+def test_a_name_that_looks_like_mathematics_is_a_name(study, tmp_path):
+    odd = r"$\badcmd{$"
+
+    def new(names):
+        return tuple(odd if name == "knfu" else name for name in names)
+
+    runs = tuple(replace(run, levels=new(run.levels)) for run in study.runs)
+    axes = (study.axes[0], replace(study.axes[1], levels=new(study.axes[1].levels)))
+    told: list[str] = []
+    files = figures.draw_figures(replace(study, axes=axes, runs=runs), tmp_path, told.append)
+    assert len(files) == 2 * len(ALL) and not told
+
+
+def test_a_figure_that_fails_takes_no_other_with_it(study, tmp_path, monkeypatch):
+    def fails(study, shown):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(figures, "heat_map", fails)
+    told: list[str] = []
+    names = {path.stem for path in figures.draw_figures(study, tmp_path, told.append)}
+    assert names == {name for name in ALL if not name.startswith("heatmap")}
+    assert told[0] == "figure heatmap-accuracy_local could not be drawn: ValueError: no ink"
