@@ -120,7 +120,7 @@ def datasets() -> Iterator[str]:
 
 def scenarios() -> Iterator[str]:
     """Yield the shipped scenarios: those beside the package, else those below the working folder."""
-    import tomllib
+    from fedkd.scenario.toml import NotToml, parse_toml
 
     folders = [Path(__file__).resolve().parent.parent / "scenarios", Path.cwd() / "scenarios"]
     paths = sorted(next((found for folder in folders if (found := list(folder.glob("**/*.toml")))), []))
@@ -130,8 +130,8 @@ def scenarios() -> Iterator[str]:
         comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
         try:
-            name = str(tomllib.loads(text).get("name", path.stem))
-        except tomllib.TOMLDecodeError:
+            name = str(parse_toml(text).get("name", path.stem))
+        except NotToml:
             name, comment = path.stem, "(not valid TOML)"
         yield _row(name, f"{shown}  {comment}".rstrip())
     if not paths:

@@ -195,8 +195,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _folder(text: str) -> Path:
-    if not text:
-        raise UserError("a folder has a name, got an empty text")
+    if not text or "\0" in text:
+        raise UserError(f"a folder has a name without NULs, got {text!r}")
     return Path(text)
 
 

@@ -101,8 +101,11 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
     Raises:
         UserError: The folder is not a run folder.
     """
-    if not (folder / SCENARIO).is_file():
-        raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
+    try:
+        if not (folder / SCENARIO).is_file():
+            raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
+    except OSError as error:  # a name that no folder can have
+        raise UserError(f"not a run folder: {error.strerror}", file=str(folder)) from None
     return load_plan(folder / SCENARIO, [] if rounds is None else [f"rounds={rounds}"])
 
 

@@ -76,6 +76,36 @@ MALFORMED = {
         ["clients_per_round", "≤ data.clients (4)"],
     ),
     "bad file": (["run", "BROKEN"], ["BROKEN", "line 2"]),
+    "deep file": (["run", "DEEP"], ["DEEP: not valid TOML: tables or lists more than 64 deep"]),
+    "deep value": (
+        ["run", "FILE", "--set", f"data.args={'[' * 999}{']' * 999}"],
+        ["data.args: '[[[", "not valid"],
+    ),
+    "a number of thousands of digits": (
+        ["run", "DIGITS"],
+        ["DIGITS: not valid TOML: a number with thousands of digits"],
+    ),
+    "a name with a NUL": (["run", "a\0b.toml"], ["cannot be read: embedded null byte"]),
+    "a folder with a NUL": (
+        ["check", "FILE", "--set", r'data.root="a\u0000b"'],
+        ["FILE: data.root: is no folder"],
+    ),
+    "a long folder": (
+        ["check", "FILE", "--set", f"data.root={'a' * 5000}"],
+        ["FILE: data.root: is no folder"],
+    ),
+    "nobody's home": (
+        ["check", "FILE", "--set", "data.root=~nobody-here/x"],
+        ["FILE: data.root: is no folder"],
+    ),
+    "more clients than anybody": (
+        ["check", "FILE", "--set", "data.clients=100000000"],
+        ["FILE: data.clients: must be ≤ 1000000, got 100000000"],
+    ),
+    "beyond all measure": (
+        ["check", "FILE", "--set", "data.partition.alpha=1e308"],
+        ["FILE: data.partition.alpha: must be ≤ 1e+09"],
+    ),
     "empty file": (["run", "EMPTY"], ["EMPTY: is empty; expected a scenario in TOML"]),
     "the only value": (
         ["check", "FILE", "--set", "continual.tasks.order=shuffled"],
@@ -107,6 +137,9 @@ def test_malformed_input_is_one_line_and_status_2(case, digits_toml, tmp_path, c
     words, expected = MALFORMED[case]
     broken = tmp_path / "broken.toml"
     broken.write_text("name = 'x'\nrounds = = 3\n")
+    deep, digits = tmp_path / "deep.toml", tmp_path / "many-digits.toml"
+    deep.write_text(f"a = {'[' * 2000}{']' * 2000}\n")
+    digits.write_text(f"seed = {'9' * 4400}\n")
     empty = tmp_path / "empty.toml"
     empty.write_text("# what was here is gone\n")
     (tmp_path / "cli_test_plugin.py").write_text(
@@ -114,6 +147,7 @@ def test_malformed_input_is_one_line_and_status_2(case, digits_toml, tmp_path, c
         "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, classes + 1))\n"
     )
     files = {"FILE": str(digits_toml), "BROKEN": str(broken), "EMPTY": str(empty)}
+    files |= {"DEEP": str(deep), "DIGITS": str(digits)}
     status, _, err = run_main(capsys, *(files.get(word, word) for word in words))
     assert status == 2
     assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1

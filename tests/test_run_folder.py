@@ -64,7 +64,7 @@ def test_a_place_where_nobody_can_write_is_one_line(digits_toml, tmp_path, capsy
         assert capsys.readouterr().err.startswith(f"error: --out: cannot write to {out}: ")
     for words in (["run", str(digits_toml), "--out", ""], ["resume", ""]):
         assert main(words) == 2
-        assert "a folder has a name" in capsys.readouterr().err
+        assert "a folder has a name without NULs, got ''" in capsys.readouterr().err
 
 
 def test_it_is_said_before_any_data_are_loaded(digits_toml, tmp_path, monkeypatch):

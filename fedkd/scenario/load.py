@@ -5,8 +5,8 @@ What a scenario's names stand for, and their hyper-parameters, is found out by `
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedkd.errors import UserError
 from fedkd.plugins import module_file
 from fedkd.scenario.explain import scenario_error
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.toml import NotToml, parse_toml
 
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}
 """Keys by which a bench file gives itself away."""
@@ -63,7 +64,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     file = str(path)
     try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tables = parse_toml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("no such file; expected a scenario in TOML", file=file) from None
     except IsADirectoryError:
@@ -72,9 +73,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"cannot be read: {error.strerror}", file=file) from None
     except UnicodeDecodeError as error:
         raise UserError(f"is not UTF-8 text (byte {error.start})", file=file) from None
-    except tomllib.TOMLDecodeError as error:
-        what = str(error)  # ends with "(at line 3, column 8)"
-        raise UserError(f"not valid TOML: {what[:1].lower()}{what[1:]}", file=file) from None
+    except NotToml as error:
+        raise UserError(f"not valid TOML: {error}", file=file) from None
+    except ValueError as error:  # a name with a NUL in it
+        raise UserError(f"cannot be read: {error}", file=file) from None
     if not tables:  # every key has a default, so a file that was lost would run as well
         raise UserError("is empty; expected a scenario in TOML", file=file)
     return tables
@@ -84,14 +86,37 @@ def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
     home = Path(folder or ".").resolve()
     data = scenario.data
     if data.root is not None:
-        beside = _absolute(data.root, home)
-        root = beside if Path(beside).is_dir() else _absolute(data.root, Path.cwd())
-        data = data.model_copy(update={"root": root})
-    search = [_absolute(path, home) for path in scenario.plugin_path]
+        with _naming("data.root"):
+            beside = _absolute(data.root, home)
+            root = beside if Path(beside).is_dir() else _absolute(data.root, Path.cwd())
+            data = data.model_copy(update={"root": root})
+    with _naming("plugin_path"):
+        search = [_absolute(path, home) for path in scenario.plugin_path]
     # Only a folder that holds something named is searched, so a copy of the scenario elsewhere stays equal.
-    if str(home) not in search and any((home / file).exists() for file in _named_files(scenario)):
+    if str(home) not in search and any(_is_there(home / file) for file in _named_files(scenario)):
         search.append(str(home))
     return scenario.model_copy(update={"data": data, "plugin_path": search})
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Have the key named of a path that no file system can have.
+
+    Raises:
+        UserError: There is such a path.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL in it, the home of nobody
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".").lower()
+        raise UserError(f"is no folder that there can be: {reason}", key=key) from None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # what no file can be named is no file's name
+        return False
 
 
 def _absolute(path: str, home: Path) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import tomllib
 from collections.abc import Sequence
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.scenario.toml import NotToml, parse_toml
+
+LONGEST = 100
+"""Letters of a value that an error repeats."""
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
@@ -50,16 +53,20 @@ def _read_value(text: str, key: str) -> Any:
     if not text:
         raise UserError(f'{key} has no value; an empty string is {key}=""', key="--set")
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+        parsed = parse_toml(f"value = {text}")
+    except NotToml as error:
         if text[0] in "\"'[{":
-            raise UserError(f"{key}: {text!r} is not valid TOML", key="--set") from error
+            raise UserError(f"{key}: {_short(text)} is not valid TOML", key="--set") from error
         return text
     value = parsed.pop("value")
     # A second line would set a second key; a date is no scenario value, so it was meant as a word.
     if parsed or isinstance(value, datetime.date | datetime.time):
         return text
     return value
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= LONGEST else f"{text[:LONGEST]!r}…"
 
 
 def _set(mapping: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

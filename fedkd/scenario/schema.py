@@ -141,7 +141,7 @@ class Engine(Section):
     gpus_per_actor: Annotated[float, Field(ge=0.0)] | None = None
     """GPUs an actor reserves; fractions share a GPU. Absent: the cluster's GPUs, if it has any, are shared
     out among the actors; 0: none."""
-    threads_per_client: PositiveInt = 1
+    threads_per_client: Annotated[int, Field(ge=1, le=1024)] = 1
     """Threads of one client's arithmetic, whatever its actor's share of CPUs (results depend on it)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: the GPU where the actor holds a share of one, else the CPU."""
@@ -176,9 +176,9 @@ class Scenario(Section):
 
     name: str = Field("scenario", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run; letters, digits, `.`, `_` and `-`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw derives from it."""
-    rounds: PositiveInt = 10
+    rounds: Annotated[int, Field(ge=1, le=10**9)] = 10
     """Federated rounds; of a stream of tasks: absent, as many as its tasks take."""
     clients_per_round: PositiveInt | None = None
     """Clients sampled for training each round; absent: all of them."""

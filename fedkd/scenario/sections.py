@@ -28,7 +28,7 @@ class Partition(Section):
     called as `function(labels, clients, generator, **args)` for one list of indices per client."""
     args: dict[str, Any] = {}
     """Keyword arguments of a plugged-in scheme."""
-    alpha: Annotated[float, Field(gt=0.0)] = 0.5
+    alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 0.5
     """Concentration of the Dirichlet draws: small is heterogeneous."""
     samples_per_client: PositiveInt | None = None
     """Samples of every client (`quantity`: on average) before its local test split; absent: all private
@@ -63,7 +63,7 @@ class Data(Section):
     root: str | None = None
     """Folder that holds the data sets, relative to the scenario file or the working folder; absent:
     `$FEDKD_DATA`, else a user cache."""
-    clients: PositiveInt = 10
+    clients: Annotated[int, Field(ge=1, le=1_000_000)] = 10
     """Number of clients N."""
     partition: Partition = Partition()
     transfer: Transfer = Transfer()

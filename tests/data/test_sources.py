@@ -7,6 +7,7 @@ import pickle
 import struct
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,6 +258,24 @@ def test_npz_with_a_test_split(load, tmp_path: Path):
     dataset = load("npz", path="a.npz")
     assert dataset.train_x.dtype == np.float32 and dataset.shape == (3,)
     assert dataset.class_names == ("a", "b", "c") and dataset.test_y.tolist() == [2, 1, 0]
+
+
+def test_npz_of_another_kind_or_beyond_all_memory(load, tmp_path: Path, monkeypatch):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"cannot read .*a\.npz as \.npz"):
+        load("npz", path="a.npz")
+    header = np.lib.format.magic(1, 0) + b"\x76\x00"
+    header += b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000000,), }".ljust(117) + b"\n"
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("x.npy", header)
+    with pytest.raises(UserError, match="claims arrays that no memory holds"):
+        load("npz", path="b.npz")
+    np.savez_compressed(tmp_path / "c.npz", x=np.zeros((1000, 100)), y=np.zeros(1000, int))
+    assert (tmp_path / "c.npz").stat().st_size < 10_000
+    monkeypatch.setattr("fedkd.data.budget.memory_budget", lambda: 100_000)
+    with pytest.raises(UserError, match=r"unpacks to .* half of this machine's memory"):
+        load("npz", path="c.npz")
 
 
 def test_npz_without_a_test_split_is_split_by_class_and_seed(load, tmp_path: Path):

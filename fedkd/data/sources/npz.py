@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 
 import numpy as np
 
+from fedkd.data.budget import check_unpacked
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
 from fedkd.data.split import own_test_split
@@ -28,11 +30,12 @@ def load(request: SourceRequest) -> Dataset:
     args = request.arguments(path=str, test_share=0.2, split_seed=0)
     path = request.path(args["path"])
     try:
+        check_unpacked(path, KEY)
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} is no .npz file", key=KEY)
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError as error:  # a header claims more than its member holds
+        raise UserError(f"{path} claims arrays that no memory holds: {error}", key=KEY) from error
+    except (OSError, ValueError, EOFError, OverflowError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read {path} as .npz without pickled objects: {error}", key=KEY) from error
     names = arrays.get("class_names")
     class_names = None if names is None else [str(name) for name in names.ravel()]

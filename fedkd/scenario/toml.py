@@ -1,0 +1,45 @@
+"""TOML in: what Python's own parser takes for its own failure is the text's."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+DEEPEST = 64
+"""Tables and lists within each other; what a scenario needs is below ten."""
+
+
+class NotToml(ValueError):
+    """A text is no TOML, or none that anybody means; says why."""
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Return the tables of a text.
+
+    Raises:
+        NotToml: Why it has none.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        what = str(error)  # ends with "(at line 3, column 8)"
+        raise NotToml(f"{what[:1].lower()}{what[1:]}") from None
+    except ValueError:  # of int(), before the parser can look at it
+        raise NotToml("a number with thousands of digits") from None
+    except RecursionError:
+        tables = None
+    if tables is None or _is_deep(tables):
+        raise NotToml(f"tables or lists more than {DEEPEST} deep")
+    return tables
+
+
+def _is_deep(tables: dict[str, Any]) -> bool:
+    level: list[Any] = [tables]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for value in level
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, dict | list)
+        ]
+    return bool(level)
