@@ -122,10 +122,14 @@ def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:
         for name, found in architectures.items()
     }
     lines = [
-        f"{name:<{width}}  {architectures[name]['clients']:>3} clients  local {local:>7}  global {common:>7}"
+        f"{name:<{width}}  {_clients(architectures[name]['clients'])}  local {local:>7}  global {common:>7}"
         for name, (local, common) in means.items()
     ]
     return [f"{'architectures' if not number else '':<15}  {line}" for number, line in enumerate(lines)]
+
+
+def _clients(number: int) -> str:
+    return f"{number:>3} {'client' if number == 1 else 'clients':<7}"
 
 
 def _spread(over_clients: Mapping[str, Any] | None) -> str:
