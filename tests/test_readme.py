@@ -89,7 +89,9 @@ def test_every_verb_is_named():
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\((docs/[^)]+)\)", README))))
 def test_what_is_linked_is_there(path):
-    assert (REPOSITORY / path).is_file()
+    file, _, heading = path.partition("#")
+    assert (REPOSITORY / file).is_file()
+    assert not heading or f"\n## {heading}\n" in (REPOSITORY / file).read_text(encoding="utf-8")
 
 
 def test_files_that_are_named_are_there():
