@@ -7,6 +7,7 @@ model trains and predicts is its kind's business: `torch_client`, `stream_client
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
 from fedkd.randomness import derive_seed, numpy_generator
+from fedkd.training.device import torch_threads
 from fedkd.training.evaluate import Score, score
 from fedkd.training.executor import LoopExecutor, Training, complete_alone
 
@@ -84,6 +86,10 @@ class Client(ABC):
     def complete(self, training: Training[T]) -> T:
         """Bring a training of this client to its end, and return what it returned."""
         return complete_alone(training, self.executor)
+
+    def threads(self, number: int) -> AbstractContextManager[None]:
+        """Do the client's arithmetic on so many threads while the block runs."""
+        return torch_threads(number)
 
     # What a kind of model does ------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from math import nan
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from fedkd.fusion.views import Arrays
 from fedkd.models.estimator import EstimatorModel
 from fedkd.models.incremental import IncrementalModel
 from fedkd.plan.plan import Plan
+from fedkd.training.device import all_threads
 from fedkd.training.evaluate import score
 from fedkd.training.executor import Training
 
@@ -43,6 +45,10 @@ class EstimatorClient(Client):
         super().__init__(plan, index, data, poison)
         self.model = model
         self._trained_round = 0
+
+    def threads(self, number: int) -> AbstractContextManager[None]:
+        """Do the client's arithmetic on so many threads, whichever library's, while the block runs."""
+        return all_threads(number)
 
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Fit on the client's own samples and its last guidance; return the log loss on its own samples."""

@@ -65,11 +65,13 @@ def client_behind(context: Context) -> Iterator[Client]:
     """
     if isinstance(context, LocalContext):
         with torch_threads(context.threads):
-            yield context.client()
+            client = context.client()
+        with client.threads(context.threads):
+            yield client
         return
     factory = factory_of(plan_of(context))
     client = factory.build(_partition(context, factory.plan))
-    with torch_threads(factory.plan.scenario.engine.threads_per_client):
+    with client.threads(factory.plan.scenario.engine.threads_per_client):
         if msg.STATE in context.state:
             client.restore(from_record(context.state.array_records[msg.STATE]))
         yield client

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
@@ -44,6 +45,16 @@ def torch_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def all_threads(number: int) -> Iterator[None]:
+    """Do the same for every pool of threads in the process, such as scikit-learn's.
+
+    Finding them takes a millisecond, too much for whoever computes with torch alone.
+    """
+    with torch_threads(number), threadpool_limits(limits=number):
+        yield
 
 
 def as_tensor(array: np.ndarray) -> Tensor:

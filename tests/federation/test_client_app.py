@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from fedkd.clients.base import EFFECT
 from fedkd.clients.factory import ClientFactory
@@ -17,7 +19,7 @@ from fedkd.errors import TrainingDiverged
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.client_app import answer_together, app
-from fedkd.federation.context import local_context
+from fedkd.federation.context import client_behind, local_context
 from fedkd.federation.identity import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.replies import metrics_of
 from fedkd.plan.load import parse_plan
@@ -218,3 +220,16 @@ def test_a_training_forgets_guidance_that_nobody_measured(tables):
     metrics = metrics_of(app(message(0, msg.EVALUATE, 2), live.contexts[0]))
     assert all(np.isnan(metrics[key]) for key in FIDELITY)
     assert metrics["accuracy_local"] == live.contexts[0].client().evaluate("local").accuracy
+
+
+@pytest.mark.parametrize("model", ["mlp", "gradient-boosting"])
+def test_a_client_computes_on_as_many_threads_as_the_scenario_says(model, streamed):
+    """Whichever library does: scikit-learn's pools are none of torch's."""
+    tables = {key: value for key, value in streamed.items() if key != "continual"}
+    plan = parse_plan(tables | {"rounds": 1, "clients": [{"model": model}], "fusion": {"strategy": "knfu"}})
+    context = local_context(ClientFactory(plan, load_data(plan.scenario)), 0)
+    with threadpool_limits(limits=2), client_behind(context):
+        assert torch.get_num_threads() == 1
+        pools = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"}
+        assert (pools == {1}) == (model != "mlp"), "what torch does not use is left alone"
+    assert torch.get_num_threads() == 1, "as it was before"
