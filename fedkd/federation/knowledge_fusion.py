@@ -11,8 +11,10 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 from fedkd.clients.upload import Stage, arrive
+from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.fusion.strategy import FusionStrategy
@@ -31,6 +33,7 @@ class KnowledgeFusion(Strategy):
         known: What the server knows besides the messages, of each task of a stream or of the only one; only
             some strategies need it.
         stages: What uploads have passed on their way (see `fedkd.clients.upload`).
+        min_available_nodes: Nodes that a round of Flower's own loop waits for, as Flower's strategies do.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class KnowledgeFusion(Strategy):
         strategy: FusionStrategy,
         known: Callable[[int], ServerKnowledge] | ServerKnowledge | None = None,
         stages: Sequence[Stage] = (),
+        min_available_nodes: int = 2,
     ) -> None:
         self.strategy = strategy
+        self._min_available_nodes = min_available_nodes
         self._known = known if callable(known) else lambda task: known or ServerKnowledge()
         self._fusing = Fusing(strategy, self._known(0))
         self._stages = stages
@@ -98,7 +103,8 @@ class KnowledgeFusion(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return one train message per node of the grid, as Flower's own loop asks for them."""
+        """Return one train message per node, once there are enough, as Flower's own loop asks for them."""
+        sample_nodes(grid, self._min_available_nodes, sample_size=0)
         return self.train_messages(server_round, config, grid)
 
     def configure_evaluate(
@@ -153,7 +159,14 @@ class KnowledgeFusion(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fuse the knowledge of all replies without error; return no weights, and the mean metrics."""
+        """Fuse the knowledge of all replies without error; return no weights, and the mean metrics.
+
+        Raises:
+            RunFailed: Nobody answered, not even with an error.
+        """
+        replies = list(replies)
+        if not replies:
+            raise RunFailed("no node has answered", round=server_round)
         answered = _answered(replies)
         self.fuse(server_round, answered)
         return None, _mean_metrics(answered)

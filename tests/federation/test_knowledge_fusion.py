@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedkd.engine.inline import InlineGrid
+from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
 from fedkd.federation.identity import node_id_of
@@ -97,7 +98,7 @@ def train_round(
     strategy: KnowledgeFusion, federation: Federation, round: int, clients=tuple(range(N))
 ) -> None:
     cohort = NodeSubset(federation.grid, [federation.nodes[client] for client in clients])
-    requests = strategy.configure_train(round, to_record({}), ConfigRecord(), cohort)
+    requests = strategy.train_messages(round, ConfigRecord(), cohort)
     strategy.aggregate_train(round, federation.grid.send_and_receive(requests))
 
 
@@ -417,3 +418,20 @@ def test_a_checkpoint_holds_what_several_clients_wait_for_once(strategy):
     first, second = straight.state(), restored.state()
     assert list(first) == list(second)
     assert all(values.tobytes() == second[name].tobytes() for name, values in first.items())
+
+
+def test_it_waits_until_there_are_enough_nodes(monkeypatch):
+    """On Flower's runtimes nodes appear some time after the server has begun."""
+    federation, waited = Federation(), []
+    everyone = list(federation.grid.get_node_ids())
+    monkeypatch.setattr(federation.grid, "get_node_ids", lambda: everyone[: len(waited)])
+    monkeypatch.setattr("flwr.serverapp.strategy.strategy_utils.sleep", waited.append)
+    KnowledgeFusion(FedMD(), min_available_nodes=3).start(federation.grid, num_rounds=1)
+    assert len(waited) == 3
+
+
+def test_a_round_without_clients_is_a_failure(monkeypatch):
+    federation = Federation()
+    monkeypatch.setattr(federation.grid, "send_and_receive", lambda messages, timeout: [])
+    with pytest.raises(RunFailed, match="round 1: no node has answered"):
+        KnowledgeFusion(FedMD()).start(federation.grid, num_rounds=2)
