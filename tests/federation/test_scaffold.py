@@ -209,7 +209,7 @@ class Federation:
 
     def train(self, round: int, clients: list[int]) -> dict[int, int]:
         cohort = NodeSubset(self.grid, [node_id_of(n) for n in clients])
-        messages = list(self.strategy.configure_train(round, to_record({}), ConfigRecord(), cohort))
+        messages = self.strategy.train_messages(round, ConfigRecord(), cohort)
         replies = []
         send = self.grid.send_and_receive
         self.grid.send_and_receive = lambda sent: replies.extend(send(sent)) or replies
