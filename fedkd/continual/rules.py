@@ -37,8 +37,9 @@ class LearnerRules:
         self._learner, self._context, self._model = learner, context, model
         self._substitutes = substitutes
         self._after_epoch = after_epoch
+        # By name: an optimiser's state goes by their order, and memory out of a checkpoint keeps none.
         self._trainable = {
-            name: tensor.requires_grad_() for name, tensor in learner.trainable(context).items()
+            name: tensor.requires_grad_() for name, tensor in sorted(learner.trainable(context).items())
         }
         trained = {id(tensor) for tensor in self._trainable.values()}
         # What is not trained now may still get gradients, which must not pile up.

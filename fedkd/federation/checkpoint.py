@@ -235,7 +235,8 @@ def _arrays(path: Path, digest: str) -> Arrays:
     try:
         data = path.read_bytes()
         if _sha256(data) == digest:
-            return load(data)
+            # A file keeps no order, and its reader's is another one every time.
+            return dict(sorted(load(data).items()))
     except FileNotFoundError:
         raise _Damaged(f"{path.name} is missing") from None
     except (OSError, SafetensorError):

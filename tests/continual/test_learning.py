@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from fedkd.continual.learner import Learner
 from fedkd.continual.naive import Naive
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
+from fedkd.continual.rules import LearnerRules
 from fedkd.continual.task_model import TaskModel
 from fedkd.models.cnn import cnn
 from fedkd.models.mlp import mlp
@@ -402,3 +404,17 @@ def test_a_task_model_reads_its_own_units_through_substitutes():
     assert torch.equal(net(x), plain.outputs(x)), "the network itself is as it was"
     doubled.substitute({"head.weight": net.head.weight})
     assert torch.equal(doubled(x), plain(x)), "nothing of the last call is remembered"
+
+
+def test_what_is_trained_is_in_the_order_of_names():
+    """An optimiser's state goes by that order, and memory that comes out of a checkpoint has none."""
+
+    class Unordered(SimpleNamespace):
+        confines = False
+
+        def trainable(self, context):
+            return {name: torch.zeros(int(name)) for name in ("10", "2", "1")}
+
+    context = SimpleNamespace(network=nn.Linear(1, 1))
+    rules = LearnerRules(Unordered(), context, None, None, OptimizerSpec("sgd", lr=0.1), None)
+    assert [len(tensor) for tensor in rules.parameters] == [1, 10, 2]

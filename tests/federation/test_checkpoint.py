@@ -250,3 +250,10 @@ def test_no_file_is_a_pickle(tmp_path):
     for path in files:
         with pytest.raises(ValueError):
             list(pickletools.genops(path.read_bytes()))
+
+
+def test_arrays_come_back_in_one_order(tmp_path):
+    arrays = {f"{number}": np.zeros(1) for number in range(50)}
+    written(tmp_path, replace(at(1, {}), clients={0: arrays}))
+    for _ in range(3):
+        assert list(latest(tmp_path).clients[0]) == sorted(arrays)
