@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -175,3 +177,28 @@ def test_the_science_needs_neither_flower_nor_ray(room):
     ]
     if heavy:
         pytest.fail("\n".join([f"{room} imports Flower or Ray:", *map(str, heavy)]), pytrace=False)
+
+
+WITHOUT = """
+import sys
+sys.modules["flwr"] = sys.modules["ray"] = None  # as on a machine that has neither
+from fedkd.clients.factory import ClientFactory
+from fedkd.data.load import load_data
+from fedkd.plan.load import parse_plan
+from fedkd.server.fusing import Fusing, ServerKnowledge, Upload
+
+plan = parse_plan({"data": {"clients": 2, "transfer": {"size": 20}}, "clients": [{"model": "mlp"}]})
+factory, uploads = ClientFactory(plan, load_data(plan.scenario)), {}
+for index in (0, 1):
+    client = factory.build(index)
+    client.complete(client.train(1))
+    uploads[index] = Upload(1, client.upload(1), client.num_train_samples)
+fusing = Fusing(plan.strategy, ServerKnowledge())
+assert fusing.fuse(1, uploads, (0, 1)) == 2 * 20 * 10 * 4
+client.complete(client.learn(fusing.mailbox.take(1).arrays, 1))
+"""
+
+
+def test_a_round_is_trained_and_fused_without_flower_and_ray():
+    """Whoever names no strategy of Flower's needs neither, however deep an import stands."""
+    subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120, cwd=PACKAGE.parent)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from fedkd.report.study import Study, StudyAxis, StudyRun
@@ -75,3 +78,19 @@ def stream_study() -> Study:
         metrics=("average_accuracy_task_incremental", "average_accuracy_class_incremental"),
         runs=tuple(runs),
     )
+
+
+@pytest.fixture
+def renamed(study) -> Callable[[str], Study]:
+    """Return a function to `study` with another name for `knfu`."""
+
+    def rename(odd: str) -> Study:
+        def new(names):
+            return tuple(odd if name == "knfu" else name for name in names)
+
+        axes = (study.axes[0], replace(study.axes[1], levels=new(study.axes[1].levels)))
+        return replace(
+            study, axes=axes, runs=tuple(replace(run, levels=new(run.levels)) for run in study.runs)
+        )
+
+    return rename

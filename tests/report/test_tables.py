@@ -112,20 +112,10 @@ def test_a_stream_is_told_how_it_was_measured(stream_study):
     assert "Streams" not in markdown_table(replace(stream_study, metrics=("seconds",)))
 
 
-def renamed(study, odd):
-    """Return a study in which `knfu` has another name."""
-
-    def new(names):
-        return tuple(odd if name == "knfu" else name for name in names)
-
-    axes = (study.axes[0], replace(study.axes[1], levels=new(study.axes[1].levels)))
-    return replace(study, axes=axes, runs=tuple(replace(run, levels=new(run.levels)) for run in study.runs))
-
-
-def test_a_name_is_shown_as_it_is(study):
+def test_a_name_is_shown_as_it_is(renamed):
     """No column of its own, no tag, no link, no picture: none of them is what a name may bring along."""
     odd = "a|b <img src=x> [c](d) ![e](f) **g** `h`"
-    lines = markdown_table(renamed(study, odd)).splitlines()
+    lines = markdown_table(renamed(odd)).splitlines()
     rows = [line for line in lines if "img" in line]
     shown = r"a\|b \<img src=x\> \[c\](d) !\[e\](f) \*\*g\*\* \`h\`"
     assert len(rows) == 2 and all(f"| {shown} |" in row for row in rows)
