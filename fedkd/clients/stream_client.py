@@ -38,6 +38,8 @@ class StreamClient(TorchClient):
     """Trains a torch module on one task after another, on its own samples and on guidance.
 
     A strategy sees one ordinary problem at a time: the present task's samples, transfer set and classes.
+    A learner sees the tasks in the client's own order, counted from 0: its task is a place in that order. One
+    that comes back is a further task to it, and what it made of it last is what the client knows of it.
 
     Args:
         plan: What to simulate.
@@ -58,7 +60,8 @@ class StreamClient(TorchClient):
         scenario, continual = plan.scenario, plan.scenario.continual
         assert plan.learner is not None and continual is not None
         self._tasks = stream.client(index)
-        super().__init__(plan, index, self._tasks[0], model, poison)
+        self._order = plan.schedule.order(index)
+        super().__init__(plan, index, self._tasks[self._order[0]], model, poison)
         self._continual = continual
         self._stream = stream
         self._unit_class = np.array(stream.unit_class)
@@ -72,7 +75,7 @@ class StreamClient(TorchClient):
         self.learning = TaskLearning(
             plan.learner,
             self.model,
-            [task.units for task in stream],
+            [stream[task].units for task in self._order],
             stream.outputs,
             self._samples,
             seed=scenario.seed,
@@ -80,36 +83,38 @@ class StreamClient(TorchClient):
             batch_size=scenario.training.batch_size,
         )
 
-    def _samples(self, task: int) -> tuple[Tensor, Tensor]:
-        """Return the samples and labels of a task that the client trains on."""
+    def _samples(self, place: int) -> tuple[Tensor, Tensor]:
+        """Return the samples and labels that the client trains on of the task at a place in its order."""
+        task = self._order[place]
         data = self._tasks[task]
         own = self._own_samples_of(data, task)
         x, y = own.of(data.train_x, self._labels_of(data))
         return self._on_device(x), self._on_device(y)
 
-    def _samples_kept_apart(self, task: int) -> tuple[Tensor, Tensor]:
+    def _samples_kept_apart(self, place: int) -> tuple[Tensor, Tensor]:
         """Return those that it does not train on."""
+        task = self._order[place]
         data = self._tasks[task]
         own = self._own_samples_of(data, task).kept_apart
         return self._on_device(data.train_x[own]), self._on_device(self._labels_of(data)[own])
 
     def _own_samples(self) -> OwnSamples:
-        return self._own_samples_of(self.data, max(self.learning.task, 0))
+        return self._own_samples_of(self.data, self._order[max(self.learning.task, 0)])
 
     # A stream of tasks --------------------------------------------------------------------------------
 
     def enter(self, round: int) -> None:
         """Move on to the task of a round: the strategy forgets what it kept of the last one's knowledge."""
-        task = self._plan.schedule.task(self.index, round)
-        if task is None or round == 0 or self.learning.task == task:
+        place = self._plan.schedule.place(self.index, round)
+        if round == 0 or self.learning.task == place:
             return
-        self.data = self._tasks[task]
+        self.data = self._tasks[self._order[place]]
         if "weights" not in self._strategy.needs:
             self._kept = {}
             self.memory.clear()
         # A learner's own tensors of a task, such as its scores, are not those of the last one.
         self._optimizer_state = of_model(self._optimizer_state)
-        self.learning.enter(task)
+        self.learning.enter(place)
 
     def end_task(self) -> None:
         """End the task under way."""
@@ -126,7 +131,7 @@ class StreamClient(TorchClient):
         return self.learning.fit(
             job,
             first_epoch=self._plan.schedule.rounds_into_task(self.index, round) * local_epochs,
-            task_epochs=continual.rounds_per_task * local_epochs,
+            task_epochs=self._plan.schedule.rounds_of_task(self.index, round) * local_epochs,
             after_epoch=self._after_epoch if continual.evaluate_epochs else None,
         )
 
@@ -151,7 +156,7 @@ class StreamClient(TorchClient):
         return self.learning.distil(job)
 
     def _after_epoch(self) -> None:
-        accuracies = self._accuracies(self.learning.task)
+        accuracies = self._accuracies(self._order[self.learning.task])
         row = accuracies[self._protocols.index(self._main)]
         for split, accuracy in zip(SPLITS, row.tolist(), strict=True):
             if not isnan(accuracy):  # there may be no local test sets
@@ -177,18 +182,18 @@ class StreamClient(TorchClient):
         """
         super().remember_trained(round, changes=changes)
         if changes:
-            before = self._measure(range(self.learning.task + 1))
+            before = self._measure(self._met())
             self._tasks_before = (round, before)
             self.effect.begin_at(dict(zip(SPLITS, self._so_far(before), strict=True)))
 
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on all tasks met so far and on the next one, and where they have dropped.
 
-        At round 0, before any training, all tasks are measured. What is not measured is NaN.
+        At round 0, before any training, all that the client will meet are measured. What is not measured is
+        NaN.
         """
-        task = self.learning.task
-        measured = range(len(self._tasks)) if round == 0 else range(min(task + 2, len(self._tasks)))
-        now = self._measure(measured)
+        met = self._met()
+        now = self._measure(self._order if round == 0 else self._order[: self.learning.task + 2])
         found = {
             TaskMetric(accuracy_name(protocol), split, t).key: float(now[p, s, t])
             for p, protocol in enumerate(self._protocols)
@@ -201,8 +206,9 @@ class StreamClient(TorchClient):
         for s, split in enumerate(SPLITS):
             for t in range(len(self._tasks)):
                 learned = before[main, s, t] if guided else now[main, s, t]
-                known = self._tasks_after[main, s, t] if 0 <= t < task else nan
-                spatial = learned - now[main, s, t] if guided and t < task else nan
+                earlier = t in met[:-1]
+                known = self._tasks_after[main, s, t] if earlier else nan
+                spatial = learned - now[main, s, t] if guided and earlier else nan
                 found[TaskMetric("spatial_forgetting", split, t).key] = float(spatial)
                 found[TaskMetric("temporal_forgetting", split, t).key] = float(known - learned)
         self._tasks_after = now
@@ -214,7 +220,7 @@ class StreamClient(TorchClient):
 
     def _so_far(self, accuracies: np.ndarray) -> tuple[float, float]:
         """Return the means over all tasks so far in the main protocol, local and global."""
-        main = accuracies[self._protocols.index(self._main), :, : self.learning.task + 1]
+        main = accuracies[self._protocols.index(self._main)][:, self._met()]
         local, common = (float(np.mean(of_split)) for of_split in main)
         return local, common
 
@@ -232,17 +238,29 @@ class StreamClient(TorchClient):
     def _nothing_measured(self) -> np.ndarray:
         return np.full((len(self._protocols), len(SPLITS), len(self._tasks)), nan)
 
-    def _measure(self, tasks: range) -> np.ndarray:
+    def _met(self) -> list[int]:
+        """Return the tasks that were begun, each once, the present one last."""
+        begun = self._order[: self.learning.task + 1]
+        return list(dict.fromkeys(reversed(begun)))[::-1]
+
+    def _measure(self, tasks: Sequence[int]) -> np.ndarray:
         """Return accuracies [protocols, splits, T], NaN for tasks that are not measured."""
         measured = self._nothing_measured()
-        for task in tasks:
+        for task in dict.fromkeys(tasks):
             measured[:, :, task] = self._accuracies(task)
         return measured
 
     def _accuracies(self, task: int) -> np.ndarray:
         """Return accuracies [protocols, splits] on one task, with the task given and without."""
-        model = self.learning.model(task)
+        model = self.learning.model(self._place_of(task))
         return np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
+
+    def _place_of(self, task: int) -> int:
+        """Return where in the client's order a task was last begun, or will first be."""
+        begun = self._order[: self.learning.task + 1]
+        if task in begun:
+            return len(begun) - 1 - begun[::-1].index(task)
+        return self._order.index(task)
 
     def _shares(self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         """Return the shares of samples classified correctly with the task given and without."""
@@ -291,7 +309,7 @@ class StreamClient(TorchClient):
         self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
         self.learning.restore(below(LEARNER, arrays))
         if self.learning.task >= 0:
-            self.data = self._tasks[self.learning.task]
+            self.data = self._tasks[self._order[self.learning.task]]
 
 
 def _joined(tasks: Sequence[int], parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:

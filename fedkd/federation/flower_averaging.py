@@ -48,7 +48,7 @@ class FlowerAveraging:
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         """Take no notice: every node is sent the same."""
 
-    def begin_task(self, task: int) -> None:
+    def begin_round(self, task_of: Mapping[int, int]) -> None:
         """Go on: weights know no tasks."""
 
     def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:

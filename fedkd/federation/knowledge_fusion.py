@@ -18,7 +18,8 @@ from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge, Upload
+from fedkd.server.by_task import FusingByTask
+from fedkd.server.fusing import FusionReport, ServerKnowledge, Upload
 
 
 class KnowledgeFusion(Strategy):
@@ -45,8 +46,8 @@ class KnowledgeFusion(Strategy):
     ) -> None:
         self.strategy = strategy
         self._min_available_nodes = min_available_nodes
-        self._known = known if callable(known) else lambda task: known or ServerKnowledge()
-        self._fusing = Fusing(strategy, self._known(0))
+        of_task = known if callable(known) else lambda task: known or ServerKnowledge()
+        self._fusing = FusingByTask(strategy, of_task)
         self._stages = stages
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
@@ -60,9 +61,9 @@ class KnowledgeFusion(Strategy):
         """
         self._client_of_node |= {node: client for client, node in node_of_client.items()}
 
-    def begin_task(self, task: int) -> None:
-        """Work with the transfer set of another task from now on, and forget what was fused of the last."""
-        self._fusing.begin_task(self._known(task))
+    def begin_round(self, task_of: Mapping[int, int]) -> None:
+        """Say which task of a stream every client is at: knowledge is fused among those at the same one."""
+        self._fusing.move(task_of)
 
     def start(  # type: ignore[override]
         self, grid: Grid, initial_arrays: ArrayRecord | None = None, num_rounds: int = 3, **options: Any
@@ -80,12 +81,16 @@ class KnowledgeFusion(Strategy):
         """Return one train message per node, with its pending guidance."""
         self._fusing.begin(self._client_of_node.values())
         messages = self._messages(msg.TRAIN, round, config, nodes)
-        asked = self._fusing.request(round)
-        if asked is not None:
+        clients = [self._client_of_node.get(message.metadata.dst_node_id) for message in messages]
+        for task, fusing in self._fusing.of_clients(clients).items():
+            asked = fusing.request(round)
+            if asked is None:
+                continue
             request = to_record({msg.SAMPLES: asked.astype(np.int32)})
-            for message in messages:
-                message.content[msg.REQUEST] = request
-                self._sent += payload_bytes(RecordDict({msg.REQUEST: request}))
+            for client, message in zip(clients, messages, strict=True):
+                if self._fusing.task_of(client) == task:
+                    message.content[msg.REQUEST] = request
+                    self._sent += payload_bytes(RecordDict({msg.REQUEST: request}))
         return messages
 
     def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
@@ -114,10 +119,11 @@ class KnowledgeFusion(Strategy):
         return self.evaluate_messages(server_round, config, grid)
 
     def _messages(self, kind: str, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        mailbox, measures = self._fusing.mailbox, kind == msg.EVALUATE
+        measures = kind == msg.EVALUATE
         batch = []
         for node in nodes.get_node_ids():
             client = self._client_of_node.get(node)
+            mailbox = self._fusing.of(client).mailbox
             settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
             content = RecordDict({msg.CONFIG: settings})
             own = mailbox.take(client)
@@ -177,7 +183,8 @@ class KnowledgeFusion(Strategy):
         for reply in answered:
             if reply.metadata.src_node_id not in self._client_of_node:
                 self._client_of_node[reply.metadata.src_node_id] = msg.sender(reply)
-                self._fusing.mailbox.meet(msg.sender(reply))
+                client = msg.sender(reply)
+                self._fusing.of(client).mailbox.meet(client)
         return _mean_metrics(answered)
 
     def sent_bytes(self) -> int:
@@ -190,7 +197,7 @@ class KnowledgeFusion(Strategy):
 
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion, where the strategy has weights."""
-        return self._fusing.report
+        return self._fusing.report()
 
     # State --------------------------------------------------------------------------------------------
 

@@ -112,9 +112,16 @@ class Measurements:
         means = {}
         for name in dict.fromkeys(name for record in records.values() for name in record):
             values = {client: float(record[name]) for client, record in records.items() if name in record}  # type: ignore[arg-type]
-            task = self._schedule.task(0, round)
-            means[f"train/{name}"] = self._record(round, "train", name, values, task=task)
+            for task, of_task in self._by_task(round, values).items():
+                means[f"train/{name}"] = self._record(round, "train", name, of_task, task=task)
         return means
+
+    def _by_task(self, round: int, values: Mapping[int, float]) -> dict[int | None, dict[int, float]]:
+        """Return what clients said by the task they are at, ascending."""
+        found: dict[int | None, dict[int, float]] = {}
+        for client in sorted(values, key=lambda client: (self._schedule.task(client, round) or 0, client)):
+            found.setdefault(self._schedule.task(client, round), {})[client] = values[client]
+        return found
 
     def _record_curves(self, round: int, replies: Replies) -> None:
         """Record the accuracy after each local epoch, where clients measured it."""
@@ -135,9 +142,18 @@ class Measurements:
         """Record one metric of every client, in client order, then the federation's mean; return the mean.
 
         Poisoned clients are recorded and left out of the mean, unless there are no others.
+
+        Args:
+            round: 0: before any training.
+            split: Samples it was measured on.
+            metric: Its name.
+            values: Of every client.
+            task: The task it is about; None: none alone, and a client's own value is told with the task that
+                the client is at.
         """
         for client in sorted(values):
-            self._recorder.metric(metric, values[client], round=round, client=client, split=split, task=task)
+            own = self._schedule.task(client, round) if task is None else task
+            self._recorder.metric(metric, values[client], round=round, client=client, split=split, task=own)
         mean = float(np.mean([values[client] for client in self._counted(values.keys())]))
         self._recorder.metric(metric, mean, round=round, split=split, task=task)
         return mean

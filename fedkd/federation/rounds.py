@@ -103,7 +103,7 @@ class Rounds:
         if round > self._plan.scenario.rounds:
             train_loss, evaluated = self._finish(round)
         else:
-            self._begin_task(round)
+            self._strategy.begin_round(self._tasks(round))
             train_loss = self._train(round)
             neighbours = self._measurements.fusion(round, self._strategy.report())
             self._end_task(round)
@@ -130,16 +130,15 @@ class Rounds:
                 bytes_down=self._totals.bytes_down - before.bytes_down,
                 seconds=seconds,
                 metrics=evaluated,
-                task=self._schedule.task(0, round),
+                task=self._schedule.task(0, round) if self._schedule.in_step else None,
             )
         )
 
     # Phases -------------------------------------------------------------------------------------------
 
-    def _begin_task(self, round: int) -> None:
-        task = self._schedule.task(0, round)  # all clients are in lockstep
-        if task is not None and self._schedule.begins(0, round):
-            self._strategy.begin_task(task)
+    def _tasks(self, round: int) -> dict[int, int]:
+        """Return the task that every client is at in a round; 0 without a stream."""
+        return {client: self._schedule.task(client, round) or 0 for client in self._node_of_client}
 
     def _train(self, round: int) -> float | None:
         clients = self._schedule.participants(round)
@@ -271,9 +270,7 @@ class Rounds:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self._totals = checkpoint.totals
-        task = self._schedule.task(0, checkpoint.round)
-        if task is not None:
-            self._strategy.begin_task(task)
+        self._strategy.begin_round(self._tasks(checkpoint.round))
         self._strategy.restore(checkpoint.server)
         requests = [
             Message(

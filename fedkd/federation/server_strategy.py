@@ -22,8 +22,8 @@ class ServerStrategy(Protocol):
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         """Say which node simulates each client."""
 
-    def begin_task(self, task: int) -> None:
-        """Get ready for a task of a stream, which begins with the next round."""
+    def begin_round(self, task_of: Mapping[int, int]) -> None:
+        """Say which task of a stream every client is at from now on; 0 for all without one."""
 
     def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the messages that have the nodes train, with what waits for them."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
+from fedkd.plan.course_checks import check_courses
 from fedkd.scenario.load import PATH_DATASETS
 from fedkd.scenario.schema import Data, Partition, Scenario, TaskStream, Training
 
@@ -35,6 +36,7 @@ def check_scenario(scenario: Scenario) -> None:
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
+    check_courses(scenario)
 
 
 def _check_names(scenario: Scenario) -> None:

@@ -47,6 +47,8 @@ def _check_longer(scenario: Scenario, before: int, done: int) -> None:
         reason = "its tasks say how many rounds a stream takes"
     elif scenario.training.schedule == "cosine":
         reason = "its learning rates, by schedule 'cosine', were those of a run that ends there"
+    elif scenario.population.breaks or scenario.population.leaving:
+        reason = "when its clients are away was drawn for its rounds"
     elif done > before:
         reason = "it has ended with a training of its own (finish = 'trained')"
     else:

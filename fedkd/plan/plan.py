@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
 from fedkd.plan.checks import check_one_architecture, check_scenario, check_transfer_size
+from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
-from fedkd.plan.schedule import Schedule, draw_schedule
+from fedkd.plan.schedule import Schedule
 from fedkd.plugins import import_plugins
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import ClientGroup, Scenario, Section
-from fedkd.scenario.stream import resolve_stream
+from fedkd.scenario.stream import resolve_rounds, resolve_stream
 
 if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
@@ -68,6 +69,8 @@ def resolve(scenario: Scenario) -> Plan:
     import_plugins(scenario.plugins, scenario.plugin_path)
     scenario = resolve_stream(scenario)
     check_scenario(scenario)
+    schedule = draw_schedule(scenario)
+    scenario = resolve_rounds(scenario, schedule.rounds)
     strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
     check_transfer_size(scenario, strategy)
     tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=hyperparameters)}
@@ -78,7 +81,7 @@ def resolve(scenario: Scenario) -> Plan:
     if scenario.fusion.from_flower:
         check_one_architecture(scenario)
     scenario = scenario.model_copy(update=tables)
-    return Plan(scenario, strategy, learner, draw_schedule(scenario), tuple(client_models(scenario)))
+    return Plan(scenario, strategy, learner, schedule, tuple(client_models(scenario)))
 
 
 def open_plan(scenario_json: str) -> Plan:

@@ -1,6 +1,6 @@
 """Who takes part in which round, and which task each client learns then.
 
-A schedule is drawn once for a run, from the scenario and its seed; nobody else computes a task from a round.
+A schedule is drawn once for a run (`fedkd.plan.drawing`); nobody else computes a task from a round.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import task_count
 
 
 class Span(NamedTuple):
@@ -95,6 +93,19 @@ class Schedule:
         """
         return self._span(client, round).task
 
+    def place(self, client: int, round: int) -> int:
+        """Return the place, from 0, of the span that `task` speaks of among those of the client."""
+        return max(bisect_right(self.course(client), round, key=lambda span: span.first) - 1, 0)
+
+    def order(self, client: int) -> tuple[int, ...]:
+        """Return the tasks of a client's spans in their order; empty without a stream."""
+        return tuple(span.task for span in self.course(client) if span.task is not None)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all clients take one course."""
+        return len(self.courses) == 1
+
     def begins(self, client: int, round: int) -> bool:
         """Return whether a client begins a task with a round."""
         span = self._span(client, round)
@@ -108,6 +119,11 @@ class Schedule:
     def rounds_into_task(self, client: int, round: int) -> int:
         """Return how many rounds of its present task lie behind a client when a round begins."""
         return round - self._span(client, round).first
+
+    def rounds_of_task(self, client: int, round: int) -> int:
+        """Return how many rounds a client spends on its present task, this time."""
+        span = self._span(client, round)
+        return span.last - span.first + 1
 
     def ending(self, round: int) -> tuple[int, ...]:
         """Return the clients whose task is over with a round, ascending."""
@@ -140,8 +156,7 @@ class Schedule:
         return self.participation.present(members, round)
 
     def _span(self, client: int, round: int) -> Span:
-        course = self.course(client)
-        return course[max(bisect_right(course, round, key=lambda span: span.first) - 1, 0)]
+        return self.course(client)[self.place(client, round)]
 
     # As a file ----------------------------------------------------------------------------------------
 
@@ -174,20 +189,22 @@ class Schedule:
         """
         try:
             table = json.loads(text)
+            if type(table["clients"]) is not int or type(table["rounds"]) is not int:
+                raise ValueError("clients and rounds must be integers")
             place_of = {c: place for place, course in enumerate(table["courses"]) for c in course["clients"]}
             listed = [client for course in table["courses"] for client in course["clients"]]
             if not listed or sorted(listed) != list(range(table["clients"])):
                 raise ValueError("every client must have one course")
             return Schedule(
                 clients=table["clients"],
-                rounds=int(table["rounds"]),
+                rounds=table["rounds"],
                 courses=tuple(_read_course(course["spans"]) for course in table["courses"]),
                 participation=Participation(**table["participation"]),
                 course_of=()
                 if len(table["courses"]) == 1
                 else tuple(place_of[client] for client in range(table["clients"])),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"not a schedule: {type(error).__name__}: {error}", file=file) from error
 
 
@@ -197,27 +214,11 @@ def _read_course(spans: Sequence[Sequence[int]]) -> Course:
         raise ValueError("a course must have a span")
     past = 0
     for span in course:
+        if type(span.first) is not int or type(span.last) is not int:
+            raise ValueError("rounds must be integers")
+        if span.task is not None and (type(span.task) is not int or span.task < 0):
+            raise ValueError(f"{span.task!r} is no task; they are counted from 0")
         if not past < span.first <= span.last:
             raise ValueError(f"the rounds {span.first} to {span.last} do not come after round {past}")
         past = span.last
     return course
-
-
-def draw_schedule(scenario: Scenario) -> Schedule:
-    """Return the schedule of a resolved scenario.
-
-    All clients meet the tasks of a stream in the same order and in lockstep, so they share one course.
-    """
-    if scenario.continual is None:
-        course: Course = (Span(None, 1, scenario.rounds),)
-    else:
-        length = scenario.continual.rounds_per_task
-        course = tuple(
-            Span(task, task * length + 1, (task + 1) * length) for task in range(task_count(scenario))
-        )
-    return Schedule(
-        clients=scenario.data.clients,
-        rounds=scenario.rounds,
-        courses=(course,),
-        participation=Participation(scenario.seed, scenario.clients_per_round, scenario.faults.dropout),
-    )

@@ -138,6 +138,8 @@ def _named_files(scenario: Scenario) -> list[Path]:
         names += [scenario.continual.learner, *scenario.continual.tasks.datasets]
     modules = [*scenario.plugins, *(name.partition(":")[0] for name in names if ":" in name)]
     paths = [data.partition.path] if data.partition.path else []
+    if scenario.continual is not None and scenario.continual.tasks.schedule:
+        paths.append(scenario.continual.tasks.schedule)
     for name, args in ((data.dataset, data.args), (data.transfer.source, data.transfer.args)):
         if name in PATH_DATASETS and isinstance(args.get("path"), str):
             paths.append(args["path"])

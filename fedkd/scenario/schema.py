@@ -78,6 +78,24 @@ class Faults(Section):
     """Share of its training samples a slow client gets through, once."""
 
 
+class Population(Section):
+    """Clients that are not there from the first round to the last, drawn once from the seed.
+
+    What a client is away for it does not learn: the course of a late client begins late.
+    """
+
+    late: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of clients that join late."""
+    late_by: Annotated[int, Field(ge=1, le=10**6)] = 1
+    """A late client joins after one to so many rounds, drawn evenly."""
+    breaks: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of clients that are away once and come back: between two tasks of a stream, else at any time."""
+    break_rounds: Annotated[int, Field(ge=1, le=10**6)] = 1
+    """Rounds of a break."""
+    leaving: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of clients that leave for good before their course is over, after a round drawn evenly."""
+
+
 class TaskStream(Section):
     """The stream of tasks that every client learns."""
 
@@ -99,10 +117,29 @@ class TaskStream(Section):
     """Names of the data sets (`datasets`), in the order they are learned; empty: `data.dataset` alone."""
     shape: list[PositiveInt] | None = None
     """Channels, height and width that the samples of all `datasets` are brought to; absent: the first's."""
-    order: Literal["same"] = "same"
-    """Order in which each client meets the tasks: the `same` for all."""
-    clock: Literal["lockstep"] = "lockstep"
-    """When clients move on to the next task: all at once, in `lockstep`."""
+    order: Literal["same", "shuffled", "overlapping", "file"] = "same"
+    """Order in which each client meets the tasks: the `same` for all; `shuffled`, each client its own;
+    `overlapping`, each client its own `tasks_per_client` of them, so that it shares some with others; that of
+    the `schedule` (`file`)."""
+    tasks_per_client: PositiveInt | None = None
+    """Tasks that a client learns (`overlapping` order); absent: about half of them."""
+    visits: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How often each client goes through its tasks: above 1 they return, in the same order."""
+    clock: Literal["lockstep", "groups", "uniform", "poisson", "file"] = "lockstep"
+    """When clients move on to the next task: all at once, after `rounds_per_task` (`lockstep`); each of
+    `groups` of clients at a pace of its own, or each client (`uniform`); after a number of rounds drawn for
+    every client and task, `rounds_per_task` in the mean (`poisson`); as the `schedule` says (`file`)."""
+    groups: PositiveInt | None = None
+    """Number of groups that clients are dealt to evenly (`groups`); absent: 2."""
+    pace: list[Annotated[int, Field(ge=1, le=10**6)]] | None = None
+    """Rounds a task of the fastest and of the slowest: those of the groups are spread evenly between them,
+    those of single clients drawn evenly (`uniform`). Absent: `rounds_per_task` and three times as many."""
+    max_lag: PositiveInt | None = None
+    """How many tasks the fastest client may be ahead of the slowest: who would be further ahead stays with
+    its task for longer. Absent: any number."""
+    schedule: str | None = None
+    """JSON file with every client's tasks and rounds, as a run leaves it in `schedule.json`: for an order and
+    a clock of `file`."""
 
 
 class Continual(Section):
@@ -203,6 +240,7 @@ class Scenario(Section):
     fusion: Fusion = Fusion()
     heterogeneity: Heterogeneity = Heterogeneity()
     faults: Faults = Faults()
+    population: Population = Population()
     continual: Continual | None = None
     engine: Engine = Engine()
     tracking: Tracking = Tracking()

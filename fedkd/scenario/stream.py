@@ -33,10 +33,10 @@ def planned_count(tasks: TaskStream) -> int | None:
 
 
 def resolve_stream(scenario: Scenario) -> Scenario:
-    """Return the scenario with the number of tasks, the head and the rounds of its stream filled in.
+    """Return the scenario with the number of tasks and the head of its stream filled in.
 
     Raises:
-        UserError: The rounds are not those that the tasks take.
+        UserError: It does not say how many tasks there are.
     """
     continual = scenario.continual
     if continual is None:
@@ -47,16 +47,30 @@ def resolve_stream(scenario: Scenario) -> Scenario:
             "must say how many windows of classes there are, for 'overlapping' tasks",
             key="continual.tasks.count",
         )
-    rounds = count * continual.rounds_per_task
-    if "rounds" in scenario.model_fields_set and scenario.rounds != rounds:
-        raise UserError(
-            f"must be {rounds}, the {count} tasks × {continual.rounds_per_task} rounds_per_task, or left out,"
-            f" got {scenario.rounds}",
-            key="rounds",
-        )
     tasks = continual.tasks.model_copy(update={"count": count})
     resolved = continual.model_copy(update={"head": head_of(continual), "tasks": tasks})
-    return scenario.model_copy(update={"rounds": rounds, "continual": resolved})
+    return scenario.model_copy(update={"continual": resolved})
+
+
+def resolve_rounds(scenario: Scenario, rounds: int) -> Scenario:
+    """Return the scenario with the rounds that its stream takes filled in.
+
+    Args:
+        scenario: What to simulate.
+        rounds: Those of its schedule.
+
+    Raises:
+        UserError: It asks for another number.
+    """
+    if scenario.continual is None:
+        return scenario
+    if "rounds" in scenario.model_fields_set and scenario.rounds != rounds:
+        tasks, length = task_count(scenario), scenario.continual.rounds_per_task
+        reason = f"the {tasks} tasks × {length} rounds_per_task"
+        if rounds != tasks * length:
+            reason = "until the last client is through with its tasks"
+        raise UserError(f"must be {rounds}, {reason}, or left out, got {scenario.rounds}", key="rounds")
+    return scenario.model_copy(update={"rounds": rounds})
 
 
 def task_count(scenario: Scenario) -> int:

@@ -99,19 +99,6 @@ class Fusing:
             self._memory = dict(guidance.memory)
             self.mailbox.put_for_all(clients, Parcel(0, dict(guidance.shared)))
 
-    def begin_task(self, known: ServerKnowledge) -> None:
-        """Forget what was fused of the last task: its transfer samples are not the next one's.
-
-        What a strategy that exchanges weights remembers is about models, and stays.
-
-        Args:
-            known: What the server knows of the next task.
-        """
-        self._known = known
-        if "weights" not in self.strategy.needs:
-            self._memory = {}
-            self._last = {}
-
     def request(self, round: int) -> np.ndarray | None:
         """Return the transfer samples that clients shall predict in a round, ascending; None: all of them."""
         self._request = None

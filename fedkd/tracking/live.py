@@ -15,12 +15,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedkd.plan.schedule import Schedule, draw_schedule
+from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.schedule import Schedule
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
 from fedkd.tracking.progress import opening_lines
 from fedkd.tracking.recorder import read_metrics
-from fedkd.tracking.task_matrix import TaskMatrix
+from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import (
     MISSING,
     closing_lines,
@@ -86,8 +87,8 @@ class LiveProgress(RunObserver):
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
         if scenario.continual is not None:
-            self._schedule, self._matrix = draw_schedule(scenario), TaskMatrix(scenario)
-            if resumed_from:
+            self._schedule, self._matrix = draw_schedule(scenario), main_matrix(scenario)
+            if resumed_from and self._matrix is not None:
                 self._matrix.recall(read_metrics(folder))
         self._rounds = scenario.last_round
         self._finished = self._shown_from = resumed_from
@@ -197,7 +198,7 @@ class LiveProgress(RunObserver):
         elapsed = time.monotonic() - self._round_began
         left = self._pace.left(self._rounds - self._finished, elapsed)
         parts = [f"round {self._round}/{self._rounds}"]
-        if self._schedule is not None:
+        if self._schedule is not None and self._schedule.in_step:
             parts.append(f"task {self._task(self._schedule.task(0, self._round))}")
         if self._phase:
             parts.append(self._phase)

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from fedkd.plan.schedule import Schedule, draw_schedule
+from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.schedule import Schedule
 from fedkd.scenario.stream import task_count
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
-from fedkd.tracking.task_matrix import TaskMatrix
+from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import (
     closing_lines,
     count,
@@ -63,7 +64,7 @@ class PlainProgress(RunObserver):
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._schedule = draw_schedule(scenario)
-        self._matrix = TaskMatrix(scenario) if scenario.continual is not None else None
+        self._matrix = main_matrix(scenario)
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
 

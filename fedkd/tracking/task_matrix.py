@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd.continual.metrics import average_accuracy, bwt
-from fedkd.plan.schedule import draw_schedule
+from fedkd.plan.drawing import draw_schedule
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols, task_count
 from fedkd.tracking.events import RoundReport
 
@@ -72,8 +72,16 @@ class TaskMatrix:
         return {name: value for name, value in found.items() if not isnan(value)}
 
 
+def main_matrix(scenario: Scenario) -> TaskMatrix | None:
+    """Return an empty matrix of the test that the scenario's head is made for, if it has any."""
+    return next((m for m in matrices(scenario) if m.protocol == main_protocol(scenario)), None)
+
+
 def matrices(scenario: Scenario) -> list[TaskMatrix]:
-    """Return an empty matrix for every protocol, that with the task given first; none without a stream."""
-    if scenario.continual is None:
+    """Return an empty matrix for every protocol, that with the task given first.
+
+    None without a stream, nor where clients are not in step: then no row is that of one task.
+    """
+    if scenario.continual is None or not draw_schedule(scenario).in_step:
         return []
     return [TaskMatrix(scenario, protocol) for protocol in protocols(scenario)]

@@ -126,22 +126,3 @@ def test_old_knowledge_outlives_the_memory_it_came_in():
     fusing.fuse(1, sent, range(N))
     sent[0].arrays["logits"][:] = 0.0
     assert_array_equal(fusing.state()["last/0/arrays/logits"], wanted)
-
-
-def test_a_new_task_forgets_what_the_last_ones_samples_said():
-    fusing = Fusing(KnFu(beta=1.0, stale_decay=0.5, distribution_momentum=0.5), ServerKnowledge())
-    fusing.fuse(1, uploads(1), range(N))
-    assert any(name.startswith(("memory/", "last/")) for name in fusing.state())
-    fusing.begin_task(ServerKnowledge(transfer_size=9))
-    assert not any(name.startswith(("memory/", "last/")) for name in fusing.state())
-
-
-def test_a_new_task_keeps_what_is_known_of_models():
-    @dataclass(frozen=True)
-    class Weights(Asking):
-        needs = frozenset({"weights"})
-
-    fusing = Fusing(Weights(), ServerKnowledge())
-    fusing.fuse(1, uploads(1), range(N))
-    fusing.begin_task(ServerKnowledge())
-    assert fusing.state()["memory/rounds"].tolist() == [1.0]

@@ -1,0 +1,230 @@
+"""The course of every client: in which order it meets tasks, for how long, and when it is away.
+
+Everything is drawn from the scenario's seed, each client's part by itself. Times are settled round by round,
+as a bound on the lag makes what one client does depend on where all others are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import inf
+
+import numpy as np
+
+from fedkd.errors import UserError
+from fedkd.plan.poisoned import round_half_up
+from fedkd.plan.schedule import Course, Schedule, Span
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Continual, Population, Scenario
+from fedkd.scenario.stream import task_count
+
+Orders = Sequence[tuple[int, ...]]
+"""The tasks of every client, 0-based, in the order in which it learns them."""
+
+MAX_ROUNDS = 10**6
+"""Rounds of the longest stream."""
+
+
+def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
+    """Return the course of every client, N of them.
+
+    Args:
+        scenario: Resolved as far as the number of its tasks.
+        from_file: What the stream's `schedule` file says, for an order or a clock of `file`.
+
+    Raises:
+        UserError: The courses take more rounds than there can be.
+    """
+    continual, population = scenario.continual, scenario.population
+    clients, seed = scenario.data.clients, scenario.seed
+    late, pauses = _late(population, clients, seed), _pauses(population, clients, seed)
+    if continual is None:
+        courses = [_without_stream(scenario, n, int(late[n]), n in pauses) for n in range(clients)]
+    elif continual.tasks.clock == "file":
+        assert from_file is not None
+        courses = [from_file.course(n) for n in range(clients)]
+    else:
+        orders = draw_orders(continual, clients, task_count(scenario), seed, from_file)
+        lengths = draw_lengths(continual, orders, seed)
+        breaks = {n: _break_place(len(orders[n]), n, seed) for n in pauses}
+        spans = _settle(lengths, late, breaks, population.break_rounds, continual.tasks.max_lag or inf)
+        courses = [
+            tuple(Span(task, *span) for task, span in zip(order, own, strict=True))
+            for order, own in zip(orders, spans, strict=True)
+        ]
+    for client in _chosen(population.leaving, clients, seed, "leaving"):
+        courses[client] = _cut_short(courses[client], client, seed)
+    return tuple(courses)
+
+
+# Orders ---------------------------------------------------------------------------------------------------
+
+
+def draw_orders(
+    continual: Continual, clients: int, count: int, seed: int, from_file: Schedule | None = None
+) -> Orders:
+    """Return the tasks of every client in the order in which it learns them.
+
+    In an `overlapping` order the tasks lie on a circle, drawn once; clients take windows of it, spread
+    evenly, so that some share many tasks and some none, and every task is somebody's if they can hold them
+    all. Each goes through its window in an order of its own.
+
+    Args:
+        continual: Says how.
+        clients: Number of clients N.
+        count: Number of tasks T.
+        seed: The scenario's seed.
+        from_file: What the stream's `schedule` file says.
+    """
+    tasks = continual.tasks
+    if tasks.order == "file":
+        assert from_file is not None
+        return [tuple(span.task or 0 for span in from_file.course(n)) for n in range(clients)]
+    if tasks.order == "same":
+        return [tuple(range(count)) * tasks.visits] * clients
+    windows: Sequence[Sequence[int]] = [range(count)] * clients
+    if tasks.order == "overlapping":
+        width = tasks.tasks_per_client or -(-count // 2)
+        circle = numpy_generator(seed, "task-circle").permutation(count).tolist() * 2
+        starts = [n * count // clients for n in range(clients)]
+        windows = [circle[start : start + width] for start in starts]
+    drawn = [
+        numpy_generator(seed, "task-order", client=n).permutation(list(window)).tolist()
+        for n, window in enumerate(windows)
+    ]
+    return [tuple(order) * tasks.visits for order in drawn]
+
+
+# Clocks ---------------------------------------------------------------------------------------------------
+
+
+def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[int]]:
+    """Return the rounds that every client spends on each of its tasks, before any bound on the lag."""
+    tasks, each, clients = continual.tasks, continual.rounds_per_task, len(orders)
+    if tasks.clock == "poisson":
+        return [
+            (1 + numpy_generator(seed, "task-rounds", client=n).poisson(each - 1, len(order))).tolist()
+            for n, order in enumerate(orders)
+        ]
+    fastest, slowest = tasks.pace or (each, 3 * each)
+    if tasks.clock == "groups":
+        groups = tasks.groups or 2
+        paces = np.rint(np.linspace(fastest, slowest, groups)).astype(int)
+        group_of = numpy_generator(seed, "clock-groups").permutation(np.arange(clients) % groups)
+        pace_of = paces[group_of].tolist()
+    elif tasks.clock == "uniform":
+        pace_of = [
+            int(numpy_generator(seed, "pace", client=n).integers(fastest, slowest, endpoint=True))
+            for n in range(clients)
+        ]
+    else:
+        pace_of = [each] * clients
+    return [[pace] * len(order) for pace, order in zip(pace_of, orders, strict=True)]
+
+
+def _settle(
+    lengths: Sequence[Sequence[int]],
+    late: np.ndarray,
+    breaks: dict[int, int],
+    break_rounds: int,
+    max_lag: float,
+) -> list[list[tuple[int, int]]]:
+    """Return the first and the last round of every client's tasks.
+
+    A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. The slowest is
+    looked for among those who are there and not through: nobody waits for a client that has not come yet.
+
+    Args:
+        lengths: Rounds of each client's tasks.
+        late: Rounds after which each client joins, `[N]`.
+        breaks: Of clients that pause, the place of the task before which they do.
+        break_rounds: Rounds of a break.
+        max_lag: Tasks between the fastest and the slowest.
+
+    Raises:
+        UserError: It takes too many rounds.
+    """
+    clients = len(lengths)
+    count = np.array([len(own) for own in lengths])
+    place = np.zeros(clients, dtype=int)
+    began = late + 1
+    due = began + [own[0] for own in lengths]
+    spans: list[list[tuple[int, int]]] = [[] for _ in lengths]
+    round, learning = 0, np.ones(clients, dtype=bool)
+    while learning.any():
+        round += 1
+        if round > MAX_ROUNDS:
+            raise UserError(
+                f"the tasks take more than {MAX_ROUNDS} rounds; take fewer tasks or rounds for each",
+                key="continual.rounds_per_task",
+            )
+        over = learning & (due <= round + 1)
+        through = over & (place + 1 == count)
+        there = learning & (began <= round) & ~through
+        slowest = place[there].min() if there.any() else 0
+        moving = over & (through | (place + 1 - slowest <= max_lag))
+        for client in np.flatnonzero(moving).tolist():
+            spans[client].append((int(began[client]), round))
+            place[client] += 1
+            if through[client]:
+                continue
+            pause = break_rounds if breaks.get(client) == place[client] else 0
+            began[client] = round + 1 + pause
+            due[client] = began[client] + lengths[client][place[client]]
+        learning &= ~through
+    return spans
+
+
+# Who is away ----------------------------------------------------------------------------------------------
+
+
+def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
+    """Return a share of the clients, rounded to the nearest, drawn once, ascending."""
+    number = round_half_up(share * clients)
+    return sorted(numpy_generator(seed, purpose).permutation(clients)[:number].tolist())
+
+
+def _late(population: Population, clients: int, seed: int) -> np.ndarray:
+    """Return the rounds after which each client joins, `[N]`; 0: it is there from the first."""
+    after = np.zeros(clients, dtype=int)
+    for n in _chosen(population.late, clients, seed, "late"):
+        after[n] = numpy_generator(seed, "late-by", client=n).integers(1, population.late_by, endpoint=True)
+    return after
+
+
+def _pauses(population: Population, clients: int, seed: int) -> frozenset[int]:
+    return frozenset(_chosen(population.breaks, clients, seed, "breaks"))
+
+
+def _break_place(tasks: int, client: int, seed: int) -> int:
+    """Return the place of the task before which a client pauses; −1: it has but one."""
+    return int(numpy_generator(seed, "break", client=client).integers(1, tasks)) if tasks > 1 else -1
+
+
+def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) -> Course:
+    """Return the course of a client that learns one thing for all of the run."""
+    first, last, away = late + 1, scenario.rounds, scenario.population.break_rounds
+    if first > last:
+        raise UserError(
+            f"client {client} would join after round {late}, but there are {last}; take a smaller late_by",
+            key="population.late_by",
+        )
+    if not pauses or last - first < away + 1:  # there must be a round before a break and one after it
+        return (Span(None, first, last),)
+    generator = numpy_generator(scenario.seed, "break", client=client)
+    before = int(generator.integers(first, last - away))
+    return (Span(None, first, before), Span(None, before + away + 1, last))
+
+
+def _cut_short(course: Course, client: int, seed: int) -> Course:
+    """Return what a client does until it leaves, after one of the rounds before its last."""
+    there = list(_rounds_of(course))
+    if len(there) < 2:
+        return course
+    last = there[int(numpy_generator(seed, "leaving", client=client).integers(0, len(there) - 1))]
+    return tuple(span._replace(last=min(span.last, last)) for span in course if span.first <= last)
+
+
+def _rounds_of(course: Course) -> Iterator[int]:
+    for span in course:
+        yield from range(span.first, span.last + 1)

@@ -1,0 +1,109 @@
+"""Knowledge of a stream of tasks: fused among those who are at the same task, each task by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.namespaces import below, under
+from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge, Upload
+
+TASK = "task/"
+
+
+class FusingByTask:
+    """Hands a strategy the knowledge of one task at a time, which it takes for the only one.
+
+    Strategies that exchange weights are about models, which know no tasks: to them all clients are at one.
+
+    Args:
+        strategy: How knowledge is fused.
+        known: What the server knows besides, of each task.
+    """
+
+    def __init__(self, strategy: FusionStrategy, known: Callable[[int], ServerKnowledge]) -> None:
+        self._strategy = strategy
+        self._known = known
+        self._knows_tasks = "weights" not in strategy.needs
+        self._task_of: dict[int, int] = {}
+        self._by_task: dict[int, Fusing] = {}
+
+    def move(self, task_of: Mapping[int, int]) -> None:
+        """Say which task every client is at from now on; what was fused of one that all left is forgotten."""
+        if not self._knows_tasks:
+            return
+        self._task_of = dict(task_of)
+        at = set(task_of.values())
+        self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in at}
+
+    def task_of(self, client: int | None) -> int:
+        """Return the task that a client is at; that of a client which is not known is the first."""
+        return 0 if client is None else self._task_of.get(client, 0)
+
+    def at(self, task: int) -> Fusing:
+        """Return what fuses the knowledge of a task."""
+        if task not in self._by_task:
+            self._by_task[task] = Fusing(self._strategy, self._known(task))
+        return self._by_task[task]
+
+    def of(self, client: int | None) -> Fusing:
+        """Return what fuses the knowledge of the task that a client is at."""
+        return self.at(self.task_of(client))
+
+    def of_clients(self, clients: Iterable[int | None]) -> dict[int, Fusing]:
+        """Return what fuses the knowledge of every task that some clients are at, by task, ascending."""
+        return {task: self.at(task) for task in sorted({self.task_of(client) for client in clients})}
+
+    def begin(self, clients: Sequence[int]) -> None:
+        """Leave the strategy's first words for all clients, before the first round of a task."""
+        for task, fusing in self.of_clients(clients).items():
+            fusing.begin([client for client in clients if self.task_of(client) == task])
+
+    def fuse(self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int]) -> int:
+        """Fuse the knowledge of a round, task by task (see `Fusing.fuse`)."""
+        known = list(everyone)
+        for fusing in self._by_task.values():
+            fusing.report = None
+        sent = 0
+        for task, fusing in self.of_clients(uploads).items():
+            own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
+            sent += fusing.fuse(round, own, [client for client in known if self.task_of(client) == task])
+        return sent
+
+    def report(self) -> FusionReport | None:
+        """Return who learned from whom in the last fusion: nobody from those at another task."""
+        fused = sorted(self._by_task.items())
+        reports = [fusing.report for _, fusing in fused if fusing.report is not None]
+        return together(reports) if reports else None
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that a later round depends on, by task."""
+        arrays: dict[str, np.ndarray] = {}
+        for task, fusing in sorted(self._by_task.items()):
+            arrays |= under(f"{TASK}{task}/", fusing.state())
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`, once it has been said which task every client is at."""
+        by_task = below(TASK, arrays)
+        saved = {int(name.partition("/")[0]) for name in by_task}
+        for task in sorted(saved | set(self._task_of.values())):
+            self.at(task).restore(below(f"{task}/", by_task))
+
+
+def together(reports: Sequence[FusionReport]) -> FusionReport:
+    """Return several reports on different clients as one, in client order, with no weight between them."""
+    if len(reports) == 1:
+        return reports[0]
+    clients = sorted(client for report in reports for client in report.clients)
+    place = {client: position for position, client in enumerate(clients)}
+    weights = np.zeros((len(clients), len(clients)), dtype=reports[0].weights.dtype)
+    for report in reports:
+        own = [place[client] for client in report.clients]
+        weights[np.ix_(own, own)] = report.weights
+    present = tuple(sorted(client for report in reports for client in report.present))
+    return FusionReport(tuple(clients), weights, present)

@@ -1,0 +1,132 @@
+"""Knowledge of a stream of tasks: each task by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.testing import assert_array_equal
+
+from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.server.by_task import FusingByTask, together
+from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge, Upload
+
+N, C = 5, 3
+SIZES = {0: 6, 1: 4, 2: 8}
+"""Transfer samples of every task."""
+REMEMBERS = KnFu(beta=1.0, stale_decay=0.5, distribution_momentum=0.5)
+
+
+def known(task: int) -> ServerKnowledge:
+    return ServerKnowledge(transfer_size=SIZES[task])
+
+
+def uploads(round: int, task_of: dict[int, int]) -> dict[int, Upload]:
+    found = {}
+    for client, task in task_of.items():
+        logits = np.random.default_rng([client, round]).normal(size=(SIZES[task], C)).astype(np.float32)
+        found[client] = Upload(round, {"logits": logits}, 10 * (client + 1))
+    return found
+
+
+def test_each_task_is_fused_as_if_it_were_the_only_one():
+    task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
+    sent = uploads(1, task_of)
+    fusing = FusingByTask(KnFu(beta=1.0), known)
+    fusing.move(task_of)
+    fusing.begin(range(N))
+    cost = fusing.fuse(1, sent, range(N))
+    alone_cost = 0
+    for task in SIZES:
+        own = [client for client in range(N) if task_of[client] == task]
+        alone = Fusing(KnFu(beta=1.0), known(task))
+        alone_cost += alone.fuse(1, {client: sent[client] for client in own}, own)
+        for client in own:
+            ours, theirs = fusing.of(client).mailbox.take(client), alone.mailbox.take(client)
+            assert_array_equal(ours.arrays["targets"], theirs.arrays["targets"])
+    assert cost == alone_cost
+
+
+def test_nobody_learns_from_those_at_another_task():
+    task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
+    fusing = FusingByTask(KnFu(beta=1.0), known)
+    fusing.move(task_of)
+    fusing.fuse(1, uploads(1, task_of), range(N))
+    report = fusing.report()
+    assert report.clients == report.present == tuple(range(N))
+    same = np.array([[task_of[a] == task_of[b] for b in range(N)] for a in range(N)])
+    assert_array_equal(report.weights > 0, same)
+    np.testing.assert_allclose(report.weights.sum(axis=1), 1.0)
+
+
+def test_shared_guidance_waits_for_those_at_the_task_alone():
+    task_of = {0: 0, 1: 0, 2: 1, 3: 0, 4: 1}
+    fusing = FusingByTask(FedMD(), known)
+    fusing.move(task_of)
+    fusing.fuse(1, uploads(1, {0: 0, 1: 0}), range(N))
+    assert fusing.of(3).mailbox.take_missed(3) is not None
+    assert fusing.of(2).mailbox.take_missed(2) is None and fusing.of(4).mailbox.take_missed(4) is None
+
+
+def test_what_was_fused_of_a_task_that_all_have_left_is_forgotten():
+    fusing = FusingByTask(REMEMBERS, known)
+    fusing.move(dict.fromkeys(range(N), 0))
+    fusing.fuse(1, uploads(1, dict.fromkeys(range(N), 0)), range(N))
+    assert any(name.startswith(("task/0/memory/", "task/0/last/")) for name in fusing.state())
+    fusing.move({0: 0, 1: 1, 2: 1, 3: 1, 4: 1})
+    assert any(name.startswith("task/0/memory/") for name in fusing.state())
+    fusing.move(dict.fromkeys(range(N), 1))
+    fusing.begin(range(N))
+    assert not any("memory" in name or "last" in name for name in fusing.state())
+
+
+def test_to_strategies_that_exchange_weights_all_clients_are_at_one_task():
+    @dataclass(frozen=True)
+    class Weights(FusionStrategy):
+        name = "weights"
+        needs = frozenset({"weights"})
+        seen: list[Knowledge] = field(default_factory=list)
+
+        def fuse(self, knowledge, memory):
+            self.seen.append(knowledge)
+            return Guidance(None, memory={"rounds": memory.get("rounds", np.zeros(1)) + 1})
+
+        def loss(self, student_logits, targets):
+            raise NotImplementedError
+
+    strategy = Weights()
+    fusing = FusingByTask(strategy, known)
+    for round, task_of in enumerate([{0: 0, 1: 1}, {0: 1, 1: 2}], start=1):
+        fusing.move(task_of)
+        fusing.fuse(round, uploads(round, {0: 0, 1: 0}), range(2))
+    assert [knowledge.clients for knowledge in strategy.seen] == [(0, 1), (0, 1)]
+    assert fusing.state()["task/0/memory/rounds"].tolist() == [2.0]
+
+
+def test_a_restored_one_goes_on_where_the_other_stopped():
+    task_of = {0: 1, 1: 0, 2: 1, 3: 0, 4: 2}
+    straight, restored = FusingByTask(REMEMBERS, known), FusingByTask(REMEMBERS, known)
+    straight.move(task_of)
+    straight.begin(range(N))
+    straight.fuse(1, uploads(1, {client: task_of[client] for client in (0, 1, 2, 3)}), range(N))
+    restored.move(task_of)
+    restored.restore(straight.state())
+    assert {k: v.tobytes() for k, v in restored.state().items()} == {
+        k: v.tobytes() for k, v in straight.state().items()
+    }
+    for fusing in (straight, restored):
+        fusing.move(task_of | {4: 0})
+        fusing.begin(range(N))
+        fusing.fuse(2, uploads(2, {1: 0, 2: 1, 4: 0}), range(N))
+    for client in range(N):
+        ours, theirs = straight.of(client).mailbox.take(client), restored.of(client).mailbox.take(client)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert_array_equal(ours.arrays["targets"], theirs.arrays["targets"])
+
+
+def test_a_report_on_one_task_stays_as_it_is():
+    report = FusionReport((0, 2), np.eye(2), (0, 2))
+    assert together([report]) is report
