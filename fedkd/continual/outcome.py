@@ -10,6 +10,7 @@ from math import nan
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedkd.continual.matrix import Row, accuracy_matrix
 from fedkd.continual.metrics import Array, summarise
@@ -32,7 +33,7 @@ class ProtocolOutcome:
         R: The federation's mean accuracy on task j after learning task i, `[T, T]`, as it was recorded.
         b: The same of the untrained models, `[T]`.
         clients: R and b of every client.
-        metrics: Every metric of every client, by name.
+        metrics: Every metric of every client, by name, over the tasks that it learned.
     """
 
     protocol: Protocol
@@ -110,10 +111,14 @@ def stream_outcome(
     `auc` are there if accuracies were recorded after every epoch: a task's curve is the accuracy just before
     its first epoch and after each of its rounds_per_task · local_epochs; a client that missed an epoch of a
     task has none of them.
-    `temporal_forgetting` and `spatial_forgetting` are the means over tasks j < T−1 of all drops on task j
-    since it was learned: by learning later tasks and by applying guidance. Where a client measured both, they
-    add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did. A client
-    that no guidance reached has no `spatial_forgetting`.
+    `temporal_forgetting` and `spatial_forgetting` are the means over learned tasks j < T−1 of all drops on
+    task j since it was learned: by learning later tasks and by applying guidance. Where a client measured
+    both, they add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did.
+    A client that no guidance reached has no `spatial_forgetting`.
+
+    A client has learned a task if it took a training step in one of the task's rounds, or where weights are
+    averaged, if anybody did. What is over tasks that were learned is so for every client on its own, see
+    `fedkd.continual.metrics`; a task that a client missed needs no accuracies or epochs for that.
 
     Every client is compared with itself in the reference runs: `intransigence` is there with `joint`, whose
     accuracy on task k is its R[k, k], of a model trained on tasks 0 … k; `gain_over_single` with `single`.
@@ -130,9 +135,13 @@ def stream_outcome(
     tasks, main = task_count(scenario), main_protocol(scenario)
     # A matrix is asked for once per client, and would look through the rows of all others every time.
     recorded: dict[tuple[str, str, int | None], list[Row]] = defaultdict(list)
+    steps: list[Row] = []
     for row in rows:
         if row["task"] is not None:
             recorded[row["metric"], row["split"], row["client"]].append(row)
+        elif (row["metric"], row["split"]) == ("loss", "train"):
+            steps.append(row)
+    learned = _learned_tasks(steps, scenario)
     trained: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in epochs:
         trained[row["split"], row["client"]].append(row)
@@ -151,14 +160,15 @@ def stream_outcome(
 
     def metrics(protocol: Protocol, split: Split, client: int, R: Array, b: Array) -> dict[str, float]:
         upper, alone = _learned(joint, protocol, split, client), _learned(single, protocol, split, client)
+        own = learned[client]
         if protocol != main:
-            return summarise(R, b, joint=upper, single=alone)
+            return summarise(R, b, joint=upper, single=alone, learned=own)
         curves = _curves(trained[split, client], scenario, R, b) if trained else None
         drops = {
-            cause: _total_drop(recorded[cause, split, client], R)
+            cause: _total_drop(recorded[cause, split, client], R, own)
             for cause in ("temporal_forgetting", "spatial_forgetting")
         }
-        return summarise(R, b, joint=upper, single=alone, curves=curves) | drops
+        return summarise(R, b, joint=upper, single=alone, curves=curves, learned=own) | drops
 
     def tested(protocol: Protocol, split: Split) -> ProtocolOutcome:
         clients = {client: matrix(protocol, split, client) for client in everyone}
@@ -179,6 +189,24 @@ def stream_outcome(
     return StreamOutcome(tasks, main, tests, costs, frozenset(everyone if counted is None else counted))
 
 
+def _learned_tasks(steps: Iterable[Row], scenario: Scenario) -> NDArray[np.bool_]:
+    """Return which tasks every client learned, `[N, T]`.
+
+    Args:
+        steps: Rows of the losses of local training; those of a client say that it took a step in a round.
+        scenario: What was run.
+    """
+    assert scenario.continual is not None
+    learned = np.zeros((scenario.data.clients, task_count(scenario)), dtype=bool)
+    for row in steps:
+        task = (row["round"] - 1) // scenario.continual.rounds_per_task
+        if row["client"] is not None and task < learned.shape[1]:
+            learned[row["client"], task] = True
+    if scenario.fusion.from_flower:  # everybody has the average
+        learned[:] = learned.any(axis=0)
+    return learned
+
+
 def _learned(run: StreamOutcome | None, protocol: Protocol, split: Split, client: int) -> Array | None:
     """Return a client's accuracy on each task right after learning it, `[T]`; None without a run."""
     return None if run is None else np.diagonal(run.test(protocol, split).clients[client][0])
@@ -197,8 +225,8 @@ def _curves(epochs: Sequence[Row], scenario: Scenario, R: Array, b: Array) -> li
     return curves
 
 
-def _total_drop(drops: Sequence[Row], R: Array) -> float:
-    """Return the mean over tasks j < T−1 of the sum of the drops on task j; NaN where there is none."""
+def _total_drop(drops: Sequence[Row], R: Array, learned: NDArray[np.bool_]) -> float:
+    """Return the mean over learned tasks j < T−1 of the sum of the drops on task j; NaN without any."""
     totals = np.zeros(len(R) - 1)
     if not drops or not len(totals):
         return nan
@@ -207,7 +235,8 @@ def _total_drop(drops: Sequence[Row], R: Array) -> float:
             totals[row["task"]] += nan if row["value"] is None else row["value"]
     # A task that the client has no test samples of has not gone without a drop.
     totals[np.isnan(R[-1, :-1])] = nan
-    return float(totals.mean())
+    own = totals[learned[:-1]]
+    return float(own.mean()) if len(own) else nan
 
 
 def _last(rows: Sequence[Row]) -> float:
