@@ -161,7 +161,7 @@ def finish_run(
             "evaluation_bytes": totals.evaluation_bytes,
             "by_architecture": by_architecture(plan, rows, counted),
         },
-        "continual": _continual(scenario, folder, rows, counted, tasks),
+        "continual": _continual(plan, folder, rows, counted, tasks),
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
@@ -204,13 +204,14 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
 
 
 def _continual(
-    scenario: Scenario, folder: Path, rows: Sequence[MetricRow], counted: Set[int], tasks: Sequence[str]
+    plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int], tasks: Sequence[str]
 ) -> dict[str, Any] | None:
     """Write the files of a run over a stream of tasks; return what its summary says of it.
 
     Every figure (see `StreamOutcome.figures`) is spread over the clients that have it, with the worst one's
     value; None where nobody has it.
     """
+    scenario, courses = plan.scenario, plan.schedule.every_course()
     if scenario.continual is None:
         return None
     from fedkd.continual.outcome import stream_outcome
@@ -218,7 +219,7 @@ def _continual(
     from fedkd.report.metrics import metric
 
     epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
-    outcome = stream_outcome(rows, scenario, epochs=epochs, counted=counted)
+    outcome = stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted)
     write_continual(outcome, folder, tasks)
     table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
     for name, per_client in outcome.figures().items():

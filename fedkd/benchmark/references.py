@@ -17,6 +17,7 @@ from statistics import fmean
 from fedkd.benchmark.cells import Axis, Cell, what_decides_data
 from fedkd.benchmark.results import FinishedCell
 from fedkd.continual.outcome import StreamOutcome, stream_outcome
+from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.poisoned import counted_clients
 from fedkd.tracking.recorder import read_metrics
 
@@ -63,8 +64,14 @@ def _outcome(
     cell: FinishedCell, joint: StreamOutcome | None = None, single: StreamOutcome | None = None
 ) -> StreamOutcome:
     scenario = cell.cell.scenario
-    counted = counted_clients(scenario)
-    return stream_outcome(read_metrics(cell.folder), scenario, counted=counted, joint=joint, single=single)
+    return stream_outcome(
+        read_metrics(cell.folder),
+        scenario,
+        draw_schedule(scenario).every_course(),
+        counted=counted_clients(scenario),
+        joint=joint,
+        single=single,
+    )
 
 
 def _relative(outcome: StreamOutcome) -> dict[str, float]:

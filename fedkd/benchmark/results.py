@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.worker import Outcome, read_summary
+from fedkd.continual.matrix import Lessons
+from fedkd.plan.drawing import draw_schedule
 from fedkd.report.study import Curve, StudyRun
-from fedkd.scenario.stream import accuracy_name, protocols, task_count
+from fedkd.scenario.stream import accuracy_name, protocols
 from fedkd.tracking.recorder import METRICS, read_metrics, read_timings
 
 if TYPE_CHECKING:
@@ -241,14 +243,16 @@ def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> di
     """Return the average accuracy on all tasks so far after each task, on the common test sets."""
     if scenario.continual is None:
         return {}
-    curves = {}
+    schedule = draw_schedule(scenario)
+    if not schedule.in_step:  # no round is the end of the same task for all
+        return {}
+    lessons, curves = Lessons.of(schedule.course(0)), {}
     for name in map(accuracy_name, protocols(scenario)):
         rows = [row for row in of_tasks if (row["metric"], row["split"]) == (name, "global")]
         values = {(row["round"], row["task"]): row["value"] for row in rows}
         points = []
-        for learned in range(1, task_count(scenario) + 1):
-            at = learned * scenario.continual.rounds_per_task
-            so_far = [values[at, task] for task in range(learned) if (at, task) in values]
+        for learned, at in enumerate(lessons.ends, start=1):
+            so_far = [values[at, task] for task in lessons.tasks[:learned] if (at, task) in values]
             if len(so_far) == learned:
                 points.append((learned, fmean(so_far)))
         curves[f"average_{name}"] = tuple(points)

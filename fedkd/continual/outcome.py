@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.continual.matrix import Row, accuracy_matrix
+from fedkd.continual.matrix import Lessons, Row, accuracy_matrix
 from fedkd.continual.metrics import Array, summarise
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, accuracy_name, main_protocol, protocols, task_count
@@ -30,9 +30,11 @@ class ProtocolOutcome:
     Attributes:
         protocol: Whether the task was given.
         split: The samples.
-        R: The federation's mean accuracy on task j after learning task i, `[T, T]`, as it was recorded.
+        R: The federation's mean accuracy on task j after learning task i, `[T, T]`: as it was recorded where
+            all clients learn the same tasks at the same time; else over the clients that count, on the j-th
+            task of each after its i-th.
         b: The same of the untrained models, `[T]`.
-        clients: R and b of every client.
+        clients: R and b of every client, its tasks in the order in which it learned them.
         metrics: Every metric of every client, by name, over the tasks that it learned.
     """
 
@@ -54,6 +56,8 @@ class StreamOutcome:
         tests: One per protocol and split.
         costs: `stored_bytes`, `stored_bytes_per_task` and `peak_bytes` of every client's learner at the end.
         counted: Clients that count in means over clients.
+        lessons: What every client learned, and when.
+        in_step: Whether all learned the same at the same time.
     """
 
     tasks: int
@@ -61,6 +65,8 @@ class StreamOutcome:
     tests: tuple[ProtocolOutcome, ...]
     costs: Mapping[str, PerClient]
     counted: frozenset[int]
+    lessons: tuple[Lessons, ...]
+    in_step: bool
 
     def test(self, protocol: Protocol, split: Split) -> ProtocolOutcome:
         """Return what was reached under a protocol on a split."""
@@ -99,6 +105,7 @@ def _names(test: ProtocolOutcome) -> Sequence[str]:
 def stream_outcome(
     rows: Iterable[Row],
     scenario: Scenario,
+    courses: Sequence[Sequence[tuple[int | None, int, int]]],
     *,
     epochs: Iterable[Row] = (),
     counted: Collection[int] | None = None,
@@ -109,8 +116,8 @@ def stream_outcome(
 
     The scenario's own protocol has figures that the other has not. `learning_area`, `epochs_to_90` and
     `auc` are there if accuracies were recorded after every epoch: a task's curve is the accuracy just before
-    its first epoch and after each of its rounds_per_task · local_epochs; a client that missed an epoch of a
-    task has none of them.
+    its first epoch and after each of those of the rounds that it is learned in; a client that missed an epoch
+    of a task has none of them.
     `temporal_forgetting` and `spatial_forgetting` are the means over learned tasks j < T−1 of all drops on
     task j since it was learned: by learning later tasks and by applying guidance. Where a client measured
     both, they add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did.
@@ -126,6 +133,7 @@ def stream_outcome(
     Args:
         rows: Rows of `metrics.jsonl`, of the whole run.
         scenario: What was run.
+        courses: What every client did: its tasks, each with the first and the last round spent on it.
         epochs: Rows of `epochs.jsonl`.
         counted: Clients that count in means over clients; None: all of them.
         joint: What joint training reached on the same stream.
@@ -133,29 +141,25 @@ def stream_outcome(
     """
     everyone = range(scenario.data.clients)
     tasks, main = task_count(scenario), main_protocol(scenario)
+    lessons, in_step = tuple(map(Lessons.of, courses)), len(set(map(tuple, courses))) == 1
+    counted = frozenset(everyone if counted is None else counted)
     # A matrix is asked for once per client, and would look through the rows of all others every time.
     recorded: dict[tuple[str, str, int | None], list[Row]] = defaultdict(list)
     steps: list[Row] = []
     for row in rows:
         if row["task"] is not None:
             recorded[row["metric"], row["split"], row["client"]].append(row)
-        elif (row["metric"], row["split"]) == ("loss", "train"):
+        if (row["metric"], row["split"]) == ("loss", "train"):
             steps.append(row)
-    learned = _learned_tasks(steps, scenario)
+    learned = _learned_tasks(steps, scenario, courses, lessons)
     trained: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in epochs:
         trained[row["split"], row["client"]].append(row)
 
     def matrix(protocol: Protocol, split: Split, client: int | None) -> tuple[Array, Array]:
-        assert scenario.continual is not None
         metric = accuracy_name(protocol)
         return accuracy_matrix(
-            recorded[metric, split, client],
-            metric=metric,
-            split=split,
-            client=client,
-            tasks=tasks,
-            rounds_per_task=scenario.continual.rounds_per_task,
+            recorded[metric, split, client], lessons[client or 0], metric=metric, split=split, client=client
         )
 
     def metrics(protocol: Protocol, split: Split, client: int, R: Array, b: Array) -> dict[str, float]:
@@ -163,9 +167,10 @@ def stream_outcome(
         own = learned[client]
         if protocol != main:
             return summarise(R, b, joint=upper, single=alone, learned=own)
-        curves = _curves(trained[split, client], scenario, R, b) if trained else None
+        epochs, taught = scenario.training.local_epochs, lessons[client]
+        curves = _curves(trained[split, client], taught, epochs, R, b) if trained else None
         drops = {
-            cause: _total_drop(recorded[cause, split, client], R, own)
+            cause: _total_drop(recorded[cause, split, client], taught, R, own)
             for cause in ("temporal_forgetting", "spatial_forgetting")
         }
         return summarise(R, b, joint=upper, single=alone, curves=curves, learned=own) | drops
@@ -173,38 +178,61 @@ def stream_outcome(
     def tested(protocol: Protocol, split: Split) -> ProtocolOutcome:
         clients = {client: matrix(protocol, split, client) for client in everyone}
         found = {client: metrics(protocol, split, client, R, b) for client, (R, b) in clients.items()}
-        return ProtocolOutcome(protocol, split, *matrix(protocol, split, None), clients, found)
+        mean = matrix(protocol, split, None) if in_step else _mean([clients[c] for c in sorted(counted)])
+        return ProtocolOutcome(protocol, split, *mean, clients, found)
 
     tests = tuple(tested(protocol, split) for protocol in protocols(scenario) for split in SPLITS)
     ends = {
         name: {client: _last(recorded[name, "train", client]) for client in everyone}
         for name in ("stored_bytes", "peak_bytes")
     }
-    per_task = {client: stored / tasks for client, stored in ends["stored_bytes"].items()}
+    per_task = {
+        client: stored / len(lessons[client].tasks) for client, stored in ends["stored_bytes"].items()
+    }
     costs = {
         "stored_bytes": ends["stored_bytes"],
         "stored_bytes_per_task": per_task,
         "peak_bytes": ends["peak_bytes"],
     }
-    return StreamOutcome(tasks, main, tests, costs, frozenset(everyone if counted is None else counted))
+    return StreamOutcome(tasks, main, tests, costs, counted, lessons, in_step)
 
 
-def _learned_tasks(steps: Iterable[Row], scenario: Scenario) -> NDArray[np.bool_]:
-    """Return which tasks every client learned, `[N, T]`.
+def _learned_tasks(
+    steps: Iterable[Row],
+    scenario: Scenario,
+    courses: Sequence[Sequence[tuple[int | None, int, int]]],
+    lessons: Sequence[Lessons],
+) -> list[NDArray[np.bool_]]:
+    """Return which of its tasks every client learned, N times `[T]`.
 
     Args:
         steps: Rows of the losses of local training; those of a client say that it took a step in a round.
         scenario: What was run.
+        courses: What every client did.
+        lessons: Its tasks.
     """
-    assert scenario.continual is not None
-    learned = np.zeros((scenario.data.clients, task_count(scenario)), dtype=bool)
+    stepped: list[set[int | None]] = [set() for _ in courses]
     for row in steps:
-        task = (row["round"] - 1) // scenario.continual.rounds_per_task
-        if row["client"] is not None and task < learned.shape[1]:
-            learned[row["client"], task] = True
+        if row["client"] is not None:
+            course = courses[row["client"]]
+            stepped[row["client"]].update(task for task, a, b in course if a <= row["round"] <= b)
     if scenario.fusion.from_flower:  # everybody has the average
-        learned[:] = learned.any(axis=0)
-    return learned
+        stepped = [set().union(*stepped)] * len(courses)
+    pairs = zip(stepped, lessons, strict=True)
+    return [np.array([task in own for task in taught.tasks]) for own, taught in pairs]
+
+
+def _mean(matrices: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Return the mean of R and b over clients, each entry over those that have so many tasks."""
+    tasks = max(len(b) for _, b in matrices)
+    total, number = np.zeros((tasks + 1, tasks)), np.zeros((tasks + 1, tasks))
+    for R, b in matrices:
+        own = len(b)
+        total[: own + 1, :own] += np.vstack([b, R])
+        number[: own + 1, :own] += 1
+    with np.errstate(invalid="ignore"):
+        mean = total / number
+    return mean[1:], mean[0]
 
 
 def _learned(run: StreamOutcome | None, protocol: Protocol, split: Split, client: int) -> Array | None:
@@ -212,27 +240,37 @@ def _learned(run: StreamOutcome | None, protocol: Protocol, split: Split, client
     return None if run is None else np.diagonal(run.test(protocol, split).clients[client][0])
 
 
-def _curves(epochs: Sequence[Row], scenario: Scenario, R: Array, b: Array) -> list[Array]:
-    """Return a client's learning curve on every task, [P · E + 1]; NaN where it did not train or measure."""
-    assert scenario.continual is not None
-    rounds, length = scenario.continual.rounds_per_task, scenario.training.local_epochs
-    curves = [np.full(rounds * length + 1, nan) for _ in range(len(R))]
-    for task, curve in enumerate(curves):
-        curve[0] = R[task - 1, task] if task else b[0]
+def _curves(epochs: Sequence[Row], lessons: Lessons, each: int, R: Array, b: Array) -> list[Array]:
+    """Return a client's learning curve on every task, [P · E + 1]; NaN where it did not train or measure.
+
+    Args:
+        epochs: What it measured after each.
+        lessons: What it learned.
+        each: Epochs E of a round.
+        R: Its accuracy on task j after learning task i.
+        b: That of the untrained model.
+    """
+    curves = []
+    for place, first in enumerate(lessons.firsts):
+        rounds = lessons.ends[place] - first + 1
+        curves.append(np.full(rounds * each + 1, nan))
+        curves[-1][0] = R[place - 1, place] if place else b[0]
     for row in epochs:
-        if row["value"] is not None:
-            curves[row["task"]][(row["round"] - 1) % rounds * length + row["epoch"]] = row["value"]
+        place = lessons.place(row["task"])
+        if row["value"] is not None and lessons.firsts[place] <= row["round"] <= lessons.ends[place]:
+            curves[place][(row["round"] - lessons.firsts[place]) * each + row["epoch"]] = row["value"]
     return curves
 
 
-def _total_drop(drops: Sequence[Row], R: Array, learned: NDArray[np.bool_]) -> float:
+def _total_drop(drops: Sequence[Row], lessons: Lessons, R: Array, learned: NDArray[np.bool_]) -> float:
     """Return the mean over learned tasks j < T−1 of the sum of the drops on task j; NaN without any."""
     totals = np.zeros(len(R) - 1)
     if not drops or not len(totals):
         return nan
     for row in drops:
-        if row["task"] < len(totals):
-            totals[row["task"]] += nan if row["value"] is None else row["value"]
+        place = lessons.place(row["task"])
+        if place < len(totals):
+            totals[place] += nan if row["value"] is None else row["value"]
     # A task that the client has no test samples of has not gone without a drop.
     totals[np.isnan(R[-1, :-1])] = nan
     own = totals[learned[:-1]]

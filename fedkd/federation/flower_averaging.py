@@ -79,7 +79,9 @@ class FlowerAveraging:
         return messages
 
     def fuse(self, round: int, replies: Sequence[Message]) -> None:
-        """Have Flower's strategy average what clients sent, in client order."""
+        """Have Flower's strategy average what clients sent, in client order; nothing, if nobody did."""
+        if not replies:
+            return
         for reply in replies:
             arrays = from_record(reply.content.array_records[msg.ARRAYS])
             reply.content[msg.ARRAYS] = to_record(arrive(self._stages, arrays, self._half.kinds_of(arrays)))

@@ -142,6 +142,9 @@ class Rounds:
 
     def _train(self, round: int) -> float | None:
         clients = self._schedule.participants(round)
+        if not clients:  # all of them are away
+            self._fuse(round, [])
+            return None
         # A client's own model is gone when the average arrives; otherwise there is time until guidance comes.
         measured = self._plan.evaluates(round) and self._plan.strategy.brings_model
         config = ConfigRecord({msg.MEASURE_TRAINED: measured})

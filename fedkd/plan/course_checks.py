@@ -49,9 +49,7 @@ def _check_owner(tasks: TaskStream, name: str, keys: dict[str, tuple[str, ...]])
     for key, owners in keys.items():
         if getattr(tasks, key) != TaskStream.model_fields[key].default and chosen not in owners:
             allowed = ", ".join(f"'{owner}'" for owner in owners)
-            raise UserError(
-                f"only for {name} {allowed}; {name} is '{chosen}'", key=f"continual.tasks.{key}"
-            )
+            raise UserError(f"only for {name} {allowed}; {name} is '{chosen}'", key=f"continual.tasks.{key}")
 
 
 def _check_file(tasks: TaskStream, population: Population) -> None:

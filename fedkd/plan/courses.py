@@ -161,7 +161,7 @@ def _settle(
         over = learning & (due <= round + 1)
         through = over & (place + 1 == count)
         there = learning & (began <= round) & ~through
-        slowest = place[there].min() if there.any() else 0
+        slowest = (place + over)[there].min() if there.any() else 0
         moving = over & (through | (place + 1 - slowest <= max_lag))
         for client in np.flatnonzero(moving).tolist():
             spans[client].append((int(began[client]), round))

@@ -86,6 +86,10 @@ class Schedule:
         """Return what a client does over the run."""
         return self.courses[self.course_of[client] if self.course_of else 0]
 
+    def every_course(self) -> tuple[Course, ...]:
+        """Return the course of every client, N of them."""
+        return tuple(map(self.course, range(self.clients)))
+
     def task(self, client: int, round: int) -> int | None:
         """Return the task that a client is at in a round: that of the last span begun; None: no stream.
 

@@ -43,11 +43,12 @@ def accuracy_matrix_figure(outcome: StreamOutcome, names: Sequence[str] = ()) ->
     """Draw the federation's mean accuracy on every task after every task, under both protocols.
 
     A panel each, on the common test sets: a row per learned task, the first one of the untrained models; the
-    diagonal, where a task has just been learned, is outlined. What was not measured is left white.
+    diagonal, where a task has just been learned, is outlined. What was not measured is left white. Where
+    clients learn in orders of their own, it is each one's first task, second task, and so on.
     """
     tests = [outcome.test(protocol, "global") for protocol in outcome.protocols]
-    labels = [_short(name) for name in names] or [str(task + 1) for task in range(outcome.tasks)]
-    side = CELL * max(outcome.tasks if outcome.tasks <= MOST_NUMBERS else 10, 4)
+    labels = _labels(outcome, names)
+    side = CELL * max(len(labels) if len(labels) <= MOST_NUMBERS else 10, 4)
     turned = _turned(labels)
     below = 0.075 * max(map(len, labels)) if turned else 0.0
     figure = new_figure(2 * side + 1.9, side + 1.6 + below)
@@ -56,11 +57,19 @@ def accuracy_matrix_figure(outcome: StreamOutcome, names: Sequence[str] = ()) ->
         image = _draw(axes, test)
         _ticks(axes, labels, turned)
         axes.set_title("\n".join([test.protocol.replace("_", "-"), *_caption(outcome, test)]))
-    panels[0].set_ylabel("after task")
-    figure.supxlabel("accuracy on task", fontsize=9)
+    whose = "" if outcome.in_step else ", in each client's own order"
+    panels[0].set_ylabel(f"after task{whose}")
+    figure.supxlabel(f"accuracy on task{whose}", fontsize=9)
     bar = figure.colorbar(image, ax=list(panels), label="mean accuracy over clients (%)", pad=0.02)
     bar.outline.set_visible(False)
     return figure
+
+
+def _labels(outcome: StreamOutcome, names: Sequence[str]) -> list[str]:
+    tasks = len(outcome.tests[0].b)
+    if not outcome.in_step or not names:
+        return [str(place + 1) for place in range(tasks)]
+    return [_short(names[task]) for task in outcome.lessons[0].tasks]
 
 
 def _draw(axes: Axes, test: ProtocolOutcome) -> AxesImage:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.continual.metrics import Array
-from fedkd.continual.outcome import StreamOutcome
+from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.accuracy_matrix import draw_accuracy_matrix
 from fedkd.tracking.atomic import write_text_atomically
 
@@ -35,24 +35,35 @@ def write_continual(outcome: StreamOutcome, folder: Path, names: Sequence[str] =
 def matrix_csv(outcome: StreamOutcome) -> str:
     """Return every accuracy that was measured on a task before the first task and after each, one a line.
 
-    Tasks are counted from 0. `client` is empty for the federation's mean, `after_task` for the untrained
-    models.
+    Tasks are counted from 0, each client's in the order in which it learned them. `client` is empty for the
+    federation's mean, which is there if all learned the same at the same time; `after_task` for the
+    untrained models.
     """
     return _csv(
         ("protocol", "split", "client", "after_task", "task", "accuracy"),
         (
             (test.protocol, test.split, client, *cell)
             for test in outcome.tests
-            for client, (R, b) in [("", (test.R, test.b)), *test.clients.items()]
-            for cell in _cells(R, b)
+            for client, tasks, (R, b) in _matrices(outcome, test)
+            for cell in _cells(tasks, R, b)
         ),
     )
 
 
-def _cells(R: Array, b: Array) -> Iterator[tuple[int | str, int, float]]:
-    for (row, task), value in np.ndenumerate(np.vstack([b, R])):
+def _matrices(
+    outcome: StreamOutcome, test: ProtocolOutcome
+) -> Iterator[tuple[int | str, Sequence[int], tuple[Array, Array]]]:
+    """Yield R and b of the federation, where there are any, and of every client, with their tasks."""
+    if outcome.in_step:
+        yield "", outcome.lessons[0].tasks, (test.R, test.b)
+    for client, matrices in test.clients.items():
+        yield client, outcome.lessons[client].tasks, matrices
+
+
+def _cells(tasks: Sequence[int], R: Array, b: Array) -> Iterator[tuple[int | str, int, float]]:
+    for (row, column), value in np.ndenumerate(np.vstack([b, R])):
         if not isnan(value):
-            yield row - 1 if row else "", task, float(value)
+            yield tasks[row - 1] if row else "", tasks[column], float(value)
 
 
 def metrics_csv(outcome: StreamOutcome) -> str:

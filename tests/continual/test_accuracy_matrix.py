@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedkd.continual.matrix import accuracy_matrix, learning_curve
+from fedkd.continual.matrix import Lessons, accuracy_matrix, learning_curve
 from fedkd.continual.metrics import learning_area
 from fedkd.tracking.recorder import Recorder, read_metrics
 
@@ -37,26 +37,27 @@ OTHERS = [
     row(2, 0, 0.04, metric="accuracy_class_incremental"),
     row(2, None, 0.05),
 ]
+LESSONS = Lessons(tasks=(0, 1, 2), firsts=(1, 3, 5), ends=(2, 4, 6))
 PLACE = {"metric": METRIC, "split": "global", "client": 4}
 
 
 def test_matrix_is_read_at_each_tasks_last_round_and_the_untrained_model_at_round_zero():
-    R, b = accuracy_matrix([*OTHERS, *ROWS], **PLACE, tasks=3, rounds_per_task=2)
+    R, b = accuracy_matrix([*OTHERS, *ROWS], LESSONS, **PLACE)
     np.testing.assert_array_equal(R, [[0.90, 0.31, 0.22], [0.80, 0.70, 0.32], [0.75, 0.65, 0.60]])
     np.testing.assert_array_equal(b, [0.10, 0.11, 0.12])
     assert R.dtype == b.dtype == np.float64
 
 
 def test_order_of_the_rows_does_not_matter():
-    forward = accuracy_matrix(ROWS, **PLACE, tasks=3, rounds_per_task=2)
-    backward = accuracy_matrix(ROWS[::-1], **PLACE, tasks=3, rounds_per_task=2)
+    forward = accuracy_matrix(ROWS, LESSONS, **PLACE)
+    backward = accuracy_matrix(ROWS[::-1], LESSONS, **PLACE)
     np.testing.assert_array_equal(forward[0], backward[0])
     np.testing.assert_array_equal(forward[1], backward[1])
 
 
 def test_other_client_split_and_metric_have_their_own_matrix():
     def first(**place):
-        return accuracy_matrix([*ROWS, *OTHERS], **PLACE | place, tasks=3, rounds_per_task=2)[0][0, 0]
+        return accuracy_matrix([*ROWS, *OTHERS], LESSONS, **PLACE | place)[0][0, 0]
 
     assert first(client=3) == 0.01
     assert first(client=None) == 0.02
@@ -67,13 +68,13 @@ def test_other_client_split_and_metric_have_their_own_matrix():
 def test_what_was_not_measured_is_nan():
     # Nothing in round 0, a null in round 4, and stopped before task 2 was learned.
     rows = [row(2, 0, 0.9), row(4, 0, None), row(4, 1, 0.7)]
-    R, b = accuracy_matrix(rows, **PLACE, tasks=3, rounds_per_task=2)
+    R, b = accuracy_matrix(rows, LESSONS, **PLACE)
     np.testing.assert_array_equal(R, [[0.9, NAN, NAN], [NAN, 0.7, NAN], [NAN, NAN, NAN]])
     np.testing.assert_array_equal(b, [NAN, NAN, NAN])
 
 
 def test_rounds_after_the_stream_are_not_read():
-    R, _ = accuracy_matrix([row(1, 0, 0.9), row(2, 0, 0.1)], **PLACE, tasks=1, rounds_per_task=1)
+    R, _ = accuracy_matrix([row(1, 0, 0.9), row(2, 0, 0.1)], Lessons((0,), (1,), (1,)), **PLACE)
     np.testing.assert_array_equal(R, [[0.9]])
 
 
@@ -81,15 +82,15 @@ def test_rounds_after_the_stream_are_not_read():
     ("task", "expected"), [(0, [0.10, 0.40, 0.90]), (1, [0.31, 0.50, 0.70]), (2, [0.32, 0.45, 0.60])]
 )
 def test_curve_runs_from_before_a_task_to_its_last_round(task, expected):
-    curve = learning_curve([*OTHERS, *ROWS], **PLACE, task=task, rounds_per_task=2)
+    curve = learning_curve([*OTHERS, *ROWS], LESSONS, **PLACE, place=task)
     np.testing.assert_array_equal(curve, expected)
-    R, _ = accuracy_matrix(ROWS, **PLACE, tasks=3, rounds_per_task=2)
+    R, _ = accuracy_matrix(ROWS, LESSONS, **PLACE)
     assert curve[-1] == R[task, task]
 
 
 def test_curve_of_a_run_evaluated_every_second_round():
     rows = [row(0, 0, 0.0), row(2, 0, 0.5), row(4, 0, 1.0)]
-    curve = learning_curve(rows, **PLACE, task=0, rounds_per_task=4)
+    curve = learning_curve(rows, Lessons((0,), (1,), (4,)), **PLACE, place=0)
     np.testing.assert_array_equal(curve, [0.0, NAN, 0.5, NAN, 1.0])
     assert np.isnan(learning_area(curve))
     assert learning_area(curve[::2]) == 0.5
@@ -102,8 +103,8 @@ def test_rows_of_a_run_folder_are_understood(tmp_path):
             recorder.metric(r["metric"], r["value"], **place)
         recorder.metric(METRIC, NAN, round=5, client=4, split="global", task=1)
     rows = read_metrics(tmp_path)
-    R, b = accuracy_matrix(rows, **PLACE, tasks=3, rounds_per_task=2)
-    expected = accuracy_matrix(ROWS, **PLACE, tasks=3, rounds_per_task=2)
+    R, b = accuracy_matrix(rows, LESSONS, **PLACE)
+    expected = accuracy_matrix(ROWS, LESSONS, **PLACE)
     np.testing.assert_array_equal(R, expected[0])
     np.testing.assert_array_equal(b, expected[1])
 
@@ -111,25 +112,26 @@ def test_rows_of_a_run_folder_are_understood(tmp_path):
 def test_value_recorded_twice_is_refused():
     rows = [*ROWS, row(4, 1, 0.70)]
     with pytest.raises(ValueError, match=r"task 1 is recorded twice in round 4 \(global\)"):
-        accuracy_matrix(rows, **PLACE, tasks=3, rounds_per_task=2)
+        accuracy_matrix(rows, LESSONS, **PLACE)
     with pytest.raises(ValueError, match="recorded twice"):
-        learning_curve(rows, **PLACE, task=1, rounds_per_task=2)
+        learning_curve(rows, LESSONS, **PLACE, place=1)
 
 
-def test_more_tasks_than_the_stream_has_are_refused():
-    with pytest.raises(ValueError, match="about task 2, but the stream has 2 tasks"):
-        accuracy_matrix(ROWS, **PLACE, tasks=2, rounds_per_task=2)
+def test_a_matrix_is_in_the_order_in_which_a_client_learns():
+    # Task 2 in rounds 2–4, task 0 in 5–6; task 1 is none of this client's.
+    lessons = Lessons.of([(2, 2, 4), (0, 5, 6)])
+    R, b = accuracy_matrix(ROWS, lessons, **PLACE)
+    np.testing.assert_array_equal(R, [[0.32, 0.80], [0.60, 0.75]])
+    np.testing.assert_array_equal(b, [0.12, 0.10])
+    curve = learning_curve(ROWS, lessons, **PLACE, place=0)
+    np.testing.assert_array_equal(curve, [NAN, 0.22, NAN, 0.32])
+    assert lessons.place(2) == 0 and lessons.place(1) == -1
 
 
-@pytest.mark.parametrize(
-    ("call", "what"),
-    [
-        (lambda: accuracy_matrix(ROWS, **PLACE, tasks=0, rounds_per_task=2), "tasks must be ≥ 1"),
-        (lambda: accuracy_matrix(ROWS, **PLACE, tasks=3, rounds_per_task=0), "rounds_per_task must be ≥ 1"),
-        (lambda: learning_curve(ROWS, **PLACE, task=0, rounds_per_task=0), "rounds_per_task must be ≥ 1"),
-        (lambda: learning_curve(ROWS, **PLACE, task=-1, rounds_per_task=2), "task must be ≥ 0"),
-    ],
-)
-def test_impossible_stream_is_refused(call, what):
-    with pytest.raises(ValueError, match=what):
-        call()
+def test_a_task_that_comes_back_has_been_learned_once_and_the_last_row_is_that_of_the_end():
+    assert Lessons.of([(1, 1, 2), (0, 3, 4), (1, 5, 5), (0, 6, 9)]) == Lessons((1, 0), (1, 3), (2, 9))
+
+
+def test_a_task_that_a_client_does_not_have_is_refused():
+    with pytest.raises(ValueError, match=r"place must be in 0\.\.2, got 3"):
+        learning_curve(ROWS, LESSONS, **PLACE, place=3)

@@ -12,7 +12,8 @@ import tomli_w
 
 import fedkd
 from fedkd.continual.metrics import forgetting_first_last, learning_area
-from fedkd.continual.outcome import stream_outcome
+from fedkd.continual.outcome import StreamOutcome, stream_outcome
+from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Fusion, Scenario
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
@@ -27,6 +28,10 @@ def scenario_of(tasks: int = 3, head: str = "task", clients: int = 2, **training
     continual = {"tasks": {"count": tasks}, "head": head, "rounds_per_task": ROUNDS_PER_TASK}
     tables = {"rounds": tasks * ROUNDS_PER_TASK, "data": {"clients": clients}, "training": training}
     return Scenario.model_validate({**tables, "continual": continual})
+
+
+def outcome_of(rows, scenario: Scenario, **options: Any) -> StreamOutcome:
+    return stream_outcome(rows, scenario, draw_schedule(scenario).every_course(), **options)
 
 
 def row(round: int, client: int | None, task: int | None, metric: str, value: float | None, split="global"):
@@ -53,7 +58,7 @@ def steps_of(client: int, tasks=range(3)):
 def recorded(drops=(), **options: Any):
     mean = np.mean([FIRST, SECOND], axis=0).tolist()
     rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *rows_of(mean, None), *steps_of(0), *steps_of(1), *drops]
-    return stream_outcome(rows, scenario_of(), **options)
+    return outcome_of(rows, scenario_of(), **options)
 
 
 def test_the_metrics_of_every_client_are_those_worked_out_by_hand():
@@ -78,8 +83,8 @@ def test_figures_have_plain_names_for_the_scenarios_own_protocol():
     local = [[0.5 * value for value in accuracies] for accuracies in FIRST]
     rows = [*rows_of(FIRST, 0), *rows_of(unknown, 0, "class_incremental"), *rows_of(local, 0, split="local")]
     rows += rows_of([[0.75 * v for v in accuracies] for accuracies in FIRST], 0, "class_incremental", "local")
-    one = stream_outcome(rows, scenario_of(clients=1))
-    other = stream_outcome(rows, scenario_of(clients=1, head="class"))
+    one = outcome_of(rows, scenario_of(clients=1))
+    other = outcome_of(rows, scenario_of(clients=1, head="class"))
     assert (one.evaluation, other.evaluation) == ("task_incremental", "class_incremental")
     for outcome, plain, own in ((one, 0.8, 0.4), (other, 0.2, 0.6)):
         figures = outcome.figures()
@@ -98,14 +103,14 @@ def test_clients_that_do_not_count_are_left_out_of_figures_alone():
 
 def test_what_a_client_could_not_measure_is_nan_for_it_alone():
     rows = [*rows_of(FIRST, 0), *(r for r in rows_of(SECOND, 1) if r["task"] != 1)]
-    figures = stream_outcome(rows, scenario_of()).figures()
+    figures = outcome_of(rows, scenario_of()).figures()
     assert figures["average_accuracy"][0] == pytest.approx(0.8)
     assert isnan(figures["average_accuracy"][1])
 
 
 def test_one_task_has_nothing_to_forget():
     rows = [row(0, 0, 0, "accuracy_task_incremental", 0.1), row(2, 0, 0, "accuracy_task_incremental", 0.9)]
-    figures = stream_outcome([*rows, *steps_of(0, [0])], scenario_of(tasks=1, clients=1)).figures()
+    figures = outcome_of([*rows, *steps_of(0, [0])], scenario_of(tasks=1, clients=1)).figures()
     assert figures["average_accuracy"] == {0: 0.9}
     for name in ("bwt", "fwt", "forgetting", "nbt", "temporal_forgetting"):
         assert isnan(figures[name][0])
@@ -118,7 +123,7 @@ def test_what_a_client_missed_is_no_part_of_what_compares_with_the_moment_of_lea
     # The second client meets the second task first in the third: it trains on 0 and on 2.
     rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *steps_of(0), *steps_of(1, [0, 2])]
     rows += [row(5, 1, 1, "temporal_forgetting", 0.25), row(5, 1, 0, "temporal_forgetting", 0.375)]
-    outcome = stream_outcome(rows, scenario_of())
+    outcome = outcome_of(rows, scenario_of())
     figures = outcome.figures()
     # Of the second client: 0.5 − 0.8 on task 0 alone; with task 1 it would have been (−0.3 + 0.0) / 2.
     assert figures["bwt"] == pytest.approx({0: -0.2, 1: -0.3})
@@ -133,7 +138,7 @@ def test_what_a_client_missed_is_no_part_of_what_compares_with_the_moment_of_lea
 
 
 def test_a_client_that_learned_the_last_task_alone_has_forgotten_nothing_that_could_be_measured():
-    figures = stream_outcome([*rows_of(SECOND, 1), *steps_of(1, [2])], scenario_of()).figures()
+    figures = outcome_of([*rows_of(SECOND, 1), *steps_of(1, [2])], scenario_of()).figures()
     for name in ("bwt", "forgetting", "fwt", "nbt", "temporal_forgetting"):
         assert isnan(figures[name][1])
     assert figures["average_accuracy"][1] == pytest.approx(0.7)
@@ -142,14 +147,14 @@ def test_a_client_that_learned_the_last_task_alone_has_forgotten_nothing_that_co
 def test_where_weights_are_averaged_everybody_has_learned_what_anybody_did():
     rows = [*rows_of(SECOND, 1), *steps_of(1, [0, 2]), *steps_of(0, [1])]
     averaged = scenario_of().model_copy(update={"fusion": Fusion(strategy="flwr:FedAvg")})
-    assert stream_outcome(rows, averaged).figures()["bwt"][1] == pytest.approx(-0.15)
-    assert stream_outcome(rows, scenario_of()).figures()["bwt"][1] == pytest.approx(-0.3)
+    assert outcome_of(rows, averaged).figures()["bwt"][1] == pytest.approx(-0.15)
+    assert outcome_of(rows, scenario_of()).figures()["bwt"][1] == pytest.approx(-0.3)
 
 
 def test_a_curve_is_wanted_of_tasks_that_were_learned_alone():
     epochs = [epoch(round, 1, 1, 0.5) for round in (1, 2, 5, 6)]
     rows = [*rows_of(SECOND, 1), *steps_of(1, [0, 2])]
-    figures = stream_outcome(rows, scenario_of(), epochs=epochs).figures()
+    figures = outcome_of(rows, scenario_of(), epochs=epochs).figures()
     # Before task 0 it was at 0.5, before task 2 at 0.6.
     assert figures["learning_area"][1] == pytest.approx((0.5 + (0.6 + 1.0) / 3) / 2)
 
@@ -189,7 +194,7 @@ def test_a_curve_starts_just_before_the_task_and_has_every_epoch():
         for place, value in enumerate(values)
     ]
     scenario = scenario_of(clients=1, local_epochs=2)
-    figures = stream_outcome([*rows_of(FIRST, 0), *steps_of(0)], scenario, epochs=epochs).figures()
+    figures = outcome_of([*rows_of(FIRST, 0), *steps_of(0)], scenario, epochs=epochs).figures()
     # Before: the untrained model, then what the tasks before made of it.
     areas = [(0.5 + 3.0) / 5, (0.6 + 3.4) / 5, (0.5 + 3.0) / 5]
     assert figures["learning_area"] == pytest.approx({0: sum(areas) / 3})
@@ -221,7 +226,7 @@ def test_bytes_are_those_at_the_end_of_the_last_task():
         for task in (2, 0, 1)
         for client in (0, 1)
     ]
-    figures = stream_outcome(rows, scenario_of()).figures()
+    figures = outcome_of(rows, scenario_of()).figures()
     assert figures["stored_bytes"] == {0: 90, 1: 180}
     assert figures["stored_bytes_per_task"] == {0: 30, 1: 60}
     assert figures["peak_bytes"] == {0: 180, 1: 360}
@@ -314,7 +319,7 @@ def poisoned(scenario):
 
 def test_both_causes_add_up_to_what_was_forgotten(finished):
     scenario = load_scenario(finished.folder / "scenario.toml")
-    outcome = stream_outcome(finished.metrics(), scenario)
+    outcome = outcome_of(finished.metrics(), scenario)
     for split in ("local", "global"):
         test = outcome.test(main_protocol(scenario), split)
         for client, metrics in test.metrics.items():
@@ -327,7 +332,7 @@ def test_both_causes_add_up_to_what_was_forgotten(finished):
 def test_the_curves_of_a_run_are_whole(finished):
     scenario = load_scenario(finished.folder / "scenario.toml")
     epochs = [json.loads(line) for line in (finished.folder / "epochs.jsonl").read_text().splitlines()]
-    outcome = stream_outcome(finished.metrics(), scenario, epochs=epochs)
+    outcome = outcome_of(finished.metrics(), scenario, epochs=epochs)
     test = outcome.test("task_incremental", "local")
     curves = []
     for task in range(3):
