@@ -31,6 +31,8 @@ HEADS = {
 SHOWN_TASKS = 5
 """Tasks of a stream that are told of one by one."""
 SHOWN_CLASSES = 6
+SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72
+"""Lines and characters of a schedule."""
 
 
 def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
@@ -77,6 +79,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, int]:
     yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
     if scenario.continual is not None:
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
+    yield from _schedule_rows(plan)
     yield _row("engine", scenario.engine.kind)
     return max(parameters)
 
@@ -122,10 +125,25 @@ def _stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
 
 def _course(scenario: Scenario, continual: Continual) -> str:
     """Word what is learned for how long."""
-    tasks = _counted(continual.tasks.count or 1, "task")
-    rounds = _counted(continual.rounds_per_task, "round")
-    epochs = _counted(scenario.training.local_epochs, "epoch")
-    return f"{tasks} ({continual.tasks.kind}), {rounds} of {epochs} each"
+    stream, epochs = continual.tasks, _counted(scenario.training.local_epochs, "epoch")
+    tasks = f"{_counted(stream.count or 1, 'task')} ({stream.kind})"
+    if stream.order != "same":
+        tasks += f" in order '{stream.order}'"
+    if stream.clock != "lockstep":
+        return f"{tasks}, by clock '{stream.clock}', rounds of {epochs}"
+    return f"{tasks}, {_counted(continual.rounds_per_task, 'round')} of {epochs} each"
+
+
+def _schedule_rows(plan: Plan) -> Iterator[str]:
+    """Draw who learns which task when, where that is not the same for all."""
+    if plan.schedule.in_step:
+        return
+    from fedkd.report.schedule import AWAY, schedule_lines
+
+    what = "who is there" if plan.learner is None else "the task of each client"
+    yield _row("schedule", f"{what}, round by round ({AWAY}: away)")
+    for line in schedule_lines(plan.schedule, SHOWN_ROUNDS, SHOWN_CLIENTS):
+        yield _row("", line)
 
 
 def _task(task: Task) -> str:

@@ -149,6 +149,10 @@ def finish_run(
     """
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
+    if not plan.schedule.in_step:
+        from fedkd.report.schedule import draw_schedule_figure
+
+        draw_schedule_figure(plan.schedule, folder, tasks)
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,

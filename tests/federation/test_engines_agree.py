@@ -69,7 +69,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"dropout": 0.2}}],
         "fusion": {"strategy": "pooled"},
     },
-    # A stream of tasks, learned under masks by networks with statistics of their own for every task.
+    # A stream of tasks, each client's in an order and at a clock of its own, learned under masks by networks
+    # with statistics of their own for every task.
     "streamed": {key: value for key, value in BASE.items() if key != "rounds"}
     | {
         "data": BASE["data"] | {"clients": 3, "transfer": {"size": 20}, "test_size": 40},
@@ -80,7 +81,13 @@ SCENARIOS: dict[str, dict[str, Any]] = {
             "learner": "exssnet",
             "rounds_per_task": 2,
             "evaluate_epochs": True,
-            "tasks": {"kind": "split", "count": 2, "classes_per_task": 3},
+            "tasks": {
+                "kind": "split",
+                "count": 2,
+                "classes_per_task": 3,
+                "order": "shuffled",
+                "clock": "poisson",
+            },
         },
     },
 }

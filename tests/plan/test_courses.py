@@ -100,8 +100,8 @@ def test_a_poisson_clock_spends_rounds_per_task_in_the_mean_and_one_at_least():
 
 
 def test_who_would_be_too_far_ahead_stays_with_its_task_until_the_slowest_has_moved_on():
-    spans = _settle([[1, 1, 1], [3, 3, 3]], late=np.zeros(2, dtype=int), breaks={}, break_rounds=1, max_lag=1)
-    assert spans == [[(1, 1), (2, 3), (4, 6)], [(1, 3), (4, 6), (7, 9)]]
+    spans = _settle([[1] * 4, [3] * 4], late=np.zeros(2, dtype=int), breaks={}, break_rounds=1, max_lag=1)
+    assert spans == [[(1, 1), (2, 3), (4, 6), (7, 7)], [(1, 3), (4, 6), (7, 9), (10, 12)]]
 
 
 @pytest.mark.parametrize("max_lag", [1, 2])

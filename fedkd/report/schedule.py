@@ -1,0 +1,99 @@
+"""The schedule of a run to look at: clients by rounds, coloured by task, as a picture and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd.plan.schedule import Schedule
+from fedkd.report.style import COLOUR_MAP, house_style, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "schedule"
+AWAY, THERE = "·", "x"
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+MOST_TICKS = 12
+LEGEND_TASKS = 12
+"""Tasks up to which a legend names each; of more, a bar has the colours."""
+
+
+def draw_schedule_figure(schedule: Schedule, folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Draw a schedule into a run folder as `schedule.png` and `.svg`; return the files.
+
+    Args:
+        schedule: Whose.
+        folder: The run folder.
+        names: Of the tasks; empty: they are numbered.
+    """
+    with house_style():
+        return save(schedule_figure(schedule, names), folder, NAME)
+
+
+def schedule_figure(schedule: Schedule, names: Sequence[str] = ()) -> Figure:
+    """Draw who learns which task when; white where a client is away. Sampling and dropout are not in it."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
+    tasks = _tasks(schedule)
+    table = np.full((schedule.clients, schedule.rounds), np.nan)
+    for client in range(schedule.clients):
+        for span in schedule.course(client):
+            table[client, span.first - 1 : span.last] = span.task or 0
+    figure = new_figure(6.8, min(1.4 + 0.16 * schedule.clients, 6.0))
+    axes = figure.subplots()
+    axes.grid(False)
+    colours = colormaps[COLOUR_MAP].resampled(max(tasks, 2))
+    extent = (0.5, schedule.rounds + 0.5, schedule.clients - 0.5, -0.5)
+    image = axes.imshow(
+        table, cmap=colours, vmin=-0.5, vmax=max(tasks, 2) - 0.5, aspect="auto", extent=extent,
+        interpolation="nearest",
+    )  # fmt: skip
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_yticks(range(0, schedule.clients, -(-schedule.clients // MOST_TICKS)))
+    axes.set_xlabel("round")
+    axes.set_ylabel("client")
+    if 1 < tasks <= LEGEND_TASKS:
+        labels = [names[task] if names else f"task {task}" for task in range(tasks)]
+        patches = [Patch(color=colours(task), label=label) for task, label in enumerate(labels)]
+        figure.legend(handles=patches, loc="outside upper center", ncols=min(tasks, 6))
+    elif tasks > 1:
+        figure.colorbar(image, ax=axes, label="task", pad=0.02)
+    return figure
+
+
+def schedule_lines(schedule: Schedule, width: int, height: int) -> list[str]:
+    """Return a schedule as text: a line a client and a character a round, the task's digit.
+
+    Args:
+        schedule: Whose.
+        width: Characters of a line; of a longer run every so many rounds have one.
+        height: Lines; of more clients, the first.
+    """
+    every = max(-(-schedule.rounds // width), 1)
+    lines = []
+    for client in range(min(schedule.clients, height)):
+        signs = [_sign(schedule, client, round) for round in range(1, schedule.rounds + 1, every)]
+        lines.append(f"client {client:>{len(str(schedule.clients - 1))}}  {''.join(signs)}")
+    if schedule.clients > height:
+        lines.append(f"… and {schedule.clients - height} more")
+    if every > 1:
+        lines.append(f"a character for {every} rounds")
+    return lines
+
+
+def _sign(schedule: Schedule, client: int, round: int) -> str:
+    if not schedule.is_member(client, round):
+        return AWAY
+    if schedule.task(client, round) is None:
+        return THERE
+    return DIGITS[(schedule.task(client, round) or 0) % len(DIGITS)]
+
+
+def _tasks(schedule: Schedule) -> int:
+    return 1 + max(span.task or 0 for course in schedule.courses for span in course)
