@@ -185,7 +185,8 @@ sys.modules["flwr"] = sys.modules["ray"] = None  # as on a machine that has neit
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
-from fedkd.server.fusing import Fusing, ServerKnowledge, Upload
+from fedkd.server.bank import Upload
+from fedkd.server.fusing import Fusing, ServerKnowledge
 
 plan = parse_plan({"data": {"clients": 2, "transfer": {"size": 20}}, "clients": [{"model": "mlp"}]})
 factory, uploads = ClientFactory(plan, load_data(plan.scenario)), {}

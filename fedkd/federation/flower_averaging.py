@@ -94,6 +94,10 @@ class FlowerAveraging:
         sent, self._sent = self._sent, 0
         return sent
 
+    def kept_bytes(self) -> int | None:
+        """Return None: there is no bank of weights."""
+        return None
+
     def report(self) -> FusionReport | None:
         """Return None: everybody receives the same."""
         return None

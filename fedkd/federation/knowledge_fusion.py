@@ -18,8 +18,10 @@ from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.fusion.strategy import FusionStrategy
+from fedkd.scenario.schema import Bank
+from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
-from fedkd.server.fusing import FusionReport, ServerKnowledge, Upload
+from fedkd.server.fusing import FusionReport, ServerKnowledge
 
 
 class KnowledgeFusion(Strategy):
@@ -34,6 +36,7 @@ class KnowledgeFusion(Strategy):
         known: What the server knows besides the messages, of each task of a stream or of the only one; only
             some strategies need it.
         stages: What uploads have passed on their way (see `fedkd.clients.upload`).
+        bank: What is kept of clients that are at another task or away, and fused along; None: nothing.
         min_available_nodes: Nodes that a round of Flower's own loop waits for, as Flower's strategies do.
     """
 
@@ -42,12 +45,13 @@ class KnowledgeFusion(Strategy):
         strategy: FusionStrategy,
         known: Callable[[int], ServerKnowledge] | ServerKnowledge | None = None,
         stages: Sequence[Stage] = (),
+        bank: Bank | None = None,
         min_available_nodes: int = 2,
     ) -> None:
         self.strategy = strategy
         self._min_available_nodes = min_available_nodes
         of_task = known if callable(known) else lambda task: known or ServerKnowledge()
-        self._fusing = FusingByTask(strategy, of_task)
+        self._fusing = FusingByTask(strategy, of_task, bank)
         self._stages = stages
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
@@ -194,6 +198,10 @@ class KnowledgeFusion(Strategy):
         """
         sent, self._sent = self._sent, 0
         return sent
+
+    def kept_bytes(self) -> int | None:
+        """Return the bytes that the knowledge bank keeps; None: there is none."""
+        return self._fusing.kept_bytes()
 
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion, where the strategy has weights."""

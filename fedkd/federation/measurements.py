@@ -73,6 +73,11 @@ class Measurements:
         receivers = {client: counts[client] for client in report.present}
         return self._record(round, "train", "effective_neighbours", receivers)
 
+    def bank(self, round: int, kept: int | None) -> None:
+        """Record the bytes that the knowledge bank keeps."""
+        if kept is not None:
+            self._recorder.metric("bank_bytes", kept, round=round, split="train")
+
     def evaluation(self, round: int, replies: Replies) -> dict[str, float]:
         """Record an evaluation; return the means, named as in `RoundReport.metrics`.
 

@@ -106,6 +106,7 @@ class Rounds:
             self._strategy.begin_round(self._tasks(round))
             train_loss = self._train(round)
             neighbours = self._measurements.fusion(round, self._strategy.report())
+            self._measurements.bank(round, self._strategy.kept_bytes())
             self._end_task(round)
             if self._plan.evaluates(round):
                 if not self._plan.would_evaluate(round):  # only because the run ends here

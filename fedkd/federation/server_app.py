@@ -54,7 +54,8 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     """Return the plan's strategy at work on the server."""
     stages = upload_stages(plan.scenario.fusion.upload_dtype)
     if isinstance(plan.strategy, FusionStrategy):
-        return KnowledgeFusion(plan.strategy, partial(_server_knowledge, plan, data), stages)
+        known, bank = partial(_server_knowledge, plan, data), plan.scenario.fusion.bank
+        return KnowledgeFusion(plan.strategy, known, stages, bank)
     from fedkd.plan.flower import make_flower_strategy
 
     fusion = plan.scenario.fusion

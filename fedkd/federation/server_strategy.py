@@ -51,6 +51,9 @@ class ServerStrategy(Protocol):
             replies: Without errors, in client order.
         """
 
+    def kept_bytes(self) -> int | None:
+        """Return the bytes of knowledge that is kept of earlier rounds; None: it keeps no bank of it."""
+
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion, where that is known."""
 

@@ -13,8 +13,10 @@ from fedkd.continual.learning import TaskLearning
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
+from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.plan import Plan
+from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
 KEY = "fusion.strategy"
@@ -47,6 +49,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`",
                 key=KEY,
             )
+    if scenario.fusion.bank is not None:
+        _check_bank(plan)
     if "one_architecture" in needs:
         check_one_architecture(scenario)
     if "plain_sgd" in needs:
@@ -64,6 +68,22 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",
         )
+
+
+def _check_bank(plan: Plan) -> None:
+    """Refuse to keep what could not be fused with anything later."""
+    strategy, scenario = plan.strategy, plan.scenario
+    reason = None
+    if not isinstance(strategy, FusionStrategy) or "weights" in strategy.needs:
+        reason = "exchanges weights, which are of no task and soon out of date"
+    elif strategy.sends == "nothing":
+        reason = "sends nothing that could be kept"
+    else:
+        generator = numpy_generator(scenario.seed, "request", round=1)
+        if strategy.request(scenario.data.transfer.size, {}, generator) is not None:
+            reason = "asks for other transfer samples every round, which old predictions are not about"
+    if reason is not None:
+        raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
 
 
 def _check_learner(

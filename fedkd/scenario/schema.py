@@ -19,6 +19,16 @@ FLOWER_PREFIX = "flwr:"
 """Begins the names of Flower's own strategies."""
 
 
+class Bank(Section):
+    """The knowledge bank: what every client last knew of each task, kept on the server and fused along."""
+
+    decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.98
+    """What knowledge counts, a round of its age: 0.98 halves it in 34 rounds, 1 never lets it fade. A
+    strategy's own `stale_decay` takes its place."""
+    megabytes: Annotated[float, Field(gt=0.0)] | None = None
+    """Most that is kept; beyond, the oldest knowledge is forgotten first. Absent: no bound."""
+
+
 class Fusion(Section):
     """The fusion strategy, its own hyper-parameters, and how guidance is distilled.
 
@@ -39,6 +49,9 @@ class Fusion(Section):
     """γ: weight of the cross entropy on private batches that is added to the distillation loss."""
     upload_dtype: Literal["float32", "float16"] = "float32"
     """Precision of uploaded logits."""
+    bank: Bank | None = None
+    """Keep the last knowledge of every client about each task: who meets a task late is taught by those who
+    learned it before, and who takes part by those who are away. Absent: only the round's is fused."""
 
     @property
     def from_flower(self) -> bool:

@@ -8,7 +8,9 @@ import numpy as np
 
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.namespaces import below, under
-from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge, Upload
+from fedkd.scenario.schema import Bank
+from fedkd.server.bank import Shelf, Upload, evict
+from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge
 
 TASK = "task/"
 
@@ -21,20 +23,32 @@ class FusingByTask:
     Args:
         strategy: How knowledge is fused.
         known: What the server knows besides, of each task.
+        bank: What is kept of clients that have gone on to another task, or are away; None: nothing.
     """
 
-    def __init__(self, strategy: FusionStrategy, known: Callable[[int], ServerKnowledge]) -> None:
+    def __init__(
+        self,
+        strategy: FusionStrategy,
+        known: Callable[[int], ServerKnowledge],
+        bank: Bank | None = None,
+    ) -> None:
         self._strategy = strategy
+        self._bank = bank
         self._known = known
         self._knows_tasks = "weights" not in strategy.needs
         self._task_of: dict[int, int] = {}
         self._by_task: dict[int, Fusing] = {}
 
     def move(self, task_of: Mapping[int, int]) -> None:
-        """Say which task every client is at from now on; what was fused of one that all left is forgotten."""
+        """Say which task every client is at from now on.
+
+        Without a bank, what was fused of a task that all have left is forgotten.
+        """
         if not self._knows_tasks:
             return
         self._task_of = dict(task_of)
+        if self._bank is not None:
+            return
         at = set(task_of.values())
         self._by_task = {task: fusing for task, fusing in self._by_task.items() if task in at}
 
@@ -45,7 +59,8 @@ class FusingByTask:
     def at(self, task: int) -> Fusing:
         """Return what fuses the knowledge of a task."""
         if task not in self._by_task:
-            self._by_task[task] = Fusing(self._strategy, self._known(task))
+            decay = None if self._bank is None else self._bank.decay
+            self._by_task[task] = Fusing(self._strategy, self._known(task), decay)
         return self._by_task[task]
 
     def of(self, client: int | None) -> Fusing:
@@ -70,7 +85,16 @@ class FusingByTask:
         for task, fusing in self.of_clients(uploads).items():
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
             sent += fusing.fuse(round, own, [client for client in known if self.task_of(client) == task])
+        if self._bank is not None and self._bank.megabytes is not None:
+            evict(self._shelves(), int(self._bank.megabytes * 1e6))
         return sent
+
+    def kept_bytes(self) -> int | None:
+        """Return the bytes of what the bank keeps; None: there is none."""
+        return None if self._bank is None else sum(shelf.size for shelf in self._shelves().values())
+
+    def _shelves(self) -> dict[int, Shelf]:
+        return {task: fusing.shelf for task, fusing in self._by_task.items()}
 
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion: nobody from those at another task."""

@@ -10,9 +10,10 @@ import numpy as np
 from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ServerModels
+from fedkd.fusion.views import ServerModels
 from fedkd.namespaces import below, under
 from fedkd.randomness import numpy_generator
+from fedkd.server.bank import Shelf, Upload, faded
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
 
@@ -36,21 +37,6 @@ class ServerKnowledge:
 
 
 @dataclass(frozen=True, eq=False)
-class Upload:
-    """What a client sent in a round.
-
-    Attributes:
-        round: The round.
-        arrays: Its knowledge by name.
-        samples: Number of its training samples.
-    """
-
-    round: int
-    arrays: Arrays
-    samples: int
-
-
-@dataclass(frozen=True, eq=False)
 class FusionReport:
     """Who learned how much from whom in a fusion.
 
@@ -71,14 +57,19 @@ class Fusing:
     Args:
         strategy: How knowledge is fused.
         known: What the server knows besides.
+        decay: What knowledge of an earlier round counts, a round (see `faded`); None: only that of the round
+            is fused, unless the strategy itself weighs old knowledge.
 
     Attributes:
         strategy: As given.
         mailbox: Guidance that waits to be sent.
         report: On the last fusion, where the strategy has weights; else None.
+        shelf: The last knowledge of every client, where more than that of the round is fused.
     """
 
-    def __init__(self, strategy: FusionStrategy, known: ServerKnowledge) -> None:
+    def __init__(
+        self, strategy: FusionStrategy, known: ServerKnowledge, decay: float | None = None
+    ) -> None:
         self.strategy = strategy
         self.mailbox = Mailbox()
         self.report: FusionReport | None = None
@@ -86,7 +77,8 @@ class Fusing:
         self._request: np.ndarray | None = None
         self._started = False
         self._memory: dict[str, np.ndarray] = {}
-        self._last: dict[int, Upload] = {}  # the newest of each client, for strategies that use old knowledge
+        self.shelf = Shelf()
+        self._decay = decay
 
     def begin(self, clients: Iterable[int]) -> None:
         """Leave the strategy's first words for all clients, before the first round and only then."""
@@ -121,16 +113,7 @@ class Fusing:
         self.report = None
         if not uploads or self.strategy.sends == "nothing":
             return 0
-        if self.strategy.stale_decay is None:
-            known = uploads
-        else:
-            # Copied: the arrays may lie in shared memory that is only lent for the round.
-            self._last |= {
-                client: Upload(upload.round, {k: v.copy() for k, v in upload.arrays.items()}, upload.samples)
-                for client, upload in uploads.items()
-            }
-            known = self._last
-        knowledge = self._knowledge(round, {client: known[client] for client in sorted(known)})
+        knowledge = self._knowledge(round, self._recalled(round, uploads))
         with one_blas_thread():
             guidance = self.strategy.fuse(knowledge, self._memory)
         check_guidance(guidance, knowledge)
@@ -138,6 +121,17 @@ class Fusing:
         if guidance.weights is not None:
             self.report = FusionReport(knowledge.clients, guidance.weights, tuple(sorted(uploads)))
         return self._post(round, guidance, knowledge, uploads.keys(), everyone)
+
+    def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:
+        """Return what is fused in a round, in client order: what was sent, and what is on the shelf."""
+        ages_itself = self.strategy.stale_decay is not None
+        if not ages_itself and self._decay is None:
+            return dict(sorted(uploads.items()))
+        self.shelf.put(uploads)
+        known = self.shelf.all()
+        if ages_itself or self._decay is None:
+            return known
+        return faded(known, round, self._decay, self.strategy.kinds_of(next(iter(uploads.values())).arrays))
 
     def _post(
         self,
@@ -196,19 +190,11 @@ class Fusing:
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a later round depends on, keyed by client."""
         arrays = under("memory/", self._memory) | under("pending/", self.mailbox.state())
-        for client, upload in self._last.items():
-            arrays |= under(f"last/{client}/arrays/", upload.arrays)
-            arrays[f"last/{client}/round"] = np.array(upload.round)
-            arrays[f"last/{client}/samples"] = np.array(upload.samples)
-        return arrays
+        return arrays | under("last/", self.shelf.state())
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
         self._started = True
         self._memory = below("memory/", arrays)
         self.mailbox.restore(below("pending/", arrays))
-        last = below("last/", arrays)
-        self._last = {}
-        for client in sorted({int(name.partition("/")[0]) for name in last}):
-            own = below(f"{client}/", last)
-            self._last[client] = Upload(int(own["round"]), below("arrays/", own), int(own["samples"]))
+        self.shelf.restore(below("last/", arrays))

@@ -12,7 +12,8 @@ from fedkd.data.load import Data, first_task
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.plan.plan import Plan
-from fedkd.server.fusing import Fusing, ServerKnowledge, Upload
+from fedkd.server.bank import Upload
+from fedkd.server.fusing import Fusing, ServerKnowledge
 
 TRIED = 2
 """Clients of every architecture that are tried: guidance of one may lack what there is among several."""

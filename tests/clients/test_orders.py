@@ -9,8 +9,9 @@ from fedkd.clients.factory import ClientFactory
 from fedkd.clients.stream_client import StreamClient
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
+from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
-from fedkd.server.fusing import ServerKnowledge, Upload
+from fedkd.server.fusing import ServerKnowledge
 
 
 @pytest.fixture

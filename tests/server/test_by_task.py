@@ -10,8 +10,9 @@ from numpy.testing import assert_array_equal
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask, together
-from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge, Upload
+from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge
 
 N, C = 5, 3
 SIZES = {0: 6, 1: 4, 2: 8}

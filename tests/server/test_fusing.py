@@ -12,7 +12,8 @@ from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.local import Local
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.server.fusing import Fusing, ServerKnowledge, Upload
+from fedkd.server.bank import Upload
+from fedkd.server.fusing import Fusing, ServerKnowledge
 
 N, M, C = 4, 6, 3
 

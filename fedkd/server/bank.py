@@ -1,0 +1,143 @@
+"""The knowledge bank: what every client last knew of a task, with its age."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.views import Arrays
+from fedkd.namespaces import below, under
+
+LEAST = 1e-12
+"""What a faded probability is at least, so that it has a logarithm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Upload:
+    """What a client sent in a round.
+
+    Attributes:
+        round: The round.
+        arrays: Its knowledge by name.
+        samples: Number of its training samples.
+    """
+
+    round: int
+    arrays: Arrays
+    samples: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the arrays."""
+        return sum(values.nbytes for values in self.arrays.values())
+
+
+class Shelf:
+    """The last knowledge of one task that every client has sent."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, Upload] = {}
+
+    def put(self, uploads: Mapping[int, Upload]) -> None:
+        """Keep uploads in place of their clients' earlier ones."""
+        for client, upload in uploads.items():
+            # Copied: the arrays may lie in shared memory that is only lent for the round.
+            arrays = {name: values.copy() for name, values in upload.arrays.items()}
+            self._last[client] = replace(upload, arrays=arrays)
+
+    def all(self) -> dict[int, Upload]:
+        """Return all that is kept, in client order."""
+        return dict(sorted(self._last.items()))
+
+    def drop(self, client: int) -> None:
+        """Forget what a client sent."""
+        del self._last[client]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays."""
+        return sum(upload.size for upload in self._last.values())
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that is kept, keyed by client."""
+        arrays: dict[str, np.ndarray] = {}
+        for client, upload in self._last.items():
+            arrays |= under(f"{client}/arrays/", upload.arrays)
+            arrays[f"{client}/round"] = np.array(upload.round)
+            arrays[f"{client}/samples"] = np.array(upload.samples)
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`."""
+        self._last = {}
+        for client in sorted({int(name.partition("/")[0]) for name in arrays}):
+            own = below(f"{client}/", arrays)
+            self._last[client] = Upload(int(own["round"]), below("arrays/", own), int(own["samples"]))
+
+
+def faded(
+    uploads: Mapping[int, Upload], round: int, decay: float, kinds: Mapping[str, Kind]
+) -> dict[int, Upload]:
+    """Return knowledge as it counts in a round: the older it is, the less it says of its own.
+
+    With ``f = decay ** age``, probabilities on the transfer set become ``f · q + (1 − f) · mean of what was
+    sent in this round``, and numbers of samples that weigh them ``f`` times what they were. In a mean of
+    probabilities that is a weight of ``f`` for the old and of more than 1 for the new; a strategy that
+    compares clients finds them the nearer to what is known now, the older they are.
+
+    Args:
+        uploads: By client; some of this round.
+        round: The round.
+        decay: In (0, 1]; 1: age does not count.
+        kinds: What the arrays are, by name.
+    """
+    names = [name for name, kind in kinds.items() if kind is Kind.TRANSFER_LOGITS]
+    present = [upload for upload in uploads.values() if upload.round == round]
+    if decay == 1.0 or not present:
+        return dict(uploads)
+    known_now = {name: _mean([softmax(upload.arrays[name]) for upload in present]) for name in names}
+    found = {}
+    for client, upload in uploads.items():
+        factor = decay ** (round - upload.round)
+        if factor == 1.0:
+            found[client] = upload
+            continue
+        arrays = dict(upload.arrays)
+        for name, kind in kinds.items():
+            values = arrays[name]
+            if kind is Kind.TRANSFER_LOGITS:
+                mixed = factor * softmax(values) + (1.0 - factor) * known_now[name]
+                arrays[name] = np.log(np.maximum(mixed, LEAST)).astype(values.dtype)
+            elif kind is Kind.LABEL_COUNTS:
+                arrays[name] = values * factor
+        found[client] = replace(upload, arrays=arrays, samples=max(ceil(upload.samples * factor), 1))
+    return found
+
+
+def evict(shelves: Mapping[int, Shelf], most: int) -> None:
+    """Forget what is oldest until no more than `most` bytes are kept; of equals, the highest client first.
+
+    Args:
+        shelves: By task.
+        most: Bytes.
+    """
+    kept = [
+        (upload.round, -client, task, upload.size)
+        for task, shelf in shelves.items()
+        for client, upload in shelf.all().items()
+    ]
+    total = sum(size for *_, size in kept)
+    for _, minus_client, task, size in sorted(kept):
+        if total <= most:
+            return
+        shelves[task].drop(-minus_client)
+        total -= size
+
+
+def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return np.mean(np.stack(arrays), axis=0, dtype=np.float64)

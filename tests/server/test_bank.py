@@ -1,0 +1,166 @@
+"""What the server keeps of clients that are at another task, or away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from fedkd.fusion.dsfl import DSFL
+from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.probabilities import softmax
+from fedkd.scenario.schema import Bank
+from fedkd.server.bank import Shelf, Upload, evict, faded
+from fedkd.server.by_task import FusingByTask
+from fedkd.server.fusing import ServerKnowledge
+
+M, C = 6, 3
+KINDS = {"logits": Kind.TRANSFER_LOGITS, "label_counts": Kind.LABEL_COUNTS}
+
+
+def upload(client: int, round: int, dtype: str = "float32") -> Upload:
+    generator = np.random.default_rng([client, round])
+    logits = (2 * generator.normal(size=(M, C))).astype(dtype)
+    return Upload(round, {"logits": logits, "label_counts": generator.integers(0, 9, C)}, 10 * (client + 1))
+
+
+def known(task: int) -> ServerKnowledge:
+    return ServerKnowledge()
+
+
+def targets(fusing: FusingByTask, client: int) -> np.ndarray:
+    return fusing.of(client).mailbox.take(client).arrays["targets"]
+
+
+# Fading ---------------------------------------------------------------------------------------------------
+
+
+def test_in_a_mean_of_probabilities_the_old_weigh_less_and_the_new_more():
+    ages, rho = {0: 4, 1: 0, 2: 0, 3: 1}, 0.9
+    uploads = {client: upload(client, 5 - age) for client, age in ages.items()}
+    shown = faded(uploads, 5, rho, KINDS)
+    ours = np.mean([softmax(shown[n].arrays["logits"]) for n in ages], axis=0)
+    # By hand: (Σ f_m q_m + what is missing of all the f, shared among the two that are new) / 4.
+    factors = {n: rho**age for n, age in ages.items()}
+    missing = sum(1 - f for f in factors.values())
+    weights = np.array([factors[n] + (missing / 2 if ages[n] == 0 else 0.0) for n in ages]) / 4
+    q = np.array([np.exp(uploads[n].arrays["logits"].astype(np.float64)) for n in ages])
+    q /= q.sum(axis=-1, keepdims=True)
+    assert_allclose(ours, np.einsum("n,nmc->mc", weights, q), rtol=2e-6)
+    assert weights.sum() == pytest.approx(1.0) and weights[0] < weights[3] < 0.25 < weights[1]
+
+
+def test_numbers_of_samples_count_for_less_with_age():
+    old, new = upload(0, 1), upload(1, 3)
+    shown = faded({0: old, 1: new}, 3, 0.5, KINDS)
+    assert (shown[0].samples, shown[1].samples) == (3, 20)  # ⌈10 / 4⌉
+    assert_allclose(shown[0].arrays["label_counts"], old.arrays["label_counts"] / 4)
+    assert shown[1] is new
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_without_decay_or_age_nothing_fades(dtype):
+    uploads = {0: upload(0, 1, dtype), 1: upload(1, 3, dtype)}
+    assert faded(uploads, 3, 1.0, KINDS) == uploads
+    assert faded({1: uploads[1]}, 3, 0.5, KINDS) == {1: uploads[1]}
+    assert faded(uploads, 3, 0.5, KINDS)[0].arrays["logits"].dtype == dtype
+
+
+def test_what_is_very_old_says_what_is_known_now():
+    uploads = {0: upload(0, 1), 1: upload(1, 900), 2: upload(2, 900)}
+    shown = faded(uploads, 900, 0.9, KINDS)
+    now = np.mean([softmax(uploads[n].arrays["logits"]) for n in (1, 2)], axis=0)
+    assert_allclose(softmax(shown[0].arrays["logits"]), now, rtol=1e-5)
+    assert shown[0].samples == 1
+
+
+# Keeping --------------------------------------------------------------------------------------------------
+
+
+def test_a_late_learner_is_taught_by_those_who_learned_the_task_before():
+    fusing = FusingByTask(FedMD(), known, Bank(decay=1.0))
+    first = {n: upload(n, 1) for n in (0, 1)}
+    fusing.move({0: 0, 1: 0, 2: 1})
+    fusing.fuse(1, first | {2: upload(2, 1)}, range(3))
+    fusing.move({0: 1, 1: 1, 2: 0})
+    late = upload(2, 2)
+    fusing.fuse(2, {2: late}, range(3))
+    wanted = np.mean([first[0].arrays["logits"], first[1].arrays["logits"], late.arrays["logits"]], axis=0)
+    assert_allclose(targets(fusing, 2), wanted, rtol=1e-6)
+    assert fusing.report().clients == (0, 1, 2) and fusing.report().present == (2,)
+
+
+def test_without_a_bank_a_late_learner_learns_alone():
+    fusing = FusingByTask(FedMD(), known)
+    fusing.move({0: 0, 1: 1})
+    fusing.fuse(1, {0: upload(0, 1)}, range(2))
+    fusing.move({0: 1, 1: 0})
+    fusing.fuse(2, {1: upload(1, 2)}, range(2))
+    assert_array_equal(targets(fusing, 1), upload(1, 2).arrays["logits"])
+    assert fusing.kept_bytes() is None
+
+
+def test_those_who_are_not_at_the_task_are_not_guided():
+    fusing = FusingByTask(KnFu(beta=1.0), known, Bank())
+    fusing.move({0: 0, 1: 0})
+    fusing.fuse(1, {n: upload(n, 1) for n in (0, 1)}, range(2))
+    for n in (0, 1):
+        fusing.of(n).mailbox.take(n)
+    fusing.move({0: 1, 1: 0})
+    fusing.fuse(2, {0: upload(0, 2), 1: upload(1, 2)}, range(2))
+    assert fusing.at(0).mailbox.take(0) is None
+    assert fusing.at(0).mailbox.take(1) is not None
+
+
+def test_a_strategy_that_ages_knowledge_itself_is_handed_it_as_it_was():
+    fusing = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known, Bank(decay=0.1))
+    alone = FusingByTask(KnFu(beta=1.0, stale_decay=0.5), known)
+    for each in (fusing, alone):
+        each.move({0: 0, 1: 0})
+        each.fuse(1, {n: upload(n, 1) for n in (0, 1)}, range(2))
+        each.fuse(3, {1: upload(1, 3)}, range(2))
+    assert_array_equal(targets(fusing, 1), targets(alone, 1))
+
+
+def test_the_oldest_is_forgotten_first_and_of_equals_the_highest_client():
+    shelves = {0: Shelf(), 1: Shelf()}
+    shelves[0].put({0: upload(0, 2), 1: upload(1, 1), 2: upload(2, 1)})
+    shelves[1].put({0: upload(0, 3)})
+    each = upload(0, 1).size
+    assert shelves[0].size == 3 * each
+    left = []
+    for most in (4, 3, 2.5, 1, 0):
+        evict(shelves, int(most * each))
+        left.append([(task, client) for task, shelf in shelves.items() for client in shelf.all()])
+    assert left == [
+        [(0, 0), (0, 1), (0, 2), (1, 0)],
+        [(0, 0), (0, 1), (1, 0)],
+        [(0, 0), (1, 0)],
+        [(1, 0)],
+        [],
+    ]
+
+
+def test_a_bound_in_megabytes_holds_over_all_tasks():
+    each = upload(0, 1).size
+    fusing = FusingByTask(FedMD(), known, Bank(megabytes=2.5 * each / 1e6))
+    fusing.move({0: 0, 1: 0, 2: 1})
+    fusing.fuse(1, {n: upload(n, 1) for n in range(3)}, range(3))
+    assert fusing.kept_bytes() == 2 * each
+
+
+def test_a_restored_bank_goes_on_where_the_other_stopped():
+    straight, restored = (FusingByTask(DSFL(), known, Bank(decay=0.9)) for _ in range(2))
+    straight.move({0: 0, 1: 0, 2: 1})
+    straight.fuse(1, {n: upload(n, 1) for n in range(3)}, range(3))
+    for fusing in (straight, restored):
+        fusing.move({0: 1, 1: 1, 2: 1})
+    restored.restore(straight.state())
+    assert restored.kept_bytes() == straight.kept_bytes() > 0
+    for fusing in (straight, restored):
+        fusing.move({0: 1, 1: 1, 2: 0})
+        fusing.fuse(2, {n: upload(n, 2) for n in range(3)}, range(3))
+    for n in range(3):
+        assert_array_equal(targets(straight, n), targets(restored, n))
