@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.worker import Outcome, read_summary
-from fedkd.continual.matrix import Lessons
+from fedkd.continual.lessons import Lessons
 from fedkd.plan.drawing import draw_schedule
 from fedkd.report.study import Curve, StudyRun
 from fedkd.scenario.stream import accuracy_name, protocols

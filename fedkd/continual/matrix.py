@@ -7,46 +7,16 @@ the stream. Round 0 is the untrained model.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from fedkd.continual.lessons import Lessons
 from fedkd.continual.metrics import Array
 
 Row = Mapping[str, Any]
 """One line of `metrics.jsonl`: round, client, task, split, metric and value."""
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """The T tasks that a client learns, each once, in the order in which it meets them.
-
-    Attributes:
-        tasks: Their places in the stream, `[T]`.
-        firsts: The round in which each is begun, `[T]`.
-        ends: The round in which each has been learned, `[T]`: the last of the rounds spent on it when it is
-            met first; of the last task the client's last of all, also where tasks come back.
-    """
-
-    tasks: tuple[int, ...]
-    firsts: tuple[int, ...]
-    ends: tuple[int, ...]
-
-    @staticmethod
-    def of(course: Sequence[tuple[int | None, int, int]]) -> Lessons:
-        """Return what a client learns whose course is made of (task, first round, last round)."""
-        met: dict[int, tuple[int, int]] = {}
-        for task, first, last in course:
-            if task is not None:
-                met.setdefault(task, (first, last))
-        firsts, ends = zip(*met.values(), strict=True)
-        return Lessons(tuple(met), firsts, (*ends[:-1], course[-1][2]))
-
-    def place(self, task: int) -> int:
-        """Return the place of a task among those that the client learns; −1: it never meets it."""
-        return self.tasks.index(task) if task in self.tasks else -1
 
 
 def accuracy_matrix(

@@ -12,7 +12,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedkd.continual.matrix import Lessons, Row, accuracy_matrix
+from fedkd.continual.curves import epochs_to_90
+from fedkd.continual.lessons import Course, Lessons, early_and_late, learned_tasks
+from fedkd.continual.matrix import Row, accuracy_matrix, learning_curve
 from fedkd.continual.metrics import Array, summarise
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, accuracy_name, main_protocol, protocols, task_count
@@ -105,7 +107,7 @@ def _names(test: ProtocolOutcome) -> Sequence[str]:
 def stream_outcome(
     rows: Iterable[Row],
     scenario: Scenario,
-    courses: Sequence[Sequence[tuple[int | None, int, int]]],
+    courses: Sequence[Course],
     *,
     epochs: Iterable[Row] = (),
     counted: Collection[int] | None = None,
@@ -122,6 +124,10 @@ def stream_outcome(
     task j since it was learned: by learning later tasks and by applying guidance. Where a client measured
     both, they add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did.
     A client that no guidance reached has no `spatial_forgetting`.
+    `rounds_to_90` is the mean over learned tasks of the rounds until 90 % of the accuracy is reached that the
+    task has been learned to, `rounds_to_90_early` over the tasks that nobody meets before the client,
+    `rounds_to_90_late` over those that somebody met before and nobody meets after it. They need an evaluation
+    every round.
 
     A client has learned a task if it took a training step in one of the task's rounds, or where weights are
     averaged, if anybody did. What is over tasks that were learned is so for every client on its own, see
@@ -151,7 +157,8 @@ def stream_outcome(
             recorded[row["metric"], row["split"], row["client"]].append(row)
         if (row["metric"], row["split"]) == ("loss", "train"):
             steps.append(row)
-    learned = _learned_tasks(steps, scenario, courses, lessons)
+    early, late = early_and_late(lessons)
+    learned = learned_tasks(steps, courses, lessons, averaged=scenario.fusion.from_flower)
     trained: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in epochs:
         trained[row["split"], row["client"]].append(row)
@@ -173,7 +180,21 @@ def stream_outcome(
             cause: _total_drop(recorded[cause, split, client], taught, R, own)
             for cause in ("temporal_forgetting", "spatial_forgetting")
         }
-        return summarise(R, b, joint=upper, single=alone, curves=curves, learned=own) | drops
+        rows, name = recorded[accuracy_name(main), split, client], accuracy_name(main)
+        rounds = np.array(
+            [
+                epochs_to_90(
+                    learning_curve(rows, taught, metric=name, split=split, client=client, place=place)
+                )
+                for place in range(len(R))
+            ]
+        )
+        pace = {
+            "rounds_to_90": _mean_of(rounds[own]),
+            "rounds_to_90_early": _mean_of(rounds[own & early[client]]),
+            "rounds_to_90_late": _mean_of(rounds[own & late[client]]),
+        }
+        return summarise(R, b, joint=upper, single=alone, curves=curves, learned=own) | drops | pace
 
     def tested(protocol: Protocol, split: Split) -> ProtocolOutcome:
         clients = {client: matrix(protocol, split, client) for client in everyone}
@@ -197,39 +218,15 @@ def stream_outcome(
     return StreamOutcome(tasks, main, tests, costs, counted, lessons, in_step)
 
 
-def _learned_tasks(
-    steps: Iterable[Row],
-    scenario: Scenario,
-    courses: Sequence[Sequence[tuple[int | None, int, int]]],
-    lessons: Sequence[Lessons],
-) -> list[NDArray[np.bool_]]:
-    """Return which of its tasks every client learned, N times `[T]`.
-
-    Args:
-        steps: Rows of the losses of local training; those of a client say that it took a step in a round.
-        scenario: What was run.
-        courses: What every client did.
-        lessons: Its tasks.
-    """
-    stepped: list[set[int | None]] = [set() for _ in courses]
-    for row in steps:
-        if row["client"] is not None:
-            course = courses[row["client"]]
-            stepped[row["client"]].update(task for task, a, b in course if a <= row["round"] <= b)
-    if scenario.fusion.from_flower:  # everybody has the average
-        stepped = [set().union(*stepped)] * len(courses)
-    pairs = zip(stepped, lessons, strict=True)
-    return [np.array([task in own for task in taught.tasks]) for own, taught in pairs]
-
-
 def _mean(matrices: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Return the mean of R and b over clients, each entry over those that have so many tasks."""
+    """Return the mean of R and b over clients, each entry over those that have measured it."""
     tasks = max(len(b) for _, b in matrices)
     total, number = np.zeros((tasks + 1, tasks)), np.zeros((tasks + 1, tasks))
     for R, b in matrices:
         own = len(b)
-        total[: own + 1, :own] += np.vstack([b, R])
-        number[: own + 1, :own] += 1
+        measured = np.vstack([b, R])
+        total[: own + 1, :own] += np.nan_to_num(measured)
+        number[: own + 1, :own] += ~np.isnan(measured)
     with np.errstate(invalid="ignore"):
         mean = total / number
     return mean[1:], mean[0]
@@ -238,6 +235,10 @@ def _mean(matrices: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
 def _learned(run: StreamOutcome | None, protocol: Protocol, split: Split, client: int) -> Array | None:
     """Return a client's accuracy on each task right after learning it, `[T]`; None without a run."""
     return None if run is None else np.diagonal(run.test(protocol, split).clients[client][0])
+
+
+def _mean_of(values: Array) -> float:
+    return float(values.mean()) if len(values) else nan
 
 
 def _curves(epochs: Sequence[Row], lessons: Lessons, each: int, R: Array, b: Array) -> list[Array]:

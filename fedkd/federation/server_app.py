@@ -24,7 +24,7 @@ from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import finish_run, new_run_folder, write_plan
 from fedkd.server.fusing import ServerKnowledge
-from fedkd.server.models import TransferSetModels
+from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.tracking.progress import make_progress
 from fedkd.tracking.totals import Totals
 
@@ -65,10 +65,11 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
 
 def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
     of_task: FederatedData = data[task].data if isinstance(data, FederatedStream) else data
+    seen = TransferSet.of(data, task, model_outputs(plan, data))
     return ServerKnowledge(
         transfer_size=len(of_task.transfer_x),
         labels=of_task.transfer_y,
-        models=partial(TransferSetModels, plan, of_task, model_outputs(plan, data)),
+        models=partial(TransferSetModels, plan, seen),
         seed=plan.scenario.seed,
     )
 

@@ -100,8 +100,6 @@ def _check_learner(
             )
         _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
-    if "server" in needs:
-        raise UserError(f"'{strategy}' trains a model on the server, where no learner protects it", key=KEY)
     if "weights" in needs and learner.isolates:
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"

@@ -18,7 +18,8 @@ TASK = "task/"
 class FusingByTask:
     """Hands a strategy the knowledge of one task at a time, which it takes for the only one.
 
-    Strategies that exchange weights are about models, which know no tasks: to them all clients are at one.
+    Strategies that do no more than average weights are about models, which know no tasks: to them all clients
+    are at one.
 
     Args:
         strategy: How knowledge is fused.
@@ -35,7 +36,7 @@ class FusingByTask:
         self._strategy = strategy
         self._bank = bank
         self._known = known
-        self._knows_tasks = "weights" not in strategy.needs
+        self._knows_tasks = "weights" not in strategy.needs or "server" in strategy.needs
         self._task_of: dict[int, int] = {}
         self._by_task: dict[int, Fusing] = {}
 
@@ -84,7 +85,8 @@ class FusingByTask:
         sent = 0
         for task, fusing in self.of_clients(uploads).items():
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
-            sent += fusing.fuse(round, own, [client for client in known if self.task_of(client) == task])
+            here = [client for client in known if self.task_of(client) == task]
+            sent += fusing.fuse(round, own, here, elsewhere=set(known).difference(here))
         if self._bank is not None and self._bank.megabytes is not None:
             evict(self._shelves(), int(self._bank.megabytes * 1e6))
         return sent

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,9 +67,7 @@ class Fusing:
         shelf: The last knowledge of every client, where more than that of the round is fused.
     """
 
-    def __init__(
-        self, strategy: FusionStrategy, known: ServerKnowledge, decay: float | None = None
-    ) -> None:
+    def __init__(self, strategy: FusionStrategy, known: ServerKnowledge, decay: float | None = None) -> None:
         self.strategy = strategy
         self.mailbox = Mailbox()
         self.report: FusionReport | None = None
@@ -99,13 +97,21 @@ class Fusing:
             self._request = self.strategy.request(self._known.transfer_size, self._memory, generator)
         return self._request
 
-    def fuse(self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int]) -> int:
+    def fuse(
+        self,
+        round: int,
+        uploads: Mapping[int, Upload],
+        everyone: Iterable[int],
+        elsewhere: Collection[int] = (),
+    ) -> int:
         """Fuse the knowledge of a round and leave every client's guidance in the mailbox.
 
         Args:
             round: 1-based.
             uploads: By client.
             everyone: All clients that are known.
+            elsewhere: Clients that this is no guidance for, whatever the strategy makes for those who took no
+                part.
 
         Returns:
             The bytes of the guidance for those who took part.
@@ -120,7 +126,8 @@ class Fusing:
         self._memory = dict(guidance.memory)
         if guidance.weights is not None:
             self.report = FusionReport(knowledge.clients, guidance.weights, tuple(sorted(uploads)))
-        return self._post(round, guidance, knowledge, uploads.keys(), everyone)
+        here = replace(guidance, absent={c: g for c, g in guidance.absent.items() if c not in elsewhere})
+        return self._post(round, here, knowledge, uploads.keys(), everyone)
 
     def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:
         """Return what is fused in a round, in client order: what was sent, and what is on the shelf."""

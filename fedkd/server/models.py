@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedkd.data.federated import FederatedData
+from fedkd.data.load import Data
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss
 from fedkd.models.build import build_model
@@ -26,6 +28,29 @@ from fedkd.training.optimizer import OptimizerSpec
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 
+@dataclass(frozen=True, eq=False)
+class TransferSet:
+    """What the server may see of a federation's data, or of a task's.
+
+    Attributes:
+        x: Transfer samples `[M, *input_shape]`.
+        outputs: Number of outputs of every client's model.
+        units: Those of them that are the task's logits; None: all.
+    """
+
+    x: np.ndarray
+    outputs: int
+    units: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(data: Data, task: int, outputs: int) -> TransferSet:
+        """Return that of a federation's data, or of a task of its stream."""
+        if isinstance(data, FederatedData):
+            return TransferSet(data.transfer_x, outputs)
+        units = data[task].units
+        return TransferSet(data[task].transfer_x, outputs, units if len(units) < outputs else None)
+
+
 class TransferSetModels:
     """What `fedkd.fusion.views.ServerModels` promises, for one round: models trained on the transfer set.
 
@@ -34,15 +59,13 @@ class TransferSetModels:
 
     Args:
         plan: What to simulate.
-        data: The federation's data, or a task's; the server touches the transfer set alone.
-        outputs: Number of outputs of every client's model.
+        data: What it sees.
         round: The round whose draws are used.
     """
 
-    def __init__(self, plan: Plan, data: FederatedData, outputs: int, round: int) -> None:
+    def __init__(self, plan: Plan, data: TransferSet, round: int) -> None:
         self._scenario = plan.scenario
         self._data = data
-        self._outputs = outputs
         self._round = round
         self._groups = plan.groups
         self._calls = 0
@@ -70,11 +93,11 @@ class TransferSetModels:
         seed = derive_seed(self._scenario.seed, f"server-weights:{architecture}")
         model = build_model(
             group,
-            self._data.input_shape,
-            self._outputs,
+            self._data.x.shape[1:],
+            self._data.outputs,
             seed=seed,
             plugin_path=self._scenario.plugin_path,
-            input_dtype=self._data.input_dtype,
+            input_dtype=self._data.x.dtype,
         )
         model = prepare_model(model, "cpu")
         if weights is not None:
@@ -92,8 +115,12 @@ class TransferSetModels:
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""
         with torch_threads(1):
-            x = prepare_inputs(self._data.transfer_x, "cpu")
-            return predict_logits(self._model(architecture, weights), x).numpy()
+            x = prepare_inputs(self._data.x, "cpu")
+            return self._of_task(predict_logits(self._model(architecture, weights), x)).numpy()
+
+    def _of_task(self, outputs: Tensor) -> Tensor:
+        units = self._data.units
+        return outputs if units is None else outputs[:, list(units)]
 
     def train(
         self,
@@ -112,24 +139,30 @@ class TransferSetModels:
         self._calls += 1  # several models of one round must not see the same batches
         purpose = f"server-train-{self._calls}"
         model = self._model(architecture, weights)
-        arrays = [prepare_inputs(self._data.transfer_x, "cpu")] + [prepare_inputs(t, "cpu") for t in targets]
+        arrays = [prepare_inputs(self._data.x, "cpu")] + [prepare_inputs(t, "cpu") for t in targets]
         shuffled = numpy_generator(self._scenario.seed, purpose, round=self._round).permutation(
             len(arrays[0])
         )
         kept_apart = int(validation * len(shuffled))
         apart = [array[torch.from_numpy(shuffled[:kept_apart])] for array in arrays]
         used = [array[torch.from_numpy(np.sort(shuffled[kept_apart:]))] for array in arrays]
+
+        def on_task(outputs: Tensor, *wanted: Tensor) -> Tensor:
+            return loss(self._of_task(outputs), *wanted)
+
         job = TrainJob(
             model,
             used,
-            lambda model, inputs, *wanted: loss(model(inputs), *wanted),
+            lambda model, inputs, *wanted: on_task(model(inputs), *wanted),
             OptimizerSpec("adam", lr),
             epochs,
             batch_size,
             generator=torch_generator(self._scenario.seed, purpose, round=self._round),
             seed=derive_seed(self._scenario.seed, purpose, round=self._round),
             lr_schedule="cosine",
-            early_stopping=EarlyStopping(apart, loss, patience) if patience > 0 and kept_apart > 0 else None,
+            early_stopping=EarlyStopping(apart, on_task, patience)
+            if patience > 0 and kept_apart > 0
+            else None,
         )
         with torch_threads(1):
             try:

@@ -8,7 +8,8 @@ import numpy as np
 
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.upload import arrive, upload_stages
-from fedkd.data.load import Data, first_task
+from fedkd.data.load import Data
+from fedkd.data.stream import FederatedStream
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.plan.plan import Plan
@@ -20,7 +21,7 @@ TRIED = 2
 
 
 def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the bytes that the first round's participants send, and those that they are sent for it.
+    """Return the bytes that those send who take part first, and those that they are sent for it.
 
     The latter are their guidance and what they were asked for. Where clients that have learned nothing agree
     on nothing, or where the server would have to train, guidance counts as a float for each class and sample.
@@ -29,32 +30,40 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
         plan: Its strategy exchanges knowledge of other kinds than weights.
         data: The federation's data; of a stream the first task's are taken.
     """
-    scenario, strategy, task = plan.scenario, plan.strategy, first_task(data)
+    scenario, strategy, schedule = plan.scenario, plan.strategy, plan.schedule
     assert isinstance(strategy, FusionStrategy)
+    rounds = range(1, schedule.rounds + 1)
+    round = next((round for round in rounds if schedule.participants(round)), 1)
+    everyone = schedule.participants(round)
+    # Clients may begin with different tasks, which are not fused with each other: those of one are tried.
+    at = schedule.task(everyone[0], round) if everyone else None
+    task = data[at or 0].data if isinstance(data, FederatedStream) else data
     known = ServerKnowledge(len(task.transfer_x), task.transfer_y, seed=scenario.seed)
     fusing, factory = Fusing(strategy, known), ClientFactory(plan, data)
     stages = upload_stages(scenario.fusion.upload_dtype)
-    request = fusing.request(1)
+    request = fusing.request(round)
     asked = len(task.transfer_x) if request is None else len(request)
-    participants = sorted(plan.schedule.participants(1), key=lambda client: id(plan.groups[client]))
+    alike = [client for client in everyone if schedule.task(client, round) == at]
+    participants = sorted(alike, key=lambda client: id(plan.groups[client]))
     up, uploads = 0.0, {}
     for _, of_group in groupby(participants, key=lambda client: id(plan.groups[client])):
         clients = list(of_group)
         tried, sizes = clients[:TRIED], []
         for index in tried:
             client = factory.build(index)
-            client.enter(1)
+            client.enter(round)
             client.last_fit = FitSummary({}, 0, scenario.training.lr)
-            arrays = client.upload(1, request)
+            arrays = client.upload(round, request)
             sizes.append(_size(arrays))
             received = arrive(stages, arrays, strategy.kinds_of(arrays))
-            uploads[index] = Upload(1, received, client.num_train_samples)
+            uploads[index] = Upload(round, received, client.num_train_samples)
         up += len(clients) * sum(sizes) / len(tried)
     down = 0.0
     if "server" not in strategy.needs:
-        down = fusing.fuse(1, dict(sorted(uploads.items())), uploads) / len(uploads)
+        down = fusing.fuse(round, dict(sorted(uploads.items())), uploads) / max(len(uploads), 1)
     question = 0 if request is None else request.astype(np.int32).nbytes
-    return round(up), round(((down or 4 * asked * task.classes) + question) * len(participants))
+    each = (down or 4 * asked * task.classes) + question
+    return int(up / max(len(alike), 1) * len(everyone) + 0.5), int(each * len(everyone) + 0.5)
 
 
 def _size(arrays: Arrays) -> int:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fedkd.continual.matrix import Lessons, accuracy_matrix, learning_curve
+from fedkd.continual.lessons import Lessons
+from fedkd.continual.matrix import accuracy_matrix, learning_curve
 from fedkd.continual.metrics import learning_area
 from fedkd.tracking.recorder import Recorder, read_metrics
 

@@ -358,3 +358,32 @@ def test_protocols_follow_the_head():
         "class_incremental",
         "domain_incremental",
     ]
+
+
+# Early and late ---------------------------------------------------------------------------------------
+
+
+def test_rounds_to_learn_are_counted_for_those_who_are_first_and_last_to_meet_a_task():
+    scenario = scenario_of(tasks=2)
+    courses = [[(0, 1, 2), (1, 3, 4)], [(1, 1, 2), (0, 3, 4)]]
+    reached = {  # accuracy on each task before and after every round
+        0: {0: [0.1, 0.5, 0.8, 0.8, 0.8], 1: [0.1, 0.1, 0.4, 0.95, 1.0]},
+        1: {1: [0.1, 0.95, 1.0, 0.9, 0.9], 0: [0.1, 0.1, 0.1, 0.5, 0.9]},
+    }
+    rows = [
+        row(round, client, task, accuracy_name(main_protocol(scenario)), value)
+        for client, of_tasks in reached.items()
+        for task, values in of_tasks.items()
+        for round, value in enumerate(values)
+    ]
+    rows += [row(round, client, None, "loss", 0.5, "train") for client in (0, 1) for round in (1, 3)]
+    figures = stream_outcome(rows, scenario, courses).figures()
+    # The first needs 2 rounds for task 0 (0.8 · 0.9 = 0.72), 1 for task 1; the second 1 for task 1, 2 for task 0.
+    assert figures["rounds_to_90"] == {0: 1.5, 1: 1.5}
+    assert figures["rounds_to_90_early"] == {0: 2.0, 1: 1.0}
+    assert figures["rounds_to_90_late"] == {0: 1.0, 1: 2.0}
+
+
+def test_in_lockstep_nobody_is_late():
+    figures = recorded().figures()
+    assert all(isnan(value) for value in figures["rounds_to_90_late"].values())

@@ -27,7 +27,7 @@ from fedkd.fusion.scaffold import Scaffold
 from fedkd.fusion.strategy import Knowledge
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
-from fedkd.server.models import TransferSetModels
+from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.tracking.wording import size
 
 LR, STEPS = 0.2, 3
@@ -90,7 +90,7 @@ def run_by_parts(
     """Run fedkd's own halves of the strategy without messages; return what the server has, and each c_n."""
     strategy = clients[0]._strategy
     assert isinstance(strategy, Scaffold)
-    guidance = strategy.prologue(TransferSetModels(plan, data, data.classes, 0))
+    guidance = strategy.prologue(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0))
     for round, present in enumerate(rounds, start=1):
         uploads = []
         for n in present:
@@ -102,14 +102,18 @@ def run_by_parts(
             logits=None,
             samples=np.array([clients[n].num_train_samples for n in present]),
             extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
-            server=TransferSetModels(plan, data, data.classes, round),
+            server=TransferSetModels(plan, TransferSet.of(data, 0, data.classes), round),
         )
         guidance = strategy.fuse(knowledge, guidance.memory)
     return dict(guidance.memory), [client.memory.get("own_control") for client in clients]
 
 
 def start_of(plan: Plan, data: FederatedData) -> np.ndarray:
-    return Scaffold().prologue(TransferSetModels(plan, data, data.classes, 0)).shared["parameters"]
+    return (
+        Scaffold()
+        .prologue(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0))
+        .shared["parameters"]
+    )
 
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.5])
@@ -150,7 +154,9 @@ def test_a_client_without_steps_keeps_its_control_variate(plan_with):
     data = load_federated_data(plan.scenario)
     client = ClientFactory(plan, data).build(0)
     client.complete(
-        client.learn(Scaffold().prologue(TransferSetModels(plan, data, data.classes, 0)).shared, 0)
+        client.learn(
+            Scaffold().prologue(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0)).shared, 0
+        )
     )
     client.complete(client.train(1))
     uploaded = client.upload(1)

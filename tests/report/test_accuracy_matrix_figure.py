@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
+from fedkd.continual.lessons import Lessons
 from fedkd.continual.metrics import summarise
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.accuracy_matrix import MOST_NUMBERS, accuracy_matrix_figure
@@ -29,7 +31,9 @@ def outcome_of(R, b) -> StreamOutcome:
             metrics = {client: summarise(*pair) for client, pair in clients.items()}
             mean = (0.75 * share * R, 0.75 * share * b)
             tests.append(ProtocolOutcome(protocol, split, *mean, clients, metrics))
-    return StreamOutcome(len(R), "task_incremental", tuple(tests), {}, frozenset({0, 1}))
+    lessons = (Lessons.of([(task, task + 1, task + 1) for task in range(len(R))]),) * 2
+    counted = frozenset({0, 1})
+    return StreamOutcome(len(R), "task_incremental", tuple(tests), {}, counted, lessons, in_step=True)
 
 
 def triangle(tasks: int):
@@ -144,3 +148,17 @@ def test_a_figure_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 )
 def test_continual_metrics_have_titles_and_a_direction(name, label, better):
     assert (metric(name).label, metric(name).better, metric(name).name) == (label, better, name)
+
+
+def test_where_clients_learn_in_orders_of_their_own_the_csv_names_tasks_and_the_figure_places():
+    own = (Lessons.of([(2, 1, 1), (0, 2, 2)]), Lessons.of([(0, 1, 1), (1, 2, 2)]))
+    outcome = replace(outcome_of(R, b), lessons=own, in_step=False)
+    rows = list(csv.DictReader(io.StringIO(matrix_csv(outcome))))
+    assert {row["client"] for row in rows} == {"0", "1"}
+    first = [row for row in rows if row["client"] == "0" and row["protocol"] == "task_incremental"]
+    assert [(row["after_task"], row["task"]) for row in first[:6]] == [
+        ("", "2"), ("", "0"), ("2", "2"), ("2", "0"), ("0", "2"), ("0", "0"),
+    ]  # fmt: skip
+    figure = accuracy_matrix_figure(outcome, ["zero", "one", "two"])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2"]
+    assert "own order" in figure.axes[0].get_ylabel()

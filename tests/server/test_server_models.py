@@ -11,7 +11,7 @@ from fedkd.errors import TrainingDiverged
 from fedkd.models.mlp import mlp
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import torch_generator
-from fedkd.server.models import TransferSetModels
+from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.training.losses import logits_mse
 from fedkd.training.weights import load_weights, weights_of
 
@@ -20,13 +20,13 @@ from fedkd.training.weights import load_weights, weights_of
 def server(digits_scenario):
     plan = parse_plan(digits_scenario)
     data = load_federated_data(plan.scenario)
-    return TransferSetModels(plan, data, data.classes, round=2)
+    return TransferSetModels(plan, TransferSet.of(data, 0, data.classes), round=2)
 
 
 def test_training_is_adam_along_a_cosine(server, digits_scenario):
     architecture = server.architecture("mlp", {"hidden": [8]})
     start = server.initial_weights(architecture)
-    x = torch.from_numpy(server._data.transfer_x)
+    x = torch.from_numpy(server._data.x)
     targets = torch.randn(len(x), 10, generator=torch.Generator().manual_seed(1))
     found = server.train(
         architecture, start, (targets.numpy(),), logits_mse, epochs=3, batch_size=16, lr=0.01
@@ -50,7 +50,7 @@ def test_training_is_adam_along_a_cosine(server, digits_scenario):
 def test_a_server_that_diverges_says_what_helps(server):
     architecture = server.architecture("mlp", {"hidden": [8]})
     start = server.initial_weights(architecture)
-    targets = (np.full((len(server._data.transfer_x), 10), np.inf, dtype=np.float32),)
+    targets = (np.full((len(server._data.x), 10), np.inf, dtype=np.float32),)
     with pytest.raises(
         TrainingDiverged, match=r"server's model diverged; a lower fusion\.server_lr may help"
     ):

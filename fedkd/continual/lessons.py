@@ -1,0 +1,87 @@
+"""What a client learns over a run: its tasks, each once, and who was early or late to meet them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Course = Sequence[tuple[int | None, int, int]]
+"""What a client does: tasks, each with the first and the last round that it spends on it."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """The T tasks that a client learns, each once, in the order in which it meets them.
+
+    Attributes:
+        tasks: Their places in the stream, `[T]`.
+        firsts: The round in which each is begun, `[T]`.
+        ends: The round in which each has been learned, `[T]`: the last of the rounds spent on it when it is
+            met first; of the last task the client's last of all, also where tasks come back.
+    """
+
+    tasks: tuple[int, ...]
+    firsts: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    @staticmethod
+    def of(course: Course) -> Lessons:
+        """Return what a client learns with such a course."""
+        met: dict[int, tuple[int, int]] = {}
+        for task, first, last in course:
+            if task is not None:
+                met.setdefault(task, (first, last))
+        firsts, ends = zip(*met.values(), strict=True)
+        return Lessons(tuple(met), firsts, (*ends[:-1], course[-1][2]))
+
+    def place(self, task: int) -> int:
+        """Return the place of a task among those that the client learns; −1: it never meets it."""
+        return self.tasks.index(task) if task in self.tasks else -1
+
+
+def learned_tasks(
+    steps: Iterable[Mapping[str, Any]],
+    courses: Sequence[Course],
+    lessons: Sequence[Lessons],
+    *,
+    averaged: bool,
+) -> list[NDArray[np.bool_]]:
+    """Return which of its tasks every client learned, N times `[T]`.
+
+    Args:
+        steps: Rows of the losses of local training; those of a client say that it took a step in a round.
+        courses: What every client did.
+        lessons: Its tasks.
+        averaged: Whether weights are averaged, so that everybody has what anybody learned.
+    """
+    stepped: list[set[int | None]] = [set() for _ in courses]
+    for row in steps:
+        if row["client"] is not None:
+            course = courses[row["client"]]
+            stepped[row["client"]].update(task for task, a, b in course if a <= row["round"] <= b)
+    if averaged:
+        stepped = [set().union(*stepped)] * len(courses)
+    pairs = zip(stepped, lessons, strict=True)
+    return [np.array([task in own for task in taught.tasks]) for own, taught in pairs]
+
+
+def early_and_late(lessons: Sequence[Lessons]) -> tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]]:
+    """Return of which of its tasks every client is among the first, and among the last, N times `[T]` each.
+
+    Of a task that all begin in the same round, all are among the first and nobody is among the last.
+    """
+    begins: dict[int, list[int]] = defaultdict(list)
+    for own in lessons:
+        for task, first in zip(own.tasks, own.firsts, strict=True):
+            begins[task].append(first)
+    early, last = [], []
+    for own in lessons:
+        firsts = np.array(own.firsts)
+        early.append(firsts == [min(begins[task]) for task in own.tasks])
+        last.append(firsts == [max(begins[task]) for task in own.tasks])
+    return early, [at_last & ~at_first for at_last, at_first in zip(last, early, strict=True)]
