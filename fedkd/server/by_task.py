@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -72,9 +72,12 @@ class FusingByTask:
         """Return what fuses the knowledge of every task that some clients are at, by task, ascending."""
         return {task: self.at(task) for task in sorted({self.task_of(client) for client in clients})}
 
-    def begin(self, clients: Sequence[int]) -> None:
-        """Leave the strategy's first words for all clients, before the first round of a task."""
-        for task, fusing in self.of_clients(clients).items():
+    def begin(self, clients: Collection[int]) -> None:
+        """Leave the strategy's first words for all clients, before the first round of a task.
+
+        Of clients that are not known yet the first task is the only one.
+        """
+        for task, fusing in self.of_clients(clients or [None]).items():
             fusing.begin([client for client in clients if self.task_of(client) == task])
 
     def fuse(self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int]) -> int:

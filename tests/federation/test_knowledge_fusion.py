@@ -260,7 +260,7 @@ def test_what_a_strategy_remembers_may_have_any_name():
     restored.introduce(federation.nodes)
     restored.restore(strategy.state())
     train_round(restored, federation, 2)
-    assert restored.state()["memory/a/b"].tolist() == [2.0]
+    assert restored.state()["task/0/memory/a/b"].tolist() == [2.0]
 
 
 @pytest.mark.parametrize("evaluated", [False, True])

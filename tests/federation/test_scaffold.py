@@ -253,7 +253,7 @@ def test_after_an_evaluation_all_clients_have_the_servers_weights(plan_with, dig
     federation = Federation(plan_with(data=digits_scenario["data"] | {"clients": 3}))
     federation.train(1, [0, 2])
     federation.evaluate(1)
-    x = federation.strategy.state()["memory/parameters"]
+    x = federation.strategy.state()["task/0/memory/parameters"]
     for n in range(3):
         request = Message(RecordDict(), node_id_of(n), msg.EXPORT_STATE)
         (reply,) = federation.grid.send_and_receive([request])
