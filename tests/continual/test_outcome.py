@@ -378,7 +378,7 @@ def test_rounds_to_learn_are_counted_for_those_who_are_first_and_last_to_meet_a_
     ]
     rows += [row(round, client, None, "loss", 0.5, "train") for client in (0, 1) for round in (1, 3)]
     figures = stream_outcome(rows, scenario, courses).figures()
-    # The first needs 2 rounds for task 0 (0.8 · 0.9 = 0.72), 1 for task 1; the second 1 for task 1, 2 for task 0.
+    # The first needs 2 rounds for task 0 (0.9 · 0.8 is 0.72) and 1 for task 1, the second 1 and 2.
     assert figures["rounds_to_90"] == {0: 1.5, 1: 1.5}
     assert figures["rounds_to_90_early"] == {0: 2.0, 1: 1.0}
     assert figures["rounds_to_90_late"] == {0: 1.0, 1: 2.0}

@@ -398,7 +398,7 @@ def test_a_checkpoint_holds_what_several_clients_wait_for_once(strategy):
     train_round(straight, federation, 1, (0, 1))
     train_round(straight, federation, 2, (1, 2))
     groups = {
-        (name.split("/")[1], *values.tolist()): int(straight.state()[name.removesuffix("clients") + "round"])
+        (name.split("/")[3], *values.tolist()): int(straight.state()[name.removesuffix("clients") + "round"])
         for name, values in straight.state().items()
         if name.endswith("/clients")
     }
