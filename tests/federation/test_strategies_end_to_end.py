@@ -30,7 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "feddf": {"server_epochs": 2},
     "fedet": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2},
     "knfu": {"stale_decay": 0.5, "distribution_momentum": 0.5},
-    "scarlet": {"samples_per_round": 20, "cache_rounds": 1},
+    "scarlet": {"samples_per_round": 20, "cache_rounds": 2},
     "selective_fd": {"ambiguity": 2.0},
 }
 """Hyper-parameters that make a strategy cheap, or make it use what its defaults leave aside."""
