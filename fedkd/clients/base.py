@@ -7,6 +7,7 @@ model trains and predicts is its kind's business: `torch_client`, `stream_client
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -259,13 +260,20 @@ class Client(ABC):
     def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training: less for a straggler."""
         x, y = self._own_samples().of(self.data.train_x, self._training_labels())
+        kept = self._straggle(round, [len(y)])
+        return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
+
+    def _straggle(self, round: int, sizes: Sequence[int]) -> list[np.ndarray] | None:
+        """Draw what a straggler trains on of sets of so many samples, indices ascending; None: it is none."""
         slow = self._scenario.faults
-        if slow.stragglers > 0.0:
-            draw = self._generator("straggler", round)
-            if draw.random() < slow.stragglers:
-                kept = np.sort(draw.permutation(len(y))[: round_half_up(slow.straggler_work * len(y))])
-                return x[kept], y[kept], 1
-        return x, y, epochs
+        if slow.stragglers == 0.0:
+            return None
+        draw = self._generator("straggler", round)
+        if draw.random() >= slow.stragglers:
+            return None
+        return [
+            np.sort(draw.permutation(size)[: round_half_up(slow.straggler_work * size)]) for size in sizes
+        ]
 
     def _training_labels(self) -> np.ndarray:
         """Return the labels the client learns from: flipped ones for some of the poisoned."""

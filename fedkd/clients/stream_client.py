@@ -14,7 +14,7 @@ from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.own_samples import OwnSamples
 from fedkd.clients.task_metrics import TaskMetric
-from fedkd.clients.torch_client import SharedModel, TorchClient
+from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
@@ -117,12 +117,14 @@ class StreamClient(TorchClient):
 
     # Training -----------------------------------------------------------------------------------------
 
-    def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
+    def _private_training(
+        self, job: TrainJob, round: int, proximal: ProximalTerm | None
+    ) -> Training[FitResult]:
         continual, local_epochs = self._continual, self._scenario.training.local_epochs
         self._curves = {}
         tasks = self.learning.learner.training_tasks(self.learning.context)
         if tuple(tasks) != (self.learning.task,):
-            job = self._of_tasks(job, tasks)
+            job = self._of_tasks(job, tasks, round, proximal)
         return self.learning.fit(
             job,
             first_epoch=self._plan.schedule.rounds_into_task(self.index, round) * local_epochs,
@@ -130,12 +132,19 @@ class StreamClient(TorchClient):
             after_epoch=self._after_epoch if continual.evaluate_epochs else None,
         )
 
-    def _of_tasks(self, job: TrainJob, tasks: Sequence[int]) -> TrainJob:
-        """Return the job on the samples of several tasks at once."""
+    def _of_tasks(
+        self, job: TrainJob, tasks: Sequence[int], round: int, proximal: ProximalTerm | None
+    ) -> TrainJob:
+        """Return the job on the samples of several tasks at once; of each less for a straggler.
+
+        Nothing but FedProx's pull is added to the cross entropy: what a strategy teaches in local training is
+        about the present task's classes, so that such a one is refused.
+        """
         context, wanted = self.learning.context, self._scenario.training.early_stopping
 
         def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
-            return context.cross_entropy(model.outputs(inputs), labels, of_task)
+            value = context.cross_entropy(model.outputs(inputs), labels, of_task)
+            return value if proximal is None else value + proximal(model)
 
         stopping = None
         if wanted is not None:
@@ -144,7 +153,12 @@ class StreamClient(TorchClient):
                 stopping = EarlyStopping(
                     held_out, context.cross_entropy, wanted.patience, outputs=TaskModel.outputs
                 )
-        arrays = _joined(tasks, [self._samples(task) for task in tasks])
+        parts = [self._samples(task) for task in tasks]
+        kept = self._straggle(round, [len(y) for _, y in parts])
+        if kept is not None:
+            rows = [torch.from_numpy(own).to(y.device) for own, (_, y) in zip(kept, parts, strict=True)]
+            parts = [(x[own], y[own]) for own, (x, y) in zip(rows, parts, strict=True)]
+        arrays = _joined(tasks, parts)
         return replace(job, arrays=arrays, loss=loss, early_stopping=stopping)
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:

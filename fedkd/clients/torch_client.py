@@ -32,6 +32,8 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
+ProximalTerm = Callable[[nn.Module], Tensor]
+"""FedProx's pull as a function of the model, a scalar."""
 
 
 def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
@@ -105,10 +107,11 @@ class TorchClient(Client):
         optimizer = self._optimizer(round, training.lr)
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
+        proximal = self._proximal_term(proximal_mu)
         job = TrainJob(
             self.model,
             (self._on_device(x), self._on_device(y)),
-            self._local_loss(proximal_mu),
+            self._local_loss(proximal),
             optimizer,
             epochs,
             training.batch_size,
@@ -120,7 +123,7 @@ class TorchClient(Client):
             early_stopping=self._early_stopping(),
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
         )
-        result = yield from self._private_training(job, round)
+        result = yield from self._private_training(job, round, proximal)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         return result.loss
@@ -143,7 +146,9 @@ class TorchClient(Client):
         arrays = (self.data.train_x[kept_apart], self._training_labels()[kept_apart])
         return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
 
-    def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
+    def _private_training(
+        self, job: TrainJob, round: int, proximal: ProximalTerm | None
+    ) -> Training[FitResult]:
         """Train on private samples and labels."""
         return (yield job)
 
@@ -161,9 +166,21 @@ class TorchClient(Client):
             if parameter.requires_grad
         ]
 
-    def _local_loss(self, proximal_mu: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    def _proximal_term(self, proximal_mu: float) -> ProximalTerm | None:
+        """Return FedProx's pull to the weights that training begins with; None: there is none."""
+        if not proximal_mu:
+            return None
+        received = [p.detach().clone() for p in self.model.parameters()]
+
+        def term(model: nn.Module) -> Tensor:
+            pairs = zip(model.parameters(), received, strict=True)
+            squares: Tensor = sum((p - start).square().sum() for p, start in pairs)  # type: ignore[assignment]
+            return 0.5 * proximal_mu * squares
+
+        return term
+
+    def _local_loss(self, proximal: ProximalTerm | None) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
         """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds."""
-        received = [p.detach().clone() for p in self.model.parameters()] if proximal_mu else []
         taught = self._strategy.local_loss(self._kept) if self._kept else None
         with_features = taught is not None and "features" in self._strategy.needs
 
@@ -174,10 +191,7 @@ class TorchClient(Client):
             if taught is not None:
                 flat = None if features is None else features.flatten(1)  # as they were uploaded
                 value = value + taught(logits, flat, labels)
-            if received:
-                pairs = zip(model.parameters(), received, strict=True)
-                value = value + 0.5 * proximal_mu * sum((p - start).square().sum() for p, start in pairs)
-            return value
+            return value if proximal is None else value + proximal(model)
 
         return loss
 

@@ -69,6 +69,9 @@ class Learner:
     """Where the learner comes from."""
     isolates: ClassVar[bool] = False
     """Whether a task has weights of its own that no other client's may be averaged into."""
+    scales_own_subspaces: ClassVar[bool] = False
+    """Whether a task sees weights scaled within subspaces that the client has found for itself, which an
+    average of several clients' weights does not fit."""
     confines: ClassVar[bool] = False
     """Whether `filter` is a projection that the weights' changes must obey too. The updates of Adam, or of
     weight decay, leave the space that the gradients were projected to; so does momentum once the space has
@@ -77,6 +80,11 @@ class Learner:
     """Whether `after_step` wants to know every step."""
     task_statistics: ClassVar[bool] = False
     """Whether every task has its own running statistics in normalisation layers."""
+
+    @property
+    def trains_on_old_tasks(self) -> bool:
+        """Whether the samples of a round's training are not the present task's alone."""
+        return type(self).training_tasks is not Learner.training_tasks
 
     @property
     def tells_tasks_apart(self) -> bool:

@@ -58,7 +58,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             key=KEY,
         )
     if plan.learner is not None:
-        _check_learner(plan.learner, scenario, needs, data, models)
+        _check_learner(plan.learner, plan, data, models)
     if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
         raise UserError(
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
@@ -66,11 +66,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         )
 
 
-def _check_learner(
-    learner: Learner, scenario: Scenario, needs: frozenset[str], data: Data, models: Sequence[Any]
-) -> None:
+def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any]) -> None:
     """Refuse a learner that cannot keep its word with these models and this strategy."""
     assert isinstance(data, FederatedStream)
+    scenario, needs = plan.scenario, plan.strategy.needs
     for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
         if not isinstance(model, nn.Module):
             raise UserError(
@@ -86,6 +85,19 @@ def _check_learner(
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
             " averaging would overwrite; use a strategy that exchanges predictions",
+            key=KEY,
+        )
+    if "weights" in needs and learner.scales_own_subspaces:
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' scales them for each task within subspaces"
+            " that each client has found for itself, which an average does not fit; use a strategy that"
+            " exchanges predictions",
+            key=KEY,
+        )
+    if plan.strategy.teaches_locally and learner.trains_on_old_tasks:
+        raise UserError(
+            f"'{strategy}' teaches the present task's classes in local training, where '{learner.name}'"
+            " trains on the samples of all tasks so far; use a strategy that exchanges predictions",
             key=KEY,
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
