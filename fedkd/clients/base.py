@@ -106,6 +106,10 @@ class Client(ABC):
             TrainingDiverged: The loss stopped being finite.
         """
 
+    def set_out(self) -> Training[None]:
+        """Do what comes before a client's first training and first guidance, and once; by default nothing."""
+        yield from ()
+
     @abstractmethod
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Train on transfer samples to match targets `[K, C]` (see `ClientView.distil`)."""
@@ -188,6 +192,7 @@ class Client(ABC):
         """
         if round <= self.applied_round:
             return
+        yield from self.set_out()
         self.applied_round = round
         if self.teaches_locally:
             self._kept = dict(guidance)

@@ -32,6 +32,7 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
+HAS_SET_OUT = "has_set_out"
 ProximalTerm = Callable[[nn.Module], Tensor]
 """FedProx's pull as a function of the model, a scalar."""
 
@@ -91,6 +92,7 @@ class TorchClient(Client):
         self.model: nn.Module = model.network if isinstance(model, SharedModel) else model
         self._device = next(self.model.parameters()).device
         self._optimizer_state: dict[str, Tensor] = {}  # empty unless it is kept
+        self._has_set_out = False
 
     @property
     def shares_model(self) -> bool:
@@ -101,6 +103,7 @@ class TorchClient(Client):
 
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss."""
+        yield from self.set_out()
         training = self._scenario.training
         x, y, epochs = self._training_work(training.local_epochs, round)
         self.effect.forget()
@@ -127,6 +130,26 @@ class TorchClient(Client):
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         return result.loss
+
+    def set_out(self) -> Training[None]:
+        """Train on the labelled transfer set, where the strategy begins with that."""
+        if self._strategy.pretrain_epochs == 0 or self._has_set_out:
+            return
+        self._has_set_out = True
+        training = self._scenario.training
+        assert self.data.public_y is not None
+        yield TrainJob(
+            self.model,
+            (self._on_device(self.data.transfer_x), self._on_device(self.data.public_y)),
+            lambda model, inputs, labels: cross_entropy(model(inputs), labels),
+            self._optimizer(1, training.lr),
+            self._strategy.pretrain_epochs,
+            training.batch_size,
+            generator=self._batches("pretrain-batches", 0),
+            seed=self._seed("pretrain", 0),
+            autocast=training.autocast,
+            accumulate=training.accumulate,
+        )
 
     def _own_samples(self) -> OwnSamples:
         return self._own_samples_of(self.data)
@@ -296,11 +319,13 @@ class TorchClient(Client):
         remembered = {
             name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()
         }
-        return super().state() | under(OPTIMIZER, remembered)
+        begun = {HAS_SET_OUT: np.array(1, dtype=np.int64)} if self._has_set_out else {}
+        return super().state() | under(OPTIMIZER, remembered) | begun
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         super().restore(arrays)
+        self._has_set_out = HAS_SET_OUT in arrays
         self._optimizer_state = {
             name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()
         }

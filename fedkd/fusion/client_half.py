@@ -48,6 +48,9 @@ class ClientHalf(ABC):
     """Whether every client's model is trained on all clients' samples."""
     uses_transfer_set: ClassVar[bool] = True
     """Whether clients or server look at transfer samples; where nobody does there may be none."""
+    pretrain_epochs: int = 0
+    """Epochs in which a client trains on the labelled transfer set before it does anything else; a
+    hyper-parameter of this name turns it on, and scenarios without such labels are refused then."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
+from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
@@ -57,12 +58,37 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             ' data.transfer.source = "holdout" has',
             key=KEY,
         )
+    if plan.strategy.pretrain_epochs > 0:
+        _check_pretraining(plan, first_task(data), models)
     if plan.learner is not None:
         _check_learner(plan.learner, plan, data, models)
     if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
         raise UserError(
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",
+        )
+
+
+def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -> None:
+    """Refuse to train clients on transfer samples that have no labels, or none that they could learn."""
+    key, source = "fusion.pretrain_epochs", plan.scenario.data.transfer.source
+    given, labels = plan.strategy.pretrain_epochs, data.public_y
+    if plan.learner is not None:
+        raise UserError(f"must be 0 in a stream of tasks, got {given}", key=key)
+    for group, model in zip(plan.scenario.clients, models, strict=True):
+        if not isinstance(model, nn.Module):
+            raise UserError(f"must be 0 as model '{group.model}' is not a network, got {given}", key=key)
+    if labels is None or not len(labels):
+        raise UserError(
+            'must be 0 without a labelled transfer set, which data.transfer.source = "holdout" or another'
+            f" data set gives, got {given} with '{source}'",
+            key=key,
+        )
+    if labels.max() >= data.classes:
+        raise UserError(
+            f"must be 0 as labels of '{source}' go up to {labels.max()} and the clients' models have"
+            f" {data.classes} outputs, got {given}",
+            key=key,
         )
 
 
