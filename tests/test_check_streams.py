@@ -96,6 +96,10 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             ["continual.learner=joint", "fusion.strategy=fd"],
             "fusion.strategy: 'fd' teaches the present task's classes in local training, where 'joint'",
         ),
+        (
+            ["fusion.strategy=fedproto", "fusion.inference=prototypes"],
+            'fusion.inference: must be "model" in a stream of tasks, whose accuracies',
+        ),
         (["fusion.strategy=feddf"], "fusion.strategy: 'feddf' trains a model on the server"),
         (
             ["continual.learner=gpm", "continual.threshold=[0.9]"],

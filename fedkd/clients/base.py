@@ -75,6 +75,11 @@ class Client(ABC):
         return self._strategy.teaches_locally
 
     @property
+    def guidance_changes_predictions(self) -> bool:
+        """Whether guidance changes what the client predicts as soon as it arrives."""
+        return not self.teaches_locally or self._strategy.infers_from_guidance
+
+    @property
     def shares_model(self) -> bool:
         """Whether other clients of the process work in the same model, so that only one can at a time."""
         return False
@@ -208,7 +213,13 @@ class Client(ABC):
         """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
         data = self.data
         x, y = (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
-        return score(self.predict(x) if len(y) else np.empty((0, data.classes)), y)
+        return score(self._answer(x) if len(y) else np.empty((0, data.classes)), y)
+
+    def _answer(self, x: np.ndarray) -> np.ndarray:
+        """Return the logits `[n, C]` that evaluations take for the client's."""
+        if self._kept and self._strategy.infers_from_guidance:
+            return self._strategy.infer(self.features(x), self._kept)
+        return self.predict(x)
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to."""

@@ -121,7 +121,7 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
         if record not in content or int(config[of_round]) <= client.applied_round:  # type: ignore[arg-type]
             continue
         if measured and record == msg.GUIDANCE and int(config[of_round]) == round:  # type: ignore[arg-type]
-            client.remember_trained(round, changes=not client.teaches_locally)
+            client.remember_trained(round, changes=client.guidance_changes_predictions)
         guidance = from_record(content.array_records[record])
         yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
 

@@ -99,6 +99,23 @@ class ClientHalf(ABC):
         """
         return None
 
+    @property
+    def infers_from_guidance(self) -> bool:
+        """Whether kept guidance answers in evaluations (`infer`), if the strategy `teaches_locally`.
+
+        It does from the moment it arrives, so that it changes accuracies then and not only by training.
+        """
+        return False
+
+    def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
+        """Return the logits `[n, C]` that an evaluation takes for the model's own.
+
+        Args:
+            features: Penultimate features of the samples, `[n, F]`.
+            guidance: The client's last guidance.
+        """
+        raise NotImplementedError(f"'{self.name}' does not define `infer`, so it cannot answer")
+
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return what a client minimises on a batch of the transfer set, a scalar.
 

@@ -120,6 +120,11 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             " exchanges predictions",
             key=KEY,
         )
+    if plan.strategy.infers_from_guidance:
+        raise UserError(
+            'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
+            key="fusion.inference",
+        )
     if plan.strategy.teaches_locally and learner.trains_on_old_tasks:
         raise UserError(
             f"'{strategy}' teaches the present task's classes in local training, where '{learner.name}'"
