@@ -28,6 +28,11 @@ SIZES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5))
 """Clients, transfer samples, classes: down to one of each."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "cfd": {
+        "server_model": st.none() | st.just("plain"),
+        "server_epochs": st.integers(0, 1),
+        "bits_down": st.integers(1, 8),
+    },
     "comet": {"space": st.sampled_from(["probabilities", "logits"]), "clusters": st.integers(1, 4)},
     "cronus": {
         "aggregate": st.sampled_from(["spectral", "median", "trimmed_mean", "geometric_median", "mean"])
