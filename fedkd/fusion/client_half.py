@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -51,6 +52,11 @@ class ClientHalf(ABC):
     pretrain_epochs: int = 0
     """Epochs in which a client trains on the labelled transfer set before it does anything else; a
     hyper-parameter of this name turns it on, and scenarios without such labels are refused then."""
+    server_model: str | None = None
+    """Name of a model that the server trains, where it has one of its own; a hyper-parameter of this name,
+    and `server_args` for its arguments, are tried out before a run."""
+    server_args: Mapping[str, Any] = MappingProxyType({})
+    """Keyword arguments of the server's model."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 

@@ -14,9 +14,10 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
+from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.schema import ClientGroup, Scenario
 
 KEY = "fusion.strategy"
 
@@ -58,6 +59,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             ' data.transfer.source = "holdout" has',
             key=KEY,
         )
+    if plan.strategy.server_model is not None:
+        _check_server_model(plan, first_task(data))
     if plan.strategy.pretrain_epochs > 0:
         _check_pretraining(plan, first_task(data), models)
     if plan.learner is not None:
@@ -67,6 +70,24 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",
         )
+
+
+def _check_server_model(plan: Plan, data: FederatedData) -> None:
+    """Refuse a model of the server's that does not exist, or does not fit the data."""
+    strategy, scenario = plan.strategy, plan.scenario
+    group = ClientGroup(model=strategy.server_model or "", args=dict(strategy.server_args))
+    try:
+        build_model(
+            group,
+            data.input_shape,
+            data.classes,
+            seed=0,
+            plugin_path=scenario.plugin_path,
+            input_dtype=data.input_dtype,
+        )
+    except UserError as error:
+        key = (error.key or "clients.model").replace("clients.", "fusion.server_", 1)
+        raise UserError(error.message, key=key, file=error.file) from error
 
 
 def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -> None:
