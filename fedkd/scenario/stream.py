@@ -27,6 +27,8 @@ def planned_count(tasks: TaskStream) -> int | None:
 
     None for `overlapping` windows without a count: there are as many as fit the classes of the data.
     """
+    if tasks.count is None and tasks.classes is not None:
+        return len(tasks.classes)
     if tasks.count is not None or tasks.kind == "overlapping":
         return tasks.count
     return max(len(tasks.datasets), 1) if tasks.kind == "datasets" else DEFAULT_COUNT
