@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 from fedkd.continual.matrix import Row, accuracy_matrix
 from fedkd.continual.metrics import Array, summarise
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import Protocol, accuracy_name, main_protocol, protocols, task_count
+from fedkd.scenario.stream import (
+    TASK_GIVEN,
+    TASK_INFERENCE_RATE,
+    Protocol,
+    accuracy_name,
+    main_protocol,
+    protocols,
+    task_count,
+)
 
 Split = Literal["local", "global"]
 PerClient = Mapping[int, float]
@@ -80,6 +88,7 @@ class StreamOutcome:
 
         Plain names (`bwt`) are those of the scenario's own protocol on the common test sets, and those with
         `_local` on each client's own; ``bwt_task_incremental`` and the like are on the common test sets.
+        `task_inference_rate` is that of the test without the task, whatever the scenario's own is.
         """
         main = self.test(self.evaluation, "global")
         found = {name: self.values(main, name) for name in _names(main)}
@@ -89,7 +98,12 @@ class StreamOutcome:
             test = self.test(protocol, "global")
             found |= {f"{name}_{protocol}": self.values(test, name) for name in _names(test)}
         local = self.test(self.evaluation, "local")
-        return found | {f"{name}_local": self.values(local, name) for name in _names(local)}
+        found |= {f"{name}_local": self.values(local, name) for name in _names(local)}
+        for split, end in (("global", ""), ("local", "_local")):
+            unknown = self.test(self.protocols[-1], split)
+            if TASK_INFERENCE_RATE in _names(unknown):
+                found[TASK_INFERENCE_RATE + end] = self.values(unknown, TASK_INFERENCE_RATE)
+        return found
 
 
 def _names(test: ProtocolOutcome) -> Sequence[str]:
@@ -119,6 +133,9 @@ def stream_outcome(
     A client has learned a task if it took a training step in one of the task's rounds, or where weights are
     averaged, if anybody did. What is over tasks that were learned is so for every client on its own, see
     `fedkd.continual.metrics`; a task that a client missed needs no accuracies or epochs for that.
+
+    `task_inference_rate` is there if the learner infers the task of samples that it is not told of: how often
+    it is right at the end, the mean over all tasks.
 
     Every client is compared with itself in the reference runs: `intransigence` is there with `joint`, whose
     accuracy on task k is its R[k, k], of a model trained on tasks 0 … k; `gain_over_single` with `single`.
@@ -158,17 +175,27 @@ def stream_outcome(
             rounds_per_task=scenario.continual.rounds_per_task,
         )
 
+    def rate(split: Split, client: int) -> dict[str, float]:
+        """Return how often tasks are inferred at the end, the mean over them; nothing if none ever was."""
+        if not recorded[TASK_INFERENCE_RATE, split, None]:
+            return {}
+        of_client = recorded[TASK_INFERENCE_RATE, split, client]
+        at_end = {row["task"]: row["value"] for row in of_client if row["round"] == scenario.rounds}
+        rates = [nan if (value := at_end.get(task)) is None else value for task in range(tasks)]
+        return {TASK_INFERENCE_RATE: float(np.mean(rates))}
+
     def metrics(protocol: Protocol, split: Split, client: int, R: Array, b: Array) -> dict[str, float]:
         upper, alone = _learned(joint, protocol, split, client), _learned(single, protocol, split, client)
         own = learned[client]
+        inferred = {} if protocol == TASK_GIVEN else rate(split, client)
         if protocol != main:
-            return summarise(R, b, joint=upper, single=alone, learned=own)
+            return summarise(R, b, joint=upper, single=alone, learned=own) | inferred
         curves = _curves(trained[split, client], scenario, R, b) if trained else None
         drops = {
             cause: _total_drop(recorded[cause, split, client], R, own)
             for cause in ("temporal_forgetting", "spatial_forgetting")
         }
-        return summarise(R, b, joint=upper, single=alone, curves=curves, learned=own) | drops
+        return summarise(R, b, joint=upper, single=alone, curves=curves, learned=own) | drops | inferred
 
     def tested(protocol: Protocol, split: Split) -> ProtocolOutcome:
         clients = {client: matrix(protocol, split, client) for client in everyone}

@@ -13,6 +13,8 @@ Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"
 
 TASK_GIVEN: Protocol = "task_incremental"
 DEFAULT_COUNT = 5
+TASK_INFERENCE_RATE = "task_inference_rate"
+"""Metric: the share of a task's samples that a learner which is not told of their task takes to be of it."""
 
 
 def head_of(continual: Continual) -> Head:
