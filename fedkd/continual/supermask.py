@@ -57,7 +57,8 @@ class SupermaskLearner(Learner):
     choose from best. `network`: as the network comes, for networks that were trained before."""
     mask_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the scores; absent: the scenario's. Scores start at about 1/√fan_in and are judged by
-    their order alone: Adam wants about 1e-3, while SGD wants 10 to 100 times what weights do."""
+    their order alone: Adam wants about 1e-3, wide networks bear 1e-2, at which small convolutional ones may
+    stay at chance; SGD wants 10 to 100 times what weights do."""
     mask_optimizer: Literal["adam", "adamw", "sgd"] | None = None
     """Optimiser of the scores; absent: the scenario's, whose momentum and weight decay count here too. Adam
     is the safe choice: gradients of scores differ by orders of magnitude between layers."""
