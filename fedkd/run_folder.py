@@ -24,7 +24,14 @@ from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import TEMPORARY, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, write_summary
+from fedkd.tracking.recorder import (
+    ACCURACY_AT_CHANCE,
+    CHANCE,
+    MetricRow,
+    read_epochs,
+    read_metrics,
+    write_summary,
+)
 from fedkd.tracking.totals import Totals
 
 SCENARIO = "scenario.toml"
@@ -162,12 +169,34 @@ def finish_run(
             "by_architecture": by_architecture(plan, rows, counted),
         },
         "continual": _continual(scenario, folder, rows, counted, tasks),
+        "at_chance": clients_at_chance(plan, rows),
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
     write_summary(folder, summary)
     observer.run_finished(RunReport(folder, summary))
     return summary
+
+
+def clients_at_chance(plan: Plan, rows: Sequence[MetricRow]) -> list[dict[str, Any]]:
+    """Return who ended a task, or a run without a stream, no better on its own samples than by guessing.
+
+    In the order of rounds and clients, each with its model, its training accuracy and what guessing gets.
+    """
+    names = architecture_names(plan.groups)
+    chances = {(row["round"], row["client"]): row["value"] for row in rows if row["metric"] == CHANCE}
+    return [
+        {
+            "client": row["client"],
+            "model": names[row["client"]],
+            "task": row["task"],
+            "round": row["round"],
+            "accuracy": row["value"],
+            "chance": chances[row["round"], row["client"]],
+        }
+        for row in rows
+        if row["metric"] == ACCURACY_AT_CHANCE and row["client"] is not None
+    ]
 
 
 FINAL_ACCURACIES = tuple(

@@ -210,7 +210,7 @@ def _check(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]
 
 def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[str], None]) -> BenchResult:
     from fedkd.benchmark.references import beside_references
-    from fedkd.benchmark.results import collect, study_run, write_cells, write_results
+    from fedkd.benchmark.results import chance_line, collect, study_run, write_cells, write_results
     from fedkd.report.figures import draw_figures
     from fedkd.report.study import Study, StudyAxis
     from fedkd.report.tables import csv_table, markdown_table
@@ -232,6 +232,8 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
     write_text_atomically(plan.folder / "table.csv", csv_table(study))
     if done:
         draw_figures(study, plan.folder / "figures", tell)
+    if (warning := chance_line(done)) is not None:
+        tell(warning)
     return BenchResult(plan.folder, tuple(finished), study)
 
 

@@ -25,6 +25,10 @@ POOLED = "pooled"
 """The strategy that trains on all clients' samples in one place."""
 
 
+CELLS_NAMED = 3
+"""Cells that a warning names, at most."""
+
+
 @dataclass(frozen=True)
 class FinishedCell:
     """A cell of a bench after the bench has run.
@@ -63,6 +67,27 @@ def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[str, Outcome]
         usual = Outcome("done") if summary is not None else Outcome("pending")
         finished.append(FinishedCell(cell, run_folder, outcomes.get(cell.hash, usual), summary))
     return finished
+
+
+def chance_line(done: Sequence[FinishedCell]) -> str | None:
+    """Return a line about cells in which clients ended a task, or the run, at chance; None: there are none.
+
+    Args:
+        done: The cells that have a result.
+    """
+    found = [
+        (cell.cell.label, len({told["client"] for told in cell.summary["at_chance"]}))
+        for cell in done
+        if cell.summary is not None and cell.summary.get("at_chance")
+    ]
+    if not found:
+        return None
+    named = [f"{label} ({number} client{'s' * (number > 1)})" for label, number in found[:CELLS_NAMED]]
+    more = f" and {len(found) - CELLS_NAMED} more" if len(found) > CELLS_NAMED else ""
+    return (
+        f"warning: in {len(found)} of {len(done)} cells clients were no better than guessing on what they"
+        f" trained on: {', '.join(named)}{more}; their summary.json says who, as at_chance"
+    )
 
 
 # Tidy files -------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
 from fedkd.randomness import derive_seed, numpy_generator
+from fedkd.training.chance import Hits
 from fedkd.training.device import torch_threads
 from fedkd.training.evaluate import Score, score
 from fedkd.training.executor import LoopExecutor, Training, complete_alone
@@ -60,6 +61,7 @@ class Client(ABC):
         self.applied_round = -1  # a strategy's first words are the guidance of round 0
         self.memory: dict[str, np.ndarray] = {}
         self.last_fit: FitSummary | None = None
+        self.last_hits: Hits | None = None  # of the last training on own samples
         self.executor = LoopExecutor()
         self.effect = GuidanceEffect()
         self._plan = plan

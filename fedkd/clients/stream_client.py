@@ -21,7 +21,8 @@ from fedkd.data.stream import FederatedStream
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
-from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
+from fedkd.scenario.stream import TASK_INFERENCE_RATE, accuracy_name, main_protocol, protocols
+from fedkd.training.chance import guessing_right
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches
 from fedkd.training.executor import Training
@@ -146,6 +147,12 @@ class StreamClient(TorchClient):
             value = context.cross_entropy(model.outputs(inputs), labels, of_task)
             return value if proximal is None else value + proximal(model)
 
+        def scored_loss(
+            model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            value = loss(model, inputs, labels, of_task)  # the model has the outputs of these inputs at hand
+            return value, context.correct(model.outputs(inputs), labels, of_task)
+
         stopping = None
         if wanted is not None:
             held_out = _joined(tasks, [self._samples_kept_apart(task) for task in tasks])
@@ -158,14 +165,20 @@ class StreamClient(TorchClient):
         if kept is not None:
             rows = [torch.from_numpy(own).to(y.device) for own, (_, y) in zip(kept, parts, strict=True)]
             parts = [(x[own], y[own]) for own, (x, y) in zip(rows, parts, strict=True)]
-        arrays = _joined(tasks, parts)
-        return replace(job, arrays=arrays, loss=loss, early_stopping=stopping)
+        return replace(
+            job,
+            arrays=_joined(tasks, parts),
+            loss=loss,
+            scored_loss=scored_loss,
+            guessing=sum(guessing_right(labels.cpu()) for _, labels in parts),
+            early_stopping=stopping,
+        )
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
         return self.learning.distil(job)
 
     def _after_epoch(self) -> None:
-        accuracies = self._accuracies(self.learning.task)
+        accuracies, _ = self._accuracies(self.learning.task)
         row = accuracies[self._protocols.index(self._main)]
         for split, accuracy in zip(SPLITS, row.tolist(), strict=True):
             if not isnan(accuracy):  # there may be no local test sets
@@ -191,7 +204,7 @@ class StreamClient(TorchClient):
         """
         super().remember_trained(round, changes=changes)
         if changes:
-            before = self._measure(range(self.learning.task + 1))
+            before, _ = self._measure(range(self.learning.task + 1))
             self._tasks_before = (round, before)
             self.effect.begin_at(dict(zip(SPLITS, self._so_far(before), strict=True)))
 
@@ -202,10 +215,15 @@ class StreamClient(TorchClient):
         """
         task = self.learning.task
         measured = range(len(self._tasks)) if round == 0 else range(min(task + 2, len(self._tasks)))
-        now = self._measure(measured)
+        now, inferred = self._measure(measured)
         found = {
             TaskMetric(accuracy_name(protocol), split, t).key: float(now[p, s, t])
             for p, protocol in enumerate(self._protocols)
+            for s, split in enumerate(SPLITS)
+            for t in range(len(self._tasks))
+        }
+        found |= {
+            TaskMetric(TASK_INFERENCE_RATE, split, t).key: float(inferred[s, t])
             for s, split in enumerate(SPLITS)
             for t in range(len(self._tasks))
         }
@@ -246,48 +264,66 @@ class StreamClient(TorchClient):
     def _nothing_measured(self) -> np.ndarray:
         return np.full((len(self._protocols), len(SPLITS), len(self._tasks)), nan)
 
-    def _measure(self, tasks: range) -> np.ndarray:
-        """Return accuracies [protocols, splits, T], NaN for tasks that are not measured."""
-        measured = self._nothing_measured()
+    def _measure(self, tasks: range) -> tuple[np.ndarray, np.ndarray]:
+        """Return accuracies [protocols, splits, T] and rates of inference [splits, T], NaN: not measured."""
+        measured, inferred = self._nothing_measured(), np.full((len(SPLITS), len(self._tasks)), nan)
         for task in tasks:
-            measured[:, :, task] = self._accuracies(task)
-        return measured
+            measured[:, :, task], inferred[:, task] = self._accuracies(task)
+        return measured, inferred
 
-    def _accuracies(self, task: int) -> np.ndarray:
-        """Return accuracies [protocols, splits] on one task, with the task given and without."""
+    def _accuracies(self, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return accuracies [protocols, splits] on one task, and how often it is inferred [splits].
+
+        The latter is NaN where the learner infers none, or has not met this one.
+        """
         model = self.learning.model(task)
-        return np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
+        shares = np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
+        return shares[:2], shares[2]
 
-    def _shares(self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-        """Return the shares of samples classified correctly with the task given and without."""
+    def _shares(
+        self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray
+    ) -> tuple[float, float, float]:
+        """Return the shares of samples right with the task given, right without, and inferred to be its."""
         if not len(y):
-            return nan, nan
+            return nan, nan, nan
         info = self._stream[task]
         outputs = self._outputs(model, x)
         own = np.array(info.own_units)
         target = np.array(info.units)[y]
         given = own[outputs[:, own].argmax(axis=1)] == target
         if not self._asks_without_task:
-            return float(given.mean()), nan
-        open_outputs = self._outputs_without_task(outputs, model, x)
+            return float(given.mean()), nan, nan
+        open_outputs, rate = self._without_task(task, outputs, x)
         guess = open_outputs[:, : self._stream.outputs].argmax(axis=1)
         unknown = self._unit_class[guess] == self._unit_class[target]
-        return float(given.mean()), float(unknown.mean())
+        return float(given.mean()), float(unknown.mean()), rate
 
     def _outputs(self, model: TaskModel, x: np.ndarray) -> np.ndarray:
         return predict_in_batches(model, model.outputs, self._on_device(x)).cpu().numpy()
 
-    def _outputs_without_task(self, given: np.ndarray, model: TaskModel, x: np.ndarray) -> np.ndarray:
-        """Return all outputs for samples whose task is not known; those of `given` where it plays no part."""
-        learner = self.learning.learner
+    def _without_task(self, task: int, given: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return all outputs for samples whose task is not known, and how often it was inferred.
+
+        Args:
+            task: That the samples are of.
+            given: Their outputs with the task given, which stand where it plays no part.
+            x: The samples.
+        """
+        learner, context = self.learning.learner, self.learning.context
         if not learner.tells_tasks_apart:
-            return given
+            return given, nan
         present = self.learning.model()
-        context = self.learning.context
-        found = predict_in_batches(
-            present, lambda batch: learner.outputs(context, present, batch), self._on_device(x)
-        )
-        return found.cpu().numpy()
+        right: list[Tensor] = []
+
+        def outputs(batch: Tensor) -> Tensor:
+            found, tasks = learner.outputs_and_tasks(context, present, batch)
+            if tasks is not None:
+                right.append(tasks[:, task])
+            return found
+
+        found = predict_in_batches(present, outputs, self._on_device(x)).cpu().numpy()
+        known = right and self.learning.knows(task)
+        return found, float(torch.cat(right).double().mean()) if known else nan
 
     # State --------------------------------------------------------------------------------------------
 

@@ -21,12 +21,13 @@ from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import torch_generator
 from fedkd.scenario.schema import Scenario
+from fedkd.training.chance import guessing_right
 from fedkd.training.device import prepare_inputs
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.losses import cross_entropy
+from fedkd.training.losses import correct, cross_entropy
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
@@ -111,10 +112,11 @@ class TorchClient(Client):
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
         proximal = self._proximal_term(proximal_mu)
+        loss, scored_loss = self._local_loss(proximal)
         job = TrainJob(
             self.model,
             (self._on_device(x), self._on_device(y)),
-            self._local_loss(proximal),
+            loss,
             optimizer,
             epochs,
             training.batch_size,
@@ -125,10 +127,13 @@ class TorchClient(Client):
             accumulate=training.accumulate,
             early_stopping=self._early_stopping(),
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
+            scored_loss=scored_loss,
+            guessing=guessing_right(y),
         )
         result = yield from self._private_training(job, round, proximal)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
+        self.last_hits = result.hits
         return result.loss
 
     def set_out(self) -> Training[None]:
@@ -202,21 +207,33 @@ class TorchClient(Client):
 
         return term
 
-    def _local_loss(self, proximal: ProximalTerm | None) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-        """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds."""
+    def _local_loss(
+        self, proximal: ProximalTerm | None
+    ) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]:
+        """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds.
+
+        And the same once more with the number of correct answers (see `TrainJob.scored_loss`).
+        """
         taught = self._strategy.local_loss(self._kept) if self._kept else None
         with_features = taught is not None and "features" in self._strategy.needs
 
-        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        def with_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             features = model.features(inputs) if with_features else None  # type: ignore[operator]
             logits = model(inputs) if features is None else model.head(features)  # type: ignore[operator]
             value = cross_entropy(logits, labels)
             if taught is not None:
                 flat = None if features is None else features.flatten(1)  # as they were uploaded
                 value = value + taught(logits, flat, labels)
-            return value if proximal is None else value + proximal(model)
+            return (value if proximal is None else value + proximal(model)), logits
 
-        return loss
+        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+            return with_logits(model, inputs, labels)[0]
+
+        def scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            value, logits = with_logits(model, inputs, labels)
+            return value, correct(logits, labels)
+
+        return loss, scored_loss
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""

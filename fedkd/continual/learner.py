@@ -196,3 +196,20 @@ class Learner:
         """
         with torch.no_grad():
             return model.outputs(x)
+
+    def outputs_and_tasks(
+        self, context: LearnerContext, model: TaskModel, x: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `outputs`, and which tasks each sample was taken to be from; None: nothing was inferred.
+
+        Whoever infers a task says more than the outputs, and should override this in place of `outputs`.
+
+        Args:
+            context: As for `outputs`.
+            model: As for `outputs`.
+            x: ``[B, *input_shape]``.
+
+        Returns:
+            ``[B, O]``, and ``[B, T]`` bool: several of a row where the learner does not tell tasks apart.
+        """
+        return self.outputs(context, model, x), None

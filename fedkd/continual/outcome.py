@@ -10,11 +10,20 @@ from math import nan
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedkd.continual.matrix import Row, accuracy_matrix
 from fedkd.continual.metrics import Array, summarise
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import Protocol, accuracy_name, main_protocol, protocols, task_count
+from fedkd.scenario.stream import (
+    TASK_GIVEN,
+    TASK_INFERENCE_RATE,
+    Protocol,
+    accuracy_name,
+    main_protocol,
+    protocols,
+    task_count,
+)
 
 Split = Literal["local", "global"]
 PerClient = Mapping[int, float]
@@ -32,7 +41,7 @@ class ProtocolOutcome:
         R: The federation's mean accuracy on task j after learning task i, `[T, T]`, as it was recorded.
         b: The same of the untrained models, `[T]`.
         clients: R and b of every client.
-        metrics: Every metric of every client, by name.
+        metrics: Every metric of every client, by name, over the tasks that it learned.
     """
 
     protocol: Protocol
@@ -79,6 +88,7 @@ class StreamOutcome:
 
         Plain names (`bwt`) are those of the scenario's own protocol on the common test sets, and those with
         `_local` on each client's own; ``bwt_task_incremental`` and the like are on the common test sets.
+        `task_inference_rate` is that of the test without the task, whatever the scenario's own is.
         """
         main = self.test(self.evaluation, "global")
         found = {name: self.values(main, name) for name in _names(main)}
@@ -88,7 +98,12 @@ class StreamOutcome:
             test = self.test(protocol, "global")
             found |= {f"{name}_{protocol}": self.values(test, name) for name in _names(test)}
         local = self.test(self.evaluation, "local")
-        return found | {f"{name}_local": self.values(local, name) for name in _names(local)}
+        found |= {f"{name}_local": self.values(local, name) for name in _names(local)}
+        for split, end in (("global", ""), ("local", "_local")):
+            unknown = self.test(self.protocols[-1], split)
+            if TASK_INFERENCE_RATE in _names(unknown):
+                found[TASK_INFERENCE_RATE + end] = self.values(unknown, TASK_INFERENCE_RATE)
+        return found
 
 
 def _names(test: ProtocolOutcome) -> Sequence[str]:
@@ -110,10 +125,17 @@ def stream_outcome(
     `auc` are there if accuracies were recorded after every epoch: a task's curve is the accuracy just before
     its first epoch and after each of its rounds_per_task · local_epochs; a client that missed an epoch of a
     task has none of them.
-    `temporal_forgetting` and `spatial_forgetting` are the means over tasks j < T−1 of all drops on task j
-    since it was learned: by learning later tasks and by applying guidance. Where a client measured both, they
-    add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did. A client
-    that no guidance reached has no `spatial_forgetting`.
+    `temporal_forgetting` and `spatial_forgetting` are the means over learned tasks j < T−1 of all drops on
+    task j since it was learned: by learning later tasks and by applying guidance. Where a client measured
+    both, they add up to `forgetting_first_last`; each may be beyond ±1, as one makes good what the other did.
+    A client that no guidance reached has no `spatial_forgetting`.
+
+    A client has learned a task if it took a training step in one of the task's rounds, or where weights are
+    averaged, if anybody did. What is over tasks that were learned is so for every client on its own, see
+    `fedkd.continual.metrics`; a task that a client missed needs no accuracies or epochs for that.
+
+    `task_inference_rate` is there if the learner infers the task of samples that it is not told of: how often
+    it is right at the end, the mean over all tasks.
 
     Every client is compared with itself in the reference runs: `intransigence` is there with `joint`, whose
     accuracy on task k is its R[k, k], of a model trained on tasks 0 … k; `gain_over_single` with `single`.
@@ -130,9 +152,13 @@ def stream_outcome(
     tasks, main = task_count(scenario), main_protocol(scenario)
     # A matrix is asked for once per client, and would look through the rows of all others every time.
     recorded: dict[tuple[str, str, int | None], list[Row]] = defaultdict(list)
+    steps: list[Row] = []
     for row in rows:
         if row["task"] is not None:
             recorded[row["metric"], row["split"], row["client"]].append(row)
+        elif (row["metric"], row["split"]) == ("loss", "train"):
+            steps.append(row)
+    learned = _learned_tasks(steps, scenario)
     trained: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in epochs:
         trained[row["split"], row["client"]].append(row)
@@ -149,16 +175,27 @@ def stream_outcome(
             rounds_per_task=scenario.continual.rounds_per_task,
         )
 
+    def rate(split: Split, client: int) -> dict[str, float]:
+        """Return how often tasks are inferred at the end, the mean over them; nothing if none ever was."""
+        if not recorded[TASK_INFERENCE_RATE, split, None]:
+            return {}
+        of_client = recorded[TASK_INFERENCE_RATE, split, client]
+        at_end = {row["task"]: row["value"] for row in of_client if row["round"] == scenario.rounds}
+        rates = [nan if (value := at_end.get(task)) is None else value for task in range(tasks)]
+        return {TASK_INFERENCE_RATE: float(np.mean(rates))}
+
     def metrics(protocol: Protocol, split: Split, client: int, R: Array, b: Array) -> dict[str, float]:
         upper, alone = _learned(joint, protocol, split, client), _learned(single, protocol, split, client)
+        own = learned[client]
+        inferred = {} if protocol == TASK_GIVEN else rate(split, client)
         if protocol != main:
-            return summarise(R, b, joint=upper, single=alone)
+            return summarise(R, b, joint=upper, single=alone, learned=own) | inferred
         curves = _curves(trained[split, client], scenario, R, b) if trained else None
         drops = {
-            cause: _total_drop(recorded[cause, split, client], R)
+            cause: _total_drop(recorded[cause, split, client], R, own)
             for cause in ("temporal_forgetting", "spatial_forgetting")
         }
-        return summarise(R, b, joint=upper, single=alone, curves=curves) | drops
+        return summarise(R, b, joint=upper, single=alone, curves=curves, learned=own) | drops | inferred
 
     def tested(protocol: Protocol, split: Split) -> ProtocolOutcome:
         clients = {client: matrix(protocol, split, client) for client in everyone}
@@ -179,6 +216,24 @@ def stream_outcome(
     return StreamOutcome(tasks, main, tests, costs, frozenset(everyone if counted is None else counted))
 
 
+def _learned_tasks(steps: Iterable[Row], scenario: Scenario) -> NDArray[np.bool_]:
+    """Return which tasks every client learned, `[N, T]`.
+
+    Args:
+        steps: Rows of the losses of local training; those of a client say that it took a step in a round.
+        scenario: What was run.
+    """
+    assert scenario.continual is not None
+    learned = np.zeros((scenario.data.clients, task_count(scenario)), dtype=bool)
+    for row in steps:
+        task = (row["round"] - 1) // scenario.continual.rounds_per_task
+        if row["client"] is not None and task < learned.shape[1]:
+            learned[row["client"], task] = True
+    if scenario.fusion.from_flower:  # everybody has the average
+        learned[:] = learned.any(axis=0)
+    return learned
+
+
 def _learned(run: StreamOutcome | None, protocol: Protocol, split: Split, client: int) -> Array | None:
     """Return a client's accuracy on each task right after learning it, `[T]`; None without a run."""
     return None if run is None else np.diagonal(run.test(protocol, split).clients[client][0])
@@ -197,8 +252,8 @@ def _curves(epochs: Sequence[Row], scenario: Scenario, R: Array, b: Array) -> li
     return curves
 
 
-def _total_drop(drops: Sequence[Row], R: Array) -> float:
-    """Return the mean over tasks j < T−1 of the sum of the drops on task j; NaN where there is none."""
+def _total_drop(drops: Sequence[Row], R: Array, learned: NDArray[np.bool_]) -> float:
+    """Return the mean over learned tasks j < T−1 of the sum of the drops on task j; NaN without any."""
     totals = np.zeros(len(R) - 1)
     if not drops or not len(totals):
         return nan
@@ -207,7 +262,8 @@ def _total_drop(drops: Sequence[Row], R: Array) -> float:
             totals[row["task"]] += nan if row["value"] is None else row["value"]
     # A task that the client has no test samples of has not gone without a drop.
     totals[np.isnan(R[-1, :-1])] = nan
-    return float(totals.mean())
+    own = totals[learned[:-1]]
+    return float(own.mean()) if len(own) else nan
 
 
 def _last(rows: Sequence[Row]) -> float:

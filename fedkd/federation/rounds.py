@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.chance import ChanceWatch
 from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
@@ -75,6 +76,7 @@ class Rounds:
             with Recorder(control.folder, offsets=offsets, epochs=curves) as recorder:
                 self._recorder = recorder
                 self._measurements = Measurements(self._plan, recorder, control.folder)
+                self._chance = ChanceWatch(self._plan, recorder)
                 self._observer.run_started(scenario, control.folder, done)
                 if checkpoint is not None:
                     self._restore(checkpoint)
@@ -150,7 +152,14 @@ class Rounds:
         replies = self._send_phase(round, "train", messages)
         self._changed.update(replies)
         self._fuse(round, list(replies.values()))
-        return self._measurements.training(round, replies)
+        return self._trained(round, replies)
+
+    def _trained(self, round: int, replies: Mapping[int, Message]) -> float | None:
+        """Record local training, tell of clients that it taught nothing, and return the mean loss."""
+        loss = self._measurements.training(round, replies)
+        if (warning := self._chance.look(round, replies)) is not None:
+            self._observer.message(warning)
+        return loss
 
     def _fuse(self, round: int, replies: Sequence[Message]) -> None:
         started = time.perf_counter()
@@ -192,7 +201,7 @@ class Rounds:
         messages = self._strategy.finish_messages(round, ConfigRecord(), self._everyone)
         replies = self._send_phase(round, "finish", messages)
         self._changed.update(replies)
-        return self._measurements.training(round, replies), self._measurements.evaluation(round, replies)
+        return self._trained(round, replies), self._measurements.evaluation(round, replies)
 
     # Messages -----------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.continual.metrics import average_accuracy, bwt
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.metrics import metric
 from fedkd.report.style import COLOUR_MAP, house_style, new_figure, readable_on, save
@@ -56,7 +55,7 @@ def accuracy_matrix_figure(outcome: StreamOutcome, names: Sequence[str] = ()) ->
     for axes, test in zip(panels, tests, strict=True):
         image = _draw(axes, test)
         _ticks(axes, labels, turned)
-        axes.set_title("\n".join([test.protocol.replace("_", "-"), *_caption(test)]))
+        axes.set_title("\n".join([test.protocol.replace("_", "-"), *_caption(outcome, test)]))
     panels[0].set_ylabel("after task")
     figure.supxlabel("accuracy on task", fontsize=9)
     bar = figure.colorbar(image, ax=list(panels), label="mean accuracy over clients (%)", pad=0.02)
@@ -101,12 +100,17 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def _caption(test: ProtocolOutcome) -> list[str]:
-    """Return the figures of the mean matrix in words: `average accuracy 97.1 %`, `BWT -2.0 points`."""
+def _caption(outcome: StreamOutcome, test: ProtocolOutcome) -> list[str]:
+    """Return the means over clients in words: `average accuracy 97.1 %`, `BWT -2.0 points`.
+
+    Not the figures of the mean matrix, where clients have learned different tasks.
+    """
     parts = []
-    for name, value in (("average_accuracy", average_accuracy(test.R)), ("bwt", bwt(test.R))):
+    for name in ("average_accuracy", "bwt"):
         shown = metric(name)
-        if not isnan(value):
+        values = [value for value in outcome.values(test, name).values() if not isnan(value)]
+        if values:
+            value = float(np.mean(values))
             sign = "+" if shown.unit == "points" else ""
             number = f"{round(value * shown.scale, shown.decimals) + 0.0:{sign}.{shown.decimals}f}"
             parts.append(f"{shown.title} {number} {shown.unit}")

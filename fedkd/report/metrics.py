@@ -87,6 +87,7 @@ _CONTINUAL = {
         Metric("auc", "AUC", "%", 100.0, 1, "higher"),
         Metric("temporal_forgetting", "temporal forgetting", "points", 100.0, 1, "lower"),
         Metric("spatial_forgetting", "spatial forgetting", "points", 100.0, 1, "lower"),
+        Metric("task_inference_rate", "task inferred", "%", 100.0, 1, "higher"),
         Metric("stored_bytes", "stored", "kB", 1e-3, 1, "lower"),
         Metric("stored_bytes_per_task", "stored per task", "kB", 1e-3, 1, "lower"),
         Metric("peak_bytes", "stored at most", "kB", 1e-3, 1, "lower"),
@@ -102,7 +103,11 @@ _TESTS = {
 """How a stream was tested, as the end of a metric's name, and how a title says it."""
 
 CONTINUAL_METRICS = tuple(
-    name + test for test in _TESTS for name in _CONTINUAL if not (test and _CONTINUAL[name].unit == "kB")
+    name + test
+    for test in _TESTS
+    for name in _CONTINUAL
+    if not (test and _CONTINUAL[name].unit == "kB")
+    and not (test == "_task_incremental" and name == "task_inference_rate")  # there is nothing to infer
 )
 """What is known of a run over a stream of tasks, if it could be measured: its summary says so, but for
 `intransigence` and `gain_over_single`, which take a second run and are a bench's."""

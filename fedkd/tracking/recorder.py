@@ -28,6 +28,11 @@ SUMMARY = "summary.json"
 
 Split = Literal["local", "global", "train"]
 
+ACCURACY_AT_CHANCE = "accuracy_at_chance"
+"""Metric of clients alone that end a task, or a run without a stream, at chance: their training accuracy."""
+CHANCE = "chance"
+"""Metric of the same clients: what always guessing the most frequent class gets right."""
+
 
 class MetricRow(TypedDict):
     """One line of `metrics.jsonl`."""

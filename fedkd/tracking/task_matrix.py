@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isnan
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +30,15 @@ class TaskMatrix:
 
     def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
         self._schedule = draw_schedule(scenario)
+        rule = self._schedule.participation
+        # Where weights are averaged, everybody has what anybody learned.
+        self._may_miss = not scenario.fusion.from_flower and (
+            rule.dropout > 0 or rule.clients_per_round is not None
+        )
         self.tasks = task_count(scenario)
         self.protocol = protocol or main_protocol(scenario)
         self._rows: dict[int, dict[int, float]] = {}
+        self._missed: dict[int, bool] = {}
 
     def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Take what was recorded before a run was resumed, rows of `metrics.jsonl` in their order."""
@@ -62,14 +68,34 @@ class TaskMatrix:
         }
 
     def so_far(self) -> dict[str, float]:
-        """Return `average_accuracy` and, with two tasks or more, `bwt` of the tasks begun so far."""
+        """Return `average_accuracy` and, with two tasks or more, `bwt` of the tasks begun so far.
+
+        No `bwt` where a client missed one of them: it is over what each client learned, and these are means
+        over clients.
+        """
         rows = list(self.rows().values())
         if not rows:
             return {}
         tasks = len(rows)
         R = np.array([[np.nan if cell is None else cell for cell in row[:tasks]] for row in rows])
-        found = {"average_accuracy": average_accuracy(R), "bwt": bwt(R)}
+        missed = any(self._missed_by_some(task) for task in self._rows)
+        found = {"average_accuracy": average_accuracy(R), "bwt": nan if missed else bwt(R)}
         return {name: value for name, value in found.items() if not isnan(value)}
+
+    def _missed_by_some(self, task: int) -> bool:
+        """Return whether a client takes part in no round of a task."""
+        if not self._may_miss:
+            return False
+        if task not in self._missed:
+            schedule = self._schedule
+            there = {
+                client
+                for round in range(1, schedule.rounds + 1)
+                if schedule.task(0, round) == task
+                for client in schedule.participants(round)
+            }
+            self._missed[task] = len(there) < schedule.clients
+        return self._missed[task]
 
 
 def matrices(scenario: Scenario) -> list[TaskMatrix]:

@@ -64,6 +64,29 @@ CALLS = {
     "nbt": metrics.nbt,
     "auc": lambda r: metrics.auc(r, AREAS[: len(r)]),
 }
+# The same where task 1 was not learned: what comes of L = {0, 2, 3}.
+WITHOUT_THE_SECOND = {
+    "average_accuracy": 0.69,
+    "average_incremental_accuracy": 0.77375,
+    # −0.20; −0.10; −0.30 / 2
+    "bwt": -0.15,
+    # all three follow task 0
+    "fwt": 0.10,
+    # 0.05 + 0.10 − 0.03 = 0.12; 0.12 / 3
+    "gain_over_single": 0.04,
+    # 0.60 + 0.50 + 0.60 = 1.70; 1.70 / 3
+    "learning_area": 1.7 / 3,
+    "epochs_to_90": 2.0,
+    # 0.20; 0.10; 0.30 / 2
+    "forgetting": 0.15,
+    "forgetting_first_last": 0.15,
+    # 0.05 + 0.15 − 0.02 = 0.18; 0.18 / 3
+    "intransigence": 0.06,
+    # 0.12; 0.10; 0.22 / 2
+    "nbt": 0.11,
+    # 0.735 + 0.50 + 0.60 = 1.835; 1.835 / 3
+    "auc": 1.835 / 3,
+}
 # The entries each formula reads, for T = 4; ``x`` is read.
 NEEDED = {
     "average_accuracy": ".... .... .... xxxx",
@@ -104,6 +127,32 @@ def test_summary_holds_every_metric_in_the_order_of_the_page():
     summary = metrics.summarise(R, B, single=SINGLE, joint=JOINT, curves=CURVES)
     assert list(summary) == list(WORKED)
     assert summary == {name: close(value) for name, value in WORKED.items()}
+
+
+def test_what_was_not_learned_is_compared_with_nothing():
+    given = {"b": B, "single": SINGLE, "joint": JOINT, "curves": CURVES}
+    learned = [True, False, True, True]
+    found = metrics.summarise(R, **given, learned=learned)
+    assert found == {name: close(value) for name, value in WITHOUT_THE_SECOND.items()}
+    # Nor is it asked what the accuracy on it was, unless tasks that were learned need it.
+    unknown = R.copy()
+    unknown[1, 1] = np.nan
+    assert metrics.bwt(unknown, learned) == close(WITHOUT_THE_SECOND["bwt"])
+    assert math.isnan(metrics.bwt(unknown))
+
+
+def test_transfer_begins_with_the_first_task_that_was_learned():
+    late = [False, False, True, True]
+    assert metrics.fwt(R, B, late) == close(-0.1)  # on task 3 alone
+    assert metrics.bwt(R, late) == close(-0.1)
+    for nothing in ([False] * 4, [False, False, False, True]):
+        assert math.isnan(metrics.fwt(R, B, nothing)) and math.isnan(metrics.bwt(R, nothing))
+
+
+@pytest.mark.parametrize("learned", [[True] * 3, [1, 0, 1, 1], [[True] * 4]])
+def test_what_was_learned_is_one_bool_a_task(learned):
+    with pytest.raises(ValueError, match="learned must be"):
+        metrics.bwt(R, learned)
 
 
 @pytest.mark.parametrize(

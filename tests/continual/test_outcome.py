@@ -14,7 +14,7 @@ import fedkd
 from fedkd.continual.metrics import forgetting_first_last, learning_area
 from fedkd.continual.outcome import stream_outcome
 from fedkd.plan.load import load_scenario
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.schema import Fusion, Scenario
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
 
 ROUNDS_PER_TASK = 2
@@ -45,9 +45,14 @@ def rows_of(matrix: list[list[float]], client: int | None, protocol="task_increm
                 yield row(end - 1, client, task, accuracy_name(protocol), 0.123, split)
 
 
+def steps_of(client: int, tasks=range(3)):
+    """Return what is recorded of a client that trains in the first round of some tasks."""
+    return [row(task * ROUNDS_PER_TASK + 1, client, None, "loss", 0.5, "train") for task in tasks]
+
+
 def recorded(drops=(), **options: Any):
     mean = np.mean([FIRST, SECOND], axis=0).tolist()
-    rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *rows_of(mean, None), *drops]
+    rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *rows_of(mean, None), *steps_of(0), *steps_of(1), *drops]
     return stream_outcome(rows, scenario_of(), **options)
 
 
@@ -100,10 +105,53 @@ def test_what_a_client_could_not_measure_is_nan_for_it_alone():
 
 def test_one_task_has_nothing_to_forget():
     rows = [row(0, 0, 0, "accuracy_task_incremental", 0.1), row(2, 0, 0, "accuracy_task_incremental", 0.9)]
-    figures = stream_outcome(rows, scenario_of(tasks=1, clients=1)).figures()
+    figures = stream_outcome([*rows, *steps_of(0, [0])], scenario_of(tasks=1, clients=1)).figures()
     assert figures["average_accuracy"] == {0: 0.9}
     for name in ("bwt", "fwt", "forgetting", "nbt", "temporal_forgetting"):
         assert isnan(figures[name][0])
+
+
+# What was learned -------------------------------------------------------------------------------------
+
+
+def test_what_a_client_missed_is_no_part_of_what_compares_with_the_moment_of_learning():
+    # The second client meets the second task first in the third: it trains on 0 and on 2.
+    rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *steps_of(0), *steps_of(1, [0, 2])]
+    rows += [row(5, 1, 1, "temporal_forgetting", 0.25), row(5, 1, 0, "temporal_forgetting", 0.375)]
+    outcome = stream_outcome(rows, scenario_of())
+    figures = outcome.figures()
+    # Of the second client: 0.5 − 0.8 on task 0 alone; with task 1 it would have been (−0.3 + 0.0) / 2.
+    assert figures["bwt"] == pytest.approx({0: -0.2, 1: -0.3})
+    assert figures["forgetting"] == pytest.approx({0: 0.2, 1: 0.4})  # its best was 0.9, after task 1
+    assert figures["forgetting_first_last"] == pytest.approx({0: 0.2, 1: 0.3})
+    assert figures["nbt"] == pytest.approx({0: (0.15 + 0.2) / 2, 1: 0.1})  # 0.8 − (0.9 + 0.5) / 2
+    assert figures["temporal_forgetting"][1] == 0.375
+    # Tasks 1 and 2 come after one that it learned, and all three count among accuracies.
+    assert figures["fwt"] == pytest.approx({0: 0.1, 1: 0.1})
+    assert figures["average_accuracy"] == pytest.approx({0: 0.8, 1: 0.7})
+    assert figures["average_incremental_accuracy"][1] == pytest.approx(0.75)
+
+
+def test_a_client_that_learned_the_last_task_alone_has_forgotten_nothing_that_could_be_measured():
+    figures = stream_outcome([*rows_of(SECOND, 1), *steps_of(1, [2])], scenario_of()).figures()
+    for name in ("bwt", "forgetting", "fwt", "nbt", "temporal_forgetting"):
+        assert isnan(figures[name][1])
+    assert figures["average_accuracy"][1] == pytest.approx(0.7)
+
+
+def test_where_weights_are_averaged_everybody_has_learned_what_anybody_did():
+    rows = [*rows_of(SECOND, 1), *steps_of(1, [0, 2]), *steps_of(0, [1])]
+    averaged = scenario_of().model_copy(update={"fusion": Fusion(strategy="flwr:FedAvg")})
+    assert stream_outcome(rows, averaged).figures()["bwt"][1] == pytest.approx(-0.15)
+    assert stream_outcome(rows, scenario_of()).figures()["bwt"][1] == pytest.approx(-0.3)
+
+
+def test_a_curve_is_wanted_of_tasks_that_were_learned_alone():
+    epochs = [epoch(round, 1, 1, 0.5) for round in (1, 2, 5, 6)]
+    rows = [*rows_of(SECOND, 1), *steps_of(1, [0, 2])]
+    figures = stream_outcome(rows, scenario_of(), epochs=epochs).figures()
+    # Before task 0 it was at 0.5, before task 2 at 0.6.
+    assert figures["learning_area"][1] == pytest.approx((0.5 + (0.6 + 1.0) / 3) / 2)
 
 
 # Causes of forgetting ---------------------------------------------------------------------------------
@@ -141,7 +189,7 @@ def test_a_curve_starts_just_before_the_task_and_has_every_epoch():
         for place, value in enumerate(values)
     ]
     scenario = scenario_of(clients=1, local_epochs=2)
-    figures = stream_outcome(rows_of(FIRST, 0), scenario, epochs=epochs).figures()
+    figures = stream_outcome([*rows_of(FIRST, 0), *steps_of(0)], scenario, epochs=epochs).figures()
     # Before: the untrained model, then what the tasks before made of it.
     areas = [(0.5 + 3.0) / 5, (0.6 + 3.4) / 5, (0.5 + 3.0) / 5]
     assert figures["learning_area"] == pytest.approx({0: sum(areas) / 3})

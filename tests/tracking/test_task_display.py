@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.schema import Fusion, Scenario
 from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.live import LiveProgress
 from fedkd.tracking.progress import PlainProgress
@@ -87,6 +87,21 @@ def test_the_row_of_a_task_is_that_of_its_last_evaluated_round():
         matrix.add(one)
     assert list(matrix.rows().values()) == GIVEN
     assert matrix.so_far() == pytest.approx({"average_accuracy": 2.125 / 3, "bwt": -0.375})
+
+
+def test_there_is_no_backward_transfer_of_means_where_clients_have_learned_different_tasks():
+    scenario = scenario_of()
+    shy = scenario.model_copy(update={"clients_per_round": 1})  # 3 clients, 2 rounds a task
+    averaged = shy.model_copy(update={"fusion": Fusion(strategy="flwr:FedAvg")})
+    for one, names in (
+        (scenario, ["average_accuracy", "bwt"]),
+        (shy, ["average_accuracy"]),
+        (averaged, None),
+    ):
+        matrix = TaskMatrix(one)
+        for played in reports():
+            matrix.add(played)
+        assert list(matrix.so_far()) == (names or ["average_accuracy", "bwt"])
 
 
 def test_the_protocol_is_the_scenarios_own():
