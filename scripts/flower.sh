@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# Run a scenario on Flower's own simulation runtime: scripts/flower.sh SCENARIO.toml OUT [key=value …]
+# Run a scenario, or a Flower app of one's own, on Flower's own simulation runtime:
+#
+#     scripts/flower.sh SCENARIO.toml OUT [key=value …]    keys of the scenario
+#     scripts/flower.sh APP_FOLDER NODES [key=value …]     keys of the app's [tool.flwr.app.config], as TOML has them
 #
 # Flower keeps a background SuperLink and a copy of the app in its home folder; both live in a temporary
-# folder here and are gone when the run ends. The result is the same as fedkd's engines give.
+# folder here and are gone when the run ends. The result of a scenario is the same as fedkd's engines give.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
-  echo "usage: scripts/flower.sh SCENARIO.toml OUT [key=value …]" >&2
+  echo "usage: scripts/flower.sh SCENARIO.toml OUT [key=value …], or APP_FOLDER NODES [key=value …]" >&2
   exit 2
 fi
-scenario=$(realpath "$1")
-out=$(realpath -m "$2")
-shift 2
-overrides="$*"
-app=$(realpath "$(dirname "$0")/..")
-command -v flwr >/dev/null || PATH=$app/.venv/bin:$PATH
+fedkd=$(realpath "$(dirname "$0")/..")
+command -v flwr >/dev/null || PATH=$fedkd/.venv/bin:$PATH
 
 home=$(mktemp -d)
 stop() {
@@ -26,13 +25,23 @@ trap stop EXIT
 export FLWR_HOME=$home FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_ADDRESS=local
 
+if [ -d "$1" ]; then
+  app=$(realpath "$1") nodes=$2
+  shift 2
+  flwr run "$app" --stream ${1:+--run-config "$*"} --federation-config "num-supernodes=$nodes"
+  exit
+fi
+scenario=$(realpath "$1")
+out=$(realpath -m "$2")
+shift 2
+overrides="$*"
 clients=$(python - "$scenario" $overrides <<'PY'
 import sys
 from fedkd.plan.load import load_scenario
 print(load_scenario(sys.argv[1], sys.argv[2:]).data.clients)
 PY
 )
-flwr run "$app" --stream \
+flwr run "$fedkd" --stream \
   --run-config "scenario=\"$scenario\" out=\"$out\" set=\"$overrides\"" \
   --federation-config "num-supernodes=$clients"
 if [ ! -e "$out/summary.json" ]; then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,8 +58,8 @@ class BenchPlan:
         return self.folder / "runs"
 
     def waiting(self) -> list[Cell]:
-        """Return the cells that are not done yet."""
-        from fedkd.benchmark.worker import read_summary
+        """Return the cells that are not done yet, or of which something was damaged since."""
+        from fedkd.benchmark.finished import read_summary
 
         return [cell for cell in self.cells if read_summary(self.runs / cell.folder_name) is None]
 
@@ -99,16 +100,19 @@ def plan_bench(path: str | Path, overrides: Sequence[str] = (), out: str | Path 
         out: Folder of the bench; absent: ``runs/bench-NAME``.
 
     Raises:
-        UserError: The first thing that is wrong, with the cell's name if a cell is to blame.
+        UserError: The first thing that is wrong, with the cell's name if a cell is to blame; or the folder
+            holds runs of another bench.
     """
+    from fedkd.benchmark.folder import check_folder
+
     bench = load_bench(path, overrides)
     axes = make_axes(bench)
     baseline = resolve_baseline(bench, axes)
     cells = tuple(make_cells(bench))
     folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
-    return BenchPlan(
-        bench, axes, cells, baseline, compared_axes(axes, baseline), folder.expanduser().absolute()
-    )
+    folder = folder.expanduser().absolute()
+    check_folder(cells, folder)
+    return BenchPlan(bench, axes, cells, baseline, compared_axes(axes, baseline), folder)
 
 
 def bench(
@@ -146,6 +150,7 @@ def bench(
         try:
             for line in _opening(plan, len(waiting)):
                 progress.message(line)
+            _clear_damaged(plan, waiting, progress.message)
             outcomes = _run(plan, waiting, progress)
         finally:
             progress.closed()
@@ -156,6 +161,17 @@ def bench(
 def _opening(plan: BenchPlan, waiting: int) -> Iterator[str]:
     done = len(plan.cells) - waiting
     yield f"{plan.bench.spec.name}: {len(plan.cells)} cells, {done} done → {plan.folder}"
+
+
+def _clear_damaged(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> None:
+    """Remove the runs that were done and are damaged, so that their cells begin anew; tell of each."""
+    from fedkd.benchmark.finished import damage
+
+    for cell in waiting:
+        run = plan.runs / cell.folder_name
+        if reason := damage(run):
+            tell(f"{cell.label} is damaged and runs anew: {reason} (runs/{cell.folder_name})")
+            shutil.rmtree(run)
 
 
 def _run(plan: BenchPlan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[str, Outcome]:
@@ -238,16 +254,19 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
     """Yield what ``--dry-run`` prints: the axes, the cells, which are done, and how long the rest takes."""
     from fedkd.benchmark.estimate import estimate
+    from fedkd.benchmark.finished import damage
     from fedkd.tracking.wording import duration
 
-    waiting = {cell.hash for cell in plan.waiting()}
-    done = len(plan.cells) - len(waiting)
+    damages = {cell.hash: damage(plan.runs / cell.folder_name) for cell in plan.waiting()}
+    done = len(plan.cells) - len(damages)
     for axis in plan.axes:
         yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"
     yield f"seeds  {', '.join(map(str, plan.bench.seeds))}"
     yield f"cells  {len(plan.cells)}, {done} done → {plan.folder}"
     for cell in plan.cells:
-        yield f"  {'to do' if cell.hash in waiting else 'done ':<6} {cell.label}  {cell.folder_name}"
+        reason = damages.get(cell.hash)
+        again = f" (damaged: {reason})" if reason else ""
+        yield f"  {'to do' if cell.hash in damages else 'done ':<6} {cell.label}  {cell.folder_name}{again}"
     guess = estimate(plan.cells, plan.runs, plan.compared)
     yield f"time   about {duration(guess.seconds)} if one cell runs at a time"
     yield f"       ({guess.basis})"
