@@ -24,11 +24,23 @@ trap stop EXIT
 
 export FLWR_HOME=$home FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 RAY_ADDRESS=local
+# Ports of its own: at the usual ones another SuperLink may listen, which ends when whoever started it does.
+read -r FLWR_LOCAL_SUPERLINK_HTTP_API_PORT FLWR_LOCAL_CONTROL_API_PORT < <(python - <<'PY'
+import socket
+free = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(server.getsockname()[1] for server in free))
+PY
+)
+export FLWR_LOCAL_SUPERLINK_HTTP_API_PORT FLWR_LOCAL_CONTROL_API_PORT
 
 if [ -d "$1" ]; then
   app=$(realpath "$1") nodes=$2
   shift 2
   flwr run "$app" --stream ${1:+--run-config "$*"} --federation-config "num-supernodes=$nodes"
+  if ! flwr list --format json | grep -q "finished:completed"; then
+    echo "error: the run did not finish; see the log above" >&2
+    exit 3
+  fi
   exit
 fi
 scenario=$(realpath "$1")

@@ -1,1 +1,1 @@
-"""A Flower app whose clients have models of different architectures and learn from each other's predictions."""
+"""A Flower app whose clients have different models and learn from each other's predictions."""

@@ -1,12 +1,12 @@
 """A client: trains its own model, says what that predicts, and learns from what comes back."""
 
 import torch
-from fedkd.federation import messages as msg
-from fedkd.fusion.knfu import KnFu
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from digits_fusion.task import accuracy, batches, learn, load_digits_of, new_model
+from fedkd.federation import messages as msg
+from fedkd.fusion.knfu import KnFu
 
 STRATEGY = KnFu(beta=10)  # the server's; a client asks it how guidance is learned
 MODEL = "model"

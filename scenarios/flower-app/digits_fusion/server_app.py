@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
-from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.fusion.knfu import KnFu
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+
+from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.fusion.knfu import KnFu
 
 app = ServerApp()
 
