@@ -83,9 +83,11 @@ def _bench(args: argparse.Namespace) -> None:
 
     path, overrides = _scenario_words(args)
     if args.dry_run:
-        for line in describe_plan(plan_bench(path, overrides, args.out)):
+        for line in describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)):
             print(line, flush=True)
         return
+    if args.no_plugins:
+        raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
@@ -104,13 +106,15 @@ def _check(args: argparse.Namespace) -> None:
 
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
         return
-    from fedkd.check import check
-    from fedkd.plan.load import load_plan
+    from fedkd.check import check, check_unopened
+    from fedkd.plan.load import load_plan, load_unopened
+    from fedkd.plan.unopened import Unopened
 
     path, overrides = _scenario_words(args)
-    plan = load_plan(path, overrides)
+    plan = (load_unopened if args.no_plugins else load_plan)(path, overrides)
     with _naming(path):
-        for line in check(plan, progress=print):
+        lines = check_unopened(plan, print) if isinstance(plan, Unopened) else check(plan, print)
+        for line in lines:
             print(line)
     print("ok")
 
@@ -172,11 +176,15 @@ def _parser() -> argparse.ArgumentParser:
     bench = verb("bench", _bench, "run every cell of a bench and compare them, with error bars")
     _add_scenario(bench, "bench")
     bench.add_argument("--out", type=_folder, metavar="DIR", help="bench folder (default: runs/bench-NAME)")
-    bench.add_argument("--dry-run", action="store_true", help="list the cells and estimate the time only")
+    text = "list the cells and estimate the time only; a round may be run for it, plug-ins called"
+    bench.add_argument("--dry-run", action="store_true", help=text)
+    _add_no_plugins(bench)
     _add_quiet(bench)
 
-    check = verb("check", _check, "check a scenario without running it, and say what it would do")
+    text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
+    check = verb("check", _check, text)
     _add_scenario(check)
+    _add_no_plugins(check)
     check.add_argument(
         "--schema", action="store_true", help="print the JSON schema of scenario files instead"
     )
@@ -210,6 +218,11 @@ def _add_scenario(parser: argparse.ArgumentParser, kind: str = "scenario") -> No
         metavar="key=value",
         help="change values of the scenario, e.g. fusion.beta=2.0 clients.0.model=mlp",
     )
+
+
+def _add_no_plugins(parser: argparse.ArgumentParser) -> None:
+    text = "import and call nothing that is not fedkd's own; say what cannot be told without"
+    parser.add_argument("--no-plugins", action="store_true", help=text)
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:
