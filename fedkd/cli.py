@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from fedkd import __version__
 from fedkd.errors import FedkdError, RunFailed, UserError
 from fedkd.plugins import contained
+from fedkd.signals import interrupting, outliving_terminal
 
 LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
@@ -30,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Words after ``fedkd``; absent: those of this process.
     """
+    with outliving_terminal(), interrupting():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         args = _parser().parse_args(argv)
         with contained():
@@ -37,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
-        # Python flushes standard output once more on leaving, which must not fail aloud.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return READER_LEFT
     except FedkdError as error:
         return _fail(str(error), error.exit_status)
@@ -52,8 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    try:
+        print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+    except OSError:  # nobody is there to read it
+        _silence(sys.stderr)
     return status
+
+
+def _silence(stream: IO[str]) -> None:
+    """Have a stream go nowhere: Python flushes it once more on leaving, which must not fail aloud."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(args: argparse.Namespace) -> None:
