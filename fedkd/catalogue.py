@@ -131,7 +131,7 @@ def scenarios() -> Iterator[str]:
 
     folders = [Path(__file__).resolve().parent.parent / "scenarios", Path.cwd() / "scenarios"]
     paths = sorted(next((found for folder in folders if (found := list(folder.glob("**/*.toml")))), []))
-    paths = [path for path in paths if path.parent.name != "bench"]
+    paths = [path for path in paths if path.parent.name != "bench" and path.name != "pyproject.toml"]
     for path in paths:
         text = path.read_text(encoding="utf-8")
         comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")

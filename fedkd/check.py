@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedkd.data.stream import FederatedStream
     from fedkd.data.task import Task
     from fedkd.plan.plan import Plan
+    from fedkd.plan.unopened import Unopened
     from fedkd.scenario.schema import Continual, Scenario
 
 HEADS = {
@@ -52,6 +53,27 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     sampled = scenario.clients_per_round or scenario.data.clients
     yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round")
     yield _row("traffic", _traffic(plan, data, parameters))
+
+
+def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = None) -> Iterator[str]:
+    """Do what `check` does as far as it needs nobody else's code; yield a line each, the last of the rest.
+
+    Raises:
+        UserError: The first thing that would stop a run.
+    """
+    from fedkd.data.federated import FederatedData
+    from fedkd.data.load import load_data
+
+    scenario = unopened.scenario
+    yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
+    if unopened.knows_data:
+        data = load_data(scenario.model_copy(update={"plugins": []}), progress)
+        if isinstance(data, FederatedData):
+            yield from _data_rows(scenario, data)
+        else:
+            yield from _stream_rows(scenario, data)
+    left = "models and traffic" if unopened.knows_data else "data, models and traffic"
+    yield _row("unchecked", f"{left}, and what {_pairs(unopened.plug_ins)} would do")
 
 
 def check_with(plan: Plan, data: Data) -> Generator[str, None, int]:

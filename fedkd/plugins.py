@@ -180,11 +180,13 @@ def contained() -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt, GeneratorExit):
+    except Exception:
         raise
     except SystemExit as error:
         raise RuntimeError(f"it called sys.exit({error.code!r})") from error
     except BaseException as error:
+        if type(error) in (KeyboardInterrupt, GeneratorExit):  # Python's own, not what is derived from them
+            raise
         raise RuntimeError(f"it raised {type(error).__name__}: {error}") from error
 
 

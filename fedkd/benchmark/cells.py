@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plan.load import parse_scenario
+from fedkd.plan.load import parse_scenario, parse_unopened
+from fedkd.plan.unopened import plug_ins_of
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.identity import INERT, decisive
 from fedkd.scenario.schema import Scenario
@@ -163,15 +164,19 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def make_cells(bench: Bench) -> list[Cell]:
+def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
     """Return every cell of a bench, all cells of the first seed first, so that a table is soon complete.
+
+    Args:
+        bench: The bench.
+        plug_ins: Whether to import what cells name; else what it would fill in is missing in their scenarios.
 
     Raises:
         UserError: A cell cannot be run, with its name; nothing runs before all are known to be sound.
     """
     axes = make_axes(bench)
     _check_fixed(bench, axes)
-    cells = [_cell(bench, levels, seed) for seed, levels in _combinations(bench, axes)]
+    cells = [_cell(bench, levels, seed, plug_ins) for seed, levels in _combinations(bench, axes)]
     seen: dict[str, Cell] = {}
     for cell in cells:
         twin = seen.setdefault(cell.hash, cell)
@@ -182,6 +187,15 @@ def make_cells(bench: Bench) -> list[Cell]:
                 file=bench.file,
             )
     return cells
+
+
+def plug_ins_of_cells(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return what cells name that is a plug-in, by key; of several at one key all."""
+    named: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for key, name in plug_ins_of(cell.scenario).items():
+            named.setdefault(key, {})[name] = None
+    return {key: ", ".join(names) for key, names in named.items()}
 
 
 def _combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, dict[str, Level]]]:
@@ -197,7 +211,7 @@ def _check_fixed(bench: Bench, axes: tuple[Axis, ...]) -> None:
             raise UserError(f"varies along the axis '{axis}'; it cannot be set for all cells", key=key)
 
 
-def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
+def _cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool) -> Cell:
     changes: dict[str, Any] = {}
     for level in levels.values():
         changes |= level.changes
@@ -207,7 +221,10 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
         for step in (common, changes, bench.fixed):
             tables = merged(tables, step)
         tables["seed"] = seed
-        scenario = parse_scenario(tables, folder=bench.folder)
+        if plug_ins:
+            scenario = parse_scenario(tables, folder=bench.folder)
+        else:
+            scenario = parse_unopened(tables, folder=bench.folder).scenario
         if "checkpoint_every" not in tables:
             # Bench cells are short: a checkpoint a round would be time spent on the disk.
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})

@@ -10,7 +10,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Axis, Cell
-from fedkd.benchmark.worker import Outcome, read_summary
+from fedkd.benchmark.finished import read_summary
+from fedkd.benchmark.worker import Outcome
+from fedkd.errors import UserError
 from fedkd.report.study import Curve, StudyRun
 from fedkd.scenario.stream import accuracy_name, protocols, task_count
 from fedkd.tracking.recorder import METRICS, read_metrics, read_timings
@@ -161,9 +163,12 @@ def _batches(finished: Sequence[FinishedCell], axes: Sequence[Axis], schema: pa.
 def _cell_table(cell: FinishedCell, axes: Sequence[Axis], schema: pa.Schema) -> pa.Table | None:
     import pyarrow as pa
 
-    if not (cell.folder / METRICS).exists():
-        return None
-    recorded = _recorded(cell)
+    try:
+        recorded = _recorded(cell)
+    except (UserError, pa.ArrowException, OSError, TypeError, ValueError):
+        if cell.done:
+            raise
+        return None  # it never began, or what it has left cannot be read
     constant = [_axis_value(cell.cell, axis) for axis in axes]
     constant += [cell.cell.seed, cell.cell.hash[:8], cell.outcome.status]
     columns = [

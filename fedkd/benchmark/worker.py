@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from fedkd.benchmark.finished import seal, unseal
 from fedkd.errors import FedkdError, Interrupted
 from fedkd.plan.continuation import check_continuation
 from fedkd.run_folder import SCENARIO, plan_of_run
@@ -19,7 +19,6 @@ from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import Engine
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver
-from fedkd.tracking.recorder import SUMMARY
 
 Status = Literal["done", "failed", "interrupted", "pending"]
 
@@ -61,6 +60,7 @@ def run_cell(
 
     try:
         (path / ERROR_FILE).unlink(missing_ok=True)
+        unseal(path)
         scenario = scenario_from_json(scenario_json)
         if (path / SCENARIO).exists():
             check_continuation(decisive(scenario), 0, plan_of_run(path).scenario)
@@ -68,6 +68,7 @@ def run_cell(
         else:
             inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})
             run(inline, out=path, observers=observers)
+        seal(path)
     except (Interrupted, KeyboardInterrupt):
         return outcome("interrupted")
     except FedkdError as error:
@@ -89,12 +90,3 @@ def _keep(folder: Path, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ERROR_FILE).exists():  # the runner has written the traceback of a client
         write_text_atomically(folder / ERROR_FILE, f"{text}\n")
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the summary of a cell that is done, else None."""
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.get("status") == "done" else None

@@ -18,13 +18,18 @@ DRAWN_TRANSFERS = ("holdout", "noise")
 """Transfer sources that are no other data set."""
 
 
-def check_scenario(scenario: Scenario) -> None:
+def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
     """Check the fields of a scenario against each other.
+
+    Args:
+        scenario: What to check.
+        names: Whether what it names must be known by now.
 
     Raises:
         UserError: The first contradiction, at the key that is the easiest to change.
     """
-    _check_names(scenario)
+    if names:
+        _check_names(scenario)
     _check_clients(scenario)
     _check_partition(scenario.data.partition)
     _check_data_sets(scenario.data)

@@ -10,6 +10,7 @@ infinity: a value that is not finite is written as null.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -191,6 +192,16 @@ def read_epochs(folder: Path | str) -> list[dict[str, Any]]:
 def read_timings(folder: Path | str) -> list[dict[str, Any]]:
     """Return the rows of a run folder's `timings.jsonl` (see `read_metrics`)."""
     return _read_rows(Path(folder) / TIMINGS)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
