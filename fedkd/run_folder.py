@@ -10,6 +10,7 @@ from itertools import count
 from math import isnan
 from pathlib import Path
 from platform import python_version
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,8 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: Another process works in it, or nobody may write there.
     """
     try:
+        with NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
+            pass  # a lock that is there already may be opened where nothing else can be written
         file = (folder / LOCK).open("w")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error

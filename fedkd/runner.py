@@ -196,7 +196,7 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
     """Keep the traceback in the run folder and name the file in the message."""
     if not error.details:
         return error
-    (folder / ERROR_FILE).write_text(error.details, encoding="utf-8")
+    (folder / ERROR_FILE).write_text(error.details, encoding="utf-8", errors="backslashreplace")
     return RunFailed(
         f"{error.message} (traceback in {folder / ERROR_FILE})", round=error.round, client=error.client
     )

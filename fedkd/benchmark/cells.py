@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,6 +24,8 @@ from fedkd.scenario.stream import Protocol, protocols
 
 FORMULA = re.compile(r"[=@]|[+-](?![\d.∞])")
 """How a cell begins that a spreadsheet computes; a number is none."""
+MOST_CELLS = 100_000
+"""Of one bench; all are resolved, and stand in one table, before the first is run."""
 RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
 """Columns of the results that no axis may take the name of."""
 
@@ -171,6 +174,7 @@ def make_cells(bench: Bench) -> list[Cell]:
     """
     axes = make_axes(bench)
     _check_fixed(bench, axes)
+    _check_number(bench, axes)
     cells = [_cell(bench, levels, seed) for seed, levels in _combinations(bench, axes)]
     seen: dict[str, Cell] = {}
     for cell in cells:
@@ -182,6 +186,21 @@ def make_cells(bench: Bench) -> list[Cell]:
                 file=bench.file,
             )
     return cells
+
+
+def _check_number(bench: Bench, axes: tuple[Axis, ...]) -> None:
+    """Refuse a bench that nobody will see the end of, before its cells are made.
+
+    Raises:
+        UserError: How many cells it has.
+    """
+    number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
+    if number > MOST_CELLS:
+        raise UserError(
+            f"{len(bench.seeds):,} seeds for each combination make {number:,} cells; at most {MOST_CELLS:,}",
+            key="seeds",
+            file=bench.file,
+        )
 
 
 def _combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, dict[str, Level]]]:

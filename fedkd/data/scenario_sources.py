@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
 from fedkd.data.normalise import Statistics, as_stored, is_integer, measure
 from fedkd.data.registry import load_dataset
@@ -84,6 +86,8 @@ class Sources:
                     "the samples are integers, of which there is no noise; use 'holdout' or another data set",
                     key="data.transfer.source",
                 )
+            size = 4 * transfer.size * prod(private.shape)
+            check_fits(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")
             return noise(transfer.size, private.shape, seed=seed)
         request = self._request(transfer.source, transfer.args)
         return foreign_samples(request, transfer.size, private, statistics, seed=seed)

@@ -28,6 +28,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder
 from fedkd.tracking.totals import Totals
 
@@ -219,10 +220,10 @@ def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = parse_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise _Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, NotJson):
         raise _Damaged(f"{MANIFEST} cannot be read") from None
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != _digest_of(manifest):
         raise _Damaged(f"{MANIFEST} is not what was written")

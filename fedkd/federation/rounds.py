@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
+from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError, described
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
@@ -146,7 +148,8 @@ class Rounds:
         # A client's own model is gone when the average arrives; otherwise there is time until guidance comes.
         measured = self._plan.evaluates(round) and self._plan.strategy.brings_model
         config = ConfigRecord({msg.MEASURE_TRAINED: measured})
-        messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
+        with self._strategy_at_work(round):
+            messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
         replies = self._send_phase(round, "train", messages)
         self._changed.update(replies)
         self._fuse(round, list(replies.values()))
@@ -155,31 +158,43 @@ class Rounds:
     def _fuse(self, round: int, replies: Sequence[Message]) -> None:
         started = time.perf_counter()
         self._observer.phase(round, "fuse", 0, 1)
+        with self._strategy_at_work(round):
+            self._strategy.fuse(round, replies)
+        seconds = time.perf_counter() - started
+        self._recorder.timing(round=round, phase="fuse", seconds=seconds, bytes_down=self._account())
+
+    @contextmanager
+    def _strategy_at_work(self, round: int) -> Iterator[None]:
+        """Tell what the strategy raises as a failure of the round.
+
+        Raises:
+            RunFailed: It raised something.
+        """
         try:
-            with contained():
-                self._strategy.fuse(round, replies)
-        except UserError:
+            # What leaves the range of floats is told by who checks what was made, not by NumPy, in passing.
+            with contained(), np.errstate(all="ignore"):
+                yield
+        except (UserError, RunFailed):
             raise
         except TrainingDiverged as error:
             raise RunFailed(str(error), round=round) from error
         except Exception as error:
-            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RunFailed(
-                f"strategy '{self._plan.scenario.fusion.strategy}' raised {first_line}",
+                f"strategy '{self._plan.scenario.fusion.strategy}' raised {described(error)}",
                 round=round,
                 details=traceback.format_exc(),
             ) from error
-        seconds = time.perf_counter() - started
-        self._recorder.timing(round=round, phase="fuse", seconds=seconds, bytes_down=self._account())
 
     def _end_task(self, round: int) -> None:
         clients = self._schedule.ending(round)
         if clients:
-            messages = self._strategy.end_task_messages(round, ConfigRecord(), self._nodes_of(clients))
+            with self._strategy_at_work(round):
+                messages = self._strategy.end_task_messages(round, ConfigRecord(), self._nodes_of(clients))
             self._changed.update(self._send_phase(round, "end task", messages))
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._everyone)
+        with self._strategy_at_work(round):
+            messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._everyone)
         replies = self._send_phase(round, "evaluate", messages)
         if self._plan.learner is not None:  # a task may have begun, for everyone
             self._changed.update(replies)
@@ -189,7 +204,8 @@ class Rounds:
 
     def _finish(self, round: int) -> tuple[float | None, dict[str, float]]:
         """Have every client train once more on its own; return the mean loss and what was measured."""
-        messages = self._strategy.finish_messages(round, ConfigRecord(), self._everyone)
+        with self._strategy_at_work(round):
+            messages = self._strategy.finish_messages(round, ConfigRecord(), self._everyone)
         replies = self._send_phase(round, "finish", messages)
         self._changed.update(replies)
         return self._measurements.training(round, replies), self._measurements.evaluation(round, replies)

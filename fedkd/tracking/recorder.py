@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
+from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder, write_json_atomically
 
 METRICS = "metrics.jsonl"
@@ -196,8 +197,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            rows.append(parse_json(line))
+        except NotJson:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError(f"line {number} is not JSON", file=str(path)) from None
