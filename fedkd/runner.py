@@ -17,7 +17,15 @@ from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.plan.plan import resolve as resolve_scenario
-from fedkd.run_folder import SCENARIO, finish_run, locked, new_run_folder, plan_of_run, write_plan
+from fedkd.run_folder import (
+    SCENARIO,
+    check_beginning,
+    finish_run,
+    locked,
+    new_run_folder,
+    plan_of_run,
+    write_plan,
+)
 from fedkd.scenario.schema import Scenario
 from fedkd.signals import stop_signals
 from fedkd.tracking.events import Observers, RunObserver
@@ -114,6 +122,7 @@ def _check_continuation(plan: Plan, folder: Path) -> None:
 
     began = CheckpointStore(folder).began()
     if began is None:
+        check_beginning(folder, plan_of_run(folder))  # without the rounds that it may now have
         return
     try:
         check_continuation(*began, plan.scenario)

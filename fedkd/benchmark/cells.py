@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.explain import dotted
-from fedkd.scenario.identity import INERT, decisive
+from fedkd.scenario.identity import INERT, digest_of
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, protocols
 
@@ -232,7 +230,7 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})
     except UserError as error:
         raise in_cell(error, cell_label(levels, seed), bench.file) from None
-    cell = Cell(levels, seed, scenario, scenario_hash(scenario))
+    cell = Cell(levels, seed, scenario, digest_of(scenario))
     tracking = scenario.tracking
     if tracking.wandb is not None and tracking.wandb.group is None:
         wandb = tracking.wandb.model_copy(update={"group": bench.spec.name})
@@ -244,12 +242,6 @@ def in_cell(error: UserError, label: str, file: str) -> UserError:
     """Return an error about a scenario with the name of the cell that has it."""
     where = f"cell '{label}'" + (f": {error.key}" if error.key else "")
     return UserError(f"{where}: {error.message}", file=file)
-
-
-def scenario_hash(scenario: Scenario) -> str:
-    """Return the SHA-256 of everything in a resolved scenario that decides its result (see `decisive`)."""
-    canonical = json.dumps(decisive(scenario), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def what_decides_data(scenario: Scenario) -> str:

@@ -247,10 +247,8 @@ def _check_request(request: Any, size: int) -> None:
     if not isinstance(request, np.ndarray) or request.ndim != 1 or request.dtype.kind not in "iu":
         kind = f"array of {request.dtype}" if isinstance(request, np.ndarray) else type(request).__name__
         raise TypeError(f"request returned a {kind}; must be None or an array of indices [M]")
-    if not len(request) or request[0] < 0 or request[-1] >= size or (np.diff(request) <= 0).any():
-        raise ValueError(
-            f"request must return indices in 0..{size - 1}, ascending, each once, and at least one"
-        )
+    if len(request) and (request[0] < 0 or request[-1] >= size or (np.diff(request) <= 0).any()):
+        raise ValueError(f"request must return indices in 0..{size - 1}, ascending, each once")
 
 
 def _check_alike(uploads: Mapping[int, Upload]) -> None:

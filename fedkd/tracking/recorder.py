@@ -10,6 +10,7 @@ infinity: a value that is not finite is written as null.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -26,6 +27,9 @@ METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 EPOCHS = "epochs.jsonl"
 SUMMARY = "summary.json"
+METRICS_DIGEST = "metrics_sha256"
+DIGEST = "sha256"
+BLOCK_BYTES = 1 << 20
 
 Split = Literal["local", "global", "train"]
 
@@ -53,22 +57,30 @@ class Recorder:
     Args:
         folder: The run folder; created if missing.
         offsets: Bytes to keep of each file, from a checkpoint. None: a fresh run, all files start empty.
+        digests: SHA-256 of what is to be kept of each file, from the same checkpoint.
         epochs: Whether there is an `epochs.jsonl` too.
 
     Raises:
-        UserError: A file is shorter than its offset: the folder was changed after the checkpoint was written.
+        UserError: What is to be kept of a file is not there any more, to the bit.
     """
 
     def __init__(
-        self, folder: Path | str, *, offsets: Mapping[str, int] | None = None, epochs: bool = False
+        self,
+        folder: Path | str,
+        *,
+        offsets: Mapping[str, int] | None = None,
+        digests: Mapping[str, str] | None = None,
+        epochs: bool = False,
     ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = (METRICS, TIMINGS, EPOCHS) if epochs else (METRICS, TIMINGS)
         keep = {name: (offsets or {}).get(name, 0) for name in names}
         # All are checked before either is cut: a refused resume leaves the folder as it was.
-        for name, offset in keep.items():
-            _check_length(folder / name, offset)
+        self._hashes = {
+            name: _checked_hash(folder / name, offset, (digests or {}).get(name))
+            for name, offset in keep.items()
+        }
         self._files = {name: _open_at(folder / name, offset) for name, offset in keep.items()}
         self._waiting: dict[str, list[str]] = {name: [] for name in keep}
         self._offsets = keep
@@ -142,10 +154,15 @@ class Recorder:
                 self._files[name].flush()
                 os.fsync(self._files[name].fileno())
                 self._offsets[name] += len(data)
+                self._hashes[name].update(data)
 
     def offsets(self) -> dict[str, int]:
         """Return the length of each file in bytes, as of the last `flush`."""
         return dict(self._offsets)
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file, as of the last `flush`."""
+        return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
     def close(self) -> None:
         """Flush and close both files. May be called twice."""
@@ -163,9 +180,39 @@ class Recorder:
         self.close()
 
 
-def write_summary(folder: Path | str, summary: Mapping[str, Any]) -> None:
-    """Write `summary.json` of a run folder, whole or not at all."""
-    write_json_atomically(Path(folder) / SUMMARY, summary)
+def write_summary(folder: Path | str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `summary.json` of a run folder, whole or not at all, and return what it holds.
+
+    That is the summary with the digests of `metrics.jsonl` and of itself, by which `read_summary` knows them
+    again.
+    """
+    told = {**summary, METRICS_DIGEST: _digest_of_metrics(Path(folder))}
+    told[DIGEST] = _digest_of(told)
+    write_json_atomically(Path(folder) / SUMMARY, told)
+    return told
+
+
+def read_summary(folder: Path | str) -> dict[str, Any] | None:
+    """Return a run folder's `summary.json`; None if it, or the metrics, are not as they were written."""
+    try:
+        summary = parse_json((Path(folder) / SUMMARY).read_bytes())
+        if not isinstance(summary, dict) or summary.pop(DIGEST, None) != _digest_of(summary):
+            return None
+        return summary if summary[METRICS_DIGEST] == _digest_of_metrics(Path(folder)) else None
+    except (OSError, NotJson):
+        return None
+
+
+def _digest_of(summary: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_metrics(folder: Path) -> str | None:
+    """Return the SHA-256 of `metrics.jsonl`; None: there is none."""
+    if not (folder / METRICS).is_file():
+        return None
+    with (folder / METRICS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_metrics(folder: Path | str) -> list[MetricRow]:
@@ -205,13 +252,31 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _check_length(path: Path, offset: int) -> None:
+def _checked_hash(path: Path, offset: int, digest: str | None) -> hashlib._Hash:
+    """Return the hash of the first bytes of a file, which are to be kept.
+
+    Raises:
+        UserError: They are not what they were.
+    """
+    found, left = hashlib.sha256(), offset
     length = path.stat().st_size if path.exists() else 0
     if length < offset:
         raise UserError(
             f"has {length} bytes, but the checkpoint needs {offset}: the file was changed since",
             file=str(path),
         )
+    if offset:
+        with path.open("rb") as file:
+            while left and (block := file.read(min(left, BLOCK_BYTES))):
+                found.update(block)
+                left -= len(block)
+    if digest not in (None, found.hexdigest()):
+        raise UserError(
+            f"its first {offset} bytes are not what they were when the checkpoint was written: the file was"
+            " changed since",
+            file=str(path),
+        )
+    return found
 
 
 def _open_at(path: Path, offset: int) -> IO[bytes]:
