@@ -180,11 +180,13 @@ def contained() -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt, GeneratorExit):
+    except Exception:
         raise
     except SystemExit as error:
         raise RuntimeError(f"it called sys.exit({error.code!r})") from error
     except BaseException as error:
+        if type(error) is KeyboardInterrupt:  # Python's own, not what is derived from it
+            raise
         raise RuntimeError(f"it raised {described(error)}") from error
 
 

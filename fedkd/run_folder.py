@@ -199,7 +199,7 @@ def finish_run(
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
-    summary = write_summary(folder, summary)
+    write_summary(folder, summary)
     observer.run_finished(RunReport(folder, summary))
     return summary
 

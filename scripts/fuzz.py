@@ -1,16 +1,17 @@
-"""A campaign against fedkd: thousands of hostile cases, each of which has to end as the command line promises.
+"""A campaign against fedkd: thousands of hostile cases, each of which has to end as is promised.
 
-    python scripts/fuzz.py [--cases 10000] [--seed 1] [--only inputs|folders|kills|plugins] [--jobs 2] [--keep DIR]
+    python scripts/fuzz.py [--cases 10000] [--seed 1] [--only KIND] [--jobs 2] [--keep DIR]
     python scripts/fuzz.py --seed 1 --case 1234        # one case again, told in full
 
-Inputs: scenarios, overrides, data files, benches and words that are wrong or odd. Folders: runs and benches that
-are damaged, then gone on with: refused, or the result of the undamaged one. Kills: runs that are killed, stopped
-or out of disk at any moment, then resumed: the bytes of an unbroken run. Plug-ins: models, strategies, learners,
-data sets and partitions that raise, leave, hang a little or return nonsense.
+Kinds of cases:
+    inputs   scenarios, overrides, data files, benches and words that are wrong or odd
+    folders  runs and benches that are damaged, then gone on with: refused, or the undamaged one's result
+    kills    runs that are killed, stopped or out of disk at any moment, then resumed: an unbroken run's bytes
+    plugins  models, strategies, learners, data sets and partitions that raise, leave or return nonsense
 
-Exit statuses are 0, 2, 3 or 130; no traceback, no internal error, no message over three lines, no warning of a
-library, nothing written outside the run folder. What breaks a rule is listed at the end with the command that
-repeats it, and the exit status is 1.
+Exit statuses are 0, 2, 3 or 130; there is no traceback, no internal error, no message over three lines, no
+warning of a library, and nothing is written outside the run folder. What breaks a rule is listed at the end
+with the command that repeats it, and the exit status is 1.
 """
 
 from __future__ import annotations

@@ -188,8 +188,6 @@ def test_the_summary_keeps_its_schema(finished):
         "continual",
         "seconds",
         "versions",
-        "metrics_sha256",
-        "sha256",
     }
     assert (summary["name"], summary["seed"], summary["status"]) == ("digits-test", 7, "done")
     assert (summary["rounds"], summary["continual"]) == (3, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ from fedkd.runner import ERROR_FILE, resume, run
 from fedkd.scenario.identity import decisive
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import Engine
-from fedkd.tracking import recorder
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver
+from fedkd.tracking.recorder import SUMMARY
 
 Status = Literal["done", "failed", "interrupted", "pending"]
 
@@ -93,5 +94,8 @@ def _keep(folder: Path, text: str) -> None:
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """Return the summary of a cell that is done, else None."""
-    found = recorder.read_summary(folder)
-    return found if found is not None and found.get("status") == "done" else None
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return summary if isinstance(summary, dict) and summary.get("status") == "done" else None

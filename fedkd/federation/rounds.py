@@ -141,14 +141,15 @@ class Rounds:
     def _begin_task(self, round: int) -> None:
         task = self._schedule.task(0, round)  # all clients are in lockstep
         if task is not None and self._schedule.begins(0, round):
-            self._strategy.begin_task(task)
+            with self._charged_to_strategy(round):
+                self._strategy.begin_task(task)
 
     def _train(self, round: int) -> float | None:
         clients = self._schedule.participants(round)
         # A client's own model is gone when the average arrives; otherwise there is time until guidance comes.
         measured = self._plan.evaluates(round) and self._plan.strategy.brings_model
         config = ConfigRecord({msg.MEASURE_TRAINED: measured})
-        with self._strategy_at_work(round):
+        with self._charged_to_strategy(round):
             messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
         replies = self._send_phase(round, "train", messages)
         self._changed.update(replies)
@@ -158,14 +159,14 @@ class Rounds:
     def _fuse(self, round: int, replies: Sequence[Message]) -> None:
         started = time.perf_counter()
         self._observer.phase(round, "fuse", 0, 1)
-        with self._strategy_at_work(round):
+        with self._charged_to_strategy(round):
             self._strategy.fuse(round, replies)
         seconds = time.perf_counter() - started
         self._recorder.timing(round=round, phase="fuse", seconds=seconds, bytes_down=self._account())
 
     @contextmanager
-    def _strategy_at_work(self, round: int) -> Iterator[None]:
-        """Tell what the strategy raises as a failure of the round.
+    def _charged_to_strategy(self, round: int) -> Iterator[None]:
+        """Name the strategy, which may be a plug-in, for what it raises.
 
         Raises:
             RunFailed: It raised something.
@@ -188,12 +189,12 @@ class Rounds:
     def _end_task(self, round: int) -> None:
         clients = self._schedule.ending(round)
         if clients:
-            with self._strategy_at_work(round):
+            with self._charged_to_strategy(round):
                 messages = self._strategy.end_task_messages(round, ConfigRecord(), self._nodes_of(clients))
             self._changed.update(self._send_phase(round, "end task", messages))
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        with self._strategy_at_work(round):
+        with self._charged_to_strategy(round):
             messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._everyone)
         replies = self._send_phase(round, "evaluate", messages)
         if self._plan.learner is not None:  # a task may have begun, for everyone
@@ -204,7 +205,7 @@ class Rounds:
 
     def _finish(self, round: int) -> tuple[float | None, dict[str, float]]:
         """Have every client train once more on its own; return the mean loss and what was measured."""
-        with self._strategy_at_work(round):
+        with self._charged_to_strategy(round):
             messages = self._strategy.finish_messages(round, ConfigRecord(), self._everyone)
         replies = self._send_phase(round, "finish", messages)
         self._changed.update(replies)

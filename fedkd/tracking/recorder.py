@@ -27,8 +27,6 @@ METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 EPOCHS = "epochs.jsonl"
 SUMMARY = "summary.json"
-METRICS_DIGEST = "metrics_sha256"
-DIGEST = "sha256"
 BLOCK_BYTES = 1 << 20
 
 Split = Literal["local", "global", "train"]
@@ -180,39 +178,9 @@ class Recorder:
         self.close()
 
 
-def write_summary(folder: Path | str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Write `summary.json` of a run folder, whole or not at all, and return what it holds.
-
-    That is the summary with the digests of `metrics.jsonl` and of itself, by which `read_summary` knows them
-    again.
-    """
-    told = {**summary, METRICS_DIGEST: _digest_of_metrics(Path(folder))}
-    told[DIGEST] = _digest_of(told)
-    write_json_atomically(Path(folder) / SUMMARY, told)
-    return told
-
-
-def read_summary(folder: Path | str) -> dict[str, Any] | None:
-    """Return a run folder's `summary.json`; None if it, or the metrics, are not as they were written."""
-    try:
-        summary = parse_json((Path(folder) / SUMMARY).read_bytes())
-        if not isinstance(summary, dict) or summary.pop(DIGEST, None) != _digest_of(summary):
-            return None
-        return summary if summary[METRICS_DIGEST] == _digest_of_metrics(Path(folder)) else None
-    except (OSError, NotJson):
-        return None
-
-
-def _digest_of(summary: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_of_metrics(folder: Path) -> str | None:
-    """Return the SHA-256 of `metrics.jsonl`; None: there is none."""
-    if not (folder / METRICS).is_file():
-        return None
-    with (folder / METRICS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def write_summary(folder: Path | str, summary: Mapping[str, Any]) -> None:
+    """Write `summary.json` of a run folder, whole or not at all."""
+    write_json_atomically(Path(folder) / SUMMARY, summary)
 
 
 def read_metrics(folder: Path | str) -> list[MetricRow]:

@@ -124,11 +124,10 @@ class Place:
             for descriptor, name in enumerate(("stdout", "stderr"), start=1):
                 os.dup2(os.open(self.root / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            sys.stdin = open(0, closefd=False)
-            sys.stdout = io.TextIOWrapper(open(1, "wb", 0, closefd=False), "utf-8", write_through=True)
-            sys.stderr = io.TextIOWrapper(
-                open(2, "wb", 0, closefd=False), "utf-8", "backslashreplace", write_through=True
-            )
+            sys.stdin = os.fdopen(0, closefd=False)
+            out, err = (os.fdopen(descriptor, "wb", 0, closefd=False) for descriptor in (1, 2))
+            sys.stdout = io.TextIOWrapper(out, "utf-8", write_through=True)
+            sys.stderr = io.TextIOWrapper(err, "utf-8", "backslashreplace", write_through=True)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _limit(file_size)
