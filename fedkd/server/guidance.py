@@ -80,8 +80,10 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
 def _check_table(values: Any, name: str, shapes: list[list[int]] | None) -> None:
     """Check that something is an array of real numbers, of one of some shapes."""
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
-        kind = f"array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise TypeError(f"the guidance's {name} are a {kind}; must be a NumPy array of floats")
+        kind = (
+            f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+        )
+        raise TypeError(f"the guidance's {name} are {kind}; must be a NumPy array of floats")
     if shapes is None and values.ndim not in (2, 3):
         raise ValueError(
             f"the guidance's {name} have shape {list(values.shape)}; must be [N, M, C] or [M, C]"

@@ -8,6 +8,7 @@ import json
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -172,7 +173,8 @@ def _picture(rng: np.random.Generator) -> bytes:
     Image.new(mode, (side, 6)).save(buffer, "png")
     content = buffer.getvalue()
     if rng.random() < 0.02:  # the header claims another width
-        content = content[:16] + struct.pack(">I", int(rng.choice([0, 50_000, 2**31 - 1]))) + content[20:]
+        header = b"IHDR" + struct.pack(">I", int(rng.choice([0, 50_000, 2**24, 2**31 - 1]))) + content[20:29]
+        content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
     return damaged(content, rng) if rng.random() < 0.02 else content
 
 

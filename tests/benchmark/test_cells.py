@@ -209,3 +209,12 @@ def test_a_baseline_must_be_a_cell(baseline, message, write, tables):
 def test_one_axis_of_a_run_cannot_be_set_for_all(write, tables):
     with pytest.raises(UserError, match=r"fusion\.strategy: varies along the axis"):
         cells_of(write, tables, ["fusion.strategy=fedmd"])
+
+
+@pytest.mark.parametrize("seeds", [10**9, 2**62])
+def test_a_bench_of_more_cells_than_can_be_is_refused_before_they_are_made(seeds, tables, write):
+    bench = load_bench(write(tables | {"seeds": seeds}))
+    with pytest.raises(
+        UserError, match=f"seeds: {seeds:,} seeds for each combination make .* at most 100,000"
+    ):
+        make_cells(bench)

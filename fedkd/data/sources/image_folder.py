@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -136,7 +137,10 @@ def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.
     if size is not None:
         check_fits(size * size * (1 if grayscale else 3), "an image of this size takes", "data.args.size")
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        # Of images that are refused just below Pillow warns before it tells their size.
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            opened = Image.open(io.BytesIO(content))
+        with opened:
             width, height = opened.size  # as its header claims; nothing is decoded yet
             if width * height > MOST_PIXELS:
                 raise UserError(
