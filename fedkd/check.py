@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd.catalogue import toml_value
-from fedkd.errors import FedkdError, UserError
+from fedkd.errors import FedkdError, UserError, described
 from fedkd.plugins import contained
 from fedkd.tracking.wording import size
 
@@ -223,15 +223,12 @@ def _models(plan: Plan, data: Data) -> Iterator[tuple[str, int]]:
     """Build one model of every group; yield its line and its number of parameters."""
     from torch import nn
 
-    from fedkd.clients.factory import model_outputs
-    from fedkd.models.build import build_group_models, count_parameters
-    from fedkd.plan.requirements import check_requirements
+    from fedkd.clients.memory import checked_models
+    from fedkd.models.build import count_parameters
 
     scenario = plan.scenario
     clients = Counter(map(id, plan.groups))
-    models = build_group_models(scenario, data.input_shape, model_outputs(plan, data), data.input_dtype)
-    check_requirements(plan, data, models)
-    for group, model in zip(scenario.clients, models, strict=True):
+    for group, model in zip(scenario.clients, checked_models(plan, data), strict=True):
         if not isinstance(model, nn.Module):
             yield f"{group.model}: {_counted(clients[id(group)], 'client')}, {type(model).__name__}", 0
             continue
@@ -262,12 +259,12 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
     from fedkd.server.trial import trial_exchange
 
     try:
-        with contained():
+        with contained(), np.errstate(all="ignore"):
             up, down = trial_exchange(plan, data)
     except FedkdError:
         raise
     except Exception as error:
-        told = f"'{scenario.fusion.strategy}' raised {type(error).__name__}: {error} when a round was tried"
+        told = f"'{scenario.fusion.strategy}' raised {described(error)} when a round was tried"
         raise UserError(told, key="fusion.strategy") from error
     return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
 

@@ -7,6 +7,7 @@ on standard error. Nothing heavier than argparse is imported before a verb needs
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from fedkd import __version__
-from fedkd.errors import FedkdError, RunFailed, UserError
+from fedkd.errors import FedkdError, RunFailed, UserError, one_line, words_of
 from fedkd.plugins import contained
 from fedkd.signals import interrupting, outliving_terminal
 
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Words after ``fedkd``; absent: those of this process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
+        sys.stdout.reconfigure(errors="backslashreplace")
     with outliving_terminal(), interrupting():
         return _main(argv)
 
@@ -49,16 +52,18 @@ def _main(argv: Sequence[str] | None) -> int:
         return _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except MemoryError as error:
+        return _fail(f"this needs more memory than there is: {error or 'nothing is left'}", 3)
     except Exception as error:
         if os.environ.get("FEDKD_TRACEBACK"):
             raise
         hint = "internal error; set FEDKD_TRACEBACK=1 for the traceback"
-        return _fail(f"{type(error).__name__}: {error} ({hint})", 3)
+        return _fail(f"{type(error).__name__}: {words_of(error)} ({hint})", 3)
 
 
 def _fail(message: str, status: int) -> int:
     try:
-        print("error:", " ".join(message.split()), file=sys.stderr, flush=True)
+        print("error:", one_line(message), file=sys.stderr, flush=True)
     except OSError:  # nobody is there to read it
         _silence(sys.stderr)
     return status

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedkd.benchmark.finished import seal, unseal
-from fedkd.errors import FedkdError, Interrupted
+from fedkd.errors import FedkdError, Interrupted, described, one_line
 from fedkd.plan.continuation import check_continuation
 from fedkd.run_folder import SCENARIO, plan_of_run
 from fedkd.runner import ERROR_FILE, resume, run
@@ -56,7 +56,7 @@ def run_cell(
     path = Path(folder)
 
     def outcome(status: Status, error: str = "") -> Outcome:
-        return Outcome(status, time.perf_counter() - started, " ".join(error.split()))
+        return Outcome(status, time.perf_counter() - started, one_line(error))
 
     try:
         (path / ERROR_FILE).unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def run_cell(
         return outcome("failed", str(error))
     except Exception as error:
         _keep(path, traceback.format_exc())
-        return outcome("failed", f"{type(error).__name__}: {error}")
+        return outcome("failed", described(error))
     return outcome("done")
 
 
@@ -89,4 +89,5 @@ def _inline(engine: Engine, gpus: float | None) -> Engine:
 def _keep(folder: Path, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ERROR_FILE).exists():  # the runner has written the traceback of a client
-        write_text_atomically(folder / ERROR_FILE, f"{text}\n")
+        printable = text.encode(errors="backslashreplace").decode()
+        write_text_atomically(folder / ERROR_FILE, f"{printable}\n")

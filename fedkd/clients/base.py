@@ -19,6 +19,7 @@ from fedkd.clients.own_samples import OwnSamples, train_on_all
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
+from fedkd.fusion.given import check_arrays
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -185,6 +186,7 @@ class Client(ABC):
             return {}
         view = RoundView(self, round, request)
         arrays = self._strategy.upload(view)
+        check_arrays(arrays, f"what `upload` of '{self._scenario.fusion.strategy}' returned")
         view.settle()
         self.last_fit = None  # the weights it began with are of no further use
         kinds = self._strategy.kinds_of(arrays)

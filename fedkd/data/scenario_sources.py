@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
 from fedkd.data.normalise import Statistics, as_stored, is_integer, measure
 from fedkd.data.registry import load_dataset
@@ -82,6 +84,8 @@ class Sources:
                     "the samples are integers, of which there is no noise; use 'holdout' or another data set",
                     key="data.transfer.source",
                 )
+            size = 4 * transfer.size * prod(private.shape)
+            check_fits(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")
             return PublicSamples(noise(transfer.size, private.shape, seed=seed), None)
         request = self._request(transfer.source, transfer.args)
         return foreign_samples(request, transfer.size, private, statistics, seed=seed)

@@ -44,7 +44,7 @@ class DSFL(SoftLabels):
     sharpen: Literal["era", "mean"] = "era"
     """`era` reduces the entropy of the mean; `mean` leaves it as it is, the paper's simple aggregation and a
     safer choice where clients have like data."""
-    era_temperature: Annotated[float, Field(gt=0)] = 0.1
+    era_temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.1
     """T_era of `era`; 0.1 in the paper, for ten classes. Lower decides harder. Keep it below 1 / C: for a
     hundred classes start at 0.01, or vague means get vaguer."""
     samples_per_round: Annotated[int, Field(ge=1)] | None = None

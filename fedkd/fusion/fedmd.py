@@ -40,7 +40,7 @@ class FedMD(TeacherLogits):
     matching: Literal["mae", "mse", "kl"] = "mae"
     """How logits are matched: `mae` as in the authors' code; `mse` pulls harder on confident samples; `kl`
     compares probabilities, so that models with different logit scales can agree."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature of `kl`; above 1 it also teaches the order of unlikely classes."""
 
     samples_per_round: Annotated[int, Field(ge=1)] | None = None

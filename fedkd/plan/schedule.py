@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
+from fedkd.json_text import parse_json
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import task_count
@@ -173,7 +174,7 @@ class Schedule:
             UserError: The text is not such a schedule.
         """
         try:
-            table = json.loads(text)
+            table = parse_json(text)
             place_of = {c: place for place, course in enumerate(table["courses"]) for c in course["clients"]}
             listed = [client for course in table["courses"] for client in course["clients"]]
             if not listed or sorted(listed) != list(range(table["clients"])):
@@ -188,7 +189,7 @@ class Schedule:
                 else tuple(place_of[client] for client in range(table["clients"])),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"not a schedule: {type(error).__name__}: {error}", file=file) from error
+            raise UserError(f"not a schedule: {described(error)}", file=file) from error
 
 
 def _read_course(spans: Sequence[Sequence[int]]) -> Course:

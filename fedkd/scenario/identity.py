@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,12 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     if scenario.engine.threads_per_client != 1:
         tables["threads_per_client"] = scenario.engine.threads_per_client
     return tables
+
+
+def digest_of(scenario: Scenario) -> str:
+    """Return the SHA-256 of all that decides a scenario's results (64 hexadecimal digits)."""
+    canonical = json.dumps(decisive(scenario), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def changed_keys(

@@ -15,6 +15,7 @@ from fedkd.scenario.sections import EarlyStopping as EarlyStopping
 from fedkd.scenario.sections import Partition as Partition
 from fedkd.scenario.sections import Transfer as Transfer
 
+MOST_ROUNDS = 10**9
 FLOWER_PREFIX = "flwr:"
 """Begins the names of Flower's own strategies."""
 
@@ -51,7 +52,7 @@ class Heterogeneity(Section):
 
     rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
     """Each client's images are turned by an angle of its own, uniform within ± this many degrees."""
-    noise: Annotated[float, Field(ge=0.0)] = 0.0
+    noise: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
     """Each client's samples carry Gaussian noise of its own standard deviation, uniform up to this; in units
     of the normalised data."""
     colour: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -88,7 +89,7 @@ class TaskStream(Section):
     kind: Literal["split", "permuted", "rotated", "overlapping", "datasets"] = "split"
     """What a task is: `split` (the classes in groups), `permuted` (one fixed permutation of the pixels),
     `rotated` (one angle), `overlapping` (windows of classes that overlap), `datasets` (one data set)."""
-    count: PositiveInt | None = None
+    count: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """Number of tasks; absent: 5, for `datasets` and lists of `classes` one each. `overlapping` windows have
     to say."""
     classes: Annotated[list[ClassList], Field(min_length=1)] | None = None
@@ -195,7 +196,7 @@ class Scenario(Section):
     """Name of the run; letters, digits, `.`, `_` and `-`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw derives from it."""
-    rounds: Annotated[int, Field(ge=1, le=10**9)] = 10
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = 10
     """Federated rounds; of a stream of tasks: absent, as many as its tasks take."""
     clients_per_round: PositiveInt | None = None
     """Clients sampled for training each round; absent: all of them."""

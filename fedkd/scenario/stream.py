@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Continual, Scenario, TaskStream
+from fedkd.scenario.schema import MOST_ROUNDS, Continual, Scenario, TaskStream
 
 Head = Literal["task", "domain", "class"]
 Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"]
@@ -52,6 +52,11 @@ def resolve_stream(scenario: Scenario) -> Scenario:
             key="continual.tasks.count",
         )
     rounds = count * continual.rounds_per_task
+    if rounds > MOST_ROUNDS:
+        raise UserError(
+            f"{count} tasks × {continual.rounds_per_task} rounds_per_task are more than {MOST_ROUNDS} rounds",
+            key="continual.rounds_per_task",
+        )
     if "rounds" in scenario.model_fields_set and scenario.rounds != rounds:
         raise UserError(
             f"must be {rounds}, the {count} tasks × {continual.rounds_per_task} rounds_per_task, or left out,"
