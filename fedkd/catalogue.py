@@ -86,6 +86,7 @@ def models() -> Iterator[str]:
 
 def learners() -> Iterator[str]:
     """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
+    from fedkd.continual.learner import Learner
     from fedkd.continual.registry import LEARNERS, learner_hyperparameters
 
     for name, learner in _parts(LEARNERS):
@@ -95,6 +96,12 @@ def learners() -> Iterator[str]:
         yield _row(name, _summary(learner))
         if learner.isolates:
             yield _row("", "  gives each task weights of its own: not with strategies that average weights")
+        if learner.scales_own_subspaces:
+            yield _row(
+                "", "  scales weights in each client's own way: not with strategies that average weights"
+            )
+        if learner.training_tasks is not Learner.training_tasks:
+            yield _row("", "  trains on old tasks too: not with strategies that shape local training")
         for parameter in learner_hyperparameters(learner):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
         if learner.paper:
@@ -124,7 +131,7 @@ def scenarios() -> Iterator[str]:
 
     folders = [Path(__file__).resolve().parent.parent / "scenarios", Path.cwd() / "scenarios"]
     paths = sorted(next((found for folder in folders if (found := list(folder.glob("**/*.toml")))), []))
-    paths = [path for path in paths if path.parent.name != "bench"]
+    paths = [path for path in paths if path.parent.name != "bench" and path.name != "pyproject.toml"]
     for path in paths:
         text = path.read_text(encoding="utf-8")
         comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")

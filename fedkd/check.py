@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd.catalogue import toml_value
-from fedkd.errors import FedkdError, UserError
+from fedkd.errors import FedkdError, UserError, described
 from fedkd.plugins import contained
 from fedkd.tracking.wording import size
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fedkd.data.stream import FederatedStream
     from fedkd.data.task import Task
     from fedkd.plan.plan import Plan
+    from fedkd.plan.unopened import Unopened
     from fedkd.scenario.schema import Continual, Scenario
 
 HEADS = {
@@ -54,6 +55,27 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     sampled = scenario.clients_per_round or scenario.data.clients
     yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round")
     yield _row("traffic", _traffic(plan, data, parameters))
+
+
+def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = None) -> Iterator[str]:
+    """Do what `check` does as far as it needs nobody else's code; yield a line each, the last of the rest.
+
+    Raises:
+        UserError: The first thing that would stop a run.
+    """
+    from fedkd.data.federated import FederatedData
+    from fedkd.data.load import load_data
+
+    scenario = unopened.scenario
+    yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
+    if unopened.knows_data:
+        data = load_data(scenario.model_copy(update={"plugins": []}), progress)
+        if isinstance(data, FederatedData):
+            yield from _data_rows(scenario, data)
+        else:
+            yield from _stream_rows(scenario, data)
+    left = "models and traffic" if unopened.knows_data else "data, models and traffic"
+    yield _row("unchecked", f"{left}, and what {_pairs(unopened.plug_ins)} would do")
 
 
 def check_with(plan: Plan, data: Data) -> Generator[str, None, int]:
@@ -219,15 +241,12 @@ def _models(plan: Plan, data: Data) -> Iterator[tuple[str, int]]:
     """Build one model of every group; yield its line and its number of parameters."""
     from torch import nn
 
-    from fedkd.clients.factory import model_outputs
-    from fedkd.models.build import build_group_models, count_parameters
-    from fedkd.plan.requirements import check_requirements
+    from fedkd.clients.memory import checked_models
+    from fedkd.models.build import count_parameters
 
     scenario = plan.scenario
     clients = Counter(map(id, plan.groups))
-    models = build_group_models(scenario, data.input_shape, model_outputs(plan, data), data.input_dtype)
-    check_requirements(plan, data, models)
-    for group, model in zip(scenario.clients, models, strict=True):
+    for group, model in zip(scenario.clients, checked_models(plan, data), strict=True):
         if not isinstance(model, nn.Module):
             yield f"{group.model}: {_counted(clients[id(group)], 'client')}, {type(model).__name__}", 0
             continue
@@ -258,12 +277,12 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
     from fedkd.server.trial import trial_exchange
 
     try:
-        with contained():
+        with contained(), np.errstate(all="ignore"):
             up, down = trial_exchange(plan, data)
     except FedkdError:
         raise
     except Exception as error:
-        told = f"'{scenario.fusion.strategy}' raised {type(error).__name__}: {error} when a round was tried"
+        told = f"'{scenario.fusion.strategy}' raised {described(error)} when a round was tried"
         raise UserError(told, key="fusion.strategy") from error
     return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
 

@@ -7,16 +7,18 @@ on standard error. Nothing heavier than argparse is imported before a verb needs
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from fedkd import __version__
-from fedkd.errors import FedkdError, RunFailed, UserError
+from fedkd.errors import FedkdError, RunFailed, UserError, one_line, words_of
 from fedkd.plugins import contained
+from fedkd.signals import interrupting, outliving_terminal
 
 LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
@@ -30,6 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Words after ``fedkd``; absent: those of this process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with outliving_terminal(), interrupting():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         args = _parser().parse_args(argv)
         with contained():
@@ -37,23 +46,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
-        # Python flushes standard output once more on leaving, which must not fail aloud.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return READER_LEFT
     except FedkdError as error:
         return _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except MemoryError as error:
+        return _fail(f"this needs more memory than there is: {error or 'nothing is left'}", 3)
     except Exception as error:
         if os.environ.get("FEDKD_TRACEBACK"):
             raise
         hint = "internal error; set FEDKD_TRACEBACK=1 for the traceback"
-        return _fail(f"{type(error).__name__}: {error} ({hint})", 3)
+        return _fail(f"{type(error).__name__}: {words_of(error)} ({hint})", 3)
 
 
 def _fail(message: str, status: int) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    try:
+        print("error:", one_line(message), file=sys.stderr, flush=True)
+    except OSError:  # nobody is there to read it
+        _silence(sys.stderr)
     return status
+
+
+def _silence(stream: IO[str]) -> None:
+    """Have a stream go nowhere: Python flushes it once more on leaving, which must not fail aloud."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -83,9 +101,11 @@ def _bench(args: argparse.Namespace) -> None:
 
     path, overrides = _scenario_words(args)
     if args.dry_run:
-        for line in describe_plan(plan_bench(path, overrides, args.out)):
+        for line in describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)):
             print(line, flush=True)
         return
+    if args.no_plugins:
+        raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
@@ -104,13 +124,15 @@ def _check(args: argparse.Namespace) -> None:
 
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
         return
-    from fedkd.check import check
-    from fedkd.plan.load import load_plan
+    from fedkd.check import check, check_unopened
+    from fedkd.plan.load import load_plan, load_unopened
+    from fedkd.plan.unopened import Unopened
 
     path, overrides = _scenario_words(args)
-    plan = load_plan(path, overrides)
+    plan = (load_unopened if args.no_plugins else load_plan)(path, overrides)
     with _naming(path):
-        for line in check(plan, progress=print):
+        lines = check_unopened(plan, print) if isinstance(plan, Unopened) else check(plan, print)
+        for line in lines:
             print(line)
     print("ok")
 
@@ -172,11 +194,15 @@ def _parser() -> argparse.ArgumentParser:
     bench = verb("bench", _bench, "run every cell of a bench and compare them, with error bars")
     _add_scenario(bench, "bench")
     bench.add_argument("--out", type=_folder, metavar="DIR", help="bench folder (default: runs/bench-NAME)")
-    bench.add_argument("--dry-run", action="store_true", help="list the cells and estimate the time only")
+    text = "list the cells and estimate the time only; a round may be run for it, plug-ins called"
+    bench.add_argument("--dry-run", action="store_true", help=text)
+    _add_no_plugins(bench)
     _add_quiet(bench)
 
-    check = verb("check", _check, "check a scenario without running it, and say what it would do")
+    text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
+    check = verb("check", _check, text)
     _add_scenario(check)
+    _add_no_plugins(check)
     check.add_argument(
         "--schema", action="store_true", help="print the JSON schema of scenario files instead"
     )
@@ -210,6 +236,11 @@ def _add_scenario(parser: argparse.ArgumentParser, kind: str = "scenario") -> No
         metavar="key=value",
         help="change values of the scenario, e.g. fusion.beta=2.0 clients.0.model=mlp",
     )
+
+
+def _add_no_plugins(parser: argparse.ArgumentParser) -> None:
+    text = "import and call nothing that is not fedkd's own; say what cannot be told without"
+    parser.add_argument("--no-plugins", action="store_true", help=text)
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -85,6 +85,36 @@ class Interrupted(FedkdError):
     exit_status = 130
 
 
+LONGEST_LINE = 1000
+"""Letters of an error that are shown; of a longer one the beginning and the end."""
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line of printable letters that fits a screen, whatever is in it."""
+    line = "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "backslashreplace").decode()
+        for letter in " ".join(text.split())
+    )
+    if len(line) <= LONGEST_LINE:
+        return line
+    end = LONGEST_LINE // 4
+    return f"{line[: LONGEST_LINE - end - 3]} … {line[-end:]}"
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an exception says, if it can say anything."""
+    try:
+        return str(error).strip()
+    except Exception as failure:  # somebody else's class, whose `__str__` may do anything
+        return f"no word about it, its __str__ raised {type(failure).__name__}"
+
+
+def described(error: BaseException) -> str:
+    """Return an exception's kind and the first line of what it says."""
+    kind, words = type(error).__name__, words_of(error)
+    return f"{kind}: {words.splitlines()[0]}" if words else kind
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the nearest known name, else the list of what is allowed."""
     known = sorted(known)

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from fedkd.errors import UserError, did_you_mean
 from fedkd.explain import explain_error
-from fedkd.plugins import Registry
+from fedkd.plugins import Registry, contained
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 """Configuration of our own parts' pydantic dataclasses: a field's docstring is its description."""
@@ -45,7 +45,7 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
         key: Key that names it, ``fusion.strategy``; its hyper-parameters stand in the same table.
 
     Raises:
-        UserError: An unknown key or a value out of range.
+        UserError: An unknown key or a value out of range, or the part's own check raised.
     """
     table = key.partition(".")[0]
     known = [field.name for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
@@ -53,7 +53,8 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
         if given not in known:
             raise UserError(f"unknown key; {did_you_mean(given, known)}", key=f"{table}.{given}")
     try:
-        return TypeAdapter(cls).validate_python(dict(hyperparameters))
+        with contained():
+            return TypeAdapter(cls).validate_python(dict(hyperparameters))
     except ValidationError as invalid:
         error = invalid.errors()[0]
         where = ".".join([table, *(str(part) for part in error["loc"])])
@@ -62,6 +63,10 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
         raise UserError(
             f"'{name}': its hyper-parameters cannot be checked: {unreadable.message.splitlines()[0]}", key=key
         ) from unreadable
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"'{name}' raised {type(error).__name__}: {error}", key=key) from error
 
 
 def load_part(

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError, described, did_you_mean
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -180,12 +180,14 @@ def contained() -> Iterator[None]:
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt, GeneratorExit):
+    except Exception:
         raise
     except SystemExit as error:
         raise RuntimeError(f"it called sys.exit({error.code!r})") from error
     except BaseException as error:
-        raise RuntimeError(f"it raised {type(error).__name__}: {error}") from error
+        if type(error) in (KeyboardInterrupt, GeneratorExit):  # Python's own, not what is derived from them
+            raise
+        raise RuntimeError(f"it raised {described(error)}") from error
 
 
 def module_file(module_name: str) -> Path:
@@ -202,7 +204,7 @@ def _import(module_name: str, search: Iterable[str | Path]) -> Any:
     except ModuleNotFoundError as error:
         raise UserError(f"cannot import '{module_name}': {error}") from error
     except Exception as error:
-        raise UserError(f"importing '{module_name}' raised {type(error).__name__}: {error}") from error
+        raise UserError(f"importing '{module_name}' raised {described(error)}") from error
 
 
 def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any | None:

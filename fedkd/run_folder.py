@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -10,21 +11,31 @@ from itertools import count
 from math import isnan
 from pathlib import Path
 from platform import python_version
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 
 from fedkd import __version__
 from fedkd.errors import UserError
+from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import counted_clients
 from fedkd.scenario.dump import dump_toml
+from fedkd.scenario.identity import digest_of
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import TEMPORARY, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, write_summary
+from fedkd.tracking.recorder import (
+    ACCURACY_AT_CHANCE,
+    CHANCE,
+    MetricRow,
+    read_epochs,
+    read_metrics,
+    write_summary,
+)
 from fedkd.tracking.totals import Totals
 
 SCENARIO = "scenario.toml"
@@ -70,11 +81,16 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
 def write_plan(folder: Path, plan: Plan) -> None:
     """Write a run's resolved scenario and its schedule, the scenario last: it makes a folder a run folder.
 
+    Beside the schedule stands the digest of what decides the run's results, which tells a scenario that was
+    changed before there was a checkpoint.
+
     Raises:
         UserError: They cannot be written.
     """
     try:
-        write_text_atomically(folder / SCHEDULE, plan.schedule.to_json())
+        schedule = json.loads(plan.schedule.to_json())
+        text = json.dumps({"scenario": digest_of(plan.scenario), **schedule})
+        write_text_atomically(folder / SCHEDULE, f"{text}\n")
         write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
@@ -109,6 +125,29 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
     return load_plan(folder / SCENARIO, [] if rounds is None else [f"rounds={rounds}"])
 
 
+def check_beginning(folder: Path, plan: Plan) -> None:
+    """Refuse a run that has no checkpoint yet and whose scenario is not the one that it began with.
+
+    Args:
+        folder: The run folder.
+        plan: What its scenario says now.
+
+    Raises:
+        UserError: It was changed.
+    """
+    try:
+        schedule = parse_json((folder / SCHEDULE).read_bytes())
+    except (OSError, NotJson):  # lost, and with it nothing but what could be told of the scenario
+        return
+    known = schedule.get("scenario") if isinstance(schedule, dict) else None
+    if known not in (None, digest_of(plan.scenario)):
+        raise UserError(
+            "was changed since the run began, and no round of it is saved; put it back, or start a run of its"
+            f" own: fedkd run {folder / SCENARIO}",
+            file=str(folder / SCENARIO),
+        )
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder for this process; the lock goes with the process, however it ends.
@@ -119,6 +158,8 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: Another process works in it, or nobody may write there.
     """
     try:
+        with NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
+            pass  # a lock that is there already may be opened where nothing else can be written
         file = (folder / LOCK).open("w")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
@@ -166,12 +207,34 @@ def finish_run(
             "by_architecture": by_architecture(plan, rows, counted),
         },
         "continual": _continual(plan, folder, rows, counted, tasks),
+        "at_chance": clients_at_chance(plan, rows),
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
     write_summary(folder, summary)
     observer.run_finished(RunReport(folder, summary))
     return summary
+
+
+def clients_at_chance(plan: Plan, rows: Sequence[MetricRow]) -> list[dict[str, Any]]:
+    """Return who ended a task, or a run without a stream, no better on its own samples than by guessing.
+
+    In the order of rounds and clients, each with its model, its training accuracy and what guessing gets.
+    """
+    names = architecture_names(plan.groups)
+    chances = {(row["round"], row["client"]): row["value"] for row in rows if row["metric"] == CHANCE}
+    return [
+        {
+            "client": row["client"],
+            "model": names[row["client"]],
+            "task": row["task"],
+            "round": row["round"],
+            "accuracy": row["value"],
+            "chance": chances[row["round"], row["client"]],
+        }
+        for row in rows
+        if row["metric"] == ACCURACY_AT_CHANCE and row["client"] is not None
+    ]
 
 
 FINAL_ACCURACIES = tuple(

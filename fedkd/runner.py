@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,15 @@ from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.plan.plan import resolve as resolve_scenario
-from fedkd.run_folder import SCENARIO, finish_run, locked, new_run_folder, plan_of_run, write_plan
+from fedkd.run_folder import (
+    SCENARIO,
+    check_beginning,
+    finish_run,
+    locked,
+    new_run_folder,
+    plan_of_run,
+    write_plan,
+)
 from fedkd.scenario.schema import Scenario
 from fedkd.signals import stop_signals
 from fedkd.tracking.events import Observers, RunObserver
@@ -114,6 +122,7 @@ def _check_continuation(plan: Plan, folder: Path) -> None:
 
     began = CheckpointStore(folder).began()
     if began is None:
+        check_beginning(folder, plan_of_run(folder))  # without the rounds that it may now have
         return
     try:
         check_continuation(*began, plan.scenario)
@@ -178,7 +187,8 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
     from fedkd.federation.server_app import ServerContext, app
 
     with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
-        (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
+        with suppress(OSError):
+            (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         context = ServerContext(plan, engine.data, RunControl(folder, observer, stop.is_set, resume))
         try:
             app(engine.grid, context)
@@ -189,14 +199,21 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
             raise _explained(error, folder) from error
         assert context.totals is not None
         tasks = task_names(engine.data)
-        return RunResult(folder, finish_run(plan, folder, context.totals, observer, tasks))
+        try:
+            summary = finish_run(plan, folder, context.totals, observer, tasks)
+        except OSError as error:
+            raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from error
+        return RunResult(folder, summary)
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:
     """Keep the traceback in the run folder and name the file in the message."""
     if not error.details:
         return error
-    (folder / ERROR_FILE).write_text(error.details, encoding="utf-8")
+    try:
+        (folder / ERROR_FILE).write_text(error.details, encoding="utf-8", errors="backslashreplace")
+    except OSError:  # what failed is told all the same
+        return error
     return RunFailed(
         f"{error.message} (traceback in {folder / ERROR_FILE})", round=error.round, client=error.client
     )

@@ -1,17 +1,23 @@
-"""Stopping long work politely: the first Ctrl-C asks, the second insists."""
+"""Stopping long work politely: the first Ctrl-C asks, the second insists, and a closed terminal asks once."""
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import IO, Any, cast
+
+Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
 def stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
-    """Set an event at the first Ctrl-C (or SIGTERM); the second raises `KeyboardInterrupt`.
+    """Set an event at the first Ctrl-C, SIGTERM or SIGHUP; the next of the first two interrupts.
 
     Outside the main thread, where Python lets nobody handle signals, the event is never set.
 
@@ -21,17 +27,107 @@ def stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if number == signal.SIGHUP:
+            _hang_up_once()
+        elif stop.is_set():
             raise KeyboardInterrupt
-        stop.set()
-        on_first()
+        if not stop.is_set():
+            stop.set()
+            on_first()
 
+    with _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), on_signal):
+        yield stop
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does, where nothing else handles them."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _hang_up_once()
+        raise KeyboardInterrupt
+
+    with _handled((signal.SIGTERM, signal.SIGHUP), on_signal):
+        yield
+
+
+def _hang_up_once() -> None:
+    """Ignore SIGHUP from now on: the kernel tells of a closed terminal, and the shell too; nobody insists."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@contextmanager
+def _handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[None]:
+    """Handle signals, but a SIGHUP that is ignored: ``nohup`` wants it so."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        yield
         return
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    previous = {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if not (number == signal.SIGHUP and ignored)
+    }
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, former in previous.items():
+            if signal.getsignal(number) is handler:  # else the terminal is closed, and that is said
+                signal.signal(number, former)
+
+
+@contextmanager
+def sheltered_from_hang_up() -> Iterator[None]:
+    """Have processes that are started meanwhile outlive the terminal: whoever started them stops them."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+@contextmanager
+def outliving_terminal() -> Iterator[None]:
+    """Let nothing fail because standard output or error was a terminal that has been closed."""
+    former = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast("IO[str]", _Outliving(stream)) for stream in former)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = former
+
+
+class _Outliving:
+    """A stream that goes nowhere once its terminal is gone.
+
+    Args:
+        stream: Where it goes until then.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._let_go(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._let_go(error)
+
+    def _let_go(self, error: OSError) -> None:
+        if error.errno != errno.EIO:
+            raise error
+        # What waits in the buffer goes there too: Python flushes it on leaving, which must not fail aloud.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

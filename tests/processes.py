@@ -32,6 +32,8 @@ class Fork:
         path: Folders to put on the module search path first.
         environment: Environment variables to set.
         main: The command: called with the words, it returns the exit status.
+        terminal: Path of a terminal that is to be the command's own, with standard output on it.
+        error_too: Whether standard error is on it as well.
     """
 
     def __init__(
@@ -42,21 +44,24 @@ class Fork:
         path: Sequence[Path] = (),
         environment: Mapping[str, str] | None = None,
         main: Callable[[list[str]], int] = fedkd,
+        terminal: str = "",
+        error_too: bool = False,
     ) -> None:
         self._said = folder / "stdout.txt", folder / "stderr.txt"
-        arguments = ([str(word) for word in words], self._said, [str(p) for p in path], environment or {})
+        files = [terminal or self._said[0], terminal if error_too else self._said[1]]
+        arguments = ([str(word) for word in words], files, [str(p) for p in path], environment or {})
         self._process = FORKS.Process(target=_run, args=(main, *arguments), daemon=True)
         self._process.start()
 
     @property
     def stdout(self) -> str:
         """What it has said so far."""
-        return self._said[0].read_text()
+        return self._said[0].read_text() if self._said[0].exists() else ""
 
     @property
     def stderr(self) -> str:
         """What it has complained about so far."""
-        return self._said[1].read_text()
+        return self._said[1].read_text() if self._said[1].exists() else ""
 
     @property
     def running(self) -> bool:
@@ -84,13 +89,14 @@ def run(words: Sequence[object], folder: Path, **options: Any) -> tuple[int, str
 def _run(
     main: Callable[[list[str]], int],
     words: list[str],
-    said: tuple[Path, Path],
+    said: Sequence[str | Path],
     path: list[str],
     environment: Mapping[str, str],
 ) -> None:
     os.setsid()
     for descriptor, file in enumerate(said, start=1):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+        # To be read as well: the first terminal that a process opens so is its controlling one.
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
     sys.path[:0] = path
     os.environ.update(environment)

@@ -84,6 +84,22 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             ["continual.learner=packnet", "fusion.strategy=flwr:FedAvg"],
             "fusion.strategy: 'flwr:FedAvg' averages weights, and 'packnet' gives each task weights of its",
         ),
+        (
+            ["continual.learner=trgp", "fusion.strategy=flwr:FedAvg"],
+            "fusion.strategy: 'flwr:FedAvg' averages weights, and 'trgp' scales them for each task",
+        ),
+        (
+            ["continual.learner=cuber", "fusion.strategy=scaffold", "training.optimizer=sgd"],
+            "fusion.strategy: 'scaffold' averages weights, and 'cuber' scales them for each task",
+        ),
+        (
+            ["continual.learner=joint", "fusion.strategy=fd"],
+            "fusion.strategy: 'fd' teaches the present task's classes in local training, where 'joint'",
+        ),
+        (
+            ["fusion.strategy=fedproto", "fusion.inference=prototypes"],
+            'fusion.inference: must be "model" in a stream of tasks, whose accuracies',
+        ),
         (["fusion.strategy=feddf"], "fusion.strategy: 'feddf' trains a model on the server"),
         (
             ["continual.learner=gpm", "continual.threshold=[0.9]"],

@@ -97,6 +97,42 @@ class NoGuidance(FusionStrategy):
 
 
 @dataclass(frozen=True)
+class Telling(Raising):
+    name: ClassVar[str] = "telling"
+
+    def upload(self, client):
+        return "text"
+
+
+@dataclass(frozen=True)
+class Asking(Raising):
+    name: ClassVar[str] = "asking"
+
+    def request(self, transfer_size, memory, generator):
+        return [3, 1]
+
+
+@dataclass(frozen=True)
+class Halves(Raising):
+    name: ClassVar[str] = "halves"
+
+    def fuse(self, knowledge, memory):
+        raise ValueError("half a pair \\udcff of surrogates")
+
+
+class Endless:
+    def fit(self, X, y):
+        return self
+
+    def predict_proba(self, X):
+        return np.full((len(X), 10), np.inf)
+
+
+def endless(input_shape, classes):
+    return Endless()
+
+
+@dataclass(frozen=True)
 class BadLoss(FusionStrategy):
     name: ClassVar[str] = "bad-loss"
 
@@ -201,7 +237,43 @@ CASES = {
         run_set("fusion.strategy=flwr:FedAvg", "clients.1.model=lenet"),
         ("FILE: clients", "one architecture", "lenet"),
     ),
+    "model larger than memory": Case(
+        run_set("clients.0={model='mlp',args={hidden=[90000,90000]}}"),
+        ("FILE: clients.0.model", "asks for 32.4 GB or more", "while it is trained"),
+    ),
+    # What no machine holds, and no float
+    "noise for billions": Case(
+        run_set("data.transfer={source='noise',size=10000000000}"),
+        ("FILE: data.transfer.size", "10,000,000,000 samples of noise take 2,560.0 GB"),
+    ),
+    "noise beyond floats": Case(run_set("heterogeneity.noise=1e308"), ("heterogeneity.noise", "≤ 1e+06")),
+    "no temperature": Case(run_set("fusion.temperature=1e-308"), ("fusion.temperature", "≥ 1e-06")),
+    "a million tasks": Case(
+        run_set("continual={tasks={kind='permuted',count=1000000}}"), ("continual.tasks.count", "≤ 10000")
+    ),
+    "more rounds than can be": Case(
+        "check BARE --set continual={rounds_per_task=1000000000}", ("rounds_per_task", "more than 1000000000")
+    ),
+    "a partition of brackets": Case(
+        run_set("data.partition={scheme='file',path='brackets.json'}"),
+        ("FILE: data.partition.path", "brackets.json is no JSON: lists or tables thousands deep"),
+    ),
+    # What strategies hand over, found out while a round is tried
+    "an upload of text": Case(
+        "check FILE --set fusion.strategy=parts:Telling",
+        ("FILE: fusion.strategy", "'parts:Telling'", "is a str; must be a dict of NumPy arrays by name"),
+    ),
+    "guidance that is none, tried": Case(
+        "check FILE --set fusion.strategy=parts:NoGuidance",
+        ("FILE: fusion.strategy", "'parts:NoGuidance'", "fuse returned a ndarray; must be a Guidance"),
+    ),
     # While it runs
+    "a request of another kind": Case(
+        run_set("fusion.strategy=parts:Asking"), ("round 1", "parts:Asking", "request returned a list"), 3
+    ),
+    "half a surrogate pair": Case(
+        run_set("fusion.strategy=parts:Halves"), ("round 1", "parts:Halves", "half a pair \\udcff of"), 3
+    ),
     "fuse raises": Case(
         run_set("fusion.strategy=parts:Raising"), ("round 1", "parts:Raising", "ZeroDivisionError"), 3
     ),
@@ -234,6 +306,9 @@ def places(tmp_path: Path, digits_scenario: dict[str, Any]) -> dict[str, str]:
     home.mkdir()
     (home / "right.toml").write_text(tomli_w.dumps({**digits_scenario, "rounds": 1, "data": data}))
     (home / "parts.py").write_text(PLUGIN)
+    (home / "brackets.json").write_text("[" * 100_000)
+    bare = {name: table for name, table in digits_scenario.items() if name != "rounds"}
+    (home / "bare.toml").write_text(tomli_w.dumps(bare))
     (home / "torn.py").write_text("def broken(:\n")
     (home / "empty").mkdir()
     np.savez(home / "objects.npz", **{name: np.array([{}, {}]) for name in NPZ_NAMES}, allow_pickle=True)
@@ -241,7 +316,13 @@ def places(tmp_path: Path, digits_scenario: dict[str, Any]) -> dict[str, str]:
     (home / "binary.toml").write_bytes(b"\xff\xfe\x00")
     (home / "taken").mkdir()
     (home / "taken" / "scenario.toml").write_text("rounds = 1\n")
-    names = {"FILE": "right.toml", "FOLDER": "empty", "SYNTAX": "syntax.toml", "BINARY": "binary.toml"}
+    names = {
+        "FILE": "right.toml",
+        "BARE": "bare.toml",
+        "FOLDER": "empty",
+        "SYNTAX": "syntax.toml",
+        "BINARY": "binary.toml",
+    }
     paths = {word: str(home / name) for word, name in names.items()}
     return paths | {"TAKEN": str(home / "taken"), "OUT": str(tmp_path / "out")}
 

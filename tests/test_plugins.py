@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -365,8 +366,24 @@ def test_partition_mistakes_are_told_before_anything_loads(tmp_path: Path, parti
 LEAVES = {
     "sys.exit": "import sys; sys.exit(0)",
     "sys.exit with words": "import sys; sys.exit('goodbye')",
-    "a BaseException": "class Away(BaseException): pass\n    raise Away('gone')",
+    "a BaseException": "raise type('Away', (BaseException,), {})('gone')",
+    "a KeyboardInterrupt of its own": "raise type('Away', (KeyboardInterrupt,), {})('gone')",
 }
+STRATEGY = (
+    "from dataclasses import dataclass\nfrom fedkd.fusion.fedmd import FedMD\n"
+    "@dataclass(frozen=True)\nclass Mine(FedMD):\n  def {}:\n    NOW\n"
+)
+LEARNER = (
+    "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+    "from fedkd.continual.learner import Learner\n"
+    "@dataclass(frozen=True)\nclass Mine(Learner):\n  name: ClassVar[str] = 'mine'\n  def {}:\n    NOW\n"
+)
+LEARNED = [
+    "fusion={strategy='fedmd'}",
+    "continual={learner='leaves:Mine',rounds_per_task=1,tasks={kind='split',count=2}}",
+    "data.partition.samples_per_client=40",
+    "data.transfer.size=20",
+]
 PLACES = {
     "import": ("NOW\n", ["clients.0.model=leaves:model"]),
     "model": ("def model(input_shape, classes):\n    NOW\n", ["clients.0.model=leaves:model"]),
@@ -375,31 +392,58 @@ PLACES = {
         "def deal(labels, clients, generator):\n    NOW\n",
         ["data.partition={scheme='leaves:deal'}"],
     ),
-    "fuse": (
-        "from dataclasses import dataclass\nfrom fedkd.fusion.fedmd import FedMD\n"
-        "@dataclass(frozen=True)\nclass Mine(FedMD):\n  def fuse(self, knowledge, memory):\n    NOW\n",
-        ["fusion={strategy='leaves:Mine'}"],
-    ),
-    "loss": (
-        "from dataclasses import dataclass\nfrom fedkd.fusion.fedmd import FedMD\n"
-        "@dataclass(frozen=True)\nclass Mine(FedMD):\n  def loss(self, student_logits, targets):\n    NOW\n",
-        ["fusion={strategy='leaves:Mine'}"],
-    ),
+    "strategy": (STRATEGY.format("__post_init__(self)"), ["fusion={strategy='leaves:Mine'}"]),
+    "request": (STRATEGY.format("request(self, *arguments)"), ["fusion={strategy='leaves:Mine'}"]),
+    "fuse": (STRATEGY.format("fuse(self, knowledge, memory)"), ["fusion={strategy='leaves:Mine'}"]),
+    "loss": (STRATEGY.format("loss(self, student_logits, targets)"), ["fusion={strategy='leaves:Mine'}"]),
+    "learner": (LEARNER.format("__post_init__(self)"), LEARNED),
+    "penalty": (LEARNER.format("penalty(self, context, step)"), LEARNED),
 }
+CALLED_WHILE_RUNNING = {"request": 2, "fuse": 2, "loss": 0, "penalty": 0}
+"""What is called in a round, with the status of a check: some of it is tried there."""
 
 
 @pytest.mark.parametrize("way", LEAVES)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_plug_in_does_not_decide_how_the_program_ends(place, way, digits_toml, tmp_path, capsys):
     text, changes = PLACES[place]
-    code = LEAVES[way] if place != "import" else LEAVES[way].replace("\n    ", "\n")
-    (tmp_path / "leaves.py").write_text(text.replace("NOW", code))
+    (tmp_path / "leaves.py").write_text(text.replace("NOW", LEAVES[way]))
     sys.modules.pop("leaves", None)
     for verb in ("check", "run"):
         words = [verb, str(digits_toml), "--set", *changes]
         words += ["--out", str(tmp_path / f"{place}"), "--quiet"] * (verb == "run")
         status, said = main(words), capsys.readouterr().err
-        expected = {"fuse": 2 if verb == "check" else 3, "loss": 0 if verb == "check" else 3}.get(place, 2)
-        assert status == expected, said
+        checked = CALLED_WHILE_RUNNING.get(place, 2)
+        assert status == (3 if verb == "run" and place in CALLED_WHILE_RUNNING else checked), said
         assert said.count("\n") == (status != 0) and "Traceback" not in said
         assert status == 0 or ("sys.exit" in said or "Away: gone" in said)
+        assert "internal error" not in said
+
+
+ON_ACTORS = {
+    "import": "import os\nif os.getpid() != HOME:\n    NOW\nfrom fedkd.models.mlp import mlp as model\n",
+    "model": (
+        "import os\nfrom fedkd.models.mlp import mlp\n"
+        "def model(input_shape, classes):\n  if os.getpid() != HOME:\n    NOW\n"
+        "  return mlp(input_shape, classes)\n"
+    ),
+    "fit": (
+        "import numpy as np\nclass model:\n  def fit(self, x, y):\n    NOW\n"
+        "  def predict_proba(self, x):\n    return np.full((len(x), 10), 0.1)\n"
+    ),
+}
+"""What goes wrong in a process of Ray alone."""
+
+
+@pytest.mark.parametrize("way", ["sys.exit", "a KeyboardInterrupt of its own"])
+@pytest.mark.parametrize("place", ON_ACTORS)
+def test_nor_does_one_on_an_actor(place, way, digits_toml, tmp_path, capsys, ray_session):
+    text = ON_ACTORS[place].replace("HOME", str(os.getpid())).replace("NOW", LEAVES[way])
+    (tmp_path / "leaves.py").write_text(text)
+    sys.modules.pop("leaves", None)
+    words = ["run", str(digits_toml), "--out", str(tmp_path / "out"), "--quiet", "--engine", "ray"]
+    status = main([*words, "--set", "clients.0.model=leaves:model", "engine.actors=1"])
+    said = capsys.readouterr().err
+    assert status == (3 if place == "fit" else 2)
+    assert said.count("\n") == 1 and "Traceback" not in said and "internal error" not in said
+    assert "sys.exit(0)" in said or "Away: gone" in said

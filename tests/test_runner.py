@@ -186,6 +186,7 @@ def test_the_summary_keeps_its_schema(finished):
         "rounds",
         "final",
         "continual",
+        "at_chance",
         "seconds",
         "versions",
     }

@@ -14,7 +14,11 @@ from fedkd.scenario.stream import task_count
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "scenarios"
-PATHS = sorted(path for path in FOLDER.rglob("*.toml") if "bench" not in path.relative_to(FOLDER).parts)
+ELSEWHERE = {"bench", "flower-app"}
+"""What is no scenario: benches are run in `benchmark/`, the Flower app in `federation/test_flower_app.py`."""
+PATHS = sorted(
+    path for path in FOLDER.rglob("*.toml") if ELSEWHERE.isdisjoint(path.relative_to(FOLDER).parts)
+)
 NEEDS_NO_DATA = {"quickstart"}
 
 SHORT = [

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from fedkd.benchmark.cells import (
     in_cell,
     make_axes,
     make_cells,
+    plug_ins_of_cells,
     resolve_baseline,
     shown_metrics,
     what_decides_data,
@@ -42,6 +44,7 @@ class BenchPlan:
         baseline: Axis to the label that others are compared with.
         compared: Axes along which cells are compared.
         folder: Where everything goes.
+        unopened: Dotted key to the plug-in that a cell names there, where none was imported.
     """
 
     bench: Bench
@@ -50,6 +53,7 @@ class BenchPlan:
     baseline: Mapping[str, str]
     compared: tuple[str, ...]
     folder: Path
+    unopened: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def runs(self) -> Path:
@@ -57,8 +61,8 @@ class BenchPlan:
         return self.folder / "runs"
 
     def waiting(self) -> list[Cell]:
-        """Return the cells that are not done yet."""
-        from fedkd.benchmark.worker import read_summary
+        """Return the cells that are not done yet, or of which something was damaged since."""
+        from fedkd.benchmark.finished import read_summary
 
         return [cell for cell in self.cells if read_summary(self.runs / cell.folder_name) is None]
 
@@ -90,25 +94,37 @@ class BenchResult:
         return markdown_table(self.study)
 
 
-def plan_bench(path: str | Path, overrides: Sequence[str] = (), out: str | Path | None = None) -> BenchPlan:
+def plan_bench(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    *,
+    plug_ins: bool = True,
+) -> BenchPlan:
     """Read a bench file and resolve every cell; nothing runs.
 
     Args:
         path: The bench file.
         overrides: ``key=value`` texts of ``--set``.
         out: Folder of the bench; absent: ``runs/bench-NAME``.
+        plug_ins: Whether to import what cells name. A plan without them can only be described.
 
     Raises:
-        UserError: The first thing that is wrong, with the cell's name if a cell is to blame.
+        UserError: The first thing that is wrong, with the cell's name if a cell is to blame; or the folder
+            holds runs of another bench.
     """
+    from fedkd.benchmark.folder import check_folder
+
     bench = load_bench(path, overrides)
     axes = make_axes(bench)
     baseline = resolve_baseline(bench, axes)
-    cells = tuple(make_cells(bench))
+    cells = tuple(make_cells(bench, plug_ins=plug_ins))
     folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
-    return BenchPlan(
-        bench, axes, cells, baseline, compared_axes(axes, baseline), folder.expanduser().absolute()
-    )
+    folder = folder.expanduser().absolute()
+    unopened = {} if plug_ins else plug_ins_of_cells(cells)
+    if not unopened:
+        check_folder(cells, folder)
+    return BenchPlan(bench, axes, cells, baseline, compared_axes(axes, baseline), folder, unopened)
 
 
 def bench(
@@ -146,6 +162,7 @@ def bench(
         try:
             for line in _opening(plan, len(waiting)):
                 progress.message(line)
+            _clear_damaged(plan, waiting, progress.message)
             outcomes = _run(plan, waiting, progress)
         finally:
             progress.closed()
@@ -156,6 +173,17 @@ def bench(
 def _opening(plan: BenchPlan, waiting: int) -> Iterator[str]:
     done = len(plan.cells) - waiting
     yield f"{plan.bench.spec.name}: {len(plan.cells)} cells, {done} done → {plan.folder}"
+
+
+def _clear_damaged(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> None:
+    """Remove the runs that were done and are damaged, so that their cells begin anew; tell of each."""
+    from fedkd.benchmark.finished import damage
+
+    for cell in waiting:
+        run = plan.runs / cell.folder_name
+        if reason := damage(run):
+            tell(f"{cell.label} is damaged and runs anew: {reason} (runs/{cell.folder_name})")
+            shutil.rmtree(run)
 
 
 def _run(plan: BenchPlan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[str, Outcome]:
@@ -210,7 +238,7 @@ def _check(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]
 
 def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[str], None]) -> BenchResult:
     from fedkd.benchmark.references import beside_references
-    from fedkd.benchmark.results import collect, study_run, write_cells, write_results
+    from fedkd.benchmark.results import chance_line, collect, study_run, write_cells, write_results
     from fedkd.report.figures import draw_figures
     from fedkd.report.study import Study, StudyAxis
     from fedkd.report.tables import csv_table, markdown_table
@@ -232,22 +260,38 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
     write_text_atomically(plan.folder / "table.csv", csv_table(study))
     if done:
         draw_figures(study, plan.folder / "figures", tell)
+    if (warning := chance_line(done)) is not None:
+        tell(warning)
     return BenchResult(plan.folder, tuple(finished), study)
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
     """Yield what ``--dry-run`` prints: the axes, the cells, which are done, and how long the rest takes."""
     from fedkd.benchmark.estimate import estimate
+    from fedkd.benchmark.finished import damage
+    from fedkd.catalogue import toml_value
     from fedkd.tracking.wording import duration
 
-    waiting = {cell.hash for cell in plan.waiting()}
-    done = len(plan.cells) - len(waiting)
-    for axis in plan.axes:
-        yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"
-    yield f"seeds  {', '.join(map(str, plan.bench.seeds))}"
+    yield from _describe_axes(plan)
+    if plan.unopened:
+        yield f"cells  {len(plan.cells)} → {plan.folder}"
+        yield from (f"  {cell.label}" for cell in plan.cells)
+        told = ", ".join(f"{key} = {toml_value(name)}" for key, name in plan.unopened.items())
+        yield f"unchecked  which cells are done, and how long the rest takes: not without {told}"
+        return
+    damages = {cell.hash: damage(plan.runs / cell.folder_name) for cell in plan.waiting()}
+    done = len(plan.cells) - len(damages)
     yield f"cells  {len(plan.cells)}, {done} done → {plan.folder}"
     for cell in plan.cells:
-        yield f"  {'to do' if cell.hash in waiting else 'done ':<6} {cell.label}  {cell.folder_name}"
+        reason = damages.get(cell.hash)
+        again = f" (damaged: {reason})" if reason else ""
+        yield f"  {'to do' if cell.hash in damages else 'done ':<6} {cell.label}  {cell.folder_name}{again}"
     guess = estimate(plan.cells, plan.runs, plan.compared)
     yield f"time   about {duration(guess.seconds)} if one cell runs at a time"
     yield f"       ({guess.basis})"
+
+
+def _describe_axes(plan: BenchPlan) -> Iterator[str]:
+    for axis in plan.axes:
+        yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"
+    yield f"seeds  {', '.join(map(str, plan.bench.seeds))}"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,14 +14,17 @@ from pydantic import BaseModel
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plan.load import parse_scenario
+from fedkd.plan.load import parse_scenario, parse_unopened
+from fedkd.plan.unopened import plug_ins_of
 from fedkd.scenario.explain import dotted
-from fedkd.scenario.identity import INERT, decisive
+from fedkd.scenario.identity import INERT, digest_of
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, protocols
 
 FORMULA = re.compile(r"[=@]|[+-](?![\d.∞])")
 """How a cell begins that a spreadsheet computes; a number is none."""
+MOST_CELLS = 100_000
+"""Of one bench; all are resolved, and stand in one table, before the first is run."""
 RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
 """Columns of the results that no axis may take the name of."""
 
@@ -163,15 +165,20 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def make_cells(bench: Bench) -> list[Cell]:
+def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
     """Return every cell of a bench, all cells of the first seed first, so that a table is soon complete.
+
+    Args:
+        bench: The bench.
+        plug_ins: Whether to import what cells name; else what it would fill in is missing in their scenarios.
 
     Raises:
         UserError: A cell cannot be run, with its name; nothing runs before all are known to be sound.
     """
     axes = make_axes(bench)
     _check_fixed(bench, axes)
-    cells = [_cell(bench, levels, seed) for seed, levels in _combinations(bench, axes)]
+    _check_number(bench, axes)
+    cells = [_cell(bench, levels, seed, plug_ins) for seed, levels in _combinations(bench, axes)]
     seen: dict[str, Cell] = {}
     for cell in cells:
         twin = seen.setdefault(cell.hash, cell)
@@ -182,6 +189,30 @@ def make_cells(bench: Bench) -> list[Cell]:
                 file=bench.file,
             )
     return cells
+
+
+def plug_ins_of_cells(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return what cells name that is a plug-in, by key; of several at one key all."""
+    named: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for key, name in plug_ins_of(cell.scenario).items():
+            named.setdefault(key, {})[name] = None
+    return {key: ", ".join(names) for key, names in named.items()}
+
+
+def _check_number(bench: Bench, axes: tuple[Axis, ...]) -> None:
+    """Refuse a bench that nobody will see the end of, before its cells are made.
+
+    Raises:
+        UserError: How many cells it has.
+    """
+    number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
+    if number > MOST_CELLS:
+        raise UserError(
+            f"{len(bench.seeds):,} seeds for each combination make {number:,} cells; at most {MOST_CELLS:,}",
+            key="seeds",
+            file=bench.file,
+        )
 
 
 def _combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, dict[str, Level]]]:
@@ -197,7 +228,7 @@ def _check_fixed(bench: Bench, axes: tuple[Axis, ...]) -> None:
             raise UserError(f"varies along the axis '{axis}'; it cannot be set for all cells", key=key)
 
 
-def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
+def _cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool) -> Cell:
     changes: dict[str, Any] = {}
     for level in levels.values():
         changes |= level.changes
@@ -207,13 +238,16 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
         for step in (common, changes, bench.fixed):
             tables = merged(tables, step)
         tables["seed"] = seed
-        scenario = parse_scenario(tables, folder=bench.folder)
+        if plug_ins:
+            scenario = parse_scenario(tables, folder=bench.folder)
+        else:
+            scenario = parse_unopened(tables, folder=bench.folder).scenario
         if "checkpoint_every" not in tables:
             # Bench cells are short: a checkpoint a round would be time spent on the disk.
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})
     except UserError as error:
         raise in_cell(error, cell_label(levels, seed), bench.file) from None
-    cell = Cell(levels, seed, scenario, scenario_hash(scenario))
+    cell = Cell(levels, seed, scenario, digest_of(scenario))
     tracking = scenario.tracking
     if tracking.wandb is not None and tracking.wandb.group is None:
         wandb = tracking.wandb.model_copy(update={"group": bench.spec.name})
@@ -225,12 +259,6 @@ def in_cell(error: UserError, label: str, file: str) -> UserError:
     """Return an error about a scenario with the name of the cell that has it."""
     where = f"cell '{label}'" + (f": {error.key}" if error.key else "")
     return UserError(f"{where}: {error.message}", file=file)
-
-
-def scenario_hash(scenario: Scenario) -> str:
-    """Return the SHA-256 of everything in a resolved scenario that decides its result (see `decisive`)."""
-    canonical = json.dumps(decisive(scenario), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def what_decides_data(scenario: Scenario) -> str:

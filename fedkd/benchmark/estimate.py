@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import fmean, median
 
 from fedkd.benchmark.cells import Cell
-from fedkd.benchmark.worker import read_summary, run_cell
+from fedkd.benchmark.finished import read_summary
+from fedkd.benchmark.worker import run_cell
 from fedkd.errors import RunFailed
 from fedkd.tracking.events import RoundReport, RunObserver
 

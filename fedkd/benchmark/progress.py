@@ -80,13 +80,13 @@ class BenchProgress(Watcher):
 
 
 class PlainProgress(BenchProgress):
-    """One line per finished cell."""
+    """One line per finished cell; silent once there is nobody to read them."""
 
     def __init__(
         self, cells: Sequence[Cell], already_done: int, compared: Sequence[str], stream: IO[str]
     ) -> None:
         super().__init__(cells, already_done, compared)
-        self._stream = stream
+        self._stream: IO[str] | None = stream
 
     def finished(self, job: int, outcome: Outcome) -> None:
         super().finished(job, outcome)
@@ -95,7 +95,12 @@ class PlainProgress(BenchProgress):
             self.message(f"{line}  ({self.counts()}{left})")
 
     def message(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        if self._stream is None:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except OSError:  # ``| head``, or a terminal that was closed: the bench goes on unseen
+            self._stream = None
 
 
 class LiveProgress(BenchProgress):

@@ -10,8 +10,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Axis, Cell
-from fedkd.benchmark.worker import Outcome, read_summary
+from fedkd.benchmark.finished import read_summary
+from fedkd.benchmark.worker import Outcome
 from fedkd.continual.lessons import Lessons
+from fedkd.errors import UserError
 from fedkd.plan.drawing import draw_schedule
 from fedkd.report.study import Curve, StudyRun
 from fedkd.scenario.stream import accuracy_name, protocols
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 ROWS_AT_A_TIME = 500_000
 POOLED = "pooled"
 """The strategy that trains on all clients' samples in one place."""
+
+
+CELLS_NAMED = 3
+"""Cells that a warning names, at most."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,27 @@ def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[str, Outcome]
         usual = Outcome("done") if summary is not None else Outcome("pending")
         finished.append(FinishedCell(cell, run_folder, outcomes.get(cell.hash, usual), summary))
     return finished
+
+
+def chance_line(done: Sequence[FinishedCell]) -> str | None:
+    """Return a line about cells in which clients ended a task, or the run, at chance; None: there are none.
+
+    Args:
+        done: The cells that have a result.
+    """
+    found = [
+        (cell.cell.label, len({told["client"] for told in cell.summary["at_chance"]}))
+        for cell in done
+        if cell.summary is not None and cell.summary.get("at_chance")
+    ]
+    if not found:
+        return None
+    named = [f"{label} ({number} client{'s' * (number > 1)})" for label, number in found[:CELLS_NAMED]]
+    more = f" and {len(found) - CELLS_NAMED} more" if len(found) > CELLS_NAMED else ""
+    return (
+        f"warning: in {len(found)} of {len(done)} cells clients were no better than guessing on what they"
+        f" trained on: {', '.join(named)}{more}; their summary.json says who, as at_chance"
+    )
 
 
 # Tidy files -------------------------------------------------------------------------------------------
@@ -138,9 +165,12 @@ def _batches(finished: Sequence[FinishedCell], axes: Sequence[Axis], schema: pa.
 def _cell_table(cell: FinishedCell, axes: Sequence[Axis], schema: pa.Schema) -> pa.Table | None:
     import pyarrow as pa
 
-    if not (cell.folder / METRICS).exists():
-        return None
-    recorded = _recorded(cell)
+    try:
+        recorded = _recorded(cell)
+    except (UserError, pa.ArrowException, OSError, TypeError, ValueError):
+        if cell.done:
+            raise
+        return None  # it never began, or what it has left cannot be read
     constant = [_axis_value(cell.cell, axis) for axis in axes]
     constant += [cell.cell.seed, cell.cell.hash[:8], cell.outcome.status]
     columns = [

@@ -12,12 +12,12 @@ from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import flatten
 from fedkd.errors import UserError
-from fedkd.explain import explain_error
+from fedkd.explain import explain_error, show_value
 from fedkd.report.metrics import CONTINUAL_METRICS
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import read_toml
 from fedkd.scenario.overrides import parse_override
-from fedkd.scenario.schema import PositiveInt, Section
+from fedkd.scenario.schema import Section
 
 METRICS = (
     *(
@@ -54,7 +54,7 @@ class BenchFile(Section):
     Other relative paths and plug-ins are looked for beside it."""
     scenario: dict[str, Any] | None = None
     """The base scenario itself, as a scenario file has it."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] | PositiveInt = 3
+    seeds: Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, lt=2**63)] = 3
     """Every cell runs once with each of these seeds; a number n means 1, 2, …, n."""
     baseline: dict[str, Any] = Field(default_factory=dict)
     """Axis to value: the cells that the others are compared with, paired by seed and by all other axes."""
@@ -97,10 +97,10 @@ class Bench:
     file: str
 
     @property
-    def seeds(self) -> list[int]:
-        """Return the seeds, in order."""
+    def seeds(self) -> Sequence[int]:
+        """The seeds, in order."""
         seeds = self.spec.seeds
-        return list(range(1, seeds + 1)) if isinstance(seeds, int) else seeds
+        return range(1, seeds + 1) if isinstance(seeds, int) else seeds
 
 
 def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
@@ -197,7 +197,9 @@ def _explained(error: ValidationError, file: str) -> UserError:
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = first["loc"]
     if location[0] == "seeds":
-        message = f"must be a list of integers ≥ 0, or a number of seeds ≥ 1, got {first['input']!r}"
+        message = (
+            f"must be a list of integers ≥ 0, or a number of seeds ≥ 1, got {show_value(first['input'])}"
+        )
         return UserError(message, key="seeds", file=file)
     known = BenchFile.model_fields if len(location) == 1 else ()
     return UserError(explain_error(first, known), key=dotted(location), file=file)

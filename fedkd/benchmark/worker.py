@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from fedkd.errors import FedkdError, Interrupted
+from fedkd.benchmark.finished import seal, unseal
+from fedkd.errors import FedkdError, Interrupted, described, one_line
 from fedkd.plan.continuation import check_continuation
 from fedkd.run_folder import SCENARIO, plan_of_run
 from fedkd.runner import ERROR_FILE, resume, run
@@ -19,7 +19,6 @@ from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import Engine
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver
-from fedkd.tracking.recorder import SUMMARY
 
 Status = Literal["done", "failed", "interrupted", "pending"]
 
@@ -57,10 +56,11 @@ def run_cell(
     path = Path(folder)
 
     def outcome(status: Status, error: str = "") -> Outcome:
-        return Outcome(status, time.perf_counter() - started, " ".join(error.split()))
+        return Outcome(status, time.perf_counter() - started, one_line(error))
 
     try:
         (path / ERROR_FILE).unlink(missing_ok=True)
+        unseal(path)
         scenario = scenario_from_json(scenario_json)
         if (path / SCENARIO).exists():
             check_continuation(decisive(scenario), 0, plan_of_run(path).scenario)
@@ -68,6 +68,7 @@ def run_cell(
         else:
             inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})
             run(inline, out=path, observers=observers)
+        seal(path)
     except (Interrupted, KeyboardInterrupt):
         return outcome("interrupted")
     except FedkdError as error:
@@ -75,7 +76,7 @@ def run_cell(
         return outcome("failed", str(error))
     except Exception as error:
         _keep(path, traceback.format_exc())
-        return outcome("failed", f"{type(error).__name__}: {error}")
+        return outcome("failed", described(error))
     return outcome("done")
 
 
@@ -88,13 +89,5 @@ def _inline(engine: Engine, gpus: float | None) -> Engine:
 def _keep(folder: Path, text: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ERROR_FILE).exists():  # the runner has written the traceback of a client
-        write_text_atomically(folder / ERROR_FILE, f"{text}\n")
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the summary of a cell that is done, else None."""
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return summary if isinstance(summary, dict) and summary.get("status") == "done" else None
+        printable = text.encode(errors="backslashreplace").decode()
+        write_text_atomically(folder / ERROR_FILE, f"{printable}\n")

@@ -7,6 +7,7 @@ model trains and predicts is its kind's business: `torch_client`, `stream_client
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -18,11 +19,13 @@ from fedkd.clients.own_samples import OwnSamples, train_on_all
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
+from fedkd.fusion.given import check_arrays
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
 from fedkd.randomness import derive_seed, numpy_generator
+from fedkd.training.chance import Hits
 from fedkd.training.device import torch_threads
 from fedkd.training.evaluate import Score, score
 from fedkd.training.executor import LoopExecutor, Training, complete_alone
@@ -59,6 +62,7 @@ class Client(ABC):
         self.applied_round = -1  # a strategy's first words are the guidance of round 0
         self.memory: dict[str, np.ndarray] = {}
         self.last_fit: FitSummary | None = None
+        self.last_hits: Hits | None = None  # of the last training on own samples
         self.executor = LoopExecutor()
         self.effect = GuidanceEffect()
         self._plan = plan
@@ -72,6 +76,11 @@ class Client(ABC):
     def teaches_locally(self) -> bool:
         """Whether guidance has its effect in the next local training, not when it arrives."""
         return self._strategy.teaches_locally
+
+    @property
+    def guidance_changes_predictions(self) -> bool:
+        """Whether guidance changes what the client predicts as soon as it arrives."""
+        return not self.teaches_locally or self._strategy.infers_from_guidance
 
     @property
     def shares_model(self) -> bool:
@@ -104,6 +113,10 @@ class Client(ABC):
         Raises:
             TrainingDiverged: The loss stopped being finite.
         """
+
+    def set_out(self) -> Training[None]:
+        """Do what comes before a client's first training and first guidance, and once; by default nothing."""
+        yield from ()
 
     @abstractmethod
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
@@ -173,6 +186,7 @@ class Client(ABC):
             return {}
         view = RoundView(self, round, request)
         arrays = self._strategy.upload(view)
+        check_arrays(arrays, f"what `upload` of '{self._scenario.fusion.strategy}' returned")
         view.settle()
         self.last_fit = None  # the weights it began with are of no further use
         kinds = self._strategy.kinds_of(arrays)
@@ -187,6 +201,7 @@ class Client(ABC):
         """
         if round <= self.applied_round:
             return
+        yield from self.set_out()
         self.applied_round = round
         if self.teaches_locally:
             self._kept = dict(guidance)
@@ -202,7 +217,13 @@ class Client(ABC):
         """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
         data = self.data
         x, y = (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
-        return score(self.predict(x) if len(y) else np.empty((0, data.classes)), y)
+        return score(self._answer(x) if len(y) else np.empty((0, data.classes)), y)
+
+    def _answer(self, x: np.ndarray) -> np.ndarray:
+        """Return the logits `[n, C]` that evaluations take for the client's."""
+        if self._kept and self._strategy.infers_from_guidance:
+            return self._strategy.infer(self.features(x), self._kept)
+        return self.predict(x)
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to."""
@@ -259,13 +280,20 @@ class Client(ABC):
     def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training: less for a straggler."""
         x, y = self._own_samples().of(self.data.train_x, self._training_labels())
+        kept = self._straggle(round, [len(y)])
+        return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
+
+    def _straggle(self, round: int, sizes: Sequence[int]) -> list[np.ndarray] | None:
+        """Draw what a straggler trains on of sets of so many samples, indices ascending; None: it is none."""
         slow = self._scenario.faults
-        if slow.stragglers > 0.0:
-            draw = self._generator("straggler", round)
-            if draw.random() < slow.stragglers:
-                kept = np.sort(draw.permutation(len(y))[: round_half_up(slow.straggler_work * len(y))])
-                return x[kept], y[kept], 1
-        return x, y, epochs
+        if slow.stragglers == 0.0:
+            return None
+        draw = self._generator("straggler", round)
+        if draw.random() >= slow.stragglers:
+            return None
+        return [
+            np.sort(draw.permutation(size)[: round_half_up(slow.straggler_work * size)]) for size in sizes
+        ]
 
     def _training_labels(self) -> np.ndarray:
         """Return the labels the client learns from: flipped ones for some of the poisoned."""

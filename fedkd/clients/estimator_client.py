@@ -16,6 +16,7 @@ from fedkd.fusion.views import Arrays
 from fedkd.models.estimator import EstimatorModel
 from fedkd.models.incremental import IncrementalModel
 from fedkd.plan.plan import Plan
+from fedkd.training.chance import Hits, guessing_right
 from fedkd.training.device import all_threads
 from fedkd.training.evaluate import score
 from fedkd.training.executor import Training
@@ -56,10 +57,13 @@ class EstimatorClient(Client):
         self.effect.forget()
         x, y, _ = self._training_work(1, round)
         if not len(y):
+            self.last_hits = None
             return nan
         self._trained_round = round
         self.model.fit(x, y, self.data.transfer_x, self._seed("train", round))
-        return score(self.predict(x), y).loss
+        found = score(self.predict(x), y)
+        self.last_hits = Hits(int(found.correct.sum()), len(y), guessing_right(y))
+        return found.loss
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Refit on the samples of the last training together with the guidance, or distil it."""

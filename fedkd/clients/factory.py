@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from torch import nn
 
@@ -50,6 +52,8 @@ class ClientFactory:
             assert isinstance(model, nn.Module | SharedModel)
             return StreamClient(plan, index, data, model, poison)
         own = data.client(index)
+        if plan.strategy.pretrain_epochs > 0:
+            own = replace(own, public_y=data.public_y)
         if isinstance(model, PooledModel):
             return PooledClient(plan, index, own, model, poison)
         if isinstance(model, nn.Module | SharedModel):

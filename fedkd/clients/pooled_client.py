@@ -23,11 +23,12 @@ from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import ClientGroup, Scenario
+from fedkd.training.chance import Hits, guessing_right
 from fedkd.training.device import prepare_inputs, prepare_model
 from fedkd.training.evaluate import Score
 from fedkd.training.executor import Training
 from fedkd.training.job import TrainJob
-from fedkd.training.losses import cross_entropy
+from fedkd.training.losses import correct, cross_entropy
 from fedkd.training.weights import load_weights, weights_of
 
 WEIGHTS = "weights/"
@@ -55,6 +56,8 @@ class PooledModel(SharedModel):
         self._initial = weights_of(network)
         self._rounds = 0
         self._loss = nan
+        self._guessing = guessing_right(samples[1].cpu())
+        self.last_hits: Hits | None = None
 
     def advance(self, round: int) -> Training[float]:
         """Bring the model to the end of a round, and return that round's mean loss.
@@ -71,6 +74,7 @@ class PooledModel(SharedModel):
         while self._rounds < round:
             result = yield self._job(self._rounds + 1)
             self._rounds, self._loss = self._rounds + 1, result.loss
+            self.last_hits = result.hits
         return self._loss
 
     def _job(self, round: int) -> TrainJob:
@@ -86,6 +90,8 @@ class PooledModel(SharedModel):
             generator=torch_generator(scenario.seed, "train-batches", **draws),
             seed=derive_seed(scenario.seed, "train", **draws),
             autocast=training.autocast,
+            scored_loss=_scored_loss,
+            guessing=self._guessing,
         )
 
     def state(self) -> dict[str, np.ndarray]:
@@ -102,6 +108,11 @@ class PooledModel(SharedModel):
 
 def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(model(inputs), labels)
+
+
+def _scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(inputs)
+    return cross_entropy(logits, labels), correct(logits, labels)
 
 
 class Pool:
@@ -177,7 +188,9 @@ class PooledClient(TorchClient):
 
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Bring the pooled model to the end of the round and return its mean loss."""
-        return (yield from self._pooled.advance(round))
+        loss = yield from self._pooled.advance(round)
+        self.last_hits = self._pooled.last_hits
+        return loss
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate the pooled model after a round, whether or not the client has taken part in it."""

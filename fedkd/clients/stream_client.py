@@ -14,14 +14,15 @@ from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.own_samples import OwnSamples
 from fedkd.clients.task_metrics import TaskMetric
-from fedkd.clients.torch_client import SharedModel, TorchClient
+from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
-from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
+from fedkd.scenario.stream import TASK_INFERENCE_RATE, accuracy_name, main_protocol, protocols
+from fedkd.training.chance import guessing_right
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches
 from fedkd.training.executor import Training
@@ -122,12 +123,14 @@ class StreamClient(TorchClient):
 
     # Training -----------------------------------------------------------------------------------------
 
-    def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
+    def _private_training(
+        self, job: TrainJob, round: int, proximal: ProximalTerm | None
+    ) -> Training[FitResult]:
         continual, local_epochs = self._continual, self._scenario.training.local_epochs
         self._curves = {}
         tasks = self.learning.learner.training_tasks(self.learning.context)
         if tuple(tasks) != (self.learning.task,):
-            job = self._of_tasks(job, tasks)
+            job = self._of_tasks(job, tasks, round, proximal)
         return self.learning.fit(
             job,
             first_epoch=self._plan.schedule.rounds_into_task(self.index, round) * local_epochs,
@@ -135,12 +138,25 @@ class StreamClient(TorchClient):
             after_epoch=self._after_epoch if continual.evaluate_epochs else None,
         )
 
-    def _of_tasks(self, job: TrainJob, tasks: Sequence[int]) -> TrainJob:
-        """Return the job on the samples of several tasks at once."""
+    def _of_tasks(
+        self, job: TrainJob, tasks: Sequence[int], round: int, proximal: ProximalTerm | None
+    ) -> TrainJob:
+        """Return the job on the samples of several tasks at once; of each less for a straggler.
+
+        Nothing but FedProx's pull is added to the cross entropy: what a strategy teaches in local training is
+        about the present task's classes, so that such a one is refused.
+        """
         context, wanted = self.learning.context, self._scenario.training.early_stopping
 
         def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
-            return context.cross_entropy(model.outputs(inputs), labels, of_task)
+            value = context.cross_entropy(model.outputs(inputs), labels, of_task)
+            return value if proximal is None else value + proximal(model)
+
+        def scored_loss(
+            model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            value = loss(model, inputs, labels, of_task)  # the model has the outputs of these inputs at hand
+            return value, context.correct(model.outputs(inputs), labels, of_task)
 
         stopping = None
         if wanted is not None:
@@ -149,14 +165,25 @@ class StreamClient(TorchClient):
                 stopping = EarlyStopping(
                     held_out, context.cross_entropy, wanted.patience, outputs=TaskModel.outputs
                 )
-        arrays = _joined(tasks, [self._samples(task) for task in tasks])
-        return replace(job, arrays=arrays, loss=loss, early_stopping=stopping)
+        parts = [self._samples(task) for task in tasks]
+        kept = self._straggle(round, [len(y) for _, y in parts])
+        if kept is not None:
+            rows = [torch.from_numpy(own).to(y.device) for own, (_, y) in zip(kept, parts, strict=True)]
+            parts = [(x[own], y[own]) for own, (x, y) in zip(rows, parts, strict=True)]
+        return replace(
+            job,
+            arrays=_joined(tasks, parts),
+            loss=loss,
+            scored_loss=scored_loss,
+            guessing=sum(guessing_right(labels.cpu()) for _, labels in parts),
+            early_stopping=stopping,
+        )
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
         return self.learning.distil(job)
 
     def _after_epoch(self) -> None:
-        accuracies = self._accuracies(self._order[self.learning.task])
+        accuracies, _ = self._accuracies(self._order[self.learning.task])
         row = accuracies[self._protocols.index(self._main)]
         for split, accuracy in zip(SPLITS, row.tolist(), strict=True):
             if not isnan(accuracy):  # there may be no local test sets
@@ -182,7 +209,7 @@ class StreamClient(TorchClient):
         """
         super().remember_trained(round, changes=changes)
         if changes:
-            before = self._measure(self._met())
+            before, _ = self._measure(self._met())
             self._tasks_before = (round, before)
             self.effect.begin_at(dict(zip(SPLITS, self._so_far(before), strict=True)))
 
@@ -193,10 +220,16 @@ class StreamClient(TorchClient):
         NaN.
         """
         met = self._met()
-        now = self._measure(self._order if round == 0 else self._order[: self.learning.task + 2])
+        measured = self._order if round == 0 else self._order[: self.learning.task + 2]
+        now, inferred = self._measure(measured)
         found = {
             TaskMetric(accuracy_name(protocol), split, t).key: float(now[p, s, t])
             for p, protocol in enumerate(self._protocols)
+            for s, split in enumerate(SPLITS)
+            for t in range(len(self._tasks))
+        }
+        found |= {
+            TaskMetric(TASK_INFERENCE_RATE, split, t).key: float(inferred[s, t])
             for s, split in enumerate(SPLITS)
             for t in range(len(self._tasks))
         }
@@ -243,17 +276,21 @@ class StreamClient(TorchClient):
         begun = self._order[: self.learning.task + 1]
         return list(dict.fromkeys(reversed(begun)))[::-1]
 
-    def _measure(self, tasks: Sequence[int]) -> np.ndarray:
-        """Return accuracies [protocols, splits, T], NaN for tasks that are not measured."""
-        measured = self._nothing_measured()
+    def _measure(self, tasks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return accuracies [protocols, splits, T] and rates of inference [splits, T], NaN: not measured."""
+        measured, inferred = self._nothing_measured(), np.full((len(SPLITS), len(self._tasks)), nan)
         for task in dict.fromkeys(tasks):
-            measured[:, :, task] = self._accuracies(task)
-        return measured
+            measured[:, :, task], inferred[:, task] = self._accuracies(task)
+        return measured, inferred
 
-    def _accuracies(self, task: int) -> np.ndarray:
-        """Return accuracies [protocols, splits] on one task, with the task given and without."""
+    def _accuracies(self, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return accuracies [protocols, splits] on one task, and how often it is inferred [splits].
+
+        The latter is NaN where the learner infers none, or has not met this one.
+        """
         model = self.learning.model(self._place_of(task))
-        return np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
+        shares = np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
+        return shares[:2], shares[2]
 
     def _place_of(self, task: int) -> int:
         """Return where in the client's order a task was last begun, or will first be."""
@@ -262,36 +299,50 @@ class StreamClient(TorchClient):
             return len(begun) - 1 - begun[::-1].index(task)
         return self._order.index(task)
 
-    def _shares(self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-        """Return the shares of samples classified correctly with the task given and without."""
+    def _shares(
+        self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray
+    ) -> tuple[float, float, float]:
+        """Return the shares of samples right with the task given, right without, and inferred to be its."""
         if not len(y):
-            return nan, nan
+            return nan, nan, nan
         info = self._stream[task]
         outputs = self._outputs(model, x)
         own = np.array(info.own_units)
         target = np.array(info.units)[y]
         given = own[outputs[:, own].argmax(axis=1)] == target
         if not self._asks_without_task:
-            return float(given.mean()), nan
-        open_outputs = self._outputs_without_task(outputs, model, x)
+            return float(given.mean()), nan, nan
+        open_outputs, rate = self._without_task(task, outputs, x)
         guess = open_outputs[:, : self._stream.outputs].argmax(axis=1)
         unknown = self._unit_class[guess] == self._unit_class[target]
-        return float(given.mean()), float(unknown.mean())
+        return float(given.mean()), float(unknown.mean()), rate
 
     def _outputs(self, model: TaskModel, x: np.ndarray) -> np.ndarray:
         return predict_in_batches(model, model.outputs, self._on_device(x)).cpu().numpy()
 
-    def _outputs_without_task(self, given: np.ndarray, model: TaskModel, x: np.ndarray) -> np.ndarray:
-        """Return all outputs for samples whose task is not known; those of `given` where it plays no part."""
-        learner = self.learning.learner
+    def _without_task(self, task: int, given: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return all outputs for samples whose task is not known, and how often it was inferred.
+
+        Args:
+            task: That the samples are of.
+            given: Their outputs with the task given, which stand where it plays no part.
+            x: The samples.
+        """
+        learner, context = self.learning.learner, self.learning.context
         if not learner.tells_tasks_apart:
-            return given
-        present = self.learning.model()
-        context = self.learning.context
-        found = predict_in_batches(
-            present, lambda batch: learner.outputs(context, present, batch), self._on_device(x)
-        )
-        return found.cpu().numpy()
+            return given, nan
+        present, right = self.learning.model(), list[Tensor]()
+        places = [place for place, of_place in enumerate(self._order) if of_place == task]
+
+        def outputs(batch: Tensor) -> Tensor:
+            found, tasks = learner.outputs_and_tasks(context, present, batch)
+            if tasks is not None:
+                right.append(tasks[:, places].any(dim=1))
+            return found
+
+        found = predict_in_batches(present, outputs, self._on_device(x)).cpu().numpy()
+        known = right and self.learning.knows(self._place_of(task))
+        return found, float(torch.cat(right).double().mean()) if known else nan
 
     # State --------------------------------------------------------------------------------------------
 

@@ -21,17 +21,21 @@ from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import torch_generator
 from fedkd.scenario.schema import Scenario
+from fedkd.training.chance import guessing_right
 from fedkd.training.device import prepare_inputs
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.losses import cross_entropy
+from fedkd.training.losses import correct, cross_entropy
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
+HAS_SET_OUT = "has_set_out"
+ProximalTerm = Callable[[nn.Module], Tensor]
+"""FedProx's pull as a function of the model, a scalar."""
 
 
 def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
@@ -89,6 +93,7 @@ class TorchClient(Client):
         self.model: nn.Module = model.network if isinstance(model, SharedModel) else model
         self._device = next(self.model.parameters()).device
         self._optimizer_state: dict[str, Tensor] = {}  # empty unless it is kept
+        self._has_set_out = False
 
     @property
     def shares_model(self) -> bool:
@@ -99,16 +104,19 @@ class TorchClient(Client):
 
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss."""
+        yield from self.set_out()
         training = self._scenario.training
         x, y, epochs = self._training_work(training.local_epochs, round)
         self.effect.forget()
         optimizer = self._optimizer(round, training.lr)
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
+        proximal = self._proximal_term(proximal_mu)
+        loss, scored_loss = self._local_loss(proximal)
         job = TrainJob(
             self.model,
             (self._on_device(x), self._on_device(y)),
-            self._local_loss(proximal_mu),
+            loss,
             optimizer,
             epochs,
             training.batch_size,
@@ -119,11 +127,34 @@ class TorchClient(Client):
             accumulate=training.accumulate,
             early_stopping=self._early_stopping(),
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
+            scored_loss=scored_loss,
+            guessing=guessing_right(y),
         )
-        result = yield from self._private_training(job, round)
+        result = yield from self._private_training(job, round, proximal)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
+        self.last_hits = result.hits
         return result.loss
+
+    def set_out(self) -> Training[None]:
+        """Train on the labelled transfer set, where the strategy begins with that."""
+        if self._strategy.pretrain_epochs == 0 or self._has_set_out:
+            return
+        self._has_set_out = True
+        training = self._scenario.training
+        assert self.data.public_y is not None
+        yield TrainJob(
+            self.model,
+            (self._on_device(self.data.transfer_x), self._on_device(self.data.public_y)),
+            lambda model, inputs, labels: cross_entropy(model(inputs), labels),
+            self._optimizer(1, training.lr),
+            self._strategy.pretrain_epochs,
+            training.batch_size,
+            generator=self._batches("pretrain-batches", 0),
+            seed=self._seed("pretrain", 0),
+            autocast=training.autocast,
+            accumulate=training.accumulate,
+        )
 
     def _own_samples(self) -> OwnSamples:
         return self._own_samples_of(self.data)
@@ -143,7 +174,9 @@ class TorchClient(Client):
         arrays = (self.data.train_x[kept_apart], self._training_labels()[kept_apart])
         return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
 
-    def _private_training(self, job: TrainJob, round: int) -> Training[FitResult]:
+    def _private_training(
+        self, job: TrainJob, round: int, proximal: ProximalTerm | None
+    ) -> Training[FitResult]:
         """Train on private samples and labels."""
         return (yield job)
 
@@ -161,25 +194,46 @@ class TorchClient(Client):
             if parameter.requires_grad
         ]
 
-    def _local_loss(self, proximal_mu: float) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-        """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds."""
-        received = [p.detach().clone() for p in self.model.parameters()] if proximal_mu else []
+    def _proximal_term(self, proximal_mu: float) -> ProximalTerm | None:
+        """Return FedProx's pull to the weights that training begins with; None: there is none."""
+        if not proximal_mu:
+            return None
+        received = [p.detach().clone() for p in self.model.parameters()]
+
+        def term(model: nn.Module) -> Tensor:
+            pairs = zip(model.parameters(), received, strict=True)
+            squares: Tensor = sum((p - start).square().sum() for p, start in pairs)  # type: ignore[assignment]
+            return 0.5 * proximal_mu * squares
+
+        return term
+
+    def _local_loss(
+        self, proximal: ProximalTerm | None
+    ) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]:
+        """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds.
+
+        And the same once more with the number of correct answers (see `TrainJob.scored_loss`).
+        """
         taught = self._strategy.local_loss(self._kept) if self._kept else None
         with_features = taught is not None and "features" in self._strategy.needs
 
-        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        def with_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             features = model.features(inputs) if with_features else None  # type: ignore[operator]
             logits = model(inputs) if features is None else model.head(features)  # type: ignore[operator]
             value = cross_entropy(logits, labels)
             if taught is not None:
                 flat = None if features is None else features.flatten(1)  # as they were uploaded
                 value = value + taught(logits, flat, labels)
-            if received:
-                pairs = zip(model.parameters(), received, strict=True)
-                value = value + 0.5 * proximal_mu * sum((p - start).square().sum() for p, start in pairs)
-            return value
+            return (value if proximal is None else value + proximal(model)), logits
 
-        return loss
+        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+            return with_logits(model, inputs, labels)[0]
+
+        def scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            value, logits = with_logits(model, inputs, labels)
+            return value, correct(logits, labels)
+
+        return loss, scored_loss
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
@@ -282,11 +336,13 @@ class TorchClient(Client):
         remembered = {
             name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()
         }
-        return super().state() | under(OPTIMIZER, remembered)
+        begun = {HAS_SET_OUT: np.array(1, dtype=np.int64)} if self._has_set_out else {}
+        return super().state() | under(OPTIMIZER, remembered) | begun
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         super().restore(arrays)
+        self._has_set_out = HAS_SET_OUT in arrays
         self._optimizer_state = {
             name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()
         }

@@ -125,8 +125,17 @@ class LearnerContext:
             tasks: ``[B]`` int64.
             reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         """
-        allowed = outputs[:, : self.outputs].float() + self._closed[tasks]
-        return F.cross_entropy(allowed, self._unit_of_label[tasks, labels], reduction=reduction)
+        target = self._unit_of_label[tasks, labels]
+        return F.cross_entropy(self._allowed(outputs, tasks), target, reduction=reduction)
+
+    def correct(self, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
+        """Return how many are classified correctly, a scalar; arguments as in `cross_entropy`."""
+        guessed = self._allowed(outputs.detach(), tasks).argmax(dim=1)
+        return (guessed == self._unit_of_label[tasks, labels]).sum()
+
+    def _allowed(self, outputs: Tensor, tasks: Tensor) -> Tensor:
+        """Return outputs ``[B, O]`` in which all but the units of each sample's task are −inf."""
+        return outputs[:, : self.outputs].float() + self._closed[tasks]
 
     def batches(self, count: int, size: int | None = None) -> Iterator[slice]:
         """Yield slices that go through `count` samples in order, `size` or `batch_size` at a time."""

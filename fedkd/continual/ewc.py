@@ -1,8 +1,8 @@
-"""Elastic weight consolidation, one quadratic penalty for each old task."""
+"""Elastic weight consolidation, one quadratic penalty for each old task, or one around the last."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,14 @@ class EWC(Learner):
     It costs two numbers a weight. K, of which the weights feel nothing, is kept so that the penalty is the
     paper's.
 
+    Other codes called EWC, that of HAT (Serrà et al., 2018, arXiv 1801.01423) among them, pull to the weights
+    after the last task alone, with the mean of all tasks' information; that is `anchor = "last"`::
+
+        F       = mean_j F_j
+        penalty = λ/2 Σ_i F_i (θ_i − θ_i*)²      θ* the weights at the end of the last task
+
+    Each old task is held ever less as tasks add up; with the sum in place of the mean it is `online_ewc`.
+
     It helps where tasks have a head of their own, less where they share one, and hardly where new classes
     come up one after another in a shared head.
     """
@@ -48,19 +56,31 @@ class EWC(Learner):
     """λ. Sweep it over powers of ten: F is small where a task was learned well, and λ with it large. Split
     MNIST with Adam: 1e2 to 1e6 with a head a task, 1e3 and more with one head. Plain SGD needs
     ``lr · λ · max F`` below 2, or training diverges; Adam does not mind."""
+    anchor: Literal["each", "last"] = "each"
+    """What weights are pulled to: where `each` old task left them, or where the `last` one did, as hard as
+    the mean over old tasks says."""
     labels: Labels = "sampled"
     samples: Samples = None
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
-        """Return ``λ/2 (S (θ − m)² + K)``."""
+        """Return ``λ/2 (S (θ − m)² + K)``; with the last anchor, ``λ/2 F (θ − θ*)²``."""
         distance = squared_distance(context)
-        return None if distance is None else 0.5 * self.strength * (distance + context.memory[CONSTANT])
+        if distance is None:
+            return None
+        return 0.5 * self.strength * (distance + context.memory.get(CONSTANT, 0.0))
 
     def end_task(self, context: LearnerContext) -> None:
-        """Take the task's parabola into the sum."""
+        """Take the task's parabola into the sum, or its information into the mean."""
         fisher = fisher_diagonal(context, self.labels, self.samples)
         weights = {name: p.detach() for name, p in self.trainable(context).items()}
         total, anchor = remembered(context, IMPORTANCE), remembered(context, ANCHOR)
+        if self.anchor == "last":
+            if total:
+                earlier = context.task  # every task ends, one that a client missed too
+                fisher = {name: (earlier * total[name] + own) / (earlier + 1) for name, own in fisher.items()}
+            remember(context, IMPORTANCE, fisher)
+            remember(context, ANCHOR, weights)
+            return
         if not total:
             remember(context, IMPORTANCE, fisher)
             remember(context, ANCHOR, weights)

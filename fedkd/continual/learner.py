@@ -69,6 +69,9 @@ class Learner:
     """Where the learner comes from."""
     isolates: ClassVar[bool] = False
     """Whether a task has weights of its own that no other client's may be averaged into."""
+    scales_own_subspaces: ClassVar[bool] = False
+    """Whether a task sees weights scaled within subspaces that the client has found for itself, which an
+    average of several clients' weights does not fit."""
     confines: ClassVar[bool] = False
     """Whether `filter` is a projection that the weights' changes must obey too. The updates of Adam, or of
     weight decay, leave the space that the gradients were projected to; so does momentum once the space has
@@ -77,6 +80,11 @@ class Learner:
     """Whether `after_step` wants to know every step."""
     task_statistics: ClassVar[bool] = False
     """Whether every task has its own running statistics in normalisation layers."""
+
+    @property
+    def trains_on_old_tasks(self) -> bool:
+        """Whether the samples of a round's training are not the present task's alone."""
+        return type(self).training_tasks is not Learner.training_tasks
 
     @property
     def tells_tasks_apart(self) -> bool:
@@ -188,3 +196,20 @@ class Learner:
         """
         with torch.no_grad():
             return model.outputs(x)
+
+    def outputs_and_tasks(
+        self, context: LearnerContext, model: TaskModel, x: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return `outputs`, and which tasks each sample was taken to be from; None: nothing was inferred.
+
+        Whoever infers a task says more than the outputs, and should override this in place of `outputs`.
+
+        Args:
+            context: As for `outputs`.
+            model: As for `outputs`.
+            x: ``[B, *input_shape]``.
+
+        Returns:
+            ``[B, O]``, and ``[B, T]`` bool: several of a row where the learner does not tell tasks apart.
+        """
+        return self.outputs(context, model, x), None

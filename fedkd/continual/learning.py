@@ -107,6 +107,10 @@ class TaskLearning:
     def _track_peak(self) -> None:
         self.peak_bytes = max(self.peak_bytes, self.context.stored_bytes())
 
+    def knows(self, task: int) -> bool:
+        """Return whether a task has been met: one that has not can not be inferred."""
+        return task <= self.context.task
+
     def model(self, task: int | None = None) -> TaskModel:
         """Return the network as it is for a task; None: the present one."""
         chosen = max(self.context.task, 0) if task is None else task
@@ -218,6 +222,10 @@ def _together(results: Sequence[FitResult]) -> FitResult:
     for result in results:
         if result.samples:
             total += result.loss * result.samples
+    hits = [result.hits for result in results if result.hits is not None]
     return FitResult(
-        total / samples if samples else float("nan"), sum(result.steps for result in results), samples
+        total / samples if samples else float("nan"),
+        sum(result.steps for result in results),
+        samples,
+        hits[-1] if hits else None,
     )

@@ -44,7 +44,7 @@ class LwF(Learner):
     weight: Annotated[float, Field(ge=0)] = 1.0
     """λ; 1 in the paper. With a head a task more is safe; with a shared head 3 already leaves little room for
     a new task, and 0.3 forgets."""
-    temperature: Annotated[float, Field(gt=0)] = 2.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 2.0
     """T; 2 in the paper. The higher, the more the unlikely classes count; a very high one asks for equal
     logits, up to a shift."""
     distil: Literal["met", "all"] = "met"

@@ -17,7 +17,15 @@ from fedkd.continual.lessons import Course, Lessons, early_and_late, learned_tas
 from fedkd.continual.matrix import Row, accuracy_matrix, learning_curve
 from fedkd.continual.metrics import Array, summarise
 from fedkd.scenario.schema import Scenario
-from fedkd.scenario.stream import Protocol, accuracy_name, main_protocol, protocols, task_count
+from fedkd.scenario.stream import (
+    TASK_GIVEN,
+    TASK_INFERENCE_RATE,
+    Protocol,
+    accuracy_name,
+    main_protocol,
+    protocols,
+    task_count,
+)
 
 Split = Literal["local", "global"]
 PerClient = Mapping[int, float]
@@ -88,6 +96,7 @@ class StreamOutcome:
 
         Plain names (`bwt`) are those of the scenario's own protocol on the common test sets, and those with
         `_local` on each client's own; ``bwt_task_incremental`` and the like are on the common test sets.
+        `task_inference_rate` is that of the test without the task, whatever the scenario's own is.
         """
         main = self.test(self.evaluation, "global")
         found = {name: self.values(main, name) for name in _names(main)}
@@ -97,7 +106,12 @@ class StreamOutcome:
             test = self.test(protocol, "global")
             found |= {f"{name}_{protocol}": self.values(test, name) for name in _names(test)}
         local = self.test(self.evaluation, "local")
-        return found | {f"{name}_local": self.values(local, name) for name in _names(local)}
+        found |= {f"{name}_local": self.values(local, name) for name in _names(local)}
+        for split, end in (("global", ""), ("local", "_local")):
+            unknown = self.test(self.protocols[-1], split)
+            if TASK_INFERENCE_RATE in _names(unknown):
+                found[TASK_INFERENCE_RATE + end] = self.values(unknown, TASK_INFERENCE_RATE)
+        return found
 
 
 def _names(test: ProtocolOutcome) -> Sequence[str]:
@@ -132,6 +146,9 @@ def stream_outcome(
     A client has learned a task if it took a training step in one of the task's rounds, or where weights are
     averaged, if anybody did. What is over tasks that were learned is so for every client on its own, see
     `fedkd.continual.metrics`; a task that a client missed needs no accuracies or epochs for that.
+
+    `task_inference_rate` is there if the learner infers the task of samples that it is not told of: how often
+    it is right at the end, the mean over all tasks.
 
     Every client is compared with itself in the reference runs: `intransigence` is there with `joint`, whose
     accuracy on task k is its R[k, k], of a model trained on tasks 0 … k; `gain_over_single` with `single`.
@@ -169,11 +186,22 @@ def stream_outcome(
             recorded[metric, split, client], lessons[client or 0], metric=metric, split=split, client=client
         )
 
+    def rate(split: Split, client: int) -> dict[str, float]:
+        """Return how often tasks are inferred at the end, the mean over them; nothing if none ever was."""
+        if not recorded[TASK_INFERENCE_RATE, split, None]:
+            return {}
+        of_client = recorded[TASK_INFERENCE_RATE, split, client]
+        at_end = {row["task"]: row["value"] for row in of_client if row["round"] == scenario.rounds}
+        own = lessons[client].tasks
+        rates = [nan if (value := at_end.get(task)) is None else value for task in own]
+        return {TASK_INFERENCE_RATE: float(np.mean(rates))}
+
     def metrics(protocol: Protocol, split: Split, client: int, R: Array, b: Array) -> dict[str, float]:
         upper, alone = _learned(joint, protocol, split, client), _learned(single, protocol, split, client)
         own = learned[client]
+        inferred = {} if protocol == TASK_GIVEN else rate(split, client)
         if protocol != main:
-            return summarise(R, b, joint=upper, single=alone, learned=own)
+            return summarise(R, b, joint=upper, single=alone, learned=own) | inferred
         epochs, taught = scenario.training.local_epochs, lessons[client]
         curves = _curves(trained[split, client], taught, epochs, R, b) if trained else None
         drops = {
@@ -194,7 +222,8 @@ def stream_outcome(
             "rounds_to_90_early": _mean_of(rounds[own & early[client]]),
             "rounds_to_90_late": _mean_of(rounds[own & late[client]]),
         }
-        return summarise(R, b, joint=upper, single=alone, curves=curves, learned=own) | drops | pace
+        found = summarise(R, b, joint=upper, single=alone, curves=curves, learned=own)
+        return found | drops | pace | inferred
 
     def tested(protocol: Protocol, split: Split) -> ProtocolOutcome:
         clients = {client: matrix(protocol, split, client) for client in everyone}

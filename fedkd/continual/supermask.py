@@ -57,7 +57,8 @@ class SupermaskLearner(Learner):
     choose from best. `network`: as the network comes, for networks that were trained before."""
     mask_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the scores; absent: the scenario's. Scores start at about 1/√fan_in and are judged by
-    their order alone: Adam wants about 1e-3, while SGD wants 10 to 100 times what weights do."""
+    their order alone: Adam wants about 1e-3, wide networks bear 1e-2, at which small convolutional ones may
+    stay at chance; SGD wants 10 to 100 times what weights do."""
     mask_optimizer: Literal["adam", "adamw", "sgd"] | None = None
     """Optimiser of the scores; absent: the scenario's, whose momentum and weight decay count here too. Adam
     is the safe choice: gradients of scores differ by orders of magnitude between layers."""
@@ -238,10 +239,16 @@ class SupermaskLearner(Learner):
 
     def outputs(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
         """Return the outputs under each sample's likeliest mask, the units of other tasks out of reach."""
+        return self.outputs_and_tasks(context, model, x)[0]
+
+    def outputs_and_tasks(
+        self, context: LearnerContext, model: TaskModel, x: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return also the tasks whose mask it is."""
         slots = self.slots(context)
         with predicting(context.network):
             if not slots:
-                return model.outputs(x)[:, : context.outputs]
+                return model.outputs(x)[:, : context.outputs], None
             inferred = self.infer(context, slots, x)
             outputs = torch.empty(len(x), context.outputs, device=x.device)
             for position, slot in enumerate(slots):
@@ -249,7 +256,11 @@ class SupermaskLearner(Learner):
                 if len(rows):
                     own = context.run(x[rows], self._tensors(context, slot))[:, : context.outputs].float()
                     outputs[rows] = keep_units(own, self.units(context, slot))
-        return outputs
+        slot_of_task = torch.tensor(
+            [self.slot(context, task) if task <= context.task else -1 for task in range(context.tasks)],
+            device=x.device,
+        )
+        return outputs, torch.tensor(slots, device=x.device)[inferred][:, None] == slot_of_task
 
     def infer(self, context: LearnerContext, slots: Sequence[int], x: Tensor) -> Tensor:
         """Return each sample's likeliest mask `[B]`, a position among `slots`; the network predicts."""

@@ -61,12 +61,17 @@ class TRGP(GPM):
 
     The gradient of w goes past Q: what it would add lies within B_j, and would be projected out. Q is trained
     by the same optimiser as w; its weight decay draws Q to 0, not to the identity.
+
+    B and Q are the client's own: they fit the weights that it has trained. Under a strategy that averages
+    weights, Q would scale others' weights along directions that are not theirs, so this is refused.
     """
 
     name: ClassVar[str] = "trgp"
     paper: ClassVar[str] = (
         "Lin, Yang, Fan & Zhang, TRGP: Trust Region Gradient Projection for Continual Learning, ICLR 2022"
     )
+
+    scales_own_subspaces: ClassVar[bool] = True
 
     relatedness: Annotated[float, Field(ge=0)] = 0.5
     """ε1: share of the new gradient's norm within an old task's subspace from which on that task is related;

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fedkd.data.budget import check_fits
 from fedkd.errors import UserError
 
 OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
@@ -30,8 +31,9 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
         key: Scenario key to blame.
 
     Raises:
-        UserError: The file is no tar archive, or is cut short.
+        UserError: The file is no tar archive, is cut short, or what is wanted of it does not fit into memory.
     """
+    size = 0
     try:
         with _opened(path) as stream:
             tail = _Tail(stream)
@@ -40,6 +42,8 @@ def tar_members(path: Path, wanted: Callable[[str], bool], *, key: str) -> Itera
                 for member in archive:
                     file = archive.extractfile(member) if member.isfile() and wanted(member.name) else None
                     if file is not None:
+                        size += member.size  # as its header claims, before anything is read
+                        check_fits(size, f"what is to be read of {path} takes", key)
                         yield member.name, file.read()
             if tail.last.strip(b"\0"):
                 raise EOFError("it ends without an end mark")

@@ -10,6 +10,9 @@ import numpy as np
 
 from fedkd.errors import UserError
 
+LARGEST = 1e15
+"""What a sample may hold: sums of squares of thousands of larger ones would leave float32."""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -89,6 +92,12 @@ def dataset_from_arrays(
         raise UserError(f"train_x and test_x must both be {kinds}", key=key)
     largest = int(max(y["train_y"].max(), y["test_y"].max()))
     if class_names is None:
+        if largest >= len(y["train_y"]):  # before there is a place for each of a billion classes
+            raise UserError(
+                f"labels must be 0..C-1, each with a train sample; the largest is {largest},"
+                f" and there are {len(y['train_y'])} train samples",
+                key=key,
+            )
         present = np.bincount(y["train_y"], minlength=largest + 1)
         if not present.all():
             raise UserError(
@@ -118,9 +127,14 @@ def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
     if integers and x.dtype.kind in "iu" and x.dtype != np.uint8:
         return x.astype(np.int64, copy=False)
     if x.dtype != np.uint8:
-        x = x.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
-            raise UserError(f"{what} must be finite, it holds NaN or infinity", key=key)
+            raise UserError(f"{what} must be finite in float32, it holds NaN or infinity", key=key)
+        if np.abs(x).max() > LARGEST:
+            raise UserError(
+                f"{what} must be within ±{LARGEST:g}, it holds {x.flat[np.abs(x).argmax()]:g}", key=key
+            )
     return x
 
 

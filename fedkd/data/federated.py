@@ -13,6 +13,7 @@ from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels
 from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.request import Progress, silent
 from fedkd.data.scenario_sources import Sources
+from fedkd.data.transfer import PublicSamples
 from fedkd.errors import UserError
 from fedkd.plugins import import_plugins
 from fedkd.randomness import numpy_generator
@@ -33,6 +34,7 @@ class ClientData:
         global_y: [K] int64.
         classes: Number of classes C.
         input_shape: Shape of one sample.
+        public_y: [M] int64 labels of the transfer set, for clients that train on it; None: for all others.
     """
 
     train_x: np.ndarray
@@ -44,6 +46,7 @@ class ClientData:
     global_y: np.ndarray
     classes: int
     input_shape: tuple[int, ...]
+    public_y: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class FederatedData:
         test_x: [K, *input_shape] the common test set.
         test_y: [K] int64.
         transfer_y: [M] int64 labels of a held-out transfer set, for strategies whose server needs them;
-            None for other sources. No client sees them.
+            None for other sources. Clients see them only to pretrain.
+        foreign_y: [M] int64 labels of a transfer set from another data set, in that one's classes; else None.
         skew: What was drawn for every client; empty if clients differ in their labels only.
     """
 
@@ -85,12 +89,18 @@ class FederatedData:
     test_x: np.ndarray
     test_y: np.ndarray
     transfer_y: np.ndarray | None = None
+    foreign_y: np.ndarray | None = None
     skew: tuple[Skew, ...] = ()
 
     @property
     def classes(self) -> int:
         """Number of classes C."""
         return len(self.class_names)
+
+    @property
+    def public_y(self) -> np.ndarray | None:
+        """Labels [M] of the transfer set to pretrain on; None: it has none."""
+        return self.foreign_y if self.transfer_y is None else self.transfer_y
 
     @property
     def input_dtype(self) -> np.dtype:
@@ -149,7 +159,7 @@ def federate(
     dataset: Dataset,
     statistics: Statistics,
     sources: Sources,
-    public: np.ndarray | None,
+    public: PublicSamples | None,
     *,
     task: int | None = None,
     written: Sequence[np.ndarray] | None = None,
@@ -160,7 +170,7 @@ def federate(
         dataset: Samples as their source stores them.
         statistics: What they are normalised by.
         sources: Of the scenario.
-        public: [M, *input_shape] transfer samples that are nobody's; None: they are held out.
+        public: Transfer samples that are nobody's; None: they are held out.
         task: Index of the task whose samples these are, if they are a task's alone: every draw is the task's
             own then, but for the skew of a client, which is the same in all tasks.
         written: Every client's train indices where a file gave them; absent: what the scheme says.
@@ -187,10 +197,11 @@ def federate(
         train_bounds=dealt.train_bounds,
         test_bounds=dealt.test_bounds,
         source_index=dealt.private,
-        transfer_x=statistics.normalise(dataset.train_x[held_out]) if public is None else public,
+        transfer_x=statistics.normalise(dataset.train_x[held_out]) if public is None else public.x,
         test_x=statistics.normalise(dataset.test_x[dealt.common]),
         test_y=dataset.test_y[dealt.common],
         transfer_y=dataset.train_y[held_out] if public is None else None,
+        foreign_y=None if public is None else public.y,
         skew=skew,
     )
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from fedkd.data.partition import LEAST_SAMPLES
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
+from fedkd.explain import show_value
+from fedkd.json_text import NotJson, parse_json
 from fedkd.scenario.schema import Partition
 
 KEY = "data.partition.path"
@@ -34,15 +35,20 @@ def read_partition_file(
     """
     if not scheme.path:
         raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)
-    given = Path(scheme.path).expanduser()
-    tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
-    path = next((candidate for candidate in tried if candidate.is_file()), None)
+    try:
+        given = Path(scheme.path).expanduser()
+        tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
+        path = next((candidate for candidate in tried if candidate.is_file()), None)
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL in it, the home of nobody
+        raise UserError(f"is no file that there can be: {described(error)}", key=KEY) from None
     if path is None:
         places = ", ".join(str(candidate.absolute()) for candidate in tried)
         raise UserError(f"no file '{scheme.path}'; looked for {places}", key=KEY)
     try:
-        lists = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        lists = parse_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", key=KEY) from error
+    except NotJson as error:
         raise UserError(f"{path} is no JSON: {error}", key=KEY) from error
     if not isinstance(lists, list) or not all(isinstance(indices, list) for indices in lists):
         raise UserError(f"{path} must hold a list with one list of indices per client", key=KEY)
@@ -53,7 +59,9 @@ def read_partition_file(
         _check_size(scheme, client, len(indices))
         for index in indices:
             if type(index) is not int or not 0 <= index < samples:
-                raise UserError(f"client {client}: index {index!r} is not in 0..{samples - 1}", key=KEY)
+                raise UserError(
+                    f"client {client}: index {show_value(index)} is not in 0..{samples - 1}", key=KEY
+                )
             if index in owner:
                 raise UserError(
                     f"index {index} is dealt twice, to clients {owner[index]} and {client}", key=KEY

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedkd.data.partition import LEAST_SAMPLES
 from fedkd.data.registry import PARTITIONS
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
 from fedkd.plugins import contained
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
@@ -56,7 +56,7 @@ def plugged_partition(
     except UserError as error:
         raise error.at(key=KEY) from error
     except Exception as error:
-        raise UserError(f"'{name}' raised {type(error).__name__}: {error}", key=KEY) from error
+        raise UserError(f"'{name}' raised {described(error)}", key=KEY) from error
     return _checked(dealt, len(labels), clients, scheme)
 
 

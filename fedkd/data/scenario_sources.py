@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
 from fedkd.data.normalise import Statistics, as_stored, is_integer, measure
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import Progress, SourceRequest, data_root, silent
-from fedkd.data.transfer import foreign_samples, noise
+from fedkd.data.transfer import PublicSamples, foreign_samples, noise
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Scenario
 
@@ -64,8 +64,8 @@ class Sources:
         """Return what samples of a data set are normalised by, or what leaves them as they are stored."""
         return measure(dataset.train_x) if self.scenario.data.normalise else as_stored(dataset.train_x)
 
-    def public_samples(self, private: Dataset, statistics: Statistics) -> np.ndarray | None:
-        """Return [M, *shape] transfer samples that are nobody's, or None where they are held out.
+    def public_samples(self, private: Dataset, statistics: Statistics) -> PublicSamples | None:
+        """Return transfer samples that are nobody's, or None where they are held out.
 
         Args:
             private: The data set whose samples are private.
@@ -84,6 +84,8 @@ class Sources:
                     "the samples are integers, of which there is no noise; use 'holdout' or another data set",
                     key="data.transfer.source",
                 )
-            return noise(transfer.size, private.shape, seed=seed)
+            size = 4 * transfer.size * prod(private.shape)
+            check_fits(size, f"{transfer.size:,} samples of noise take", "data.transfer.size")
+            return PublicSamples(noise(transfer.size, private.shape, seed=seed), None)
         request = self._request(transfer.source, transfer.args)
         return foreign_samples(request, transfer.size, private, statistics, seed=seed)

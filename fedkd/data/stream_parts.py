@@ -2,7 +2,8 @@
 
 `split`, `permuted` and `rotated` are the habits of the field (van de Ven & Tolias 2019, arXiv:1904.07734;
 Lopez-Paz & Ranzato 2017, arXiv:1706.08840); `overlapping` and `datasets` those of Lin et al. (2022),
-arXiv:2211.00789. A `permuted` stream begins with the pixels as they are, a `rotated` one upright.
+arXiv:2211.00789. A `rotated` stream begins upright, a `permuted` one with the pixels as they are, unless its
+first task is to be permuted too.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[
 
 
 def changed_pixels(tasks: TaskStream, dataset: Dataset, sources: Sources) -> Iterator[Part]:
-    """Yield the whole data set again and again: as it is first, then permuted or turned."""
+    """Yield the whole data set again and again, permuted or turned, the first time usually as it is."""
     if tasks.kind == "rotated" and len(dataset.shape) != 3:
         raise UserError(
             f"'rotated' needs images (channels, height, width), a sample has shape {list(dataset.shape)}",
@@ -118,7 +119,7 @@ def _change(
 ) -> tuple[str, Transform | None]:
     """Return the name and the transform of a permuted or rotated task."""
     if tasks.kind == "permuted":
-        if index == 0:
+        if index == 0 and not tasks.permute_first:
             return "unpermuted", None
         return f"permutation {index}", draw_permutation(shape, seed=seed, task=index)
     degrees = index * tasks.max_angle / count

@@ -26,55 +26,81 @@ def class_groups(tasks: TaskStream, classes: int, *, seed: int) -> tuple[tuple[i
     Args:
         tasks: The stream.
         classes: Classes C of the data set.
-        seed: The scenario's seed, for a `shuffled` class order.
+        seed: The scenario's seed, for a `shuffled` class order that has none of its own.
 
     Raises:
         UserError: The classes cannot be grouped so.
     """
+    if tasks.classes is not None:
+        return _listed(tasks.classes, classes)
     order = np.arange(classes)
     if tasks.class_order == "shuffled":
-        order = numpy_generator(seed, "class-order").permutation(classes)
-    width, stride, count = _windows(tasks, classes)
-    return tuple(tuple(order[start : start + width].tolist()) for start in range(0, count * stride, stride))
+        own = seed if tasks.class_seed is None else tasks.class_seed
+        order = numpy_generator(own, "class-order").permutation(classes)
+    windows = _windows(tasks, classes) if tasks.kind == "overlapping" else _slices(tasks, classes)
+    return tuple(tuple(order[start:stop].tolist()) for start, stop in windows)
 
 
-def _windows(tasks: TaskStream, classes: int) -> tuple[int, int, int]:
-    """Return the classes of a task, those between the starts of two tasks, and the number of tasks."""
-    if tasks.kind == "overlapping":
-        width = tasks.classes_per_task or DEFAULT_WINDOW
-        stride = tasks.stride or max(width // 2, 1)
-        if width > classes:
-            raise UserError(
-                f"must be ≤ {classes}, the classes of the data, got {width}",
-                key="continual.tasks.classes_per_task",
-            )
-        fitting = (classes - width) // stride + 1
-        count = tasks.count or fitting
-        if count > fitting:
-            raise UserError(
-                f"must be ≤ {fitting}, the windows of {width} classes with stride {stride} that fit"
-                f" {classes} classes, got {count}",
-                key="continual.tasks.count",
-            )
-        return width, stride, count
-    count = tasks.count or DEFAULT_COUNT
-    if tasks.classes_per_task is None:
-        if classes % count:
-            allowed = ", ".join(str(n) for n in range(1, classes + 1) if classes % n == 0)
-            raise UserError(
-                f"{classes} classes cannot be shared out evenly among {count} tasks; allowed: {allowed},"
-                " or give classes_per_task",
-                key="continual.tasks.count",
-            )
-        return classes // count, classes // count, count
-    width = tasks.classes_per_task
-    if count * width > classes:
+def _listed(lists: Sequence[Sequence[int]], classes: int) -> tuple[tuple[int, ...], ...]:
+    """Return lists of classes as they are, if the data have them all."""
+    for task, own in enumerate(lists):
+        for place, label in enumerate(own):
+            if label >= classes:
+                raise UserError(
+                    f"must be ≤ {classes - 1}, the last of the data's {classes} classes, got {label}",
+                    key=f"continual.tasks.classes.{task}.{place}",
+                )
+    return tuple(map(tuple, lists))
+
+
+def _windows(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
+    """Return where every window of an `overlapping` stream starts and stops in the order of classes."""
+    width = tasks.classes_per_task or DEFAULT_WINDOW
+    stride = tasks.stride or max(width // 2, 1)
+    if width > classes:
         raise UserError(
-            f"{count} tasks × {width} classes = {count * width}, but the data have {classes} classes;"
-            f" at most {classes // width} tasks",
+            f"must be ≤ {classes}, the classes of the data, got {width}",
+            key="continual.tasks.classes_per_task",
+        )
+    fitting = (classes - width) // stride + 1
+    count = tasks.count or fitting
+    if count > fitting:
+        raise UserError(
+            f"must be ≤ {fitting}, the windows of {width} classes with stride {stride} that fit"
+            f" {classes} classes, got {count}",
             key="continual.tasks.count",
         )
-    return width, width, count
+    return [(start, start + width) for start in range(0, count * stride, stride)]
+
+
+def _slices(tasks: TaskStream, classes: int) -> list[tuple[int, int]]:
+    """Return where every task of a `split` stream starts and stops in the order of classes."""
+    count, first, width = tasks.count or DEFAULT_COUNT, tasks.first_classes, tasks.classes_per_task
+    if first is not None and first >= classes:
+        raise UserError(
+            f"must be < {classes}, the data's classes, or nothing is left to the other tasks, got {first}",
+            key="continual.tasks.first_classes",
+        )
+    # Those that are shared out, and the tasks that share them.
+    before, rest, sharing = (0, classes, count) if first is None else (1, classes - first, count - 1)
+    after = "" if first is None else f" after the first {first}"
+    if width is None:
+        if rest % sharing:
+            allowed = ", ".join(str(n + before) for n in range(1, rest + 1) if rest % n == 0)
+            raise UserError(
+                f"{rest} classes{after} cannot be shared out evenly among {sharing} tasks; allowed:"
+                f" {allowed}, or give classes_per_task",
+                key="continual.tasks.count",
+            )
+        width = rest // sharing
+    if sharing * width > rest:
+        raise UserError(
+            f"{sharing} tasks × {width} classes = {sharing * width}, but the data have {rest} classes{after};"
+            f" at most {rest // width + before} tasks",
+            key="continual.tasks.count",
+        )
+    widths = [width] * count if first is None else [first, *[width] * sharing]
+    return list(pairwise([0, *np.cumsum(widths).tolist()]))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from fedkd.data.dataset import Dataset
@@ -42,9 +44,21 @@ def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:
     return numpy_generator(seed, "transfer").standard_normal((size, *shape), dtype=np.float32)
 
 
+class PublicSamples(NamedTuple):
+    """A transfer set that is nobody's.
+
+    Attributes:
+        x: [M, *shape] normalised samples.
+        y: [M] int64 labels in the classes of the data set that they are from; None: they have none.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+
+
 def foreign_samples(
     request: SourceRequest, size: int, private: Dataset, statistics: Statistics, *, seed: int
-) -> np.ndarray:
+) -> PublicSamples:
     """Draw the transfer samples from the train split of another data set.
 
     Args:
@@ -55,7 +69,7 @@ def foreign_samples(
         seed: The scenario's seed.
 
     Returns:
-        [M, *shape], normalised like the private samples.
+        Samples normalised like the private ones, and their labels.
 
     Raises:
         UserError: Unknown data set, too few samples, shapes that cannot be converted, or integers where the
@@ -79,7 +93,8 @@ def foreign_samples(
         raise UserError(f"samples of '{name}' have shape {dataset.shape}, the private ones {shape}", key=key)
     chosen = np.sort(numpy_generator(seed, "transfer").choice(len(dataset.train_x), size, replace=False))
     x = dataset.train_x[chosen]
-    return statistics.normalise(x if dataset.shape == shape else convert_images(x, shape))
+    x = statistics.normalise(x if dataset.shape == shape else convert_images(x, shape))
+    return PublicSamples(x, dataset.train_y[chosen])
 
 
 def convert_images(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

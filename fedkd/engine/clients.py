@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from flwr.app import Context, Message
 from torch import nn
 
-from fedkd.clients.factory import ClientFactory, model_outputs
+from fedkd.clients.factory import ClientFactory
+from fedkd.clients.memory import checked_models
 from fedkd.data.load import Data, first_task
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
-from fedkd.models.build import build_group_models, forward_flops
-from fedkd.models.estimator import Estimator
+from fedkd.models.build import forward_flops
 from fedkd.plan.plan import Plan, open_plan
-from fedkd.plan.requirements import check_requirements
 
 ESTIMATOR_FLOPS = 1_000_000
 """What a sample is taken to cost a model that is not a network: about as much as a small one."""
@@ -84,13 +83,6 @@ def _on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
     if plan.scenario.engine.device != "auto" or gpus_per_actor != 0:
         return plan
     return plan.on_device("cpu")
-
-
-def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
-    """Build one model of every group: what is wrong with one, or with its strategy, is told of now."""
-    models = build_group_models(plan.scenario, data.input_shape, model_outputs(plan, data), data.input_dtype)
-    check_requirements(plan, data, models)
-    return models
 
 
 def client_costs(plan: Plan, data: Data) -> list[float]:

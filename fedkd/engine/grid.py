@@ -6,9 +6,11 @@ import traceback
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.errors import described
 from fedkd.federation.identity import RUN_ID, Run, give_id, node_id_of
 from fedkd.federation.messages import CLIENT_RAISED
 from fedkd.plugins import contained
@@ -96,7 +98,8 @@ class EngineGrid(Grid):
 def answer(work: Callable[[Message, int], Message], message: Message, client: int) -> Message:
     """Let a client handle a message; an exception becomes an error reply, as on Flower's runtimes."""
     try:
-        with contained():
+        # What leaves the range of floats is told by who checks what was made, not by NumPy, in passing.
+        with contained(), np.errstate(all="ignore"):
             return work(message, client)
     except Exception as error:
         return error_reply(message, error)
@@ -104,6 +107,7 @@ def answer(work: Callable[[Message, int], Message], message: Message, client: in
 
 def error_reply(message: Message, error: Exception) -> Message:
     """Return the reply of a client that raised; its reason names the exception, then gives the traceback."""
-    first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-    reason = f"{first_line}\n{''.join(traceback.format_exception(error))}"
+    reason = f"{described(error)}\n{''.join(traceback.format_exception(error))}"
+    # What travels is UTF-8, which half a surrogate pair is not.
+    reason = reason.encode(errors="backslashreplace").decode()
     return Message(Error(code=CLIENT_RAISED, reason=reason), reply_to=message)

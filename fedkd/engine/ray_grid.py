@@ -16,6 +16,7 @@ from fedkd.engine.schedule import assign_clients
 from fedkd.engine.work_note import WorkNote, WorkNotes
 from fedkd.federation.identity import assume_identity, client_of, with_content
 from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED
+from fedkd.plugins import contained
 
 POLL_SECONDS = 0.1
 
@@ -49,7 +50,8 @@ class ClientActor:
         self._contexts: dict[int, Context] = {}
         self._failure: Exception | None = None
         try:
-            self._workload: Workload = make_workload(*arguments)
+            with contained():
+                self._workload: Workload = make_workload(*arguments)
         except Exception as error:  # of one that leaves a constructor, Ray passes on nothing but the text
             self._failure = error
 

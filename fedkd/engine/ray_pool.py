@@ -12,6 +12,7 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Engine
+from fedkd.signals import sheltered_from_hang_up
 
 # Read by Ray's processes when they start. The first: Ray leaves the visible GPUs as they are where an actor
 # holds no share of one, which it otherwise announces as its future default with a warning.
@@ -64,13 +65,14 @@ def connect(engine: Engine) -> RayCluster:
         _silence_raylet()
         logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
         try:
-            ray.init(
-                address=engine.address or "local",
-                include_dashboard=False if engine.address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
+            with sheltered_from_hang_up():
+                ray.init(
+                    address=engine.address or "local",
+                    include_dashboard=False if engine.address is None else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             if engine.address is None:
                 raise

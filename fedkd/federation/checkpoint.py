@@ -28,6 +28,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder
 from fedkd.tracking.totals import Totals
 
@@ -47,7 +48,9 @@ class Checkpoint:
         round: Last finished round.
         totals: Bytes and seconds spent up to here.
         offsets: Length of the run folder's tidy files at this point.
-        offsets_if_longer: The same without an evaluation that was made only because the run was to end here.
+        digests: SHA-256 of each of them, up to there.
+        offsets_if_longer: The offsets without an evaluation made only because the run was to end here.
+        digests_if_longer: The digests that belong to them.
         scenario: What decided the run's results (see `fedkd.scenario.identity.decisive`).
         server: Arrays of the server's strategy.
         clients: State of every client that has one.
@@ -56,7 +59,9 @@ class Checkpoint:
     round: int
     totals: Totals
     offsets: Mapping[str, int]
+    digests: Mapping[str, str]
     offsets_if_longer: Mapping[str, int]
+    digests_if_longer: Mapping[str, str]
     scenario: Mapping[str, Any]
     server: Arrays
     clients: Mapping[int, Arrays]
@@ -171,7 +176,9 @@ class CheckpointStore:
             "round": checkpoint.round,
             "totals": asdict(checkpoint.totals),
             "offsets": dict(checkpoint.offsets),
+            "digests": dict(checkpoint.digests),
             "offsets_if_longer": dict(checkpoint.offsets_if_longer),
+            "digests_if_longer": dict(checkpoint.digests_if_longer),
             "scenario": dict(checkpoint.scenario),
             "files": dict(sorted(digests.items())),
         }
@@ -206,7 +213,9 @@ def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
         round=manifest["round"],
         totals=Totals(**manifest["totals"]),
         offsets=manifest["offsets"],
+        digests=manifest["digests"],
         offsets_if_longer=manifest["offsets_if_longer"],
+        digests_if_longer=manifest["digests_if_longer"],
         scenario=manifest["scenario"],
         server=arrays.pop(SERVER),
         clients={
@@ -219,10 +228,10 @@ def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = parse_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
         raise _Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, NotJson):
         raise _Damaged(f"{MANIFEST} cannot be read") from None
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != _digest_of(manifest):
         raise _Damaged(f"{MANIFEST} is not what was written")

@@ -42,7 +42,16 @@ def _train(client: Client, message: Message) -> Training[Message]:
     uploaded = client.upload(round, request)
     metrics = MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss})
     curves = ConfigRecord(client.learning_curves())  # type: ignore[arg-type]
-    return _reply(message, client, arrays=to_record(uploaded), metrics=metrics, **{msg.CURVES: curves})
+    told = {msg.CURVES: curves, msg.AT_CHANCE: _at_chance(client)}
+    return _reply(message, client, arrays=to_record(uploaded), metrics=metrics, **told)
+
+
+def _at_chance(client: Client) -> ConfigRecord:
+    """Return how a client does on its training samples if that is no better than guessing; else nothing."""
+    hits = client.last_hits
+    if hits is None or not hits.at_chance:
+        return ConfigRecord()
+    return ConfigRecord({msg.ACCURACY: hits.accuracy, msg.CHANCE: hits.chance})
 
 
 def _evaluate(client: Client, message: Message) -> Training[Message]:
@@ -77,7 +86,10 @@ def _finish(client: Client, message: Message) -> Training[Message]:
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round)
     scores = {split: client.evaluate(split) for split in SPLITS}
-    return _evaluated(client, message, round, scores, train_loss=loss)
+    reply = _evaluated(client, message, round, scores, train_loss=loss)
+    if told := _at_chance(client):
+        reply.content[msg.AT_CHANCE] = told
+    return reply
 
 
 def _end_task(client: Client, message: Message) -> Training[Message]:
@@ -121,7 +133,7 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
         if record not in content or int(config[of_round]) <= client.applied_round:  # type: ignore[arg-type]
             continue
         if measured and record == msg.GUIDANCE and int(config[of_round]) == round:  # type: ignore[arg-type]
-            client.remember_trained(round, changes=not client.teaches_locally)
+            client.remember_trained(round, changes=client.guidance_changes_predictions)
         guidance = from_record(content.array_records[record])
         yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
 

@@ -5,12 +5,14 @@
 | `train`              | `config` {server-round, guidance-round},   | `identity` {client}, `metrics`,        |
 |                      | `guidance` {targets, …}, `missed` (newest  | `arrays` (knowledge or weights),       |
 |                      | guidance of rounds without the client),    | `curves` (accuracy after each epoch)   |
-|                      | `request` {samples}; or `arrays` (weights) |                                        |
+|                      | `request` {samples}; or `arrays` (weights) | `at-chance` (if training was no better |
+|                      |                                            | than guessing)                         |
 | `evaluate`           | the same                                   | `identity`, `metrics`, `learner`       |
 |                      |                                            | (figures about a task that has ended)  |
 | `query.end_task`     | the same                                   | `identity`                             |
 | `query.finish`       | the same                                   | `identity`, `metrics` (of one more     |
-|                      |                                            | training, and of an evaluation)        |
+|                      |                                            | training, and of an evaluation),       |
+|                      |                                            | `at-chance`                            |
 | `query.identify`     | nothing                                    | `identity`                             |
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
@@ -24,6 +26,7 @@ from __future__ import annotations
 from flwr.app import ConfigRecord, Message, RecordDict
 
 ARRAYS = "arrays"
+AT_CHANCE = "at-chance"
 CURVES = "curves"
 CONFIG = "config"
 GUIDANCE = "guidance"
@@ -53,6 +56,8 @@ PROXIMAL_MU = "proximal-mu"
 NUM_EXAMPLES = "num-examples"
 SAMPLES = "samples"
 CLIENT = "client"
+ACCURACY = "accuracy"
+CHANCE = "chance"
 
 # Codes of error replies; the numbers are Flower's own for these cases.
 CLIENT_RAISED = 2

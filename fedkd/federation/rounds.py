@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
+from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError, described
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.chance import ChanceWatch
 from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
@@ -54,7 +57,7 @@ class Rounds:
         strategy.introduce(self._node_of_client)
         self._changed: set[int] = set()
         self._totals = Totals()
-        self._offsets_if_longer: dict[str, int] | None = None
+        self._if_longer: tuple[dict[str, int], dict[str, str]] | None = None
 
     # The run ------------------------------------------------------------------------------------------
 
@@ -70,11 +73,12 @@ class Rounds:
         try:
             checkpoint = store.latest() if control.resume else None
             done = checkpoint.round if checkpoint else 0
-            offsets = self._kept(checkpoint) if checkpoint else None
+            offsets, digests = self._kept(checkpoint) if checkpoint else (None, None)
             curves = scenario.continual is not None and scenario.continual.evaluate_epochs
-            with Recorder(control.folder, offsets=offsets, epochs=curves) as recorder:
+            with Recorder(control.folder, offsets=offsets, digests=digests, epochs=curves) as recorder:
                 self._recorder = recorder
                 self._measurements = Measurements(self._plan, recorder, control.folder)
+                self._chance = ChanceWatch(self._plan, recorder)
                 self._observer.run_started(scenario, control.folder, done)
                 if checkpoint is not None:
                     self._restore(checkpoint)
@@ -103,7 +107,8 @@ class Rounds:
         if round > self._plan.scenario.rounds:
             train_loss, evaluated = self._finish(round)
         else:
-            self._strategy.begin_round(self._tasks(round))
+            with self._charged_to_strategy(round):
+                self._strategy.begin_round(self._tasks(round))
             train_loss = self._train(round)
             neighbours = self._measurements.fusion(round, self._strategy.report())
             self._measurements.bank(round, self._strategy.kept_bytes())
@@ -111,7 +116,7 @@ class Rounds:
             if self._plan.evaluates(round):
                 if not self._plan.would_evaluate(round):  # only because the run ends here
                     self._recorder.flush()
-                    self._offsets_if_longer = self._recorder.offsets()
+                    self._if_longer = self._recorder.offsets(), self._recorder.digests()
                 evaluated = self._evaluate(round)
         seconds = time.perf_counter() - started
         self._totals = replace(self._totals, seconds=before.seconds + seconds)
@@ -149,40 +154,60 @@ class Rounds:
         # A client's own model is gone when the average arrives; otherwise there is time until guidance comes.
         measured = self._plan.evaluates(round) and self._plan.strategy.brings_model
         config = ConfigRecord({msg.MEASURE_TRAINED: measured})
-        messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
+        with self._charged_to_strategy(round):
+            messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
         replies = self._send_phase(round, "train", messages)
         self._changed.update(replies)
         self._fuse(round, list(replies.values()))
-        return self._measurements.training(round, replies)
+        return self._trained(round, replies)
+
+    def _trained(self, round: int, replies: Mapping[int, Message]) -> float | None:
+        """Record local training, tell of clients that it taught nothing, and return the mean loss."""
+        loss = self._measurements.training(round, replies)
+        if (warning := self._chance.look(round, replies)) is not None:
+            self._observer.message(warning)
+        return loss
 
     def _fuse(self, round: int, replies: Sequence[Message]) -> None:
         started = time.perf_counter()
         self._observer.phase(round, "fuse", 0, 1)
+        with self._charged_to_strategy(round):
+            self._strategy.fuse(round, replies)
+        seconds = time.perf_counter() - started
+        self._recorder.timing(round=round, phase="fuse", seconds=seconds, bytes_down=self._account())
+
+    @contextmanager
+    def _charged_to_strategy(self, round: int) -> Iterator[None]:
+        """Name the strategy, which may be a plug-in, for what it raises.
+
+        Raises:
+            RunFailed: It raised something.
+        """
         try:
-            with contained():
-                self._strategy.fuse(round, replies)
-        except UserError:
+            # What leaves the range of floats is told by who checks what was made, not by NumPy, in passing.
+            with contained(), np.errstate(all="ignore"):
+                yield
+        except (UserError, RunFailed):
             raise
         except TrainingDiverged as error:
             raise RunFailed(str(error), round=round) from error
         except Exception as error:
-            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RunFailed(
-                f"strategy '{self._plan.scenario.fusion.strategy}' raised {first_line}",
+                f"strategy '{self._plan.scenario.fusion.strategy}' raised {described(error)}",
                 round=round,
                 details=traceback.format_exc(),
             ) from error
-        seconds = time.perf_counter() - started
-        self._recorder.timing(round=round, phase="fuse", seconds=seconds, bytes_down=self._account())
 
     def _end_task(self, round: int) -> None:
         clients = self._schedule.ending(round)
         if clients:
-            messages = self._strategy.end_task_messages(round, ConfigRecord(), self._nodes_of(clients))
+            with self._charged_to_strategy(round):
+                messages = self._strategy.end_task_messages(round, ConfigRecord(), self._nodes_of(clients))
             self._changed.update(self._send_phase(round, "end task", messages))
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._everyone)
+        with self._charged_to_strategy(round):
+            messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._everyone)
         replies = self._send_phase(round, "evaluate", messages)
         if self._plan.learner is not None:  # a task may have begun, for everyone
             self._changed.update(replies)
@@ -192,10 +217,11 @@ class Rounds:
 
     def _finish(self, round: int) -> tuple[float | None, dict[str, float]]:
         """Have every client train once more on its own; return the mean loss and what was measured."""
-        messages = self._strategy.finish_messages(round, ConfigRecord(), self._everyone)
+        with self._charged_to_strategy(round):
+            messages = self._strategy.finish_messages(round, ConfigRecord(), self._everyone)
         replies = self._send_phase(round, "finish", messages)
         self._changed.update(replies)
-        return self._measurements.training(round, replies), self._measurements.evaluation(round, replies)
+        return self._trained(round, replies), self._measurements.evaluation(round, replies)
 
     # Messages -----------------------------------------------------------------------------------------
 
@@ -253,13 +279,16 @@ class Rounds:
         }
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
-        offsets = self._recorder.offsets()
+        now = self._recorder.offsets(), self._recorder.digests()
+        longer = self._if_longer or now
         store.save(
             Checkpoint(
                 round=round,
                 totals=self._totals,
-                offsets=offsets,
-                offsets_if_longer=self._offsets_if_longer or offsets,
+                offsets=now[0],
+                digests=now[1],
+                offsets_if_longer=longer[0],
+                digests_if_longer=longer[1],
                 scenario=decisive(self._plan.scenario),
                 server=self._strategy.state(),
                 clients=states,
@@ -267,10 +296,15 @@ class Rounds:
         )
         self._changed.clear()
 
-    def _kept(self, checkpoint: Checkpoint) -> Mapping[str, int]:
-        """Return how much of the run folder's files stands: all, or all but what the end of a run added."""
-        longer = self._plan.scenario.rounds > checkpoint.scenario["rounds"]
-        return checkpoint.offsets_if_longer if longer else checkpoint.offsets
+    def _kept(self, checkpoint: Checkpoint) -> tuple[Mapping[str, int], Mapping[str, str]]:
+        """Return how much of the run folder's files stands: all, or all but what the end of a run added.
+
+        Returns:
+            Bytes of each file, and their digests.
+        """
+        if self._plan.scenario.rounds > checkpoint.scenario["rounds"]:
+            return checkpoint.offsets_if_longer, checkpoint.digests_if_longer
+        return checkpoint.offsets, checkpoint.digests
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self._totals = checkpoint.totals

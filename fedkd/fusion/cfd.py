@@ -1,4 +1,4 @@
-"""CFD: clients vote, one class per transfer sample; everyone learns the shares of the votes.
+"""CFD: clients vote, one class per transfer sample; what the votes teach goes back in few bits.
 
 F. Sattler, A. Marban, R. Rischke and W. Samek, "CFD: Communication-Efficient Federated Distillation via
 Soft-Label Quantization and Delta Coding", IEEE TNSE, 2021, arXiv 2012.00632.
@@ -7,18 +7,26 @@ Soft-Label Quantization and Delta Coding", IEEE TNSE, 2021, arXiv 2012.00632.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
+from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import pack, unpack
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.quantised import SHAPE, Version, difference, put_together, quantise, renew, soft_labels
+from fedkd.fusion.roster import enrol
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
-from fedkd.fusion.views import ClientView
+from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
+
+STEPS = "steps"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,10 +38,20 @@ class CFD(SoftLabels):
         v_n[i]  = argmax_c z_n(x_i)_c                  a byte a sample, two above 256 classes
         t[i, c] = share of clients with v_n[i] = c
 
-    The cheapest uplink: 4·C times smaller than float32 logits. It is the paper's coarsest quantisation, one
-    bit for each class, without the delta coding of what is left. Votes lose how sure a client is, so many
+    The cheapest uplink: 4·C times smaller than float32 logits. Votes lose how sure a client is, so many
     clients are needed before the shares say as much as a mean of probabilities; a single client teaches
     itself its own hard labels.
+
+    Without a `server_model` the shares themselves are what clients learn, as float32. With one it is the
+    paper's downlink::
+
+        server ← minimise −mean_i Σ_c t[i, c] log softmax(z(x_i))_c
+        s[i]   = softmax(z(x_i)) in steps of 1 / (2^b − 1) that add up to 1        b = `bits_down`
+        down   = a bit for each sample, and b bits for each class of those whose s[i] the client lacks
+
+    The server keeps in mind which labels each client holds, so a client that was away gets what has changed
+    since, and nobody is sent anything twice. The paper's entropy coding is left out: a changed label costs
+    C·b bits, whatever it changed to. So is its delta coding of the uplink: all votes are sent each round.
     """
 
     name: ClassVar[str] = "cfd"
@@ -41,6 +59,32 @@ class CFD(SoftLabels):
     kinds: ClassVar[Mapping[str, Kind]] = {"votes": Kind.VOTES, "classes": Kind.CONSTANT}
     guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"
+
+    server_model: str | None = None
+    """The server's model: a zoo name or `"pkg.mod:factory"`; absent: there is none. It smooths votes, and may
+    be larger than clients' models; it must fit the data."""
+    server_args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the server's model."""
+    server_epochs: Annotated[int, Field(ge=0)] = 10
+    """Passes of the server's model over the transfer set per round. It lives on from round to round; aim at a
+    hundred steps a round, so raise this for a small transfer set."""
+    server_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Initial learning rate of the server's Adam, which falls to 0 along a cosine in each round."""
+    server_batch_size: Annotated[int, Field(gt=0)] = 64
+    """Samples of one step on the server."""
+    bits_down: Annotated[int, Field(ge=1, le=8)] = 8
+    """b: bits of a class in what the server's model says, which is sent back. 1 is its most likely class
+    alone, and changes least from round to round."""
+
+    @property
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+        """A server that trains, if it has a model."""
+        return frozenset({"server"} if self.server_model is not None else ())
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives guidance: with a server model it is made for each."""
+        return f"{super().reach()}; with a server model only who took part"
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's `votes` `[M]` and the number of `classes`, which votes alone do not tell.
@@ -56,10 +100,57 @@ class CFD(SoftLabels):
         return {"votes": votes, "classes": np.array([client.classes], dtype=np.uint32)}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the shares of the votes, `[M, C]`, shared by all."""
+        """Return the shares of the votes, `[M, C]`, shared by all; or what each client lacks of the server
+        model's labels."""
         votes = np.stack(knowledge.extra["votes"])
         classes = int(knowledge.extra["classes"][0][0])
         clients, samples = votes.shape
         cell = votes + classes * np.arange(samples)
         counts = np.bincount(cell.ravel(), minlength=samples * classes).reshape(samples, classes)
-        return Guidance((counts / clients).astype(np.float32), uniform(clients))
+        shares = (counts / clients).astype(np.float32)
+        if self.server_model is None:
+            return Guidance(shares, uniform(clients))
+        weights, labels = self._train(self.server_model, knowledge.server, shares, memory)
+        round = int(memory.get("round", 0)) + 1
+        old = Version(memory["steps"], memory["since"]) if memory else None
+        new = renew(old, quantise(labels, self.bits_down), round)
+        roster = enrol(memory, knowledge.clients)
+        told = np.zeros(len(roster.clients), dtype=np.int64)
+        told[roster.known] = memory.get("told", np.empty(0, dtype=np.int64))
+        personal = [difference(new, int(told[row]), self.bits_down) for row in roster.present]
+        told[roster.present] = round
+        kept = {"round": np.array(round), "clients": roster.clients, "told": told, **new._asdict()}
+        return Guidance(None, uniform(clients), memory=kept | pack(weights), personal=personal)
+
+    def _train(
+        self, model: str, server: ServerModels | None, shares: np.ndarray, memory: Arrays
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the server model's weights after a round, and its probabilities `[M, C]`."""
+        assert server is not None
+        architecture = server.architecture(model, self.server_args)
+        weights = server.initial_weights(architecture)
+        if memory:
+            weights = unpack(memory, weights)
+        if self.server_epochs > 0:
+            weights = server.train(
+                architecture,
+                weights,
+                (shares,),
+                self.loss,
+                epochs=self.server_epochs,
+                batch_size=self.server_batch_size,
+                lr=self.server_lr,
+            )
+        return weights, softmax(server.logits(architecture, weights))
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Learn the shares; or put new labels to those that the client keeps, and learn all of them."""
+        if SHAPE in guidance:
+            client.memory[STEPS] = put_together(client.memory.get(STEPS), guidance, self.bits_down)
+        super().apply(client, guidance)
+
+    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Return shares; or the server model's labels, of which most may have come in earlier rounds."""
+        if SHAPE in guidance:
+            return soft_labels(client.memory[STEPS], self.bits_down), None
+        return super().targets_of(client, guidance)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -48,6 +49,14 @@ class ClientHalf(ABC):
     """Whether every client's model is trained on all clients' samples."""
     uses_transfer_set: ClassVar[bool] = True
     """Whether clients or server look at transfer samples; where nobody does there may be none."""
+    pretrain_epochs: int = 0
+    """Epochs in which a client trains on the labelled transfer set before it does anything else; a
+    hyper-parameter of this name turns it on, and scenarios without such labels are refused then."""
+    server_model: str | None = None
+    """Name of a model that the server trains, where it has one of its own; a hyper-parameter of this name,
+    and `server_args` for its arguments, are tried out before a run."""
+    server_args: Mapping[str, Any] = MappingProxyType({})
+    """Keyword arguments of the server's model."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 
@@ -95,6 +104,23 @@ class ClientHalf(ABC):
             guidance: The client's last guidance.
         """
         return None
+
+    @property
+    def infers_from_guidance(self) -> bool:
+        """Whether kept guidance answers in evaluations (`infer`), if the strategy `teaches_locally`.
+
+        It does from the moment it arrives, so that it changes accuracies then and not only by training.
+        """
+        return False
+
+    def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
+        """Return the logits `[n, C]` that an evaluation takes for the model's own.
+
+        Args:
+            features: Penultimate features of the samples, `[n, F]`.
+            guidance: The client's last guidance.
+        """
+        raise NotImplementedError(f"'{self.name}' does not define `infer`, so it cannot answer")
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return what a client minimises on a batch of the transfer set, a scalar.

@@ -14,8 +14,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.robust import geometric_median, median, renormalise, trimmed_mean
+from fedkd.fusion.robust import complete, geometric_median, median, trimmed_mean
 from fedkd.fusion.soft_labels import SoftLabels
+from fedkd.fusion.spectral_filter import spectral_filter
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.hyperparameters import STRICT
 
@@ -29,8 +30,12 @@ class Cronus(SoftLabels):
     far as it likes. The paper trains on private samples and soft-labelled transfer samples together: that is
     ``fusion.private_weight = 1``; with 0 a client takes them in turn.
 
+    ::
+
+        q_n[i] = softmax(z_n(x_i)),   t[i] = robust mean over n of q_n[i]
+
     Robust means take the minority for wrong. Where clients own different classes, those who know a class may
-    be that minority; look at `local` accuracy before trusting a strong trim without attackers.
+    be that minority; look at `local` accuracy before trusting a strong filter without attackers.
     """
 
     name: ClassVar[str] = "cronus"
@@ -38,10 +43,15 @@ class Cronus(SoftLabels):
     guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = "Chang et al., Cronus: Robust and Heterogeneous Collaborative Learning, 2019"
 
-    aggregate: Literal["median", "trimmed_mean", "geometric_median", "mean"] = "median"
-    """`median` of every class's probability, renormalised; `trimmed_mean`, smoother, for a known share of
-    attackers; `geometric_median`, which treats a prediction as one point and needs no renormalising; `mean`,
-    which a single client can move, to compare with."""
+    aggregate: Literal["spectral", "median", "trimmed_mean", "geometric_median", "mean"] = "spectral"
+    """`spectral`, the filter that the paper uses: it takes weight from those who stretch the spread of all
+    predictions in one direction; `median` of every class's probability; `trimmed_mean`, smoother; both by
+    class, so what is missing to 1 is spread as the mean is; `geometric_median`, which like `spectral`
+    treats a prediction as one point; `mean`, which a single client can move, to compare with."""
+    poisoned: Annotated[float, Field(ge=0, le=0.49)] = 0.2
+    """Share of clients that `spectral` assumes may be poisoned: at least what is feared, since up to it an
+    attack is filtered out. It takes the weight of twice as many, so too high a share costs honest knowledge;
+    0 is the mean. Of four clients 0.2 is not one: a liar among them is held down, not silenced."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """Share left out at either end by `trimmed_mean`, ⌊trim · N⌋ clients; at least the share of attackers
     that is feared. Of four clients 0.2 is none."""
@@ -51,16 +61,25 @@ class Cronus(SoftLabels):
     """`geometric_median` stops after so many steps at the latest; most samples need ten to twenty."""
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the robust mean probability, `[M, C]`, shared by all."""
+        """Return the robust mean probability, `[M, C]`, shared by all.
+
+        Weights are those that `spectral` has left the clients with, averaged over samples.
+        """
         assert knowledge.logits is not None
-        q = softmax(knowledge.logits)
-        return Guidance(renormalise(self._aggregate(q)).astype(np.float32))
+        q, weights = softmax(knowledge.logits), None
+        if self.aggregate == "spectral":
+            robust, of_samples = spectral_filter(q, self.poisoned)
+            left = of_samples.mean(axis=1)
+            weights = np.tile(left / left.sum(), (len(left), 1))
+        else:
+            robust = self._aggregate(q)
+        return Guidance((robust / robust.sum(axis=-1, keepdims=True)).astype(np.float32), weights)
 
     def _aggregate(self, q: np.ndarray) -> np.ndarray:
-        if self.aggregate == "median":
-            return median(q)
-        if self.aggregate == "trimmed_mean":
-            return trimmed_mean(q, self.trim)
         if self.aggregate == "geometric_median":
             return geometric_median(q, tolerance=self.tolerance, max_iterations=self.max_iterations)
-        return q.mean(axis=0, dtype=np.float64)
+        mean = q.mean(axis=0, dtype=np.float64)
+        if self.aggregate == "mean":
+            return mean
+        by_class = median(q) if self.aggregate == "median" else trimmed_mean(q, self.trim)
+        return complete(by_class, mean)

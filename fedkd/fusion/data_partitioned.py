@@ -51,7 +51,7 @@ class DataPartitioned(TemperedLabels):
     beta: Annotated[float, Field(ge=0)] | None = None
     """β of KnFu's effectiveness weights, which multiply confidences; absent: all clients are heard alike.
     With confidences near 1 even a small β decides: start at 0.1 / (typical distance)."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss (confidences are taken at 1). Above 1 it also teaches how the surest
     client ranks the other classes."""
 

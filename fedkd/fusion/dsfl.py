@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.selection import draw_samples
+from fedkd.fusion.selection import asked_samples
 from fedkd.fusion.sharpen import entropy_reduction, mean_probabilities
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
@@ -44,7 +44,7 @@ class DSFL(SoftLabels):
     sharpen: Literal["era", "mean"] = "era"
     """`era` reduces the entropy of the mean; `mean` leaves it as it is, the paper's simple aggregation and a
     safer choice where clients have like data."""
-    era_temperature: Annotated[float, Field(gt=0)] = 0.1
+    era_temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.1
     """T_era of `era`; 0.1 in the paper, for ten classes. Lower decides harder. Keep it below 1 / C: for a
     hundred classes start at 0.01, or vague means get vaguer."""
     samples_per_round: Annotated[int, Field(ge=1)] | None = None
@@ -55,9 +55,7 @@ class DSFL(SoftLabels):
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
         """Return the round's samples, ascending; None: all of them."""
-        if self.samples_per_round is None or self.samples_per_round >= transfer_size:
-            return None
-        return draw_samples(transfer_size, self.samples_per_round, generator)
+        return asked_samples(transfer_size, self.samples_per_round, generator)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the sharpened mean probability, `[M, C]`, shared by all."""

@@ -61,7 +61,7 @@ class FD(FusionStrategy):
     matching: Literal["kl", "mse"] = "kl"
     """How the answer is matched: `kl` between softmaxed logits, or `mse` between logits, which also matches
     their size, so that it is large where models' logit scales differ."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of `kl`. A label's own class dominates its mean logits, so 2 to 4 lets more of the other classes
     through."""
     weight_by_count: bool = False

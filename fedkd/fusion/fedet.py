@@ -58,7 +58,7 @@ class FedET(TeacherLogits):
     diversity: Annotated[float, Field(ge=0)] = 0.05
     """λ: weight of those who disagree with the consensus; 0.05 in the authors' experiments. Raise it if
     clients are skewed, where a minority may be the one that has the class."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of what clients learn from the server. Above 1 it also teaches how the server ranks the other
     classes."""
     server_epochs: Annotated[int, Field(ge=0)] = 10

@@ -13,6 +13,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.probabilities import finite_logits
+from fedkd.fusion.selection import asked_samples
 from fedkd.fusion.soft_labels import TeacherLogits
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.hyperparameters import STRICT
@@ -27,6 +28,9 @@ class FedMD(TeacherLogits):
 
     The plain form of averaging: no client is judged, all weigh the same. It does well where clients are alike
     or are measured on balanced data, and costs points on a client's own skewed data.
+
+    In the paper every party first trains on the public samples with their labels: `pretrain_epochs`. Then,
+    and without it at once, rounds of digest and revisit begin.
     """
 
     name: ClassVar[str] = "fedmd"
@@ -36,8 +40,22 @@ class FedMD(TeacherLogits):
     matching: Literal["mae", "mse", "kl"] = "mae"
     """How logits are matched: `mae` as in the authors' code; `mse` pulls harder on confident samples; `kl`
     compares probabilities, so that models with different logit scales can agree."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """Temperature of `kl`; above 1 it also teaches the order of unlikely classes."""
+
+    samples_per_round: Annotated[int, Field(ge=1)] | None = None
+    """Transfer samples drawn each round, of which alone predictions are sent and matched; absent: all. The
+    authors draw 5,000 of their public set: a round costs less, and every round shows other samples."""
+    pretrain_epochs: Annotated[int, Field(ge=0)] = 0
+    """Epochs of training on the transfer set *with its labels* before anything else, as the paper begins; 0:
+    none. Labels are there if `data.transfer.source` is `holdout` or another data set, of which label k
+    trains output k. It is for few private samples: clients set out from what all know."""
+
+    def request(
+        self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
+    ) -> np.ndarray | None:
+        """Return the round's alignment samples, ascending; None: all of them."""
+        return asked_samples(transfer_size, self.samples_per_round, generator)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the uniform mean of logits, `[M, C]`, shared by all."""

@@ -7,7 +7,7 @@ Heterogeneous Clients", AAAI 2022, arXiv 2105.00243.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -37,6 +37,9 @@ class FedProto(FusionStrategy):
 
     Bodies may differ, their feature widths F may not. No transfer set is touched; a message is C×F numbers. A
     sample whose class nobody uploaded adds cross entropy alone.
+
+    The paper measures how well the nearest prototype tells the class, ``argmin_c ‖f(x) − P[c]‖``, and not the
+    classifier: ``inference = "prototypes"``. Then prototypes have an effect as soon as they arrive.
     """
 
     name: ClassVar[str] = "fedproto"
@@ -56,6 +59,16 @@ class FedProto(FusionStrategy):
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: weight of the distance to prototypes; 1 in the paper for MNIST, 0.1 for CIFAR-10. Too much of it
     shrinks all features to a point before the classes are apart: lower it if accuracy stays at chance."""
+
+    inference: Literal["model", "prototypes"] = "model"
+    """What evaluations take for a client's answer: its `model`'s output, or the nearest of the `prototypes`
+    that it has received, as in the paper (the model's until there are any). A class without a prototype is
+    never answered; prototypes know classes that a client has no sample of."""
+
+    @property
+    def infers_from_guidance(self) -> bool:
+        """Whether prototypes answer in evaluations."""
+        return self.inference == "prototypes"
 
     @property
     def needs_label_counts(self) -> bool:
@@ -78,6 +91,18 @@ class FedProto(FusionStrategy):
         prototypes = mean_by_label(np.stack(uploads), knowledge.label_counts)
         owners = (knowledge.label_counts > 0).sum(axis=0, dtype=np.int32)
         return Guidance(targets=None, shared={"prototypes": prototypes, "owners": owners})
+
+    def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
+        """Return ``−‖f − P[c]‖²``, `[n, C]`.
+
+        A class without a prototype is farther than any other, by so much that its loss is a number.
+        """
+        prototypes, owners = guidance["prototypes"].astype(np.float64), guidance["owners"]
+        distances = np.zeros((len(features), len(prototypes)))
+        for label in np.flatnonzero(owners):
+            distances[:, label] = ((features - prototypes[label]) ** 2).sum(axis=1)
+        farthest = distances.max(axis=1, keepdims=True)
+        return -np.where(owners > 0, distances, 2 * farthest + 1)
 
     def local_loss(self, guidance: Arrays) -> LocalLoss:
         """Return ``λ · mean ‖f − P[y]‖² / F`` over a batch; 0 for samples of a class nobody owns."""

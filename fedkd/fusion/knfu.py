@@ -49,7 +49,7 @@ class KnFu(TemperedLabels):
     beta: Annotated[float, Field(ge=0)] = 10.0
     """β: how sharply a distant client loses weight; 10 in the paper. Aim at 1 / (typical distance) and sweep
     it over powers of ten. 0 weighs all alike, 1e6 leaves each client alone."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings class
     distributions closer together, so raise β with it."""
     distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"

@@ -64,7 +64,7 @@ class KTA(TemperedLabels):
     epsilon: Annotated[float, Field(ge=1e-12, le=1)] = 1e-6
     """Smoothing of predictions in `kl`; it bounds distances by about −log ε, so raise it if single confident
     errors decide everything."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and draws clients
     closer together, so raise β with it."""
 

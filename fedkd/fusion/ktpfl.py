@@ -48,7 +48,7 @@ class KTpFL(TemperedLabels):
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "Zhang et al., Parameterized Knowledge Transfer for Personalized FL, NeurIPS 2021"
 
-    temperature: Annotated[float, Field(gt=0)] = 10.0
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0
     """T of predictions and of the loss; 10 in the paper. It makes predictions alike, and so c uniform: 1 to 3
     personalises more."""
     rho: Annotated[float, Field(ge=0)] = 0.7
@@ -57,7 +57,7 @@ class KTpFL(TemperedLabels):
     lr: Annotated[float, Field(gt=0, le=1e6)] = 10.0
     """Step size of c. The gradient of an MSE of probabilities is small, about 0.1 at T = 1 and 0.001 at
     T = 10: try 1 to 100, more with a large T, and watch the effective number of neighbours."""
-    coefficient_temperature: Annotated[float, Field(gt=0)] = 0.2
+    coefficient_temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.2
     """τ of the softmax over a client's coefficients: below 0.2 c decides for few teachers within a few
     rounds, at 1 it stays near uniform."""
 

@@ -85,12 +85,18 @@ def _weiszfeld_step(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return y + share[:, None] * pull
 
 
-def renormalise(values: np.ndarray) -> np.ndarray:
-    """Return rows of non-negative values as distributions; a row of zeros becomes uniform.
+def complete(values: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return rows of non-negative values as distributions: what is missing to 1 is spread as the mean is.
 
-    The median of clients that are each certain of another class is zero at every class: nothing has the
-    majority's support, and uniform says so.
+    Clients that are each certain of another class leave a median that is next to nothing at every class.
+    Divided by its sum it would be nearly certain of whichever class nobody quite ruled out. All that it says
+    is that no class has the majority's support; so a class gets of what is missing what it has in the mean:
+    one that nobody predicts next to nothing, and one that a minority forces no more than the mean would give
+    it. Rows of more than 1 are divided by their sum, which favours no class.
+
+    Args:
+        values: `[M, C]`.
+        mean: Distributions `[M, C]`.
     """
     total = values.sum(axis=-1, keepdims=True)
-    uniform = np.full_like(values, 1.0 / values.shape[-1])
-    return np.divide(values, total, out=uniform, where=total > 0)
+    return (values + np.maximum(1.0 - total, 0.0) * mean) / np.maximum(total, 1.0)

@@ -23,6 +23,8 @@ from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
 
+_TENTH = 10
+
 
 @dataclass(frozen=True, config=STRICT)
 class Scarlet(SoftLabels):
@@ -30,8 +32,8 @@ class Scarlet(SoftLabels):
 
     ::
 
-        S_t  = samples drawn for round t
-        R_t  = those of S_t without a label of the last D rounds          predicted and uploaded
+        S_t  = samples drawn for round t, by default a tenth of the transfer set
+        R_t  = those of S_t without a label of the last D rounds, t included            predicted and uploaded
         y[i] = mean^b / Σ mean^b,  mean = mean_n softmax(z_n(x_i))        for i in R_t; kept by the server
         client n receives the labels of S_t that it lacks, keeps them, and learns all of S_t
 
@@ -50,17 +52,20 @@ class Scarlet(SoftLabels):
     """b of enhanced ERA: 1 is the plain mean, above 1 sharpens at any number of classes, below 1 softens. Up
     to 3 or so for very unlike clients, 1 for alike ones."""
     cache_rounds: Annotated[int, Field(ge=0)] = 50
-    """D: a label is good for so many rounds after the one it was fused in; 0 turns the cache off. A large D
-    saves bytes and teaches what the federation knew long ago: lower it while models still change fast."""
+    """D: a label is good for so many rounds, the one it was fused in included; 0 and 1 turn the cache off. A
+    large D saves bytes and teaches what the federation knew long ago: lower it while models still change
+    fast."""
     samples_per_round: Annotated[int, Field(ge=1)] | None = None
-    """Transfer samples drawn each round; absent: all. With the cache on, draw a tenth of the transfer set or
-    so: with all of them every label dates from round 1 until D rounds later."""
+    """Transfer samples drawn each round; absent: a tenth of the transfer set, as in the authors' runs (1,000
+    of 10,000). The size of the transfer set draws all of it each round, but then every label dates from round
+    1 until D rounds are over."""
 
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
         """Return those of the round's samples that are not in the cache, ascending; there may be none."""
-        drawn = draw_samples(transfer_size, self.samples_per_round, generator)
+        count = self.samples_per_round or -(-transfer_size // _TENTH)
+        drawn = draw_samples(transfer_size, count, generator)
         asked = np.setdiff1d(drawn, self._cached(memory))
         return None if len(asked) == transfer_size else asked
 
@@ -72,7 +77,9 @@ class Scarlet(SoftLabels):
         assert knowledge.logits is not None
         _, rows, classes = knowledge.logits.shape
         asked = np.arange(rows) if knowledge.request is None else np.asarray(knowledge.request)
-        wanted = np.union1d(asked, self._reused(memory, len(asked), knowledge.seed))
+        # All that was drawn for round 1 was asked for, and as much is drawn for every round.
+        drawn = int(memory.get("drawn", len(asked)))
+        wanted = np.union1d(asked, self._reused(memory, drawn - len(asked), knowledge.seed))
         length = int(wanted.max(initial=-1)) + 1
 
         round = _round(memory)
@@ -95,6 +102,7 @@ class Scarlet(SoftLabels):
             weights=uniform(len(knowledge.clients)),
             memory={
                 "round": np.array(round),
+                "drawn": np.array(drawn),
                 "labels": labels,
                 "fused_in": fused_in,
                 "clients": roster.clients,
@@ -121,16 +129,15 @@ class Scarlet(SoftLabels):
     def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the samples whose label is still good, ascending."""
         fused_in = memory.get("fused_in", np.empty(0, dtype=np.int32))
-        return np.flatnonzero((fused_in > 0) & (_round(memory) - fused_in <= self.cache_rounds))
+        return np.flatnonzero((fused_in > 0) & (_round(memory) - fused_in < self.cache_rounds))
 
-    def _reused(self, memory: Mapping[str, np.ndarray], asked: int, seed: int) -> np.ndarray:
-        """Return the cached part of the round's samples.
+    def _reused(self, memory: Mapping[str, np.ndarray], count: int, seed: int) -> np.ndarray:
+        """Return the cached part of the round's samples, so many of them.
 
         Of a uniform draw of S_t only its part R_t outside the cache was asked for. The other part is, given
         its size, a uniform draw from the cache, independent of R_t: so it is drawn here, where it is needed.
         """
         cached = self._cached(memory)
-        count = None if self.samples_per_round is None else max(self.samples_per_round - asked, 0)
         generator = numpy_generator(seed, "scarlet-cached-samples", round=_round(memory))
         return cached[draw_samples(len(cached), count, generator)]
 

@@ -5,6 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 
+def asked_samples(size: int, count: int | None, generator: np.random.Generator) -> np.ndarray | None:
+    """Return what `FusionStrategy.request` does where a round draws `count` transfer samples; None: all.
+
+    Args:
+        size: Transfer samples that there are.
+        count: How many to draw; None or too many: all.
+        generator: The round's own.
+    """
+    return None if count is None or count >= size else draw_samples(size, count, generator)
+
+
 def draw_samples(size: int, count: int | None, generator: np.random.Generator) -> np.ndarray:
     """Draw `count` of `size` indices without repeats; ascending, so that they say nothing but who was drawn.
 

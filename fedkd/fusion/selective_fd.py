@@ -66,7 +66,9 @@ class SelectiveFD(SoftLabels):
         logits, score = client.logits(), FAMILIARITY[self.selector]
         least = self.threshold
         if least is None:
-            least = np.quantile(score(client.private_logits()), self.quantile)
+            own = score(client.private_logits())
+            # Without samples of its own a client knows none: nothing compares with NaN.
+            least = np.quantile(own, self.quantile) if len(own) else np.nan
         samples = np.flatnonzero(score(logits) >= least).astype(np.int32)
         return {"samples": samples, "sample_logits": logits[samples]}
 

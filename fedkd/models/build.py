@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
+from fedkd.models.allowance import Allowance
 from fedkd.models.estimator import Estimator, check_estimator, is_estimator_class
 from fedkd.models.mode import predicting
 from fedkd.models.registry import MODELS
@@ -103,8 +105,16 @@ def build_group_models(
     input_shape: Sequence[int],
     classes: int,
     input_dtype: np.dtype | type = np.float32,
+    limit: tuple[int, str] | None = None,
 ) -> list[nn.Module | Estimator]:
     """Return one model of every client group, in order: whatever is wrong with a model shows before a run.
+
+    Args:
+        scenario: Its client groups.
+        input_shape: Shape of a sample.
+        classes: Number of outputs.
+        input_dtype: Type of a sample.
+        limit: Bytes that one model may take and why no more (see `Allowance`); absent: what there is.
 
     Raises:
         UserError: As `ModelFactory.make`, with the group's position in the key (``clients.0.model``).
@@ -113,7 +123,8 @@ def build_group_models(
     for index, group in enumerate(scenario.clients):
         try:
             factory = ModelFactory(group, input_shape, classes, scenario.plugin_path, input_dtype)
-            models.append(factory.make(seed=0))
+            with Allowance(*limit) if limit else nullcontext():
+                models.append(factory.make(seed=0))
         except UserError as error:
             key = (error.key or "clients.model").replace("clients.", f"clients.{index}.", 1)
             raise UserError(error.message, key=key, file=error.file) from error
@@ -201,7 +212,7 @@ def _call(factory: Callable[..., Any], group: ClientGroup, shape: tuple[int, ...
     except UserError as error:
         raise error.at(key="clients.model") from error
     except Exception as error:
-        raise UserError(f"building '{group.model}' raised {_one_line(error)}", key="clients.model") from error
+        raise UserError(f"building '{group.model}' raised {described(error)}", key="clients.model") from error
 
 
 def _takes_keywords_alone(factory: Callable[..., Any]) -> bool:
@@ -223,15 +234,10 @@ def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
     except Exception as error:
         kind = "" if inputs.is_floating_point() else " of integers"
         raise UserError(
-            f"fails on an input {list(inputs.shape)}{kind} with {_one_line(error)}", key="clients.model"
+            f"fails on an input {list(inputs.shape)}{kind} with {described(error)}", key="clients.model"
         ) from error
     got = str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
     if got != str([2, classes]):
         raise UserError(
             f"returns {got} for 2 samples of {classes} classes; must be {[2, classes]}", key="clients.model"
         )
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

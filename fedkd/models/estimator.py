@@ -20,8 +20,11 @@ from fedkd.errors import UserError
 
 FLOOR = 1e-6
 """Smallest probability: its logarithm is the lowest logit an estimator gives."""
+MOST_TREES = 100_000
 NEGLIGIBLE = 1e-2
 """Rows of guidance below this probability are left out of a refit."""
+LARGEST_LOGIT = 1e30
+"""More than any class needs to win; float32 ends at 3e38."""
 PROBABILITIES = "guidance/probabilities"
 SAMPLES = "guidance/samples"
 SEED = "seed"
@@ -49,6 +52,9 @@ class Estimator(Protocol):
 def random_forest(input_shape: tuple[int, ...], classes: int, *, trees: int = 100, **args: Any) -> Estimator:
     """Return a random forest (Breiman 2001). `args` are scikit-learn's."""
     from sklearn.ensemble import RandomForestClassifier
+
+    if isinstance(trees, int) and trees > MOST_TREES:
+        raise UserError(f"must be ≤ {MOST_TREES:,}, got {trees}", key="clients.args.trees")
 
     return RandomForestClassifier(n_estimators=trees, n_jobs=1, **args)
 
@@ -167,18 +173,31 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     A class it was never shown gets the least of all.
 
     Raises:
-        UserError: The estimator predicts something of another shape.
+        UserError: The estimator predicts something of another shape, or what is no finite number.
     """
     if len(x) == 0:  # classifiers refuse to predict no sample at all
         return np.zeros((0, classes), dtype=np.float32)
     gives_logits = callable(getattr(estimator, "predict_logits", None))
     method = "predict_logits" if gives_logits else "predict_proba"
-    found = np.asarray(getattr(estimator, method)(flatten(x)), dtype=np.float64)
+    found = np.asarray(getattr(estimator, method)(flatten(x)))
+    if found.dtype.kind not in "biuf":
+        raise UserError(
+            f"`{method}` of {type(estimator).__name__} returned {found.dtype} of shape {list(found.shape)};"
+            f" must be numbers {[len(x), classes]}",
+            key="clients.model",
+        )
+    found = found.astype(np.float64)
     columns = np.asarray(getattr(estimator, "classes_", np.arange(classes)), dtype=np.int64)
     if found.shape != (len(x), len(columns)):
         raise UserError(
             f"`{method}` of {type(estimator).__name__} returned {list(found.shape)};"
             f" must be {[len(x), len(columns)]}",
+            key="clients.model",
+        )
+    if not np.isfinite(found).all():
+        told = next(str(value) for value in found.ravel() if not np.isfinite(value))
+        raise UserError(
+            f"`{method}` of {type(estimator).__name__} returned {told}; must be finite numbers",
             key="clients.model",
         )
     if gives_logits:
@@ -187,7 +206,7 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     else:
         logits = np.full((len(x), classes), np.log(FLOOR))
         logits[:, columns] = np.log(np.maximum(found, FLOOR))
-    return logits.astype(np.float32)
+    return np.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT).astype(np.float32)
 
 
 def set_seed(estimator: Any, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fedkd.data.registry import DATASETS, PARTITIONS
@@ -18,13 +19,18 @@ DRAWN_TRANSFERS = ("holdout", "noise")
 """Transfer sources that are no other data set."""
 
 
-def check_scenario(scenario: Scenario) -> None:
+def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
     """Check the fields of a scenario against each other.
+
+    Args:
+        scenario: What to check.
+        names: Whether what it names must be known by now.
 
     Raises:
         UserError: The first contradiction, at the key that is the easiest to change.
     """
-    _check_names(scenario)
+    if names:
+        _check_names(scenario)
     _check_clients(scenario)
     _check_partition(scenario.data.partition)
     _check_data_sets(scenario.data)
@@ -97,9 +103,13 @@ def _check_training(training: Training) -> None:
 def _check_stream(tasks: TaskStream) -> None:
     """Check the keys of a stream against its kind; what depends on the data is checked with them."""
     only_for = {
+        "classes": ("split", "overlapping"),
+        "first_classes": ("split",),
         "classes_per_task": ("split", "overlapping"),
         "stride": ("overlapping",),
         "class_order": ("split", "overlapping"),
+        "class_seed": ("split", "overlapping"),
+        "permute_first": ("permuted",),
         "max_angle": ("rotated",),
         "datasets": ("datasets",),
         "shape": ("datasets",),
@@ -116,6 +126,15 @@ def _check_stream(tasks: TaskStream) -> None:
             f"must be ≤ {len(tasks.datasets)}, the data sets there are, got {tasks.count}",
             key="continual.tasks.count",
         )
+    if tasks.class_seed is not None and tasks.class_order != "shuffled" and tasks.classes is None:
+        raise UserError(
+            "only for a 'shuffled' class_order, which is drawn from it", key="continual.tasks.class_seed"
+        )
+    if tasks.first_classes is not None and tasks.count == 1:
+        raise UserError("needs tasks after the first: count must be ≥ 2", key="continual.tasks.first_classes")
+    if tasks.classes is not None:
+        _check_class_lists(tasks, tasks.classes)
+        return
     width = tasks.classes_per_task or 4
     if tasks.kind == "overlapping" and (tasks.stride or width // 2) >= width:
         raise UserError(
@@ -123,6 +142,40 @@ def _check_stream(tasks: TaskStream) -> None:
             if width > 1
             else "a window of one class overlaps with none; use kind = 'split'",
             key="continual.tasks.stride",
+        )
+
+
+def _check_class_lists(tasks: TaskStream, lists: Sequence[Sequence[int]]) -> None:
+    """Check lists of classes against each other and against the keys that would say the same."""
+    for name in ("first_classes", "classes_per_task", "stride", "class_order", "class_seed"):
+        if getattr(tasks, name) != TaskStream.model_fields[name].default:
+            raise UserError(
+                "not beside continual.tasks.classes, which names the classes of every task",
+                key=f"continual.tasks.{name}",
+            )
+    if tasks.count not in (None, len(lists)):
+        raise UserError(
+            f"must be {len(lists)}, the lists of continual.tasks.classes, or left out, got {tasks.count}",
+            key="continual.tasks.count",
+        )
+    task_of: dict[int, int] = {}
+    shared = False
+    for task, own in enumerate(lists):
+        for place, label in enumerate(own):
+            key = f"continual.tasks.classes.{task}.{place}"
+            if label in own[:place]:
+                raise UserError(f"class {label} is there twice", key=key)
+            if label in task_of and tasks.kind == "split":
+                raise UserError(
+                    f"class {label} is in task {task_of[label]} already; only kind = 'overlapping' allows it",
+                    key=key,
+                )
+            shared |= label in task_of
+            task_of.setdefault(label, task)
+    if tasks.kind == "overlapping" and not shared:
+        raise UserError(
+            "no class is in two tasks, so they do not overlap; use kind = 'split'",
+            key="continual.tasks.classes",
         )
 
 

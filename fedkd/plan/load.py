@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedkd.errors import UserError
 from fedkd.plan.plan import Plan, resolve
+from fedkd.plan.unopened import Unopened, look_at, plug_ins_of
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.overrides import apply_overrides
 from fedkd.scenario.schema import Scenario
+
+Found = TypeVar("Found")
 
 
 def load_plan(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Plan:
@@ -24,13 +27,26 @@ def load_plan(path: str | Path, overrides: Sequence[str] = (), seed: int | None 
     Raises:
         UserError: The first thing that is wrong, with the file and the key.
     """
+    return _load(path, overrides, seed, parse_plan)
+
+
+def load_unopened(path: str | Path, overrides: Sequence[str] = ()) -> Plan | Unopened:
+    """Read and check a scenario file without importing a plug-in (see `load_plan`).
+
+    Returns:
+        The plan; where the scenario names plug-ins, what can be known without them.
+    """
+    return _load(path, overrides, None, parse_unopened)
+
+
+def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: Callable[..., Found]) -> Found:
     mapping = read_toml(path)
     from_command_line = apply_overrides(mapping, overrides)
     if seed is not None:
         mapping["seed"] = seed
         from_command_line.add("seed")
     try:
-        return parse_plan(mapping, file=str(path), folder=Path(path).parent)
+        return parse(mapping, file=str(path), folder=Path(path).parent)
     except UserError as error:
         if any(f"{error.key}.".startswith(f"{key}.") for key in from_command_line):
             error = UserError(f"{error.message} (set on the command line)", key=error.key, file=error.file)
@@ -50,8 +66,28 @@ def parse_plan(
     Raises:
         UserError: The first thing that is wrong.
     """
+    return _parse(mapping, file, folder, resolve)
+
+
+def parse_unopened(
+    mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
+) -> Plan | Unopened:
+    """Check a scenario given as nested tables without importing a plug-in (see `parse_plan`)."""
+
+    def look(scenario: Scenario) -> Plan | Unopened:
+        return look_at(scenario) if plug_ins_of(scenario) else resolve(scenario)
+
+    return _parse(mapping, file, folder, look)
+
+
+def _parse(
+    mapping: Mapping[str, Any],
+    file: str | None,
+    folder: str | Path | None,
+    open: Callable[[Scenario], Found],
+) -> Found:
     try:
-        return resolve(read_scenario(mapping, file=file, folder=folder))
+        return open(read_scenario(mapping, file=file, folder=folder))
     except UserError as error:
         raise error.at(file=file) from None
 

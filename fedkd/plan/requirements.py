@@ -10,14 +10,16 @@ from torch import nn
 
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
+from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
 from fedkd.fusion.strategy import FusionStrategy
+from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.plan import Plan
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.schema import ClientGroup, Scenario
 
 KEY = "fusion.strategy"
 
@@ -61,8 +63,12 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             ' data.transfer.source = "holdout" has',
             key=KEY,
         )
+    if plan.strategy.server_model is not None:
+        _check_server_model(plan, first_task(data))
+    if plan.strategy.pretrain_epochs > 0:
+        _check_pretraining(plan, first_task(data), models)
     if plan.learner is not None:
-        _check_learner(plan.learner, scenario, needs, data, models)
+        _check_learner(plan.learner, plan, data, models)
     if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
         raise UserError(
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
@@ -86,11 +92,51 @@ def _check_bank(plan: Plan) -> None:
         raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
 
 
-def _check_learner(
-    learner: Learner, scenario: Scenario, needs: frozenset[str], data: Data, models: Sequence[Any]
-) -> None:
+def _check_server_model(plan: Plan, data: FederatedData) -> None:
+    """Refuse a model of the server's that does not exist, or does not fit the data."""
+    strategy, scenario = plan.strategy, plan.scenario
+    group = ClientGroup(model=strategy.server_model or "", args=dict(strategy.server_args))
+    try:
+        build_model(
+            group,
+            data.input_shape,
+            data.classes,
+            seed=0,
+            plugin_path=scenario.plugin_path,
+            input_dtype=data.input_dtype,
+        )
+    except UserError as error:
+        key = (error.key or "clients.model").replace("clients.", "fusion.server_", 1)
+        raise UserError(error.message, key=key, file=error.file) from error
+
+
+def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -> None:
+    """Refuse to train clients on transfer samples that have no labels, or none that they could learn."""
+    key, source = "fusion.pretrain_epochs", plan.scenario.data.transfer.source
+    given, labels = plan.strategy.pretrain_epochs, data.public_y
+    if plan.learner is not None:
+        raise UserError(f"must be 0 in a stream of tasks, got {given}", key=key)
+    for group, model in zip(plan.scenario.clients, models, strict=True):
+        if not isinstance(model, nn.Module):
+            raise UserError(f"must be 0 as model '{group.model}' is not a network, got {given}", key=key)
+    if labels is None or not len(labels):
+        raise UserError(
+            'must be 0 without a labelled transfer set, which data.transfer.source = "holdout" or another'
+            f" data set gives, got {given} with '{source}'",
+            key=key,
+        )
+    if labels.max() >= data.classes:
+        raise UserError(
+            f"must be 0 as labels of '{source}' go up to {labels.max()} and the clients' models have"
+            f" {data.classes} outputs, got {given}",
+            key=key,
+        )
+
+
+def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any]) -> None:
     """Refuse a learner that cannot keep its word with these models and this strategy."""
     assert isinstance(data, FederatedStream)
+    scenario, needs = plan.scenario, plan.strategy.needs
     for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
         if not isinstance(model, nn.Module):
             raise UserError(
@@ -104,6 +150,24 @@ def _check_learner(
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
             " averaging would overwrite; use a strategy that exchanges predictions",
+            key=KEY,
+        )
+    if "weights" in needs and learner.scales_own_subspaces:
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' scales them for each task within subspaces"
+            " that each client has found for itself, which an average does not fit; use a strategy that"
+            " exchanges predictions",
+            key=KEY,
+        )
+    if plan.strategy.infers_from_guidance:
+        raise UserError(
+            'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
+            key="fusion.inference",
+        )
+    if plan.strategy.teaches_locally and learner.trains_on_old_tasks:
+        raise UserError(
+            f"'{strategy}' teaches the present task's classes in local training, where '{learner.name}'"
+            " trains on the samples of all tasks so far; use a strategy that exchanges predictions",
             key=KEY,
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":

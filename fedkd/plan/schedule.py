@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
+from fedkd.json_text import parse_json
 from fedkd.randomness import numpy_generator
 
 
@@ -192,7 +193,7 @@ class Schedule:
             UserError: The text is not such a schedule.
         """
         try:
-            table = json.loads(text)
+            table = parse_json(text)
             if type(table["clients"]) is not int or type(table["rounds"]) is not int:
                 raise ValueError("clients and rounds must be integers")
             place_of = {c: place for place, course in enumerate(table["courses"]) for c in course["clients"]}
@@ -208,8 +209,8 @@ class Schedule:
                 if len(table["courses"]) == 1
                 else tuple(place_of[client] for client in range(table["clients"])),
             )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(f"not a schedule: {type(error).__name__}: {error}", file=file) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"not a schedule: {described(error)}", file=file) from error
 
 
 def _read_course(spans: Sequence[Sequence[int]]) -> Course:

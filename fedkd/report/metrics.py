@@ -90,6 +90,7 @@ _CONTINUAL = {
         Metric("rounds_to_90", "rounds to 90 %", "rounds", 1.0, 1, "lower"),
         Metric("rounds_to_90_early", "rounds to 90 %, first to learn", "rounds", 1.0, 1, "lower"),
         Metric("rounds_to_90_late", "rounds to 90 %, last to learn", "rounds", 1.0, 1, "lower"),
+        Metric("task_inference_rate", "task inferred", "%", 100.0, 1, "higher"),
         Metric("stored_bytes", "stored", "kB", 1e-3, 1, "lower"),
         Metric("stored_bytes_per_task", "stored per task", "kB", 1e-3, 1, "lower"),
         Metric("peak_bytes", "stored at most", "kB", 1e-3, 1, "lower"),
@@ -105,7 +106,11 @@ _TESTS = {
 """How a stream was tested, as the end of a metric's name, and how a title says it."""
 
 CONTINUAL_METRICS = tuple(
-    name + test for test in _TESTS for name in _CONTINUAL if not (test and _CONTINUAL[name].unit == "kB")
+    name + test
+    for test in _TESTS
+    for name in _CONTINUAL
+    if not (test and _CONTINUAL[name].unit == "kB")
+    and not (test == "_task_incremental" and name == "task_inference_rate")  # there is nothing to infer
 )
 """What is known of a run over a stream of tasks, if it could be measured: its summary says so, but for
 `intransigence` and `gain_over_single`, which take a second run and are a bench's."""

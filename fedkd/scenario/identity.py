@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,18 +26,27 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     return tables
 
 
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def digest_of(scenario: Scenario) -> str:
+    """Return the SHA-256 of all that decides a scenario's results (64 hexadecimal digits)."""
+    canonical = json.dumps(decisive(scenario), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def changed_keys(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, places: bool = False
+) -> dict[str, tuple[Any, Any]]:
     """Return the dotted keys at which two scenarios differ, with both values, in order; None: not there.
 
     Args:
         before: What was `decisive`.
         now: What is.
+        places: Whether where files lie counts too.
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return {
         key: (old.get(key), new.get(key))
         for key in dict.fromkeys([*old, *new])
-        if old.get(key) != new.get(key) and not key.startswith(PLACES)
+        if old.get(key) != new.get(key) and (places or not key.startswith(PLACES))
     }
 
 

@@ -84,6 +84,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
     home = Path(folder or ".").resolve()
+    try:
+        str(home).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"lies in {str(home)!r}, whose name is no text; move it elsewhere") from None
     data = scenario.data
     if data.root is not None:
         with _naming("data.root"):

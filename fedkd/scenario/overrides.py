@@ -23,10 +23,14 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     Raises:
         UserError: No ``=``, an empty key or value, or a string, list or table that is not closed.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line that are no UTF-8 arrive as half pairs
+        raise UserError(f"{text!r} is not UTF-8 text", key="--set") from None
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path):
-        raise UserError(f"'{text}' is not of the form key=value, e.g. fusion.beta=2.0", key="--set")
+        raise UserError(f"{_short(text)} is not of the form key=value, e.g. fusion.beta=2.0", key="--set")
     return path, _read_value(value.strip(), key.strip())
 
 

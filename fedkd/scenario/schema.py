@@ -15,6 +15,7 @@ from fedkd.scenario.sections import EarlyStopping as EarlyStopping
 from fedkd.scenario.sections import Partition as Partition
 from fedkd.scenario.sections import Transfer as Transfer
 
+MOST_ROUNDS = 10**9
 FLOWER_PREFIX = "flwr:"
 """Begins the names of Flower's own strategies."""
 
@@ -64,7 +65,7 @@ class Heterogeneity(Section):
 
     rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
     """Each client's images are turned by an angle of its own, uniform within ± this many degrees."""
-    noise: Annotated[float, Field(ge=0.0)] = 0.0
+    noise: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
     """Each client's samples carry Gaussian noise of its own standard deviation, uniform up to this; in units
     of the normalised data."""
     colour: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -109,21 +110,38 @@ class Population(Section):
     """Share of clients that leave for good before their course is over, after a round drawn evenly."""
 
 
+ClassList = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+"""The classes of one task, by their labels."""
+
+
 class TaskStream(Section):
     """The stream of tasks that every client learns."""
 
     kind: Literal["split", "permuted", "rotated", "overlapping", "datasets"] = "split"
     """What a task is: `split` (the classes in groups), `permuted` (one fixed permutation of the pixels),
     `rotated` (one angle), `overlapping` (windows of classes that overlap), `datasets` (one data set)."""
-    count: PositiveInt | None = None
-    """Number of tasks; absent: 5, for `datasets` one each. `overlapping` tasks have to say."""
+    count: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Number of tasks; absent: 5, for `datasets` and lists of `classes` one each. `overlapping` windows have
+    to say."""
+    classes: Annotated[list[ClassList], Field(min_length=1)] | None = None
+    """The classes of every task, by their labels (`split`, `overlapping`), in the order they are learned: of
+    any number each. Classes may be left out; one that is in several tasks makes them `overlapping`. Absent:
+    the keys below say."""
+    first_classes: PositiveInt | None = None
+    """Classes of the first task (`split`), such as half of them; the other tasks share out the rest, or have
+    `classes_per_task` each. Absent: as many as the others."""
     classes_per_task: PositiveInt | None = None
     """Classes of a task (`split`: absent, the classes are shared out evenly; `overlapping`: the width of a
     window, 4 if absent)."""
     stride: PositiveInt | None = None
     """Classes between the starts of two windows (`overlapping`); absent: half a window."""
     class_order: Literal["sorted", "shuffled"] = "sorted"
-    """Order in which `split` and `overlapping` take the classes; `shuffled` draws it from the seed."""
+    """Order in which `split` and `overlapping` take the classes; `shuffled` draws it from `class_seed`."""
+    class_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Seed of a `shuffled` class order, so that runs of several seeds learn the same tasks, or runs of one
+    seed different ones; absent: the scenario's seed."""
+    permute_first: bool = False
+    """Whether the first of `permuted` tasks is permuted too; otherwise its pixels are where they are."""
     max_angle: Annotated[float, Field(gt=0.0, le=360.0)] = 180.0
     """Angles of `rotated` tasks are spread evenly from 0 up to this many degrees, this one left out."""
     datasets: list[str] = []
@@ -228,7 +246,7 @@ class Scenario(Section):
     """Name of the run; letters, digits, `.`, `_` and `-`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw derives from it."""
-    rounds: Annotated[int, Field(ge=1, le=10**9)] = 10
+    rounds: Annotated[int, Field(ge=1, le=MOST_ROUNDS)] = 10
     """Federated rounds; of a stream of tasks: absent, as many as its tasks take."""
     clients_per_round: PositiveInt | None = None
     """Clients sampled for training each round; absent: all of them."""

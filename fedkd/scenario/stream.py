@@ -13,6 +13,8 @@ Protocol = Literal["task_incremental", "domain_incremental", "class_incremental"
 
 TASK_GIVEN: Protocol = "task_incremental"
 DEFAULT_COUNT = 5
+TASK_INFERENCE_RATE = "task_inference_rate"
+"""Metric: the share of a task's samples that a learner which is not told of their task takes to be of it."""
 
 
 def head_of(continual: Continual) -> Head:
@@ -27,6 +29,8 @@ def planned_count(tasks: TaskStream) -> int | None:
 
     None for `overlapping` windows without a count: there are as many as fit the classes of the data.
     """
+    if tasks.count is None and tasks.classes is not None:
+        return len(tasks.classes)
     if tasks.count is not None or tasks.kind == "overlapping":
         return tasks.count
     return max(len(tasks.datasets), 1) if tasks.kind == "datasets" else DEFAULT_COUNT

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.given import check_arrays
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import ServerModels
@@ -86,6 +88,10 @@ class Fusing:
         models = self._models(0)
         guidance = self.strategy.prologue(models) if models is not None else None
         if guidance is not None:
+            if not isinstance(guidance, Guidance):
+                raise TypeError(f"prologue returned a {type(guidance).__name__}; must be a Guidance")
+            check_arrays(guidance.memory, "the first guidance's memory")
+            check_arrays(guidance.shared, "what the first guidance gives clients")
             self._memory = dict(guidance.memory)
             self.mailbox.put_for_all(clients, Parcel(0, dict(guidance.shared)))
 
@@ -95,6 +101,7 @@ class Fusing:
         if self._known.transfer_size is not None:
             generator = numpy_generator(self._known.seed, "request", round=round)
             self._request = self.strategy.request(self._known.transfer_size, self._memory, generator)
+            _check_request(self._request, self._known.transfer_size)
         return self._request
 
     def fuse(
@@ -170,6 +177,7 @@ class Fusing:
     def _knowledge(self, round: int, uploads: Mapping[int, Upload]) -> Knowledge:
         items = list(uploads.values())
         by_name = {name: [item.arrays[name] for item in items] for name in items[0].arrays}
+        _check_alike(uploads)
         kinds = self.strategy.kinds_of(items[0].arrays)
         stacked = {kind: np.stack(by_name.pop(name)) for name, kind in kinds.items() if kind.is_stacked}
         labels = self._known.labels if "transfer_labels" in self.strategy.needs else None
@@ -205,3 +213,32 @@ class Fusing:
         self._memory = below("memory/", arrays)
         self.mailbox.restore(below("pending/", arrays))
         self.shelf.restore(below("last/", arrays))
+
+
+def _check_request(request: Any, size: int) -> None:
+    """Check what a strategy asks for.
+
+    Raises:
+        TypeError: It is no array of indices.
+        ValueError: They are not those of transfer samples, ascending.
+    """
+    if request is None:
+        return
+    if not isinstance(request, np.ndarray) or request.ndim != 1 or request.dtype.kind not in "iu":
+        kind = f"array of {request.dtype}" if isinstance(request, np.ndarray) else type(request).__name__
+        raise TypeError(f"request returned a {kind}; must be None or an array of indices [M]")
+    if len(request) and (request[0] < 0 or request[-1] >= size or (np.diff(request) <= 0).any()):
+        raise ValueError(f"request must return indices in 0..{size - 1}, ascending, each once")
+
+
+def _check_alike(uploads: Mapping[int, Upload]) -> None:
+    """Check that all clients sent arrays of the same names.
+
+    Raises:
+        ValueError: Who sent others.
+    """
+    (first, upload), *others = uploads.items()
+    for client, other in others:
+        if other.arrays.keys() != upload.arrays.keys():
+            sent = [", ".join(arrays) or "nothing" for arrays in (upload.arrays, other.arrays)]
+            raise ValueError(f"client {first} sent {sent[0]} and client {client} {sent[1]}; must be the same")

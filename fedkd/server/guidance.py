@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
+from fedkd.fusion.given import check_arrays
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays
 
@@ -38,26 +42,60 @@ def tables_of(guidance: Guidance, knowledge: Knowledge) -> tuple[dict[int, Array
 
 
 def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
-    """Check what a strategy returned: a slip of its own would surface in a client, far from its cause."""
+    """Check what a strategy returned: a slip of its own would surface in a client, far from its cause.
+
+    Raises:
+        TypeError: Something is of another type than it must be.
+        ValueError: Something has another shape than it must have, or is not all numbers.
+    """
     if not isinstance(guidance, Guidance):
         raise TypeError(f"fuse returned a {type(guidance).__name__}; must be a Guidance")
-    targets, logits = guidance.targets, knowledge.logits
-    took_part = guidance.absent.keys() & set(knowledge.clients)
+    clients = knowledge.clients
+    if not isinstance(guidance.personal, Sequence) or len(guidance.personal) not in (0, len(clients)):
+        raise ValueError(
+            f"the guidance's personal must be a list of {len(clients)} tables, one for each client"
+        )
+    if not isinstance(guidance.absent, Mapping):
+        raise TypeError(
+            f"the guidance's absent is a {type(guidance.absent).__name__}; must be a table by client"
+        )
+    took_part = guidance.absent.keys() & set(clients)
     if took_part:
         raise ValueError(f"the guidance for absent clients names client {min(took_part)}, who took part")
-    all_given = (guidance.shared, *guidance.personal, *guidance.absent.values(), guidance.for_absent or {})
-    arrays = {id(given): given for given in all_given}  # many may share one
-    for given in arrays.values():
+    others = {} if guidance.for_absent is None else guidance.for_absent
+    check_arrays(guidance.memory, "the guidance's memory")
+    all_given = (guidance.shared, *guidance.personal, *guidance.absent.values(), others)
+    for given in {id(given): given for given in all_given}.values():  # many may share one
+        check_arrays(given, "what the guidance gives clients")
         for name, values in given.items():
-            if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
-                raise ValueError(f"the guidance's {name} are not all numbers (NaN)")
-    if targets is None or logits is None:
-        return
-    allowed = [list(logits.shape), list(logits.shape[1:])]
-    if list(np.shape(targets)) not in allowed:
-        raise ValueError(
-            f"the guidance's targets have shape {list(np.shape(targets))};"
-            f" must be {allowed[0]}, or {allowed[1]} shared by all"
+            _check_numbers(values, name)
+    if guidance.weights is not None:
+        _check_table(guidance.weights, "weights", [[len(clients)] * 2])
+    if guidance.targets is not None:
+        logits = knowledge.logits
+        shapes = None if logits is None else [list(logits.shape), list(logits.shape[1:])]
+        _check_table(guidance.targets, "targets", shapes)
+
+
+def _check_table(values: Any, name: str, shapes: list[list[int]] | None) -> None:
+    """Check that something is an array of real numbers, of one of some shapes."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
+        kind = (
+            f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
         )
-    if np.isnan(targets).any():
-        raise ValueError("the guidance's targets are not all numbers (NaN)")
+        raise TypeError(f"the guidance's {name} are {kind}; must be a NumPy array of floats")
+    if shapes is None and values.ndim not in (2, 3):
+        raise ValueError(
+            f"the guidance's {name} have shape {list(values.shape)}; must be [N, M, C] or [M, C]"
+        )
+    if shapes is not None and list(values.shape) not in shapes:
+        shared = f", or {shapes[1]} shared by all" if len(shapes) > 1 else ""
+        raise ValueError(
+            f"the guidance's {name} have shape {list(values.shape)}; must be {shapes[0]}{shared}"
+        )
+    _check_numbers(values, name)
+
+
+def _check_numbers(values: np.ndarray, name: str) -> None:
+    if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
+        raise ValueError(f"the guidance's {name} are not all numbers (NaN)")

@@ -50,7 +50,7 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
 
 
 class PlainProgress(RunObserver):
-    """One aligned line a round, for log files and pipes; silent once the reader of a pipe has left.
+    """One aligned line a round, for log files and pipes; silent once there is nobody to read them.
 
     Args:
         stream: Where the lines go; each is flushed at once.
@@ -111,7 +111,7 @@ class PlainProgress(RunObserver):
             return
         try:
             print(text, file=self._stream, flush=True)
-        except BrokenPipeError:  # ``| head``: the run goes on unseen
+        except OSError:  # ``| head``, or a terminal that was closed: the run goes on unseen
             self._stream = None
 
 

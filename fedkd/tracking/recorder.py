@@ -10,6 +10,7 @@ infinity: a value that is not finite is written as null.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -19,14 +20,21 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
+from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder, write_json_atomically
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 EPOCHS = "epochs.jsonl"
 SUMMARY = "summary.json"
+BLOCK_BYTES = 1 << 20
 
 Split = Literal["local", "global", "train"]
+
+ACCURACY_AT_CHANCE = "accuracy_at_chance"
+"""Metric of clients alone that end a task, or a run without a stream, at chance: their training accuracy."""
+CHANCE = "chance"
+"""Metric of the same clients: what always guessing the most frequent class gets right."""
 
 
 class MetricRow(TypedDict):
@@ -52,22 +60,30 @@ class Recorder:
     Args:
         folder: The run folder; created if missing.
         offsets: Bytes to keep of each file, from a checkpoint. None: a fresh run, all files start empty.
+        digests: SHA-256 of what is to be kept of each file, from the same checkpoint.
         epochs: Whether there is an `epochs.jsonl` too.
 
     Raises:
-        UserError: A file is shorter than its offset: the folder was changed after the checkpoint was written.
+        UserError: What is to be kept of a file is not there any more, to the bit.
     """
 
     def __init__(
-        self, folder: Path | str, *, offsets: Mapping[str, int] | None = None, epochs: bool = False
+        self,
+        folder: Path | str,
+        *,
+        offsets: Mapping[str, int] | None = None,
+        digests: Mapping[str, str] | None = None,
+        epochs: bool = False,
     ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = (METRICS, TIMINGS, EPOCHS) if epochs else (METRICS, TIMINGS)
         keep = {name: (offsets or {}).get(name, 0) for name in names}
         # All are checked before either is cut: a refused resume leaves the folder as it was.
-        for name, offset in keep.items():
-            _check_length(folder / name, offset)
+        self._hashes = {
+            name: _checked_hash(folder / name, offset, (digests or {}).get(name))
+            for name, offset in keep.items()
+        }
         self._files = {name: _open_at(folder / name, offset) for name, offset in keep.items()}
         self._waiting: dict[str, list[str]] = {name: [] for name in keep}
         self._offsets = keep
@@ -141,10 +157,15 @@ class Recorder:
                 self._files[name].flush()
                 os.fsync(self._files[name].fileno())
                 self._offsets[name] += len(data)
+                self._hashes[name].update(data)
 
     def offsets(self) -> dict[str, int]:
         """Return the length of each file in bytes, as of the last `flush`."""
         return dict(self._offsets)
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file, as of the last `flush`."""
+        return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
     def close(self) -> None:
         """Flush and close both files. May be called twice."""
@@ -188,6 +209,16 @@ def read_timings(folder: Path | str) -> list[dict[str, Any]]:
     return _read_rows(Path(folder) / TIMINGS)
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -196,21 +227,39 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            rows.append(parse_json(line))
+        except NotJson:
             if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise UserError(f"line {number} is not JSON", file=str(path)) from None
     return rows
 
 
-def _check_length(path: Path, offset: int) -> None:
+def _checked_hash(path: Path, offset: int, digest: str | None) -> hashlib._Hash:
+    """Return the hash of the first bytes of a file, which are to be kept.
+
+    Raises:
+        UserError: They are not what they were.
+    """
+    found, left = hashlib.sha256(), offset
     length = path.stat().st_size if path.exists() else 0
     if length < offset:
         raise UserError(
             f"has {length} bytes, but the checkpoint needs {offset}: the file was changed since",
             file=str(path),
         )
+    if offset:
+        with path.open("rb") as file:
+            while left and (block := file.read(min(left, BLOCK_BYTES))):
+                found.update(block)
+                left -= len(block)
+    if digest not in (None, found.hexdigest()):
+        raise UserError(
+            f"its first {offset} bytes are not what they were when the checkpoint was written: the file was"
+            " changed since",
+            file=str(path),
+        )
+    return found
 
 
 def _open_at(path: Path, offset: int) -> IO[bytes]:

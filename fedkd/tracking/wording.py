@@ -161,6 +161,8 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
     lines = [
         f"{label:<15}  {'  '.join(f'{cell:<{width}}' for cell in cells)}".rstrip() for label, cells in rows
     ]
+    if (rate := table.get("task_inference_rate")) is not None:
+        lines.append(f"{'task inferred':<15}  {_with_worst(rate, percent)}")
     stored, most = table.get("stored_bytes_per_task"), table.get("peak_bytes")
     if stored is not None and most is not None:
         lines.append(f"{'stored':<15}  {size(stored['mean'])} a task and client, at most {size(most['max'])}")

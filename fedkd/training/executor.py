@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Protocol, TypeVar
 
+from fedkd.plugins import contained
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit
 
@@ -47,7 +48,8 @@ class LoopExecutor:
 
 def _attempt(job: TrainJob) -> FitResult | Exception:
     try:
-        return fit(job)
+        with contained():
+            return fit(job)
     except Exception as error:
         return error
 
@@ -69,7 +71,8 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
         jobs: dict[int, TrainJob] = {}
         for number, result in results.items():
             try:
-                jobs[number] = _advance(trainings[number], result)
+                with contained():
+                    jobs[number] = _advance(trainings[number], result)
             except StopIteration as end:
                 outcomes[number] = end.value
             except Exception as error:

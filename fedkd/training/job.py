@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from fedkd.training.chance import Hits
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.optimizer import OptimizerSpec
 
@@ -72,6 +73,9 @@ class TrainJob:
         early_stopping: Whether to stop before the last epoch, and go back to the best weights; what rules
             have gathered on the way stays. With it, a loss that is no finite number ends the training instead
             of being an error.
+        scored_loss: Called as `loss` is and in its place in epochs that may be the last; returns what `loss`
+            does, and how many of the batch were classified correctly, a scalar. None: nobody counts.
+        guessing: How many of the samples are right for whoever always answers with their most frequent class.
         optimizer_state: What the optimiser remembers of earlier jobs (`FitResult.optimizer_state`, an empty
             table at first), which it continues exactly; None: it starts fresh and nobody keeps its state.
 
@@ -94,6 +98,8 @@ class TrainJob:
     lr_schedule: Literal["constant", "cosine"] = "constant"
     early_stopping: EarlyStopping | None = None
     optimizer_state: Mapping[str, Tensor] | None = None
+    scored_loss: Callable[..., tuple[Tensor, Tensor]] | None = None
+    guessing: int = 0
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
@@ -109,6 +115,8 @@ class FitResult:
             was no step.
         steps: Optimiser steps.
         samples: Samples seen, all epochs together.
+        hits: How many samples were classified correctly in the last epoch, each at the weights it was trained
+            with; None if nobody counted, or there was no step.
         optimizer_state: What the optimiser remembers at the weights that the job ends with: tensors on the
             device by names such as ``"exp_avg/head.weight"`` (see `fedkd.training.optimizer_state`). None if
             the job's is.
@@ -117,4 +125,5 @@ class FitResult:
     loss: float
     steps: int
     samples: int
+    hits: Hits | None = None
     optimizer_state: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)

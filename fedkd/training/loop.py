@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.errors import TrainingDiverged
 from fedkd.randomness import seeded_torch
+from fedkd.training.chance import Hits
 from fedkd.training.early_stopping import BestWeights
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer import make_optimizer, step_schedule
@@ -41,16 +42,20 @@ def fit(job: TrainJob) -> FitResult:
     schedule = step_schedule(optimizer, job.lr_schedule, job.epochs * len(steps))
     best = _begin_early_stopping(job, parameters)
     total, taken, seen = 0.0, 0, 0
+    hits: Hits | None = None
     model.train()
     with seeded_torch(job.seed):
         for epoch in range(1, job.epochs + 1):
             order = torch.randperm(len(job.arrays[0]), generator=job.generator).to(job.arrays[0].device)
             losses: list[Tensor] = []
             sizes: list[int] = []
+            right: list[Tensor] = []
+            # Any epoch may turn out to be the last where training may stop early.
+            counts = job.scored_loss is not None and (best is not None or epoch == job.epochs)
             for step in steps:
                 batches = [order[start : start + job.batch_size] for start in step]
                 optimizer.zero_grad(set_to_none=True)
-                losses += _accumulate_gradients(job, batches)
+                losses += _accumulate_gradients(job, batches, right if counts else None)
                 sizes += [len(batch) for batch in batches]
                 if job.optimizer.clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, job.optimizer.clip_norm)
@@ -67,6 +72,8 @@ def fit(job: TrainJob) -> FitResult:
             # The losses leave the device once an epoch: asking after each step would make a GPU wait.
             epoch_loss = _sum_over_samples(losses, sizes)
             total, taken, seen = total + epoch_loss, taken + len(steps), seen + sum(sizes)
+            if right:
+                hits = Hits(int(torch.stack(right).sum()), sum(sizes), job.guessing)
             if not math.isfinite(epoch_loss):
                 if best is not None:
                     break
@@ -87,7 +94,7 @@ def fit(job: TrainJob) -> FitResult:
         state = optimizer_state(optimizer, named)
     if taken and not _all_finite(parameters):
         raise _diverged(f"weights stopped being finite in epoch {job.epochs}")
-    return FitResult(total / seen if seen else float("nan"), taken, seen, state)
+    return FitResult(total / seen if seen else float("nan"), taken, seen, hits, state)
 
 
 def batch_starts(model: nn.Module, samples: int, batch_size: int) -> range:
@@ -107,12 +114,15 @@ def _begin_early_stopping(job: TrainJob, parameters: Sequence[Tensor]) -> BestWe
     return BestWeights(job.early_stopping, job.model, parameters)
 
 
-def _accumulate_gradients(job: TrainJob, batches: Sequence[Tensor]) -> list[Tensor]:
+def _accumulate_gradients(
+    job: TrainJob, batches: Sequence[Tensor], right: list[Tensor] | None
+) -> list[Tensor]:
     """Leave the gradients of the mean loss over all samples of some batches, and return each batch's loss.
 
     Args:
         job: Whose model's gradients are None.
         batches: Indices of samples ``[B]``.
+        right: Takes how many samples of each batch were classified correctly; None: nobody counts.
     """
     autocast = job.autocast and job.arrays[0].device.type == "cuda"
     losses = []
@@ -122,7 +132,11 @@ def _accumulate_gradients(job: TrainJob, batches: Sequence[Tensor]) -> list[Tens
         if job.rules is not None:
             job.rules.before_step()
         with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
-            value = job.loss(job.model, *batch)
+            if right is None or job.scored_loss is None:
+                value = job.loss(job.model, *batch)
+            else:
+                value, correct = job.scored_loss(job.model, *batch)
+                right.append(correct)
             penalty = None if job.rules is None else job.rules.penalty(batch[0], value)
         whole = value if penalty is None else value + penalty
         (whole if len(batches) == 1 else whole * (len(index) / samples)).backward()

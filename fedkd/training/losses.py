@@ -1,4 +1,4 @@
-"""The losses a client minimises, each a mean over the samples of a batch, in float32.
+"""The losses a client minimises, each a mean over the samples of a batch, in float32; and its right answers.
 
 Targets are constants: no gradient flows into them.
 """
@@ -17,6 +17,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: y, ``[B]`` int64.
     """
     return F.cross_entropy(logits.float(), labels)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return how many of a batch are classified correctly, int64; arguments as in `cross_entropy`."""
+    return (logits.detach().argmax(dim=1) == labels).sum()
 
 
 def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:

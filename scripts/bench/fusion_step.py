@@ -27,10 +27,10 @@ from fedkd.randomness import numpy_generator
 
 SECONDS, MEGABYTES = 2.0, 1500.0
 COSTLIER: dict[str, list[dict[str, object]]] = {
-    "cronus": [{"aggregate": "trimmed_mean"}, {"aggregate": "geometric_median"}],
+    "cronus": [{"aggregate": "median"}, {"aggregate": "trimmed_mean"}, {"aggregate": "geometric_median"}],
     "comet": [{"clusters": 20}, {"space": "logits"}],
     "knfu": [{"divergence": "prediction_kl"}, {"divergence": "prediction_cosine"}],
-    "scarlet": [{"samples_per_round": 300, "cache_rounds": 1}],
+    "scarlet": [{"samples_per_round": 1000}, {"samples_per_round": 300, "cache_rounds": 2}],
 }
 
 

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from fedkd.benchmark.cells import compared_axes, make_axes, make_cells, resolve_baseline, scenario_hash
+from fedkd.benchmark.cells import compared_axes, make_axes, make_cells, resolve_baseline
 from fedkd.benchmark.schema import load_bench
 from fedkd.continual.registry import learner_hyperparameters
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_scenario
+from fedkd.scenario.identity import digest_of
 
 
 def cells_of(write, tables, overrides=()):
@@ -51,7 +52,7 @@ def test_the_hash_depends_on_what_decides_the_result(override, write, tables):
 def test_spelling_out_a_default_keeps_the_hash(digits_scenario):
     spelt = digits_scenario | {"clients_per_round": 4, "fusion": {"strategy": "knfu", "beta": 10.0}}
     plain = digits_scenario | {"clients_per_round": 4}
-    assert scenario_hash(parse_scenario(spelt)) == scenario_hash(parse_scenario(plain))
+    assert digest_of(parse_scenario(spelt)) == digest_of(parse_scenario(plain))
 
 
 def test_hyperparameters_do_not_leak_into_another_strategy(write, tables):
@@ -208,3 +209,12 @@ def test_a_baseline_must_be_a_cell(baseline, message, write, tables):
 def test_one_axis_of_a_run_cannot_be_set_for_all(write, tables):
     with pytest.raises(UserError, match=r"fusion\.strategy: varies along the axis"):
         cells_of(write, tables, ["fusion.strategy=fedmd"])
+
+
+@pytest.mark.parametrize("seeds", [10**9, 2**62])
+def test_a_bench_of_more_cells_than_can_be_is_refused_before_they_are_made(seeds, tables, write):
+    bench = load_bench(write(tables | {"seeds": seeds}))
+    with pytest.raises(
+        UserError, match=f"seeds: {seeds:,} seeds for each combination make .* at most 100,000"
+    ):
+        make_cells(bench)

@@ -33,6 +33,7 @@ NEUTRAL = {
 }
 EVERY = {
     "ewc": EWC(strength=50, samples=20),
+    "ewc, last": EWC(strength=50, samples=20, anchor="last"),
     "online_ewc": OnlineEWC(strength=50, decay=0.5, labels="true"),
     "si": SI(strength=3),
     "mas": MAS(strength=3, samples=20),
@@ -107,6 +108,32 @@ def test_ewc_is_a_sum_of_parabolas_one_for_each_old_task():
     value, gradient = penalty_and_gradient(learning, data[3][0])
     np.testing.assert_allclose(value, expected, rtol=1e-10)
     np.testing.assert_allclose(gradient, slope, rtol=1e-8, atol=1e-14)
+
+
+def test_ewc_around_the_last_task_weighs_the_mean_of_all_tasks():
+    data, net = stream(4), network(8)
+    learning = start(EWC(strength=7.0, anchor="last", labels="true"), net, data)
+    fishers = []
+    for task in range(3):
+        fit_task(learning, data, task)
+        learning.end()
+        units = own_units(task)
+        fishers.append(
+            per_sample(net, data[task], lambda o, y, u=units: F.cross_entropy(o[:, u], y), np.square)
+        )
+        anchor = weights(net)
+    fit_task(learning, data, 3)
+    moved = weights(net) - anchor
+    value, gradient = penalty_and_gradient(learning, data[3][0])
+    mean = sum(fishers) / 3
+    np.testing.assert_allclose(value, 3.5 * mean @ moved**2, rtol=1e-10)
+    np.testing.assert_allclose(gradient, 7.0 * mean * moved, rtol=1e-8, atol=1e-14)
+
+
+def test_all_anchors_are_one_after_a_single_task():
+    data = stream(2)
+    each, last = (learn(EWC(strength=7.0, anchor=anchor), network(4), data) for anchor in ("each", "last"))
+    np.testing.assert_array_equal(weights(each.context.network), weights(last.context.network))
 
 
 def test_online_ewc_fades_what_is_old_and_has_one_anchor():

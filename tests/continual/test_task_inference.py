@@ -226,6 +226,44 @@ def test_outputs_are_those_of_the_inferred_task():
     assert len(inferred.unique()) > 1 and outputs.isfinite().all()
 
 
+def test_the_tasks_are_those_of_the_inferred_mask():
+    stream = small_stream(3)
+    learner = SupSup(density=0.3)
+    learning = start(learner, mlp((6,), 6, hidden=(16,)), stream)
+    for task in (0, 2):
+        fit_task(learning, stream, task)
+        learning.end()
+    x = torch.cat([x for x, _ in stream])
+    learning.context.network.eval()
+    inferred = learner.infer(learning.context, [0, 2], x)  # a position among the masks there are
+    outputs, tasks = learner.outputs_and_tasks(learning.context, learning.model(), x)
+    assert torch.equal(outputs, learner.outputs(learning.context, learning.model(), x))
+    assert torch.equal(tasks.int().argmax(dim=1), 2 * inferred) and torch.equal(
+        tasks.sum(dim=1), torch.ones(len(x))
+    )
+    assert not tasks[:, 1].any()  # a task that was missed has no mask
+
+
+def test_tasks_that_share_a_mask_are_inferred_together():
+    first, second = far_apart(2, samples=200)
+    learner, learning = unknown([first, second, first], epochs=8)
+    slots = learning.context.memory["slots"].tolist()
+    assert slots[0] == slots[2] != slots[1]
+    _, tasks = learner.outputs_and_tasks(learning.context, learning.model(), torch.cat([first[0], second[0]]))
+    assert torch.equal(tasks[:, 0], tasks[:, 2]) and not (tasks[:, 0] & tasks[:, 1]).any()
+    assert tasks[:200, 0].float().mean() > 0.8 and tasks[200:, 1].float().mean() > 0.8
+
+
+def test_a_learner_that_infers_nothing_says_so():
+    stream = small_stream(2)
+    learner = make_learner("packnet", {})
+    learning = learn(learner, mlp((6,), 4, hidden=(16,)), stream, optimizer=ADAM)
+    outputs, tasks = learner.outputs_and_tasks(learning.context, learning.model(), stream[0][0])
+    assert tasks is None and torch.equal(
+        outputs, learner.outputs(learning.context, learning.model(), stream[0][0])
+    )
+
+
 def test_tasks_without_training_are_no_candidates():
     stream = small_stream(3)
     learner = SupSup()

@@ -8,6 +8,7 @@ import struct
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,23 @@ def test_a_broken_idx_file_is_named(load, tmp_path: Path, spoil: Callable[[bytes
     with pytest.raises(UserError, match=f"{words}.*") as caught:
         load("mnist")
     assert name in str(caught.value)
+
+
+def test_test_images_of_another_size_are_refused_with_both_sizes(load, tmp_path: Path):
+    idx_files(tmp_path / "mnist")
+    other = np.zeros((10, 6, 5), dtype=np.uint8)
+    (tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(other)))
+    told = r"of one size: those of .*train-images.* are 5×4, of .*t10k-images.* 5×6"
+    with pytest.raises(UserError, match=told):
+        load("mnist")
+
+
+def test_idx_files_that_unpack_to_more_than_there_is_room_for_are_not_unpacked(load, tmp_path, monkeypatch):
+    idx_files(tmp_path / "mnist")
+    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(300_000)))
+    monkeypatch.setattr("fedkd.data.budget.machine_memory", lambda: 200_000)
+    with pytest.raises(UserError, match=r"unpacks to more than .* half of this machine's memory"):
+        load("mnist")
 
 
 def test_labels_must_fit_their_images(load, tmp_path: Path):
@@ -276,6 +294,19 @@ def test_npz_of_another_kind_or_beyond_all_memory(load, tmp_path: Path, monkeypa
     monkeypatch.setattr("fedkd.data.budget.memory_budget", lambda: 100_000)
     with pytest.raises(UserError, match=r"unpacks to .* half of this machine's memory"):
         load("npz", path="c.npz")
+
+
+def test_labels_of_billions_need_no_place_for_each(load, tmp_path: Path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((20, 4), np.float32), y=np.array([0, 2_000_000_000] * 10))
+    with pytest.raises(UserError, match="the largest is 2000000000, and there are 20 train samples"):
+        load("npz", path="a.npz")
+
+
+@pytest.mark.parametrize(("value", "words"), [(1e300, "finite in float32"), (1e30, r"within ±1e\+15")])
+def test_samples_that_leave_float32_when_they_are_squared_are_refused(load, tmp_path, value, words):
+    np.savez(tmp_path / "a.npz", x=np.full((20, 4), value), y=np.arange(20) % 2)
+    with pytest.raises(UserError, match=words):
+        load("npz", path="a.npz")
 
 
 def test_npz_without_a_test_split_is_split_by_class_and_seed(load, tmp_path: Path):
@@ -573,3 +604,46 @@ def test_a_relative_path_is_sought_in_root_scenario_and_working_folder(
     assert request.path("a") == beside / "a"
     (beside / "a").unlink()
     assert request.path("a").resolve() == here / "a"
+
+
+# --- Bombs -----------------------------------------------------------------------------------------------
+
+
+def grey_png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("error")  # Pillow warns of such an image
+def test_an_image_that_claims_to_be_huge_is_not_decoded(load, tmp_path: Path):
+    content = grey_png(5, 5)
+    header = b"IHDR" + struct.pack(">II", 10_000, 10_000) + content[24:29]
+    content = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+    for split in ("train", "test"):
+        (tmp_path / "a" / split / "x").mkdir(parents=True)
+        (tmp_path / "a" / split / "x" / "0.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"0.png has 10,000×10,000 pixels; at most 50,000,000"):
+        load("image-folder", path="a")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(None, "decoded, take more than"), (400, "an image of this size")]
+)
+def test_images_that_do_not_fit_into_memory_are_not_all_decoded(load, tmp_path, monkeypatch, size, words):
+    for number in range(20):
+        path = tmp_path / "a" / "train" / "x" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(grey_png(30, 30))
+    monkeypatch.setattr("fedkd.data.budget.machine_memory", lambda: 100_000)
+    with pytest.raises(UserError, match=words):
+        load("image-folder", path="a", **({} if size is None else {"size": size}))
+
+
+def test_a_tar_member_that_claims_gigabytes_is_not_read(load, tmp_path: Path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("train/x/0.png")
+        member.size = 6 << 40
+        archive.addfile(member)  # the header alone: what it claims does not follow
+    with pytest.raises(UserError, match=r"takes 6,597.1 GB; half of this machine's memory"):
+        load("image-folder", path="a.tar")

@@ -200,6 +200,32 @@ def test_class_order_is_drawn_from_the_seed():
     assert groups == class_groups(shuffled, 10, seed=3) != class_groups(shuffled, 10, seed=4)
 
 
+def test_the_class_order_may_have_a_seed_of_its_own():
+    def groups(class_seed: int | None, seed: int):
+        return class_groups(TaskStream(class_order="shuffled", class_seed=class_seed), 10, seed=seed)
+
+    assert groups(3, seed=1) == groups(3, seed=2) == groups(None, seed=3) != groups(4, seed=1)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_labels_of_listed_classes_follow_the_lists(head):
+    lists = [[7, 1], [0], [9, 3, 2]]
+    tasks = stream(head, kind="split", classes=lists)
+    assert [task.name for task in tasks] == ["7 1", "0", "9 3 2"]
+    for task, own in zip(tasks, lists, strict=True):
+        true = DIGITS.train_y[task.data.source_index]
+        place = [task.own_units.index(unit) for unit in np.array(task.units)[task.data.y].tolist()]
+        assert np.array_equal(np.array(own)[place], true)
+    assert tasks.outputs == (3 if head == "domain" else 6)
+    if head == "class":
+        assert tasks.unit_class == (7, 1, 0, 9, 3, 2)
+
+
+def test_listed_classes_may_come_back_in_a_later_task():
+    tasks = stream("class", kind="overlapping", classes=[[0, 1], [1, 2], [0]])
+    assert [task.own_units for task in tasks] == [(0, 1), (1, 2), (0,)] and tasks.outputs == 3
+
+
 @pytest.mark.parametrize(
     ("tasks", "groups"),
     [
@@ -210,6 +236,11 @@ def test_class_order_is_drawn_from_the_seed():
         ({"kind": "overlapping", "count": 2, "stride": 1}, [(0, 1, 2, 3), (1, 2, 3, 4)]),
         ({"kind": "overlapping", "classes_per_task": 7}, [tuple(range(7)), tuple(range(3, 10))]),
         ({"kind": "overlapping", "classes_per_task": 1, "count": 2}, [(0,), (1,)]),
+        ({"count": 4, "first_classes": 4}, [(0, 1, 2, 3), (4, 5), (6, 7), (8, 9)]),
+        ({"count": 3, "first_classes": 5, "classes_per_task": 1}, [(0, 1, 2, 3, 4), (5,), (6,)]),
+        ({"count": 2, "first_classes": 1}, [(0,), tuple(range(1, 10))]),
+        ({"classes": [[7, 1], [0], [9, 3, 2]]}, [(7, 1), (0,), (9, 3, 2)]),
+        ({"kind": "overlapping", "classes": [[0, 1, 2], [2, 5], [1]]}, [(0, 1, 2), (2, 5), (1,)]),
     ],
 )
 def test_groups_of_classes(tasks, groups):
@@ -224,6 +255,18 @@ def test_groups_of_classes(tasks, groups):
         ({"kind": "overlapping", "classes_per_task": 11}, "classes_per_task", "must be ≤ 10"),
         ({"kind": "overlapping", "count": 5}, "count", "must be ≤ 4"),
         ({"kind": "datasets", "count": 2}, "count", "must be ≤ 1, the data sets there are"),
+        ({"first_classes": 10}, "first_classes", "must be < 10, .* got 10"),
+        (
+            {"first_classes": 5, "count": 3},
+            "count",
+            "5 classes after the first 5 cannot be shared out evenly among 2 tasks; allowed: 2, 6, or give",
+        ),
+        (
+            {"first_classes": 5, "count": 4, "classes_per_task": 2},
+            "count",
+            "3 tasks × 2 classes = 6, but the data have 5 classes after the first 5; at most 3 tasks",
+        ),
+        ({"classes": [[0, 1], [2, 10]]}, "classes.1.1", "must be ≤ 9, the last of the data's 10 .* got 10"),
     ],
 )
 def test_tasks_that_the_classes_do_not_make_are_refused(tasks, key, words):
@@ -251,6 +294,20 @@ def test_the_first_permuted_task_is_the_plain_data():
     for field in ("train_x", "train_y", "test_x", "test_y", "transfer_x", "global_x", "global_y"):
         assert np.array_equal(getattr(mine, field), getattr(theirs, field))
     assert [task.name for task in tasks] == ["unpermuted", "permutation 1", "permutation 2"]
+
+
+def test_the_first_permuted_task_may_be_permuted_too():
+    plain, moved = (stream(kind="permuted", count=3, permute_first=first) for first in (False, True))
+    assert [task.name for task in moved] == ["permutation 0", "permutation 1", "permutation 2"]
+    assert len({tuple(task.transform.source) for task in moved}) == 3
+    was, now = plain[0].client(0), moved[0].client(0)
+    order = moved[0].transform.source
+    flat = was.train_x.reshape(len(was.train_x), -1)
+    assert np.array_equal(now.train_x.reshape(flat.shape), flat[:, order]) and not np.array_equal(
+        flat, now.train_x
+    )
+    for a, b in zip(plain[1:], moved[1:], strict=True):
+        assert np.array_equal(a.client(0).train_x, b.client(0).train_x)
 
 
 def test_a_permutation_moves_every_pixel_once_and_everywhere_alike():

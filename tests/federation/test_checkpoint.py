@@ -36,6 +36,8 @@ def at(round: int, clients: dict[int, float], **server: np.ndarray) -> Checkpoin
         round=round,
         totals=Totals(bytes_up=10 * round, bytes_down=20 * round, seconds=round / 3),
         offsets={"metrics.jsonl": 100 * round, "timings.jsonl": 50 * round},
+        digests={"metrics.jsonl": f"{round:064d}"},
+        digests_if_longer={"metrics.jsonl": f"{round:063d}a"},
         offsets_if_longer={"metrics.jsonl": 90 * round, "timings.jsonl": 40 * round},
         scenario={"rounds": 9},
         server=server or {"round": np.array(round)},

@@ -26,11 +26,14 @@ from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import load_plan, load_scenario
 
 SMALL: dict[str, dict[str, Any]] = {
+    "cfd": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2, "bits_down": 3},
     "dsfl": {"samples_per_round": 20},
     "feddf": {"server_epochs": 2},
+    "fedmd": {"samples_per_round": 20},
+    "fedproto": {"inference": "prototypes"},
     "fedet": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2},
     "knfu": {"stale_decay": 0.5, "distribution_momentum": 0.5},
-    "scarlet": {"samples_per_round": 20, "cache_rounds": 1},
+    "scarlet": {"samples_per_round": 20, "cache_rounds": 2},
     "selective_fd": {"ambiguity": 2.0},
 }
 """Hyper-parameters that make a strategy cheap, or make it use what its defaults leave aside."""

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from stopping import StopInRound
 
 import fedkd
+from fedkd.continual.supsup import SupSup
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.load import parse_scenario
 from fedkd.tracking.recorder import read_metrics
@@ -124,10 +126,39 @@ def test_without_the_task_the_same_outputs_are_harder_to_read(alone, tmp_path):
     assert values[1] > values[2] > values[3], values
 
 
+def test_how_often_the_task_is_inferred(alone, tmp_path, monkeypatch):
+    def every_third_of_the_second(self, context, slots, x):
+        return (torch.arange(len(x)) % 3 == 2).long().clamp(max=len(slots) - 1)
+
+    monkeypatch.setattr(SupSup, "infer", every_third_of_the_second)
+    tasks = {"kind": "rotated", "count": 2}
+    alone["data"] = alone["data"] | {"test_fraction": 0.0}
+    folder = run(alone, tmp_path / "run", continual={"learner": "supsup", "tasks": tasks})
+    found = rows(folder, metric="task_inference_rate", client=0)
+    # 60 common test samples of each task; with one mask alone there is no choice.
+    assert {(r["round"], r["task"], r["split"]): r["value"] for r in found} == {
+        (1, 0, "global"): 1.0,
+        (2, 0, "global"): pytest.approx(40 / 60),
+        (2, 1, "global"): pytest.approx(20 / 60),
+    }
+    summary = json.loads((folder / "summary.json").read_text())["continual"]
+    assert summary["task_inference_rate"]["mean"] == pytest.approx(0.5)
+    assert summary["task_inference_rate_domain_incremental"] == summary["task_inference_rate"]
+    assert summary.get("task_inference_rate_local") is None
+    assert "task_inference_rate_task_incremental" not in summary
+
+
+def test_no_rate_where_nothing_is_inferred(alone, tmp_path):
+    folder = run(alone, tmp_path / "run")
+    assert not rows(folder, metric="task_inference_rate")
+    assert "task_inference_rate" not in json.loads((folder / "summary.json").read_text())["continual"]
+
+
 def test_the_test_without_the_task_can_be_left_out(alone, tmp_path):
     stream = {"learner": "supsup", "evaluate_without_task": False, "tasks": {"kind": "rotated", "count": 2}}
     folder = run(alone, tmp_path / "run", continual=stream)
     assert not rows(folder, metric="accuracy_domain_incremental")
+    assert not rows(folder, metric="task_inference_rate")
     tasks = rows(folder, metric="accuracy_task_incremental", split="global", client=0, round=2)
     accuracy = rows(folder, metric="accuracy", split="global", client=0, round=2)[0]["value"]
     assert accuracy == pytest.approx(np.mean([row["value"] for row in tasks]), abs=1e-12)

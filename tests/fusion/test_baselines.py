@@ -42,6 +42,15 @@ def test_fedmd_bounds_a_float16_upload_that_overflowed() -> None:
     assert_allclose(FedMD().fuse(knowledge_of(coarse[:1]), {}).targets, [[65504.0, 1.0]])
 
 
+def test_fedmd_draws_alignment_samples_only_if_told() -> None:
+    generator = numpy_generator(0, "request")
+    assert FedMD().request(9, {}, generator) is None
+    assert FedMD(samples_per_round=9).request(9, {}, generator) is None
+    draws = [FedMD(samples_per_round=4).request(9, {}, generator) for _ in range(50)]
+    assert all(len(drawn) == 4 and (np.diff(drawn) > 0).all() for drawn in draws)
+    assert np.unique(draws).tolist() == list(range(9))
+
+
 def test_fedmd_losses() -> None:
     torch = pytest.importorskip("torch")
     student, target = torch.tensor([[1.0, 3.0], [0.0, 0.0]]), torch.tensor([[2.0, 1.0], [0.0, 4.0]])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from rounds import draw_logits, num_bytes
-from small_views import SmallClient
+from pydantic import ValidationError
+from rounds import draw_logits, guidance_for, num_bytes
+from small_views import SmallClient, SmallServer
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.cfd import CFD
 from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.randomness import numpy_generator
 
 
 def fuse(logits: np.ndarray, clients=None) -> Guidance:
@@ -57,3 +61,79 @@ def test_a_model_that_diverged_does_not_vote() -> None:
     logits[0, 2, 1] = np.nan
     with pytest.raises(TrainingDiverged, match="not numbers"):
         fuse(logits)
+
+
+# With a model on the server ---------------------------------------------------------------------------
+
+
+class Federation:
+    """Three clients, of whom some take part, and a linear model on the server."""
+
+    def __init__(self, **hyperparameters) -> None:
+        self.strategy = CFD(server_model="plain", **hyperparameters)
+        self.x = numpy_generator(0, "transfer").normal(0, 1, (9, 5)).astype(np.float32)
+        self.server = SmallServer(self.x, 4)
+        self.clients = [SmallClient(logits=draw_logits(1, 9, 4, seed=n)[0]) for n in range(3)]
+        self.memory: dict[str, np.ndarray] = {}
+
+    def run(self, *present: int) -> Guidance:
+        uploads = [self.strategy.upload(self.clients[n]) for n in present]
+        extra = {name: [upload[name] for upload in uploads] for name in uploads[0]}
+        knowledge = Knowledge(present, None, np.full(len(present), 10), extra=extra, server=self.server)
+        guidance = self.strategy.fuse(knowledge, self.memory)
+        self.memory = guidance.memory
+        for row, n in enumerate(present):
+            self.strategy.apply(self.clients[n], guidance_for(row, guidance))
+        return guidance
+
+    def labels(self) -> np.ndarray:
+        """Return the present labels of the server's model, worked out by hand."""
+        weight, bias = np.split(self.memory["parameters"].astype(np.float64), [20])
+        z = self.x.astype(np.float64) @ weight.reshape(4, 5).T + bias
+        q = np.exp(z - z.max(axis=1, keepdims=True))
+        return q / q.sum(axis=1, keepdims=True)
+
+
+def test_the_server_learns_the_shares_and_its_labels_are_learned() -> None:
+    federation = Federation(bits_down=8, server_epochs=30, server_lr=0.1)
+    federation.run(0, 1, 2)
+    (trained,) = federation.server.trained
+    votes = np.stack([client.all_logits.argmax(axis=1) for client in federation.clients])
+    assert_allclose(trained["targets"][0], np.eye(4)[votes].mean(axis=0), rtol=1e-6)
+    assert trained["options"][:3] == (30, 64, 0.1)
+    for client in federation.clients:
+        ((targets, samples),) = client.distilled
+        assert samples is None and targets.dtype == np.float32
+        assert_allclose(targets, federation.labels(), atol=1 / 255)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_everyone_present_learns_the_newest_labels(bits) -> None:
+    federation = Federation(bits_down=bits, server_epochs=2, server_lr=0.3)
+    for round, present in enumerate([(0,), (0, 1), (1, 2), (2,), (0, 1, 2)], start=1):
+        guidance = federation.run(*present)
+        assert guidance.targets is None and guidance.memory["round"] == round
+        newest = [federation.clients[n].distilled[-1][0] for n in present]
+        for targets in newest:
+            assert_array_equal(targets, newest[0])
+            assert_allclose(targets, federation.labels(), atol=1 / (2**bits - 1))
+    weights = [call["weights"]["weight"] for call in federation.server.trained]
+    assert all(np.abs(one - other).max() > 0 for one, other in pairwise(weights)), "it lives on"
+
+
+def test_labels_that_stay_the_same_are_not_sent_again() -> None:
+    federation = Federation(server_epochs=0)
+    first, second = federation.run(0, 1), federation.run(0, 2)
+    assert num_bytes(first.personal[0]) == 2 + 9 * 4 + 8  # a bit for each of nine, four bytes each, the shape
+    assert [num_bytes(own) for own in second.personal] == [2 + 8, 2 + 9 * 4 + 8]
+    assert len(federation.clients[0].distilled) == 2
+
+
+def test_it_needs_a_server_only_with_a_model() -> None:
+    assert CFD().needs == frozenset() and CFD(server_model="plain").needs == {"server"}
+
+
+@pytest.mark.parametrize("wrong", [{"bits_down": 0}, {"bits_down": 9}, {"server_lr": 0}])
+def test_hyperparameters_are_checked(wrong) -> None:
+    with pytest.raises(ValidationError):
+        CFD(**wrong)

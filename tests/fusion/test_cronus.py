@@ -19,7 +19,7 @@ from fedkd.fusion.cronus import Cronus
 from fedkd.fusion.probabilities import softmax
 from fedkd.randomness import numpy_generator
 
-ROBUST = ("median", "trimmed_mean", "geometric_median")
+ROBUST = ("spectral", "median", "trimmed_mean", "geometric_median")
 
 
 def fuse(logits: np.ndarray, aggregate: str, clients=None, **hyperparameters) -> np.ndarray:
@@ -42,7 +42,12 @@ def test_agrees_with_loops(aggregate) -> None:
         expected = mean_by_loops(q)
     else:  # of three clients a third at either end leaves the median
         middle = [[statistics.median(q[n][i][c] for n in range(3)) for c in range(3)] for i in range(4)]
-        expected = [[value / sum(row) for value in row] for row in middle]
+        mean = mean_by_loops(q)
+        expected = []
+        for row, of_all in zip(middle, mean, strict=True):
+            missing = max(0.0, 1 - sum(row))
+            completed = [value + missing * share for value, share in zip(row, of_all, strict=True)]
+            expected.append([value / sum(completed) for value in completed])
     assert_allclose(fuse(logits, aggregate, trim=0.34), expected, rtol=1e-5)
 
 
@@ -84,7 +89,40 @@ def test_clients_certain_of_different_classes(aggregate) -> None:
     assert_allclose(fuse(logits, aggregate, trim=0.4), [[1 / 3] * 3], atol=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"trim": 0.5}, {"aggregate": "mode"}, {"max_iterations": 0}])
+@pytest.mark.parametrize("aggregate", ROBUST)
+def test_a_class_that_nobody_predicts_does_not_win(aggregate) -> None:
+    """Each has 10 on its own class and 4 on a fourth, which a median divided by its sum gives 95 %."""
+    logits = np.zeros((3, 1, 4), dtype=np.float32)
+    logits[[0, 1, 2], 0, [0, 1, 2]], logits[:, 0, 3] = 10.0, 4.0
+    q = softmax(logits)
+    assert np.median(q, axis=0)[0, 3] / np.median(q, axis=0).sum() > 0.94
+    targets = fuse(logits, aggregate, trim=0.34)[0]
+    assert_allclose(targets[:3], 1 / 3, atol=0.003)
+    assert targets[3] < 0.006
+
+
+def test_weights_tell_who_was_filtered_out() -> None:
+    logits = np.concatenate([honest(8), np.repeat(-100 * honest(1), 2, axis=0)])
+    guidance = Cronus().fuse(knowledge_of(logits), {})
+    assert guidance.weights.shape == (10, 10)
+    assert (guidance.weights[:, 8:] < 0.01).all() and (guidance.weights[:, :8] > 0.05).all()
+
+
+@pytest.mark.parametrize("poisoned", [0.0, 0.49])
+@pytest.mark.parametrize("clients", [1, 2, 3])
+def test_few_clients_at_the_bounds_of_what_is_assumed(clients, poisoned) -> None:
+    logits = draw_logits(clients, 8, 4)
+    targets = fuse(logits, "spectral", poisoned=poisoned)
+    if poisoned == 0.0 or clients < 3:  # of two nobody can say who is wrong
+        assert_allclose(targets, fuse(logits, "mean"), rtol=1e-5, atol=1e-7)
+    q = softmax(logits)
+    assert (targets >= q.min(axis=0) - 1e-6).all() and (targets <= q.max(axis=0) + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"trim": 0.5}, {"poisoned": 0.5}, {"poisoned": -0.1}, {"aggregate": "mode"}, {"max_iterations": 0}],
+)
 def test_hyperparameters_are_checked(wrong) -> None:
     with pytest.raises(ValidationError):
         Cronus(**wrong)

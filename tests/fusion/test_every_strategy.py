@@ -28,8 +28,15 @@ SIZES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 5))
 """Clients, transfer samples, classes: down to one of each."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "cfd": {
+        "server_model": st.none() | st.just("plain"),
+        "server_epochs": st.integers(0, 1),
+        "bits_down": st.integers(1, 8),
+    },
     "comet": {"space": st.sampled_from(["probabilities", "logits"]), "clusters": st.integers(1, 4)},
-    "cronus": {"aggregate": st.sampled_from(["median", "trimmed_mean", "geometric_median", "mean"])},
+    "cronus": {
+        "aggregate": st.sampled_from(["spectral", "median", "trimmed_mean", "geometric_median", "mean"])
+    },
     "dp": {"beta": st.none() | st.floats(0, 50), "confidence": st.sampled_from(["maximum", "true_class"])},
     "dsfl": {"sharpen": st.sampled_from(["era", "mean"])},
     "fd": {"weight_by_count": st.booleans()},

@@ -74,6 +74,29 @@ def test_unequal_features_are_the_users_error() -> None:
     check_feature_widths((1, 4), (6, 6))
 
 
+def test_the_nearest_prototype_answers() -> None:
+    guidance = FedProto().fuse(knowledge_of(MEANS, COUNTS), {}).shared
+    features = numpy_generator(0, "features").normal(0, 2, (20, 4)).astype(np.float32)
+    logits = FedProto(inference="prototypes").infer(features, guidance)
+    for row, found in zip(features, logits, strict=True):
+        squares = [sum((float(f) - p) ** 2 for f, p in zip(row, by_hand()[c], strict=True)) for c in (0, 1)]
+        assert_allclose(found[:2], [-squares[0], -squares[1]], rtol=1e-5)
+        assert found.argmax() == np.argmin(squares)
+        assert found[2] < found[:2].min() and np.isfinite(found).all()  # nobody owns class 2
+
+
+def test_prototypes_answer_for_themselves() -> None:
+    counts = np.array([[3, 2, 1]])
+    means = numpy_generator(1, "test means").normal(0, 2, (1, 3, 4)).astype(np.float32)
+    guidance = FedProto().fuse(knowledge_of(means, counts), {}).shared
+    assert_array_equal(FedProto().infer(means[0], guidance).argmax(axis=1), [0, 1, 2])
+
+
+def test_the_model_answers_unless_told_otherwise() -> None:
+    assert not FedProto().infers_from_guidance
+    assert FedProto(inference="prototypes").infers_from_guidance
+
+
 def test_upload() -> None:
     client = SmallClient(means={"features": MEANS[0]}, counts=COUNTS[0])
     upload = FedProto().upload(client)

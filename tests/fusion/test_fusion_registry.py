@@ -121,7 +121,7 @@ def test_resolved_hyperparameters_build_the_same_strategy() -> None:
         ({"beta": -1}, "fusion.beta: must be ≥ 0, got -1"),
         ({"beta": "big"}, "fusion.beta: must be a number, got 'big'"),
         ({"beta": float("inf")}, "fusion.beta: must be a finite number, got inf"),
-        ({"temperature": 0}, "fusion.temperature: must be > 0, got 0"),
+        ({"temperature": 0}, "fusion.temperature: must be ≥ 1e-06, got 0"),
         ({"neighbours": 1.5}, "fusion.neighbours: must be an integer, got 1.5"),
         ({"stale_decay": 1.5}, "fusion.stale_decay: must be ≤ 1, got 1.5"),
         ({"threshold": 3}, "fusion.threshold: must be ≤ 1 as a quantile, got 3"),

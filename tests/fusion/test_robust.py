@@ -7,9 +7,9 @@ import statistics
 
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_allclose
 
-from fedkd.fusion.robust import geometric_median, median, renormalise, trimmed_mean
+from fedkd.fusion.robust import complete, geometric_median, median, trimmed_mean
 from fedkd.randomness import numpy_generator
 
 
@@ -104,6 +104,8 @@ def test_the_default_accuracy_is_good_enough() -> None:
     assert_allclose(coarse, exact(points), atol=5e-4)
 
 
-def test_renormalise_says_uniform_where_nothing_has_support() -> None:
-    rows = np.array([[0.0, 0.0, 0.0, 0.0], [0.2, 0.0, 0.2, 0.0]])
-    assert_array_equal(renormalise(rows), [[0.25] * 4, [0.5, 0, 0.5, 0]])
+def test_what_is_missing_to_one_is_spread_as_the_mean_is() -> None:
+    rows = np.array([[0.0, 0.0, 0.0], [0.2, 0.0, 0.2], [0.4, 0.4, 0.0], [0.6, 0.6, 0.3]])
+    mean = np.array([[0.5, 0.25, 0.25], [0.2, 0.5, 0.3], [1.0, 0.0, 0.0], [0.4, 0.4, 0.2]])
+    expected = [[0.5, 0.25, 0.25], [0.32, 0.3, 0.38], [0.6, 0.4, 0.0], [0.4, 0.4, 0.2]]
+    assert_allclose(complete(rows, mean), expected, rtol=1e-12)

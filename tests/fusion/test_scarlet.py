@@ -73,7 +73,7 @@ def test_agrees_with_loops(exponent) -> None:
 
 
 def test_exponent_one_without_cache_is_the_mean_of_dsfl() -> None:
-    federation = Federation(Scarlet(exponent=1.0, cache_rounds=0), 4)
+    federation = Federation(Scarlet(exponent=1.0, cache_rounds=0, samples_per_round=SIZE), 4)
     for round in range(1, 4):
         federation.run()
         dsfl = DSFL(sharpen="mean").fuse(knowledge_of(draw_logits(4, SIZE, CLASSES, seed=round)), {})
@@ -94,7 +94,7 @@ def test_entropy_never_rises_above_exponent_one() -> None:
 
 
 def test_what_is_cached_is_neither_sent_up_nor_down() -> None:
-    federation = Federation(Scarlet(cache_rounds=2), 3)
+    federation = Federation(Scarlet(cache_rounds=3, samples_per_round=SIZE), 3)
     row, index = CLASSES * 4, 4
     assert_array_equal(federation.run(), np.arange(SIZE))
     assert federation.up == [SIZE * row] * 3
@@ -111,7 +111,7 @@ def test_what_is_cached_is_neither_sent_up_nor_down() -> None:
 
 
 @pytest.mark.parametrize("samples_per_round", [None, 1, 12, SIZE, 99])
-@pytest.mark.parametrize("cache_rounds", [0, 1, 3])
+@pytest.mark.parametrize("cache_rounds", [0, 1, 2, 4])
 def test_everyone_present_learns_the_same_newest_labels(samples_per_round, cache_rounds) -> None:
     """Clients come and go; a federation in dictionaries says what each must learn."""
     strategy = Scarlet(cache_rounds=cache_rounds, samples_per_round=samples_per_round)
@@ -122,14 +122,14 @@ def test_everyone_present_learns_the_same_newest_labels(samples_per_round, cache
     for round, present in enumerate(rounds, start=1):
         asked = federation.run(present).tolist()
         for i in asked:
-            assert i not in labels or round - labels[i][0] > cache_rounds
+            assert i not in labels or round - labels[i][0] >= cache_rounds
         logits = draw_logits(5, SIZE, CLASSES, seed=round)[list(present)]
         mean = np.array(mean_by_loops(softmax_by_loops(logits)))
         for i in asked:
             labels[i] = (round, mean[i] ** 2 / (mean[i] ** 2).sum())
         drawn = federation.clients[present[0]].distilled[-1][1].tolist()
         assert set(asked) <= set(drawn)
-        assert len(drawn) == min(samples_per_round or SIZE, SIZE)
+        assert len(drawn) == min(samples_per_round or SIZE // 10, SIZE)
         for position, client in enumerate(present):
             targets, samples = federation.clients[client].distilled[-1]
             assert samples.tolist() == drawn
@@ -137,6 +137,20 @@ def test_everyone_present_learns_the_same_newest_labels(samples_per_round, cache
             new = [i for i in drawn if held[client].get(i) != labels[i][0]]
             held[client] |= {i: labels[i][0] for i in new}
             assert federation.down[position] == len(drawn) * 4 + len(new) * (4 + CLASSES * 4)
+
+
+@pytest.mark.parametrize("duration", [1, 2, 3, 5])
+def test_a_label_lives_as_many_rounds_as_its_cache_says(duration) -> None:
+    """The round that it is fused in is the first of them."""
+    federation = Federation(Scarlet(cache_rounds=duration, samples_per_round=SIZE), 2)
+    asked = [len(federation.run()) for _ in range(3 * duration + 1)]
+    assert asked == [SIZE if round % duration == 0 else 0 for round in range(3 * duration + 1)]
+
+
+@pytest.mark.parametrize(("size", "drawn"), [(1, 1), (9, 1), (10, 1), (11, 2), (30, 3), (1000, 100)])
+def test_a_tenth_is_drawn_unless_told_otherwise(size, drawn) -> None:
+    asked = Scarlet().request(size, {}, numpy_generator(0, "request"))
+    assert (size if asked is None else len(asked)) == drawn
 
 
 def test_cached_samples_are_drawn_as_often_as_others() -> None:

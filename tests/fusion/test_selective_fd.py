@@ -102,6 +102,15 @@ def test_an_absolute_threshold_needs_no_private_samples() -> None:
     assert nothing["samples"].shape == (0,) and nothing["sample_logits"].shape == (0, 2)
 
 
+@pytest.mark.parametrize("selector", ["energy", "confidence"])
+@pytest.mark.parametrize("quantile", [0.0, 1.0])
+def test_a_client_without_samples_of_its_own_knows_none(selector, quantile) -> None:
+    client = SmallClient(logits=LOGITS[0], private_logits=LOGITS[0][:0])
+    upload = SelectiveFD(selector=selector, quantile=quantile).upload(client)
+    assert upload["samples"].shape == (0,) and upload["samples"].dtype == np.int32
+    assert upload["sample_logits"].shape == (0, LOGITS.shape[2])
+
+
 def test_a_client_distils_the_kept_samples() -> None:
     guidance = SelectiveFD().fuse(knowledge_of(([1], [1]), np.full((2, 4, 3), [9, 0, 0], np.float32)), {})
     client = SmallClient()

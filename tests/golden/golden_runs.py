@@ -21,6 +21,7 @@ from typing import Any
 
 import fedkd
 from fedkd.plan.load import parse_scenario
+from fedkd.tracking.recorder import ACCURACY_AT_CHANCE, CHANCE
 
 FOLDER = Path(__file__).resolve().parent / "metrics"
 
@@ -117,6 +118,11 @@ def run_figures(name: str) -> Figures:
         rows, summary = result.metrics(), result.summary
     figures: Figures = defaultdict(dict)
     for row in rows:
+        if row["metric"] in (
+            ACCURACY_AT_CHANCE,
+            CHANCE,
+        ):  # there or not: last bits decide about single samples
+            continue
         series = f"{row['split']} {row['metric']}"
         series += f", task {row['task']}" if row["task"] is not None else ""
         place = f"round {row['round']}" if row["client"] is None else f"client {row['client']}"
@@ -159,7 +165,7 @@ def dump(figures: Figures) -> str:
 
 # Comparison -------------------------------------------------------------------------------------------
 
-SHARES = re.compile(r"accuracy|gain|flips|agreement|forgetting|\b[bfn][bw]t|auc|area|kkt")
+SHARES = re.compile(r"accuracy|gain|flips|agreement|forgetting|\b[bfn][bw]t|auc|area|kkt|inference")
 """Metrics that are shares of a few test samples, or differences of such shares."""
 
 

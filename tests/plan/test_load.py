@@ -289,6 +289,10 @@ def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
     scenario = load_scenario(write(tmp_path, text))
     assert (scenario.rounds, scenario.continual.head) == (12, "domain")
     assert parse_scenario(scenario.model_dump()) == scenario
+    lists = "[continual]\nrounds_per_task = 2\ntasks = { classes = [[3, 1], [0], [2]] }"
+    listed = load_scenario(write(tmp_path, lists))
+    assert (listed.rounds, listed.continual.tasks.count) == (6, 3)
+    assert parse_scenario(listed.model_dump()) == listed
     default = load_scenario(write(tmp_path, "[continual]"))
     assert (default.rounds, default.continual.head, default.continual.tasks.count) == (5, "task", 5)
 
@@ -321,6 +325,48 @@ def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
             "continual.tasks.stride: must be < 4, the classes of a task, or they do not overlap, got 4",
         ),
         ("[data]\ntransfer = { size = 0 }", "data.transfer.size: must be ≥ 1 for strategy 'knfu'"),
+        (
+            "[continual.tasks]\nclasses = [[0, 1], [2, 2]]",
+            "continual.tasks.classes.1.1: class 2 is there twice",
+        ),
+        (
+            "[continual.tasks]\nclasses = [[0, 1], [3, 1]]",
+            "continual.tasks.classes.1.1: class 1 is in task 0 already; only kind = 'overlapping'",
+        ),
+        (
+            "[continual.tasks]\nkind = 'overlapping'\nclasses = [[0, 1], [2]]",
+            "continual.tasks.classes: no class is in two tasks, so they do not overlap; use kind = 'split'",
+        ),
+        ("[continual.tasks]\nclasses = [[0], []]", "continual.tasks.classes.1: must have at least 1"),
+        ("[continual.tasks]\nclasses = [[0], [-1]]", "continual.tasks.classes.1.0: must be ≥ 0, got -1"),
+        (
+            "[continual.tasks]\nclasses = [[0], [1]]\ncount = 3",
+            "continual.tasks.count: must be 2, the lists of continual.tasks.classes, or left out, got 3",
+        ),
+        (
+            "[continual.tasks]\nclasses = [[0], [1]]\nclass_order = 'shuffled'",
+            "continual.tasks.class_order: not beside continual.tasks.classes",
+        ),
+        (
+            "[continual.tasks]\nclass_seed = 3",
+            "continual.tasks.class_seed: only for a 'shuffled' class_order",
+        ),
+        (
+            "[continual.tasks]\nfirst_classes = 3\ncount = 1",
+            "continual.tasks.first_classes: needs tasks after the first",
+        ),
+        (
+            "[continual.tasks]\nkind = 'overlapping'\ncount = 2\nfirst_classes = 3",
+            "continual.tasks.first_classes: only for split tasks, kind is 'overlapping'",
+        ),
+        (
+            "[continual.tasks]\nkind = 'rotated'\npermute_first = true",
+            "continual.tasks.permute_first: only for permuted tasks, kind is 'rotated'",
+        ),
+        (
+            "[continual.tasks]\nkind = 'permuted'\nclasses = [[0]]",
+            "continual.tasks.classes: only for split and overlapping tasks, kind is 'permuted'",
+        ),
     ],
 )
 def test_streams_that_make_no_sense(tmp_path, text, expected):

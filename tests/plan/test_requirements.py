@@ -35,6 +35,23 @@ def test_poison_that_has_no_meaning_is_refused(strategy, poison, refused, digits
     assert caught.value.key == "faults.poison"
 
 
+@pytest.mark.parametrize("strategy", ["cfd", "fedet"])
+@pytest.mark.parametrize(
+    ("model", "key", "message"),
+    [
+        ({"server_model": "nope"}, "fusion.server_model", "no model named 'nope'"),
+        ({"server_model": "sgd"}, "fusion.server_model", "must be a torch.nn.Module"),
+        ({"server_model": "mlp", "server_args": {"deep": 1}}, "fusion.server_args", "deep"),
+    ],
+)
+def test_a_server_model_that_cannot_be_built_is_refused(strategy, model, key, message, digits_scenario):
+    plan = parse_plan(digits_scenario | {"fusion": {"strategy": strategy, **model}})
+    data = load_federated_data(plan.scenario)
+    with pytest.raises(UserError, match=message) as caught:
+        check_requirements(plan, data, build_group_models(plan.scenario, data.input_shape, data.classes))
+    assert caught.value.key.startswith(key)
+
+
 @pytest.mark.parametrize(
     ("changes", "key", "message"),
     [

@@ -34,6 +34,33 @@ def test_guidance_without_targets_is_checked_for_nan_too(guidance):
         check_guidance(guidance, knowledge())
 
 
+WRONG = {
+    "targets of text": (Guidance("text"), "targets are a str; must be a NumPy array of floats"),
+    "targets of integers": (Guidance(np.zeros((3, 4), dtype=int)), "targets are an array of int64"),
+    "weights of another size": (
+        Guidance(None, weights=np.ones((3, 2))),
+        r"weights have shape \[3, 2\]; must",
+    ),
+    "memory of text": (Guidance(None, memory="text"), "memory is a str; must be a dict of NumPy arrays"),
+    "shared lists": (Guidance(None, shared={"a": [1.0]}), "has a of type list; must be a NumPy array"),
+    "shared words": (Guidance(None, shared={"a": np.array(["x"])}), "has a of type <U1; must be"),
+    "no names": (Guidance(None, shared={0: np.ones(1)}), "has a key 0; must be a name"),
+    "too few personal": (
+        Guidance(None, personal=[{}]),
+        "personal must be a list of 2 tables, one for each client",
+    ),
+    "a personal array": (Guidance(None, personal=[np.ones(2)] * 2), "is a ndarray; must be a dict"),
+    "absent lists": (Guidance(None, absent=[{}]), "absent is a list; must be a table by client"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_a_strategy_returns_is_said_to_be_what_it_must_not(name):
+    guidance, words = WRONG[name]
+    with pytest.raises((TypeError, ValueError), match=words):
+        check_guidance(guidance, knowledge())
+
+
 def test_clients_of_one_student_share_one_table():
     student, other = {"parameters": np.ones(2)}, {"parameters": np.zeros(2)}
     guidance = Guidance(None, personal=[student, other, student], absent={7: other, 5: student})

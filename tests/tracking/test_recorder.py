@@ -134,3 +134,18 @@ def test_summary_is_readable_json(tmp_path):
         "final": {"accuracy_local": {"mean": 0.5}},
         "continual": None,
     }
+
+
+def test_what_a_resumed_run_keeps_is_what_it_was_to_the_bit(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        recorder.metric("accuracy", 0.5, round=1, split="local")
+        recorder.flush()
+        kept = {"offsets": recorder.offsets(), "digests": recorder.digests()}
+        recorder.metric("accuracy", 0.6, round=2, split="local")
+    text = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text.replace("0.6", "0.7"))  # is cut off
+    Recorder(tmp_path, **kept).close()
+    (tmp_path / "metrics.jsonl").write_text(text.replace("0.5", "0.7"))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: its first .* bytes are not what they were"):
+        Recorder(tmp_path, **kept)
+    assert "0.6" in (tmp_path / "metrics.jsonl").read_text(), "a refused resume leaves the folder as it was"

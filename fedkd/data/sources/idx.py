@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedkd.data.budget import check_fits, memory_budget
 from fedkd.data.dataset import Dataset
 from fedkd.data.download import download
 from fedkd.data.request import SourceRequest
@@ -46,6 +47,11 @@ def load_idx_dataset(request: SourceRequest, torchvision_class: str, class_names
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() >= len(class_names):
             raise UserError(f"{path} does not fit its images: [n, H, W] and labels [n] belong together")
     train_x, train_y, test_x, test_y = arrays
+    if train_x.shape[1:] != test_x.shape[1:]:
+        sizes = ["×".join(map(str, images.shape[:0:-1])) for images in (train_x, test_x)]
+        raise UserError(
+            f"images are of one size: those of {paths[0]} are {sizes[0]}, of {paths[2]} {sizes[1]}"
+        )
     return Dataset(
         request.name,
         class_names,
@@ -63,9 +69,10 @@ def read_idx(path: Path) -> np.ndarray:
         UserError: The file is cut short or is no IDX file of unsigned bytes.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        limit = memory_budget()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(limit + 1)  # a gigabyte of zeros is a megabyte
+        check_fits(len(content), f"{path} unpacks to more than", "data.root")
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if len(content) < 8 or content[:2] != b"\0\0" or content[2] != UINT8 or len(content) < 4 + 4 * content[3]:

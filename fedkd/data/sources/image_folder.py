@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fedkd.data.archive import tar_members
+from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
 from fedkd.data.download import written_whole
 from fedkd.data.request import SourceRequest, user_cache, writable
@@ -20,6 +22,8 @@ from fedkd.errors import UserError
 KEY = "data.args.path"
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
 REPORT_EVERY = 10_000
+MOST_PIXELS = 50_000_000
+"""Of one image: more than cameras make, and fewer than Pillow warns of."""
 
 
 def load(request: SourceRequest) -> Dataset:
@@ -80,7 +84,7 @@ def _decode_all(
     """Return x [n, C, H, W] uint8, y [n], is_test [n] bool and class_names [C], sorted by file name."""
     request.progress(f"decoding the images of {path}")
     images: dict[str, np.ndarray] = {}
-    shape_of = ""
+    shape_of, decoded = "", 0
     files = tar_members(path, _is_image, key=KEY) if path.is_file() else _folder_images(path)
     for name, content in files:
         image = _decode(name, content, size, grayscale)
@@ -92,6 +96,8 @@ def _decode_all(
                 key=KEY,
             )
         images[name] = image
+        decoded += 2 * image.nbytes  # they are copied into one array when all are there
+        check_fits(decoded, f"the images of {path}, decoded, take more than", KEY)
         if len(images) % REPORT_EVERY == 0:
             request.progress(f"decoded {len(images)} images")
     if not images:
@@ -128,8 +134,18 @@ def _decode(name: str, content: bytes, size: int | None, grayscale: bool) -> np.
     """Return one image, uint8 [C, H, W]."""
     from PIL import Image
 
+    if size is not None:
+        check_fits(size * size * (1 if grayscale else 3), "an image of this size takes", "data.args.size")
     try:
-        with Image.open(io.BytesIO(content)) as opened:
+        # Of images that are refused just below Pillow warns before it tells their size.
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            opened = Image.open(io.BytesIO(content))
+        with opened:
+            width, height = opened.size  # as its header claims; nothing is decoded yet
+            if width * height > MOST_PIXELS:
+                raise UserError(
+                    f"{name} has {width:,}×{height:,} pixels; at most {MOST_PIXELS:,} are read", key=KEY
+                )
             image = opened.convert("L" if grayscale else "RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot decode {name}: {error}", key=KEY) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedkd.data.dataset import Dataset, dataset_from_arrays
 from fedkd.data.request import SourceRequest
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError, described, did_you_mean
 from fedkd.plugins import contained
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
@@ -29,9 +29,7 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{request.name} raised {type(error).__name__}: {error}", key="data.dataset"
-        ) from error
+        raise UserError(f"{request.name} raised {described(error)}", key="data.dataset") from error
     arrays, class_names = _unpack(result, request.name)
     return dataset_from_arrays(
         request.name, *arrays, class_names=class_names, integers=request.integers, key="data.dataset"

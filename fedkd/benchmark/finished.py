@@ -1,0 +1,129 @@
+"""What a cell that is done has left in its run folder, and whether that is still what was written.
+
+runs/CELL/digests.json      SHA-256 of every file there that tables and figures are made of
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.tracking.atomic import write_json_atomically
+from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS, file_digest, read_metrics, read_timings
+
+DIGESTS = "digests.json"
+READ = (SUMMARY, METRICS, TIMINGS)
+"""Files of a run that a bench reads."""
+
+
+class Damaged(Exception):
+    """A run that was done has left what cannot be read, or is not what was written; says what of it."""
+
+
+def seal(folder: Path) -> None:
+    """Take down what a run that is done has left, so that damage is noticed."""
+    write_json_atomically(folder / DIGESTS, {name: file_digest(folder / name) for name in READ})
+
+
+def unseal(folder: Path) -> None:
+    """Forget what a run has left: it goes on."""
+    (folder / DIGESTS).unlink(missing_ok=True)
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a cell that is done and whole, else None."""
+    with suppress(Damaged):
+        return whole_summary(folder)
+    return None
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a cell that was done; None: nothing, or it never was."""
+    try:
+        whole_summary(folder)
+    except Damaged as damaged:
+        return str(damaged)
+    return None
+
+
+def whole_summary(folder: Path) -> dict[str, Any] | None:
+    """Return the summary of a cell that is done; None: it is not.
+
+    Raises:
+        Damaged: It was done, but one of the files that are read of it is not what was written.
+    """
+    try:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError):
+        raise Damaged(f"{SUMMARY} cannot be read") from None
+    if not _is_summary(summary):
+        raise Damaged(f"{SUMMARY} is not that of a run that is done")
+    digests = _digests(folder)
+    if digests is None:
+        _check_rows(folder)
+    else:
+        for name in READ:
+            _check_file(folder / name, digests.get(name))
+    return summary
+
+
+def _is_summary(summary: Any) -> bool:
+    if not isinstance(summary, dict) or summary.get("status") != "done":
+        return False
+    seconds, tables = summary.get("seconds"), (summary.get("final"), summary.get("continual") or {})
+    return isinstance(seconds, int | float) and all(isinstance(table, Mapping) for table in tables)
+
+
+def _digests(folder: Path) -> Mapping[str, str] | None:
+    """Return what was taken down of a run; None: nothing, somebody finished it otherwise than by a bench.
+
+    Raises:
+        Damaged: It cannot be read.
+    """
+    try:
+        digests = json.loads((folder / DIGESTS).read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        digests = None
+    if not isinstance(digests, dict):
+        raise Damaged(f"{DIGESTS} cannot be read")
+    return digests
+
+
+def _check_file(path: Path, digest: str | None) -> None:
+    """Check a file against its digest.
+
+    Raises:
+        Damaged: It is not what was written.
+    """
+    try:
+        found = file_digest(path)
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} is missing") from None
+    except OSError:
+        raise Damaged(f"{path.name} cannot be read") from None
+    if found != digest:
+        raise Damaged(f"{path.name} is not what was written")
+
+
+def _check_rows(folder: Path) -> None:
+    """Check that the tidy files of a run are rows, the last one whole.
+
+    Raises:
+        Damaged: They are not.
+    """
+    for name, read in ((METRICS, read_metrics), (TIMINGS, read_timings)):
+        try:
+            whole = all(isinstance(row, dict) for row in read(folder))
+            whole = whole and (folder / name).read_bytes().endswith(b"\n")
+        except (UserError, OSError, RecursionError):
+            whole = False
+        if not whole:
+            raise Damaged(f"{name} is missing or cannot be read")

@@ -1,0 +1,89 @@
+"""One folder, one bench: what lies in a bench folder that the bench does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd.benchmark.cells import Cell
+from fedkd.errors import UserError
+from fedkd.plan.continuation import TOLD
+from fedkd.run_folder import SCENARIO
+from fedkd.scenario.identity import changed_keys, decisive
+from fedkd.scenario.load import read_scenario, read_toml
+
+SHOWN_VALUES = 4
+"""Values of a key that a bench has that are told of, at most."""
+
+
+def check_folder(cells: Sequence[Cell], folder: Path) -> None:
+    """Refuse a bench folder that holds runs of another bench, whose tables would be written over.
+
+    More seeds, values and variants only add cells, so a bench that has grown goes on in its folder.
+
+    Args:
+        cells: All of the bench's.
+        folder: The bench folder; it need not exist.
+
+    Raises:
+        UserError: What the other bench had, and the way on.
+    """
+    strangers = _strangers(cells, folder / "runs")
+    if not strangers:
+        return
+    runs = f"{len(strangers)} run{'s' * (len(strangers) > 1)}"
+    raise UserError(
+        f"{folder} holds {runs} of another bench: {_difference(strangers[0], cells)};"
+        f" choose another folder with --out, or remove what is not to be kept, such as {strangers[0]}",
+        key="--out",
+    )
+
+
+def _strangers(cells: Sequence[Cell], runs: Path) -> list[Path]:
+    try:
+        found = sorted(runs.iterdir())
+    except OSError:  # not there yet, or nothing to look into: whoever writes there says so
+        return []
+    names = {cell.folder_name for cell in cells}
+    return [path for path in found if path.name not in names and (path / SCENARIO).is_file()]
+
+
+def _difference(run: Path, cells: Sequence[Cell]) -> str:
+    """Say what sets a run apart from the cell that is most like it."""
+    try:
+        before = decisive(read_scenario(read_toml(run / SCENARIO), folder=run))
+    except UserError:
+        return f"{run.name}, whose {SCENARIO} cannot be read"
+    changes = [changed_keys(before, decisive(cell.scenario), places=True) for cell in cells]
+    nearest = min(changes, key=len)
+    if not nearest:
+        twin = cells[changes.index(nearest)]
+        return f"{run.name} is now called {twin.folder_name}"
+    told = [f"{key} was {_word(old)} and is {_now(key, new, cells)}" for key, (old, new) in nearest.items()]
+    more = [f"{len(told) - TOLD} more"] if len(told) > TOLD else []
+    return ", ".join([*told[:TOLD], *more])
+
+
+def _now(key: str, nearest: Any, cells: Sequence[Cell]) -> str:
+    """Say which values the cells have at a dotted key, that of the nearest cell among them."""
+    others = (_word(_at(key, decisive(cell.scenario))) for cell in cells)
+    *first, last = list(dict.fromkeys([_word(nearest), *others]))[: SHOWN_VALUES + 1]
+    if len(first) == SHOWN_VALUES:
+        last = "…"
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _at(key: str, tables: Any) -> Any:
+    for part in key.split("."):
+        if isinstance(tables, Mapping):
+            tables = tables.get(part)
+        elif isinstance(tables, list) and part.isdecimal() and int(part) < len(tables):
+            tables = tables[int(part)]
+        else:
+            return None
+    return tables
+
+
+def _word(value: Any) -> str:
+    return "absent" if value is None else repr(value)

@@ -1,0 +1,84 @@
+"""Clients that have learned nothing from their own samples: told by name, once for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flwr.app import Message
+
+from fedkd.federation import messages as msg
+from fedkd.models.mix import architecture_names
+from fedkd.plan.plan import Plan
+from fedkd.scenario.stream import task_count
+from fedkd.tracking.recorder import ACCURACY_AT_CHANCE, CHANCE, Recorder
+from fedkd.tracking.wording import percent
+
+NAMED = 3
+"""Clients that are named in one line, at most."""
+
+
+class ChanceWatch:
+    """Looks at what clients say of their training, and tells of those that end a task, or a run, at chance.
+
+    What counts is a client's last training on a task: by then there was time to learn. Nothing is kept from
+    round to round, so a run that is resumed tells the same.
+
+    Args:
+        plan: What is simulated.
+        recorder: Where it is written.
+    """
+
+    def __init__(self, plan: Plan, recorder: Recorder) -> None:
+        self._plan = plan
+        self._recorder = recorder
+
+    def look(self, round: int, replies: Mapping[int, Message]) -> str | None:
+        """Record who is at chance after the last training on a task; return the line to tell, None: nobody.
+
+        Args:
+            round: Round of the training, 1-based.
+            replies: Of every client that trained, in client order.
+        """
+        at_chance = [client for client, reply in replies.items() if msg.AT_CHANCE in reply.content]
+        ending = self._training_no_more(sorted(at_chance), round)
+        if not ending:
+            return None
+        task = self._plan.schedule.task(ending[0], round)
+        for client in ending:
+            told = replies[client].content.config_records[msg.AT_CHANCE]
+            where = {"round": round, "client": client, "split": "train", "task": task}
+            self._recorder.metric(ACCURACY_AT_CHANCE, told[msg.ACCURACY], **where)  # type: ignore[arg-type]
+            self._recorder.metric(CHANCE, told[msg.CHANCE], **where)  # type: ignore[arg-type]
+        return self._line(ending, task, replies)
+
+    def _line(self, ending: Sequence[int], task: int | None, replies: Mapping[int, Message]) -> str:
+        what = "the run" if task is None else f"task {task + 1}/{task_count(self._plan.scenario)}"
+        names = architecture_names(self._plan.groups)
+        named = [f"client {client} ({names[client]})" for client in ending]
+        if len(ending) > 1:
+            more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+            return (
+                f"warning: {len(ending)} clients end {what} at chance, no better on their training samples"
+                f" than always guessing the most frequent class: {', '.join(named[:NAMED])}{more}"
+            )
+        told = replies[ending[0]].content.config_records[msg.AT_CHANCE]
+        right, guessed = (percent(float(told[key])) for key in (msg.ACCURACY, msg.CHANCE))  # type: ignore[arg-type]
+        return (
+            f"warning: {named[0]} ends {what} at chance: {right} of its training samples right, where always"
+            f" guessing the most frequent class gets {guessed}"
+        )
+
+    def _training_no_more(self, clients: list[int], round: int) -> list[int]:
+        """Return those of some clients, ascending, that do not train on their present task again."""
+        schedule, rounds = self._plan.schedule, self._plan.scenario.rounds
+        if round < self._plan.last_round and self._plan.last_round > rounds:
+            return []  # in the end everybody trains once more
+        waiting, ending = set(clients), set()
+        for later in range(round + 1, rounds + 1):
+            moved_on = {c for c in waiting if schedule.task(c, later) != schedule.task(c, round)}
+            ending |= moved_on
+            waiting -= moved_on
+            if not waiting:
+                break
+            waiting -= set(schedule.participants(later))
+        return sorted(ending | waiting)

@@ -1,0 +1,28 @@
+"""What somebody else's strategy hands over, checked where it is handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def check_arrays(given: Any, what: str) -> None:
+    """Check that something is a table of arrays of numbers by name.
+
+    Args:
+        given: What somebody else's code made.
+        what: What it is called.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} is a {type(given).__name__}; must be a dict of NumPy arrays by name")
+    for name, values in given.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{what} has a key {name!r}; must be a name")
+        if not isinstance(values, np.ndarray | np.generic) or values.dtype.kind not in "biuf":
+            kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+            raise TypeError(f"{what} has {name} of type {kind}; must be a NumPy array of numbers")

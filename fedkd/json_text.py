@@ -1,0 +1,28 @@
+"""JSON in: what Python's own parser takes for its own failure is the text's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+class NotJson(ValueError):
+    """A text is no JSON, or none that anybody means; says why."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a text.
+
+    Raises:
+        NotJson: Why it has none.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise NotJson(str(error)) from None
+    except UnicodeDecodeError:
+        raise NotJson("it is not UTF-8 text") from None
+    except ValueError:  # of int()
+        raise NotJson("a number with thousands of digits") from None
+    except RecursionError:
+        raise NotJson("lists or tables thousands deep") from None

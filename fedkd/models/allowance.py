@@ -1,0 +1,52 @@
+"""A limit on the memory that building a model may ask for, kept before the memory is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fedkd.errors import UserError
+
+
+class Allowance(TorchDispatchMode):
+    """While it is entered, tensors made from a size (`empty`, `zeros`, `randn`, …) may take so much in all.
+
+    Args:
+        limit: Bytes.
+        told: What the limit is, for the message: ``a quarter of this machine's memory``.
+    """
+
+    def __init__(self, limit: int, told: str) -> None:
+        super().__init__()
+        self._limit = limit
+        self._told = told
+        self._asked = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation unless it asks for too much.
+
+        Raises:
+            UserError: It does.
+        """
+        kwargs = kwargs or {}
+        first = func._schema.arguments[:1]
+        if first and first[0].name == "size" and args:
+            dtype = kwargs.get("dtype") or torch.get_default_dtype()
+            self._asked += prod(args[0]) * dtype.itemsize
+            if self._asked > self._limit:
+                raise UserError(
+                    f"asks for {self._asked / 1e9:,.1f} GB or more; it may take {self._limit / 1e9:,.1f} GB,"
+                    f" {self._told}",
+                    key="clients.model",
+                )
+        return func(*args, **kwargs)

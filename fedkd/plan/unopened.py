@@ -1,0 +1,88 @@
+"""What a scenario says that names code of somebody else's, looked at without importing any of it.
+
+Opening a scenario imports the modules that it names, and checking it calls what is in them:
+``dataset = "os:system"`` runs a command. Whoever has a scenario from elsewhere may want to look first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedkd.continual.registry import LEARNERS
+from fedkd.data.registry import DATASETS, PARTITIONS
+from fedkd.errors import UserError
+from fedkd.fusion.registry import STRATEGIES
+from fedkd.models.registry import MODELS
+from fedkd.plan.checks import DRAWN_TRANSFERS, check_one_architecture, check_scenario, check_transfer_size
+from fedkd.plan.hyperparameters import bind_learner, bind_strategy
+from fedkd.plugins import Registry
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import resolve_stream
+
+
+@dataclass(frozen=True, eq=False)
+class Unopened:
+    """A scenario of which nothing was imported.
+
+    Attributes:
+        scenario: What it says; what its plug-ins would fill in is missing.
+        plug_ins: Dotted key to the plug-in that it names.
+    """
+
+    scenario: Scenario
+    plug_ins: Mapping[str, str]
+
+    @property
+    def knows_data(self) -> bool:
+        """Whether the data are fedkd's own, so that they can be loaded and dealt."""
+        return not any(key.startswith(("data.", "continual.tasks.")) for key in self.plug_ins)
+
+
+def plug_ins_of(scenario: Scenario) -> dict[str, str]:
+    """Return what of a scenario is a plug-in: its modules, and every name that is not fedkd's or Flower's."""
+    modules = {f"plugins.{index}": module for index, module in enumerate(scenario.plugins)}
+    return modules | {key: name for key, (_, name) in _foreign(scenario).items()}
+
+
+def look_at(scenario: Scenario) -> Unopened:
+    """Check what can be known of a scenario without its plug-ins.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    scenario = resolve_stream(scenario)
+    foreign = _foreign(scenario)
+    if not scenario.plugins:  # else their modules may register any name
+        for key, (registry, name) in foreign.items():
+            try:
+                registry.check(name)
+            except UserError as error:
+                raise error.at(key=key) from None
+    check_scenario(scenario, names=False)
+    if "fusion.strategy" not in foreign:
+        strategy, _ = bind_strategy(scenario.fusion)
+        check_transfer_size(scenario, strategy)
+    if scenario.continual is not None and "continual.learner" not in foreign:
+        bind_learner(scenario.continual)
+    if scenario.fusion.from_flower:
+        check_one_architecture(scenario)
+    return Unopened(scenario, plug_ins_of(scenario))
+
+
+def _foreign(scenario: Scenario) -> dict[str, tuple[Registry, str]]:
+    """Return the names of a scenario that are not fedkd's or Flower's, by key, each with its registry."""
+    data, continual = scenario.data, scenario.continual
+    named = {"data.dataset": (DATASETS, data.dataset)}
+    named["data.partition.scheme"] = (PARTITIONS, data.partition.scheme)
+    if data.transfer.source not in DRAWN_TRANSFERS:
+        named["data.transfer.source"] = (DATASETS, data.transfer.source)
+    for index, group in enumerate(scenario.clients):
+        named[f"clients.{index}.model"] = (MODELS, group.model)
+    if not scenario.fusion.from_flower:
+        named["fusion.strategy"] = (STRATEGIES, scenario.fusion.strategy)
+    if continual is not None:
+        named["continual.learner"] = (LEARNERS, continual.learner)
+        for index, name in enumerate(continual.tasks.datasets):
+            named[f"continual.tasks.datasets.{index}"] = (DATASETS, name)
+    return {key: (registry, name) for key, (registry, name) in named.items() if name not in registry.builtin}

@@ -1,0 +1,1 @@
+"""A campaign of hostile cases against fedkd: see `scripts/fuzz.py`."""

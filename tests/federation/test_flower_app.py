@@ -1,0 +1,59 @@
+"""The shipped Flower app: a fusion strategy among apps that a Flower user wrote, on Flower's own runtime."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from flwr.app import Context, RecordDict
+
+from fedkd.engine.inline import InlineGrid
+from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID, node_id_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+APP = REPOSITORY / "scenarios" / "flower-app"
+NODES = 4
+
+
+@pytest.fixture
+def modules(monkeypatch) -> Iterator[tuple[ModuleType, ModuleType]]:
+    """The app's modules of the client and of the server; its torch threads are not for the other tests."""
+    import torch
+
+    threads = torch.get_num_threads()
+    monkeypatch.syspath_prepend(APP)
+    yield tuple(importlib.import_module(f"digits_fusion.{name}_app") for name in ("client", "server"))
+    torch.set_num_threads(threads)
+
+
+def test_it_does_the_same_on_flowers_runtime_and_in_one_process(modules, tmp_path):
+    client, server = modules
+    run_config = {"local-epochs": 2, "out": str(tmp_path / "inline.json")}
+
+    def context(index: int) -> Context:
+        node_config = {"partition-id": index, "num-partitions": NODES}
+        return Context(RUN_ID, node_id_of(index), node_config, RecordDict(), run_config)
+
+    grid = InlineGrid(client.app, context, NODES)
+    server.app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), run_config))
+    reached = json.loads((tmp_path / "inline.json").read_text())
+    assert list(reached) == ["1", "2", "3"]
+    assert 0.2 < reached["1"]["accuracy"] < reached["3"]["accuracy"] < 1.0
+    assert all(round["accuracy"] != round["accuracy_trained"] for round in reached.values())
+
+    words = [APP, NODES, "local-epochs=2", f'out="{tmp_path / "flower.json"}"']
+    subprocess.run(
+        ["bash", str(REPOSITORY / "scripts" / "flower.sh"), *map(str, words)],
+        check=True,
+        timeout=240,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+    )
+    assert json.loads((tmp_path / "flower.json").read_text()) == reached
