@@ -8,6 +8,7 @@ from fedkd import register
 
 if TYPE_CHECKING:
     from fedkd.benchmark.bench import BenchResult, bench
+    from fedkd.errors import FedkdError, Interrupted, RunFailed, UserError
     from fedkd.plan.load import load_scenario
     from fedkd.runner import RunResult, resume, run
     from fedkd.scenario.schema import Scenario
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BenchResult",
+    "FedkdError",
+    "Interrupted",
+    "RunFailed",
     "RunResult",
     "Scenario",
+    "UserError",
     "__version__",
     "bench",
     "load_scenario",
@@ -27,8 +32,12 @@ __all__ = [
 
 _LAZY = {
     "BenchResult": "fedkd.benchmark.bench",
+    "FedkdError": "fedkd.errors",
+    "Interrupted": "fedkd.errors",
+    "RunFailed": "fedkd.errors",
     "RunResult": "fedkd.runner",
     "Scenario": "fedkd.scenario.schema",
+    "UserError": "fedkd.errors",
     "bench": "fedkd.benchmark.bench",
     "load_scenario": "fedkd.plan.load",
     "resume": "fedkd.runner",

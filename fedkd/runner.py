@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.plan.continuation import check_continuation
-from fedkd.plan.load import load_plan
+from fedkd.plan.load import load_plan, parse_plan
 from fedkd.plan.plan import Plan
 from fedkd.plan.plan import resolve as resolve_scenario
 from fedkd.run_folder import (
@@ -57,7 +57,7 @@ class RunResult:
 
 
 def run(
-    scenario: Scenario | Plan | str | Path,
+    scenario: Scenario | Plan | Mapping[str, Any] | str | Path,
     *,
     out: str | Path | None = None,
     observers: Sequence[RunObserver] = (),
@@ -65,7 +65,8 @@ def run(
     """Simulate a scenario.
 
     Args:
-        scenario: A scenario, its plan, or the path of a scenario file.
+        scenario: A scenario, its plan, the path of a scenario file, or what such a file holds, as tables,
+            with paths and plug-ins relative to the working folder.
         out: Run folder; absent: a new one below ``runs/``.
         observers: Told what happens while it runs.
 
@@ -84,10 +85,20 @@ def run(
         return _work(plan, folder, engine, observer, resume=False)
 
 
-def _plan_of(scenario: Scenario | Plan | str | Path) -> Plan:
-    if isinstance(scenario, Plan):
-        return scenario
-    return resolve_scenario(scenario) if isinstance(scenario, Scenario) else load_plan(Path(scenario))
+def _plan_of(scenario: Scenario | Plan | Mapping[str, Any] | str | Path) -> Plan:
+    match scenario:
+        case Plan():
+            return scenario
+        case Scenario():
+            return resolve_scenario(scenario)
+        case str() | os.PathLike():
+            return load_plan(Path(scenario))
+        case Mapping():
+            return parse_plan(scenario)
+    raise UserError(
+        "must be a scenario, its plan, the path of a scenario file, or its tables as a mapping,"
+        f" got a {type(scenario).__name__}"
+    )
 
 
 def resume(
@@ -107,6 +118,8 @@ def resume(
         RunFailed: As `run`.
         Interrupted: As `run`.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
     folder = Path(folder).absolute()
     plan = plan_of_run(folder, rounds)
     with locked(folder), _watched(plan.scenario, observers) as observer:

@@ -398,6 +398,38 @@ def test_wandb_that_is_broken_does_not_matter(scenario_with, tmp_path, monkeypat
     assert len([line for line in lines.lines if "wandb is switched off" in line]) == 1
 
 
+# What it is given -------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_a_file_do_as_well(digits_scenario, digits_toml, tmp_path):
+    of_file = fedkd.run(digits_toml, out=tmp_path / "file")
+    of_tables = fedkd.run(digits_scenario, out=tmp_path / "tables")
+    for name in ("metrics.jsonl", "scenario.toml"):
+        assert (of_tables.folder / name).read_bytes() == (of_file.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "told"),
+    [
+        (fedkd.run, {"round": 3}, "round: unknown key; did you mean 'rounds'"),
+        (fedkd.run, {1: 2}, "keys should be strings"),
+        (
+            fedkd.run,
+            3,
+            "must be a scenario, its plan, .*or its tables as a mapping, got a int",
+        ),
+        (fedkd.run, None, "got a NoneType"),
+        (fedkd.resume, {}, "must be the path of a run folder, got a dict"),
+        (fedkd.bench, {}, "must be the path of a bench file, got a dict"),
+    ],
+)
+def test_anything_else_is_one_error_that_fedkd_exports(verb, given, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(fedkd.UserError, match=told):
+        verb(given)
+    assert not any(tmp_path.iterdir())
+
+
 # Failures ---------------------------------------------------------------------------------------------
 
 

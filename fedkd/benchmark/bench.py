@@ -207,7 +207,7 @@ def _run(plan: BenchPlan, waiting: Sequence[Cell], progress: BenchProgress) -> d
     return {waiting[job].hash: outcome for job, outcome in outcomes.items()}
 
 
-def _check(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> None:
+def _check(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None] | None = None) -> None:
     """Load every data set and build every model of the cells to run, for one seed.
 
     Raises:
@@ -266,7 +266,11 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
-    """Yield what ``--dry-run`` prints: the axes, the cells, which are done, and how long the rest takes."""
+    """Yield what ``--dry-run`` prints: the axes, the cells, which are done, and how long the rest takes.
+
+    Raises:
+        UserError: The first cell that cannot run, with its name, once all are listed.
+    """
     from fedkd.benchmark.estimate import estimate
     from fedkd.benchmark.finished import damage
     from fedkd.catalogue import toml_value
@@ -286,6 +290,7 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
         reason = damages.get(cell.hash)
         again = f" (damaged: {reason})" if reason else ""
         yield f"  {'to do' if cell.hash in damages else 'done ':<6} {cell.label}  {cell.folder_name}{again}"
+    _check(plan, plan.waiting())
     guess = estimate(plan.cells, plan.runs, plan.compared)
     yield f"time   about {duration(guess.seconds)} if one cell runs at a time"
     yield f"       ({guess.basis})"

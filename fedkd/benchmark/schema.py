@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -114,6 +115,8 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     Raises:
         UserError: The first thing that is wrong, with the file and the key.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"must be the path of a bench file, got a {type(path).__name__}")
     path, file = Path(path), str(path)
     mapping = read_toml(path)
     if mapping.keys() & {"data", "fusion", "rounds"} and not mapping.keys() & {"base", "scenario"}:

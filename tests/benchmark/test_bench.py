@@ -280,3 +280,14 @@ def test_two_benches_do_not_share_a_folder(in_turn, tmp_path):
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out"), pytest.raises(UserError, match="another process"):
         bench(in_turn, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("samples", [[5000, 60], [60, 5000]], ids=["the first", "another"])
+def test_a_cell_that_cannot_run_is_named_by_a_dry_run_too(samples, tables, write, tmp_path, capsys):
+    tables |= {"grid": {"data.partition.samples_per_client": samples}, "baseline": {}, "seeds": 1}
+    path, errors = write(tables), []
+    for more in (["--dry-run"], []):
+        assert main(["bench", str(path), "--out", str(tmp_path / "out"), "--quiet", *more]) == 2
+        errors.append(capsys.readouterr().err)
+    where = f"error: {path}: cell 'samples_per_client=5000 seed=1': data.partition.samples_per_client: "
+    assert errors[0] == errors[1] and errors[0].startswith(where) and errors[0].count("\n") == 1
