@@ -109,7 +109,9 @@ def test_test_images_of_another_size_are_refused_with_both_sizes(load, tmp_path:
     idx_files(tmp_path / "mnist")
     other = np.zeros((10, 6, 5), dtype=np.uint8)
     (tmp_path / "mnist" / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(other)))
-    with pytest.raises(UserError, match=r"of one size: those of .*train-images.* are 5×4, of .*t10k-images.* 5×6"):
+    with pytest.raises(
+        UserError, match=r"of one size: those of .*train-images.* are 5×4, of .*t10k-images.* 5×6"
+    ):
         load("mnist")
 
 
