@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isnan, nan
+from numbers import Real
 
 import numpy as np
 import torch
@@ -266,7 +267,15 @@ class StreamClient(TorchClient):
             "stored_bytes": float(learning.context.stored_bytes()),
             "peak_bytes": float(learning.peak_bytes),
         }
-        return costs | learning.learner.report(learning.context)
+        told = learning.learner.report(learning.context)
+        if not isinstance(told, Mapping) or not all(
+            isinstance(name, str) and isinstance(value, Real) for name, value in told.items()
+        ):
+            kind = type(told).__name__
+            raise TypeError(
+                f"`report` of learner '{learning.learner.name}' returned a {kind}; must be a dict of numbers"
+            )
+        return costs | {name: float(value) for name, value in told.items()}
 
     def _nothing_measured(self) -> np.ndarray:
         return np.full((len(self._protocols), len(SPLITS), len(self._tasks)), nan)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
 
 LARGEST = 1e15
 """What a sample may hold: sums of squares of thousands of larger ones would leave float32."""
@@ -111,8 +111,15 @@ def dataset_from_arrays(
     return Dataset(name, tuple(str(label) for label in class_names), **x, **y)
 
 
+def _as_array(values: Any, what: str, key: str) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except Exception as error:  # of lists of several lengths, of tensors elsewhere
+        raise UserError(f"{what} is no array: {described(error)}", key=key) from error
+
+
 def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
-    x = np.asarray(values)
+    x = _as_array(values, what, key)
     if x.dtype.kind not in "buif":
         raise UserError(f"{what} must hold numbers, got dtype {x.dtype}", key=key)
     if x.ndim not in (2, 3, 4) or x.size == 0:
@@ -139,7 +146,7 @@ def _samples(values: Any, what: str, integers: bool, key: str) -> np.ndarray:
 
 
 def _labels(values: Any, what: str, samples: int, key: str) -> np.ndarray:
-    y = np.asarray(values)
+    y = _as_array(values, what, key)
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.dtype.kind not in "ui" or y.ndim != 1:

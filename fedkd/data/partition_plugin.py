@@ -82,7 +82,12 @@ def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[
     shards = []
     owner = np.full(samples, -1)
     for client, indices in enumerate(dealt):
-        shard = np.asarray(indices)
+        try:
+            shard = np.asarray(indices)
+        except Exception as error:  # of lists of several lengths, of tensors elsewhere
+            raise UserError(
+                f"'{name}' returned no indices for client {client}: {described(error)}", key=KEY
+            ) from error
         if shard.ndim != 1 or shard.dtype.kind not in "ui":
             raise UserError(
                 f"'{name}' must return integer indices [n] for each client, got {shard.dtype} of shape"

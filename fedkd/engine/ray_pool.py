@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, described
 from fedkd.scenario.schema import Engine
 from fedkd.signals import sheltered_from_hang_up
 
@@ -73,11 +73,11 @@ def connect(engine: Engine) -> RayCluster:
                     logging_level=logging.ERROR,
                     configure_logging=False,
                 )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
             if engine.address is None:
-                raise
+                raise UserError(f"Ray cannot be started: {described(error)}", key="engine.kind") from error
             raise UserError(
-                f"no Ray cluster at '{engine.address}': {str(error).splitlines()[0]}", key="engine.address"
+                f"no Ray cluster at '{engine.address}': {described(error)}", key="engine.address"
             ) from error
     resources = ray.cluster_resources()
     return RayCluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), owned)

@@ -13,11 +13,12 @@ from fedkd.continual.learning import TaskLearning
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
-from fedkd.errors import UserError
+from fedkd.errors import FedkdError, UserError, described
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.plan import Plan
+from fedkd.plugins import contained
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import ClientGroup, Scenario
 
@@ -185,16 +186,23 @@ def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, mode
     def samples(task: int) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(tasks[task].train_x), torch.from_numpy(tasks[task].train_y)
 
-    TaskLearning(
-        learner,
-        model,
-        [task.units for task in stream],
-        stream.outputs,
-        samples,
-        seed=scenario.seed,
-        client=0,
-        batch_size=scenario.training.batch_size,
-    )
+    try:
+        with contained():
+            TaskLearning(
+                learner,
+                model,
+                [task.units for task in stream],
+                stream.outputs,
+                samples,
+                seed=scenario.seed,
+                client=0,
+                batch_size=scenario.training.batch_size,
+            )
+    except FedkdError:
+        raise
+    except Exception as error:
+        told = f"'{learner.name}' raised {described(error)} when it was to prepare a model"
+        raise UserError(told, key="continual.learner") from error
 
 
 def _check_plain_sgd(scenario: Scenario) -> None:

@@ -29,7 +29,6 @@ KINDS: dict[str, tuple[float, Callable[[Place, Bench, np.random.Generator], Sequ
 }
 """Of every kind of case its share, and what makes one; it returns what is wrong besides the rules for all."""
 MEMORY = "/dev/shm"
-SHOWN = 40
 TOLD_EVERY = 500
 
 
@@ -214,13 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             running -= 1
             continue
         _add(count, *found)
+        for finding in found[2]:
+            print(finding, flush=True)
         if options.case is not None:
             for outcome in found[1]:
                 print(f"fedkd {' '.join(outcome.words)!r}\n{outcome}\n")
         if count.cases.total() % TOLD_EVERY == 0:
             print(f"{time.monotonic() - began:.0f} s  {count}", flush=True)
-    for finding in count.findings[:SHOWN]:
-        print(finding, flush=True)
     spent = time.monotonic() - began
     print(f"{count}\nin {spent:.0f} s on {options.jobs} processes")
     print(

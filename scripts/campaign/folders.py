@@ -128,7 +128,7 @@ def _damage_checkpoints(folder: Path, rng: np.random.Generator) -> None:
     if roll == 0 and found:
         shutil.rmtree(found[rng.integers(len(found))])
     elif roll == 1 and found:
-        shutil.copytree(found[-1], folder / "round-00007")
+        shutil.copytree(found[-1], folder / "round-00007", symlinks=True)
     elif roll == 2 and len(found) > 1:
         os.rename(found[0], folder / "x")
         os.rename(found[1], found[0])

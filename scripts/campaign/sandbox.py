@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 Command = Callable[[list[str]], int]
-PATIENCE = 6.0
+PATIENCE = 4.0
 """Seconds after which a command is asked to stop, as by Ctrl-C; twice, and then it is killed."""
 MEMORY = 6 << 30
 """Bytes that a command may take on top of what it is born with."""
@@ -103,9 +103,12 @@ class Place:
         told = [str(word) for word in words]
         before = self._files()
         started = time.perf_counter()
+        signals = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child is set up for them
         pid = os.fork()
         if not pid:
             self._be(command, told, file_size)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         status, asked = _wait(pid, stop)
         seconds = time.perf_counter() - started
         after = self._files()
@@ -147,6 +150,7 @@ class Place:
             for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
                 warnings.filterwarnings("ignore", category=category)
             try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
                 status = command(words)
             except SystemExit as leaving:
                 status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
