@@ -24,14 +24,21 @@ READER_LEFT = 141
 """Status of a program that wrote to a closed pipe: 128 + SIGPIPE, as a shell reports it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def program() -> int:
+    """Be the program ``fedkd``: `main`, with a parent process over what runs on Ray."""
+    return main(supervised=True)
+
+
+def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
     """Run one command and return its exit status.
 
     Args:
         argv: Words after ``fedkd``; absent: those of this process.
+        supervised: Whether what runs on Ray may do so in a child process (see `fedkd.supervisor`).
     """
     try:
         args = _parser().parse_args(argv)
+        args.supervised = supervised
         with contained():
             args.verb(args)
         sys.stdout.flush()
@@ -63,6 +70,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.engine:
         overrides.append(f"engine.kind={args.engine}")
     plan = load_plan(path, overrides, seed=args.seed)
+    _supervise(args, plan.scenario.engine.kind == "ray")
     # Only now what takes a second to import: a mistake in the scenario is told at once.
     from fedkd.runner import run
     from fedkd.tracking.progress import make_progress
@@ -72,6 +80,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
+    from fedkd.run_folder import plan_of_run
+
+    _supervise(args, plan_of_run(args.folder).scenario.engine.kind == "ray")
     from fedkd.runner import resume
     from fedkd.tracking.progress import make_progress
 
@@ -80,12 +91,14 @@ def _resume(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from fedkd.benchmark.bench import bench, describe_plan, plan_bench
+    from fedkd.benchmark.schema import load_bench
 
     path, overrides = _scenario_words(args)
     if args.dry_run:
         for line in describe_plan(plan_bench(path, overrides, args.out)):
             print(line, flush=True)
         return
+    _supervise(args, load_bench(path, overrides).spec.parallel)
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
@@ -94,6 +107,13 @@ def _bench(args: argparse.Namespace) -> None:
             f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'}; "
             "the same command tries them again"
         )
+
+
+def _supervise(args: argparse.Namespace, on_ray: bool) -> None:
+    if args.supervised and on_ray:
+        from fedkd.supervisor import split_off
+
+        split_off()
 
 
 def _check(args: argparse.Namespace) -> None:

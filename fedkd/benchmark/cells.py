@@ -208,6 +208,10 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int) -> Cell:
             tables = merged(tables, step)
         tables["seed"] = seed
         scenario = parse_scenario(tables, folder=bench.folder)
+        if scenario.faults.timeout is not None:
+            raise UserError(
+                "a cell works in one process, where nobody can interrupt a client", key="faults.timeout"
+            )
         if "checkpoint_every" not in tables:
             # Bench cells are short: a checkpoint a round would be time spent on the disk.
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})

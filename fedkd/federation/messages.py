@@ -58,6 +58,7 @@ CLIENT = "client"
 CLIENT_RAISED = 2
 NOT_HANDLED = 4
 CLIENT_DIED = 5
+TIMED_OUT = 1001  # Flower has none for this
 
 
 def identity(client: int) -> ConfigRecord:
