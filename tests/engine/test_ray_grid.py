@@ -21,7 +21,15 @@ from fedkd.engine.ray_watch import RayWatch
 from fedkd.engine.work_note import WorkNote
 from fedkd.errors import EngineLost, UserError
 from fedkd.federation.arrays import from_record, to_record, values_of
-from fedkd.federation.messages import CLIENT_DIED, CLIENT_RAISED, NOT_HANDLED
+from fedkd.federation.messages import (
+    CLIENT_DIED,
+    CLIENT_RAISED,
+    EXPORT_STATE,
+    IMPORT_STATE,
+    NOT_HANDLED,
+    STATE,
+    TIMED_OUT,
+)
 from fedkd.plan.load import parse_plan
 from fedkd.scenario.schema import Engine
 
@@ -51,9 +59,20 @@ class Probe:
 
     def app(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["client"])
+        if message.metadata.message_type == EXPORT_STATE:
+            seen = np.array(context.state.config_records["seen"]["n"])
+            return Message(RecordDict({STATE: to_record({"seen": seen})}), reply_to=message)
+        if message.metadata.message_type == IMPORT_STATE:
+            seen = from_record(message.content.array_records[STATE])["seen"]
+            context.state["seen"] = ConfigRecord({"n": int(seen)})
+            return Message(RecordDict(), reply_to=message)
         ask = message.content.config_records["ask"]
         time.sleep(float(ask.get("sleep", 0.0)) * (3 - client % 4))
+        if ask.get("hangs", -1) == client:
+            context.state["seen"] = ConfigRecord({"n": 1000})
+            time.sleep(10**6)
         if ask.get("raises", -1) == client:
+            context.state["seen"] = ConfigRecord({"n": 1000})
             raise ArithmeticError(f"client {client} cannot count")
         if ask.get("dies", -1) == client:
             os._exit(3)
@@ -228,6 +247,37 @@ def test_where_an_actors_note_cannot_be_read_all_it_may_have_died_of_are_named(f
     assert fates(replies) == [CLIENT_DIED, None, NOT_HANDLED, NOT_HANDLED]
     assert replies[0].error.reason.startswith("its Ray actor died in the work for it or for client 6 or 10: ")
     assert replies[2].error.reason == "its Ray actor died while it worked for client 2, 6 or 10"
+
+
+def seen_by(replies) -> list[int]:
+    return [int(record["seen"]) for record in told(reply for reply in replies if not reply.has_error())]
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "notes"),
+    [("raises", CLIENT_RAISED, True), ("dies", CLIENT_DIED, True), ("hangs", TIMED_OUT, False)],
+)
+def test_a_client_that_fails_is_what_it_was_and_nobody_else_notices(ray_session, way, code, notes):
+    timeout = 3.0 if way == "hangs" else None
+    grid = make_grid(clients=4, actors=1, cpus_per_actor=0.1, keeps_states=True, timeout=timeout)
+    if not notes:  # as with an actor on another node
+        grid._notes.read = lambda actor: None
+    try:
+        assert seen_by(grid.send_and_receive(messages(grid))) == [1, 1, 1, 1]
+        first = list(grid.send_and_receive(messages(grid, **{way: 0})))
+        assert fates(first) == [code, None, None, None] and seen_by(first) == [2, 2, 2]
+        assert seen_by(grid.send_and_receive(messages(grid))) == [2, 3, 3, 3]
+    finally:
+        grid.close()
+
+
+def test_a_client_that_is_late_is_named(ray_session):
+    grid = make_grid(clients=3, actors=1, cpus_per_actor=0.1, timeout=3.0)
+    replies = list(grid.send_and_receive(messages(grid, hangs=1)))
+    assert fates(replies) == [None, TIMED_OUT, NOT_HANDLED]
+    assert replies[1].error.reason == "gave no answer within 3 s (faults.timeout)"
+    assert replies[2].error.reason == "its Ray actor was stopped while it worked for client 1"
+    grid.close()
 
 
 def test_an_actor_without_the_drivers_disk_works_without_a_note(tmp_path):
