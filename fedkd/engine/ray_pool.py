@@ -13,6 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from fedkd.engine.ray_local import Seclusion, secluded
 from fedkd.engine.ray_watch import RayWatch, watch_ray
 from fedkd.errors import EngineLost, UserError
 from fedkd.scenario.schema import Engine
@@ -29,6 +30,8 @@ _ENVIRONMENT = {
 _LOCAL_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 3600}
 """Of a Ray that is started here. Without its GCS, Ray would end this process after a minute, with status 1;
 so `RayWatch` tells of it first, however long a round takes."""
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
 
 CONNECT_SECONDS = 5.0
 
@@ -54,11 +57,13 @@ class RayCluster:
         nodes: The cluster's machines: an actor lies on one of them.
         owned: Whether this process started it and has to stop it.
         watch: Says whether it is still there.
+        seclusion: What keeps others away from one that was started here.
     """
 
     nodes: tuple[Node, ...]
     owned: bool
     watch: RayWatch = field(default_factory=RayWatch, compare=False)
+    seclusion: Seclusion | None = field(default=None, compare=False)
 
     @property
     def cpus(self) -> float:
@@ -76,6 +81,8 @@ class RayCluster:
             import ray
 
             ray.shutdown()
+        if self.seclusion is not None:
+            self.seclusion.end()
 
 
 def connect(engine: Engine) -> RayCluster:
@@ -83,36 +90,44 @@ def connect(engine: Engine) -> RayCluster:
 
     Raises:
         UserError: There is no cluster at the address.
+        EngineLost: A local one does not start.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     _import_ray()
     import ray
 
-    owned = not ray.is_initialized()
-    if owned:
-        _check_reachable(engine.address)
-        _silence_raylet()
-        logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
-        try:
-            ray.init(
-                address=engine.address or "local",
-                include_dashboard=False if engine.address is None else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                _system_config=_LOCAL_CONFIG if engine.address is None else None,
-            )
-        except Exception as error:
-            reason = " ".join(str(error).split())
-            if engine.address is None:
-                raise EngineLost(f"Ray did not start: {reason}; its logs: {_logs()}") from error
-            if not isinstance(error, ConnectionError | ValueError | RuntimeError):
-                raise
-            raise UserError(
-                f"no Ray cluster at '{engine.address}': {str(error).splitlines()[0]}", key="engine.address"
-            ) from error
-    return RayCluster(_nodes(), owned, watch_ray())
+    if ray.is_initialized():
+        return RayCluster(_nodes(), False, watch_ray())
+    _silence_raylet()
+    logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
+    seclusion = _start_local() if engine.address is None else None
+    if engine.address is not None:
+        _join(engine.address)
+    return RayCluster(_nodes(), True, watch_ray(), seclusion)
+
+
+def _start_local() -> Seclusion:
+    import ray
+
+    try:
+        with secluded() as seclusion:
+            ray.init(address="local", include_dashboard=False, _system_config=_LOCAL_CONFIG, **_QUIET)
+    except Exception as error:
+        raise EngineLost(f"Ray did not start: {' '.join(str(error).split())}; its logs: {_logs()}") from error
+    return seclusion
+
+
+def _join(address: str) -> None:
+    import ray
+
+    _check_reachable(address)
+    try:
+        ray.init(address=address, **_QUIET)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"no Ray cluster at '{address}': {str(error).splitlines()[0]}", key="engine.address"
+        ) from error
 
 
 def _import_ray() -> None:
@@ -142,13 +157,13 @@ def _nodes() -> tuple[Node, ...]:
     return tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive)
 
 
-def _check_reachable(address: str | None) -> None:
+def _check_reachable(address: str) -> None:
     """Find out in seconds what Ray takes minutes to say: that nobody answers at ``host:port``.
 
     Raises:
         UserError: Nobody does.
     """
-    host, _, port = (address or "").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:  # "auto", and ray:// addresses, are Ray's to look up
         return
     try:

@@ -216,7 +216,7 @@ class Trouble(nn.Sequential):
 
 @pytest.fixture
 def troubled(tables, tmp_path) -> Iterator[dict[str, Any]]:
-    """Three ordinary clients, and client 2 with a `Trouble` of its own, which trains on private samples alone."""
+    """Four clients that train on private samples alone, client 2 with a `Trouble` of its own."""
     (tmp_path / "trouble.py").write_text(TROUBLE)
     marker = tmp_path / "marker"
     args = {"how": "die", "marker": str(marker)}
