@@ -2,7 +2,7 @@
 
 import sys
 
-from fedkd.cli import main
+from fedkd.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -26,21 +26,28 @@ READER_LEFT = 141
 """Status of a program that wrote to a closed pipe: 128 + SIGPIPE, as a shell reports it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def program() -> int:
+    """Be the program ``fedkd``: `main`, with a parent process over what runs on Ray."""
+    return main(supervised=True)
+
+
+def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
     """Run one command and return its exit status.
 
     Args:
         argv: Words after ``fedkd``; absent: those of this process.
+        supervised: Whether what runs on Ray may do so in a child process (see `fedkd.supervisor`).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
         sys.stdout.reconfigure(errors="backslashreplace")
     with outliving_terminal(), interrupting():
-        return _main(argv)
+        return _main(argv, supervised)
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(argv: Sequence[str] | None, supervised: bool) -> int:
     try:
         args = _parser().parse_args(argv)
+        args.supervised = supervised
         with contained():
             args.verb(args)
         sys.stdout.flush()
@@ -81,6 +88,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.engine:
         overrides.append(f"engine.kind={args.engine}")
     plan = load_plan(path, overrides, seed=args.seed)
+    _supervise(args, plan.scenario.engine.kind == "ray")
     # Only now what takes a second to import: a mistake in the scenario is told at once.
     from fedkd.runner import run
     from fedkd.tracking.progress import make_progress
@@ -90,6 +98,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _resume(args: argparse.Namespace) -> None:
+    from fedkd.run_folder import plan_of_run
+
+    _supervise(args, plan_of_run(args.folder).scenario.engine.kind == "ray")
     from fedkd.runner import resume
     from fedkd.tracking.progress import make_progress
 
@@ -98,6 +109,7 @@ def _resume(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     from fedkd.benchmark.bench import bench, describe_plan, plan_bench
+    from fedkd.benchmark.schema import load_bench
 
     path, overrides = _scenario_words(args)
     if args.dry_run:
@@ -106,6 +118,7 @@ def _bench(args: argparse.Namespace) -> None:
         return
     if args.no_plugins:
         raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
+    _supervise(args, load_bench(path, overrides).spec.parallel)
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
@@ -114,6 +127,13 @@ def _bench(args: argparse.Namespace) -> None:
             f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'}; "
             "the same command tries them again"
         )
+
+
+def _supervise(args: argparse.Namespace, on_ray: bool) -> None:
+    if args.supervised and on_ray:
+        from fedkd.supervisor import split_off
+
+        split_off()
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -75,11 +75,15 @@ def _ray_resources() -> str:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    from fedkd.engine.ray_local import secluded
+
+    with secluded() as seclusion:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         resources = ray.cluster_resources()
     finally:
         ray.shutdown()
+        seclusion.end()
     memory = resources.get("object_store_memory", 0) / 2**30
     return (
         f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs,"

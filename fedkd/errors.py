@@ -79,6 +79,10 @@ class RunFailed(FedkdError):
         return f"{', '.join(where)}: {self.message}" if where else self.message
 
 
+class EngineLost(RunFailed):
+    """What the run worked on broke down under it, or never came up: Ray itself, and no client."""
+
+
 class Interrupted(FedkdError):
     """The user stopped the run; its state is saved (exit status 130)."""
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import Interrupted, RunFailed, UserError
+from fedkd.errors import EngineLost, Interrupted, RunFailed, UserError
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan, parse_plan
 from fedkd.plan.plan import Plan
@@ -28,6 +28,7 @@ from fedkd.run_folder import (
 )
 from fedkd.scenario.schema import Scenario
 from fedkd.signals import stop_signals
+from fedkd.supervisor import if_lost
 from fedkd.tracking.events import Observers, RunObserver
 from fedkd.tracking.recorder import MetricRow, read_metrics
 
@@ -202,12 +203,18 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
     with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
         with suppress(OSError):
             (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
+        go_on = f"the last checkpoint is saved; go on with: fedkd resume {folder}"
+        if_lost(go_on)
         context = ServerContext(plan, engine.data, RunControl(folder, observer, stop.is_set, resume))
         try:
             app(engine.grid, context)
         except (Interrupted, KeyboardInterrupt) as error:
             told = str(error) or "stopped at once; the last checkpoint is saved"
             raise Interrupted(f"{told}; go on with: fedkd resume {folder}") from None
+        except EngineLost as error:
+            if stop.is_set():  # whoever signals the whole process group stops Ray's processes too
+                raise Interrupted(f"stopped at once; {go_on}") from None
+            raise EngineLost(f"{error.message}; {go_on}") from error
         except RunFailed as error:
             raise _explained(error, folder) from error
         assert context.totals is not None

@@ -17,7 +17,16 @@ PACKAGE = Path(__file__).resolve().parent.parent / "fedkd"
 # Lowest first. A room is a package or a module directly below `fedkd`; rooms of one floor stand side by side.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("namespaces", "randomness", "signals", "plugins", "explain", "hyperparameters", "json_text"),
+    (
+        "namespaces",
+        "randomness",
+        "signals",
+        "supervisor",
+        "plugins",
+        "explain",
+        "hyperparameters",
+        "json_text",
+    ),
     ("scenario",),
     ("data",),
     ("models",),

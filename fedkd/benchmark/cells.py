@@ -242,6 +242,10 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool) 
             scenario = parse_scenario(tables, folder=bench.folder)
         else:
             scenario = parse_unopened(tables, folder=bench.folder).scenario
+        if scenario.faults.timeout is not None:
+            raise UserError(
+                "a cell works in one process, where nobody can interrupt a client", key="faults.timeout"
+            )
         if "checkpoint_every" not in tables:
             # Bench cells are short: a checkpoint a round would be time spent on the disk.
             scenario = scenario.model_copy(update={"checkpoint_every": scenario.rounds})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedkd.benchmark.worker import Outcome, run_cell
-from fedkd.engine.ray_pool import connect, count_actors, gpu_share
+from fedkd.engine.ray_pool import RayCluster, connect, count_actors, gpu_share
+from fedkd.errors import EngineLost
 from fedkd.scenario.schema import Engine
 from fedkd.signals import stop_signals
+from fedkd.supervisor import if_lost
 
 POLL_SECONDS = 0.2
+GO_ON = "cells that are done stay so; go on with the same command"
 Job = tuple[str, str]
 """Scenario as JSON, and run folder: the arguments of `run_cell`."""
 
@@ -57,13 +61,19 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[in
 
     Raises:
         UserError: There is no such cluster, or not even one job fits it.
+        EngineLost: Ray does not come up, or breaks down.
     """
     watcher.message("starting Ray")
+    if_lost(GO_ON)
     cluster = connect(engine)
     try:
         slots = count_actors(engine, cluster, len(jobs))
+        tasks = _Tasks(jobs, engine, gpu_share(engine, cluster, len(jobs)), watcher, cluster)
+        tasks.wait_for_a_worker()
         watcher.slots(slots)
-        return _Tasks(jobs, engine, gpu_share(engine, cluster, len(jobs)), watcher).run(slots)
+        return tasks.run(slots)
+    except EngineLost as error:
+        raise EngineLost(f"{error.message}; {GO_ON}") from error
     finally:
         cluster.close()
 
@@ -71,18 +81,46 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[in
 class _Tasks:
     """The jobs of one bench on Ray: what waits, what runs."""
 
-    def __init__(self, jobs: Sequence[Job], engine: Engine, gpus: float, watcher: Watcher) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], engine: Engine, gpus: float, watcher: Watcher, cluster: RayCluster
+    ) -> None:
         import ray
 
+        self._watch = cluster.watch
+        self._patience = engine.start_timeout
         # A job that dies is recorded, not repeated behind the user's back.
-        self._task: Any = ray.remote(run_cell).options(
-            num_cpus=engine.cpus_per_actor, num_gpus=gpus, max_retries=0
-        )
+        options = {"num_cpus": engine.cpus_per_actor, "num_gpus": gpus, "max_retries": 0}
+        self._task: Any = ray.remote(run_cell).options(**options)
+        self._nothing: Any = ray.remote(_nothing).options(**options)
         self._jobs = jobs
         self._gpus = gpus
         self._watcher = watcher
         self._running: dict[Any, int] = {}
         self._outcomes: dict[int, Outcome] = {}
+
+    def wait_for_a_worker(self) -> None:
+        """Return when a process for cells is up; a cell that waits for one looks like one that runs.
+
+        Raises:
+            EngineLost: None comes up.
+        """
+        import ray
+
+        waiting = [self._nothing.remote()]
+        deadline = time.monotonic() + self._patience
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=POLL_SECONDS)
+            self._watch.check()
+            for reference in done:
+                try:
+                    ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    self._watch.check_after_failure()
+                    raise EngineLost(f"no process for cells came up: {_first_line(error)}") from error
+            if waiting and time.monotonic() > deadline:
+                raise EngineLost(
+                    f"no process for cells came up within {self._patience:g} s (engine.start_timeout)"
+                )
 
     def run(self, slots: int) -> dict[int, Outcome]:
         """Run every job, or, after a signal, let those finish that are running."""
@@ -94,8 +132,11 @@ class _Tasks:
                     done = self._collect(stop.is_set())
                     if not stop.is_set():
                         self._start(waiting, done)
+            except EngineLost:
+                if not stop.is_set():  # else whoever signalled the whole process group stopped Ray's too
+                    raise
             finally:
-                for reference in self._running:
+                for reference in () if self._watch.lost else self._running:
                     self._cancel(reference, force=True)
         return self._outcomes
 
@@ -110,9 +151,11 @@ class _Tasks:
         done, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         if not done:
             done, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
+        self._watch.check()
         for reference in done:
+            outcome = self._outcome(reference, stopping)
             number = self._running.pop(reference)
-            self._outcomes[number] = _outcome(reference, stopping)
+            self._outcomes[number] = outcome
             self._watcher.finished(number, self._outcomes[number])
         return len(done)
 
@@ -128,16 +171,26 @@ class _Tasks:
         # Not forced, it interrupts the worker's main thread, where the runner saves and stops.
         ray.cancel(reference, force=force)
 
+    def _outcome(self, reference: Any, stopping: bool) -> Outcome:
+        import ray
 
-def _outcome(reference: Any, stopping: bool) -> Outcome:
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.TaskCancelledError:
-        return Outcome("interrupted")
-    except ray.exceptions.RayError as error:
-        if stopping:
+        try:
+            return ray.get(reference)
+        except ray.exceptions.TaskCancelledError:
             return Outcome("interrupted")
-        first = str(error).strip().splitlines()[0]
-        return Outcome("failed", error=f"its Ray worker died: {type(error).__name__}: {first}")
+        except ray.exceptions.RayError as error:
+            if stopping:
+                return Outcome("interrupted")
+            self._watch.check_after_failure()
+            return Outcome(
+                "failed", error=f"its Ray worker died: {type(error).__name__}: {_first_line(error)}"
+            )
+
+
+def _nothing() -> None:
+    """Do what every worker can."""
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return str(error).strip().splitlines()[0]

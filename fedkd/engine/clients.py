@@ -53,7 +53,12 @@ def inline_grid(plan: Plan, data: Data) -> InlineGrid:
     """
     checked_models(plan, data)
     clients = ClientFactory(_on_its_device(plan, plan.scenario.engine.gpus_per_actor), data)
-    return InlineGrid(app, lambda client: local_context(clients, client), plan.scenario.data.clients)
+    return InlineGrid(
+        app,
+        lambda client: local_context(clients, client),
+        plan.scenario.data.clients,
+        keeps_states=_keeps_states(plan),
+    )
 
 
 def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
@@ -61,6 +66,7 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
 
     Raises:
         UserError: A client model cannot be built, or the actors do not fit the cluster.
+        EngineLost: They do not come up.
     """
     from fedkd.engine.ray_grid import RayGrid
 
@@ -73,9 +79,21 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
         actors=count_actors(engine, cluster, number),
         cpus_per_actor=engine.cpus_per_actor,
         gpus_per_actor=share,
+        timeout=plan.scenario.faults.timeout,
+        keeps_states=_keeps_states(plan),
+        watch=cluster.watch,
     )
-    grid.wait_until_ready()
+    try:
+        grid.wait_until_ready(engine.start_timeout)
+    except BaseException:
+        grid.close()
+        raise
     return grid
+
+
+def _keeps_states(plan: Plan) -> bool:
+    """Return whether a run goes on after a client has failed."""
+    return plan.scenario.faults.on_client_error != "fail"
 
 
 def _on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:

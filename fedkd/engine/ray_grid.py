@@ -2,98 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ray
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from ray.exceptions import RayError, RayTaskError
 
-from fedkd.engine.grid import EngineGrid, answer, error_reply
+from fedkd.engine.grid import EngineGrid
+from fedkd.engine.live_clients import changed_by
+from fedkd.engine.ray_actor import ClientActor
+from fedkd.engine.ray_batch import Batch
+from fedkd.engine.ray_watch import RayWatch
 from fedkd.engine.schedule import assign_clients
-from fedkd.engine.work_note import WorkNote, WorkNotes
+from fedkd.engine.work_note import WorkNotes
+from fedkd.errors import EngineLost
 from fedkd.federation.identity import assume_identity, client_of, with_content
-from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED
-from fedkd.plugins import contained
+from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED, TIMED_OUT
 
 POLL_SECONDS = 0.1
-
-
-class Workload(Protocol):
-    """What an actor runs: a ClientApp and the contexts of its clients. Made inside the actor."""
-
-    def app(self, message: Message, context: Context) -> Message:
-        """Handle a message."""
-
-    def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-        """Handle messages of one kind to several clients at once; an exception where a client failed."""
-
-    def context(self, client: int) -> Context:
-        """Return the context that a client keeps for the whole run."""
-
-
-class ClientActor:
-    """Owns some clients: their live state stays here while the run lasts.
-
-    Args:
-        note: The file in which it notes what it works on.
-        make_workload: Called with `arguments` to make the `Workload`, in the actor's process.
-        arguments: Its arguments; object references have been resolved to shared, read-only arrays.
-    """
-
-    def __init__(self, note: str, make_workload: Any, *arguments: Any) -> None:
-        os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-        assume_identity()
-        self._note = WorkNote(note)
-        self._contexts: dict[int, Context] = {}
-        self._failure: Exception | None = None
-        try:
-            with contained():
-                self._workload: Workload = make_workload(*arguments)
-        except Exception as error:  # of one that leaves a constructor, Ray passes on nothing but the text
-            self._failure = error
-
-    def ready(self) -> bool:
-        """Answer once the actor is up.
-
-        Raises:
-            Exception: What the workload raised while it was being made.
-        """
-        if self._failure is not None:
-            raise self._failure
-        return True
-
-    def handle(self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord) -> list[Message]:
-        """Handle one message, or messages of one kind to several clients together.
-
-        Args:
-            parts: Messages without the records that they share with others, and the names of these records.
-            shared: The records of all parts in their order, read from the object store.
-        """
-        records = iter(shared)
-        for message, names in parts:
-            for name in names:
-                message.content[name] = next(records)
-        if len(parts) == 1:
-            message, _ = parts[0]
-            self._note.begin(message.metadata.message_id)
-            return [answer(self._work, message, client_of(message.metadata.dst_node_id))]
-        self._note.begin("")  # it may be any of them
-        requests = [(message, self._context(client_of(message.metadata.dst_node_id))) for message, _ in parts]
-        return [
-            error_reply(message, outcome) if isinstance(outcome, Exception) else outcome
-            for (message, _), outcome in zip(requests, self._workload.together(requests), strict=True)
-        ]
-
-    def _work(self, message: Message, client: int) -> Message:
-        return self._workload.app(message, self._context(client))
-
-    def _context(self, client: int) -> Context:
-        if client not in self._contexts:
-            self._contexts[client] = self._workload.context(client)
-        return self._contexts[client]
 
 
 class RayGrid(EngineGrid):
@@ -111,6 +40,11 @@ class RayGrid(EngineGrid):
         gpus_per_actor: GPUs each reserves; fractions share one.
         messages_per_call: Messages that an actor is handed at once, for executors that train several clients
             together. One: replies come, and progress is told, client by client.
+        timeout: Seconds that a client may take for a message; None: as long as it likes.
+        keeps_states: Whether a client that raised, died or was late is again what it was before the message,
+            and an actor that was lost with it is replaced: what every client is lies in Ray's object store
+            too, written after each of its messages.
+        watch: Says whether Ray is still there.
     """
 
     def __init__(
@@ -123,53 +57,191 @@ class RayGrid(EngineGrid):
         cpus_per_actor: float = 1.0,
         gpus_per_actor: float = 0.0,
         messages_per_call: int = 1,
+        timeout: float | None = None,
+        keeps_states: bool = False,
+        watch: RayWatch | None = None,
     ) -> None:
         super().__init__(len(costs))
+        self._watch = watch or RayWatch()
         self._messages_per_call = messages_per_call
         assume_identity()
         owned = assign_clients(costs, actors)
         self._owner = {client: actor for actor, clients in enumerate(owned) for client in clients}
         self._priority = {client: place for clients in owned for place, client in enumerate(clients)}
-        references = [ray.put(argument) for argument in arguments]
-        actor_class = ray.remote(ClientActor).options(num_cpus=cpus_per_actor, num_gpus=gpus_per_actor)
+        self._timeout = timeout
+        self._keeps_states = keeps_states
+        self._states: dict[int, Any] = {}  # where what a client was after its last message lies
+        self._patience = 120.0
+        self._arguments = (make_workload, *(self._put(argument) for argument in arguments))
+        self._actor_class = ray.remote(ClientActor).options(num_cpus=cpus_per_actor, num_gpus=gpus_per_actor)
         self._notes = WorkNotes(actors)
-        self._actors: list[Any] = [
-            actor_class.remote(note, make_workload, *references) for note in self._notes.paths
-        ]
+        self._actors: list[Any] = [self._start(actor) for actor in range(actors)]
 
-    def wait_until_ready(self) -> None:
+    def _start(self, actor: int) -> Any:
+        return self._actor_class.remote(self._notes.paths[actor], *self._arguments)
+
+    def wait_until_ready(self, patience: float = 120.0) -> None:
         """Return when every actor is up.
 
+        Args:
+            patience: Seconds after which one has to be up, counted from when the last one was.
+
         Raises:
+            EngineLost: One is not, or died.
             Exception: What the workload raised while it was being made.
         """
+        self._patience = patience
+        self._wait_for(self._actors)
+
+    def _wait_for(self, actors: Sequence[Any]) -> None:
+        waiting = [actor.ready.remote() for actor in actors]
+        deadline = time.monotonic() + self._patience
+        while waiting:
+            done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
+            self._watch.check()
+            for reference in done:
+                self._join(reference)
+                deadline = time.monotonic() + self._patience
+            if waiting and time.monotonic() > deadline:
+                free, cpus = (
+                    of.get("CPU", 0.0) for of in (ray.available_resources(), ray.cluster_resources())
+                )
+                raise EngineLost(
+                    f"{len(waiting)} of {len(actors)} Ray actors did not come up within {self._patience:g} s"
+                    f" (engine.start_timeout); {free:g} of the cluster's {cpus:g} CPUs are free"
+                )
+
+    def _join(self, reference: Any) -> None:
+        """Take an actor in that has said whether it is up."""
         try:
-            ray.get([actor.ready.remote() for actor in self._actors])
+            ray.get(reference)
         except RayTaskError as error:
             raise error.cause from error
+        except RayError as error:
+            self._watch.check_after_failure()
+            raise EngineLost(f"a Ray actor died while it started: {_cause(error)}") from error
+
+    # A batch of messages --------------------------------------------------------------------------------
 
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
-        shared = self._put_shared_records(messages)
-        waiting: dict[Any, list[Message]] = {}  # in the order in which each actor works through them
-        for actor, batch in self._calls(messages):
-            parts, references = [], []
-            for message in batch:
-                light, names, own = _without_shared(message, shared)
-                parts.append((light, names))
-                references += own
-            waiting[self._actors[actor].handle.remote(parts, *references)] = batch
-        place = {reference: number for number, reference in enumerate(waiting)}
-        died_with: dict[int, list[int]] = {}  # actor to the clients one of which it died of
-        while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=POLL_SECONDS)
-            for reference in sorted(done, key=place.__getitem__):
-                try:
-                    replies = ray.get(reference)
-                except RayError as error:
-                    unanswered = [message for batch in waiting.values() for message in batch]
-                    replies = [self._lost(lost, error, unanswered, died_with) for lost in waiting[reference]]
-                del waiting[reference]
-                yield from replies
+        batch = Batch(self._put_shared_records(messages))
+        for actor, own in self._calls(messages):
+            self._send(batch, actor, own)
+        while batch.waiting:
+            done, _ = ray.wait(list(batch.waiting), num_returns=len(batch.waiting), timeout=POLL_SECONDS)
+            for reference in sorted(done, key=lambda reference: batch.waiting[reference].number):
+                if reference in batch.waiting:  # else it was its actor's that has been replaced meanwhile
+                    yield from self._receive(batch, reference)
+            self._watch.check()
+            if self._timeout is not None:
+                yield from self._stop_late(batch, self._timeout)
+
+    def _send(self, batch: Batch, actor: int, messages: Sequence[Message]) -> None:
+        self._watch.check()
+        parts, references = [], []
+        for message in messages:
+            light, names, own = _without_shared(message, batch.shared)
+            parts.append((light, names))
+            references += own
+        remote = self._actors[actor]
+        if self._keeps_states:
+            replies, states = remote.handle_keeping.options(num_returns=2).remote(parts, *references)
+            batch.add(replies, actor, messages, states)
+        else:
+            batch.add(remote.handle.remote(parts, *references), actor, messages)
+
+    def _renew(self, batch: Batch, client: int) -> None:
+        """Have a client made anew, as what it was after the last message that it has answered."""
+        actor = self._owner[client]
+        batch.add(self._actors[actor].renew.remote(client, self._states.get(client)), actor, ())
+
+    def _receive(self, batch: Batch, reference: Any) -> Iterator[Message]:
+        """Take what comes of a call, and yield the replies."""
+        call = batch.waiting[reference]
+        self._watch.check()
+        try:
+            replies = ray.get(reference)
+        except RayError as error:
+            if not call.messages:
+                self._watch.check_after_failure()
+                raise EngineLost(f"a Ray actor could not take a client over: {_cause(error)}") from error
+            yield from self._bury(batch, call.actor, error)
+            return
+        del batch.waiting[reference]
+        batch.since[call.actor] = time.monotonic()
+        for message, reply in zip(call.messages, replies or (), strict=True):
+            client = client_of(message.metadata.dst_node_id)
+            if self._keeps_states and changed_by(message, reply):
+                self._states[client] = call.states
+            elif self._keeps_states and reply.has_error():
+                self._renew(batch, client)
+            yield reply
+
+    # Actors that are lost -------------------------------------------------------------------------------
+
+    def _stop_late(self, batch: Batch, timeout: float) -> Iterator[Message]:
+        """Stop every actor whose client has been at work on a message for too long."""
+        for actor in {call.actor for call in batch.waiting.values()}:
+            number = len(batch.of(actor)[0].messages)
+            if number and time.monotonic() - batch.since[actor] > number * timeout:
+                ray.kill(self._actors[actor])
+                first, *others = self._suspects(batch, actor)
+                failure = Error(TIMED_OUT, f"gave no answer within {timeout:g} s (faults.timeout)")
+                reason = f"its Ray actor was stopped while it worked for client {_one_of([first, *others])}"
+                yield from self._give_up(batch, actor, first, failure, reason)
+
+    def _bury(self, batch: Batch, actor: int, error: RayError) -> Iterator[Message]:
+        """Answer for an actor that has died."""
+        self._watch.check_after_failure()
+        first, *others = self._suspects(batch, actor)
+        doubt = f" in the work for it or for client {_one_of(others)}" if others else ""
+        failure = Error(CLIENT_DIED, f"its Ray actor died{doubt}: {_cause(error)}")
+        reason = f"its Ray actor died while it worked for client {_one_of([first, *others])}"
+        yield from self._give_up(batch, actor, first, failure, reason)
+
+    def _give_up(
+        self, batch: Batch, actor: int, culprit: int, failure: Error, reason: str
+    ) -> Iterator[Message]:
+        """Yield what a dead actor does not answer.
+
+        All that it had yet to do is lost with it, and so may replies be that it had yet to send. Where the
+        states of its clients are kept, another actor takes its place, and one client's message alone fails.
+        """
+        lost = [message for call in batch.of(actor) for message in call.messages]
+        batch.forget(actor)
+        if self._keeps_states:
+            self._replace(batch, actor)
+        failed = []
+        for message in lost:
+            if client_of(message.metadata.dst_node_id) == culprit:
+                failed.append(Message(failure, reply_to=message))
+            elif self._keeps_states:
+                self._send(batch, actor, [message])
+            else:
+                failed.append(Message(Error(NOT_HANDLED, reason), reply_to=message))
+        yield from failed
+
+    def _replace(self, batch: Batch, actor: int) -> None:
+        """Start an actor in place of a dead one, with the same clients as what they were."""
+        self._notes.clear(actor)
+        self._actors[actor] = self._start(actor)
+        self._wait_for([self._actors[actor]])
+        for client, owner in self._owner.items():
+            if owner == actor and client in self._states:
+                self._renew(batch, client)
+        batch.since[actor] = time.monotonic()
+
+    def _suspects(self, batch: Batch, actor: int) -> list[int]:
+        """Return the client that an actor works for, or worked for when it died, or all that it may be."""
+        noted = self._notes.read(actor)
+        unanswered = {
+            message.metadata.message_id: client_of(message.metadata.dst_node_id)
+            for call in batch.of(actor)
+            for message in call.messages
+        }
+        return [unanswered[noted]] if noted in unanswered else list(unanswered.values())
+
+    # Messages -------------------------------------------------------------------------------------------
 
     def _calls(self, messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
         """Yield what each actor is handed at once, most expensive clients first."""
@@ -182,46 +254,11 @@ class RayGrid(EngineGrid):
             for start in range(0, len(own), self._messages_per_call):
                 yield actor, own[start : start + self._messages_per_call]
 
-    def _lost(
-        self,
-        message: Message,
-        error: RayError,
-        waiting: Iterable[Message],
-        died_with: dict[int, list[int]],
-    ) -> Message:
-        """Return the error reply to a message whose actor died.
+    def _put(self, value: Any) -> ray.ObjectRef:
+        self._watch.check()
+        return ray.put(value)
 
-        All that an actor had yet to do is lost with it, and so may replies be that it had yet to send.
-        """
-        client = client_of(message.metadata.dst_node_id)
-        actor = self._owner[client]
-        if actor not in died_with:
-            died_with[actor] = self._suspects(actor, waiting)
-        first, *others = died_with[actor]
-        if client != first:
-            reason = f"its Ray actor died while it worked for client {_one_of(died_with[actor])}"
-            return Message(Error(NOT_HANDLED, reason), reply_to=message)
-        cause = str(error).strip().rpartition("Worker exit detail: ")[-1].splitlines()[0]
-        doubt = f" in the work for it or for client {_one_of(others)}" if others else ""
-        return Message(Error(CLIENT_DIED, f"its Ray actor died{doubt}: {cause}"), reply_to=message)
-
-    def _suspects(self, actor: int, waiting: Iterable[Message]) -> list[int]:
-        """Return the client that a dead actor worked for, or all of its that it may have been.
-
-        Args:
-            actor: The actor.
-            waiting: The messages without a reply, of all actors, in the order of their work.
-        """
-        noted = self._notes.read(actor)
-        unanswered = {
-            other.metadata.message_id: client
-            for other in waiting
-            if self._owner[client := client_of(other.metadata.dst_node_id)] == actor
-        }
-        return [unanswered[noted]] if noted in unanswered else list(unanswered.values())
-
-    @staticmethod
-    def _put_shared_records(messages: list[Message]) -> dict[int, ray.ObjectRef]:
+    def _put_shared_records(self, messages: list[Message]) -> dict[int, ray.ObjectRef]:
         """Put every record that more than one message carries into the object store, once."""
         uses: Counter[int] = Counter()
         records: dict[int, ArrayRecord] = {}
@@ -229,14 +266,20 @@ class RayGrid(EngineGrid):
             for record in message.content.array_records.values():
                 uses[id(record)] += 1
                 records[id(record)] = record
-        return {key: ray.put(records[key]) for key, number in uses.items() if number > 1}
+        return {key: self._put(records[key]) for key, number in uses.items() if number > 1}
 
     def close(self) -> None:
         """Stop the actors."""
-        for actor in self._actors:
-            ray.kill(actor)
+        if not self._watch.lost:
+            for actor in self._actors:
+                ray.kill(actor)
         self._actors = []
         self._notes.close()
+
+
+def _cause(error: RayError) -> str:
+    """Return the line of an error of Ray's that says why a process died."""
+    return str(error).strip().rpartition("Worker exit detail: ")[-1].splitlines()[0]
 
 
 def _one_of(clients: Sequence[int]) -> str:

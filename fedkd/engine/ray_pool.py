@@ -6,11 +6,16 @@ import functools
 import logging
 import os
 import socket
-from dataclasses import dataclass
+import sys
+import tempfile
+from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 from typing import Any
 
-from fedkd.errors import UserError, described
+from fedkd.engine.ray_local import Seclusion, secluded
+from fedkd.engine.ray_watch import RayWatch, watch_ray
+from fedkd.errors import EngineLost, UserError, described
 from fedkd.scenario.schema import Engine
 from fedkd.signals import sheltered_from_hang_up
 
@@ -23,8 +28,26 @@ _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
 }
 
+_LOCAL_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 3600}
+"""Of a Ray that is started here. Without its GCS, Ray would end this process after a minute, with status 1;
+so `RayWatch` tells of it first, however long a round takes."""
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
 
 CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a Ray cluster.
+
+    Attributes:
+        cpus: Its CPUs.
+        gpus: Its GPUs.
+    """
+
+    cpus: float
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -32,14 +55,26 @@ class RayCluster:
     """A connection to Ray.
 
     Attributes:
-        cpus: CPUs of the cluster.
-        gpus: GPUs of the cluster.
+        nodes: The cluster's machines: an actor lies on one of them.
         owned: Whether this process started it and has to stop it.
+        watch: Says whether it is still there.
+        seclusion: What keeps others away from one that was started here.
     """
 
-    cpus: float
-    gpus: float
+    nodes: tuple[Node, ...]
     owned: bool
+    watch: RayWatch = field(default_factory=RayWatch, compare=False)
+    seclusion: Seclusion | None = field(default=None, compare=False)
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
 
     def close(self) -> None:
         """Stop Ray if it was started here."""
@@ -47,6 +82,8 @@ class RayCluster:
             import ray
 
             ray.shutdown()
+        if self.seclusion is not None:
+            self.seclusion.end()
 
 
 def connect(engine: Engine) -> RayCluster:
@@ -54,42 +91,79 @@ def connect(engine: Engine) -> RayCluster:
 
     Raises:
         UserError: There is no cluster at the address.
+        EngineLost: A local one does not start.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    _import_ray()
     import ray
 
-    owned = not ray.is_initialized()
-    if owned:
-        _check_reachable(engine.address)
-        _silence_raylet()
-        logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
-        try:
-            with sheltered_from_hang_up():
-                ray.init(
-                    address=engine.address or "local",
-                    include_dashboard=False if engine.address is None else None,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    configure_logging=False,
-                )
-        except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
-            if engine.address is None:
-                raise UserError(f"Ray cannot be started: {described(error)}", key="engine.kind") from error
-            raise UserError(
-                f"no Ray cluster at '{engine.address}': {described(error)}", key="engine.address"
-            ) from error
-    resources = ray.cluster_resources()
-    return RayCluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), owned)
+    if ray.is_initialized():
+        return RayCluster(_nodes(), False, watch_ray())
+    _silence_raylet()
+    logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
+    seclusion = _start_local() if engine.address is None else None
+    if engine.address is not None:
+        _join(engine.address)
+    return RayCluster(_nodes(), True, watch_ray(), seclusion)
 
 
-def _check_reachable(address: str | None) -> None:
+def _start_local() -> Seclusion:
+    import ray
+
+    try:
+        with secluded() as seclusion, sheltered_from_hang_up():
+            ray.init(address="local", include_dashboard=False, _system_config=_LOCAL_CONFIG, **_QUIET)
+    except Exception as error:
+        raise EngineLost(f"Ray did not start: {described(error)}; its logs: {_logs()}") from error
+    return seclusion
+
+
+def _join(address: str) -> None:
+    import ray
+
+    _check_reachable(address)
+    try:
+        with sheltered_from_hang_up():
+            ray.init(address=address, **_QUIET)
+    except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
+        raise UserError(f"no Ray cluster at '{address}': {described(error)}", key="engine.address") from error
+
+
+def _import_ray() -> None:
+    """Load Ray so that it takes no part in deciding when this process ends.
+
+    Where the parent process is process 1, as after a log-out or in a container, Ray (2.55) takes that for a
+    sign that the raylet is dead, and ends this process with status 1 at the first call that fails, while it
+    is being shut down, say. It does not where it is told which process the raylet is when it is loaded.
+    """
+    if "ray" in sys.modules or "RAY_RAYLET_PID" in os.environ:
+        return
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
+    try:
+        import ray  # noqa: F401
+    finally:
+        del os.environ["RAY_RAYLET_PID"]
+
+
+def _logs() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
+
+
+def _nodes() -> tuple[Node, ...]:
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive)
+
+
+def _check_reachable(address: str) -> None:
     """Find out in seconds what Ray takes minutes to say: that nobody answers at ``host:port``.
 
     Raises:
         UserError: Nobody does.
     """
-    host, _, port = (address or "").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:  # "auto", and ray:// addresses, are Ray's to look up
         return
     try:
@@ -118,51 +192,75 @@ def _silence_raylet() -> None:
 
 
 def gpu_share(engine: Engine, cluster: RayCluster, num_clients: int) -> float:
-    """Return the GPUs an actor reserves: where the scenario leaves it open, its share of all there are."""
+    """Return the GPUs an actor reserves: where the scenario leaves it open, its share of all there are.
+
+    It is the same for all, and small enough for as many actors on a node as its CPUs are enough for.
+    """
     if engine.gpus_per_actor is not None:
         return engine.gpus_per_actor
-    if cluster.gpus < 1 or engine.device == "cpu":
+    shares = [(_cpu_shares(node, engine), int(node.gpus)) for node in cluster.nodes]
+    shares = [(actors, gpus) for actors, gpus in shares if actors and gpus]
+    if not shares or engine.device == "cpu":
         return 0.0
-    wanted = min(int(cluster.cpus / engine.cpus_per_actor + 1e-9), num_clients, engine.actors or num_clients)
-    return 1 / max(1, ceil(wanted / int(cluster.gpus)))
+    wanted = min(num_clients, engine.actors or num_clients)
+    return 1 / max(1, *(ceil(min(actors, wanted) / gpus) for actors, gpus in shares))
 
 
 def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
     """Return how many actors to start: as many as fit, at most ``engine.actors`` and one per client.
 
+    An actor lies on one node, so the CPUs that are left over on several are of no use to another one.
+
     Raises:
-        UserError: Not even one actor fits the cluster, or fewer than asked for.
+        UserError: Not even one actor fits a node, or fewer than asked for.
     """
     gpus_per_actor = gpu_share(engine, cluster, num_clients)
-    fits = int(cluster.cpus / engine.cpus_per_actor + 1e-9)
-    if fits == 0:
+    most_cpus = max((node.cpus for node in cluster.nodes), default=0.0)
+    most_gpus = max((node.gpus for node in cluster.nodes), default=0.0)
+    where = "the Ray cluster has" if len(cluster.nodes) < 2 else "the largest node of the Ray cluster has"
+    if not any(_cpu_shares(node, engine) for node in cluster.nodes):
         raise UserError(
-            f"asks for {engine.cpus_per_actor:g} CPUs an actor, but the Ray cluster has {cluster.cpus:g}",
+            f"asks for {engine.cpus_per_actor:g} CPUs an actor, but {where} {most_cpus:g}",
             key="engine.cpus_per_actor",
         )
     if gpus_per_actor > 0:
-        if cluster.gpus == 0:
+        if most_gpus == 0:
             raise UserError(
                 f"asks for {gpus_per_actor:g} GPU an actor, but Ray sees no GPU here; set it to 0",
                 key="engine.gpus_per_actor",
             )
-        if cluster.gpus < gpus_per_actor:
+        if most_gpus < gpus_per_actor:
             raise UserError(
-                f"asks for {gpus_per_actor:g} GPUs an actor, but the Ray cluster has {cluster.gpus:g}",
+                f"asks for {gpus_per_actor:g} GPUs an actor, but {where} {most_gpus:g}",
                 key="engine.gpus_per_actor",
             )
         if gpus_per_actor > 1 and gpus_per_actor % 1:
             raise UserError(
                 f"must be a whole number above 1, got {gpus_per_actor:g}", key="engine.gpus_per_actor"
             )
-        fits = min(fits, _gpu_shares(cluster.gpus, gpus_per_actor))
+    fits = sum(
+        min(_cpu_shares(node, engine), _gpu_shares(node.gpus, gpus_per_actor))
+        if gpus_per_actor > 0
+        else _cpu_shares(node, engine)
+        for node in cluster.nodes
+    )
+    if fits == 0:
+        raise UserError(
+            f"no node of the Ray cluster has both {engine.cpus_per_actor:g} CPUs and {gpus_per_actor:g} GPUs",
+            key="engine.gpus_per_actor",
+        )
     if engine.actors is not None and engine.actors > fits:
+        nodes = f" on {len(cluster.nodes)} nodes" if len(cluster.nodes) > 1 else ""
         raise UserError(
             f"asks for {engine.actors} actors, but the Ray cluster ({cluster.cpus:g} CPUs, {cluster.gpus:g}"
-            f" GPUs) fits {fits}; lower it or engine.cpus_per_actor",
+            f" GPUs{nodes}) fits {fits}; lower it or engine.cpus_per_actor",
             key="engine.actors",
         )
     return min(fits, num_clients, engine.actors or fits)
+
+
+def _cpu_shares(node: Node, engine: Engine) -> int:
+    return int(node.cpus / engine.cpus_per_actor + 1e-9)
 
 
 def _gpu_shares(gpus: float, share: float) -> int:

@@ -45,8 +45,12 @@ class WorkNotes:
     def __init__(self, actors: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fedkd-actors-")
         self.paths = [str(Path(self._folder.name) / str(actor)) for actor in range(actors)]
-        for path in self.paths:
-            Path(path).write_bytes(bytes(ID_BYTES))  # room, so that no note finds the disk full
+        for actor in range(actors):
+            self.clear(actor)
+
+    def clear(self, actor: int) -> None:
+        """Begin an actor's note anew."""
+        Path(self.paths[actor]).write_bytes(bytes(ID_BYTES))  # room, so that no note finds the disk full
 
     def read(self, actor: int) -> str | None:
         """Return the id of the last message that an actor began, or None where there is no telling."""

@@ -48,6 +48,9 @@ class FlowerAveraging:
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         """Take no notice: every node is sent the same."""
 
+    def take_back(self, messages: Sequence[Message]) -> None:
+        """Take no notice: the next message brings the newest weights in any case."""
+
     def begin_round(self, task_of: Mapping[int, int]) -> None:
         """Go on: weights know no tasks."""
 

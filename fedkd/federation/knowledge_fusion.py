@@ -22,6 +22,7 @@ from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import FusionReport, ServerKnowledge
+from fedkd.server.mailbox import Parcel
 
 
 class KnowledgeFusion(Strategy):
@@ -108,6 +109,25 @@ class KnowledgeFusion(Strategy):
     def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return one message per node that has it train a last time, with its pending guidance."""
         return self._messages(msg.FINISH, round, config, nodes)
+
+    def take_back(self, messages: Sequence[Message]) -> None:
+        """Put guidance back that went along with messages which had no effect on their clients."""
+        arrays: dict[int, dict[str, np.ndarray]] = {}  # one table for all who were sent the same record
+        for message in messages:
+            client, content = self._client_of_node.get(message.metadata.dst_node_id), message.content
+            if client is None:
+                continue
+            for record, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
+                if record not in content:
+                    continue
+                sent = content.array_records[record]
+                table = arrays.setdefault(id(sent), from_record(sent))
+                parcel = Parcel(int(content.config_records[msg.CONFIG][of_round]), table)  # type: ignore[arg-type]
+                mailbox = self._fusing.of(client).mailbox
+                if record == msg.GUIDANCE:
+                    mailbox.put(client, parcel)
+                else:
+                    mailbox.put_missed([client], parcel)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

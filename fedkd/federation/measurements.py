@@ -17,7 +17,7 @@ from fedkd.fusion.weights import effective_neighbours
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.server.fusing import FusionReport
-from fedkd.tracking.recorder import Recorder
+from fedkd.tracking.recorder import Recorder, Split
 
 EVALUATED = (
     ("local", "accuracy_trained", "accuracy_trained_local"),
@@ -36,7 +36,7 @@ EVALUATED = (
 """Split and name of every metric of an evaluation, and its key in a reply."""
 
 Replies = Mapping[int, Message]
-"""Of every client that was asked, in client order."""
+"""Of every client that was asked and not skipped, in client order."""
 
 
 class Measurements:
@@ -60,6 +60,19 @@ class Measurements:
         trained = {client: loss for client, loss in losses.items() if not isnan(loss)}
         self._record_curves(round, replies)
         return self._record(round, "train", "loss", trained) if trained else None
+
+    def failures(self, round: int, counts: Mapping[tuple[int, Split, str], int]) -> None:
+        """Record how often clients failed in a round that went on; of the federation that is the sum.
+
+        Args:
+            round: 1-based; 0 is before any training.
+            counts: By client, split and name of the metric.
+        """
+        for split, metric in sorted({(split, metric) for _, split, metric in counts}):
+            of_clients = {client: n for (client, *kind), n in counts.items() if kind == [split, metric]}
+            for client in sorted(of_clients):
+                self._recorder.metric(metric, of_clients[client], round=round, client=client, split=split)
+            self._recorder.metric(metric, sum(of_clients.values()), round=round, split=split)
 
     def fusion(self, round: int, report: FusionReport | None) -> float | None:
         """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""

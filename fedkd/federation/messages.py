@@ -63,6 +63,7 @@ CHANCE = "chance"
 CLIENT_RAISED = 2
 NOT_HANDLED = 4
 CLIENT_DIED = 5
+TIMED_OUT = 1001  # Flower has none for this
 
 
 def identity(client: int) -> ConfigRecord:

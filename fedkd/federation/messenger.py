@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.errors import Interrupted, RunFailed, UserError
+from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.replies import failure_of, first_line
 from fedkd.federation.run_control import RunControl
+from fedkd.scenario.schema import Faults
+from fedkd.tracking.recorder import Split
+
+SKIPPABLE = frozenset({"train", "evaluate", "finish"})
+"""Phases of a round that a client can be absent from. Every client ends its task, or there is no next one."""
+RECORDED: dict[str, Split] = {"train": "train", "end task": "train", "finish": "train", "evaluate": "local"}
+"""Phases whose failures are recorded, and under which split."""
+BEYOND_REPAIR = frozenset({UserError.__name__, TrainingDiverged.__name__})
+"""Errors that no other try is right after: they are told, however the scenario has others dealt with."""
 
 
 class Messenger:
@@ -21,45 +31,115 @@ class Messenger:
         grid: The federation; one node per client.
         clients: Number of clients.
         control: Whom to tell of the progress, and when the run is being stopped.
+        faults: What is done about a client that fails.
 
     Attributes:
         node_of_client: Client index to node id, in client order.
+        failures: How often clients have failed in a round that went on, by client, split and metric.
     """
 
-    def __init__(self, grid: Grid, clients: int, control: RunControl) -> None:
+    def __init__(self, grid: Grid, clients: int, control: RunControl, faults: Faults | None = None) -> None:
         self._grid = grid
         self._control = control
+        self._faults = faults or Faults()
         self.node_of_client = _identify(grid, clients)
+        self._client_of_node = {node: client for client, node in self.node_of_client.items()}
+        self.failures: Counter[tuple[int, Split, str]] = Counter()
 
     def send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
         """Send messages and return the replies by client, in client order.
+
+        Of a client that failed and is skipped (see `Faults.on_client_error`) there is none.
 
         Raises:
             RunFailed: A client failed, or did not answer.
             Interrupted: The actors were stopped together with the run.
             UserError: A client found that the scenario is to blame.
         """
-        client_of_node = {node: client for client, node in self.node_of_client.items()}
-        sent = sorted(messages, key=lambda message: client_of_node[message.metadata.dst_node_id])
+        sent = sorted(messages, key=lambda message: self._client_of_node[message.metadata.dst_node_id])
+        replies = self._exchange(round, phase, sent)
+        failed = self._failed(replies, round)
+        for _ in range(self._faults.retries if self._faults.on_client_error == "retry" else 0):
+            if not failed:
+                break
+            self._note(failed, round, phase, "asking once more")
+            again = [_anew(message) for message in sent if self._client_of(message) in failed]
+            replies |= self._exchange(round, phase, again)
+            failed = self._failed(replies, round)
+        if not failed:
+            return dict(sorted(replies.items()))
+        if self._faults.on_client_error == "skip" and phase in SKIPPABLE:
+            replied = {client: replies[client] for client in sorted(replies.keys() - failed.keys())}
+            if len(replied) >= min(self._faults.min_replies, len(sent)):
+                self._note(failed, round, phase, "skipped")
+                return replied
+            raise RunFailed(
+                f"{len(replied)} of {len(sent)} clients have answered the {phase} message, fewer than"
+                f" faults.min_replies = {self._faults.min_replies}; {_first_failure(failed)}",
+                round=round,
+                details=next(iter(failed.values())).error.reason or "",
+            )
+        # What was lost because another client took its actor down is not where the trouble lies.
+        causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
+        client = (causes or list(failed))[0]
+        raise failure_of(failed[client], client, round, self._control.folder)
+
+    def _exchange(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
+        """Send messages in client order; return the reply of each, errors included."""
         if hasattr(self._grid, "on_reply"):
             self._grid.on_reply = lambda done, total: self._control.observer.phase(round, phase, done, total)
         self._control.observer.phase(round, phase, 0, len(sent))
-        replies = {client_of_node[r.metadata.src_node_id]: r for r in self._grid.send_and_receive(sent)}
-        replies = {client: replies[client] for client in sorted(replies)}
-        failed = {client: reply for client, reply in replies.items() if reply.has_error()}
-        if failed:
-            # What was lost because another client took its actor down is not where the trouble lies.
-            causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
-            client = (causes or list(failed))[0]
-            if failed[client].error.code == msg.CLIENT_DIED and self._control.stop_requested():
+        received = self._grid.send_and_receive(sent)
+        replies = {self._client_of_node[reply.metadata.src_node_id]: reply for reply in received}
+        silent = [client for client in map(self._client_of, sent) if client not in replies]
+        if silent and (self._goes_on or not any(reply.has_error() for reply in replies.values())):
+            raise RunFailed(f"no reply to the {phase} message", client=silent[0], round=round)
+        return replies
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._faults.on_client_error != "fail"
+
+    def _failed(self, replies: Mapping[int, Message], round: int) -> dict[int, Message]:
+        """Return the error replies, in client order.
+
+        Raises:
+            Interrupted: An actor was stopped together with the run.
+            Exception: Of an error that nothing can be done about: the scenario is to blame, or the training.
+        """
+        failed = {client: replies[client] for client in sorted(replies) if replies[client].has_error()}
+        for client, reply in failed.items():
+            if reply.error.code == msg.CLIENT_DIED and self._control.stop_requested():
                 # Whoever signals the whole process group (timeout, a batch system) stops Ray's processes too.
                 raise Interrupted(f"stopped in round {round}; the last checkpoint is saved")
-            raise failure_of(failed[client], client, round, self._control.folder)
-        for message in sent:
-            client = client_of_node[message.metadata.dst_node_id]
-            if client not in replies:
-                raise RunFailed(f"no reply to the {phase} message", client=client, round=round)
-        return replies
+            if self._goes_on and first_line(reply).partition(": ")[0] in BEYOND_REPAIR:
+                raise failure_of(reply, client, round, self._control.folder)
+        return failed
+
+    def _note(self, failed: Mapping[int, Message], round: int, phase: str, measure: str) -> None:
+        for client, reply in failed.items():
+            if phase in RECORDED:
+                metric = "timed_out" if reply.error.code == msg.TIMED_OUT else "failed"
+                self.failures[client, RECORDED[phase], metric] += 1
+            self._control.observer.message(f"client {client}, round {round}: {first_line(reply)}; {measure}")
+
+    def _client_of(self, message: Message) -> int:
+        return self._client_of_node[message.metadata.dst_node_id]
+
+
+def _anew(message: Message) -> Message:
+    """Return a message that says the same."""
+    return Message(
+        message.content,
+        message.metadata.dst_node_id,
+        message.metadata.message_type,
+        group_id=message.metadata.group_id,
+    )
+
+
+def _first_failure(failed: Mapping[int, Message]) -> str:
+    client, reply = next(iter(failed.items()))
+    return f"client {client}: {first_line(reply)}"
 
 
 def _identify(grid: Grid, expected: int) -> dict[int, int]:

@@ -52,7 +52,7 @@ class Rounds:
         self._strategy = strategy
         self._control = control
         self._observer = control.observer
-        self._messenger = Messenger(grid, plan.scenario.data.clients, control)
+        self._messenger = Messenger(grid, plan.scenario.data.clients, control, plan.scenario.faults)
         self._node_of_client = self._messenger.node_of_client
         strategy.introduce(self._node_of_client)
         self._changed: set[int] = set()
@@ -84,6 +84,7 @@ class Rounds:
                     self._restore(checkpoint)
                 elif scenario.continual is not None:
                     self._evaluate(0)
+                    self._record_failures(0)
                 last = self._plan.last_round
                 for round in range(done + 1, last + 1):
                     self._run_round(round)
@@ -113,11 +114,13 @@ class Rounds:
             neighbours = self._measurements.fusion(round, self._strategy.report())
             self._measurements.bank(round, self._strategy.kept_bytes())
             self._end_task(round)
+            self._record_failures(round)
             if self._plan.evaluates(round):
                 if not self._plan.would_evaluate(round):  # only because the run ends here
                     self._recorder.flush()
                     self._if_longer = self._recorder.offsets(), self._recorder.digests()
                 evaluated = self._evaluate(round)
+        self._record_failures(round)
         seconds = time.perf_counter() - started
         self._totals = replace(self._totals, seconds=before.seconds + seconds)
         self._recorder.flush()
@@ -139,6 +142,10 @@ class Rounds:
                 task=self._schedule.task(0, round) if self._schedule.in_step else None,
             )
         )
+
+    def _record_failures(self, round: int) -> None:
+        self._measurements.failures(round, self._messenger.failures)
+        self._messenger.failures.clear()
 
     # Phases -------------------------------------------------------------------------------------------
 
@@ -236,6 +243,8 @@ class Rounds:
         """Send the messages of a phase, record what they cost, and return the replies (see `Messenger`)."""
         started = time.perf_counter()
         replies = self._messenger.send(round, phase, sent)
+        answered = {reply.metadata.src_node_id for reply in replies.values()}
+        self._strategy.take_back([m for m in sent if m.metadata.dst_node_id not in answered])
         up = sum(payload_bytes(reply.content) for reply in replies.values())
         cost = {"bytes_up": up, "bytes_down": self._account(bytes_up=up)}
         if phase == "evaluate":

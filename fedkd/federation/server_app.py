@@ -13,6 +13,7 @@ from fedkd.clients.upload import upload_stages
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, task_names
 from fedkd.data.stream import FederatedStream
+from fedkd.errors import UserError
 from fedkd.federation.context import factory_of, plan_of
 from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID
@@ -87,6 +88,12 @@ def main(grid: Grid, context: Context) -> None:
         return
     # One of Flower's own runtimes: the scenario and the run folder come from the run configuration.
     plan = plan_of(context)
+    if plan.scenario.faults.timeout is not None:
+        raise UserError(
+            "Flower's runtimes let a client that is late go on, to a state that nobody knows; only the Ray"
+            " engine of fedkd can interrupt one",
+            key="faults.timeout",
+        )
     out = str(context.run_config.get("out", ""))
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,

@@ -37,6 +37,9 @@ class ServerStrategy(Protocol):
     def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the messages that have the nodes train once more and evaluate, with what waits for them."""
 
+    def take_back(self, messages: Sequence[Message]) -> None:
+        """Keep what waited for clients for their next message: these were sent, and had no effect."""
+
     def sent_bytes(self) -> int:
         """Return the payload that the method has sent to clients since this was last asked.
 

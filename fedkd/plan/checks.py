@@ -39,10 +39,25 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
             "'trained' is for runs without a stream: the last task is over with its last round", key="finish"
         )
     _check_training(scenario.training)
+    _check_faults(scenario)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
     check_courses(scenario)
+
+
+def _check_faults(scenario: Scenario) -> None:
+    faults = scenario.faults
+    if faults.timeout is not None and scenario.engine.kind == "inline":
+        raise UserError(
+            "only the Ray engine can interrupt a client, and engine.kind is 'inline'", key="faults.timeout"
+        )
+    most = scenario.clients_per_round or scenario.data.clients
+    if faults.min_replies > most:
+        raise UserError(
+            f"at most the {most} clients of a round can reply, got {faults.min_replies}",
+            key="faults.min_replies",
+        )
 
 
 def _check_names(scenario: Scenario) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedkd.errors import UserError
-from fedkd.scenario.identity import changed_keys, decisive
+from fedkd.scenario.identity import HANDLING, changed_keys, decisive
 from fedkd.scenario.schema import Scenario
 
 TOLD = 3
@@ -17,7 +17,8 @@ def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) 
     """Refuse to go on with a run under a scenario that would have led elsewhere.
 
     More rounds are what somebody may want who has seen the result of fewer, and the one change that leads on
-    from there: to where a run of that many rounds would be.
+    from there: to where a run of that many rounds would be. What is done about clients that fail may change
+    as well: it is how to go on with a run that failed of one.
 
     Args:
         began: What was `decisive` when the run last saved its state.
@@ -28,6 +29,8 @@ def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) 
         UserError: What was changed, and to what.
     """
     changed = changed_keys(began, decisive(scenario))
+    for key in HANDLING:
+        changed.pop(f"faults.{key}", None)
     before, now = changed.pop("rounds", (scenario.rounds, scenario.rounds))
     if changed:
         told = [f"{key} was {old!r} and is {new!r}" for key, (old, new) in changed.items()]

@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.schema import Faults, Scenario
 
 INERT = ("name", "engine", "tracking", "checkpoint_every")
 """Parts of a scenario that never change a result: where and how it runs, and its name."""
+HANDLING = ("timeout", "on_client_error", "retries", "min_replies")
+"""Keys of `faults` that say what is done about clients that fail. Where none does, they decide nothing."""
 PLACES = ("plugin_path", "data.root")
 """Where files lie; the same files may lie elsewhere tomorrow."""
 
@@ -21,6 +23,10 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     Of the engine that is the number of threads, on which the last bit of every sum depends.
     """
     tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
+    usual = Faults().model_dump(mode="json")
+    tables["faults"] = {
+        key: value for key, value in tables["faults"].items() if key not in HANDLING or value != usual[key]
+    }
     if scenario.engine.threads_per_client != 1:
         tables["threads_per_client"] = scenario.engine.threads_per_client
     return tables

@@ -76,7 +76,7 @@ class Heterogeneity(Section):
 
 
 class Faults(Section):
-    """Clients that are hostile, absent or slow."""
+    """Clients that are hostile, absent or slow, and what is done about those that fail."""
 
     poisoned: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of clients that are poisoned, drawn once; their own accuracy is left out of the means."""
@@ -90,6 +90,18 @@ class Faults(Section):
     """Probability that a client is slow in a round and does only `straggler_work` of its local training."""
     straggler_work: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Share of its training samples a slow client gets through, once."""
+    timeout: Annotated[float, Field(gt=0.0)] | None = None
+    """Seconds for a client to answer one message, making the client included; who takes longer has failed.
+    Absent: no end. The Ray engine alone can interrupt a client."""
+    on_client_error: Literal["fail", "skip", "retry"] = "fail"
+    """What is done when a client raises an error, dies with its process, or does not answer in time: `fail`
+    ends the run; `skip` counts the client as absent, in the state it had before; `retry` asks it once more
+    from that state. A loss that is no number ends the run whatever is said here."""
+    retries: PositiveInt = 1
+    """How often `retry` asks once more before the run ends."""
+    min_replies: PositiveInt = 1
+    """Replies that a message to several clients needs after `skip` has left some out; with fewer the run
+    ends."""
 
 
 class Population(Section):
@@ -215,6 +227,9 @@ class Engine(Section):
     """`auto`: the GPU where the actor holds a share of one, else the CPU."""
     address: str | None = None
     """Address of an existing Ray cluster, or `"auto"`; absent: a local one."""
+    start_timeout: Annotated[float, Field(gt=0.0)] = 120.0
+    """Seconds within which the first actor has to be up, and each further one after the last, else the run
+    fails: on a cluster where others work, how long to wait for room."""
 
 
 class Wandb(Section):

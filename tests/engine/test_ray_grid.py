@@ -16,11 +16,20 @@ import fedkd.engine.ray_grid as module
 from fedkd.data.federated import load_federated_data
 from fedkd.engine.clients import ScenarioWorkload, _on_its_device
 from fedkd.engine.ray_grid import RayGrid
-from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
+from fedkd.engine.ray_pool import Node, RayCluster, count_actors, gpu_share
+from fedkd.engine.ray_watch import RayWatch
 from fedkd.engine.work_note import WorkNote
-from fedkd.errors import UserError
+from fedkd.errors import EngineLost, UserError
 from fedkd.federation.arrays import from_record, to_record, values_of
-from fedkd.federation.messages import CLIENT_DIED, CLIENT_RAISED, NOT_HANDLED
+from fedkd.federation.messages import (
+    CLIENT_DIED,
+    CLIENT_RAISED,
+    EXPORT_STATE,
+    IMPORT_STATE,
+    NOT_HANDLED,
+    STATE,
+    TIMED_OUT,
+)
 from fedkd.plan.load import parse_plan
 from fedkd.scenario.schema import Engine
 
@@ -50,9 +59,20 @@ class Probe:
 
     def app(self, message: Message, context: Context) -> Message:
         client = int(context.node_config["client"])
+        if message.metadata.message_type == EXPORT_STATE:
+            seen = np.array(context.state.config_records["seen"]["n"])
+            return Message(RecordDict({STATE: to_record({"seen": seen})}), reply_to=message)
+        if message.metadata.message_type == IMPORT_STATE:
+            seen = from_record(message.content.array_records[STATE])["seen"]
+            context.state["seen"] = ConfigRecord({"n": int(seen)})
+            return Message(RecordDict(), reply_to=message)
         ask = message.content.config_records["ask"]
         time.sleep(float(ask.get("sleep", 0.0)) * (3 - client % 4))
+        if ask.get("hangs", -1) == client:
+            context.state["seen"] = ConfigRecord({"n": 1000})
+            time.sleep(10**6)
         if ask.get("raises", -1) == client:
+            context.state["seen"] = ConfigRecord({"n": 1000})
             raise ArithmeticError(f"client {client} cannot count")
         if ask.get("dies", -1) == client:
             os._exit(3)
@@ -229,6 +249,37 @@ def test_where_an_actors_note_cannot_be_read_all_it_may_have_died_of_are_named(f
     assert replies[2].error.reason == "its Ray actor died while it worked for client 2, 6 or 10"
 
 
+def seen_by(replies) -> list[int]:
+    return [int(record["seen"]) for record in told(reply for reply in replies if not reply.has_error())]
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "notes"),
+    [("raises", CLIENT_RAISED, True), ("dies", CLIENT_DIED, True), ("hangs", TIMED_OUT, False)],
+)
+def test_a_client_that_fails_is_what_it_was_and_nobody_else_notices(ray_session, way, code, notes):
+    timeout = 3.0 if way == "hangs" else None
+    grid = make_grid(clients=4, actors=1, cpus_per_actor=0.1, keeps_states=True, timeout=timeout)
+    if not notes:  # as with an actor on another node
+        grid._notes.read = lambda actor: None
+    try:
+        assert seen_by(grid.send_and_receive(messages(grid))) == [1, 1, 1, 1]
+        first = list(grid.send_and_receive(messages(grid, **{way: 0})))
+        assert fates(first) == [code, None, None, None] and seen_by(first) == [2, 2, 2]
+        assert seen_by(grid.send_and_receive(messages(grid))) == [2, 3, 3, 3]
+    finally:
+        grid.close()
+
+
+def test_a_client_that_is_late_is_named(ray_session):
+    grid = make_grid(clients=3, actors=1, cpus_per_actor=0.1, timeout=3.0)
+    replies = list(grid.send_and_receive(messages(grid, hangs=1)))
+    assert fates(replies) == [None, TIMED_OUT, NOT_HANDLED]
+    assert replies[1].error.reason == "gave no answer within 3 s (faults.timeout)"
+    assert replies[2].error.reason == "its Ray actor was stopped while it worked for client 1"
+    grid.close()
+
+
 def test_an_actor_without_the_drivers_disk_works_without_a_note(tmp_path):
     WorkNote(str(tmp_path / "elsewhere" / "0")).begin("a" * 32)
     assert not list(tmp_path.iterdir())
@@ -262,6 +313,10 @@ def test_the_device_of_an_actors_clients(named, share, device, digits_scenario, 
     assert workload._clients._device.type == device
 
 
+def cluster_of(*nodes: tuple[float, float]) -> RayCluster:
+    return RayCluster(tuple(Node(*node) for node in nodes), owned=False)
+
+
 @pytest.mark.parametrize(
     ("engine", "cluster", "clients", "actors"),
     [
@@ -284,7 +339,83 @@ def test_the_device_of_an_actors_clients(named, share, device, digits_scenario, 
     ],
 )
 def test_as_many_actors_as_fit(engine, cluster, clients, actors):
-    assert count_actors(Engine(**engine), RayCluster(*cluster, owned=True), clients) == actors
+    assert count_actors(Engine(**engine), cluster_of(cluster), clients) == actors
+
+
+@pytest.mark.parametrize(
+    ("engine", "nodes", "actors"),
+    [
+        ({"cpus_per_actor": 2}, [(3, 0), (3, 0), (3, 0)], 3),  # not four: no actor lies on two nodes
+        ({"cpus_per_actor": 4}, [(5, 0)] * 4, 4),  # of 20 CPUs in all
+        ({"gpus_per_actor": 0.6}, [(8, 1), (8, 1)], 2),
+        ({"gpus_per_actor": 1}, [(8, 0), (2, 4)], 2),  # the CPUs are elsewhere
+        ({}, [(8, 0), (4, 1)], 4),  # a share of a GPU for each: on its node alone
+        ({}, [(8, 1), (2, 1)], 10),
+    ],
+)
+def test_as_many_actors_as_fit_the_nodes(engine, nodes, actors):
+    assert count_actors(Engine(**engine), cluster_of(*nodes), 30) == actors
+
+
+def test_a_node_that_has_neither_enough_is_not_the_sum_of_two():
+    with pytest.raises(UserError, match="no node of the Ray cluster has both 4 CPUs and 2 GPUs"):
+        count_actors(Engine(cpus_per_actor=4, gpus_per_actor=2), cluster_of((8, 1), (2, 2)), 10)
+    with pytest.raises(UserError, match="the largest node of the Ray cluster has 8"):
+        count_actors(Engine(cpus_per_actor=9), cluster_of((8, 0), (8, 0)), 10)
+    with pytest.raises(UserError, match=r"16 CPUs, 0 GPUs on 2 nodes\) fits 4"):
+        count_actors(Engine(cpus_per_actor=3, actors=5), cluster_of((8, 0), (8, 0)), 10)
+
+
+def test_actors_that_find_no_room_are_not_waited_for_without_end():
+    grid = RayGrid(
+        Probe, (np.zeros(3),), [1.0] * 3, actors=3, cpus_per_actor=9.0
+    )  # as on a node that is busy
+    try:
+        with pytest.raises(
+            EngineLost, match=r"^3 of 3 Ray actors did not come up within 0.5 s .*start_timeout"
+        ):
+            grid.wait_until_ready(0.5)
+    finally:
+        grid.close()
+
+
+def test_an_actor_that_dies_while_it_starts_is_told_of():
+    grid = RayGrid(Dying, (), [1.0], actors=1, cpus_per_actor=0.1)
+    with pytest.raises(EngineLost, match=r"^a Ray actor died while it started: "):
+        grid.wait_until_ready()
+    grid.close()
+
+
+class Dying:
+    """A workload that takes its process with it."""
+
+    def __init__(self) -> None:
+        os._exit(4)
+
+
+class Lost(RayWatch):
+    """A watch that has seen the worst."""
+
+    def check(self) -> None:
+        self.lost = True
+        raise EngineLost("Ray's raylet was killed by SIGKILL")
+
+
+def test_a_grid_that_has_lost_ray_does_not_call_it_again(monkeypatch):
+    grid = make_grid(clients=2, actors=1, cpus_per_actor=0.1)
+    actors = list(grid._actors)
+    grid._watch = Lost()
+    shared = to_record({"x": np.ones(9)})
+    with monkeypatch.context() as patched:
+        for name in ("put", "get", "wait", "kill"):
+            patched.setattr(module.ray, name, lambda *_, **__: pytest.fail("Ray may end this process"))
+        with pytest.raises(EngineLost):
+            list(grid.send_and_receive(messages(grid, lambda client: {"shared": shared})))
+        with pytest.raises(EngineLost):
+            list(grid.send_and_receive(messages(grid)))
+        grid.close()
+    for actor in actors:
+        ray.kill(actor)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +431,7 @@ def test_as_many_actors_as_fit(engine, cluster, clients, actors):
 )
 def test_what_cannot_fit_is_refused_with_its_key(engine, cluster, key):
     with pytest.raises(UserError) as caught:
-        count_actors(Engine(**engine), RayCluster(*cluster, owned=True), 10)
+        count_actors(Engine(**engine), cluster_of(cluster), 10)
     assert caught.value.key == key
 
 
@@ -319,7 +450,7 @@ def test_what_cannot_fit_is_refused_with_its_key(engine, cluster, key):
     ],
 )
 def test_gpus_are_shared_out_unless_the_scenario_says_how(engine, resources, clients, share):
-    assert gpu_share(Engine(**engine), RayCluster(*resources, owned=False), clients) == share
+    assert gpu_share(Engine(**engine), cluster_of(resources), clients) == share
 
 
 def test_an_actor_is_handed_several_messages_at_once():

@@ -1,0 +1,119 @@
+"""The actor of the Ray engine: a process that owns some of the clients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, Context, Message
+
+from fedkd.engine.grid import error_reply
+from fedkd.engine.live_clients import LiveClients
+from fedkd.engine.work_note import WorkNote
+from fedkd.federation.identity import assume_identity, client_of
+from fedkd.plugins import contained
+
+
+class Workload(Protocol):
+    """What an actor runs: a ClientApp and the contexts of its clients. Made inside the actor."""
+
+    def app(self, message: Message, context: Context) -> Message:
+        """Handle a message."""
+
+    def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+        """Handle messages of one kind to several clients at once; an exception where a client failed."""
+
+    def context(self, client: int) -> Context:
+        """Return the context that a client keeps for the whole run."""
+
+
+class ClientActor:
+    """Owns some clients: their live state stays here while the run lasts.
+
+    Args:
+        note: The file in which it notes what it works on.
+        make_workload: Called with `arguments` to make the `Workload`, in the actor's process.
+        arguments: Its arguments; object references have been resolved to shared, read-only arrays.
+    """
+
+    def __init__(self, note: str, make_workload: Any, *arguments: Any) -> None:
+        os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+        assume_identity()
+        self._note = WorkNote(note)
+        self._failure: Exception | None = None
+        try:
+            with contained():
+                self._workload: Workload = make_workload(*arguments)
+            self._clients = LiveClients(self._workload.app, self._workload.context)
+        except Exception as error:  # of one that leaves a constructor, Ray passes on nothing but the text
+            self._failure = error
+
+    def ready(self) -> bool:
+        """Answer once the actor is up.
+
+        Raises:
+            Exception: What the workload raised while it was being made.
+        """
+        if self._failure is not None:
+            raise self._failure
+        return True
+
+    def handle(self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord) -> list[Message]:
+        """Handle one message, or messages of one kind to several clients together.
+
+        Args:
+            parts: Messages without the records that they share with others, and the names of these records.
+            shared: The records of all parts in their order, read from the object store.
+        """
+        messages = _whole(parts, shared)
+        self._begin(messages)
+        if len(messages) == 1:
+            return [self._clients.handle(messages[0])]
+        requests = [(message, self._context_of(message)) for message in messages]
+        return [
+            error_reply(message, outcome) if isinstance(outcome, Exception) else outcome
+            for (message, _), outcome in zip(requests, self._workload.together(requests), strict=True)
+        ]
+
+    def handle_keeping(
+        self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord
+    ) -> tuple[list[Message], dict[int, ArrayRecord]]:
+        """Handle messages one after the other; return the replies, and what clients are then by their index.
+
+        What a client that raised is now nobody knows: see `renew`.
+        """
+        messages = _whole(parts, shared)
+        self._begin(messages)
+        done = [self._clients.handle_keeping(message) for message in messages]
+        states = {
+            client_of(message.metadata.dst_node_id): state
+            for message, (_, state) in zip(messages, done, strict=True)
+            if state is not None
+        }
+        return [reply for reply, _ in done], states
+
+    def renew(self, client: int, states: Mapping[int, ArrayRecord] | None) -> None:
+        """Have a client made anew before it handles another message.
+
+        Args:
+            client: Client index.
+            states: The client's among them is what it is then; None: as in the beginning.
+        """
+        self._clients.renew(client, None if states is None else states[client])
+
+    def _begin(self, messages: Sequence[Message]) -> None:
+        alone = len(messages) == 1
+        self._note.begin(messages[0].metadata.message_id if alone else "")  # it may be any of them
+
+    def _context_of(self, message: Message) -> Context:
+        return self._clients.context(client_of(message.metadata.dst_node_id))
+
+
+def _whole(parts: Sequence[tuple[Message, Sequence[str]]], shared: Sequence[ArrayRecord]) -> list[Message]:
+    """Return messages with the records that they share with others put back in."""
+    records = iter(shared)
+    for message, names in parts:
+        for name in names:
+            message.content[name] = next(records)
+    return [message for message, _ in parts]

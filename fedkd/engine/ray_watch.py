@@ -1,0 +1,182 @@
+"""Whether the processes that Ray needs are alive.
+
+Ray ends the program that uses it, with status 1 and without a word, when that program reads or writes an
+object after the raylet has died; and after a minute without the GCS. So whoever is about to call Ray asks
+here first.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Protocol
+
+from fedkd.errors import EngineLost
+
+SETTLE_SECONDS = 1.0
+"""How long after a failed call a process may take to be seen dead."""
+GCS_PROBE_SECONDS = 5.0
+GCS_LOST_SECONDS = 40.0
+"""How long the GCS of a cluster that was joined may be away: not the minute after which Ray gives up."""
+RAYLET, GCS = "raylet", "gcs_server"
+
+
+class Watched(Protocol):
+    """Something that Ray cannot do without."""
+
+    def end(self) -> str | None:
+        """Return how it ended, as in "was killed by SIGKILL"; None while there is no sign of it."""
+
+
+class RayWatch:
+    """Watches what one connection to Ray depends on.
+
+    Args:
+        watched: By name.
+
+    Attributes:
+        lost: Whether something has been found dead. From then on no call of Ray's is safe.
+    """
+
+    def __init__(self, watched: Mapping[str, Watched] | None = None) -> None:
+        self._watched = dict(watched or {})
+        self.lost = False
+
+    def check(self) -> None:
+        """Return if all are alive.
+
+        Raises:
+            EngineLost: One is not.
+        """
+        for name, process in self._watched.items():
+            how = process.end()
+            if how is not None:
+                self.lost = True
+                raise EngineLost(f"Ray's {name} {how}")
+
+    def check_after_failure(self) -> None:
+        """Return if all stay alive for a moment: of two that die together, either may be seen first.
+
+        Raises:
+            EngineLost: One is not.
+        """
+        deadline = time.monotonic() + (SETTLE_SECONDS if self._watched else 0.0)
+        while True:
+            self.check()
+            if time.monotonic() >= deadline:
+                return
+            time.sleep(0.05)
+
+
+def watch_ray() -> RayWatch:
+    """Return a watch over what this process's connection to Ray depends on."""
+    from ray._private import worker
+
+    node = getattr(worker, "_global_node", None)
+    if node is None:  # Ray's own client server stands between
+        return RayWatch()
+    started = {name: infos[0].process for name, infos in node.all_processes.items() if infos}
+    if RAYLET in started:
+        return RayWatch({name: _Child(started[name]) for name in (RAYLET, GCS) if name in started})
+    watched: dict[str, Watched] = {}
+    with suppress(OSError, AttributeError):
+        watched[RAYLET] = _Stranger(_listener(node.raylet_socket_name))
+    with suppress(ValueError, AttributeError):
+        watched["GCS"] = _Gcs(node.gcs_address)
+    return RayWatch(watched)
+
+
+class _Child:
+    """A process that this one has started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def end(self) -> str | None:
+        status = self._process.poll()
+        if status is None:
+            return None
+        if status >= 0:
+            return f"ended with status {status}"
+        try:
+            return f"was killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"was killed by signal {-status}"
+
+
+class _Stranger:
+    """A process on this machine that somebody else has started."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        # A number alone could be another process's by then, or stay behind as a zombie.
+        self._file = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+
+    def end(self) -> str | None:
+        if self._file is not None:
+            return "died" if select.select([self._file], [], [], 0)[0] else None
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return "died"
+        except PermissionError:
+            pass
+        return None
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)  # type: ignore[arg-type]
+
+
+class _Gcs:
+    """The GCS of a cluster, wherever it runs: it is there if it can be reached.
+
+    Args:
+        address: Host and port.
+
+    Raises:
+        ValueError: It is not an address.
+    """
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._address = address
+        self._place = host.strip("[]"), int(port)
+        self._asked = self._seen = time.monotonic()
+
+    def end(self) -> str | None:
+        now = time.monotonic()
+        if now - self._asked >= GCS_PROBE_SECONDS:
+            try:
+                socket.create_connection(self._place, timeout=1.0).close()
+                self._seen = now
+            except OSError:
+                pass
+            self._asked = time.monotonic()
+        away = self._asked - self._seen
+        return f"at {self._address} has not answered for {away:.0f} s" if away >= GCS_LOST_SECONDS else None
+
+
+def _listener(path: str) -> int:
+    """Return the process that listens at a socket of this machine.
+
+    Raises:
+        OSError: Nobody does, or the system does not tell.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise OSError("the system does not tell")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        connection.connect(path)
+        packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, _, _ = struct.unpack("3i", packed)
+    if pid == 0:  # it lives in another namespace of processes
+        raise OSError("it is nobody whom this process can see")
+    return pid
