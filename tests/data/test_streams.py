@@ -19,6 +19,7 @@ from fedkd.data.sources.digits import load as load_digits
 from fedkd.data.split import local_split
 from fedkd.data.stream import FederatedStream, load_stream
 from fedkd.data.stream_plan import class_groups, lay_out
+from fedkd.data.transfer import PublicSamples
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Continual, Scenario, TaskStream
 from fedkd.scenario.stream import head_of, planned_count
@@ -175,7 +176,7 @@ def test_wrong_labels_are_drawn_anew_in_every_task():
         "zeros", ("a", "b"), np.zeros((90, 2)), np.arange(90) % 2, np.zeros((4, 2)), np.arange(4) % 2
     )
     sources = Sources(make(heterogeneity={"label_noise": 0.5}))
-    none = np.zeros((0, 2), dtype=np.float32)
+    none = PublicSamples(np.zeros((0, 2), dtype=np.float32), None)
     one, two = (federate(dataset, measure(dataset.train_x), sources, none, task=task) for task in (0, 1))
     wrong = [np.flatnonzero(data.y != dataset.train_y[data.source_index]) for data in (one, two)]
     assert one.train_bounds == two.train_bounds and len(wrong[0]) == len(wrong[1]) > 0
