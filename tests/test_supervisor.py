@@ -54,7 +54,10 @@ def test_a_child_that_ends_without_a_word_has_one_said_for_it(end, told):
 def test_a_signal_reaches_the_child_once(number, group):
     code = f"""
 seen = []
-signal.signal({int(number)}, lambda *_: seen.append(1))
+def take(*_):
+    seen.append(1)
+    print("taken", flush=True)
+signal.signal({int(number)}, take)
 print("ready", flush=True)
 sys.stdin.read()
 print(len(seen))
@@ -70,6 +73,7 @@ print(len(seen))
     assert process.stdout is not None and process.stdin is not None
     process.stdout.readline()
     (os.killpg if group else os.kill)(process.pid, number)
+    assert process.stdout.readline() == "taken\n"
     said, _ = process.communicate(timeout=60)
     assert said == "1\n" and process.returncode == 0
 
