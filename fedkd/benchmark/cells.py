@@ -22,7 +22,7 @@ from fedkd.scenario.identity import INERT, decisive
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, protocols
 
-FORMULA = re.compile(r"[=@]|[+-](?![\d.∞])")
+FORMULA = re.compile(r"\s*(?:[=@]|[+-](?!(?:[\d.]+(?:e[+-]?\d+)?|∞|inf|nan)$))")
 """How a cell begins that a spreadsheet computes; a number is none."""
 RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
 """Columns of the results that no axis may take the name of."""
