@@ -21,7 +21,7 @@ from fedkd.scenario.identity import INERT, digest_of
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, protocols
 
-FORMULA = re.compile(r"[=@]|[+-](?![\d.∞])")
+FORMULA = re.compile(r"\s*(?:[=@]|[+-](?!(?:[\d.]+(?:e[+-]?\d+)?|∞|inf|nan)$))")
 """How a cell begins that a spreadsheet computes; a number is none."""
 MOST_CELLS = 100_000
 """Of one bench; all are resolved, and stand in one table, before the first is run."""

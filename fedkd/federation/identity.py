@@ -1,4 +1,4 @@
-"""The one place where fedkd touches what is not public in Flower. Holds for flwr 1.41.
+"""The one place where fedkd touches what is not public in Flower. Holds for flwr 1.39 to 1.42.
 
 Building a `flwr.app.Message` reads the identity of the running task. Flower's own runtimes set it, and give
 messages their ids; an engine that is not one of them has to.

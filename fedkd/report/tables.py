@@ -40,7 +40,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _plain(name: str) -> str:
     """Return a name so that Markdown shows it as it is: no cell of its own, no tag, no link, no picture."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", name)
+    return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", name)
 
 
 def _cells(row: Row, study: Study) -> list[str]:

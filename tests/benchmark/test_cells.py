@@ -162,6 +162,18 @@ MALFORMED = {
         {"grid": {}, "variants": {"s": {'=HYPERLINK("x")': {"seed": 3}, "b": {"seed": 4}}}, "baseline": {}},
         "cannot stand in a table",
     ),
+    "formula after a number": (
+        {
+            "grid": {},
+            "variants": {"s": {"-2+3+cmd|' /C calc'!A0": {"seed": 3}, "b": {"seed": 4}}},
+            "baseline": {},
+        },
+        "cannot stand in a table",
+    ),
+    "formula after a space": (
+        {"grid": {}, "variants": {"s": {" =1": {"seed": 3}, "b": {"seed": 4}}}, "baseline": {}},
+        "cannot stand in a table",
+    ),
     "two lines": (
         {"grid": {}, "variants": {"s": {"a\nb": {"seed": 3}, "b": {"seed": 4}}}, "baseline": {}},
         "cannot stand in a table",

@@ -114,9 +114,9 @@ def test_a_stream_is_told_how_it_was_measured(stream_study):
 
 def test_a_name_is_shown_as_it_is(renamed):
     """No column of its own, no tag, no link, no picture: none of them is what a name may bring along."""
-    odd = "a|b <img src=x> [c](d) ![e](f) **g** `h`"
+    odd = "a|b <img src=x> [c](d) ![e](f) **g** `h` $i$"
     lines = markdown_table(renamed(odd)).splitlines()
     rows = [line for line in lines if "img" in line]
-    shown = r"a\|b \<img src=x\> \[c\](d) !\[e\](f) \*\*g\*\* \`h\`"
+    shown = r"a\|b \<img src=x\> \[c\](d) !\[e\](f) \*\*g\*\* \`h\` \$i\$"
     assert len(rows) == 2 and all(f"| {shown} |" in row for row in rows)
     assert all(row.replace(r"\|", "").count("|") == lines[2].count("|") for row in rows)
