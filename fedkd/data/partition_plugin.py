@@ -76,8 +76,9 @@ def _check_arguments(function: Callable[..., Any], scheme: Partition) -> None:
 
 def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[np.ndarray]:
     name, floor = scheme.scheme, max(scheme.min_samples, LEAST_SAMPLES)
-    if not isinstance(dealt, Sequence | np.ndarray) or len(dealt) != clients:
-        got = f"{len(dealt)} entries" if hasattr(dealt, "__len__") else f"a {type(dealt).__name__}"
+    is_list = isinstance(dealt, Sequence) or (isinstance(dealt, np.ndarray) and dealt.ndim > 0)
+    if not is_list or len(dealt) != clients:
+        got = f"{len(dealt)} entries" if is_list else f"a {type(dealt).__name__}"
         raise UserError(f"'{name}' must return a list of {clients} index arrays, got {got}", key=KEY)
     shards = []
     owner = np.full(samples, -1)

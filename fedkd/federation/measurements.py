@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from io import BytesIO
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fedkd.fusion.weights import effective_neighbours
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.server.fusing import FusionReport
+from fedkd.tracking.atomic import write_bytes_atomically
 from fedkd.tracking.recorder import Recorder, Split
 
 EVALUATED = (
@@ -80,8 +82,9 @@ class Measurements:
             return None
         folder = self._folder / "fusion"
         folder.mkdir(exist_ok=True)
-        with (folder / f"round-{round:05d}.npz").open("wb") as file:
-            np.savez(file, clients=np.array(report.clients), weights=report.weights.astype(np.float32))
+        content = BytesIO()
+        np.savez(content, clients=np.array(report.clients), weights=report.weights.astype(np.float32))
+        write_bytes_atomically(folder / f"round-{round:05d}.npz", content.getvalue())
         counts = dict(zip(report.clients, effective_neighbours(report.weights).tolist(), strict=True))
         receivers = {client: counts[client] for client in report.present}
         return self._record(round, "train", "effective_neighbours", receivers)

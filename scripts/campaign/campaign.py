@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,10 @@ class Case:
         drawn = list(KINDS)[rng.choice(len(KINDS), p=shares / shares.sum())]
         kind = self.only or drawn
         place = Place(bench.folder / f"case-{self.index}")
-        wrong = list(KINDS[kind][1](place, bench, rng) or ())
+        try:
+            wrong = list(KINDS[kind][1](place, bench, rng) or ())
+        except Exception:  # of the campaign itself, and no reason to end it
+            wrong = [f"the case could not be made: {traceback.format_exc()}"]
         outcomes = list(place.outcomes)
         found = [self._finding(kind, text, outcomes[-1] if outcomes else None) for text in wrong]
         for outcome in outcomes:
@@ -167,9 +171,11 @@ def _work(first: int, options: argparse.Namespace, folder: Path, results) -> Non
     from fedkd.cli import main as fedkd
 
     cases = _cases(options)[first :: options.jobs]
-    for found in attempt_all(cases, fedkd, folder / f"worker-{first}", keep=bool(options.keep)):
-        results.put(found)
-    results.put(None)
+    try:
+        for found in attempt_all(cases, fedkd, folder / f"worker-{first}", keep=bool(options.keep)):
+            results.put(found)
+    finally:
+        results.put(None)
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:

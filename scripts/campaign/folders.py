@@ -130,7 +130,7 @@ def _damage_checkpoints(folder: Path, rng: np.random.Generator) -> None:
     elif roll == 1 and found:
         shutil.copytree(found[-1], folder / "round-00007", symlinks=True)
     elif roll == 2 and len(found) > 1:
-        os.rename(found[0], folder / "x")
+        os.rename(found[0], folder / f"x{len(found)}")
         os.rename(found[1], found[0])
     else:
         shutil.rmtree(folder)

@@ -12,6 +12,8 @@ from campaign.base import Bench, stream_tables, tables, write_scenario
 from campaign.sandbox import Outcome, Place, Stop
 from campaign.verdict import complaints
 
+ROOM_TO_COMPLAIN = 1500
+"""Bytes that a file may have at least: what is complained about goes into one too."""
 RESUMED = 4
 """Times that a run is gone on with before it has to be done."""
 
@@ -89,7 +91,7 @@ def _go_on(
     if undisturbed:
         return place.run(bench.command, words), []
     if rng.random() < 0.2:
-        size = int(rng.integers(1, unbroken.largest + 1))
+        size = int(rng.integers(ROOM_TO_COMPLAIN, max(unbroken.largest, ROOM_TO_COMPLAIN) + 1))
         return place.run(bench.command, words, file_size=size), []
     number = int(rng.choice([signal.SIGKILL, signal.SIGINT, signal.SIGTERM], p=[0.6, 0.25, 0.15]))
     outcome = place.run(bench.command, words, stop=Stop(rng.uniform(0, 1.2 * unbroken.seconds), number))

@@ -94,7 +94,10 @@ def _archive_members(path: Path, form: CifarFormat) -> dict[str, bytes]:
 
 
 def _from_files(request: SourceRequest, form: CifarFormat, files: dict[str, bytes]) -> Dataset:
-    names = tuple(files[form.names_file].decode().split())
+    try:
+        names = tuple(files[form.names_file].decode().split())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{form.names_file} is not UTF-8 text (byte {error.start})") from None
     train = [_records(files[name], name, form.label_bytes, len(names)) for name in form.train_files]
     test_x, test_y = _records(files[form.test_file], form.test_file, form.label_bytes, len(names))
     train_x = np.concatenate([x for x, _ in train])
