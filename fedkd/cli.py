@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.engine:
         overrides.append(f"engine.kind={args.engine}")
     plan = load_plan(path, overrides, seed=args.seed)
-    _supervise(args, plan.scenario.engine.kind == "ray")
+    _supervise(args, lambda: plan.scenario.engine.kind == "ray")
     # Only now what takes a second to import: a mistake in the scenario is told at once.
     from fedkd.runner import run
     from fedkd.tracking.progress import make_progress
@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace) -> None:
 def _resume(args: argparse.Namespace) -> None:
     from fedkd.run_folder import plan_of_run
 
-    _supervise(args, plan_of_run(args.folder).scenario.engine.kind == "ray")
+    _supervise(args, lambda: plan_of_run(args.folder).scenario.engine.kind == "ray")
     from fedkd.runner import resume
     from fedkd.tracking.progress import make_progress
 
@@ -98,7 +98,7 @@ def _bench(args: argparse.Namespace) -> None:
         for line in describe_plan(plan_bench(path, overrides, args.out)):
             print(line, flush=True)
         return
-    _supervise(args, load_bench(path, overrides).spec.parallel)
+    _supervise(args, lambda: load_bench(path, overrides).spec.parallel)
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
@@ -109,8 +109,8 @@ def _bench(args: argparse.Namespace) -> None:
         )
 
 
-def _supervise(args: argparse.Namespace, on_ray: bool) -> None:
-    if args.supervised and on_ray:
+def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
+    if args.supervised and on_ray():
         from fedkd.supervisor import split_off
 
         split_off()
