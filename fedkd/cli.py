@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.engine:
         overrides.append(f"engine.kind={args.engine}")
     plan = load_plan(path, overrides, seed=args.seed)
-    _supervise(args, plan.scenario.engine.kind == "ray")
+    _supervise(args, lambda: plan.scenario.engine.kind == "ray")
     # Only now what takes a second to import: a mistake in the scenario is told at once.
     from fedkd.runner import run
     from fedkd.tracking.progress import make_progress
@@ -100,7 +100,7 @@ def _run(args: argparse.Namespace) -> None:
 def _resume(args: argparse.Namespace) -> None:
     from fedkd.run_folder import plan_of_run
 
-    _supervise(args, plan_of_run(args.folder).scenario.engine.kind == "ray")
+    _supervise(args, lambda: plan_of_run(args.folder).scenario.engine.kind == "ray")
     from fedkd.runner import resume
     from fedkd.tracking.progress import make_progress
 
@@ -118,7 +118,7 @@ def _bench(args: argparse.Namespace) -> None:
         return
     if args.no_plugins:
         raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
-    _supervise(args, load_bench(path, overrides).spec.parallel)
+    _supervise(args, lambda: load_bench(path, overrides).spec.parallel)
     result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
     if not args.quiet:
         print(f"\n{result.table()}\nresults  {result.folder}")
@@ -129,8 +129,8 @@ def _bench(args: argparse.Namespace) -> None:
         )
 
 
-def _supervise(args: argparse.Namespace, on_ray: bool) -> None:
-    if args.supervised and on_ray:
+def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
+    if args.supervised and on_ray():
         from fedkd.supervisor import split_off
 
         split_off()

@@ -55,7 +55,7 @@ def if_lost(text: str) -> None:
         os.write(_to_parent, f"{text}\n".encode())
 
 
-def _watch(child: int, told: int, blocked: set[signal.Signals]) -> NoReturn:
+def _watch(child: int, told: int, blocked: set[int | signal.Signals]) -> NoReturn:
     def pass_on(number: int, frame: FrameType | None) -> None:
         os.kill(child, number)
 

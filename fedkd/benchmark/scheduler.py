@@ -68,10 +68,11 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[in
     cluster = connect(engine)
     try:
         slots = count_actors(engine, cluster, len(jobs))
-        tasks = _Tasks(jobs, engine, gpu_share(engine, cluster, len(jobs)), watcher, cluster)
-        tasks.wait_for_a_worker()
-        watcher.slots(slots)
-        return tasks.run(slots)
+        with cluster.watch.guard():
+            tasks = _Tasks(jobs, engine, gpu_share(engine, cluster, len(jobs)), watcher, cluster)
+            tasks.wait_for_a_worker()
+            watcher.slots(slots)
+            return tasks.run(slots)
     except EngineLost as error:
         raise EngineLost(f"{error.message}; {GO_ON}") from error
     finally:

@@ -72,17 +72,19 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
 
     engine, number = plan.scenario.engine, plan.scenario.data.clients
     share = gpu_share(engine, cluster, number)
-    grid = RayGrid(
-        ScenarioWorkload,
-        (_on_its_device(plan, share).scenario.model_dump_json(), data),
-        client_costs(plan, data),
-        actors=count_actors(engine, cluster, number),
-        cpus_per_actor=engine.cpus_per_actor,
-        gpus_per_actor=share,
-        timeout=plan.scenario.faults.timeout,
-        keeps_states=_keeps_states(plan),
-        watch=cluster.watch,
-    )
+    actors, costs = count_actors(engine, cluster, number), client_costs(plan, data)
+    with cluster.watch.guard():
+        grid = RayGrid(
+            ScenarioWorkload,
+            (_on_its_device(plan, share).scenario.model_dump_json(), data),
+            costs,
+            actors=actors,
+            cpus_per_actor=engine.cpus_per_actor,
+            gpus_per_actor=share,
+            timeout=plan.scenario.faults.timeout,
+            keeps_states=_keeps_states(plan),
+            watch=cluster.watch,
+        )
     try:
         grid.wait_until_ready(engine.start_timeout)
     except BaseException:

@@ -124,6 +124,10 @@ class RayGrid(EngineGrid):
     # A batch of messages --------------------------------------------------------------------------------
 
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
+        with self._watch.guard():
+            yield from self._work_through(messages)
+
+    def _work_through(self, messages: list[Message]) -> Iterator[Message]:
         batch = Batch(self._put_shared_records(messages))
         for actor, own in self._calls(messages):
             self._send(batch, actor, own)

@@ -50,8 +50,7 @@ class Seclusion:
 
         Empty where Ray has no tokens.
         """
-        from ray import _raylet
-
+        _raylet = _ray_library()
         if not hasattr(_raylet, "AuthenticationTokenLoader"):
             return {}
         had_token = _raylet.get_authentication_mode() == _raylet.AuthenticationMode.TOKEN
@@ -67,10 +66,15 @@ class Seclusion:
 
     @staticmethod
     def _set_mode(mode: str) -> None:
-        from ray import _raylet
-
+        _raylet = _ray_library()
         _raylet.Config.initialize(json.dumps({"AUTH_MODE": mode}))
         _raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _ray_library() -> Any:
+    from ray import _raylet
+
+    return _raylet
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from fedkd.errors import EngineLost
@@ -73,6 +73,19 @@ class RayWatch:
             if time.monotonic() >= deadline:
                 return
             time.sleep(0.05)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Have no error of Ray's sockets be taken for one of the run's own files.
+
+        Raises:
+            EngineLost: An `OSError` was raised in the block.
+        """
+        try:
+            yield
+        except OSError as error:
+            self.check_after_failure()
+            raise EngineLost(f"Ray failed: {error}") from error
 
 
 def watch_ray() -> RayWatch:

@@ -140,4 +140,4 @@ def evict(shelves: Mapping[int, Shelf], most: int) -> None:
 
 
 def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.mean(np.stack(arrays), axis=0, dtype=np.float64)
+    return np.stack(arrays).mean(axis=0, dtype=np.float64)

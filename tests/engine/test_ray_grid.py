@@ -418,6 +418,18 @@ def test_a_grid_that_has_lost_ray_does_not_call_it_again(monkeypatch):
         ray.kill(actor)
 
 
+def test_a_socket_of_rays_is_no_file_of_the_runs(grid, monkeypatch):
+    shared = to_record({"x": np.ones(9)})
+
+    def broken(value):
+        raise BrokenPipeError("the store")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.ray, "put", broken)
+        with pytest.raises(EngineLost, match=r"^Ray failed: the store"):
+            list(grid.send_and_receive(messages(grid, lambda client: {"shared": shared})))
+
+
 @pytest.mark.parametrize(
     ("engine", "cluster", "key"),
     [

@@ -44,6 +44,14 @@ def test_a_child_that_is_killed_or_leaves_is_told_of(process):
     assert watch.lost
 
 
+def test_a_broken_pipe_of_rays_is_told_as_what_broke_it(process):
+    process.kill()
+    with pytest.raises(EngineLost, match="raylet was killed"), RayWatch({"raylet": _Child(process)}).guard():
+        raise BrokenPipeError
+    with pytest.raises(EngineLost, match=r"^Ray failed: the pipe"), RayWatch().guard():
+        raise OSError("the pipe")
+
+
 def test_a_child_that_leaves_is_told_of_with_its_status(process):
     process.communicate(b"three")
     with pytest.raises(EngineLost, match="ended with status 5"):
