@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedkd.continual.learner import Learner
 from fedkd.fusion.strategy import FusionStrategy, Guidance
 
 
@@ -94,6 +95,39 @@ class NoGuidance(FusionStrategy):
 
     def loss(self, student_logits, targets):
         return student_logits.sum() * 0
+
+
+def ragged(labels, clients, generator):
+    return [[1, [2]]] * clients
+
+
+def shapeless(labels, clients, generator):
+    return np.array(clients)
+
+
+@dataclass(frozen=True)
+class Balking(Learner):
+    name: ClassVar[str] = "balking"
+
+    def prepare(self, context):
+        raise ValueError("not this one")
+
+
+@dataclass(frozen=True)
+class Babbling(Learner):
+    name: ClassVar[str] = "babbling"
+
+    def report(self, context):
+        return {"held": "much"}
+
+
+class Shy:
+    def __getattr__(self, name):
+        raise RuntimeError("do not look at me")
+
+
+def shy(input_shape, classes):
+    return Shy()
 
 
 @dataclass(frozen=True)
@@ -257,6 +291,36 @@ CASES = {
     "a partition of brackets": Case(
         run_set("data.partition={scheme='file',path='brackets.json'}"),
         ("FILE: data.partition.path", "brackets.json is no JSON: lists or tables thousands deep"),
+    ),
+    # What other parts of one's own hand over
+    "partition of lists in lists": Case(
+        run_set("data.partition={scheme='parts:ragged'}"),
+        ("FILE: data.partition.scheme", "returned no indices for client 0"),
+    ),
+    "partition without a shape": Case(
+        run_set("data.partition={scheme='parts:shapeless'}"),
+        ("FILE: data.partition.scheme", "must return a list of 4 index arrays, got a ndarray"),
+    ),
+    "a learner that balks": Case(
+        "check BARE --set continual={learner='parts:Balking'}",
+        (
+            "BARE: continual.learner",
+            "'balking' raised ValueError: not this one when it was to prepare a model",
+        ),
+    ),
+    "a learner that babbles": Case(
+        "run BARE --quiet --out OUT --set continual={learner='parts:Babbling'}",
+        ("client 0, round 1", "`report` of learner 'babbling' returned a dict; must be a dict of numbers"),
+        3,
+    ),
+    "a model not to be looked at": Case(
+        run_set("clients.0.model=parts:shy"),
+        ("FILE: clients.0.model", "made a Shy, which raised RuntimeError: do not look at me"),
+    ),
+    "an estimator without end": Case(
+        run_set("clients.0.model=parts:endless"),
+        ("FILE: clients.model", "`predict_proba` of Endless returned inf; must be finite numbers"),
+        2,
     ),
     # What strategies hand over, found out while a round is tried
     "an upload of text": Case(

@@ -155,7 +155,10 @@ class Place:
             except SystemExit as leaving:
                 status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
             sys.stdout.flush()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and _is_of_the_sandbox(error):
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # it came before the command could see to it
+                os.kill(os.getpid(), signal.SIGINT)
             traceback.print_exc()
         finally:
             os._exit(status)
@@ -186,6 +189,11 @@ class Place:
 def _may_be_written(folder: str) -> bool:
     # Python keeps what it compiles beside the source, whoever imports it.
     return folder in ("cwd/runs", "home/.cache/fedkd/image-folder") or folder.endswith("/__pycache__")
+
+
+def _is_of_the_sandbox(error: BaseException) -> bool:
+    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    return files == {__file__}
 
 
 def _limit(file_size: int | None) -> None:
