@@ -317,11 +317,6 @@ CASES = {
         run_set("clients.0.model=parts:shy"),
         ("FILE: clients.0.model", "made a Shy, which raised RuntimeError: do not look at me"),
     ),
-    "an estimator without end": Case(
-        run_set("clients.0.model=parts:endless"),
-        ("FILE: clients.model", "`predict_proba` of Endless returned inf; must be finite numbers"),
-        2,
-    ),
     # What strategies hand over, found out while a round is tried
     "an upload of text": Case(
         "check FILE --set fusion.strategy=parts:Telling",
@@ -332,6 +327,11 @@ CASES = {
         ("FILE: fusion.strategy", "'parts:NoGuidance'", "fuse returned a ndarray; must be a Guidance"),
     ),
     # While it runs
+    "an estimator without end": Case(
+        run_set("clients.0.model=parts:endless"),
+        ("client 0, round 1: `predict_proba` of Endless returned inf; must be finite numbers",),
+        3,
+    ),
     "a request of another kind": Case(
         run_set("fusion.strategy=parts:Asking"), ("round 1", "parts:Asking", "request returned a list"), 3
     ),
@@ -372,7 +372,8 @@ def places(tmp_path: Path, digits_scenario: dict[str, Any]) -> dict[str, str]:
     (home / "parts.py").write_text(PLUGIN)
     (home / "brackets.json").write_text("[" * 100_000)
     bare = {name: table for name, table in digits_scenario.items() if name != "rounds"}
-    (home / "bare.toml").write_text(tomli_w.dumps(bare))
+    few = {**data, "partition": {**data["partition"], "samples_per_client": 20}}
+    (home / "bare.toml").write_text(tomli_w.dumps({**bare, "data": few}))
     (home / "torn.py").write_text("def broken(:\n")
     (home / "empty").mkdir()
     np.savez(home / "objects.npz", **{name: np.array([{}, {}]) for name in NPZ_NAMES}, allow_pickle=True)
