@@ -88,7 +88,8 @@ class Case:
         except Exception:  # of the campaign itself, and no reason to end it
             wrong = [f"the case could not be made: {traceback.format_exc()}"]
         outcomes = list(place.outcomes)
-        found = [self._finding(kind, text, outcomes[-1] if outcomes else None) for text in wrong]
+        last = (place.killed or outcomes or [None])[-1]
+        found = [self._finding(kind, text, last) for text in wrong]
         for outcome in outcomes:
             found += [self._finding(kind, text, outcome) for text in complaints(outcome)]
         return kind, [*outcomes, *place.killed], found
