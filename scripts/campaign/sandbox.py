@@ -20,6 +20,8 @@ from pathlib import Path
 Command = Callable[[list[str]], int]
 PATIENCE = 4.0
 """Seconds after which a command is asked to stop, as by Ctrl-C; twice, and then it is killed."""
+WHOLE = 240.0
+"""The same of a command that has to come to its end, however busy the machine is."""
 MEMORY = 6 << 30
 """Bytes that a command may take on top of what it is born with."""
 SPEECH = 200_000
@@ -91,6 +93,7 @@ class Place:
         *,
         stop: Stop | None = None,
         file_size: int | None = None,
+        patience: float | None = None,
     ) -> Outcome:
         """Run a command here and say how it ended.
 
@@ -99,6 +102,7 @@ class Place:
             words: After the command's name.
             stop: Stop it from outside.
             file_size: Bytes that a file may grow to, as on a full disk; absent: any.
+            patience: Seconds after which it is asked to stop; absent: a few, as there are cases that never end.
         """
         told = [str(word) for word in words]
         before = self._files()
@@ -109,7 +113,7 @@ class Place:
         if not pid:
             self._be(command, told, file_size)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        status, asked = _wait(pid, stop)
+        status, asked = _wait(pid, stop, PATIENCE if patience is None else patience)
         seconds = time.perf_counter() - started
         after = self._files()
         strays = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
@@ -205,7 +209,7 @@ def _limit(file_size: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
 
 
-def _wait(pid: int, stop: Stop | None) -> tuple[int, bool]:
+def _wait(pid: int, stop: Stop | None, patience: float) -> tuple[int, bool]:
     """Return a child's exit status when it has ended, and whether it had to be asked to."""
     ended = os.pidfd_open(pid)
     waiting = select.poll()
@@ -215,7 +219,7 @@ def _wait(pid: int, stop: Stop | None) -> tuple[int, bool]:
         if stop is not None and not waiting.poll(1000 * stop.after):
             os.kill(pid, stop.signal)
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
-            if waiting.poll(1000 * PATIENCE):
+            if waiting.poll(1000 * patience):
                 break
             asked = True
             os.kill(pid, number)
