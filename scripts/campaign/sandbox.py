@@ -22,7 +22,7 @@ PATIENCE = 4.0
 """Seconds after which a command is asked to stop, as by Ctrl-C; twice, and then it is killed."""
 WHOLE = 240.0
 """The same of a command that has to come to its end, however busy the machine is."""
-MEMORY = 6 << 30
+MEMORY = 2 << 30
 """Bytes that a command may take on top of what it is born with."""
 SPEECH = 200_000
 """Letters of what a command says that are kept."""
@@ -102,7 +102,7 @@ class Place:
             words: After the command's name.
             stop: Stop it from outside.
             file_size: Bytes that a file may grow to, as on a full disk; absent: any.
-            patience: Seconds after which it is asked to stop; absent: a few, as there are cases that never end.
+            patience: Seconds after which it is asked to stop; absent: a few, as some cases never end.
         """
         told = [str(word) for word in words]
         before = self._files()
@@ -197,7 +197,7 @@ def _may_be_written(folder: str) -> bool:
 
 def _is_of_the_sandbox(error: BaseException) -> bool:
     files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
-    return files == {__file__}
+    return files <= {__file__, signal.__file__}
 
 
 def _limit(file_size: int | None) -> None:
