@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedkd.continual.learner import Learner
 from fedkd.fusion.strategy import FusionStrategy, Guidance
 
 
@@ -94,6 +95,39 @@ class NoGuidance(FusionStrategy):
 
     def loss(self, student_logits, targets):
         return student_logits.sum() * 0
+
+
+def ragged(labels, clients, generator):
+    return [[1, [2]]] * clients
+
+
+def shapeless(labels, clients, generator):
+    return np.array(clients)
+
+
+@dataclass(frozen=True)
+class Balking(Learner):
+    name: ClassVar[str] = "balking"
+
+    def prepare(self, context):
+        raise ValueError("not this one")
+
+
+@dataclass(frozen=True)
+class Babbling(Learner):
+    name: ClassVar[str] = "babbling"
+
+    def report(self, context):
+        return {"held": "much"}
+
+
+class Shy:
+    def __getattr__(self, name):
+        raise RuntimeError("do not look at me")
+
+
+def shy(input_shape, classes):
+    return Shy()
 
 
 @dataclass(frozen=True)
@@ -258,6 +292,31 @@ CASES = {
         run_set("data.partition={scheme='file',path='brackets.json'}"),
         ("FILE: data.partition.path", "brackets.json is no JSON: lists or tables thousands deep"),
     ),
+    # What other parts of one's own hand over
+    "partition of lists in lists": Case(
+        run_set("data.partition={scheme='parts:ragged'}"),
+        ("FILE: data.partition.scheme", "returned no indices for client 0"),
+    ),
+    "partition without a shape": Case(
+        run_set("data.partition={scheme='parts:shapeless'}"),
+        ("FILE: data.partition.scheme", "must return a list of 4 index arrays, got a ndarray"),
+    ),
+    "a learner that balks": Case(
+        "check BARE --set continual={learner='parts:Balking'}",
+        (
+            "BARE: continual.learner",
+            "'balking' raised ValueError: not this one when it was to prepare a model",
+        ),
+    ),
+    "a learner that babbles": Case(
+        "run BARE --quiet --out OUT --set continual={learner='parts:Babbling'}",
+        ("client 0, round 1", "`report` of learner 'babbling' returned a dict; must be a dict of numbers"),
+        3,
+    ),
+    "a model not to be looked at": Case(
+        run_set("clients.0.model=parts:shy"),
+        ("FILE: clients.0.model", "made a Shy, which raised RuntimeError: do not look at me"),
+    ),
     # What strategies hand over, found out while a round is tried
     "an upload of text": Case(
         "check FILE --set fusion.strategy=parts:Telling",
@@ -268,6 +327,11 @@ CASES = {
         ("FILE: fusion.strategy", "'parts:NoGuidance'", "fuse returned a ndarray; must be a Guidance"),
     ),
     # While it runs
+    "an estimator without end": Case(
+        run_set("clients.0.model=parts:endless"),
+        ("client 0, round 1: `predict_proba` of Endless returned inf; must be finite numbers",),
+        3,
+    ),
     "a request of another kind": Case(
         run_set("fusion.strategy=parts:Asking"), ("round 1", "parts:Asking", "request returned a list"), 3
     ),
@@ -308,7 +372,8 @@ def places(tmp_path: Path, digits_scenario: dict[str, Any]) -> dict[str, str]:
     (home / "parts.py").write_text(PLUGIN)
     (home / "brackets.json").write_text("[" * 100_000)
     bare = {name: table for name, table in digits_scenario.items() if name != "rounds"}
-    (home / "bare.toml").write_text(tomli_w.dumps(bare))
+    few = {**data, "partition": {**data["partition"], "samples_per_client": 20}}
+    (home / "bare.toml").write_text(tomli_w.dumps({**bare, "data": few}))
     (home / "torn.py").write_text("def broken(:\n")
     (home / "empty").mkdir()
     np.savez(home / "objects.npz", **{name: np.array([{}, {}]) for name in NPZ_NAMES}, allow_pickle=True)

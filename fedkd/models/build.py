@@ -59,7 +59,14 @@ class ModelFactory:
                 # theirs.
                 _check_forward(model, blank_inputs(2, self._shape, self.input_dtype), self.outputs)
         if not isinstance(model, nn.Module):
-            check_estimator(self.group.model, model)
+            try:
+                with contained():
+                    check_estimator(self.group.model, model)
+            except UserError:
+                raise
+            except Exception as error:  # of an object that does not like to be looked at
+                told = f"'{self.group.model}' made a {type(model).__name__}, which raised {described(error)}"
+                raise UserError(told, key="clients.model") from error
             return model
         if count_parameters(model) == 0:
             raise UserError(f"'{self.group.model}' has no parameters to train", key="clients.model")

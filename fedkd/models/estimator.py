@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import TrainingDiverged, UserError
 
 FLOOR = 1e-6
 """Smallest probability: its logarithm is the lowest logit an estimator gives."""
@@ -173,7 +173,8 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
     A class it was never shown gets the least of all.
 
     Raises:
-        UserError: The estimator predicts something of another shape, or what is no finite number.
+        UserError: The estimator predicts something of another shape, or no numbers.
+        TrainingDiverged: They are not finite.
     """
     if len(x) == 0:  # classifiers refuse to predict no sample at all
         return np.zeros((0, classes), dtype=np.float32)
@@ -196,9 +197,8 @@ def predicted_logits(estimator: Any, x: np.ndarray, classes: int) -> np.ndarray:
         )
     if not np.isfinite(found).all():
         told = next(str(value) for value in found.ravel() if not np.isfinite(value))
-        raise UserError(
-            f"`{method}` of {type(estimator).__name__} returned {told}; must be finite numbers",
-            key="clients.model",
+        raise TrainingDiverged(
+            f"`{method}` of {type(estimator).__name__} returned {told}; must be finite numbers"
         )
     if gives_logits:
         logits = np.repeat(found.min(axis=1, keepdims=True) + np.log(FLOOR), classes, axis=1)

@@ -33,6 +33,10 @@ IMPORTED = (
 """Names whose class would hide one that a template imports."""
 
 
+LONGEST_NAME = 100
+"""Letters of a name: a file system bears 255 of a file's, and a reader fewer."""
+
+
 def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:
     """Write ``NAME.py``, ``NAME.toml`` and ``test_NAME.py``; yield what to tell the user, a line each.
 
@@ -74,6 +78,8 @@ def _check_spelling(kind: Kind, name: str) -> None:
             f" got {name!r}",
             key="NAME",
         )
+    if len(name) > LONGEST_NAME:
+        raise UserError(f"must have at most {LONGEST_NAME} letters, got {len(name)}", key="NAME")
     if name.startswith(("_", "test_")):
         raise UserError(f"must not start with '_' or 'test_', got {name!r}", key="NAME")
 

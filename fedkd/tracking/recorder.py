@@ -224,6 +224,8 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().splitlines(keepends=True)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError("not found; is this a run folder?", file=str(path)) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", file=str(path)) from None
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

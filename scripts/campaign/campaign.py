@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,8 @@ class Case:
     index: int
     only: str | None = None
 
-    def attempt(self, bench: Bench) -> tuple[str, list[Outcome], list[Finding]]:
-        """Run it; return its kind, how its commands ended, and what was wrong."""
+    def attempt(self, bench: Bench) -> Attempt:
+        """Run it."""
         rng = np.random.default_rng([self.seed, self.index])
         shares = np.array([share for share, _ in KINDS.values()])
         drawn = list(KINDS)[rng.choice(len(KINDS), p=shares / shares.sum())]
@@ -87,7 +88,8 @@ class Case:
         except Exception:  # of the campaign itself, and no reason to end it
             wrong = [f"the case could not be made: {traceback.format_exc()}"]
         outcomes = list(place.outcomes)
-        found = [self._finding(kind, text, outcomes[-1] if outcomes else None) for text in wrong]
+        last = (place.killed or outcomes or [None])[-1]
+        found = [self._finding(kind, text, last) for text in wrong]
         for outcome in outcomes:
             found += [self._finding(kind, text, outcome) for text in complaints(outcome)]
         return kind, [*outcomes, *place.killed], found
@@ -99,6 +101,10 @@ class Case:
     def forget(self, bench: Bench) -> None:
         """Remove its files."""
         shutil.rmtree(bench.folder / f"case-{self.index}", ignore_errors=True)
+
+
+Attempt = tuple[str, list[Outcome], list[Finding]]
+"""The kind of a case, how its commands ended, and what was wrong."""
 
 
 @dataclass
@@ -121,7 +127,7 @@ class Count:
 
 def attempt_all(
     cases: Sequence[Case], command: Command, folder: Path, *, keep: bool = False
-) -> Iterator[tuple[str, list[Outcome], list[Finding]]]:
+) -> Iterator[Attempt]:
     """Run cases one after the other, and yield what `Case.attempt` returns."""
     bench = Bench(command, folder)
     for case in cases:
@@ -129,14 +135,6 @@ def attempt_all(
         yield found
         if not (keep and found[2]):
             case.forget(bench)
-
-
-def count_all(cases: Sequence[Case], command: Command, folder: Path, *, keep: bool = False) -> Count:
-    """Run cases one after the other, and count."""
-    count = Count(Counter(), Counter(), Counter(), [])
-    for kind, outcomes, findings in attempt_all(cases, command, folder, keep=keep):
-        _add(count, kind, outcomes, findings)
-    return count
 
 
 def _add(count: Count, kind: str, outcomes: Sequence[Outcome], findings: Sequence[Finding]) -> None:
@@ -167,15 +165,35 @@ def warm_up(command: Command, folder: Path) -> None:
         command(["run", str(path), "--quiet", "--out", str(place.out / "run")])
 
 
-def _work(first: int, options: argparse.Namespace, folder: Path, results) -> None:
-    from fedkd.cli import main as fedkd
+def _results(options: argparse.Namespace, folder: Path) -> Iterator[Attempt]:
+    """Run all cases in as many processes as are asked for; yield their results as they come."""
+    if options.jobs == 1:
+        yield from _attempts(0, options, folder)
+        return
+    context = get_context("fork")
+    results = context.SimpleQueue()
+    workers = [
+        context.Process(target=_work, args=(first, options, folder, results)) for first in range(options.jobs)
+    ]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        yield from iter(results.get, None)
 
-    cases = _cases(options)[first :: options.jobs]
+
+def _work(first: int, options: argparse.Namespace, folder: Path, results: SimpleQueue) -> None:
     try:
-        for found in attempt_all(cases, fedkd, folder / f"worker-{first}", keep=bool(options.keep)):
+        for found in _attempts(first, options, folder):
             results.put(found)
     finally:
         results.put(None)
+
+
+def _attempts(first: int, options: argparse.Namespace, folder: Path) -> Iterator[Attempt]:
+    from fedkd.cli import main as fedkd
+
+    cases = _cases(options)[first :: options.jobs]
+    return attempt_all(cases, fedkd, folder / f"worker-{first}", keep=bool(options.keep))
 
 
 def _cases(options: argparse.Namespace) -> list[Case]:
@@ -204,20 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fedkd.cli import main as fedkd
 
     warm_up(fedkd, folder / "warm")
-    began = time.monotonic()
-    context = get_context("fork")
-    results = context.SimpleQueue()
-    workers = [
-        context.Process(target=_work, args=(first, options, folder, results)) for first in range(options.jobs)
-    ]
-    for worker in workers:
-        worker.start()
-    count, running = Count(Counter(), Counter(), Counter(), []), len(workers)
-    while running:
-        found = results.get()
-        if found is None:
-            running -= 1
-            continue
+    began, count = time.monotonic(), Count(Counter(), Counter(), Counter(), [])
+    for found in _results(options, folder):
         _add(count, *found)
         for finding in found[2]:
             print(finding, flush=True)

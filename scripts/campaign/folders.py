@@ -13,7 +13,7 @@ import numpy as np
 import tomli_w
 
 from campaign.base import Bench, stream_tables, tables, write_data
-from campaign.sandbox import Place
+from campaign.sandbox import WHOLE, Place
 from campaign.values import damaged
 
 LONGER = 3
@@ -34,11 +34,11 @@ def attempt(place: Place, bench: Bench, rng: np.random.Generator) -> list[str]:
         _damage(run, rng)
     longer = name in ("finished", "stopped") and rng.random() < 0.4
     words = ["resume", run, "--quiet", *(["--rounds", LONGER] if longer else [])]
-    outcome = place.run(bench.command, words)
+    outcome = place.run(bench.command, words, patience=WHOLE)
     if outcome.status != 0:
         return []
     if rng.random() < 0.3:  # once more: whatever was found out must not depend on what the first left
-        outcome = place.run(bench.command, ["resume", run, "--quiet"])
+        outcome = place.run(bench.command, ["resume", run, "--quiet"], patience=WHOLE)
         if outcome.status != 0:
             return ["what a resume has made whole is refused by the next"]
     return _compared(run, expected[LONGER if longer else 2])
@@ -68,12 +68,15 @@ def _template(bench: Bench, name: str) -> tuple[Path, dict[int, tuple[bytes, Any
     path = place.inputs / "scenario.toml"
     path.write_text(tomli_w.dumps(scenario), encoding="utf-8")
     run, expected = place.out / "run", {}
-    assert place.run(bench.command, ["run", path, "--quiet", "--out", run]).status == 0
+    assert place.run(bench.command, ["run", path, "--quiet", "--out", run], patience=WHOLE).status == 0
     expected[2] = (run / "metrics.jsonl").read_bytes(), _final(run)
     kept = place.out / "kept"
     shutil.copytree(run, kept)
     if name != "stream":
-        assert place.run(bench.command, ["resume", run, "--quiet", "--rounds", LONGER]).status == 0
+        assert (
+            place.run(bench.command, ["resume", run, "--quiet", "--rounds", LONGER], patience=WHOLE).status
+            == 0
+        )
         expected[LONGER] = (run / "metrics.jsonl").read_bytes(), _final(run)
     if name == "stopped":  # as a kill after the first round leaves it
         (kept / "summary.json").unlink()
@@ -155,7 +158,7 @@ def _bench(place: Place, bench: Bench, rng: np.random.Generator) -> Sequence[str
     shutil.copytree(template, folder)
     _damage(folder, rng)
     file = bench.folder / "template-bench" / "in" / "bench.toml"
-    outcome = place.run(bench.command, ["bench", file, "--quiet", "--out", folder])
+    outcome = place.run(bench.command, ["bench", file, "--quiet", "--out", folder], patience=WHOLE)
     if outcome.status == 0 and _table(folder) != table:
         return ["another table than the undamaged bench's"]
     return []
@@ -175,7 +178,7 @@ def _bench_template(bench: Bench) -> tuple[Path, str]:
     }
     file = place.inputs / "bench.toml"
     file.write_text(tomli_w.dumps(table), encoding="utf-8")
-    done = place.run(bench.command, ["bench", file, "--quiet", "--out", place.out / "bench"])
+    done = place.run(bench.command, ["bench", file, "--quiet", "--out", place.out / "bench"], patience=WHOLE)
     assert done.status == 0, done
     return place.out / "bench", _table(place.out / "bench")
 

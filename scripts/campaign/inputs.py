@@ -257,10 +257,12 @@ def _put(table: dict[str, Any], path: Path, content: Any) -> None:
                 here.append({})
             here = here[0]
             continue
+        if not isinstance(here, dict):
+            return
         if not isinstance(here.get(key), dict | list):
             here[key] = {}
         here = here[key]
     if isinstance(here, list):
         here[:1] = [content]
-    else:
+    elif isinstance(here, dict):  # else a list's entry that is no table any more
         here[path[-1]] = content

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from campaign.base import Bench, stream_tables, tables, write_scenario
-from campaign.sandbox import Outcome, Place, Stop
+from campaign.sandbox import WHOLE, Outcome, Place, Stop
 from campaign.verdict import complaints
 
 ROOM_TO_COMPLAIN = 1500
@@ -48,7 +48,7 @@ def whole(bench: Bench, name: str) -> Whole:
     def make() -> Whole:
         place = Place(bench.folder / f"whole-{name}")
         path = write_scenario(place, scenarios()[name])
-        done = place.run(bench.command, ["run", path, "--quiet", "--out", place.out / "run"])
+        done = place.run(bench.command, ["run", path, "--quiet", "--out", place.out / "run"], patience=WHOLE)
         assert done.status == 0, done
         files = [file.stat().st_size for file in (place.out / "run").rglob("*") if file.is_file()]
         found = Whole((place.out / "run" / "metrics.jsonl").read_bytes(), done.seconds, max(files))
@@ -89,7 +89,7 @@ def _go_on(
 ) -> tuple[Outcome, list[str]]:
     """Run a command with a disturbance, or without; return how it ended and what was wrong with it."""
     if undisturbed:
-        return place.run(bench.command, words), []
+        return place.run(bench.command, words, patience=WHOLE), []
     if rng.random() < 0.2:
         size = int(rng.integers(ROOM_TO_COMPLAIN, max(unbroken.largest, ROOM_TO_COMPLAIN) + 1))
         return place.run(bench.command, words, file_size=size), []

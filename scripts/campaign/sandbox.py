@@ -20,7 +20,9 @@ from pathlib import Path
 Command = Callable[[list[str]], int]
 PATIENCE = 4.0
 """Seconds after which a command is asked to stop, as by Ctrl-C; twice, and then it is killed."""
-MEMORY = 6 << 30
+WHOLE = 240.0
+"""The same of a command that has to come to its end, however busy the machine is."""
+MEMORY = 2 << 30
 """Bytes that a command may take on top of what it is born with."""
 SPEECH = 200_000
 """Letters of what a command says that are kept."""
@@ -91,6 +93,7 @@ class Place:
         *,
         stop: Stop | None = None,
         file_size: int | None = None,
+        patience: float | None = None,
     ) -> Outcome:
         """Run a command here and say how it ended.
 
@@ -99,6 +102,7 @@ class Place:
             words: After the command's name.
             stop: Stop it from outside.
             file_size: Bytes that a file may grow to, as on a full disk; absent: any.
+            patience: Seconds after which it is asked to stop; absent: a few, as some cases never end.
         """
         told = [str(word) for word in words]
         before = self._files()
@@ -109,7 +113,7 @@ class Place:
         if not pid:
             self._be(command, told, file_size)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        status, asked = _wait(pid, stop)
+        status, asked = _wait(pid, stop, PATIENCE if patience is None else patience)
         seconds = time.perf_counter() - started
         after = self._files()
         strays = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
@@ -155,7 +159,10 @@ class Place:
             except SystemExit as leaving:
                 status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
             sys.stdout.flush()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and _is_of_the_sandbox(error):
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # it came before the command could see to it
+                os.kill(os.getpid(), signal.SIGINT)
             traceback.print_exc()
         finally:
             os._exit(status)
@@ -188,6 +195,11 @@ def _may_be_written(folder: str) -> bool:
     return folder in ("cwd/runs", "home/.cache/fedkd/image-folder") or folder.endswith("/__pycache__")
 
 
+def _is_of_the_sandbox(error: BaseException) -> bool:
+    files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    return files <= {__file__, signal.__file__}
+
+
 def _limit(file_size: int | None) -> None:
     with open("/proc/self/statm") as file:
         born_with = int(file.read().split()[0]) * resource.getpagesize()
@@ -197,7 +209,7 @@ def _limit(file_size: int | None) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
 
 
-def _wait(pid: int, stop: Stop | None) -> tuple[int, bool]:
+def _wait(pid: int, stop: Stop | None, patience: float) -> tuple[int, bool]:
     """Return a child's exit status when it has ended, and whether it had to be asked to."""
     ended = os.pidfd_open(pid)
     waiting = select.poll()
@@ -207,7 +219,7 @@ def _wait(pid: int, stop: Stop | None) -> tuple[int, bool]:
         if stop is not None and not waiting.poll(1000 * stop.after):
             os.kill(pid, stop.signal)
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
-            if waiting.poll(1000 * PATIENCE):
+            if waiting.poll(1000 * patience):
                 break
             asked = True
             os.kill(pid, number)
