@@ -10,9 +10,11 @@ from fedkd.federation import messages as msg
 from fedkd.models.mix import architecture_names
 from fedkd.plan.plan import Plan
 from fedkd.scenario.stream import task_count
-from fedkd.tracking.recorder import ACCURACY_AT_CHANCE, CHANCE, Recorder
+from fedkd.tracking.recorder import Recorder
 from fedkd.tracking.wording import percent
 
+AT_CHANCE = "at_chance"
+"""Name of the warning."""
 NAMED = 3
 """Clients that are named in one line, at most."""
 
@@ -46,9 +48,8 @@ class ChanceWatch:
         task = self._plan.schedule.task(ending[0], round)
         for client in ending:
             told = replies[client].content.config_records[msg.AT_CHANCE]
-            where = {"round": round, "client": client, "split": "train", "task": task}
-            self._recorder.metric(ACCURACY_AT_CHANCE, told[msg.ACCURACY], **where)  # type: ignore[arg-type]
-            self._recorder.metric(CHANCE, told[msg.CHANCE], **where)  # type: ignore[arg-type]
+            figures = {key: float(told[key]) for key in (msg.ACCURACY, msg.CHANCE)}  # type: ignore[arg-type]
+            self._recorder.warning(AT_CHANCE, round=round, client=client, task=task, **figures)
         return self._line(ending, task, replies)
 
     def _line(self, ending: Sequence[int], task: int | None, replies: Mapping[int, Message]) -> str:
