@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -29,11 +29,10 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import TEMPORARY, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.recorder import (
-    ACCURACY_AT_CHANCE,
-    CHANCE,
     MetricRow,
     read_epochs,
     read_metrics,
+    read_warnings,
     write_summary,
 )
 from fedkd.tracking.totals import Totals
@@ -207,7 +206,7 @@ def finish_run(
             "by_architecture": by_architecture(plan, rows, counted),
         },
         "continual": _continual(plan, folder, rows, counted, tasks),
-        "at_chance": clients_at_chance(plan, rows),
+        "at_chance": clients_at_chance(plan, read_warnings(folder)),
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
     }
@@ -216,24 +215,23 @@ def finish_run(
     return summary
 
 
-def clients_at_chance(plan: Plan, rows: Sequence[MetricRow]) -> list[dict[str, Any]]:
+def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return who ended a task, or a run without a stream, no better on its own samples than by guessing.
 
     In the order of rounds and clients, each with its model, its training accuracy and what guessing gets.
     """
     names = architecture_names(plan.groups)
-    chances = {(row["round"], row["client"]): row["value"] for row in rows if row["metric"] == CHANCE}
     return [
         {
             "client": row["client"],
             "model": names[row["client"]],
             "task": row["task"],
             "round": row["round"],
-            "accuracy": row["value"],
-            "chance": chances[row["round"], row["client"]],
+            "accuracy": row["accuracy"],
+            "chance": row["chance"],
         }
-        for row in rows
-        if row["metric"] == ACCURACY_AT_CHANCE and row["client"] is not None
+        for row in warnings
+        if row["warning"] == "at_chance"
     ]
 
 

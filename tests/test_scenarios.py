@@ -81,6 +81,7 @@ def test_there_are_scenarios():
         "overlapping-mnist",
         "datasets",
         "federated-split-mnist",
+        "own-orders",
     }
 
 

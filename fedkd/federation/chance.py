@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from flwr.app import Message
 
@@ -10,9 +10,11 @@ from fedkd.federation import messages as msg
 from fedkd.models.mix import architecture_names
 from fedkd.plan.plan import Plan
 from fedkd.scenario.stream import task_count
-from fedkd.tracking.recorder import ACCURACY_AT_CHANCE, CHANCE, Recorder
+from fedkd.tracking.recorder import Recorder
 from fedkd.tracking.wording import percent
 
+AT_CHANCE = "at_chance"
+"""Name of the warning."""
 NAMED = 3
 """Clients that are named in one line, at most."""
 
@@ -43,16 +45,18 @@ class ChanceWatch:
         ending = self._training_no_more(sorted(at_chance), round)
         if not ending:
             return None
-        task = self._plan.schedule.task(ending[0], round)
-        for client in ending:
+        task_of = {client: self._plan.schedule.task(client, round) for client in ending}
+        for client, task in task_of.items():
             told = replies[client].content.config_records[msg.AT_CHANCE]
-            where = {"round": round, "client": client, "split": "train", "task": task}
-            self._recorder.metric(ACCURACY_AT_CHANCE, told[msg.ACCURACY], **where)  # type: ignore[arg-type]
-            self._recorder.metric(CHANCE, told[msg.CHANCE], **where)  # type: ignore[arg-type]
-        return self._line(ending, task, replies)
+            figures = {key: float(told[key]) for key in (msg.ACCURACY, msg.CHANCE)}  # type: ignore[arg-type]
+            self._recorder.warning(AT_CHANCE, round=round, client=client, task=task, **figures)
+        return self._line(task_of, replies)
 
-    def _line(self, ending: Sequence[int], task: int | None, replies: Mapping[int, Message]) -> str:
+    def _line(self, task_of: Mapping[int, int | None], replies: Mapping[int, Message]) -> str:
+        ending, (task, *others) = list(task_of), set(task_of.values())
         what = "the run" if task is None else f"task {task + 1}/{task_count(self._plan.scenario)}"
+        if others:
+            what = "their tasks"
         names = architecture_names(self._plan.groups)
         named = [f"client {client} ({names[client]})" for client in ending]
         if len(ending) > 1:

@@ -1,4 +1,4 @@
-"""The run folder's `metrics.jsonl`, `timings.jsonl`, `epochs.jsonl` and `summary.json`.
+"""The run folder's `metrics.jsonl`, `timings.jsonl`, `epochs.jsonl`, `warnings.jsonl` and `summary.json`.
 
 `metrics.jsonl` is tidy, one value a line, and holds nothing that differs between two runs of a scenario:
 
@@ -26,15 +26,12 @@ from fedkd.tracking.atomic import sync_folder, write_json_atomically
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
 EPOCHS = "epochs.jsonl"
+WARNINGS = "warnings.jsonl"
+"""What a run warned of, as deterministic as its metrics; there is no such file until there is a warning."""
 SUMMARY = "summary.json"
 BLOCK_BYTES = 1 << 20
 
 Split = Literal["local", "global", "train"]
-
-ACCURACY_AT_CHANCE = "accuracy_at_chance"
-"""Metric of clients alone that end a task, or a run without a stream, at chance: their training accuracy."""
-CHANCE = "chance"
-"""Metric of the same clients: what always guessing the most frequent class gets right."""
 
 
 class MetricRow(TypedDict):
@@ -77,14 +74,21 @@ class Recorder:
     ) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = (METRICS, TIMINGS, EPOCHS) if epochs else (METRICS, TIMINGS)
+        names = (METRICS, TIMINGS, *([EPOCHS] if epochs else []), WARNINGS)
         keep = {name: (offsets or {}).get(name, 0) for name in names}
         # All are checked before either is cut: a refused resume leaves the folder as it was.
         self._hashes = {
             name: _checked_hash(folder / name, offset, (digests or {}).get(name))
             for name, offset in keep.items()
         }
-        self._files = {name: _open_at(folder / name, offset) for name, offset in keep.items()}
+        if keep[WARNINGS] == 0:
+            (folder / WARNINGS).unlink(missing_ok=True)
+        self._folder = folder
+        self._files = {
+            name: _open_at(folder / name, offset)
+            for name, offset in keep.items()
+            if name != WARNINGS or offset
+        }
         self._waiting: dict[str, list[str]] = {name: [] for name in keep}
         self._offsets = keep
         sync_folder(folder)
@@ -142,6 +146,20 @@ class Recorder:
         row = {"round": round, "client": client, "task": task, "epoch": epoch, "split": split}
         self._waiting[EPOCHS].append(json.dumps({**row, "metric": "accuracy", "value": _json_number(value)}))
 
+    def warning(self, warning: str, *, round: int, client: int, task: int | None, **figures: float) -> None:
+        """Append one line to `warnings.jsonl`.
+
+        Args:
+            warning: What is wrong, e.g. `"at_chance"`.
+            round: 1-based.
+            client: Client index.
+            task: Task index; None: no stream.
+            figures: What says so, by name.
+        """
+        row = {"round": round, "client": client, "task": task, "warning": warning}
+        told = {name: _json_number(value) for name, value in figures.items()}
+        self._waiting[WARNINGS].append(json.dumps(row | told))
+
     def timing(self, **fields: Any) -> None:
         """Append one line to `timings.jsonl`; numbers as in `metric`, other values as JSON has them."""
         row = {name: _json_number(value) if _is_number(value) else value for name, value in fields.items()}
@@ -153,6 +171,9 @@ class Recorder:
             if lines:
                 data = "".join(f"{line}\n" for line in lines).encode()
                 lines.clear()
+                if name not in self._files:
+                    self._files[name] = _open_at(self._folder / name, 0)
+                    sync_folder(self._folder)
                 self._files[name].write(data)
                 self._files[name].flush()
                 os.fsync(self._files[name].fileno())
@@ -161,14 +182,14 @@ class Recorder:
 
     def offsets(self) -> dict[str, int]:
         """Return the length of each file in bytes, as of the last `flush`."""
-        return dict(self._offsets)
+        return {name: offset for name, offset in self._offsets.items() if name != WARNINGS or offset}
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each file, as of the last `flush`."""
         return {name: digest.hexdigest() for name, digest in self._hashes.items()}
 
     def close(self) -> None:
-        """Flush and close both files. May be called twice."""
+        """Flush and close all files. May be called twice."""
         if not all(file.closed for file in self._files.values()):
             try:
                 self.flush()
@@ -202,6 +223,12 @@ def read_metrics(folder: Path | str) -> list[MetricRow]:
 def read_epochs(folder: Path | str) -> list[dict[str, Any]]:
     """Return the rows of a run folder's `epochs.jsonl` (see `read_metrics`)."""
     return _read_rows(Path(folder) / EPOCHS)
+
+
+def read_warnings(folder: Path | str) -> list[dict[str, Any]]:
+    """Return the rows of a run folder's `warnings.jsonl` (see `read_metrics`); none without the file."""
+    path = Path(folder) / WARNINGS
+    return _read_rows(path) if path.exists() else []
 
 
 def read_timings(folder: Path | str) -> list[dict[str, Any]]:

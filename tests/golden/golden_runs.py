@@ -21,7 +21,6 @@ from typing import Any
 
 import fedkd
 from fedkd.plan.load import parse_scenario
-from fedkd.tracking.recorder import ACCURACY_AT_CHANCE, CHANCE
 
 FOLDER = Path(__file__).resolve().parent / "metrics"
 
@@ -118,11 +117,6 @@ def run_figures(name: str) -> Figures:
         rows, summary = result.metrics(), result.summary
     figures: Figures = defaultdict(dict)
     for row in rows:
-        if row["metric"] in (
-            ACCURACY_AT_CHANCE,
-            CHANCE,
-        ):  # there or not: last bits decide about single samples
-            continue
         series = f"{row['split']} {row['metric']}"
         series += f", task {row['task']}" if row["task"] is not None else ""
         place = f"round {row['round']}" if row["client"] is None else f"client {row['client']}"
