@@ -41,7 +41,7 @@ def test_tells_tasks_sizes_head_and_learner(stream, capsys):
     assert "train samples per client and task: min 32, median 32, max 32" in out
     assert "a client sees 2 of 2 classes" in out
     assert "transfer  30 samples from holdout, for each task" in out
-    assert 'learner   ewc: strength = 10.0, labels = "sampled"' in out
+    assert 'learner   ewc: strength = 10.0, anchor = "each"' in out
     # (64 + 1) * 200 + 201 * 200 + 201 * 10 weights of the default mlp.
     assert "mlp: 4 clients, 55,210 parameters" in out
     assert out.endswith("ok\n")
@@ -100,7 +100,6 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             ["fusion.strategy=fedproto", "fusion.inference=prototypes"],
             'fusion.inference: must be "model" in a stream of tasks, whose accuracies',
         ),
-        (["fusion.strategy=feddf"], "fusion.strategy: 'feddf' trains a model on the server"),
         (
             ["continual.learner=gpm", "continual.threshold=[0.9]"],
             "continual.threshold: must be one number, or one for each of 2 layers (body.1, body.3), got 1",

@@ -107,9 +107,9 @@ MALFORMED = {
         ["FILE: data.partition.alpha: must be ≤ 1e+09"],
     ),
     "empty file": (["run", "EMPTY"], ["EMPTY: is empty; expected a scenario in TOML"]),
-    "the only value": (
-        ["check", "FILE", "--set", "continual.tasks.order=shuffled"],
-        ["FILE: continual.tasks.order: must be 'same', got 'shuffled'"],
+    "none of the values": (
+        ["check", "FILE", "--set", "continual.tasks.order=random"],
+        ["FILE: continual.tasks.order: must be one of 'same', 'shuffled'", "got 'random'"],
     ),
     "unknown model argument": (
         ["check", "FILE", "--set", "clients.0.args.width=3"],

@@ -6,7 +6,7 @@ as a bound on the lag makes what one client does depend on where all others are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import inf
 
 import numpy as np
@@ -15,15 +15,11 @@ from fedkd.errors import UserError
 from fedkd.plan.poisoned import round_half_up
 from fedkd.plan.schedule import Course, Schedule, Span
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Continual, Population, Scenario
+from fedkd.scenario.schema import MOST_ROUNDS, Continual, Population, Scenario
 from fedkd.scenario.stream import task_count
 
 Orders = Sequence[tuple[int, ...]]
 """The tasks of every client, 0-based, in the order in which it learns them."""
-
-MAX_ROUNDS = 10**6
-"""Rounds of the longest stream."""
-
 
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
     """Return the course of every client, N of them.
@@ -152,10 +148,11 @@ def _settle(
     spans: list[list[tuple[int, int]]] = [[] for _ in lengths]
     round, learning = 0, np.ones(clients, dtype=bool)
     while learning.any():
-        round += 1
-        if round > MAX_ROUNDS:
+        # Nothing happens before somebody's task is over: who waits for the slowest waits until then.
+        round = int(due[learning & (due > round + 1)].min()) - 1
+        if round > MOST_ROUNDS:
             raise UserError(
-                f"the tasks take more than {MAX_ROUNDS} rounds; take fewer tasks or rounds for each",
+                f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
                 key="continual.rounds_per_task",
             )
         over = learning & (due <= round + 1)
@@ -218,13 +215,15 @@ def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) ->
 
 def _cut_short(course: Course, client: int, seed: int) -> Course:
     """Return what a client does until it leaves, after one of the rounds before its last."""
-    there = list(_rounds_of(course))
-    if len(there) < 2:
+    there = sum(span.last - span.first + 1 for span in course)
+    if there < 2:
         return course
-    last = there[int(numpy_generator(seed, "leaving", client=client).integers(0, len(there) - 1))]
-    return tuple(span._replace(last=min(span.last, last)) for span in course if span.first <= last)
-
-
-def _rounds_of(course: Course) -> Iterator[int]:
+    left = int(numpy_generator(seed, "leaving", client=client).integers(1, there))
+    kept = []
     for span in course:
-        yield from range(span.first, span.last + 1)
+        length = min(span.last - span.first + 1, left)
+        if length == 0:
+            break
+        kept.append(span._replace(last=span.first + length - 1))
+        left -= length
+    return tuple(kept)

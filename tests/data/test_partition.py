@@ -189,7 +189,7 @@ def test_a_written_partition_is_read_as_it_stands(tmp_path: Path):
         ([[0, 1], [2, 10]], "client 1: index 10 is not in 0..9"),
         ([[0, 1], [2, -1]], "index -1"),
         ([[0, 1], [2, 1.5]], "index 1.5"),
-        ([[0, 1], [2, True]], "index True"),
+        ([[0, 1], [2, True]], "index true"),
         ([[0, 1], [2, 0]], "index 0 is dealt twice, to clients 0 and 1"),
         ([[0, 1], [2]], "client 1 has 1 samples"),
         ([[0, 1]], "deals to 1 clients, data.clients is 2"),
