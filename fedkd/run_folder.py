@@ -11,7 +11,7 @@ from itertools import count
 from math import isnan
 from pathlib import Path
 from platform import python_version
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -157,7 +157,7 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: Another process works in it, or nobody may write there.
     """
     try:
-        with NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
+        with TemporaryFile(dir=folder):
             pass  # a lock that is there already may be opened where nothing else can be written
         file = (folder / LOCK).open("w")
     except OSError as error:

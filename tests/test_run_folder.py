@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,35 @@ def test_it_is_said_before_any_data_are_loaded(digits_toml, tmp_path, monkeypatc
     with locked(folder), pytest.raises(UserError, match="another process"):
         fedkd.resume(folder)
     assert json.loads((folder / "summary.json").read_text())["status"] == "done"
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_takes_nothing_is_not_gone_on_with(digits_toml, tmp_path, monkeypatch, capsys):
+    """Also where the lock and what the last run has left may still be opened."""
+    folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
+    (folder / "error.txt").write_text("of a run before")
+    before = everything_in(folder)
+
+    def refuse(**options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("fedkd.run_folder.TemporaryFile", refuse)
+    assert main(["resume", str(folder), "--quiet"]) == 2
+    assert capsys.readouterr().err == f"error: cannot write to {folder}: Read-only file system\n"
+    assert everything_in(folder) == before
+
+
+def test_a_scenario_that_was_changed_before_anything_was_saved_is_told_of(digits_toml, tmp_path):
+    folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
+    shutil.rmtree(folder / "checkpoints")
+    text = (folder / "scenario.toml").read_text()
+    (folder / "scenario.toml").write_text(text.replace("seed = 7", "seed = 8"))
+    with pytest.raises(
+        UserError, match=r"scenario.toml: was changed since the run began, and no round of it"
+    ):
+        fedkd.resume(folder)
+    (folder / "scenario.toml").write_text(text.replace('name = "digits-test"', 'name = "other"'))
+    assert fedkd.resume(folder).summary["name"] == "other", "which decides no result"

@@ -1,0 +1,26 @@
+"""How much memory there is: the machine's, or the container's if that has less."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedkd.data import budget
+from fedkd.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [("4096\n", 4096), ("max\n", None), ("9223372036854771712\n", None)]
+)
+def test_a_containers_limit_counts_where_it_is_less(told, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "LIMITS", ())
+    machine = budget.machine_memory()
+    (tmp_path / "memory.max").write_text(told)
+    monkeypatch.setattr(budget, "LIMITS", (str(tmp_path / "nowhere"), str(tmp_path / "memory.max")))
+    assert budget.machine_memory() == (expected or machine)
+
+
+def test_what_takes_more_than_half_is_refused_with_both_figures(monkeypatch):
+    monkeypatch.setattr(budget, "machine_memory", lambda: 4_000_000_000)
+    budget.check_fits(2_000_000_000, "it takes", "data.args")
+    with pytest.raises(UserError, match=r"data.args: it takes 2.1 GB; half of this machine's memory is 2.0"):
+        budget.check_fits(2_100_000_000, "it takes", "data.args")
