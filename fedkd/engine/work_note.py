@@ -56,7 +56,7 @@ class WorkNotes:
         """Return the id of the last message that an actor began, or None where there is no telling."""
         try:
             return Path(self.paths[actor]).read_bytes().strip(b"\0 ").decode() or None
-        except OSError:
+        except (OSError, UnicodeDecodeError):  # gone, or what nobody wrote as a note
             return None
 
     def close(self) -> None:

@@ -239,9 +239,10 @@ def test_a_reply_that_dies_with_its_actor_does_not_make_its_client_the_culprit(f
     assert replies[0].error.reason == "its Ray actor died while it worked for client 5"
 
 
-def test_where_an_actors_note_cannot_be_read_all_it_may_have_died_of_are_named(four, monkeypatch):
+def test_where_an_actors_note_cannot_be_read_all_it_may_have_died_of_are_named(four, monkeypatch, tmp_path):
     grid, _ = four
-    monkeypatch.setattr(grid._notes, "paths", ["/nowhere"] * 4)  # as with an actor on another node
+    elsewhere = [str(tmp_path / str(actor)) for actor in range(4)]  # as with an actor on another node
+    monkeypatch.setattr(grid._notes, "paths", elsewhere)
     losing_the_reply_of(grid, 2, monkeypatch)
     replies = list(grid.send_and_receive(messages(grid, clients=(2, 3, 6, 10), dies=6)))
     assert fates(replies) == [CLIENT_DIED, None, NOT_HANDLED, NOT_HANDLED]
