@@ -17,6 +17,7 @@ from fedkd.errors import UserError
 from fedkd.plan.drawing import draw_schedule
 from fedkd.report.study import Curve, StudyRun
 from fedkd.scenario.stream import accuracy_name, protocols
+from fedkd.tracking.atomic import replacing
 from fedkd.tracking.recorder import METRICS, read_metrics, read_timings
 
 if TYPE_CHECKING:
@@ -109,8 +110,10 @@ def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder
     schema = _schema(axes)
     plain = pa.schema([(field.name, _plain_type(field.type)) for field in schema])
     with (
-        pa.parquet.ParquetWriter(folder / "results.parquet", schema, compression="zstd") as parquet,
-        pa.csv.CSVWriter(folder / "results.csv", plain) as text,
+        replacing(folder / "results.parquet") as columns_file,
+        replacing(folder / "results.csv") as csv_file,
+        pa.parquet.ParquetWriter(columns_file, schema, compression="zstd") as parquet,
+        pa.csv.CSVWriter(csv_file, plain) as text,
     ):
         for table in _batches(finished, axes, schema):
             parquet.write_table(table)
@@ -210,7 +213,7 @@ def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Pa
     if any(cell.cell.scenario.continual is not None for cell in finished):
         measured += ["average_accuracy", "bwt", "forgetting", "intransigence", "gain_over_single"]
         measured += ["stored_bytes_per_task", "peak_bytes"]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         columns = [axis.name for axis in axes]
         writer.writerow([*columns, "seed", "hash", "status", *measured, "folder", "error"])

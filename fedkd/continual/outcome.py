@@ -107,7 +107,8 @@ class StreamOutcome:
             found |= {f"{name}_{protocol}": self.values(test, name) for name in _names(test)}
         local = self.test(self.evaluation, "local")
         found |= {f"{name}_local": self.values(local, name) for name in _names(local)}
-        for split, end in (("global", ""), ("local", "_local")):
+        ends: tuple[tuple[Split, str], ...] = (("global", ""), ("local", "_local"))
+        for split, end in ends:
             unknown = self.test(self.protocols[-1], split)
             if TASK_INFERENCE_RATE in _names(unknown):
                 found[TASK_INFERENCE_RATE + end] = self.values(unknown, TASK_INFERENCE_RATE)

@@ -21,6 +21,7 @@ from fedkd.scenario.stream import task_count
 Orders = Sequence[tuple[int, ...]]
 """The tasks of every client, 0-based, in the order in which it learns them."""
 
+
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
     """Return the course of every client, N of them.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,22 @@ def write_bytes_atomically(path: Path | str, content: bytes) -> None:
 
     Whoever reads `path`, and whenever the machine stops, finds the old content or the new one, never a mix.
     """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yield the name of a file to write, which takes the place of the one at `path` when the block is through.
+
+    What is there is replaced, not written through: a link is one no longer.
+    """
     path = Path(path)
     # In the same folder, because a rename is atomic only within a file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

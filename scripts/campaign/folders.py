@@ -112,7 +112,7 @@ def _damage(folder: Path, rng: np.random.Generator) -> None:
         file.mkdir()
     elif roll < 0.87:
         file.unlink()
-        file.symlink_to(rng.choice(["/nowhere", file.name, "/dev/null"]))
+        file.symlink_to(rng.choice([str(folder.parent / "elsewhere"), file.name, "/dev/null"]))
     elif roll < 0.92:
         _damage_checkpoints(folder / "checkpoints", rng)
     elif roll < 0.96:
