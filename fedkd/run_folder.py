@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -11,7 +12,6 @@ from itertools import count
 from math import isnan
 from pathlib import Path
 from platform import python_version
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -157,8 +157,10 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: Another process works in it, or nobody may write there.
     """
     try:
-        with TemporaryFile(dir=folder):
-            pass  # a lock that is there already may be opened where nothing else can be written
+        # A lock that is there already may be opened where nothing else can be written.
+        probe = folder / f".probe.{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # whoever holds the folder clears it of such files
         file = (folder / LOCK).open("w")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error

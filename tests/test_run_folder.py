@@ -88,10 +88,10 @@ def test_a_folder_that_takes_nothing_is_not_gone_on_with(digits_toml, tmp_path, 
     (folder / "error.txt").write_text("of a run before")
     before = everything_in(folder)
 
-    def refuse(**options: object) -> None:
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("fedkd.run_folder.TemporaryFile", refuse)
+    monkeypatch.setattr(Path, "touch", refuse)  # a superuser may write anywhere else
     assert main(["resume", str(folder), "--quiet"]) == 2
     assert capsys.readouterr().err == f"error: cannot write to {folder}: Read-only file system\n"
     assert everything_in(folder) == before

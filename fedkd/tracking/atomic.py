@@ -29,7 +29,7 @@ def write_bytes_atomically(path: Path | str, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield the name of a file to write, which takes the place of the one at `path` when the block is through.
+    """Yield the name of a file to write, which takes the place of the one at `path` after the block.
 
     What is there is replaced, not written through: a link is one no longer.
     """
