@@ -211,16 +211,16 @@ def test_a_stream_is_learned_with_a_learner_of_the_plugins(everything: Path, tmp
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "plugins.0: cannot import 'broken': No module named 'broken'"),
-        ("1 / 0", "plugins.0: importing 'broken' raised ZeroDivisionError"),
+        (None, "plugins.0: cannot import 'unimportable': No module named 'unimportable'"),
+        ("1 / 0", "plugins.0: importing 'unimportable' raised ZeroDivisionError"),
         ("from fedkd import register\nregister.model('mlp')(print)", "plugins.0: two models named 'mlp'"),
     ],
 )
 def test_plugins_that_cannot_be_imported_are_told(tmp_path: Path, content: str | None, words: str):
     if content is not None:
-        (tmp_path / "broken.py").write_text(content)
+        (tmp_path / "unimportable.py").write_text(content)
     path = tmp_path / "scenario.toml"
-    path.write_text("plugins = ['broken']")
+    path.write_text("plugins = ['unimportable']")
     with pytest.raises(UserError) as caught:
         load_scenario(path)
     assert words in str(caught.value)
