@@ -23,10 +23,10 @@ from campaign.verdict import complaints
 
 
 def test_a_short_campaign_has_no_findings(tmp_path):
-    campaign = processes.Fork(["--cases", 60, "--seed", 5, "--jobs", 1], tmp_path, main=main)
+    campaign = processes.Fork(["--cases", 45, "--seed", 5, "--jobs", 1], tmp_path, main=main)
     status, said = campaign.wait(timeout=240), campaign.stdout
     assert status == 0, said + campaign.stderr
-    assert "60 cases" in said and "; 0 findings" in said
+    assert "45 cases" in said and "; 0 findings" in said
     for kind in KINDS:
         assert f" {kind}" in said
 
@@ -110,7 +110,7 @@ def test_a_resume_that_leads_elsewhere_is_noticed(resumed, wrong, tmp_path):
 
     bench = Bench(command, tmp_path)
     found = []
-    for number in range(12):  # some are killed in time
+    for number in range(7):  # some are killed in time
         rng = np.random.default_rng(number)
         found += kills.attempt(Place(tmp_path / f"case-{number}"), bench, rng)
     assert {text[: len("other metrics")] for text in found} == set(wrong)

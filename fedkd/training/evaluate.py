@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.models.mode import predicting
+from fedkd.training.losses import in_floats
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def predict_in_batches(
     starts = range(0, max(len(x), 1), batch_size)  # no samples are one empty batch: its output has C columns
     with predicting(model):
         batches = [outputs(x[start : start + batch_size]) for start in starts]
-    return torch.cat(batches).float()
+    return in_floats(torch.cat(batches))
 
 
 def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:

@@ -9,6 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def in_floats(outputs: Tensor) -> Tensor:
+    """Return a model's outputs in float32.
+
+    Raises:
+        TypeError: They are complex, of which torch would drop a half in passing.
+    """
+    if outputs.is_complex():
+        raise TypeError(f"the model returns {outputs.dtype}; must be real numbers")
+    return outputs.float()
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return ``−mean_i log softmax(z_i)[y_i]``.
 
@@ -16,7 +27,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         logits: z, ``[B, C]``.
         labels: y, ``[B]`` int64.
     """
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(in_floats(logits), labels)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -31,7 +42,7 @@ def soft_cross_entropy(logits: Tensor, target_probabilities: Tensor) -> Tensor:
         logits: z, ``[B, C]``.
         target_probabilities: t, ``[B, C]``, rows that sum to 1.
     """
-    return F.cross_entropy(logits.float(), target_probabilities.detach().float())
+    return F.cross_entropy(in_floats(logits), target_probabilities.detach().float())
 
 
 def kd_kl(student_logits: Tensor, target_probabilities: Tensor, temperature: float) -> Tensor:
@@ -45,7 +56,7 @@ def kd_kl(student_logits: Tensor, target_probabilities: Tensor, temperature: flo
         target_probabilities: t, ``[B, C]``, rows that sum to 1 and are at temperature T already.
         temperature: T > 0.
     """
-    log_student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    log_student = F.log_softmax(in_floats(student_logits) / temperature, dim=1)
     targets = target_probabilities.detach().float()
     return temperature**2 * F.kl_div(log_student, targets, reduction="batchmean")
 
@@ -57,7 +68,7 @@ def logits_mae(logits: Tensor, targets: Tensor) -> Tensor:
         logits: z, ``[B, C]``.
         targets: t, ``[B, C]`` logits.
     """
-    return F.l1_loss(logits.float(), targets.detach().float())
+    return F.l1_loss(in_floats(logits), targets.detach().float())
 
 
 def logits_mse(logits: Tensor, targets: Tensor) -> Tensor:
@@ -67,4 +78,4 @@ def logits_mse(logits: Tensor, targets: Tensor) -> Tensor:
         logits: z, ``[B, C]``.
         targets: t, ``[B, C]`` logits.
     """
-    return F.mse_loss(logits.float(), targets.detach().float())
+    return F.mse_loss(in_floats(logits), targets.detach().float())

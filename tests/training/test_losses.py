@@ -76,3 +76,10 @@ def test_targets_are_constants_and_half_precision_is_widened(loss):
     assert targets.grad is None
     assert student.grad is not None
     assert loss(student.detach().bfloat16(), targets).dtype == torch.float32
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, soft_cross_entropy, logits_mse])
+def test_complex_outputs_are_refused_before_a_half_of_them_is_dropped(loss):
+    targets = torch.tensor([1, 0]) if loss is cross_entropy else torch.ones(2, 3) / 3
+    with pytest.raises(TypeError, match=r"the model returns torch\.complex64; must be real numbers"):
+        loss(torch.zeros(2, 3, dtype=torch.complex64), targets)
