@@ -40,8 +40,11 @@ def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
         sys.stdout.reconfigure(errors="backslashreplace")
-    with outliving_terminal(), interrupting():
-        return _main(argv, supervised)
+    try:
+        with outliving_terminal(), interrupting():
+            return _main(argv, supervised)
+    except KeyboardInterrupt:  # once more, while the first was told of
+        return 130
 
 
 def _main(argv: Sequence[str] | None, supervised: bool) -> int:
