@@ -10,7 +10,6 @@ import ctypes
 import os
 import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -34,11 +33,12 @@ def split_off() -> None:
         stream.flush()
     reading, writing = os.pipe()
     parent = os.getpid()
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the status away
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (*PASSED_ON, signal.SIGCHLD))
     child = os.fork()
     if child:
         os.close(writing)
-        _watch(child, reading, blocked)
+        _watch(child, reading)
     os.close(reading)
     os.setpgid(0, 0)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or a terminal set to `tostop` would stop it as it writes
@@ -55,21 +55,21 @@ def if_lost(text: str) -> None:
         os.write(_to_parent, f"{text}\n".encode())
 
 
-def _watch(child: int, told: int, blocked: set[int | signal.Signals]) -> NoReturn:
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        os.kill(child, number)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        os.killpg(child, signal.SIGSTOP)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        os.killpg(child, signal.SIGCONT)
-
-    for number in PASSED_ON:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it to both
-            signal.signal(number, pass_on)
-    signal.signal(signal.SIGTSTP, stop)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    _, status = os.waitpid(child, 0)
+def _watch(child: int, told: int) -> NoReturn:
+    # Waited for, not handled: a handler of Python's does not run while `waitpid` is being entered.
+    ignored = {number for number in PASSED_ON if signal.getsignal(number) is signal.SIG_IGN}  # as by nohup
+    awaited = {signal.SIGCHLD, signal.SIGTSTP, *PASSED_ON} - ignored
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    ended = status = 0
+    while not ended:
+        number = signal.sigwait(awaited)
+        if number == signal.SIGTSTP:
+            os.killpg(child, signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            os.killpg(child, signal.SIGCONT)
+        elif number != signal.SIGCHLD:
+            os.kill(child, number)
+        ended, status = os.waitpid(child, os.WNOHANG)
     code = os.waitstatus_to_exitcode(status)
     if code not in (ENDED_BY_RAY,) and code >= 0:
         os._exit(code)
