@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from fedkd.data.partition import LEAST_SAMPLES
-from fedkd.errors import UserError, described
+from fedkd.errors import UserError
 from fedkd.explain import show_value
 from fedkd.json_text import NotJson, parse_json
+from fedkd.scenario.files import find_file
 from fedkd.scenario.schema import Partition
 
 KEY = "data.partition.path"
@@ -35,15 +36,7 @@ def read_partition_file(
     """
     if not scheme.path:
         raise UserError("scheme 'file' needs the path of a JSON file", key=KEY)
-    try:
-        given = Path(scheme.path).expanduser()
-        tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
-        path = next((candidate for candidate in tried if candidate.is_file()), None)
-    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL in it, the home of nobody
-        raise UserError(f"is no file that there can be: {described(error)}", key=KEY) from None
-    if path is None:
-        places = ", ".join(str(candidate.absolute()) for candidate in tried)
-        raise UserError(f"no file '{scheme.path}'; looked for {places}", key=KEY)
+    path = find_file(scheme.path, search, key=KEY)
     try:
         lists = parse_json(path.read_bytes())
     except OSError as error:

@@ -116,9 +116,14 @@ class ClientHalf(ABC):
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
         """Return the logits `[n, C]` that an evaluation takes for the model's own.
 
+        Every strategy has to define it whose guidance answers.
+
         Args:
             features: Penultimate features of the samples, `[n, F]`.
             guidance: The client's last guidance.
+
+        Raises:
+            NotImplementedError: The strategy does not define it.
         """
         raise NotImplementedError(f"'{self.name}' does not define `infer`, so it cannot answer")
 

@@ -74,6 +74,9 @@ def _problem(cls: type[FusionStrategy]) -> str | None:
     distils = cls.sends != "nothing" and not cls.teaches_locally and cls.apply is FusionStrategy.apply
     if distils and cls.loss is FusionStrategy.loss:
         return "does not define `loss`, what its clients minimise when they learn from guidance"
+    answers = cls.infers_from_guidance is not FusionStrategy.infers_from_guidance
+    if answers and cls.infer is FusionStrategy.infer:
+        return "says that guidance answers, but does not define `infer`, which does"
     if cls.pools and cls.sends != "nothing":
         return "pools all clients' samples, so its clients are one model with nothing to send"
     stacked = [kind for kind in cls.kinds.values() if kind.is_stacked]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedkd.errors import UserError
-from fedkd.scenario.schema import Population, Scenario, TaskStream
+from fedkd.scenario.schema import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream
 from fedkd.scenario.stream import task_count
 
 ORDER_KEYS = {"tasks_per_client": ("overlapping",), "visits": ("same", "shuffled", "overlapping")}
@@ -39,6 +39,16 @@ def check_courses(scenario: Scenario) -> None:
         raise UserError(
             f"must be the rounds a task of the fastest and of the slowest, e.g. [1, 3], got {tasks.pace}",
             key=f"{key}.pace",
+        )
+    lessons, each = count * tasks.visits, scenario.continual.rounds_per_task
+    if lessons > MOST_TASKS:
+        raise UserError(
+            f"{count} tasks × {tasks.visits} visits are more than {MOST_TASKS} tasks", key=f"{key}.visits"
+        )
+    if lessons * each > MOST_ROUNDS:
+        raise UserError(
+            f"{lessons} tasks × {each} rounds_per_task are more than {MOST_ROUNDS} rounds",
+            key="continual.rounds_per_task",
         )
     _check_file(tasks, scenario.population)
 

@@ -15,7 +15,7 @@ from fedkd.errors import UserError
 from fedkd.plan.poisoned import round_half_up
 from fedkd.plan.schedule import Course, Schedule, Span
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import MOST_ROUNDS, Continual, Population, Scenario
+from fedkd.scenario.schema import Continual, Population, Scenario
 from fedkd.scenario.stream import task_count
 
 Orders = Sequence[tuple[int, ...]]
@@ -30,11 +30,14 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
         from_file: What the stream's `schedule` file says, for an order or a clock of `file`.
 
     Raises:
-        UserError: The courses take more rounds than there can be.
+        UserError: A client would join after the end.
     """
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
     late, pauses = _late(population, clients, seed), _pauses(population, clients, seed)
+    same = continual is None or (continual.tasks.order, continual.tasks.clock) == ("same", "lockstep")
+    if same and population == Population():
+        return (_shared_course(scenario),) * clients
     if continual is None:
         courses = [_without_stream(scenario, n, int(late[n]), n in pauses) for n in range(clients)]
     elif continual.tasks.clock == "file":
@@ -52,6 +55,15 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
     for client in _chosen(population.leaving, clients, seed, "leaving"):
         courses[client] = _cut_short(courses[client], client, seed)
     return tuple(courses)
+
+
+def _shared_course(scenario: Scenario) -> Course:
+    """Return what all clients do where nothing tells them apart, however many there are."""
+    if scenario.continual is None:
+        return (Span(None, 1, scenario.rounds),)
+    each = scenario.continual.rounds_per_task
+    order = tuple(range(task_count(scenario))) * scenario.continual.tasks.visits
+    return tuple(Span(task, place * each + 1, (place + 1) * each) for place, task in enumerate(order))
 
 
 # Orders ---------------------------------------------------------------------------------------------------
@@ -138,8 +150,6 @@ def _settle(
         break_rounds: Rounds of a break.
         max_lag: Tasks between the fastest and the slowest.
 
-    Raises:
-        UserError: It takes too many rounds.
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])
@@ -151,11 +161,6 @@ def _settle(
     while learning.any():
         # Nothing happens before somebody's task is over: who waits for the slowest waits until then.
         round = int(due[learning & (due > round + 1)].min()) - 1
-        if round > MOST_ROUNDS:
-            raise UserError(
-                f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
-                key="continual.rounds_per_task",
-            )
         over = learning & (due <= round + 1)
         through = over & (place + 1 == count)
         there = learning & (began <= round) & ~through

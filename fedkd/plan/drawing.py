@@ -8,7 +8,8 @@ from pathlib import Path
 from fedkd.errors import UserError
 from fedkd.plan.courses import draw_courses
 from fedkd.plan.schedule import Course, Participation, Schedule
-from fedkd.scenario.schema import Scenario
+from fedkd.scenario.files import find_file
+from fedkd.scenario.schema import MOST_ROUNDS, Scenario
 from fedkd.scenario.stream import task_count
 
 KEY = "continual.tasks.schedule"
@@ -31,6 +32,11 @@ def draw_schedule(scenario: Scenario) -> Schedule:
     distinct: dict[Course, int] = {}
     course_of = tuple(distinct.setdefault(course, len(distinct)) for course in courses)
     last = max(course[-1].last for course in distinct)
+    if last > MOST_ROUNDS:
+        raise UserError(
+            f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
+            key=KEY if from_file is not None else "continual.rounds_per_task",
+        )
     return Schedule(
         clients=scenario.data.clients,
         rounds=scenario.rounds if tasks is None else last,
@@ -52,12 +58,7 @@ def read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path] = 
     Raises:
         UserError: No such file, or it is no schedule of so many clients and tasks.
     """
-    given = Path(name).expanduser()
-    tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
-    path = next((candidate for candidate in tried if candidate.is_file()), None)
-    if path is None:
-        places = ", ".join(str(candidate.absolute()) for candidate in tried)
-        raise UserError(f"no file '{name}'; looked for {places}", key=KEY)
+    path = find_file(name, search, key=KEY)
     try:
         schedule = Schedule.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

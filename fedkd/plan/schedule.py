@@ -198,7 +198,7 @@ class Schedule:
                 raise ValueError("clients and rounds must be integers")
             place_of = {c: place for place, course in enumerate(table["courses"]) for c in course["clients"]}
             listed = [client for course in table["courses"] for client in course["clients"]]
-            if not listed or sorted(listed) != list(range(table["clients"])):
+            if not listed or len(listed) != table["clients"] or set(listed) != set(range(len(listed))):
                 raise ValueError("every client must have one course")
             return Schedule(
                 clients=table["clients"],

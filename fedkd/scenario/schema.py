@@ -16,6 +16,7 @@ from fedkd.scenario.sections import Partition as Partition
 from fedkd.scenario.sections import Transfer as Transfer
 
 MOST_ROUNDS = 10**9
+MOST_TASKS = 10_000
 FLOWER_PREFIX = "flwr:"
 """Begins the names of Flower's own strategies."""
 
@@ -132,7 +133,7 @@ class TaskStream(Section):
     kind: Literal["split", "permuted", "rotated", "overlapping", "datasets"] = "split"
     """What a task is: `split` (the classes in groups), `permuted` (one fixed permutation of the pixels),
     `rotated` (one angle), `overlapping` (windows of classes that overlap), `datasets` (one data set)."""
-    count: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    count: Annotated[int, Field(ge=1, le=MOST_TASKS)] | None = None
     """Number of tasks; absent: 5, for `datasets` and lists of `classes` one each. `overlapping` windows have
     to say."""
     classes: Annotated[list[ClassList], Field(min_length=1)] | None = None

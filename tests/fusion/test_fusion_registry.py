@@ -66,6 +66,11 @@ PLUGIN = """
         teaches_locally: ClassVar[bool] = True
 
     @dataclass(frozen=True)
+    class Mute(Local):
+        name: ClassVar[str] = "mute"
+        infers_from_guidance = True
+
+    @dataclass(frozen=True)
     class Silent(Lossless):
         name: ClassVar[str] = "silent"
         sends: ClassVar[str] = "nothing"
@@ -165,6 +170,7 @@ def test_a_plain_dataclass_is_a_strategy(plugins) -> None:
         ("NotADataclass", {}, r"fusion\.strategy: 'my_strategies:NotADataclass' is not a dataclass"),
         ("Unfused", {}, r"fusion\.strategy: 'my_strategies:Unfused' does not define `fuse`"),
         ("Lossless", {}, r"fusion\.strategy: 'my_strategies:Lossless' does not define `loss`"),
+        ("Mute", {}, r"fusion\.strategy: 'my_strategies:Mute' says that guidance answers, but .* `infer`"),
         ("Sociable", {}, r"fusion\.strategy: .* its clients are one model with nothing to send"),
         ("TwoLogits", {}, r"fusion\.strategy: .* two arrays of a kind .* there can only be one"),
         ("Nameless", {}, r"fusion\.strategy: 'my_strategies:Nameless' does not say its `name`"),

@@ -164,6 +164,19 @@ def test_without_a_stream_clients_come_and_go_within_the_rounds():
     assert all(span.task is None for course in courses for span in course)
 
 
+def test_more_tasks_or_rounds_than_can_be_are_refused_before_they_are_laid_out():
+    assert refused({"order": "shuffled", "visits": 1000, "count": 5000}).key == "continual.tasks.visits"
+    error = refused({"clock": "poisson"}, rounds_per_task=10**19)
+    assert error.key == "continual.rounds_per_task" and "more than 1000000000 rounds" in error.message
+
+
+def test_a_course_that_all_share_is_what_settling_each_alone_gives():
+    shared = schedule_of({"visits": 2}).course(0)
+    (spans_of_one,) = _settle([[2] * (2 * T)], np.zeros(1, dtype=int), {}, 1, float("inf"))
+    assert [(span.first, span.last) for span in shared] == spans_of_one
+    assert [span.task for span in shared] == [*range(T)] * 2
+
+
 def test_without_absences_nothing_is_drawn():
     assert schedule_of().courses == (tuple(Span(t, 2 * t + 1, 2 * t + 2) for t in range(T)),)
 
@@ -221,6 +234,25 @@ def test_a_file_that_is_no_schedule_of_the_stream_is_refused(tmp_path, table, to
 
 def test_a_file_that_is_not_there_is_named():
     assert "no file 'nowhere.json'" in refused({"order": "file", "schedule": "nowhere.json"}).message
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "a" * 5000, "a\0b"])
+def test_what_no_file_can_be_named_is_refused_as_a_file_that_is_not_there(name):
+    assert refused({"order": "file", "schedule": name}).key == "continual.tasks.schedule"
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"courses": [spans((0, 1, 10**18))]}, "more than 1000000000 rounds"),
+        ({"clients": 10**12}, "every client must have one course"),
+    ],
+)
+def test_a_file_of_more_than_can_be_is_refused_before_there_is_room_for_it(tmp_path, table, told):
+    whole = {"clients": N, "rounds": 2, "participation": {"seed": 0}, "courses": [spans((0, 1, 2))]}
+    file = tmp_path / "schedule.json"
+    file.write_text(json.dumps(whole | table))
+    assert told in refused({"order": "file", "clock": "file", "schedule": str(file)}).message
 
 
 # What does not fit ----------------------------------------------------------------------------------------
