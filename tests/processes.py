@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,28 @@ from typing import Any
 
 from fedkd.cli import main as fedkd
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["fedkd.cli", "fedkd.check", "fedkd.runner", "fedkd.engine.clients", "sklearn.datasets", "torch._dynamo"]
 )
+
+
+def program(words: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+    """Start ``fedkd`` as a program of its own, as a shell does; what it says is piped.
+
+    Args:
+        words: The words after the command's name.
+        options: Of `subprocess.Popen`.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedkd", *words],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
 
 
 class Fork:

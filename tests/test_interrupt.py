@@ -5,27 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+
+from processes import program
 
 from fedkd.cli import main
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 ROUNDS = 40
 
 
 def test_ctrl_c_on_ray_finishes_the_round_and_names_the_resume_command(digits_toml, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["run", str(digits_toml), "--out", str(out), "--set", f"rounds={ROUNDS}", "engine.kind=ray"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedkd", *words],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # a process group of its own, as a shell gives to a command on a terminal
-    )
+    # A process group of its own, as a shell gives to a command on a terminal.
+    process = program(words, start_new_session=True)
     assert process.stdout is not None
     try:
         for line in process.stdout:

@@ -6,14 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import program
 
 from fedkd.cli import main
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -32,13 +29,7 @@ def descendants(pid: int) -> dict[int, str]:
 def test_a_run_that_loses_a_process_of_rays_says_so_and_can_go_on(name, digits_toml, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["run", str(digits_toml), "--out", str(out), "--set", "rounds=500", "engine.kind=ray"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fedkd", *words],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = program(words)
     assert process.stdout is not None
     try:
         for line in process.stdout:

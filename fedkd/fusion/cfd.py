@@ -16,10 +16,11 @@ from pydantic.dataclasses import dataclass
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import pack, unpack
+from fedkd.fusion.parameters import pack
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.quantised import SHAPE, Version, difference, put_together, quantise, renew, soft_labels
 from fedkd.fusion.roster import enrol
+from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
@@ -128,19 +129,16 @@ class CFD(SoftLabels):
         """Return the server model's weights after a round, and its probabilities `[M, C]`."""
         assert server is not None
         architecture = server.architecture(model, self.server_args)
-        weights = server.initial_weights(architecture)
-        if memory:
-            weights = unpack(memory, weights)
-        if self.server_epochs > 0:
-            weights = server.train(
-                architecture,
-                weights,
-                (shares,),
-                self.loss,
-                epochs=self.server_epochs,
-                batch_size=self.server_batch_size,
-                lr=self.server_lr,
-            )
+        weights = trained_on(
+            server,
+            architecture,
+            memory,
+            (shares,),
+            self.loss,
+            epochs=self.server_epochs,
+            batch_size=self.server_batch_size,
+            lr=self.server_lr,
+        )
         return weights, softmax(server.logits(architecture, weights))
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:

@@ -14,8 +14,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
-from fedkd.fusion.parameters import pack, unpack
+from fedkd.fusion.parameters import pack
 from fedkd.fusion.probabilities import finite_logits, softmax
+from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import TeacherLogits
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.hyperparameters import STRICT
@@ -77,19 +78,16 @@ class FedET(TeacherLogits):
         server = knowledge.server
         consensus, diversity = consensus_and_diversity(knowledge.logits)
         architecture = server.architecture(self.server_model, self.server_args)
-        weights = server.initial_weights(architecture)
-        if memory:
-            weights = unpack(memory, weights)
-        if self.server_epochs > 0:
-            weights = server.train(
-                architecture,
-                weights,
-                (consensus, diversity),
-                self.server_loss,
-                epochs=self.server_epochs,
-                batch_size=self.server_batch_size,
-                lr=self.server_lr,
-            )
+        weights = trained_on(
+            server,
+            architecture,
+            memory,
+            (consensus, diversity),
+            self.server_loss,
+            epochs=self.server_epochs,
+            batch_size=self.server_batch_size,
+            lr=self.server_lr,
+        )
         return Guidance(targets=server.logits(architecture, weights), memory=pack(weights))
 
     def server_loss(self, logits: Tensor, consensus: Tensor, diversity: Tensor) -> Tensor:
