@@ -17,7 +17,9 @@ def cluster(points: np.ndarray, clusters: int, *, max_iterations: int = 100) -> 
         clusters: Most groups.
         max_iterations: Steps of Lloyd's algorithm after which the groups are taken as they are.
     """
-    centred = points - points.mean(axis=0)  # smaller numbers: less lost in differences of squares
+    # By a power of two, which rounds nothing: squares of the largest floats are none.
+    scaled = np.ldexp(points, -np.frexp(np.abs(points).max(initial=0.0))[1])
+    centred = scaled - scaled.mean(axis=0)  # smaller numbers: less lost in differences of squares
     centres = centred[_farthest_points(centred, clusters)]
     group = np.full(len(points), -1)
     for _ in range(max_iterations):
