@@ -191,6 +191,10 @@ MALFORMED = {
         {"grid": {"fusion.strategy": ["local", "knfu"], "fusion.beta": [1.0]}},
         "cell 'strategy=local beta=1 seed=1': fusion.beta: unknown key for strategy 'local'",
     ),
+    "cannot be interrupted": (
+        {"grid": {"training.lr": [0.1]}, "set": {"engine": {"kind": "ray"}, "faults": {"timeout": 5}}},
+        "faults.timeout: a cell works in one process",
+    ),
     "impossible": (
         {"grid": {"fusion.strategy": ["local", "flwr:FedAvg"]}, "set": {"clients": [{"model": "mlp"}, {}]}},
         "cell 'strategy=flwr:FedAvg seed=1': clients: 'flwr:FedAvg' averages parameters",

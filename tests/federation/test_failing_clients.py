@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import tomli_w
+from flwr.app import Context, RecordDict
+from flwr.serverapp import Grid
 from stopping import StopInRound
 
 import fedkd
 from fedkd.clients.base import Client
 from fedkd.clients.torch_client import TorchClient
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
+from fedkd.federation.server_app import app as server_app
 from fedkd.plan.load import load_plan
 from fedkd.plan.schedule import Schedule
 from fedkd.tracking.events import RunObserver
@@ -266,3 +269,15 @@ def test_a_run_ends_at_a_client_that_never_answers(troubled, tmp_path, ray_sessi
         RunFailed, match=r"^client 2, round \d: gave no answer within 20 s \(faults.timeout\)"
     ):
         run(on_ray(troubled), tmp_path / "run", timeout=20.0)
+
+
+def test_flowers_own_runtimes_refuse_what_they_cannot_interrupt(tables, tmp_path):
+    path = write(tables | {"engine": {"kind": "ray"}}, tmp_path, timeout=5)
+    context = Context(
+        run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"scenario": str(path)}
+    )
+    with pytest.raises(
+        UserError, match=r"faults\.timeout: Flower's runtimes let a client that is late go on"
+    ):
+        server_app(grid=cast(Grid, None), context=context)  # nothing has been asked of the grid yet
+    assert list(tmp_path.iterdir()) == [path]
