@@ -158,6 +158,10 @@ class Client(ABC):
     def end_task(self) -> None:  # noqa: B027
         """End the task under way, once everything about it has been learned, guidance included."""
 
+    def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
+        """Return sketches of what layers receive in the present task outside of bases, by their names."""
+        return {}
+
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on the tasks of a stream, by the names of `fedkd.clients.task_metrics`."""
         return {}

@@ -16,9 +16,14 @@ from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.own_samples import OwnSamples
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
+from fedkd.clients.upload import leave
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.sketch import layer_sketches
+from fedkd.continual.subspace import has_own_heads, protected_layers
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.orthogonal import LEFT, SKETCH
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -29,6 +34,7 @@ from fedkd.training.evaluate import Score, predict_in_batches
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer_state import of_model
+from fedkd.training.weights import tensors_of
 
 LEARNER = "learner/"
 TASKS_AFTER = "tasks_after"
@@ -121,6 +127,34 @@ class StreamClient(TorchClient):
     def end_task(self) -> None:
         """End the task under way."""
         self.learning.end()
+
+    def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
+        """Return sketches of what the present task's inputs of layers are outside of bases.
+
+        Args:
+            round: Of the message, for what happens to uploads on their way.
+            bases: U ``[n, r]`` of every layer of which something is protected already, by name.
+
+        Returns:
+            For every layer that is to be protected a sketch ``[n, width]`` and the share of energy that is
+            left, past all stages of an upload.
+        """
+        wanted = self._scenario.fusion.orthogonal
+        assert wanted is not None
+        context = self.learning.context
+        layers = protected_layers(context.layers, own_heads=has_own_heads(context))
+        found = layer_sketches(
+            context,
+            layers,
+            context.samples()[0],
+            self.learning.substitutes(),
+            tensors_of(bases),
+            wanted.width,
+        )
+        sketches = {SKETCH + name: own.columns.float().numpy() for name, own in found.items()}
+        shares = {LEFT + name: np.array(own.left, dtype=np.float32) for name, own in found.items()}
+        kinds = dict.fromkeys(sketches, Kind.FEATURES) | dict.fromkeys(shares, Kind.OTHER)
+        return leave(self._stages, sketches | shares, kinds, lambda purpose: self._generator(purpose, round))
 
     # Training -----------------------------------------------------------------------------------------
 

@@ -118,6 +118,10 @@ class TaskLearning:
         every = len(units) == self.context.outputs and self.learner.superfluous == 0
         return TaskModel(self.context.network, None if every else units, self._substitutes(chosen))
 
+    def substitutes(self) -> dict[str, Tensor]:
+        """Return what stands in for the network's own tensors in the present task, by name."""
+        return self._substitutes(max(self.context.task, 0))
+
     def _substitutes(self, task: int) -> dict[str, Tensor]:
         tensors = self.learner.effective(self.context, task)
         for name, kernel in self._kernels.items():

@@ -106,6 +106,10 @@ class KnowledgeFusion(Strategy):
         """Return one message per node that ends its task, with its pending guidance."""
         return self._messages(msg.END_TASK, round, config, nodes)
 
+    def end_task(self, round: int, replies: Sequence[Message]) -> dict[str, float]:
+        """Take no notice: what clients know of the task they have sent."""
+        return {}
+
     def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return one message per node that has it train a last time, with its pending guidance."""
         return self._messages(msg.FINISH, round, config, nodes)

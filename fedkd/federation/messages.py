@@ -9,7 +9,9 @@
 |                      |                                            | than guessing)                         |
 | `evaluate`           | the same                                   | `identity`, `metrics`, `learner`       |
 |                      |                                            | (figures about a task that has ended)  |
-| `query.end_task`     | the same                                   | `identity`                             |
+| `query.end_task`     | the same, and `bases` (of what of each     | `identity`; then `arrays` (sketches),  |
+|                      | layer's inputs is protected) to those who  | `metrics` {num-examples}               |
+|                      | are to send sketches of the others         |                                        |
 | `query.finish`       | the same                                   | `identity`, `metrics` (of one more     |
 |                      |                                            | training, and of an evaluation),       |
 |                      |                                            | `at-chance`                            |
@@ -27,6 +29,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 ARRAYS = "arrays"
 AT_CHANCE = "at-chance"
+BASES = "bases"
 CURVES = "curves"
 CONFIG = "config"
 GUIDANCE = "guidance"

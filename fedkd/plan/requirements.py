@@ -10,6 +10,8 @@ from torch import nn
 
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.statistics import statistics_names
+from fedkd.continual.subspace import check_layers
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
@@ -68,6 +70,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         _check_server_model(plan, first_task(data))
     if plan.strategy.pretrain_epochs > 0:
         _check_pretraining(plan, first_task(data), models)
+    if scenario.fusion.orthogonal is not None:
+        _check_orthogonal(plan, models[0])
     if plan.learner is not None:
         _check_learner(plan.learner, plan, data, models)
     if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
@@ -91,6 +95,21 @@ def _check_bank(plan: Plan) -> None:
             reason = "asks for other transfer samples every round, which old predictions are not about"
     if reason is not None:
         raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
+
+
+def _check_orthogonal(plan: Plan, model: nn.Module) -> None:
+    """Refuse a network that computes with more than can be protected."""
+    key, learner = "fusion.orthogonal", plan.learner
+    assert learner is not None
+    check_layers("orthogonal", model, key=key)
+    running = statistics_names(model)
+    if running and not learner.task_statistics:
+        raise UserError(
+            f"protects weights, but the running statistics of normalisation ('{running[0]}') are those of the"
+            f" last task alone with learner '{learner.name}'; use a model without any, such as resnet8 with"
+            " norm = 'group', or a learner that keeps them for every task, such as 'gpm'",
+            key=key,
+        )
 
 
 def _check_server_model(plan: Plan, data: FederatedData) -> None:
