@@ -42,7 +42,7 @@ class Orthogonal(Section):
     """What ε grows by with every task, up to 1; 0.001 in the paper on streams other than permuted MNIST."""
     width: PositiveInt | None = None
     """Columns of a client's sketch of a layer's inputs; absent: as many as the layer has inputs. Fewer weigh
-    less, and no task can protect more directions than there are."""
+    less, and protect less than ε: some energy of what is left looks like that of directions already taken."""
 
 
 class Fusion(Section):
