@@ -82,6 +82,7 @@ def test_there_are_scenarios():
         "datasets",
         "federated-split-mnist",
         "own-orders",
+        "fot-permuted-mnist",
     }
 
 

@@ -27,6 +27,10 @@ SHORT_STREAMS = {
     "kkt": ["continual.tasks.count=2", 'grid.continual.learner=["exssnet"]'],
     "backward-transfer": ["continual.tasks.count=2"],
     "permuted-100": ["set.continual.tasks.count=2"],
+    "fot": [
+        *("data.clients=4", "clients_per_round=2", "clients.0.args.hidden=[20]"),
+        *("continual.tasks.count=2", "continual.rounds_per_task=1"),
+    ],
 }
 """What makes every cell of a bench of streams a matter of half a second."""
 RUN = {"quickstart", *SHORT_STREAMS}
