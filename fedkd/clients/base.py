@@ -215,6 +215,16 @@ class Client(ABC):
         self._strategy.apply(view, guidance)
         yield from view.distillations()
 
+    def learn_again(self, task: int, guidance: Arrays, round: int) -> Training[None]:
+        """Apply guidance of a task of the stream that the client has left; by default there is no stream.
+
+        Args:
+            task: The task.
+            guidance: What the strategy fused of it for this client.
+            round: Round the guidance belongs to.
+        """
+        yield from ()
+
     # Evaluation ---------------------------------------------------------------------------------------
 
     def evaluate(self, split: Split) -> Score:

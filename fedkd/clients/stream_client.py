@@ -40,6 +40,7 @@ LEARNER = "learner/"
 TASKS_AFTER = "tasks_after"
 TASKS_BEFORE = "tasks_before"
 TASKS_BEFORE_ROUND = "tasks_before_round"
+TAUGHT_AGAIN = "taught_again"
 
 
 class StreamClient(TorchClient):
@@ -77,6 +78,7 @@ class StreamClient(TorchClient):
         self._main = main_protocol(scenario)
         self._asks_without_task = continual.evaluate_without_task
         self._curves: dict[str, list[float]] = {}
+        self._taught_again: dict[int, int] = {}  # old task to the round of its last guidance
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self._nothing_measured())
         self._tasks_after = self._nothing_measured()
@@ -216,6 +218,27 @@ class StreamClient(TorchClient):
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
         return self.learning.distil(job)
+
+    def learn_again(self, task: int, guidance: Arrays, round: int) -> Training[None]:
+        """Distil guidance of an old task as that task, as far as the learner reopens it.
+
+        No private samples come in, whatever `private_weight` says: those of old tasks are gone.
+        """
+        place = self._place_of(task)
+        if round <= self._taught_again.get(task, 0) or place >= self.learning.task:
+            return
+        self._taught_again[task] = round
+        strategy, x = self._strategy, self._tasks[self._order[place]].transfer_x
+        if "samples" in guidance:
+            x = x[guidance["samples"]]
+        if self._scenario.fusion.distill_epochs == 0 or len(x) == 0:
+            return
+
+        def loss(model: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor:
+            return strategy.loss(model(inputs), wanted)
+
+        arrays = [self._on_device(x), self._on_device(np.asarray(guidance["targets"], dtype=np.float32))]
+        yield from self.learning.teach_again(self._distillation(arrays, loss, round, task), place)
 
     def _after_epoch(self) -> None:
         accuracies, _ = self._accuracies(self._order[self.learning.task])
@@ -394,6 +417,8 @@ class StreamClient(TorchClient):
         arrays = under(LEARNER, self.learning.state())
         round, before = self._tasks_before
         arrays |= {TASKS_AFTER: self._tasks_after, TASKS_BEFORE: before}
+        if self._taught_again:
+            arrays[TAUGHT_AGAIN] = np.array(sorted(self._taught_again.items()), dtype=np.int64)
         return super().state() | arrays | {TASKS_BEFORE_ROUND: np.array(round, dtype=np.int64)}
 
     def restore(self, arrays: Arrays) -> None:
@@ -401,6 +426,7 @@ class StreamClient(TorchClient):
         super().restore(arrays)
         self._tasks_after = np.array(arrays[TASKS_AFTER])
         self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
+        self._taught_again = dict(arrays[TAUGHT_AGAIN].tolist()) if TAUGHT_AGAIN in arrays else {}
         self.learning.restore(below(LEARNER, arrays))
         if self.learning.task >= 0:
             self.data = self._tasks[self._order[self.learning.task]]

@@ -144,6 +144,10 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
             client.remember_trained(round, changes=client.guidance_changes_predictions)
         guidance = from_record(content.array_records[record])
         yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
+    for task in msg.old_tasks(content):
+        name = f"{msg.OLD}{task}"
+        guidance = from_record(content.array_records[name])
+        yield from client.learn_again(task, guidance, int(config[name]))  # type: ignore[arg-type]
 
 
 def _round_of(message: Message) -> int:

@@ -56,8 +56,8 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     """Return the plan's strategy at work on the server."""
     stages = upload_stages(plan.scenario.fusion.upload_dtype)
     if isinstance(plan.strategy, FusionStrategy):
-        known, bank = partial(_server_knowledge, plan, data), plan.scenario.fusion.bank
-        return KnowledgeFusion(plan.strategy, known, stages, bank)
+        known, fusion = partial(_server_knowledge, plan, data), plan.scenario.fusion
+        return KnowledgeFusion(plan.strategy, known, stages, fusion.bank, backward=fusion.backward)
     from fedkd.plan.flower import make_flower_strategy
 
     fusion = plan.scenario.fusion

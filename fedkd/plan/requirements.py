@@ -16,6 +16,7 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described
+from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
@@ -70,6 +71,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         _check_server_model(plan, first_task(data))
     if plan.strategy.pretrain_epochs > 0:
         _check_pretraining(plan, first_task(data), models)
+    if scenario.fusion.backward:
+        _check_backward(plan)
     if scenario.fusion.orthogonal is not None:
         _check_orthogonal(plan, models[0])
     if plan.learner is not None:
@@ -95,6 +98,27 @@ def _check_bank(plan: Plan) -> None:
             reason = "asks for other transfer samples every round, which old predictions are not about"
     if reason is not None:
         raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
+
+
+def _check_backward(plan: Plan) -> None:
+    """Refuse to teach old tasks where there is nobody to teach, or nothing that may change."""
+    strategy, learner, fusion = plan.strategy, plan.learner, plan.scenario.fusion
+    reason = None
+    if learner is None:
+        reason = "needs a stream of tasks, of which some are old: [continual]"
+    elif fusion.bank is None:
+        reason = "needs fusion.bank, which keeps what clients knew of the tasks that they have left"
+    elif plan.schedule.in_step:
+        reason = (
+            "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
+            " clock = 'uniform'; here all go on at once, and nobody knows more of an old task"
+        )
+    elif strategy.teaches_locally or type(strategy).apply is not ClientHalf.apply:
+        reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
+    elif learner.keeps_closed is not None:
+        reason = f"not allowed: '{learner.name}' {learner.keeps_closed}"
+    if reason is not None:
+        raise UserError(reason, key="fusion.backward")
 
 
 def _check_orthogonal(plan: Plan, model: nn.Module) -> None:

@@ -68,6 +68,9 @@ class Fusion(Section):
     bank: Bank | None = None
     """Keep the last knowledge of every client about each task: who meets a task late is taught by those who
     learned it before, and who takes part by those who are away. Absent: only the round's is fused."""
+    backward: bool = False
+    """Whether clients are also taught their old tasks by those who meet them later, with the `bank`
+    (federated backward transfer). What of an old task may change then is for the learner to say."""
     orthogonal: Orthogonal | None = None
     """Have an average of Flower's strategies keep out of what old tasks have used, in a stream that all
     clients learn in step (FOT); `{}` for its defaults. Absent: the average moves freely."""
