@@ -85,6 +85,7 @@ def test_there_are_scenarios():
         "federated-split-mnist",
         "own-orders",
         "fot-permuted-mnist",
+        "federated-backward-transfer",
     }
 
 

@@ -26,6 +26,15 @@ SHORT_STREAMS = {
     ],
     "kkt": ["continual.tasks.count=2", 'grid.continual.learner=["exssnet"]'],
     "backward-transfer": ["continual.tasks.count=2"],
+    "federated-backward-transfer": [
+        *(
+            "data.clients=3",
+            "data.transfer.size=20",
+            "set.continual.tasks.count=2",
+            "continual.rounds_per_task=1",
+        ),
+        *("variants.learner.exssnet.continual!.tasks.count=2", "training.local_epochs=1"),
+    ],
     "permuted-100": ["set.continual.tasks.count=2"],
     "fot": [
         *("data.clients=4", "clients_per_round=2", "clients.0.args.hidden=[20]"),

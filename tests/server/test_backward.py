@@ -18,9 +18,9 @@ def upload(round, seed):
     return Upload(round, {"logits": logits}, 10)
 
 
-def after_two_rounds(strategy, backward=True, bank=Bank()):
+def after_two_rounds(strategy, backward=True):
     """Client 0 meets task 0 first, 1 and 2 second; in the meantime 1 is at task 1, and 2 away."""
-    fusing = FusingByTask(strategy, lambda task: ServerKnowledge(), bank, backward=backward)
+    fusing = FusingByTask(strategy, lambda task: ServerKnowledge(), Bank(), backward=backward)
     fusing.move({0: 0, 1: 1, 2: 0})
     fusing.fuse(1, {0: upload(1, 0), 1: upload(1, 1)}, range(3))
     fusing.move({0: 1, 1: 0, 2: 0})
