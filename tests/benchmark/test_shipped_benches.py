@@ -27,13 +27,8 @@ SHORT_STREAMS = {
     "kkt": ["continual.tasks.count=2", 'grid.continual.learner=["exssnet"]'],
     "backward-transfer": ["continual.tasks.count=2"],
     "federated-backward-transfer": [
-        *(
-            "data.clients=3",
-            "data.transfer.size=20",
-            "set.continual.tasks.count=2",
-            "continual.rounds_per_task=1",
-        ),
-        *("variants.learner.exssnet.continual!.tasks.count=2", "training.local_epochs=1"),
+        *("data.clients=3", "data.transfer.size=20", "training.local_epochs=1"),
+        *("continual.tasks.count=3", "continual.rounds_per_task=1"),
     ],
     "permuted-100": ["set.continual.tasks.count=2"],
     "fot": [
