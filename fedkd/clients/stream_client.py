@@ -22,8 +22,7 @@ from fedkd.continual.sketch import layer_sketches
 from fedkd.continual.subspace import has_own_heads, protected_layers
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.orthogonal import LEFT, SKETCH
+from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -155,8 +154,8 @@ class StreamClient(TorchClient):
         )
         sketches = {SKETCH + name: own.columns.float().numpy() for name, own in found.items()}
         shares = {LEFT + name: np.array(own.left, dtype=np.float32) for name, own in found.items()}
-        kinds = dict.fromkeys(sketches, Kind.FEATURES) | dict.fromkeys(shares, Kind.OTHER)
-        return leave(self._stages, sketches | shares, kinds, lambda purpose: self._generator(purpose, round))
+        said = sketches | shares
+        return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
 
     # Training -----------------------------------------------------------------------------------------
 

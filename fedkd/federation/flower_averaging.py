@@ -16,6 +16,7 @@ from fedkd.clients.upload import Stage, arrive
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.orthogonal import kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.server.fusing import FusionReport
@@ -96,7 +97,8 @@ class FlowerAveraging:
         if self._orthogonal is None:
             return {}
         asked = [reply for reply in replies if reply.metadata.src_node_id in self._took_part]
-        sketches = [from_record(reply.content.array_records[msg.ARRAYS]) for reply in asked]
+        sent = [from_record(reply.content.array_records[msg.ARRAYS]) for reply in asked]
+        sketches = [arrive(self._stages, arrays, kinds_of(arrays)) for arrays in sent]
         samples = [int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES]) for reply in asked]  # type: ignore[arg-type]
         self._orthogonal.end_task(sketches, samples)
         return self._orthogonal.figures()

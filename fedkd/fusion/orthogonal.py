@@ -18,16 +18,22 @@ protected for U to hold ε of all. Energies are squares on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from fedkd.continual.subspace import number_needed, residual_directions
+from fedkd.fusion.kinds import Kind
 from fedkd.training.device import torch_threads
 
 SKETCH, LEFT = "sketch/", "left/"
 """What a client sends of every layer, by its name: Y_c ``[n, width]``, and ρ_c."""
+
+
+def kinds_of(upload: Iterable[str]) -> dict[str, Kind]:
+    """Return what each array is that a client sends, by name."""
+    return {name: Kind.FEATURES if name.startswith(SKETCH) else Kind.OTHER for name in upload}
 
 
 def share_left(shares: Sequence[float], samples: Sequence[int]) -> float:

@@ -19,6 +19,7 @@ def tables(digits_scenario) -> dict:
     data = digits_scenario["data"] | {"clients": 3, "transfer": {"size": 20}, "test_size": 40}
     data["partition"] = {"scheme": "iid", "samples_per_client": 30}
     return digits_scenario | {
+        "seed": 5,  # orders 2 1 0, 0 1 2, 2 0 1: the third client meets task 0 when the second has left it
         "data": data,
         "clients": [{"model": "mlp", "args": {"hidden": [20]}}],
         "fusion": {"strategy": "knfu", "bank": {}, "backward": True},

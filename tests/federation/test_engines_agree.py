@@ -72,6 +72,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     # A stream of tasks that all learn in step, and an average that is held back from what old ones have used.
     "orthogonal": {key: value for key, value in BASE.items() if key != "rounds"}
     | {
+        "data": BASE["data"] | {"clients": 3, "transfer": {"size": 20}, "test_size": 40},
+        "clients_per_round": 2,
         "clients": [{"model": "lenet"}],
         "fusion": {"strategy": "flwr:FedAdam", "eta": 0.01, "orthogonal": {"width": 30}},
         "continual": {"tasks": {"kind": "split", "count": 2, "classes_per_task": 3}},
