@@ -36,6 +36,8 @@ class LearnerContext:
             because it would be dear to compute anew in each. It is neither saved nor counted, so it must
             follow from the memory and from the weights. Empty when an epoch begins; None outside of an
             epoch's steps.
+        position: How far an epoch has come in the present step: 0 in its first, 1 in its last (also if there
+            is but one), evenly between; None outside of an epoch's steps.
 
     Args:
         network: On its device.
@@ -67,6 +69,7 @@ class LearnerContext:
         self.outputs = outputs
         self.batch_size = batch_size
         self.step_cache: dict[str, Any] | None = None
+        self.position: float | None = None
         self.layers: dict[str, Layer] = layers_of(network)
         self._samples = samples
         self._seed = seed

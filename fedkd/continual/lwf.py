@@ -13,12 +13,10 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.masks import pack, unpack
+from fedkd.continual.teacher import dismiss_teacher, keep_teacher, taught
 from fedkd.hyperparameters import STRICT
-from fedkd.models.mode import predicting
-from fedkd.namespaces import below, under
 from fedkd.training.losses import kd_kl
 
-TEACHER = "teacher/"
 MET = "met"
 
 
@@ -54,28 +52,23 @@ class LwF(Learner):
     def begin_task(self, context: LearnerContext) -> None:
         """Keep the network as it is for a teacher, once it has something to teach."""
         if context.task > 0:
-            copies = {name: values.detach().clone() for name, values in context.network.state_dict().items()}
-            context.memory.update(under(TEACHER, copies))
+            keep_teacher(context)
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return the distillation loss of all heads."""
         heads = _heads(context)
         if not heads:
             return None
-        teacher = below(TEACHER, context.memory)
-        with predicting(context.network):
-            taught = context.run(step.inputs, teacher).float()
-        outputs = step.outputs()
+        known, outputs = taught(context, step.inputs), step.outputs()
         losses = [
-            kd_kl(outputs[:, head], (taught[:, head] / self.temperature).softmax(1), self.temperature)
+            kd_kl(outputs[:, head], (known[:, head] / self.temperature).softmax(1), self.temperature)
             for head in heads
         ]
         return self.weight * torch.stack(losses).sum()
 
     def end_task(self, context: LearnerContext) -> None:
         """Dismiss the teacher, and note the classes met."""
-        for name in under(TEACHER, below(TEACHER, context.memory)):
-            del context.memory[name]
+        dismiss_teacher(context)
         own = context.units[context.task]
         met = _met(context)
         some = self.distil == "met" and _is_shared(context, context.task)
