@@ -117,6 +117,10 @@ class LearnerContext:
         """Return a task's logits ``[B, C_t]`` among all outputs ``[B, O]``."""
         return outputs.index_select(1, self.units[task])
 
+    def unit_of(self, labels: Tensor, tasks: Tensor) -> Tensor:
+        """Return the output unit ``[B]`` of labels ``[B]`` of their tasks ``[B]``."""
+        return self._unit_of_label[tasks, labels]
+
     def cross_entropy(
         self, outputs: Tensor, labels: Tensor, tasks: Tensor, reduction: str = "mean"
     ) -> Tensor:
@@ -128,13 +132,13 @@ class LearnerContext:
             tasks: ``[B]`` int64.
             reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         """
-        target = self._unit_of_label[tasks, labels]
+        target = self.unit_of(labels, tasks)
         return F.cross_entropy(self._allowed(outputs, tasks), target, reduction=reduction)
 
     def correct(self, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
         """Return how many are classified correctly, a scalar; arguments as in `cross_entropy`."""
         guessed = self._allowed(outputs.detach(), tasks).argmax(dim=1)
-        return (guessed == self._unit_of_label[tasks, labels]).sum()
+        return (guessed == self.unit_of(labels, tasks)).sum()
 
     def _allowed(self, outputs: Tensor, tasks: Tensor) -> Tensor:
         """Return outputs ``[B, O]`` in which all but the units of each sample's task are −inf."""

@@ -78,6 +78,11 @@ class Learner:
     scales_own_subspaces: ClassVar[bool] = False
     """Whether a task sees weights scaled within subspaces that the client has found for itself, which an
     average of several clients' weights does not fit."""
+    begins_anew: ClassVar[bool] = False
+    """Whether every task begins with the initial weights, which an average with clients that are in the
+    middle of theirs would not be."""
+    remembers_only: ClassVar[bool] = False
+    """Whether nothing but `rehearsed` samples is trained on."""
     confines: ClassVar[bool] = False
     """Whether `filter` is a projection that the weights' changes must obey too. The updates of Adam, or of
     weight decay, leave the space that the gradients were projected to; so does momentum once the space has

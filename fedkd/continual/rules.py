@@ -24,8 +24,8 @@ class LearnerRules:
         optimizer: Of the phase; some leave the space that gradients were projected to.
         steps: Optimiser steps of an epoch, each of `accumulate` batches, the last perhaps of fewer.
         accumulate: Batches a step.
-        labelled: Whether the batches are the client's own samples, labels second and, where they are of several
-            tasks, these third; else guidance.
+        labelled: Whether the batches are the client's own samples, labels second and, where they are of
+            several tasks, these third; else guidance.
         after_epoch: Called after every epoch.
     """
 

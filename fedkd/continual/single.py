@@ -23,6 +23,7 @@ class Single(Learner):
     """
 
     name: ClassVar[str] = "single"
+    begins_anew: ClassVar[bool] = True
 
     def prepare(self, context: LearnerContext) -> None:
         """Remember the initial weights."""

@@ -23,9 +23,9 @@ class TaskModel(nn.Module):
         substitutes: Tensors by the names of `network`'s parameters and buffers; those not named are its own.
 
     Attributes:
-        notes: What was computed with the model in evaluation mode and would be dear to compute anew for every
-            batch, by names of a learner's choosing. A model that is evaluated lives no longer than its weights
-            stay as they are.
+        notes: What was computed with the model in evaluation mode and would be dear to compute anew for
+            every batch, by names of a learner's choosing. A model that is evaluated lives no longer than its
+            weights stay as they are.
     """
 
     def __init__(

@@ -17,6 +17,11 @@ def keep_teacher(context: LearnerContext) -> None:
     context.memory.update(under(TEACHER, copies))
 
 
+def has_teacher(context: LearnerContext) -> bool:
+    """Return whether there is a teacher: a task that has ended has none, though guidance may still come."""
+    return bool(below(TEACHER, context.memory))
+
+
 def taught(context: LearnerContext, x: Tensor) -> Tensor:
     """Return all of the teacher's outputs ``[B, O]`` of samples ``[B, *input_shape]``, without gradients."""
     with predicting(context.network):

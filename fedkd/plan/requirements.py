@@ -160,19 +160,49 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             " exchanges predictions",
             key=KEY,
         )
+    if "weights" in needs and learner.begins_anew and not _in_step(plan):
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones, which"
+            " all clients have to do in the same round: without anybody's absence, in the same order, in"
+            " lockstep",
+            key=KEY,
+        )
+    if learner.remembers_only and scenario.training.early_stopping is not None:
+        raise UserError(
+            f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
+            key="training.early_stopping",
+        )
+    if learner.remembers_only and scenario.fusion.private_weight > 0:
+        raise UserError(
+            f"must be 0, as '{learner.name}' trains on what it remembers alone, got"
+            f" {scenario.fusion.private_weight:g}",
+            key="fusion.private_weight",
+        )
     if plan.strategy.infers_from_guidance:
         raise UserError(
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
             key="fusion.inference",
         )
-    if plan.strategy.teaches_locally and learner.trains_on_old_tasks:
+    if plan.strategy.teaches_locally and learner.shapes_training:
+        why = (
+            "trains on the samples of earlier tasks too"
+            if learner.trains_on_old_tasks
+            else "has its own loss"
+        )
         raise UserError(
             f"'{strategy}' teaches the present task's classes in local training, where '{learner.name}'"
-            " trains on the samples of all tasks so far; use a strategy that exchanges predictions",
+            f" {why}; use a strategy that exchanges predictions",
             key=KEY,
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
         raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
+
+
+def _in_step(plan: Plan) -> bool:
+    """Return whether all clients take part in every round, at the same task."""
+    schedule, asked = plan.schedule, plan.schedule.participation.clients_per_round
+    every = asked is None or asked >= schedule.clients
+    return schedule.in_step and every and schedule.participation.dropout == 0.0
 
 
 def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:

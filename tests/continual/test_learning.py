@@ -54,7 +54,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_every_learner_is_built_from_its_defaults_and_documented(name):
     learner = make_learner(name, {})
     assert learner.name == name and type(learner).__doc__
-    assert learner.paper or name in ("naive", "joint", "single")
+    assert learner.paper or name in ("naive", "joint", "single", "cumulative")
     for parameter in learner_hyperparameters(name):
         assert len(parameter.description) > 30 and parameter.type, parameter
 
