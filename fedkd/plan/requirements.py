@@ -162,9 +162,8 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
         )
     if "weights" in needs and learner.begins_anew and not _in_step(plan):
         raise UserError(
-            f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones, which"
-            " all clients have to do in the same round: without anybody's absence, in the same order, in"
-            " lockstep",
+            f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones:"
+            " all clients have to be there in every round, at the same task",
             key=KEY,
         )
     if learner.remembers_only and scenario.training.early_stopping is not None:
@@ -184,11 +183,8 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             key="fusion.inference",
         )
     if plan.strategy.teaches_locally and learner.shapes_training:
-        why = (
-            "trains on the samples of earlier tasks too"
-            if learner.trains_on_old_tasks
-            else "has its own loss"
-        )
+        old = learner.trains_on_old_tasks
+        why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
         raise UserError(
             f"'{strategy}' teaches the present task's classes in local training, where '{learner.name}'"
             f" {why}; use a strategy that exchanges predictions",
