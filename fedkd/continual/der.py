@@ -39,7 +39,7 @@ class DER(Learner):
         " 2020, arXiv 2004.07211"
     )
 
-    memory_size: Annotated[int, Field(ge=0)] = 500
+    memory_size: Annotated[int, Field(ge=0)] = 1000
     """Samples kept of all tasks together; 200, 500 or 5120 in the paper. Each costs its own bytes and four
     for every output. 0 trains like `naive`."""
     alpha: Annotated[float, Field(ge=0)] = 0.5

@@ -23,6 +23,7 @@ from fedkd.hyperparameters import STRICT
 from fedkd.models.mode import predicting
 
 PRESENT = "present"
+UNITS = "units"
 MEANS = "means"
 FEATURES_BATCH = 256
 FARTHER = 5.0
@@ -58,7 +59,7 @@ class ICaRL(Learner):
         " 1611.07725"
     )
 
-    memory_size: Annotated[int, Field(ge=1)] = 2000
+    memory_size: Annotated[int, Field(ge=1)] = 1000
     """K: exemplars of all classes together; 2,000 for 100 classes of CIFAR in the paper. Classes beyond K
     have none, and are never the answer."""
 
@@ -107,16 +108,14 @@ class ICaRL(Learner):
     def criterion(self, context: LearnerContext, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
         """Return the part of the loss that is about the units of new classes."""
         wanted = F.one_hot(context.unit_of(labels, tasks), context.outputs)
-        return _binary(outputs, wanted.float(), unpack(context.memory[PRESENT], (context.outputs,)))
+        return _binary(outputs, wanted.float(), _units(context)[0])
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return the part that is about those of old ones."""
-        if not has_teacher(context):
+        old = _units(context)[1]
+        if not has_teacher(context) or not len(old):
             return None
-        old = met_units(context) & ~unpack(context.memory[PRESENT], (context.outputs,))
-        if not bool(old.any()):
-            return None
-        return _binary(step.outputs(), taught(context, step.inputs)[:, : context.outputs].sigmoid(), old)
+        return _binary(step.outputs(), taught(context, step.inputs).sigmoid(), old)
 
     # Answers ------------------------------------------------------------------------------------------
 
@@ -189,7 +188,20 @@ def _directions(model: TaskModel, x: Tensor) -> Tensor:
     return F.normalize(torch.cat(parts), dim=1)
 
 
+def _units(context: LearnerContext) -> tuple[Tensor, Tensor]:
+    """Return the units ``[·]`` of the present task's classes, and those that are old."""
+    cache = context.step_cache
+    if cache is None or UNITS not in cache:
+        present = unpack(context.memory[PRESENT], (context.outputs,))
+        old = met_units(context) & ~present
+        found = present.nonzero()[:, 0], old.nonzero()[:, 0]
+        if cache is None:
+            return found
+        cache[UNITS] = found
+    return cache[UNITS]
+
+
 def _binary(outputs: Tensor, wanted: Tensor, units: Tensor) -> Tensor:
-    """Return the binary cross entropy of some units ``[O]`` bool: a sum over them, a mean over samples."""
-    logits = outputs[:, units.nonzero()[:, 0]].float()
-    return F.binary_cross_entropy_with_logits(logits, wanted[:, units], reduction="sum") / len(outputs)
+    """Return the binary cross entropy of some units: a sum over them, a mean over samples."""
+    logits, targets = outputs[:, units].float(), wanted[:, units]
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(outputs)
