@@ -121,6 +121,31 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             "fusion.private_weight: must be 0, as 'gdumb' trains on what it remembers alone, got 0.5",
         ),
         (
+            ["continual.learner=der", "continual.tasks.boundaries=false"],
+            "continual.tasks.boundaries: must be true with head 'task', whose outputs tell where",
+        ),
+        (
+            ["continual.learner=er", "continual.tasks.boundaries=false", "continual.head=class"],
+            "continual.tasks.boundaries: must be true, as 'er' has to be told when a task begins or ends",
+        ),
+        (
+            ["continual.online=true", "training.local_epochs=2"],
+            "training.local_epochs: must be 1, as each sample is trained on once, got 2",
+        ),
+        (
+            ["continual.online=true", "fusion.private_weight=0.5"],
+            "fusion.private_weight: must be 0, as each sample is trained on once, got 0.5",
+        ),
+        (
+            ["continual.learner=cumulative", "continual.online=true"],
+            "continual.online: must be false, as 'cumulative' trains on all samples so far again",
+        ),
+        (["continual.tasks.blur=0.1"], "continual.tasks.blur: needs head 'class', as a sample may come"),
+        (
+            ["continual.tasks.blur=0.1", "continual.head=class", "continual.tasks.order=overlapping"],
+            "continual.tasks.blur: needs clients that learn several tasks, and all of them",
+        ),
+        (
             ["fusion.strategy=fedproto", "fusion.inference=prototypes"],
             'fusion.inference: must be "model" in a stream of tasks, whose accuracies',
         ),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, Split
-from fedkd.clients.own_samples import OwnSamples
+from fedkd.clients.own_samples import OwnSamples, part_of_round
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
 from fedkd.continual.episodes import Episode
@@ -123,6 +123,20 @@ class StreamClient(TorchClient):
         """End the task under way."""
         self.learning.end()
 
+    def _part(self, round: int, samples: int) -> np.ndarray:
+        """Return which of the present task's samples a round of an online stream trains on."""
+        schedule, place = self._plan.schedule, self.learning.task
+        part, parts = schedule.rounds_into_task(self.index, round), schedule.rounds_of_task(self.index, round)
+        seed = self._scenario.seed
+        return part_of_round(samples, part, parts, seed=seed, client=self.index, task=place)
+
+    def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = super()._samples_of_round(round)
+        if not self._continual.online:
+            return x, y
+        rows = self._part(round, len(y))
+        return x[rows], y[rows]
+
     # Training -----------------------------------------------------------------------------------------
 
     def _private_training(
@@ -166,7 +180,7 @@ class StreamClient(TorchClient):
             held_out = _joined([_of_task(task, *self._samples_kept_apart(task)) for task in tasks])
             if len(held_out.labels):
                 stopping = EarlyStopping(held_out, criterion, wanted.patience, outputs=TaskModel.outputs)
-        parts = [_of_task(task, *self._samples(task)) for task in tasks]
+        parts = [self._lesson(task, round) for task in tasks]
         if rehearsed is not None:
             parts.append(rehearsed)
         kept = self._straggle(round, [len(part.labels) for part in parts])
@@ -186,6 +200,14 @@ class StreamClient(TorchClient):
             ),
             early_stopping=stopping,
         )
+
+    def _lesson(self, task: int, round: int) -> Episode:
+        """Return the samples of a task that a round trains on."""
+        whole = _of_task(task, *self._samples(task))
+        if task != self.learning.task or not self._continual.online:
+            return whole
+        rows = torch.from_numpy(self._part(round, len(whole.labels))).to(whole.labels.device)
+        return Episode(*(values[rows] for values in whole))
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
         return self.learning.distil(job)

@@ -103,6 +103,12 @@ class Learner:
         return self.overrides("training_tasks", "rehearsed")
 
     @property
+    def needs_boundaries(self) -> bool:
+        """Whether the learner wants to know when a task begins and ends."""
+        course = ("begin_task", "end_task", "phase_of", "begin_phase")
+        return self.task_statistics or self.overrides(*course, "effective", "training_tasks", "rehearsed")
+
+    @property
     def shapes_training(self) -> bool:
         """Whether a round trains on other samples, or by another loss, than without a learner."""
         return self.trains_on_old_tasks or self.overrides("criterion")

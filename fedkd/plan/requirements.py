@@ -166,6 +166,22 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             " all clients have to be there in every round, at the same task",
             key=KEY,
         )
+    assert scenario.continual is not None
+    if not scenario.continual.tasks.boundaries and learner.needs_boundaries:
+        raise UserError(
+            f"must be true, as '{learner.name}' has to be told when a task begins or ends",
+            key="continual.tasks.boundaries",
+        )
+    once = scenario.continual.online and not learner.remembers_only
+    if once and scenario.training.local_epochs != 1:
+        raise UserError(
+            f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}",
+            key="training.local_epochs",
+        )
+    if once and learner.overrides("training_tasks"):
+        raise UserError(
+            f"must be false, as '{learner.name}' trains on all samples so far again", key="continual.online"
+        )
     if learner.remembers_only and scenario.training.early_stopping is not None:
         raise UserError(
             f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
