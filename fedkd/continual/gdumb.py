@@ -42,8 +42,8 @@ class GDumb(Single):
     remembers_only: ClassVar[bool] = True
 
     memory_size: Annotated[int, Field(ge=1)] = 1000
-    """k: samples kept of all tasks together, and all that is ever learned from; 500 to 4,400 in the paper's
-    experiments on digits and CIFAR-10. More help for as long as there are more."""
+    """k: samples kept of all tasks together, and all that is ever learned from. More help as long as there are
+    more."""
 
     def begin_task(self, context: LearnerContext) -> None:
         """Pass the task's samples by the sampler, and go back to the initial weights."""
