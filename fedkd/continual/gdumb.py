@@ -42,8 +42,7 @@ class GDumb(Single):
     remembers_only: ClassVar[bool] = True
 
     memory_size: Annotated[int, Field(ge=1)] = 1000
-    """k: samples kept of all tasks together, and all that is ever learned from. More help as long as there are
-    more."""
+    """k: samples kept of all tasks together, and all that is ever learned from."""
 
     def begin_task(self, context: LearnerContext) -> None:
         """Pass the task's samples by the sampler, and go back to the initial weights."""
