@@ -86,7 +86,6 @@ def models() -> Iterator[str]:
 
 def learners() -> Iterator[str]:
     """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
-    from fedkd.continual.learner import Learner
     from fedkd.continual.registry import LEARNERS, learner_hyperparameters
 
     for name, learner in _parts(LEARNERS):
@@ -100,7 +99,7 @@ def learners() -> Iterator[str]:
             yield _row(
                 "", "  scales weights in each client's own way: not with strategies that average weights"
             )
-        if learner.training_tasks is not Learner.training_tasks:
+        if learner.overrides("training_tasks", "rehearsed"):
             yield _row("", "  trains on old tasks too: not with strategies that shape local training")
         for parameter in learner_hyperparameters(learner):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")

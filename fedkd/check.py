@@ -151,6 +151,10 @@ def _course(scenario: Scenario, continual: Continual) -> str:
     tasks = f"{_counted(stream.count or 1, 'task')} ({stream.kind})"
     if stream.order != "same":
         tasks += f" in order '{stream.order}'"
+    if stream.blur:
+        tasks += f", {100 * stream.blur:g} % of each of other tasks' classes"
+    if continual.online:
+        tasks += ", each sample once"
     if stream.clock != "lockstep":
         return f"{tasks}, by clock '{stream.clock}', rounds of {epochs}"
     return f"{tasks}, {_counted(continual.rounds_per_task, 'round')} of {epochs} each"

@@ -291,9 +291,13 @@ class Client(ABC):
 
     # For the kinds of model --------------------------------------------------------------------------
 
+    def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples and labels that a round's local training is about."""
+        return self._own_samples().of(self.data.train_x, self._training_labels())
+
     def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training: less for a straggler."""
-        x, y = self._own_samples().of(self.data.train_x, self._training_labels())
+        x, y = self._samples_of_round(round)
         kept = self._straggle(round, [len(y)])
         return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
 

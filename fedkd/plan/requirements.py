@@ -203,19 +203,61 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             " exchanges predictions",
             key=KEY,
         )
+    if "weights" in needs and learner.begins_anew and not _in_step(plan):
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones:"
+            " all clients have to be there in every round, at the same task",
+            key=KEY,
+        )
+    assert scenario.continual is not None
+    if not scenario.continual.tasks.boundaries and learner.needs_boundaries:
+        raise UserError(
+            f"must be true, as '{learner.name}' has to be told when a task begins or ends",
+            key="continual.tasks.boundaries",
+        )
+    once = scenario.continual.online and not learner.remembers_only
+    if once and scenario.training.local_epochs != 1:
+        raise UserError(
+            f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}",
+            key="training.local_epochs",
+        )
+    if once and learner.overrides("training_tasks"):
+        raise UserError(
+            f"must be false, as '{learner.name}' trains on all samples so far again", key="continual.online"
+        )
+    if learner.remembers_only and scenario.training.early_stopping is not None:
+        raise UserError(
+            f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
+            key="training.early_stopping",
+        )
+    if learner.remembers_only and scenario.fusion.private_weight > 0:
+        raise UserError(
+            f"must be 0, as '{learner.name}' trains on what it remembers alone, got"
+            f" {scenario.fusion.private_weight:g}",
+            key="fusion.private_weight",
+        )
     if plan.strategy.infers_from_guidance:
         raise UserError(
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
             key="fusion.inference",
         )
-    if plan.strategy.teaches_locally and learner.trains_on_old_tasks:
+    if plan.strategy.teaches_locally and learner.shapes_training:
+        old = learner.trains_on_old_tasks
+        why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
         raise UserError(
             f"'{strategy}' teaches the present task's classes in local training, where '{learner.name}'"
-            " trains on the samples of all tasks so far; use a strategy that exchanges predictions",
+            f" {why}; use a strategy that exchanges predictions",
             key=KEY,
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
         raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
+
+
+def _in_step(plan: Plan) -> bool:
+    """Return whether all clients take part in every round, at the same task."""
+    schedule, asked = plan.schedule, plan.schedule.participation.clients_per_round
+    every = asked is None or asked >= schedule.clients
+    return schedule.in_step and every and schedule.participation.dropout == 0.0
 
 
 def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:
