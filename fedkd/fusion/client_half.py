@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +104,18 @@ class ClientHalf(ABC):
             guidance: The client's last guidance.
         """
         return None
+
+    def rehearsal(self, client: ClientView) -> Rehearsal | None:
+        """Return what is trained on along with private samples in the local training that now begins.
+
+        In every step a batch as large as a private one is drawn of it. None: nothing.
+        """
+        return None
+
+    @property
+    def shapes_local_loss(self) -> bool:
+        """Whether clients minimise more than the cross entropy of private samples in local training."""
+        return self.teaches_locally or type(self).rehearsal is not ClientHalf.rehearsal
 
     @property
     def infers_from_guidance(self) -> bool:

@@ -19,6 +19,9 @@ LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 """Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
 `[B]` of a private batch to a scalar that is added to the cross entropy."""
 
+RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
+"""Logits `[B, C]` and rows of targets `[B, ...]` of rehearsed samples to a scalar."""
+
 ServerLoss = Callable[..., "Tensor"]
 """Logits `[B, C]` and the batch's rows of every target array to a scalar."""
 
@@ -36,6 +39,21 @@ class FitSummary:
     start: Arrays
     steps: int
     lr: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """Samples that are nobody's, and that a client trains on along with its own: a batch of them a step.
+
+    Attributes:
+        samples: `[M, *input_shape]`.
+        targets: What the model shall say of each, `[M, ...]`.
+        loss: Added to the loss of the private batch.
+    """
+
+    samples: np.ndarray
+    targets: np.ndarray
+    loss: RehearsalLoss
 
 
 class ClientView(Protocol):

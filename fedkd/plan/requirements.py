@@ -165,9 +165,10 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
             key="fusion.inference",
         )
-    if plan.strategy.teaches_locally and learner.trains_on_old_tasks:
+    if plan.strategy.shapes_local_loss and learner.trains_on_old_tasks:
+        reason = "teaches the present task's classes" if plan.strategy.teaches_locally else "rehearses others"
         raise UserError(
-            f"'{strategy}' teaches the present task's classes in local training, where '{learner.name}'"
+            f"'{strategy}' {reason} in local training, where '{learner.name}'"
             " trains on the samples of all tasks so far; use a strategy that exchanges predictions",
             key=KEY,
         )
