@@ -16,11 +16,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Need = Literal[
-    "gradients", "features", "weights", "one_architecture", "plain_sgd", "transfer_labels", "server"
+    "gradients",
+    "features",
+    "weights",
+    "one_architecture",
+    "plain_sgd",
+    "transfer_labels",
+    "server",
+    "class_stream",
+    "normalised_samples",
 ]
 """What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send, of
 one architecture, trained by SGD without momentum; labels of the transfer set on the server; a server that
-trains models of its own."""
+trains models of its own; a stream of tasks that all clients learn in step, told apart by their classes;
+samples of real numbers with mean 0 and variance 1."""
 
 
 class ClientHalf(ABC):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Arrays = Mapping[str, np.ndarray]
 Architecture = str
@@ -127,6 +127,16 @@ class ServerModels(Protocol):
 
     def trainable(self, architecture: Architecture) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients, in the model's order."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a sample, ``(channels, height, width)`` or ``(features,)``."""
+
+    def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
+        """Return a network on the CPU, of its own; without weights a fresh one, always the same."""
+
+    def seed(self, purpose: str) -> int:
+        """Return the seed of what the strategy draws itself for a purpose in this round."""
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""
