@@ -66,6 +66,9 @@ class ClientHalf(ABC):
     and `server_args` for its arguments, are tried out before a run."""
     server_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of the server's model."""
+    samples: int = 0
+    """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
+    many, and where so many do not fit into the memory a scenario is refused."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
+from fedkd.data.budget import check_fits
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
@@ -62,7 +64,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     if "class_stream" in needs:
         _check_class_stream(plan)
     if "normalised_samples" in needs:
-        _check_normalised(plan, data)
+        _check_generated(plan, data)
     if "transfer_labels" in needs and first_task(data).transfer_y is None:
         raise UserError(
             f"'{name}' needs the labels of the transfer set on the server, which only"
@@ -231,9 +233,9 @@ def _check_class_stream(plan: Plan) -> None:
         )
 
 
-def _check_normalised(plan: Plan, data: Data) -> None:
-    """Refuse samples that cannot be made without having seen one."""
-    name = plan.scenario.fusion.strategy
+def _check_generated(plan: Plan, data: Data) -> None:
+    """Refuse samples that cannot be made without having seen one, or not be kept."""
+    name, count, clients = plan.scenario.fusion.strategy, plan.strategy.samples, plan.scenario.data.clients
     if np.issubdtype(data.input_dtype, np.integer):
         raise UserError(
             f"'{name}' generates samples of real numbers; those of the data are integers", key=KEY
@@ -246,6 +248,8 @@ def _check_normalised(plan: Plan, data: Data) -> None:
     if len(data.input_shape) not in (1, 3):
         shape = "×".join(map(str, data.input_shape))
         raise UserError(f"'{name}' generates vectors and images; samples are of {shape}", key=KEY)
+    size = 4 * count * math.prod(data.input_shape) * (clients + 1)
+    check_fits(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
 
 
 def _check_plain_sgd(scenario: Scenario) -> None:

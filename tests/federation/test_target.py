@@ -137,6 +137,7 @@ def test_absent_clients_rehearse_too_and_actors_change_nothing(run_once, ray_ses
         ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, r"clients: 'target' averages parameters"),
         ({"continual": {"learner": "packnet"}}, r"'target' averages weights, and 'packnet' gives each task"),
         ({"continual": {"learner": "joint"}}, r"'target' rehearses others in local training, where 'joint'"),
+        ({"fusion": {"samples": 10**9}}, r"fusion\.samples: 1,000,000,000 samples at each of 3 clients take"),
         ({"data": {"normalise": False}}, r"data\.normalise: must be true with 'target'"),
     ],
 )
