@@ -39,7 +39,7 @@ class Generator(nn.Module):
             self.body = nn.Sequential(
                 *_units(entries, 8 * width),
                 *_units(8 * width, 16 * width),
-                nn.Linear(16 * width, *input_shape),
+                nn.Linear(16 * width, input_shape[0]),
             )
         else:
             channels, height, width_of_image = input_shape

@@ -111,7 +111,8 @@ def test_resumes_exactly(stop, run_once, tmp_path):
 def test_absent_clients_rehearse_too_and_actors_change_nothing(run_once, ray_session, tmp_path):
     import ray
 
-    some = {"clients_per_round": 2, "clients": [{"model": "resnet8"}]}
+    some: dict[str, Any] = {"clients_per_round": 2, "clients": [{"model": "resnet8"}]}
+    some["continual"] = TABLES["continual"] | {"rounds_per_task": 1}
     inline = run_once(**some)
     address = ray.get_runtime_context().gcs_address
     on_ray = fedkd.run(
