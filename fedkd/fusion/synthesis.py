@@ -136,7 +136,9 @@ def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
     distances: list[Tensor] = []
 
     def read(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        distances.append(statistics_distance(arguments[0], module.running_mean, module.running_var))
+        mean, variance = module.running_mean, module.running_var
+        assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
+        distances.append(statistics_distance(arguments[0], mean, variance))
 
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     hooks = [layer.register_forward_pre_hook(read) for layer in layers]
