@@ -61,6 +61,8 @@ def with_data(request, monkeypatch):
 def short_overrides(path: Path) -> list[str]:
     scenario = load_scenario(path)
     overrides = [*SHORT, f"data.transfer.size={min(40, scenario.data.transfer.size)}"]
+    if scenario.clients_per_round is not None:
+        overrides.append("clients_per_round=2")
     if scenario.continual is None:
         overrides.append("rounds=1")
     else:
@@ -88,6 +90,8 @@ def test_there_are_scenarios():
         "federated-split-mnist",
         "own-orders",
         "target",
+        "fot-permuted-mnist",
+        "federated-backward-transfer",
     }
 
 

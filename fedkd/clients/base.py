@@ -158,6 +158,10 @@ class Client(ABC):
     def end_task(self) -> None:  # noqa: B027
         """End the task under way, once everything about it has been learned, guidance included."""
 
+    def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
+        """Return sketches of what layers receive in the present task outside of bases, by their names."""
+        return {}
+
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on the tasks of a stream, by the names of `fedkd.clients.task_metrics`."""
         return {}
@@ -210,6 +214,16 @@ class Client(ABC):
         view = RoundView(self, round)
         self._strategy.apply(view, guidance)
         yield from view.distillations()
+
+    def learn_again(self, task: int, guidance: Arrays, round: int) -> Training[None]:
+        """Apply guidance of a task of the stream that the client has left; by default there is no stream.
+
+        Args:
+            task: The task.
+            guidance: What the strategy fused of it for this client.
+            round: Round the guidance belongs to.
+        """
+        yield from ()
 
     # Evaluation ---------------------------------------------------------------------------------------
 

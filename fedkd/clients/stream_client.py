@@ -16,9 +16,13 @@ from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.own_samples import OwnSamples
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
+from fedkd.clients.upload import leave
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.sketch import layer_sketches
+from fedkd.continual.subspace import has_own_heads, protected_layers
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
+from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -29,11 +33,13 @@ from fedkd.training.evaluate import Score, predict_in_batches
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer_state import of_model
+from fedkd.training.weights import tensors_of
 
 LEARNER = "learner/"
 TASKS_AFTER = "tasks_after"
 TASKS_BEFORE = "tasks_before"
 TASKS_BEFORE_ROUND = "tasks_before_round"
+TAUGHT_AGAIN = "taught_again"
 
 
 class StreamClient(TorchClient):
@@ -71,6 +77,7 @@ class StreamClient(TorchClient):
         self._main = main_protocol(scenario)
         self._asks_without_task = continual.evaluate_without_task
         self._curves: dict[str, list[float]] = {}
+        self._taught_again: dict[int, int] = {}  # old task to the round of its last guidance
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self._nothing_measured())
         self._tasks_after = self._nothing_measured()
@@ -121,6 +128,34 @@ class StreamClient(TorchClient):
     def end_task(self) -> None:
         """End the task under way."""
         self.learning.end()
+
+    def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
+        """Return sketches of what the present task's inputs of layers are outside of bases.
+
+        Args:
+            round: Of the message, for what happens to uploads on their way.
+            bases: U ``[n, r]`` of every layer of which something is protected already, by name.
+
+        Returns:
+            For every layer that is to be protected a sketch ``[n, width]`` and the share of energy that is
+            left, past all stages of an upload.
+        """
+        wanted = self._scenario.fusion.orthogonal
+        assert wanted is not None
+        context = self.learning.context
+        layers = protected_layers(context.layers, own_heads=has_own_heads(context))
+        found = layer_sketches(
+            context,
+            layers,
+            context.samples()[0],
+            self.learning.substitutes(),
+            tensors_of(bases),
+            wanted.width,
+        )
+        sketches = {SKETCH + name: own.columns.float().numpy() for name, own in found.items()}
+        shares = {LEFT + name: np.array(own.left, dtype=np.float32) for name, own in found.items()}
+        said = sketches | shares
+        return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
 
     # Training -----------------------------------------------------------------------------------------
 
@@ -182,6 +217,27 @@ class StreamClient(TorchClient):
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
         return self.learning.distil(job)
+
+    def learn_again(self, task: int, guidance: Arrays, round: int) -> Training[None]:
+        """Distil guidance of an old task as that task, as far as the learner reopens it.
+
+        No private samples come in, whatever `private_weight` says: those of old tasks are gone.
+        """
+        place = self._place_of(task)
+        if round <= self._taught_again.get(task, 0) or place >= self.learning.task:
+            return
+        self._taught_again[task] = round
+        strategy, x = self._strategy, self._tasks[self._order[place]].transfer_x
+        if "samples" in guidance:
+            x = x[guidance["samples"]]
+        if self._scenario.fusion.distill_epochs == 0 or len(x) == 0:
+            return
+
+        def loss(model: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor:
+            return strategy.loss(model(inputs), wanted)
+
+        arrays = [self._on_device(x), self._on_device(np.asarray(guidance["targets"], dtype=np.float32))]
+        yield from self.learning.teach_again(self._distillation(arrays, loss, round, task), place)
 
     def _after_epoch(self) -> None:
         accuracies, _ = self._accuracies(self._order[self.learning.task])
@@ -360,6 +416,8 @@ class StreamClient(TorchClient):
         arrays = under(LEARNER, self.learning.state())
         round, before = self._tasks_before
         arrays |= {TASKS_AFTER: self._tasks_after, TASKS_BEFORE: before}
+        if self._taught_again:
+            arrays[TAUGHT_AGAIN] = np.array(sorted(self._taught_again.items()), dtype=np.int64)
         return super().state() | arrays | {TASKS_BEFORE_ROUND: np.array(round, dtype=np.int64)}
 
     def restore(self, arrays: Arrays) -> None:
@@ -367,6 +425,7 @@ class StreamClient(TorchClient):
         super().restore(arrays)
         self._tasks_after = np.array(arrays[TASKS_AFTER])
         self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
+        self._taught_again = dict(arrays[TAUGHT_AGAIN].tolist()) if TAUGHT_AGAIN in arrays else {}
         self.learning.restore(below(LEARNER, arrays))
         if self.learning.task >= 0:
             self.data = self._tasks[self._order[self.learning.task]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from fedkd.data.federated import ClientData
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
-from fedkd.randomness import torch_generator
+from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.training.chance import guessing_right
 from fedkd.training.device import prepare_inputs
@@ -250,7 +250,7 @@ class TorchClient(Client):
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
-        fusion, training, strategy = self._scenario.fusion, self._scenario.training, self._strategy
+        fusion, strategy = self._scenario.fusion, self._strategy
         transfer_x = self.data.transfer_x if samples is None else self.data.transfer_x[samples]
         if fusion.distill_epochs == 0 or len(transfer_x) == 0:
             return
@@ -267,19 +267,33 @@ class TorchClient(Client):
             order = self._private_order(len(transfer_x), round)
             labels = self._training_labels()
             arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
-        job = TrainJob(
+        yield from self._guidance_training(self._distillation(arrays, loss, round))
+
+    def _distillation(
+        self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, task: int | None = None
+    ) -> TrainJob:
+        """Return the job of minimising a loss on transfer samples.
+
+        Args:
+            arrays: What the loss wants.
+            loss: As for `TrainJob`.
+            round: Of the guidance.
+            task: The old task that it is about; None: the present one, or there is no stream.
+        """
+        fusion, training, seed = self._scenario.fusion, self._scenario.training, self._scenario.seed
+        client = self.index
+        return TrainJob(
             self.model,
             arrays,
             loss,
             self._optimizer(round, fusion.distill_lr or training.lr),
             fusion.distill_epochs,
             fusion.distill_batch_size or training.batch_size,
-            generator=self._batches("distill-batches", round),
-            seed=self._seed("distill", round),
+            generator=torch_generator(seed, "distill-batches", client=client, round=round, task=task),
+            seed=derive_seed(seed, "distill", client=client, round=round, task=task),
             autocast=training.autocast,
             accumulate=training.accumulate,
         )
-        yield from self._guidance_training(job)
 
     def _private_order(self, length: int, round: int) -> np.ndarray:
         """Return `length` indices of own samples: whole shuffles of them, one after another."""

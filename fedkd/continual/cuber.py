@@ -12,6 +12,8 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
+from fedkd.continual.reopened import Reopened
+from fedkd.continual.reopened_subspace import ReopenedSubspace
 from fedkd.continual.subspace import draw, mean_gradients
 from fedkd.continual.thin import ThinWeight
 from fedkd.continual.thin_steps import thin_weights
@@ -103,6 +105,11 @@ class CUBER(TRGP):
             for name, gradient in found.items():
                 LayerMemory(context, layers[name]).keep_gradient(gradient)
         super().end_task(context)
+
+    def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
+        """Return an old task that guidance may change within directions of its own, in regime R3."""
+        reopened = ReopenedSubspace(self, context, task)
+        return reopened if reopened.has_any else None
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return what TRGP tells, and every old task's regime at the start and now, by layer."""

@@ -21,6 +21,7 @@ from fedkd.continual.subspace import (
     has_own_heads,
     layer_inputs,
     number_needed,
+    protected_layers,
     residual_directions,
 )
 from fedkd.continual.thin import ThinWeight
@@ -95,12 +96,7 @@ class GPM(Learner):
 
     def layers(self, context: LearnerContext) -> dict[str, Layer]:
         """Return the layers whose gradients are projected, by name."""
-        own_heads = has_own_heads(context)
-        return {
-            name: layer
-            for name, layer in context.layers.items()
-            if layer.module.weight.requires_grad and not (layer.is_head and own_heads)
-        }
+        return protected_layers(context.layers, own_heads=has_own_heads(context))
 
     def thresholds(self, context: LearnerContext) -> dict[str, float]:
         """Return ε of the present task by layer."""

@@ -172,6 +172,10 @@ class LayerMemory:
         """Make a gradient ``[out, n]`` that of the present task at its end."""
         self.context.memory[f"{GRADIENT}{self.context.task}/{self.layer.name}"] = gradient
 
+    def keeps_gradient(self, task: int) -> bool:
+        """Return whether there is a gradient of an old task."""
+        return f"{GRADIENT}{task}/{self.layer.name}" in self.context.memory
+
     def gradient(self, task: int) -> Tensor:
         """Return G_j ``[out, n]`` of an old task."""
         return self.context.memory[f"{GRADIENT}{task}/{self.layer.name}"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.reopened import Reopened
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.optimizer import OptimizerSpec
 
@@ -174,6 +175,27 @@ class Learner:
         By default what becomes of gradients. A change that is not returned stays as the optimiser made it.
         """
         return self.filter(context, changes)
+
+    def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
+        """Return an old task opened for guidance (federated backward transfer); None: none of it may change.
+
+        Whatever changes then is the task's own: what the learner promises of every other one still holds. By
+        default the learner's usual penalty and filter are what there is to be obeyed.
+
+        Args:
+            context: Its ``task`` is the present one.
+            task: One that has ended.
+        """
+        return Reopened(self, context, task)
+
+    @property
+    def keeps_closed(self) -> str | None:
+        """Return why no old task is ever reopened, to be told after the learner's name; None: some may be."""
+        if self.trains_on_old_tasks:
+            return "trains on the samples of old tasks anyway"
+        if type(self).reopen is Learner.reopen and (self.isolates or self.confines):
+            return "holds what old tasks use, and does not tell what one of them alone depends on"
+        return None
 
     def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
         """Take notice of a step, if the learner `follows_path`.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext, Samples
 from fedkd.continual.learner import Learner
+from fedkd.continual.reopened import ReopenedRules
 from fedkd.continual.rules import LearnerRules
 from fedkd.continual.statistics import (
     keep_statistics,
@@ -118,8 +119,15 @@ class TaskLearning:
         every = len(units) == self.context.outputs and self.learner.superfluous == 0
         return TaskModel(self.context.network, None if every else units, self._substitutes(chosen))
 
+    def substitutes(self) -> dict[str, Tensor]:
+        """Return what stands in for the network's own tensors in the present task, by name."""
+        return self._substitutes(max(self.context.task, 0))
+
     def _substitutes(self, task: int) -> dict[str, Tensor]:
-        tensors = self.learner.effective(self.context, task)
+        return self._completed(task, self.learner.effective(self.context, task))
+
+    def _completed(self, task: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return effective parameters laid out as the network's own, with the statistics of their task."""
         for name, kernel in self._kernels.items():
             if name in tensors:
                 tensors[name] = _laid_out_like(kernel, tensors[name])
@@ -162,6 +170,29 @@ class TaskLearning:
         """Train on guidance in the phase that the task is in."""
         self._enter_phase(self.context.phase or self.learner.phase_of(0, 1))
         return (yield from self._fit_phase(job))
+
+    def teach_again(self, job: TrainJob, task: int) -> Training[FitResult | None]:
+        """Train an earlier task on guidance, as far as the learner reopens it; None: it does not.
+
+        Args:
+            job: As it would be without a learner; its loss is called with the task's `TaskModel`.
+            task: One that has ended.
+        """
+        reopened = self.learner.reopen(self.context, task)
+        if reopened is None:
+            return None
+
+        def substitutes() -> dict[str, Tensor]:
+            return self._completed(task, reopened.effective())
+
+        spec = reopened.optimizer(job.optimizer)
+        model = TaskModel(self.context.network, self.model(task).units)
+        rules = ReopenedRules(reopened, model, substitutes, spec)
+        try:
+            result = yield replace(job, model=model, optimizer=spec, rules=rules)
+        finally:
+            reopened.close()
+        return result
 
     def _enter_phase(self, phase: str) -> None:
         if phase != self.context.phase:

@@ -88,6 +88,12 @@ class MaskMemory:
             else:
                 del self.context.memory[f"{SCORES}/{slot}/{name}"]
 
+    def settle_again(self, slot: int) -> None:
+        """Turn the kept scores of a settled mask into its bits once more."""
+        for name, scores in self.scores(slot).items():
+            self.context.memory[f"{BITS}/{slot}/{name}"] = masks.pack(self._mask_of(scores))
+            self.context.memory[f"{SCORES}/{slot}/{name}"] = scores.detach()
+
     def masks(self, slot: int) -> Tensors:
         """Return a mask, bool; one that is not there yet is that of its first scores."""
         if self.is_settled(slot):

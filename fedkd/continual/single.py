@@ -24,6 +24,11 @@ class Single(Learner):
 
     name: ClassVar[str] = "single"
 
+    @property
+    def keeps_closed(self) -> str | None:
+        """Return that no old task's network is there any more."""
+        return super().keeps_closed or "begins every task with a fresh network"
+
     def prepare(self, context: LearnerContext) -> None:
         """Remember the initial weights."""
         for name, values in context.network.state_dict().items():

@@ -11,6 +11,8 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import WEIGHTS, Tensors
+from fedkd.continual.reopened import Reopened
+from fedkd.continual.reopened_masks import ReopenedWeights
 from fedkd.continual.supermask import MASK, SupermaskLearner
 from fedkd.hyperparameters import STRICT
 from fedkd.training.optimizer import OptimizerSpec
@@ -66,3 +68,10 @@ class SSNeT(SupermaskLearner):
         if context.phase == WEIGHTS:
             return replace(spec, weight_decay=0.0)
         return super().optimizer(context, spec)
+
+    def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
+        """Return an old task whose own weights may change: those under its mask alone."""
+        if not self.memory(context).is_settled(task):
+            return None
+        reopened = ReopenedWeights(self, context, task, context.task + 1)
+        return reopened if reopened.has_any else None

@@ -8,7 +8,7 @@ of what the layer made of them (Saha, Garg and Roy, "Gradient Projection Memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -29,8 +29,13 @@ CHUNK = 256
 """Samples of one forward pass."""
 
 
-def check_layers(learner: str, network: nn.Module) -> None:
+def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner") -> None:
     """Refuse a network some of whose inputs could not be protected.
+
+    Args:
+        name: Of what protects them.
+        network: The network.
+        key: What of the scenario asks for it.
 
     Raises:
         UserError: A grouped convolution, one with padding in words, or another parameter of two or more
@@ -43,22 +48,41 @@ def check_layers(learner: str, network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str)):
             why = "has groups" if module.groups != 1 else f"pads '{module.padding}' instead of by a number"
             raise UserError(
-                f"'{learner}' cannot protect layer '{layer.name}', a convolution that {why}",
-                key="continual.learner",
+                f"'{name}' cannot protect layer '{layer.name}', a convolution that {why}",
+                key=key,
             )
-    for name, parameter in network.named_parameters():
-        if parameter.dim() > 1 and name not in weights:
+    for parameter_name, parameter in network.named_parameters():
+        if parameter.dim() > 1 and parameter_name not in weights:
             raise UserError(
-                f"'{learner}' protects linear and convolutional layers only, but the network has a parameter"
-                f" '{name}' of shape {list(parameter.shape)}",
-                key="continual.learner",
+                f"'{name}' protects linear and convolutional layers only, but the network has a parameter"
+                f" '{parameter_name}' of shape {list(parameter.shape)}",
+                key=key,
             )
+
+
+def have_own_heads(units: Sequence[Tensor]) -> bool:
+    """Return whether no two tasks, by their output units ``[C_t]``, share one."""
+    together = torch.cat(list(units))
+    return len(units) > 1 and len(together.unique()) == len(together)
 
 
 def has_own_heads(context: LearnerContext) -> bool:
     """Return whether no two tasks of the stream share an output unit."""
-    units = torch.cat(context.units)
-    return context.tasks > 1 and len(units.unique()) == len(units)
+    return have_own_heads(context.units)
+
+
+def protected_layers(layers: Mapping[str, Layer], *, own_heads: bool) -> dict[str, Layer]:
+    """Return the layers whose inputs have to be protected, by name.
+
+    Args:
+        layers: Of the network.
+        own_heads: Whether tasks have outputs of their own: those of other tasks are left alone anyway.
+    """
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if layer.module.weight.requires_grad and not (layer.is_head and own_heads)
+    }
 
 
 def draw(context: LearnerContext, purpose: str, count: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +104,7 @@ class _Columns:
         self._moments: Tensor | None = None
 
     def add(self, inputs: Tensor) -> None:
-        self._parts.append(self._layer.columns(inputs.detach()).double())
+        self._parts.append(self._layer.columns(inputs).double())
         if sum(len(part) for part in self._parts) > self._layer.fan_in:
             columns = torch.cat(self._parts)
             moments = columns.T @ columns
@@ -114,19 +138,37 @@ def layer_inputs(
         By layer, ``[n, k]`` float64 on the CPU.
     """
     found = {name: _Columns(layer) for name, layer in layers.items()}
+    readers = {name: (layer, found[name].add) for name, layer in layers.items()}
+    read_inputs(context, readers.values(), x, substitutes)
+    return {name: columns.matrix() for name, columns in found.items()}
 
-    def reader(columns: _Columns) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, arguments: columns.add(arguments[0])
 
-    hooks = [layer.module.register_forward_pre_hook(reader(found[name])) for name, layer in layers.items()]
+def read_inputs(
+    context: LearnerContext,
+    readers: Iterable[tuple[Layer, Callable[[Tensor], None]]],
+    x: Tensor,
+    substitutes: Mapping[str, Tensor],
+) -> None:
+    """Show what layers receive in evaluation mode, part after part, to those who want to know.
+
+    Args:
+        context: Its network is asked.
+        readers: Layers, each with whom its inputs are shown to.
+        x: ``[M, *input_shape]``.
+        substitutes: Effective parameters.
+    """
+
+    def hook(read: Callable[[Tensor], None]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, arguments: read(arguments[0].detach())
+
+    hooks = [layer.module.register_forward_pre_hook(hook(read)) for layer, read in readers]
     try:
         with predicting(context.network):
             for part in context.batches(len(x), CHUNK):
                 context.run(x[part], substitutes)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: columns.matrix() for name, columns in found.items()}
+        for registered in hooks:
+            registered.remove()
 
 
 def mean_gradients(

@@ -11,6 +11,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.reopened import Reopened
+from fedkd.continual.reopened_masks import ReopenedScores
 from fedkd.continual.statistics import statistics_names
 from fedkd.continual.supermask import MASK, SCORE_BITS, SupermaskLearner
 from fedkd.errors import UserError
@@ -102,6 +104,19 @@ class SupSup(SupermaskLearner):
         """Return also the number of `masks`, where it is the learner's own choice."""
         figures = super().report(context)
         return {**figures, "masks": len(self.slots(context))} if self._finds_tasks else figures
+
+    @property
+    def keeps_closed(self) -> str | None:
+        """Return why old masks stay: there are no scores of theirs any more, or they are of several tasks."""
+        if self._finds_tasks:
+            return "trains masks that several tasks may share (boundaries = 'unknown')"
+        return None if self.kkt else "forgets the scores of old masks; kkt = true keeps them"
+
+    def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
+        """Return an old task whose scores may change, and with them its mask."""
+        memory = self.memory(context)
+        kept = memory.is_settled(task) and memory.has_scores(task)
+        return ReopenedScores(self, context, task) if kept else None
 
     def stored_bits(self, bits: Sequence[Tensor], weights: int) -> int:
         """Return the bits that a mask takes: those of its scores, where it may be trained again."""

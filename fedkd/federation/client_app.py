@@ -93,10 +93,18 @@ def _finish(client: Client, message: Message) -> Training[Message]:
 
 
 def _end_task(client: Client, message: Message) -> Training[Message]:
-    """Apply what the server sent, and end the task under way."""
-    yield from _receive(client, message.content, _round_of(message), measured=True)
+    """Apply what the server sent, and end the task under way; sketch its layers' inputs if asked to."""
+    content, round = message.content, _round_of(message)
+    yield from _receive(client, content, round, measured=True)
+    told: dict[str, Any] = {}
+    if msg.BASES in content:
+        sketches = client.sketch(round, from_record(content.array_records[msg.BASES]))
+        told = {
+            msg.ARRAYS: to_record(sketches),
+            msg.METRICS: MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples}),
+        }
     client.end_task()
-    return _reply(message, client)
+    return _reply(message, client, **told)
 
 
 def _export_state(client: Client, message: Message) -> Training[Message]:
@@ -136,6 +144,10 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
             client.remember_trained(round, changes=client.guidance_changes_predictions)
         guidance = from_record(content.array_records[record])
         yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
+    for task in msg.old_tasks(content):
+        name = f"{msg.OLD}{task}"
+        guidance = from_record(content.array_records[name])
+        yield from client.learn_again(task, guidance, int(config[name]))  # type: ignore[arg-type]
 
 
 def _round_of(message: Message) -> int:

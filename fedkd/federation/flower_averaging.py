@@ -16,12 +16,15 @@ from fedkd.clients.upload import Stage, arrive
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.orthogonal import kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.server.fusing import FusionReport
+from fedkd.server.orthogonal import OrthogonalTraining
 
 WEIGHTS = "weights/"
 STRATEGY = "strategy/"
+ORTHOGONAL = "orthogonal/"
 
 
 class FlowerAveraging:
@@ -34,15 +37,24 @@ class FlowerAveraging:
         half: What clients do for it.
         weights: What all clients begin with.
         stages: What uploads have passed on their way.
+        orthogonal: What the average may not do, so that old tasks are not forgotten; None: it moves freely.
     """
 
     def __init__(
-        self, strategy: Strategy, half: ClientHalf, weights: Arrays, stages: Sequence[Stage] = ()
+        self,
+        strategy: Strategy,
+        half: ClientHalf,
+        weights: Arrays,
+        stages: Sequence[Stage] = (),
+        orthogonal: OrthogonalTraining | None = None,
     ) -> None:
         self._strategy = strategy
         self._half = half
         self._weights = to_record(weights)
         self._stages = stages
+        self._orthogonal = orthogonal
+        self._task = 0  # that all clients are at, where anything depends on it
+        self._took_part: frozenset[int] = frozenset()  # nodes in this round
         self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
@@ -52,7 +64,8 @@ class FlowerAveraging:
         """Take no notice: the next message brings the newest weights in any case."""
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
-        """Go on: weights know no tasks."""
+        """Take down the task, for what may depend on it; weights themselves know no tasks."""
+        self._task = next(iter(task_of.values()), 0)
 
     def train_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return what Flower's strategy has the nodes do."""
@@ -65,8 +78,30 @@ class FlowerAveraging:
         return list(self._strategy.configure_evaluate(round, self._weights, config, nodes))
 
     def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
-        """Return the average for all nodes, under which they end their task."""
-        return self._messages(msg.END_TASK, round, config, nodes)
+        """Return the average for all nodes, under which they end their task.
+
+        Where what a task has used is protected, those that took part in the round are sent what is protected
+        already, and asked for sketches of what they use besides.
+        """
+        messages = self._messages(msg.END_TASK, round, config, nodes)
+        if self._orthogonal is not None:
+            bases = to_record(self._orthogonal.bases)
+            for message in messages:
+                if message.metadata.dst_node_id in self._took_part:
+                    message.content[msg.BASES] = bases
+                    self._sent += payload_bytes(RecordDict({msg.BASES: bases}))
+        return messages
+
+    def end_task(self, round: int, replies: Sequence[Message]) -> dict[str, float]:
+        """Protect what clients' sketches say of the task; return how much of each layer is protected."""
+        if self._orthogonal is None:
+            return {}
+        asked = [reply for reply in replies if reply.metadata.src_node_id in self._took_part]
+        sent = [from_record(reply.content.array_records[msg.ARRAYS]) for reply in asked]
+        sketches = [arrive(self._stages, arrays, kinds_of(arrays)) for arrays in sent]
+        samples = [int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES]) for reply in asked]  # type: ignore[arg-type]
+        self._orthogonal.end_task(sketches, samples)
+        return self._orthogonal.figures()
 
     def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the average for all nodes, from which they train a last time."""
@@ -82,13 +117,22 @@ class FlowerAveraging:
         return messages
 
     def fuse(self, round: int, replies: Sequence[Message]) -> None:
-        """Have Flower's strategy average what clients sent, in client order; nothing, if nobody did."""
+        """Have Flower's strategy average what clients sent, in client order; nothing, if nobody did.
+
+        The average is what the strategies that know a last one (FedAdam and its like) take up from the next
+        messages. FedAvgM alone keeps its own: as all that it does is linear, what its steps carry along of
+        forbidden directions stays within them.
+        """
+        self._took_part = frozenset(reply.metadata.src_node_id for reply in replies)
         if not replies:
             return
         for reply in replies:
             arrays = from_record(reply.content.array_records[msg.ARRAYS])
             reply.content[msg.ARRAYS] = to_record(arrive(self._stages, arrays, self._half.kinds_of(arrays)))
         weights, _ = self._strategy.aggregate_train(round, list(replies))
+        if weights is not None and self._orthogonal is not None:
+            before, after = from_record(self._weights), from_record(weights)
+            weights = to_record(self._orthogonal.confined(before, after, self._task))
         if weights is not None:
             self._weights = in_precision_of(self._weights, weights)
 
@@ -107,7 +151,8 @@ class FlowerAveraging:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the average, and what Flower's strategy carries from round to round."""
-        return under(STRATEGY, strategy_state(self._strategy)) | under(WEIGHTS, from_record(self._weights))
+        arrays = under(STRATEGY, strategy_state(self._strategy)) | under(WEIGHTS, from_record(self._weights))
+        return arrays | under(ORTHOGONAL, self._orthogonal.state() if self._orthogonal else {})
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
@@ -115,6 +160,8 @@ class FlowerAveraging:
         # The order of a model's tensors is part of what Flower's strategies rely on; a file does not keep it.
         self._weights = to_record({name: weights[name] for name in self._weights})
         restore_strategy(self._strategy, below(STRATEGY, arrays))
+        if self._orthogonal is not None:
+            self._orthogonal.restore(below(ORTHOGONAL, arrays))
 
 
 def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:

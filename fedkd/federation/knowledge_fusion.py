@@ -38,6 +38,7 @@ class KnowledgeFusion(Strategy):
             some strategies need it.
         stages: What uploads have passed on their way (see `fedkd.clients.upload`).
         bank: What is kept of clients that are at another task or away, and fused along; None: nothing.
+        backward: Whether clients are taught old tasks too, with the bank (see `FusingByTask`).
         min_available_nodes: Nodes that a round of Flower's own loop waits for, as Flower's strategies do.
     """
 
@@ -48,11 +49,13 @@ class KnowledgeFusion(Strategy):
         stages: Sequence[Stage] = (),
         bank: Bank | None = None,
         min_available_nodes: int = 2,
+        *,
+        backward: bool = False,
     ) -> None:
         self.strategy = strategy
         self._min_available_nodes = min_available_nodes
         of_task = known if callable(known) else lambda task: known or ServerKnowledge()
-        self._fusing = FusingByTask(strategy, of_task, bank)
+        self._fusing = FusingByTask(strategy, of_task, bank, backward=backward)
         self._stages = stages
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
@@ -106,6 +109,10 @@ class KnowledgeFusion(Strategy):
         """Return one message per node that ends its task, with its pending guidance."""
         return self._messages(msg.END_TASK, round, config, nodes)
 
+    def end_task(self, round: int, replies: Sequence[Message]) -> dict[str, float]:
+        """Take no notice: what clients know of the task they have sent."""
+        return {}
+
     def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return one message per node that has it train a last time, with its pending guidance."""
         return self._messages(msg.FINISH, round, config, nodes)
@@ -128,6 +135,11 @@ class KnowledgeFusion(Strategy):
                     mailbox.put(client, parcel)
                 else:
                     mailbox.put_missed([client], parcel)
+            for task in msg.old_tasks(content):
+                name = f"{msg.OLD}{task}"
+                fused = int(content.config_records[msg.CONFIG][name])  # type: ignore[arg-type]
+                parcel = Parcel(fused, from_record(content.array_records[name]))
+                self._fusing.at(task).mailbox.put_missed([client], parcel)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -162,6 +174,12 @@ class KnowledgeFusion(Strategy):
                         self._record(missed.arrays),
                     )
                     self._sent += 0 if measures else missed.size
+            # Before a training alone, so that it does not depend on who is evaluated when.
+            old = self._fusing.take_old(client) if kind == msg.TRAIN else {}
+            for task, parcel in old.items():
+                settings[f"{msg.OLD}{task}"] = parcel.round
+                content[f"{msg.OLD}{task}"] = self._record(parcel.arrays)
+                self._sent += parcel.size
             batch.append(Message(content, node, kind, group_id=str(round)))
         return batch
 

@@ -94,6 +94,11 @@ class Measurements:
         if kept is not None:
             self._recorder.metric("bank_bytes", kept, round=round, split="train")
 
+    def server(self, round: int, task: int | None, figures: Mapping[str, float]) -> None:
+        """Record what the server itself has to tell of a task that all clients have ended."""
+        for name, value in figures.items():
+            self._recorder.metric(name, value, round=round, split="train", task=task)
+
     def evaluation(self, round: int, replies: Replies) -> dict[str, float]:
         """Record an evaluation; return the means, named as in `RoundReport.metrics`.
 

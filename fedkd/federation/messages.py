@@ -5,11 +5,14 @@
 | `train`              | `config` {server-round, guidance-round},   | `identity` {client}, `metrics`,        |
 |                      | `guidance` {targets, …}, `missed` (newest  | `arrays` (knowledge or weights),       |
 |                      | guidance of rounds without the client),    | `curves` (accuracy after each epoch)   |
+|                      | `old-TASK` (of a task it has left),        |                                        |
 |                      | `request` {samples}; or `arrays` (weights) | `at-chance` (if training was no better |
 |                      |                                            | than guessing)                         |
 | `evaluate`           | the same                                   | `identity`, `metrics`, `learner`       |
 |                      |                                            | (figures about a task that has ended)  |
-| `query.end_task`     | the same                                   | `identity`                             |
+| `query.end_task`     | the same, and `bases` (of what of each     | `identity`; then `arrays` (sketches),  |
+|                      | layer's inputs is protected) to those who  | `metrics` {num-examples}               |
+|                      | are to send sketches of the others         |                                        |
 | `query.finish`       | the same                                   | `identity`, `metrics` (of one more     |
 |                      |                                            | training, and of an evaluation),       |
 |                      |                                            | `at-chance`                            |
@@ -27,6 +30,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 ARRAYS = "arrays"
 AT_CHANCE = "at-chance"
+BASES = "bases"
 CURVES = "curves"
 CONFIG = "config"
 GUIDANCE = "guidance"
@@ -34,6 +38,8 @@ MISSED = "missed"
 IDENTITY = "identity"
 LEARNER = "learner"
 METRICS = "metrics"
+OLD = "old-"
+"""Begins the record of guidance of an old task, named by its number, and the key of its round."""
 REQUEST = "request"
 STATE = "state"
 
@@ -69,6 +75,11 @@ TIMED_OUT = 1001  # Flower has none for this
 def identity(client: int) -> ConfigRecord:
     """Return the record by which a reply says which client it is from."""
     return ConfigRecord({CLIENT: client})
+
+
+def old_tasks(content: RecordDict) -> list[int]:
+    """Return the old tasks that a message has guidance of, ascending."""
+    return sorted(int(name.removeprefix(OLD)) for name in content.array_records if name.startswith(OLD))
 
 
 def sender(reply: Message) -> int:

@@ -210,7 +210,11 @@ class Rounds:
         if clients:
             with self._charged_to_strategy(round):
                 messages = self._strategy.end_task_messages(round, ConfigRecord(), self._nodes_of(clients))
-            self._changed.update(self._send_phase(round, "end task", messages))
+            replies = self._send_phase(round, "end task", messages)
+            self._changed.update(replies)
+            with self._charged_to_strategy(round):
+                figures = self._strategy.end_task(round, list(replies.values()))
+            self._measurements.server(round, self._schedule.task(clients[0], round), figures)
 
     def _evaluate(self, round: int) -> dict[str, float]:
         with self._charged_to_strategy(round):

@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd.clients.factory import initial_weights, model_outputs
+from fedkd.clients.factory import initial_network, initial_weights, model_factories, model_outputs
 from fedkd.clients.upload import upload_stages
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, task_names
@@ -26,6 +26,7 @@ from fedkd.plan.plan import Plan
 from fedkd.run_folder import finish_run, new_run_folder, write_plan
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.models import TransferSet, TransferSetModels
+from fedkd.server.orthogonal import OrthogonalTraining, Weights
 from fedkd.tracking.progress import make_progress
 from fedkd.tracking.totals import Totals
 
@@ -55,13 +56,22 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     """Return the plan's strategy at work on the server."""
     stages = upload_stages(plan.scenario.fusion.upload_dtype)
     if isinstance(plan.strategy, FusionStrategy):
-        known, bank = partial(_server_knowledge, plan, data), plan.scenario.fusion.bank
-        return KnowledgeFusion(plan.strategy, known, stages, bank)
+        known, fusion = partial(_server_knowledge, plan, data), plan.scenario.fusion
+        return KnowledgeFusion(plan.strategy, known, stages, fusion.bank, backward=fusion.backward)
     from fedkd.plan.flower import make_flower_strategy
 
     fusion = plan.scenario.fusion
     strategy = make_flower_strategy(fusion.strategy, fusion.model_extra or {})
-    return FlowerAveraging(strategy, plan.strategy, initial_weights(plan, data), stages)
+    orthogonal = None
+    if fusion.orthogonal is not None:
+        orthogonal = OrthogonalTraining(fusion.orthogonal, _weights_of_stream(plan, data))
+    return FlowerAveraging(strategy, plan.strategy, initial_weights(plan, data), stages, orthogonal)
+
+
+def _weights_of_stream(plan: Plan, data: Data) -> Weights:
+    assert isinstance(data, FederatedStream)
+    network = initial_network(plan, model_factories(plan, data)[0])
+    return Weights.of(network, plan.schedule.order(0), [task.units for task in data])
 
 
 def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:

@@ -34,6 +34,14 @@ class ServerStrategy(Protocol):
     def end_task_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the messages that have the nodes end their task, with what waits for them."""
 
+    def end_task(self, round: int, replies: Sequence[Message]) -> Mapping[str, float]:
+        """Take what clients say as they end their task; return figures of the server's own, by metric name.
+
+        Args:
+            round: 1-based.
+            replies: Of those whose task is over, in client order.
+        """
+
     def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the messages that have the nodes train once more and evaluate, with what waits for them."""
 

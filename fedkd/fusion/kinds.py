@@ -13,7 +13,7 @@ class Kind(Enum):
         SAMPLE_LOGITS: One row per sample of the client's choice, `[K, C]`.
         LABEL_LOGITS: One row per label, `[C, C]`.
         LABEL_COUNTS: Training samples of each label, `[C]`; they become `Knowledge.label_counts`.
-        FEATURES: Penultimate features, or means of them.
+        FEATURES: Penultimate features, or means of them; sketches of what layers receive.
         WEIGHTS: Parameters or statistics of a model, or steps and corrections of them.
         COUNTERS: A model's buffers that are not real numbers.
         VOTES: One class per requested transfer sample, `[M]`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedkd.errors import UserError
+from fedkd.plan.schedule import Schedule
 from fedkd.scenario.schema import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream
 from fedkd.scenario.stream import task_count
 
@@ -79,4 +80,30 @@ def _check_file(tasks: TaskStream, population: Population) -> None:
         changed = next(iter(population.model_dump(exclude_defaults=True)))
         raise UserError(
             "not allowed with clock 'file', which says who is there when", key=f"population.{changed}"
+        )
+
+
+def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
+    """Check that an average that is to keep out of old tasks is one, and that there are old tasks for all.
+
+    Raises:
+        UserError: It is none, or clients are not at the same task.
+    """
+    key, fusion = "fusion.orthogonal", scenario.fusion
+    if fusion.orthogonal is None:
+        return
+    if not fusion.from_flower:
+        raise UserError(
+            f"only Flower's strategies make one average of all clients that can be held back, such as"
+            f" 'flwr:FedAvg'; strategy is '{fusion.strategy}'",
+            key=key,
+        )
+    if scenario.continual is None:
+        raise UserError("needs a stream of tasks, which are not to be forgotten: [continual]", key=key)
+    if not schedule.in_step:
+        raise UserError(
+            "needs all clients at the same task: what the average must not change any more is what the old"
+            " tasks of all of them have used, and here some are still at what others have left; use"
+            " order = 'same' and clock = 'lockstep', with nobody late, on a break or leaving",
+            key=key,
         )

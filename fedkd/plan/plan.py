@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
 from fedkd.plan.checks import check_one_architecture, check_scenario, check_transfer_size
+from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
 from fedkd.plan.schedule import Schedule
@@ -70,6 +71,7 @@ def resolve(scenario: Scenario) -> Plan:
     scenario = resolve_stream(scenario)
     check_scenario(scenario)
     schedule = draw_schedule(scenario)
+    check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
     strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
     check_transfer_size(scenario, strategy)

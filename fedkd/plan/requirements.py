@@ -12,11 +12,14 @@ from torch import nn
 
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.statistics import statistics_names
+from fedkd.continual.subspace import check_layers
 from fedkd.data.budget import check_fits
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described
+from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
@@ -75,6 +78,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         _check_server_model(plan, first_task(data))
     if plan.strategy.pretrain_epochs > 0:
         _check_pretraining(plan, first_task(data), models)
+    if scenario.fusion.backward:
+        _check_backward(plan)
+    if scenario.fusion.orthogonal is not None:
+        _check_orthogonal(plan, models[0])
     if plan.learner is not None:
         _check_learner(plan.learner, plan, data, models)
     if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
@@ -98,6 +105,42 @@ def _check_bank(plan: Plan) -> None:
             reason = "asks for other transfer samples every round, which old predictions are not about"
     if reason is not None:
         raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
+
+
+def _check_backward(plan: Plan) -> None:
+    """Refuse to teach old tasks where there is nobody to teach, or nothing that may change."""
+    strategy, learner, fusion = plan.strategy, plan.learner, plan.scenario.fusion
+    reason = None
+    if learner is None:
+        reason = "needs a stream of tasks, of which some are old: [continual]"
+    elif fusion.bank is None:
+        reason = "needs fusion.bank, which keeps what clients knew of the tasks that they have left"
+    elif plan.schedule.in_step:
+        reason = (
+            "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
+            " clock = 'uniform'; here all go on at once, and nobody knows more of an old task"
+        )
+    elif strategy.teaches_locally or type(strategy).apply is not ClientHalf.apply:
+        reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
+    elif learner.keeps_closed is not None:
+        reason = f"not allowed: '{learner.name}' {learner.keeps_closed}"
+    if reason is not None:
+        raise UserError(reason, key="fusion.backward")
+
+
+def _check_orthogonal(plan: Plan, model: nn.Module) -> None:
+    """Refuse a network that computes with more than can be protected."""
+    key, learner = "fusion.orthogonal", plan.learner
+    assert learner is not None
+    check_layers("orthogonal", model, key=key)
+    running = statistics_names(model)
+    if running and not learner.task_statistics:
+        raise UserError(
+            f"protects weights, but the running statistics of normalisation ('{running[0]}') are those of the"
+            f" last task alone with learner '{learner.name}'; use a model without any, such as resnet8 with"
+            " norm = 'group', or a learner that keeps them for every task, such as 'gpm'",
+            key=key,
+        )
 
 
 def _check_server_model(plan: Plan, data: FederatedData) -> None:

@@ -15,6 +15,7 @@ from fedkd.errors import UserError
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.models.registry import MODELS
 from fedkd.plan.checks import DRAWN_TRANSFERS, check_one_architecture, check_scenario, check_transfer_size
+from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
 from fedkd.plugins import Registry
@@ -61,7 +62,9 @@ def look_at(scenario: Scenario) -> Unopened:
             except UserError as error:
                 raise error.at(key=key) from None
     check_scenario(scenario, names=False)
-    scenario = resolve_rounds(scenario, draw_schedule(scenario).rounds)
+    schedule = draw_schedule(scenario)
+    check_orthogonal(scenario, schedule)
+    scenario = resolve_rounds(scenario, schedule.rounds)
     if "fusion.strategy" not in foreign:
         strategy, _ = bind_strategy(scenario.fusion)
         check_transfer_size(scenario, strategy)

@@ -54,6 +54,10 @@ class Shelf:
         """Return all that is kept, in client order."""
         return dict(sorted(self._last.items()))
 
+    def has(self, client: int) -> bool:
+        """Return whether anything of a client's is kept."""
+        return client in self._last
+
     def drop(self, client: int) -> None:
         """Forget what a client sent."""
         del self._last[client]

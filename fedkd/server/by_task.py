@@ -11,6 +11,7 @@ from fedkd.namespaces import below, under
 from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Shelf, Upload, evict
 from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge
+from fedkd.server.mailbox import Parcel
 
 TASK = "task/"
 
@@ -25,6 +26,8 @@ class FusingByTask:
         strategy: How knowledge is fused.
         known: What the server knows besides, of each task.
         bank: What is kept of clients that have gone on to another task, or are away; None: nothing.
+        backward: Whether guidance is also for those who have gone on to another task, and are known by what
+            the bank has kept of them.
     """
 
     def __init__(
@@ -32,8 +35,11 @@ class FusingByTask:
         strategy: FusionStrategy,
         known: Callable[[int], ServerKnowledge],
         bank: Bank | None = None,
+        *,
+        backward: bool = False,
     ) -> None:
         self._strategy = strategy
+        self._backward = backward
         self._bank = bank
         self._known = known
         self._knows_tasks = "weights" not in strategy.needs or "server" in strategy.needs
@@ -72,6 +78,21 @@ class FusingByTask:
         """Return what fuses the knowledge of every task that some clients are at, by task, ascending."""
         return {task: self.at(task) for task in sorted({self.task_of(client) for client in clients})}
 
+    def take_old(self, client: int | None) -> dict[int, Parcel]:
+        """Return the newest guidance of every other task that waits for a client who knows it, by task.
+
+        It is taken: nobody is handed it twice.
+        """
+        found: dict[int, Parcel] = {}
+        if client is None or not self._backward:
+            return found
+        for task, fusing in sorted(self._by_task.items()):
+            if task != self.task_of(client) and fusing.shelf.has(client):
+                parcel = fusing.mailbox.take_missed(client)
+                if parcel is not None:
+                    found[task] = parcel
+        return found
+
     def begin(self, clients: Collection[int]) -> None:
         """Leave the strategy's first words for all clients, before the first round of a task.
 
@@ -89,7 +110,8 @@ class FusingByTask:
         for task, fusing in self.of_clients(uploads).items():
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
             here = [client for client in known if self.task_of(client) == task]
-            sent += fusing.fuse(round, own, here, elsewhere=set(known).difference(here))
+            elsewhere = set(known).difference(here)
+            sent += fusing.fuse(round, own, here, elsewhere, backward=self._backward)
         if self._bank is not None and self._bank.megabytes is not None:
             evict(self._shelves(), int(self._bank.megabytes * 1e6))
         return sent

@@ -112,6 +112,8 @@ class Fusing:
         uploads: Mapping[int, Upload],
         everyone: Iterable[int],
         elsewhere: Collection[int] = (),
+        *,
+        backward: bool = False,
     ) -> int:
         """Fuse the knowledge of a round and leave every client's guidance in the mailbox.
 
@@ -121,6 +123,8 @@ class Fusing:
             everyone: All clients that are known.
             elsewhere: Clients that this is no guidance for, whatever the strategy makes for those who took no
                 part.
+            backward: Whether it is for those of them whose knowledge was fused along: as something that they
+                missed, of which the newest waits.
 
         Returns:
             The bytes of the guidance for those who took part.
@@ -136,6 +140,10 @@ class Fusing:
         if guidance.weights is not None:
             self.report = FusionReport(knowledge.clients, guidance.weights, tuple(sorted(uploads)))
         here = replace(guidance, absent={c: g for c, g in guidance.absent.items() if c not in elsewhere})
+        gone_on = set(knowledge.clients).intersection(elsewhere) if backward else set()
+        for client, table in tables_of(guidance, knowledge)[0].items() if gone_on else ():
+            if client in gone_on and table:
+                self.mailbox.put_missed([client], Parcel(round, table))
         return self._post(round, here, knowledge, uploads.keys(), everyone)
 
     def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:

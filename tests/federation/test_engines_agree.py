@@ -69,10 +69,20 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"dropout": 0.2}}],
         "fusion": {"strategy": "pooled"},
     },
+    # A stream of tasks that all learn in step, and an average that is held back from what old ones have used.
+    "orthogonal": {key: value for key, value in BASE.items() if key != "rounds"}
+    | {
+        "data": BASE["data"] | {"clients": 3, "transfer": {"size": 20}, "test_size": 40},
+        "clients_per_round": 2,
+        "clients": [{"model": "lenet"}],
+        "fusion": {"strategy": "flwr:FedAdam", "eta": 0.01, "orthogonal": {"width": 30}},
+        "continual": {"tasks": {"kind": "split", "count": 2, "classes_per_task": 3}},
+    },
     # A stream of tasks, each client's in an order and at a clock of its own, learned under masks by networks
-    # with statistics of their own for every task.
+    # with statistics of their own for every task; old tasks are taught again by those who meet them later.
     "streamed": {key: value for key, value in BASE.items() if key != "rounds"}
     | {
+        "fusion": BASE["fusion"] | {"bank": {}, "backward": True},
         "data": BASE["data"] | {"clients": 3, "transfer": {"size": 20}, "test_size": 40},
         "clients": [{"model": "mlp", "args": {"hidden": [24], "dropout": 0.2}}, {"model": "resnet8"}],
         "clients_per_round": 2,
@@ -119,7 +129,9 @@ def inline(tmp_path_factory):
     return metrics
 
 
-@pytest.mark.parametrize(("kind", "actors"), [("mixed", 2), ("averaged", 1), ("pooled", 2), ("streamed", 2)])
+@pytest.mark.parametrize(
+    ("kind", "actors"), [("mixed", 2), ("averaged", 1), ("pooled", 2), ("orthogonal", 2), ("streamed", 2)]
+)
 def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session):
     path = write_scenario(tmp_path, kind)
     overrides = ["engine.kind=ray", f"engine.actors={actors}"]
@@ -133,6 +145,7 @@ def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session
         "streamed",
         pytest.param("mixed", marks=pytest.mark.slow),
         pytest.param("averaged", marks=pytest.mark.slow),
+        pytest.param("orthogonal", marks=pytest.mark.slow),
     ],
 )
 def test_flowers_own_runtime_agrees(kind, inline, tmp_path):

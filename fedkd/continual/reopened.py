@@ -1,0 +1,124 @@
+"""An old task that is open once more, for guidance of those who meet it later: federated backward transfer.
+
+What may change then is for the learner to say: only what no other task's guarantee depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.task_model import TaskModel
+from fedkd.training.optimizer import OptimizerSpec
+
+if TYPE_CHECKING:
+    from fedkd.continual.learner import Learner, Step, Tensors
+
+
+class Reopened:
+    """An old task of a learner that closes none: its usual penalty and filter are all there is to obey.
+
+    Args:
+        learner: The client's.
+        context: The client's.
+        task: The old task.
+    """
+
+    def __init__(self, learner: Learner, context: LearnerContext, task: int) -> None:
+        self.learner, self.context, self.task = learner, context, task
+
+    def trainable(self) -> Tensors:
+        """Return the tensors that may change, by name."""
+        return self.learner.trainable(self.context)
+
+    def effective(self) -> Tensors:
+        """Return the old task's effective parameters, with a graph back to `trainable` tensors."""
+        return self.learner.effective(self.context, self.task)
+
+    def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
+        """Return the optimiser of `trainable` tensors, given the scenario's."""
+        return spec
+
+    def penalty(self, step: Step) -> Tensor | None:
+        """Return what is added to the loss, a scalar; None: nothing."""
+        return self.learner.penalty(self.context, step)
+
+    def filter(self, gradients: Tensors) -> Tensors:
+        """Return what becomes of gradients, same names and shapes."""
+        return self.learner.filter(self.context, gradients)
+
+    def confine(self, changes: Tensors) -> Tensors:
+        """Return what becomes of a step's changes where an optimiser may leave what gradients were let into.
+
+        A change that is not returned stays.
+        """
+        return {}
+
+    def close(self) -> None:
+        """Close the task again."""
+
+
+class ReopenedRules:
+    """The `StepRules` of teaching an old task (see `LearnerRules`, those of the present one).
+
+    Args:
+        reopened: What may change, and how.
+        model: The old task's, which is given new effective parameters before every step.
+        substitutes: Makes them.
+        optimizer: Of `reopened`.
+    """
+
+    def __init__(
+        self,
+        reopened: Reopened,
+        model: TaskModel,
+        substitutes: Callable[[], Tensors],
+        optimizer: OptimizerSpec,
+    ) -> None:
+        self._reopened, self._model, self._substitutes = reopened, model, substitutes
+        self._trainable = {
+            name: tensor.requires_grad_() for name, tensor in sorted(reopened.trainable().items())
+        }
+        trained = {id(tensor) for tensor in self._trainable.values()}
+        self._untrained = [p for p in reopened.context.network.parameters() if id(p) not in trained]
+        self._drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
+        self._before: Tensors = {}
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        return list(self._trainable.values())
+
+    def before_step(self) -> None:
+        self._model.substitute(self._substitutes())
+        for parameter in self._untrained:
+            parameter.grad = None
+
+    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
+        from fedkd.continual.learner import Step
+
+        return self._reopened.penalty(Step(inputs, self._model, loss))
+
+    def after_backward(self) -> None:
+        gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
+        for name, gradient in self._reopened.filter(gradients).items():
+            self._trainable[name].grad = gradient
+        if self._drifts:
+            self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
+
+    def after_step(self) -> None:
+        if not self._drifts:
+            return
+        with torch.no_grad():
+            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
+            for name, change in self._reopened.confine(changes).items():
+                self._trainable[name].copy_(self._before[name] + change)
+
+    def after_epoch(self) -> None:
+        pass
+
+    def before_evaluation(self) -> None:
+        self._model.substitute(self._substitutes())

@@ -1,0 +1,151 @@
+"""Federated orthogonal training on the server: what is protected, and what an average may not do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedkd.continual.layers import head_names, layers_of
+from fedkd.continual.subspace import have_own_heads, protected_layers
+from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.orthogonal import LEFT, SKETCH, extended, outside, share_left
+from fedkd.fusion.views import Arrays
+from fedkd.namespaces import below
+from fedkd.scenario.schema import Orthogonal
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What is what among the weights of a network.
+
+    Attributes:
+        fan_in: Inputs n of every layer that is protected, by name.
+        layer_of: The layer whose weight it is, by the weight's name.
+        heads: Weights and biases of outputs of which every task has its own.
+        parameters: All parameters; other weights are buffers.
+        units: Output units of every task that clients meet, by task.
+    """
+
+    fan_in: Mapping[str, int]
+    layer_of: Mapping[str, str]
+    heads: frozenset[str]
+    parameters: frozenset[str]
+    units: Mapping[int, Sequence[int]]
+
+    @classmethod
+    def of(cls, network: nn.Module, order: Sequence[int], units: Sequence[Sequence[int]]) -> Weights:
+        """Return what is what in a network.
+
+        Args:
+            network: Of every client's architecture.
+            order: The tasks in the order that all clients meet them.
+            units: Output units of every task of the stream.
+        """
+        layers = layers_of(network)
+        own_heads = have_own_heads([torch.tensor(units[task]) for task in order])
+        protected = protected_layers(layers, own_heads=own_heads)
+        return cls(
+            fan_in={name: layer.fan_in for name, layer in protected.items()},
+            layer_of={layer.weight_name: name for name, layer in protected.items()},
+            heads=frozenset(head_names(layers)) if own_heads else frozenset(),
+            parameters=frozenset(name for name, _ in network.named_parameters()),
+            units={task: tuple(units[task]) for task in order},
+        )
+
+
+class OrthogonalTraining:
+    """Keeps an average out of what all clients' old tasks have used (see `fedkd.fusion.orthogonal`).
+
+    What a step of the average may change once a task is over:
+
+    - weights of linear and convolutional layers, outside of U;
+    - weights and biases of outputs, the present task's alone, where every task has its own. Where tasks share
+      them, the output layer is one like any other;
+    - no other parameters, which are biases and the scales and shifts of normalisation: no direction of theirs
+      leaves old outputs alone. (The authors' code lets biases go on.)
+
+    Args:
+        settings: ε, and how it grows.
+        weights: Of every client's network.
+    """
+
+    def __init__(self, settings: Orthogonal, weights: Weights) -> None:
+        self._settings = settings
+        self._weights = weights
+        self._ended = 0  # tasks that are over
+        self.bases: dict[str, np.ndarray] = {}
+        """U ``[n, r]`` float32 of every layer of which something is protected, by name."""
+
+    def confined(self, before: Arrays, after: Arrays, task: int) -> dict[str, np.ndarray]:
+        """Return what becomes of an average: where it was, and what of its step is allowed.
+
+        Args:
+            before: The average of the round before, by name.
+            after: What the round made of it.
+            task: The task that all clients are at.
+        """
+        if not self._ended:
+            return dict(after)
+        with one_blas_thread():
+            return {name: self._confined(name, before[name], after[name], task) for name in after}
+
+    def _confined(self, name: str, before: np.ndarray, after: np.ndarray, task: int) -> np.ndarray:
+        layer = self._weights.layer_of.get(name)
+        if name not in self._weights.parameters or (layer is not None and layer not in self.bases):
+            return after
+        step = after.astype(np.float64) - before
+        if layer is not None:
+            step = outside(step, self.bases[layer])
+        elif name in self._weights.heads:
+            own = np.zeros(len(step), dtype=bool)
+            own[list(self._weights.units[task])] = True
+            step[~own] = 0.0
+        else:
+            return before
+        return (before + step).astype(before.dtype)
+
+    def end_task(self, sketches: Sequence[Arrays], samples: Sequence[int]) -> None:
+        """Protect what the clients' sketches say of a task.
+
+        Args:
+            sketches: Of every client that sent one, in client order.
+            samples: Training samples of each.
+        """
+        if not sketches:
+            return
+        threshold = min(self._settings.threshold + self._settings.threshold_increment * self._ended, 1.0)
+        self._ended += 1
+        for layer, fan_in in self._weights.fan_in.items():
+            left = share_left([float(own[LEFT + layer]) for own in sketches], samples)
+            total = np.zeros(sketches[0][SKETCH + layer].shape)
+            for own in sketches:
+                total += own[SKETCH + layer]
+            basis = self.bases.get(layer, np.zeros((fan_in, 0), dtype=np.float32))
+            basis = extended(basis, total, left, threshold)
+            if basis.shape[1]:
+                self.bases[layer] = basis
+
+    def figures(self) -> dict[str, float]:
+        """Return how many directions of every layer are protected, and their share of all."""
+        found = {}
+        for layer, fan_in in self._weights.fan_in.items():
+            rank = self.bases[layer].shape[1] if layer in self.bases else 0
+            found[f"rank/{layer}"] = float(rank)
+            found[f"protected_share/{layer}"] = rank / fan_in
+        return found
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that a later round depends on."""
+        bases = {f"basis/{layer}": basis for layer, basis in self.bases.items()}
+        return bases | {"ended": np.array(self._ended, dtype=np.int64)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`."""
+        self._ended = int(arrays["ended"])
+        self.bases = below("basis/", arrays)

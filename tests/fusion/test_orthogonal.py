@@ -1,0 +1,82 @@
+"""What FOT protects, and what it leaves of a step, against float64 numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedkd.fusion.orthogonal import extended, outside, share_left
+
+N = 12
+
+
+def drawn(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def spanned(inputs, threshold, basis=None):
+    """Return the basis after clients with these inputs, whose Ω is so wide that sums are expectations."""
+    basis = np.zeros((N, 0), np.float32) if basis is None else basis
+    sketch, shares, samples = np.zeros((N, 4000)), [], []
+    for client, own in enumerate(inputs):
+        left = own - basis @ (basis.T @ own)
+        omega = np.random.default_rng(100 + client).uniform(-1.0, 1.0, (own.shape[1], 4000))
+        sketch += left @ omega
+        shares.append((left**2).sum() / (own**2).sum())
+        samples.append(own.shape[1])
+    return extended(basis, sketch, share_left(shares, samples), threshold)
+
+
+def kept(basis, inputs):
+    together = np.hstack(inputs)
+    return ((basis.T @ together) ** 2).sum() / (together**2).sum()
+
+
+def test_leading_directions_are_taken_until_the_share_of_energy_is_reached():
+    directions = np.linalg.qr(drawn(N, N))[0]
+    sketch = directions * np.array([5.0, 4.0, 3.0, 2.0, 1.0, *[0.0] * 7])  # squares 25 16 9 4 1, of 55
+    none = np.zeros((N, 0), np.float32)
+    for threshold, rank in [(25 / 55 - 1e-6, 1), (25 / 55 + 1e-6, 2), (0.9, 3), (0.95, 4), (1.0, 5)]:
+        basis = extended(none, sketch, 1.0, threshold)
+        assert basis.shape == (N, rank)
+        np.testing.assert_allclose(basis @ basis.T, directions[:, :rank] @ directions[:, :rank].T, atol=1e-6)
+
+
+def test_the_threshold_counts_what_is_protected_already_in_squares():
+    """With a part 1 − ρ of the energy protected, ε is reached once (ε − 1 + ρ)/ρ of the rest is."""
+    directions = np.linalg.qr(drawn(N, N))[0]
+    basis = directions[:, :3].astype(np.float32)
+    rest = directions[:, 3:7] * np.array([4.0, 3.0, 2.0, 1.0])  # squares 16 9 4 1 of 30; ρ = 1/2: 60 in all
+    for threshold, rank in [(0.5, 3), (45 / 60, 4), (47 / 60, 5), (55.5 / 60, 6), (1.0, 7)]:
+        assert extended(basis, rest, 0.5, threshold).shape[1] == rank
+    assert extended(basis, rest, 0.0, 1.0) is basis
+
+
+def test_bases_stay_orthonormal_over_tasks_and_hold_their_share():
+    basis, grown = None, 0
+    for task in range(3):
+        mixing = drawn(N, 4, seed=task)
+        inputs = [mixing @ drawn(4, k, seed=10 * task + k) + 0.1 * drawn(N, k, seed=k) for k in (40, 70)]
+        basis = spanned(inputs, 0.95, basis)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-6)
+        assert kept(basis, inputs) == pytest.approx(0.97, abs=0.03) and basis.shape[1] >= grown
+        grown = basis.shape[1]
+    assert grown <= N
+
+
+def test_shares_are_weighted_by_samples():
+    assert share_left([0.5, 0.1], [1, 3]) == pytest.approx(0.2)
+    assert share_left([0.5, 0.1], [0, 0]) == share_left([], []) == 0.0
+    assert share_left([7.0], [2]) == 1.0  # from whoever makes it up
+
+
+@pytest.mark.parametrize("shape", [(5, N), (5, 3, 2, 2)])
+def test_what_is_left_of_a_step_does_nothing_to_protected_inputs(shape):
+    basis = np.linalg.qr(drawn(N, 4))[0]
+    step = drawn(*shape, seed=3)
+    left = outside(step, basis)
+    matrix = step.reshape(5, N)
+    np.testing.assert_allclose(left.reshape(5, N), matrix @ (np.eye(N) - basis @ basis.T), atol=1e-12)
+    np.testing.assert_allclose(left.reshape(5, N) @ basis, 0.0, atol=1e-12)
+    np.testing.assert_allclose(outside(left, basis), left, atol=1e-12)
+    assert outside(step, basis[:, :0]).tobytes() == step.tobytes()
