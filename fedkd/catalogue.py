@@ -27,6 +27,8 @@ NEEDS = {
     "plain_sgd": 'training.optimizer = "sgd"',
     "transfer_labels": "labels of the transfer set on the server",
     "server": "a server that trains a model",
+    "class_stream": "a class-incremental stream in lockstep",
+    "normalised_samples": "normalised samples",
 }
 """What a strategy may need of clients and server, for people; weights are what clients send."""
 

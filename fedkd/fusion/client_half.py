@@ -10,17 +10,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Need = Literal[
-    "gradients", "features", "weights", "one_architecture", "plain_sgd", "transfer_labels", "server"
+    "gradients",
+    "features",
+    "weights",
+    "one_architecture",
+    "plain_sgd",
+    "transfer_labels",
+    "server",
+    "class_stream",
+    "normalised_samples",
 ]
 """What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send, of
 one architecture, trained by SGD without momentum; labels of the transfer set on the server; a server that
-trains models of its own."""
+trains models of its own; a stream of tasks that all clients learn in step, told apart by their classes;
+samples of real numbers with mean 0 and variance 1."""
 
 
 class ClientHalf(ABC):
@@ -57,6 +66,9 @@ class ClientHalf(ABC):
     and `server_args` for its arguments, are tried out before a run."""
     server_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of the server's model."""
+    samples: int = 0
+    """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
+    many, and where so many do not fit into the memory a scenario is refused."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 
@@ -104,6 +116,18 @@ class ClientHalf(ABC):
             guidance: The client's last guidance.
         """
         return None
+
+    def rehearsal(self, client: ClientView) -> Rehearsal | None:
+        """Return what is trained on along with private samples in the local training that now begins.
+
+        In every step a batch as large as a private one is drawn of it. None: nothing.
+        """
+        return None
+
+    @property
+    def shapes_local_loss(self) -> bool:
+        """Whether clients minimise more than the cross entropy of private samples in local training."""
+        return self.teaches_locally or type(self).rehearsal is not ClientHalf.rehearsal
 
     @property
     def infers_from_guidance(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Arrays = Mapping[str, np.ndarray]
 Architecture = str
@@ -18,6 +18,9 @@ Architecture = str
 LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 """Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
 `[B]` of a private batch to a scalar that is added to the cross entropy."""
+
+RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
+"""Logits `[B, C]` and rows of targets `[B, ...]` of rehearsed samples to a scalar."""
 
 ServerLoss = Callable[..., "Tensor"]
 """Logits `[B, C]` and the batch's rows of every target array to a scalar."""
@@ -36,6 +39,21 @@ class FitSummary:
     start: Arrays
     steps: int
     lr: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """Samples that are nobody's, and that a client trains on along with its own: a batch of them a step.
+
+    Attributes:
+        samples: `[M, *input_shape]`.
+        targets: What the model shall say of each, `[M, ...]`.
+        loss: Added to the loss of the private batch.
+    """
+
+    samples: np.ndarray
+    targets: np.ndarray
+    loss: RehearsalLoss
 
 
 class ClientView(Protocol):
@@ -109,6 +127,16 @@ class ServerModels(Protocol):
 
     def trainable(self, architecture: Architecture) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients, in the model's order."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a sample, ``(channels, height, width)`` or ``(features,)``."""
+
+    def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
+        """Return a network on the CPU, of its own; without weights a fresh one, always the same."""
+
+    def seed(self, purpose: str) -> int:
+        """Return the seed of what the strategy draws itself for a purpose in this round."""
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""

@@ -90,6 +90,16 @@ class SmallServer:
                 nn.Linear(width, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, self.classes)
             )
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    def network(self, architecture: str, weights: Mapping[str, np.ndarray] | None = None) -> nn.Module:
+        return self.model(architecture) if weights is None else self._load(architecture, weights)
+
+    def seed(self, purpose: str) -> int:
+        return len(purpose)
+
     def initial_weights(self, architecture: str) -> dict[str, np.ndarray]:
         return state_of(self.model(architecture))
 
