@@ -34,6 +34,7 @@ STRATEGIES = Registry(
         "ktpfl": "fedkd.fusion.ktpfl:KTpFL",
         "scarlet": "fedkd.fusion.scarlet:Scarlet",
         "scaffold": "fedkd.fusion.scaffold:Scaffold",
+        "fedweit": "fedkd.fusion.fedweit:FedWeIT",
     },
     group="fedkd.strategies",
 )

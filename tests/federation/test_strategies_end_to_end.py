@@ -59,7 +59,8 @@ TABLES: dict[str, Any] = {
     "engine": {"kind": "inline"},
 }
 """Four clients, of whom three are sampled; some drop out and some are slow."""
-ALL = sorted(STRATEGIES.builtin)
+ALL = sorted(name for name in STRATEGIES.builtin if STRATEGIES.load(name).learner is None)
+"""Those without a stream of tasks."""
 
 
 def clients_for(strategy: str) -> list[dict[str, Any]]:
