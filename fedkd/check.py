@@ -276,7 +276,8 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
         return "none"
     if "weights" in strategy.needs:
         weights = size(sampled * parameters * np.dtype(scenario.fusion.upload_dtype).itemsize)
-        least = "about" if strategy.brings_model else "at least"
+        # What is made for a learner leaves some of them out, and sends something else now and then.
+        least = "about" if strategy.brings_model or strategy.learner is not None else "at least"
         return f"{least} {weights} up, {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
     from fedkd.server.trial import trial_exchange
 

@@ -93,6 +93,18 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             "fusion.strategy: 'scaffold' averages weights, and 'cuber' scales them for each task",
         ),
         (
+            ["continual.learner=fedweit", "fusion.strategy=flwr:FedAvg"],
+            "fusion.strategy: 'flwr:FedAvg' averages weights, and 'fedweit' gives each task weights of its",
+        ),
+        (
+            ["fusion.strategy=fedweit"],
+            "fusion.strategy: 'fedweit' exchanges what the learner 'fedweit' keeps of a stream of tasks; set",
+        ),
+        (
+            ["continual.learner=fedweit", "fusion.strategy=fedweit", "fusion.bank.decay=0.9"],
+            "fusion.bank: not allowed: 'fedweit' exchanges weights",
+        ),
+        (
             ["continual.learner=joint", "fusion.strategy=fd"],
             "fusion.strategy: 'fd' teaches the present task's classes in local training, where 'joint'",
         ),

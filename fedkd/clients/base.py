@@ -162,6 +162,17 @@ class Client(ABC):
         """Return sketches of what layers receive in the present task outside of bases, by their names."""
         return {}
 
+    def learned_by(self, round: int) -> tuple[int, ...]:
+        """Return the tasks that the client is through with at the end of a round, in its order."""
+        return ()
+
+    def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the client's learner has for a strategy that is made for it (see `ClientView`)."""
+        return {}
+
+    def tell_learner(self, arrays: Arrays) -> None:  # noqa: B027
+        """Hand the learner what it is to hear from such a strategy."""
+
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on the tasks of a stream, by the names of `fedkd.clients.task_metrics`."""
         return {}

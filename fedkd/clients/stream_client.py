@@ -172,6 +172,19 @@ class StreamClient(TorchClient):
         rows = self._part(round, len(y))
         return x[rows], y[rows]
 
+    def learned_by(self, round: int) -> tuple[int, ...]:
+        """Return the tasks that the client is through with at the end of a round, in its order."""
+        schedule = self._plan.schedule
+        return self._order[: schedule.place(self.index, round) + schedule.ends(self.index, round)]
+
+    def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the learner has for a strategy that is made for it."""
+        return self.learning.tell(tasks)
+
+    def tell_learner(self, arrays: Arrays) -> None:
+        """Hand the learner what it is to hear from such a strategy."""
+        self.learning.hear(arrays)
+
     # Training -----------------------------------------------------------------------------------------
 
     def _private_training(

@@ -106,6 +106,7 @@ class TorchClient(Client):
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss."""
         yield from self.set_out()
+        self._strategy.before_training(RoundView(self, round))
         training = self._scenario.training
         x, y, epochs = self._training_work(training.local_epochs, round)
         self.effect.forget()

@@ -190,6 +190,20 @@ class Learner:
         """Return figures about the last task that belong in the metrics, by name; none by default."""
         return {}
 
+    # Between client and server ------------------------------------------------------------------------
+
+    def tell(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
+        """Return what a strategy that is made for the learner may send, by names of the learner's choosing.
+
+        Args:
+            context: Its ``task`` has just been trained on.
+            tasks: Those that the strategy asks about besides, begun all of them.
+        """
+        return {}
+
+    def hear(self, context: LearnerContext, told: Tensors) -> None:
+        """Take what such a strategy has for the learner, ahead of a training on own samples."""
+
     # A step -------------------------------------------------------------------------------------------
 
     def effective(self, context: LearnerContext, task: int) -> Tensors:

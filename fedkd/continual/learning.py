@@ -25,6 +25,7 @@ from fedkd.namespaces import below, under
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import batch_starts
+from fedkd.training.weights import arrays_of, tensors_of
 
 MEMORY = "memory/"
 PROGRESS = "progress"
@@ -135,6 +136,19 @@ class TaskLearning:
         if self._keeps_statistics and task <= self.ended and task != self.context.task:
             return {**tensors, **recall_statistics(self.context, task)}
         return tensors
+
+    # Between client and server ------------------------------------------------------------------------
+
+    def tell(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the learner has for a strategy that is made for it, of some tasks besides."""
+        with torch.no_grad():
+            return arrays_of(self.learner.tell(self.context, tasks))
+
+    def hear(self, told: Mapping[str, np.ndarray]) -> None:
+        """Hand the learner what it is to hear from such a strategy."""
+        tensors = {name: tensor.to(self.context.device) for name, tensor in tensors_of(told).items()}
+        self.learner.hear(self.context, tensors)
+        self._track_peak()
 
     # Training -----------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ LEARNERS = Registry(
         "supsup": "fedkd.continual.supsup:SupSup",
         "ssnet": "fedkd.continual.ssnet:SSNeT",
         "exssnet": "fedkd.continual.exssnet:ExSSNeT",
+        "fedweit": "fedkd.continual.fedweit:FedWeIT",
     },
     group="fedkd.learners",
 )

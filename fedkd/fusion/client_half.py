@@ -58,6 +58,8 @@ class ClientHalf(ABC):
     """Whether every client's model is trained on all clients' samples."""
     uses_transfer_set: ClassVar[bool] = True
     """Whether clients or server look at transfer samples; where nobody does there may be none."""
+    learner: ClassVar[str | None] = None
+    """Name of the one learner that it works with, which keeps what is exchanged; None: it needs none."""
     pretrain_epochs: int = 0
     """Epochs in which a client trains on the labelled transfer set before it does anything else; a
     hyper-parameter of this name turns it on, and scenarios without such labels are refused then."""
@@ -101,6 +103,9 @@ class ClientHalf(ABC):
         if "targets" not in guidance:
             return None
         return guidance["targets"], guidance.get("samples")
+
+    def before_training(self, client: ClientView) -> None:  # noqa: B027
+        """Get ready for the local training that now begins, with what guidance has left on the client."""
 
     def gradient_correction(self, client: ClientView) -> Arrays | None:
         """Return what is added to every gradient of the local training that now begins, by parameter name.

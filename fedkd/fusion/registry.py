@@ -35,6 +35,7 @@ STRATEGIES = Registry(
         "scarlet": "fedkd.fusion.scarlet:Scarlet",
         "scaffold": "fedkd.fusion.scaffold:Scaffold",
         "target": "fedkd.fusion.target:Target",
+        "fedweit": "fedkd.fusion.fedweit:FedWeIT",
     },
     group="fedkd.strategies",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -96,6 +96,20 @@ class ClientView(Protocol):
     @property
     def last_fit(self) -> FitSummary:
         """The local training that this upload follows; only for a strategy that needs `weights`."""
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """The tasks of a stream that the client is through with, this round's training included, in order."""
+
+    def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the client's learner has for a strategy that is made for it, by names of its own.
+
+        Args:
+            tasks: Places in the client's order of earlier tasks that the strategy asks about besides.
+        """
+
+    def tell_learner(self, arrays: Arrays) -> None:
+        """Hand the learner what it is to hear from such a strategy."""
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         """Train on the transfer set to lower the strategy's `loss`, with the scenario's `distill_` settings.

@@ -82,6 +82,13 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         _check_backward(plan)
     if scenario.fusion.orthogonal is not None:
         _check_orthogonal(plan, models[0])
+    partner = plan.strategy.learner
+    if partner is not None and (plan.learner is None or plan.learner.name != partner):
+        raise UserError(
+            f"'{name}' exchanges what the learner '{partner}' keeps of a stream of tasks; set"
+            f' continual.learner = "{partner}"',
+            key=KEY,
+        )
     if plan.learner is not None:
         _check_learner(plan.learner, plan, data, models)
     if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
@@ -197,7 +204,8 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             )
         _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
-    if "weights" in needs and learner.isolates:
+    made_for_it = plan.strategy.learner == learner.name
+    if "weights" in needs and learner.isolates and not made_for_it:
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
             " averaging would overwrite; use a strategy that exchanges predictions",

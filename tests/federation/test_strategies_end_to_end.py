@@ -59,7 +59,12 @@ TABLES: dict[str, Any] = {
     "engine": {"kind": "inline"},
 }
 """Four clients, of whom three are sampled; some drop out and some are slow."""
-ALL = sorted(name for name in STRATEGIES.builtin if "class_stream" not in make_strategy(name, {}).needs)
+ALL = sorted(
+    name
+    for name in STRATEGIES.builtin
+    if STRATEGIES.load(name).learner is None and "class_stream" not in make_strategy(name, {}).needs
+)
+"""Those without a stream of tasks."""
 
 
 def clients_for(strategy: str) -> list[dict[str, Any]]:

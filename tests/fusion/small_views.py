@@ -24,6 +24,7 @@ class SmallClient:
         self._counts = counts
         self._weights = weights or {}
         self.memory: dict[str, np.ndarray] = {}
+        self.told: dict[str, np.ndarray] = {}
         self.distilled: list[tuple[np.ndarray, np.ndarray | None]] = []
 
     @property
@@ -50,6 +51,19 @@ class SmallClient:
 
     def trainable(self) -> tuple[str, ...]:
         return tuple(name for name in self._weights if name.rpartition(".")[2] in ("weight", "bias"))
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        return ()
+
+    def learner_tells(self, tasks) -> dict[str, np.ndarray]:
+        """Return a mask of ones for every weight, as of a learner that splits weights."""
+        return {
+            f"mask/{name}": np.ones(len(w), np.float32) for name, w in self._weights.items() if w.ndim > 1
+        }
+
+    def tell_learner(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.told |= arrays
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         self.distilled.append((targets, samples))
