@@ -12,7 +12,7 @@ from itertools import count
 from math import isnan
 from pathlib import Path
 from platform import python_version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,9 @@ from fedkd.tracking.recorder import (
     write_summary,
 )
 from fedkd.tracking.totals import Totals
+
+if TYPE_CHECKING:
+    from fedkd.continual.outcome import StreamOutcome
 
 SCENARIO = "scenario.toml"
 SCHEDULE = "schedule.json"
@@ -191,10 +194,15 @@ def finish_run(
     """
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
+    outcome = _outcome(plan, folder, rows, counted)
+    if outcome is not None:
+        from fedkd.report.continual import write_continual
+
+        write_continual(outcome, folder, tasks)
     if not plan.schedule.in_step:
         from fedkd.report.schedule import draw_schedule_figure
 
-        draw_schedule_figure(plan.schedule, folder, tasks)
+        draw_schedule_figure(plan.schedule, folder, tasks, outcome)
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,
@@ -207,7 +215,7 @@ def finish_run(
             "evaluation_bytes": totals.evaluation_bytes,
             "by_architecture": by_architecture(plan, rows, counted),
         },
-        "continual": _continual(plan, folder, rows, counted, tasks),
+        "continual": None if outcome is None else _continual(outcome),
         "at_chance": clients_at_chance(plan, read_warnings(folder)),
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
@@ -270,24 +278,26 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
     }
 
 
-def _continual(
-    plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int], tasks: Sequence[str]
-) -> dict[str, Any] | None:
-    """Write the files of a run over a stream of tasks; return what its summary says of it.
+def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int]) -> StreamOutcome | None:
+    """Return what a run over a stream of tasks reached; None: there is no stream."""
+    scenario = plan.scenario
+    if scenario.continual is None:
+        return None
+    from fedkd.continual.outcome import stream_outcome
+
+    epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
+    courses = plan.schedule.every_course()
+    return stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted)
+
+
+def _continual(outcome: StreamOutcome) -> dict[str, Any]:
+    """Return what the summary of a run over a stream of tasks says of it.
 
     Every figure (see `StreamOutcome.figures`) is spread over the clients that have it, with the worst one's
     value; None where nobody has it.
     """
-    scenario, courses = plan.scenario, plan.schedule.every_course()
-    if scenario.continual is None:
-        return None
-    from fedkd.continual.outcome import stream_outcome
-    from fedkd.report.continual import write_continual
     from fedkd.report.metrics import metric
 
-    epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
-    outcome = stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted)
-    write_continual(outcome, folder, tasks)
     table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
     for name, per_client in outcome.figures().items():
         values = [value for value in per_client.values() if not isnan(value)]

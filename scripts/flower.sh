@@ -33,10 +33,21 @@ PY
 )
 export FLWR_LOCAL_SUPERLINK_HTTP_API_PORT FLWR_LOCAL_CONTROL_API_PORT
 
+# Flower gives its SuperLink 15 s to start, which a busy machine may not manage at once.
+run() {
+  for attempt in 1 2 3 4; do
+    if { flwr run "$@" 2>&1 >&3 | tee "$home/said" >&2; } 3>&1; then
+      return
+    fi
+    grep -q "Failed to start local SuperLink" "$home/said" || return 1
+  done
+  return 1
+}
+
 if [ -d "$1" ]; then
   app=$(realpath "$1") nodes=$2
   shift 2
-  flwr run "$app" --stream ${1:+--run-config "$*"} --federation-config "num-supernodes=$nodes"
+  run "$app" --stream ${1:+--run-config "$*"} --federation-config "num-supernodes=$nodes"
   if ! flwr list --format json | grep -q "finished:completed"; then
     echo "error: the run did not finish; see the log above" >&2
     exit 3
@@ -53,7 +64,7 @@ from fedkd.plan.load import load_scenario
 print(load_scenario(sys.argv[1], sys.argv[2:]).data.clients)
 PY
 )
-flwr run "$fedkd" --stream \
+run "$fedkd" --stream \
   --run-config "scenario=\"$scenario\" out=\"$out\" set=\"$overrides\"" \
   --federation-config "num-supernodes=$clients"
 if [ ! -e "$out/summary.json" ]; then

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import isnan, nan
 from numbers import Real
 
@@ -13,24 +12,23 @@ from torch import Tensor, nn
 
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, Split
+from fedkd.clients.lesson import joined, lesson, of_task, some
 from fedkd.clients.own_samples import OwnSamples, part_of_round
 from fedkd.clients.task_metrics import TaskMetric
+from fedkd.clients.task_tests import TaskTests
 from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
 from fedkd.clients.upload import leave
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.sketch import layer_sketches
 from fedkd.continual.subspace import has_own_heads, protected_layers
-from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
-from fedkd.scenario.stream import TASK_INFERENCE_RATE, accuracy_name, main_protocol, protocols
-from fedkd.training.chance import guessing_right
-from fedkd.training.early_stopping import EarlyStopping
-from fedkd.training.evaluate import Score, predict_in_batches
+from fedkd.scenario.stream import TASK_INFERENCE_RATE, accuracy_name
+from fedkd.training.evaluate import Score
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer_state import of_model
@@ -72,16 +70,8 @@ class StreamClient(TorchClient):
         self._order = plan.schedule.order(index)
         super().__init__(plan, index, self._tasks[self._order[0]], model, poison)
         self._continual = continual
-        self._stream = stream
-        self._unit_class = np.array(stream.unit_class)
-        self._protocols = protocols(scenario)
-        self._main = main_protocol(scenario)
-        self._asks_without_task = continual.evaluate_without_task
         self._curves: dict[str, list[float]] = {}
         self._taught_again: dict[int, int] = {}  # old task to the round of its last guidance
-        # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
-        self._tasks_before: tuple[int, np.ndarray] = (0, self._nothing_measured())
-        self._tasks_after = self._nothing_measured()
         self.learning = TaskLearning(
             plan.learner,
             self.model,
@@ -92,6 +82,10 @@ class StreamClient(TorchClient):
             client=index,
             batch_size=scenario.training.batch_size,
         )
+        self.tests = TaskTests(scenario, index, stream, self._order, self.learning, self._on_device)
+        # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
+        self._tasks_before: tuple[int, np.ndarray] = (0, self.tests.nothing())
+        self._tasks_after = self.tests.nothing()
 
     def _samples(self, place: int) -> tuple[Tensor, Tensor]:
         """Return the samples and labels that the client trains on of the task at a place in its order."""
@@ -193,7 +187,7 @@ class StreamClient(TorchClient):
         continual, local_epochs = self._continual, self._scenario.training.local_epochs
         self._curves = {}
         if self.learning.learner.shapes_training:
-            job = self._as_the_learner_wants(job, round, proximal)
+            job = self._lesson(job, round, proximal)
         return self.learning.fit(
             job,
             first_epoch=self._plan.schedule.rounds_into_task(self.index, round) * local_epochs,
@@ -201,61 +195,32 @@ class StreamClient(TorchClient):
             after_epoch=self._after_epoch if continual.evaluate_epochs else None,
         )
 
-    def _as_the_learner_wants(self, job: TrainJob, round: int, proximal: ProximalTerm | None) -> TrainJob:
+    def _lesson(self, job: TrainJob, round: int, proximal: ProximalTerm | None) -> TrainJob:
         """Return the job with the learner's loss, on samples of the tasks it names and those it remembers.
 
-        A straggler trains on less of each. Nothing but FedProx's pull is added to the loss: what a strategy
-        teaches in local training is about the present task's classes, so that such a one is refused.
+        A straggler trains on less of each.
         """
         learner, context = self.learning.learner, self.learning.context
         tasks, rehearsed = learner.training_tasks(context), learner.rehearsed(context)
-
-        def criterion(outputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
-            return learner.criterion(context, outputs, labels, of_task)
-
-        def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
-            value = criterion(model.outputs(inputs), labels, of_task)
-            return value if proximal is None else value + proximal(model)
-
-        def scored_loss(
-            model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            value = loss(model, inputs, labels, of_task)  # the model has the outputs of these inputs at hand
-            return value, context.correct(model.outputs(inputs), labels, of_task)
-
-        stopping, wanted = None, self._scenario.training.early_stopping
-        if wanted is not None and tasks:
-            held_out = _joined([_of_task(task, *self._samples_kept_apart(task)) for task in tasks])
-            if len(held_out.labels):
-                stopping = EarlyStopping(held_out, criterion, wanted.patience, outputs=TaskModel.outputs)
-        parts = [self._lesson(task, round) for task in tasks]
+        held_out, stopping = None, self._scenario.training.early_stopping
+        if stopping is not None and tasks:
+            held_out = joined([of_task(task, *self._samples_kept_apart(task)) for task in tasks])
+        parts = [self._of_round(task, round) for task in tasks]
         if rehearsed is not None:
             parts.append(rehearsed)
         kept = self._straggle(round, [len(part.labels) for part in parts])
         if kept is not None:
             rows = [torch.from_numpy(own).to(context.device) for own in kept]
-            parts = [
-                Episode(*(values[own] for values in part)) for own, part in zip(rows, parts, strict=True)
-            ]
-        arrays = _joined(parts)
-        return replace(
-            job,
-            arrays=arrays,
-            loss=loss,
-            scored_loss=scored_loss,
-            guessing=sum(
-                guessing_right(arrays.labels[arrays.tasks == task].cpu()) for task in arrays.tasks.unique()
-            ),
-            early_stopping=stopping,
-        )
+            parts = [some(part, own) for own, part in zip(rows, parts, strict=True)]
+        patience = 0 if stopping is None else stopping.patience
+        return lesson(job, self.learning, joined(parts), held_out, patience, proximal)
 
-    def _lesson(self, task: int, round: int) -> Episode:
+    def _of_round(self, task: int, round: int) -> Episode:
         """Return the samples of a task that a round trains on."""
-        whole = _of_task(task, *self._samples(task))
+        whole = of_task(task, *self._samples(task))
         if task != self.learning.task or not self._continual.online:
             return whole
-        rows = torch.from_numpy(self._part(round, len(whole.labels))).to(whole.labels.device)
-        return Episode(*(values[rows] for values in whole))
+        return some(whole, torch.from_numpy(self._part(round, len(whole.labels))).to(whole.labels.device))
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
         return self.learning.distil(job)
@@ -265,7 +230,7 @@ class StreamClient(TorchClient):
 
         No private samples come in, whatever `private_weight` says: those of old tasks are gone.
         """
-        place = self._place_of(task)
+        place = self.tests.place_of(task)
         if round <= self._taught_again.get(task, 0) or place >= self.learning.task:
             return
         self._taught_again[task] = round
@@ -282,8 +247,8 @@ class StreamClient(TorchClient):
         yield from self.learning.teach_again(self._distillation(arrays, loss, round, task), place)
 
     def _after_epoch(self) -> None:
-        accuracies, _ = self._accuracies(self._order[self.learning.task])
-        row = accuracies[self._protocols.index(self._main)]
+        accuracies, _ = self.tests.accuracies(self._order[self.learning.task])
+        row = accuracies[self.tests.main]
         for split, accuracy in zip(SPLITS, row.tolist(), strict=True):
             if not isnan(accuracy):  # there may be no local test sets
                 self._curves.setdefault(split, []).append(accuracy)
@@ -308,9 +273,9 @@ class StreamClient(TorchClient):
         """
         super().remember_trained(round, changes=changes)
         if changes:
-            before, _ = self._measure(self._met())
+            before, _ = self.tests.measure(self.tests.met())
             self._tasks_before = (round, before)
-            self.effect.begin_at(dict(zip(SPLITS, self._so_far(before), strict=True)))
+            self.effect.begin_at(dict(zip(SPLITS, self.tests.so_far(before), strict=True)))
 
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on all tasks met so far and on the next one, and where they have dropped.
@@ -318,12 +283,12 @@ class StreamClient(TorchClient):
         At round 0, before any training, all that the client will meet are measured. What is not measured is
         NaN.
         """
-        met = self._met()
+        met = self.tests.met()
         measured = self._order if round == 0 else self._order[: self.learning.task + 2]
-        now, inferred = self._measure(measured)
+        now, inferred = self.tests.measure(measured)
         found = {
             TaskMetric(accuracy_name(protocol), split, t).key: float(now[p, s, t])
-            for p, protocol in enumerate(self._protocols)
+            for p, protocol in enumerate(self.tests.protocols)
             for s, split in enumerate(SPLITS)
             for t in range(len(self._tasks))
         }
@@ -332,7 +297,7 @@ class StreamClient(TorchClient):
             for s, split in enumerate(SPLITS)
             for t in range(len(self._tasks))
         }
-        main = self._protocols.index(self._main)
+        main = self.tests.main
         round_before, before = self._tasks_before
         guided = round_before == round and round > 0
         for s, split in enumerate(SPLITS):
@@ -345,16 +310,10 @@ class StreamClient(TorchClient):
                 found[TaskMetric("temporal_forgetting", split, t).key] = float(known - learned)
         self._tasks_after = now
         if round > 0:
-            for split, accuracy in zip(SPLITS, self._so_far(now), strict=True):
+            for split, accuracy in zip(SPLITS, self.tests.so_far(now), strict=True):
                 moments = self.effect.two_moments(round, split, accuracy)
                 found |= {f"{name}_{split}": value for name, value in moments.items()}
         return found
-
-    def _so_far(self, accuracies: np.ndarray) -> tuple[float, float]:
-        """Return the means over all tasks so far in the main protocol, local and global."""
-        main = accuracies[self._protocols.index(self._main)][:, self._met()]
-        local, common = (float(np.mean(of_split)) for of_split in main)
-        return local, common
 
     def learner_report(self, round: int) -> dict[str, float]:
         """Return what the learner keeps of the tasks so far, in bytes, and what it says about the last."""
@@ -375,92 +334,13 @@ class StreamClient(TorchClient):
             )
         return costs | {name: float(value) for name, value in told.items()}
 
-    def _nothing_measured(self) -> np.ndarray:
-        return np.full((len(self._protocols), len(SPLITS), len(self._tasks)), nan)
-
-    def _met(self) -> list[int]:
-        """Return the tasks that were begun, each once, the present one last."""
-        begun = self._order[: self.learning.task + 1]
-        return list(dict.fromkeys(reversed(begun)))[::-1]
-
-    def _measure(self, tasks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return accuracies [protocols, splits, T] and rates of inference [splits, T], NaN: not measured."""
-        measured, inferred = self._nothing_measured(), np.full((len(SPLITS), len(self._tasks)), nan)
-        for task in dict.fromkeys(tasks):
-            measured[:, :, task], inferred[:, task] = self._accuracies(task)
-        return measured, inferred
-
-    def _accuracies(self, task: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return accuracies [protocols, splits] on one task, and how often it is inferred [splits].
-
-        The latter is NaN where the learner infers none, or has not met this one.
-        """
-        model = self.learning.model(self._place_of(task))
-        shares = np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
-        return shares[:2], shares[2]
-
-    def _place_of(self, task: int) -> int:
-        """Return where in the client's order a task was last begun, or will first be."""
-        begun = self._order[: self.learning.task + 1]
-        if task in begun:
-            return len(begun) - 1 - begun[::-1].index(task)
-        return self._order.index(task)
-
-    def _shares(
-        self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray
-    ) -> tuple[float, float, float]:
-        """Return the shares of samples right with the task given, right without, and inferred to be its."""
-        if not len(y):
-            return nan, nan, nan
-        info = self._stream[task]
-        outputs = self._outputs(model, x)
-        own = np.array(info.own_units)
-        target = np.array(info.units)[y]
-        given = own[outputs[:, own].argmax(axis=1)] == target
-        if not self._asks_without_task:
-            return float(given.mean()), nan, nan
-        open_outputs, rate = self._without_task(task, outputs, x)
-        guess = open_outputs[:, : self._stream.outputs].argmax(axis=1)
-        unknown = self._unit_class[guess] == self._unit_class[target]
-        return float(given.mean()), float(unknown.mean()), rate
-
-    def _outputs(self, model: TaskModel, x: np.ndarray) -> np.ndarray:
-        """Return what stands for all outputs `[n, O]` in an evaluation with the task given."""
-        learner, context = self.learning.learner, self.learning.context
-        answers = predict_in_batches(model, lambda x: learner.answers(context, model, x), self._on_device(x))
-        return answers.cpu().numpy()
-
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return those `[n, C]` of the present task."""
         if not self.learning.learner.overrides("answers"):
             return super()._answer(x)
         model = self.learning.model()
-        outputs = self._outputs(model, x)
+        outputs = self.tests.outputs(model, x)
         return outputs if model.units is None else outputs[:, model.units.cpu().numpy()]
-
-    def _without_task(self, task: int, given: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return all outputs for samples whose task is not known, and how often it was inferred.
-
-        Args:
-            task: That the samples are of.
-            given: Their outputs with the task given, which stand where it plays no part.
-            x: The samples.
-        """
-        learner, context = self.learning.learner, self.learning.context
-        if not learner.tells_tasks_apart:
-            return given, nan
-        present, right = self.learning.model(), list[Tensor]()
-        places = [place for place, of_place in enumerate(self._order) if of_place == task]
-
-        def outputs(batch: Tensor) -> Tensor:
-            found, tasks = learner.outputs_and_tasks(context, present, batch)
-            if tasks is not None:
-                right.append(tasks[:, places].any(dim=1))
-            return found
-
-        found = predict_in_batches(present, outputs, self._on_device(x)).cpu().numpy()
-        known = right and self.learning.knows(self._place_of(task))
-        return found, float(torch.cat(right).double().mean()) if known else nan
 
     # State --------------------------------------------------------------------------------------------
 
@@ -482,13 +362,3 @@ class StreamClient(TorchClient):
         self.learning.restore(below(LEARNER, arrays))
         if self.learning.task >= 0:
             self.data = self._tasks[self._order[self.learning.task]]
-
-
-def _of_task(task: int, x: Tensor, y: Tensor) -> Episode:
-    """Return samples and labels with their task."""
-    return Episode(x, y, torch.full((len(y),), task, device=y.device))
-
-
-def _joined(parts: Sequence[Episode]) -> Episode:
-    """Return samples of several tasks in one."""
-    return Episode(*map(torch.cat, zip(*parts, strict=True)))

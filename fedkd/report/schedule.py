@@ -12,7 +12,10 @@ from fedkd.plan.schedule import Schedule
 from fedkd.report.style import COLOUR_MAP, house_style, new_figure, save
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from fedkd.continual.outcome import StreamOutcome
 
 NAME = "schedule"
 AWAY, THERE = "·", "x"
@@ -22,20 +25,29 @@ LEGEND_TASKS = 12
 """Tasks up to which a legend names each; of more, a bar has the colours."""
 
 
-def draw_schedule_figure(schedule: Schedule, folder: Path, names: Sequence[str] = ()) -> list[Path]:
+def draw_schedule_figure(
+    schedule: Schedule, folder: Path, names: Sequence[str] = (), outcome: StreamOutcome | None = None
+) -> list[Path]:
     """Draw a schedule into a run folder as `schedule.png` and `.svg`; return the files.
 
     Args:
         schedule: Whose.
         folder: The run folder.
         names: Of the tasks; empty: they are numbered.
+        outcome: What the run over the tasks reached; None: there is no stream.
     """
     with house_style():
-        return save(schedule_figure(schedule, names), folder, NAME)
+        return save(schedule_figure(schedule, names, outcome), folder, NAME)
 
 
-def schedule_figure(schedule: Schedule, names: Sequence[str] = ()) -> Figure:
-    """Draw who learns which task when; white where a client is away. Sampling and dropout are not in it."""
+def schedule_figure(
+    schedule: Schedule, names: Sequence[str] = (), outcome: StreamOutcome | None = None
+) -> Figure:
+    """Draw who learns which task when; white where a client is away. Sampling and dropout are not in it.
+
+    Beside it, if there is an outcome, how well each client knows each of its tasks at the end, on the common
+    test sets and in the scenario's own protocol, and the mean over them.
+    """
     from matplotlib import colormaps
     from matplotlib.patches import Patch
 
@@ -45,7 +57,10 @@ def schedule_figure(schedule: Schedule, names: Sequence[str] = ()) -> Figure:
         for span in schedule.course(client):
             table[client, span.first - 1 : span.last] = span.task or 0
     figure = new_figure(6.8, min(1.4 + 0.16 * schedule.clients, 6.0))
-    axes = figure.subplots()
+    if outcome is None:
+        axes, beside = figure.subplots(), None
+    else:
+        axes, beside = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
     axes.grid(False)
     colours = colormaps[COLOUR_MAP].resampled(max(tasks, 2))
     extent = (0.5, schedule.rounds + 0.5, schedule.clients - 0.5, -0.5)
@@ -58,6 +73,8 @@ def schedule_figure(schedule: Schedule, names: Sequence[str] = ()) -> Figure:
     axes.set_yticks(range(0, schedule.clients, -(-schedule.clients // MOST_TICKS)))
     axes.set_xlabel("round")
     axes.set_ylabel("client")
+    if beside is not None and outcome is not None:
+        _draw_ends(beside, outcome, [colours(task) for task in range(max(tasks, 2))])
     if 1 < tasks <= LEGEND_TASKS:
         labels = [names[task] if names else f"task {task}" for task in range(tasks)]
         patches = [Patch(color=colours(task), label=label) for task, label in enumerate(labels)]
@@ -65,6 +82,21 @@ def schedule_figure(schedule: Schedule, names: Sequence[str] = ()) -> Figure:
     elif tasks > 1:
         figure.colorbar(image, ax=axes, label="task", pad=0.02)
     return figure
+
+
+def _draw_ends(axes: Axes, outcome: StreamOutcome, colours: Sequence[tuple[float, ...]]) -> None:
+    """Draw the accuracies of every client at the end, a dot a task and a line at their mean."""
+    test = outcome.test(outcome.evaluation, "global")
+    for client, (R, _) in test.clients.items():
+        tasks, end = outcome.lessons[client].tasks, 100.0 * R[-1]
+        axes.vlines(end.mean(), client - 0.4, client + 0.4, colors="black", linewidth=1.2)
+        axes.scatter(
+            end, [client] * len(tasks), c=[colours[task] for task in tasks], s=14, edgecolors="black",
+            linewidths=0.3, zorder=3,
+        )  # fmt: skip
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(left=False)
+    axes.set_xlabel("accuracy at the end (%)")
 
 
 def schedule_lines(schedule: Schedule, width: int, height: int) -> list[str]:

@@ -99,11 +99,11 @@ def test_a_task_that_comes_back_is_known_as_it_was_learned_last(tables):
         live(round, fusing, clients, schedule)
     for n, client in clients.items():
         first, second = schedule.order(n)[:2]
-        assert client.learning.task == 2 and client._met() == [second, first]
-        assert (client._place_of(first), client._place_of(second)) == (2, 1)
+        assert client.learning.task == 2 and client.tests.met() == [second, first]
+        assert (client.tests.place_of(first), client.tests.place_of(second)) == (2, 1)
         measured = client.task_metrics(3)
         assert {key for key, value in measured.items() if "temporal" in key and not np.isnan(value)} == set()
-        now = np.array([client._accuracies(task)[0] for task in (first, second)])
+        now = np.array([client.tests.accuracies(task)[0] for task in (first, second)])
         assert not np.isnan(now[:, 0, 1]).any()
 
 

@@ -151,13 +151,14 @@ def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session
 def test_flowers_own_runtime_agrees(kind, inline, tmp_path):
     path = write_scenario(tmp_path, kind)
     out = tmp_path / "flower"
-    subprocess.run(
+    done = subprocess.run(
         ["bash", str(REPOSITORY / "scripts" / "flower.sh"), str(path), str(out)],
-        check=True,
         timeout=240,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (out / "metrics.jsonl").read_bytes() == inline(kind)
 
 

@@ -49,11 +49,12 @@ def test_it_does_the_same_on_flowers_runtime_and_in_one_process(modules, tmp_pat
     assert all(round["accuracy"] != round["accuracy_trained"] for round in reached.values())
 
     words = [APP, NODES, "local-epochs=2", f'out="{tmp_path / "flower.json"}"']
-    subprocess.run(
+    done = subprocess.run(
         ["bash", str(REPOSITORY / "scripts" / "flower.sh"), *map(str, words)],
-        check=True,
         timeout=240,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
+        text=True,
     )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "flower.json").read_text()) == reached

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.testing import assert_allclose
+
+from fedkd.continual.lessons import Lessons
+from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.plan.schedule import Participation, Schedule, Span
 from fedkd.report.schedule import draw_schedule_figure, schedule_figure, schedule_lines
 
@@ -35,3 +40,18 @@ def test_the_picture_has_a_row_a_client_a_column_a_round_and_nothing_where_someb
     assert table.filled(-1).tolist() == [[0, 0, 2, 2, 2, 2], [-1, 1, 1, -1, 0, -1], [0, 0, 2, 2, 2, 2]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero", "one", "two"]
     assert [file.name for file in draw_schedule_figure(TWO, tmp_path)] == ["schedule.png", "schedule.svg"]
+
+
+def test_beside_it_stands_what_each_client_knows_of_its_own_tasks_at_the_end(tmp_path):
+    nothing, ends = np.zeros(2), {0: [0.6, 0.9], 1: [0.5, 0.7], 2: [0.8, 1.0]}
+    clients = {client: (np.array([[0.1, 0.2], end]), nothing) for client, end in ends.items()}
+    test = ProtocolOutcome("task_incremental", "global", np.zeros((2, 2)), nothing, clients, {})
+    lessons = tuple(Lessons.of(TWO.course(client)) for client in range(3))
+    outcome = StreamOutcome(3, "task_incremental", (test,), {}, frozenset(range(3)), lessons, False)
+    of_tasks, axes = schedule_figure(TWO, ["zero", "one", "two"], outcome).axes
+    assert [line.get_segments()[0][0][0] for line in axes.collections[::2]] == [75.0, 60.0, 90.0]
+    colours = of_tasks.get_images()[0].cmap
+    for client, dots in enumerate(axes.collections[1::2]):
+        assert_allclose(dots.get_offsets()[:, 0], 100 * np.array(ends[client]))
+        assert_allclose(dots.get_facecolors(), [colours(task) for task in lessons[client].tasks])
+    assert draw_schedule_figure(TWO, tmp_path, (), outcome)[1].stat().st_size > 0

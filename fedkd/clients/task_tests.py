@@ -1,0 +1,146 @@
+"""How well a client knows each task of its stream: with the task given, and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import nan
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedkd.clients.guidance_effect import SPLITS
+from fedkd.continual.learning import TaskLearning
+from fedkd.continual.task_model import TaskModel
+from fedkd.data.stream import FederatedStream
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.stream import main_protocol, protocols
+from fedkd.training.evaluate import predict_in_batches
+
+
+class TaskTests:
+    """Asks a learner's network about the test samples of tasks.
+
+    Args:
+        scenario: What to simulate.
+        client: Client index, 0-based.
+        stream: All tasks of the federation.
+        order: The client's tasks, in its own order.
+        learning: What the client has learned; a task of its is a place in that order.
+        on_device: Brings samples to where the network is.
+
+    Attributes:
+        protocols: How tasks are asked about: with the task given, and perhaps without.
+        main: Place of the scenario's own among them.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        client: int,
+        stream: FederatedStream,
+        order: Sequence[int],
+        learning: TaskLearning,
+        on_device: Callable[[np.ndarray], Tensor],
+    ) -> None:
+        assert scenario.continual is not None
+        self.protocols = protocols(scenario)
+        self.main = self.protocols.index(main_protocol(scenario))
+        self._asks_without_task = scenario.continual.evaluate_without_task
+        self._stream, self._tasks = stream, stream.client(client)
+        self._unit_class = np.array(stream.unit_class)
+        self._order, self._learning = tuple(order), learning
+        self._on_device = on_device
+
+    # The client's tasks -------------------------------------------------------------------------------
+
+    def met(self) -> list[int]:
+        """Return the tasks that were begun, each once, the present one last."""
+        begun = self._order[: self._learning.task + 1]
+        return list(dict.fromkeys(reversed(begun)))[::-1]
+
+    def place_of(self, task: int) -> int:
+        """Return where in the client's order a task was last begun, or will first be."""
+        begun = self._order[: self._learning.task + 1]
+        if task in begun:
+            return len(begun) - 1 - begun[::-1].index(task)
+        return self._order.index(task)
+
+    # Accuracies ---------------------------------------------------------------------------------------
+
+    def nothing(self) -> np.ndarray:
+        """Return the accuracies [protocols, splits, T] of nothing measured, NaN."""
+        return np.full((len(self.protocols), len(SPLITS), len(self._tasks)), nan)
+
+    def measure(self, tasks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return accuracies [protocols, splits, T] and rates of inference [splits, T], NaN: not measured."""
+        measured, inferred = self.nothing(), np.full((len(SPLITS), len(self._tasks)), nan)
+        for task in dict.fromkeys(tasks):
+            measured[:, :, task], inferred[:, task] = self.accuracies(task)
+        return measured, inferred
+
+    def accuracies(self, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return accuracies [protocols, splits] on one task, and how often it is inferred [splits].
+
+        The latter is NaN where the learner infers none, or has not met this one.
+        """
+        model = self._learning.model(self.place_of(task))
+        shares = np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
+        return shares[:2], shares[2]
+
+    def so_far(self, accuracies: np.ndarray) -> tuple[float, float]:
+        """Return the means over all tasks met in the main protocol, local and global.
+
+        Args:
+            accuracies: As `measure` returns them.
+        """
+        local, common = (float(np.mean(of_split)) for of_split in accuracies[self.main][:, self.met()])
+        return local, common
+
+    def outputs(self, model: TaskModel, x: np.ndarray) -> np.ndarray:
+        """Return what stands for all outputs `[n, O]` in an evaluation with the task given."""
+        learner, context = self._learning.learner, self._learning.context
+        answers = predict_in_batches(model, lambda x: learner.answers(context, model, x), self._on_device(x))
+        return answers.cpu().numpy()
+
+    def _shares(
+        self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray
+    ) -> tuple[float, float, float]:
+        """Return the shares of samples right with the task given, right without, and inferred to be its."""
+        if not len(y):
+            return nan, nan, nan
+        info = self._stream[task]
+        outputs = self.outputs(model, x)
+        own = np.array(info.own_units)
+        target = np.array(info.units)[y]
+        given = own[outputs[:, own].argmax(axis=1)] == target
+        if not self._asks_without_task:
+            return float(given.mean()), nan, nan
+        open_outputs, rate = self._without_task(task, outputs, x)
+        guess = open_outputs[:, : self._stream.outputs].argmax(axis=1)
+        unknown = self._unit_class[guess] == self._unit_class[target]
+        return float(given.mean()), float(unknown.mean()), rate
+
+    def _without_task(self, task: int, given: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return all outputs for samples whose task is not known, and how often it was inferred.
+
+        Args:
+            task: That the samples are of.
+            given: Their outputs with the task given, which stand where it plays no part.
+            x: The samples.
+        """
+        learner, context = self._learning.learner, self._learning.context
+        if not learner.tells_tasks_apart:
+            return given, nan
+        present, right = self._learning.model(), list[Tensor]()
+        places = [place for place, of_place in enumerate(self._order) if of_place == task]
+
+        def outputs(batch: Tensor) -> Tensor:
+            found, tasks = learner.outputs_and_tasks(context, present, batch)
+            if tasks is not None:
+                right.append(tasks[:, places].any(dim=1))
+            return found
+
+        found = predict_in_batches(present, outputs, self._on_device(x)).cpu().numpy()
+        known = right and self._learning.knows(self.place_of(task))
+        return found, float(torch.cat(right).double().mean()) if known else nan
