@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,25 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(Path(__file__).parent))  # for `processes`: pytest's importlib mode leaves it off the path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def laid_out() -> Iterator[Any]:
+    """Have figures laid out and not rendered: most runs end with some, which take longer than a small run."""
+    from matplotlib.figure import Figure
+
+    with pytest.MonkeyPatch.context() as patch:
+        savefig = Figure.savefig
+        patch.setattr(Figure, "savefig", lambda *arguments, **options: None)
+        yield savefig
+
+
+@pytest.fixture(scope="module")
+def rendered(laid_out: Any) -> Iterator[None]:
+    """Have figures rendered, for tests of what is in their files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", laid_out)
+        yield
 
 
 @pytest.fixture(scope="session")

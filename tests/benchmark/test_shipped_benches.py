@@ -67,13 +67,7 @@ def test_dry_run(path, tmp_path, capsys, data_root, read_once, monkeypatch):
     assert "time   about" in capsys.readouterr().out
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Lay figures out, and write nothing into their files: drawing them takes longer than what they show."""
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **options: None)
-
-
-def test_quickstart_shortened(tmp_path, undrawn):
+def test_quickstart_shortened(tmp_path):
     result = bench(
         FOLDER / "quickstart.toml", out=tmp_path, overrides=["rounds=1", "seeds=1", "parallel=false"]
     )
@@ -82,7 +76,7 @@ def test_quickstart_shortened(tmp_path, undrawn):
 
 
 @pytest.mark.parametrize("name", SHORT_STREAMS)
-def test_streams_shortened(name, tmp_path, data_root, read_once, undrawn, monkeypatch):
+def test_streams_shortened(name, tmp_path, data_root, read_once, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(data_root))
     # Laying out each cell's matrix takes longer than its run, and is tested elsewhere.
     monkeypatch.setattr("fedkd.report.continual.draw_accuracy_matrix", lambda *arguments: None)

@@ -17,6 +17,8 @@ from fedkd.report.accuracy_matrix import MOST_NUMBERS, accuracy_matrix_figure
 from fedkd.report.continual import matrix_csv, metrics_csv, write_continual
 from fedkd.report.metrics import metric
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 nan = np.nan
 R = np.array([[0.9, 0.5], [0.25, 0.75]])
 b = np.array([0.5, 0.375])

@@ -12,6 +12,8 @@ from fedkd.report.scatter import accuracy_against_stored
 from fedkd.report.study import StudyAxis
 from fedkd.report.style import BASELINE_COLOUR, group_looks
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 ALL = {
     "rounds-accuracy_local",
     "traffic-accuracy_local",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose
 
 from fedkd.continual.lessons import Lessons
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.plan.schedule import Participation, Schedule, Span
 from fedkd.report.schedule import draw_schedule_figure, schedule_figure, schedule_lines
+
+pytestmark = pytest.mark.usefixtures("rendered")
 
 TWO = Schedule(
     clients=3,
