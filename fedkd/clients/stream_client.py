@@ -18,8 +18,10 @@ from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
 from fedkd.clients.upload import leave
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.shared_mask import SharedMask, fingerprint
 from fedkd.continual.sketch import layer_sketches
 from fedkd.continual.subspace import has_own_heads, protected_layers
+from fedkd.continual.supermask import SupermaskLearner
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
@@ -90,7 +92,14 @@ class StreamClient(TorchClient):
             seed=scenario.seed,
             client=index,
             batch_size=scenario.training.batch_size,
+            common_tasks=self._order if "masks" in plan.strategy.needs else None,
         )
+        self._begun_with = self._fingerprint() if "masks" in plan.strategy.needs else None
+
+    def _fingerprint(self) -> np.ndarray:
+        learner = self.learning.learner
+        assert isinstance(learner, SupermaskLearner)
+        return fingerprint(learner.memory(self.learning.context).weights)
 
     def _samples(self, place: int) -> tuple[Tensor, Tensor]:
         """Return the samples and labels that the client trains on of the task at a place in its order."""
@@ -156,6 +165,12 @@ class StreamClient(TorchClient):
         shares = {LEFT + name: np.array(own.left, dtype=np.float32) for name, own in found.items()}
         said = sketches | shares
         return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
+
+    def supermask(self) -> SharedMask:
+        """Return the mask of the present task."""
+        learner = self.learning.learner
+        assert isinstance(learner, SupermaskLearner) and self._begun_with is not None
+        return SharedMask(learner, self.learning.context, self._begun_with)
 
     # Training -----------------------------------------------------------------------------------------
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Need = Literal[
-    "gradients", "features", "weights", "one_architecture", "plain_sgd", "transfer_labels", "server"
+    "gradients", "features", "weights", "masks", "one_architecture", "plain_sgd", "transfer_labels", "server"
 ]
-"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send, of
-one architecture, trained by SGD without momentum; labels of the transfer set on the server; a server that
-trains models of its own."""
+"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send,
+with a learner whose masks mean something to others, of one architecture, trained by SGD without momentum;
+labels of the transfer set on the server; a server that trains models of its own."""
 
 
 class ClientHalf(ABC):
