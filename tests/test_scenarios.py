@@ -86,6 +86,7 @@ def test_there_are_scenarios():
         "own-orders",
         "fot-permuted-mnist",
         "federated-backward-transfer",
+        "federated-supermasks",
     }
 
 
