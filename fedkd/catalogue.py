@@ -28,6 +28,8 @@ NEEDS = {
     "plain_sgd": 'training.optimizer = "sgd"',
     "transfer_labels": "labels of the transfer set on the server",
     "server": "a server that trains a model",
+    "class_stream": "a class-incremental stream in lockstep",
+    "normalised_samples": "normalised samples",
 }
 """What a strategy may need of clients and server, for people; weights are what clients send."""
 
@@ -55,6 +57,8 @@ def strategies() -> Iterator[str]:
         if strategy.reach():
             yield _row("", f"  guides {strategy.reach()}")
         needed = [text for need, text in NEEDS.items() if need in _needs(strategy)]
+        if strategy.learner is not None:
+            needed.append(f"the learner {strategy.learner}")
         if needed:
             yield _row("", f"  needs {', '.join(needed)}")
         for parameter in strategy_hyperparameters(name):
@@ -87,21 +91,25 @@ def models() -> Iterator[str]:
 
 def learners() -> Iterator[str]:
     """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
-    from fedkd.continual.learner import Learner
     from fedkd.continual.registry import LEARNERS, learner_hyperparameters
+    from fedkd.fusion.registry import STRATEGIES
 
+    made_for = {s.learner: name for name, s in _parts(STRATEGIES) if not isinstance(s, UserError)}
     for name, learner in _parts(LEARNERS):
         if isinstance(learner, UserError):
             yield _row(name, f"cannot be used: {learner}")
             continue
         yield _row(name, _summary(learner))
         if learner.isolates:
-            yield _row("", "  gives each task weights of its own: not with strategies that average weights")
+            but = f", but for {made_for[name]}" if name in made_for else ""
+            yield _row(
+                "", f"  gives each task weights of its own: not with strategies that average weights{but}"
+            )
         if learner.scales_own_subspaces:
             yield _row(
                 "", "  scales weights in each client's own way: not with strategies that average weights"
             )
-        if learner.training_tasks is not Learner.training_tasks:
+        if learner.overrides("training_tasks", "rehearsed"):
             yield _row("", "  trains on old tasks too: not with strategies that shape local training")
         for parameter in learner_hyperparameters(learner):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")

@@ -151,6 +151,10 @@ def _course(scenario: Scenario, continual: Continual) -> str:
     tasks = f"{_counted(stream.count or 1, 'task')} ({stream.kind})"
     if stream.order != "same":
         tasks += f" in order '{stream.order}'"
+    if stream.blur:
+        tasks += f", {100 * stream.blur:g} % of each of other tasks' classes"
+    if continual.online:
+        tasks += ", each sample once"
     if stream.clock != "lockstep":
         return f"{tasks}, by clock '{stream.clock}', rounds of {epochs}"
     return f"{tasks}, {_counted(continual.rounds_per_task, 'round')} of {epochs} each"
@@ -272,7 +276,8 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
         return "none"
     if "weights" in strategy.needs:
         weights = size(sampled * parameters * np.dtype(scenario.fusion.upload_dtype).itemsize)
-        least = "about" if strategy.brings_model else "at least"
+        # What is made for a learner leaves some of them out, and sends something else now and then.
+        least = "about" if strategy.brings_model or strategy.learner is not None else "at least"
         return f"{least} {weights} up, {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
     from fedkd.server.trial import trial_exchange
 

@@ -93,8 +93,69 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             "fusion.strategy: 'scaffold' averages weights, and 'cuber' scales them for each task",
         ),
         (
+            ["continual.learner=fedweit", "fusion.strategy=flwr:FedAvg"],
+            "fusion.strategy: 'flwr:FedAvg' averages weights, and 'fedweit' gives each task weights of its",
+        ),
+        (
+            ["fusion.strategy=fedweit"],
+            "fusion.strategy: 'fedweit' exchanges what the learner 'fedweit' keeps of a stream of tasks; set",
+        ),
+        (
+            ["continual.learner=fedweit", "fusion.strategy=fedweit", "fusion.bank.decay=0.9"],
+            "fusion.bank: not allowed: 'fedweit' exchanges weights",
+        ),
+        (
             ["continual.learner=joint", "fusion.strategy=fd"],
             "fusion.strategy: 'fd' teaches the present task's classes in local training, where 'joint'",
+        ),
+        (
+            ["continual.learner=icarl", "fusion.strategy=fedproto"],
+            "fusion.strategy: 'fedproto' teaches the present task's classes in local training, where 'icarl'",
+        ),
+        (
+            ["continual.learner=hat", "fusion.strategy=flwr:FedAvg"],
+            "fusion.strategy: 'flwr:FedAvg' averages weights, and 'hat' gives each task weights of its",
+        ),
+        (
+            ["continual.learner=hat", "clients.0.model=resnet8"],
+            "continual.learner: 'hat' gates the units of a chain of linear and convolutional layers; in this",
+        ),
+        (
+            ["continual.learner=gdumb", "fusion.strategy=flwr:FedAvg", "clients_per_round=2"],
+            "fusion.strategy: 'flwr:FedAvg' averages weights, and 'gdumb' begins every task with the initial",
+        ),
+        (
+            ["continual.learner=gdumb", "training.early_stopping={patience=2}"],
+            "training.early_stopping: not allowed: 'gdumb' trains on what it remembers alone",
+        ),
+        (
+            ["continual.learner=gdumb", "fusion.private_weight=0.5"],
+            "fusion.private_weight: must be 0, as 'gdumb' trains on what it remembers alone, got 0.5",
+        ),
+        (
+            ["continual.learner=der", "continual.tasks.boundaries=false"],
+            "continual.tasks.boundaries: must be true with head 'task', whose outputs tell where",
+        ),
+        (
+            ["continual.learner=er", "continual.tasks.boundaries=false", "continual.head=class"],
+            "continual.tasks.boundaries: must be true, as 'er' has to be told when a task begins or ends",
+        ),
+        (
+            ["continual.online=true", "training.local_epochs=2"],
+            "training.local_epochs: must be 1, as each sample is trained on once, got 2",
+        ),
+        (
+            ["continual.online=true", "fusion.private_weight=0.5"],
+            "fusion.private_weight: must be 0, as each sample is trained on once, got 0.5",
+        ),
+        (
+            ["continual.learner=cumulative", "continual.online=true"],
+            "continual.online: must be false, as 'cumulative' trains on all samples so far again",
+        ),
+        (["continual.tasks.blur=0.1"], "continual.tasks.blur: needs head 'class', as a sample may come"),
+        (
+            ["continual.tasks.blur=0.1", "continual.head=class", "continual.tasks.order=overlapping"],
+            "continual.tasks.blur: needs clients that learn several tasks, and all of them",
         ),
         (
             ["fusion.strategy=fedproto", "fusion.inference=prototypes"],

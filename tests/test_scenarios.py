@@ -36,6 +36,10 @@ SHORT_STREAM = {
     "datasets": ['continual.tasks.datasets=["digits","mnist"]'],  # its check has loaded all of them
 }
 """What shortens a stream of tasks, by kind."""
+SHORT_STRATEGY = {
+    "target": ["fusion.samples=20", "fusion.synthesis_batch_size=20", "fusion.generator_steps=2"],
+}
+"""What a server does at the end of a task, by strategy."""
 
 
 def by_name(paths: list[Path]) -> list:
@@ -63,6 +67,7 @@ def short_overrides(path: Path) -> list[str]:
         overrides.append("rounds=1")
     else:
         overrides += [*SHORT_STREAM[scenario.continual.tasks.kind], "continual.rounds_per_task=1"]
+    overrides += SHORT_STRATEGY.get(scenario.fusion.strategy, [])
     if scenario.data.partition.scheme == "file":
         overrides = [text for text in overrides if "samples_per_client" not in text]
     return overrides
@@ -84,9 +89,11 @@ def test_there_are_scenarios():
         "datasets",
         "federated-split-mnist",
         "own-orders",
+        "target",
         "fot-permuted-mnist",
         "federated-backward-transfer",
         "federated-supermasks",
+        "fedweit",
     }
 
 

@@ -166,6 +166,17 @@ class Client(ABC):
         """Return the mask of the present task, where a learner has one for others to see."""
         raise NotImplementedError("only clients of a stream have masks")
 
+    def learned_by(self, round: int) -> tuple[int, ...]:
+        """Return the tasks that the client is through with at the end of a round, in its order."""
+        return ()
+
+    def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the client's learner has for a strategy that is made for it (see `ClientView`)."""
+        return {}
+
+    def tell_learner(self, arrays: Arrays) -> None:  # noqa: B027
+        """Hand the learner what it is to hear from such a strategy."""
+
     def task_metrics(self, round: int) -> dict[str, float]:
         """Return accuracies on the tasks of a stream, by the names of `fedkd.clients.task_metrics`."""
         return {}
@@ -295,9 +306,13 @@ class Client(ABC):
 
     # For the kinds of model --------------------------------------------------------------------------
 
+    def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples and labels that a round's local training is about."""
+        return self._own_samples().of(self.data.train_x, self._training_labels())
+
     def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training: less for a straggler."""
-        x, y = self._own_samples().of(self.data.train_x, self._training_labels())
+        x, y = self._samples_of_round(round)
         kept = self._straggle(round, [len(y)])
         return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
 

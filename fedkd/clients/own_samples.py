@@ -31,6 +31,24 @@ class OwnSamples:
         return (x[self.trained_on], y[self.trained_on]) if len(self.kept_apart) else (x, y)
 
 
+def part_of_round(samples: int, part: int, parts: int, *, seed: int, client: int, task: int) -> np.ndarray:
+    """Return the indices of the samples that one round of several trains on, where each is trained on once.
+
+    Args:
+        samples: Number of the task's samples.
+        part: Which of the task's rounds it is, 0-based.
+        parts: How many it has.
+        seed: The scenario's seed.
+        client: Client index.
+        task: Place of the task in the client's order.
+
+    Returns:
+        Ascending int64; those of all rounds together are all samples, in parts as equal as can be.
+    """
+    order = numpy_generator(seed, "one-pass", client=client, task=task).permutation(samples)
+    return np.sort(np.array_split(order, parts)[part])
+
+
 def train_on_all(samples: int) -> OwnSamples:
     """Return the indices of a client that keeps nothing apart."""
     return OwnSamples(np.arange(samples), np.arange(0))

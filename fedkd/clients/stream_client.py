@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, Split
-from fedkd.clients.own_samples import OwnSamples
+from fedkd.clients.own_samples import OwnSamples, part_of_round
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
 from fedkd.clients.upload import leave
+from fedkd.continual.episodes import Episode
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.shared_mask import SharedMask, fingerprint
 from fedkd.continual.sketch import layer_sketches
@@ -172,6 +173,33 @@ class StreamClient(TorchClient):
         assert isinstance(learner, SupermaskLearner) and self._begun_with is not None
         return SharedMask(learner, self.learning.context, self._begun_with)
 
+    def _part(self, round: int, samples: int) -> np.ndarray:
+        """Return which of the present task's samples a round of an online stream trains on."""
+        schedule, place = self._plan.schedule, self.learning.task
+        part, parts = schedule.rounds_into_task(self.index, round), schedule.rounds_of_task(self.index, round)
+        seed = self._scenario.seed
+        return part_of_round(samples, part, parts, seed=seed, client=self.index, task=place)
+
+    def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = super()._samples_of_round(round)
+        if not self._continual.online:
+            return x, y
+        rows = self._part(round, len(y))
+        return x[rows], y[rows]
+
+    def learned_by(self, round: int) -> tuple[int, ...]:
+        """Return the tasks that the client is through with at the end of a round, in its order."""
+        schedule = self._plan.schedule
+        return self._order[: schedule.place(self.index, round) + schedule.ends(self.index, round)]
+
+    def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the learner has for a strategy that is made for it."""
+        return self.learning.tell(tasks)
+
+    def tell_learner(self, arrays: Arrays) -> None:
+        """Hand the learner what it is to hear from such a strategy."""
+        self.learning.hear(arrays)
+
     # Training -----------------------------------------------------------------------------------------
 
     def _private_training(
@@ -179,9 +207,8 @@ class StreamClient(TorchClient):
     ) -> Training[FitResult]:
         continual, local_epochs = self._continual, self._scenario.training.local_epochs
         self._curves = {}
-        tasks = self.learning.learner.training_tasks(self.learning.context)
-        if tuple(tasks) != (self.learning.task,):
-            job = self._of_tasks(job, tasks, round, proximal)
+        if self.learning.learner.shapes_training:
+            job = self._as_the_learner_wants(job, round, proximal)
         return self.learning.fit(
             job,
             first_epoch=self._plan.schedule.rounds_into_task(self.index, round) * local_epochs,
@@ -189,18 +216,20 @@ class StreamClient(TorchClient):
             after_epoch=self._after_epoch if continual.evaluate_epochs else None,
         )
 
-    def _of_tasks(
-        self, job: TrainJob, tasks: Sequence[int], round: int, proximal: ProximalTerm | None
-    ) -> TrainJob:
-        """Return the job on the samples of several tasks at once; of each less for a straggler.
+    def _as_the_learner_wants(self, job: TrainJob, round: int, proximal: ProximalTerm | None) -> TrainJob:
+        """Return the job with the learner's loss, on samples of the tasks it names and those it remembers.
 
-        Nothing but FedProx's pull is added to the cross entropy: what a strategy teaches in local training is
-        about the present task's classes, so that such a one is refused.
+        A straggler trains on less of each. Nothing but FedProx's pull is added to the loss: what a strategy
+        teaches in local training is about the present task's classes, so that such a one is refused.
         """
-        context, wanted = self.learning.context, self._scenario.training.early_stopping
+        learner, context = self.learning.learner, self.learning.context
+        tasks, rehearsed = learner.training_tasks(context), learner.rehearsed(context)
+
+        def criterion(outputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
+            return learner.criterion(context, outputs, labels, of_task)
 
         def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
-            value = context.cross_entropy(model.outputs(inputs), labels, of_task)
+            value = criterion(model.outputs(inputs), labels, of_task)
             return value if proximal is None else value + proximal(model)
 
         def scored_loss(
@@ -209,26 +238,39 @@ class StreamClient(TorchClient):
             value = loss(model, inputs, labels, of_task)  # the model has the outputs of these inputs at hand
             return value, context.correct(model.outputs(inputs), labels, of_task)
 
-        stopping = None
-        if wanted is not None:
-            held_out = _joined(tasks, [self._samples_kept_apart(task) for task in tasks])
-            if len(held_out[0]):
-                stopping = EarlyStopping(
-                    held_out, context.cross_entropy, wanted.patience, outputs=TaskModel.outputs
-                )
-        parts = [self._samples(task) for task in tasks]
-        kept = self._straggle(round, [len(y) for _, y in parts])
+        stopping, wanted = None, self._scenario.training.early_stopping
+        if wanted is not None and tasks:
+            held_out = _joined([_of_task(task, *self._samples_kept_apart(task)) for task in tasks])
+            if len(held_out.labels):
+                stopping = EarlyStopping(held_out, criterion, wanted.patience, outputs=TaskModel.outputs)
+        parts = [self._lesson(task, round) for task in tasks]
+        if rehearsed is not None:
+            parts.append(rehearsed)
+        kept = self._straggle(round, [len(part.labels) for part in parts])
         if kept is not None:
-            rows = [torch.from_numpy(own).to(y.device) for own, (_, y) in zip(kept, parts, strict=True)]
-            parts = [(x[own], y[own]) for own, (x, y) in zip(rows, parts, strict=True)]
+            rows = [torch.from_numpy(own).to(context.device) for own in kept]
+            parts = [
+                Episode(*(values[own] for values in part)) for own, part in zip(rows, parts, strict=True)
+            ]
+        arrays = _joined(parts)
         return replace(
             job,
-            arrays=_joined(tasks, parts),
+            arrays=arrays,
             loss=loss,
             scored_loss=scored_loss,
-            guessing=sum(guessing_right(labels.cpu()) for _, labels in parts),
+            guessing=sum(
+                guessing_right(arrays.labels[arrays.tasks == task].cpu()) for task in arrays.tasks.unique()
+            ),
             early_stopping=stopping,
         )
+
+    def _lesson(self, task: int, round: int) -> Episode:
+        """Return the samples of a task that a round trains on."""
+        whole = _of_task(task, *self._samples(task))
+        if task != self.learning.task or not self._continual.online:
+            return whole
+        rows = torch.from_numpy(self._part(round, len(whole.labels))).to(whole.labels.device)
+        return Episode(*(values[rows] for values in whole))
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
         return self.learning.distil(job)
@@ -398,7 +440,18 @@ class StreamClient(TorchClient):
         return float(given.mean()), float(unknown.mean()), rate
 
     def _outputs(self, model: TaskModel, x: np.ndarray) -> np.ndarray:
-        return predict_in_batches(model, model.outputs, self._on_device(x)).cpu().numpy()
+        """Return what stands for all outputs `[n, O]` in an evaluation with the task given."""
+        learner, context = self.learning.learner, self.learning.context
+        answers = predict_in_batches(model, lambda x: learner.answers(context, model, x), self._on_device(x))
+        return answers.cpu().numpy()
+
+    def _answer(self, x: np.ndarray) -> np.ndarray:
+        """Return those `[n, C]` of the present task."""
+        if not self.learning.learner.overrides("answers"):
+            return super()._answer(x)
+        model = self.learning.model()
+        outputs = self._outputs(model, x)
+        return outputs if model.units is None else outputs[:, model.units.cpu().numpy()]
 
     def _without_task(self, task: int, given: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
         """Return all outputs for samples whose task is not known, and how often it was inferred.
@@ -446,8 +499,11 @@ class StreamClient(TorchClient):
             self.data = self._tasks[self._order[self.learning.task]]
 
 
-def _joined(tasks: Sequence[int], parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the samples and labels of several tasks in one, and the task of each."""
-    x, y = zip(*parts, strict=True)
-    of_task = [torch.full((len(own),), task, device=own.device) for task, own in zip(tasks, y, strict=True)]
-    return torch.cat(x), torch.cat(y), torch.cat(of_task)
+def _of_task(task: int, x: Tensor, y: Tensor) -> Episode:
+    """Return samples and labels with their task."""
+    return Episode(x, y, torch.full((len(y),), task, device=y.device))
+
+
+def _joined(parts: Sequence[Episode]) -> Episode:
+    """Return samples of several tasks in one."""
+    return Episode(*map(torch.cat, zip(*parts, strict=True)))

@@ -14,6 +14,7 @@ from fedkd.clients.base import Client
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import Split
 from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
+from fedkd.clients.rehearsal import RehearsalTerm
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.views import Arrays, FitSummary
@@ -105,6 +106,7 @@ class TorchClient(Client):
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss."""
         yield from self.set_out()
+        self._strategy.before_training(RoundView(self, round))
         training = self._scenario.training
         x, y, epochs = self._training_work(training.local_epochs, round)
         self.effect.forget()
@@ -112,7 +114,7 @@ class TorchClient(Client):
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
         proximal = self._proximal_term(proximal_mu)
-        loss, scored_loss = self._local_loss(proximal)
+        loss, scored_loss = self._local_loss(proximal, self._rehearsal(round))
         job = TrainJob(
             self.model,
             (self._on_device(x), self._on_device(y)),
@@ -207,8 +209,16 @@ class TorchClient(Client):
 
         return term
 
+    def _rehearsal(self, round: int) -> RehearsalTerm | None:
+        """Return what the strategy has the client rehearse in this round; None: nothing."""
+        wanted = self._strategy.rehearsal(RoundView(self, round))
+        if wanted is None:
+            return None
+        size, generator = self._scenario.training.batch_size, self._batches("rehearsal-batches", round)
+        return RehearsalTerm(wanted, size, generator, self._device)
+
     def _local_loss(
-        self, proximal: ProximalTerm | None
+        self, proximal: ProximalTerm | None, rehearsed: RehearsalTerm | None
     ) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]:
         """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds.
 
@@ -218,12 +228,16 @@ class TorchClient(Client):
         with_features = taught is not None and "features" in self._strategy.needs
 
         def with_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            # Before the private samples: what a learner reads off the model afterwards is about those.
+            extra = None if rehearsed is None else rehearsed(model)
             features = model.features(inputs) if with_features else None  # type: ignore[operator]
             logits = model(inputs) if features is None else model.head(features)  # type: ignore[operator]
             value = cross_entropy(logits, labels)
             if taught is not None:
                 flat = None if features is None else features.flatten(1)  # as they were uploaded
                 value = value + taught(logits, flat, labels)
+            if extra is not None:
+                value = value + extra
             return (value if proximal is None else value + proximal(model)), logits
 
         def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

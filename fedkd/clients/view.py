@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -83,6 +84,20 @@ class RoundView:
         """The local training that this upload follows."""
         assert self._client.last_fit is not None
         return self._client.last_fit
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """The tasks of a stream that the client is through with, this round's training included."""
+        return self._client.learned_by(self._round)
+
+    def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the client's learner has for a strategy that is made for it."""
+        self.settle()
+        return self._client.learner_tells(tasks)
+
+    def tell_learner(self, arrays: Arrays) -> None:
+        """Hand the learner what it is to hear from such a strategy."""
+        self._client.tell_learner(arrays)
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         """Train on the transfer set to lower the strategy's `loss`.

@@ -36,6 +36,8 @@ class LearnerContext:
             because it would be dear to compute anew in each. It is neither saved nor counted, so it must
             follow from the memory and from the weights. Empty when an epoch begins; None outside of an
             epoch's steps.
+        position: How far an epoch has come in the present step: 0 in its first, 1 in its last (also if there
+            is but one), evenly between; None outside of an epoch's steps.
 
     Args:
         network: On its device.
@@ -70,6 +72,7 @@ class LearnerContext:
         self.outputs = outputs
         self.batch_size = batch_size
         self.step_cache: dict[str, Any] | None = None
+        self.position: float | None = None
         self.layers: dict[str, Layer] = layers_of(network)
         self._samples = samples
         self._seed = seed
@@ -129,6 +132,10 @@ class LearnerContext:
         """Return a task's logits ``[B, C_t]`` among all outputs ``[B, O]``."""
         return outputs.index_select(1, self.units[task])
 
+    def unit_of(self, labels: Tensor, tasks: Tensor) -> Tensor:
+        """Return the output unit ``[B]`` of labels ``[B]`` of their tasks ``[B]``."""
+        return self._unit_of_label[tasks, labels]
+
     def cross_entropy(
         self, outputs: Tensor, labels: Tensor, tasks: Tensor, reduction: str = "mean"
     ) -> Tensor:
@@ -140,13 +147,13 @@ class LearnerContext:
             tasks: ``[B]`` int64.
             reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         """
-        target = self._unit_of_label[tasks, labels]
+        target = self.unit_of(labels, tasks)
         return F.cross_entropy(self._allowed(outputs, tasks), target, reduction=reduction)
 
     def correct(self, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
         """Return how many are classified correctly, a scalar; arguments as in `cross_entropy`."""
         guessed = self._allowed(outputs.detach(), tasks).argmax(dim=1)
-        return (guessed == self._unit_of_label[tasks, labels]).sum()
+        return (guessed == self.unit_of(labels, tasks)).sum()
 
     def _allowed(self, outputs: Tensor, tasks: Tensor) -> Tensor:
         """Return outputs ``[B, O]`` in which all but the units of each sample's task are −inf."""

@@ -6,7 +6,7 @@ are in order of precedence, so that a memory is made smaller by cutting off the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from fedkd.continual.context import LearnerContext
 SAMPLES = "episodes/samples"
 LABELS = "episodes/labels"
 TASKS = "episodes/tasks"
-DRAWS = "episodes/draws"
+PARTS = (SAMPLES, LABELS, TASKS)
+EPISODES = "episodes"
+DRAWS = f"{EPISODES}/draws"
 
 
 class Episode(NamedTuple):
@@ -34,27 +36,47 @@ class Episode(NamedTuple):
     tasks: Tensor
 
 
-def remember(context: LearnerContext, size: int) -> None:
+def remember(
+    context: LearnerContext,
+    size: int,
+    order: Tensor | None = None,
+    equal: Literal["tasks", "classes"] = "tasks",
+) -> None:
     """Take samples of the present task into the memory, for which those of earlier tasks make room.
 
-    Every task met has an equal share of the memory, and every class one of its task's; what one has no
-    samples for goes to the others. A remainder goes to the first tasks and classes.
+    Every task met has an equal share of the memory, and every class one of its task's; or every class of
+    every task has one. What one has no samples for goes to the others. A remainder goes to the first ones.
 
     Args:
         context: Its ``task`` is the one to remember.
         size: Samples of all tasks together.
+        order: Of precedence of the task's samples, `[n]`; None: a random one in which classes take turns.
+        equal: What has equal shares.
     """
     x, y = context.samples()
-    chosen = _precedence(y, context.generator("episodes"))[:size]
+    chosen = (precedence(y, context.generator("episodes")) if order is None else order)[:size]
     new = torch.full((len(chosen),), context.task, dtype=torch.int64, device=context.device)
     parts = {SAMPLES: x[chosen], LABELS: y[chosen].long(), TASKS: new}
     if TASKS in context.memory:
         parts = {name: torch.cat([context.memory[name], values]) for name, values in parts.items()}
-    # The first samples of all tasks are kept before any second one, and so on.
-    kept = _by_rank(parts[TASKS])[:size].sort().values
-    if len(kept):
-        context.memory.update({name: values[kept] for name, values in parts.items()})
+    groups = parts[TASKS]
+    if equal == "classes":
+        pairs = torch.stack([groups, parts[LABELS]], dim=1)
+        groups = pairs.unique(dim=0, return_inverse=True)[1]
+    # The first samples of all are kept before any second one, and so on.
+    replace(context, Episode(*parts.values()), by_rank(groups)[:size].sort().values)
+
+
+def replace(context: LearnerContext, samples: Episode, rows: Tensor) -> None:
+    """Let the memory consist of some rows ``[R]`` of samples; without any it stays as it is."""
+    if len(rows):
+        context.memory.update({name: values[rows] for name, values in zip(PARTS, samples, strict=True)})
     context.memory.pop(DRAWS, None)
+
+
+def everything(context: LearnerContext) -> Episode | None:
+    """Return all that is remembered; None: nothing is."""
+    return Episode(*(context.memory[name] for name in PARTS)) if TASKS in context.memory else None
 
 
 def draw(context: LearnerContext, size: int | None) -> Episode | None:
@@ -68,18 +90,39 @@ def draw(context: LearnerContext, size: int | None) -> Episode | None:
     Returns:
         None where nothing is remembered, or one sample that BatchNorm would have no variance of.
     """
-    if TASKS not in context.memory:
+    rows = fresh_rows(context, EPISODES, len(context.memory.get(TASKS, ())), size)
+    if rows is None:
         return None
-    count = len(context.memory[TASKS])
+    return Episode(*(context.memory[name].index_select(0, rows) for name in PARTS))
+
+
+def fresh_rows(context: LearnerContext, owner: str, count: int, size: int | None) -> Tensor | None:
+    """Draw rows ``[R]`` of a memory for a step, none of them twice, other ones every time.
+
+    Args:
+        context: The number of draws is kept in its memory, as ``{owner}/draws``.
+        owner: Whose draws these are.
+        count: Rows of the memory.
+        size: R; None: the training batch size. If the memory has no more, all of it.
+
+    Returns:
+        None where there is no row, or one that BatchNorm would have no variance of.
+    """
     number = min(count, size or context.batch_size)
-    if number == 1 and any(isinstance(module, _BatchNorm) for module in context.network.modules()):
+    alone = number == 1 and any(isinstance(module, _BatchNorm) for module in context.network.modules())
+    if number == 0 or alone:
         return None
-    # The counter stays on the CPU, where it is read in every step without waiting for another device.
-    draws = int(context.memory.get(DRAWS, torch.zeros(1, dtype=torch.int64))[0])
-    context.memory[DRAWS] = torch.tensor([draws + 1])
-    order = torch.randperm(count, generator=context.generator(f"episodes-{draws}"))[:number]
-    index = order.to(context.device)
-    return Episode(*(context.memory[name].index_select(0, index) for name in (SAMPLES, LABELS, TASKS)))
+    draws = counted(context, f"{owner}/draws", 1)
+    order = torch.randperm(count, generator=context.generator(f"{owner}-{draws}"))[:number]
+    return order.to(context.device)
+
+
+def counted(context: LearnerContext, name: str, more: int) -> int:
+    """Return how far a counter in the memory has come, and count it up."""
+    # It stays on the CPU, where it is read in every step without waiting for another device.
+    before = int(context.memory.get(name, torch.zeros(1, dtype=torch.int64))[0])
+    context.memory[name] = torch.tensor([before + more])
+    return before
 
 
 def replay_loss(context: LearnerContext, episode: Episode) -> Tensor:
@@ -87,13 +130,13 @@ def replay_loss(context: LearnerContext, episode: Episode) -> Tensor:
     return context.cross_entropy(context.run(episode.samples), episode.labels, episode.tasks)
 
 
-def _precedence(labels: Tensor, generator: torch.Generator) -> Tensor:
+def precedence(labels: Tensor, generator: torch.Generator) -> Tensor:
     """Return a random order ``[n]`` of samples whose every beginning has as equal classes as there can be."""
     shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
-    return shuffled[_by_rank(labels[shuffled])]
+    return shuffled[by_rank(labels[shuffled])]
 
 
-def _by_rank(groups: Tensor) -> Tensor:
+def by_rank(groups: Tensor) -> Tensor:
     """Return the order ``[n]`` that deals out the members of each group in turn: firsts, seconds, …"""
     together = groups.argsort(stable=True)
     _, sizes = torch.unique_consecutive(groups[together], return_counts=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.episodes import Episode
 from fedkd.continual.reopened import Reopened
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.optimizer import OptimizerSpec
@@ -24,14 +25,19 @@ class Step:
     """The training step that a penalty is asked for.
 
     Attributes:
-        inputs: ``[B, *input_shape]`` private samples, or transfer samples in distillation.
+        inputs: ``[B, *input_shape]`` the client's own samples, or transfer samples in distillation.
         model: The model that the loss was computed with, and with gradients.
         loss: The loss itself, with gradients: a penalty that must be weighed against it may take from it.
+        labels: ``[B]`` int64 of own samples, positions among the units of each one's task; None in
+            distillation.
+        tasks: ``[B]`` int64, the task of each own sample; None in distillation.
     """
 
     inputs: Tensor
     model: TaskModel
     loss: Tensor
+    labels: Tensor | None = None
+    tasks: Tensor | None = None
 
     def outputs(self) -> Tensor:
         """Return all outputs ``[B, O]`` of the inputs, those the loss has seen."""
@@ -73,6 +79,11 @@ class Learner:
     scales_own_subspaces: ClassVar[bool] = False
     """Whether a task sees weights scaled within subspaces that the client has found for itself, which an
     average of several clients' weights does not fit."""
+    begins_anew: ClassVar[bool] = False
+    """Whether every task begins with the initial weights, which an average with clients that are in the
+    middle of theirs would not be."""
+    remembers_only: ClassVar[bool] = False
+    """Whether nothing but `rehearsed` samples is trained on."""
     confines: ClassVar[bool] = False
     """Whether `filter` is a projection that the weights' changes must obey too. The updates of Adam, or of
     weight decay, leave the space that the gradients were projected to; so does momentum once the space has
@@ -85,15 +96,31 @@ class Learner:
     task_statistics: ClassVar[bool] = False
     """Whether every task has its own running statistics in normalisation layers."""
 
+    @classmethod
+    def overrides(cls, *names: str) -> bool:
+        """Return whether the learner has a method of its own in the place of one of these."""
+        return any(getattr(cls, name) is not getattr(Learner, name) for name in names)
+
     @property
     def trains_on_old_tasks(self) -> bool:
         """Whether the samples of a round's training are not the present task's alone."""
-        return type(self).training_tasks is not Learner.training_tasks
+        return self.overrides("training_tasks", "rehearsed")
+
+    @property
+    def needs_boundaries(self) -> bool:
+        """Whether the learner wants to know when a task begins and ends."""
+        course = ("begin_task", "end_task", "phase_of", "begin_phase")
+        return self.task_statistics or self.overrides(*course, "effective", "training_tasks", "rehearsed")
+
+    @property
+    def shapes_training(self) -> bool:
+        """Whether a round trains on other samples, or by another loss, than without a learner."""
+        return self.trains_on_old_tasks or self.overrides("criterion")
 
     @property
     def tells_tasks_apart(self) -> bool:
         """Whether the network computes something else for every task, so that it matters to be told which."""
-        return self.task_statistics or type(self).effective is not Learner.effective
+        return self.task_statistics or self.overrides("effective")
 
     # What it can work with ----------------------------------------------------------------------------
 
@@ -120,6 +147,21 @@ class Learner:
     def training_tasks(self, context: LearnerContext) -> Sequence[int]:
         """Return the tasks whose samples are trained on now: by default only the present one."""
         return (context.task,)
+
+    def rehearsed(self, context: LearnerContext) -> Episode | None:
+        """Return remembered samples that are trained on in the same batches; None: there are none."""
+        return None
+
+    def criterion(self, context: LearnerContext, outputs: Tensor, labels: Tensor, tasks: Tensor) -> Tensor:
+        """Return the loss of own samples, a mean over them: by default their cross entropy.
+
+        Args:
+            context: The client's.
+            outputs: All outputs, ``[B, O]`` or more columns.
+            labels: ``[B]`` int64, positions among the units of each sample's task.
+            tasks: ``[B]`` int64.
+        """
+        return context.cross_entropy(outputs, labels, tasks)
 
     def phase_of(self, epoch: int, epochs: int) -> str:
         """Return the phase that an epoch belongs to.
@@ -150,6 +192,20 @@ class Learner:
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return figures about the last task that belong in the metrics, by name; none by default."""
         return {}
+
+    # Between client and server ------------------------------------------------------------------------
+
+    def tell(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
+        """Return what a strategy that is made for the learner may send, by names of the learner's choosing.
+
+        Args:
+            context: Its ``task`` has just been trained on.
+            tasks: Those that the strategy asks about besides, begun all of them.
+        """
+        return {}
+
+    def hear(self, context: LearnerContext, told: Tensors) -> None:
+        """Take what such a strategy has for the learner, ahead of a training on own samples."""
 
     # A step -------------------------------------------------------------------------------------------
 
@@ -216,6 +272,21 @@ class Learner:
             before: The trainable tensors before it.
             gradients: The gradients that the optimiser was given, penalty included.
         """
+
+    # Answers ------------------------------------------------------------------------------------------
+
+    def answers(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
+        """Return what stands for all outputs ``[B, O]`` where the client is evaluated: by default those.
+
+        The largest of them, among the units that are asked for, is the answer. What the client tells others,
+        and what is distilled into it, are always the outputs themselves.
+
+        Args:
+            context: The client's.
+            model: Of the task that is asked about, in evaluation mode.
+            x: ``[B, *input_shape]``.
+        """
+        return model.outputs(x)
 
     # Without the task ---------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ from fedkd.continual.task_model import TaskModel
 from fedkd.namespaces import below, under
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.loop import batch_starts
+from fedkd.training.weights import arrays_of, tensors_of
 
 MEMORY = "memory/"
 PROGRESS = "progress"
@@ -144,6 +146,19 @@ class TaskLearning:
             return {**tensors, **recall_statistics(self.context, task)}
         return tensors
 
+    # Between client and server ------------------------------------------------------------------------
+
+    def tell(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the learner has for a strategy that is made for it, of some tasks besides."""
+        with torch.no_grad():
+            return arrays_of(self.learner.tell(self.context, tasks))
+
+    def hear(self, told: Mapping[str, np.ndarray]) -> None:
+        """Hand the learner what it is to hear from such a strategy."""
+        tensors = {name: tensor.to(self.context.device) for name, tensor in tensors_of(told).items()}
+        self.learner.hear(self.context, tensors)
+        self._track_peak()
+
     # Training -----------------------------------------------------------------------------------------
 
     def fit(
@@ -157,9 +172,10 @@ class TaskLearning:
         """Train for some of the present task's epochs: one job for each phase that they belong to.
 
         Args:
-            job: As it would be without a learner. Its loss is called with the present task's `TaskModel`; the
-                learner may change its optimiser by phase; every phase has a seed of its own, and where
-                the optimiser's state is kept, that of the phase before.
+            job: As it would be without a learner: its arrays are own samples, their labels and, where there
+                are several, their tasks. Its loss is called with the present task's `TaskModel`; the learner
+                may change its optimiser by phase; every phase has a seed of its own, and where the state of
+                the optimiser is kept, that of the phase before.
             first_epoch: Which of the task's epochs the job's first one is, 0-based.
             task_epochs: Epochs of the whole task.
             after_epoch: Called after every epoch.
@@ -170,7 +186,7 @@ class TaskLearning:
         for phase, group in groupby(epochs, lambda epoch: self.learner.phase_of(epoch, task_epochs)):
             part = replace(job, epochs=len(list(group)), seed=job.seed + len(results), optimizer_state=state)
             self._enter_phase(phase)
-            results.append((yield from self._fit_phase(part, after_epoch)))
+            results.append((yield from self._fit_phase(part, after_epoch, labelled=True)))
             if state is not None:  # what this phase does not train may be trained in the next again
                 state = {**state, **(results[-1].optimizer_state or {})}
         return replace(_together(results), optimizer_state=state)
@@ -210,14 +226,27 @@ class TaskLearning:
                 self.learner.begin_phase(self.context)
             self._track_peak()
 
-    def _fit_phase(self, job: TrainJob, after_epoch: Callable[[], None] | None = None) -> Training[FitResult]:
+    def _fit_phase(
+        self, job: TrainJob, after_epoch: Callable[[], None] | None = None, *, labelled: bool = False
+    ) -> Training[FitResult]:
         spec = self.learner.optimizer(self.context, job.optimizer)
         model = self.model()
-        rules = LearnerRules(self.learner, self.context, model, self._substitutes, spec, after_epoch)
+        batches = len(batch_starts(job.model, len(job.arrays[0]), job.batch_size))
+        rules = LearnerRules(
+            self.learner,
+            self.context,
+            model,
+            self._substitutes,
+            spec,
+            after_epoch,
+            steps=-(-batches // job.accumulate),
+            accumulate=job.accumulate,
+            labelled=labelled,
+        )
         try:
             result = yield replace(job, model=model, optimizer=spec, rules=rules)
         finally:
-            self.context.step_cache = None
+            self.context.step_cache, self.context.position = None, None
         self._track_peak()
         return result
 

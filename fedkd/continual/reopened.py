@@ -97,10 +97,10 @@ class ReopenedRules:
         for parameter in self._untrained:
             parameter.grad = None
 
-    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
+    def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
         from fedkd.continual.learner import Step
 
-        return self._reopened.penalty(Step(inputs, self._model, loss))
+        return self._reopened.penalty(Step(batch[0], self._model, loss))
 
     def after_backward(self) -> None:
         gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}

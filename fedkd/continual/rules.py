@@ -22,6 +22,10 @@ class LearnerRules:
         model: The present task's model, which is given new effective parameters before every step.
         substitutes: From a task to these parameters.
         optimizer: Of the phase; some leave the space that gradients were projected to.
+        steps: Optimiser steps of an epoch, each of `accumulate` batches, the last perhaps of fewer.
+        accumulate: Batches a step.
+        labelled: Whether the batches are the client's own samples, labels second and, where they are of
+            several tasks, these third; else guidance.
         after_epoch: Called after every epoch.
     """
 
@@ -33,10 +37,16 @@ class LearnerRules:
         substitutes: Callable[[int], dict[str, Tensor]],
         optimizer: OptimizerSpec,
         after_epoch: Callable[[], None] | None,
+        *,
+        steps: int = 1,
+        accumulate: int = 1,
+        labelled: bool = False,
     ) -> None:
         self._learner, self._context, self._model = learner, context, model
         self._substitutes = substitutes
         self._after_epoch = after_epoch
+        self._steps, self._accumulate, self._labelled = steps, accumulate, labelled
+        self._batches = 0
         # By name: an optimiser's state goes by their order, and memory out of a checkpoint keeps none.
         self._trainable = {
             name: tensor.requires_grad_() for name, tensor in sorted(learner.trainable(context).items())
@@ -55,12 +65,22 @@ class LearnerRules:
     def before_step(self) -> None:
         if self._context.step_cache is None:
             self._context.step_cache = {}
+        step = self._batches // self._accumulate
+        self._context.position = step / (self._steps - 1) if self._steps > 1 else 1.0
+        self._batches += 1
         self._model.substitute(self._substitutes(self._context.task))
         for parameter in self._untrained:
             parameter.grad = None
 
-    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
-        return self._learner.penalty(self._context, Step(inputs, self._model, loss))
+    def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
+        return self._learner.penalty(self._context, self._step(batch, loss))
+
+    def _step(self, batch: Sequence[Tensor], loss: Tensor) -> Step:
+        if not self._labelled:
+            return Step(batch[0], self._model, loss)
+        inputs, labels, *of_task = batch
+        tasks = of_task[0] if of_task else torch.full_like(labels, self._context.task)
+        return Step(inputs, self._model, loss, labels, tasks)
 
     def after_backward(self) -> None:
         gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
@@ -86,9 +106,11 @@ class LearnerRules:
 
     def after_epoch(self) -> None:
         # Also if nobody looks on, which must not make a difference.
-        self._context.step_cache = None
+        self._context.step_cache, self._context.position = None, None
+        self._batches = 0
         if self._after_epoch is not None:
             self._after_epoch()
 
     def before_evaluation(self) -> None:
+        self._context.position = None
         self._model.substitute(self._substitutes(self._context.task))

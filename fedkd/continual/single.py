@@ -23,6 +23,7 @@ class Single(Learner):
     """
 
     name: ClassVar[str] = "single"
+    begins_anew: ClassVar[bool] = True
 
     @property
     def keeps_closed(self) -> str | None:

@@ -69,6 +69,11 @@ class SupSup(SupermaskLearner):
     def _finds_tasks(self) -> bool:
         return self.boundaries == "unknown"
 
+    @property
+    def needs_boundaries(self) -> bool:
+        """Whether the learner wants to be told when a task begins."""
+        return not self._finds_tasks
+
     def check(self, network: nn.Module) -> None:
         """Refuse also running statistics: that every task has its own would tell the learner of the task."""
         super().check(network)

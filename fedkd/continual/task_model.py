@@ -21,6 +21,11 @@ class TaskModel(nn.Module):
         network: The client's network.
         units: Output units ``[C_t]`` that the task's labels index into; None: all of them.
         substitutes: Tensors by the names of `network`'s parameters and buffers; those not named are its own.
+
+    Attributes:
+        notes: What was computed with the model in evaluation mode and would be dear to compute anew for
+            every batch, by names of a learner's choosing. A model that is evaluated lives no longer than its
+            weights stay as they are.
     """
 
     def __init__(
@@ -30,11 +35,13 @@ class TaskModel(nn.Module):
         self.network = network
         self.units = units
         self.substitutes = dict(substitutes or {})
+        self.notes: dict[str, Any] = {}
         self._last: tuple[Tensor, Tensor] | None = None
 
     def substitute(self, tensors: Mapping[str, Tensor]) -> None:
         """Take other effective parameters from now on."""
         self.substitutes = dict(tensors)
+        self.notes.clear()
         self._last = None
 
     def outputs(self, x: Tensor) -> Tensor:

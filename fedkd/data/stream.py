@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from fedkd.data.blur import blurred
 from fedkd.data.federated import ClientData
 from fedkd.data.request import Progress, silent
 from fedkd.data.scenario_sources import Sources
@@ -34,6 +35,8 @@ class FederatedStream(Sequence[Task]):
         class_names: Name of every output unit's class.
         input_shape: Shape of one sample, the same in all tasks.
         num_clients: Number of clients N.
+        blur: Share of every task's training samples that comes with other tasks (see `blurred`).
+        seed: The scenario's, for the draw of these.
     """
 
     name: str
@@ -42,6 +45,8 @@ class FederatedStream(Sequence[Task]):
     class_names: tuple[str, ...]
     input_shape: tuple[int, ...]
     num_clients: int
+    blur: float = 0.0
+    seed: int = 0
 
     @property
     def outputs(self) -> int:
@@ -55,7 +60,7 @@ class FederatedStream(Sequence[Task]):
 
     def client(self, n: int) -> ClientStream:
         """Return what client `n` sees of every task."""
-        return ClientStream(self.tasks, n)
+        return ClientStream(self.tasks, n, self.blur, self.seed)
 
     @overload
     def __getitem__(self, index: int) -> Task: ...
@@ -78,11 +83,14 @@ class ClientStream(Sequence[ClientData]):
     Args:
         tasks: The stream's tasks.
         client: Client index.
+        blur: Share of every task's training samples that comes with other tasks.
+        seed: The scenario's.
     """
 
-    def __init__(self, tasks: tuple[Task, ...], client: int) -> None:
+    def __init__(self, tasks: tuple[Task, ...], client: int, blur: float = 0.0, seed: int = 0) -> None:
         self._tasks = tasks
         self._client = client
+        self._blur, self._seed = blur, seed
         self._kept: dict[int, ClientData] = {}
 
     @overload
@@ -92,13 +100,19 @@ class ClientStream(Sequence[ClientData]):
     def __getitem__(self, index: int | slice) -> ClientData | tuple[ClientData, ...]:
         """Return the client's samples of a task, or of those of a slice."""
         if isinstance(index, slice):
-            return tuple(task.client(self._client) for task in self._tasks[index])
+            return tuple(map(self._make, self._tasks[index]))
         task = self._tasks[index]
-        data = self._kept.pop(task.index, None) or task.client(self._client)
+        data = self._kept.pop(task.index, None) or self._make(task)
         self._kept[task.index] = data
         if len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
         return data
+
+    def _make(self, task: Task) -> ClientData:
+        if self._blur == 0.0:
+            return task.client(self._client)
+        every = [other.client(self._client) for other in self._tasks]
+        return blurred(every, task.index, self._blur, seed=self._seed, client=self._client)
 
     def tests(self, task: int) -> Tests:
         """Return what the client is tested on in a task, without making the samples it learns from."""
@@ -156,6 +170,8 @@ def load_stream(scenario: Scenario, progress: Progress | None = None) -> Federat
         class_names=names,
         input_shape=parts[0].data.input_shape,
         num_clients=scenario.data.clients,
+        blur=tasks.blur,
+        seed=scenario.seed,
     )
 
 

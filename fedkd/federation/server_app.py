@@ -82,7 +82,17 @@ def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
         labels=of_task.transfer_y,
         models=partial(TransferSetModels, plan, seen),
         seed=plan.scenario.seed,
+        classes_met=partial(_classes_met, plan, data) if isinstance(data, FederatedStream) else None,
     )
+
+
+def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ...] | None:
+    """Return the output units of the tasks so far, if all clients end one with a round to begin another."""
+    schedule = plan.schedule
+    begun = schedule.order(0)[: schedule.place(0, round) + 1]
+    if not schedule.in_step or not schedule.ends(0, round) or len(begun) == len(schedule.order(0)):
+        return None
+    return tuple(sorted({unit for task in begun for unit in data[task].own_units}))
 
 
 def run_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Totals:

@@ -10,17 +10,27 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Need = Literal[
-    "gradients", "features", "weights", "masks", "one_architecture", "plain_sgd", "transfer_labels", "server"
+    "gradients",
+    "features",
+    "weights",
+    "masks",
+    "one_architecture",
+    "plain_sgd",
+    "transfer_labels",
+    "server",
+    "class_stream",
+    "normalised_samples",
 ]
 """What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send,
 with a learner whose masks mean something to others, of one architecture, trained by SGD without momentum;
-labels of the transfer set on the server; a server that trains models of its own."""
+labels of the transfer set on the server; a server that trains models of its own; a stream of tasks that all
+clients learn in step, told apart by their classes; samples of real numbers with mean 0 and variance 1."""
 
 
 class ClientHalf(ABC):
@@ -49,6 +59,8 @@ class ClientHalf(ABC):
     """Whether every client's model is trained on all clients' samples."""
     uses_transfer_set: ClassVar[bool] = True
     """Whether clients or server look at transfer samples; where nobody does there may be none."""
+    learner: ClassVar[str | None] = None
+    """Name of the one learner that it works with, which keeps what is exchanged; None: it needs none."""
     pretrain_epochs: int = 0
     """Epochs in which a client trains on the labelled transfer set before it does anything else; a
     hyper-parameter of this name turns it on, and scenarios without such labels are refused then."""
@@ -57,6 +69,9 @@ class ClientHalf(ABC):
     and `server_args` for its arguments, are tried out before a run."""
     server_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of the server's model."""
+    samples: int = 0
+    """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
+    many, and where so many do not fit into the memory a scenario is refused."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 
@@ -90,6 +105,9 @@ class ClientHalf(ABC):
             return None
         return guidance["targets"], guidance.get("samples")
 
+    def before_training(self, client: ClientView) -> None:  # noqa: B027
+        """Get ready for the local training that now begins, with what guidance has left on the client."""
+
     def gradient_correction(self, client: ClientView) -> Arrays | None:
         """Return what is added to every gradient of the local training that now begins, by parameter name.
 
@@ -104,6 +122,18 @@ class ClientHalf(ABC):
             guidance: The client's last guidance.
         """
         return None
+
+    def rehearsal(self, client: ClientView) -> Rehearsal | None:
+        """Return what is trained on along with private samples in the local training that now begins.
+
+        In every step a batch as large as a private one is drawn of it. None: nothing.
+        """
+        return None
+
+    @property
+    def shapes_local_loss(self) -> bool:
+        """Whether clients minimise more than the cross entropy of private samples in local training."""
+        return self.teaches_locally or type(self).rehearsal is not ClientHalf.rehearsal
 
     @property
     def infers_from_guidance(self) -> bool:

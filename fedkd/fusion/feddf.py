@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, unpack
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import Architecture, Arrays, ClientView, ServerModels
@@ -79,12 +79,7 @@ class FedDF(FusionStrategy):
         """Return, for each client of an architecture that took part, the weights of its student."""
         server = knowledge.server
         assert server is not None
-        uploads = [
-            {PARAMETERS: parameters, COUNTERS: counters}
-            for parameters, counters in zip(
-                knowledge.extra[PARAMETERS], knowledge.extra[COUNTERS], strict=True
-            )
-        ]
+        uploads = packs_of(knowledge.extra)
         architectures = [server.architecture_of(client) for client in knowledge.clients]
         students = {}
         for architecture in dict.fromkeys(architectures):

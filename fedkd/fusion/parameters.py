@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -43,6 +43,12 @@ def unpack(packed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
         weights[name] = flat.reshape(values.shape).astype(values.dtype)
         start[kind] += values.size
     return weights
+
+
+def packs_of(uploads: Mapping[str, Sequence[np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """Return each client's `pack`, as it lies in `Knowledge.extra` among what else they sent."""
+    pairs = zip(uploads[PARAMETERS], uploads[COUNTERS], strict=True)
+    return [{PARAMETERS: parameters, COUNTERS: counters} for parameters, counters in pairs]
 
 
 def average(uploads: Sequence[Arrays], samples: np.ndarray) -> dict[str, np.ndarray]:

@@ -35,6 +35,8 @@ STRATEGIES = Registry(
         "ktpfl": "fedkd.fusion.ktpfl:KTpFL",
         "scarlet": "fedkd.fusion.scarlet:Scarlet",
         "scaffold": "fedkd.fusion.scaffold:Scaffold",
+        "target": "fedkd.fusion.target:Target",
+        "fedweit": "fedkd.fusion.fedweit:FedWeIT",
     },
     group="fedkd.strategies",
 )

@@ -34,6 +34,8 @@ class Knowledge:
         request: Indices of the transfer samples asked for this round, `[M]`; None: the whole transfer set.
         labels: True labels of these samples, `[M]` int64; only for a strategy that needs `transfer_labels`.
         seed: What draws of the strategy's own derive from.
+        classes_met: The outputs `[K]`, ascending, that stand for the classes of all tasks so far, in a round
+            with which all clients end a task together to begin another; None in every other round.
         server: What the server can compute with; only for a strategy that needs `weights` or a `server`.
 
     Raises:
@@ -51,6 +53,7 @@ class Knowledge:
     labels: np.ndarray | None = None
     server: ServerModels | None = None
     seed: int = 0
+    classes_met: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if list(self.clients) != sorted(set(self.clients)):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Arrays = Mapping[str, np.ndarray]
 Architecture = str
@@ -18,6 +18,9 @@ Architecture = str
 LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 """Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
 `[B]` of a private batch to a scalar that is added to the cross entropy."""
+
+RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
+"""Logits `[B, C]` and rows of targets `[B, ...]` of rehearsed samples to a scalar."""
 
 ServerLoss = Callable[..., "Tensor"]
 """Logits `[B, C]` and the batch's rows of every target array to a scalar."""
@@ -70,6 +73,21 @@ class Supermask(Protocol):
         """
 
 
+@dataclass(frozen=True, eq=False)
+class Rehearsal:
+    """Samples that are nobody's, and that a client trains on along with its own: a batch of them a step.
+
+    Attributes:
+        samples: `[M, *input_shape]`.
+        targets: What the model shall say of each, `[M, ...]`.
+        loss: Added to the loss of the private batch.
+    """
+
+    samples: np.ndarray
+    targets: np.ndarray
+    loss: RehearsalLoss
+
+
 class ClientView(Protocol):
     """A client as its strategy sees it."""
 
@@ -114,6 +132,20 @@ class ClientView(Protocol):
     def last_fit(self) -> FitSummary:
         """The local training that this upload follows; only for a strategy that needs `weights`."""
 
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """The tasks of a stream that the client is through with, this round's training included, in order."""
+
+    def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the client's learner has for a strategy that is made for it, by names of its own.
+
+        Args:
+            tasks: Places in the client's order of earlier tasks that the strategy asks about besides.
+        """
+
+    def tell_learner(self, arrays: Arrays) -> None:
+        """Hand the learner what it is to hear from such a strategy."""
+
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         """Train on the transfer set to lower the strategy's `loss`, with the scenario's `distill_` settings.
 
@@ -144,6 +176,16 @@ class ServerModels(Protocol):
 
     def trainable(self, architecture: Architecture) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients, in the model's order."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a sample, ``(channels, height, width)`` or ``(features,)``."""
+
+    def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
+        """Return a network on the CPU, of its own; without weights a fresh one, always the same."""
+
+    def seed(self, purpose: str) -> int:
+        """Return the seed of what the strategy draws itself for a purpose in this round."""
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""

@@ -10,7 +10,7 @@ from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
 from fedkd.plan.course_checks import check_courses
 from fedkd.scenario.load import PATH_DATASETS
-from fedkd.scenario.schema import Data, Partition, Scenario, TaskStream, Training
+from fedkd.scenario.schema import Continual, Data, Partition, Scenario, TaskStream, Training
 
 if TYPE_CHECKING:
     from fedkd.fusion.client_half import ClientHalf
@@ -43,6 +43,7 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
+        _check_online(scenario, scenario.continual)
     check_courses(scenario)
 
 
@@ -124,6 +125,7 @@ def _check_stream(tasks: TaskStream) -> None:
         "stride": ("overlapping",),
         "class_order": ("split", "overlapping"),
         "class_seed": ("split", "overlapping"),
+        "blur": ("split",),
         "permute_first": ("permuted",),
         "max_angle": ("rotated",),
         "datasets": ("datasets",),
@@ -191,6 +193,31 @@ def _check_class_lists(tasks: TaskStream, lists: Sequence[Sequence[int]]) -> Non
         raise UserError(
             "no class is in two tasks, so they do not overlap; use kind = 'split'",
             key="continual.tasks.classes",
+        )
+
+
+def _check_online(scenario: Scenario, continual: Continual) -> None:
+    """Check what a stream says of blurred tasks, of one pass, and of boundaries."""
+    tasks = continual.tasks
+    if tasks.blur and continual.head != "class":
+        raise UserError(
+            f"needs head 'class', as a sample may come with any task, got '{continual.head}'",
+            key="continual.tasks.blur",
+        )
+    if tasks.blur and (tasks.order not in ("same", "shuffled") or tasks.count == 1):
+        raise UserError(
+            "needs clients that learn several tasks, and all of them: order 'same' or 'shuffled'",
+            key="continual.tasks.blur",
+        )
+    if continual.online and scenario.fusion.private_weight > 0:
+        raise UserError(
+            f"must be 0, as each sample is trained on once, got {scenario.fusion.private_weight:g}",
+            key="fusion.private_weight",
+        )
+    if not tasks.boundaries and continual.head == "task":
+        raise UserError(
+            "must be true with head 'task', whose outputs tell where a task begins",
+            key="continual.tasks.boundaries",
         )
 
 

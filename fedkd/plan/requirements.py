@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,6 +14,7 @@ from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.statistics import statistics_names
 from fedkd.continual.subspace import check_layers
+from fedkd.data.budget import check_fits
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
@@ -64,6 +67,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         check_one_architecture(scenario, what)
     if "plain_sgd" in needs:
         _check_plain_sgd(scenario)
+    if "class_stream" in needs:
+        _check_class_stream(plan)
+    if "normalised_samples" in needs:
+        _check_generated(plan, data)
     if "transfer_labels" in needs and first_task(data).transfer_y is None:
         raise UserError(
             f"'{name}' needs the labels of the transfer set on the server, which only"
@@ -78,6 +85,13 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         _check_backward(plan)
     if scenario.fusion.orthogonal is not None:
         _check_orthogonal(plan, models[0])
+    partner = plan.strategy.learner
+    if partner is not None and (plan.learner is None or plan.learner.name != partner):
+        raise UserError(
+            f"'{name}' exchanges what the learner '{partner}' keeps of a stream of tasks; set"
+            f' continual.learner = "{partner}"',
+            key=KEY,
+        )
     if plan.learner is not None:
         _check_learner(plan.learner, plan, data, models)
     if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
@@ -223,7 +237,8 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             )
         _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
-    if "weights" in needs and learner.isolates:
+    made_for_it = plan.strategy.learner == learner.name
+    if "weights" in needs and learner.isolates and not made_for_it:
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
             " averaging would overwrite; use a strategy that exchanges predictions",
@@ -236,19 +251,62 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             " exchanges predictions",
             key=KEY,
         )
+    if "weights" in needs and learner.begins_anew and not _in_step(plan):
+        raise UserError(
+            f"'{strategy}' averages weights, and '{learner.name}' begins every task with the initial ones:"
+            " all clients have to be there in every round, at the same task",
+            key=KEY,
+        )
+    assert scenario.continual is not None
+    if not scenario.continual.tasks.boundaries and learner.needs_boundaries:
+        raise UserError(
+            f"must be true, as '{learner.name}' has to be told when a task begins or ends",
+            key="continual.tasks.boundaries",
+        )
+    once = scenario.continual.online and not learner.remembers_only
+    if once and scenario.training.local_epochs != 1:
+        raise UserError(
+            f"must be 1, as each sample is trained on once, got {scenario.training.local_epochs}",
+            key="training.local_epochs",
+        )
+    if once and learner.overrides("training_tasks"):
+        raise UserError(
+            f"must be false, as '{learner.name}' trains on all samples so far again", key="continual.online"
+        )
+    if learner.remembers_only and scenario.training.early_stopping is not None:
+        raise UserError(
+            f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
+            key="training.early_stopping",
+        )
+    if learner.remembers_only and scenario.fusion.private_weight > 0:
+        raise UserError(
+            f"must be 0, as '{learner.name}' trains on what it remembers alone, got"
+            f" {scenario.fusion.private_weight:g}",
+            key="fusion.private_weight",
+        )
     if plan.strategy.infers_from_guidance:
         raise UserError(
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
             key="fusion.inference",
         )
-    if plan.strategy.teaches_locally and learner.trains_on_old_tasks:
+    if plan.strategy.shapes_local_loss and learner.shapes_training:
+        what = "teaches the present task's classes" if plan.strategy.teaches_locally else "rehearses others"
+        old = learner.trains_on_old_tasks
+        why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
         raise UserError(
-            f"'{strategy}' teaches the present task's classes in local training, where '{learner.name}'"
-            " trains on the samples of all tasks so far; use a strategy that exchanges predictions",
+            f"'{strategy}' {what} in local training, where '{learner.name}'"
+            f" {why}; use a strategy that exchanges predictions",
             key=KEY,
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
         raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
+
+
+def _in_step(plan: Plan) -> bool:
+    """Return whether all clients take part in every round, at the same task."""
+    schedule, asked = plan.schedule, plan.schedule.participation.clients_per_round
+    every = asked is None or asked >= schedule.clients
+    return schedule.in_step and every and schedule.participation.dropout == 0.0
 
 
 def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, model: nn.Module) -> None:
@@ -279,6 +337,45 @@ def _prepare(learner: Learner, scenario: Scenario, stream: FederatedStream, mode
     except Exception as error:
         told = f"'{learner.name}' raised {described(error)} when it was to prepare a model"
         raise UserError(told, key="continual.learner") from error
+
+
+def _check_class_stream(plan: Plan) -> None:
+    """Refuse whatever is no stream that all clients learn in step, in which classes tell tasks apart."""
+    continual, name = plan.scenario.continual, plan.scenario.fusion.strategy
+    if continual is None:
+        raise UserError(f"'{name}' is about the classes of earlier tasks; it needs [continual]", key=KEY)
+    if continual.head != "class":
+        raise UserError(
+            f"must be 'class' with '{name}', which keeps the classes of all tasks in one head, got"
+            f" '{continual.head}'",
+            key="continual.head",
+        )
+    if not plan.schedule.in_step:
+        raise UserError(
+            f"'{name}' needs all clients at the same task: what stands in for old tasks is made when all of"
+            " them have ended one; use order = 'same' and clock = 'lockstep', with nobody late, on a break or"
+            " leaving",
+            key="continual.tasks",
+        )
+
+
+def _check_generated(plan: Plan, data: Data) -> None:
+    """Refuse samples that cannot be made without having seen one, or not be kept."""
+    name, count, clients = plan.scenario.fusion.strategy, plan.strategy.samples, plan.scenario.data.clients
+    if np.issubdtype(data.input_dtype, np.integer):
+        raise UserError(
+            f"'{name}' generates samples of real numbers; those of the data are integers", key=KEY
+        )
+    if not plan.scenario.data.normalise:
+        raise UserError(
+            f"must be true with '{name}', which generates samples of mean 0 and variance 1",
+            key="data.normalise",
+        )
+    if len(data.input_shape) not in (1, 3):
+        shape = "×".join(map(str, data.input_shape))
+        raise UserError(f"'{name}' generates vectors and images; samples are of {shape}", key=KEY)
+    size = 4 * count * math.prod(data.input_shape) * (clients + 1)
+    check_fits(size, f"{count:,} samples at each of {clients:,} clients take", key="fusion.samples")
 
 
 def _check_plain_sgd(scenario: Scenario) -> None:

@@ -173,6 +173,14 @@ class TaskStream(Section):
     class_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     """Seed of a `shuffled` class order, so that runs of several seeds learn the same tasks, or runs of one
     seed different ones; absent: the scenario's seed."""
+    blur: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of every task's training samples that are of the classes of other tasks (`split`, with the head
+    `class`), as in "blurry" streams: each task gives as many of its own to all others alike. Tests stay those
+    of the task's own classes."""
+    boundaries: bool = True
+    """Whether learners may be told when a task begins and ends. Without, only those can be used that need not
+    know (`naive`, `der`, `der++`, `supsup` that finds them), with outputs that tasks share. Strategies
+    still fuse by task."""
     permute_first: bool = False
     """Whether the first of `permuted` tasks is permuted too; otherwise its pixels are where they are."""
     max_angle: Annotated[float, Field(gt=0.0, le=360.0)] = 180.0
@@ -223,6 +231,9 @@ class Continual(Section):
     `rotated`, else `task`."""
     rounds_per_task: PositiveInt = 1
     """Federated rounds spent on each task; `rounds` is the number of tasks times this."""
+    online: bool = False
+    """Whether each sample is trained on once: the rounds of a task share out its samples, and one epoch of a
+    round goes through its part. What a learner remembers may be trained on again."""
     evaluate_without_task: bool = True
     """Whether models are also tested without being told the task. For learners that infer it this costs a
     pass for every task met: with tens of tasks, more than learning them."""

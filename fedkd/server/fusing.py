@@ -30,12 +30,14 @@ class ServerKnowledge:
         labels: True labels of the transfer set `[M]`, for strategies that need them.
         models: Makes, for a round, what the server can train; for strategies that train models there.
         seed: What the server's own draws derive from.
+        classes_met: From a round to `Knowledge.classes_met`; None: there is no stream of tasks.
     """
 
     transfer_size: int | None = None
     labels: np.ndarray | None = None
     models: Callable[[int], ServerModels] | None = None
     seed: int = 0
+    classes_met: Callable[[int], tuple[int, ...] | None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +204,7 @@ class Fusing:
             labels=labels,
             seed=self._known.seed,
             server=self._models(round),
+            classes_met=None if self._known.classes_met is None else self._known.classes_met(round),
         )
 
     def _models(self, round: int) -> ServerModels | None:

@@ -88,7 +88,17 @@ class TransferSetModels:
         """Return the architecture of a model of the zoo or of a plug-in."""
         return json.dumps({"model": model, "args": dict(args)}, sort_keys=True)
 
-    def _model(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of a sample."""
+        return self._data.x.shape[1:]
+
+    def seed(self, purpose: str) -> int:
+        """Return the seed of what the strategy draws itself for a purpose in this round."""
+        return derive_seed(self._scenario.seed, f"server-{purpose}", round=self._round)
+
+    def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
+        """Return a network on the CPU, of its own; without weights a fresh one, always the same."""
         group = ClientGroup.model_validate(json.loads(architecture))
         seed = derive_seed(self._scenario.seed, f"server-weights:{architecture}")
         model = build_model(
@@ -106,17 +116,17 @@ class TransferSetModels:
 
     def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
         """Return the weights of a fresh model, the same whenever it is asked."""
-        return weights_of(self._model(architecture))
+        return weights_of(self.network(architecture))
 
     def trainable(self, architecture: Architecture) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
-        return trainable_names(self._model(architecture))
+        return trainable_names(self.network(architecture))
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:
         """Predict the transfer set in evaluation mode: `[M, C]` float32."""
         with torch_threads(1):
             x = prepare_inputs(self._data.x, "cpu")
-            return self._of_task(predict_logits(self._model(architecture, weights), x)).numpy()
+            return self._of_task(predict_logits(self.network(architecture, weights), x)).numpy()
 
     def _of_task(self, outputs: Tensor) -> Tensor:
         units = self._data.units
@@ -138,7 +148,7 @@ class TransferSetModels:
         """Train a model on the transfer set (see `ServerModels.train`)."""
         self._calls += 1  # several models of one round must not see the same batches
         purpose = f"server-train-{self._calls}"
-        model = self._model(architecture, weights)
+        model = self.network(architecture, weights)
         arrays = [prepare_inputs(self._data.x, "cpu")] + [prepare_inputs(t, "cpu") for t in targets]
         shuffled = numpy_generator(self._scenario.seed, purpose, round=self._round).permutation(
             len(arrays[0])

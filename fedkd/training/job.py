@@ -27,8 +27,8 @@ class StepRules(Protocol):
     def before_step(self) -> None:
         """Called before the forward pass of every batch."""
 
-    def penalty(self, inputs: Tensor, loss: Tensor) -> Tensor | None:
-        """Return what is added to the loss of a batch of inputs `[B, ...]`, a scalar; None: nothing.
+    def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
+        """Return what is added to the loss of a batch, `[B, ...]` of each array, a scalar; None: nothing.
 
         Called for every batch. In a step of several, a penalty weighs as its batch's loss does, so that they
         average to one penalty.

@@ -137,7 +137,7 @@ def _accumulate_gradients(
             else:
                 value, correct = job.scored_loss(job.model, *batch)
                 right.append(correct)
-            penalty = None if job.rules is None else job.rules.penalty(batch[0], value)
+            penalty = None if job.rules is None else job.rules.penalty(batch, value)
         whole = value if penalty is None else value + penalty
         (whole if len(batches) == 1 else whole * (len(index) / samples)).backward()
         losses.append(value.detach())

@@ -65,3 +65,58 @@ def test_a_straggler_trains_on_its_share_of_every_task(joint_client):
         assert slow_of_task.count(task) == of_task.count(task) // 2
     rows = {x.numpy().tobytes() for x in whole.arrays[0]}
     assert {x.numpy().tobytes() for x in slow.arrays[0]} < rows
+
+
+@pytest.fixture
+def online_client(joint_client):
+    """Return a function from a learner's table to a client of an online stream of three tasks."""
+
+    def make(learner: str, **stream: Any) -> StreamClient:
+        tasks = {"kind": "split", "count": 3, "classes_per_task": 3} | stream
+        table = {"learner": learner, "head": "class", "rounds_per_task": 3, "online": True, "tasks": tasks}
+        return joint_client(continual=table, fusion={"strategy": "local"})
+
+    return make
+
+
+def samples_of(job: TrainJob, count: int | None = None) -> list[bytes]:
+    return [x.numpy().tobytes() for x in job.arrays[0][:count]]
+
+
+@pytest.mark.parametrize("learner", ["naive", "icarl"])
+def test_online_rounds_share_out_the_samples_of_a_task(learner, online_client):
+    client = online_client(learner)
+    whole = [x.tobytes() for x in client.data.train_x]
+    seen: list[bytes] = []
+    for round in (1, 2, 3):
+        client.enter(round)
+        job = client.train(round).send(None)
+        assert abs(3 * len(job.arrays[0]) - len(whole)) < 3 and job.epochs == 1
+        seen += samples_of(job)
+    assert sorted(seen) == sorted(whole)
+
+
+def test_online_exemplars_may_be_trained_on_again(online_client):
+    client = online_client("icarl")
+    client.enter(4)
+    job = client.train(4).send(None)
+    of_task = job.arrays[2].tolist()
+    assert of_task.count(0) == len(client.learning.learner.rehearsed(client.learning.context).labels) > 0
+    assert abs(3 * of_task.count(1) - len(client.data.train_y)) < 3
+
+
+def test_a_blurry_task_has_samples_of_other_classes(online_client):
+    client = online_client("naive", blur=0.25)
+    of_task = client.data.train_y // 3
+    assert set(of_task.tolist()) == {0, 1, 2} and 0.7 < np.mean(of_task == 0) < 0.8
+    assert set((client.data.test_y // 3).tolist()) == {0}
+
+
+@pytest.mark.parametrize(
+    "learner", [{"learner": "der++"}, {"learner": "naive"}, {"learner": "supsup", "boundaries": "unknown"}]
+)
+def test_boundaries_can_be_withheld_from_who_needs_none(learner, joint_client):
+    tasks = {"kind": "split", "count": 3, "classes_per_task": 3, "boundaries": False}
+    table = learner | {"head": "class", "tasks": tasks}
+    client = joint_client(continual=table, fusion={"strategy": "local"})
+    assert not client.learning.learner.needs_boundaries

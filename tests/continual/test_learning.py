@@ -54,7 +54,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_every_learner_is_built_from_its_defaults_and_documented(name):
     learner = make_learner(name, {})
     assert learner.name == name and type(learner).__doc__
-    assert learner.paper or name in ("naive", "joint", "single")
+    assert learner.paper or name in ("naive", "joint", "single", "cumulative")
     for parameter in learner_hyperparameters(name):
         assert len(parameter.description) > 30 and parameter.type, parameter
 
@@ -199,6 +199,43 @@ def test_tasks_and_phases_come_in_order_over_rounds():
 
 
 # A step -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Watch(Learner):
+    """Writes down what it is told of a step."""
+
+    name: ClassVar[str] = "watch"
+    seen: ClassVar[list] = []
+
+    def penalty(self, context, step):
+        whole = step.labels is not None and torch.equal(step.labels, step.inputs[:, 0].long())
+        self.seen.append(
+            (context.position, whole, None if step.tasks is None else step.tasks.unique().tolist())
+        )
+
+
+def test_a_step_is_told_how_far_its_epoch_is_and_whose_samples_it_has():
+    Watch.seen.clear()
+    y = torch.arange(26) % 2
+    x = y[:, None].float().expand(-1, 6).contiguous()
+    learning = start(Watch(), network(), [(x, y)] * 2)
+    learning.enter(1)
+    options = {"optimizer": SGD, "batch_size": 8, "seed": 1, "generator": torch.Generator()}
+
+    def loss(model, x, *_):
+        return model(x).square().mean()
+
+    train(learning, (x, y), loss, epochs=range(1), task_epochs=2, accumulate=2, **options)
+    # Four batches, two steps.
+    assert Watch.seen == [(0.0, True, [1])] * 2 + [(1.0, True, [1])] * 2
+    assert learning.context.position is None
+    Watch.seen.clear()
+    train(learning, (x, y, torch.zeros_like(y)), loss, epochs=range(1, 2), task_epochs=2, **options)
+    assert Watch.seen == [(step / 3, True, [0]) for step in range(4)]
+    Watch.seen.clear()
+    guide(learning, (x[:8], y[:8]), loss, epochs=1, **options)
+    assert Watch.seen == [(1.0, False, None)]
 
 
 @dataclass(frozen=True)

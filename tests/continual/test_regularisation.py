@@ -38,6 +38,7 @@ EVERY = {
     "si": SI(strength=3),
     "mas": MAS(strength=3, samples=20),
     "lwf": LwF(),
+    "lwf, seen": LwF(distil="seen", compete="seen", mix="tasks"),
 }
 
 
@@ -328,6 +329,38 @@ def test_lwf_distils_the_heads_of_old_tasks(distil, data, outputs, units, heads)
     value, gradient = penalty_and_gradient(learning, x)
     np.testing.assert_allclose(value, 1.5 * expected_lwf(teacher, net, x, heads, 3.0), rtol=2e-5)
     assert np.abs(gradient).max() > 0
+
+
+def test_lwf_where_all_classes_compete():
+    data, net, units = class_stream(), network(), [tuple(range(6))] * 3
+    learner = LwF(weight=1.5, temperature=2.0, distil="seen", compete="seen", mix="tasks")
+    learning = start(learner, net, data, units)
+    fit_task(learning, data, 0)
+    x, y = data[0]
+    log_p = log_softmax(net(x).detach().numpy()[:, :2])
+    own = -log_p[np.arange(len(y)), y].mean()
+    np.testing.assert_allclose(total_loss(learning, x, y), own, rtol=1e-5)
+    fit_task(learning, data, 1)
+    teacher = deepcopy(net)
+    fit_task(learning, data, 2, epochs=10)
+    (x, y), old, seen = data[2], [0, 1, 3, 4], [0, 1, 3, 4, *sorted(set(data[2][1].tolist()))]
+    z, taught = (n(x).detach().numpy() for n in (net, teacher))
+    own = -log_softmax(z[:, seen])[np.arange(len(y)), [seen.index(label) for label in y.tolist()]].mean()
+    log_q = log_softmax(taught[:, old] / 2.0)
+    held = 4.0 * (np.exp(log_q) * (log_q - log_softmax(z[:, seen] / 2.0)[:, :4])).sum(1).mean()
+    np.testing.assert_allclose(total_loss(learning, x, y), own / 3 + 2 / 3 * 1.5 * held, rtol=1e-5)
+
+
+def total_loss(learning, x, y):
+    """Return the loss of own samples with the penalty."""
+    model, tasks = learning.model(), torch.full((len(y),), learning.task)
+    loss = F.cross_entropy(model(x), y)
+    added = learning.learner.penalty(learning.context, Step(x, model, loss, y, tasks))
+    return (loss + added).item()
+
+
+def log_softmax(z):
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
 def test_lwf_is_still_where_nothing_has_changed():

@@ -22,7 +22,7 @@ from fedkd.training.job import TrainJob
 from fedkd.training.optimizer import OptimizerSpec
 
 ADAM = OptimizerSpec("adam", 0.05)
-USUAL = ("naive", "er", "agem", "ewc", "online_ewc", "si", "mas", "lwf")
+USUAL = ("naive", "er", "agem", "der", "der++", "ewc", "online_ewc", "si", "mas", "lwf")
 DECAYING = OptimizerSpec("sgd", 0.1, momentum=0.9, weight_decay=0.1)
 
 

@@ -59,8 +59,12 @@ TABLES: dict[str, Any] = {
     "engine": {"kind": "inline"},
 }
 """Four clients, of whom three are sampled; some drop out and some are slow."""
-ALL = sorted(name for name in STRATEGIES.builtin if "masks" not in make_strategy(name, {}).needs)
-"""All but those that need a stream, which have one of their own (`test_mask_federation`)."""
+ALL = sorted(
+    name
+    for name in STRATEGIES.builtin
+    if STRATEGIES.load(name).learner is None and not {"class_stream", "masks"} & make_strategy(name, {}).needs
+)
+"""Those without a stream of tasks."""
 
 
 def clients_for(strategy: str) -> list[dict[str, Any]]:

@@ -62,7 +62,10 @@ def rows(folder: Path, **wanted) -> list[dict]:
 
 @pytest.mark.parametrize(
     ("learner", "order"),
-    [("gpm", {}), ("ewc", OWN), ("exssnet", OWN), ("cuber", OWN), ("er", {}), ("si", {})],
+    [
+        *[("gpm", {}), ("ewc", OWN), ("exssnet", OWN), ("cuber", OWN), ("er", {}), ("si", {})],
+        *[("der++", {}), ("icarl", OWN)],
+    ],
 )
 def test_stopped_after_any_round_and_resumed(learner, order, mixed, tmp_path):
     tasks = mixed["continual"]["tasks"] | {"count": 2} | order
@@ -81,6 +84,16 @@ def test_stopped_after_any_round_and_resumed(learner, order, mixed, tmp_path):
     fedkd.resume(folder)
     for file in ("metrics.jsonl", "epochs.jsonl"):
         assert (unbroken / file).read_bytes() == (folder / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("learner", ["icarl", "gdumb", "cumulative"])
+def test_what_is_remembered_is_trained_on(learner, alone, tmp_path):
+    """Where all classes compete, old samples are what keeps old ones."""
+    stream = alone["continual"] | {"learner": learner, "head": "class", "rounds_per_task": 1}
+    folder = run(alone | {"training": alone["training"] | {"lr": 0.01}}, tmp_path / "run", continual=stream)
+    first = rows(folder, metric="accuracy_class_incremental", split="global", client=0, task=0, round=3)
+    last = rows(folder, metric="accuracy", split="global", client=0, round=3)
+    assert first[0]["value"] > 0.5 and last[0]["value"] > 0.6
 
 
 def test_how_often_a_run_evaluates_never_changes_what_it_learns(mixed, tmp_path):

@@ -45,6 +45,7 @@ class SmallClient:
         self._counts = counts
         self._weights = weights or {}
         self.memory: dict[str, np.ndarray] = {}
+        self.told: dict[str, np.ndarray] = {}
         self.distilled: list[tuple[np.ndarray, np.ndarray | None]] = []
 
     @property
@@ -74,6 +75,19 @@ class SmallClient:
 
     def trainable(self) -> tuple[str, ...]:
         return tuple(name for name in self._weights if name.rpartition(".")[2] in ("weight", "bias"))
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        return ()
+
+    def learner_tells(self, tasks) -> dict[str, np.ndarray]:
+        """Return a mask of ones for every weight, as of a learner that splits weights."""
+        return {
+            f"mask/{name}": np.ones(len(w), np.float32) for name, w in self._weights.items() if w.ndim > 1
+        }
+
+    def tell_learner(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.told |= arrays
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         self.distilled.append((targets, samples))
@@ -113,6 +127,16 @@ class SmallServer:
             return nn.Sequential(
                 nn.Linear(width, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, self.classes)
             )
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    def network(self, architecture: str, weights: Mapping[str, np.ndarray] | None = None) -> nn.Module:
+        return self.model(architecture) if weights is None else self._load(architecture, weights)
+
+    def seed(self, purpose: str) -> int:
+        return len(purpose)
 
     def initial_weights(self, architecture: str) -> dict[str, np.ndarray]:
         return state_of(self.model(architecture))

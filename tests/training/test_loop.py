@@ -286,8 +286,8 @@ class Rules:
     def before_step(self) -> None:
         self.calls.append("before_step")
 
-    def penalty(self, inputs, loss) -> torch.Tensor | None:
-        self.calls.append(f"penalty {len(inputs)}")
+    def penalty(self, batch, loss) -> torch.Tensor | None:
+        self.calls.append(f"penalty {len(batch[0])}")
         return None
 
     def after_backward(self) -> None:
@@ -324,9 +324,9 @@ class Decays(Rules):
         super().__init__(model.parameters())
         self._model = model
 
-    def penalty(self, inputs, loss) -> torch.Tensor:
+    def penalty(self, batch, loss) -> torch.Tensor:
         pull = sum(parameter.square().sum() for parameter in self.parameters)
-        return 0.1 * pull + 0.1 * self._model(inputs).square().mean()
+        return 0.1 * pull + 0.1 * self._model(batch[0]).square().mean()
 
 
 def test_penalty_correction_and_clipping_count_once_a_step():

@@ -126,7 +126,7 @@ class Scores:
 
     def before_step(self) -> None: ...
 
-    def penalty(self, inputs, value):
+    def penalty(self, batch, value):
         return (self.own - 1.0).square().sum()
 
     def after_backward(self) -> None: ...

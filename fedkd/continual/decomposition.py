@@ -1,0 +1,68 @@
+"""Which weights of a network are split into everybody's and a task's own, and how they lie side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+HEAD = "head.weight"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The weights of two or more dimensions below the head, `[out, ...]` each: P numbers of U units in all.
+
+    The head is the weight called ``head.weight``, as in every model of the zoo, else the last one of two
+    dimensions.
+
+    Attributes:
+        shapes: By name, in the model's order.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @staticmethod
+    def of(shapes: Mapping[str, Sequence[int]]) -> Layout:
+        """Return that of a model.
+
+        Args:
+            shapes: Of all that is trained by gradients, by name, in the model's order.
+        """
+        head = head_of(shapes)
+        return Layout({name: tuple(s) for name, s in shapes.items() if len(s) > 1 and name != head})
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(map(prod, self.shapes.values()))
+
+    @property
+    def units(self) -> int:
+        """U: outputs of all these weights."""
+        return sum(shape[0] for shape in self.shapes.values())
+
+    def fan_in(self) -> np.ndarray:
+        """Return the numbers that each unit has, `[U]` int64; they stand side by side in a flat array."""
+        per_layer = [np.full(shape[0], prod(shape[1:])) for shape in self.shapes.values()]
+        return np.concatenate([np.empty(0, np.int64), *per_layer])
+
+    def flat(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return weights by name as one array, `[P]` float32."""
+        parts = [weights[name].ravel() for name in self.shapes]
+        return np.concatenate([np.empty(0, np.float32), *parts]).astype(np.float32)
+
+    def starts(self) -> dict[str, int]:
+        """Return where each weight begins in a flat array, by name."""
+        sizes = [prod(shape) for shape in self.shapes.values()]
+        return dict(zip(self.shapes, np.cumsum([0, *sizes]).tolist(), strict=False))
+
+
+def head_of(shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """Return the name of the weight that makes the outputs; None: there is no linear one."""
+    if HEAD in shapes:
+        return HEAD
+    linear = [name for name, shape in shapes.items() if len(shape) == 2]
+    return linear[-1] if linear else None

@@ -1,0 +1,236 @@
+"""FedWeIT: an average of the units that clients make use of, and a knowledge base of their tasks' own parts.
+
+J. Yoon, W. Jeong, G. Lee, E. Yang and S. J. Hwang, "Federated Continual Learning with Weighted Inter-client
+Transfer", ICML 2021, arXiv 2003.03196. What clients make of it is the learner `fedkd.continual.fedweit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.continual.decomposition import Layout
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, ServerModels
+from fedkd.hyperparameters import STRICT
+from fedkd.namespaces import below, under
+
+BASE, UNITS = "base", "units"
+"""Numbers of some units of the base, side by side, float32; which units these are, a bit each."""
+PARTS, PART_BITS, TASKS = "parts", "part_bits", "tasks"
+"""What of a client's own parts is not zero, one part after another; where, a bit a number ``[n, ⌈P/8⌉]``; the
+task of each ``[n]``. Mostly n = 0."""
+KNOWN = "known/"
+"""Parts of others, ``known/{client}/{task}/`` `values`, `bits` and `stamp`, the fusion they arrived in."""
+FAN_IN, FUSIONS, LAST = "fan_in", "fusions", "last"
+TOLD = "told"
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedWeIT(FusionStrategy):
+    """Average the base unit by unit over those who use the unit; lend everyone's own parts to all others.
+
+    ::
+
+        client n:  the rows of B of the `keep` share of each layer's units with the largest mask m_t
+                   A_t, once the task is over                                              sparse
+        server:    B_u ← mean of those that sent unit u; of no unit that nobody sent
+                   the knowledge base ← A_t of (n, t)
+        client n:  B_u ← the server's, of every unit that somebody sent, when its next training begins;
+                   parts of the others, each once
+
+    So no client undoes what it has just learned before it ends its task, and an average has no effect
+    on what a client can do until it has trained from it.
+
+    The paper averages ``B ⊙ m_t`` over all clients. With masks below 1 such a base shrinks round by round, so
+    what is sent is the base itself where the mask is large, as in the authors' code, which divides by the
+    number of senders too. Their code ranks masks by the size of the score, so that of a unit that is masked
+    out most surely is sent; ours by the mask.
+
+    All begin with one base. Whoever was away is sent the whole base, and all parts that it has missed.
+    """
+
+    name: ClassVar[str] = "fedweit"
+    sends: ClassVar[str] = "the weights of units that a mask keeps, and sparse parts of tasks"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        BASE: Kind.WEIGHTS,
+        UNITS: Kind.INDICES,
+        PARTS: Kind.WEIGHTS,
+        PART_BITS: Kind.INDICES,
+        TASKS: Kind.INDICES,
+    }
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = (
+        "Yoon, Jeong, Lee, Yang & Hwang, Federated Continual Learning with Weighted Inter-client Transfer,"
+        " ICML 2021, arXiv 2003.03196"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
+    uses_transfer_set: ClassVar[bool] = False
+    learner: ClassVar[str | None] = "fedweit"
+
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of each layer's units whose rows of the base a client sends; 0.7 in the authors' code. Fewer
+    bytes the smaller, and fewer clients to average over; 1 averages everything, as FedAvg does."""
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives what: everyone, though not the same."""
+        return "everyone, with the next message: the base, and own parts of the others that are new"
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def prologue(self, server: ServerModels) -> Guidance:
+        """Return the initial base, whole; nobody has a part yet."""
+        architecture = server.architecture_of(0)
+        weights, trainable = server.initial_weights(architecture), server.trainable(architecture)
+        layout = _layout(weights, trainable)
+        base = layout.flat(weights)
+        memory = {
+            BASE: base,
+            FAN_IN: layout.fan_in(),
+            FUSIONS: np.zeros(1, np.int64),
+            LAST: np.zeros(max(server.clients_of(architecture)) + 1, np.int64),
+        }
+        return Guidance(None, memory=memory, shared=_rows(base, np.ones(layout.units, bool), layout.fan_in()))
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the new rows and parts for those who took part, and for others all that they lack."""
+        server, uploads, fan_in = knowledge.server, knowledge.extra, memory[FAN_IN]
+        assert server is not None
+        base, sent = averaged(memory[BASE], uploads[BASE], uploads[UNITS], fan_in)
+        now = memory[FUSIONS] + 1
+        known = below(KNOWN, memory)
+        for n, client in enumerate(knowledge.clients):
+            for task, part in received(uploads[PARTS][n], uploads[PART_BITS][n], uploads[TASKS][n]).items():
+                known |= under(f"{client}/{task}/", {**part, "stamp": now.astype(np.int32)})
+        last = memory[LAST].copy()
+        rows, everything = _rows(base, sent, fan_in), _rows(base, np.ones(len(fan_in), bool), fan_in)
+        everyone = server.clients_of(server.architecture_of(knowledge.clients[0]))
+        absent, tables = {}, dict[tuple[str, ...], Arrays]()
+        for client in sorted(set(everyone).difference(knowledge.clients)):
+            news = _news(known, client, last[client])
+            # Those who lack the same share one table, which is kept once.
+            absent[client] = tables.setdefault(tuple(news), {**everything, **under(KNOWN, news)})
+        personal = [{**rows, **under(KNOWN, _news(known, n, int(now[0]) - 1))} for n in knowledge.clients]
+        last[list(knowledge.clients)] = now
+        kept = {BASE: base, FAN_IN: fan_in, FUSIONS: now, LAST: last, **under(KNOWN, known)}
+        return Guidance(None, memory=kept, personal=personal, absent=absent)
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the rows of the base that the present mask keeps, and parts of tasks that are over."""
+        weights, learned = client.weights(), client.learned
+        layout = _layout(weights, client.trainable())
+        done = int(client.memory.get(TOLD, np.zeros(1, np.int64))[0])
+        places = range(done, len(learned))
+        told = client.learner_tells(places)
+        client.memory[TOLD] = np.array([len(learned)], np.int64)
+        masks = [self._kept(told[f"mask/{name}"]) for name in layout.shapes]
+        units = np.concatenate([np.empty(0, bool), *masks])
+        parts = {learned[place]: below(f"part/{place}/", told) for place in places}
+        flat = {task: layout.flat(part) for task, part in parts.items() if part}  # some were never trained
+        stacked = np.array(list(flat.values()), np.float32).reshape(len(flat), layout.size)
+        return {
+            **_rows(layout.flat(weights), units, layout.fan_in()),
+            PARTS: stacked[stacked != 0],
+            PART_BITS: np.packbits(stacked != 0, axis=1),
+            TASKS: np.array(list(flat), np.int32),
+        }
+
+    def _kept(self, mask: np.ndarray) -> np.ndarray:
+        """Return which of a layer's units are sent, `[out]` bool: of equal ones the first."""
+        largest = np.argsort(-mask, kind="stable")[: ceil(self.keep * len(mask))]
+        return np.isin(np.arange(len(mask)), largest)
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Leave guidance on the client until it trains: newer rows in the place of older ones."""
+        memory, fan_in = client.memory, _layout(client.weights(), client.trainable()).fan_in()
+        rows = _unpacked(guidance[UNITS], fan_in)
+        base, waiting = np.zeros(fan_in.sum(), np.float32), np.zeros(len(fan_in), bool)
+        if BASE in memory:
+            waiting = _unpacked(memory[UNITS], fan_in)
+            base[np.repeat(waiting, fan_in)] = memory[BASE]
+        base[np.repeat(rows, fan_in)] = guidance[BASE]
+        memory |= _rows(base, rows | waiting, fan_in)
+        memory |= {name: np.array(values) for name, values in guidance.items() if name.startswith(KNOWN)}
+
+    def before_training(self, client: ClientView) -> None:
+        """Take over the rows of the base that have arrived, and hand the learner the parts."""
+        memory = client.memory
+        if BASE not in memory:
+            return
+        weights = client.weights()
+        layout = _layout(weights, client.trainable())
+        fan_in, flat = layout.fan_in(), layout.flat(weights)
+        flat[np.repeat(_unpacked(memory[UNITS], fan_in), fan_in)] = memory[BASE]
+        starts = layout.starts()
+        for name, shape in layout.shapes.items():
+            size = int(np.prod(shape))
+            weights[name] = flat[starts[name] : starts[name] + size].reshape(shape)
+        client.load_weights(weights)
+        client.tell_learner(below(KNOWN, memory))
+        for name in [n for n in memory if n in (BASE, UNITS) or n.startswith(KNOWN)]:
+            del memory[name]
+
+
+def averaged(
+    base: np.ndarray, rows: Sequence[np.ndarray], bits: Sequence[np.ndarray], fan_in: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the base with the mean of every unit over those who sent it, and which units somebody sent.
+
+    Args:
+        base: Before, `[P]`; a unit that nobody sent stays.
+        rows: What each client sent of it, in client order.
+        bits: Which units that is.
+        fan_in: Numbers of each unit, `[U]`.
+
+    Returns:
+        `[P]` float32, and `[U]` bool.
+    """
+    total, senders = np.zeros(len(base)), np.zeros(len(fan_in))
+    for own, packed in zip(rows, bits, strict=True):
+        units = _unpacked(packed, fan_in)
+        total[np.repeat(units, fan_in)] += own
+        senders += units
+    mean = total / np.repeat(np.maximum(senders, 1), fan_in)
+    return np.where(np.repeat(senders > 0, fan_in), mean, base).astype(np.float32), senders > 0
+
+
+def received(values: np.ndarray, bits: np.ndarray, tasks: np.ndarray) -> dict[int, Arrays]:
+    """Return `values` and `bits` of each part that a client sent, by task."""
+    counts = [int(np.unpackbits(own).sum()) for own in bits]
+    split = np.split(values, np.cumsum(counts)[:-1]) if counts else []
+    return {
+        int(task): {"values": own.astype(np.float32), "bits": where}
+        for task, own, where in zip(tasks, split, bits, strict=True)
+    }
+
+
+def _news(known: Arrays, client: int, since: int) -> Arrays:
+    """Return the parts of others that arrived after a fusion."""
+    return {
+        name: values
+        for name, values in known.items()
+        if name.split("/")[0] != str(client) and int(known[f"{name.rpartition('/')[0]}/stamp"][0]) > since
+    }
+
+
+def _layout(weights: Arrays, trainable: tuple[str, ...]) -> Layout:
+    return Layout.of({name: weights[name].shape for name in trainable})
+
+
+def _rows(base: np.ndarray, units: np.ndarray, fan_in: np.ndarray) -> dict[str, np.ndarray]:
+    """Return some units `[U]` bool of a base `[P]`, and which they are."""
+    return {BASE: base[np.repeat(units, fan_in)], UNITS: np.packbits(units)}
+
+
+def _unpacked(bits: np.ndarray, fan_in: np.ndarray) -> np.ndarray:
+    return np.unpackbits(bits, count=len(fan_in)).astype(bool)

@@ -1,0 +1,192 @@
+"""TARGET: what the global model knew of earlier tasks, told by samples that a server made out of it.
+
+J. Zhang, C. Chen, W. Zhuang and L. Lyu, "TARGET: Federated Class-Continual Learning via Exemplar-Free
+Distillation", ICCV 2023, arXiv 2303.06937.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, Rehearsal, ServerModels
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SYNTHETIC = "synthetic"
+SOFT_LABELS = "soft_labels"
+CLASSES = "classes"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Target(FusionStrategy):
+    """FedAvg that makes samples out of the average when a task ends, and has clients rehearse them.
+
+    ::
+
+        w     ← Σ_n samples_n w_n / Σ_n samples_n                    every round
+        x̂     = G(noise, label), labels among the classes met        when a task ends and another follows
+        t(x̂)  = softmax(z_w(x̂) / T) over the classes met
+        loss  = CE(z(x), y) + λ · T² · mean KL(t(x̂) ‖ softmax(z(x̂) / T))    in the tasks that follow
+
+    The server has no data. It trains G so that the average recognises the label that was asked for, so that
+    normalisation layers receive what they are used to, and so that a student, which learns from all samples
+    made so far, has something left to learn (see `fedkd.fusion.synthesis`). Every client is sent the samples
+    and t with the last average of the task, and keeps them until the next ones, which are made of all classes
+    met by then.
+
+    The released code restricts the cross entropy to the classes of the present task; here they compete with
+    all others, which is what the samples of old ones are for.
+    """
+
+    name: ClassVar[str] = "target"
+    sends: ClassVar[str] = "weights"
+    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    guides: ClassVar[Guided] = "all_alike"
+    paper: ClassVar[str] = (
+        "Zhang et al., TARGET: Federated Class-Continual Learning via Exemplar-Free Distillation, ICCV 2023"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"gradients", "weights", "one_architecture", "class_stream", "normalised_samples"}
+    )
+    uses_transfer_set: ClassVar[bool] = False
+
+    strength: Annotated[float, Field(ge=0)] = 6.0
+    """λ: weight of what is rehearsed beside the cross entropy; the released 25 counts without T², which makes
+    it 6.25. With 1 a new task is learned better and the old ones are gone after two or three more. 0 is
+    FedAvg: nothing is made, nothing is sent."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 2.0
+    """T of what is rehearsed; 2 in the released code. The higher, the more the unlikely classes count."""
+    distil: Literal["met", "all"] = "all"
+    """Outputs that rehearsal is about: those of the classes met when the samples were made (`met`, as
+    released), or `all`, which also teaches that such a sample is none of a later class."""
+    samples: Annotated[int, Field(ge=2)] = 1024
+    """Samples that stand in for all earlier tasks; 8,000 of CIFAR-100 in the released code. Every client
+    receives all of them after each task: they weigh four bytes a number."""
+    synthesis_batch_size: Annotated[int, Field(ge=2)] = 128
+    """Samples that the generator makes at once, and is trained on together; 256 in the released code."""
+    generator_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of the generator for each such batch; this, times samples, is what the end of a task costs."""
+    generator_lr: Annotated[float, Field(gt=0)] = 2e-3
+    """Learning rate of the generator's Adam; 0.002 in the released code."""
+    generator_width: Annotated[int, Field(gt=0, le=1024)] = 32
+    """Channels of the generator's last hidden layer, and half of those before; 64 in the released code. Costs
+    grow with its square."""
+    noise: Annotated[int, Field(gt=0, le=65536)] = 64
+    """Length of the noise that a sample is made out of; 256 in the released code."""
+    label_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the cross entropy to the label that was asked for; 0.5 in the released code."""
+    statistics_weight: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of the distance to the running statistics of normalisation; 10 in the released code. Of a model
+    without any it is without effect, and samples look less like data."""
+    adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of what the student has left to learn; 1 in the released code. 0 does without a student."""
+    divergence: Literal["kl", "js"] = "kl"
+    """How teacher and student are told apart: Kullback and Leibler's, or Jensen and Shannon's, which has a
+    bound."""
+    student_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of the student on all samples so far, after each batch of them; 400 in the released code."""
+    student_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of the student's Adam, on batches as large as the generator's."""
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives the average, and the samples: everyone starts from the newest."""
+        return "all clients, all the same, with their next message; samples with that which ends a task"
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the average, and with the end of a task what stands in for all tasks so far."""
+        shared = average(packs_of(knowledge.extra), knowledge.samples)
+        if knowledge.classes_met is not None and self.strength > 0.0:
+            assert knowledge.server is not None
+            shared |= self._synthesise(knowledge.server, shared, knowledge.classes_met)
+        return Guidance(targets=None, shared=shared)
+
+    def _synthesise(
+        self, server: ServerModels, averaged: Arrays, classes: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """Return samples `[M, *input_shape]`, soft labels `[M, K]` and the outputs `[K]` they are about."""
+        from fedkd.fusion.synthesis import Recipe, synthesise
+
+        architecture = server.architecture_of(0)
+        weights = unpack(averaged, server.initial_weights(architecture))
+        made = synthesise(
+            server.network(architecture, weights),
+            server.network(architecture),
+            server.input_shape,
+            classes,
+            Recipe(
+                samples=self.samples,
+                batch_size=self.synthesis_batch_size,
+                steps=self.generator_steps,
+                lr=self.generator_lr,
+                label_weight=self.label_weight,
+                statistics_weight=self.statistics_weight,
+                adversarial_weight=self.adversarial_weight,
+                divergence=self.divergence,
+                student_steps=self.student_steps,
+                student_lr=self.student_lr,
+                noise=self.noise,
+                width=self.generator_width,
+            ),
+            server.seed("synthesis"),
+        )
+        return {
+            SYNTHETIC: made.samples.numpy(),
+            SOFT_LABELS: softmax(made.logits.numpy(), self.temperature).astype(np.float32),
+            CLASSES: np.array(classes, dtype=np.int64),
+        }
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the client's weights, as flat `parameters` and `counters`."""
+        return pack(client.weights())
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Replace the client's weights by the average, and what it rehearses by what came along, if any."""
+        client.load_weights(unpack(guidance, client.weights()))
+        if SYNTHETIC in guidance:
+            client.memory |= {name: np.array(guidance[name]) for name in (SYNTHETIC, SOFT_LABELS, CLASSES)}
+
+    def rehearsal(self, client: ClientView) -> Rehearsal | None:
+        """Return what was made after the last task; nothing in the first."""
+        if SYNTHETIC not in client.memory:
+            return None
+        classes = client.memory[CLASSES]
+
+        def loss(logits: Tensor, soft_labels: Tensor) -> Tensor:
+            return self.rehearsal_loss(logits, soft_labels, classes)
+
+        return Rehearsal(client.memory[SYNTHETIC], client.memory[SOFT_LABELS], loss)
+
+    def rehearsal_loss(self, logits: Tensor, soft_labels: Tensor, classes: np.ndarray) -> Tensor:
+        """Return ``λ · T² · mean_i KL(t_i ‖ softmax(z_i / T))``.
+
+        Args:
+            logits: z, `[B, C]`.
+            soft_labels: t, `[B, K]`.
+            classes: Which outputs t is about, `[K]`.
+        """
+        import torch
+
+        from fedkd.training.losses import kd_kl
+
+        met = torch.from_numpy(classes).to(logits.device)
+        if self.distil == "met":
+            return self.strength * kd_kl(logits[:, met], soft_labels, self.temperature)
+        targets = torch.zeros_like(logits, dtype=soft_labels.dtype).index_copy_(1, met, soft_labels)
+        return self.strength * kd_kl(logits, targets, self.temperature)

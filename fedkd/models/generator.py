@@ -1,0 +1,84 @@
+"""Networks that make samples out of noise and a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SLOPE = 0.2
+"""Of LeakyReLU below 0."""
+
+
+class Generator(nn.Module):
+    """Makes samples with mean 0 and variance 1 in every channel or feature, as normalised data have them.
+
+    Its last layer sees to that, over a batch: it is all that is known of data which nobody has seen. So what
+    it makes depends on the whole batch, and is made in training mode.
+
+    Images grow out of a quarter of their sides by two steps of doubling, each followed by a 3×3 convolution
+    (Radford et al. 2016, with upsampling in place of transposed convolutions); vectors come out of two hidden
+    layers.
+
+    Args:
+        input_shape: ``(channels, height, width)`` or ``(features,)``.
+        classes: Number of labels K.
+        noise: Length of a noise vector.
+        width: Channels of the last hidden layer of images, of which there are twice as many before; vectors
+            have hidden layers of 8 and 16 times as many units.
+    """
+
+    def __init__(self, input_shape: Sequence[int], classes: int, noise: int, width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        entries = noise + classes
+        self.body: nn.Module
+        if len(input_shape) == 1:
+            self.body = nn.Sequential(
+                *_units(entries, 8 * width),
+                *_units(8 * width, 16 * width),
+                nn.Linear(16 * width, input_shape[0]),
+            )
+        else:
+            channels, height, width_of_image = input_shape
+            self.body = _Growing(entries, (channels, height, width_of_image), width)
+        channels = input_shape[0]
+        normalise = nn.BatchNorm1d if len(input_shape) == 1 else nn.BatchNorm2d
+        self.normalise = normalise(channels, affine=False, track_running_stats=False)
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        """Return samples ``[B, *input_shape]``.
+
+        Args:
+            noise: ``[B, Z]``.
+            labels: ``[B]`` int64 in ``0..K-1``.
+        """
+        return self.normalise(self.body(torch.cat([noise, F.one_hot(labels, self.classes).float()], dim=1)))
+
+
+class _Growing(nn.Module):
+    """Makes images before they are normalised."""
+
+    def __init__(self, entries: int, shape: tuple[int, int, int], width: int) -> None:
+        super().__init__()
+        channels, height, width_of_image = shape
+        self.sides = [(-(-height // part), -(-width_of_image // part)) for part in (4, 2, 1)]
+        self.first = nn.Linear(entries, 2 * width * self.sides[0][0] * self.sides[0][1])
+        self.start = nn.BatchNorm2d(2 * width)
+        self.steps = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(2 * width, after, 3, padding=1, bias=False), nn.BatchNorm2d(after))
+            for after in (2 * width, width)
+        )
+        self.last = nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, entries: Tensor) -> Tensor:
+        x = self.start(self.first(entries).unflatten(1, (-1, *self.sides[0])))
+        for side, step in zip(self.sides[1:], self.steps, strict=True):
+            x = F.leaky_relu(step(F.interpolate(x, size=side)), SLOPE)
+        return torch.tanh(self.last(x))
+
+
+def _units(before: int, after: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.LeakyReLU(SLOPE)
