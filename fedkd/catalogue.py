@@ -23,6 +23,7 @@ TORCHVISION_FOLDERS = {
 NEEDS = {
     "gradients": "networks as client models",
     "one_architecture": "one architecture",
+    "masks": "a stream of tasks whose learner has masks (supsup, exssnet)",
     "features": "features of equal width",
     "plain_sgd": 'training.optimizer = "sgd"',
     "transfer_labels": "labels of the transfer set on the server",

@@ -92,6 +92,7 @@ def test_there_are_scenarios():
         "target",
         "fot-permuted-mnist",
         "federated-backward-transfer",
+        "federated-supermasks",
         "fedweit",
     }
 

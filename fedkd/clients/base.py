@@ -20,7 +20,7 @@ from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.given import check_arrays
-from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.fusion.views import Arrays, FitSummary, Supermask
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
@@ -161,6 +161,10 @@ class Client(ABC):
     def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
         """Return sketches of what layers receive in the present task outside of bases, by their names."""
         return {}
+
+    def supermask(self) -> Supermask:
+        """Return the mask of the present task, where a learner has one for others to see."""
+        raise NotImplementedError("only clients of a stream have masks")
 
     def learned_by(self, round: int) -> tuple[int, ...]:
         """Return the tasks that the client is through with at the end of a round, in its order."""

@@ -72,11 +72,11 @@ class ClientFactory:
                 assert isinstance(self.data, FederatedData)
                 self._pool = Pool(self.plan, self.data, self._models, self._device)
             return self._pool.model(index)
-        # Weights can be averaged only among networks that began alike.
-        averaged = "weights" in self.plan.strategy.needs
+        # Weights can be averaged, and masks compared, only among networks that began alike.
+        alike = bool(self.plan.strategy.needs & {"weights", "masks"})
         seed = self.plan.scenario.seed
         model = self._models[index].make(
-            derive_seed(seed, "initial-weights", client=None if averaged else index)
+            derive_seed(seed, "initial-weights", client=None if alike else index)
         )
         return prepare_model(model, self._device) if isinstance(model, nn.Module) else model
 

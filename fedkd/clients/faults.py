@@ -42,6 +42,8 @@ class Poison:
             return values
         if kind.is_logits_of_samples and self.kind == "imitation":
             return imitate(len(values), self.victim, generator)
+        if kind is Kind.MASKS:  # as many weights, but others
+            return np.packbits(generator.permutation(np.unpackbits(values)))
         if np.issubdtype(values.dtype, np.floating):
             spread = max(float(np.std(values)), 1.0) if values.size else 1.0
             return (spread * generator.standard_normal(values.shape)).astype(values.dtype)

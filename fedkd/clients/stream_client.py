@@ -20,8 +20,10 @@ from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
 from fedkd.clients.upload import leave
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learning import TaskLearning
+from fedkd.continual.shared_mask import SharedMask, fingerprint
 from fedkd.continual.sketch import layer_sketches
 from fedkd.continual.subspace import has_own_heads, protected_layers
+from fedkd.continual.supermask import SupermaskLearner
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
 from fedkd.fusion.views import Arrays
@@ -81,11 +83,18 @@ class StreamClient(TorchClient):
             seed=scenario.seed,
             client=index,
             batch_size=scenario.training.batch_size,
+            common_tasks=self._order if "masks" in plan.strategy.needs else None,
         )
         self.tests = TaskTests(scenario, index, stream, self._order, self.learning, self._on_device)
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self.tests.nothing())
         self._tasks_after = self.tests.nothing()
+        self._begun_with = self._fingerprint() if "masks" in plan.strategy.needs else None
+
+    def _fingerprint(self) -> np.ndarray:
+        learner = self.learning.learner
+        assert isinstance(learner, SupermaskLearner)
+        return fingerprint(learner.memory(self.learning.context).weights)
 
     def _samples(self, place: int) -> tuple[Tensor, Tensor]:
         """Return the samples and labels that the client trains on of the task at a place in its order."""
@@ -151,6 +160,12 @@ class StreamClient(TorchClient):
         shares = {LEFT + name: np.array(own.left, dtype=np.float32) for name, own in found.items()}
         said = sketches | shares
         return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
+
+    def supermask(self) -> SharedMask:
+        """Return the mask of the present task."""
+        learner = self.learning.learner
+        assert isinstance(learner, SupermaskLearner) and self._begun_with is not None
+        return SharedMask(learner, self.learning.context, self._begun_with)
 
     def _part(self, round: int, samples: int) -> np.ndarray:
         """Return which of the present task's samples a round of an online stream trains on."""

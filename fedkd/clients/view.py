@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.fusion.views import Arrays, FitSummary, Supermask
 from fedkd.training.executor import Training
 
 if TYPE_CHECKING:
@@ -73,6 +73,11 @@ class RoundView:
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
         return self._client.trainable()
+
+    def supermask(self) -> Supermask:
+        """Return the mask of the present task."""
+        self.settle()
+        return self._client.supermask()
 
     @property
     def last_fit(self) -> FitSummary:

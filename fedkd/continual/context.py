@@ -47,6 +47,8 @@ class LearnerContext:
         seed: The scenario's seed.
         client: Client index.
         batch_size: Samples a training step.
+        common_tasks: Of every task a number that it goes by on all clients, where they are to begin tasks
+            alike; None: each client begins in its own way.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class LearnerContext:
         seed: int,
         client: int,
         batch_size: int,
+        common_tasks: Sequence[int] | None = None,
     ) -> None:
         self.network = network
         self.memory: dict[str, Tensor] = {}
@@ -74,6 +77,7 @@ class LearnerContext:
         self._samples = samples
         self._seed = seed
         self._client = client
+        self._common_tasks = common_tasks
         self._unit_of_label = nn.utils.rnn.pad_sequence(list(self.units), batch_first=True)
         # What is added to the outputs to leave a task its own: 0 there, −inf elsewhere, [T, O].
         self._closed = torch.full((len(self.units), outputs), -torch.inf, device=self.device)
@@ -103,6 +107,17 @@ class LearnerContext:
         """
         index = self.task if task is None else task
         return torch_generator(self._seed, f"learner-{purpose}", client=self._client, task=index)
+
+    def common_generator(self, purpose: str, task: int) -> torch.Generator:
+        """Return a `generator` that is the same on all clients, where they are to begin tasks alike.
+
+        Args:
+            purpose: What the draw is for.
+            task: Task the draw belongs to.
+        """
+        if self._common_tasks is None:
+            return self.generator(purpose, task)
+        return torch_generator(self._seed, f"learner-{purpose}", task=self._common_tasks[task])
 
     def run(self, x: Tensor, substitutes: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return all outputs ``[B, O]``, superfluous ones after them, in the network's present mode.

@@ -32,6 +32,12 @@ class ExSSNeT(SSNeT):
     """
 
     name: ClassVar[str] = "exssnet"
+    trains_masked_weights: ClassVar[bool] = True
+
+    @property
+    def withholds_masks(self) -> str | None:
+        """Return None: weights that no mask has are still those that all clients began with."""
+        return None
 
     def begin_phase(self, context: LearnerContext) -> None:
         """Find out which weights under the mask are the task's own."""
@@ -39,6 +45,9 @@ class ExSSNeT(SSNeT):
         if context.phase == WEIGHTS:
             memory = self.memory(context)
             earlier = [memory.bits(old) for old in self.earlier(context, context.task)]
+            others = memory.others()  # what clients that learn the task together have trained before it
+            if others is not None:
+                earlier.append(others)
             for layer, (name, bits) in enumerate(zip(memory.names, memory.bits(context.task), strict=True)):
                 context.memory[f"{FREE}/{name}"] = masks.free(bits, [old[layer] for old in earlier])
 
@@ -54,5 +63,6 @@ class ExSSNeT(SSNeT):
     def end_task(self, context: LearnerContext) -> None:
         """Keep the mask alone."""
         super().end_task(context)
+        self.memory(context).set_others(None)
         for name in self.memory(context).names:
             context.memory.pop(f"{FREE}/{name}", None)

@@ -90,6 +90,9 @@ class Learner:
     changed. They are projected once more, see `confine`."""
     follows_path: ClassVar[bool] = False
     """Whether `after_step` wants to know every step."""
+    trains_masked_weights: ClassVar[bool] = False
+    """Whether weights under a task's mask are trained once it is found, so that clients no longer have the
+    same; of no account for a learner that has no masks."""
     task_statistics: ClassVar[bool] = False
     """Whether every task has its own running statistics in normalisation layers."""
 
@@ -252,6 +255,14 @@ class Learner:
         if type(self).reopen is Learner.reopen and (self.isolates or self.confines):
             return "holds what old tasks use, and does not tell what one of them alone depends on"
         return None
+
+    @property
+    def withholds_masks(self) -> str | None:
+        """Return why its masks say nothing to other clients, to be told after the learner's name.
+
+        None: they do, as all are over weights that clients begin with; then it is a `SupermaskLearner`.
+        """
+        return "has no masks over weights that all clients begin with"
 
     def after_step(self, context: LearnerContext, before: Tensors, gradients: Tensors) -> None:
         """Take notice of a step, if the learner `follows_path`.

@@ -47,6 +47,7 @@ class TaskLearning:
         seed: The scenario's seed.
         client: Client index.
         batch_size: Samples a training step.
+        common_tasks: As for `LearnerContext`.
     """
 
     def __init__(
@@ -60,11 +61,19 @@ class TaskLearning:
         seed: int,
         client: int,
         batch_size: int,
+        common_tasks: Sequence[int] | None = None,
     ) -> None:
         learner.check(network)
         self.learner = learner
         self.context = LearnerContext(
-            network, units, outputs, samples, seed=seed, client=client, batch_size=batch_size
+            network,
+            units,
+            outputs,
+            samples,
+            seed=seed,
+            client=client,
+            batch_size=batch_size,
+            common_tasks=common_tasks,
         )
         self.ended = -1
         """The last task that has been ended."""

@@ -13,6 +13,8 @@ from fedkd.continual.learner import Tensors
 from fedkd.continual.masks import Rule
 
 SCORES, BITS = "scores", "bits"
+OTHERS = "others"
+"""The bits of weights that other clients have trained in earlier tasks of theirs."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class MaskMemory:
 
     def fresh_scores(self, slot: int) -> Tensors:
         """Return the scores that a mask begins with, the same whenever they are asked for."""
-        generator = self.context.generator(SCORES, slot)
+        generator = self.context.common_generator(SCORES, slot)
         return {
             name: masks.initial_scores(weight.shape, generator).to(self.context.device)
             for name, weight in self.weights.items()
@@ -110,6 +112,22 @@ class MaskMemory:
         if self.is_settled(slot):
             return [self.context.memory[f"{BITS}/{slot}/{name}"] for name in self.names]
         return [masks.pack(mask) for mask in self.masks(slot).values()]
+
+    # Others -------------------------------------------------------------------------------------------
+
+    def others(self) -> list[Tensor] | None:
+        """Return the bits, a tensor a layer, of weights that are closed for others' sake; None: of none."""
+        memory = self.context.memory
+        found = [memory[f"{OTHERS}/{name}"] for name in self.names if f"{OTHERS}/{name}" in memory]
+        return found or None
+
+    def set_others(self, bits: Sequence[Tensor] | None) -> None:
+        """Remember, in place of what was, which weights are closed for others' sake."""
+        for layer, name in enumerate(self.names):
+            if bits is None:
+                self.context.memory.pop(f"{OTHERS}/{name}", None)
+            else:
+                self.context.memory[f"{OTHERS}/{name}"] = bits[layer]
 
     # Weights ------------------------------------------------------------------------------------------
 

@@ -91,6 +91,32 @@ def straight_through(weight: Tensor, scores: Tensor, rule: Rule, density: float)
     return _StraightThrough.apply(scores, weight.detach(), mask, rule == "topk")
 
 
+def agreed_scores(scores: Tensor, log_odds: Tensor, rule: Rule) -> Tensor:
+    """Return scores whose mask is what many clients say, and where they are divided, what its own say.
+
+    Only the order of a layer's scores makes a mask by `topk`, and only their signs by `threshold`. So their
+    sizes stay those of the client's own, and what is agreed on says which weight has which: by `topk` the
+    largest go to the weights of highest log-odds, of equal ones to those of the largest own, of equal ones
+    of these to the first; signs stay. By `threshold` signs are those of the log-odds; at 0, a score's own.
+
+    Args:
+        scores: Of a layer, of any shape.
+        log_odds: Of the same shape: above 0 where more than half of all masks have the weight.
+        rule: How scores make a mask.
+    """
+    sizes = scores.abs()
+    if rule == "threshold":
+        # A zero, negative or not, would count as in.
+        out = -sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
+        return torch.where(log_odds > 0, sizes, torch.where(log_odds < 0, out, scores))
+    sizes = sizes.flatten()
+    own = sizes.argsort(descending=True, stable=True)
+    order = own[log_odds.flatten()[own].argsort(descending=True, stable=True)]
+    ranked = torch.empty_like(sizes)
+    ranked[order] = sizes[own]
+    return ranked.view_as(scores).copysign(scores)
+
+
 # Bits ---------------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,11 @@ class SSNeT(SupermaskLearner):
             return replace(spec, weight_decay=0.0)
         return super().optimizer(context, spec)
 
+    @property
+    def withholds_masks(self) -> str | None:
+        """Return why masks are the client's alone: no weight stays what all clients began with."""
+        return "trains weights that earlier masks have, so that no two clients keep the same"
+
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
         """Return an old task whose own weights may change: those under its mask alone."""
         if not self.memory(context).is_settled(task):

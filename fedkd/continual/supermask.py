@@ -312,6 +312,11 @@ class SupermaskLearner(Learner):
             return present_statistics(context.network)
         return recall_statistics(context, slot)
 
+    @property
+    def withholds_masks(self) -> str | None:
+        """Return None: masks are of one task each, over weights that do not change."""
+        return None
+
     # Knowledge transfer -------------------------------------------------------------------------------
 
     def _lender(self, context: LearnerContext, slot: int) -> int | None:

@@ -111,6 +111,11 @@ class SupSup(SupermaskLearner):
         return {**figures, "masks": len(self.slots(context))} if self._finds_tasks else figures
 
     @property
+    def withholds_masks(self) -> str | None:
+        """Return why masks are the client's alone: it does not know which task they are of."""
+        return "finds tasks by itself (boundaries = 'unknown')" if self._finds_tasks else None
+
+    @property
     def keeps_closed(self) -> str | None:
         """Return why old masks stay: there are no scores of theirs any more, or they are of several tasks."""
         if self._finds_tasks:

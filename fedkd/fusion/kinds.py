@@ -15,6 +15,7 @@ class Kind(Enum):
         LABEL_COUNTS: Training samples of each label, `[C]`; they become `Knowledge.label_counts`.
         FEATURES: Penultimate features, or means of them; sketches of what layers receive.
         WEIGHTS: Parameters or statistics of a model, or steps and corrections of them.
+        MASKS: Which weights something is about, a bit each, packed into bytes.
         COUNTERS: A model's buffers that are not real numbers.
         VOTES: One class per requested transfer sample, `[M]`.
         INDICES: Which samples other arrays are about.
@@ -28,6 +29,7 @@ class Kind(Enum):
     LABEL_COUNTS = auto()
     FEATURES = auto()
     WEIGHTS = auto()
+    MASKS = auto()
     COUNTERS = auto()
     VOTES = auto()
     INDICES = auto()

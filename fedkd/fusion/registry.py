@@ -25,6 +25,7 @@ STRATEGIES = Registry(
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",
         "fedet": "fedkd.fusion.fedet:FedET",
+        "fedmask": "fedkd.fusion.fedmask:FedMask",
         "feddf": "fedkd.fusion.feddf:FedDF",
         "fedproto": "fedkd.fusion.fedproto:FedProto",
         "fd": "fedkd.fusion.fd:FD",

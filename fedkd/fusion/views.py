@@ -41,6 +41,38 @@ class FitSummary:
     lr: float
 
 
+class Supermask(Protocol):
+    """The mask that a client learns for its present task: which of its d weights take part.
+
+    Weights are counted layer after layer, in the network's order.
+    """
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it will not change any more."""
+
+    @property
+    def fingerprint(self) -> np.ndarray:
+        """Bytes `[8]` uint8 that tell the weights which the client began with from others."""
+
+    def bits(self) -> np.ndarray:
+        """Return its bits `[⌈d/8⌉]` uint8, as `numpy.packbits` packs them."""
+
+    def taken(self) -> np.ndarray | None:
+        """Return the bits of the weights that are in masks of earlier tasks; empty: there are none yet.
+
+        None: no weight is ever trained, so that none is taken.
+        """
+
+    def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
+        """Make the mask anew of what all clients say; where they are divided, the client's own decides.
+
+        Args:
+            log_odds: That a weight takes part, `[≥ d]` float32.
+            taken: Bits of the weights that nobody may train any more; None: of none.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
     """Samples that are nobody's, and that a client trains on along with its own: a batch of them a step.
@@ -92,6 +124,9 @@ class ClientView(Protocol):
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients, in the model's order."""
+
+    def supermask(self) -> Supermask:
+        """Return the mask of the present task; only for a strategy that needs `masks`."""
 
     @property
     def last_fit(self) -> FitSummary:

@@ -287,8 +287,12 @@ def check_transfer_size(scenario: Scenario, strategy: ClientHalf) -> None:
     )
 
 
-def check_one_architecture(scenario: Scenario) -> None:
-    """Check that all clients have the same model, as averaging of parameters requires.
+def check_one_architecture(scenario: Scenario, what: str = "averages parameters") -> None:
+    """Check that all clients have the same model.
+
+    Args:
+        scenario: Its clients, and the strategy.
+        what: What the strategy does that requires it.
 
     Raises:
         UserError: They do not.
@@ -297,7 +301,7 @@ def check_one_architecture(scenario: Scenario) -> None:
     for index, group in enumerate(others, start=1):
         if (group.model, group.args) != (first.model, first.args):
             raise UserError(
-                f"'{scenario.fusion.strategy}' averages parameters, so all clients need one architecture, got"
+                f"'{scenario.fusion.strategy}' {what}, so all clients need one architecture, got"
                 f" '{first.model}' and '{group.model}'{' with other args' * (group.model == first.model)}"
                 f" (clients.{index})",
                 key="clients",

@@ -58,10 +58,13 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`",
                 key=KEY,
             )
+    if "masks" in needs:
+        _check_masks(plan)
     if scenario.fusion.bank is not None:
         _check_bank(plan)
     if "one_architecture" in needs:
-        check_one_architecture(scenario)
+        what = "averages masks" if "masks" in needs else "averages parameters"
+        check_one_architecture(scenario, what)
     if "plain_sgd" in needs:
         _check_plain_sgd(scenario)
     if "class_stream" in needs:
@@ -106,12 +109,42 @@ def _check_bank(plan: Plan) -> None:
         reason = "exchanges weights, which are of no task and soon out of date"
     elif strategy.sends == "nothing":
         reason = "sends nothing that could be kept"
+    elif "masks" in strategy.needs and plan.learner is not None and plan.learner.trains_masked_weights:
+        reason = f"hears no more of a mask once '{plan.learner.name}' has settled it"
     else:
         generator = numpy_generator(scenario.seed, "request", round=1)
         if strategy.request(scenario.data.transfer.size, {}, generator) is not None:
             reason = "asks for other transfer samples every round, which old predictions are not about"
     if reason is not None:
         raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
+
+
+def _check_masks(plan: Plan) -> None:
+    """Refuse to exchange masks where there are none, or where they mean something else to every client."""
+    learner, scenario = plan.learner, plan.scenario
+    name, those_that_do = scenario.fusion.strategy, "use 'supsup' or 'exssnet'"
+    if learner is None:
+        raise UserError(
+            f"'{name}' exchanges the masks of a stream's learner, with no [continual]; {those_that_do}",
+            key=KEY,
+        )
+    if learner.withholds_masks is not None:
+        raise UserError(
+            f"'{name}' exchanges masks, and '{learner.name}' {learner.withholds_masks}; {those_that_do}",
+            key=KEY,
+        )
+    local = scenario.training.local_epochs
+    lengths = {span.last - span.first + 1 for course in plan.schedule.courses for span in course}
+    for rounds in sorted(lengths):
+        for round in range(rounds):
+            epochs = range(round * local, (round + 1) * local)
+            if len({learner.phase_of(epoch, rounds * local) for epoch in epochs}) > 1:
+                raise UserError(
+                    f"'{name}' has clients agree on masks between rounds, and '{learner.name}' settles one in"
+                    f" the middle of round {round + 1} of {rounds}; choose rounds_per_task, the clock and"
+                    " mask_share so that masks are found in whole rounds",
+                    key=KEY,
+                )
 
 
 def _check_backward(plan: Plan) -> None:

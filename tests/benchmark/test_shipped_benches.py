@@ -30,6 +30,10 @@ SHORT_STREAMS = {
         *("data.clients=3", "data.transfer.size=20", "training.local_epochs=1"),
         *("continual.tasks.count=3", "continual.rounds_per_task=1"),
     ],
+    "federated-supermasks": [
+        *("data.clients=2", "clients.0.args.hidden=[20]"),
+        *("continual.tasks.count=2", "continual.rounds_per_task=2"),
+    ],
     "permuted-100": ["set.continual.tasks.count=2"],
     "fot": [
         *("data.clients=4", "clients_per_round=2", "clients.0.args.hidden=[20]"),

@@ -154,6 +154,13 @@ def test_what_is_no_knowledge_is_not_faked():
     assert_allclose(np.bincount(faked["votes"], minlength=3) / 4000, poison.victim, atol=0.03)
 
 
+def test_a_random_mask_is_another_of_as_many_weights():
+    mask = np.packbits(np.arange(800) % 10 == 0)
+    fake = Poison("random", np.full(2, 0.5)).fake(Kind.MASKS, mask, numpy_generator(0, "poison"))
+    assert fake.dtype == np.uint8 and fake.shape == mask.shape
+    assert np.unpackbits(fake).sum() == 80 and (np.unpackbits(fake) & np.unpackbits(mask)).sum() < 40
+
+
 @pytest.mark.parametrize("strategy", ["cfd", "selective_fd", "scarlet", "fd", "feddf", "scaffold"])
 def test_random_poison_reaches_every_kind_of_upload(strategy, scenario_with, tmp_path):
     wrong = {"poisoned": 0.5, "poison": "random"}

@@ -78,6 +78,20 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "fusion": {"strategy": "flwr:FedAdam", "eta": 0.01, "orthogonal": {"width": 30}},
         "continual": {"tasks": {"kind": "split", "count": 2, "classes_per_task": 3}},
     },
+    # A stream of tasks whose masks are agreed on, and weights under them each client's own.
+    "masks": {key: value for key, value in BASE.items() if key != "rounds"}
+    | {
+        "data": BASE["data"] | {"clients": 3, "transfer": {"size": 0}, "test_size": 40},
+        "clients_per_round": 2,
+        "clients": [{"model": "mlp", "args": {"hidden": [24], "dropout": 0.2}}],
+        "fusion": {"strategy": "fedmask", "weight_by_count": True},
+        "faults": {"poisoned": 0.3, "poison": "random", "stragglers": 0.5},
+        "continual": {
+            "learner": "exssnet",
+            "rounds_per_task": 2,
+            "tasks": {"kind": "split", "count": 2, "classes_per_task": 3, "order": "shuffled"},
+        },
+    },
     # A stream of tasks, each client's in an order and at a clock of its own, learned under masks by networks
     # with statistics of their own for every task; old tasks are taught again by those who meet them later.
     "streamed": {key: value for key, value in BASE.items() if key != "rounds"}
@@ -130,7 +144,8 @@ def inline(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("kind", "actors"), [("mixed", 2), ("averaged", 1), ("pooled", 2), ("orthogonal", 2), ("streamed", 2)]
+    ("kind", "actors"),
+    [("mixed", 2), ("averaged", 1), ("pooled", 2), ("orthogonal", 2), ("masks", 2), ("streamed", 2)],
 )
 def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session):
     path = write_scenario(tmp_path, kind)
@@ -146,6 +161,7 @@ def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session
         pytest.param("mixed", marks=pytest.mark.slow),
         pytest.param("averaged", marks=pytest.mark.slow),
         pytest.param("orthogonal", marks=pytest.mark.slow),
+        pytest.param("masks", marks=pytest.mark.slow),
     ],
 )
 def test_flowers_own_runtime_agrees(kind, inline, tmp_path):

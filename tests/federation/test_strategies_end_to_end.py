@@ -62,7 +62,7 @@ TABLES: dict[str, Any] = {
 ALL = sorted(
     name
     for name in STRATEGIES.builtin
-    if STRATEGIES.load(name).learner is None and "class_stream" not in make_strategy(name, {}).needs
+    if STRATEGIES.load(name).learner is None and not {"class_stream", "masks"} & make_strategy(name, {}).needs
 )
 """Those without a stream of tasks."""
 

@@ -14,6 +14,27 @@ from fedkd.fusion.views import FitSummary
 from fedkd.randomness import seeded_torch
 
 
+class SmallSupermask:
+    """A mask that is given, over as many weights; those above 1 are taken; writes down what is agreed on."""
+
+    is_settled = False
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self._weights = weights
+        self.fingerprint = np.arange(8, dtype=np.uint8)
+        self.agreed: tuple[np.ndarray, np.ndarray | None] | None = None
+
+    def bits(self) -> np.ndarray:
+        return np.packbits(self._weights > 0)
+
+    def taken(self) -> np.ndarray | None:
+        return np.packbits(self._weights > 1)
+
+    def agree(self, log_odds: np.ndarray, taken: np.ndarray | None) -> None:
+        assert log_odds.dtype == np.float32 and np.isfinite(log_odds).all()
+        self.agreed = (log_odds, taken)
+
+
 class SmallClient:
     """A client whose predictions and weights are given, and whose learning is written down."""
 
@@ -48,6 +69,9 @@ class SmallClient:
 
     def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
         self._weights = dict(weights)
+
+    def supermask(self) -> SmallSupermask:
+        return SmallSupermask(np.concatenate([values.ravel() for values in self._weights.values()]))
 
     def trainable(self) -> tuple[str, ...]:
         return tuple(name for name in self._weights if name.rpartition(".")[2] in ("weight", "bias"))

@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dp": {"beta": st.none() | st.floats(0, 50), "confidence": st.sampled_from(["maximum", "true_class"])},
     "dsfl": {"sharpen": st.sampled_from(["era", "mean"])},
     "fd": {"weight_by_count": st.booleans()},
+    "fedmask": {"weight_by_count": st.booleans()},
     "feddf": {"server_epochs": st.integers(0, 1)},
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "knfu": {
