@@ -12,6 +12,7 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.importance import some_samples, summed_gradients
 from fedkd.continual.learner import Tensors
+from fedkd.errors import TrainingDiverged
 from fedkd.training.evaluate import predict_logits
 
 Labels = Annotated[
@@ -44,10 +45,15 @@ def fisher_diagonal(context: LearnerContext, labels: Labels, samples: int | None
         labels: Whether y_n is drawn from p(· | x_n), which makes F an estimate of the Fisher information, or
             is the true label (the "empirical Fisher").
         samples: Number of samples; None: all of the task.
+
+    Raises:
+        TrainingDiverged: Nothing can be drawn from what the network predicts.
     """
     x, y = some_samples(context, samples)
     if labels == "sampled" and len(x):
         probabilities = context.logits_of(predict_logits(context.network, x), context.task).softmax(1).cpu()
+        if not bool(probabilities.isfinite().all()):
+            raise TrainingDiverged("predictions stopped being finite; a lower training.lr may help")
         drawn = torch.multinomial(probabilities, 1, generator=context.generator("fisher"))
         y = drawn[:, 0].to(x.device)
 

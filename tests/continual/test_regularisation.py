@@ -17,6 +17,7 @@ from fedkd.continual.mas import MAS
 from fedkd.continual.naive import Naive
 from fedkd.continual.online_ewc import OnlineEWC
 from fedkd.continual.si import SI
+from fedkd.errors import TrainingDiverged
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
 from fedkd.randomness import seeded_torch
@@ -495,3 +496,13 @@ def test_tasks_with_different_numbers_of_classes(name):
     units = [(0, 1), (2, 3, 4), (5,), (6, 7)]
     learning = learn(EVERY[name], network(8), data, units)
     assert all(values.isfinite().all() for values in learning.context.memory.values())
+
+
+def test_a_network_whose_predictions_are_no_numbers_has_no_fisher_information():
+    tasks = stream(2)
+    learning = start(EWC(), network(4), tasks)
+    fit_task(learning, tasks, 0)
+    with torch.no_grad():
+        next(learning.context.network.parameters()).fill_(torch.nan)
+    with pytest.raises(TrainingDiverged, match=r"predictions stopped being finite; a lower training\.lr"):
+        learning.end()
