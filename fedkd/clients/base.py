@@ -163,8 +163,12 @@ class Client(ABC):
         return {}
 
     def supermask(self) -> Supermask:
-        """Return the mask of the present task, where a learner has one for others to see."""
-        raise NotImplementedError("only clients of a stream have masks")
+        """Return the mask of the present task, which clients have for strategies that need `masks`.
+
+        Raises:
+            TypeError: The strategy does not say that it needs them, so nothing has made sure that they agree.
+        """
+        raise TypeError(f"'{self._strategy.name}' asks for masks, so \"masks\" has to be among its `needs`")
 
     def learned_by(self, round: int) -> tuple[int, ...]:
         """Return the tasks that the client is through with at the end of a round, in its order."""

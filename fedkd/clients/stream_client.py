@@ -26,7 +26,7 @@ from fedkd.continual.subspace import has_own_heads, protected_layers
 from fedkd.continual.supermask import SupermaskLearner
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
-from fedkd.fusion.views import Arrays
+from fedkd.fusion.views import Arrays, Supermask
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.scenario.stream import TASK_INFERENCE_RATE, accuracy_name
@@ -161,10 +161,11 @@ class StreamClient(TorchClient):
         said = sketches | shares
         return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
 
-    def supermask(self) -> SharedMask:
+    def supermask(self) -> Supermask:
         """Return the mask of the present task."""
         learner = self.learning.learner
-        assert isinstance(learner, SupermaskLearner) and self._begun_with is not None
+        if self._begun_with is None or not isinstance(learner, SupermaskLearner):
+            return super().supermask()
         return SharedMask(learner, self.learning.context, self._begun_with)
 
     def _part(self, round: int, samples: int) -> np.ndarray:

@@ -120,3 +120,10 @@ def test_boundaries_can_be_withheld_from_who_needs_none(learner, joint_client):
     table = learner | {"head": "class", "tasks": tasks}
     client = joint_client(continual=table, fusion={"strategy": "local"})
     assert not client.learning.learner.needs_boundaries
+
+
+def test_a_strategy_that_asks_for_masks_has_to_say_so(joint_client):
+    tasks = {"kind": "split", "count": 3, "classes_per_task": 3}
+    client = joint_client(continual={"learner": "supsup", "tasks": tasks}, fusion={"strategy": "local"})
+    with pytest.raises(TypeError, match="'local' asks for masks, so \"masks\" has to be among its `needs`"):
+        client.supermask()
