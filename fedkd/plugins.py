@@ -174,6 +174,9 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 def contained() -> Iterator[None]:
     """Let nothing but an ordinary exception out of somebody else's code, or a user's Ctrl-C.
 
+    There is to be no ``yield`` within: the GeneratorExit that Python closes a generator with is not told from
+    one that the code raised.
+
     Raises:
         RuntimeError: The code called ``sys.exit`` or raised what is no `Exception`: left alone, that would
             end the program without a word, and with a status of its own.
@@ -185,7 +188,7 @@ def contained() -> Iterator[None]:
     except SystemExit as error:
         raise RuntimeError(f"it called sys.exit({error.code!r})") from error
     except BaseException as error:
-        if type(error) in (KeyboardInterrupt, GeneratorExit):  # Python's own, not what is derived from them
+        if type(error) is KeyboardInterrupt:  # Python's own, not what is derived from it
             raise
         raise RuntimeError(f"it raised {described(error)}") from error
 

@@ -85,7 +85,9 @@ class StreamClient(TorchClient):
             batch_size=scenario.training.batch_size,
             common_tasks=self._order if "masks" in plan.strategy.needs else None,
         )
-        self.tests = TaskTests(scenario, index, stream, self._order, self.learning, self._on_device)
+        same = self._shared if plan.learner.answers_by_weights else None
+        self._answers_of_all = same
+        self.tests = TaskTests(scenario, index, stream, self._order, self.learning, self._on_device, same)
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self.tests.nothing())
         self._tasks_after = self.tests.nothing()
@@ -279,8 +281,11 @@ class StreamClient(TorchClient):
         return self.learning.model()
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
-        """Evaluate on the present task."""
-        return self.evaluate(split)
+        """Evaluate on the present task, its common test set once a process where all answer it alike."""
+        if self._answers_of_all is None or split == "local":
+            return self.evaluate(split)
+        task = self._order[max(self.learning.task, 0)]
+        return self._answers_of_all.once(round, ("score", task), lambda: self.evaluate("global"))
 
     def remember_trained(self, round: int, *, changes: bool = True) -> None:
         """Evaluate on earlier tasks too: what guidance does to them is `spatial_forgetting`.
@@ -301,7 +306,7 @@ class StreamClient(TorchClient):
         """
         met = self.tests.met()
         measured = self._order if round == 0 else self._order[: self.learning.task + 2]
-        now, inferred = self.tests.measure(measured)
+        now, inferred = self.tests.measure(measured, round)
         found = {
             TaskMetric(accuracy_name(protocol), split, t).key: float(now[p, s, t])
             for p, protocol in enumerate(self.tests.protocols)

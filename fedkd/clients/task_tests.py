@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkd.clients.guidance_effect import SPLITS
+from fedkd.clients.torch_client import SharedModel
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
@@ -28,6 +29,8 @@ class TaskTests:
         order: The client's tasks, in its own order.
         learning: What the client has learned; a task of its is a place in that order.
         on_device: Brings samples to where the network is.
+        shared: The model, where clients of a process share one whose answers are the same for all of them;
+            None: the answers are the client's own.
 
     Attributes:
         protocols: How tasks are asked about: with the task given, and perhaps without.
@@ -42,6 +45,7 @@ class TaskTests:
         order: Sequence[int],
         learning: TaskLearning,
         on_device: Callable[[np.ndarray], Tensor],
+        shared: SharedModel | None = None,
     ) -> None:
         assert scenario.continual is not None
         self.protocols = protocols(scenario)
@@ -51,6 +55,7 @@ class TaskTests:
         self._unit_class = np.array(stream.unit_class)
         self._order, self._learning = tuple(order), learning
         self._on_device = on_device
+        self._shared = shared
 
     # The client's tasks -------------------------------------------------------------------------------
 
@@ -72,20 +77,34 @@ class TaskTests:
         """Return the accuracies [protocols, splits, T] of nothing measured, NaN."""
         return np.full((len(self.protocols), len(SPLITS), len(self._tasks)), nan)
 
-    def measure(self, tasks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Return accuracies [protocols, splits, T] and rates of inference [splits, T], NaN: not measured."""
+    def measure(self, tasks: Sequence[int], fused: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return accuracies [protocols, splits, T] and rates of inference [splits, T], NaN: not measured.
+
+        Args:
+            tasks: On which.
+            fused: The round whose fusion the weights come from; None: they are the client's own.
+        """
         measured, inferred = self.nothing(), np.full((len(SPLITS), len(self._tasks)), nan)
         for task in dict.fromkeys(tasks):
-            measured[:, :, task], inferred[:, task] = self.accuracies(task)
+            measured[:, :, task], inferred[:, task] = self.accuracies(task, fused)
         return measured, inferred
 
-    def accuracies(self, task: int) -> tuple[np.ndarray, np.ndarray]:
+    def accuracies(self, task: int, fused: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return accuracies [protocols, splits] on one task, and how often it is inferred [splits].
 
-        The latter is NaN where the learner infers none, or has not met this one.
+        The latter is NaN where the learner infers none, or has not met this one. Arguments as in `measure`.
         """
         model = self._learning.model(self.place_of(task))
-        shares = np.array([self._shares(task, model, x, y) for x, y in self._tasks.tests(task)]).T
+        own, common = self._tasks.tests(task)
+
+        def on_common() -> tuple[float, float, float]:
+            return self._shares(task, model, *common)
+
+        if self._shared is None or fused is None:
+            of_common = on_common()
+        else:
+            of_common = self._shared.once(fused, ("shares", task), on_common)
+        shares = np.array([self._shares(task, model, *own), of_common]).T
         return shares[:2], shares[2]
 
     def so_far(self, accuracies: np.ndarray) -> tuple[float, float]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
 HAS_SET_OUT = "has_set_out"
+T = TypeVar("T")
 ProximalTerm = Callable[[nn.Module], Tensor]
 """FedProx's pull as a function of the model, a scalar."""
 
@@ -58,16 +58,39 @@ def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
     )
 
 
-@dataclass
 class SharedModel:
     """The one model in which clients of a process work in turn, as where every message brings weights along.
 
-    As all of them evaluate the same weights, the common test set is evaluated once a round.
+    As all of them evaluate the same weights, whatever depends on nothing else is measured once a round.
+
+    Args:
+        network: The model, on its device.
     """
 
-    network: nn.Module
-    global_score: tuple[int, Score] | None = None
-    """Round and score of the last evaluation on the common test set."""
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._round = -1
+        self._measured: dict[Hashable, Any] = {}
+
+    def once(self, round: int, what: Hashable, measure: Callable[[], T]) -> T:
+        """Return what some client has measured in this round, or else measure it.
+
+        Args:
+            round: Whose fusion the weights come from.
+            what: Names what is measured.
+            measure: Measures it, of weights that all clients have.
+        """
+        if round != self._round:
+            self.forget()
+            self._round = round
+        if what not in self._measured:
+            self._measured[what] = measure()
+        return cast("T", self._measured[what])
+
+    def forget(self) -> None:
+        """Forget what was measured: the weights will be others."""
+        self._round = -1
+        self._measured.clear()
 
 
 class TorchClient(Client):
@@ -105,6 +128,8 @@ class TorchClient(Client):
 
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss."""
+        if self._shared is not None:
+            self._shared.forget()
         yield from self.set_out()
         self._strategy.before_training(RoundView(self, round))
         training = self._scenario.training
@@ -334,10 +359,7 @@ class TorchClient(Client):
         """Evaluate what the fusion of a round has led to, the common test set once a process."""
         if self._shared is None or split == "local":
             return self.evaluate(split)
-        known = self._shared.global_score
-        if known is None or known[0] != round:
-            known = self._shared.global_score = (round, self.evaluate("global"))
-        return known[1]
+        return self._shared.once(round, "global", lambda: self.evaluate("global"))
 
     def remember_trained(self, round: int, *, changes: bool = True) -> None:
         """Take down how the client does without what comes in this round."""

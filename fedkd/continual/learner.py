@@ -122,6 +122,11 @@ class Learner:
         """Whether the network computes something else for every task, so that it matters to be told which."""
         return self.task_statistics or self.overrides("effective")
 
+    @property
+    def answers_by_weights(self) -> bool:
+        """Whether a network's answers depend on its weights and the task alone, not on what is remembered."""
+        return not self.tells_tasks_apart and not self.overrides("answers", "outputs", "outputs_and_tasks")
+
     # What it can work with ----------------------------------------------------------------------------
 
     def check(self, network: nn.Module) -> None:
