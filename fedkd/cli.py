@@ -10,6 +10,7 @@ import argparse
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedkd.signals import interrupting, outliving_terminal
 
 LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
+INTERRUPTED = 130
 READER_LEFT = 141
 """Status of a program that wrote to a closed pipe: 128 + SIGPIPE, as a shell reports it."""
 
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
         with outliving_terminal(), interrupting():
             return _main(argv, supervised)
     except KeyboardInterrupt:  # once more, while the first was told of
-        return 130
+        return INTERRUPTED
 
 
 def _main(argv: Sequence[str] | None, supervised: bool) -> int:
@@ -59,9 +61,12 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
         _silence(sys.stdout)
         return READER_LEFT
     except FedkdError as error:
+        if error.exit_status == INTERRUPTED:
+            _drop(error)
         return _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as error:
+        _drop(error)
+        return _fail("interrupted", INTERRUPTED)
     except MemoryError as error:
         return _fail(f"this needs more memory than there is: {error or 'nothing is left'}", 3)
     except Exception as error:
@@ -69,6 +74,21 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
             raise
         hint = "internal error; set FEDKD_TRACEBACK=1 for the traceback"
         return _fail(f"{type(error).__name__}: {words_of(error)} ({hint})", 3)
+
+
+def _drop(error: BaseException) -> None:
+    """Let go of what an interrupt has stopped, without a word.
+
+    It may have come while an object was being made, whose end Python then finds fault with aloud.
+    """
+    hook, sys.unraisablehook = sys.unraisablehook, lambda told: None
+    try:
+        known: BaseException | None = error
+        while known is not None:
+            traceback.clear_frames(known.__traceback__)
+            known = known.__context__
+    finally:
+        sys.unraisablehook = hook
 
 
 def _fail(message: str, status: int) -> int:

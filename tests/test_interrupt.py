@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 
+import pytest
 from processes import program
 
 from fedkd.cli import main
@@ -40,3 +42,31 @@ def test_ctrl_c_on_ray_finishes_the_round_and_names_the_resume_command(digits_to
     assert main(["resume", str(out), "--quiet"]) == 0
     assert json.loads((out / "summary.json").read_text())["rounds"] == ROUNDS
     assert capsys.readouterr().err == ""
+
+
+HALF_MADE = """
+class Half:
+    def __init__(self):
+        raise KeyboardInterrupt
+
+    def __del__(self):
+        self.never_set
+
+
+def load():
+    Half()
+"""
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_what_an_interrupt_leaves_half_made_goes_without_a_word(
+    verb, digits_toml, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "half_made.py").write_text(HALF_MADE)
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    words = [verb, str(digits_toml), "--set", "data.dataset=half_made:load", "fusion.strategy=local"]
+    assert main([*words, *(["--out", str(tmp_path / "out"), "--quiet"] * (verb == "run"))]) == 130
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert not told
