@@ -223,9 +223,14 @@ def _combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, d
 
 def _check_fixed(bench: Bench, axes: tuple[Axis, ...]) -> None:
     for key in bench.fixed:
-        axis = next((a.name for a in axes if any(key in level.changes for level in a.levels)), None)
+        axis = next((a.name for a in axes if any(_touches(level, key) for level in a.levels)), None)
         if axis is not None:
             raise UserError(f"varies along the axis '{axis}'; it cannot be set for all cells", key=key)
+
+
+def _touches(level: Level, key: str) -> bool:
+    """Return whether a level changes what is at a key, or something above or below it."""
+    return any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in level.changes)
 
 
 def _cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool) -> Cell:

@@ -28,7 +28,7 @@ from fedkd.randomness import derive_seed, numpy_generator
 from fedkd.training.chance import Hits
 from fedkd.training.device import torch_threads
 from fedkd.training.evaluate import Score, score
-from fedkd.training.executor import LoopExecutor, Training, complete_alone
+from fedkd.training.executor import Executor, LoopExecutor, Training, complete_alone
 
 MODEL = "model/"
 KEPT = "kept/"
@@ -63,7 +63,7 @@ class Client(ABC):
         self.memory: dict[str, np.ndarray] = {}
         self.last_fit: FitSummary | None = None
         self.last_hits: Hits | None = None  # of the last training on own samples
-        self.executor = LoopExecutor()
+        self.executor: Executor = LoopExecutor()
         self.effect = GuidanceEffect()
         self._plan = plan
         self._scenario = plan.scenario
@@ -83,9 +83,9 @@ class Client(ABC):
         return not self.teaches_locally or self._strategy.infers_from_guidance
 
     @property
-    def shares_model(self) -> bool:
-        """Whether other clients of the process work in the same model, so that only one can at a time."""
-        return False
+    def workplace(self) -> object:
+        """What only one client can work in at a time: itself, unless clients of the process share a model."""
+        return self
 
     @property
     def num_train_samples(self) -> int:

@@ -12,7 +12,7 @@ from fedkd.clients.estimator_client import EstimatorClient
 from fedkd.clients.faults import poison_of
 from fedkd.clients.pooled_client import Pool, PooledClient, PooledModel
 from fedkd.clients.stream_client import StreamClient
-from fedkd.clients.torch_client import SharedModel, TorchClient
+from fedkd.clients.torch_client import Measured, SharedModel, TorchClient
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
@@ -21,14 +21,15 @@ from fedkd.models.incremental import client_estimator
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed
 from fedkd.training.device import prepare_model, resolve_device
+from fedkd.training.vectorised import make_executor
 from fedkd.training.weights import weights_of
 
 
 class ClientFactory:
     """Makes the clients of one process.
 
-    Where every message brings the weights along, all of them work in one model; where samples are pooled,
-    those of one architecture do.
+    Where every message brings the weights along, all of them work in one model, or in as many as train
+    together; where samples are pooled, those of one architecture do.
 
     Args:
         plan: What to simulate.
@@ -40,11 +41,19 @@ class ClientFactory:
         self.data = data
         self._device = resolve_device(plan.scenario.engine.device)
         self._models = model_factories(plan, data)
-        self._shared: SharedModel | None = None
+        self._executor = make_executor(plan.scenario.training.executor, plan.scenario.training.together)
+        self._measured = Measured()
+        self._shared: dict[int, SharedModel] = {}  # by place in a block
+        self._place = {client: place for block in plan.blocks for place, client in enumerate(block)}
         self._pool: Pool | None = None
 
     def build(self, index: int) -> Client:
         """Return client `index` as it is before the first round."""
+        client = self._client(index)
+        client.executor = self._executor
+        return client
+
+    def _client(self, index: int) -> Client:
         plan, data = self.plan, self.data
         poison = poison_of(plan.scenario, index, first_task(data).label_distribution)
         model = self._model(index)
@@ -63,10 +72,11 @@ class ClientFactory:
 
     def _model(self, index: int) -> object:
         if self.plan.strategy.brings_model:
-            if self._shared is None:
-                network = initial_network(self.plan, self._models[index])
-                self._shared = SharedModel(prepare_model(network, self._device))
-            return self._shared
+            place = self._place[index]
+            if place not in self._shared:
+                network = prepare_model(initial_network(self.plan, self._models[index]), self._device)
+                self._shared[place] = SharedModel(network, self._measured)
+            return self._shared[place]
         if self.plan.strategy.pools:
             if self._pool is None:
                 assert isinstance(self.data, FederatedData)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedkd.clients.torch_client import ProximalTerm
+from fedkd.clients.local_loss import ProximalTerm
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
@@ -64,6 +64,8 @@ def lesson(
         scored_loss=scored_loss,
         guessing=sum(guessing_right(labels[tasks == task].cpu()) for task in tasks.unique()),
         early_stopping=stopping,
+        kind=None,
+        constants=(),
     )
 
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.lesson import joined, lesson, of_task, some
+from fedkd.clients.local_loss import ProximalTerm
 from fedkd.clients.own_samples import OwnSamples, part_of_round
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.task_tests import TaskTests
-from fedkd.clients.torch_client import ProximalTerm, SharedModel, TorchClient
+from fedkd.clients.torch_client import Measured, SharedModel, TorchClient
 from fedkd.clients.upload import leave
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learning import TaskLearning
@@ -85,9 +86,11 @@ class StreamClient(TorchClient):
             batch_size=scenario.training.batch_size,
             common_tasks=self._order if "masks" in plan.strategy.needs else None,
         )
-        same = self._shared if plan.learner.answers_by_weights else None
-        self._answers_of_all = same
-        self.tests = TaskTests(scenario, index, stream, self._order, self.learning, self._on_device, same)
+        alike: Measured | None = None
+        if self._shared is not None and plan.learner.answers_by_weights:
+            alike = self._shared.measured
+        self._measured = alike
+        self.tests = TaskTests(scenario, index, stream, self._order, self.learning, self._on_device, alike)
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self.tests.nothing())
         self._tasks_after = self.tests.nothing()
@@ -282,10 +285,10 @@ class StreamClient(TorchClient):
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate on the present task, its common test set once a process where all answer it alike."""
-        if self._answers_of_all is None or split == "local":
+        if self._measured is None or split == "local":
             return self.evaluate(split)
         task = self._order[max(self.learning.task, 0)]
-        return self._answers_of_all.once(round, ("score", task), lambda: self.evaluate("global"))
+        return self._measured.once(round, ("score", task), lambda: self.evaluate("global"))
 
     def remember_trained(self, round: int, *, changes: bool = True) -> None:
         """Evaluate on earlier tasks too: what guidance does to them is `spatial_forgetting`.

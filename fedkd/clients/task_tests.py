@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedkd.clients.guidance_effect import SPLITS
-from fedkd.clients.torch_client import SharedModel
+from fedkd.clients.torch_client import Measured
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
@@ -29,8 +29,8 @@ class TaskTests:
         order: The client's tasks, in its own order.
         learning: What the client has learned; a task of its is a place in that order.
         on_device: Brings samples to where the network is.
-        shared: The model, where clients of a process share one whose answers are the same for all of them;
-            None: the answers are the client's own.
+        measured: What other clients of the process have measured, where the answers are the same for all of
+            them; None: they are the client's own.
 
     Attributes:
         protocols: How tasks are asked about: with the task given, and perhaps without.
@@ -45,7 +45,7 @@ class TaskTests:
         order: Sequence[int],
         learning: TaskLearning,
         on_device: Callable[[np.ndarray], Tensor],
-        shared: SharedModel | None = None,
+        measured: Measured | None = None,
     ) -> None:
         assert scenario.continual is not None
         self.protocols = protocols(scenario)
@@ -55,7 +55,7 @@ class TaskTests:
         self._unit_class = np.array(stream.unit_class)
         self._order, self._learning = tuple(order), learning
         self._on_device = on_device
-        self._shared = shared
+        self._measured = measured
 
     # The client's tasks -------------------------------------------------------------------------------
 
@@ -100,10 +100,10 @@ class TaskTests:
         def on_common() -> tuple[float, float, float]:
             return self._shares(task, model, *common)
 
-        if self._shared is None or fused is None:
+        if self._measured is None or fused is None:
             of_common = on_common()
         else:
-            of_common = self._shared.once(fused, ("shares", task), on_common)
+            of_common = self._measured.once(fused, ("shares", task), on_common)
         shares = np.array([self._shares(task, model, *own), of_common]).T
         return shares[:2], shares[2]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fedkd.clients.base import Client
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import Split
+from fedkd.clients.local_loss import LocalLoss, ProximalTerm
 from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.rehearsal import RehearsalTerm
 from fedkd.clients.view import RoundView
@@ -27,7 +28,7 @@ from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.losses import correct, cross_entropy
+from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
@@ -35,8 +36,6 @@ FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
 HAS_SET_OUT = "has_set_out"
 T = TypeVar("T")
-ProximalTerm = Callable[[nn.Module], Tensor]
-"""FedProx's pull as a function of the model, a scalar."""
 
 
 def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
@@ -58,17 +57,10 @@ def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
     )
 
 
-class SharedModel:
-    """The one model in which clients of a process work in turn, as where every message brings weights along.
+class Measured:
+    """What clients of a process have measured that depends on nothing but weights that all of them have."""
 
-    As all of them evaluate the same weights, whatever depends on nothing else is measured once a round.
-
-    Args:
-        network: The model, on its device.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self) -> None:
         self._round = -1
         self._measured: dict[Hashable, Any] = {}
 
@@ -91,6 +83,21 @@ class SharedModel:
         """Forget what was measured: the weights will be others."""
         self._round = -1
         self._measured.clear()
+
+
+class SharedModel:
+    """A model in which clients of a process work in turn, as where every message brings weights along.
+
+    As all of them evaluate the same weights, whatever depends on nothing else is measured once a round.
+
+    Args:
+        network: The model, on its device.
+        measured: What was measured; several models of which clients evaluate the same weights have one.
+    """
+
+    def __init__(self, network: nn.Module, measured: Measured | None = None) -> None:
+        self.network = network
+        self.measured = measured or Measured()
 
 
 class TorchClient(Client):
@@ -120,16 +127,16 @@ class TorchClient(Client):
         self._has_set_out = False
 
     @property
-    def shares_model(self) -> bool:
-        """Whether other clients of the process work in the same model, so that only one can at a time."""
-        return self._shared is not None
+    def workplace(self) -> object:
+        """What only one client can work in at a time: itself, unless clients of the process share a model."""
+        return self if self._shared is None else self._shared
 
     # Training -----------------------------------------------------------------------------------------
 
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss."""
         if self._shared is not None:
-            self._shared.forget()
+            self._shared.measured.forget()
         yield from self.set_out()
         self._strategy.before_training(RoundView(self, round))
         training = self._scenario.training
@@ -138,8 +145,8 @@ class TorchClient(Client):
         optimizer = self._optimizer(round, training.lr)
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
-        proximal = self._proximal_term(proximal_mu)
-        loss, scored_loss = self._local_loss(proximal, self._rehearsal(round))
+        proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
+        loss = self._local_loss(proximal, self._rehearsal(round))
         job = TrainJob(
             self.model,
             (self._on_device(x), self._on_device(y)),
@@ -154,8 +161,10 @@ class TorchClient(Client):
             accumulate=training.accumulate,
             early_stopping=self._early_stopping(),
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
-            scored_loss=scored_loss,
+            scored_loss=loss.scored,
             guessing=guessing_right(y),
+            kind=self._kind("train", proximal_mu) if loss.own_alone else None,
+            constants=loss.constants,
         )
         result = yield from self._private_training(job, round, proximal)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
@@ -181,6 +190,7 @@ class TorchClient(Client):
             seed=self._seed("pretrain", 0),
             autocast=training.autocast,
             accumulate=training.accumulate,
+            kind=self._kind("pretrain"),
         )
 
     def _own_samples(self) -> OwnSamples:
@@ -221,19 +231,6 @@ class TorchClient(Client):
             if parameter.requires_grad
         ]
 
-    def _proximal_term(self, proximal_mu: float) -> ProximalTerm | None:
-        """Return FedProx's pull to the weights that training begins with; None: there is none."""
-        if not proximal_mu:
-            return None
-        received = [p.detach().clone() for p in self.model.parameters()]
-
-        def term(model: nn.Module) -> Tensor:
-            pairs = zip(model.parameters(), received, strict=True)
-            squares: Tensor = sum((p - start).square().sum() for p, start in pairs)  # type: ignore[assignment]
-            return 0.5 * proximal_mu * squares
-
-        return term
-
     def _rehearsal(self, round: int) -> RehearsalTerm | None:
         """Return what the strategy has the client rehearse in this round; None: nothing."""
         wanted = self._strategy.rehearsal(RoundView(self, round))
@@ -242,37 +239,10 @@ class TorchClient(Client):
         size, generator = self._scenario.training.batch_size, self._batches("rehearsal-batches", round)
         return RehearsalTerm(wanted, size, generator, self._device)
 
-    def _local_loss(
-        self, proximal: ProximalTerm | None, rehearsed: RehearsalTerm | None
-    ) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, Tensor]]]:
-        """Return cross entropy, with FedProx's pull and with what the strategy's guidance adds.
-
-        And the same once more with the number of correct answers (see `TrainJob.scored_loss`).
-        """
+    def _local_loss(self, proximal: ProximalTerm | None, rehearsed: RehearsalTerm | None) -> LocalLoss:
         taught = self._strategy.local_loss(self._kept) if self._kept else None
         with_features = taught is not None and "features" in self._strategy.needs
-
-        def with_logits(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            # Before the private samples: what a learner reads off the model afterwards is about those.
-            extra = None if rehearsed is None else rehearsed(model)
-            features = model.features(inputs) if with_features else None  # type: ignore[operator]
-            logits = model(inputs) if features is None else model.head(features)  # type: ignore[operator]
-            value = cross_entropy(logits, labels)
-            if taught is not None:
-                flat = None if features is None else features.flatten(1)  # as they were uploaded
-                value = value + taught(logits, flat, labels)
-            if extra is not None:
-                value = value + extra
-            return (value if proximal is None else value + proximal(model)), logits
-
-        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-            return with_logits(model, inputs, labels)[0]
-
-        def scored_loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            value, logits = with_logits(model, inputs, labels)
-            return value, correct(logits, labels)
-
-        return loss, scored_loss
+        return LocalLoss(proximal, taught, with_features, rehearsed)
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
@@ -319,6 +289,7 @@ class TorchClient(Client):
             seed=derive_seed(seed, "distill", client=client, round=round, task=task),
             autocast=training.autocast,
             accumulate=training.accumulate,
+            kind=self._kind("distil"),
         )
 
     def _private_order(self, length: int, round: int) -> np.ndarray:
@@ -327,6 +298,10 @@ class TorchClient(Client):
         own = self._own_samples().trained_on
         shuffles = [generator.permutation(len(own)) for _ in range(-(-length // len(own)))]
         return own[np.concatenate(shuffles)[:length]]
+
+    def _kind(self, purpose: str, *details: Hashable) -> Hashable:
+        """Return what names a job of all clients of the same group (see `TrainJob.kind`)."""
+        return (purpose, id(self._plan.groups[self.index]), *details)
 
     def _optimizer(self, round: int, lr: float) -> OptimizerSpec:
         return round_optimizer(self._scenario, lr, round)
@@ -359,7 +334,7 @@ class TorchClient(Client):
         """Evaluate what the fusion of a round has led to, the common test set once a process."""
         if self._shared is None or split == "local":
             return self.evaluate(split)
-        return self._shared.once(round, "global", lambda: self.evaluate("global"))
+        return self._shared.measured.once(round, "global", lambda: self.evaluate("global"))
 
     def remember_trained(self, round: int, *, changes: bool = True) -> None:
         """Take down how the client does without what comes in this round."""

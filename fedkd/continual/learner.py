@@ -127,6 +127,12 @@ class Learner:
         """Whether a network's answers depend on its weights and the task alone, not on what is remembered."""
         return not self.tells_tasks_apart and not self.overrides("answers", "outputs", "outputs_and_tasks")
 
+    @property
+    def leaves_steps_alone(self) -> bool:
+        """Whether a training step is what it would be without the learner."""
+        per_step = ("effective", "trainable", "penalty", "filter", "confine", "after_step")
+        return not (self.follows_path or self.task_statistics or self.overrides(*per_step))
+
     # What it can work with ----------------------------------------------------------------------------
 
     def check(self, network: nn.Module) -> None:

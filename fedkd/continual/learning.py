@@ -243,8 +243,10 @@ class TaskLearning:
             accumulate=job.accumulate,
             labelled=labelled,
         )
+        units = None if model.units is None else tuple(model.units.tolist())
+        kind = None if job.kind is None else (job.kind, units)
         try:
-            result = yield replace(job, model=model, optimizer=spec, rules=rules)
+            result = yield replace(job, model=model, optimizer=spec, rules=rules, kind=kind)
         finally:
             self.context.step_cache, self.context.position = None, None
         self._track_peak()

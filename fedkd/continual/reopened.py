@@ -89,6 +89,10 @@ class ReopenedRules:
         self._before: Tensors = {}
 
     @property
+    def idle(self) -> bool:
+        return False
+
+    @property
     def parameters(self) -> Sequence[Tensor]:
         return list(self._trainable.values())
 

@@ -59,6 +59,10 @@ class LearnerRules:
         self._before: dict[str, Tensor] = {}
 
     @property
+    def idle(self) -> bool:
+        return self._learner.leaves_steps_alone
+
+    @property
     def parameters(self) -> Sequence[Tensor]:
         return list(self._trainable.values())
 

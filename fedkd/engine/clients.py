@@ -10,6 +10,7 @@ from torch import nn
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.memory import checked_models
 from fedkd.data.load import Data, first_task
+from fedkd.engine.blocks import Blocks
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.federation.client_app import answer_together, app
@@ -57,6 +58,8 @@ def inline_grid(plan: Plan, data: Data) -> InlineGrid:
         app,
         lambda client: local_context(clients, client),
         plan.scenario.data.clients,
+        blocks=Blocks(plan.blocks),
+        together=answer_together,
         keeps_states=_keeps_states(plan),
     )
 
@@ -70,7 +73,7 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
     """
     from fedkd.engine.ray_grid import RayGrid
 
-    engine, number = plan.scenario.engine, plan.scenario.data.clients
+    engine, number = plan.scenario.engine, len(plan.blocks)
     share = gpu_share(engine, cluster, number)
     actors, costs = count_actors(engine, cluster, number), client_costs(plan, data)
     with cluster.watch.guard():
@@ -81,6 +84,7 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
             actors=actors,
             cpus_per_actor=engine.cpus_per_actor,
             gpus_per_actor=share,
+            blocks=Blocks(plan.blocks),
             timeout=plan.scenario.faults.timeout,
             keeps_states=_keeps_states(plan),
             watch=cluster.watch,

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 from flwr.app import ArrayRecord, Context, Message
 
+from fedkd.engine.blocks import Blocks
 from fedkd.engine.grid import EngineGrid
-from fedkd.engine.live_clients import LiveClients
+from fedkd.engine.live_clients import LiveClients, Together
 from fedkd.federation.identity import assume_identity, client_of
 
 
@@ -18,6 +19,8 @@ class InlineGrid(EngineGrid):
         app: The ClientApp.
         make_context: Client index to the context it keeps for the whole run.
         num_clients: Number of clients N.
+        blocks: Clients that are handed their messages together; absent: each is handed its own alone.
+        together: Handles messages of one kind to several clients at once; no matter without blocks.
         keeps_states: Whether a client that fails is again what it was before the message: the state of every
             client is kept once more, after each message.
     """
@@ -28,18 +31,22 @@ class InlineGrid(EngineGrid):
         make_context: Callable[[int], Context],
         num_clients: int,
         *,
+        blocks: Blocks | None = None,
+        together: Together | None = None,
         keeps_states: bool = False,
     ) -> None:
         super().__init__(num_clients)
         assume_identity()
-        self._clients = LiveClients(app, make_context)
+        self._clients = LiveClients(app, make_context, together)
+        self._blocks = blocks or Blocks.alone(num_clients)
         self._states: dict[int, ArrayRecord] | None = {} if keeps_states else None
 
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
+        if self._states is None:
+            for own in self._blocks.split(messages):
+                yield from self._clients.handle_together(own)
+            return
         for message in messages:
-            if self._states is None:
-                yield self._clients.handle(message)
-                continue
             reply, state = self._clients.handle_keeping(message)
             client = client_of(message.metadata.dst_node_id)
             if state is not None:

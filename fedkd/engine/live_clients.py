@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fedkd.engine.grid import answer, error_reply
@@ -13,6 +14,8 @@ from fedkd.federation.identity import client_of
 from fedkd.plugins import contained
 
 App = Callable[[Message, Context], Message]
+Together = Callable[[Sequence[tuple[Message, Context]]], "list[Message | Exception]"]
+"""Returns the replies in the order of the requests; an exception where a client failed."""
 
 LEAVE_NO_TRACE = frozenset({msg.IDENTIFY, msg.EXPORT_STATE})
 """Messages that no client is another one after."""
@@ -24,10 +27,14 @@ class LiveClients:
     Args:
         app: Handles a message.
         make_context: Client index to the context that it keeps.
+        together: Handles messages of one kind to several clients at once; None: nobody hands over such.
     """
 
-    def __init__(self, app: App, make_context: Callable[[int], Context]) -> None:
+    def __init__(
+        self, app: App, make_context: Callable[[int], Context], together: Together | None = None
+    ) -> None:
         self._app = app
+        self._together = together
         self._make_context = make_context
         self._contexts: dict[int, Context] = {}
         self._waiting: dict[int, ArrayRecord] = {}  # states to begin with
@@ -35,6 +42,25 @@ class LiveClients:
     def handle(self, message: Message) -> Message:
         """Let a client handle a message; an exception becomes an error reply."""
         return answer(self._work, message, client_of(message.metadata.dst_node_id))
+
+    def handle_together(self, messages: Sequence[Message]) -> list[Message]:
+        """Let clients handle a message each, all of one kind; an exception becomes an error reply."""
+        if len(messages) == 1:
+            return [self.handle(messages[0])]
+        assert self._together is not None
+        replies: dict[int, Message] = {}
+        requests: dict[int, tuple[Message, Context]] = {}
+        for number, message in enumerate(messages):
+            try:
+                with contained():
+                    requests[number] = message, self.context(client_of(message.metadata.dst_node_id))
+            except Exception as error:
+                replies[number] = error_reply(message, error)
+        with np.errstate(all="ignore"):
+            outcomes = self._together(list(requests.values())) if requests else []
+        for (number, (message, _)), outcome in zip(requests.items(), outcomes, strict=True):
+            replies[number] = error_reply(message, outcome) if isinstance(outcome, Exception) else outcome
+        return [replies[number] for number in range(len(messages))]
 
     def _work(self, message: Message, client: int) -> Message:
         return self._app(message, self.context(client))

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message
 
-from fedkd.engine.grid import error_reply
 from fedkd.engine.live_clients import LiveClients
 from fedkd.engine.work_note import WorkNote
 from fedkd.federation.identity import assume_identity, client_of
@@ -45,7 +44,8 @@ class ClientActor:
         try:
             with contained():
                 self._workload: Workload = make_workload(*arguments)
-            self._clients = LiveClients(self._workload.app, self._workload.context)
+            workload = self._workload
+            self._clients = LiveClients(workload.app, workload.context, workload.together)
         except Exception as error:  # of one that leaves a constructor, Ray passes on nothing but the text
             self._failure = error
 
@@ -68,13 +68,7 @@ class ClientActor:
         """
         messages = _whole(parts, shared)
         self._begin(messages)
-        if len(messages) == 1:
-            return [self._clients.handle(messages[0])]
-        requests = [(message, self._context_of(message)) for message in messages]
-        return [
-            error_reply(message, outcome) if isinstance(outcome, Exception) else outcome
-            for (message, _), outcome in zip(requests, self._workload.together(requests), strict=True)
-        ]
+        return self._clients.handle_together(messages)
 
     def handle_keeping(
         self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord
@@ -105,9 +99,6 @@ class ClientActor:
     def _begin(self, messages: Sequence[Message]) -> None:
         alone = len(messages) == 1
         self._note.begin(messages[0].metadata.message_id if alone else "")  # it may be any of them
-
-    def _context_of(self, message: Message) -> Context:
-        return self._clients.context(client_of(message.metadata.dst_node_id))
 
 
 def _whole(parts: Sequence[tuple[Message, Sequence[str]]], shared: Sequence[ArrayRecord]) -> list[Message]:

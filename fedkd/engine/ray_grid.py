@@ -11,12 +11,13 @@ import ray
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from ray.exceptions import RayError, RayTaskError
 
+from fedkd.engine.blocks import Blocks
 from fedkd.engine.grid import EngineGrid
 from fedkd.engine.live_clients import changed_by
 from fedkd.engine.ray_actor import ClientActor
 from fedkd.engine.ray_batch import Batch
 from fedkd.engine.ray_watch import RayWatch
-from fedkd.engine.schedule import assign_clients
+from fedkd.engine.schedule import assign_work
 from fedkd.engine.work_note import WorkNotes
 from fedkd.errors import EngineLost
 from fedkd.federation.identity import assume_identity, client_of, with_content
@@ -38,8 +39,8 @@ class RayGrid(EngineGrid):
         actors: Number of actors.
         cpus_per_actor: CPUs each reserves.
         gpus_per_actor: GPUs each reserves; fractions share one.
-        messages_per_call: Messages that an actor is handed at once, for executors that train several clients
-            together. One: replies come, and progress is told, client by client.
+        blocks: Clients that are handed their messages together, and so are owned by one actor; absent: each
+            is handed its own alone. Replies come, and progress is told, block by block.
         timeout: Seconds that a client may take for a message; None: as long as it likes.
         keeps_states: Whether a client that raised, died or was late is again what it was before the message,
             and an actor that was lost with it is replaced: what every client is lies in Ray's object store
@@ -56,18 +57,20 @@ class RayGrid(EngineGrid):
         actors: int,
         cpus_per_actor: float = 1.0,
         gpus_per_actor: float = 0.0,
-        messages_per_call: int = 1,
+        blocks: Blocks | None = None,
         timeout: float | None = None,
         keeps_states: bool = False,
         watch: RayWatch | None = None,
     ) -> None:
         super().__init__(len(costs))
         self._watch = watch or RayWatch()
-        self._messages_per_call = messages_per_call
         assume_identity()
-        owned = assign_clients(costs, actors)
-        self._owner = {client: actor for actor, clients in enumerate(owned) for client in clients}
-        self._priority = {client: place for clients in owned for place, client in enumerate(clients)}
+        self._blocks = blocks or Blocks.alone(len(costs))
+        of_blocks = [sum(costs[client] for client in block) for block in self._blocks]
+        owned = assign_work(of_blocks, actors)
+        actor_of = {block: actor for actor, own in enumerate(owned) for block in own}
+        self._owner = {client: actor_of[n] for n, block in enumerate(self._blocks) for client in block}
+        self._priority = {block: place for own in owned for place, block in enumerate(own)}
         self._timeout = timeout
         self._keeps_states = keeps_states
         self._states: dict[int, Any] = {}  # where what a client was after its last message lies
@@ -249,14 +252,9 @@ class RayGrid(EngineGrid):
 
     def _calls(self, messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
         """Yield what each actor is handed at once, most expensive clients first."""
-        by_priority = sorted(messages, key=lambda m: self._priority[client_of(m.metadata.dst_node_id)])
-        if self._messages_per_call == 1:
-            yield from ((self._owner[client_of(m.metadata.dst_node_id)], [m]) for m in by_priority)
-            return
-        for actor in range(len(self._actors)):
-            own = [m for m in by_priority if self._owner[client_of(m.metadata.dst_node_id)] == actor]
-            for start in range(0, len(own), self._messages_per_call):
-                yield actor, own[start : start + self._messages_per_call]
+        by_priority = sorted(messages, key=lambda message: self._priority[self._blocks.of(message)])
+        for own in self._blocks.split(by_priority):
+            yield self._owner[client_of(own[0].metadata.dst_node_id)], own
 
     def _put(self, value: Any) -> ray.ObjectRef:
         self._watch.check()

@@ -185,7 +185,7 @@ def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message
             HANDLERS[message.metadata.message_type](client, message)
             for client, (message, _) in zip(clients, requests, strict=True)
         ]
-        if any(client.shares_model for client in clients):  # they can only work in turn
+        if len({id(client.workplace) for client in clients}) < len(clients):  # they can only work in turn
             return [outcome for one in handled for outcome in complete([one], clients[0].executor)]
         return complete(handled, clients[0].executor)
 

@@ -54,6 +54,9 @@ FINISH = "query.finish"
 EXPORT_STATE = "query.export_state"
 IMPORT_STATE = "query.import_state"
 
+MAY_TRAIN = frozenset({TRAIN, EVALUATE, END_TASK, FINISH})
+"""Messages that clients may train for: guidance comes with all of them."""
+
 SERVER_ROUND = "server-round"
 GUIDANCE_ROUND = "guidance-round"
 MISSED_ROUND = "missed-round"

@@ -50,6 +50,25 @@ class Plan:
         return round % self.scenario.evaluate_every == 0 or bool(self.schedule.ending(round))
 
     @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Clients that are handed their messages together, each in one block.
+
+        Alone in the loop. Where they are trained together, neighbours of one group are in a block: as that
+        may decide a last bit, it is a matter of the scenario, and not of how many processes there are.
+        """
+        training, clients = self.scenario.training, range(len(self.groups))
+        if training.executor == "loop":
+            return tuple((client,) for client in clients)
+        of_group: dict[int, list[int]] = {}
+        for client in clients:
+            of_group.setdefault(id(self.groups[client]), []).append(client)
+        return tuple(
+            tuple(own[start : start + training.together])
+            for own in of_group.values()
+            for start in range(0, len(own), training.together)
+        )
+
+    @property
     def last_round(self) -> int:
         """The last round that anything is recorded of."""
         return self.scenario.last_round

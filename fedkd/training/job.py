@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -19,6 +19,10 @@ class StepRules(Protocol):
 
     A step has one batch, or `TrainJob.accumulate` of them, each with forward and backward passes of its own.
     """
+
+    @property
+    def idle(self) -> bool:
+        """Whether steps are as they would be without these rules, which then need not be asked in each."""
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -75,6 +79,10 @@ class TrainJob:
             of being an error.
         scored_loss: Called as `loss` is and in its place in epochs that may be the last; returns what `loss`
             does, and how many of the batch were classified correctly, a scalar. None: nobody counts.
+        kind: Names what the job is, for executors that run several together: jobs of equal kinds differ in
+            weights, arrays, constants, corrections, generators and seeds alone. None: it is like no other.
+        constants: Tensors that the losses are called with after the batch, such as the weights that they pull
+            back to; the same in every step.
         guessing: How many of the samples are right for whoever always answers with their most frequent class.
         optimizer_state: What the optimiser remembers of earlier jobs (`FitResult.optimizer_state`, an empty
             table at first), which it continues exactly; None: it starts fresh and nobody keeps its state.
@@ -100,6 +108,8 @@ class TrainJob:
     optimizer_state: Mapping[str, Tensor] | None = None
     scored_loss: Callable[..., tuple[Tensor, Tensor]] | None = None
     guessing: int = 0
+    kind: Hashable | None = None
+    constants: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:

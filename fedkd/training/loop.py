@@ -60,7 +60,7 @@ def fit(job: TrainJob) -> FitResult:
                 if job.optimizer.clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, job.optimizer.clip_norm)
                 if job.correction is not None:
-                    _add_to_gradients(own, job.correction)
+                    add_to_gradients(own, job.correction)
                 if rules is not None:
                     rules.after_backward()
                 _lay_out_gradients(parameters)
@@ -70,14 +70,14 @@ def fit(job: TrainJob) -> FitResult:
                 if rules is not None:
                     rules.after_step()
             # The losses leave the device once an epoch: asking after each step would make a GPU wait.
-            epoch_loss = _sum_over_samples(losses, sizes)
+            epoch_loss = sum_over_samples(losses, sizes)
             total, taken, seen = total + epoch_loss, taken + len(steps), seen + sum(sizes)
             if right:
                 hits = Hits(int(torch.stack(right).sum()), sum(sizes), job.guessing)
             if not math.isfinite(epoch_loss):
                 if best is not None:
                     break
-                raise _diverged(f"training loss became {epoch_loss} in epoch {epoch}")
+                raise diverged(f"training loss became {epoch_loss} in epoch {epoch}")
             if rules is not None:
                 rules.after_epoch()
             if best is not None:
@@ -92,8 +92,8 @@ def fit(job: TrainJob) -> FitResult:
         best.restore()
     elif state is not None:
         state = optimizer_state(optimizer, named)
-    if taken and not _all_finite(parameters):
-        raise _diverged(f"weights stopped being finite in epoch {job.epochs}")
+    if taken and not all_finite(parameters):
+        raise diverged(f"weights stopped being finite in epoch {job.epochs}")
     return FitResult(total / seen if seen else float("nan"), taken, seen, hits, state)
 
 
@@ -133,9 +133,9 @@ def _accumulate_gradients(
             job.rules.before_step()
         with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
             if right is None or job.scored_loss is None:
-                value = job.loss(job.model, *batch)
+                value = job.loss(job.model, *batch, *job.constants)
             else:
-                value, correct = job.scored_loss(job.model, *batch)
+                value, correct = job.scored_loss(job.model, *batch, *job.constants)
                 right.append(correct)
             penalty = None if job.rules is None else job.rules.penalty(batch, value)
         whole = value if penalty is None else value + penalty
@@ -144,7 +144,8 @@ def _accumulate_gradients(
     return losses
 
 
-def _add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:
+def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:
+    """Add one tensor to the gradient of each parameter."""
     for parameter, extra in zip(parameters, correction, strict=True):
         if parameter.grad is None:  # the loss does not depend on it
             parameter.grad = extra.clone()
@@ -164,7 +165,7 @@ def _lay_out_gradients(parameters: Sequence[Tensor]) -> None:
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
-def _sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
+def sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
     """Return ``Σ_b size_b · loss_b`` in float64, added in batch order."""
     total = 0.0
     for value, size in zip(torch.stack(losses).tolist() if losses else [], sizes, strict=True):
@@ -172,9 +173,11 @@ def _sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:
     return total
 
 
-def _all_finite(parameters: Sequence[Tensor]) -> bool:
+def all_finite(parameters: Sequence[Tensor]) -> bool:
+    """Return whether all parameters are finite numbers."""
     return bool(torch.stack([parameter.isfinite().all() for parameter in parameters]).all())
 
 
-def _diverged(what: str) -> TrainingDiverged:
+def diverged(what: str) -> TrainingDiverged:
+    """Return the error of a training that diverged, and what may help."""
     return TrainingDiverged(f"{what}; a lower training.lr may help")

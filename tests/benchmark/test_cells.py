@@ -225,6 +225,9 @@ def test_a_baseline_must_be_a_cell(baseline, message, write, tables):
 def test_one_axis_of_a_run_cannot_be_set_for_all(write, tables):
     with pytest.raises(UserError, match=r"fusion\.strategy: varies along the axis"):
         cells_of(write, tables, ["fusion.strategy=fedmd"])
+    of_clients = {"small": {"clients": [{"model": "mlp", "args": {"hidden": [3]}}]}, "usual": {}}
+    with pytest.raises(UserError, match=r"clients\.0\.args\.hidden: varies along the axis 'size'"):
+        cells_of(write, tables | {"variants": {"size": of_clients}}, ["clients.0.args.hidden=[4]"])
 
 
 @pytest.mark.parametrize("seeds", [10**9, 2**62])

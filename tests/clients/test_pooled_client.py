@@ -94,7 +94,9 @@ def test_clients_of_one_architecture_are_one_model_that_is_trained_once(write, m
     )
     clients = [client for factory in [factory_of(write())] for client in map(factory.build, range(4))]
     assert clients[0].model is clients[2].model and clients[1].model is clients[3].model
-    assert clients[0].model is not clients[1].model and all(client.shares_model for client in clients)
+    assert clients[0].model is not clients[1].model and all(
+        client.workplace is not client for client in clients
+    )
     for client in clients:
         client.complete(client.train(1))
         client.evaluate_fused("global", 1)

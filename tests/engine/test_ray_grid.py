@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 import fedkd.engine.ray_grid as module
 from fedkd.data.federated import load_federated_data
+from fedkd.engine.blocks import Blocks
 from fedkd.engine.clients import ScenarioWorkload, _on_its_device
 from fedkd.engine.ray_grid import RayGrid
 from fedkd.engine.ray_pool import Node, RayCluster, count_actors, gpu_share
@@ -468,7 +469,8 @@ def test_gpus_are_shared_out_unless_the_scenario_says_how(engine, resources, cli
 
 def test_an_actor_is_handed_several_messages_at_once():
     shared = to_record({"x": np.ones(50_000)})
-    grid = make_grid(clients=5, actors=2, messages_per_call=2, cpus_per_actor=0.0)  # whoever else is there
+    blocks = Blocks([[0, 1], [3], [2, 4]])
+    grid = make_grid(clients=5, actors=2, blocks=blocks, cpus_per_actor=0.0)  # whoever else is there
     try:
         messages = [
             Message(RecordDict({"ask": ConfigRecord({"raises": 3}), "shared": shared}), node, "train")
@@ -485,8 +487,6 @@ def test_an_actor_is_handed_several_messages_at_once():
     assert len(failed) == 1 and failed[0].error.reason.startswith("ArithmeticError: client 3 cannot count\n")
     others = [reply.content.config_records for reply in replies if not reply.has_error()]
     assert [told["told"]["sums"] for told in others] == [[50_000.0]] * 4
-    # Three clients of one actor are a call of two and one alone; two of the other are one call.
-    assert sorted(told["together"]["with"] if "together" in told else 1 for told in others) in (
-        [1, 2, 2, 2],
-        [2, 2, 2, 2],
-    )
+    assert [told["together"]["with"] for told in others] == [2, 2, 2, 2], "the one alone is it that raised"
+    processes = [told["told"]["process"] for told in others]
+    assert processes[0] == processes[1] and processes[2] == processes[3]

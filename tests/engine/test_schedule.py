@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from fedkd.engine.schedule import assign_clients
+from fedkd.engine.schedule import assign_work
 
 
 def loads(costs, owned) -> list[float]:
@@ -19,14 +19,14 @@ def loads(costs, owned) -> list[float]:
 @pytest.mark.parametrize("actors", [1, 2, 3, 7])
 def test_every_client_has_exactly_one_owner(actors):
     costs = np.random.default_rng(0).lognormal(size=20).tolist()
-    owned = assign_clients(costs, actors)
+    owned = assign_work(costs, actors)
     assert len(owned) == actors
     assert sorted(client for clients in owned for client in clients) == list(range(20))
 
 
 def test_the_most_expensive_come_first():
     costs = np.random.default_rng(1).lognormal(size=30).tolist()
-    for clients in assign_clients(costs, 4):
+    for clients in assign_work(costs, 4):
         assert [costs[client] for client in clients] == sorted(
             (costs[client] for client in clients), reverse=True
         )
@@ -41,24 +41,24 @@ def test_it_is_within_grahams_bound_of_the_best_there_is(seed, actors):
         max(loads(costs, [[c for c, a in enumerate(choice) if a == actor] for actor in range(actors)]))
         for choice in product(range(actors), repeat=len(costs))
     )
-    got = max(loads(costs, assign_clients(costs, actors)))
+    got = max(loads(costs, assign_work(costs, actors)))
     assert best - 1e-9 <= got <= (4 / 3 - 1 / (3 * actors)) * best + 1e-9
 
 
 def test_one_huge_client_has_an_actor_to_itself():
-    owned = assign_clients([1.0, 1.0, 100.0, 1.0, 1.0], 2)
+    owned = assign_work([1.0, 1.0, 100.0, 1.0, 1.0], 2)
     assert sorted(map(sorted, owned)) == [[0, 1, 3, 4], [2]]
 
 
 def test_equal_clients_are_dealt_evenly_and_in_order():
-    assert assign_clients([5.0] * 6, 3) == [[0, 3], [1, 4], [2, 5]]
-    assert assign_clients([0.0] * 4, 2) == [[0, 2], [1, 3]], "free clients too"
+    assert assign_work([5.0] * 6, 3) == [[0, 3], [1, 4], [2, 5]]
+    assert assign_work([0.0] * 4, 2) == [[0, 2], [1, 3]], "free clients too"
 
 
 def test_the_same_costs_give_the_same_owners():
     costs = np.random.default_rng(2).integers(1, 4, size=40).astype(float).tolist()
-    assert assign_clients(costs, 5) == assign_clients(list(costs), 5)
+    assert assign_work(costs, 5) == assign_work(list(costs), 5)
 
 
 def test_more_actors_than_clients_leaves_some_idle():
-    assert assign_clients([1.0, 2.0], 4) == [[1], [0], [], []]
+    assert assign_work([1.0, 2.0], 4) == [[1], [0], [], []]

@@ -120,7 +120,7 @@ def test_answers_together_are_those_of_each_alone(order, tables):
 def test_clients_that_share_a_model_work_in_turn(tables):
     plan = parse_plan(tables | {"clients": [MLP], "fusion": {"strategy": "flwr:FedAvg"}})
     one_by_one, together = Live(plan), Live(plan)
-    assert together.contexts[0].client().shares_model
+    assert together.contexts[0].client().workplace is together.contexts[1].client().workplace
     weights = one_by_one.contexts[0].client().weights()
     messages = [message(n, msg.TRAIN, 1, arrays=weights) for n in range(4)]
     wanted = one_by_one.alone(messages)

@@ -69,6 +69,15 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"dropout": 0.2}}],
         "fusion": {"strategy": "pooled"},
     },
+    # Clients of one architecture that train together: who with whom does not depend on the processes.
+    "together": BASE
+    | {
+        "rounds": 2,
+        "data": BASE["data"] | {"clients": 7},
+        "clients_per_round": 5,
+        "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"hidden": [9]}}],
+        "training": {"lr": 1e-2, "batch_size": 10, "executor": "vectorised", "together": 3},
+    },
     # A stream of tasks that all learn in step, and an average that is held back from what old ones have used.
     "orthogonal": {key: value for key, value in BASE.items() if key != "rounds"}
     | {
@@ -145,7 +154,15 @@ def inline(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("kind", "actors"),
-    [("mixed", 2), ("averaged", 1), ("pooled", 2), ("orthogonal", 1), ("masks", 1), ("streamed", 2)],
+    [
+        ("mixed", 2),
+        ("averaged", 1),
+        ("pooled", 1),
+        ("together", 2),
+        ("orthogonal", 1),
+        ("masks", 1),
+        ("streamed", 2),
+    ],
 )
 def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session):
     path = write_scenario(tmp_path, kind)

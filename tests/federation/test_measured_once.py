@@ -12,7 +12,7 @@ import tomli_w
 import fedkd
 from fedkd.clients.stream_client import StreamClient
 from fedkd.clients.task_tests import TaskTests
-from fedkd.clients.torch_client import SharedModel
+from fedkd.clients.torch_client import Measured
 from fedkd.plan.load import load_scenario
 
 CLIENTS, ROUNDS, TASKS = 4, 4, 2
@@ -55,7 +55,7 @@ def test_and_the_figures_are_those_of_everyone_for_themselves(
         return (tmp_path / name / "metrics.jsonl").read_bytes(), len(of_tasks), len(scores)
 
     together, tests, scores = run("together")
-    monkeypatch.setattr(SharedModel, "once", lambda self, round, what, measure: measure())
+    monkeypatch.setattr(Measured, "once", lambda self, round, what, measure: measure())
     alone, tests_alone, scores_alone = run("alone")
     assert together == alone
     saved = (CLIENTS - 1) * shared

@@ -1,0 +1,95 @@
+"""The loss that a client minimises on its own samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedkd.clients.rehearsal import RehearsalTerm
+from fedkd.training.losses import correct, cross_entropy
+
+Taught = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
+"""What guidance adds: a function of logits ``[B, C]``, features ``[B, F]`` and labels ``[B]``, a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProximalTerm:
+    """FedProx's pull to the weights that training begins with (Li et al. 2020), ``μ/2 · ‖w − w_received‖²``.
+
+    Attributes:
+        mu: μ > 0.
+        received: Those weights, in the order of the model's parameters.
+    """
+
+    mu: float
+    received: Sequence[Tensor]
+
+    @staticmethod
+    def to_own_weights(model: nn.Module, mu: float) -> ProximalTerm:
+        """Return the pull to the weights that a model has now."""
+        return ProximalTerm(mu, [parameter.detach().clone() for parameter in model.parameters()])
+
+    def __call__(self, model: nn.Module, received: Sequence[Tensor] = ()) -> Tensor:
+        """Return the term for a model, a scalar.
+
+        Args:
+            model: The model.
+            received: Weights to take in place of this term's own, where several clients train together.
+        """
+        pairs = zip(model.parameters(), received or self.received, strict=True)
+        squares: Tensor = sum((p - start).square().sum() for p, start in pairs)  # type: ignore[assignment]
+        return 0.5 * self.mu * squares
+
+
+@dataclass(frozen=True, eq=False)
+class LocalLoss:
+    """Cross entropy, with FedProx's pull and with what the strategy's guidance adds.
+
+    Attributes:
+        proximal: FedProx's pull; None: nothing pulls.
+        taught: What guidance adds; None: nothing.
+        with_features: Whether that wants the model's features.
+        rehearsed: What samples that were sent add; None: there are none.
+    """
+
+    proximal: ProximalTerm | None = None
+    taught: Taught | None = None
+    with_features: bool = False
+    rehearsed: RehearsalTerm | None = None
+
+    @property
+    def constants(self) -> Sequence[Tensor]:
+        """What the loss is called with after a batch (see `TrainJob.constants`)."""
+        return () if self.proximal is None else self.proximal.received
+
+    @property
+    def own_alone(self) -> bool:
+        """Whether only the constants are this client's own, so that others' may take their place."""
+        return self.taught is None and self.rehearsed is None
+
+    def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *received: Tensor) -> Tensor:
+        """Return the mean loss over a batch."""
+        return self._with_logits(model, inputs, labels, received)[0]
+
+    def scored(self, model: Any, inputs: Tensor, labels: Tensor, *received: Tensor) -> tuple[Tensor, Tensor]:
+        """Return it with the number of correct answers (see `TrainJob.scored_loss`)."""
+        value, logits = self._with_logits(model, inputs, labels, received)
+        return value, correct(logits, labels)
+
+    def _with_logits(
+        self, model: Any, inputs: Tensor, labels: Tensor, received: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        # Before the private samples: what a learner reads off the model afterwards is about those.
+        extra = None if self.rehearsed is None else self.rehearsed(model)
+        features = model.features(inputs) if self.with_features else None
+        logits = model(inputs) if features is None else model.head(features)
+        value = cross_entropy(logits, labels)
+        if self.taught is not None:
+            flat = None if features is None else features.flatten(1)  # as they were uploaded
+            value = value + self.taught(logits, flat, labels)
+        if extra is not None:
+            value = value + extra
+        return (value if self.proximal is None else value + self.proximal(model, received)), logits
