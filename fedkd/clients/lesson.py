@@ -65,6 +65,7 @@ def lesson(
         guessing=sum(guessing_right(labels[tasks == task].cpu()) for task in tasks.unique()),
         early_stopping=stopping,
         kind=None,
+        replayable=False,
         constants=(),
     )
 

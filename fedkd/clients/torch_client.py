@@ -164,6 +164,7 @@ class TorchClient(Client):
             scored_loss=loss.scored,
             guessing=guessing_right(y),
             kind=self._kind("train", proximal_mu) if loss.own_alone else None,
+            replayable=loss.own_alone,
             constants=loss.constants,
         )
         result = yield from self._private_training(job, round, proximal)
@@ -191,6 +192,7 @@ class TorchClient(Client):
             autocast=training.autocast,
             accumulate=training.accumulate,
             kind=self._kind("pretrain"),
+            replayable=True,
         )
 
     def _own_samples(self) -> OwnSamples:
@@ -290,6 +292,9 @@ class TorchClient(Client):
             autocast=training.autocast,
             accumulate=training.accumulate,
             kind=self._kind("distil"),
+            replayable=type(self._strategy).loss.__module__.startswith(
+                "fedkd."
+            ),  # a plug-in may do as it likes
         )
 
     def _private_order(self, length: int, round: int) -> np.ndarray:

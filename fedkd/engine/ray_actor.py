@@ -21,7 +21,10 @@ class Workload(Protocol):
         """Handle a message."""
 
     def together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-        """Handle messages of one kind to several clients at once; an exception where a client failed."""
+        """Handle messages of one kind to several clients at once; an exception where a client failed.
+
+        Nobody asks for it where blocks are of one client.
+        """
 
     def context(self, client: int) -> Context:
         """Return the context that a client keeps for the whole run."""
@@ -44,8 +47,7 @@ class ClientActor:
         try:
             with contained():
                 self._workload: Workload = make_workload(*arguments)
-            workload = self._workload
-            self._clients = LiveClients(workload.app, workload.context, workload.together)
+            self._clients = LiveClients(self._workload.app, self._workload.context, self._together)
         except Exception as error:  # of one that leaves a constructor, Ray passes on nothing but the text
             self._failure = error
 
@@ -95,6 +97,9 @@ class ClientActor:
             states: The client's among them is what it is then; None: as in the beginning.
         """
         self._clients.renew(client, None if states is None else states[client])
+
+    def _together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
+        return self._workload.together(requests)
 
     def _begin(self, messages: Sequence[Message]) -> None:
         alone = len(messages) == 1

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 from fedkd.plugins import contained
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit
+from fedkd.training.replay import Replays
 
 T = TypeVar("T")
 
@@ -39,19 +40,27 @@ class Executor(Protocol):
 
 
 class LoopExecutor:
-    """Runs one job after the other, in their order, with `fedkd.training.loop.fit`."""
+    """Runs one job after the other, in their order, with `fedkd.training.loop.fit`.
+
+    Steps of kinds that it takes often are recorded and replayed, which changes nothing but the time.
+
+    Args:
+        replays: The recordings; None: there are none yet.
+    """
+
+    def __init__(self, replays: Replays | None = None) -> None:
+        self._replays = replays or Replays()
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
         """Return what came of each job (see `Executor.run`)."""
-        return [_attempt(job) for job in jobs]
+        return [self._attempt(job) for job in jobs]
 
-
-def _attempt(job: TrainJob) -> FitResult | Exception:
-    try:
-        with contained():
-            return fit(job)
-    except Exception as error:
-        return error
+    def _attempt(self, job: TrainJob) -> FitResult | Exception:
+        try:
+            with contained():
+                return fit(job, self._replays)
+        except Exception as error:
+            return error
 
 
 def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | Exception]:

@@ -81,6 +81,8 @@ class TrainJob:
             does, and how many of the batch were classified correctly, a scalar. None: nobody counts.
         kind: Names what the job is, for executors that run several together: jobs of equal kinds differ in
             weights, arrays, constants, corrections, generators and seeds alone. None: it is like no other.
+        replayable: Whether the losses compute the same from the same tensors whenever they are called, and do
+            nothing else: then a step may be recorded and replayed (see `fedkd.training.replay`).
         constants: Tensors that the losses are called with after the batch, such as the weights that they pull
             back to; the same in every step.
         guessing: How many of the samples are right for whoever always answers with their most frequent class.
@@ -109,11 +111,24 @@ class TrainJob:
     scored_loss: Callable[..., tuple[Tensor, Tensor]] | None = None
     guessing: int = 0
     kind: Hashable | None = None
+    replayable: bool = False
     constants: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be ≥ 1, got {self.accumulate}")
+
+    def signature(self) -> Hashable:
+        """Return what decides, besides the sizes of batches, which kernels a step of the job runs."""
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return (
+            self.kind,
+            *((name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for name, t in tensors),
+            *((array.shape[1:], array.dtype, array.device) for array in self.arrays),
+            *((constant.shape, constant.dtype) for constant in self.constants),
+            (self.optimizer, self.batch_size, self.autocast, self.correction is None),
+            (self.optimizer_state is None, self.scored_loss is None),
+        )
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from fedkd.plugins import contained
 from fedkd.training.chance import Hits
 from fedkd.training.executor import Executor, LoopExecutor
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.loop import add_to_gradients, all_finite, batch_starts, diverged, sum_over_samples
+from fedkd.training.loop import all_finite, batch_starts, diverged, sum_over_samples
 from fedkd.training.optimizer import make_optimizer
 from fedkd.training.optimizer_state import load_optimizer_state, names_of, optimizer_state
+from fedkd.training.step import add_to_gradients
 
 Tensors = dict[str, Tensor]
 
@@ -100,15 +101,7 @@ def kind_of(job: TrainJob) -> Hashable | None:
         return None
     if job.accumulate > 1 or job.lr_schedule != "constant" or not len(job.arrays[0]):
         return None
-    tensors = [*job.model.named_parameters(), *job.model.named_buffers()]
-    return (
-        job.kind,
-        *((name, t.shape, t.dtype, t.device, t.requires_grad) for name, t in tensors),
-        *((array.shape[1:], array.dtype, array.device) for array in job.arrays),
-        *((constant.shape, constant.dtype) for constant in job.constants),
-        (job.optimizer, job.epochs, job.batch_size, job.autocast),
-        (job.optimizer_state is None, job.scored_loss is None),
-    )
+    return job.signature(), job.epochs
 
 
 def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:

@@ -245,6 +245,7 @@ def test_training_ends_with_the_weights_of_the_lowest_loss_on_what_is_kept_apart
 
 class Spy(LoopExecutor):
     def __init__(self) -> None:
+        super().__init__()
         self.jobs: list[TrainJob] = []
 
     def run(self, jobs):

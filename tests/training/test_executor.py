@@ -35,6 +35,7 @@ class Watched(LoopExecutor):
     """Writes down the seeds of the jobs that it is given together."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.turns: list[list[int]] = []
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:

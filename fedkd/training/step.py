@@ -1,0 +1,141 @@
+"""One step of training: the gradient of a loss over a batch or a few, and what the optimiser makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from fedkd.training.job import TrainJob
+from fedkd.training.optimizer_state import names_of, optimizer_state
+from fedkd.training.replay import Replays
+
+KNOWN_MODULES = ("torch.nn.", "fedkd.")
+"""Begin the names of modules whose forward pass computes the same whenever it is called."""
+
+
+class Stepper:
+    """Takes the steps of a job.
+
+    Args:
+        job: The job.
+        parameters: What the optimiser changes.
+        optimizer: Of these.
+        replays: Recordings of steps, replayed in place of such as are of their kind; None: there are none.
+    """
+
+    def __init__(
+        self,
+        job: TrainJob,
+        parameters: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        replays: Replays | None = None,
+    ) -> None:
+        self._job, self._parameters, self._optimizer = job, parameters, optimizer
+        self._own = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
+        self._replays = replays
+        self._kind = None if replays is None else _replayable_kind(job, parameters)
+        # What an optimiser remembers may come to be in its first step, which a recording would not repeat.
+        self._plain_steps = 1 if job.optimizer.slots else 0
+        self._changed: list[Tensor] = []
+
+    def take(self, batches: Sequence[Tensor], *, counts: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Take a step; return the loss of each batch, and how many of it were classified correctly.
+
+        Args:
+            batches: Indices of samples ``[B]``.
+            counts: Whether right answers are counted; else there are none.
+        """
+        job = self._job
+        arrays = ([array.index_select(0, index) for array in job.arrays] for index in batches)
+        if self._replays is None or self._kind is None or self._plain_steps > 0:
+            self._plain_steps -= 1
+            told = self._step(arrays, [len(index) for index in batches], counts=counts)
+        else:
+            told = self._replayed(self._replays, next(arrays), len(batches[0]), counts=counts)
+        return told[: len(batches)], told[len(batches) :]
+
+    def _replayed(self, replays: Replays, batch: list[Tensor], size: int, *, counts: bool) -> list[Tensor]:
+        job = self._job
+        if not self._changed:
+            state = optimizer_state(self._optimizer, names_of(self._parameters, job.model))
+            self._kind = replays.number((self._kind, tuple(state)))
+            self._changed = [*job.model.parameters(), *job.model.buffers(), *state.values()]
+        return replays.take(
+            (self._kind, size, counts),
+            lambda: self._step([batch], [size], counts=counts),
+            self._changed,
+            [*batch, *job.constants, *(job.correction or ())],
+        )
+
+    def _step(self, batches: Iterable[list[Tensor]], sizes: Sequence[int], *, counts: bool) -> list[Tensor]:
+        job, rules = self._job, self._job.rules
+        self._optimizer.zero_grad(set_to_none=True)
+        losses, right = self._accumulate_gradients(batches, sizes, counts=counts)
+        if job.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, job.optimizer.clip_norm)
+        if job.correction is not None:
+            add_to_gradients(self._own, job.correction)
+        if rules is not None:
+            rules.after_backward()
+        _lay_out_gradients(self._parameters)
+        self._optimizer.step()
+        return losses + right
+
+    def _accumulate_gradients(
+        self, batches: Iterable[list[Tensor]], sizes: Sequence[int], *, counts: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Leave the gradients of the mean loss over all samples of some batches; return losses and hits."""
+        job = self._job
+        autocast = job.autocast and job.arrays[0].device.type == "cuda"
+        losses: list[Tensor] = []
+        right: list[Tensor] = []
+        for batch, size in zip(batches, sizes, strict=True):
+            if job.rules is not None:
+                job.rules.before_step()
+            with torch.autocast("cuda", torch.bfloat16) if autocast else nullcontext():
+                if counts and job.scored_loss is not None:
+                    value, correct = job.scored_loss(job.model, *batch, *job.constants)
+                    right.append(correct)
+                else:
+                    value = job.loss(job.model, *batch, *job.constants)
+                penalty = None if job.rules is None else job.rules.penalty(batch, value)
+            whole = value if penalty is None else value + penalty
+            (whole if len(sizes) == 1 else whole * (size / sum(sizes))).backward()
+            losses.append(value.detach())
+        return losses, right
+
+
+def _replayable_kind(job: TrainJob, parameters: Sequence[Tensor]) -> Hashable | None:
+    """Return what steps have to agree in to be the same kernels; None: they are not to be replayed."""
+    steps_as_they_are = job.rules is None or job.rules.idle
+    if not job.replayable or not steps_as_they_are or job.accumulate > 1 or job.lr_schedule != "constant":
+        return None
+    if any(tensor.device.type != "cpu" for tensor in [*job.arrays, *job.model.parameters()]):
+        return None  # elsewhere autograd goes back on a thread of its own
+    if not all(f"{type(module).__module__}.".startswith(KNOWN_MODULES) for module in job.model.modules()):
+        return None
+    return job.signature(), tuple(names_of(parameters, job.model))
+
+
+def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:
+    """Add one tensor to the gradient of each parameter."""
+    for parameter, extra in zip(parameters, correction, strict=True):
+        if parameter.grad is None:  # the loss does not depend on it
+            parameter.grad = extra.clone()
+        else:
+            parameter.grad.add_(extra)
+
+
+def _lay_out_gradients(parameters: Sequence[Tensor]) -> None:
+    """Let every gradient lie in memory as its parameter does.
+
+    Fused optimisers pair elements by where they lie, whatever the strides say. Autograd's own gradients are
+    laid out like the weights, channels last; what became of them elsewhere may not be.
+    """
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
