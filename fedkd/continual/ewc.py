@@ -51,6 +51,7 @@ class EWC(Learner):
         "Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 114 (13), 2017,"
         " arXiv 1612.00796"
     )
+    steps_only_read: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """λ. Sweep it over powers of ten: F is small where a task was learned well, and λ with it large. Split

@@ -93,6 +93,9 @@ class Learner:
     trains_masked_weights: ClassVar[bool] = False
     """Whether weights under a task's mask are trained once it is found, so that clients no longer have the
     same; of no account for a learner that has no masks."""
+    steps_only_read: ClassVar[bool] = False
+    """Whether what the learner makes of a step follows from the weights, what it remembers, the task and the
+    phase, and changes nothing but what is trained. Then steps may be recorded and replayed."""
     task_statistics: ClassVar[bool] = False
     """Whether every task has its own running statistics in normalisation layers."""
 

@@ -32,6 +32,7 @@ class MAS(Learner):
     paper: ClassVar[str] = (
         "Aljundi et al., Memory Aware Synapses: Learning what (not) to forget, ECCV 2018, arXiv 1711.09601"
     )
+    steps_only_read: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ; 1 in the paper. Sweep it over powers of ten. Split MNIST with Adam: 0.1 to 10. Plain SGD needs

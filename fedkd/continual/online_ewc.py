@@ -32,6 +32,7 @@ class OnlineEWC(Learner):
         "Schwarz et al., Progress & Compress: A scalable framework for continual learning, ICML 2018,"
         " arXiv 1805.06370"
     )
+    steps_only_read: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """λ, as in `ewc`: sweep it over powers of ten from 1e2. Plain SGD needs ``lr · λ · max F`` below 2, or

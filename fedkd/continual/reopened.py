@@ -5,7 +5,7 @@ What may change then is for the learner to say: only what no other task's guaran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -91,6 +91,14 @@ class ReopenedRules:
     @property
     def idle(self) -> bool:
         return False
+
+    @property
+    def kind(self) -> Hashable | None:
+        return None
+
+    @property
+    def reads(self) -> Sequence[Tensor]:
+        return ()
 
     @property
     def parameters(self) -> Sequence[Tensor]:

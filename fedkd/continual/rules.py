@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -61,6 +61,21 @@ class LearnerRules:
     @property
     def idle(self) -> bool:
         return self._learner.leaves_steps_alone
+
+    @property
+    def kind(self) -> Hashable | None:
+        learner, context = self._learner, self._context
+        own = type(learner).__module__.startswith("fedkd.")  # of a plug-in nobody knows what else it does
+        if not own or not (learner.leaves_steps_alone or learner.steps_only_read) or self._confines:
+            return None
+        remembered = [(name, t.shape, t.stride(), t.dtype) for name, t in sorted(context.memory.items())]
+        every = self._model.units is None
+        return learner, context.task, context.phase, self._labelled, every, *remembered
+
+    @property
+    def reads(self) -> Sequence[Tensor]:
+        remembered = [tensor for _, tensor in sorted(self._context.memory.items())]
+        return remembered if self._model.units is None else [self._model.units, *remembered]
 
     @property
     def parameters(self) -> Sequence[Tensor]:

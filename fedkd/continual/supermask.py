@@ -43,6 +43,7 @@ class SupermaskLearner(Learner):
     """
 
     isolates: ClassVar[bool] = True
+    steps_only_read: ClassVar[bool] = True
     task_statistics: ClassVar[bool] = True
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1

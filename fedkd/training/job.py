@@ -25,6 +25,14 @@ class StepRules(Protocol):
         """Whether steps are as they would be without these rules, which then need not be asked in each."""
 
     @property
+    def kind(self) -> Hashable | None:
+        """What rules agree in that make the same of the same tensors in every step; None: nobody knows."""
+
+    @property
+    def reads(self) -> Sequence[Tensor]:
+        """Tensors that a step reads besides the model's, always in one order, if the rules have a kind."""
+
+    @property
     def parameters(self) -> Sequence[Tensor]:
         """The leaf tensors that the optimiser changes, instead of all of the model's parameters."""
 

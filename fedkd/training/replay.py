@@ -32,11 +32,11 @@ class Replays:
     said to, are never replayed.
 
     Args:
-        patience: Steps of a kind before it is recorded.
+        patience: Steps of a kind before it is recorded; None: as many as recording one takes.
     """
 
-    def __init__(self, patience: int = PATIENCE) -> None:
-        self._patience = patience
+    def __init__(self, patience: int | None = None) -> None:
+        self._patience = PATIENCE if patience is None else patience
         self._numbers: dict[Hashable, int] = {}
         self._seen: dict[Hashable, int] = {}
         self._unproved: dict[Hashable, Recording] = {}

@@ -40,6 +40,7 @@ class Stepper:
         # What an optimiser remembers may come to be in its first step, which a recording would not repeat.
         self._plain_steps = 1 if job.optimizer.slots else 0
         self._changed: list[Tensor] = []
+        self._read: list[Tensor] = []
 
     def take(self, batches: Sequence[Tensor], *, counts: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Take a step; return the loss of each batch, and how many of it were classified correctly.
@@ -62,12 +63,16 @@ class Stepper:
         if not self._changed:
             state = optimizer_state(self._optimizer, names_of(self._parameters, job.model))
             self._kind = replays.number((self._kind, tuple(state)))
-            self._changed = [*job.model.parameters(), *job.model.buffers(), *state.values()]
+            own = [*job.model.parameters(), *job.model.buffers()]
+            known = {id(tensor) for tensor in own}
+            loose = [tensor for tensor in self._parameters if id(tensor) not in known]
+            self._changed = [*own, *loose, *state.values()]
+            self._read = [] if job.rules is None else list(job.rules.reads)
         return replays.take(
             (self._kind, size, counts),
             lambda: self._step([batch], [size], counts=counts),
             self._changed,
-            [*batch, *job.constants, *(job.correction or ())],
+            [*batch, *job.constants, *(job.correction or ()), *self._read],
         )
 
     def _step(self, batches: Iterable[list[Tensor]], sizes: Sequence[int], *, counts: bool) -> list[Tensor]:
@@ -110,14 +115,16 @@ class Stepper:
 
 def _replayable_kind(job: TrainJob, parameters: Sequence[Tensor]) -> Hashable | None:
     """Return what steps have to agree in to be the same kernels; None: they are not to be replayed."""
-    steps_as_they_are = job.rules is None or job.rules.idle
-    if not job.replayable or not steps_as_they_are or job.accumulate > 1 or job.lr_schedule != "constant":
+    if not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
+        return None
+    rules = None if job.rules is None else job.rules.kind
+    if job.rules is not None and rules is None:
         return None
     if any(tensor.device.type != "cpu" for tensor in [*job.arrays, *job.model.parameters()]):
         return None  # elsewhere autograd goes back on a thread of its own
     if not all(f"{type(module).__module__}.".startswith(KNOWN_MODULES) for module in job.model.modules()):
         return None
-    return job.signature(), tuple(names_of(parameters, job.model))
+    return job.signature(), rules, tuple(names_of(parameters, job.model))
 
 
 def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:
