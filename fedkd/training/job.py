@@ -131,6 +131,7 @@ class TrainJob:
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         return (
             self.kind,
+            repr(self.model),  # nothing says that equal shapes are of equal layers
             *((name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for name, t in tensors),
             *((array.shape[1:], array.dtype, array.device) for array in self.arrays),
             *((constant.shape, constant.dtype) for constant in self.constants),
@@ -160,3 +161,10 @@ class FitResult:
     samples: int
     hits: Hits | None = None
     optimizer_state: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
+
+
+def reached_into(module: nn.Module) -> bool:
+    """Return whether a module does something besides what its class says: by a hook, or a patched forward."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    hooks = hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in vars(module)

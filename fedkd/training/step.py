@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from fedkd.training.job import TrainJob
+from fedkd.training.job import TrainJob, reached_into
 from fedkd.training.optimizer_state import names_of, optimizer_state
 from fedkd.training.replay import Replays
 
@@ -115,16 +115,21 @@ class Stepper:
 
 def _replayable_kind(job: TrainJob, parameters: Sequence[Tensor]) -> Hashable | None:
     """Return what steps have to agree in to be the same kernels; None: they are not to be replayed."""
-    if not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
+    if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
         return None
     rules = None if job.rules is None else job.rules.kind
     if job.rules is not None and rules is None:
         return None
     if any(tensor.device.type != "cpu" for tensor in [*job.arrays, *job.model.parameters()]):
         return None  # elsewhere autograd goes back on a thread of its own
-    if not all(f"{type(module).__module__}.".startswith(KNOWN_MODULES) for module in job.model.modules()):
+    if not all(map(_is_known, job.model.modules())):
         return None
     return job.signature(), rules, tuple(names_of(parameters, job.model))
+
+
+def _is_known(module: nn.Module) -> bool:
+    """Return whether a module's forward pass is its class's own, and one of `KNOWN_MODULES`."""
+    return f"{type(module).__module__}.".startswith(KNOWN_MODULES) and not reached_into(module)
 
 
 def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:

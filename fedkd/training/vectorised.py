@@ -17,7 +17,7 @@ from torch.func import functional_call, vmap
 from fedkd.plugins import contained
 from fedkd.training.chance import Hits
 from fedkd.training.executor import Executor, LoopExecutor
-from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.job import FitResult, TrainJob, reached_into
 from fedkd.training.loop import all_finite, batch_starts, diverged, sum_over_samples
 from fedkd.training.optimizer import make_optimizer
 from fedkd.training.optimizer_state import load_optimizer_state, names_of, optimizer_state
@@ -98,6 +98,8 @@ def kind_of(job: TrainJob) -> Hashable | None:
     """Return what jobs have to agree in to be run together; None: this one is the loop's."""
     steps_as_they_are = job.rules is None or job.rules.idle
     if job.kind is None or not steps_as_they_are or job.early_stopping is not None:
+        return None
+    if any(map(reached_into, job.model.modules())):
         return None
     if job.accumulate > 1 or job.lr_schedule != "constant" or not len(job.arrays[0]):
         return None

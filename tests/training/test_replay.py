@@ -188,9 +188,39 @@ def test_what_is_no_function_of_its_tensors_is_never_replayed(make, replayed, mo
     assert len(replayed) <= 2, "no more than a trial for each size of batch"
 
 
+def hooked() -> nn.Module:
+    model = MODELS["mlp"]()
+    model.register_forward_pre_hook(lambda module, inputs: None)
+    return model
+
+
+def patched() -> nn.Module:
+    model = MODELS["mlp"]()
+    forward = model.forward
+    model.forward = lambda x: forward(x)  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize("make", [hooked, patched])
+def test_nor_is_what_somebody_has_reached_into(make, replayed):
+    assert_same(lambda: job_of(make, SPECS["sgd"]))
+    assert not replayed
+
+
+def test_layers_of_equal_shapes_are_not_taken_for_one_another(replayed):
+    replays = Replays(patience=2)
+    for activation in (nn.ReLU, nn.Tanh, nn.ReLU):
+
+        def make(activation: type[nn.Module] = activation) -> nn.Module:
+            return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), activation(), nn.Linear(6, CLASSES))
+
+        assert_same(lambda make=make: job_of(make, SPECS["sgd"]), replays)
+    assert replayed
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"replayable": False}, {"accumulate": 2}, {"lr_schedule": "cosine"}],
+    [{"replayable": False}, {"kind": None}, {"accumulate": 2}, {"lr_schedule": "cosine"}],
     ids=lambda change: next(iter(change)),
 )
 def test_what_is_not_to_be_replayed(change, replayed):

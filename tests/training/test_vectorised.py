@@ -221,6 +221,18 @@ def test_who_goes_together(monkeypatch):
     assert sorted(groups) == [1, 1, 2, 3]
 
 
+def test_layers_of_equal_shapes_are_not_taken_for_one_another():
+    def mixed() -> nn.Module:
+        activation = [nn.ReLU, nn.Tanh][int(torch.initial_seed()) % 2]()
+        return nn.Sequential(nn.Linear(5, 6), activation, nn.Linear(6, CLASSES))
+
+    expected, found = (jobs_of(mixed, SPECS["sgd"]) for _ in range(2))
+    assert len({repr(job.model) for job in found}) == 2
+    LoopExecutor().run(expected)
+    together(found)
+    assert_close(found, expected)
+
+
 def test_a_loss_that_fails_says_so_for_everyone():
     def broken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         raise ValueError("no")
@@ -238,6 +250,8 @@ def test_what_is_for_the_loop_has_no_kind(change):
     job = jobs_of(mlp, SPECS["sgd"])[0]
     assert kind_of(job) is not None
     assert kind_of(replace(job, **change)) is None
+    job.model[0].register_forward_hook(lambda module, inputs, output: None)
+    assert kind_of(job) is None
 
 
 def test_distillation_goes_together_too():
