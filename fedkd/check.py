@@ -53,7 +53,9 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     data = load_data(scenario, progress)
     parameters = yield from check_with(plan, data)
     sampled = scenario.clients_per_round or scenario.data.clients
-    yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round")
+    evaluated = scenario.evaluate_clients
+    told = "" if evaluated is None else f", {evaluated} are evaluated"
+    yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round{told}")
     yield _row("traffic", _traffic(plan, data, parameters))
 
 

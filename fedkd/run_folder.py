@@ -20,9 +20,9 @@ from fedkd import __version__
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
+from fedkd.plan.evaluated import counted_clients
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
-from fedkd.plan.poisoned import counted_clients
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.identity import digest_of
 from fedkd.scenario.schema import Scenario

@@ -18,7 +18,7 @@ from fedkd.benchmark.cells import Axis, Cell, what_decides_data
 from fedkd.benchmark.results import FinishedCell
 from fedkd.continual.outcome import StreamOutcome, stream_outcome
 from fedkd.plan.drawing import draw_schedule
-from fedkd.plan.poisoned import counted_clients
+from fedkd.plan.evaluated import counted_clients
 from fedkd.tracking.recorder import read_metrics
 
 RELATIVE = ("intransigence", "gain_over_single")

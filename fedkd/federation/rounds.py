@@ -26,6 +26,7 @@ from fedkd.federation.messenger import Messenger
 from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_strategy import ServerStrategy
+from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.scenario.identity import decisive
@@ -218,18 +219,18 @@ class Rounds:
 
     def _evaluate(self, round: int) -> dict[str, float]:
         with self._charged_to_strategy(round):
-            messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._everyone)
+            messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._evaluated)
         replies = self._send_phase(round, "evaluate", messages)
-        if self._plan.learner is not None:  # a task may have begun, for everyone
+        if self._plan.learner is not None:  # a task may have begun, for all of them
             self._changed.update(replies)
         guided = {m.metadata.dst_node_id for m in messages if msg.GUIDED & m.content.keys()}
         self._changed.update(c for c, node in self._node_of_client.items() if node in guided)
         return self._measurements.evaluation(round, replies)
 
     def _finish(self, round: int) -> tuple[float | None, dict[str, float]]:
-        """Have every client train once more on its own; return the mean loss and what was measured."""
+        """Have clients train once more on their own; return the mean loss and what was measured."""
         with self._charged_to_strategy(round):
-            messages = self._strategy.finish_messages(round, ConfigRecord(), self._everyone)
+            messages = self._strategy.finish_messages(round, ConfigRecord(), self._evaluated)
         replies = self._send_phase(round, "finish", messages)
         self._changed.update(replies)
         return self._trained(round, replies), self._measurements.evaluation(round, replies)
@@ -240,8 +241,8 @@ class Rounds:
         return NodeSubset(self._grid, nodes_in_client_order(self._node_of_client, clients))
 
     @property
-    def _everyone(self) -> NodeSubset:
-        return self._nodes_of(self._node_of_client)
+    def _evaluated(self) -> NodeSubset:
+        return self._nodes_of(evaluated_clients(self._plan.scenario))
 
     def _send_phase(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
         """Send the messages of a phase, record what they cost, and return the replies (see `Messenger`)."""

@@ -240,6 +240,9 @@ def _check_clients(scenario: Scenario) -> None:
     clients, sampled, groups = scenario.data.clients, scenario.clients_per_round, len(scenario.clients)
     if sampled is not None and sampled > clients:
         raise UserError(f"must be ≤ data.clients ({clients}), got {sampled}", key="clients_per_round")
+    evaluated = scenario.evaluate_clients
+    if evaluated is not None and evaluated > clients:
+        raise UserError(f"must be ≤ data.clients ({clients}), got {evaluated}", key="evaluate_clients")
     if groups > clients:
         raise UserError(f"must have at most data.clients ({clients}) entries, got {groups}", key="clients")
 

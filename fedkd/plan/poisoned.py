@@ -16,12 +16,6 @@ def poisoned_clients(scenario: Scenario) -> frozenset[int]:
     return frozenset(int(client) for client in drawn)
 
 
-def counted_clients(scenario: Scenario) -> frozenset[int]:
-    """Return the clients whose own figures count in means: all but the poisoned, unless all are."""
-    poisoned = poisoned_clients(scenario)
-    return frozenset(range(scenario.data.clients)) - poisoned or poisoned
-
-
 def victim_of(scenario: Scenario, client: int) -> int:
     """Return the honest client whose class distribution a poisoned one feigns; itself if all are poisoned."""
     poisoned = poisoned_clients(scenario)

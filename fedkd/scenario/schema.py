@@ -299,10 +299,13 @@ class Scenario(Section):
     """Clients sampled for training each round; absent: all of them."""
     evaluate_every: PositiveInt = 1
     """Evaluate after every so many rounds, and always after the last. Never changes what is learned."""
+    evaluate_clients: PositiveInt | None = None
+    """Clients that are evaluated, drawn once; absent: all of them. Never changes what is learned. For many
+    clients, whose evaluation takes longer than their training."""
     finish: Literal["guided", "trained"] = "guided"
     """How the run ends: with the guidance of the last round (`guided`), or with one more training of every
-    client on its own samples after it (`trained`), recorded as a further round. Many papers report the
-    latter."""
+    client that is evaluated on its own samples after it (`trained`), recorded as a further round. Many papers
+    report the latter."""
     checkpoint_every: PositiveInt = 1
     """Save the whole state after every so many rounds, and always after the last."""
     plugin_path: list[str] = []

@@ -1,0 +1,27 @@
+"""Which clients are evaluated, and whose figures count, derived from the seed."""
+
+from __future__ import annotations
+
+from fedkd.plan.poisoned import poisoned_clients
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Scenario
+
+
+def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:
+    """Return the clients that are evaluated, in order: all, or so many as the scenario says.
+
+    They are drawn once, so that curves are of the same clients from round to round; poisoned ones, whose
+    figures count in no mean, only where the others are too few.
+    """
+    clients, number = scenario.data.clients, scenario.evaluate_clients
+    if number is None or number >= clients:
+        return tuple(range(clients))
+    poisoned = poisoned_clients(scenario)
+    drawn = numpy_generator(scenario.seed, "evaluate-clients").permutation(clients).tolist()
+    return tuple(sorted(sorted(drawn, key=poisoned.__contains__)[:number]))
+
+
+def counted_clients(scenario: Scenario) -> frozenset[int]:
+    """Return the clients whose own figures count in means: all that are evaluated and honest, if any is."""
+    evaluated = frozenset(evaluated_clients(scenario))
+    return evaluated - poisoned_clients(scenario) or evaluated
