@@ -81,7 +81,10 @@ class Replays:
         """Replay a step, then take it, and see whether there is a difference."""
         recording, before = self._unproved.pop(kind), _copies(changed)
         draws = torch.get_rng_state()
-        replayed = [*_copies(recording.replay([*changed, *read])), *_copies(changed)]
+        try:
+            replayed = [*_copies(recording.replay([*changed, *read])), *_copies(changed)]
+        except Exception:  # whatever it is, a step that is taken does not depend on it
+            replayed = []
         drawn = torch.get_rng_state()
         torch.set_rng_state(draws)
         for tensor, value in zip(changed, before, strict=True):
@@ -124,8 +127,11 @@ def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recordi
     recorder = _Recorder()
     with recorder:
         told = step()
-    graph = _graph(recorder.calls, tensors, told)
-    return told, None if graph is None else Recording(graph)
+    try:
+        graph = _graph(recorder.calls, tensors, told)
+        return told, None if graph is None else Recording(graph)
+    except Exception:  # a kernel with an argument that cannot be written down, such as a generator
+        return told, None
 
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any], Any]

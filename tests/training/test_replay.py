@@ -179,7 +179,18 @@ class Borrowing(nn.Module):
         return self.inner(x) * ELSEWHERE[0]
 
 
-@pytest.mark.parametrize("make", [Moody, Peeking, Borrowing], ids=["moody", "peeking", "borrowing"])
+class Drawing(nn.Module):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.draws = mlp(SHAPE, CLASSES, hidden=(6,)), torch.Generator().manual_seed(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + torch.rand(CLASSES, generator=self.draws)
+
+
+@pytest.mark.parametrize("make", [Moody, Peeking, Borrowing, Drawing])
 def test_what_is_no_function_of_its_tensors_is_never_replayed(make, replayed, monkeypatch):
     assert_same(lambda: job_of(make, SPECS["sgd"]))
     assert not replayed, "nobody knows such a module"
