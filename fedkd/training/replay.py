@@ -9,6 +9,7 @@ the same values in the same order, so that what comes of it is the same to the l
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 PATIENCE = 64
 """Steps of a kind after which a recording is worth its while: making one takes as long as about so many."""
+
+MOST = 256
+"""Kinds, and recordings, after which all are forgotten: a learning rate of its own in every round makes new
+kinds without end."""
 
 Step = Callable[[], "list[Tensor]"]
 """Takes a step and returns what it tells, such as the loss."""
@@ -37,6 +42,7 @@ class Replays:
 
     def __init__(self, patience: int | None = None) -> None:
         self._patience = PATIENCE if patience is None else patience
+        self._count = count()
         self._numbers: dict[Hashable, int] = {}
         self._seen: dict[Hashable, int] = {}
         self._unproved: dict[Hashable, Recording] = {}
@@ -45,7 +51,15 @@ class Replays:
 
     def number(self, kind: Hashable) -> int:
         """Return a number for a kind, the same for equal ones: the longest of them is quickly found then."""
-        return self._numbers.setdefault(kind, len(self._numbers))
+        if kind not in self._numbers:
+            if len(self._numbers) >= MOST:
+                self._forget()
+            self._numbers[kind] = next(self._count)
+        return self._numbers[kind]
+
+    def _forget(self) -> None:
+        for table in (self._numbers, self._seen, self._unproved, self._proved, self._refused):
+            table.clear()
 
     def take(
         self, kind: Hashable, step: Step, changed: Sequence[Tensor], read: Sequence[Tensor]
@@ -68,6 +82,8 @@ class Replays:
         self._seen[kind] = self._seen.get(kind, 0) + 1
         if self._seen[kind] <= self._patience:
             return step()
+        if len(self._proved) >= MOST:
+            self._forget()
         told, recording = record(step, [*changed, *read])
         if recording is None:
             self._refused.add(kind)

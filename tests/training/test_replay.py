@@ -13,6 +13,7 @@ from fedkd.models.cnn import cnn
 from fedkd.models.lenet import lenet
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
+from fedkd.training import replay
 from fedkd.training.device import prepare_model
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.loop import fit
@@ -242,3 +243,15 @@ def test_what_is_not_to_be_replayed(change, replayed):
 def test_it_takes_patience(replayed):
     assert_same(lambda: job_of(MODELS["mlp"], SPECS["sgd"], epochs=2), Replays(patience=12))
     assert not replayed
+
+
+def test_kinds_without_end_are_forgotten(replayed, monkeypatch):
+    monkeypatch.setattr(replay, "MOST", 3)
+    replays = Replays(patience=2)
+    numbers = {replays.number(("early", n)) for n in range(8)}
+    assert len(numbers) == 8, "a step under way never meets another kind under its number"
+    for round in range(8):
+        spec = OptimizerSpec("sgd", 0.1 / (1 + round))
+        assert_same(lambda spec=spec: job_of(MODELS["mlp"], spec), replays)
+        assert len(replays._numbers) <= 3 and len(replays._proved) <= 3
+    assert replayed
