@@ -18,8 +18,9 @@ from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.context import client_behind
+from fedkd.plugins import contained
 from fedkd.training.evaluate import Score
-from fedkd.training.executor import Training, complete
+from fedkd.training.executor import Executor, Training, complete
 
 app = ClientApp()
 
@@ -179,15 +180,31 @@ def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message
     Returns:
         The replies in the order of the requests; an exception where a client failed.
     """
+    outcomes: dict[int, Message | Exception] = {}
     with ExitStack() as stack:
-        clients = [stack.enter_context(client_behind(context)) for _, context in requests]
+        clients: dict[int, Client] = {}
+        for number, (_, context) in enumerate(requests):
+            try:
+                with contained():
+                    clients[number] = stack.enter_context(client_behind(context))
+            except Exception as error:  # one that cannot be made stops no other
+                outcomes[number] = error
         handled = [
-            HANDLERS[message.metadata.message_type](client, message)
-            for client, (message, _) in zip(clients, requests, strict=True)
+            HANDLERS[requests[number][0].metadata.message_type](client, requests[number][0])
+            for number, client in clients.items()
         ]
-        if len({id(client.workplace) for client in clients}) < len(clients):  # they can only work in turn
-            return [outcome for one in handled for outcome in complete([one], clients[0].executor)]
-        return complete(handled, clients[0].executor)
+        if len({id(client.workplace) for client in clients.values()}) < len(clients):
+            groups = [[one] for one in handled]  # they can only work in turn
+        else:
+            groups = [handled] if handled else []
+        done = [outcome for group in groups for outcome in complete(group, _executor_of(clients))]
+        outcomes |= zip(clients, done, strict=True)
+    return [outcomes[number] for number in range(len(requests))]
+
+
+def _executor_of(clients: Mapping[int, Client]) -> Executor:
+    """Return the executor that clients of a process have in common."""
+    return next(iter(clients.values())).executor
 
 
 # Flower's side of it --------------------------------------------------------------------------------------

@@ -148,6 +148,23 @@ def test_a_client_that_fails_does_not_stop_the_others(strategy, tables, monkeypa
     assert [said(replies[n]) for n in (0, 2, 3)] == [wanted[n] for n in (0, 2, 3)]
 
 
+def test_nor_does_one_that_cannot_be_made(tables, monkeypatch):
+    plan = parse_plan(tables | {"clients": [MLP]})
+    one_by_one, together = Live(plan), Live(plan)
+    wanted = one_by_one.alone([message(n, msg.TRAIN, 1) for n in range(4)])
+    build = ClientFactory.build
+
+    def failing(self, index):
+        if index == 0:
+            raise ValueError("nobody is there")
+        return build(self, index)
+
+    monkeypatch.setattr(ClientFactory, "build", failing)
+    replies = together.together([message(n, msg.TRAIN, 1) for n in range(4)])
+    assert isinstance(replies[0], ValueError)
+    assert [said(reply) for reply in replies[1:]] == wanted[1:]
+
+
 # The end of a task ---------------------------------------------------------------------------------------
 
 
