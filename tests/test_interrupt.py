@@ -18,6 +18,7 @@ ROUNDS = 40
 def test_ctrl_c_on_ray_finishes_the_round_and_names_the_resume_command(digits_toml, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["run", str(digits_toml), "--out", str(out), "--set", f"rounds={ROUNDS}", "engine.kind=ray"]
+    words.append("engine.actors=1")
     # A process group of its own, as a shell gives to a command on a terminal.
     process = program(words, start_new_session=True)
     assert process.stdout is not None

@@ -515,7 +515,8 @@ from fedkd.cli import main
 from fedkd.engine.ray_pool import connect
 from fedkd.scenario.schema import Engine
 connect(Engine())
-words = ["run", {places["FILE"]!r}, "--engine", "ray", "--quiet", "--out", {places["OUT"]!r}, "--set"]
+words = ["run", {places["FILE"]!r}, "--engine", "ray", "--quiet", "--out", {places["OUT"]!r}]
+words += ["--set", "engine.actors=1"]
 assert main([*words, "engine.gpus_per_actor=0.5"]) == 2
 assert main([*words, "clients.0={{model='parts:Flat',args={{break_in='process'}}}}"]) == 3
 """

@@ -440,8 +440,10 @@ ON_ACTORS = {
 """What goes wrong in a process of Ray alone."""
 
 
-@pytest.mark.parametrize("way", ["sys.exit", "a KeyboardInterrupt of its own"])
-@pytest.mark.parametrize("place", ON_ACTORS)
+@pytest.mark.parametrize(
+    ("place", "way"),
+    zip(ON_ACTORS, ["sys.exit", "a KeyboardInterrupt of its own", "sys.exit"], strict=True),
+)
 def test_nor_does_one_on_an_actor(place, way, digits_toml, tmp_path, capsys, ray_session):
     text = ON_ACTORS[place].replace("HOME", str(os.getpid())).replace("NOW", LEAVES[way])
     (tmp_path / "leaves.py").write_text(text)

@@ -29,6 +29,7 @@ def descendants(pid: int) -> dict[int, str]:
 def test_a_run_that_loses_a_process_of_rays_says_so_and_can_go_on(name, digits_toml, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["run", str(digits_toml), "--out", str(out), "--set", "rounds=500", "engine.kind=ray"]
+    words.append("engine.actors=1")
     process = program(words)
     assert process.stdout is not None
     try:

@@ -35,14 +35,14 @@ def test_to_the_byte(learner, model, digits_scenario, tmp_path, monkeypatch):
     stream = {
         "learner": learner,
         "rounds_per_task": 2,
-        "tasks": {"kind": "split", "count": 3, "classes_per_task": 3},
+        "tasks": {"kind": "split", "count": 2, "classes_per_task": 3},
     }
     path = tmp_path / "scenario.toml"
     path.write_text(
         tomli_w.dumps(
             digits_scenario
             | {"data": data, "clients": [{"model": model}], "continual": stream | OPTIONS.get(learner, {})}
-            | {"training": {"lr": 1e-3, "batch_size": 8, "local_epochs": 4}}
+            | {"training": {"lr": 1e-3, "batch_size": 8, "local_epochs": 3}}
         )
     )
     replays: list[int] = []

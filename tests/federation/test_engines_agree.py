@@ -161,7 +161,7 @@ def inline(tmp_path_factory):
         ("together", 2),
         ("orthogonal", 1),
         ("masks", 1),
-        ("streamed", 2),
+        ("streamed", 1),
     ],
 )
 def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session):

@@ -33,7 +33,8 @@ def modules(monkeypatch) -> Iterator[tuple[ModuleType, ModuleType]]:
     torch.set_num_threads(threads)
 
 
-def test_it_does_the_same_on_flowers_runtime_and_in_one_process(modules, tmp_path):
+def in_one_process(modules: tuple[ModuleType, ModuleType], tmp_path: Path) -> dict[str, dict[str, float]]:
+    """Run both apps in this process and return what the server has noted of every round."""
     client, server = modules
     run_config = {"local-epochs": 2, "out": str(tmp_path / "inline.json")}
 
@@ -43,11 +44,19 @@ def test_it_does_the_same_on_flowers_runtime_and_in_one_process(modules, tmp_pat
 
     grid = InlineGrid(client.app, context, NODES)
     server.app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), run_config))
-    reached = json.loads((tmp_path / "inline.json").read_text())
+    noted: dict[str, dict[str, float]] = json.loads((tmp_path / "inline.json").read_text())
+    return noted
+
+
+def test_it_learns_at_both_moments(modules, tmp_path):
+    reached = in_one_process(modules, tmp_path)
     assert list(reached) == ["1", "2", "3"]
     assert 0.2 < reached["1"]["accuracy"] < reached["3"]["accuracy"] < 1.0
     assert all(round["accuracy"] != round["accuracy_trained"] for round in reached.values())
 
+
+@pytest.mark.slow  # half a minute to enter Flower's runtime, which test_engines_agree.py does
+def test_it_does_the_same_on_flowers_runtime(modules, tmp_path):
     words = [APP, NODES, "local-epochs=2", f'out="{tmp_path / "flower.json"}"']
     done = subprocess.run(
         ["bash", str(REPOSITORY / "scripts" / "flower.sh"), *map(str, words)],
@@ -57,4 +66,4 @@ def test_it_does_the_same_on_flowers_runtime_and_in_one_process(modules, tmp_pat
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "flower.json").read_text()) == reached
+    assert json.loads((tmp_path / "flower.json").read_text()) == in_one_process(modules, tmp_path)
