@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flwr.app import Context, Message
 from torch import nn
@@ -16,6 +17,7 @@ from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
 from fedkd.models.build import forward_flops
+from fedkd.models.registry import MODELS
 from fedkd.plan.plan import Plan, open_plan
 
 ESTIMATOR_FLOPS = 1_000_000
@@ -31,7 +33,10 @@ class ScenarioWorkload:
     """
 
     def __init__(self, scenario_json: str, data: Data) -> None:
-        self._clients = ClientFactory(open_plan(scenario_json), data)
+        plan = open_plan(scenario_json)
+        self._clients = ClientFactory(plan, data)
+        for group in plan.scenario.clients:  # imported now, not in the first round
+            MODELS.load(group.model, plan.scenario.plugin_path)
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""
@@ -64,8 +69,14 @@ def inline_grid(plan: Plan, data: Data) -> InlineGrid:
     )
 
 
-def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
+def ray_grid(plan: Plan, data: Data, cluster: RayCluster, spares: Sequence[Any] = ()):
     """Return a grid that runs the plan's clients on Ray actors.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        cluster: Where.
+        spares: Actors that have been started already (see `fedkd.engine.ray_early`).
 
     Raises:
         UserError: A client model cannot be built, or the actors do not fit the cluster.
@@ -87,6 +98,7 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
             blocks=Blocks(plan.blocks),
             timeout=plan.scenario.faults.timeout,
             keeps_states=_keeps_states(plan),
+            spares=spares,
             watch=cluster.watch,
         )
     try:

@@ -70,7 +70,8 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.o
     if spec.name == "adam":
         return uncompiled(torch.optim.Adam)(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
     if spec.name == "adamw":
-        return uncompiled(torch.optim.AdamW)(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        adamw = uncompiled(torch.optim.AdamW)
+        return adamw(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
     if spec.name == "rmsprop":
         return uncompiled(torch.optim.RMSprop)(
             trainable, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay

@@ -211,7 +211,7 @@ def losing_the_reply_of(grid: RayGrid, client: int, monkeypatch) -> None:
     def get_or_lose(reference):
         replies = get(reference)
         if isinstance(replies, list) and replies[0].metadata.src_node_id == client + 2:
-            get(grid._actors[grid._owner[client]].ready.remote())  # raises once the actor is dead
+            get(grid._actors[grid._owner[client]].__ray_ready__.remote())  # raises once the actor is dead
         return replies
 
     monkeypatch.setattr(module.ray, "get", get_or_lose)
