@@ -17,7 +17,6 @@ from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
 from fedkd.models.build import forward_flops
-from fedkd.models.registry import MODELS
 from fedkd.plan.plan import Plan, open_plan
 
 ESTIMATOR_FLOPS = 1_000_000
@@ -33,10 +32,7 @@ class ScenarioWorkload:
     """
 
     def __init__(self, scenario_json: str, data: Data) -> None:
-        plan = open_plan(scenario_json)
-        self._clients = ClientFactory(plan, data)
-        for group in plan.scenario.clients:  # imported now, not in the first round
-            MODELS.load(group.model, plan.scenario.plugin_path)
+        self._clients = ClientFactory(open_plan(scenario_json), data)
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""

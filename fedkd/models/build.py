@@ -41,6 +41,14 @@ class ModelFactory:
     plugin_path: Sequence[str | Path] = ()
     input_dtype: np.dtype | type = np.float32
 
+    def load(self) -> None:
+        """Import what makes the model, for which the first one would have to wait.
+
+        Raises:
+            UserError: No such model, or wrong arguments.
+        """
+        _factory(self.group, self.plugin_path)
+
     def make(self, seed: int) -> nn.Module | Estimator:
         """Return a fresh model, a network in float32 on the CPU and in training mode.
 
