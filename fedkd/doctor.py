@@ -75,9 +75,10 @@ def _ray_resources() -> str:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    from fedkd.engine.ray_lean import lean
     from fedkd.engine.ray_local import secluded
 
-    with secluded() as seclusion:
+    with lean(), secluded() as seclusion:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         resources = ray.cluster_resources()

@@ -173,20 +173,30 @@ def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
 
             grid: EngineGrid = inline_grid(plan, data)
         else:
+            from fedkd.engine.ray_early import early_actors
             from fedkd.engine.ray_pool import connect
 
             observer.message("starting Ray and loading the data")
-            # Ray takes seconds to start; the data and torch load meanwhile.
+            # Ray takes seconds to start, and so do imports, in actors and here; all of it at once.
             with ThreadPoolExecutor(max_workers=1) as background:
+                imported = background.submit(_import_all)
                 loading: Future[Data] = background.submit(_load, plan.scenario, observer)
                 cluster = connect(plan.scenario.engine)
                 stack.callback(cluster.close)
+                imported.result()  # two threads must not import the same packages at once
+                spares = early_actors(plan, cluster)
                 data = loading.result()
             from fedkd.engine.clients import ray_grid
 
-            grid = ray_grid(plan, data, cluster)
+            grid = ray_grid(plan, data, cluster, spares)
         stack.callback(grid.close)
         yield _Engine(grid, data)
+
+
+def _import_all() -> None:
+    """Import what a run on Ray needs, but Ray."""
+    import fedkd.engine.clients
+    import fedkd.federation.server_app  # noqa: F401
 
 
 def _load(scenario: Scenario, observer: RunObserver) -> Data:

@@ -199,6 +199,7 @@ from fedkd.server.fusing import Fusing, ServerKnowledge
 
 plan = parse_plan({"data": {"clients": 2, "transfer": {"size": 20}}, "clients": [{"model": "mlp"}]})
 factory, uploads = ClientFactory(plan, load_data(plan.scenario)), {}
+ready = set(sys.modules)
 for index in (0, 1):
     client = factory.build(index)
     client.complete(client.train(1))
@@ -206,9 +207,16 @@ for index in (0, 1):
 fusing = Fusing(plan.strategy, ServerKnowledge())
 assert fusing.fuse(1, uploads, (0, 1)) == 2 * 20 * 10 * 4
 client.complete(client.learn(fusing.mailbox.take(1).arrays, 1))
+late = {module for module in set(sys.modules) - ready if not module.startswith("torch.profiler")}
+assert not late, f"imported in the first round: {late}"
+heavy = {"torch._dynamo", "sklearn", "torchvision", "matplotlib"} & set(sys.modules)
+assert not heavy, f"imported for nothing: {heavy}"
 """
 
 
 def test_a_round_is_trained_and_fused_without_flower_and_ray():
-    """Whoever names no strategy of Flower's needs neither, however deep an import stands."""
+    """Whoever names no strategy of Flower's needs neither, however deep an import stands.
+
+    And nothing is left to be imported by the first round.
+    """
     subprocess.run([sys.executable, "-c", WITHOUT], check=True, timeout=120, cwd=PACKAGE.parent)

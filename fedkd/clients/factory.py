@@ -41,6 +41,8 @@ class ClientFactory:
         self.data = data
         self._device = resolve_device(plan.scenario.engine.device)
         self._models = model_factories(plan, data)
+        for model in {id(one): one for one in self._models}.values():
+            model.load()
         self._executor = make_executor(plan.scenario.training.executor, plan.scenario.training.together)
         self._measured = Measured()
         self._shared: dict[int, SharedModel] = {}  # by place in a block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from flwr.app import Context, Message
 from torch import nn
@@ -64,8 +65,14 @@ def inline_grid(plan: Plan, data: Data) -> InlineGrid:
     )
 
 
-def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
+def ray_grid(plan: Plan, data: Data, cluster: RayCluster, spares: Sequence[Any] = ()):
     """Return a grid that runs the plan's clients on Ray actors.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        cluster: Where.
+        spares: Actors that have been started already (see `fedkd.engine.ray_early`).
 
     Raises:
         UserError: A client model cannot be built, or the actors do not fit the cluster.
@@ -87,6 +94,7 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
             blocks=Blocks(plan.blocks),
             timeout=plan.scenario.faults.timeout,
             keeps_states=_keeps_states(plan),
+            spares=spares,
             watch=cluster.watch,
         )
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message
@@ -34,32 +36,31 @@ class ClientActor:
     """Owns some clients: their live state stays here while the run lasts.
 
     Args:
-        note: The file in which it notes what it works on.
-        make_workload: Called with `arguments` to make the `Workload`, in the actor's process.
-        arguments: Its arguments; object references have been resolved to shared, read-only arrays.
+        module: Imported at once, while whoever starts the actor has other work; None: there is none.
     """
 
-    def __init__(self, note: str, make_workload: Any, *arguments: Any) -> None:
+    def __init__(self, module: str | None = None) -> None:
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-        assume_identity()
-        self._note = WorkNote(note)
-        self._failure: Exception | None = None
-        try:
-            with contained():
-                self._workload: Workload = make_workload(*arguments)
-            self._clients = LiveClients(self._workload.app, self._workload.context, self._together)
-        except Exception as error:  # of one that leaves a constructor, Ray passes on nothing but the text
-            self._failure = error
+        if module is not None:
+            with suppress(Exception):  # which `open` will meet again
+                import_module(module)
 
-    def ready(self) -> bool:
-        """Answer once the actor is up.
+    def open(self, note: str, make_workload: Any, *arguments: Any) -> None:
+        """Get ready for messages.
+
+        Args:
+            note: The file in which it notes what it works on.
+            make_workload: Called with `arguments` to make the `Workload`, in the actor's process.
+            arguments: Its arguments; object references have been resolved to shared, read-only arrays.
 
         Raises:
             Exception: What the workload raised while it was being made.
         """
-        if self._failure is not None:
-            raise self._failure
-        return True
+        assume_identity()
+        self._note = WorkNote(note)
+        with contained():
+            self._workload: Workload = make_workload(*arguments)
+        self._clients = LiveClients(self._workload.app, self._workload.context, self._together)
 
     def handle(self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord) -> list[Message]:
         """Handle one message, or messages of one kind to several clients together.

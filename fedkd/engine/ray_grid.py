@@ -45,6 +45,7 @@ class RayGrid(EngineGrid):
         keeps_states: Whether a client that raised, died or was late is again what it was before the message,
             and an actor that was lost with it is replaced: what every client is lies in Ray's object store
             too, written after each of its messages.
+        spares: Actors that have been started already (see `start_spares`): it takes them first.
         watch: Says whether Ray is still there.
     """
 
@@ -60,6 +61,7 @@ class RayGrid(EngineGrid):
         blocks: Blocks | None = None,
         timeout: float | None = None,
         keeps_states: bool = False,
+        spares: Sequence[Any] = (),
         watch: RayWatch | None = None,
     ) -> None:
         super().__init__(len(costs))
@@ -76,12 +78,16 @@ class RayGrid(EngineGrid):
         self._states: dict[int, Any] = {}  # where what a client was after its last message lies
         self._patience = 120.0
         self._arguments = (make_workload, *(self._put(argument) for argument in arguments))
-        self._actor_class = ray.remote(ClientActor).options(num_cpus=cpus_per_actor, num_gpus=gpus_per_actor)
+        self._actor_class = _actor_class(cpus_per_actor, gpus_per_actor)
+        self._spares = list(spares)
+        self._opening: dict[int, Any] = {}
         self._notes = WorkNotes(actors)
         self._actors: list[Any] = [self._start(actor) for actor in range(actors)]
 
     def _start(self, actor: int) -> Any:
-        return self._actor_class.remote(self._notes.paths[actor], *self._arguments)
+        started = self._spares.pop() if self._spares else self._actor_class.remote()
+        self._opening[actor] = started.open.remote(self._notes.paths[actor], *self._arguments)
+        return started
 
     def wait_until_ready(self, patience: float = 120.0) -> None:
         """Return when every actor is up.
@@ -94,10 +100,10 @@ class RayGrid(EngineGrid):
             Exception: What the workload raised while it was being made.
         """
         self._patience = patience
-        self._wait_for(self._actors)
+        self._wait_for(range(len(self._actors)))
 
-    def _wait_for(self, actors: Sequence[Any]) -> None:
-        waiting = [actor.ready.remote() for actor in actors]
+    def _wait_for(self, actors: Sequence[int]) -> None:
+        waiting = [self._opening.pop(actor) for actor in actors]
         deadline = time.monotonic() + self._patience
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
@@ -232,7 +238,7 @@ class RayGrid(EngineGrid):
         """Start an actor in place of a dead one, with the same clients as what they were."""
         self._notes.clear(actor)
         self._actors[actor] = self._start(actor)
-        self._wait_for([self._actors[actor]])
+        self._wait_for([actor])
         for client, owner in self._owner.items():
             if owner == actor and client in self._states:
                 self._renew(batch, client)
@@ -273,10 +279,27 @@ class RayGrid(EngineGrid):
     def close(self) -> None:
         """Stop the actors."""
         if not self._watch.lost:
-            for actor in self._actors:
+            for actor in [*self._actors, *self._spares]:
                 ray.kill(actor)
-        self._actors = []
+        self._actors, self._spares = [], []
         self._notes.close()
+
+
+def start_spares(number: int, module: str, cpus_per_actor: float, gpus_per_actor: float) -> list[Any]:
+    """Start actors for a grid that is still to come; return at once.
+
+    Args:
+        number: How many.
+        module: What they import meanwhile: where the workload is defined.
+        cpus_per_actor: As of the grid.
+        gpus_per_actor: As of the grid.
+    """
+    make = _actor_class(cpus_per_actor, gpus_per_actor)
+    return [make.remote(module) for _ in range(number)]
+
+
+def _actor_class(cpus: float, gpus: float) -> Any:
+    return ray.remote(ClientActor).options(num_cpus=cpus, num_gpus=gpus)
 
 
 def _cause(error: RayError) -> str:

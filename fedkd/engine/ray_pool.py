@@ -13,6 +13,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from fedkd.engine.ray_lean import lean
 from fedkd.engine.ray_local import Seclusion, secluded
 from fedkd.engine.ray_watch import RayWatch, watch_ray
 from fedkd.errors import EngineLost, UserError, described
@@ -116,7 +117,7 @@ def _start_local() -> Seclusion:
     import ray
 
     try:
-        with secluded() as seclusion, sheltered_from_hang_up():
+        with lean(), secluded() as seclusion, sheltered_from_hang_up():
             ray.init(address="local", include_dashboard=False, _system_config=_LOCAL_CONFIG, **_QUIET)
     except Exception as error:
         raise EngineLost(f"Ray did not start: {described(error)}; its logs: {_logs()}") from error

@@ -28,6 +28,7 @@ from fedkd.models.mode import predicting
 from fedkd.randomness import seeded_torch
 from fedkd.training.device import torch_threads
 from fedkd.training.losses import cross_entropy, kd_kl
+from fedkd.training.uncompiled import uncompiled
 
 Divergence = Literal["kl", "js"]
 BETAS = (0.5, 0.999)
@@ -188,8 +189,8 @@ def synthesise(
     draws = torch.Generator().manual_seed(seed)
     with torch_threads(1), seeded_torch(seed), _frozen(teacher), torch.enable_grad():
         generator = Generator(input_shape, len(met), recipe.noise, recipe.width)
-        optimizer = torch.optim.Adam(generator.parameters(), lr=recipe.lr, betas=BETAS)
-        learning = torch.optim.Adam(student.parameters(), lr=recipe.student_lr)
+        optimizer = uncompiled(torch.optim.Adam)(generator.parameters(), lr=recipe.lr, betas=BETAS)
+        learning = uncompiled(torch.optim.Adam)(student.parameters(), lr=recipe.student_lr)
         labels = draw_labels(recipe.samples, classes, draws)
         kept: list[Tensor] = []
         said: list[Tensor] = []

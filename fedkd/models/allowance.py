@@ -7,12 +7,12 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedkd.errors import UserError
+from fedkd.models.kernel_mode import KernelMode
 
 
-class Allowance(TorchDispatchMode):
+class Allowance(KernelMode):
     """While it is entered, tensors made from a size (`empty`, `zeros`, `randn`, …) may take so much in all.
 
     Args:

@@ -41,6 +41,14 @@ class ModelFactory:
     plugin_path: Sequence[str | Path] = ()
     input_dtype: np.dtype | type = np.float32
 
+    def load(self) -> None:
+        """Import what makes the model, for which the first one would have to wait.
+
+        Raises:
+            UserError: No such model, or wrong arguments.
+        """
+        _factory(self.group, self.plugin_path)
+
     def make(self, seed: int) -> nn.Module | Estimator:
         """Return a fresh model, a network in float32 on the CPU and in training mode.
 
@@ -167,17 +175,17 @@ def forward_flops(
     Multiplications and additions of matrix products and convolutions count. A model that cannot be counted
     is taken to use each parameter once.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    from fedkd.models.kernel_mode import FlopCounter
 
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter()
     try:
         with seeded_torch(0), predicting(model), counter:
             model(blank_inputs(1, input_shape, input_dtype, device))
     except Exception:  # a model of the user's may do anything; the count only orders work
         return count_parameters(model)
-    return counter.get_total_flops() or count_parameters(model)
+    return counter.total or count_parameters(model)
 
 
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:

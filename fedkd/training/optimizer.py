@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from fedkd.errors import UserError, did_you_mean
+from fedkd.training.uncompiled import uncompiled
 
 OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 SCHEDULES = ("constant", "cosine", "step", "exponential")
@@ -58,7 +59,7 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.o
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if spec.name == "sgd":
-        sgd = torch.optim.SGD(
+        sgd = uncompiled(torch.optim.SGD)(
             trainable, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=True
         )
         if spec.momentum > 0.0:
@@ -67,11 +68,12 @@ def make_optimizer(spec: OptimizerSpec, parameters: Iterable[Tensor]) -> torch.o
                 sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     if spec.name == "adam":
-        return torch.optim.Adam(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        return uncompiled(torch.optim.Adam)(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
     if spec.name == "adamw":
-        return torch.optim.AdamW(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        adamw = uncompiled(torch.optim.AdamW)
+        return adamw(trainable, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
     if spec.name == "rmsprop":
-        return torch.optim.RMSprop(
+        return uncompiled(torch.optim.RMSprop)(
             trainable, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
         )
     raise UserError(

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from fedkd.models.kernel_mode import KernelMode
 
 PATIENCE = 64
 """Steps of a kind after which a recording is worth its while: making one takes as long as about so many."""
@@ -154,7 +155,7 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any], Any]
 """A kernel, its arguments, and what it returned."""
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(KernelMode):
     """Writes down every kernel that is run, below autograd, with the tensors themselves."""
 
     def __init__(self) -> None:

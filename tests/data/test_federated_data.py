@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from fedkd.data.federated import FederatedData, load_federated_data
+from fedkd.data.sources.digits import _rows
 from fedkd.errors import UserError
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    assert np.array_equal(_rows(), np.column_stack([digits.data, digits.target]))
 
 
 def stored_digits() -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,13 @@ import pytest
 import ray
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from ray.exceptions import RayActorError
 
 import fedkd.engine.ray_grid as module
 from fedkd.data.federated import load_federated_data
 from fedkd.engine.blocks import Blocks
 from fedkd.engine.clients import ScenarioWorkload, _on_its_device
-from fedkd.engine.ray_grid import RayGrid
+from fedkd.engine.ray_grid import RayGrid, start_spares
 from fedkd.engine.ray_pool import Node, RayCluster, count_actors, gpu_share
 from fedkd.engine.ray_watch import RayWatch
 from fedkd.engine.work_note import WorkNote
@@ -211,7 +212,7 @@ def losing_the_reply_of(grid: RayGrid, client: int, monkeypatch) -> None:
     def get_or_lose(reference):
         replies = get(reference)
         if isinstance(replies, list) and replies[0].metadata.src_node_id == client + 2:
-            get(grid._actors[grid._owner[client]].ready.remote())  # raises once the actor is dead
+            get(grid._actors[grid._owner[client]].__ray_ready__.remote())  # raises once the actor is dead
         return replies
 
     monkeypatch.setattr(module.ray, "get", get_or_lose)
@@ -285,6 +286,22 @@ def test_a_client_that_is_late_is_named(ray_session):
 def test_an_actor_without_the_drivers_disk_works_without_a_note(tmp_path):
     WorkNote(str(tmp_path / "elsewhere" / "0")).begin("a" * 32)
     assert not list(tmp_path.iterdir())
+
+
+def test_actors_that_were_started_early_are_taken_first_and_stopped_in_any_case(ray_session):
+    spares = start_spares(2, "fedkd.engine.clients", 0.1, 0.0)
+    grid = RayGrid(
+        Probe, (np.zeros(3),), [1.0] * 2, actors=1, cpus_per_actor=0.1, gpus_per_actor=0.0, spares=spares
+    )
+    try:
+        grid.wait_until_ready()
+        assert [reply.has_error() for reply in grid.send_and_receive(messages(grid))] == [False, False]
+        assert grid._actors[0] in spares
+    finally:
+        grid.close()
+    for spare in spares:
+        with pytest.raises(RayActorError):
+            ray.get(spare.__ray_ready__.remote(), timeout=60)
 
 
 def test_an_error_while_an_actor_starts_keeps_its_key():

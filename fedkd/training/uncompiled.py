@@ -1,0 +1,39 @@
+"""torch's optimisers without its compiler.
+
+torch guards them from `torch.compile` by functions that import the compiler on their first call, only to keep
+it away: a second of a CPU and tens of megabytes, in every process of a run. fedkd compiles no step, so it
+takes what is guarded as it is. A model of the user's may be compiled all the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.optim import Optimizer
+
+Optimizers = TypeVar("Optimizers", bound=Optimizer)
+
+
+@functools.cache
+def uncompiled(optimizer: type[Optimizers]) -> type[Optimizers]:
+    """Return the class of an optimiser that does what a given one does, to the last bit.
+
+    Args:
+        optimizer: One of torch's, which is not differentiated through.
+    """
+    guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    own: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in guarded}
+    own["step"] = _without_gradients(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), {"__doc__": optimizer.__doc__, **own})
+
+
+def _without_gradients(step: Callable[..., Any]) -> Callable[..., Any]:
+    def taken(self: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        with torch.no_grad():
+            return step(self, closure)
+
+    return functools.update_wrapper(taken, step)
