@@ -29,6 +29,7 @@ def drive(folder: Path, rounds: int, processes: int, took: Rounds) -> None:
         "seed": SEED,
         "rounds": rounds,
         "checkpoint_every": rounds,
+        "evaluate_clients": 1,  # all have the global model, which is what is evaluated
         "data": {
             "dataset": "npz",
             "args": {"path": str(folder / "fedkd.npz")},
