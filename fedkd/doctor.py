@@ -32,6 +32,7 @@ def examine() -> Iterator[str]:
     yield _row("cuda", _guarded(_cuda))
     yield _row("ray sees", _guarded(_ray_resources))
     yield from _data_rows()
+    yield from _executor_rows()
 
 
 def available_cpus() -> int:
@@ -107,3 +108,21 @@ def _data_rows() -> Iterator[str]:
         names = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
         others = [name for name in names if name not in TORCHVISION_FOLDERS and not name.startswith(".")]
         yield _row("also there", ", ".join(others) or "nothing else")
+
+
+def _executor_rows() -> Iterator[str]:
+    """Say what ``training.executor = "auto"`` has measured on this machine."""
+    from fedkd.clients.choices import choices_file, measured_choices
+
+    measured = measured_choices()
+    if not measured:
+        yield _row("executors", 'nothing measured yet (training.executor = "auto")')
+        return
+    yield _row("executors", f"measured, in {choices_file()}:")
+    for what, (loop, vectorised) in measured:
+        model, size, device = (what.get(key, "?") for key in ("model", "batch_size", "device"))
+        yield _row(
+            "",
+            f"{model}, batches of {size}, {what.get('together', '?')} clients on {device}:"
+            f" {1e3 * loop:.3g} ms a step and client in the loop, {1e3 * vectorised:.3g} together",
+        )

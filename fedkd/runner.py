@@ -82,8 +82,8 @@ def run(
         _watched(plan.scenario, observers) as observer,
         _engine(plan, observer) as engine,
     ):
-        write_plan(folder, plan)
-        return _work(plan, folder, engine, observer, resume=False)
+        write_plan(folder, engine.plan)
+        return _work(engine.plan, folder, engine, observer, resume=False)
 
 
 def _plan_of(scenario: Scenario | Plan | Mapping[str, Any] | str | Path) -> Plan:
@@ -127,8 +127,8 @@ def resume(
         _check_continuation(plan, folder)
         with _engine(plan, observer) as engine:
             if rounds is not None:
-                write_plan(folder, plan)
-            return _work(plan, folder, engine, observer, resume=True)
+                write_plan(folder, engine.plan)
+            return _work(engine.plan, folder, engine, observer, resume=True)
 
 
 def _check_continuation(plan: Plan, folder: Path) -> None:
@@ -156,10 +156,11 @@ def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
 
 @dataclass(frozen=True)
 class _Engine:
-    """A started engine, and the data that its clients have."""
+    """A started engine, the data that its clients have, and the plan with nothing left open."""
 
     grid: EngineGrid
     data: Data
+    plan: Plan
 
 
 @contextmanager
@@ -170,7 +171,9 @@ def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
         if plan.scenario.engine.kind == "inline":
             data = _load(plan.scenario, observer)
             from fedkd.engine.clients import inline_grid
+            from fedkd.engine.settling import settled_plan
 
+            plan = settled_plan(plan, data, observer.message)
             grid: EngineGrid = inline_grid(plan, data)
         else:
             from fedkd.engine.ray_early import early_actors
@@ -187,15 +190,17 @@ def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
                 spares = early_actors(plan, cluster)
                 data = loading.result()
             from fedkd.engine.clients import ray_grid
+            from fedkd.engine.settling import settled_plan
 
+            plan = settled_plan(plan, data, observer.message, cluster)
             grid = ray_grid(plan, data, cluster, spares)
         stack.callback(grid.close)
-        yield _Engine(grid, data)
+        yield _Engine(grid, data, plan)
 
 
 def _import_all() -> None:
     """Import what a run on Ray needs, but Ray."""
-    import fedkd.engine.clients
+    import fedkd.engine.settling
     import fedkd.federation.server_app  # noqa: F401
 
 

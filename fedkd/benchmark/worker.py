@@ -14,7 +14,7 @@ from fedkd.errors import FedkdError, Interrupted, described, one_line
 from fedkd.plan.continuation import check_continuation
 from fedkd.run_folder import SCENARIO, plan_of_run
 from fedkd.runner import ERROR_FILE, resume, run
-from fedkd.scenario.identity import decisive
+from fedkd.scenario.identity import decisive, settled
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import Engine
 from fedkd.tracking.atomic import write_text_atomically
@@ -63,7 +63,8 @@ def run_cell(
         unseal(path)
         scenario = scenario_from_json(scenario_json)
         if (path / SCENARIO).exists():
-            check_continuation(decisive(scenario), 0, plan_of_run(path).scenario)
+            began = plan_of_run(path).scenario
+            check_continuation(settled(decisive(scenario), began), 0, began)
             resume(path, observers=observers)
         else:
             inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})

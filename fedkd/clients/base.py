@@ -64,6 +64,7 @@ class Client(ABC):
         self.last_fit: FitSummary | None = None
         self.last_hits: Hits | None = None  # of the last training on own samples
         self.executor: Executor = LoopExecutor()
+        self.evaluated = True  # else nobody asks what its accuracy was before guidance
         self.effect = GuidanceEffect()
         self._plan = plan
         self._scenario = plan.scenario

@@ -18,6 +18,7 @@ from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.models.build import ModelFactory
 from fedkd.models.incremental import client_estimator
+from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed
 from fedkd.training.device import prepare_model, resolve_device
@@ -44,6 +45,7 @@ class ClientFactory:
         for model in {id(one): one for one in self._models}.values():
             model.load()
         self._executor = make_executor(plan.scenario.training.executor, plan.scenario.training.together)
+        self._evaluated = frozenset(evaluated_clients(plan.scenario))
         self._measured = Measured()
         self._shared: dict[int, SharedModel] = {}  # by place in a block
         self._place = {client: place for block in plan.blocks for place, client in enumerate(block)}
@@ -53,6 +55,7 @@ class ClientFactory:
         """Return client `index` as it is before the first round."""
         client = self._client(index)
         client.executor = self._executor
+        client.evaluated = index in self._evaluated
         return client
 
     def _client(self, index: int) -> Client:

@@ -54,7 +54,7 @@ def inline_grid(plan: Plan, data: Data) -> InlineGrid:
         UserError: A client model cannot be built.
     """
     checked_models(plan, data)
-    clients = ClientFactory(_on_its_device(plan, plan.scenario.engine.gpus_per_actor), data)
+    clients = ClientFactory(on_its_device(plan, plan.scenario.engine.gpus_per_actor), data)
     return InlineGrid(
         app,
         lambda client: local_context(clients, client),
@@ -86,7 +86,7 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster, spares: Sequence[Any] 
     with cluster.watch.guard():
         grid = RayGrid(
             ScenarioWorkload,
-            (_on_its_device(plan, share).scenario.model_dump_json(), data),
+            (on_its_device(plan, share).scenario.model_dump_json(), data),
             costs,
             actors=actors,
             cpus_per_actor=engine.cpus_per_actor,
@@ -110,7 +110,7 @@ def _keeps_states(plan: Plan) -> bool:
     return plan.scenario.faults.on_client_error != "fail"
 
 
-def _on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
+def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
     """Return the plan on the CPU where clients shall have no GPU: Ray does not hide one from them."""
     if plan.scenario.engine.device != "auto" or gpus_per_actor != 0:
         return plan

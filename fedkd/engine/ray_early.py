@@ -15,7 +15,7 @@ def early_actors(plan: Plan, cluster: RayCluster) -> list[Any]:
     """Start the actors of a plan on a Ray of its own; none on a cluster of others, who may need the room."""
     from fedkd.engine.ray_grid import start_spares
 
-    if cluster.seclusion is None:
+    if cluster.seclusion is None or plan.scenario.training.executor == "auto":  # which may want fewer
         return []
     engine, number = plan.scenario.engine, len(plan.blocks)
     try:

@@ -36,7 +36,7 @@ def _train(client: Client, message: Message) -> Training[Message]:
     config, round = message.content.config_records[msg.CONFIG], _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
-    if config.get(msg.MEASURE_TRAINED, False):
+    if config.get(msg.MEASURE_TRAINED, False) and client.evaluated:
         client.remember_trained(round)
     asked = message.content.array_records.get(msg.REQUEST)
     request = None if asked is None else values_of(asked[msg.SAMPLES])
@@ -141,7 +141,7 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
     for record, of_round in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
         if record not in content or int(config[of_round]) <= client.applied_round:  # type: ignore[arg-type]
             continue
-        if measured and record == msg.GUIDANCE and int(config[of_round]) == round:  # type: ignore[arg-type]
+        if measured and client.evaluated and record == msg.GUIDANCE and int(config[of_round]) == round:  # type: ignore[arg-type]
             client.remember_trained(round, changes=client.guidance_changes_predictions)
         guidance = from_record(content.array_records[record])
         yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]

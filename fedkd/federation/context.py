@@ -105,7 +105,9 @@ def plan_of(context: Context) -> Plan:
 
 @lru_cache(maxsize=8)
 def _load_once(path: str, overrides: str) -> Plan:
-    return load_plan(path, overrides.split())
+    plan = load_plan(path, overrides.split())
+    # Each client works alone there.
+    return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
 
 
 def factory_of(plan: Plan) -> ClientFactory:

@@ -57,7 +57,7 @@ class Plan:
         may decide a last bit, it is a matter of the scenario, and not of how many processes there are.
         """
         training, clients = self.scenario.training, range(len(self.groups))
-        if training.executor == "loop":
+        if training.executor != "vectorised":
             return tuple((client,) for client in clients)
         of_group: dict[int, list[int]] = {}
         for client in clients:
@@ -72,6 +72,11 @@ class Plan:
     def last_round(self) -> int:
         """The last round that anything is recorded of."""
         return self.scenario.last_round
+
+    def with_executor(self, name: str) -> Plan:
+        """Return the plan with an executor, ``"loop"`` or ``"vectorised"``."""
+        training = self.scenario.training.model_copy(update={"executor": name})
+        return replace(self, scenario=self.scenario.model_copy(update={"training": training}))
 
     def on_device(self, device: Literal["auto", "cpu", "cuda"]) -> Plan:
         """Return the plan with all clients on one kind of device."""

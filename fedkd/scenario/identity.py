@@ -32,6 +32,14 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     return tables
 
 
+def settled(tables: Mapping[str, Any], run: Scenario) -> dict[str, Any]:
+    """Return what is `decisive` with what it leaves open, the executor, as it was settled in a run."""
+    training = dict(tables["training"])
+    if training["executor"] == "auto":
+        training["executor"] = run.training.executor
+    return {**tables, "training": training}
+
+
 def digest_of(scenario: Scenario) -> str:
     """Return the SHA-256 of all that decides a scenario's results (64 hexadecimal digits)."""
     canonical = json.dumps(decisive(scenario), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -137,8 +137,9 @@ class Training(Section):
     """Whether local training may end before its last epoch; absent: never."""
     autocast: bool = False
     """bfloat16 autocast on a GPU; ignored on a CPU, where it is slower."""
-    executor: Literal["loop", "vectorised"] = "loop"
+    executor: Literal["loop", "vectorised", "auto"] = "loop"
     """How a process trains its clients: in a `loop`, one after the other; or `vectorised`, those of one model
-    together, a step of all at once, which pays on a GPU. The two round differently."""
+    together, a step of all at once, which pays on a GPU. The two round differently. `auto`: what is quicker
+    where the run begins, which is measured once and then stands in the run folder's scenario."""
     together: Annotated[int, Field(ge=1, le=4096)] = 16
     """Clients that `vectorised` trains together, at most: their weights lie in memory once more."""

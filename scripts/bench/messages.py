@@ -1,4 +1,4 @@
-"""What a message costs when the client does nothing: fedkd's Ray engine beside Flower's own backend.
+"""What a message costs when the client does nothing: on fedkd, on a bare Ray actor, and on Flower's backend.
 
     python scripts/bench/messages.py [--clients 10] [--rounds 10] [--actors 2]
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import warnings
+from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -28,11 +29,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedkd.federation.arrays import to_record
+from fedkd.federation.arrays import to_record, values_of
 from fedkd.federation.context import LocalContext
 
 SIZES = {"0.25 MB": 62_500, "45 MB": 11_250_000}
 WARM_UP = 3
+ENGINES = {"bare": "bare Ray actor", "fedkd": "fedkd on Ray", "flower": "Flower's Ray backend"}
 
 echo = ClientApp()
 
@@ -66,12 +68,17 @@ def measure(grid: Grid, record: ArrayRecord, rounds: int) -> list[float]:
         content = RecordDict({"arrays": record, "config": ConfigRecord({"server-round": round})})
         started = time.perf_counter()
         replies = list(grid.send_and_receive([Message(content, node, "train") for node in nodes]))
-        total = sum(float(reply.content.array_records["arrays"]["w"].numpy()[0]) for reply in replies)
+        total = sum(float(values_of(reply.content.array_records["arrays"]["w"])[0]) for reply in replies)
         seconds = time.perf_counter() - started
         assert total == len(nodes), "a reply is not what was sent"
         if round >= WARM_UP:
             costs.append(seconds / len(nodes))
     return costs
+
+
+def _start_ray(ray: Any, actors: int) -> None:
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(address="local", num_cpus=actors, **options)
 
 
 def measure_fedkd(weights: np.ndarray, clients: int, actors: int, rounds: int) -> list[float]:
@@ -80,10 +87,37 @@ def measure_fedkd(weights: np.ndarray, clients: int, actors: int, rounds: int) -
 
     from fedkd.engine.ray_grid import RayGrid
 
-    ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    _start_ray(ray, actors)
     grid = RayGrid(EchoWorkload, (), [1.0] * clients, actors=actors)
     grid.wait_until_ready()
     return measure(grid, to_record({"w": weights}), rounds)
+
+
+class Bare:
+    """An actor that knows nothing but arrays."""
+
+    def echo(self, weights: np.ndarray) -> np.ndarray:
+        """Return the weights as they came."""
+        return weights
+
+
+def measure_bare(weights: np.ndarray, clients: int, actors: int, rounds: int) -> list[float]:
+    """Measure calls of Ray actors, which get weights from the object store and return some each."""
+    import ray
+
+    _start_ray(ray, actors)
+    pool = [ray.remote(Bare).remote() for _ in range(actors)]
+    costs = []
+    for round in range(WARM_UP + rounds):
+        started = time.perf_counter()
+        stored = ray.put(weights)
+        calls = [pool[client % actors].echo.remote(stored) for client in range(clients)]
+        total = sum(float(ray.get(call)[0]) for call in calls)
+        seconds = time.perf_counter() - started
+        assert total == clients, "a reply is not what was sent"
+        if round >= WARM_UP:
+            costs.append(seconds / clients)
+    return costs
 
 
 def measure_flower(weights: np.ndarray, clients: int, actors: int, rounds: int) -> list[float]:
@@ -119,31 +153,30 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--one", nargs=2, metavar=("ENGINE", "SIZE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         engine, size = args.one
         weights = np.ones(SIZES[size], dtype=np.float32)
-        measured = {"fedkd": measure_fedkd, "flower": measure_flower}[engine]
+        measured = {"fedkd": measure_fedkd, "bare": measure_bare, "flower": measure_flower}[engine]
         print(json.dumps(measured(weights, args.clients, args.actors, args.rounds)))
         return
 
     setting = f"{args.clients} clients, {args.actors} actors, {args.rounds} rounds"
     print(f"{setting}; ms a message, median (min–max)\n")
-    print("| message | fedkd on Ray | Flower's Ray backend | ratio |")
-    print("|---|---|---|---|")
+    print(f"| message | {' | '.join(ENGINES[name] for name in args.engines)} |")
+    print(f"|---|{'---|' * len(args.engines)}")
     for size in SIZES:
-        medians, cells = {}, []
-        for engine in ("fedkd", "flower"):
+        cells = []
+        for engine in args.engines:
             command = [sys.executable, __file__, "--one", engine, size]
             for name in ("clients", "rounds", "actors"):
                 command += [f"--{name}", str(getattr(args, name))]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             costs = [1e3 * seconds for seconds in json.loads(output.splitlines()[-1])]
-            medians[engine] = statistics.median(costs)
-            cells.append(f"{medians[engine]:.1f} ({min(costs):.1f}–{max(costs):.1f})")
-        ratio = medians["flower"] / medians["fedkd"]
-        print(f"| {size} each way | {cells[0]} | {cells[1]} | {ratio:.1f} |", flush=True)
+            cells.append(f"{statistics.median(costs):.1f} ({min(costs):.1f}–{max(costs):.1f})")
+        print(f"| {size} each way | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

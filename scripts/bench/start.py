@@ -4,16 +4,15 @@
 
 The command is run as a user runs it, in a process of its own, again and again. ``--against`` names another
 source tree of fedkd, which takes turns with this one. Printed are medians and ranges of the seconds until
-there is a first line, the first round and the results on the screen, and until the prompt is back; and of CPU
-seconds of all processes, Ray's included. On a busy machine only the latter mean anything. It needs Linux.
+there is a first line, the first round and the results on the screen, and until the prompt is back; and of the
+CPU seconds that all its processes, Ray's included, have used when the results are there. On a busy machine
+only the latter mean anything. It needs Linux.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,14 +24,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 MARKS = {"round 1": "round ", "results": "results "}
 COLUMNS = ("first line", *MARKS, "end", "CPU")
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 def measure(tree: Path, words: Sequence[str]) -> dict[str, float]:
     """Run the command once; return the seconds of every column."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "fedkd", "run", *words, "--out", f"{folder}/run"]
-        before, begun = _cpu(), time.perf_counter()
+        begun = time.perf_counter()
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -47,26 +45,32 @@ def measure(tree: Path, words: Sequence[str]) -> dict[str, float]:
             for name, start in MARKS.items():
                 if line.startswith(start):
                     found.setdefault(name, time.perf_counter() - begun)
+            if line.startswith(MARKS["results"]):
+                found["CPU"] = _cpu(process.pid)
         if process.wait():
             raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
         found["end"] = time.perf_counter() - begun
-        _reap()
-        found["CPU"] = _cpu() - before
     return found
 
 
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _reap() -> None:
-    """Wait for what the run has left to end: only of those that were waited for the system tells the time."""
-    try:
-        while True:
-            os.waitpid(-1, 0)
-    except ChildProcessError:
-        pass
+def _cpu(root: int) -> float:
+    """Return the CPU seconds of a process and of all that descend from it, ended ones included."""
+    ticks: dict[int, int] = {}
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                words = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has ended
+                continue
+            ticks[int(folder.name)] = sum(map(int, words[11:15]))
+            children.setdefault(int(words[1]), []).append(int(folder.name))
+    total, waiting = 0, [root]
+    while waiting:
+        process = waiting.pop()
+        total += ticks.get(process, 0)
+        waiting += children.get(process, [])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def row(name: str, runs: Sequence[Mapping[str, float]]) -> str:
@@ -96,7 +100,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="key=value")
     args = parser.parse_args()
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what Ray leaves behind becomes this process's
     trees = {"fedkd": REPOSITORY} | ({str(args.against): args.against.resolve()} if args.against else {})
     words = [str(args.scenario.resolve()), *(["--set", *args.set] if args.set else [])]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in trees}

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 import fedkd.engine.ray_grid as module
 from fedkd.data.federated import load_federated_data
 from fedkd.engine.blocks import Blocks
-from fedkd.engine.clients import ScenarioWorkload, _on_its_device
+from fedkd.engine.clients import ScenarioWorkload, on_its_device
 from fedkd.engine.ray_grid import RayGrid, start_spares
 from fedkd.engine.ray_pool import Node, RayCluster, count_actors, gpu_share
 from fedkd.engine.ray_watch import RayWatch
@@ -327,7 +327,7 @@ def test_actors_hold_their_share_of_a_gpu(four):
 def test_the_device_of_an_actors_clients(named, share, device, digits_scenario, monkeypatch):
     plan = parse_plan(digits_scenario | {"engine": {"kind": "ray", "device": named}})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    placed = _on_its_device(plan, share).scenario
+    placed = on_its_device(plan, share).scenario
     workload = ScenarioWorkload(placed.model_dump_json(), load_federated_data(plan.scenario))
     assert workload._clients._device.type == device
 

@@ -12,6 +12,7 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.check import check
+from fedkd.clients.base import Client
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.evaluated import counted_clients, evaluated_clients
 from fedkd.plan.load import load_plan, load_scenario
@@ -77,6 +78,20 @@ def test_those_that_are_evaluated_do_as_they_would(path, tmp_path):
         assert final["accuracy_global"]["mean"] == pytest.approx(sum(accuracy) / SOME)
     assert final["bytes_up"] == everyone.summary["final"]["bytes_up"]
     assert final["bytes_down"] == everyone.summary["final"]["bytes_down"]
+
+
+def test_nobody_else_is_measured_before_guidance(path, tmp_path, monkeypatch):
+    measured: set[int] = set()
+    remember = Client.remember_trained
+
+    def note(client: Client, *args: Any, **options: Any) -> None:
+        measured.add(client.index)
+        remember(client, *args, **options)
+
+    monkeypatch.setattr(Client, "remember_trained", note)
+    scenario = load_scenario(path, [f"evaluate_clients={SOME}"])
+    fedkd.run(scenario, out=tmp_path / "run")
+    assert measured == set(evaluated_clients(scenario))
 
 
 def test_a_stopped_run_ends_with_the_same_bytes(path, tmp_path):

@@ -1,0 +1,138 @@
+"""Which executor a scenario's clients are trained by, where it says ``executor = "auto"``.
+
+The first training of a block of each group's clients is run both ways, on clients that are made for it and
+thrown away. What is quicker for all groups together is taken, and from then on is part of the scenario.
+Groups whose steps cannot be taken together have no say: they go through the loop under either.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import ceil
+from typing import Any
+
+import torch
+
+from fedkd import __version__
+from fedkd.clients.choices import keep_choice, known_choice
+from fedkd.clients.factory import ClientFactory, model_outputs
+from fedkd.data.load import Data, first_task
+from fedkd.plan.plan import Plan
+from fedkd.plugins import contained
+from fedkd.scenario.schema import ClientGroup
+from fedkd.training.contest import Clock, StepSeconds, contest
+from fedkd.training.device import resolve_device, torch_threads
+from fedkd.training.job import TrainJob
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An executor, and why.
+
+    Attributes:
+        executor: ``"loop"`` or ``"vectorised"``.
+        told: The choice and its reason, for people.
+    """
+
+    executor: str
+    told: str
+
+
+def choose(
+    plan: Plan, data: Data, clock: Clock = time.perf_counter, tell: Tell = lambda line: None
+) -> Choice:
+    """Return which executor is quicker at a plan's first training on this process's device.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        clock: Tells the seconds.
+        tell: Told before something is measured.
+    """
+    if plan.scenario.faults.on_client_error != "fail":
+        return Choice("loop", "loop: clients that may be skipped or tried again work alone")
+    together = plan.with_executor("vectorised")
+    total = StepSeconds(0.0, 0.0)
+    blocks = {id(together.groups[block[0]]): block for block in reversed(together.blocks)}
+    for group in plan.scenario.clients:
+        if len(blocks.get(id(group), ())) < 2:  # they work alone in any case
+            continue
+        try:
+            seconds = _of_group(together, data, group, blocks[id(group)], clock, tell)
+        except (
+            Exception
+        ) as error:  # a plug-in's, which is told of with its client and round if it comes again
+            return Choice("loop", f"loop: training together could not be tried ({type(error).__name__})")
+        if seconds is None:
+            continue
+        steps = _steps(together, data, group)
+        total = StepSeconds(total.loop + steps * seconds.loop, total.vectorised + steps * seconds.vectorised)
+    if not total.loop:
+        return Choice("loop", "loop: the clients' steps cannot be taken together")
+    ratio = total.loop / total.vectorised
+    return Choice(total.choice, f"{total.choice}: training together is {ratio:.2f} times as fast as the loop")
+
+
+def _of_group(
+    plan: Plan, data: Data, group: ClientGroup, block: Sequence[int], clock: Clock, tell: Tell
+) -> StepSeconds | None:
+    """Return what a step of a group's clients takes, from the cache if it is there."""
+    what = what_is_measured(plan, data, group, len(block))
+    if (known := known_choice(what)) is not None:
+        return StepSeconds(*known)
+    tell(f"measuring whether {group.model} trains quicker one by one or together")
+    with contained(), torch_threads(plan.scenario.engine.threads_per_client):
+        seconds = contest(_first_jobs(plan, data, block), len(block), clock)
+    if seconds is not None:
+        keep_choice(what, (seconds.loop, seconds.vectorised))
+    return seconds
+
+
+def _first_jobs(plan: Plan, data: Data, block: Sequence[int]) -> list[TrainJob]:
+    """Return the first job of the first training of each client of a block."""
+    factory = ClientFactory(plan, data)
+    jobs: list[TrainJob] = []
+    for index in block:
+        client = factory.build(index)
+        client.enter(1)
+        jobs += islice(client.train(1), 1)
+    return jobs
+
+
+def _steps(plan: Plan, data: Data, group: ClientGroup) -> int:
+    """Return the steps that all clients of a group take in a round."""
+    training, bounds = plan.scenario.training, first_task(data).train_bounds
+    clients = [client for client, own in enumerate(plan.groups) if own is group]
+    batches = [ceil((bounds[c][1] - bounds[c][0]) / training.batch_size) for c in clients]
+    return training.local_epochs * max(1, int(sum(batches)))
+
+
+def what_is_measured(plan: Plan, data: Data, group: ClientGroup, together: int) -> dict[str, Any]:
+    """Return all that the time of a step depends on, as JSON has it."""
+    scenario, device = plan.scenario, resolve_device(plan.scenario.engine.device)
+    training = scenario.training
+    told: dict[str, Any] = {
+        "model": group.model,
+        "args": group.args,
+        "input": [*data.input_shape, str(data.input_dtype)],
+        "outputs": model_outputs(plan, data),
+        "batch_size": training.batch_size,
+        "together": together,
+        "optimizer": [training.optimizer, bool(training.momentum), bool(training.weight_decay)],
+        "clipped": training.clip_norm is not None,
+        "optimizer_state": training.optimizer_state,
+        "autocast": training.autocast,
+        "strategy": scenario.fusion.strategy,
+        "learner": None if scenario.continual is None else scenario.continual.learner,
+        "threads": scenario.engine.threads_per_client,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "fedkd": __version__,
+    }
+    return json.loads(json.dumps(told, default=str))

@@ -1,0 +1,104 @@
+"""Which executor is quicker at some jobs on this device, found out by running them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from statistics import median
+
+import torch
+
+from fedkd.training.executor import Executor, LoopExecutor
+from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.replay import Replays
+from fedkd.training.vectorised import VectorisedExecutor, kind_of
+
+MARGIN = 1.1
+"""How many times as fast training together has to be to be taken: the loop needs less memory."""
+BUDGET_SECONDS = 1.0
+"""What a turn of the loop may take, where a step of all jobs takes no longer."""
+MOST_STEPS = 32
+TURNS = 3
+DECISIVE = 2.0
+"""Ratio after which one turn is enough."""
+UNTIL_REPLAYED = 3
+"""Steps that record, prove, and replay."""
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class StepSeconds:
+    """What a step of one client takes.
+
+    Attributes:
+        loop: In the loop, its steps replayed where they can be.
+        vectorised: Together with others.
+    """
+
+    loop: float
+    vectorised: float
+
+    @property
+    def choice(self) -> str:
+        """The executor to take."""
+        return "vectorised" if self.loop > MARGIN * self.vectorised else "loop"
+
+
+def contest(jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_counter) -> StepSeconds | None:
+    """Run jobs both ways, in turn, and return what a step takes.
+
+    Args:
+        jobs: Of clients that would train together; their models and generators move on.
+        together: Jobs that are run together, at most.
+        clock: Tells the seconds.
+
+    Returns:
+        Medians of up to three turns; None: there is nothing to compare, because no two of the jobs can be run
+        together, or one fails.
+    """
+    if len(jobs) < 2 or any(kind_of(job) is None for job in jobs):
+        return None
+    loop, vectorised = LoopExecutor(Replays(patience=0)), VectorisedExecutor(together)
+    longest = max(jobs, key=lambda job: len(job.arrays[0]))
+    single = _timed(loop, [_cut(longest, UNTIL_REPLAYED + 1)] * 2, clock)  # the first warms up
+    vectorised_first = _timed(vectorised, [_cut(job, 1) for job in jobs], clock)
+    if single is None or vectorised_first is None:
+        return None
+    steps = max(1, min(MOST_STEPS, int(BUDGET_SECONDS / (len(jobs) * single)) if single > 0 else MOST_STEPS))
+    cut = [_cut(job, steps) for job in jobs]
+    times: list[tuple[float, float]] = []
+    for _ in range(TURNS):
+        one, other = _timed(loop, cut, clock), _timed(vectorised, cut, clock)
+        if one is None or other is None:
+            return None
+        times.append((one, other))
+        if not 1 / DECISIVE < one / max(other, 1e-12) < DECISIVE:
+            break
+    return StepSeconds(*(median(of_way) for of_way in zip(*times, strict=True)))
+
+
+def _cut(job: TrainJob, steps: int) -> TrainJob:
+    """Return the first steps of a job, on as many samples as they need, taken again if there are fewer."""
+    needed = steps * job.batch_size
+    arrays = [array[:needed] for array in job.arrays]
+    epochs = ceil(steps / max(1, ceil(len(arrays[0]) / job.batch_size)))
+    return replace(job, arrays=arrays, epochs=epochs)
+
+
+def _timed(executor: Executor, jobs: Sequence[TrainJob], clock: Clock) -> float | None:
+    """Return the seconds per step and job; None: one has failed."""
+    cuda = jobs[0].arrays[0].device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    begun = clock()
+    results = executor.run(jobs)
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = clock() - begun
+    steps = sum(result.steps for result in results if isinstance(result, FitResult))
+    if steps == 0 or any(isinstance(result, Exception) for result in results):
+        return None
+    return seconds / steps

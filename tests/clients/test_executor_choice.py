@@ -1,0 +1,182 @@
+"""``executor = "auto"``: measured once, kept, and settled in the run folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import fedkd
+import fedkd.clients.executor_choice as module
+from fedkd.clients.choices import choices_file, keep_choice, known_choice, measured_choices
+from fedkd.clients.executor_choice import choose
+from fedkd.data.load import load_data
+from fedkd.doctor import _executor_rows
+from fedkd.errors import UserError
+from fedkd.federation.context import _load_once
+from fedkd.plan.load import parse_plan
+from fedkd.run_folder import plan_of_run
+from fedkd.scenario.identity import decisive, settled
+from fedkd.tracking.events import RunObserver
+from fedkd.training.contest import StepSeconds
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def scenario(**training) -> dict:
+    return {
+        "name": "auto",
+        "rounds": 1,
+        "data": {
+            "dataset": "digits",
+            "clients": 5,
+            "partition": {"samples_per_client": 30},
+            "transfer": {"size": 20},
+        },
+        "clients": [{"model": "mlp", "args": {"hidden": [8]}, "share": 3}, {"model": "lenet", "share": 2}],
+        "training": {"batch_size": 8, "executor": "auto", "together": 2, **training},
+        "fusion": {"strategy": "fedmd"},
+        "engine": {"kind": "inline"},
+    }
+
+
+@pytest.fixture
+def results(monkeypatch) -> list[StepSeconds | None]:
+    """Say beforehand what will be measured, the last again and again; what was asked for is noted."""
+    told: list[StepSeconds | None] = []
+
+    def contest(jobs, together, clock) -> StepSeconds | None:
+        assert all(job.batch_size == 8 for job in jobs) and together == len(jobs) == len({*map(id, jobs)})
+        return told.pop(0) if len(told) > 1 else told[0]
+
+    monkeypatch.setattr(module, "contest", contest)
+    return told
+
+
+class Lines(RunObserver):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def choice(**training) -> module.Choice:
+    plan = parse_plan(scenario(**training))
+    return choose(plan, load_data(plan.scenario))
+
+
+def test_groups_decide_together_by_what_their_steps_take(results):
+    # Three clients with the MLP, two with the LeNet: what the first lose, the others do not make up for.
+    results[:] = [StepSeconds(1.0, 2.0), StepSeconds(2.0, 1.0)]
+    assert choice().executor == "loop"
+    results[:] = [StepSeconds(1.0, 2.0), StepSeconds(4.0, 1.0)]
+    assert choice(lr=0.1, optimizer="sgd").executor == "vectorised"  # 3 + 8 against 6 + 2
+
+
+def test_a_group_that_cannot_train_together_has_no_say(results):
+    results[:] = [StepSeconds(9.0, 1.0), None]
+    assert choice().executor == "vectorised"
+    results[:] = [None]
+    found = choice(optimizer="sgd")
+    assert found.executor == "loop" and "cannot be taken together" in found.told
+
+
+def test_what_was_measured_is_not_measured_again_unless_something_changes(results):
+    results[:] = [StepSeconds(9.0, 1.0)]
+    assert choice().executor == "vectorised"
+    results[:] = [StepSeconds(1.0, 9.0)]
+    assert choice().executor == "vectorised"
+    assert choice(optimizer="sgd").executor == "loop"
+    assert len(measured_choices()) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 2, "measured": []}',
+        '{"version": 1, "measured": 3}',
+        '{"version": 1, "measured": [1, {"what": {}, "loop": -1, "vectorised": 1}]}',
+        '{"version": 1, "measured": [{"what": {}, "loop": true, "vectorised": 1e999}]}',
+        "[" * 100_000,
+    ],
+)
+def test_a_cache_that_is_no_cache_counts_as_none(text):
+    choices_file().parent.mkdir(parents=True)
+    choices_file().write_text(text)
+    assert measured_choices() == [] and known_choice({}) is None
+    keep_choice({"model": "mlp"}, (1.0, 2.0))
+    assert known_choice({"model": "mlp"}) == (1.0, 2.0)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    keep_choice({}, (1.0, 2.0))
+    assert measured_choices() == []
+
+
+def test_the_choice_is_part_of_the_run_and_is_repeated_to_the_byte(results, tmp_path):
+    results[:] = [StepSeconds(9.0, 1.0)]
+    observer = Lines()
+    first = fedkd.run(scenario(), out=tmp_path / "auto", observers=[observer])
+    assert plan_of_run(first.folder).scenario.training.executor == "vectorised"
+    assert (
+        sum("executor vectorised: training together is 9.00 times as fast" in x for x in observer.lines) == 1
+    )
+    said = fedkd.run(scenario(executor="vectorised"), out=tmp_path / "said")
+    again = fedkd.run(first.folder / "scenario.toml", out=tmp_path / "again")
+    metrics = {(run.folder / "metrics.jsonl").read_bytes() for run in (first, said, again)}
+    assert len(metrics) == 1
+    longer = fedkd.resume(first.folder, rounds=2)
+    assert longer.summary["rounds"] == 2
+
+
+def test_a_run_folder_whose_executor_is_left_open_again_is_refused(results, tmp_path):
+    results[:] = [StepSeconds(9.0, 1.0)]
+    folder = fedkd.run(scenario(), out=tmp_path / "run").folder
+    file = folder / "scenario.toml"
+    file.write_text(file.read_text().replace('executor = "vectorised"', 'executor = "auto"'))
+    with pytest.raises(UserError, match="executor was 'vectorised' and is 'auto'"):
+        fedkd.resume(folder)
+
+
+def test_a_cell_of_a_bench_goes_on_as_it_was_settled():
+    cell, run = (parse_plan(scenario(executor=name)).scenario for name in ("auto", "vectorised"))
+    assert settled(decisive(cell), run) == decisive(run)
+    assert settled(decisive(run), cell) == decisive(run)
+
+
+def test_who_may_fail_works_alone():
+    plan = parse_plan(scenario() | {"faults": {"on_client_error": "skip"}})
+    assert choose(plan, load_data(plan.scenario)).executor == "loop"
+
+
+def test_it_is_really_measured_and_never_taken_on_faith():
+    found = choice()
+    assert [what["model"] for what, _ in measured_choices()] == ["mlp", "lenet"]
+    assert all(loop > 0 and vectorised > 0 for _, (loop, vectorised) in measured_choices())
+    assert found.told.startswith(found.executor) and "times as fast as the loop" in found.told
+
+
+def test_flowers_own_runtimes_take_the_loop(tmp_path):
+    path = tmp_path / "auto.toml"
+    path.write_text('[training]\nexecutor = "auto"\n')
+    assert _load_once(str(path), "").scenario.training.executor == "loop"
+
+
+def test_doctor_shows_what_was_measured():
+    assert "nothing measured yet" in "".join(_executor_rows())
+    what = {"model": "mlp", "batch_size": 8, "together": 2, "device": "cpu"}
+    keep_choice(what, (0.002, 0.001))
+    *_, row = _executor_rows()
+    assert row.strip() == (
+        "mlp, batches of 8, 2 clients on cpu: 2 ms a step and client in the loop, 1 together"
+    )
+    assert json.loads(choices_file().read_text())["version"] == 1

@@ -1,0 +1,110 @@
+"""Which executor is quicker, by a clock that tells what it was told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fedkd.training.contest import MARGIN, StepSeconds, contest
+from fedkd.training.job import TrainJob
+from fedkd.training.losses import cross_entropy
+from fedkd.training.optimizer import OptimizerSpec
+
+BATCH = 4
+
+
+def clock(*durations: float) -> Callable[[], float]:
+    """Return a clock on which what is timed n-th takes the n-th duration, and the last one from then on."""
+    now, calls = 0.0, 0
+
+    def tell() -> float:
+        nonlocal now, calls
+        if calls % 2:
+            now += durations[min(calls // 2, len(durations) - 1)]
+        calls += 1
+        return now
+
+    return tell
+
+
+def jobs(number: int = 3, samples: int = 40) -> list[TrainJob]:
+    found = []
+    for seed in range(number):
+        draws = torch.Generator().manual_seed(seed)
+        x, y = torch.randn(samples, 3, generator=draws), torch.randint(0, 2, (samples,), generator=draws)
+        torch.manual_seed(seed)
+        found.append(
+            TrainJob(
+                nn.Linear(3, 2),
+                (x, y),
+                lambda model, x, y: cross_entropy(model(x), y),
+                OptimizerSpec("sgd", 0.1),
+                1,
+                BATCH,
+                draws,
+                seed,
+                kind="k",
+                replayable=True,
+            )
+        )
+    return found
+
+
+def measured(durations: Sequence[float], **options) -> StepSeconds | None:
+    return contest(jobs(**options), together=3, clock=clock(*durations))
+
+
+def test_a_step_is_what_a_turn_took_over_its_steps_and_clients():
+    # Two jobs of 4 steps each take 8 × 0.05 s: so a turn may have 1 / (3 × 0.05) = 6 steps, of 3 clients.
+    found = measured([0.4, 9.0, 18.0, 6.0])
+    assert found == StepSeconds(loop=1.0, vectorised=pytest.approx(1 / 3))
+    assert found.choice == "vectorised"
+
+
+def test_the_loop_is_taken_unless_the_other_is_clearly_quicker():
+    assert StepSeconds(1.0, 1.0).choice == "loop"
+    assert StepSeconds(1.0, 0.99 / MARGIN).choice == "vectorised"
+    assert StepSeconds(1.0, 1.01 / MARGIN).choice == "loop"
+
+
+def test_where_it_is_close_there_are_three_turns_and_medians_count():
+    turns = [12.0, 10.0, 1.0, 11.0, 13.0, 90.0]
+    found = measured([0.4, 9.0, *turns])
+    # The second turn would be decisive: only two are taken, and the median is between them.
+    assert found == StepSeconds(pytest.approx(6.5 / 18), pytest.approx(10.5 / 18))
+    close = [12.0, 10.0, 11.0, 12.0, 90.0, 100.0]
+    assert measured([0.4, 9.0, *close]) == StepSeconds(pytest.approx(12 / 18), pytest.approx(12 / 18))
+
+
+def test_slow_steps_are_taken_one_by_one():
+    found = measured([800.0, 9.0, 300.0, 100.0])
+    assert found == StepSeconds(100.0, pytest.approx(100 / 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kind": None}, {"accumulate": 2}, {"lr_schedule": "cosine"}],
+    ids=["unlike", "accumulate", "lr"],
+)
+def test_what_cannot_run_together_is_not_measured(change):
+    def never() -> float:
+        raise AssertionError("nothing is to be timed")
+
+    assert contest([replace(job, **change) for job in jobs()], 3, never) is None
+    assert contest(jobs(number=1), 3, never) is None
+
+
+def test_jobs_that_fail_decide_nothing():
+    broken = [replace(job, arrays=(job.arrays[0] * float("nan"), job.arrays[1])) for job in jobs()]
+    assert contest(broken, 3, clock(1.0)) is None
+
+
+def test_the_steps_are_really_taken():
+    run = jobs(samples=BATCH)  # fewer than the steps need: its only batch again and again
+    before = [job.model.weight.detach().clone() for job in run]
+    assert contest(run, 3) is not None
+    assert all(not torch.equal(job.model.weight, old) for job, old in zip(run, before, strict=True))
