@@ -38,6 +38,11 @@ class Scaling:
         self._bases = basis.index_select(1, self._places)
         self._known = weight @ self._bases
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that the products below are of, besides inputs and gradients."""
+        return [*self.scales, self._basis, self._places, self._bases, self._known]
+
     def along(self, inputs: Tensor) -> Tensor:
         """Return ``x B_j`` of inputs ``[B, n]``, one beside the other, ``[B, Σ r_j]``."""
         return (inputs @ self._basis).index_select(1, self._places)
@@ -93,6 +98,11 @@ class ThinWeight(Tensor):
         weight.plain, weight.dense, weight.most, weight.scaling = plain, dense, most, scaling
         weight._product = None
         return weight
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that the products with the effective weight are of, besides inputs."""
+        return [self.plain, *([] if self.scaling is None else self.scaling.tensors)]
 
     def remember(self, gradient: Tensor, outputs: Tensor, inputs: Tensor) -> None:
         """Take down that w gets a gradient ``δᵀ X`` of δ ``[B, out]`` and X ``[B, n]``."""
