@@ -15,7 +15,6 @@ from fedkd.continual.learner import Tensors
 from fedkd.continual.reopened import Reopened
 from fedkd.continual.reopened_subspace import ReopenedSubspace
 from fedkd.continual.subspace import draw, mean_gradients
-from fedkd.continual.thin import ThinWeight
 from fedkd.continual.thin_steps import thin_weights
 from fedkd.continual.trgp import TRGP
 from fedkd.hyperparameters import STRICT
@@ -87,7 +86,7 @@ class CUBER(TRGP):
     def agree(self, memory: LayerMemory, old: int, gradient: Tensor) -> bool:
         """Return whether ``⟨G_j, G⟩ ≥ ε2 ‖G_j‖ ‖G‖`` for an old task j and a gradient G ``[out, n]``."""
         least = self.correlation * memory.gradient_length(old) * gradient.norm()
-        return bool((memory.gradient(old) * gradient).sum() >= least)
+        return bool(torch.dot(memory.gradient(old).flatten(), gradient.flatten()) >= least)
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Take down the learning rate, which the step of λ depends on."""
@@ -130,10 +129,6 @@ class CUBER(TRGP):
         thin = thin_weights(context, self.thin)
         through = [memory.layer.name for memory in layer_memories(context) if memory.flexible]
         return {**self.scaled(context, task, through, besides=thin), **thin}
-
-    def thin(self, memory: LayerMemory) -> ThinWeight | None:
-        """Return None for layers with tasks in R3, whose ``w B_j`` change."""
-        return None if memory.flexible else super().thin(memory)
 
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""

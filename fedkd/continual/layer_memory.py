@@ -128,6 +128,10 @@ class LayerMemory:
         """Return B_j ``[n, r_j]`` of a task that has learned."""
         return self.basis.index_select(1, self._columns(task))
 
+    def places(self, olds: Sequence[int]) -> list[Tensor]:
+        """Return which columns of the basis are each old task's, int64 ``[r_j]``."""
+        return [self._columns(old).long() for old in olds]
+
     def related(self, task: int) -> list[int]:
         """Return the old tasks that a task is related to."""
         return [old for old in range(task) if self._scale_name(task, old) in self.context.memory]

@@ -27,7 +27,7 @@ DIRECT = frozenset(
     (
         "_fused_adam_ _fused_adamw_ _fused_sgd_ _log_softmax _log_softmax_backward_data _softmax abs add addmm"
         " argmax cat clamp div embedding eq exp index_select log minimum mm mul native_group_norm"
-        " native_layer_norm neg ones_like relu sub sum t where zeros_like"
+        " native_layer_norm neg ones_like permute relu sub sum t where zeros_like"
     ).split()
 )
 """Kernels that `torch` has functions for, which find them faster than the operators of `torch.ops` do."""
@@ -103,6 +103,8 @@ class _Call:
         args: Its arguments, a `_Number` for every tensor.
         kwargs: Those by name.
         result: What it returned, likewise.
+        looks: Whether it looks at values, and not only computes with them.
+        pure: Whether it does nothing but return its result.
         changes_outside: Whether it may have changed what was there before the step.
     """
 
@@ -110,6 +112,8 @@ class _Call:
     args: Any
     kwargs: Any
     result: Any
+    looks: bool
+    pure: bool
     changes_outside: bool
 
 
@@ -143,20 +147,29 @@ class _Recorder(TorchDispatchMode):
                 if isinstance(tensor, Tensor) and tensor not in self._numbers:
                     self._numbers[tensor] = self._count
                     self._count += 1
+            if func is _VIEW and result.shape == args[0].shape and result.stride() == args[0].stride():
+                self._numbers[result] = self._numbers.get(args[0], -1)  # the same to whoever does not look
+                return result
             told = tree_map_only(Tensor, self.number, result)
-            self.calls.append(_Call(func, *given, told, self._changes_outside(func, args, kwargs)))
+            tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+            draws = torch.Tag.nondeterministic_seeded in func.tags
+            # Some of batch normalisation's kernels do not say that they change statistics.
+            pure = not (draws or func._schema.is_mutable or "batch_norm" in func._schema.name)
+            outside = any(tensor.untyped_storage().data_ptr() in self._outside for tensor in tensors)
+            changes = draws or (not pure and outside)
+            self.calls.append(_Call(func, *given, told, _looks(func, tensors), pure, changes))
         return result
 
-    def _changes_outside(self, func: Any, args: Any, kwargs: Any) -> bool:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            return True  # the generator
-        if not func._schema.is_mutable and "batch_norm" not in func._schema.name:
-            return False  # some of batch normalisation's kernels do not say that they change statistics
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        return any(tensor.untyped_storage().data_ptr() in self._outside for tensor in tensors)
+
+def _looks(kernel: Any, tensors: Sequence[Tensor]) -> bool:
+    if kernel is _INDEX:  # the shape of what is found depends on masks alone
+        return any(tensor.dtype in (torch.bool, torch.uint8) for tensor in tensors[1:])
+    return any(tag in kernel.tags for tag in _READS_VALUES)
 
 
 _READS_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_VIEW = torch.ops.aten.view.default
+_INDEX = torch.ops.aten.index.Tensor
 _DETACH, _TRANSPOSE = torch.ops.aten.detach.default, torch.ops.aten.t.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
@@ -166,6 +179,7 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
     graph = Graph()
     nodes: dict[int, Any] = {number: graph.placeholder(f"t{number}") for number in range(inputs)}
     turned: dict[Node, Any] = {}
+    pure: set[Node] = set()
     changed = False
 
     def known(number: _Number) -> Any:
@@ -176,7 +190,7 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
         if call.kernel is _ITEM and isinstance(call.result, bool) and not changed:
             graph.call_function(_insist, (args[0], call.result))
             continue
-        if any(tag in call.kernel.tags for tag in _READS_VALUES):
+        if call.looks:
             return None
         changed = changed or call.changes_outside
         if call.kernel is _DETACH:  # the same to whoever keeps no account
@@ -186,6 +200,8 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
             nodes[call.result.value] = turned[args[0]]
             continue
         node = _node(graph, call.kernel, args, kwargs)
+        if call.pure:
+            pure.add(node)
         if call.kernel is _TRANSPOSE:
             turned[node] = args[0]
         _name(nodes, graph, node, call.result)
@@ -193,6 +209,9 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
     if any(end not in nodes for end in ends):
         return None
     graph.output([nodes[end] for end in ends])
+    for node in reversed(graph.nodes):  # what nobody looks at, such as a gradient that another has replaced
+        if not node.users and (node in pure or node.target is operator.getitem):
+            graph.erase_node(node)
     return graph
 
 
