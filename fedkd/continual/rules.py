@@ -71,23 +71,28 @@ class LearnerRules:
         own = type(learner).__module__.startswith("fedkd.")  # of a plug-in nobody knows what else it does
         if not own or not (learner.leaves_steps_alone or learner.steps_only_read):
             return None
+        self._prepare()
         remembered = [(name, t.shape, t.stride(), t.dtype) for name, t in sorted(context.memory.items())]
         read = [(t.shape, t.stride(), t.dtype) for t in self.reads]
         every = self._model.units is None
-        how = type(learner), repr(learner)  # its hyper-parameters may be lists
+        how = type(learner), repr(learner), *sorted(context.step_cache or ())  # it may hold lists
         return *how, context.task, context.phase, self._labelled, every, *remembered, *read
 
     @property
     def reads(self) -> Sequence[Tensor]:
         context = self._context
-        if context.step_cache is None:
-            context.step_cache = {}
-            if not self._learner.leaves_steps_alone:
-                with torch.no_grad():
-                    self._substitutes(context.task)  # computes what the steps of an epoch have in common
+        cache = context.step_cache or {}
         remembered = [context.memory[name] for name in sorted(context.memory)]
-        cached = [context.step_cache[name] for name in sorted(context.step_cache)]
+        cached = [cache[name] for name in sorted(cache)]
         return [*context.tables, *remembered, *_tensors_in(cached)]
+
+    def _prepare(self) -> None:
+        """Have the learner compute what the steps of an epoch have in common."""
+        if self._context.step_cache is None:
+            self._context.step_cache = {}
+        if not self._learner.leaves_steps_alone:
+            with torch.no_grad():
+                self._substitutes(self._context.task)
 
     def draw(self) -> Sequence[Tensor]:
         if not self._learner.overrides("draw"):

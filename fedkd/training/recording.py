@@ -8,7 +8,7 @@ autograd goes other ways where somebody else holds a gradient.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -153,12 +153,23 @@ class _Recorder(TorchDispatchMode):
             told = tree_map_only(Tensor, self.number, result)
             tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
             draws = torch.Tag.nondeterministic_seeded in func.tags
-            # Some of batch normalisation's kernels do not say that they change statistics.
-            pure = not (draws or func._schema.is_mutable or "batch_norm" in func._schema.name)
-            outside = any(tensor.untyped_storage().data_ptr() in self._outside for tensor in tensors)
-            changes = draws or (not pure and outside)
+            written = _written(func, args, kwargs)
+            pure = not (draws or written)
+            changes = draws or any(t.untyped_storage().data_ptr() in self._outside for t in written)
             self.calls.append(_Call(func, *given, told, _looks(func, tensors), pure, changes))
         return result
+
+
+def _written(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """Return the arguments that a kernel may change."""
+    schema = kernel._schema
+    if "batch_norm" in schema.name:  # some of its kernels do not say that they change statistics
+        written: list[Any] = [*args, *kwargs.values()]
+    else:
+        by_place = zip(schema.arguments, args, strict=False)
+        found = [*by_place, *((a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs)]
+        written = [value for a, value in found if a.alias_info is not None and a.alias_info.is_write]
+    return [value for value in tree_leaves(written) if isinstance(value, Tensor)]
 
 
 def _looks(kernel: Any, tensors: Sequence[Tensor]) -> bool:
