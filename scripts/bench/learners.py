@@ -20,12 +20,12 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-
+from peers.split_mnist import compare_with_avalanche
 from torch import Tensor, nn
 
 from fedkd.continual.cuber import CUBER
@@ -168,13 +168,16 @@ def ratio(times: Sequence[float], others: Sequence[float]) -> str:
     return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
 
 
-def rows(table: Mapping[str, Sequence[float]], against: Mapping[str, str]) -> list[str]:
-    """Return rows of medians, and of ratios to others of the table where there are such."""
-    return [
-        f"| {name} | {statistics.median(times):.2f} |"
-        f" {ratio(times, table[against[name]]) if name in against else ''} |"
-        for name, times in table.items()
-    ]
+def compare_with_peers(words: argparse.Namespace) -> None:
+    """Print a table of whole runs here and elsewhere."""
+    found = compare_with_avalanche(words, load_dataset(SourceRequest("mnist", data_root(words.root))))
+    print("\n| run of Split MNIST | seconds | accuracy (%) | Avalanche's time ÷ this |")
+    print("| --- | --: | --: | --: |")
+    for name, runs in found.items():
+        seconds, accuracies = ([run[place] for run in runs] for place in (0, 1))
+        theirs = [run[0] for run in found[f"avalanche, {name.partition(', ')[2]}"]]
+        cells = [f"{statistics.median(seconds):.2f}", f"{100 * statistics.median(accuracies):.1f}"]
+        print(f"| {name} | {' | '.join(cells)} | {ratio(theirs, seconds)} |")
 
 
 def main() -> None:
@@ -191,12 +194,15 @@ def main() -> None:
     parser.add_argument("--taken", action="store_true", help="learners' steps are never replayed")
     parser.add_argument("--root", help="of the data sets; absent: $FEDKD_DATA, else the user's cache")
     parser.add_argument("--peers-python", type=Path, help="an interpreter with Avalanche, for Split MNIST")
+    parser.add_argument("--peer-samples", type=int, default=10_000, help="of each of the five tasks there")
+    parser.add_argument("--peer-epochs", type=int, default=1)
+    parser.add_argument("--memory", type=int, default=1000, help="samples that replay remembers there")
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
     print(f"torch {torch.__version__} on {platform.processor() or platform.machine()}, {words.threads} thread(s)\n")
     compare(words)
     if words.peers_python is not None:
-        compare_with_avalanche(words)
+        compare_with_peers(words)
 
 
 if __name__ == "__main__":
