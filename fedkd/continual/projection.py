@@ -55,10 +55,10 @@ class Projection(NamedTuple):
         return project_onto(rows, self.basis) if self.onto else project_out(rows, self.basis)
 
     def less(self, rows: Tensor, inside: Tensor) -> Tensor:
-        """Return what is outside of the span of the basis, of rows ``[B, n]`` whose products with it are known.
+        """Return what is outside of the span of the basis, where products with it are known.
 
         Args:
-            rows: Inputs, for a projection that is not `onto` what is left.
+            rows: Inputs ``[B, n]``, for a projection that is not `onto` what is left.
             inside: ``X B`` ``[B, r]``.
         """
         return torch.addmm(rows, inside, self.basis.T, alpha=-1.0)

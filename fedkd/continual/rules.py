@@ -93,6 +93,7 @@ class LearnerRules:
         if not self._learner.leaves_steps_alone:
             with torch.no_grad():
                 self._substitutes(self._context.task)
+                self._learner.prepare_steps(self._context)
 
     def draw(self) -> Sequence[Tensor]:
         if not self._learner.overrides("draw"):

@@ -21,8 +21,8 @@ class Scaling:
     """What ``Σ_j w B_j (Q_j − I) B_jᵀ`` adds to a product with a weight w.
 
     Where all ``w B_j`` stay, they are computed once, and outputs are added to. Where they are learned, inputs
-    are scaled before they meet the weight, ``x' = x + Σ_j (x B_j) (Q_j − I)ᵀ B_jᵀ``, and the weight's gradient
-    is of these.
+    are scaled before they meet the weight, ``x' = x + Σ_j (x B_j) (Q_j − I)ᵀ B_jᵀ``, and the gradient of the
+    weight is of these.
 
     Args:
         weight: w ``[out, n]``.

@@ -58,8 +58,8 @@ def thin_weight(
 def _within(memory: LayerMemory, region: TrustRegion) -> tuple[Tensor, Sequence[Tensor]]:
     """Return a basis that has all columns of a region, and where.
 
-    If gradients are projected out of all that is protected, it is the basis of that: a step's inputs have to be
-    multiplied by it anyway.
+    If gradients are projected out of all that is protected, it is the basis of that: a step's inputs have to
+    be multiplied by it anyway.
     """
     project = memory.projection
     if project.onto or project.basis.shape[1] != memory.basis.shape[1]:
@@ -93,11 +93,12 @@ def thin_weights(context: LearnerContext, make: Callable[[LayerMemory], ThinWeig
 def leave_protected(memory: LayerMemory, gradient: Tensor) -> Tensor:
     """Return a protected layer's gradient, or change, outside of what is held: ``∇ − ∇ B Bᵀ``."""
     cache, layer, project = memory.context.step_cache, memory.layer, memory.projection
-    thin = cache.get(layer.name) if cache is not None else None
+    thin: ThinWeight | None = cache.get(layer.name) if cache is not None else None
     factors = thin.factors_of(gradient) if thin is not None else None
-    if factors is None:
+    if thin is None or factors is None:
         return project(layer.matrix(gradient)).view_as(gradient)
     inputs = factors.inputs
-    if factors.inside is not None and thin.scaling.basis is project.basis:
+    scaling = thin.scaling
+    if factors.inside is not None and scaling is not None and scaling.basis is project.basis:
         return factors.outputs.T @ project.less(inputs, factors.inside)
     return factors.outputs.T @ project(inputs)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class MaxPool2d(nn.MaxPool2d):
     """`torch.nn.MaxPool2d`, quicker in predictions on a CPU, and the same numbers.
 
-    torch's own kernel also notes where each maximum was, which only training needs, and goes through the channels
-    of one pixel at a time: of a LeNet's 6 it can take but 6 at once. Without gradients this takes whole rows of an
-    image that is stored channels last.
+    torch's own kernel also notes where each maximum was, which only training needs, and goes through the
+    channels of one pixel at a time: of a LeNet's 6 it can take but 6 at once. Without gradients this takes
+    whole rows of an image that is stored channels last.
     """
 
     def forward(self, input: Tensor) -> Tensor:

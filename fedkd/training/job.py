@@ -30,7 +30,10 @@ class StepRules(Protocol):
 
     @property
     def reads(self) -> Sequence[Tensor]:
-        """Tensors that a step reads besides the model's, always in one order, if the rules have a kind."""
+        """Tensors that a step reads besides the model's, always in one order, if the rules have a kind.
+
+        It may change them in place.
+        """
 
     def draw(self) -> Sequence[Tensor]:
         """Draw what the next step uses besides its batch; asked before every step, if the rules have a kind.

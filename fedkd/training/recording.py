@@ -23,17 +23,47 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Step = Callable[[], "list[Tensor]"]
 """Takes a step and returns what it tells, such as the loss."""
 
-DIRECT = frozenset(
-    (
-        "_fused_adam_ _fused_adamw_ _fused_sgd_ _log_softmax _log_softmax_backward_data _softmax abs add addmm"
-        " argmax cat clamp div embedding eq exp index_select log minimum mm mul native_group_norm"
-        " native_layer_norm neg ones_like permute relu sub sum t where zeros_like"
-    ).split()
-)
+DIRECT = {
+    *(
+        "_fused_adam_",
+        "_fused_adamw_",
+        "_fused_sgd_",
+        "_log_softmax",
+        "_log_softmax_backward_data",
+        "_softmax",
+    ),
+    *(
+        "abs",
+        "add",
+        "addmm",
+        "argmax",
+        "cat",
+        "clamp",
+        "div",
+        "embedding",
+        "eq",
+        "exp",
+        "index_select",
+        "log",
+    ),
+    *(
+        "minimum",
+        "mm",
+        "mul",
+        "native_group_norm",
+        "native_layer_norm",
+        "neg",
+        "ones_like",
+        "permute",
+        "relu",
+    ),
+    *("sub", "sum", "t", "where", "zeros_like"),
+}
 """Kernels that `torch` has functions for, which find them faster than the operators of `torch.ops` do."""
-METHODS = frozenset(
-    "add_ addmm_ copy_ expand index_add mul_ norm pow split_with_sizes sqrt square transpose view".split()
-)
+METHODS = {
+    *("add_", "addmm_", "copy_", "expand", "index_add", "mul_", "norm", "pow", "split_with_sizes", "sqrt"),
+    *("square", "transpose", "view"),
+}
 """Kernels that tensors have methods for, likewise."""
 
 
@@ -64,7 +94,7 @@ class Recording:
 def _below_autograd() -> AbstractContextManager[Any]:
     """Spare every kernel autograd's look at its arguments, where torch lets itself be told so."""
     guard = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
-    return nullcontext() if guard is None else guard()  # type: ignore[no-any-return]
+    return nullcontext() if guard is None else guard()
 
 
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:
@@ -140,7 +170,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = tree_map_only(Tensor, self.number, (args, kwargs))
+        noted_args, noted_kwargs = tree_map_only(Tensor, self.number, (args, kwargs))
         result = func(*args, **kwargs)
         if func.namespace != "profiler":
             for tensor in tree_leaves(result):
@@ -156,7 +186,8 @@ class _Recorder(TorchDispatchMode):
             written = _written(func, args, kwargs)
             pure = not (draws or written)
             changes = draws or any(t.untyped_storage().data_ptr() in self._outside for t in written)
-            self.calls.append(_Call(func, *given, told, _looks(func, tensors), pure, changes))
+            looks = _looks(func, tensors)
+            self.calls.append(_Call(func, noted_args, noted_kwargs, told, looks, pure, changes))
         return result
 
 

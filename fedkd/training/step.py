@@ -72,7 +72,10 @@ class Stepper:
         if self._kind is None:
             return self._step([batch], [size], counts=counts)
         drawn = () if job.rules is None else job.rules.draw()
-        kind, read = (self._kind, size, counts, *(tensor.shape for tensor in drawn)), [*batch, *drawn, *self._read]
+        kind, read = (
+            (self._kind, size, counts, *(tensor.shape for tensor in drawn)),
+            [*batch, *drawn, *self._read],
+        )
         told = replays.replay(kind, self._changed, read)
         if told is not None:
             return told
@@ -98,9 +101,9 @@ class Stepper:
         own = [*job.model.parameters(), *job.model.buffers()]
         known = {id(tensor) for tensor in own}
         loose = [tensor for tensor in self._parameters if id(tensor) not in known]
-        self._changed = [*own, *loose, *state.values()]
         self._remembered = [] if job.rules is None else list(job.rules.reads)
-        self._read = [*job.constants, *(job.correction or ()), *self._remembered]
+        self._changed = [*own, *loose, *state.values(), *self._remembered]
+        self._read = [*job.constants, *(job.correction or ())]
         tensors = [*self._changed, *self._read]
         first = {id(tensor): place for place, tensor in reversed(list(enumerate(tensors)))}
         twice = tuple((n, first[id(t)]) for n, t in enumerate(tensors) if first[id(t)] != n)

@@ -69,7 +69,8 @@ def permuted_tasks(words: argparse.Namespace) -> list[Task]:
     pixels = x.flatten(1)
     draws = torch.Generator().manual_seed(0)
     orders = [
-        torch.arange(784) if task == 0 else torch.randperm(784, generator=draws) for task in range(words.tasks)
+        torch.arange(784) if task == 0 else torch.randperm(784, generator=draws)
+        for task in range(words.tasks)
     ]
     return [(pixels[:, order].view_as(x).contiguous(), y) for order in orders]
 
@@ -199,7 +200,8 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=1000, help="samples that replay remembers there")
     words = parser.parse_args()
     torch.set_num_threads(words.threads)
-    print(f"torch {torch.__version__} on {platform.processor() or platform.machine()}, {words.threads} thread(s)\n")
+    machine = platform.processor() or platform.machine()
+    print(f"torch {torch.__version__} on {machine}, {words.threads} thread(s)\n")
     compare(words)
     if words.peers_python is not None:
         compare_with_peers(words)

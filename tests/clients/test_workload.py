@@ -66,7 +66,9 @@ def test_a_stream_is_asked_about_all_tasks_so_far_and_the_next(digits_scenario):
     given, _ = estimated(
         common | {"continual": stream | {"learner": "supsup", "evaluate_without_task": False}}
     )
-    single, _ = estimated(common | {"continual": stream | {"learner": "naive", "tasks": {"kind": "split", "count": 1}}})
+    single, _ = estimated(
+        common | {"continual": stream | {"learner": "naive", "tasks": {"kind": "split", "count": 1}}}
+    )
     assert masks.evaluation == pytest.approx(2 * naive.evaluation) == pytest.approx(2 * given.evaluation)
     assert naive.evaluation > 3 * single.evaluation / 5
 

@@ -18,7 +18,8 @@ def images(*shape: int, channels_last: bool = True) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "shape", [(3, 6, 8, 8), (3, 6, 9, 8), (2, 5, 8, 7), (1, 1, 2, 3), (2, 1, 6, 6), (1, 4, 1, 5), (0, 3, 4, 4)]
+    "shape",
+    [(3, 6, 8, 8), (3, 6, 9, 8), (2, 5, 8, 7), (1, 1, 2, 3), (2, 1, 6, 6), (1, 4, 1, 5), (0, 3, 4, 4)],
 )
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_it_is_what_torch_makes_of_it(shape, channels_last):

@@ -49,7 +49,8 @@ def compare_with_avalanche(words: argparse.Namespace, source: Dataset) -> Times:
     found: Times = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tasks.npz"
-        arrays = {f"{name}{task}": part.numpy() for task, own in enumerate(tasks) for name, part in zip("xy", own)}
+        arrays = {f"x{task}": own[0].numpy() for task, own in enumerate(tasks)}
+        arrays |= {f"y{task}": own[1].numpy() for task, own in enumerate(tasks)}
         numbers = {"batch": 32, "epochs": words.peer_epochs, "memory": words.memory, "threads": words.threads}
         np.savez(path, test_x=test.numpy(), test_y=source.test_y, tasks=len(tasks), **arrays, **numbers)
         for _ in range(words.repeats):
@@ -79,7 +80,14 @@ def _ours(
     learner: Learner = LEARNERS[how](**options)
     network = mlp((1, 28, 28), CLASSES, hidden=(400, 400))
     learning = TaskLearning(
-        learner, network, [range(CLASSES)] * len(tasks), CLASSES, tasks.__getitem__, seed=0, client=0, batch_size=32
+        learner,
+        network,
+        [range(CLASSES)] * len(tasks),
+        CLASSES,
+        tasks.__getitem__,
+        seed=0,
+        client=0,
+        batch_size=32,
     )
     executor = LoopExecutor()
     begun = time.perf_counter()
