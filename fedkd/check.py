@@ -14,6 +14,7 @@ from fedkd.plugins import contained
 from fedkd.tracking.wording import size
 
 if TYPE_CHECKING:
+    from fedkd.clients.workload import Workload
     from fedkd.data.federated import FederatedData
     from fedkd.data.heterogeneity import Skew
     from fedkd.data.load import Data
@@ -51,12 +52,13 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     scenario = plan.scenario
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
-    parameters = yield from check_with(plan, data)
+    parameters, work = yield from check_with(plan, data)
     sampled = scenario.clients_per_round or scenario.data.clients
     evaluated = scenario.evaluate_clients
     told = "" if evaluated is None else f", {evaluated} are evaluated"
     yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round{told}")
     yield _row("traffic", _traffic(plan, data, parameters))
+    yield _row("testing", _testing(work))
 
 
 def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = None) -> Iterator[str]:
@@ -80,15 +82,17 @@ def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = 
     yield _row("unchecked", f"{left}, and what {_pairs(unopened.plug_ins)} would do")
 
 
-def check_with(plan: Plan, data: Data) -> Generator[str, None, int]:
+def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload]]:
     """Build every model, and yield what is to be said of them and of the data, a line each.
 
     Returns:
-        Number of parameters of the largest model.
+        Number of parameters of the largest model, and what a round has to compute.
 
     Raises:
         UserError: The first thing that would stop a run.
     """
+    from fedkd.clients.memory import checked_models
+    from fedkd.clients.workload import workload
     from fedkd.data.federated import FederatedData
 
     scenario = plan.scenario
@@ -96,8 +100,8 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, int]:
         yield from _data_rows(scenario, data)
     else:
         yield from _stream_rows(scenario, data)
-    parameters = []
-    for text, count in _models(plan, data):
+    parameters, models = [], checked_models(plan, data)
+    for text, count in _models(plan, models):
         parameters.append(count)
         yield _row("model", text)
     yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
@@ -105,7 +109,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, int]:
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield from _schedule_rows(plan)
     yield _row("engine", scenario.engine.kind)
-    return max(parameters)
+    return max(parameters), workload(plan, data, models)
 
 
 def _row(label: str, text: str) -> str:
@@ -243,16 +247,15 @@ def _spread(sizes: Sequence[int]) -> str:
     return f"min {min(sizes):,}, median {np.median(sizes):,.0f}, max {max(sizes):,}"
 
 
-def _models(plan: Plan, data: Data) -> Iterator[tuple[str, int]]:
-    """Build one model of every group; yield its line and its number of parameters."""
+def _models(plan: Plan, models: Sequence[Any]) -> Iterator[tuple[str, int]]:
+    """Yield the line of every group's model, and its number of parameters."""
     from torch import nn
 
-    from fedkd.clients.memory import checked_models
     from fedkd.models.build import count_parameters
 
     scenario = plan.scenario
     clients = Counter(map(id, plan.groups))
-    for group, model in zip(scenario.clients, checked_models(plan, data), strict=True):
+    for group, model in zip(scenario.clients, models, strict=True):
         if not isinstance(model, nn.Module):
             yield f"{group.model}: {_counted(clients[id(group)], 'client')}, {type(model).__name__}", 0
             continue
@@ -292,6 +295,17 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
         told = f"'{scenario.fusion.strategy}' raised {described(error)} when a round was tried"
         raise UserError(told, key="fusion.strategy") from error
     return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
+
+
+def _testing(work: Workload) -> str:
+    """Word what share of the arithmetic evaluations take, and what to set if it is most of it."""
+    told = f"about {work.share:.0%} of the arithmetic"
+    remedies = work.remedies()
+    if not remedies:
+        return told
+    values = [f"{key} = {value}" for key, value in remedies.items()]
+    last = f" or {values[-1]}" if len(values) > 1 else ""
+    return f"{told}; for half of it: {', '.join(values[:-1] or values)}{last}"
 
 
 def _counted(number: int, noun: str, plural: str | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -255,9 +255,17 @@ class Client(ABC):
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""
-        if self._kept and self._strategy.infers_from_guidance:
+        if self._answers_by_guidance:
             return self._strategy.infer(self.features(x), self._kept)
         return self.predict(x)
+
+    @property
+    def _answers_by_guidance(self) -> bool:
+        return bool(self._kept) and self._strategy.infers_from_guidance
+
+    def at_one_moment(self) -> AbstractContextManager[None]:
+        """Have what is evaluated several times while the block runs, without training, predicted once."""
+        return nullcontext()
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to."""

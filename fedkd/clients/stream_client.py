@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from math import isnan, nan
 from numbers import Real
 
@@ -278,6 +279,10 @@ class StreamClient(TorchClient):
         """Return the accuracy on the present task after each epoch of the last training, by split."""
         return self._curves
 
+    def at_one_moment(self) -> AbstractContextManager[None]:
+        """Predict the same samples as the same task but once while the block runs."""
+        return self.tests.at_one_moment()
+
     # Evaluation ---------------------------------------------------------------------------------------
 
     def _predictor(self) -> nn.Module:
@@ -295,8 +300,10 @@ class StreamClient(TorchClient):
 
         Both accuracies are those of all tasks so far, as the one that is measured afterwards is.
         """
-        super().remember_trained(round, changes=changes)
-        if changes:
+        with self.tests.at_one_moment():
+            super().remember_trained(round, changes=changes)
+            if not changes:
+                return
             before, _ = self.tests.measure(self.tests.met())
             self._tasks_before = (round, before)
             self.effect.begin_at(dict(zip(SPLITS, self.tests.so_far(before), strict=True)))
@@ -360,11 +367,9 @@ class StreamClient(TorchClient):
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return those `[n, C]` of the present task."""
-        if not self.learning.learner.overrides("answers"):
+        if not self.learning.learner.overrides("answers") and self._answers_by_guidance:
             return super()._answer(x)
-        model = self.learning.model()
-        outputs = self.tests.outputs(model, x)
-        return outputs if model.units is None else outputs[:, model.units.cpu().numpy()]
+        return self.tests.present(x)
 
     # State --------------------------------------------------------------------------------------------
 

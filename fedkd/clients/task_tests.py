@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import nan
 
 import numpy as np
@@ -17,6 +18,9 @@ from fedkd.data.stream import FederatedStream
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import main_protocol, protocols
 from fedkd.training.evaluate import predict_in_batches
+
+Asked = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+"""The place of a task in a client's order, and where in memory samples lie."""
 
 
 class TaskTests:
@@ -56,6 +60,16 @@ class TaskTests:
         self._order, self._learning = tuple(order), learning
         self._on_device = on_device
         self._measured = measured
+        self._answered: dict[Asked, tuple[np.ndarray, np.ndarray]] | None = None
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator[None]:
+        """Predict the same samples as the same task but once in the block, in which no weight changes."""
+        self._answered = {}
+        try:
+            yield
+        finally:
+            self._answered = None
 
     # The client's tasks -------------------------------------------------------------------------------
 
@@ -116,11 +130,30 @@ class TaskTests:
         local, common = (float(np.mean(of_split)) for of_split in accuracies[self.main][:, self.met()])
         return local, common
 
-    def outputs(self, model: TaskModel, x: np.ndarray) -> np.ndarray:
-        """Return what stands for all outputs `[n, O]` in an evaluation with the task given."""
+    def present(self, x: np.ndarray) -> np.ndarray:
+        """Return what stands for the logits `[n, C]` of the present task."""
+        place = max(self._learning.task, 0)
+        model = self._learning.model(place)
+        outputs = self.outputs(place, model, x)
+        return outputs if model.units is None else outputs[:, model.units.cpu().numpy()]
+
+    def outputs(self, place: int, model: TaskModel, x: np.ndarray) -> np.ndarray:
+        """Return what stands for all outputs `[n, O]` in an evaluation with the task given.
+
+        Args:
+            place: The task's in the client's order.
+            model: The task's.
+            x: Samples.
+        """
+        asked = place, x.__array_interface__["data"][0], x.shape, x.strides
+        if self._answered is not None and asked in self._answered:
+            return self._answered[asked][1]
         learner, context = self._learning.learner, self._learning.context
-        answers = predict_in_batches(model, lambda x: learner.answers(context, model, x), self._on_device(x))
-        return answers.cpu().numpy()
+        found = predict_in_batches(model, lambda x: learner.answers(context, model, x), self._on_device(x))
+        answers = found.cpu().numpy()
+        if self._answered is not None:
+            self._answered[asked] = x, answers  # as long as the samples are held nobody else gets their place
+        return answers
 
     def _shares(
         self, task: int, model: TaskModel, x: np.ndarray, y: np.ndarray
@@ -129,7 +162,7 @@ class TaskTests:
         if not len(y):
             return nan, nan, nan
         info = self._stream[task]
-        outputs = self.outputs(model, x)
+        outputs = self.outputs(self.place_of(task), model, x)
         own = np.array(info.own_units)
         target = np.array(info.units)[y]
         given = own[outputs[:, own].argmax(axis=1)] == target

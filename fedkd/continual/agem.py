@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -34,6 +35,8 @@ class AGem(Learner):
         "Chaudhry et al., Efficient Lifelong Learning with A-GEM, ICLR 2019, arXiv 1812.00420"
     )
 
+    steps_only_read: ClassVar[bool] = True
+
     memory_size: Annotated[int, Field(ge=0)] = 1000
     """Samples kept of all tasks together, equally many of each. More make the reference less dependent on a
     few samples, which matters less here than in replay. 0 trains like `naive`."""
@@ -42,9 +45,13 @@ class AGem(Learner):
     them if there are no more. A small batch's gradient is noisy and protects less: with 10 instead, five
     short permuted tasks forgot twice as much. A large one costs its backward pass."""
 
+    def draw(self, context: LearnerContext) -> Sequence[Tensor]:
+        """Return remembered samples for the next step; none if nothing is remembered."""
+        return episodes.draw(context, self.reference_batch_size) or ()
+
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return the gradients without what would raise the memory's loss."""
-        episode = episodes.draw(context, self.reference_batch_size)
+        episode = episodes.drawn(context, self.reference_batch_size)
         if episode is None or not gradients:
             return gradients
         trainable = self.trainable(context)

@@ -38,6 +38,8 @@ class LearnerContext:
             epoch's steps.
         position: How far an epoch has come in the present step: 0 in its first, 1 in its last (also if there
             is but one), evenly between; None outside of an epoch's steps.
+        drawn: What the learner has drawn for the present step ahead of it (see `Learner.draw`); None: it was
+            not asked to.
 
     Args:
         network: On its device.
@@ -73,6 +75,7 @@ class LearnerContext:
         self.batch_size = batch_size
         self.step_cache: dict[str, Any] | None = None
         self.position: float | None = None
+        self.drawn: Sequence[Tensor] | None = None
         self.layers: dict[str, Layer] = layers_of(network)
         self._samples = samples
         self._seed = seed
@@ -88,6 +91,11 @@ class LearnerContext:
     def tasks(self) -> int:
         """Number of tasks T of the stream."""
         return len(self.units)
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """What the context itself reads in a step: units of tasks, and what follows from them."""
+        return [*self.units, self._unit_of_label, self._closed]
 
     def samples(self, task: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the client's training samples ``[n, *input_shape]`` and labels ``[n]`` of a task.

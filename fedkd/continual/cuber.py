@@ -12,6 +12,7 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
+from fedkd.continual.projection import Projection
 from fedkd.continual.reopened import Reopened
 from fedkd.continual.reopened_subspace import ReopenedSubspace
 from fedkd.continual.subspace import draw, mean_gradients
@@ -23,6 +24,11 @@ from fedkd.training.optimizer import OptimizerSpec
 
 RATE = SCRATCH + "rate"
 """Learning rate."""
+
+DRIFTS = SCRATCH + "drifts"
+"""There if the optimiser may leave a subspace in which the gradient has no part."""
+ROUNDING = 8
+"""Times the precision of its numbers is the share of a weight's norm below which its way is rounding."""
 
 NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 """The regimes R1, R2 and R3."""
@@ -87,11 +93,14 @@ class CUBER(TRGP):
     def agree(self, memory: LayerMemory, old: int, gradient: Tensor) -> bool:
         """Return whether ``⟨G_j, G⟩ ≥ ε2 ‖G_j‖ ‖G‖`` for an old task j and a gradient G ``[out, n]``."""
         least = self.correlation * memory.gradient_length(old) * gradient.norm()
-        return bool((memory.gradient(old) * gradient).sum() >= least)
+        return bool(torch.dot(memory.gradient(old).flatten(), gradient.flatten()) >= least)
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Take down the learning rate, which the step of λ depends on."""
         context.memory[RATE] = torch.tensor(spec.lr, device=context.device)
+        context.memory.pop(DRIFTS, None)
+        if spec.name != "sgd" or spec.momentum > 0.0 or spec.weight_decay > 0.0:
+            context.memory[DRIFTS] = torch.ones(1, dtype=torch.bool)
         return spec
 
     def end_task(self, context: LearnerContext) -> None:
@@ -132,8 +141,23 @@ class CUBER(TRGP):
         return {**self.scaled(context, task, through, besides=thin), **thin}
 
     def thin(self, memory: LayerMemory) -> ThinWeight | None:
-        """Return None for layers with tasks in R3, whose ``w B_j`` change."""
-        return None if memory.flexible else super().thin(memory)
+        """Return what scales inputs instead of the weight, and note whether the weight is at the centre."""
+        weight = super().thin(memory)
+        cache = memory.context.step_cache
+        if weight is not None and cache is not None and self.is_centred(memory):
+            cache[memory.centre] = memory.shares_of_flexible()
+        return weight
+
+    def is_centred(self, memory: LayerMemory) -> bool:
+        """Return whether a layer has tasks in R3, and has not moved within their subspaces.
+
+        It is asked for plain SGD alone: only there does a gradient without a part in a subspace leave it.
+        """
+        if not memory.flexible or DRIFTS in memory.context.memory:
+            return False
+        moved = self.moved(memory) @ memory.related_basis
+        least = ROUNDING * torch.finfo(moved.dtype).eps
+        return bool(moved.norm() <= least * memory.start.norm())
 
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""
@@ -144,13 +168,20 @@ class CUBER(TRGP):
         ]
         for memory in flexible:
             self.move_to_forward(memory, memory.layer.matrix(gradients[memory.layer.weight_name]))
-        filtered = super().filter(context, gradients)
-        # All bases are columns of one orthonormal matrix, so what pulls within one leaves the others alone.
+        still: Tensors = {}
         for memory in flexible:
-            gradient = filtered[memory.layer.weight_name]
-            held = self.held_back(memory, memory.layer.matrix(gradient))
-            filtered[memory.layer.weight_name] = held.view_as(gradient)
-        return filtered
+            name = memory.layer.weight_name
+            left = self.stay(memory, gradients[name])
+            if left is not None:
+                still[name] = left
+        others = {name: gradient for name, gradient in gradients.items() if name not in still}
+        filtered = super().filter(context, others)
+        for memory in flexible:
+            name = memory.layer.weight_name
+            if name in filtered:
+                held = self.held_back(memory, memory.layer.matrix(filtered[name]))
+                filtered[name] = held.view_as(filtered[name])
+        return {**filtered, **still}
 
     def move_to_forward(self, memory: LayerMemory, gradient: Tensor) -> None:
         """Move the tasks in R3 that a step's gradient ``[out, n]`` disagrees with to R2."""
@@ -161,16 +192,50 @@ class CUBER(TRGP):
         if failed:
             memory.hold_all_but_flexible()
 
+    def stay(self, memory: LayerMemory, gradient: Tensor) -> Tensor | None:
+        """Return what is left of a gradient if λ keeps the weight at the centre of all tasks in R3.
+
+        Then it is as if they were protected too, and few inputs can stand in for the gradient.
+
+        Args:
+            memory: Of a layer with such tasks.
+            gradient: Of its weight.
+
+        Returns:
+            None if it is not known to be at the centre, or leaves it.
+        """
+        cache = memory.context.step_cache
+        shares = None if cache is None else cache.get(memory.centre)
+        if cache is None or shares is None:
+            return None
+        thin = cache.get(memory.layer.name)
+        factors = None if thin is None else thin.factors_of(gradient)
+        if factors is not None:
+            inside = factors.inputs @ memory.basis
+            energies = (factors.outputs.T @ inside).square().sum(dim=0)
+            if bool((shares @ energies <= self.strength**2).all()):
+                return factors.outputs.T @ Projection(memory.basis, onto=False).less(factors.inputs, inside)
+        del cache[memory.centre]
+        return None
+
     def held_back(self, memory: LayerMemory, gradient: Tensor) -> Tensor:
         """Return a gradient ``[out, n]`` with ``λ d / ‖d‖`` of every task in R3 added, cut to ``d / lr``."""
-        if self.strength == 0.0:  # nothing over nothing is not a number
+        flexible = memory.flexible  # the step may have moved the last one to R2
+        if self.strength == 0.0 or not flexible:  # nothing over nothing is not a number
             return gradient
-        weight, rate = memory.layer.module.weight.detach(), memory.context.memory[RATE]
-        moved = memory.layer.matrix(weight) - memory.start
-        for old in memory.flexible:
-            basis = memory.basis_of(old)
-            arrival = (moved - rate * gradient) @ basis
-            pull = torch.minimum(self.strength / arrival.norm(), 1.0 / rate)
+        basis, rate = memory.related_basis, memory.context.memory[RATE]
+        # All bases are columns of one orthonormal matrix, so both are in their coordinates, [out, R].
+        arrivals = (self.moved(memory) - rate * gradient) @ basis
+        pulls = torch.zeros_like(arrivals)
+        for old in flexible:
+            place = memory.place_of(old)
+            arrival = arrivals.index_select(1, place)
+            pull = torch.minimum(self.strength / arrival.norm(), 1.0 / rate) * arrival
+            pulls = pulls.index_add(1, place, pull)
             # One after another: the second must not undo again what the first has of a shared direction.
-            gradient = torch.addmm(gradient, pull * arrival, basis.T)
-        return gradient
+            arrivals = arrivals.index_add(1, place, pull * -rate)
+        return torch.addmm(gradient, pulls, basis.T)
+
+    def moved(self, memory: LayerMemory) -> Tensor:
+        """Return how far a weight ``[out, n]`` of a layer with tasks in R3 is from where the task began."""
+        return memory.layer.matrix(memory.layer.module.weight.detach()) - memory.start

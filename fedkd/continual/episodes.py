@@ -96,6 +96,14 @@ def draw(context: LearnerContext, size: int | None) -> Episode | None:
     return Episode(*(context.memory[name].index_select(0, rows) for name in PARTS))
 
 
+def drawn(context: LearnerContext, size: int | None) -> Episode | None:
+    """Return what was drawn for the present step ahead of it, or else `draw` now."""
+    if context.drawn is None:
+        return draw(context, size)
+    ahead, context.drawn = context.drawn, None
+    return Episode(*ahead) if ahead else None
+
+
 def fresh_rows(context: LearnerContext, owner: str, count: int, size: int | None) -> Tensor | None:
     """Draw rows ``[R]`` of a memory for a step, none of them twice, other ones every time.
 
@@ -120,8 +128,9 @@ def fresh_rows(context: LearnerContext, owner: str, count: int, size: int | None
 def counted(context: LearnerContext, name: str, more: int) -> int:
     """Return how far a counter in the memory has come, and count it up."""
     # It stays on the CPU, where it is read in every step without waiting for another device.
-    before = int(context.memory.get(name, torch.zeros(1, dtype=torch.int64))[0])
-    context.memory[name] = torch.tensor([before + more])
+    counter = context.memory.setdefault(name, torch.zeros(1, dtype=torch.int64))
+    before = int(counter)
+    counter += more
     return before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -36,6 +37,8 @@ class ExperienceReplay(Learner):
         "Chaudhry et al., On Tiny Episodic Memories in Continual Learning, arXiv 1902.10486, 2019"
     )
 
+    steps_only_read: ClassVar[bool] = True
+
     memory_size: Annotated[int, Field(ge=0)] = 1000
     """Samples kept of all tasks together. A few for every class of every task go a long way; more help more,
     and cost their bytes. 0 trains like `naive`."""
@@ -47,9 +50,13 @@ class ExperienceReplay(Learner):
     `tasks` gives every task equal weight, so old ones count for more the more there are (van de Ven et al.,
     Three Types of Incremental Learning, 2022); `sum` leaves the new loss as it is, and takes larger steps."""
 
+    def draw(self, context: LearnerContext) -> Sequence[Tensor]:
+        """Return remembered samples for the next step; none if nothing is remembered."""
+        return episodes.draw(context, self.replay_batch_size) or ()
+
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return what makes the mix of the new loss, ``share · (M − L)``, or M for the sum."""
-        episode = episodes.draw(context, self.replay_batch_size)
+        episode = episodes.drawn(context, self.replay_batch_size)
         if episode is None:
             return None
         replayed = episodes.replay_loss(context, episode)

@@ -57,6 +57,7 @@ class GPM(Learner):
     paper: ClassVar[str] = "Saha, Garg & Roy, Gradient Projection Memory for Continual Learning, ICLR 2021"
     confines: ClassVar[bool] = True
     task_statistics: ClassVar[bool] = True
+    steps_only_read: ClassVar[bool] = True
 
     threshold: Share | list[Share] = 0.97
     """ε: share of the energy of a layer's inputs that is protected; one number, or a list with one for every

@@ -94,6 +94,7 @@ class LayerMemory:
         memory.pop(OUTSIDE + name, None)
         if self.context.step_cache is not None:
             self.context.step_cache.pop(name, None)
+            self.context.step_cache.pop(self.centre, None)
         projection = cheaper_projection(self.basis if part is None else part)
         if projection.onto:
             memory[OUTSIDE + name] = projection.basis
@@ -127,6 +128,10 @@ class LayerMemory:
     def basis_of(self, task: int) -> Tensor:
         """Return B_j ``[n, r_j]`` of a task that has learned."""
         return self.basis.index_select(1, self._columns(task))
+
+    def places(self, olds: Sequence[int]) -> list[Tensor]:
+        """Return which columns of the basis are each old task's, int64 ``[r_j]``."""
+        return [self._columns(old).long() for old in olds]
 
     def related(self, task: int) -> list[int]:
         """Return the old tasks that a task is related to."""
@@ -165,6 +170,15 @@ class LayerMemory:
         union = torch.cat(columns).unique()
         places = [torch.searchsorted(union, own) for own in columns]
         return self.basis.index_select(1, union), places
+
+    @property
+    def related_basis(self) -> Tensor:
+        """The columns ``[n, R]`` of the basis that any task has which the present one is related to."""
+        return self.context.memory[RELATED + self.layer.name]
+
+    def place_of(self, old: int) -> Tensor:
+        """Return which of these columns are an old task's, int64 ``[r_j]``."""
+        return self.context.memory[f"{PLACES}{self.layer.name}/{old}"]
 
     # Gradients and regimes (CUBER) --------------------------------------------------------------------
 
@@ -219,17 +233,37 @@ class LayerMemory:
         """Undo `loosen`."""
         del self.context.memory[f"{FLEXIBLE}{self.layer.name}/{old}"]
 
+    @property
+    def centre(self) -> str:
+        """Name in the step cache of `shares_of_flexible`, while the weight is at the centre of such tasks."""
+        return f"centre/{self.layer.name}"
+
+    def free_columns(self) -> Tensor:
+        """Return 1 for every column of the basis that none but flexible tasks have, else 0, ``[r]``."""
+        free = torch.ones(self.basis.shape[1], dtype=self.basis.dtype, device=self.basis.device)
+        for old in self.learned:
+            if old not in self.flexible:
+                free[self._columns(old).long()] = 0.0
+        return free
+
+    def shares_of_flexible(self) -> Tensor:
+        """Return what each flexible task has of the free columns, ``[tasks, r]`` of 0 and 1.
+
+        A column that several of them have is the first one's.
+        """
+        free, shares = self.free_columns(), []
+        for old in self.flexible:
+            own = torch.zeros_like(free).index_fill(0, self._columns(old).long(), 1.0) * free
+            shares.append(own)
+            free = free - own
+        return torch.stack(shares)
+
     def hold_all_but_flexible(self) -> None:
         """Project gradients out of what the subspaces of all but the flexible tasks span."""
-        flexible, basis = self.flexible, self.basis
-        if not flexible:
+        if not self.flexible:
             self.hold()
             return
-        held = torch.zeros(basis.shape[1], dtype=torch.bool, device=basis.device)
-        for old in self.learned:
-            if old not in flexible:
-                held[self._columns(old).long()] = True
-        self.hold(basis[:, held].contiguous())
+        self.hold(self.basis[:, self.free_columns() == 0].contiguous())
 
 
 def layer_memories(context: LearnerContext) -> list[LayerMemory]:

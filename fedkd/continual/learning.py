@@ -248,7 +248,7 @@ class TaskLearning:
         try:
             result = yield replace(job, model=model, optimizer=spec, rules=rules, kind=kind)
         finally:
-            self.context.step_cache, self.context.position = None, None
+            self.context.step_cache, self.context.position, self.context.drawn = None, None, None
         self._track_peak()
         return result
 

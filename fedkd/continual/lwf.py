@@ -20,6 +20,7 @@ from fedkd.hyperparameters import STRICT
 from fedkd.training.losses import kd_kl
 
 PRESENT = "present"
+HEADS = "heads"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -51,6 +52,8 @@ class LwF(Learner):
     paper: ClassVar[str] = (
         "Li & Hoiem, Learning without Forgetting, IEEE TPAMI 40 (12), 2018, arXiv 1606.09282"
     )
+
+    steps_only_read: ClassVar[bool] = True
 
     weight: Annotated[float, Field(ge=0)] = 1.0
     """λ; 1 in the paper. With a head a task more is safe; with a shared head 3 already leaves little room for
@@ -118,8 +121,21 @@ class LwF(Learner):
         dismiss_teacher(context)
         meet(context, present_units(context))
 
+    def prepare_steps(self, context: LearnerContext) -> None:
+        """Find the heads."""
+        self._heads(context)
+
     def _heads(self, context: LearnerContext) -> Sequence[Tensor]:
         """Return the units of every head that was trained in earlier tasks; those of one unit say nothing."""
+        cache = context.step_cache
+        if cache is None:
+            return self._find_heads(context)
+        if HEADS not in cache:
+            cache[HEADS] = self._find_heads(context)
+        heads: Sequence[Tensor] = cache[HEADS]
+        return heads
+
+    def _find_heads(self, context: LearnerContext) -> Sequence[Tensor]:
         met = met_units(context)
         heads: list[Tensor] = []
         for own in context.units[: context.task]:

@@ -54,6 +54,15 @@ class Projection(NamedTuple):
         """Return what is outside of the subspace, of a gradient ``[out, n]`` or of inputs ``[B, n]``."""
         return project_onto(rows, self.basis) if self.onto else project_out(rows, self.basis)
 
+    def less(self, rows: Tensor, inside: Tensor) -> Tensor:
+        """Return what is outside of the span of the basis, where products with it are known.
+
+        Args:
+            rows: Inputs ``[B, n]``, for a projection that is not `onto` what is left.
+            inside: ``X B`` ``[B, r]``.
+        """
+        return torch.addmm(rows, inside, self.basis.T, alpha=-1.0)
+
 
 def cheaper_projection(basis: Tensor) -> Projection:
     """Return the thinner way to leave the span of orthonormal columns ``[n, r]``."""

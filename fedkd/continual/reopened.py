@@ -100,6 +100,9 @@ class ReopenedRules:
     def reads(self) -> Sequence[Tensor]:
         return ()
 
+    def draw(self) -> Sequence[Tensor]:
+        return ()
+
     @property
     def parameters(self) -> Sequence[Tensor]:
         return list(self._trainable.values())

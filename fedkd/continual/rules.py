@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.task_model import TaskModel
+from fedkd.continual.thin import ThinWeight
 from fedkd.training.optimizer import OptimizerSpec
 
 
@@ -66,16 +69,37 @@ class LearnerRules:
     def kind(self) -> Hashable | None:
         learner, context = self._learner, self._context
         own = type(learner).__module__.startswith("fedkd.")  # of a plug-in nobody knows what else it does
-        if not own or not (learner.leaves_steps_alone or learner.steps_only_read) or self._confines:
+        if not own or not (learner.leaves_steps_alone or learner.steps_only_read):
             return None
+        self._prepare()
         remembered = [(name, t.shape, t.stride(), t.dtype) for name, t in sorted(context.memory.items())]
+        read = [(t.shape, t.stride(), t.dtype) for t in self.reads]
         every = self._model.units is None
-        return learner, context.task, context.phase, self._labelled, every, *remembered
+        how = type(learner), repr(learner), *sorted(context.step_cache or ())  # it may hold lists
+        return *how, context.task, context.phase, self._labelled, every, *remembered, *read
 
     @property
     def reads(self) -> Sequence[Tensor]:
-        remembered = [tensor for _, tensor in sorted(self._context.memory.items())]
-        return remembered if self._model.units is None else [self._model.units, *remembered]
+        context = self._context
+        cache = context.step_cache or {}
+        remembered = [context.memory[name] for name in sorted(context.memory)]
+        cached = [cache[name] for name in sorted(cache)]
+        return [*context.tables, *remembered, *_tensors_in(cached)]
+
+    def _prepare(self) -> None:
+        """Have the learner compute what the steps of an epoch have in common."""
+        if self._context.step_cache is None:
+            self._context.step_cache = {}
+        if not self._learner.leaves_steps_alone:
+            with torch.no_grad():
+                self._substitutes(self._context.task)
+                self._learner.prepare_steps(self._context)
+
+    def draw(self) -> Sequence[Tensor]:
+        if not self._learner.overrides("draw"):
+            return ()
+        self._context.drawn = self._learner.draw(self._context)
+        return self._context.drawn
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -125,7 +149,7 @@ class LearnerRules:
 
     def after_epoch(self) -> None:
         # Also if nobody looks on, which must not make a difference.
-        self._context.step_cache, self._context.position = None, None
+        self._context.step_cache, self._context.position, self._context.drawn = None, None, None
         self._batches = 0
         if self._after_epoch is not None:
             self._after_epoch()
@@ -133,3 +157,14 @@ class LearnerRules:
     def before_evaluation(self) -> None:
         self._context.position = None
         self._model.substitute(self._substitutes(self._context.task))
+
+
+def _tensors_in(cached: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors that a step takes out of what its learner keeps for an epoch."""
+    found: list[Tensor] = []
+    for kept in tree_leaves(cached):
+        if isinstance(kept, ThinWeight):
+            found += kept.tensors
+        elif isinstance(kept, Tensor):
+            found.append(kept)
+    return found

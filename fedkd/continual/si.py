@@ -36,6 +36,7 @@ class SI(Learner):
         " arXiv 1703.04200"
     )
     follows_path: ClassVar[bool] = True
+    steps_only_read: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """c. Sweep it over powers of ten. Split MNIST with Adam: 1e2 to 1e3 with a head a task, 1e3 to 1e4 with

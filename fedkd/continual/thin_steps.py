@@ -5,7 +5,7 @@ Which it is, is decided once an epoch for every protected layer, and kept in the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -34,6 +34,8 @@ def thin_weight(
     memory: LayerMemory,
     region: TrustRegion | None = None,
     effective: Callable[[], Tensor] | None = None,
+    *,
+    through: bool = False,
 ) -> ThinWeight | None:
     """Return a protected layer's weight for steps of few inputs; None: a batch has too many.
 
@@ -41,13 +43,28 @@ def thin_weight(
         memory: The layer's.
         region: What the present task scales, if anything.
         effective: Gives the scaled weight ``w̃``, with a graph; None: w itself.
+        through: Whether the weight's gradient goes through the scales.
     """
     weight = memory.layer.module.weight
     most = most_inputs(memory, 0 if region is None else region.basis.shape[1])
     if memory.context.batch_size > most:
         return None
-    scaling = None if region is None else Scaling(weight.detach(), *region)
+    scaling = None
+    if region is not None:
+        scaling = Scaling(weight.detach(), *_within(memory, region), region.scales, through=through)
     return ThinWeight.make(weight, effective or (lambda: weight), most, scaling)
+
+
+def _within(memory: LayerMemory, region: TrustRegion) -> tuple[Tensor, Sequence[Tensor]]:
+    """Return a basis that has all columns of a region, and where.
+
+    If gradients are projected out of all that is protected, it is the basis of that: a step's inputs have to
+    be multiplied by it anyway.
+    """
+    project = memory.projection
+    if project.onto or project.basis.shape[1] != memory.basis.shape[1]:
+        return region.basis, region.places
+    return project.basis, memory.places(memory.related(memory.context.task))
 
 
 def thin_weights(context: LearnerContext, make: Callable[[LayerMemory], ThinWeight | None]) -> Tensors:
@@ -76,9 +93,12 @@ def thin_weights(context: LearnerContext, make: Callable[[LayerMemory], ThinWeig
 def leave_protected(memory: LayerMemory, gradient: Tensor) -> Tensor:
     """Return a protected layer's gradient, or change, outside of what is held: ``∇ − ∇ B Bᵀ``."""
     cache, layer, project = memory.context.step_cache, memory.layer, memory.projection
-    thin = cache.get(layer.name) if cache is not None else None
+    thin: ThinWeight | None = cache.get(layer.name) if cache is not None else None
     factors = thin.factors_of(gradient) if thin is not None else None
-    if factors is None:
+    if thin is None or factors is None:
         return project(layer.matrix(gradient)).view_as(gradient)
-    outputs, inputs = factors
-    return outputs.T @ project(inputs)
+    inputs = factors.inputs
+    scaling = thin.scaling
+    if factors.inside is not None and scaling is not None and scaling.basis is project.basis:
+        return factors.outputs.T @ project.less(inputs, factors.inside)
+    return factors.outputs.T @ project(inputs)

@@ -176,9 +176,12 @@ class TRGP(GPM):
         return weights
 
     def thin(self, memory: LayerMemory) -> ThinWeight | None:
-        """Return what scales inputs instead of the weight, for steps that leave ``w B_j`` as it is."""
+        """Return what scales inputs instead of the weight."""
         region = memory.trust_region(memory.context.task)
         if region is None:
             return super().thin(memory)
         weight = memory.layer.module.weight  # in a step, the module's own is the thin one
-        return thin_weight(memory, region, lambda: scaled_weight(weight, region))
+        through = bool(memory.flexible)
+        return thin_weight(
+            memory, region, lambda: scaled_weight(weight, region, through=through), through=through
+        )

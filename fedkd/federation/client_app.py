@@ -59,8 +59,9 @@ def _evaluate(client: Client, message: Message) -> Training[Message]:
     """Apply what the server sent, evaluate, and report the accuracy gained by it."""
     round = _round_of(message)
     yield from _receive(client, message.content, round, measured=True)
-    scores = {split: client.evaluate_fused(split, round) for split in SPLITS}
-    return _evaluated(client, message, round, scores)
+    with client.at_one_moment():
+        scores = {split: client.evaluate_fused(split, round) for split in SPLITS}
+        return _evaluated(client, message, round, scores)
 
 
 def _evaluated(
@@ -86,8 +87,9 @@ def _finish(client: Client, message: Message) -> Training[Message]:
     round = _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round)
-    scores = {split: client.evaluate(split) for split in SPLITS}
-    reply = _evaluated(client, message, round, scores, train_loss=loss)
+    with client.at_one_moment():
+        scores = {split: client.evaluate(split) for split in SPLITS}
+        reply = _evaluated(client, message, round, scores, train_loss=loss)
     if told := _at_chance(client):
         reply.content[msg.AT_CHANCE] = told
     return reply

@@ -6,6 +6,7 @@ from torch import nn
 
 from fedkd.errors import UserError
 from fedkd.models.classifier import Classifier, check_dropout, image_shape
+from fedkd.models.pooling import MaxPool2d
 
 
 def cnn(
@@ -48,10 +49,10 @@ def cnn(
     layers: list[nn.Module] = [
         # Pooling before the ReLU gives the same values on a quarter of the elements.
         nn.Conv2d(channels, 32, 5, padding=padding),
-        nn.MaxPool2d(2),
+        MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(32, 64, 5, padding=padding),
-        nn.MaxPool2d(2),
+        MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(64 * side(height) * side(width), features),

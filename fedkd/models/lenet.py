@@ -6,6 +6,7 @@ from torch import nn
 
 from fedkd.errors import UserError
 from fedkd.models.classifier import Classifier, image_shape
+from fedkd.models.pooling import MaxPool2d
 
 
 def lenet(input_shape: tuple[int, ...], classes: int) -> Classifier:
@@ -37,10 +38,10 @@ def lenet(input_shape: tuple[int, ...], classes: int) -> Classifier:
     body = nn.Sequential(
         # Pooling before the ReLU gives the same values on a quarter of the elements.
         nn.Conv2d(channels, 6, 5, padding=first),
-        nn.MaxPool2d(2),
+        MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(6, 16, 5, padding=second),
-        nn.MaxPool2d(2),
+        MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(16 * side(height) * side(width), 120),

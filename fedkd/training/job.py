@@ -30,7 +30,16 @@ class StepRules(Protocol):
 
     @property
     def reads(self) -> Sequence[Tensor]:
-        """Tensors that a step reads besides the model's, always in one order, if the rules have a kind."""
+        """Tensors that a step reads besides the model's, always in one order, if the rules have a kind.
+
+        It may change them in place.
+        """
+
+    def draw(self) -> Sequence[Tensor]:
+        """Draw what the next step uses besides its batch; asked before every step, if the rules have a kind.
+
+        What is drawn in the step itself a recording would not draw anew.
+        """
 
     @property
     def parameters(self) -> Sequence[Tensor]:
@@ -50,7 +59,7 @@ class StepRules(Protocol):
         """Called once a step, when its gradients are averaged, clipped and corrected, to change them."""
 
     def after_step(self) -> None:
-        """Called when the optimiser has changed the parameters."""
+        """Called when the optimiser has changed the parameters, as a part of the step."""
 
     def after_epoch(self) -> None:
         """Called after every epoch."""

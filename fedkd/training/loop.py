@@ -53,6 +53,7 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
     model.train()
     with seeded_torch(job.seed):
         for epoch in range(1, job.epochs + 1):
+            stepper.begin_epoch()
             order = torch.randperm(len(job.arrays[0]), generator=job.generator).to(job.arrays[0].device)
             losses: list[Tensor] = []
             sizes: list[int] = []
@@ -67,8 +68,6 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
                 sizes += [len(batch) for batch in batches]
                 if schedule is not None:
                     schedule.step()
-                if rules is not None:
-                    rules.after_step()
             # The losses leave the device once an epoch: asking after each step would make a GPU wait.
             epoch_loss = sum_over_samples(losses, sizes)
             total, taken, seen = total + epoch_loss, taken + len(steps), seen + sum(sizes)

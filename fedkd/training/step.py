@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Hashable, Iterable, Sequence
 from contextlib import nullcontext
 
@@ -35,12 +36,18 @@ class Stepper:
     ) -> None:
         self._job, self._parameters, self._optimizer = job, parameters, optimizer
         self._own = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
-        self._replays = replays
-        self._kind = None if replays is None else _replayable_kind(job, parameters)
+        self._replays = replays if _replayable(job) else None
         # What an optimiser remembers may come to be in its first step, which a recording would not repeat.
         self._plain_steps = 1 if job.optimizer.slots else 0
+        self._kind: Hashable | None = None
         self._changed: list[Tensor] = []
         self._read: list[Tensor] = []
+        self._remembered: list[Tensor] = []
+        self._looks = True
+
+    def begin_epoch(self) -> None:
+        """Look anew for what steps use besides the model's tensors and the batch."""
+        self._looks = True
 
     def take(self, batches: Sequence[Tensor], *, counts: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Take a step; return the loss of each batch, and how many of it were classified correctly.
@@ -51,7 +58,7 @@ class Stepper:
         """
         job = self._job
         arrays = ([array.index_select(0, index) for array in job.arrays] for index in batches)
-        if self._replays is None or self._kind is None or self._plain_steps > 0:
+        if self._replays is None or self._plain_steps > 0:
             self._plain_steps -= 1
             told = self._step(arrays, [len(index) for index in batches], counts=counts)
         else:
@@ -60,20 +67,54 @@ class Stepper:
 
     def _replayed(self, replays: Replays, batch: list[Tensor], size: int, *, counts: bool) -> list[Tensor]:
         job = self._job
-        if not self._changed:
-            state = optimizer_state(self._optimizer, names_of(self._parameters, job.model))
-            self._kind = replays.number((self._kind, tuple(state)))
-            own = [*job.model.parameters(), *job.model.buffers()]
-            known = {id(tensor) for tensor in own}
-            loose = [tensor for tensor in self._parameters if id(tensor) not in known]
-            self._changed = [*own, *loose, *state.values()]
-            self._read = [] if job.rules is None else list(job.rules.reads)
-        return replays.take(
-            (self._kind, size, counts),
+        if self._looks:
+            self._look(replays)
+        if self._kind is None:
+            return self._step([batch], [size], counts=counts)
+        drawn = () if job.rules is None else job.rules.draw()
+        kind, read = (
+            (self._kind, size, counts, *(tensor.shape for tensor in drawn)),
+            [*batch, *drawn, *self._read],
+        )
+        told = replays.replay(kind, self._changed, read)
+        if told is not None:
+            return told
+        told = replays.take(
+            kind,
             lambda: self._step([batch], [size], counts=counts),
             self._changed,
-            [*batch, *job.constants, *(job.correction or ()), *self._read],
+            read,
+            self._intact,
         )
+        # A step that is taken may have changed what rules remember; one that always is need not be asked.
+        self._looks = not replays.refuses(kind) and not self._intact()
+        return told
+
+    def _look(self, replays: Replays) -> None:
+        job = self._job
+        self._looks = False
+        kind = _kind(job, self._parameters)
+        if kind is None:
+            self._kind = None
+            return
+        state = optimizer_state(self._optimizer, names_of(self._parameters, job.model))
+        own = [*job.model.parameters(), *job.model.buffers()]
+        known = {id(tensor) for tensor in own}
+        loose = [tensor for tensor in self._parameters if id(tensor) not in known]
+        self._remembered = [] if job.rules is None else list(job.rules.reads)
+        self._changed = [*own, *loose, *state.values(), *self._remembered]
+        self._read = [*job.constants, *(job.correction or ())]
+        tensors = [*self._changed, *self._read]
+        first = {id(tensor): place for place, tensor in reversed(list(enumerate(tensors)))}
+        twice = tuple((n, first[id(t)]) for n, t in enumerate(tensors) if first[id(t)] != n)
+        self._kind = replays.number((kind, tuple(state), twice))
+
+    def _intact(self) -> bool:
+        """Return whether rules remember the very tensors that they did when they were last looked at."""
+        if self._job.rules is None:
+            return True
+        reads = self._job.rules.reads
+        return len(reads) == len(self._remembered) and all(map(operator.is_, reads, self._remembered))
 
     def _step(self, batches: Iterable[list[Tensor]], sizes: Sequence[int], *, counts: bool) -> list[Tensor]:
         job, rules = self._job, self._job.rules
@@ -87,6 +128,8 @@ class Stepper:
             rules.after_backward()
         _lay_out_gradients(self._parameters)
         self._optimizer.step()
+        if rules is not None:
+            rules.after_step()
         return losses + right
 
     def _accumulate_gradients(
@@ -113,16 +156,19 @@ class Stepper:
         return losses, right
 
 
-def _replayable_kind(job: TrainJob, parameters: Sequence[Tensor]) -> Hashable | None:
-    """Return what steps have to agree in to be the same kernels; None: they are not to be replayed."""
+def _replayable(job: TrainJob) -> bool:
+    """Return whether steps of a job may be replayed as far as everything but its rules goes."""
     if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
-        return None
+        return False
+    if any(tensor.device.type != "cpu" for tensor in [*job.arrays, *job.model.parameters()]):
+        return False  # elsewhere autograd goes back on a thread of its own
+    return all(map(_is_known, job.model.modules()))
+
+
+def _kind(job: TrainJob, parameters: Sequence[Tensor]) -> Hashable | None:
+    """Return what steps have to agree in to be the same kernels; None: they are not to be replayed."""
     rules = None if job.rules is None else job.rules.kind
     if job.rules is not None and rules is None:
-        return None
-    if any(tensor.device.type != "cpu" for tensor in [*job.arrays, *job.model.parameters()]):
-        return None  # elsewhere autograd goes back on a thread of its own
-    if not all(map(_is_known, job.model.modules())):
         return None
     return job.signature(), rules, tuple(names_of(parameters, job.model))
 

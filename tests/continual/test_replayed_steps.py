@@ -7,15 +7,33 @@ from itertools import cycle
 
 import pytest
 import tomli_w
+import torch
+import torch.nn.functional as F
+from small_learning import SGD, small_stream, small_units, start, train
 
 import fedkd
+from fedkd.continual.cuber import CUBER
 from fedkd.continual.registry import LEARNERS
+from fedkd.models.mlp import mlp
 from fedkd.plan.load import load_scenario
 from fedkd.training import replay
-from fedkd.training.replay import Recording
+from fedkd.training.recording import Recording
+from fedkd.training.replay import Replays
 
-READING = ["naive", "ewc", "online_ewc", "mas", "supsup", "ssnet", "exssnet"]
-OPTIONS = {"ssnet": {"mask_share": 0.5}, "exssnet": {"mask_share": 0.5}, "ewc": {"strength": 5.0}}
+READING = [
+    *("naive", "ewc", "online_ewc", "mas", "supsup", "ssnet", "exssnet", "si"),
+    *("gpm", "trgp", "cuber", "er", "agem", "lwf"),
+]
+OPTIONS = {
+    "ssnet": {"mask_share": 0.5},
+    "exssnet": {"mask_share": 0.5},
+    "ewc": {"strength": 5.0},
+    "gpm": {"threshold": [0.9, 0.95]},
+    "trgp": {"threshold": 0.9, "relatedness": 0.0},
+    "cuber": {"threshold": 0.9, "relatedness": 0.0, "correlation": -0.05},
+    "er": {"memory_size": 30},
+    "agem": {"memory_size": 30, "reference_batch_size": 12},
+}
 
 
 def test_these_are_all():
@@ -34,15 +52,15 @@ def test_to_the_byte(learner, model, digits_scenario, tmp_path, monkeypatch):
     }
     stream = {
         "learner": learner,
-        "rounds_per_task": 2,
-        "tasks": {"kind": "split", "count": 2, "classes_per_task": 3},
+        "rounds_per_task": 1,
+        "tasks": {"kind": "split", "count": 3, "classes_per_task": 3},
     }
     path = tmp_path / "scenario.toml"
     path.write_text(
         tomli_w.dumps(
             digits_scenario
             | {"data": data, "clients": [{"model": model}], "continual": stream | OPTIONS.get(learner, {})}
-            | {"training": {"lr": 1e-3, "batch_size": 8, "local_epochs": 3}}
+            | {"training": {"lr": 1e-3, "batch_size": 8, "local_epochs": 4}}
         )
     )
     replays: list[int] = []
@@ -61,3 +79,40 @@ def test_to_the_byte(learner, model, digits_scenario, tmp_path, monkeypatch):
         assert bool(replays) == (patience == 2)
     assert runs[0] == runs[1]
     assert len(replays) > 30
+
+
+def test_layers_whose_tasks_change_their_regime_on_the_way(monkeypatch):
+    """CUBER decides by values in every step: what a recording says of one no longer holds after another."""
+    monkeypatch.setattr(replay, "PATIENCE", 2)
+    replayed: list[bool] = []
+    run = Replays.replay
+
+    def noted(self, *arguments):
+        told = run(self, *arguments)
+        replayed.append(told is not None)
+        return told
+
+    monkeypatch.setattr(Replays, "replay", noted)
+    stream = small_stream(3, samples=48, shape=(12,), seed=2)
+    nets, regimes = [], []
+    for kind in (None, "replayed"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = mlp((12,), 2, hidden=[24, 20], bias=False)
+        learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-0.1, strength=0.05)
+        learning = start(learner, network, stream, small_units(3, shared=True), batch_size=4)
+        for task, arrays in enumerate(stream):
+            learning.enter(task)
+            train(
+                learning, arrays, lambda model, x, y: F.cross_entropy(model(x), y), optimizer=SGD,
+                epochs=range(4), task_epochs=4, batch_size=4, generator=torch.Generator().manual_seed(task),
+                seed=task, kind=kind, replayable=True,
+            )  # fmt: skip
+            regimes += [name.clone() for key, name in learning.context.memory.items() if "regime/" in key]
+            learning.end()
+        nets.append(network)
+    assert all(torch.equal(*pair) for pair in zip(*(net.parameters() for net in nets), strict=True))
+    half = len(regimes) // 2
+    assert all(torch.equal(*pair) for pair in zip(regimes[:half], regimes[half:], strict=True))
+    assert any(bool((now != begun).any()) for begun, now in regimes), "none has changed"
+    assert sum(replayed) > 40

@@ -123,7 +123,7 @@ def test_a_gradient_of_one_call_is_known_to_be_its_product():
     for seed in (1, 2):  # the last call's
         x = draw(5, 7, seed=seed)
         gradient = backward(linear, thin, x)
-        outputs, inputs = thin.factors_of(gradient)
+        outputs, inputs, _ = thin.factors_of(gradient)
         assert torch.equal(inputs, x)
         torch.testing.assert_close(outputs, F.linear(x, dense(), linear.bias).cos().detach())
         torch.testing.assert_close(gradient, outputs.T @ x)
@@ -292,6 +292,33 @@ def test_learners_learn_what_they_would_without(monkeypatch, learner, way):
         theirs = dense.effective(others, task)
         for name, weight in thin.effective(context, task).items():
             torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("optimizer", "strength"), [(SGD, 1e3), (SGD, 0.3), (MOMENTUM, 1e3)])
+def test_what_stays_at_the_centre_is_as_if_it_were_protected(monkeypatch, optimizer, strength):
+    """With a strong λ nothing moves in R3; dense products and a proximal step say the same, or differ."""
+    learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-1.0, strength=strength)
+    stayed = []
+    stay = CUBER.stay
+
+    def noted(self, memory, gradient):
+        left = stay(self, memory, gradient)
+        stayed.append(left is not None)
+        return left
+
+    monkeypatch.setattr(CUBER, "stay", noted)
+    net, _ = course(learner, optimizer=optimizer)
+    if optimizer is MOMENTUM:
+        assert not any(stayed), "momentum may carry weights on"
+    elif strength == 1e3:
+        assert all(stayed) and stayed
+    else:
+        assert set(stayed) == {True, False}
+    monkeypatch.setattr(CUBER, "is_centred", lambda self, memory: False)
+    other, _ = course(learner, optimizer=optimizer)
+    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        # A proximal step knows the learning rate in float32.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("learner", LEARNERS[:3], ids=["gpm", "trgp", "cuber"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import tomli_w
 
 import fedkd
+from fedkd.clients import task_tests
 from fedkd.clients.stream_client import StreamClient
 from fedkd.clients.task_tests import TaskTests
 from fedkd.clients.torch_client import Measured
@@ -61,3 +62,32 @@ def test_and_the_figures_are_those_of_everyone_for_themselves(
     saved = (CLIENTS - 1) * shared
     assert scores_alone - scores == saved * (ROUNDS + 1)
     assert tests_alone - tests == saved * (ROUNDS + 1) * TASKS
+
+
+@pytest.mark.parametrize("learner", ["naive", "icarl", "supsup"])
+def test_the_present_task_is_predicted_once_a_moment(learner, digits_scenario, tmp_path, monkeypatch):
+    del digits_scenario["rounds"]
+    stream = {"learner": learner, "rounds_per_task": 2, "tasks": {"kind": "split", "count": TASKS}}
+    data = digits_scenario["data"] | {"clients": 2, "partition": {"scheme": "iid", "samples_per_client": 30}}
+    path = tmp_path / "scenario.toml"
+    path.write_text(tomli_w.dumps(digits_scenario | {"data": data, "continual": stream}))
+
+    def run(name: str) -> tuple[bytes, int]:
+        predictions: list[int] = []
+        predict = task_tests.predict_in_batches
+
+        def noted(model: Any, outputs: Any, x: Any) -> Any:
+            predictions.append(len(x))
+            return predict(model, outputs, x)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(task_tests, "predict_in_batches", noted)
+            fedkd.run(load_scenario(path), out=tmp_path / name)
+        return (tmp_path / name / "metrics.jsonl").read_bytes(), len(predictions)
+
+    once, few = run("once")
+    monkeypatch.setattr(TaskTests, "at_one_moment", lambda self: nullcontext())
+    anew, many = run("anew")
+    assert once == anew
+    # Two clients, two splits; two moments of every round, and one before the first.
+    assert many - few == 2 * 2 * (2 * ROUNDS + 1)

@@ -1,0 +1,43 @@
+"""Max-pooling of 2×2 windows that is quick where nobody will ask which value was the largest."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """`torch.nn.MaxPool2d`, quicker in predictions on a CPU, and the same numbers.
+
+    torch's own kernel also notes where each maximum was, which only training needs, and goes through the
+    channels of one pixel at a time: of a LeNet's 6 it can take but 6 at once. Without gradients this takes
+    whole rows of an image that is stored channels last.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the maxima ``[B, C, H', W']`` of windows of images ``[B, C, H, W]``."""
+        if torch.is_grad_enabled() or not self._halves or not _lies_channels_last(input):
+            return super().forward(input)
+        height, width = 2 * (input.shape[2] // 2), 2 * (input.shape[3] // 2)
+        rows = torch.maximum(input[:, :, 0:height:2], input[:, :, 1:height:2])
+        if width < input.shape[3]:
+            return torch.maximum(rows[..., 0:width:2], rows[..., 1:width:2])
+        # Two pixels that lie side by side, as one vector of both their channels.
+        pairs = rows.permute(0, 2, 3, 1).reshape(len(rows), height // 2, width // 2, -1)
+        left, right = pairs.chunk(2, dim=-1)
+        return torch.maximum(left, right).permute(0, 3, 1, 2)
+
+    @property
+    def _halves(self) -> bool:
+        window = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return window == (2, 2, 0, 1) and not self.ceil_mode and not self.return_indices
+
+
+def _lies_channels_last(images: Tensor) -> bool:
+    return (
+        images.device.type == "cpu"
+        and images.dim() == 4
+        and images.numel() > 0
+        and min(images.shape[2:]) > 1
+        and images.is_contiguous(memory_format=torch.channels_last)
+    )

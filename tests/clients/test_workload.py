@@ -1,0 +1,84 @@
+"""What share of the arithmetic evaluations will take: by hand, and as a run counts it."""
+
+from __future__ import annotations
+
+import pytest
+
+import fedkd
+from fedkd.clients.memory import checked_models
+from fedkd.clients.workload import Workload, workload
+from fedkd.data.load import load_data
+from fedkd.plan.load import parse_plan
+from fedkd.training import evaluate
+
+FORWARD = 2 * (64 * 200 + 200 * 200 + 200 * 10)
+"""Operations of the default mlp on 8×8 digits."""
+
+
+def estimated(tables) -> tuple[Workload, int]:
+    plan = parse_plan(tables)
+    data = load_data(plan.scenario)
+    found = workload(plan, data, checked_models(plan, data))
+    return found, found.test
+
+
+@pytest.mark.parametrize(
+    ("change", "trained", "tested"),
+    [
+        # 80 training samples, 20 of one's own to be tested on, the common ones C; 60 for transfer.
+        ({"fusion": {"strategy": "local"}}, 3 * 80, lambda c: 20 + c),
+        ({}, 3 * 80 + 60 + 3 * 60, lambda c: 2 * (20 + c) + 60),
+        ({"clients_per_round": 2}, (3 * 80 + 60 + 3 * 60) / 2, lambda c: 1.5 * (20 + c) + 30),
+        ({"fusion": {"strategy": "flwr:FedAvg"}}, 3 * 80, lambda c: 2 * 20 + c + c / 4),
+    ],
+    ids=["local", "knfu", "half of them", "weights"],
+)
+def test_by_hand(change, trained, tested, digits_scenario):
+    found, common = estimated(digits_scenario | change)
+    assert found.training == pytest.approx(4 * FORWARD * trained)
+    assert found.evaluation == pytest.approx(4 * FORWARD * tested(common))
+    assert found.share == pytest.approx(tested(common) / (trained + tested(common)))
+
+
+def test_as_many_samples_as_a_run_predicts(digits_scenario, tmp_path, monkeypatch):
+    tables = digits_scenario | {"rounds": 1}
+    found, _ = estimated(tables)
+    seen: list[int] = []
+    predict = evaluate.predict_in_batches
+
+    def counted(model, outputs, x, *size):
+        seen.append(len(x))
+        return predict(model, outputs, x, *size)
+
+    monkeypatch.setattr(evaluate, "predict_in_batches", counted)
+    fedkd.run(tables, out=tmp_path / "out")
+    uploaded = 4 * 60
+    assert sum(seen) - uploaded == found.evaluation / FORWARD
+
+
+def test_a_stream_is_asked_about_all_tasks_so_far_and_the_next(digits_scenario):
+    del digits_scenario["rounds"]
+    stream = {"rounds_per_task": 1, "tasks": {"kind": "split", "count": 5}}
+    data = digits_scenario["data"] | {"partition": {"scheme": "iid", "samples_per_client": 20}}
+    common = digits_scenario | {"data": data, "fusion": {"strategy": "local"}}
+    naive, _ = estimated(common | {"continual": stream | {"learner": "naive"}})
+    masks, _ = estimated(common | {"continual": stream | {"learner": "supsup"}})
+    given, _ = estimated(
+        common | {"continual": stream | {"learner": "supsup", "evaluate_without_task": False}}
+    )
+    single, _ = estimated(
+        common | {"continual": stream | {"learner": "naive", "tasks": {"kind": "split", "count": 1}}}
+    )
+    assert masks.evaluation == pytest.approx(2 * naive.evaluation) == pytest.approx(2 * given.evaluation)
+    assert naive.evaluation > 3 * single.evaluation / 5
+
+
+def test_remedies_bring_it_down_to_half():
+    work = Workload(training=10.0, evaluation=400.0, clients=20, evaluated=20, every=1, test=1000)
+    assert work.share == pytest.approx(400 / 410)
+    remedies = work.remedies()
+    assert remedies == {"evaluate_every": 40, "data.test_size": 25}, "half a client is none"
+    fewer = Workload(100.0, 400.0, 20, 20, 2, 1000)
+    assert fewer.remedies() == {"evaluate_every": 4, "evaluate_clients": 10, "data.test_size": 500}
+    assert Workload(100.0, 400.0, 20, 20, 4, 1000).remedies() == {}
+    assert Workload(0.0, 0.0, 2, 2, 1, 0).share == 0.0
