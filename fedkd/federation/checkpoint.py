@@ -1,13 +1,18 @@
 """Checkpoints: the whole state of a run after a round, on disk whole or not at all.
 
-    checkpoints/round-00003/server.safetensors        what the server strategy carries
-                            client-00004.safetensors  one per client that has a state
-                            manifest.json             round, totals, offsets of the run's files, the scenario;
-                                                      SHA-256 of every file here and of its own content
+    checkpoints/clients/client-00004@00002.safetensors  what client 4 was after round 2
+                round-00003/server.safetensors          what the server strategy carries
+                            manifest.json               round, totals, offsets of the run's files, the scenario;
+                                                        SHA-256 of every file and of its own content
 
-A checkpoint is written under another name and renamed when it is complete. Clients that did not change since
-the last one are hard links to it. The last two are kept: should the newest be damaged, the one before it is
-still there. What is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
+A checkpoint writes the clients that have changed since the last one, then, under another name, its own folder,
+which is renamed when it is complete: its manifest says which file every client's state is in, and until it is
+there nobody looks for them. The last two are kept: should the newest be damaged, the one before it is still
+there. Files that neither speaks of are removed. What is not, to the bit, what was written is told of by name
+and not used. Nothing is a pickle.
+
+A checkpoint of the layout before, whose folder holds every client as ``client-00004.safetensors``, is read too,
+and gone on from.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,14 +33,19 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder
+from fedkd.tracking.recorder import file_digest
 from fedkd.tracking.totals import Totals
 
 KEPT = 2
 SERVER = "server.safetensors"
 MANIFEST = "manifest.json"
+CLIENTS = "clients"
 _NAME = re.compile(r"round-(\d+)")
+_STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
+_OLD_STATE = re.compile(r"client-(\d+)\.safetensors")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -82,16 +92,29 @@ class CheckpointStore:
         self._tell = tell
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._previous: Path | None = None  # what unchanged clients are linked to
-        self._digests: Mapping[str, str] = {}  # of its files
+        self._previous: Path | None = None  # what the next one leaves out, this one speaks of
+        self._states: dict[int, _File] = {}  # of every client, as that one speaks of them
+        self._spoken_of: dict[str, set[str]] = {}  # names of state files, by checkpoint
+        self._added: dict[int, _File] = {}  # written since
+
+    def add(self, round: int, clients: Mapping[int, Arrays]) -> None:
+        """Write some clients' states in the background, ahead of the checkpoint that they belong to.
+
+        So that no more of them need be in memory than are handed over at once.
+
+        Raises:
+            OSError: What was to be written before could not be.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._add, round, clients)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint in the background.
 
-        `checkpoint.clients` need hold only the clients that changed since the last one.
+        `checkpoint.clients` need hold only the clients that changed since the last one and were not added.
 
         Raises:
-            OSError: The checkpoint before this one could not be written.
+            OSError: What was to be written before could not be.
         """
         self.wait()
         self._writing = self._writer.submit(self._write, checkpoint)
@@ -114,14 +137,17 @@ class CheckpointStore:
             self._writer.shutdown()
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint, or None if there is none."""
+        """Return the newest complete checkpoint, or None if there is none.
+
+        All of it is looked through; clients' states are read when they are asked for.
+        """
         for path in reversed(self._complete()):
             try:
-                checkpoint, self._digests = _read(path)
+                checkpoint, states = _read(path)
             except _Damaged as damage:
                 self._tell(f"checkpoint {path.name} is damaged and not used: {damage}")
                 continue
-            self._previous = path
+            self._previous, self._states = path, states
             return checkpoint
         return None
 
@@ -140,38 +166,59 @@ class CheckpointStore:
         return sorted(found, key=_round)
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._add(checkpoint.round, checkpoint.clients)
         final = self._folder / f"round-{checkpoint.round:05d}"
-        # Later than what the run goes on from is what a run left that was resumed from an earlier checkpoint
-        # because the later ones are damaged, or that was killed while it wrote.
-        done = _round(self._previous) if self._previous else 0
-        for path in [*self._complete(), *self._folder.glob(".*.partial")]:
-            if path.name.startswith(".") or _round(path) > done:
-                shutil.rmtree(path)
         partial = self._folder / f".{final.name}.partial"
+        states = self._states | self._added
         try:
             partial.mkdir()
-            digests = self._fill(partial, checkpoint)
+            self._fill(partial, checkpoint, states)
             os.replace(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(self._folder)
-        self._previous, self._digests = final, digests
+        self._previous, self._states, self._added = final, states, {}
         for path in self._complete()[:-KEPT]:
             shutil.rmtree(path)
+        self._sweep()
 
-    def _fill(self, partial: Path, checkpoint: Checkpoint) -> Mapping[str, str]:
-        """Write all files of a checkpoint; return their digests."""
-        digests = {SERVER: _write_arrays(partial / SERVER, checkpoint.server)}
-        for client, arrays in checkpoint.clients.items():
-            name = _client_file(client)
-            digests[name] = _write_arrays(partial / name, arrays)
-        if self._previous is not None:
-            for name, digest in self._digests.items():
-                if name not in digests:
-                    _link(self._previous / name, partial / name)
-                    digests[name] = digest
+    def _add(self, round: int, clients: Mapping[int, Arrays]) -> None:
+        """Write states that no checkpoint speaks of yet."""
+        pool = self._folder / CLIENTS
+        if not self._added:
+            pool.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            self._adopt(pool)
+        written = {client: pool / f"client-{client:05d}@{round:05d}.safetensors" for client in clients}
+        for client, path in written.items():
+            self._added[client] = _File(path, _write_arrays(path, clients[client], sync=False))
+        # Only now: the first takes all others along, where a file system writes its journal at once.
+        for path in written.values():
+            _sync(path)
+
+    def _clear(self) -> None:
+        """Remove what is later than what the run goes on from.
+
+        A run left it that was resumed from an earlier checkpoint because the later ones are damaged, or that
+        was killed while it wrote.
+        """
+        done = _round(self._previous) if self._previous else 0
+        for path in [*self._complete(), *self._folder.glob(".*.partial")]:
+            if path.name.startswith(".") or _round(path) > done:
+                shutil.rmtree(path)
+
+    def _adopt(self, pool: Path) -> None:
+        """Take states over that lie in a checkpoint's own folder, as of old, which will be removed."""
+        for client, file in self._states.items():
+            if file.path.parent != pool:
+                adopted = pool / f"client-{client:05d}@{_round(file.path.parent):05d}.safetensors"
+                adopted.unlink(missing_ok=True)
+                _link(file.path, adopted)
+                self._states[client] = _File(adopted, file.digest)
+
+    def _fill(self, partial: Path, checkpoint: Checkpoint, states: Mapping[int, _File]) -> None:
+        """Write all files of a checkpoint but for the clients' states, which are there already."""
         manifest = {
             "round": checkpoint.round,
             "totals": asdict(checkpoint.totals),
@@ -180,35 +227,86 @@ class CheckpointStore:
             "offsets_if_longer": dict(checkpoint.offsets_if_longer),
             "digests_if_longer": dict(checkpoint.digests_if_longer),
             "scenario": dict(checkpoint.scenario),
-            "files": dict(sorted(digests.items())),
+            "files": {SERVER: _write_arrays(partial / SERVER, checkpoint.server)},
+            "clients": {states[client].path.name: states[client].digest for client in sorted(states)},
         }
         manifest["digest"] = _digest_of(manifest)
         _write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        if states:
+            sync_folder(self._folder / CLIENTS)
         sync_folder(partial)
-        return digests
+
+    def _sweep(self) -> None:
+        """Remove states that no checkpoint speaks of any more."""
+        kept = {path.name: path for path in self._complete()}
+        known = {name: names for name, names in self._spoken_of.items() if name in kept}
+        assert self._previous is not None
+        known[self._previous.name] = {file.path.name for file in self._states.values()}
+        for name in kept.keys() - known.keys():
+            try:
+                known[name] = set(_manifest(kept[name]).get("clients", ()))
+            except _Damaged:
+                known[name] = set()
+        self._spoken_of = known
+        wanted = set().union(*known.values())
+        with os.scandir(self._folder / CLIENTS) as entries:
+            for entry in entries:
+                if _STATE.fullmatch(entry.name) and entry.name not in wanted:
+                    os.unlink(entry.path)
 
 
 def _round(path: Path) -> int:
     return int(path.name.removeprefix("round-"))
 
 
-def _client_file(client: int) -> str:
-    return f"client-{client:05d}.safetensors"
+@dataclass(frozen=True)
+class _File:
+    """A client's state on disk.
+
+    Attributes:
+        path: Where.
+        digest: SHA-256 of what was written.
+    """
+
+    path: Path
+    digest: str
+
+
+class _SavedStates(Mapping[int, Arrays]):
+    """Clients' states, each read when it is asked for."""
+
+    def __init__(self, files: Mapping[int, _File]) -> None:
+        self._files = files
+
+    def __getitem__(self, client: int) -> Arrays:
+        file = self._files[client]
+        try:
+            return _arrays(file.path, file.digest)
+        except _Damaged as damage:  # it was whole a moment ago
+            raise UserError(str(damage), file=str(file.path.parent)) from damage
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 class _Damaged(Exception):
     """A checkpoint is not what was written; says what of it."""
 
 
-def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
-    """Return the checkpoint in a folder, and the digests of its files.
+def _read(path: Path) -> tuple[Checkpoint, dict[int, _File]]:
+    """Return the checkpoint in a folder, and where the states of its clients are.
 
     Raises:
         _Damaged: It is not what was written, to the bit.
     """
     manifest = _manifest(path)
-    digests: dict[str, str] = manifest["files"]
-    arrays = {name: _arrays(path / name, digest) for name, digest in digests.items()}
+    states = _states(path, manifest)
+    server = _arrays(path / SERVER, manifest["files"][SERVER])
+    for file in states.values():
+        _check(file)
     checkpoint = Checkpoint(
         round=manifest["round"],
         totals=Totals(**manifest["totals"]),
@@ -217,13 +315,22 @@ def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
         offsets_if_longer=manifest["offsets_if_longer"],
         digests_if_longer=manifest["digests_if_longer"],
         scenario=manifest["scenario"],
-        server=arrays.pop(SERVER),
-        clients={
-            int(name.removeprefix("client-").removesuffix(".safetensors")): state
-            for name, state in arrays.items()
-        },
+        server=server,
+        clients=_SavedStates(dict(states)),
     )
-    return checkpoint, digests
+    return checkpoint, states
+
+
+def _states(path: Path, manifest: Mapping[str, Any]) -> dict[int, _File]:
+    """Return where the state of every client is that a manifest speaks of."""
+    if "clients" in manifest:
+        found, folder, pattern = manifest["clients"], path.parent / CLIENTS, _STATE
+    else:
+        found, folder, pattern = manifest["files"], path, _OLD_STATE
+    matches = {name: pattern.fullmatch(name) for name in found}
+    return {
+        int(match[1]): _File(folder / name, found[name]) for name, match in matches.items() if match is not None
+    }
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -253,6 +360,23 @@ def _arrays(path: Path, digest: str) -> Arrays:
     raise _Damaged(f"{path.name} is not what was written")
 
 
+def _check(file: _File) -> None:
+    """Look through a file.
+
+    Raises:
+        _Damaged: It is not what was written.
+    """
+    name = file.path.name
+    try:
+        found = file_digest(file.path)
+    except FileNotFoundError:
+        raise _Damaged(f"{name} is missing") from None
+    except OSError:
+        raise _Damaged(f"{name} cannot be read") from None
+    if found != file.digest:
+        raise _Damaged(f"{name} is not what was written")
+
+
 def _digest_of(manifest: Mapping[str, Any]) -> str:
     """Return the digest of a manifest's content, however it is laid out."""
     return _sha256(json.dumps(manifest, sort_keys=True).encode())
@@ -262,17 +386,23 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_arrays(path: Path, arrays: Arrays) -> str:
+def _write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> str:
     """Write a file of arrays; return its digest."""
     data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
-    _write_bytes(path, data)
+    _write_bytes(path, data, sync=sync)
     return _sha256(data)
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def _write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.flush()
+        if sync:
+            os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

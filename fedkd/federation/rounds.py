@@ -20,7 +20,7 @@ from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError, de
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.chance import ChanceWatch
-from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
+from fedkd.federation.checkpoint import Arrays, Checkpoint, CheckpointStore
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
 from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
@@ -34,6 +34,10 @@ from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
 from fedkd.tracking.totals import Totals
+
+STATES_AT_ONCE = 128
+"""Clients whose states are in this process at a time, while they are saved or restored; and as many again, while
+they are written."""
 
 
 class Rounds:
@@ -284,13 +288,18 @@ class Rounds:
 
     def _save(self, round: int, store: CheckpointStore) -> None:
         started = time.perf_counter()
-        nodes = [self._node_of_client[client] for client in sorted(self._changed)]
-        replies = self._messenger.send(
-            round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
-        )
-        states = {
-            client: from_record(reply.content.array_records[msg.STATE]) for client, reply in replies.items()
-        }
+        states: dict[int, Arrays] = {}
+        for clients in _portions(sorted(self._changed)):
+            if states:
+                store.add(round, states)
+            nodes = [self._node_of_client[client] for client in clients]
+            replies = self._messenger.send(
+                round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
+            )
+            states = {
+                client: from_record(reply.content.array_records[msg.STATE])
+                for client, reply in replies.items()
+            }
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
         now = self._recorder.offsets(), self._recorder.digests()
@@ -324,10 +333,18 @@ class Rounds:
         self._totals = checkpoint.totals
         self._strategy.begin_round(self._tasks(checkpoint.round))
         self._strategy.restore(checkpoint.server)
-        requests = [
-            Message(
-                RecordDict({msg.STATE: to_record(arrays)}), self._node_of_client[client], msg.IMPORT_STATE
-            )
-            for client, arrays in checkpoint.clients.items()
-        ]
-        self._messenger.send(checkpoint.round, "restore", requests)
+        for clients in _portions(sorted(checkpoint.clients)):
+            requests = [
+                Message(
+                    RecordDict({msg.STATE: to_record(checkpoint.clients[client])}),
+                    self._node_of_client[client],
+                    msg.IMPORT_STATE,
+                )
+                for client in clients
+            ]
+            self._messenger.send(checkpoint.round, "restore", requests)
+
+
+def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
+    """Return clients in portions whose states there is room for at once."""
+    return [clients[start : start + STATES_AT_ONCE] for start in range(0, len(clients), STATES_AT_ONCE)]

@@ -133,8 +133,7 @@ def test_flowers_strategies_resume_with_their_moments(fusion, tmp_path):
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, unbroken):
-    newest = finished / "checkpoints" / "round-00008"
-    victim = next(newest.glob("client-*.safetensors"))
+    victim = next((finished / "checkpoints" / "clients").glob("client-*@00008.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1])
     fedkd.resume(finished)
     assert metrics_of(finished) == metrics_of(unbroken)
