@@ -80,7 +80,7 @@ def run(
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
         _watched(plan.scenario, observers) as observer,
-        _engine(plan, observer) as engine,
+        _engine(plan, folder, observer) as engine,
     ):
         write_plan(folder, plan)
         return _work(plan, folder, engine, observer, resume=False)
@@ -125,7 +125,7 @@ def resume(
     plan = plan_of_run(folder, rounds)
     with locked(folder), _watched(plan.scenario, observers) as observer:
         _check_continuation(plan, folder)
-        with _engine(plan, observer) as engine:
+        with _engine(plan, folder, observer) as engine:
             if rounds is not None:
                 write_plan(folder, plan)
             return _work(plan, folder, engine, observer, resume=True)
@@ -163,7 +163,7 @@ class _Engine:
 
 
 @contextmanager
-def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
+def _engine(plan: Plan, folder: Path, observer: RunObserver) -> Iterator[_Engine]:
     """Load the data, start the engine, and stop it at the end."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with ExitStack() as stack:
@@ -171,7 +171,7 @@ def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
             data = _load(plan.scenario, observer)
             from fedkd.engine.clients import inline_grid
 
-            grid: EngineGrid = inline_grid(plan, data)
+            grid: EngineGrid = inline_grid(plan, data, folder)
         else:
             from fedkd.engine.ray_pool import connect
 
@@ -184,7 +184,7 @@ def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
                 data = loading.result()
             from fedkd.engine.clients import ray_grid
 
-            grid = ray_grid(plan, data, cluster)
+            grid = ray_grid(plan, data, cluster, folder)
         stack.callback(grid.close)
         yield _Engine(grid, data)
 

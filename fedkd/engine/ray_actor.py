@@ -47,7 +47,8 @@ class ClientActor:
         try:
             with contained():
                 self._workload: Workload = make_workload(*arguments)
-            self._clients = LiveClients(self._workload.app, self._workload.context, self._together)
+            room = getattr(self._workload, "room", None)  # one that says nothing has room for all
+            self._clients = LiveClients(self._workload.app, self._workload.context, self._together, room)
         except Exception as error:  # of one that leaves a constructor, Ray passes on nothing but the text
             self._failure = error
 

@@ -2,17 +2,17 @@
 
     checkpoints/clients/client-00004@00002.safetensors  what client 4 was after round 2
                 round-00003/server.safetensors          what the server strategy carries
-                            manifest.json               round, totals, offsets of the run's files, the scenario;
-                                                        SHA-256 of every file and of its own content
+                            manifest.json               round, totals, offsets of the run's files, the
+                                                        scenario; SHA-256 of every file and of its own content
 
-A checkpoint writes the clients that have changed since the last one, then, under another name, its own folder,
-which is renamed when it is complete: its manifest says which file every client's state is in, and until it is
-there nobody looks for them. The last two are kept: should the newest be damaged, the one before it is still
-there. Files that neither speaks of are removed. What is not, to the bit, what was written is told of by name
-and not used. Nothing is a pickle.
+A checkpoint writes the clients that have changed since the last one; then, under another name, its own
+folder, which is renamed when it is complete. Its manifest says which file the state of every client is in,
+and until it is there nobody looks for them. The last two are kept: should the newest be damaged, the one
+before it is still there. Files that neither speaks of are removed. What is not, to the bit, what was written
+is told of by name and not used. Nothing is a pickle.
 
-A checkpoint of the layout before, whose folder holds every client as ``client-00004.safetensors``, is read too,
-and gone on from.
+A checkpoint of the layout before, whose folder holds every client as ``client-00004.safetensors``, is read
+too, and gone on from.
 """
 
 from __future__ import annotations
@@ -329,7 +329,9 @@ def _states(path: Path, manifest: Mapping[str, Any]) -> dict[int, _File]:
         found, folder, pattern = manifest["files"], path, _OLD_STATE
     matches = {name: pattern.fullmatch(name) for name in found}
     return {
-        int(match[1]): _File(folder / name, found[name]) for name, match in matches.items() if match is not None
+        int(match[1]): _File(folder / name, found[name])
+        for name, match in matches.items()
+        if match is not None
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.clients.memory import STATES_AT_ONCE
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError, described
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
@@ -34,10 +35,6 @@ from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
 from fedkd.tracking.totals import Totals
-
-STATES_AT_ONCE = 128
-"""Clients whose states are in this process at a time, while they are saved or restored; and as many again, while
-they are written."""
 
 
 class Rounds:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickletools
 from dataclasses import replace
 from pathlib import Path
@@ -296,7 +295,9 @@ def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(fits, tmp
 
 def test_trouble_with_one_checkpoint_is_raised_at_the_next(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
-    monkeypatch.setattr(module, "_write_bytes", lambda path, data, **how: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr(
+        module, "_write_bytes", lambda path, data, **how: (_ for _ in ()).throw(OSError("no"))
+    )
     store.save(at(1, {0: 1.0}))
     with pytest.raises(OSError, match="no"):
         store.save(at(2, {0: 2.0}))
