@@ -153,7 +153,7 @@ class Rounds:
 
     def _tasks(self, round: int) -> dict[int, int]:
         """Return the task that every client is at in a round; 0 without a stream."""
-        return {client: self._schedule.task(client, round) or 0 for client in self._node_of_client}
+        return {client: task or 0 for client, task in enumerate(self._schedule.tasks(round))}
 
     def _train(self, round: int) -> float | None:
         clients = self._schedule.participants(round)
