@@ -77,6 +77,7 @@ def _restrict(dataset: Dataset, group: tuple[int, ...]) -> tuple[Dataset, np.nda
         label[dataset.train_y[train]],
         dataset.test_x[test],
         label[dataset.test_y[test]],
+        None if dataset.owners is None else dataset.owners[train],
     )
     return own, train
 
