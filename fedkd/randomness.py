@@ -59,5 +59,8 @@ def seeded_torch(seed: int) -> Iterator[None]:
 
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        if devices:
+            torch.manual_seed(seed)
+        else:  # that would also write down for every kind of device who has asked, call by call: 0.4 ms
+            torch.default_generator.manual_seed(seed)
         yield

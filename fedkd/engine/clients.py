@@ -163,6 +163,20 @@ def _on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
     return plan.on_device("cpu")
 
 
+def expected_room(plan: Plan, data: Data) -> tuple[int, int]:
+    """Return how many clients a process of this machine would have room for, and the bytes of each, about.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+    """
+    engine, of_client = plan.scenario.engine, bytes_of_client(plan, data, checked_models(plan, data))
+    processes = 1 if engine.kind == "inline" else engine.actors or len(plan.blocks)
+    room = Lodging(of_client, min(processes, len(plan.blocks)), engine.gpus_per_actor or 1.0).room(plan)
+    assert room.clients is not None
+    return room.clients, of_client
+
+
 def client_costs(
     plan: Plan, data: Data, models: Sequence[nn.Module | Estimator] | None = None
 ) -> list[float]:
