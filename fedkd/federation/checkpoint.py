@@ -1,6 +1,7 @@
 """Checkpoints: the whole state of a run after a round, on disk whole or not at all.
 
     checkpoints/clients/client-00004@00002.safetensors  what client 4 was after round 2
+                server/array-0123….safetensors          an array of the server's that has waited for long
                 round-00003/server.safetensors          what the server strategy carries
                             manifest.json               round, totals, offsets of the run's files, the
                                                         scenario; SHA-256 of every file and of its own content
@@ -8,8 +9,9 @@
 A checkpoint writes the clients that have changed since the last one; then, under another name, its own
 folder, which is renamed when it is complete. Its manifest says which file the state of every client is in,
 and until it is there nobody looks for them. The last two are kept: should the newest be damaged, the one
-before it is still there. Files that neither speaks of are removed. What is not, to the bit, what was written
-is told of by name and not used. Nothing is a pickle.
+before it is still there. Files that neither speaks of are removed. What the server keeps for clients that
+take no part for many rounds is written twice: with the checkpoint that it is new in, and once more by itself.
+What is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
 
 A checkpoint of the layout before, whose folder holds every client as ``client-00004.safetensors``, is read
 too, and gone on from.
@@ -17,12 +19,11 @@ too, and gone on from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -30,24 +31,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from fedkd.errors import UserError
+from fedkd.federation.saved_arrays import (
+    Arrays,
+    Damaged,
+    SavedFile,
+    SavedStates,
+    link_or_copy,
+    sha256,
+    sync_file,
+    write_arrays,
+    write_bytes,
+)
 from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder
-from fedkd.tracking.recorder import file_digest
 from fedkd.tracking.totals import Totals
 
 KEPT = 2
 SERVER = "server.safetensors"
 MANIFEST = "manifest.json"
 CLIENTS = "clients"
+SERVER_POOL = "server"
+ARRAY = "array"
 _NAME = re.compile(r"round-(\d+)")
 _STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
 _OLD_STATE = re.compile(r"client-(\d+)\.safetensors")
-
-Arrays = Mapping[str, np.ndarray]
+_LASTING = re.compile(r"array-[0-9a-f]{64}\.safetensors")
+LEAST_BYTES = 4096
+"""Of an array of the server's that has a file of its own once it has lasted."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class Checkpoint:
         scenario: What decided the run's results (see `fedkd.scenario.identity.decisive`).
         server: Arrays of the server's strategy.
         clients: State of every client that has one.
+        lasting: Names of the server's arrays that nobody writes into: one that is the very array of the
+            checkpoint before need not be written again.
     """
 
     round: int
@@ -75,6 +88,7 @@ class Checkpoint:
     scenario: Mapping[str, Any]
     server: Arrays
     clients: Mapping[int, Arrays]
+    lasting: Set[str] = frozenset()
 
 
 class CheckpointStore:
@@ -93,9 +107,10 @@ class CheckpointStore:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._previous: Path | None = None  # what the next one leaves out, this one speaks of
-        self._states: dict[int, _File] = {}  # of every client, as that one speaks of them
-        self._spoken_of: dict[str, set[str]] = {}  # names of state files, by checkpoint
-        self._added: dict[int, _File] = {}  # written since
+        self._states: dict[int, SavedFile] = {}  # of every client, as that one speaks of them
+        self._added: dict[int, SavedFile] = {}  # written since
+        self._lasting: dict[int, tuple[np.ndarray, SavedFile | None]] = {}  # arrays in it by their id
+        self._spoken_of: dict[str, set[str]] = {}  # names of files in the two pools, by checkpoint
 
     def add(self, round: int, clients: Mapping[int, Arrays]) -> None:
         """Write some clients' states in the background, ahead of the checkpoint that they belong to.
@@ -143,18 +158,20 @@ class CheckpointStore:
         """
         for path in reversed(self._complete()):
             try:
-                checkpoint, states = _read(path)
-            except _Damaged as damage:
+                checkpoint, states, lasting = _read(path)
+            except Damaged as damage:
                 self._tell(f"checkpoint {path.name} is damaged and not used: {damage}")
                 continue
             self._previous, self._states = path, states
+            arrays = {name: checkpoint.server[name] for name in lasting}
+            self._lasting = {id(array): (array, lasting[name]) for name, array in arrays.items()}
             return checkpoint
         return None
 
     def began(self) -> tuple[Mapping[str, Any], int] | None:
         """Return what decided the results of the newest checkpoint whose manifest is whole, and its round."""
         for path in reversed(self._complete()):
-            with suppress(_Damaged):
+            with suppress(Damaged):
                 manifest = _manifest(path)
                 return manifest["scenario"], manifest["round"]
         return None
@@ -171,14 +188,18 @@ class CheckpointStore:
         partial = self._folder / f".{final.name}.partial"
         states = self._states | self._added
         try:
+            lasting = self._write_lasting(checkpoint)
             partial.mkdir()
-            self._fill(partial, checkpoint, states)
+            self._fill(partial, checkpoint, states, lasting)
             os.replace(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(self._folder)
         self._previous, self._states, self._added = final, states, {}
+        kept = {name: checkpoint.server[name] for name in checkpoint.lasting}
+        self._lasting = {id(array): (array, lasting.get(name)) for name, array in kept.items()}
+        self._spoken_of[final.name] = {file.path.name for file in [*states.values(), *lasting.values()]}
         for path in self._complete()[:-KEPT]:
             shutil.rmtree(path)
         self._sweep()
@@ -192,10 +213,31 @@ class CheckpointStore:
             self._adopt(pool)
         written = {client: pool / f"client-{client:05d}@{round:05d}.safetensors" for client in clients}
         for client, path in written.items():
-            self._added[client] = _File(path, _write_arrays(path, clients[client], sync=False))
+            self._added[client] = write_arrays(path, clients[client], sync=False)
         # Only now: the first takes all others along, where a file system writes its journal at once.
         for path in written.values():
-            _sync(path)
+            sync_file(path)
+
+    def _write_lasting(self, checkpoint: Checkpoint) -> dict[str, SavedFile]:
+        """Return the files of the server's arrays that were in the checkpoint before, by name, all
+        written."""
+        found = {}
+        for name in sorted(checkpoint.lasting):
+            array = checkpoint.server[name]
+            known, file = self._lasting.get(id(array), (None, None))
+            if known is not array or array.nbytes < LEAST_BYTES:
+                continue
+            found[name] = file or self._write_array(array)
+        return found
+
+    def _write_array(self, array: np.ndarray) -> SavedFile:
+        pool = self._folder / SERVER_POOL
+        pool.mkdir(exist_ok=True)
+        partial = pool / ".array.partial"
+        written = write_arrays(partial, {ARRAY: array})
+        file = SavedFile(pool / f"array-{written.digest}.safetensors", written.digest)
+        os.replace(partial, file.path)
+        return file
 
     def _clear(self) -> None:
         """Remove what is later than what the run goes on from.
@@ -214,11 +256,18 @@ class CheckpointStore:
             if file.path.parent != pool:
                 adopted = pool / f"client-{client:05d}@{_round(file.path.parent):05d}.safetensors"
                 adopted.unlink(missing_ok=True)
-                _link(file.path, adopted)
-                self._states[client] = _File(adopted, file.digest)
+                link_or_copy(file.path, adopted)
+                self._states[client] = SavedFile(adopted, file.digest)
 
-    def _fill(self, partial: Path, checkpoint: Checkpoint, states: Mapping[int, _File]) -> None:
-        """Write all files of a checkpoint but for the clients' states, which are there already."""
+    def _fill(
+        self,
+        partial: Path,
+        checkpoint: Checkpoint,
+        states: Mapping[int, SavedFile],
+        lasting: Mapping[str, SavedFile],
+    ) -> None:
+        """Write all files of a checkpoint but for those that are there already."""
+        own = {name: array for name, array in checkpoint.server.items() if name not in lasting}
         manifest = {
             "round": checkpoint.round,
             "totals": asdict(checkpoint.totals),
@@ -227,86 +276,53 @@ class CheckpointStore:
             "offsets_if_longer": dict(checkpoint.offsets_if_longer),
             "digests_if_longer": dict(checkpoint.digests_if_longer),
             "scenario": dict(checkpoint.scenario),
-            "files": {SERVER: _write_arrays(partial / SERVER, checkpoint.server)},
+            "files": {SERVER: write_arrays(partial / SERVER, own).digest},
             "clients": {states[client].path.name: states[client].digest for client in sorted(states)},
+            "server": {name: file.digest for name, file in lasting.items()},
         }
         manifest["digest"] = _digest_of(manifest)
-        _write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-        if states:
-            sync_folder(self._folder / CLIENTS)
+        write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for pool, used in ((CLIENTS, states), (SERVER_POOL, lasting)):
+            if used:
+                sync_folder(self._folder / pool)
         sync_folder(partial)
 
     def _sweep(self) -> None:
-        """Remove states that no checkpoint speaks of any more."""
+        """Remove states and arrays that no checkpoint speaks of any more."""
         kept = {path.name: path for path in self._complete()}
         known = {name: names for name, names in self._spoken_of.items() if name in kept}
-        assert self._previous is not None
-        known[self._previous.name] = {file.path.name for file in self._states.values()}
         for name in kept.keys() - known.keys():
-            try:
-                known[name] = set(_manifest(kept[name]).get("clients", ()))
-            except _Damaged:
-                known[name] = set()
+            known[name] = set()
+            with suppress(Damaged):
+                manifest = _manifest(kept[name])
+                files = [*_states(kept[name], manifest).values(), *_lasting(kept[name], manifest).values()]
+                known[name] = {file.path.name for file in files}
         self._spoken_of = known
         wanted = set().union(*known.values())
-        with os.scandir(self._folder / CLIENTS) as entries:
-            for entry in entries:
-                if _STATE.fullmatch(entry.name) and entry.name not in wanted:
-                    os.unlink(entry.path)
+        for pool, pattern in ((CLIENTS, _STATE), (SERVER_POOL, _LASTING)):
+            with suppress(FileNotFoundError), os.scandir(self._folder / pool) as entries:
+                for entry in entries:
+                    if pattern.fullmatch(entry.name) and entry.name not in wanted:
+                        os.unlink(entry.path)
 
 
 def _round(path: Path) -> int:
     return int(path.name.removeprefix("round-"))
 
 
-@dataclass(frozen=True)
-class _File:
-    """A client's state on disk.
-
-    Attributes:
-        path: Where.
-        digest: SHA-256 of what was written.
-    """
-
-    path: Path
-    digest: str
-
-
-class _SavedStates(Mapping[int, Arrays]):
-    """Clients' states, each read when it is asked for."""
-
-    def __init__(self, files: Mapping[int, _File]) -> None:
-        self._files = files
-
-    def __getitem__(self, client: int) -> Arrays:
-        file = self._files[client]
-        try:
-            return _arrays(file.path, file.digest)
-        except _Damaged as damage:  # it was whole a moment ago
-            raise UserError(str(damage), file=str(file.path.parent)) from damage
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-class _Damaged(Exception):
-    """A checkpoint is not what was written; says what of it."""
-
-
-def _read(path: Path) -> tuple[Checkpoint, dict[int, _File]]:
-    """Return the checkpoint in a folder, and where the states of its clients are.
+def _read(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, SavedFile]]:
+    """Return the checkpoint in a folder, and what lies outside of it: clients' states, the server's arrays.
 
     Raises:
-        _Damaged: It is not what was written, to the bit.
+        Damaged: It is not what was written, to the bit.
     """
     manifest = _manifest(path)
-    states = _states(path, manifest)
-    server = _arrays(path / SERVER, manifest["files"][SERVER])
+    states, lasting = _states(path, manifest), _lasting(path, manifest)
+    server = dict(SavedFile(path / SERVER, manifest["files"][SERVER]).read())
+    for name, file in lasting.items():
+        server[name] = file.read()[ARRAY]
     for file in states.values():
-        _check(file)
+        file.check()
     checkpoint = Checkpoint(
         round=manifest["round"],
         totals=Totals(**manifest["totals"]),
@@ -315,23 +331,29 @@ def _read(path: Path) -> tuple[Checkpoint, dict[int, _File]]:
         offsets_if_longer=manifest["offsets_if_longer"],
         digests_if_longer=manifest["digests_if_longer"],
         scenario=manifest["scenario"],
-        server=server,
-        clients=_SavedStates(dict(states)),
+        server=dict(sorted(server.items())),
+        clients=SavedStates(dict(states)),
+        lasting=lasting.keys(),
     )
-    return checkpoint, states
+    return checkpoint, states, lasting
 
 
-def _states(path: Path, manifest: Mapping[str, Any]) -> dict[int, _File]:
+def _states(path: Path, manifest: Mapping[str, Any]) -> dict[int, SavedFile]:
     """Return where the state of every client is that a manifest speaks of."""
     if "clients" in manifest:
         found, folder, pattern = manifest["clients"], path.parent / CLIENTS, _STATE
     else:
         found, folder, pattern = manifest["files"], path, _OLD_STATE
     matches = {name: pattern.fullmatch(name) for name in found}
+    return {int(match[1]): SavedFile(folder / name, found[name]) for name, match in matches.items() if match}
+
+
+def _lasting(path: Path, manifest: Mapping[str, Any]) -> dict[str, SavedFile]:
+    """Return where those of the server's arrays are that have files of their own, by name."""
+    pool = path.parent / SERVER_POOL
     return {
-        int(match[1]): _File(folder / name, found[name])
-        for name, match in matches.items()
-        if match is not None
+        name: SavedFile(pool / f"array-{digest}.safetensors", digest)
+        for name, digest in manifest.get("server", {}).items()
     }
 
 
@@ -339,77 +361,16 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = parse_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
-        raise _Damaged(f"{MANIFEST} is missing") from None
+        raise Damaged(f"{MANIFEST} is missing") from None
     except (OSError, NotJson):
-        raise _Damaged(f"{MANIFEST} cannot be read") from None
+        raise Damaged(f"{MANIFEST} cannot be read") from None
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != _digest_of(manifest):
-        raise _Damaged(f"{MANIFEST} is not what was written")
+        raise Damaged(f"{MANIFEST} is not what was written")
     if manifest["round"] != _round(path):
-        raise _Damaged(f"it is that of round {manifest['round']}")
+        raise Damaged(f"it is that of round {manifest['round']}")
     return manifest
-
-
-def _arrays(path: Path, digest: str) -> Arrays:
-    try:
-        data = path.read_bytes()
-        if _sha256(data) == digest:
-            # A file keeps no order, and its reader's is another one every time.
-            return dict(sorted(load(data).items()))
-    except FileNotFoundError:
-        raise _Damaged(f"{path.name} is missing") from None
-    except (OSError, SafetensorError):
-        raise _Damaged(f"{path.name} cannot be read") from None
-    raise _Damaged(f"{path.name} is not what was written")
-
-
-def _check(file: _File) -> None:
-    """Look through a file.
-
-    Raises:
-        _Damaged: It is not what was written.
-    """
-    name = file.path.name
-    try:
-        found = file_digest(file.path)
-    except FileNotFoundError:
-        raise _Damaged(f"{name} is missing") from None
-    except OSError:
-        raise _Damaged(f"{name} cannot be read") from None
-    if found != file.digest:
-        raise _Damaged(f"{name} is not what was written")
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
     """Return the digest of a manifest's content, however it is laid out."""
-    return _sha256(json.dumps(manifest, sort_keys=True).encode())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> str:
-    """Write a file of arrays; return its digest."""
-    data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
-    _write_bytes(path, data, sync=sync)
-    return _sha256(data)
-
-
-def _write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
+    return sha256(json.dumps(manifest, sort_keys=True).encode())

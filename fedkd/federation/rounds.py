@@ -21,16 +21,18 @@ from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError, de
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.chance import ChanceWatch
-from fedkd.federation.checkpoint import Arrays, Checkpoint, CheckpointStore
+from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
 from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
 from fedkd.federation.run_control import RunControl
+from fedkd.federation.saved_arrays import Arrays
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.scenario.identity import decisive
+from fedkd.server.by_task import waits
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
@@ -300,7 +302,7 @@ class Rounds:
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
         now = self._recorder.offsets(), self._recorder.digests()
-        longer = self._if_longer or now
+        longer, server = self._if_longer or now, self._strategy.state()
         store.save(
             Checkpoint(
                 round=round,
@@ -310,8 +312,9 @@ class Rounds:
                 offsets_if_longer=longer[0],
                 digests_if_longer=longer[1],
                 scenario=decisive(self._plan.scenario),
-                server=self._strategy.state(),
+                server=server,
                 clients=states,
+                lasting={name for name in server if waits(name)},
             )
         )
         self._changed.clear()

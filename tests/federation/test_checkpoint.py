@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedkd.federation import checkpoint as module
+from fedkd.federation import saved_arrays
 from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
 from fedkd.tracking.totals import Totals
 
@@ -63,7 +64,8 @@ def states(checkpoint: Checkpoint) -> dict[int, float]:
 
 
 def folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "checkpoints").iterdir() if path.name != "clients")
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    return sorted(names - {"clients", "server"})
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
@@ -138,6 +140,73 @@ def test_clients_may_be_handed_over_in_portions(tmp_path):
     assert states(latest(tmp_path)) == {0: 1.0, 5: 5.0, 7: 7.0}
 
 
+def waiting(round: int, arrays: dict[str, np.ndarray], **others: np.ndarray) -> Checkpoint:
+    """Return a checkpoint whose server has arrays that wait, and others."""
+    server = {"round": np.array(round), **arrays, **others}
+    return replace(at(round, {0: float(round)}), server=server, lasting=arrays.keys())
+
+
+def arrays_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("server/*"))
+
+
+def test_what_waits_at_the_server_is_not_written_time_and_again(tmp_path):
+    """New in one checkpoint, in a file of its own from the next on, by whatever name, and gone with the
+    last."""
+    one, two = np.full(4096, 1.0), np.full(4096, 2.0)
+    small = np.zeros(2)
+    store = CheckpointStore(tmp_path)
+
+    def size_after(checkpoint: Checkpoint) -> int:
+        store.save(checkpoint)
+        store.wait()
+        folder = tmp_path / "checkpoints" / f"round-{checkpoint.round:05d}"
+        return (folder / "server.safetensors").stat().st_size
+
+    assert size_after(waiting(1, {"a": one, "s": small})) > one.nbytes and not arrays_of(tmp_path)
+    assert size_after(waiting(2, {"b": one, "a": two, "s": small})) < 1.5 * one.nbytes
+    (first,) = arrays_of(tmp_path)
+    assert size_after(waiting(3, {"a": one, "b": two, "s": small})) < 1000
+    assert len(arrays_of(tmp_path)) == 2
+    found = latest(tmp_path).server
+    assert np.array_equal(found["a"], one) and np.array_equal(found["b"], two)
+    assert list(found) == sorted(found)
+    size_after(waiting(4, {"b": two}))
+    size_after(waiting(5, {"b": two}))
+    assert len(arrays_of(tmp_path)) == 1 and first not in arrays_of(tmp_path)
+    store.close()
+
+
+def test_an_array_that_may_be_written_into_is_written_again(tmp_path):
+    moments = np.zeros(4096)
+    store = CheckpointStore(tmp_path)
+    for round in (1, 2, 3):
+        moments += 1.0
+        store.save(waiting(round, {}, moments=moments))
+        store.wait()
+    store.close()
+    assert latest(tmp_path).server["moments"][0] == 3.0 and not arrays_of(tmp_path)
+
+
+def test_what_waits_is_known_again_after_a_resume(tmp_path):
+    one = np.full(4096, 1.0)
+    written(tmp_path, waiting(1, {"a": one}), waiting(2, {"a": one}))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints" / "server").iterdir()}
+    store = CheckpointStore(tmp_path)
+    found = store.latest()
+    assert found is not None
+    store.save(waiting(3, {"x": found.server["a"]}))
+    store.close()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len(arrays_of(tmp_path)) == 1
+    assert np.array_equal(latest(tmp_path).server["x"], one)
+    (path,) = before
+    replace_bytes(path, path.read_bytes()[:-1])
+    told: list[str] = []
+    assert CheckpointStore(tmp_path, told.append).latest() is None
+    assert all("array-" in line and "is not what was written" in line for line in told) and len(told) == 2
+
+
 def in_old_layout(folder: Path) -> None:
     """Lay a run's only checkpoint out as it was once: all clients in its own folder."""
     (checkpoint,) = (folder / "checkpoints").glob("round-*")
@@ -158,7 +227,7 @@ def test_a_run_that_was_saved_in_the_old_layout_goes_on(links, tmp_path, monkeyp
         raise OSError("not supported")
 
     if not links:
-        monkeypatch.setattr(module.os, "link", refuse)
+        monkeypatch.setattr("os.link", refuse)
     written(tmp_path, at(1, {0: 1.0, 1: 1.0}))
     in_old_layout(tmp_path)
     store = CheckpointStore(tmp_path)
@@ -274,7 +343,7 @@ def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(fits, tmp
     written(tmp_path, at(1, {0: 1.0}))
     store = CheckpointStore(tmp_path)
     store.latest()
-    real, calls = module._write_bytes, []
+    real, calls = saved_arrays.write_bytes, []
 
     def write(path, data, **how):
         calls.append(path)
@@ -283,7 +352,8 @@ def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(fits, tmp
             raise OSError(28, "No space left on device")
         real(path, data, **how)
 
-    monkeypatch.setattr(module, "_write_bytes", write)
+    for place in (module, saved_arrays):
+        monkeypatch.setattr(place, "write_bytes", write)
     store.save(at(2, {0: 2.0}))
     with pytest.raises(OSError, match="No space left"):
         store.wait()
@@ -295,9 +365,11 @@ def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(fits, tmp
 
 def test_trouble_with_one_checkpoint_is_raised_at_the_next(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
-    monkeypatch.setattr(
-        module, "_write_bytes", lambda path, data, **how: (_ for _ in ()).throw(OSError("no"))
-    )
+
+    def refuse(path, data, **how):
+        raise OSError("no")
+
+    monkeypatch.setattr(saved_arrays, "write_bytes", refuse)
     store.save(at(1, {0: 1.0}))
     with pytest.raises(OSError, match="no"):
         store.save(at(2, {0: 2.0}))
