@@ -64,12 +64,14 @@ def test_samples_have_the_covariance_of_the_paper(tmp_path):
     assert np.allclose(found / wanted, 1.0, atol=0.06)
 
 
-def test_alpha_is_how_much_models_differ_and_beta_how_much_samples_do(tmp_path):
+def test_beta_is_how_much_samples_differ_and_alpha_changes_no_label(tmp_path):
     def spread_of_means(beta: float) -> float:
         data = synthetic(tmp_path, 60, beta=beta, **SMALL)
         return float(np.std([data.train_x[data.owners == k].mean() for k in range(60)]))
 
     assert spread_of_means(0.0) < 0.3 < 1.5 < spread_of_means(2.0)
+    labels = [synthetic(tmp_path, 20, alpha=alpha, **SMALL).train_y for alpha in (0.0, 3.0)]
+    assert np.mean(labels[0] == labels[1]) > 0.999, "but for rounding, u moves all classes' scores alike"
     one_model = synthetic(tmp_path, 60, iid=True, **SMALL)
     assert np.abs(one_model.train_x.mean(axis=0)).max() < 0.2
 
