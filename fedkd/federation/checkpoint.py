@@ -276,9 +276,9 @@ class CheckpointStore:
             "offsets_if_longer": dict(checkpoint.offsets_if_longer),
             "digests_if_longer": dict(checkpoint.digests_if_longer),
             "scenario": dict(checkpoint.scenario),
-            "files": {SERVER: write_arrays(partial / SERVER, own).digest},
+            "server": write_arrays(partial / SERVER, own).digest,
             "clients": {states[client].path.name: states[client].digest for client in sorted(states)},
-            "server": {name: file.digest for name, file in lasting.items()},
+            "lasting": {name: file.digest for name, file in lasting.items()},
         }
         manifest["digest"] = _digest_of(manifest)
         write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
@@ -318,7 +318,8 @@ def _read(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, Saved
     """
     manifest = _manifest(path)
     states, lasting = _states(path, manifest), _lasting(path, manifest)
-    server = dict(SavedFile(path / SERVER, manifest["files"][SERVER]).read())
+    digest = manifest["server"] if "server" in manifest else manifest["files"][SERVER]
+    server = dict(SavedFile(path / SERVER, digest).read())
     for name, file in lasting.items():
         server[name] = file.read()[ARRAY]
     for file in states.values():
@@ -353,7 +354,7 @@ def _lasting(path: Path, manifest: Mapping[str, Any]) -> dict[str, SavedFile]:
     pool = path.parent / SERVER_POOL
     return {
         name: SavedFile(pool / f"array-{digest}.safetensors", digest)
-        for name, digest in manifest.get("server", {}).items()
+        for name, digest in manifest.get("lasting", {}).items()
     }
 
 

@@ -211,6 +211,8 @@ def in_old_layout(folder: Path) -> None:
     """Lay a run's only checkpoint out as it was once: all clients in its own folder."""
     (checkpoint,) = (folder / "checkpoints").glob("round-*")
     manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"] = {"server.safetensors": manifest.pop("server")}
+    assert not manifest.pop("lasting")
     for name, digest in manifest.pop("clients").items():
         old = f"{name.partition('@')[0]}.safetensors"
         (folder / "checkpoints" / "clients" / name).rename(checkpoint / old)
@@ -275,7 +277,7 @@ def damaged_ways() -> dict:
             f / "server.safetensors", b"\xff" * (f / "server.safetensors").stat().st_size
         ),
         "another client's file": lambda f: replace_bytes(state_of(f, 1), state_of(f, 0).read_bytes()),
-        "no files": lambda f: edit_manifest(f, files={}),
+        "another server": lambda f: edit_manifest(f, server="0" * 64),
         "no clients": lambda f: edit_manifest(f, clients={}),
         "no offsets": lambda f: edit_manifest(f, offsets={}),
         "another round": lambda f: edit_manifest(f, round=-1),
