@@ -109,6 +109,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield from _schedule_rows(plan)
     yield _row("engine", scenario.engine.kind)
+    yield from _room_rows(plan, data)
     return max(parameters), workload(plan, data, models)
 
 
@@ -245,6 +246,18 @@ def _differences(skews: Sequence[Skew]) -> str:
 
 def _spread(sizes: Sequence[int]) -> str:
     return f"min {min(sizes):,}, median {np.median(sizes):,.0f}, max {max(sizes):,}"
+
+
+def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
+    """Say how many clients live in a process at a time, where that is not all of them."""
+    from fedkd.engine.clients import expected_room
+
+    live, of_client = expected_room(plan, data)
+    clients = plan.scenario.data.clients
+    if plan.scenario.engine.live_clients is None and live >= clients:
+        return
+    each = f"up to {live:,} clients in memory in a process, of about {size(of_client)} each"
+    yield _row("", f"{each}; what others are lies on disk once they have taken part")
 
 
 def _models(plan: Plan, models: Sequence[Any]) -> Iterator[tuple[str, int]]:

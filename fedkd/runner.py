@@ -80,7 +80,7 @@ def run(
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
         _watched(plan.scenario, observers) as observer,
-        _engine(plan, observer) as engine,
+        _engine(plan, folder, observer) as engine,
     ):
         write_plan(folder, engine.plan)
         return _work(engine.plan, folder, engine, observer, resume=False)
@@ -125,7 +125,7 @@ def resume(
     plan = plan_of_run(folder, rounds)
     with locked(folder), _watched(plan.scenario, observers) as observer:
         _check_continuation(plan, folder)
-        with _engine(plan, observer) as engine:
+        with _engine(plan, folder, observer) as engine:
             if rounds is not None:
                 write_plan(folder, engine.plan)
             return _work(engine.plan, folder, engine, observer, resume=True)
@@ -164,7 +164,7 @@ class _Engine:
 
 
 @contextmanager
-def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
+def _engine(plan: Plan, folder: Path, observer: RunObserver) -> Iterator[_Engine]:
     """Load the data, start the engine, and stop it at the end."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with ExitStack() as stack:
@@ -174,7 +174,7 @@ def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
             from fedkd.engine.settling import settled_plan
 
             plan = settled_plan(plan, data, observer.message)
-            grid: EngineGrid = inline_grid(plan, data)
+            grid: EngineGrid = inline_grid(plan, data, folder)
         else:
             from fedkd.engine.ray_early import early_actors
             from fedkd.engine.ray_pool import connect
@@ -193,7 +193,7 @@ def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
             from fedkd.engine.settling import settled_plan
 
             plan = settled_plan(plan, data, observer.message, cluster)
-            grid = ray_grid(plan, data, cluster, spares)
+            grid = ray_grid(plan, data, cluster, folder, spares)
         stack.callback(grid.close)
         yield _Engine(grid, data, plan)
 

@@ -224,6 +224,13 @@ def test_check_tells_what_a_run_would_do(digits_toml, capsys):
     assert re.search(r"a client sees \d+(\.5)? of 10 classes, effectively \d\.\d \(medians\)", out)
 
 
+def test_check_says_how_many_clients_live_where_it_is_not_all(digits_toml, capsys):
+    assert "in memory" not in run_main(capsys, "check", digits_toml)[1]
+    _, out, _ = run_main(capsys, "check", digits_toml, "--set", "engine.live_clients=2")
+    # The model's 220,840 bytes, 60 * 10 numbers of guidance, and what a client takes besides.
+    assert "up to 2 clients in memory in a process, of about 239.6 kB each; what others are lies" in out
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

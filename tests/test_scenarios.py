@@ -19,7 +19,7 @@ ELSEWHERE = {"bench", "flower-app"}
 PATHS = sorted(
     path for path in FOLDER.rglob("*.toml") if ELSEWHERE.isdisjoint(path.relative_to(FOLDER).parts)
 )
-NEEDS_NO_DATA = {"quickstart"}
+NEEDS_NO_DATA = {"quickstart", "ten-thousand-clients"}
 
 SHORT = [
     "data.clients=4",
@@ -40,6 +40,10 @@ SHORT_STRATEGY = {
     "target": ["fusion.samples=20", "fusion.synthesis_batch_size=20", "fusion.generator_steps=2"],
 }
 """What a server does at the end of a task, by strategy."""
+
+
+SHORT_CHECK = {"ten-thousand-clients": ["--set", "data.clients=500"]}
+"""What makes the check of a scenario a matter of a second, which deals out all data, by name."""
 
 
 def by_name(paths: list[Path]) -> list:
@@ -63,12 +67,14 @@ def short_overrides(path: Path) -> list[str]:
     overrides = [*SHORT, f"data.transfer.size={min(40, scenario.data.transfer.size)}"]
     if scenario.clients_per_round is not None:
         overrides.append("clients_per_round=2")
+    if scenario.evaluate_clients is not None:
+        overrides.append("evaluate_clients=2")
     if scenario.continual is None:
         overrides.append("rounds=1")
     else:
         overrides += [*SHORT_STREAM[scenario.continual.tasks.kind], "continual.rounds_per_task=1"]
     overrides += SHORT_STRATEGY.get(scenario.fusion.strategy, [])
-    if scenario.data.partition.scheme == "file":
+    if scenario.data.partition.scheme in ("file", "natural"):
         overrides = [text for text in overrides if "samples_per_client" not in text]
     return overrides
 
@@ -80,6 +86,7 @@ def test_there_are_scenarios():
         "knfu-fashion",
         "knfu-cifar10-jpeg",
         "fedavg-fashion",
+        "ten-thousand-clients",
     }
     assert {path.stem for path in PATHS if path.parent.name == "continual"} == {
         "quickstart",
@@ -120,7 +127,7 @@ def test_resolved_scenario_means_the_same(path):
 @pytest.mark.parametrize("path", by_name(PATHS))
 def test_passes_its_check(path, with_data, capsys):
     with_data(path)
-    assert main(["check", str(path)]) == 0
+    assert main(["check", str(path), *SHORT_CHECK.get(path.stem, [])]) == 0
     out, err = capsys.readouterr()
     assert out.endswith("ok\n") and err == ""
 

@@ -6,12 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from fedkd.clients.factory import model_outputs
 from fedkd.clients.torch_client import round_optimizer
 from fedkd.data.budget import machine_memory
-from fedkd.data.load import Data
+from fedkd.data.load import Data, first_task
+from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
 from fedkd.models.build import build_group_models
 from fedkd.models.estimator import Estimator
@@ -19,8 +21,15 @@ from fedkd.plan.plan import Plan
 from fedkd.plan.requirements import check_requirements
 from fedkd.training.device import resolve_device
 
-OWN_COPIES = 2
-"""Of every client's weights: its model, and what a checkpoint is written from."""
+STATES_AT_ONCE = 128
+"""Clients whose states the server's process has at a time, while they are saved or restored; and as many
+again, while they are written."""
+LIVE_SHARE = 0.25
+"""Of the memory of a machine or a GPU, that clients may take while nothing is asked of them."""
+OVERHEAD = 16_384
+"""Bytes of a client besides its arrays."""
+ESTIMATOR_BYTES = 1_000_000
+"""What a model that is no network is taken to be: about a forest of a hundred small trees."""
 
 
 def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
@@ -45,6 +54,46 @@ def copies_in_training(plan: Plan) -> int:
     return 2 + len([slot for slot in optimizer.slots if slot != "step"])
 
 
+def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> int:
+    """Return what a client takes in memory while nothing is asked of it, about; the mean over all groups.
+
+    Its model, what its optimiser keeps, what it was guided by, and in a stream of tasks what a learner may
+    remember of each.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        models: One of each group.
+    """
+    scenario, number = plan.scenario, Counter(map(id, plan.groups))
+    guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
+    if plan.strategy.brings_model or plan.strategy.pools:
+        return OVERHEAD + guidance
+    copies = 1
+    if scenario.training.optimizer_state == "kept":
+        copies = copies_in_training(plan) - 1
+    if isinstance(data, FederatedStream):
+        copies += len(data)
+    sizes = [_size(model) if isinstance(model, nn.Module) else ESTIMATOR_BYTES for model in models]
+    weights = sum(number[id(group)] * size for group, size in zip(scenario.clients, sizes, strict=True))
+    return OVERHEAD + guidance + copies * weights // len(plan.groups)
+
+
+def clients_that_fit(of_client: int, share: float, gpu_share: float, device: torch.device) -> int:
+    """Return how many clients a process may keep in memory while nothing is asked of them.
+
+    Args:
+        of_client: Bytes of a client.
+        share: Share of this machine's memory that is the process's.
+        gpu_share: Share of a GPU that is the process's, or how many are.
+        device: Where the clients are.
+    """
+    memory = share * machine_memory()
+    if device.type == "cuda":
+        memory = min(gpu_share, 1.0) * torch.cuda.get_device_properties(device).total_memory
+    return max(1, int(LIVE_SHARE * memory) // of_client)
+
+
 def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator]) -> None:
     """Refuse models that this machine has no room for, if it is this machine that they are kept on.
 
@@ -56,19 +105,25 @@ def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator]) -> None:
     if elsewhere:
         return
     sizes = [_size(model) if isinstance(model, nn.Module) else 0 for model in models]
+    clients, at_work = scenario.data.clients, 1
+    if scenario.engine.kind == "ray":
+        at_work = min(clients, scenario.engine.actors or os.cpu_count() or 1)
     if plan.strategy.brings_model or plan.strategy.pools:  # one of an architecture in every process
-        kept = sum(sizes)
+        kept = 2.0 * sum(sizes)
     else:
         number = Counter(map(id, plan.groups))
-        kept = sum(number[id(group)] * size for group, size in zip(scenario.clients, sizes, strict=True))
-    at_work = 1
-    if scenario.engine.kind == "ray":
-        at_work = min(scenario.data.clients, scenario.engine.actors or os.cpu_count() or 1)
-    needed = OWN_COPIES * kept + at_work * (copies_in_training(plan) - 1) * max(sizes)
+        of_groups = zip(scenario.clients, sizes, strict=True)
+        each = sum(number[id(group)] * size for group, size in of_groups) / clients
+        live = scenario.engine.live_clients
+        living = min(clients * each, LIVE_SHARE * machine_memory())
+        if live is not None:
+            living = min(clients, live * at_work) * each
+        kept = living + min(clients, 2 * STATES_AT_ONCE) * each  # one portion is written, one comes in
+    needed = kept + at_work * (copies_in_training(plan) - 1) * max(sizes)
     if needed > machine_memory():
         raise UserError(
-            f"{scenario.data.clients} clients' models, with what training and checkpoints need besides, take"
-            f" {needed / 1e9:,.1f} GB; this machine has {machine_memory() / 1e9:,.1f} GB",
+            f"{clients} clients' models, with what training and checkpoints need besides, take"
+            f" {needed / 1e9:,.1f} GB at a time; this machine has {machine_memory() / 1e9:,.1f} GB",
             key="clients",
         )
 

@@ -26,6 +26,7 @@ class Dataset:
         train_y: [n] int64 labels in 0..C-1.
         test_x: [m, *shape], of the same dtype as `train_x`.
         test_y: [m] int64.
+        owners: [n] int64 whose each train sample is, by any numbers; None: the data do not say.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Dataset:
     train_y: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
+    owners: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,6 +56,7 @@ def dataset_from_arrays(
     test_y: Any,
     *,
     class_names: Sequence[str] | None = None,
+    owners: Any = None,
     integers: bool = False,
     key: str = "data.args",
 ) -> Dataset:
@@ -69,6 +72,7 @@ def dataset_from_arrays(
         test_x: Samples of the test split.
         test_y: Their labels.
         class_names: Names of the classes; absent: the labels 0..C-1 themselves, each of which must occur.
+        owners: Whose each train sample is: integers [n]; absent: the data do not say.
         integers: Whether integers other than uint8 become int64 instead.
         key: Scenario key to blame.
 
@@ -108,7 +112,9 @@ def dataset_from_arrays(
         class_names = [str(label) for label in range(largest + 1)]
     elif largest >= len(class_names):
         raise UserError(f"label {largest} has no name: there are {len(class_names)} class names", key=key)
-    return Dataset(name, tuple(str(label) for label in class_names), **x, **y)
+    if owners is not None:
+        owners = _owners(owners, len(y["train_y"]), key)
+    return Dataset(name, tuple(str(label) for label in class_names), **x, **y, owners=owners)
 
 
 def _as_array(values: Any, what: str, key: str) -> np.ndarray:
@@ -157,3 +163,14 @@ def _labels(values: Any, what: str, samples: int, key: str) -> np.ndarray:
     if y.min() < 0:
         raise UserError(f"{what} must be ≥ 0, got {int(y.min())}", key=key)
     return y
+
+
+def _owners(values: Any, samples: int, key: str) -> np.ndarray:
+    owners = _as_array(values, "owners", key)
+    if owners.dtype.kind not in "ui" or owners.shape != (samples,):
+        raise UserError(
+            f"owners must be an integer for each of {samples} train samples, got {owners.dtype} of shape"
+            f" {owners.shape}",
+            key=key,
+        )
+    return owners.astype(np.int64)

@@ -10,7 +10,9 @@ import numpy as np
 
 from fedkd.data.partition import partition
 from fedkd.data.partition_file import read_partition_file
+from fedkd.data.partition_natural import deal_by_owner
 from fedkd.data.partition_plugin import plugged_partition
+from fedkd.data.partition_replacement import draw_with_replacement
 from fedkd.data.registry import PARTITIONS
 from fedkd.data.split import local_split, stratified_choice
 from fedkd.data.transfer import draw_holdout
@@ -20,11 +22,16 @@ from fedkd.scenario.schema import Scenario
 
 Bounds = tuple[int, int]
 """Start and stop of a client's samples."""
+Split = tuple[np.ndarray, np.ndarray]
+"""Indices of what a client trains on, and of what it is tested on."""
 
 
 @dataclass(frozen=True)
 class Deal:
-    """Indices of samples; no sample is in two places.
+    """Indices of samples; no sample is in two places, unless clients draw with replacement.
+
+    Then several clients may train on a sample, or be tested on it, but no client trains on what another is
+    tested on.
 
     Attributes:
         held_out: [M] train indices of the transfer set; empty unless it is held out.
@@ -55,6 +62,7 @@ def deal(
     *,
     task: int | None = None,
     written: Sequence[np.ndarray] | None = None,
+    owners: np.ndarray | None = None,
 ) -> Deal:
     """Deal a train split and a test split as the scenario's `data` says.
 
@@ -65,6 +73,7 @@ def deal(
         search: The scenario's folders.
         task: Index of the task whose samples these are, if they are a task's alone.
         written: Every client's train indices where a file gave them; absent: what the scheme says.
+        owners: [n] int64 whose each sample of the train split is; absent: nobody's.
 
     Raises:
         UserError: More samples asked for than there are, or no partition.
@@ -73,10 +82,16 @@ def deal(
     if written is None and data.partition.scheme == "file":
         written = read_partition_file(data.partition, data.clients, len(train_y), search)
     held_out = _hold_out(len(train_y), scenario, written, task)
-    shards = _shards(train_y, held_out, scenario, search, task) if written is None else written
-    private, train_bounds, test_bounds = _local_splits(
-        train_y, shards, data.test_fraction, scenario.seed, task
-    )
+    if data.partition.replacement:
+        free = np.setdiff1d(np.arange(len(train_y)), held_out)
+        drawn = draw_with_replacement(
+            train_y[free], data.clients, data.partition, data.test_fraction, scenario.seed, task=task
+        )
+        splits = [(free[train], free[test]) for train, test in drawn]
+    else:
+        shards = written or _shards(train_y, held_out, scenario, search, task, owners)
+        splits = _local_splits(train_y, shards, data.test_fraction, scenario.seed, task)
+    private, train_bounds, test_bounds = _one_after_another(splits)
     common = _common_test_set(test_y, data.test_size, scenario.seed, task)
     return Deal(held_out, private, train_bounds, test_bounds, common)
 
@@ -94,12 +109,20 @@ def _hold_out(
 
 
 def _shards(
-    labels: np.ndarray, held_out: np.ndarray, scenario: Scenario, search: tuple[Path, ...], task: int | None
+    labels: np.ndarray,
+    held_out: np.ndarray,
+    scenario: Scenario,
+    search: tuple[Path, ...],
+    task: int | None,
+    owners: np.ndarray | None,
 ) -> list[np.ndarray]:
     """Return every client's train indices by a drawn scheme; held-out samples go to nobody."""
     data, seed = scenario.data, scenario.seed
     free = np.setdiff1d(np.arange(len(labels)), held_out)
-    if data.partition.scheme in PARTITIONS.builtin:
+    if data.partition.scheme == "natural":
+        of_free = None if owners is None else owners[free]
+        shards = deal_by_owner(of_free, data.clients, data.partition, seed, task=task)
+    elif data.partition.scheme in PARTITIONS.builtin:
         shards = partition(labels[free], data.clients, data.partition, seed, task=task)
     else:
         shards = plugged_partition(labels[free], data.clients, data.partition, seed, search, task=task)
@@ -108,20 +131,27 @@ def _shards(
 
 def _local_splits(
     labels: np.ndarray, shards: Sequence[np.ndarray], test_fraction: float, seed: int, task: int | None
-) -> tuple[np.ndarray, tuple[Bounds, ...], tuple[Bounds, ...]]:
+) -> list[Split]:
+    """Return the train indices that every client trains on and that it is tested on."""
+    found = []
+    for client, shard in enumerate(shards):
+        train, test = local_split(labels[shard], test_fraction, seed=seed, client=client, task=task)
+        found.append((shard[train], shard[test]))
+    return found
+
+
+def _one_after_another(splits: Sequence[Split]) -> tuple[np.ndarray, tuple[Bounds, ...], tuple[Bounds, ...]]:
     """Return [S] train indices in storage order, and the bounds of every client's two parts."""
-    order: list[np.ndarray] = []
     train_bounds: list[Bounds] = []
     test_bounds: list[Bounds] = []
     start = 0
-    for client, shard in enumerate(shards):
-        train, test = local_split(labels[shard], test_fraction, seed=seed, client=client, task=task)
-        order += [shard[train], shard[test]]
-        middle, stop = start + len(train), start + len(shard)
+    for train, test in splits:
+        middle, stop = start + len(train), start + len(train) + len(test)
         train_bounds.append((start, middle))
         test_bounds.append((middle, stop))
         start = stop
-    return np.concatenate(order), tuple(train_bounds), tuple(test_bounds)
+    order = np.concatenate([part for split in splits for part in split])
+    return order, tuple(train_bounds), tuple(test_bounds)
 
 
 def _common_test_set(labels: np.ndarray, size: int | None, seed: int, task: int | None) -> np.ndarray:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
+from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
 from fedkd.data.deal import Bounds, deal
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
 from fedkd.data.normalise import Statistics, is_integer
+from fedkd.data.partition_replacement import SIZE
 from fedkd.data.request import Progress, silent
 from fedkd.data.scenario_sources import Sources
 from fedkd.data.transfer import PublicSamples
@@ -129,9 +132,12 @@ class FederatedData:
 
     def label_distribution(self) -> np.ndarray:
         """Return [N, C] float64: the share of every class among each client's training labels."""
-        counts = np.stack(
-            [np.bincount(self.y[slice(*bounds)], minlength=self.classes) for bounds in self.train_bounds]
-        )
+        bounds = np.array(self.train_bounds).reshape(-1, 2)
+        sizes = bounds[:, 1] - bounds[:, 0]
+        owner = np.repeat(np.arange(self.num_clients), sizes)
+        first = np.repeat(bounds[:, 0] - np.cumsum(sizes) + sizes, sizes)  # less what comes before, of all
+        cells = owner * self.classes + self.y[first + np.arange(len(owner))]
+        counts = np.bincount(cells, minlength=self.num_clients * self.classes).reshape(-1, self.classes)
         return counts / counts.sum(axis=1, keepdims=True)
 
 
@@ -139,7 +145,8 @@ def load_federated_data(scenario: Scenario, progress: Progress | None = None) ->
     """Load the data set, deal it to the clients and draw the transfer set.
 
     Private samples and a held-out transfer set come from the data set's train split, the common test
-    set from its test split; no sample is in two places.
+    set from its test split; no sample is in two places, but for those that several clients have drawn with
+    replacement.
 
     Args:
         scenario: What to simulate; `data` and `seed` decide, and `plugin_path` for files and plug-ins.
@@ -182,7 +189,19 @@ def federate(
     seed = scenario.seed
     if is_integer(dataset.train_x):
         _check_integers(scenario.heterogeneity)
-    dealt = deal(dataset.train_y, dataset.test_y, scenario, sources.search, task=task, written=written)
+    dealt = deal(
+        dataset.train_y,
+        dataset.test_y,
+        scenario,
+        sources.search,
+        task=task,
+        written=written,
+        owners=dataset.owners,
+    )
+    if scenario.data.partition.replacement:
+        samples = len(dealt.private)
+        size = 4 * samples * prod(dataset.shape)
+        check_fits(size, f"{samples:,} samples of {scenario.data.clients:,} clients take", SIZE)
     skew = draw_skews(
         scenario.heterogeneity, scenario.data.clients, dataset.shape, dataset.classes, seed=seed
     )

@@ -48,6 +48,7 @@ class SourceRequest:
         progress: Told one line at a time what takes long.
         integers: Whether integer samples stay integers (int64), such as token ids; else they are numbers
             like all others.
+        clients: Number of clients N, for sources that make the samples of each.
     """
 
     name: str
@@ -56,6 +57,7 @@ class SourceRequest:
     search: tuple[Path, ...] = ()
     progress: Progress = silent
     integers: bool = False
+    clients: int = 10
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -57,7 +57,13 @@ class Sources:
     def _request(self, name: str, args: Mapping[str, Any]) -> SourceRequest:
         data = self.scenario.data
         return SourceRequest(
-            name, data_root(data.root), args, self.search, self.progress, integers=not data.normalise
+            name,
+            data_root(data.root),
+            args,
+            self.search,
+            self.progress,
+            integers=not data.normalise,
+            clients=data.clients,
         )
 
     def statistics(self, dataset: Dataset) -> Statistics:

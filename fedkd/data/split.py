@@ -82,6 +82,11 @@ def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarr
     return stratified_choice(labels, size, numpy_generator(seed, "own-test-split"))
 
 
+def test_size(samples: int, test_fraction: float) -> int:
+    """Return how many of so many samples, at least 2, are for tests: some of both, unless none are to be."""
+    return min(max(round(test_fraction * samples), 1), samples - 1) if test_fraction > 0.0 else 0
+
+
 def local_split(
     labels: np.ndarray, test_fraction: float, *, seed: int, client: int, task: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -101,6 +106,5 @@ def local_split(
         Shuffled positions of the train part and of the test part, together 0..n-1.
     """
     rng = numpy_generator(seed, "local-split", client=client, task=task)
-    size = min(max(round(test_fraction * len(labels)), 1), len(labels) - 1) if test_fraction > 0.0 else 0
-    chosen = stratified_choice(labels, size, rng)
+    chosen = stratified_choice(labels, test_size(len(labels), test_fraction), rng)
     return rng.permutation(np.flatnonzero(~chosen)), rng.permutation(np.flatnonzero(chosen))

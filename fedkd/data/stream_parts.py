@@ -77,13 +77,17 @@ def _restrict(dataset: Dataset, group: tuple[int, ...]) -> tuple[Dataset, np.nda
         label[dataset.train_y[train]],
         dataset.test_x[test],
         label[dataset.test_y[test]],
+        None if dataset.owners is None else dataset.owners[train],
     )
     return own, train
 
 
 def _written_within(members: np.ndarray, written: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Return the part of a written partition that lies in a task, as places in its `members`."""
-    shards = [np.flatnonzero(np.isin(members, shard)) for shard in written]
+    place = np.full(int(max(shard.max() for shard in written)) + 1, -1)
+    place[members[members < len(place)]] = np.flatnonzero(members < len(place))
+    places = [place[shard] for shard in written]
+    shards = [np.sort(own[own >= 0]) for own in places]
     for client, shard in enumerate(shards):
         if len(shard) < LEAST_SAMPLES:
             raise UserError(

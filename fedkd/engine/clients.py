@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
 from torch import nn
 
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.memory import checked_models
+from fedkd.clients.memory import bytes_of_client, checked_models, clients_that_fit
 from fedkd.data.load import Data, first_task
 from fedkd.engine.blocks import Blocks
 from fedkd.engine.inline import InlineGrid
+from fedkd.engine.live_clients import Room
 from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
 from fedkd.models.build import forward_flops
+from fedkd.models.estimator import Estimator
 from fedkd.plan.plan import Plan, open_plan
+from fedkd.training.device import resolve_device
 
 ESTIMATOR_FLOPS = 1_000_000
 """What a sample is taken to cost a model that is not a network: about as much as a small one."""
+
+
+@dataclass(frozen=True)
+class Lodging:
+    """What a process has to know to say how many clients it has room for.
+
+    Attributes:
+        client_bytes: What a client takes in memory, about.
+        processes: Processes that share the memory of a machine, at most.
+        gpu_share: Share of a GPU that each has.
+        folder: Where what has no room lies, if there is such a folder on the process's machine.
+    """
+
+    client_bytes: int
+    processes: int = 1
+    gpu_share: float = 1.0
+    folder: Path | None = None
+
+    def room(self, plan: Plan) -> Room:
+        """Return the room that there is on the device and the machine of this process."""
+        clients, engine = plan.scenario.engine.live_clients, plan.scenario.engine
+        if clients is None:
+            here = max(1, int((os.cpu_count() or 1) / engine.cpus_per_actor))
+            share = 1 / min(self.processes, here)
+            device = resolve_device(engine.device)
+            clients = clients_that_fit(self.client_bytes, share, self.gpu_share, device)
+        return Room(clients, self.folder, evaluation_changes=plan.learner is not None)
 
 
 class ScenarioWorkload:
@@ -29,10 +62,16 @@ class ScenarioWorkload:
     Args:
         scenario_json: The resolved scenario.
         data: The federation's data; its arrays lie in shared memory.
+        lodging: Says how many clients the actor has room for; absent: all of its own.
+
+    Attributes:
+        room: How many clients live in the actor at a time.
     """
 
-    def __init__(self, scenario_json: str, data: Data) -> None:
-        self._clients = ClientFactory(open_plan(scenario_json), data)
+    def __init__(self, scenario_json: str, data: Data, lodging: Lodging | None = None) -> None:
+        plan = open_plan(scenario_json)
+        self._clients = ClientFactory(plan, data)
+        self.room = Room() if lodging is None else lodging.room(plan)
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""
@@ -47,14 +86,20 @@ class ScenarioWorkload:
         return local_context(self._clients, client)
 
 
-def inline_grid(plan: Plan, data: Data) -> InlineGrid:
+def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGrid:
     """Return a grid that runs the plan's clients in this process.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        folder: Where the states of idle clients lie; None: where temporary files do.
 
     Raises:
         UserError: A client model cannot be built.
     """
-    checked_models(plan, data)
-    clients = ClientFactory(on_its_device(plan, plan.scenario.engine.gpus_per_actor), data)
+    models = checked_models(plan, data)
+    here = on_its_device(plan, plan.scenario.engine.gpus_per_actor)
+    clients = ClientFactory(here, data)
     return InlineGrid(
         app,
         lambda client: local_context(clients, client),
@@ -62,16 +107,20 @@ def inline_grid(plan: Plan, data: Data) -> InlineGrid:
         blocks=Blocks(plan.blocks),
         together=answer_together,
         keeps_states=_keeps_states(plan),
+        room=Lodging(bytes_of_client(plan, data, models), folder=folder).room(here),
     )
 
 
-def ray_grid(plan: Plan, data: Data, cluster: RayCluster, spares: Sequence[Any] = ()):
+def ray_grid(
+    plan: Plan, data: Data, cluster: RayCluster, folder: Path | None = None, spares: Sequence[Any] = ()
+):
     """Return a grid that runs the plan's clients on Ray actors.
 
     Args:
         plan: What to simulate.
         data: The federation's data.
         cluster: Where.
+        folder: Where the states of idle clients lie, on machines that have it; else where temporary files do.
         spares: Actors that have been started already (see `fedkd.engine.ray_early`).
 
     Raises:
@@ -82,11 +131,13 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster, spares: Sequence[Any] 
 
     engine, number = plan.scenario.engine, len(plan.blocks)
     share = gpu_share(engine, cluster, number)
-    actors, costs = count_actors(engine, cluster, number), client_costs(plan, data)
+    models = checked_models(plan, data)
+    actors, costs = count_actors(engine, cluster, number), client_costs(plan, data, models)
+    lodging = Lodging(bytes_of_client(plan, data, models), actors, share, folder)
     with cluster.watch.guard():
         grid = RayGrid(
             ScenarioWorkload,
-            (on_its_device(plan, share).scenario.model_dump_json(), data),
+            (on_its_device(plan, share).scenario.model_dump_json(), data, lodging),
             costs,
             actors=actors,
             cpus_per_actor=engine.cpus_per_actor,
@@ -117,12 +168,33 @@ def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
     return plan.on_device("cpu")
 
 
-def client_costs(plan: Plan, data: Data) -> list[float]:
+def expected_room(plan: Plan, data: Data) -> tuple[int, int]:
+    """Return how many clients a process of this machine would have room for, and the bytes of each, about.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+    """
+    engine, of_client = plan.scenario.engine, bytes_of_client(plan, data, checked_models(plan, data))
+    processes = 1 if engine.kind == "inline" else engine.actors or len(plan.blocks)
+    room = Lodging(of_client, min(processes, len(plan.blocks)), engine.gpus_per_actor or 1.0).room(plan)
+    assert room.clients is not None
+    return room.clients, of_client
+
+
+def client_costs(
+    plan: Plan, data: Data, models: Sequence[nn.Module | Estimator] | None = None
+) -> list[float]:
     """Return an estimate of each client's work in a round, in floating-point operations.
 
     A training step costs about three forward passes. The estimate only decides which actor owns a client.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        models: One of each group, if they have been built.
     """
-    scenario, models = plan.scenario, checked_models(plan, data)
+    scenario, models = plan.scenario, models or checked_models(plan, data)
     flops = {
         id(group): forward_flops(model, data.input_shape, data.input_dtype)
         if isinstance(model, nn.Module)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from flwr.app import ArrayRecord, Context, Message
+from flwr.app import Context, Message
 
 from fedkd.engine.blocks import Blocks
 from fedkd.engine.grid import EngineGrid
-from fedkd.engine.live_clients import LiveClients, Together
+from fedkd.engine.idle_states import IdleStates
+from fedkd.engine.live_clients import LiveClients, Room, Together
+from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.identity import assume_identity, client_of
 
 
@@ -23,6 +25,7 @@ class InlineGrid(EngineGrid):
         together: Handles messages of one kind to several clients at once; no matter without blocks.
         keeps_states: Whether a client that fails is again what it was before the message: the state of every
             client is kept once more, after each message.
+        room: How many clients live at a time; absent: all.
     """
 
     def __init__(
@@ -34,12 +37,13 @@ class InlineGrid(EngineGrid):
         blocks: Blocks | None = None,
         together: Together | None = None,
         keeps_states: bool = False,
+        room: Room | None = None,
     ) -> None:
         super().__init__(num_clients)
         assume_identity()
-        self._clients = LiveClients(app, make_context, together)
+        self._clients = LiveClients(app, make_context, together, room)
         self._blocks = blocks or Blocks.alone(num_clients)
-        self._states: dict[int, ArrayRecord] | None = {} if keeps_states else None
+        self._states = IdleStates((room or Room()).folder) if keeps_states else None
 
     def _execute(self, messages: list[Message]) -> Iterator[Message]:
         if self._states is None:
@@ -50,11 +54,14 @@ class InlineGrid(EngineGrid):
             reply, state = self._clients.handle_keeping(message)
             client = client_of(message.metadata.dst_node_id)
             if state is not None:
-                self._states[client] = state
+                self._states.put(client, from_record(state))
             elif reply.has_error():
-                self._clients.renew(client, self._states.get(client))
+                kept = to_record(self._states.get(client)) if client in self._states else None
+                self._clients.renew(client, kept)
             yield reply
 
     def close(self) -> None:
         """Forget every client."""
         self._clients.clear()
+        if self._states is not None:
+            self._states.clear()

@@ -1,13 +1,17 @@
-"""The clients that live in a process, and how one that failed becomes again what it was."""
+"""The clients that live in a process, those put aside, and how one that failed becomes again what it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from fedkd.engine.grid import answer, error_reply
+from fedkd.engine.idle_states import IdleStates
+from fedkd.errors import described
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.identity import client_of
@@ -21,23 +25,50 @@ LEAVE_NO_TRACE = frozenset({msg.IDENTIFY, msg.EXPORT_STATE})
 """Messages that no client is another one after."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """How many clients live in a process at a time.
+
+    Attributes:
+        clients: So many, unless more are handed their messages together; None: all of them.
+        folder: Where the states of the others lie (see `IdleStates`).
+        evaluation_changes: Whether a client may be another one after an evaluation that brought it nothing,
+            as where a task may begin with it.
+    """
+
+    clients: int | None = None
+    folder: Path | None = None
+    evaluation_changes: bool = True
+
+
 class LiveClients:
     """Clients' contexts, made when they are needed.
+
+    Where there is room for some of them only, the one that nothing was asked of for the longest time is put
+    aside for one that is needed: its state is written down, unless it is known already, and it is made anew
+    from that. One that nothing has ever happened to has no state. Nobody can tell the difference.
 
     Args:
         app: Handles a message.
         make_context: Client index to the context that it keeps.
         together: Handles messages of one kind to several clients at once; None: nobody hands over such.
+        room: How many live at a time; absent: all.
     """
 
     def __init__(
-        self, app: App, make_context: Callable[[int], Context], together: Together | None = None
+        self,
+        app: App,
+        make_context: Callable[[int], Context],
+        together: Together | None = None,
+        room: Room | None = None,
     ) -> None:
         self._app = app
         self._together = together
         self._make_context = make_context
-        self._contexts: dict[int, Context] = {}
-        self._waiting: dict[int, ArrayRecord] = {}  # states to begin with
+        self._room = room or Room()
+        self._contexts: dict[int, Context] = {}  # the one that was asked something last stands last
+        self._states = IdleStates(self._room.folder)  # of those put aside, and what others begin with
+        self._unchanged: set[int] = set()  # those of the living that are what was written down, if anything
 
     def handle(self, message: Message) -> Message:
         """Let a client handle a message; an exception becomes an error reply."""
@@ -48,12 +79,15 @@ class LiveClients:
         if len(messages) == 1:
             return [self.handle(messages[0])]
         assert self._together is not None
+        needed = {client_of(message.metadata.dst_node_id) for message in messages}
         replies: dict[int, Message] = {}
         requests: dict[int, tuple[Message, Context]] = {}
         for number, message in enumerate(messages):
+            client = client_of(message.metadata.dst_node_id)
             try:
                 with contained():
-                    requests[number] = message, self.context(client_of(message.metadata.dst_node_id))
+                    requests[number] = message, self.context(client, needed)
+                    self._note(message, client)
             except Exception as error:
                 replies[number] = error_reply(message, error)
         with np.errstate(all="ignore"):
@@ -63,17 +97,76 @@ class LiveClients:
         return [replies[number] for number in range(len(messages))]
 
     def _work(self, message: Message, client: int) -> Message:
-        return self._app(message, self.context(client))
-
-    def context(self, client: int) -> Context:
-        """Return the context of a client."""
+        kind = message.metadata.message_type
         if client not in self._contexts:
-            context = self._make_context(client)
-            if client in self._waiting:
-                self._ask(context, msg.IMPORT_STATE, RecordDict({msg.STATE: self._waiting[client]}))
-                del self._waiting[client]
-            self._contexts[client] = context
-        return self._contexts[client]
+            # What is written down is handed out, and taken in, without a client.
+            if kind == msg.EXPORT_STATE and client in self._states:
+                return _reply(message, client, to_record(self._states.get(client)))
+            if kind == msg.IMPORT_STATE and self._is_full:
+                self._states.put(client, from_record(message.content.array_records[msg.STATE]))
+                return _reply(message, client)
+        context = self.context(client)
+        self._note(message, client)
+        return self._app(message, context)
+
+    def context(self, client: int, needed: Collection[int] = ()) -> Context:
+        """Return the context of a client.
+
+        Args:
+            client: Client index.
+            needed: Clients that are not put aside for it.
+        """
+        if client in self._contexts:
+            self._contexts[client] = self._contexts.pop(client)
+            return self._contexts[client]
+        self._make_room(needed)
+        context = self._make_context(client)
+        if client in self._states:
+            state = to_record(self._states.get(client))
+            self._ask(context, msg.IMPORT_STATE, RecordDict({msg.STATE: state}))
+        self._contexts[client] = context
+        self._unchanged.add(client)
+        return context
+
+    # Room ---------------------------------------------------------------------------------------------
+
+    @property
+    def _is_full(self) -> bool:
+        return self._room.clients is not None and len(self._contexts) >= self._room.clients
+
+    def _make_room(self, needed: Collection[int]) -> None:
+        """Put clients aside until there is room for one more, or nobody is left who may be."""
+        while self._is_full:
+            client = next((client for client in self._contexts if client not in needed), None)
+            if client is None:
+                return
+            if client not in self._unchanged:
+                self._write_down(client)
+            self._forget(client)
+
+    def _write_down(self, client: int) -> None:
+        try:
+            reply = self._ask(self._contexts[client], msg.EXPORT_STATE, RecordDict())
+            self._states.put(client, from_record(reply.content.array_records[msg.STATE]))
+        except Exception as error:  # it is told of by a client that is not to blame
+            raise RuntimeError(f"client {client} cannot be put aside: {described(error)}") from error
+
+    def _note(self, message: Message, client: int) -> None:
+        """Take down that a client may be another one than was written down, once it handles a message."""
+        if self._may_change(message):
+            self._unchanged.discard(client)
+
+    def _may_change(self, message: Message) -> bool:
+        kind = message.metadata.message_type
+        if kind == msg.EVALUATE and not self._room.evaluation_changes:
+            return bool(msg.GUIDED & message.content.keys())
+        return kind not in LEAVE_NO_TRACE
+
+    def _forget(self, client: int) -> None:
+        self._contexts.pop(client, None)
+        self._unchanged.discard(client)
+
+    # Clients that failed ------------------------------------------------------------------------------
 
     def handle_keeping(self, message: Message) -> tuple[Message, ArrayRecord | None]:
         """Let a client handle a message; return the reply, and what the client is then.
@@ -90,6 +183,8 @@ class LiveClients:
             return error_reply(message, error), None
 
     def _state_of(self, client: int) -> ArrayRecord:
+        if client not in self._contexts and client in self._states:
+            return to_record(self._states.get(client))
         reply = self._ask(self.context(client), msg.EXPORT_STATE, RecordDict())
         # Copied: a record shares its arrays with the client, which goes on.
         state = from_record(reply.content.array_records[msg.STATE])
@@ -102,10 +197,10 @@ class LiveClients:
             client: Client index.
             state: What it is then; None: as in the beginning.
         """
-        self._contexts.pop(client, None)
-        self._waiting.pop(client, None)
+        self._forget(client)
+        self._states.drop(client)
         if state is not None:
-            self._waiting[client] = state
+            self._states.put(client, from_record(state))
 
     def _ask(self, context: Context, kind: str, content: RecordDict) -> Message:
         return self._app(Message(content, context.node_id, kind), context)
@@ -113,9 +208,18 @@ class LiveClients:
     def clear(self) -> None:
         """Forget everybody."""
         self._contexts.clear()
-        self._waiting.clear()
+        self._unchanged.clear()
+        self._states.clear()
 
 
 def changed_by(message: Message, reply: Message) -> bool:
     """Return whether a client may be another one after it has answered a message."""
     return not reply.has_error() and message.metadata.message_type not in LEAVE_NO_TRACE
+
+
+def _reply(message: Message, client: int, state: ArrayRecord | None = None) -> Message:
+    """Return what a client says to a message about its state."""
+    told = RecordDict({msg.IDENTITY: msg.identity(client)})
+    if state is not None:
+        told[msg.STATE] = state
+    return Message(told, reply_to=message)

@@ -60,7 +60,8 @@ class ClientActor:
         self._note = WorkNote(note)
         with contained():
             self._workload: Workload = make_workload(*arguments)
-        self._clients = LiveClients(self._workload.app, self._workload.context, self._together)
+        room = getattr(self._workload, "room", None)  # one that says nothing has room for all
+        self._clients = LiveClients(self._workload.app, self._workload.context, self._together, room)
 
     def handle(self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord) -> list[Message]:
         """Handle one message, or messages of one kind to several clients together.

@@ -47,7 +47,7 @@ class Batch:
 
     def add(self, reference: Any, actor: int, messages: Sequence[Message], states: Any = None) -> None:
         """Take down a call."""
-        if not self.of(actor):
+        if not any(call.actor == actor for call in self.waiting.values()):  # found soon, among thousands
             self.since[actor] = time.monotonic()
         self.waiting[reference] = Call(actor, tuple(messages), next(self._numbers), states)
 

@@ -1,23 +1,29 @@
 """Checkpoints: the whole state of a run after a round, on disk whole or not at all.
 
-    checkpoints/round-00003/server.safetensors        what the server strategy carries
-                            client-00004.safetensors  one per client that has a state
-                            manifest.json             round, totals, offsets of the run's files, the scenario;
-                                                      SHA-256 of every file here and of its own content
+    checkpoints/clients/client-00004@00002.safetensors  what client 4 was after round 2
+                server/array-0123….safetensors          an array of the server's that has waited for long
+                round-00003/server.safetensors          what the server strategy carries
+                            manifest.json               round, totals, offsets of the run's files, the
+                                                        scenario; SHA-256 of every file and of its own content
 
-A checkpoint is written under another name and renamed when it is complete. Clients that did not change since
-the last one are hard links to it. The last two are kept: should the newest be damaged, the one before it is
-still there. What is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
+A checkpoint writes the clients that have changed since the last one; then, under another name, its own
+folder, which is renamed when it is complete. Its manifest says which file the state of every client is in,
+and until it is there nobody looks for them. The last two are kept: should the newest be damaged, the one
+before it is still there. Files that neither speaks of are removed. What the server keeps for clients that
+take no part for many rounds is written twice: with the checkpoint that it is new in, and once more by itself.
+What is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
+
+A checkpoint of the layout before, whose folder holds every client as ``client-00004.safetensors``, is read
+too, and gone on from.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,9 +31,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
+from fedkd.federation.saved_arrays import (
+    Arrays,
+    Damaged,
+    SavedFile,
+    SavedStates,
+    link_or_copy,
+    sha256,
+    sync_file,
+    write_arrays,
+    write_bytes,
+)
 from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder
 from fedkd.tracking.totals import Totals
@@ -35,9 +50,15 @@ from fedkd.tracking.totals import Totals
 KEPT = 2
 SERVER = "server.safetensors"
 MANIFEST = "manifest.json"
+CLIENTS = "clients"
+SERVER_POOL = "server"
+ARRAY = "array"
 _NAME = re.compile(r"round-(\d+)")
-
-Arrays = Mapping[str, np.ndarray]
+_STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
+_OLD_STATE = re.compile(r"client-(\d+)\.safetensors")
+_LASTING = re.compile(r"array-[0-9a-f]{64}\.safetensors")
+LEAST_BYTES = 4096
+"""Of an array of the server's that has a file of its own once it has lasted."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,8 @@ class Checkpoint:
         scenario: What decided the run's results (see `fedkd.scenario.identity.decisive`).
         server: Arrays of the server's strategy.
         clients: State of every client that has one.
+        lasting: Names of the server's arrays that nobody writes into: one that is the very array of the
+            checkpoint before need not be written again.
     """
 
     round: int
@@ -65,6 +88,7 @@ class Checkpoint:
     scenario: Mapping[str, Any]
     server: Arrays
     clients: Mapping[int, Arrays]
+    lasting: Set[str] = frozenset()
 
 
 class CheckpointStore:
@@ -82,16 +106,30 @@ class CheckpointStore:
         self._tell = tell
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
-        self._previous: Path | None = None  # what unchanged clients are linked to
-        self._digests: Mapping[str, str] = {}  # of its files
+        self._previous: Path | None = None  # what the next one leaves out, this one speaks of
+        self._states: dict[int, SavedFile] = {}  # of every client, as that one speaks of them
+        self._added: dict[int, SavedFile] = {}  # written since
+        self._lasting: dict[int, tuple[np.ndarray, SavedFile | None]] = {}  # arrays in it by their id
+        self._spoken_of: dict[str, set[str]] = {}  # names of files in the two pools, by checkpoint
+
+    def add(self, round: int, clients: Mapping[int, Arrays]) -> None:
+        """Write some clients' states in the background, ahead of the checkpoint that they belong to.
+
+        So that no more of them need be in memory than are handed over at once.
+
+        Raises:
+            OSError: What was to be written before could not be.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._add, round, clients)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint in the background.
 
-        `checkpoint.clients` need hold only the clients that changed since the last one.
+        `checkpoint.clients` need hold only the clients that changed since the last one and were not added.
 
         Raises:
-            OSError: The checkpoint before this one could not be written.
+            OSError: What was to be written before could not be.
         """
         self.wait()
         self._writing = self._writer.submit(self._write, checkpoint)
@@ -114,21 +152,26 @@ class CheckpointStore:
             self._writer.shutdown()
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint, or None if there is none."""
+        """Return the newest complete checkpoint, or None if there is none.
+
+        All of it is looked through; clients' states are read when they are asked for.
+        """
         for path in reversed(self._complete()):
             try:
-                checkpoint, self._digests = _read(path)
-            except _Damaged as damage:
+                checkpoint, states, lasting = _read(path)
+            except Damaged as damage:
                 self._tell(f"checkpoint {path.name} is damaged and not used: {damage}")
                 continue
-            self._previous = path
+            self._previous, self._states = path, states
+            arrays = {name: checkpoint.server[name] for name in lasting}
+            self._lasting = {id(array): (array, lasting[name]) for name, array in arrays.items()}
             return checkpoint
         return None
 
     def began(self) -> tuple[Mapping[str, Any], int] | None:
         """Return what decided the results of the newest checkpoint whose manifest is whole, and its round."""
         for path in reversed(self._complete()):
-            with suppress(_Damaged):
+            with suppress(Damaged):
                 manifest = _manifest(path)
                 return manifest["scenario"], manifest["round"]
         return None
@@ -140,38 +183,91 @@ class CheckpointStore:
         return sorted(found, key=_round)
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._add(checkpoint.round, checkpoint.clients)
         final = self._folder / f"round-{checkpoint.round:05d}"
-        # Later than what the run goes on from is what a run left that was resumed from an earlier checkpoint
-        # because the later ones are damaged, or that was killed while it wrote.
-        done = _round(self._previous) if self._previous else 0
-        for path in [*self._complete(), *self._folder.glob(".*.partial")]:
-            if path.name.startswith(".") or _round(path) > done:
-                shutil.rmtree(path)
         partial = self._folder / f".{final.name}.partial"
+        states = self._states | self._added
         try:
+            lasting = self._write_lasting(checkpoint)
             partial.mkdir()
-            digests = self._fill(partial, checkpoint)
+            self._fill(partial, checkpoint, states, lasting)
             os.replace(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync_folder(self._folder)
-        self._previous, self._digests = final, digests
+        self._previous, self._states, self._added = final, states, {}
+        kept = {name: checkpoint.server[name] for name in checkpoint.lasting}
+        self._lasting = {id(array): (array, lasting.get(name)) for name, array in kept.items()}
+        self._spoken_of[final.name] = {file.path.name for file in [*states.values(), *lasting.values()]}
         for path in self._complete()[:-KEPT]:
             shutil.rmtree(path)
+        self._sweep()
 
-    def _fill(self, partial: Path, checkpoint: Checkpoint) -> Mapping[str, str]:
-        """Write all files of a checkpoint; return their digests."""
-        digests = {SERVER: _write_arrays(partial / SERVER, checkpoint.server)}
-        for client, arrays in checkpoint.clients.items():
-            name = _client_file(client)
-            digests[name] = _write_arrays(partial / name, arrays)
-        if self._previous is not None:
-            for name, digest in self._digests.items():
-                if name not in digests:
-                    _link(self._previous / name, partial / name)
-                    digests[name] = digest
+    def _add(self, round: int, clients: Mapping[int, Arrays]) -> None:
+        """Write states that no checkpoint speaks of yet."""
+        pool = self._folder / CLIENTS
+        if not self._added:
+            pool.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            self._adopt(pool)
+        written = {client: pool / f"client-{client:05d}@{round:05d}.safetensors" for client in clients}
+        for client, path in written.items():
+            self._added[client] = write_arrays(path, clients[client], sync=False)
+        # Only now: the first takes all others along, where a file system writes its journal at once.
+        for path in written.values():
+            sync_file(path)
+
+    def _write_lasting(self, checkpoint: Checkpoint) -> dict[str, SavedFile]:
+        """Return the files of the server's arrays that were in the checkpoint before, by name, all
+        written."""
+        found = {}
+        for name in sorted(checkpoint.lasting):
+            array = checkpoint.server[name]
+            known, file = self._lasting.get(id(array), (None, None))
+            if known is not array or array.nbytes < LEAST_BYTES:
+                continue
+            found[name] = file or self._write_array(array)
+        return found
+
+    def _write_array(self, array: np.ndarray) -> SavedFile:
+        pool = self._folder / SERVER_POOL
+        pool.mkdir(exist_ok=True)
+        partial = pool / ".array.partial"
+        written = write_arrays(partial, {ARRAY: array})
+        file = SavedFile(pool / f"array-{written.digest}.safetensors", written.digest)
+        os.replace(partial, file.path)
+        return file
+
+    def _clear(self) -> None:
+        """Remove what is later than what the run goes on from.
+
+        A run left it that was resumed from an earlier checkpoint because the later ones are damaged, or that
+        was killed while it wrote.
+        """
+        done = _round(self._previous) if self._previous else 0
+        for path in [*self._complete(), *self._folder.glob(".*.partial")]:
+            if path.name.startswith(".") or _round(path) > done:
+                shutil.rmtree(path)
+
+    def _adopt(self, pool: Path) -> None:
+        """Take states over that lie in a checkpoint's own folder, as of old, which will be removed."""
+        for client, file in self._states.items():
+            if file.path.parent != pool:
+                adopted = pool / f"client-{client:05d}@{_round(file.path.parent):05d}.safetensors"
+                adopted.unlink(missing_ok=True)
+                link_or_copy(file.path, adopted)
+                self._states[client] = SavedFile(adopted, file.digest)
+
+    def _fill(
+        self,
+        partial: Path,
+        checkpoint: Checkpoint,
+        states: Mapping[int, SavedFile],
+        lasting: Mapping[str, SavedFile],
+    ) -> None:
+        """Write all files of a checkpoint but for those that are there already."""
+        own = {name: array for name, array in checkpoint.server.items() if name not in lasting}
         manifest = {
             "round": checkpoint.round,
             "totals": asdict(checkpoint.totals),
@@ -180,35 +276,54 @@ class CheckpointStore:
             "offsets_if_longer": dict(checkpoint.offsets_if_longer),
             "digests_if_longer": dict(checkpoint.digests_if_longer),
             "scenario": dict(checkpoint.scenario),
-            "files": dict(sorted(digests.items())),
+            "server": write_arrays(partial / SERVER, own).digest,
+            "clients": {states[client].path.name: states[client].digest for client in sorted(states)},
+            "lasting": {name: file.digest for name, file in lasting.items()},
         }
         manifest["digest"] = _digest_of(manifest)
-        _write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for pool, used in ((CLIENTS, states), (SERVER_POOL, lasting)):
+            if used:
+                sync_folder(self._folder / pool)
         sync_folder(partial)
-        return digests
+
+    def _sweep(self) -> None:
+        """Remove states and arrays that no checkpoint speaks of any more."""
+        kept = {path.name: path for path in self._complete()}
+        known = {name: names for name, names in self._spoken_of.items() if name in kept}
+        for name in kept.keys() - known.keys():
+            known[name] = set()
+            with suppress(Damaged):
+                manifest = _manifest(kept[name])
+                files = [*_states(kept[name], manifest).values(), *_lasting(kept[name], manifest).values()]
+                known[name] = {file.path.name for file in files}
+        self._spoken_of = known
+        wanted = set().union(*known.values())
+        for pool, pattern in ((CLIENTS, _STATE), (SERVER_POOL, _LASTING)):
+            with suppress(FileNotFoundError), os.scandir(self._folder / pool) as entries:
+                for entry in entries:
+                    if pattern.fullmatch(entry.name) and entry.name not in wanted:
+                        os.unlink(entry.path)
 
 
 def _round(path: Path) -> int:
     return int(path.name.removeprefix("round-"))
 
 
-def _client_file(client: int) -> str:
-    return f"client-{client:05d}.safetensors"
-
-
-class _Damaged(Exception):
-    """A checkpoint is not what was written; says what of it."""
-
-
-def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
-    """Return the checkpoint in a folder, and the digests of its files.
+def _read(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, SavedFile]]:
+    """Return the checkpoint in a folder, and what lies outside of it: clients' states, the server's arrays.
 
     Raises:
-        _Damaged: It is not what was written, to the bit.
+        Damaged: It is not what was written, to the bit.
     """
     manifest = _manifest(path)
-    digests: dict[str, str] = manifest["files"]
-    arrays = {name: _arrays(path / name, digest) for name, digest in digests.items()}
+    states, lasting = _states(path, manifest), _lasting(path, manifest)
+    digest = manifest["server"] if "server" in manifest else manifest["files"][SERVER]
+    server = dict(SavedFile(path / SERVER, digest).read())
+    for name, file in lasting.items():
+        server[name] = file.read()[ARRAY]
+    for file in states.values():
+        file.check()
     checkpoint = Checkpoint(
         round=manifest["round"],
         totals=Totals(**manifest["totals"]),
@@ -217,67 +332,46 @@ def _read(path: Path) -> tuple[Checkpoint, Mapping[str, str]]:
         offsets_if_longer=manifest["offsets_if_longer"],
         digests_if_longer=manifest["digests_if_longer"],
         scenario=manifest["scenario"],
-        server=arrays.pop(SERVER),
-        clients={
-            int(name.removeprefix("client-").removesuffix(".safetensors")): state
-            for name, state in arrays.items()
-        },
+        server=dict(sorted(server.items())),
+        clients=SavedStates(dict(states)),
+        lasting=lasting.keys(),
     )
-    return checkpoint, digests
+    return checkpoint, states, lasting
+
+
+def _states(path: Path, manifest: Mapping[str, Any]) -> dict[int, SavedFile]:
+    """Return where the state of every client is that a manifest speaks of."""
+    if "clients" in manifest:
+        found, folder, pattern = manifest["clients"], path.parent / CLIENTS, _STATE
+    else:
+        found, folder, pattern = manifest["files"], path, _OLD_STATE
+    matches = {name: pattern.fullmatch(name) for name in found}
+    return {int(match[1]): SavedFile(folder / name, found[name]) for name, match in matches.items() if match}
+
+
+def _lasting(path: Path, manifest: Mapping[str, Any]) -> dict[str, SavedFile]:
+    """Return where those of the server's arrays are that have files of their own, by name."""
+    pool = path.parent / SERVER_POOL
+    return {
+        name: SavedFile(pool / f"array-{digest}.safetensors", digest)
+        for name, digest in manifest.get("lasting", {}).items()
+    }
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = parse_json((path / MANIFEST).read_bytes())
     except FileNotFoundError:
-        raise _Damaged(f"{MANIFEST} is missing") from None
+        raise Damaged(f"{MANIFEST} is missing") from None
     except (OSError, NotJson):
-        raise _Damaged(f"{MANIFEST} cannot be read") from None
+        raise Damaged(f"{MANIFEST} cannot be read") from None
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != _digest_of(manifest):
-        raise _Damaged(f"{MANIFEST} is not what was written")
+        raise Damaged(f"{MANIFEST} is not what was written")
     if manifest["round"] != _round(path):
-        raise _Damaged(f"it is that of round {manifest['round']}")
+        raise Damaged(f"it is that of round {manifest['round']}")
     return manifest
-
-
-def _arrays(path: Path, digest: str) -> Arrays:
-    try:
-        data = path.read_bytes()
-        if _sha256(data) == digest:
-            # A file keeps no order, and its reader's is another one every time.
-            return dict(sorted(load(data).items()))
-    except FileNotFoundError:
-        raise _Damaged(f"{path.name} is missing") from None
-    except (OSError, SafetensorError):
-        raise _Damaged(f"{path.name} cannot be read") from None
-    raise _Damaged(f"{path.name} is not what was written")
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
     """Return the digest of a manifest's content, however it is laid out."""
-    return _sha256(json.dumps(manifest, sort_keys=True).encode())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _write_arrays(path: Path, arrays: Arrays) -> str:
-    """Write a file of arrays; return its digest."""
-    data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
-    _write_bytes(path, data)
-    return _sha256(data)
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
+    return sha256(json.dumps(manifest, sort_keys=True).encode())

@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedkd.clients.memory import STATES_AT_ONCE
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError, described
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
@@ -25,11 +26,13 @@ from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
 from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
 from fedkd.federation.run_control import RunControl
+from fedkd.federation.saved_arrays import Arrays
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.scenario.identity import decisive
+from fedkd.server.by_task import waits
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
@@ -152,7 +155,7 @@ class Rounds:
 
     def _tasks(self, round: int) -> dict[int, int]:
         """Return the task that every client is at in a round; 0 without a stream."""
-        return {client: self._schedule.task(client, round) or 0 for client in self._node_of_client}
+        return {client: task or 0 for client, task in enumerate(self._schedule.tasks(round))}
 
     def _train(self, round: int) -> float | None:
         clients = self._schedule.participants(round)
@@ -284,17 +287,22 @@ class Rounds:
 
     def _save(self, round: int, store: CheckpointStore) -> None:
         started = time.perf_counter()
-        nodes = [self._node_of_client[client] for client in sorted(self._changed)]
-        replies = self._messenger.send(
-            round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
-        )
-        states = {
-            client: from_record(reply.content.array_records[msg.STATE]) for client, reply in replies.items()
-        }
+        states: dict[int, Arrays] = {}
+        for clients in _portions(sorted(self._changed)):
+            if states:
+                store.add(round, states)
+            nodes = [self._node_of_client[client] for client in clients]
+            replies = self._messenger.send(
+                round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
+            )
+            states = {
+                client: from_record(reply.content.array_records[msg.STATE])
+                for client, reply in replies.items()
+            }
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
         now = self._recorder.offsets(), self._recorder.digests()
-        longer = self._if_longer or now
+        longer, server = self._if_longer or now, self._strategy.state()
         store.save(
             Checkpoint(
                 round=round,
@@ -304,8 +312,9 @@ class Rounds:
                 offsets_if_longer=longer[0],
                 digests_if_longer=longer[1],
                 scenario=decisive(self._plan.scenario),
-                server=self._strategy.state(),
+                server=server,
                 clients=states,
+                lasting={name for name in server if waits(name)},
             )
         )
         self._changed.clear()
@@ -324,10 +333,18 @@ class Rounds:
         self._totals = checkpoint.totals
         self._strategy.begin_round(self._tasks(checkpoint.round))
         self._strategy.restore(checkpoint.server)
-        requests = [
-            Message(
-                RecordDict({msg.STATE: to_record(arrays)}), self._node_of_client[client], msg.IMPORT_STATE
-            )
-            for client, arrays in checkpoint.clients.items()
-        ]
-        self._messenger.send(checkpoint.round, "restore", requests)
+        for clients in _portions(sorted(checkpoint.clients)):
+            requests = [
+                Message(
+                    RecordDict({msg.STATE: to_record(checkpoint.clients[client])}),
+                    self._node_of_client[client],
+                    msg.IMPORT_STATE,
+                )
+                for client in clients
+            ]
+            self._messenger.send(checkpoint.round, "restore", requests)
+
+
+def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
+    """Return clients in portions whose states there is room for at once."""
+    return [clients[start : start + STATES_AT_ONCE] for start in range(0, len(clients), STATES_AT_ONCE)]

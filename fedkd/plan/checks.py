@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from fedkd.data.partition_replacement import SCHEMES
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
@@ -261,10 +262,17 @@ def _check_partition(partition: Partition) -> None:
         )
     if scheme != "file" and partition.path is not None:
         raise UserError(f"only scheme 'file' reads a file, scheme is '{scheme}'", key="data.partition.path")
+    if partition.replacement and scheme not in SCHEMES:
+        raise UserError(
+            f"only {', '.join(SCHEMES)} draw with replacement, scheme is '{scheme}'",
+            key="data.partition.replacement",
+        )
+    key = "data.partition.samples_per_client"
+    if partition.replacement and samples is None:
+        raise UserError("must say how many a client draws with replacement", key=key)
     if samples is None:
         return
-    key = "data.partition.samples_per_client"
-    if scheme == "file" or plugged_in:
+    if scheme in ("file", "natural") or plugged_in:
         raise UserError(f"not allowed with scheme '{scheme}', which decides the sizes itself", key=key)
     if samples < partition.min_samples:
         raise UserError(

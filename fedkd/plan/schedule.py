@@ -100,7 +100,7 @@ class Schedule:
 
     def place(self, client: int, round: int) -> int:
         """Return the place, from 0, of the span that `task` speaks of among those of the client."""
-        return max(bisect_right(self.course(client), round, key=lambda span: span.first) - 1, 0)
+        return _place(self.course(client), round)
 
     def order(self, client: int) -> tuple[int, ...]:
         """Return the tasks of a client's spans in their order; empty without a stream."""
@@ -132,7 +132,13 @@ class Schedule:
 
     def ending(self, round: int) -> tuple[int, ...]:
         """Return the clients whose task is over with a round, ascending."""
-        return tuple(client for client in range(self.clients) if self.ends(client, round))
+        ends = [span.task is not None and span.last == round for span in self._spans(round)]
+        return self._whose(ends)
+
+    def tasks(self, round: int) -> tuple[int | None, ...]:
+        """Return the task that every client is at in a round (see `task`), N of them."""
+        spans = self._spans(round)
+        return tuple(spans[course].task for course in self._courses())
 
     def task_ends(self, client: int) -> tuple[int, ...]:
         """Return the rounds with which the client's spans end, in their order."""
@@ -157,20 +163,39 @@ class Schedule:
 
     def participants(self, round: int) -> tuple[int, ...]:
         """Return the clients that take part in a round, ascending."""
-        members = [client for client in range(self.clients) if self.is_member(client, round)]
-        return self.participation.present(members, round)
+        there = [span.first <= round <= span.last for span in self._spans(round)]
+        return self.participation.present(self._whose(there), round)
 
     def _span(self, client: int, round: int) -> Span:
         return self.course(client)[self.place(client, round)]
+
+    # What is the same for all clients of a course is found out once: they may be many, and it is every round.
+
+    def _spans(self, round: int) -> list[Span]:
+        """Return the last span begun of each of the distinct courses."""
+        return [course[_place(course, round)] for course in self.courses]
+
+    def _courses(self) -> Sequence[int]:
+        """Return which of the distinct courses each client takes, N of them."""
+        return self.course_of or (0,) * self.clients
+
+    def _whose(self, chosen: Sequence[bool]) -> tuple[int, ...]:
+        """Return the clients, ascending, whose course is among the chosen."""
+        if all(chosen):
+            return tuple(range(self.clients))
+        if not any(chosen):
+            return ()
+        return tuple(client for client, course in enumerate(self._courses()) if chosen[course])
 
     # As a file ----------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
         """Return the schedule as JSON, which `from_json` reads back."""
-        of_course = self.course_of or (0,) * self.clients
+        clients: list[list[int]] = [[] for _ in self.courses]
+        for client, course in enumerate(self._courses()):
+            clients[course].append(client)
         courses = [
-            {"clients": [c for c, own in enumerate(of_course) if own == place], "spans": list(course)}
-            for place, course in enumerate(self.courses)
+            {"clients": own, "spans": list(course)} for own, course in zip(clients, self.courses, strict=True)
         ]
         rule = self.participation
         table = {
@@ -211,6 +236,10 @@ class Schedule:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"not a schedule: {described(error)}", file=file) from error
+
+
+def _place(course: Course, round: int) -> int:
+    return max(bisect_right(course, round, key=lambda span: span.first) - 1, 0)
 
 
 def _read_course(spans: Sequence[Sequence[int]]) -> Course:

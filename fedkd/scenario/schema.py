@@ -259,6 +259,10 @@ class Engine(Section):
     """`auto`: the GPU where the actor holds a share of one, else the CPU."""
     address: str | None = None
     """Address of an existing Ray cluster, or `"auto"`; absent: a local one."""
+    live_clients: PositiveInt | None = None
+    """Clients that a process keeps in memory at a time; of the others, those that have taken part lie on
+    disk, as they are, until they are needed. Absent: as many as a quarter of its share of the memory has room
+    for, of the GPU's where clients are on one."""
     start_timeout: Annotated[float, Field(gt=0.0)] = 120.0
     """Seconds within which the first actor has to be up, and each further one after the last, else the run
     fails: on a cluster where others work, how long to wait for room."""

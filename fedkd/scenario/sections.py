@@ -24,8 +24,9 @@ class Partition(Section):
     scheme: str = "dirichlet"
     """`iid`; `dirichlet` (each class is dealt by proportions drawn from Dir(α)); `dirichlet-per-client` (each
     client has its own label mix drawn from Dir(α), equal sizes); `shards` (label-sorted shards); `quantity`
-    (equal label mix, sizes drawn from Dir(α)); `file` (indices from a JSON file); or `"pkg.mod:function"`,
-    called as `function(labels, clients, generator, **args)` for one list of indices per client."""
+    (equal label mix, sizes drawn from Dir(α)); `natural` (each client one of the owners that the data name);
+    `file` (indices from a JSON file); or `"pkg.mod:function"`, called as `function(labels, clients,
+    generator, **args)` for one list of indices per client."""
     args: dict[str, Any] = {}
     """Keyword arguments of a plugged-in scheme."""
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 0.5
@@ -33,6 +34,10 @@ class Partition(Section):
     samples_per_client: PositiveInt | None = None
     """Samples of every client (`quantity`: on average) before its local test split; absent: all private
     samples are dealt out."""
+    replacement: bool = False
+    """Whether clients draw from all samples, so that several may hold the same: there may be more clients
+    than samples then. No client holds one twice, or trains on what another is tested on. `iid`, `dirichlet`,
+    `dirichlet-per-client` and `quantity` allow it, with `samples_per_client`."""
     shards_per_client: PositiveInt = 2
     """Label-sorted shards a client holds (`shards`)."""
     min_samples: PositiveInt = 10
@@ -56,10 +61,11 @@ class Data(Section):
     """The data set and how it is dealt out."""
 
     dataset: str = "digits"
-    """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `npz`, `image-folder`, or
-    `"pkg.mod:function"`."""
+    """`digits` (embedded), `mnist`, `fashion-mnist`, `cifar10`, `cifar100`, `synthetic` (made for every
+    client), `npz`, `image-folder`, or `"pkg.mod:function"`."""
     args: dict[str, Any] = {}
-    """Arguments of the data set: `path` for `npz` and `image-folder`, keywords of a plugged-in function."""
+    """Arguments of the data set: `path` for `npz` and `image-folder`, `alpha`, `beta`, … for `synthetic`,
+    keywords of a plugged-in function."""
     root: str | None = None
     """Folder that holds the data sets, relative to the scenario file or the working folder; absent:
     `$FEDKD_DATA`, else a user cache."""

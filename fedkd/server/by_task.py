@@ -10,7 +10,7 @@ from fedkd.fusion.strategy import FusionStrategy
 from fedkd.namespaces import below, under
 from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Shelf, Upload, evict
-from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge
+from fedkd.server.fusing import PENDING, Fusing, FusionReport, ServerKnowledge
 from fedkd.server.mailbox import Parcel
 
 TASK = "task/"
@@ -144,6 +144,11 @@ class FusingByTask:
         saved = {int(name.partition("/")[0]) for name in by_task}
         for task in sorted(saved | set(self._task_of.values())):
             self.at(task).restore(below(f"{task}/", by_task))
+
+
+def waits(name: str) -> bool:
+    """Return whether an array of a `state` is guidance that waits for a client, which nobody writes into."""
+    return name.removeprefix(TASK).partition("/")[2].startswith(PENDING) if name.startswith(TASK) else False
 
 
 def together(reports: Sequence[FusionReport]) -> FusionReport:

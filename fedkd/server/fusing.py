@@ -19,6 +19,9 @@ from fedkd.server.bank import Shelf, Upload, faded
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
 
+PENDING = "pending/"
+"""Begins the names of what waits for clients, in a `Fusing.state`."""
+
 
 @dataclass(frozen=True, eq=False)
 class ServerKnowledge:
@@ -215,14 +218,14 @@ class Fusing:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a later round depends on, keyed by client."""
-        arrays = under("memory/", self._memory) | under("pending/", self.mailbox.state())
+        arrays = under("memory/", self._memory) | under(PENDING, self.mailbox.state())
         return arrays | under("last/", self.shelf.state())
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
         self._started = True
         self._memory = below("memory/", arrays)
-        self.mailbox.restore(below("pending/", arrays))
+        self.mailbox.restore(below(PENDING, arrays))
         self.shelf.restore(below("last/", arrays))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedkd.clients.memory import checked_models, copies_in_training
+from fedkd.clients.memory import bytes_of_client, checked_models, clients_that_fit, copies_in_training
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.models.allowance import Allowance
@@ -47,3 +47,31 @@ def test_clients_that_work_in_one_model_need_one(digits_scenario, monkeypatch):
     plan = parse_plan(tables)
     monkeypatch.setattr("fedkd.clients.memory.machine_memory", lambda: 1_000_000)
     assert len(checked_models(plan, load_data(plan.scenario))) == 1
+
+
+def test_many_clients_need_not_fit_into_memory_all_at_once(digits_scenario, monkeypatch):
+    wide = {"model": "mlp", "args": {"hidden": [500]}}  # 150 kB
+    tables = digits_scenario | {"clients": [wide], "clients_per_round": 10}
+    partition = {"scheme": "iid", "samples_per_client": 4, "min_samples": 2, "replacement": True}
+    tables["data"] = tables["data"] | {"clients": 3000, "partition": partition}
+    monkeypatch.setattr("fedkd.clients.memory.machine_memory", lambda: 100_000_000)
+    plan = parse_plan(tables)
+    assert len(checked_models(plan, load_data(plan.scenario))) == 1, "a quarter of them"
+    plan = parse_plan(tables | {"engine": {"kind": "inline", "live_clients": 2000}})
+    with pytest.raises(UserError, match="3000 clients' models"):
+        checked_models(plan, load_data(plan.scenario))
+
+
+def test_as_many_clients_live_as_a_quarter_of_the_memory_has_room_for(digits_scenario, monkeypatch):
+    plan = parse_plan(digits_scenario | {"clients": [{"model": "mlp", "args": {"hidden": []}}]})
+    data = load_data(plan.scenario)
+    guidance, weights = 4 * 60 * 10, 4 * (64 * 10 + 10)
+    of_client = bytes_of_client(plan, data, checked_models(plan, data))
+    assert of_client == 16_384 + guidance + weights
+    kept = parse_plan(
+        digits_scenario | {"training": {"optimizer_state": "kept"}, "clients": plan.scenario.clients}
+    )
+    assert bytes_of_client(kept, data, checked_models(kept, data)) == of_client + 2 * weights
+    monkeypatch.setattr("fedkd.clients.memory.machine_memory", lambda: 100 * of_client)
+    cpu = torch.device("cpu")
+    assert [clients_that_fit(of_client, share, 1.0, cpu) for share in (1.0, 0.2, 0.001)] == [25, 5, 1]

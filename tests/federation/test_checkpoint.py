@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickletools
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedkd.federation import checkpoint as module
+from fedkd.federation import saved_arrays
 from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
 from fedkd.tracking.totals import Totals
 
@@ -64,11 +64,12 @@ def states(checkpoint: Checkpoint) -> dict[int, float]:
 
 
 def folders(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    return sorted(names - {"clients", "server"})
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    path.unlink()  # not written into: it may be a hard link into the checkpoint before
+    path.unlink()
     path.write_bytes(data)
 
 
@@ -92,22 +93,152 @@ def test_there_is_nothing_before_the_first(tmp_path):
     assert CheckpointStore(tmp_path).latest() is None
 
 
-def test_unchanged_clients_are_hard_links(tmp_path):
-    written(tmp_path, at(1, {0: 1.0, 1: 1.0, 2: 1.0}), at(2, {1: 2.0}))
+def state_files(folder: Path) -> dict[str, int]:
+    """Return the clients' files by name, with what tells whether one was written anew."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "checkpoints" / "clients").iterdir()}
+
+
+def test_only_what_changed_is_written(tmp_path):
+    written(tmp_path, at(1, {0: 1.0, 1: 1.0, 2: 1.0}))
+    before = state_files(tmp_path)
+    store = CheckpointStore(tmp_path)
+    store.latest()
+    store.save(at(2, {1: 2.0}))
+    store.close()
+    after = state_files(tmp_path)
+    assert set(after) - set(before) == {"client-00001@00002.safetensors"}
+    assert before.items() <= after.items()
     assert states(latest(tmp_path)) == {0: 1.0, 1: 2.0, 2: 1.0}
-    one, two = (tmp_path / "checkpoints" / f"round-0000{n}" for n in (1, 2))
-    for client, shared in ((0, True), (1, False), (2, True)):
-        name = f"client-0000{client}.safetensors"
-        assert os.path.samefile(one / name, two / name) is shared
 
 
-def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
+def test_states_that_nobody_speaks_of_go_away(tmp_path):
+    written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {0: 2.0}), at(3, {0: 3.0}), at(4, {}))
+    assert set(state_files(tmp_path)) == {"client-00000@00003.safetensors", "client-00001@00001.safetensors"}
+    store = CheckpointStore(tmp_path)
+    store.latest()
+    store.add(5, {0: {"w": np.ones(1)}})  # and the run was killed
+    store.close()
+    assert states(latest(tmp_path)) == {0: 3.0, 1: 1.0}
+    store = CheckpointStore(tmp_path)
+    store.latest()
+    store.save(at(6, {1: 6.0}))
+    store.close()
+    assert states(latest(tmp_path)) == {0: 3.0, 1: 6.0}
+    assert set(state_files(tmp_path)) == {
+        "client-00000@00003.safetensors",
+        "client-00001@00001.safetensors",
+        "client-00001@00006.safetensors",
+    }
+
+
+def test_clients_may_be_handed_over_in_portions(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.add(1, at(1, {0: 1.0}).clients)
+    store.add(1, at(1, {5: 5.0}).clients)
+    store.save(at(1, {7: 7.0}))
+    store.close()
+    assert states(latest(tmp_path)) == {0: 1.0, 5: 5.0, 7: 7.0}
+
+
+def waiting(round: int, arrays: dict[str, np.ndarray], **others: np.ndarray) -> Checkpoint:
+    """Return a checkpoint whose server has arrays that wait, and others."""
+    server = {"round": np.array(round), **arrays, **others}
+    return replace(at(round, {0: float(round)}), server=server, lasting=arrays.keys())
+
+
+def arrays_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("server/*"))
+
+
+def test_what_waits_at_the_server_is_not_written_time_and_again(tmp_path):
+    """New in one checkpoint, in a file of its own from the next on, by whatever name, and gone with the
+    last."""
+    one, two = np.full(4096, 1.0), np.full(4096, 2.0)
+    small = np.zeros(2)
+    store = CheckpointStore(tmp_path)
+
+    def size_after(checkpoint: Checkpoint) -> int:
+        store.save(checkpoint)
+        store.wait()
+        folder = tmp_path / "checkpoints" / f"round-{checkpoint.round:05d}"
+        return (folder / "server.safetensors").stat().st_size
+
+    assert size_after(waiting(1, {"a": one, "s": small})) > one.nbytes and not arrays_of(tmp_path)
+    assert size_after(waiting(2, {"b": one, "a": two, "s": small})) < 1.5 * one.nbytes
+    (first,) = arrays_of(tmp_path)
+    assert size_after(waiting(3, {"a": one, "b": two, "s": small})) < 1000
+    assert len(arrays_of(tmp_path)) == 2
+    found = latest(tmp_path).server
+    assert np.array_equal(found["a"], one) and np.array_equal(found["b"], two)
+    assert list(found) == sorted(found)
+    size_after(waiting(4, {"b": two}))
+    size_after(waiting(5, {"b": two}))
+    assert len(arrays_of(tmp_path)) == 1 and first not in arrays_of(tmp_path)
+    store.close()
+
+
+def test_an_array_that_may_be_written_into_is_written_again(tmp_path):
+    moments = np.zeros(4096)
+    store = CheckpointStore(tmp_path)
+    for round in (1, 2, 3):
+        moments += 1.0
+        store.save(waiting(round, {}, moments=moments))
+        store.wait()
+    store.close()
+    assert latest(tmp_path).server["moments"][0] == 3.0 and not arrays_of(tmp_path)
+
+
+def test_what_waits_is_known_again_after_a_resume(tmp_path):
+    one = np.full(4096, 1.0)
+    written(tmp_path, waiting(1, {"a": one}), waiting(2, {"a": one}))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints" / "server").iterdir()}
+    store = CheckpointStore(tmp_path)
+    found = store.latest()
+    assert found is not None
+    store.save(waiting(3, {"x": found.server["a"]}))
+    store.close()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len(arrays_of(tmp_path)) == 1
+    assert np.array_equal(latest(tmp_path).server["x"], one)
+    (path,) = before
+    replace_bytes(path, path.read_bytes()[:-1])
+    told: list[str] = []
+    assert CheckpointStore(tmp_path, told.append).latest() is None
+    assert all("array-" in line and "is not what was written" in line for line in told) and len(told) == 2
+
+
+def in_old_layout(folder: Path) -> None:
+    """Lay a run's only checkpoint out as it was once: all clients in its own folder."""
+    (checkpoint,) = (folder / "checkpoints").glob("round-*")
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["files"] = {"server.safetensors": manifest.pop("server")}
+    assert not manifest.pop("lasting")
+    for name, digest in manifest.pop("clients").items():
+        old = f"{name.partition('@')[0]}.safetensors"
+        (folder / "checkpoints" / "clients" / name).rename(checkpoint / old)
+        manifest["files"][old] = digest
+    (folder / "checkpoints" / "clients").rmdir()
+    del manifest["digest"]
+    manifest["digest"] = module._digest_of(manifest)
+    replace_bytes(checkpoint / "manifest.json", json.dumps(manifest).encode())
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_run_that_was_saved_in_the_old_layout_goes_on(links, tmp_path, monkeypatch):
     def refuse(source, target):
         raise OSError("not supported")
 
-    monkeypatch.setattr(module.os, "link", refuse)
-    written(tmp_path, at(1, {0: 1.0, 1: 1.0}), at(2, {1: 2.0}))
-    assert states(latest(tmp_path)) == {0: 1.0, 1: 2.0}
+    if not links:
+        monkeypatch.setattr("os.link", refuse)
+    written(tmp_path, at(1, {0: 1.0, 1: 1.0}))
+    in_old_layout(tmp_path)
+    store = CheckpointStore(tmp_path)
+    assert states(store.latest()) == {0: 1.0, 1: 1.0}
+    for round in (2, 3):
+        store.save(at(round, {1: float(round)}))
+    store.close()
+    assert folders(tmp_path) == ["round-00002", "round-00003"]
+    assert states(latest(tmp_path)) == {0: 1.0, 1: 3.0}
 
 
 def test_the_last_two_are_kept_and_complete(tmp_path):
@@ -129,12 +260,15 @@ def test_what_a_killed_run_was_writing_is_not_read_and_goes_away(tmp_path):
     assert folders(tmp_path) == ["round-00001", "round-00003"]
 
 
+def state_of(folder: Path, client: int) -> Path:
+    """Return the newest file of a client, of those that a checkpoint's folder may speak of."""
+    return max((folder.parent / "clients").glob(f"client-{client:05d}@*"))
+
+
 def damaged_ways() -> dict:
     return {
-        "a client cut short": lambda f: replace_bytes(
-            f / "client-00001.safetensors", (f / "client-00001.safetensors").read_bytes()[:-1]
-        ),
-        "a client missing": lambda f: (f / "client-00001.safetensors").unlink(),
+        "a client cut short": lambda f: replace_bytes(state_of(f, 1), state_of(f, 1).read_bytes()[:-1]),
+        "a client missing": lambda f: state_of(f, 1).unlink(),
         "the server missing": lambda f: (f / "server.safetensors").unlink(),
         "the manifest missing": lambda f: (f / "manifest.json").unlink(),
         "the manifest empty": lambda f: replace_bytes(f / "manifest.json", b""),
@@ -142,22 +276,13 @@ def damaged_ways() -> dict:
         "the header overwritten": lambda f: replace_bytes(
             f / "server.safetensors", b"\xff" * (f / "server.safetensors").stat().st_size
         ),
-        "two clients swapped": swap_clients,
-        "another client's file": lambda f: replace_bytes(
-            f / "client-00001.safetensors", (f / "client-00000.safetensors").read_bytes()
-        ),
-        "no files": lambda f: edit_manifest(f, files={}),
+        "another client's file": lambda f: replace_bytes(state_of(f, 1), state_of(f, 0).read_bytes()),
+        "another server": lambda f: edit_manifest(f, server="0" * 64),
+        "no clients": lambda f: edit_manifest(f, clients={}),
         "no offsets": lambda f: edit_manifest(f, offsets={}),
         "another round": lambda f: edit_manifest(f, round=-1),
         "without digests": lambda f: edit_manifest(f, digest=None),
     }
-
-
-def swap_clients(folder: Path) -> None:
-    names = ("client-00000.safetensors", "client-00001.safetensors")
-    first, second = ((folder / name).read_bytes() for name in names)
-    for name, data in zip(names, (second, first), strict=True):
-        replace_bytes(folder / name, data)
 
 
 def edit_manifest(folder: Path, **changes: Any) -> None:
@@ -176,10 +301,11 @@ def test_damage_falls_back_to_the_one_before(way, tmp_path):
     assert ("manifest" in told[0]) != (".safetensors" in told[0]), "the file is named"
 
 
-@pytest.mark.parametrize("name", ["server.safetensors", "client-00000.safetensors", "manifest.json"])
+@pytest.mark.parametrize("name", ["server.safetensors", "a client's", "manifest.json"])
 def test_no_bit_can_change_unseen(name, tmp_path):
     written(tmp_path, at(1, {0: 1.0}), at(2, {0: 2.0}))
-    path = tmp_path / "checkpoints" / "round-00002" / name
+    folder = tmp_path / "checkpoints" / "round-00002"
+    path = state_of(folder, 0) if name == "a client's" else folder / name
     whole = path.read_bytes()
     for position in range(0, len(whole), 3):
         replace_bytes(
@@ -192,7 +318,7 @@ def test_no_bit_can_change_unseen(name, tmp_path):
 
 def test_when_all_are_damaged_there_is_none(tmp_path):
     written(tmp_path, at(1, {0: 1.0}), at(2, {0: 2.0}))
-    for folder in (tmp_path / "checkpoints").iterdir():
+    for folder in (tmp_path / "checkpoints").glob("round-*"):
         (folder / "manifest.json").unlink()
     store = CheckpointStore(tmp_path)
     assert store.latest() is None
@@ -202,31 +328,34 @@ def test_when_all_are_damaged_there_is_none(tmp_path):
 
 
 def test_nothing_is_taken_from_a_damaged_checkpoint_that_was_passed_over(tmp_path):
-    # Saved after rounds 4 and 5; 5 lost a client that did not change; resumed from 4, saved next after 6.
-    written(tmp_path, at(4, {0: 4.0, 1: 4.0}), at(5, {1: 5.0}))
-    (tmp_path / "checkpoints" / "round-00005" / "client-00000.safetensors").unlink()
+    # Saved after rounds 4 and 5; 5 lost a client that did change; resumed from 4, saved next after 6.
+    written(tmp_path, at(4, {0: 4.0, 1: 4.0, 2: 4.0}), at(5, {1: 5.0, 2: 5.0}))
+    (tmp_path / "checkpoints" / "clients" / "client-00001@00005.safetensors").unlink()
     store = CheckpointStore(tmp_path)
     assert store.latest().round == 4
     store.save(at(6, {1: 6.0}))
     store.close()
-    assert states(latest(tmp_path)) == {0: 4.0, 1: 6.0}
+    assert states(latest(tmp_path)) == {0: 4.0, 1: 6.0, 2: 4.0}
     assert folders(tmp_path) == ["round-00004", "round-00006"]
+    assert not list((tmp_path / "checkpoints" / "clients").glob("*@00005.*"))
 
 
-def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fits", [0, 1, 2], ids=["nothing", "the client", "the server"])
+def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(fits, tmp_path, monkeypatch):
     written(tmp_path, at(1, {0: 1.0}))
     store = CheckpointStore(tmp_path)
     store.latest()
-    real, calls = module._write_bytes, []
+    real, calls = saved_arrays.write_bytes, []
 
-    def write(path, data):
+    def write(path, data, **how):
         calls.append(path)
-        if len(calls) == 2:  # the server's file fits, the client's does not
+        if len(calls) == fits + 1:
             path.write_bytes(data[:10])
             raise OSError(28, "No space left on device")
-        real(path, data)
+        real(path, data, **how)
 
-    monkeypatch.setattr(module, "_write_bytes", write)
+    for place in (module, saved_arrays):
+        monkeypatch.setattr(place, "write_bytes", write)
     store.save(at(2, {0: 2.0}))
     with pytest.raises(OSError, match="No space left"):
         store.wait()
@@ -238,7 +367,11 @@ def test_a_disk_that_is_full_is_told_of_and_leaves_the_last_checkpoint(tmp_path,
 
 def test_trouble_with_one_checkpoint_is_raised_at_the_next(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
-    monkeypatch.setattr(module, "_write_bytes", lambda path, data: (_ for _ in ()).throw(OSError("no")))
+
+    def refuse(path, data, **how):
+        raise OSError("no")
+
+    monkeypatch.setattr(saved_arrays, "write_bytes", refuse)
     store.save(at(1, {0: 1.0}))
     with pytest.raises(OSError, match="no"):
         store.save(at(2, {0: 2.0}))

@@ -165,8 +165,9 @@ def inline(tmp_path_factory):
     ],
 )
 def test_ray_agrees_with_one_process(kind, actors, inline, tmp_path, ray_session):
+    """And that although each actor keeps one client in memory, and writes down what the others are."""
     path = write_scenario(tmp_path, kind)
-    overrides = ["engine.kind=ray", f"engine.actors={actors}"]
+    overrides = ["engine.kind=ray", f"engine.actors={actors}", "engine.live_clients=1"]
     assert run_metrics(path, tmp_path / "ray", *overrides) == inline(kind)
 
 

@@ -132,9 +132,18 @@ def test_flowers_strategies_resume_with_their_moments(fusion, tmp_path):
     assert metrics_of(tmp_path / "stopped") == metrics_of(whole)
 
 
+def test_clients_that_lie_on_disk_resume_too(unbroken, tmp_path):
+    """One of four is in memory at a time, before and after; those that are restored go to the disk."""
+    engine = {"kind": "inline", "live_clients": 1}
+    path = write(tmp_path, engine=engine, checkpoint_every=2)
+    with pytest.raises(Interrupted):
+        fedkd.run(path, out=tmp_path / "stopped", observers=[StopInRound(5)])
+    fedkd.resume(tmp_path / "stopped")
+    assert metrics_of(tmp_path / "stopped") == metrics_of(unbroken)
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, unbroken):
-    newest = finished / "checkpoints" / "round-00008"
-    victim = next(newest.glob("client-*.safetensors"))
+    victim = next((finished / "checkpoints" / "clients").glob("client-*@00008.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1])
     fedkd.resume(finished)
     assert metrics_of(finished) == metrics_of(unbroken)

@@ -20,7 +20,8 @@ SPLIT = ("train_x", "train_y", "test_x", "test_y")
 def load(request: SourceRequest) -> Dataset:
     """Return the arrays `train_x, train_y, test_x, test_y`, or `x, y` with a test split of our own.
 
-    `class_names` [C] is optional. Arguments: `path`; and for `x, y` the share of the test split
+    `class_names` [C] is optional, and so are `owners`: whose each sample of `train_x`, or of `x`, is, for the
+    partition scheme `natural`. Arguments: `path`; and for `x, y` the share of the test split
     (`test_share`) and its seed (`split_seed`), which is apart from the scenario's so that runs with
     different seeds are compared on the same test set. Pickled objects are refused.
 
@@ -44,6 +45,7 @@ def load(request: SourceRequest) -> Dataset:
             request.name,
             *(arrays[name] for name in SPLIT),
             class_names=class_names,
+            owners=arrays.get("owners"),
             integers=request.integers,
             key=KEY,
         )
@@ -54,7 +56,15 @@ def load(request: SourceRequest) -> Dataset:
     x, y = arrays["x"], arrays["y"]
     # The whole is checked before it is split, so that messages speak of the user's arrays.
     whole = dataset_from_arrays(
-        request.name, x, y, x, y, class_names=class_names, integers=request.integers, key=KEY
+        request.name,
+        x,
+        y,
+        x,
+        y,
+        class_names=class_names,
+        owners=arrays.get("owners"),
+        integers=request.integers,
+        key=KEY,
     )
     test = own_test_split(whole.train_y, args["test_share"], args["split_seed"])
     return Dataset(
@@ -64,4 +74,5 @@ def load(request: SourceRequest) -> Dataset:
         whole.train_y[~test],
         whole.train_x[test],
         whole.train_y[test],
+        None if whole.owners is None else whole.owners[~test],
     )

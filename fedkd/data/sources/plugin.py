@@ -11,13 +11,14 @@ from fedkd.errors import UserError, described, did_you_mean
 from fedkd.plugins import contained
 
 ARRAYS = ("train_x", "train_y", "test_x", "test_y")
+OTHERS = ("class_names", "owners")
 
 
 def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
     """Call `function(**data.args)` and check what it returns.
 
     It may return a `Dataset`, a tuple (train_x, train_y, test_x, test_y), or a dict of these four and,
-    if wanted, `class_names`.
+    if wanted, `class_names` and `owners`, which say whose each train sample is.
 
     Raises:
         UserError: It raised, or returned something else.
@@ -30,18 +31,18 @@ def call(function: Callable[..., Any], request: SourceRequest) -> Dataset:
         raise
     except Exception as error:
         raise UserError(f"{request.name} raised {described(error)}", key="data.dataset") from error
-    arrays, class_names = _unpack(result, request.name)
-    return dataset_from_arrays(
-        request.name, *arrays, class_names=class_names, integers=request.integers, key="data.dataset"
-    )
+    arrays, others = _unpack(result, request.name)
+    return dataset_from_arrays(request.name, *arrays, **others, integers=request.integers, key="data.dataset")
 
 
-def _unpack(result: Any, name: str) -> tuple[list[Any], Any]:
+def _unpack(result: Any, name: str) -> tuple[list[Any], dict[str, Any]]:
     if isinstance(result, Dataset):
-        return [getattr(result, field) for field in ARRAYS], result.class_names
+        return [getattr(result, field) for field in ARRAYS], {
+            field: getattr(result, field) for field in OTHERS
+        }
     if isinstance(result, Mapping):
         for field in result:
-            if field not in (*ARRAYS, "class_names"):
+            if field not in (*ARRAYS, *OTHERS):
                 raise UserError(
                     f"{name} returned an unknown entry '{field}'; {did_you_mean(str(field), ARRAYS)}",
                     key="data.dataset",
@@ -49,9 +50,9 @@ def _unpack(result: Any, name: str) -> tuple[list[Any], Any]:
         missing = [field for field in ARRAYS if field not in result]
         if missing:
             raise UserError(f"{name} returned no {', '.join(missing)}", key="data.dataset")
-        return [result[field] for field in ARRAYS], result.get("class_names")
+        return [result[field] for field in ARRAYS], {field: result.get(field) for field in OTHERS}
     if isinstance(result, tuple | list) and len(result) == len(ARRAYS):
-        return list(result), None
+        return list(result), {}
     raise UserError(
         f"{name} must return a Dataset, a tuple ({', '.join(ARRAYS)}) or a dict of these,"
         f" got {type(result).__name__}",

@@ -1,0 +1,125 @@
+"""Samples made for every client, Synthetic(α, β), for as many clients as there are to be; no file is needed.
+
+Li, Sahu, Zaheer, Sanjabi, Talwalkar & Smith, "Federated Optimization in Heterogeneous Networks", MLSys 2020,
+arXiv:1812.06127, after Shamir, Srebro & Zhang (ICML 2014).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedkd.data.budget import check_fits
+from fedkd.data.dataset import Dataset
+from fedkd.data.request import SourceRequest
+from fedkd.errors import UserError
+from fedkd.randomness import numpy_generator
+
+DECAY = -1.2
+"""The j-th feature has the variance j^-1.2."""
+BOUNDS: dict[str, tuple[float, float]] = {
+    "alpha": (0, 1e6),
+    "beta": (0, 1e6),
+    "features": (1, 1e9),
+    "classes": (2, 1e6),
+    # One to train on, one for the local test and one for the common test set.
+    "least": (3, 1e9),
+    "most": (3, 1e9),
+    "log_mean": (-20, 20),
+    "log_std": (0, 20),
+    "seed": (0, 2**63 - 1),
+    "clients": (1, 1e6),
+}
+"""Of the arguments, both included."""
+
+
+def load(request: SourceRequest) -> Dataset:
+    """Return samples [n, features] float32 whose owners are the clients, in the clients' order.
+
+    Client k labels its samples by a model of its own, y = argmax(W x + b), and draws them about a mean of its
+    own: u ~ N(0, α²), W and b ~ N(u, 1); B ~ N(0, β²), v_j ~ N(B, 1), x_j ~ N(v_j, j^-1.2). α says how
+    much clients' models differ and β how much their samples do. They are standard deviations, as in the
+    authors' program; the paper writes N(0, α). With `iid` all clients have one model and one mean, v = 0.
+
+    A client has `least` samples and a number from a log-normal distribution (`log_mean`, `log_std`), in all
+    at most `most`; `test_share` of them, at least one, belong to the common test set, and the rest to the
+    train split. Everything derives from the data set's own `seed`, not the scenario's, and from the client's
+    number: the data of the first 1,000 clients are the same among 1,000 and among 10,000.
+
+    Arguments: `alpha`, `beta`, `iid`, `features`, `classes`, `least`, `log_mean`, `log_std`, `most`,
+    `test_share`, `seed`, and `clients`, by default `data.clients`.
+
+    Raises:
+        UserError: An argument that makes no sense, or more samples than fit into memory.
+    """
+    args = request.arguments(
+        alpha=1.0,
+        beta=1.0,
+        iid=False,
+        features=60,
+        classes=10,
+        least=50,
+        log_mean=4.0,
+        log_std=2.0,
+        most=int,
+        test_share=0.1,
+        seed=0,
+        clients=request.clients,
+    )
+    _check(args)
+    clients, features, classes = args["clients"], args["features"], args["classes"]
+    sizes = _sizes(args)
+    tests = np.maximum(np.rint(args["test_share"] * sizes).astype(np.int64), 1)
+    total = int(sizes.sum())
+    check_fits(4 * total * features, f"{total:,} samples of {clients:,} clients take", "data.args")
+    if total > 1_000_000:
+        request.progress(f"making {total:,} samples of {clients:,} clients")
+    x, y = np.empty((total, features), np.float32), np.empty(total, np.int64)
+    is_test = np.zeros(total, bool)
+    start = 0
+    for client, (size, tested) in enumerate(zip(sizes.tolist(), tests.tolist(), strict=True)):
+        stop = start + size
+        x[start:stop], y[start:stop] = _samples(client, size, args)
+        is_test[stop - tested : stop] = True
+        start = stop
+    owners = np.repeat(np.arange(clients), sizes)[~is_test]
+    names = tuple(str(label) for label in range(classes))
+    return Dataset(request.name, names, x[~is_test], y[~is_test], x[is_test], y[is_test], owners)
+
+
+def _samples(client: int, size: int, args: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Return a client's samples [size, features] float64 and their labels [size]."""
+    features, classes, shared = args["features"], args["classes"], args["iid"]
+    draw = numpy_generator(args["seed"], "synthetic", client=client)
+    level, centre = args["alpha"] * draw.standard_normal(), args["beta"] * draw.standard_normal()
+    own = numpy_generator(args["seed"], "synthetic") if shared else draw
+    model = own.standard_normal((features + 1, classes)) + (0.0 if shared else level)
+    mean = np.zeros(features) if shared else centre + draw.standard_normal(features)
+    scale = np.arange(1, features + 1) ** (DECAY / 2)
+    x = mean + scale * draw.standard_normal((size, features))
+    return x, (x @ model[:-1] + model[-1]).argmax(axis=1)
+
+
+def _sizes(args: dict) -> np.ndarray:
+    """Return how many samples every client has, train and test together, N of them."""
+    draws = [
+        numpy_generator(args["seed"], "synthetic-size", client=client).standard_normal()
+        for client in range(args["clients"])
+    ]
+    drawn = np.exp(np.minimum(args["log_mean"] + args["log_std"] * np.array(draws), 30.0))
+    sizes = args["least"] + drawn.astype(np.int64)
+    return sizes if args["most"] is None else np.minimum(sizes, args["most"])
+
+
+def _check(args: dict) -> None:
+    """Check the arguments' ranges.
+
+    Raises:
+        UserError: One is outside of its own.
+    """
+    for name, (least, most) in BOUNDS.items():
+        if args[name] is not None and not least <= args[name] <= most:
+            raise UserError(f"must be ≥ {least:g} and ≤ {most:g}, got {args[name]}", key=f"data.args.{name}")
+    if not 0.0 < args["test_share"] < 1.0:
+        raise UserError(f"must be between 0 and 1, got {args['test_share']}", key="data.args.test_share")
+    if args["most"] is not None and args["most"] < args["least"]:
+        raise UserError(f"must be ≥ least ({args['least']}), got {args['most']}", key="data.args.most")

@@ -1,0 +1,127 @@
+"""What clients are of which nothing is asked: their states, in a file without a name."""
+
+from __future__ import annotations
+
+import tempfile
+from bisect import insort
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from safetensors.numpy import load, save
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a client's state lies.
+
+    Attributes:
+        start: First byte in the file.
+        stop: First byte after it.
+        names: Of its arrays, in their order, which the bytes do not keep.
+    """
+
+    start: int
+    stop: int
+    names: tuple[str, ...]
+
+
+class IdleStates:
+    """States of clients on disk.
+
+    The file has no name, so that nothing is left of it however the process ends, and it is made when it is
+    first needed. What is read is what was written, to the bit.
+
+    Args:
+        folder: Where it lies; None, or where there is no such folder on this machine: where temporary files
+            do.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder if folder is not None and folder.is_dir() else None
+        self._file: IO[bytes] | None = None
+        self._places: dict[int, Place] = {}
+        self._free: list[tuple[int, int]] = []  # starts and stops, ascending, no two of which touch
+        self._end = 0
+
+    def __contains__(self, client: int) -> bool:
+        """Return whether a client's state is kept."""
+        return client in self._places
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._end
+
+    def put(self, client: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep a client's state, in place of the one that was kept.
+
+        Raises:
+            OSError: There is no room on the disk; nothing of the client is kept then.
+        """
+        data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
+        self.drop(client)
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115, open as long as this lives
+        start = self._take(len(data))
+        try:
+            self._file.seek(start)
+            self._file.write(data)
+            self._file.flush()
+        except BaseException:
+            self._give(start, start + len(data))
+            raise
+        self._places[client] = Place(start, start + len(data), tuple(arrays))
+
+    def get(self, client: int) -> dict[str, np.ndarray]:
+        """Return the state of a client; it stays.
+
+        Raises:
+            KeyError: None is kept.
+        """
+        place = self._places[client]
+        assert self._file is not None
+        self._file.seek(place.start)
+        arrays = load(self._file.read(place.stop - place.start))
+        return {name: arrays[name] for name in place.names}
+
+    def drop(self, client: int) -> None:
+        """Forget a client's state, if one is kept."""
+        place = self._places.pop(client, None)
+        if place is not None:
+            self._give(place.start, place.stop)
+
+    def clear(self) -> None:
+        """Forget all, and give the disk back."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._places.clear()
+        self._free.clear()
+        self._end = 0
+
+    # Room in the file ---------------------------------------------------------------------------------
+
+    def _take(self, size: int) -> int:
+        """Return where so many bytes are free: where others were, if they fit, else at the end."""
+        for number, (start, stop) in enumerate(self._free):
+            if stop - start >= size:
+                self._free[number : number + 1] = [(start + size, stop)] if stop - start > size else []
+                return start
+        self._end += size
+        return self._end - size
+
+    def _give(self, start: int, stop: int) -> None:
+        """Take bytes back, and make one of those that touch."""
+        insort(self._free, (start, stop))
+        joined: list[tuple[int, int]] = []
+        for one in self._free:
+            if joined and joined[-1][1] == one[0]:
+                joined[-1] = joined[-1][0], one[1]
+            else:
+                joined.append(one)
+        if joined and joined[-1][1] == self._end:
+            self._end = joined.pop()[0]
+        self._free = joined
