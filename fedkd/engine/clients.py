@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flwr.app import Context, Message
 from torch import nn
@@ -12,11 +12,15 @@ from fedkd.clients.memory import checked_models
 from fedkd.data.load import Data, first_task
 from fedkd.engine.blocks import Blocks
 from fedkd.engine.inline import InlineGrid
-from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
+from fedkd.engine.ray_check import check_nodes
+from fedkd.engine.ray_pool import RayCluster, gpu_share
+from fedkd.engine.ray_room import room_for_actors
+from fedkd.engine.shipped import ShippedFolder, placed, shipped
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
 from fedkd.models.build import forward_flops
-from fedkd.plan.plan import Plan, open_plan
+from fedkd.plan.plan import Plan, resolve
+from fedkd.scenario.load import scenario_from_json
 
 ESTIMATOR_FLOPS = 1_000_000
 """What a sample is taken to cost a model that is not a network: about as much as a small one."""
@@ -28,10 +32,12 @@ class ScenarioWorkload:
     Args:
         scenario_json: The resolved scenario.
         data: The federation's data; its arrays lie in shared memory.
+        folders: Files of the scenario's plug-ins, where the actor may be on another machine.
     """
 
-    def __init__(self, scenario_json: str, data: Data) -> None:
-        self._clients = ClientFactory(open_plan(scenario_json), data)
+    def __init__(self, scenario_json: str, data: Data, folders: Sequence[ShippedFolder] = ()) -> None:
+        scenario = placed(scenario_from_json(scenario_json), folders)
+        self._clients = ClientFactory(resolve(scenario), data)
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""
@@ -64,22 +70,31 @@ def inline_grid(plan: Plan, data: Data) -> InlineGrid:
     )
 
 
-def ray_grid(plan: Plan, data: Data, cluster: RayCluster):
+def ray_grid(plan: Plan, data: Data, cluster: RayCluster, tell: Callable[[str], None] = lambda line: None):
     """Return a grid that runs the plan's clients on Ray actors.
 
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        cluster: Where.
+        tell: Told a line where others work on the cluster too.
+
     Raises:
-        UserError: A client model cannot be built, or the actors do not fit the cluster.
+        UserError: A client model cannot be built, the actors do not fit the cluster, or a node lacks what
+            they need.
         EngineLost: They do not come up.
     """
     from fedkd.engine.ray_grid import RayGrid
 
     engine, number = plan.scenario.engine, len(plan.blocks)
     share = gpu_share(engine, cluster, number)
-    actors, costs = count_actors(engine, cluster, number), client_costs(plan, data)
+    actors, costs = room_for_actors(engine, cluster, number, tell), client_costs(plan, data)
+    folders = () if cluster.alone else shipped(plan.scenario)
+    check_nodes(plan, cluster, share, folders)
     with cluster.watch.guard():
         grid = RayGrid(
             ScenarioWorkload,
-            (_on_its_device(plan, share).scenario.model_dump_json(), data),
+            (_on_its_device(plan, share).scenario.model_dump_json(), data, folders),
             costs,
             actors=actors,
             cpus_per_actor=engine.cpus_per_actor,
