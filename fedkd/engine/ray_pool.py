@@ -14,7 +14,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from fedkd.engine.ray_local import Seclusion, secluded
+from fedkd.engine.ray_local import Seclusion, allowed_cpus, secluded
 from fedkd.engine.ray_nodes import Node, alive_nodes
 from fedkd.engine.ray_watch import RayWatch, watch_ray
 from fedkd.errors import EngineLost, UserError, described
@@ -115,7 +115,13 @@ def _start_local() -> Seclusion:
 
     try:
         with secluded() as seclusion, sheltered_from_hang_up():
-            ray.init(address="local", include_dashboard=False, _system_config=_LOCAL_CONFIG, **_QUIET)
+            ray.init(
+                address="local",
+                num_cpus=allowed_cpus(),
+                include_dashboard=False,
+                _system_config=_LOCAL_CONFIG,
+                **_QUIET,
+            )
     except Exception as error:
         raise EngineLost(f"Ray did not start: {described(error)}; its logs: {_logs()}") from error
     return seclusion
