@@ -81,7 +81,7 @@ def test_a_node_that_dies_changes_nothing(every, measure, place, tables, cluster
             cluster.remove_node(nodes.pop(), allow_graceful=False)
 
     status, said, error = run(tables, cluster, tmp_path / "ray", lose)
-    assert (status, error) == (0, ""), error
+    assert status == 0 and "error: " not in error, error  # Ray may say a word about what it has lost
     [told] = [line for line in said if "going back" in line]
     assert re.fullmatch(rf"node \S+ was lost; going back to {place} \(1 of 3\)", told)
     assert not nodes
