@@ -54,7 +54,8 @@ def run(
     folder.mkdir(exist_ok=True)
     engine = {"kind": "ray", "address": cluster.address, "start_timeout": LONG} | tables.pop("more", {})
     (folder / "scenario.toml").write_text(tomli_w.dumps(tables | {"engine": engine}))
-    process = program(["run", str(folder / "scenario.toml"), "--out", str(folder / "run")])
+    # From elsewhere: Ray has workers find modules in the driver's working folder.
+    process = program(["run", str(folder / "scenario.toml"), "--out", str(folder / "run")], cwd=folder)
     assert process.stdout is not None
     said = []
     try:
