@@ -211,8 +211,8 @@ def _engine(plan: Plan, observer: RunObserver) -> Iterator[_Engine]:
 
             engine = _Engine(
                 data,
-                partial(ray_grid, plan, data, cluster, observer.message),
-                partial(ray_grid_again, plan, data, cluster, observer.message),
+                partial(ray_grid, plan, data, cluster, tell=observer.message),
+                partial(ray_grid_again, plan, data, cluster, tell=observer.message),
             )
         stack.callback(engine.close)
         yield engine

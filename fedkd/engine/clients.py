@@ -90,7 +90,7 @@ def ray_grid(plan: Plan, data: Data, cluster: RayCluster, tell: Callable[[str], 
     share = gpu_share(engine, cluster, number)
     actors, costs = room_for_actors(engine, cluster, number, tell), client_costs(plan, data)
     folders = () if cluster.alone else shipped(plan.scenario)
-    check_nodes(plan, cluster, share, folders)
+    check_nodes(plan.scenario, cluster, share, folders)
     with cluster.watch.guard():
         grid = RayGrid(
             ScenarioWorkload,

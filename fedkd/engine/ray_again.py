@@ -53,7 +53,7 @@ def ray_grid_again(plan: Plan, data: Data, cluster: RayCluster, tell: Callable[[
             tell(f"waiting for another node: {lacking}")
         time.sleep(POLL_SECONDS)
     try:
-        return ray_grid(plan, data, left, tell)
+        return ray_grid(plan, data, left, tell=tell)
     except UserError as error:
         raise EngineLost(f"the run cannot go on with what is left of the Ray cluster: {error}") from error
 

@@ -11,21 +11,31 @@ from fedkd.engine.ray_nodes import Node, is_dead, own_node
 from fedkd.engine.ray_pool import RayCluster, fitting
 from fedkd.engine.shipped import ShippedFolder
 from fedkd.errors import ActorsLost, EngineLost, UserError
-from fedkd.plan.plan import Plan
 from fedkd.plan.unopened import foreign_modules
 from fedkd.plugins import module_file
+from fedkd.scenario.schema import Engine, Scenario
 
 DECIDING = ("torch", "numpy", "flwr", "scikit-learn")
 """Packages on whose version the last bits of a result depend, or whether processes understand each other."""
 
 
-def check_nodes(plan: Plan, cluster: RayCluster, share: float, folders: Sequence[ShippedFolder] = ()) -> None:
+def other_nodes(engine: Engine, cluster: RayCluster, share: float) -> list[Node]:
+    """Return the nodes on other machines, as far as one knows, that there is room for an actor on."""
+    if cluster.alone:
+        return []
+    here = own_node()
+    return [node for node in cluster.nodes if node.id != here and fitting(engine, [node], share)]
+
+
+def check_nodes(
+    scenario: Scenario, cluster: RayCluster, share: float, folders: Sequence[ShippedFolder] = ()
+) -> None:
     """Compare the nodes that actors may be placed on with this machine.
 
     The node that this process is on is this machine; the data, and the plug-ins of `folders`, are sent along.
 
     Args:
-        plan: What is to be run.
+        scenario: What is to be run, resolved.
         cluster: The cluster.
         share: GPUs that an actor reserves.
         folders: Plug-ins that travel.
@@ -35,16 +45,13 @@ def check_nodes(plan: Plan, cluster: RayCluster, share: float, folders: Sequence
         ActorsLost: A node was lost meanwhile.
         EngineLost: A node does not answer.
     """
-    if cluster.alone:
-        return
-    here, engine = own_node(), plan.scenario.engine
-    others = [node for node in cluster.nodes if node.id != here and fitting(engine, [node], share)]
+    others = other_nodes(scenario.engine, cluster, share)
     if not others:
         return
     sent = {file for folder in folders for file in folder.files}
-    modules = [m for m in foreign_modules(plan.scenario) if module_file(m).as_posix() not in sent]
+    modules = [m for m in foreign_modules(scenario) if module_file(m).as_posix() not in sent]
     own = node_probe.look_around(list(DECIDING), modules)
-    found = _ask(others, modules, cluster, engine.start_timeout)
+    found = _ask(others, modules, cluster, scenario.engine.start_timeout)
     for node in others:
         told = differences(own, found[node.id])
         if told:
