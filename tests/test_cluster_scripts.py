@@ -87,8 +87,10 @@ def test_slurm_starts_the_same_command_on_every_node(resumed, tmp_path):
     if resumed:
         out.mkdir()
         (out / "scenario.toml").touch()
+    (tmp_path / "mkdir").write_text("#!/bin/sh\n")
+    (tmp_path / "mkdir").chmod(stat.S_IRWXU)
     environment = {
-        **{"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)},
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
         **{"SLURM_JOB_ID": "20123", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2"},
         **{"SLURM_CPUS_ON_NODE": "8", "SLURM_GPUS_ON_NODE": "2"},
     }
@@ -111,4 +113,4 @@ def test_slurm_starts_the_same_command_on_every_node(resumed, tmp_path):
     started = ["fedkd", "run", "a scenario.toml", "--out", str(out), "--set", "engine.kind=ray"]
     command = ["fedkd", "resume", str(out)] if resumed else [*started, "engine.address=auto", "seed=2"]
     assert words[run + 1 :] == ["env", "RAY_ADDRESS=node7:20123", *command]
-    assert (token, mode, place) == ("token:10", "token", str(tmp_path / "ray-20123"))
+    assert (token, mode, place) == ("token:10", "token", "/tmp/ray-20123")

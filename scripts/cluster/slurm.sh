@@ -17,11 +17,12 @@ folder=${2:?usage: sbatch [options] slurm.sh SCENARIO.toml RUN_FOLDER [key=value
 shift 2
 if [ -n "${FEDKD_ENV:-}" ]; then source "$FEDKD_ENV/bin/activate"; fi
 
-# Two jobs that share a node must not meet: a port, and a folder for Ray's sockets, of this job's own.
+# A port, and a folder for Ray's sockets, of this job's own. Their paths have to be short. A node is for one job alone
+# (--exclusive): `ray symmetric-run` starts on none on which Ray runs, and in the end stops all of this user's.
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
-export RAY_TMPDIR="${TMPDIR:-/tmp}/ray-$SLURM_JOB_ID"
-mkdir -p "$RAY_TMPDIR"
+export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"
+mkdir -m 700 -p "$RAY_TMPDIR"
 
 # Whoever reaches Ray's ports can run code as this user: none without the token. The environment carries it to the nodes.
 export RAY_AUTH_MODE=token

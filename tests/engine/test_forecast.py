@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -43,3 +45,15 @@ def test_one_actor_works_through_all_that_changed_and_no_more_clients_than_there
     assert forecast(PARTS, few).evaluate == 0
     with pytest.raises(ValueError, match="actor"):
         forecast(PARTS, replace(few, actors=0))
+
+
+@pytest.mark.slow
+def test_the_script_measures_all_parts_of_a_scenario(digits_toml, ray_session):
+    path = Path(__file__).resolve().parents[2] / "scripts" / "cluster" / "forecast.py"
+    spec = importlib.util.spec_from_file_location("forecast_script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    parts = script.measured(digits_toml, clients=3, rounds=2, times=1)
+    assert min(parts.message, parts.train, parts.evaluate, parts.save, parts.fuse) > 0
+    *_, line = script.table(parts, [EXTENT]).splitlines()
+    assert line.split()[0] == "50" and line.endswith("%")
