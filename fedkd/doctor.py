@@ -77,10 +77,16 @@ def _ray_resources() -> str:
     import ray
 
     from fedkd.engine.ray_lean import lean
-    from fedkd.engine.ray_local import secluded
+    from fedkd.engine.ray_local import allowed_cpus, secluded
 
     with lean(), secluded() as seclusion:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address="local",
+            num_cpus=allowed_cpus(),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     try:
         resources = ray.cluster_resources()
     finally:

@@ -83,6 +83,13 @@ class EngineLost(RunFailed):
     """What the run worked on broke down under it, or never came up: Ray itself, and no client."""
 
 
+class ActorsLost(EngineLost):
+    """A process or a node that clients lived on is gone; what is left can go on from the last checkpoint.
+
+    `client` is the one whose work a process died in; None: a whole node was lost, and no client is to blame.
+    """
+
+
 class Interrupted(FedkdError):
     """The user stopped the run; its state is saved (exit status 130)."""
 

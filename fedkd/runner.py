@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import EngineLost, Interrupted, RunFailed, UserError
+from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan, parse_plan
 from fedkd.plan.plan import Plan
@@ -35,6 +35,7 @@ from fedkd.tracking.recorder import MetricRow, read_metrics
 if TYPE_CHECKING:
     from fedkd.data.load import Data
     from fedkd.engine.grid import EngineGrid
+    from fedkd.tracking.totals import Totals
 
 ERROR_FILE = "error.txt"
 STOPPING = "stopping after this round; press Ctrl-C again to stop at once"
@@ -154,13 +155,41 @@ def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
     return Observers(everyone)
 
 
-@dataclass(frozen=True)
 class _Engine:
-    """A started engine, the data that its clients have, and the plan with nothing left open."""
+    """A started engine, the data that its clients have, and the plan with nothing left open.
 
-    grid: EngineGrid
-    data: Data
-    plan: Plan
+    Args:
+        plan: The plan.
+        data: The data.
+        make: Returns a grid of clients as they are in the beginning.
+        remake: Does so on what is left, after actors were lost.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: Data,
+        make: Callable[[], EngineGrid],
+        remake: Callable[[], EngineGrid] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.data = data
+        self._remake = remake or make
+        self.grid = make()
+
+    def renew(self) -> None:
+        """Take another grid.
+
+        Raises:
+            ActorsLost: More was lost meanwhile.
+            EngineLost: It does not come up on what is left.
+        """
+        self.grid.close()
+        self.grid = self._remake()
+
+    def close(self) -> None:
+        """Stop its actors."""
+        self.grid.close()
 
 
 @contextmanager
@@ -174,7 +203,7 @@ def _engine(plan: Plan, folder: Path, observer: RunObserver) -> Iterator[_Engine
             from fedkd.engine.settling import settled_plan
 
             plan = settled_plan(plan, data, observer.message)
-            grid: EngineGrid = inline_grid(plan, data, folder)
+            engine = _Engine(plan, data, partial(inline_grid, plan, data, folder))
         else:
             from fedkd.engine.ray_early import early_actors
             from fedkd.engine.ray_pool import connect
@@ -190,12 +219,18 @@ def _engine(plan: Plan, folder: Path, observer: RunObserver) -> Iterator[_Engine
                 spares = early_actors(plan, cluster)
                 data = loading.result()
             from fedkd.engine.clients import ray_grid
+            from fedkd.engine.ray_again import ray_grid_again
             from fedkd.engine.settling import settled_plan
 
             plan = settled_plan(plan, data, observer.message, cluster)
-            grid = ray_grid(plan, data, cluster, folder, spares)
-        stack.callback(grid.close)
-        yield _Engine(grid, data, plan)
+            engine = _Engine(
+                plan,
+                data,
+                partial(ray_grid, plan, data, cluster, folder, spares, tell=observer.message),
+                partial(ray_grid_again, plan, data, cluster, folder, tell=observer.message),
+            )
+        stack.callback(engine.close)
+        yield engine
 
 
 def _import_all() -> None:
@@ -212,33 +247,78 @@ def _load(scenario: Scenario, observer: RunObserver) -> Data:
 
 def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool) -> RunResult:
     from fedkd.data.load import task_names
-    from fedkd.federation.run_control import RunControl
-    from fedkd.federation.server_app import ServerContext, app
 
     with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
         with suppress(OSError):
             (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         go_on = f"the last checkpoint is saved; go on with: fedkd resume {folder}"
         if_lost(go_on)
-        context = ServerContext(plan, engine.data, RunControl(folder, observer, stop.is_set, resume))
         try:
-            app(engine.grid, context)
+            totals = _rounds(plan, folder, engine, observer, stop.is_set, resume)
         except (Interrupted, KeyboardInterrupt) as error:
             told = str(error) or "stopped at once; the last checkpoint is saved"
             raise Interrupted(f"{told}; go on with: fedkd resume {folder}") from None
         except EngineLost as error:
             if stop.is_set():  # whoever signals the whole process group stops Ray's processes too
                 raise Interrupted(f"stopped at once; {go_on}") from None
-            raise EngineLost(f"{error.message}; {go_on}") from error
+            told = f"{error.message}; {go_on}"
+            raise EngineLost(told, round=error.round, client=error.client) from error
         except RunFailed as error:
             raise _explained(error, folder) from error
-        assert context.totals is not None
         tasks = task_names(engine.data)
         try:
-            summary = finish_run(plan, folder, context.totals, observer, tasks)
+            summary = finish_run(plan, folder, totals, observer, tasks)
         except OSError as error:
             raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from error
         return RunResult(folder, summary)
+
+
+def _rounds(
+    plan: Plan,
+    folder: Path,
+    engine: _Engine,
+    observer: RunObserver,
+    stopping: Callable[[], bool],
+    resume: bool,
+) -> Totals:
+    """Run all rounds; go back to the last checkpoint where actors are lost on the way, and on from there.
+
+    Returns:
+        What the rounds cost that count: not those that were lost.
+
+    Raises:
+        EngineLost: Too much was lost (see `Losses`), or what is left is not enough.
+    """
+    from fedkd.engine.losses import Losses, place
+    from fedkd.federation.checkpoint import CheckpointStore
+    from fedkd.federation.run_control import RunControl
+    from fedkd.federation.server_app import ServerContext, app
+
+    losses = Losses(plan.scenario.engine.restarts, tolerant=plan.scenario.faults.on_client_error != "fail")
+    control = RunControl(folder, observer, stopping, resume)
+    while True:
+        context = ServerContext(plan, engine.data, control)
+        try:
+            app(engine.grid, context)
+            assert context.totals is not None
+            return context.totals
+        except ActorsLost as loss:
+            lost = loss
+        control = replace(control, resume=True, again=True)
+        renewed = False
+        while not renewed:
+            if stopping():
+                raise lost
+            began = CheckpointStore(folder).began()
+            saved = 0 if began is None else began[1]
+            if (end := losses.suffer(lost, saved)) is not None:
+                raise end from lost
+            observer.message(f"{lost}; going back to {place(saved)} ({losses.count})")
+            try:
+                engine.renew()
+                renewed = True
+            except ActorsLost as loss:
+                lost = loss
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:

@@ -525,7 +525,7 @@ assert main([*words, "clients.0={{model='parts:Flat',args={{break_in='process'}}
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     no_gpu, died = done.stderr.splitlines(keepends=True)
@@ -533,6 +533,7 @@ assert main([*words, "clients.0={{model='parts:Flat',args={{break_in='process'}}
     assert f"{places['FILE']}: engine.gpus_per_actor: asks for 0.5 GPU an actor" in no_gpu
     assert_one_line(died)
     assert "client 0, round 1: its Ray actor died" in died and f"fedkd resume {places['OUT']}" in died
+    assert "as it did before the run went back to its beginning" in died
     assert done.stdout == ""
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fedkd.benchmark.places import check_places
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.engine.ray_pool import RayCluster, connect, count_actors, gpu_share
 from fedkd.errors import EngineLost
@@ -60,7 +61,7 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[in
         other one starts; the second stops at once.
 
     Raises:
-        UserError: There is no such cluster, or not even one job fits it.
+        UserError: There is no such cluster, not even one job fits it, or a node lacks what the jobs need.
         EngineLost: Ray does not come up, or breaks down.
     """
     watcher.message("starting Ray")
@@ -68,8 +69,10 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[in
     cluster = connect(engine)
     try:
         slots = count_actors(engine, cluster, len(jobs))
+        share = gpu_share(engine, cluster, len(jobs))
+        check_places(jobs, engine, cluster, share)
         with cluster.watch.guard():
-            tasks = _Tasks(jobs, engine, gpu_share(engine, cluster, len(jobs)), watcher, cluster)
+            tasks = _Tasks(jobs, engine, share, watcher, cluster)
             tasks.wait_for_a_worker()
             watcher.slots(slots)
             return tasks.run(slots)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ from fedkd.data.load import Data, first_task
 from fedkd.engine.blocks import Blocks
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
-from fedkd.engine.ray_pool import RayCluster, count_actors, gpu_share
+from fedkd.engine.ray_check import check_nodes
+from fedkd.engine.ray_pool import RayCluster, gpu_share
+from fedkd.engine.ray_room import room_for_actors
+from fedkd.engine.shipped import ShippedFolder, placed, shipped
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
 from fedkd.models.build import forward_flops
 from fedkd.models.estimator import Estimator
-from fedkd.plan.plan import Plan, open_plan
+from fedkd.plan.plan import Plan, resolve
+from fedkd.scenario.load import scenario_from_json
 from fedkd.training.device import resolve_device
 
 ESTIMATOR_FLOPS = 1_000_000
@@ -63,13 +67,20 @@ class ScenarioWorkload:
         scenario_json: The resolved scenario.
         data: The federation's data; its arrays lie in shared memory.
         lodging: Says how many clients the actor has room for; absent: all of its own.
+        folders: Files of the scenario's plug-ins, where the actor may be on another machine.
 
     Attributes:
         room: How many clients live in the actor at a time.
     """
 
-    def __init__(self, scenario_json: str, data: Data, lodging: Lodging | None = None) -> None:
-        plan = open_plan(scenario_json)
+    def __init__(
+        self,
+        scenario_json: str,
+        data: Data,
+        lodging: Lodging | None = None,
+        folders: Sequence[ShippedFolder] = (),
+    ) -> None:
+        plan = resolve(placed(scenario_from_json(scenario_json), folders))
         self._clients = ClientFactory(plan, data)
         self.room = Room() if lodging is None else lodging.room(plan)
 
@@ -112,7 +123,12 @@ def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGri
 
 
 def ray_grid(
-    plan: Plan, data: Data, cluster: RayCluster, folder: Path | None = None, spares: Sequence[Any] = ()
+    plan: Plan,
+    data: Data,
+    cluster: RayCluster,
+    folder: Path | None = None,
+    spares: Sequence[Any] = (),
+    tell: Callable[[str], None] = lambda line: None,
 ):
     """Return a grid that runs the plan's clients on Ray actors.
 
@@ -122,9 +138,11 @@ def ray_grid(
         cluster: Where.
         folder: Where the states of idle clients lie, on machines that have it; else where temporary files do.
         spares: Actors that have been started already (see `fedkd.engine.ray_early`).
+        tell: Told a line where others work on the cluster too.
 
     Raises:
-        UserError: A client model cannot be built, or the actors do not fit the cluster.
+        UserError: A client model cannot be built, the actors do not fit the cluster, or a node lacks what
+            they need.
         EngineLost: They do not come up.
     """
     from fedkd.engine.ray_grid import RayGrid
@@ -132,12 +150,14 @@ def ray_grid(
     engine, number = plan.scenario.engine, len(plan.blocks)
     share = gpu_share(engine, cluster, number)
     models = checked_models(plan, data)
-    actors, costs = count_actors(engine, cluster, number), client_costs(plan, data, models)
+    actors, costs = room_for_actors(engine, cluster, number, tell), client_costs(plan, data, models)
     lodging = Lodging(bytes_of_client(plan, data, models), actors, share, folder)
+    folders = () if cluster.alone else shipped(plan.scenario)
+    check_nodes(plan.scenario, cluster, share, folders)
     with cluster.watch.guard():
         grid = RayGrid(
             ScenarioWorkload,
-            (on_its_device(plan, share).scenario.model_dump_json(), data, lodging),
+            (on_its_device(plan, share).scenario.model_dump_json(), data, lodging, folders),
             costs,
             actors=actors,
             cpus_per_actor=engine.cpus_per_actor,

@@ -16,10 +16,11 @@ from fedkd.engine.grid import EngineGrid
 from fedkd.engine.live_clients import changed_by
 from fedkd.engine.ray_actor import ClientActor
 from fedkd.engine.ray_batch import Batch
+from fedkd.engine.ray_nodes import lost_node
 from fedkd.engine.ray_watch import RayWatch
 from fedkd.engine.schedule import assign_work
 from fedkd.engine.work_note import WorkNotes
-from fedkd.errors import EngineLost
+from fedkd.errors import ActorsLost, EngineLost
 from fedkd.federation.identity import assume_identity, client_of, with_content
 from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED, TIMED_OUT
 
@@ -77,7 +78,7 @@ class RayGrid(EngineGrid):
         self._keeps_states = keeps_states
         self._states: dict[int, Any] = {}  # where what a client was after its last message lies
         self._patience = 120.0
-        self._arguments = (make_workload, *(self._put(argument) for argument in arguments))
+        self._arguments: tuple[Any, ...] = (make_workload, *(self._put(argument) for argument in arguments))
         self._actor_class = _actor_class(cpus_per_actor, gpus_per_actor)
         self._spares = list(spares)
         self._opening: dict[int, Any] = {}
@@ -128,7 +129,7 @@ class RayGrid(EngineGrid):
             raise error.cause from error
         except RayError as error:
             self._watch.check_after_failure()
-            raise EngineLost(f"a Ray actor died while it started: {_cause(error)}") from error
+            raise ActorsLost(f"a Ray actor died while it started: {_cause(error)}") from error
 
     # A batch of messages --------------------------------------------------------------------------------
 
@@ -176,7 +177,7 @@ class RayGrid(EngineGrid):
             replies = ray.get(reference)
         except RayError as error:
             if not call.messages:
-                self._watch.check_after_failure()
+                self._check_node(call.actor, error)
                 raise EngineLost(f"a Ray actor could not take a client over: {_cause(error)}") from error
             yield from self._bury(batch, call.actor, error)
             return
@@ -205,12 +206,24 @@ class RayGrid(EngineGrid):
 
     def _bury(self, batch: Batch, actor: int, error: RayError) -> Iterator[Message]:
         """Answer for an actor that has died."""
-        self._watch.check_after_failure()
+        self._check_node(actor, error)
         first, *others = self._suspects(batch, actor)
         doubt = f" in the work for it or for client {_one_of(others)}" if others else ""
         failure = Error(CLIENT_DIED, f"its Ray actor died{doubt}: {_cause(error)}")
         reason = f"its Ray actor died while it worked for client {_one_of([first, *others])}"
         yield from self._give_up(batch, actor, first, failure, reason)
+
+    def _check_node(self, actor: int, error: RayError) -> None:
+        """Return if an actor was lost alone, and neither with Ray nor with its node.
+
+        Raises:
+            EngineLost: Ray itself is gone.
+            ActorsLost: The node is: clients on it are, and what they were after their last messages.
+        """
+        self._watch.check_after_failure()
+        node = lost_node(self._actors[actor], error)
+        if node is not None:
+            raise ActorsLost(f"node {node} was lost")
 
     def _give_up(
         self, batch: Batch, actor: int, culprit: int, failure: Error, reason: str
@@ -282,6 +295,7 @@ class RayGrid(EngineGrid):
             for actor in [*self._actors, *self._spares]:
                 ray.kill(actor)
         self._actors, self._spares = [], []
+        self._arguments, self._states = (), {}  # what lies in the object store is another grid's room
         self._notes.close()
 
 

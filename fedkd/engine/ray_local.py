@@ -39,6 +39,19 @@ def secluded() -> Iterator[Seclusion]:
             ray_constants.ENABLE_RAY_CLUSTER = is_cluster
 
 
+def allowed_cpus() -> int | None:
+    """Return the CPUs that this process may run on, where they are fewer than Ray (2.55) would count.
+
+    Ray asks the machine, or its container, but not what a batch system or ``taskset`` leaves to this process.
+    """
+    from ray._private.utils import get_num_cpus
+
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < get_num_cpus(override_docker_cpu_warning=True) else None
+
+
 class Seclusion:
     """The token of a local Ray, which this process shows with every call."""
 

@@ -8,13 +8,15 @@ import os
 import socket
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from fedkd.engine.ray_lean import lean
-from fedkd.engine.ray_local import Seclusion, secluded
+from fedkd.engine.ray_local import Seclusion, allowed_cpus, secluded
+from fedkd.engine.ray_nodes import Node, alive_nodes
 from fedkd.engine.ray_watch import RayWatch, watch_ray
 from fedkd.errors import EngineLost, UserError, described
 from fedkd.scenario.schema import Engine
@@ -43,19 +45,6 @@ CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Node:
-    """A machine of a Ray cluster.
-
-    Attributes:
-        cpus: Its CPUs.
-        gpus: Its GPUs.
-    """
-
-    cpus: float
-    gpus: float = 0.0
-
-
-@dataclass(frozen=True)
 class RayCluster:
     """A connection to Ray.
 
@@ -81,6 +70,15 @@ class RayCluster:
         """GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else works there, and on this machine only."""
+        return self.seclusion is not None
+
+    def now(self) -> RayCluster:
+        """Return the cluster with the nodes that it has by now."""
+        return replace(self, nodes=alive_nodes())
+
     def close(self) -> None:
         """Stop Ray if it was started here."""
         if self.owned:
@@ -104,13 +102,13 @@ def connect(engine: Engine) -> RayCluster:
     import ray
 
     if ray.is_initialized():
-        return RayCluster(_nodes(), False, watch_ray())
+        return RayCluster(alive_nodes(), False, watch_ray())
     _silence_raylet()
     logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
     seclusion = _start_local() if engine.address is None else None
     if engine.address is not None:
         _join(engine.address)
-    return RayCluster(_nodes(), True, watch_ray(), seclusion)
+    return RayCluster(alive_nodes(), True, watch_ray(), seclusion)
 
 
 def _start_local() -> Seclusion:
@@ -118,7 +116,13 @@ def _start_local() -> Seclusion:
 
     try:
         with lean(), secluded() as seclusion, sheltered_from_hang_up():
-            ray.init(address="local", include_dashboard=False, _system_config=_LOCAL_CONFIG, **_QUIET)
+            ray.init(
+                address="local",
+                num_cpus=allowed_cpus(),
+                include_dashboard=False,
+                _system_config=_LOCAL_CONFIG,
+                **_QUIET,
+            )
     except Exception as error:
         raise EngineLost(f"Ray did not start: {described(error)}; its logs: {_logs()}") from error
     return seclusion
@@ -157,13 +161,6 @@ def _import_ray() -> None:
 
 def _logs() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
-
-
-def _nodes() -> tuple[Node, ...]:
-    import ray
-
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return tuple(Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive)
 
 
 def _check_reachable(address: str) -> None:
@@ -247,12 +244,7 @@ def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
             raise UserError(
                 f"must be a whole number above 1, got {gpus_per_actor:g}", key="engine.gpus_per_actor"
             )
-    fits = sum(
-        min(_cpu_shares(node, engine), _gpu_shares(node.gpus, gpus_per_actor))
-        if gpus_per_actor > 0
-        else _cpu_shares(node, engine)
-        for node in cluster.nodes
-    )
+    fits = fitting(engine, cluster.nodes, gpus_per_actor)
     if fits == 0:
         raise UserError(
             f"no node of the Ray cluster has both {engine.cpus_per_actor:g} CPUs and {gpus_per_actor:g} GPUs",
@@ -266,6 +258,16 @@ def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
             key="engine.actors",
         )
     return min(fits, num_clients, engine.actors or fits)
+
+
+def fitting(engine: Engine, nodes: Iterable[Node], gpus_per_actor: float) -> int:
+    """Return how many actors fit the nodes, each of them on one."""
+    return sum(
+        min(_cpu_shares(node, engine), _gpu_shares(node.gpus, gpus_per_actor))
+        if gpus_per_actor > 0
+        else _cpu_shares(node, engine)
+        for node in nodes
+    )
 
 
 def _cpu_shares(node: Node, engine: Engine) -> int:

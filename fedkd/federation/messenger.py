@@ -82,7 +82,7 @@ class Messenger:
         # What was lost because another client took its actor down is not where the trouble lies.
         causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
         client = (causes or list(failed))[0]
-        raise failure_of(failed[client], client, round, self._control.folder)
+        raise failure_of(failed[client], client, round)
 
     def _exchange(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
         """Send messages in client order; return the reply of each, errors included."""
@@ -113,7 +113,7 @@ class Messenger:
                 # Whoever signals the whole process group (timeout, a batch system) stops Ray's processes too.
                 raise Interrupted(f"stopped in round {round}; the last checkpoint is saved")
             if self._goes_on and first_line(reply).partition(": ")[0] in BEYOND_REPAIR:
-                raise failure_of(reply, client, round, self._control.folder)
+                raise failure_of(reply, client, round)
         return failed
 
     def _note(self, failed: Mapping[int, Message], round: int, phase: str, measure: str) -> None:

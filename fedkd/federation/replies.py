@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flwr.app import Message
 
-from fedkd.errors import RunFailed, TrainingDiverged, UserError
+from fedkd.errors import ActorsLost, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import messages as msg
 from fedkd.scenario.schema import Scenario
 
@@ -21,18 +19,17 @@ def first_line(reply: Message) -> str:
     return (reply.error.reason or "failed without saying why").splitlines()[0]
 
 
-def failure_of(reply: Message, client: int, round: int, folder: Path) -> Exception:
+def failure_of(reply: Message, client: int, round: int) -> Exception:
     """Return the error that an error reply stands for.
 
     Args:
         reply: The error reply.
         client: The client it is from.
         round: The round it happened in.
-        folder: The run folder, for the command that tries again.
     """
     reason = first_line(reply)
     if reply.error.code == msg.CLIENT_DIED:
-        return RunFailed(f"{reason} To try again: fedkd resume {folder}", client=client, round=round)
+        return ActorsLost(reason.removesuffix("."), client=client, round=round)
     name, _, message = reason.partition(": ")
     if name == UserError.__name__:
         key, separator, rest = message.partition(": ")

@@ -83,7 +83,8 @@ class Rounds:
                 self._recorder = recorder
                 self._measurements = Measurements(self._plan, recorder, control.folder)
                 self._chance = ChanceWatch(self._plan, recorder)
-                self._observer.run_started(scenario, control.folder, done)
+                began = self._observer.went_back if control.again else self._observer.run_started
+                began(scenario, control.folder, done)
                 if checkpoint is not None:
                     self._restore(checkpoint)
                 elif scenario.continual is not None:

@@ -18,9 +18,11 @@ class RunControl:
         observer: Told what happens.
         stop_requested: Asked after every round; true ends the run there, with its state saved.
         resume: Whether to go on from the folder's latest checkpoint.
+        again: Whether this is a run under way that goes back there: it does not begin for who watches.
     """
 
     folder: Path
     observer: RunObserver = field(default_factory=RunObserver)
     stop_requested: Callable[[], bool] = lambda: False
     resume: bool = False
+    again: bool = False

@@ -47,6 +47,17 @@ def plug_ins_of(scenario: Scenario) -> dict[str, str]:
     return modules | {key: name for key, (_, name) in _foreign(scenario).items()}
 
 
+def foreign_modules(scenario: Scenario) -> list[str]:
+    """Return the modules of plug-ins that clients' processes import: of all but data sets and partitions."""
+    modules = list(scenario.plugins)
+    for key, (registry, name) in _foreign(scenario).items():
+        if ":" in name and not key.startswith(("data.", "continual.tasks.")):
+            modules.append(name.partition(":")[0])
+        elif not key.startswith(("data.", "continual.tasks.")):
+            modules.append(registry.load(name, scenario.plugin_path).__module__)
+    return list(dict.fromkeys(modules))
+
+
 def look_at(scenario: Scenario) -> Unopened:
     """Check what can be known of a scenario without its plug-ins.
 

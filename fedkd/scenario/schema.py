@@ -266,6 +266,8 @@ class Engine(Section):
     start_timeout: Annotated[float, Field(gt=0.0)] = 120.0
     """Seconds within which the first actor has to be up, and each further one after the last, else the run
     fails: on a cluster where others work, how long to wait for room."""
+    restarts: Annotated[int, Field(ge=0, le=1000)] = 3
+    """How often a run begins again from one checkpoint after actors, or the nodes they were on, were lost."""
 
 
 class Wandb(Section):

@@ -70,6 +70,9 @@ class RunObserver:
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         """Work begins; `resumed_from` is the last round that was already done, 0 for a fresh run."""
 
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        """The run goes on from the end of round `done`, 0 its beginning: later rounds come once more."""
+
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         """In `round`, `done` of `total` clients have finished `phase` (`"train"`, `"evaluate"`, …).
 
@@ -113,6 +116,9 @@ class Observers(RunObserver):
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._tell(lambda observer: observer.run_started(scenario, folder, resumed_from))
+
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        self._tell(lambda observer: observer.went_back(scenario, folder, done))
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         self._tell(lambda observer: observer.phase(round, phase, done, total))

@@ -99,6 +99,16 @@ class LiveProgress(RunObserver):
         )
         self._live.start()
 
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        matrix = main_matrix(scenario)
+        if matrix is not None:
+            matrix.recall(read_metrics(folder))
+        self._matrix = matrix
+        kept = [report for report in self._reports if report.round <= done]
+        self._reports = deque(kept, maxlen=VISIBLE_ROUNDS)
+        self._finished, self._round = done, done + 1
+        self._round_began = time.monotonic()
+
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         self._round, self._phase = round, phase_text(phase, done, total)
 

@@ -12,6 +12,7 @@ from fedkd.plan.schedule import Schedule
 from fedkd.scenario.stream import task_count
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
+from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import (
     closing_lines,
@@ -67,6 +68,11 @@ class PlainProgress(RunObserver):
         self._matrix = main_matrix(scenario)
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
+
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        self._matrix = main_matrix(scenario)
+        if self._matrix is not None:
+            self._matrix.recall(read_metrics(folder))
 
     def round_finished(self, report: RoundReport) -> None:
         self._pace.add(report.seconds)

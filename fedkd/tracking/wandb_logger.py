@@ -46,6 +46,7 @@ class WandbLogger(RunObserver):
         self._warn = warn
         self._run: Any = None
         self._matrices: list[TaskMatrix] = []
+        self._logged = 0  # the last round
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         wanted = scenario.tracking.wandb
@@ -63,8 +64,9 @@ class WandbLogger(RunObserver):
 
     def round_finished(self, report: RoundReport) -> None:
         with self._switched_off_by_failure():
-            if self._run is not None:
+            if self._run is not None and report.round > self._logged:  # else it repeats one: it went back
                 self._run.log(logged_values(report) | self._of_tasks(report))
+                self._logged = report.round
 
     def _of_tasks(self, report: RoundReport) -> dict[str, float]:
         """Return the figures of all tasks so far under each protocol, if a round was evaluated on them."""

@@ -1,0 +1,139 @@
+"""Whether a bench's cells find on every node of a cluster what they read and where they write.
+
+A cell runs as a whole where there is room for it: it reads data and plug-ins there, and its run folder lies
+there, too. So all nodes have to see the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.data.federated import FederatedData
+from fedkd.data.load import Data, load_data
+from fedkd.engine.ray_check import check_nodes, other_nodes
+from fedkd.engine.ray_pool import RayCluster
+from fedkd.engine.shipped import shipped
+from fedkd.errors import EngineLost, FedkdError, UserError
+from fedkd.plan.plan import open_plan
+from fedkd.scenario.load import scenario_from_json
+from fedkd.scenario.schema import Engine
+
+MARK = ".nodes.tmp"
+"""A file beside the run folders while nodes are asked whether they see it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a cell would find on a machine.
+
+    Attributes:
+        trouble: Why it cannot run there, as the end of a sentence; empty: it can.
+        data: SHA-256 of its data.
+    """
+
+    trouble: str = ""
+    data: str = ""
+
+
+def look_at_place(scenario_json: str, folder: str | None = None) -> Place:
+    """Return what a cell would find on this machine.
+
+    Args:
+        scenario_json: The cell's resolved scenario.
+        folder: Where there is a `MARK`, if the cell's run folder is the same one; None: nobody has made one.
+    """
+    if folder is not None and not (Path(folder) / MARK).is_file():
+        return Place(f"does not see {folder}; put the bench on a disk that all nodes share")
+    try:
+        data = load_data(open_plan(scenario_json).scenario)
+    except FedkdError as error:
+        return Place(f"cannot run a cell: {error}")
+    return Place(data=digest_of_data(data))
+
+
+def digest_of_data(data: Data) -> str:
+    """Return the SHA-256 of all samples and labels."""
+    found = hashlib.sha256()
+    for part in [data] if isinstance(data, FederatedData) else [task.data for task in data]:
+        for values in (part.x, part.y, part.transfer_x, part.test_x, part.test_y):
+            found.update(f"{values.dtype} {values.shape}".encode())
+            found.update(np.ascontiguousarray(values).data)
+    return found.hexdigest()
+
+
+def check_places(jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCluster, share: float) -> None:
+    """Compare all nodes that cells may run on with this machine, for each data set among the cells.
+
+    Args:
+        jobs: The cells' scenarios as JSON, and their run folders.
+        engine: What a cell reserves.
+        cluster: The cluster; one of this process's own is this machine.
+        share: GPUs that a cell reserves.
+
+    Raises:
+        UserError: A node lacks something, or has another version of it.
+        EngineLost: A node does not answer.
+    """
+    nodes = other_nodes(engine, cluster, share)
+    if not nodes:
+        return
+    tried: dict[str, str] = {}
+    for scenario_json, _ in jobs:
+        scenario = scenario_from_json(scenario_json)
+        tried.setdefault(scenario.data.model_dump_json(), scenario_json)
+    scenario = scenario_from_json(jobs[0][0])
+    check_nodes(scenario, cluster, share, shipped(scenario))
+    folder = Path(jobs[0][1]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / MARK
+    try:
+        mark.touch()
+        own = [look_at_place(scenario_json).data for scenario_json in tried.values()]
+        asked = [(node, job, data) for node in nodes for job, data in zip(tried.values(), own, strict=True)]
+        found = _ask([(node.id, job) for node, job, _ in asked], str(folder), engine, cluster)
+    finally:
+        mark.unlink(missing_ok=True)
+    for (node, _, data), place in zip(asked, found, strict=True):
+        if place.trouble:
+            raise UserError(f"node {node.name} {place.trouble}", key="engine.address")
+        if place.data != data:
+            raise UserError(f"node {node.name} has other data than there are here", key="engine.address")
+
+
+def _ask(places: Sequence[tuple[str, str]], folder: str, engine: Engine, cluster: RayCluster) -> list[Place]:
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look: Any = ray.remote(look_at_place)
+    waiting = [
+        look.options(
+            num_cpus=0,
+            max_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+        ).remote(job, folder)
+        for node_id, job in places
+    ]
+    left, deadline = list(waiting), time.monotonic() + engine.start_timeout
+    while left:
+        done, left = ray.wait(left, num_returns=len(left), timeout=0.2)
+        cluster.watch.check()
+        if done:
+            deadline = time.monotonic() + engine.start_timeout
+        if left and time.monotonic() > deadline:
+            raise EngineLost(
+                f"{len(left)} of {len(waiting)} answers of nodes did not come within"
+                f" {engine.start_timeout:g} s (engine.start_timeout)"
+            )
+    try:
+        return ray.get(waiting)
+    except RayError as error:
+        cluster.watch.check_after_failure()
+        raise EngineLost(f"a node was lost before the first cell: {str(error).splitlines()[0]}") from error

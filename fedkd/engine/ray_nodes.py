@@ -1,0 +1,128 @@
+"""The machines of a Ray cluster: what each has, what of it is free, and whether one is lost."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+DEATH_SECONDS = 60.0
+"""How long Ray is waited for to say whether a node is dead that cannot be reached: it takes some fifteen
+seconds of silence for a sign of it, and more where it is busy."""
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of a Ray cluster.
+
+    Attributes:
+        cpus: Its CPUs.
+        gpus: Its GPUs.
+        name: Its address; with a port where several nodes are at one address.
+        id: Ray's name for it.
+    """
+
+    cpus: float
+    gpus: float = 0.0
+    name: str = ""
+    id: str = ""
+
+
+def alive_nodes() -> tuple[Node, ...]:
+    """Return the nodes that Ray does not know to be dead, by name."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    at_address = Counter(node["NodeManagerAddress"] for node in alive)
+    nodes = [
+        Node(
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=node["Resources"].get("GPU", 0.0),
+            name=node["NodeManagerAddress"]
+            if at_address[node["NodeManagerAddress"]] == 1
+            else f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}",
+            id=node["NodeID"],
+        )
+        for node in alive
+    ]
+    return tuple(sorted(nodes, key=lambda node: node.name))
+
+
+def free_nodes(nodes: Iterable[Node]) -> tuple[Node, ...]:
+    """Return the nodes with what nobody has reserved of them, as of a moment ago."""
+    from ray._private import state
+
+    free = state.available_resources_per_node()  # Ray (2.55) has the sum alone in public
+    return tuple(
+        replace(node, cpus=free.get(node.id, {}).get("CPU", 0.0), gpus=free.get(node.id, {}).get("GPU", 0.0))
+        for node in nodes
+    )
+
+
+def own_node() -> str:
+    """Return the id of the node that this process is on, or is connected through."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id()
+
+
+def lost_node(actor: Any, error: Exception) -> str | None:
+    """Find out whether it was a node that an actor was lost with; return the node's address if so.
+
+    A connection that breaks off comes before Ray knows why. It is waited for then, up to `DEATH_SECONDS`.
+
+    Args:
+        actor: A handle to the actor.
+        error: What a call of it raised.
+    """
+    from ray.exceptions import ActorDiedError
+
+    node_id = _node_of(actor)
+    if node_id is None:
+        return None
+    deadline = time.monotonic() + (0.0 if isinstance(error, ActorDiedError) else DEATH_SECONDS)
+    while (address := _dead(node_id)) is None:
+        if time.monotonic() >= deadline or _is_settled(actor):
+            return _dead(node_id)
+        time.sleep(POLL_SECONDS)
+    return address
+
+
+def is_dead(node: Node) -> bool:
+    """Return whether Ray knows a node to be dead."""
+    return _dead(node.id) is not None
+
+
+def _dead(node_id: str) -> str | None:
+    """Return the address of a node that Ray knows to be dead."""
+    import ray
+
+    dead = (node for node in ray.nodes() if node["NodeID"] == node_id and not node["Alive"])
+    return next((node["NodeManagerAddress"] for node in dead), None)
+
+
+def _node_of(actor: Any) -> str | None:
+    """Return the id of the node that an actor is on, or was."""
+    from ray._private import state
+
+    with suppress(Exception):  # Ray (2.55) tells the actor itself alone, in public
+        return state.actors(actor._actor_id.hex())["Address"]["NodeID"] or None
+    return None
+
+
+def _is_settled(actor: Any) -> bool:
+    """Return whether Ray knows an actor to be dead for good, or can reach it again."""
+    import ray
+    from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
+
+    try:
+        ray.get(actor.ready.remote(), timeout=1.0)
+    except (ActorUnavailableError, GetTimeoutError):
+        return False
+    except RayError:
+        return True
+    return True

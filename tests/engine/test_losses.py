@@ -1,0 +1,50 @@
+"""When a run that has lost actors begins again, and when it is over."""
+
+from __future__ import annotations
+
+from fedkd.engine.losses import Losses
+from fedkd.errors import ActorsLost
+
+
+def node(round: int | None = None) -> ActorsLost:
+    return ActorsLost("node 10.0.0.7 was lost", round=round)
+
+
+def client(index: int, round: int) -> ActorsLost:
+    return ActorsLost("its Ray actor died", client=index, round=round)
+
+
+def test_a_run_goes_back_so_often_from_one_checkpoint_and_anew_from_the_next():
+    losses = Losses(2)
+    assert [losses.suffer(node(), 3) for _ in range(2)] == [None, None]
+    assert losses.count == "2 of 2"
+    assert losses.suffer(node(), 4) is None
+    assert losses.suffer(node(), 4) is None
+    end = losses.suffer(node(), 4)
+    assert str(end) == (
+        "node 10.0.0.7 was lost; the run has gone back to the checkpoint of round 4 2 times (engine.restarts)"
+    )
+
+
+def test_a_client_that_takes_its_process_down_again_is_named():
+    losses = Losses(9)
+    assert losses.suffer(client(2, 5), 4) is None
+    assert losses.suffer(client(3, 5), 4) is None, "another one"
+    assert losses.suffer(client(3, 6), 5) is None, "further on"
+    assert losses.suffer(node(), 5) is None
+    assert losses.suffer(client(3, 6), 5) is None, "a node was lost in between"
+    end = losses.suffer(client(3, 6), 5)
+    assert (end.client, end.round) == (3, 6)
+    assert str(end).endswith("died; as it did before the run went back to the checkpoint of round 5")
+
+
+def test_none_at_all():
+    loss = client(1, 1)
+    assert Losses(0).suffer(loss, 0) is loss
+
+
+def test_where_clients_may_die_the_loss_of_a_node_alone_is_made_up_for():
+    losses = Losses(3, tolerant=True)
+    assert losses.suffer(node(), 0) is None
+    loss = client(1, 2)
+    assert losses.suffer(loss, 0) is loss

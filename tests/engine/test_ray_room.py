@@ -1,0 +1,97 @@
+"""How many actors there is room for, node by node, where others work too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import fedkd.engine.ray_room as module
+from fedkd.engine.ray_local import Seclusion
+from fedkd.engine.ray_nodes import Node
+from fedkd.engine.ray_pool import RayCluster
+from fedkd.engine.ray_room import room_for_actors
+from fedkd.errors import EngineLost, UserError
+from fedkd.scenario.schema import Engine
+
+HEAD, BOX = Node(64, 0, "10.0.0.1", "head"), Node(8, 1, "10.0.0.2", "box")
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Return a function that has nodes be free as told, one answer after the other; time flies."""
+
+    def free(*answers: dict[str, tuple[float, float]]) -> None:
+        told, clock = list(answers), [0.0]
+
+        def free_nodes(nodes):
+            answer = told.pop(0) if len(told) > 1 else told[0]
+            return tuple(replace(n, cpus=answer[n.id][0], gpus=answer[n.id][1]) for n in nodes)
+
+        monkeypatch.setattr(module, "free_nodes", free_nodes)
+        monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(module.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+
+    return free
+
+
+def cluster(*nodes: Node) -> RayCluster:
+    return RayCluster(nodes, owned=True)
+
+
+IDLE = {"head": (64.0, 0.0), "box": (8.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("engine", "actors"),
+    [
+        ({}, 8),  # a share of the GPU for each: the CPUs of the head have none beside them
+        ({"gpus_per_actor": 0.5}, 2),
+        ({"device": "cpu"}, 72),
+        ({"device": "cpu", "cpus_per_actor": 5}, 13),  # not 14, of 72 CPUs in all
+        ({"actors": 3}, 3),
+    ],
+)
+def test_a_large_head_and_a_small_node_with_a_gpu(engine, actors, free):
+    free(IDLE)
+    assert room_for_actors(Engine(**engine), cluster(HEAD, BOX), 100) == actors
+
+
+def test_a_ray_of_the_runs_own_is_not_asked(monkeypatch):
+    monkeypatch.setattr(module, "free_nodes", lambda nodes: pytest.fail("nobody else works there"))
+    own = RayCluster((HEAD,), owned=True, seclusion=Seclusion())
+    assert room_for_actors(Engine(), own, 100) == 64
+
+
+def test_fewer_actors_where_others_hold_the_room(free):
+    told: list[str] = []
+    free({"head": (10.0, 0.0), "box": (3.0, 0.0)})
+    assert room_for_actors(Engine(device="cpu"), cluster(HEAD, BOX), 100, told.append) == 13
+    assert told == ["others work on the Ray cluster: there is room for 13 actors, not for 72"]
+
+
+def test_actors_that_are_just_being_stopped_are_waited_for(free):
+    told: list[str] = []
+    free({"head": (10.0, 0.0), "box": (3.0, 0.0)}, IDLE)
+    assert room_for_actors(Engine(device="cpu"), cluster(HEAD, BOX), 100, told.append) == 72
+    assert not told
+
+
+def test_no_room_is_waited_for_and_then_told_of(free):
+    told: list[str] = []
+    free({"head": (0.0, 0.0), "box": (8.0, 0.0)})
+    with pytest.raises(EngineLost) as caught:
+        room_for_actors(Engine(gpus_per_actor=1), cluster(HEAD, BOX), 100, told.append)
+    assert str(caught.value) == (
+        "the Ray cluster had room for 0 of 1 actors after 120 s (engine.start_timeout): others hold all but"
+        " 8 of its 72 CPUs and 0 of its 1 GPUs"
+    )
+    assert told == ["waiting for room on the Ray cluster: for 0 of 1 actors there is some now"]
+
+
+def test_as_many_as_were_asked_for_are_waited_for(free):
+    busy = {"head": (2.0, 0.0), "box": (0.0, 0.0)}
+    free(*[busy] * 50, IDLE)
+    assert room_for_actors(Engine(device="cpu", actors=3), cluster(HEAD, BOX), 100) == 3
+    with pytest.raises(UserError, match="fits 72"):
+        room_for_actors(Engine(device="cpu", actors=73), cluster(HEAD, BOX), 100)
