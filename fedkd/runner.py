@@ -24,6 +24,7 @@ from fedkd.run_folder import (
     locked,
     new_run_folder,
     plan_of_run,
+    write_clients,
     write_plan,
 )
 from fedkd.scenario.schema import Scenario
@@ -62,6 +63,7 @@ def run(
     *,
     out: str | Path | None = None,
     observers: Sequence[RunObserver] = (),
+    report: bool = True,
 ) -> RunResult:
     """Simulate a scenario.
 
@@ -70,6 +72,7 @@ def run(
             with paths and plug-ins relative to the working folder.
         out: Run folder; absent: a new one below ``runs/``.
         observers: Told what happens while it runs.
+        report: Whether the folder has a `report.html` at the end; it is two megabytes.
 
     Raises:
         UserError: The scenario cannot be run as it is.
@@ -83,7 +86,7 @@ def run(
         _engine(plan, observer) as engine,
     ):
         write_plan(folder, plan)
-        return _work(plan, folder, engine, observer, resume=False)
+        return _work(plan, folder, engine, observer, resume=False, report=report)
 
 
 def _plan_of(scenario: Scenario | Plan | Mapping[str, Any] | str | Path) -> Plan:
@@ -103,7 +106,11 @@ def _plan_of(scenario: Scenario | Plan | Mapping[str, Any] | str | Path) -> Plan
 
 
 def resume(
-    folder: str | Path, *, rounds: int | None = None, observers: Sequence[RunObserver] = ()
+    folder: str | Path,
+    *,
+    rounds: int | None = None,
+    observers: Sequence[RunObserver] = (),
+    report: bool = True,
 ) -> RunResult:
     """Go on with a run where its last checkpoint left it.
 
@@ -113,6 +120,7 @@ def resume(
         folder: The run folder.
         rounds: Go on until there are so many, more than the run was to have, also if it has finished.
         observers: Told what happens while it runs.
+        report: As `run`.
 
     Raises:
         UserError: Not a run folder, another process works in it, or its scenario was changed.
@@ -128,7 +136,7 @@ def resume(
         with _engine(plan, observer) as engine:
             if rounds is not None:
                 write_plan(folder, plan)
-            return _work(plan, folder, engine, observer, resume=True)
+            return _work(plan, folder, engine, observer, resume=True, report=report)
 
 
 def _check_continuation(plan: Plan, folder: Path) -> None:
@@ -195,7 +203,9 @@ def _load(scenario: Scenario, observer: RunObserver) -> Data:
     return load_data(scenario, progress=observer.message)
 
 
-def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool) -> RunResult:
+def _work(
+    plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool, report: bool
+) -> RunResult:
     from fedkd.data.load import task_names
     from fedkd.federation.run_control import RunControl
     from fedkd.federation.server_app import ServerContext, app
@@ -206,6 +216,8 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
         go_on = f"the last checkpoint is saved; go on with: fedkd resume {folder}"
         if_lost(go_on)
         context = ServerContext(plan, engine.data, RunControl(folder, observer, stop.is_set, resume))
+        with _writing_to(folder):
+            write_clients(folder, plan, engine.data)
         try:
             app(engine.grid, context)
         except (Interrupted, KeyboardInterrupt) as error:
@@ -219,11 +231,22 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
             raise _explained(error, folder) from error
         assert context.totals is not None
         tasks = task_names(engine.data)
-        try:
+        with _writing_to(folder):
             summary = finish_run(plan, folder, context.totals, observer, tasks)
-        except OSError as error:
-            raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from error
+        if report:
+            from fedkd.report.page.write import report_at_the_end
+
+            report_at_the_end(folder, observer.message)
         return RunResult(folder, summary)
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Say which folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:

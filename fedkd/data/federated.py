@@ -127,11 +127,15 @@ class FederatedData:
             input_shape=self.input_shape,
         )
 
-    def label_distribution(self) -> np.ndarray:
-        """Return [N, C] float64: the share of every class among each client's training labels."""
-        counts = np.stack(
+    def label_counts(self) -> np.ndarray:
+        """Return [N, C] int64: how many training samples of every class each client has."""
+        return np.stack(
             [np.bincount(self.y[slice(*bounds)], minlength=self.classes) for bounds in self.train_bounds]
         )
+
+    def label_distribution(self) -> np.ndarray:
+        """Return [N, C] float64: the share of every class among each client's training labels."""
+        counts = self.label_counts()
         return counts / counts.sum(axis=1, keepdims=True)
 
 
