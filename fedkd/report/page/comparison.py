@@ -144,7 +144,7 @@ def _curve(
 
 
 def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
-    data, rows = [], []
+    data, rows, most = [], [], 1
     for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
         outcome = outcome_of(record)
         if outcome is None:
@@ -153,7 +153,7 @@ def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
         averages = [float(np.mean(R[at, : at + 1])) for at in range(len(R))]
         shown = [None if isnan(value) else 100 * value for value in averages]
         protocol = protocol_name(outcome.evaluation)
-        learned = list(range(1, len(R) + 1))
+        learned, most = list(range(1, len(R) + 1)), max(most, len(R))
         data.append(line(f"{run}, {protocol}", learned, shown, colour, dash=dash, symbol=symbol))
         rows += [[run, protocol, task, value] for task, value in zip(learned, averages, strict=True)]
     if data:
@@ -163,7 +163,7 @@ def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
             ["run", "protocol", "tasks", "accuracy"],
             rows,
             data,
-            over_tasks("accuracy (%)", max(row[2] for row in rows)),
+            over_tasks("accuracy (%)", most),
             "After each task, over all until then, on the common test sets; each by its scenario's protocol.",
         )
 

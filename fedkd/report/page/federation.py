@@ -56,11 +56,12 @@ def _accuracy(record: RunRecord, split: str, where: str, guided: Series, trained
         data.append(line("after training, mean", rounds, _percent(means), SECOND, dash="dash"))
     data.append(line("after guidance, mean", rounds, _percent(_means(guided, rounds)), MAIN, width=3))
     if several:
-        for word, client in zip(("worst", "best"), _ends(guided, rounds, counted), strict=True):
+        ends = zip(("worst", "best"), ("dot", "dashdot"), _ends(guided, rounds, counted), strict=True)
+        for word, dash, client in ends:
             values = [guided.clients.get(round, {}).get(client) for round in rounds]
             label = f"{word} at the end: {record.client_name(client)}"
             columns[label] = values
-            data.append(line(label, rounds, _percent(values), MUTED, width=1, dash="dot"))
+            data.append(line(label, rounds, _percent(values), MUTED, width=1, dash=dash))
     caption = (
         "After guidance and after the clients' own training, before it. "
         + (f"The band is of clients after guidance: {words}. " if several else "")
@@ -132,10 +133,10 @@ def effect_figures(record: RunRecord) -> Iterator[Figure]:
         record,
         "fusion-gain",
         "Fusion gain",
-        "accuracy after guidance minus before, points",
+        "points",
         100,
         [("global", "fusion_gain", "on the common test set"), ("local", "fusion_gain", "on own test data")],
-        "What guidance did to the clients that received some: above zero it helped.",
+        "Accuracy after guidance minus before, of the clients that received some: above zero it helped.",
     )
     yield from _bands(
         record,

@@ -43,7 +43,7 @@
       autosize: true, height: height + 20 * rows, margin: { l: 48, r: 12, t: 8, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: inkOf("--ink") },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 } },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 }, traceorder: "normal" },
       hoverlabel: { bgcolor: inkOf("--raised"), bordercolor: grid, font: { color: inkOf("--ink") } },
       dragmode: touch ? false : "zoom", xaxis: {}, yaxis: {}, ...structuredClone(own),
     };
@@ -172,8 +172,10 @@
         const angle = Math.PI / 2 - (2 * Math.PI * n) / count;
         return [Math.cos(angle), Math.sin(angle)];
       });
-      // One trace for all edges of about one weight: a line has but one width.
-      const classes = [[0.5, 5], [0.2, 3], [0.05, 1.5]];
+      // One trace for all edges of about one weight, by the greatest there is: a line has but one width.
+      const others = round.w.flatMap((row, n) => row.filter((weight, m) => n !== m));
+      const unit = Math.max(0.5 / count, ...others);
+      const classes = [[0.66 * unit, 5], [0.33 * unit, 3], [0.1 * unit, 1.5]];
       const traces = [];
       for (const own of [false, true]) {
         for (const [index, [least, width]] of classes.entries()) {
