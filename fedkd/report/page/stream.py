@@ -178,7 +178,8 @@ def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:
         "showscale": len(tasks) > 1,
     }
     layout = axes("round", "client", showlegend=False)
-    layout["yaxis"] |= {"autorange": "reversed", "tickformat": "d", "showgrid": False}
+    step = max(-(-schedule.clients // 20), 1)
+    layout["yaxis"] |= {"autorange": "reversed", "tick0": 0, "dtick": step, "showgrid": False}
     layout["xaxis"] |= {"tickformat": "d", "showgrid": False}
     return Figure(
         "schedule",
