@@ -12,7 +12,6 @@ from fedkd.report.scatter import accuracy_against_stored
 from fedkd.report.study import StudyAxis
 from fedkd.report.style import BASELINE_COLOUR, group_looks
 
-KINDS = ("png", "svg", "pdf")
 ALL = {
     "rounds-accuracy_local",
     "traffic-accuracy_local",
@@ -22,21 +21,6 @@ ALL = {
     "heatmap-fusion_gain_local",
     "local-against-global",
 }
-
-
-@pytest.mark.usefixtures("rendered")
-def test_figures_are_written_as_png_svg_and_pdf_with_the_same_bytes_twice(study, tmp_path):
-    runs = tuple(replace(run, curves={}, traffic=()) for run in study.runs)
-    study = replace(study, runs=runs, metrics=("accuracy_local",))
-    first = figures.draw_figures(study, tmp_path / "first")
-    second = figures.draw_figures(study, tmp_path / "second")
-    names = ("heatmap-accuracy_local", "local-against-global")
-    assert [path.name for path in first] == [f"{name}.{kind}" for name in names for kind in KINDS]
-    for one, other in zip(first, second, strict=True):
-        assert one.read_bytes() == other.read_bytes()
-    assert not any(b"<dc:date>" in path.read_bytes() for path in first if path.suffix == ".svg")
-    printed = [path.read_bytes() for path in first if path.suffix == ".pdf"]
-    assert all(b"/FontFile2" in content and b"/Type3" not in content for content in printed)
 
 
 def test_every_figure_is_drawn(study, tmp_path):
@@ -123,14 +107,6 @@ def test_one_seed_and_one_round_draw_what_there_is(study, tmp_path):
     )
     names = {path.stem for path in figures.draw_figures(replace(study, runs=runs), tmp_path)}
     assert names == {name for name in ALL if not name.startswith(("rounds", "traffic"))}
-
-
-@pytest.mark.usefixtures("rendered")
-def test_a_name_that_looks_like_mathematics_is_a_name(renamed, tmp_path):
-    told: list[str] = []
-    study = replace(renamed(r"$\badcmd{$"), metrics=("accuracy_local",))
-    files = figures.draw_figures(study, tmp_path, told.append)
-    assert len(files) == 3 * 4 and not told
 
 
 def test_a_figure_that_fails_takes_no_other_with_it(study, tmp_path, monkeypatch):
