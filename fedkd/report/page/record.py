@@ -166,7 +166,7 @@ def read_record(folder: Path) -> RunRecord:
         folder=folder,
         scenario=scenario,
         scenario_text=path.read_text(encoding="utf-8"),
-        rows=_metric_rows(folder),
+        rows=_metric_rows(folder, len(models)),
         timings=read_timings(folder) if (folder / TIMINGS).exists() else [],
         warnings=read_warnings(folder),
         summary=_json(folder / SUMMARY),
@@ -176,15 +176,29 @@ def read_record(folder: Path) -> RunRecord:
     )
 
 
-def _metric_rows(folder: Path) -> list[MetricRow]:
+def _metric_rows(folder: Path, clients: int) -> list[MetricRow]:
     """Return the rows of `metrics.jsonl` that are rows; none of a run that has not got so far."""
     if not (folder / METRICS).exists():
         return []
     rows = read_metrics(folder)
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or row.keys() < MetricRow.__annotations__.keys():
+        if not _is_row(row, clients):
             raise UserError(f"line {number} is no row of metrics", file=str(folder / METRICS))
     return rows
+
+
+def _is_row(row: Any, clients: int) -> bool:
+    if not isinstance(row, dict) or not row.keys() >= MetricRow.__annotations__.keys():
+        return False
+    client, task, value = row["client"], row["task"], row["value"]
+    return (
+        isinstance(row["round"], int)
+        and (client is None or (isinstance(client, int) and 0 <= client < clients))
+        and (task is None or isinstance(task, int))
+        and isinstance(row["split"], str)
+        and isinstance(row["metric"], str)
+        and (value is None or isinstance(value, int | float))
+    )
 
 
 def _json(path: Path) -> Any:
