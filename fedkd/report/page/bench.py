@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from fedkd.report.comparison import Entry, Row, compare
 from fedkd.report.curves import Points, curve_over_seeds
@@ -17,16 +19,24 @@ from fedkd.report.page.figure import (
     axes,
     band,
     line,
-    looks,
     over_rounds,
     over_tasks,
     plain,
 )
 from fedkd.report.page.page import Page, Section
 from fedkd.report.study import Labels, Study, StudyRun, final_interval, group_title
+from fedkd.report.style import group_looks
 from fedkd.report.tables import MISSING, TIED, explained, number_text
 from fedkd.tracking.folder import CELLS
 
+DASH = {"-": "solid", "--": "dash", "-.": "dashdot"}
+SYMBOL = {
+    "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross",
+    "X": "x", "<": "triangle-left", ">": "triangle-right", "*": "star", "x": "x-thin-open",
+}  # fmt: skip
+"""Lines and markers of matplotlib as Plotly calls them."""
+MOST_BANDS = 6
+"""Groups whose bands can be told apart in one figure; of more there are lines alone, each to be chosen."""
 MOST_BLOCKS = 12
 """Blocks that each have a figure; more would be a page that nobody reads."""
 
@@ -42,7 +52,7 @@ def bench_page(study: Study, folder: Path, source: str | None) -> Page:
     sections = [Section("Comparison", [comparison_table(study)], explained(study))]
     for shown in study.shown:
         figures = [*_over_rounds(study, shown), *_over_traffic(study, shown), *_over_tasks(study, shown)]
-        sections.append(Section(shown.label, figures))
+        sections.append(Section(shown.label[:1].upper() + shown.label[1:], figures))
     sections.append(Section("Local against global", [*_scatter(study)]))
     sections.append(Section("Cells", [*_cells(folder)]))
     dropped = len(study.blocks) - MOST_BLOCKS
@@ -74,7 +84,8 @@ def comparison_table(study: Study) -> Table:
     for shown in study.shown:
         titles.append(shown.label)
         if study.baseline:
-            titles.append(f"Δ to {group_title(study.baseline)}")
+            unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
+            titles.append(f"Δ to {group_title(study.baseline)}{unit}")
     rows = [[*row.block, *row.group, row.seeds, *_entries(row, study)] for row in compare(study)]
     return Table("comparison", "Every setting", titles, rows, "A click on a heading sorts.")
 
@@ -146,19 +157,16 @@ def _curves(
     for place, block, groups in _blocks(study):
         data: list[Trace] = []
         rows: list[list[object]] = []
-        for (group, runs), (colour, dash, symbol) in zip(groups.items(), looks(len(groups)), strict=True):
+        for (group, runs), (colour, dash, symbol) in zip(groups.items(), _looks(study, groups), strict=True):
             found = curve_over_seeds([own for run in runs if len(own := curve(run)) > 1], by_place=by_place)
             if found is None:
                 continue
             title = group_title(group) or study.name
             x, mean = found.x.tolist(), found.mean * shown.scale
             half = None if found.half is None else found.half * shown.scale
-            if half is not None and len(groups) <= 6:
-                data.append(
-                    band(
-                        title, x, mean - half, mean + half, colour, showlegend=False, legendgroup=plain(title)
-                    )
-                )
+            if half is not None and len(groups) <= MOST_BANDS:
+                ends = _within(mean - half, shown), _within(mean + half, shown)
+                data.append(band(title, x, *ends, colour, showlegend=False, legendgroup=plain(title)))
             for one in found.seeds if found.half is None and len(found.seeds) > 1 else ():
                 faint = line(title, x, one * shown.scale, colour, width=0.8, dash=dash)
                 data.append(
@@ -182,11 +190,25 @@ def _curves(
             )
 
 
+def _looks(study: Study, groups: Iterable[Labels]) -> list[tuple[str, str, str]]:
+    """Return a colour, a dash and a symbol for every group: those of the other figures of the bench."""
+    looks = group_looks(study)
+    return [
+        (looks[group].colour, DASH.get(looks[group].line, "dot"), SYMBOL.get(looks[group].marker, "circle"))
+        for group in groups
+    ]
+
+
+def _within(values: np.ndarray, shown: Metric) -> np.ndarray:
+    """Return ends of intervals where shares can be: Student's t knows nothing of 0 and 100 %."""
+    return np.clip(values, 0.0, 100.0) if shown.unit == "%" else values
+
+
 def _scatter(study: Study) -> Iterator[Figure]:
     across, up = metric("accuracy_global"), metric("accuracy_local")
     for place, block, groups in _blocks(study):
         data, rows = [], []
-        for (group, runs), (colour, _, symbol) in zip(groups.items(), looks(len(groups)), strict=True):
+        for (group, runs), (colour, _, symbol) in zip(groups.items(), _looks(study, groups), strict=True):
             x, y = final_interval(runs, across), final_interval(runs, up)
             if x is None or y is None:
                 continue

@@ -174,7 +174,7 @@ def axes(x: str, y: str, **more: Any) -> dict[str, Any]:
 
 def over_rounds(y: str, **more: Any) -> dict[str, Any]:
     """Return the layout of a figure over rounds: ticks are whole rounds."""
-    across = {"title": {"text": "round"}, "tickformat": "d", "dtick": None}
+    across = {"title": {"text": "round"}, "tickformat": "d"}
     return {"xaxis": across, "yaxis": {"title": {"text": y}}, "hovermode": "x unified"} | more
 
 

@@ -34,7 +34,7 @@ def valid(payload) -> None:
         frames = figure["frames"] or [{"data": figure["data"]}]
         for frame in frames:
             assert frame["data"]
-            Figure(data=frame["data"], layout={k: v for k, v in figure["layout"].items() if v is not None})
+            Figure(data=frame["data"], layout=figure["layout"])
 
 
 def test_a_run_has_its_figures_and_their_numbers(make_run, payload_of):

@@ -7,7 +7,7 @@
   const CONFIG = { responsive: true, displayModeBar: false, doubleClick: "reset" };
   // Colours of lines that white paper suits and a dark screen does not.
   const ON_DARK = {
-    "#0072B2": "#5AB0E8", "#D55E00": "#FF8F47", "#009E73": "#3CCB9F", "#000000": "#F2F2F2", "#808080": "#A8A8A8",
+    "#0072B2": "#5AB0E8", "#D55E00": "#FF8F47", "#009E73": "#3CCB9F", "#000000": "#F2F2F2", "#808080": "#A8A8A8", "#707070": "#A8A8A8",
     "rgba(0,114,178,0.18)": "rgba(90,176,232,0.22)", "rgba(213,94,0,0.18)": "rgba(255,143,71,0.22)",
   };
   const drawn = new Map(); // element to the function that draws it anew
@@ -48,6 +48,11 @@
       dragmode: touch ? false : "zoom", xaxis: {}, yaxis: {}, ...structuredClone(own),
     };
     for (const name of ["xaxis", "yaxis"]) layout[name] = { ...axis, ...layout[name] };
+    const x = layout.xaxis.tickformat === "d" && !layout.xaxis.dtick ? data.flatMap((trace) => trace.x || []) : [];
+    if (x.length) { // few whole numbers have a tick each: between two there is nothing
+      const [least, most] = x.reduce(([low, high], at) => [Math.min(low, at), Math.max(high, at)], [x[0], x[0]]);
+      if (most - least <= 6) layout.xaxis.dtick = 1;
+    }
     return layout;
   }
 
