@@ -1,4 +1,4 @@
-"""The command line: run · resume · bench · check · list · new · doctor.
+"""The command line: run · resume · bench · report · check · list · new · doctor.
 
 Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
 on standard error. Nothing heavier than argparse is imported before a verb needs it.
@@ -152,6 +152,12 @@ def _bench(args: argparse.Namespace) -> None:
         )
 
 
+def _report(args: argparse.Namespace) -> None:
+    from fedkd.report.page.write import write_report
+
+    print(f"report  {write_report(args.folders, args.out)}")
+
+
 def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
     if args.supervised and on_ray():
         from fedkd.supervisor import split_off
@@ -241,6 +247,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--dry-run", action="store_true", help=text)
     _add_no_plugins(bench)
     _add_quiet(bench)
+
+    text = "make the page of a run or a bench, or of several runs side by side; it opens offline"
+    report = verb("report", _report, text)
+    report.add_argument(
+        "folders", nargs="+", type=_folder, metavar="DIR", help="run folders, or a bench folder"
+    )
+    text = "the page (default: report.html in the folder, or for several here)"
+    report.add_argument("--out", type=_folder, metavar="FILE", help=text)
 
     text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
     check = verb("check", _check, text)

@@ -28,6 +28,7 @@ from fedkd.scenario.identity import digest_of
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import TEMPORARY, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
+from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
 from fedkd.tracking.recorder import (
     MetricRow,
     read_epochs,
@@ -39,10 +40,11 @@ from fedkd.tracking.totals import Totals
 
 if TYPE_CHECKING:
     from fedkd.continual.outcome import StreamOutcome
+    from fedkd.data.load import Data
 
-SCENARIO = "scenario.toml"
-SCHEDULE = "schedule.json"
 LOCK = ".lock"
+MOST_COUNTS = 5_000_000
+"""Numbers of labels, over clients, classes and tasks, up to which a run folder says who has how many."""
 
 
 @contextmanager
@@ -96,6 +98,28 @@ def write_plan(folder: Path, plan: Plan) -> None:
         write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
+
+
+def write_clients(folder: Path, plan: Plan, data: Data) -> None:
+    """Write who takes part: every client's model, and how many training samples of each class it was dealt.
+
+    Of a stream of tasks that is told task by task, before what `blur` adds. Where there are too many numbers
+    (see `MOST_COUNTS`) they are left out.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    from fedkd.data.federated import FederatedData
+
+    parts = [("", data)] if isinstance(data, FederatedData) else [(task.name, task.data) for task in data]
+    told = plan.scenario.data.clients * sum(part.classes for _, part in parts) <= MOST_COUNTS
+    tasks = [
+        {"name": name, "classes": part.class_names, "train": part.label_counts().tolist()}
+        for name, part in parts
+    ]
+    models = architecture_names(plan.groups)
+    text = json.dumps({"models": models, "tasks": tasks if told else []})
+    write_text_atomically(folder / CLIENTS, f"{text}\n")
 
 
 def _free_folder(scenario: Scenario) -> Path:

@@ -24,6 +24,7 @@ from fedkd.run_folder import (
     locked,
     new_run_folder,
     plan_of_run,
+    write_clients,
     write_plan,
 )
 from fedkd.scenario.schema import Scenario
@@ -63,6 +64,7 @@ def run(
     *,
     out: str | Path | None = None,
     observers: Sequence[RunObserver] = (),
+    report: bool = True,
 ) -> RunResult:
     """Simulate a scenario.
 
@@ -71,6 +73,7 @@ def run(
             with paths and plug-ins relative to the working folder.
         out: Run folder; absent: a new one below ``runs/``.
         observers: Told what happens while it runs.
+        report: Whether the folder has a `report.html` at the end; it is two megabytes.
 
     Raises:
         UserError: The scenario cannot be run as it is.
@@ -84,7 +87,7 @@ def run(
         _engine(plan, folder, observer) as engine,
     ):
         write_plan(folder, engine.plan)
-        return _work(engine.plan, folder, engine, observer, resume=False)
+        return _work(engine.plan, folder, engine, observer, resume=False, report=report)
 
 
 def _plan_of(scenario: Scenario | Plan | Mapping[str, Any] | str | Path) -> Plan:
@@ -104,7 +107,11 @@ def _plan_of(scenario: Scenario | Plan | Mapping[str, Any] | str | Path) -> Plan
 
 
 def resume(
-    folder: str | Path, *, rounds: int | None = None, observers: Sequence[RunObserver] = ()
+    folder: str | Path,
+    *,
+    rounds: int | None = None,
+    observers: Sequence[RunObserver] = (),
+    report: bool = True,
 ) -> RunResult:
     """Go on with a run where its last checkpoint left it.
 
@@ -114,6 +121,7 @@ def resume(
         folder: The run folder.
         rounds: Go on until there are so many, more than the run was to have, also if it has finished.
         observers: Told what happens while it runs.
+        report: As `run`.
 
     Raises:
         UserError: Not a run folder, another process works in it, or its scenario was changed.
@@ -129,7 +137,7 @@ def resume(
         with _engine(plan, folder, observer) as engine:
             if rounds is not None:
                 write_plan(folder, engine.plan)
-            return _work(engine.plan, folder, engine, observer, resume=True)
+            return _work(engine.plan, folder, engine, observer, resume=True, report=report)
 
 
 def _check_continuation(plan: Plan, folder: Path) -> None:
@@ -245,7 +253,9 @@ def _load(scenario: Scenario, observer: RunObserver) -> Data:
     return load_data(scenario, progress=observer.message)
 
 
-def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool) -> RunResult:
+def _work(
+    plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool, report: bool
+) -> RunResult:
     from fedkd.data.load import task_names
 
     with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
@@ -253,6 +263,8 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
             (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
         go_on = f"the last checkpoint is saved; go on with: fedkd resume {folder}"
         if_lost(go_on)
+        with _writing_to(folder):
+            write_clients(folder, plan, engine.data)
         try:
             totals = _rounds(plan, folder, engine, observer, stop.is_set, resume)
         except (Interrupted, KeyboardInterrupt) as error:
@@ -266,10 +278,12 @@ def _work(plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, r
         except RunFailed as error:
             raise _explained(error, folder) from error
         tasks = task_names(engine.data)
-        try:
+        with _writing_to(folder):
             summary = finish_run(plan, folder, totals, observer, tasks)
-        except OSError as error:
-            raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from error
+        if report:
+            from fedkd.report.page.write import report_at_the_end
+
+            report_at_the_end(folder, observer.message)
         return RunResult(folder, summary)
 
 
@@ -319,6 +333,15 @@ def _rounds(
                 renewed = True
             except ActorsLost as loss:
                 lost = loss
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Say which folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:

@@ -56,6 +56,24 @@ def rendered(laid_out: Any) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def pageless() -> Iterator[dict[str, Any]]:
+    """Have runs and benches end without a page, and pages without the script that draws: two megabytes."""
+    from fedkd.report.page import page, write
+
+    real = {"report_at_the_end": write.report_at_the_end, "library": page.library}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "report_at_the_end", lambda folder, tell: None)
+        patch.setattr(page, "library", lambda: "")
+        yield real
+
+
+@pytest.fixture
+def paged(pageless: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs and benches end with their page."""
+    monkeypatch.setattr("fedkd.report.page.write.report_at_the_end", pageless["report_at_the_end"])
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder with the real data sets; the test is skipped where there is none."""

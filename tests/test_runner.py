@@ -126,6 +126,7 @@ def test_the_folder_holds_what_is_promised(finished):
     assert names - {"warnings.jsonl"} == {
         "scenario.toml",
         "schedule.json",
+        "clients.json",
         "metrics.jsonl",
         "timings.jsonl",
         "summary.json",
@@ -134,6 +135,9 @@ def test_the_folder_holds_what_is_promised(finished):
     }
     assert load_scenario(finished.folder / "scenario.toml").rounds == 3
     assert CheckpointStore(finished.folder).latest().round == 3
+    told = json.loads((finished.folder / "clients.json").read_text())
+    assert told["models"] == ["mlp"] * 4 and told["tasks"][0]["classes"] == [str(n) for n in range(10)]
+    assert [sum(counts) for counts in told["tasks"][0]["train"]] == [80] * 4
 
 
 def test_metrics_have_exactly_these_keys_in_this_order(finished):

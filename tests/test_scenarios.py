@@ -133,12 +133,13 @@ def test_passes_its_check(path, with_data, capsys):
 
 
 @pytest.mark.parametrize("path", by_name(PATHS))
+@pytest.mark.usefixtures("paged")
 def test_runs_shortened(path, with_data, tmp_path, capsys):
     with_data(path)
     out = tmp_path / "run"
     words = ["run", str(path), "--out", str(out), "--engine", "inline", "--quiet"]
     status = main([*words, "--set", *short_overrides(path)])
-    assert (status, capsys.readouterr().err) == (0, "")
+    assert (status, capsys.readouterr().err) == (0, "") and (out / "report.html").exists()
     summary = json.loads((out / "summary.json").read_text())
     scenario = load_scenario(out / SCENARIO)
     assert (summary["name"], summary["status"]) == (path.stem, "done")

@@ -22,9 +22,10 @@ from fedkd.benchmark.cells import (
     shown_metrics,
     what_decides_data,
 )
-from fedkd.benchmark.schema import Bench, load_bench
+from fedkd.benchmark.schema import Bench, dump_bench, load_bench
 from fedkd.errors import Interrupted, UserError
 from fedkd.tracking.atomic import write_text_atomically
+from fedkd.tracking.folder import BENCH, CELLS
 
 if TYPE_CHECKING:
     from fedkd.benchmark.progress import BenchProgress
@@ -72,8 +73,8 @@ class BenchResult:
     """A bench that has run.
 
     Attributes:
-        folder: Holds `results.parquet`, `results.csv`, `cells.csv`, `table.md`, `table.csv`, `figures/` and
-            `runs/`.
+        folder: Holds `report.html`, `results.parquet`, `results.csv`, `cells.csv`, `table.md`, `table.csv`,
+            `table.tex`, `figures/`, `study.json`, `bench.toml` and `runs/`.
         cells: Every cell with how it ended.
         study: The runs that are done, for tables and figures of your own.
     """
@@ -240,7 +241,10 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
     from fedkd.benchmark.references import beside_references
     from fedkd.benchmark.results import chance_line, collect, study_run, write_cells, write_results
     from fedkd.report.figures import draw_figures
+    from fedkd.report.latex import latex_table
+    from fedkd.report.page.write import report_at_the_end
     from fedkd.report.study import Study, StudyAxis
+    from fedkd.report.study_file import write_study
     from fedkd.report.tables import csv_table, markdown_table
 
     finished = beside_references(collect(plan.cells, plan.runs, outcomes), plan.axes)
@@ -255,11 +259,15 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
         missing=len(finished) - len(done),
     )
     write_results(finished, plan.axes, plan.folder)
-    write_cells(finished, plan.axes, plan.folder / "cells.csv")
+    write_cells(finished, plan.axes, plan.folder / CELLS)
     write_text_atomically(plan.folder / "table.md", markdown_table(study))
     write_text_atomically(plan.folder / "table.csv", csv_table(study))
+    write_text_atomically(plan.folder / "table.tex", latex_table(study))
+    write_study(study, plan.folder)
+    write_text_atomically(plan.folder / BENCH, dump_bench(plan.bench))
     if done:
         draw_figures(study, plan.folder / "figures", tell)
+    report_at_the_end(plan.folder, tell)
     if (warning := chance_line(done)) is not None:
         tell(warning)
     return BenchResult(plan.folder, tuple(finished), study)

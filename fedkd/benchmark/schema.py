@@ -139,6 +139,19 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     return Bench(spec, base, folder, fixed, file)
 
 
+def dump_bench(bench: Bench) -> str:
+    """Return a bench as one TOML file, with its base scenario in it and what ``--set`` has changed."""
+    import tomli_w
+
+    told = bench.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    told.pop("base", None)
+    fixed = {"set": told.get("set", {}) | bench.fixed} if bench.fixed else {}
+    header = (
+        "# The bench with its base scenario; relative paths are those of the file that it was read from.\n"
+    )
+    return header + tomli_w.dumps(told | fixed | {"scenario": bench.base})
+
+
 def _set_in_bench(mapping: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
     first, rest = key[0], key[1:]
     if not rest:

@@ -140,8 +140,20 @@ def forgetting(R: ArrayLike, learned: ArrayLike | None = None) -> float:
     Raises:
         ValueError: `R` is not a square matrix of at least one task, or `learned` is not one value a task.
     """
+    return _mean(forgetting_per_task(R)[_earlier(learned, len(_square(R)))])
+
+
+def forgetting_per_task(R: ArrayLike) -> Array:
+    """Return max_{j≤l<T−1} R[l, j] − R[T−1, j] for each task j < T−1, `[T−1]` (see `forgetting`).
+
+    Args:
+        R: Accuracy on task j after learning task i, `[T, T]`.
+
+    Raises:
+        ValueError: `R` is not a square matrix of at least one task.
+    """
     R = _square(R)
-    return _mean(np.array([R[j:-1, j].max() - R[-1, j] for j in _earlier(learned, len(R))]))
+    return np.array([R[j:-1, j].max() - R[-1, j] for j in range(len(R) - 1)])
 
 
 def forgetting_first_last(R: ArrayLike, learned: ArrayLike | None = None) -> float:

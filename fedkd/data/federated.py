@@ -130,14 +130,19 @@ class FederatedData:
             input_shape=self.input_shape,
         )
 
-    def label_distribution(self) -> np.ndarray:
-        """Return [N, C] float64: the share of every class among each client's training labels."""
+    def label_counts(self) -> np.ndarray:
+        """Return [N, C] int64: how many training samples of every class each client has."""
         bounds = np.array(self.train_bounds).reshape(-1, 2)
         sizes = bounds[:, 1] - bounds[:, 0]
         owner = np.repeat(np.arange(self.num_clients), sizes)
         first = np.repeat(bounds[:, 0] - np.cumsum(sizes) + sizes, sizes)  # less what comes before, of all
         cells = owner * self.classes + self.y[first + np.arange(len(owner))]
-        counts = np.bincount(cells, minlength=self.num_clients * self.classes).reshape(-1, self.classes)
+        counts = np.bincount(cells, minlength=self.num_clients * self.classes)
+        return counts.reshape(-1, self.classes)
+
+    def label_distribution(self) -> np.ndarray:
+        """Return [N, C] float64: the share of every class among each client's training labels."""
+        counts = self.label_counts()
         return counts / counts.sum(axis=1, keepdims=True)
 
 

@@ -120,7 +120,7 @@ def _is_settled(actor: Any) -> bool:
     from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayError
 
     try:
-        ray.get(actor.ready.remote(), timeout=1.0)
+        ray.get(actor.__ray_ready__.remote(), timeout=1.0)
     except (ActorUnavailableError, GetTimeoutError):
         return False
     except RayError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from io import BytesIO
 from math import isnan, nan
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from fedkd.fusion.weights import effective_neighbours
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.server.fusing import FusionReport
-from fedkd.tracking.atomic import write_bytes_atomically
+from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import Recorder, Split
 
 EVALUATED = (
@@ -80,11 +79,9 @@ class Measurements:
         """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""
         if report is None:
             return None
-        folder = self._folder / "fusion"
-        folder.mkdir(exist_ok=True)
-        content = BytesIO()
-        np.savez(content, clients=np.array(report.clients), weights=report.weights.astype(np.float32))
-        write_bytes_atomically(folder / f"round-{round:05d}.npz", content.getvalue())
+        write_neighbours(
+            self._folder, round, report.clients, report.weights, report.distances, report.left_out
+        )
         counts = dict(zip(report.clients, effective_neighbours(report.weights).tolist(), strict=True))
         receivers = {client: counts[client] for client in report.present}
         return self._record(round, "train", "effective_neighbours", receivers)

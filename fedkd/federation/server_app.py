@@ -23,7 +23,7 @@ from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import finish_run, new_run_folder, write_plan
+from fedkd.run_folder import finish_run, new_run_folder, write_clients, write_plan
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.server.orthogonal import OrthogonalTraining, Weights
@@ -121,5 +121,9 @@ def main(grid: Grid, context: Context) -> None:
     ):
         write_plan(folder, plan)
         data = factory_of(plan).data
+        write_clients(folder, plan, data)
         totals = run_rounds(plan, grid, data, RunControl(folder, observer))
         finish_run(plan, folder, totals, observer, task_names(data))
+        from fedkd.report.page.write import report_at_the_end
+
+        report_at_the_end(folder, observer.message)

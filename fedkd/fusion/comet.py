@@ -65,7 +65,7 @@ class Comet(FusionStrategy):
         centroids = (membership.astype(np.float32) @ flat).reshape(-1, *s.shape[1:])
         if in_probabilities:
             centroids /= centroids.sum(axis=-1, keepdims=True)  # float32 sums of many clients drift off 1
-        return Guidance(centroids[group], membership[group])
+        return Guidance(centroids[group], membership[group], mixed=s if in_probabilities else None)
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``λ · mean_i ‖s_i − t_i‖²`` of logits `[B, C]` and centroid rows `[B, C]`."""

@@ -100,9 +100,10 @@ class KnFu(TemperedLabels):
         assert knowledge.logits is not None
         q = softmax(knowledge.logits, self.temperature)
         p, kept = self._class_distributions(q, knowledge, memory)
-        weights = self._weights(self._distances(p, q), knowledge)
+        d = self._distances(p, q)
+        weights = self._weights(d, knowledge)
         targets = combine(weights, q, expertise=p if self.per_class else None)
-        return Guidance(targets, weights, kept)
+        return Guidance(targets, weights, kept, distances=d, mixed=None if self.per_class else q)
 
     @property
     def _smoothing(self) -> float:

@@ -76,4 +76,4 @@ class KTA(TemperedLabels):
         accuracy = (q.argmax(axis=-1) == knowledge.labels).mean(axis=1)
         keep = None if self.neighbours is None else nearest(d, self.neighbours)
         weights = effectiveness(d, self.beta, keep=keep, log_prior=self.gamma * accuracy)
-        return Guidance(combine(weights, q), weights)
+        return Guidance(combine(weights, q), weights, distances=d, mixed=q)

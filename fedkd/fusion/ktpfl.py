@@ -73,7 +73,7 @@ class KTpFL(TemperedLabels):
         c = self._improve(c, gram(q), q[0].size)
         coefficients[among_present] = mass * c
         kept = {"clients": roster.clients, "coefficients": coefficients}
-        return Guidance(combine(c, q), c, kept)
+        return Guidance(combine(c, q), c, kept, mixed=q)
 
     def _improve(self, c: np.ndarray, products: np.ndarray, elements: int) -> np.ndarray:
         stepped = step(c, products, elements, rho=self.rho, lr=self.lr)

@@ -86,6 +86,10 @@ class Guidance:
             `[M, C]` shared by all. What the numbers are (probabilities, logits) is between the strategy's
             `fuse` and its `loss`. None: there is nothing to learn.
         weights: How much each receiver (row) took from each sender (column), `[N, N]`; a diagnostic.
+        distances: What decided about the weights: how far each sender is from each receiver, `[N, N]`; a
+            diagnostic.
+        mixed: Probabilities `[N, M, C]` of which personal targets are the means under `weights`, so that it
+            can be told what each of them adds; None: targets are made otherwise. A diagnostic.
         memory: Arrays that the strategy wants to be handed next round; they are saved in checkpoints.
         shared: Further arrays that every client receives, by name.
         personal: Further arrays of each client, in client order.
@@ -106,6 +110,8 @@ class Guidance:
     personal: Sequence[Arrays] = ()
     absent: Mapping[int, Arrays] = field(default_factory=dict)
     for_absent: Arrays | None = None
+    distances: np.ndarray | None = None
+    mixed: np.ndarray | None = None
 
     @property
     def is_personal(self) -> bool:

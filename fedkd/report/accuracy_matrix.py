@@ -28,7 +28,7 @@ UNTRAINED = "untrained"
 
 
 def draw_accuracy_matrix(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> list[Path]:
-    """Draw the matrices into a run folder as `accuracy_matrix.png` and `.svg`; return the files.
+    """Draw the matrices into a run folder as `accuracy_matrix.png`, `.svg` and `.pdf`; return the files.
 
     Args:
         outcome: What the run reached.

@@ -20,7 +20,7 @@ METRICS = "continual_metrics.csv"
 
 
 def write_continual(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> None:
-    """Write `accuracy_matrix.csv`, `.png` and `.svg` and `continual_metrics.csv` into a run folder.
+    """Write `accuracy_matrix.csv`, `.png`, `.svg` and `.pdf` and `continual_metrics.csv` into a run folder.
 
     Args:
         outcome: What the run reached.

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd.report.curves import FEWEST_SEEDS
+from fedkd.report.lines import over_rounds, over_tasks, over_traffic
 from fedkd.report.metrics import Metric
 from fedkd.report.scatter import accuracy_against_stored, local_against_global
-from fedkd.report.statistics import Interval, interval
-from fedkd.report.study import Curve, Study, StudyRun, final_interval, group_title
-from fedkd.report.style import (
-    COLOUR_MAP,
-    LEGEND_LINE,
-    LOG_RATIO,
-    Look,
-    group_looks,
-    house_style,
-    new_figure,
-    readable_on,
-    save,
-)
+from fedkd.report.statistics import Interval
+from fedkd.report.study import Study, final_interval
+from fedkd.report.style import COLOUR_MAP, house_style, new_figure, readable_on, save
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-PANEL = (2.3, 2.1)
-"""Width and height of a panel in inches: three fill the width of a page."""
-MOST_COLUMNS = 4
-LONGEST_LABEL = 34
-"""Letters of a label that fit beside one row of panels."""
 
 
 def draw_figures(study: Study, folder: Path, tell: Callable[[str], None] = print) -> list[Path]:
@@ -75,154 +59,6 @@ def _figures(study: Study) -> Iterator[tuple[str, Callable[[], Figure]]]:
         yield "accuracy-against-stored", partial(accuracy_against_stored, study)
 
 
-# Curves -----------------------------------------------------------------------------------------------
-
-
-def over_rounds(study: Study, shown: Metric) -> Figure:
-    """Draw a metric over rounds: one panel per block, one line per group, bands are 95 % intervals."""
-    return _over(study, shown, lambda run: run.curves.get(shown.name, ()), "round")
-
-
-def over_tasks(study: Study, shown: Metric) -> Figure:
-    """Draw the average over the tasks so far, after each task of a stream; lines and bands as over rounds."""
-    return _over(study, shown, lambda run: run.tasks.get(shown.name, ()), "tasks learned")
-
-
-def _over(study: Study, shown: Metric, curve: Callable[[StudyRun], Curve], what: str) -> Figure:
-    from matplotlib.ticker import MaxNLocator
-
-    def draw(axes: Axes, runs: Sequence[StudyRun], **look: Any) -> None:
-        points, mean, half = _mean_curve([curve(run) for run in runs], shown)
-        _line_with_band(axes, points, mean, half, **look)
-
-    figure, panels = _panels(study, shown, draw, curve)
-    for axes in panels:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    figure.supxlabel(what, fontsize=9)
-    return figure
-
-
-def over_traffic(study: Study, shown: Metric) -> Figure:
-    """Draw a metric over the bytes sent so far, up and down, by all clients.
-
-    Groups that send nothing have a level line at their last value.
-    """
-    from matplotlib.ticker import LogLocator
-
-    ends = [run.traffic[-1][1] for run in study.runs if run.traffic and run.traffic[-1][1]]
-    unit, scale = _bytes_unit(max(ends))
-
-    def curve(run: StudyRun) -> Curve:
-        return run.curves.get(shown.name, ())
-
-    def draw(axes: Axes, runs: Sequence[StudyRun], **look: Any) -> None:
-        rounds, mean, half = _mean_curve([curve(run) for run in runs], shown)
-        traffic = _mean_traffic(runs, rounds) * scale
-        if traffic[-1] == 0:
-            axes.axhline(mean[-1], color=look["color"], linestyle=look["linestyle"])
-        else:
-            _line_with_band(axes, traffic, mean, half, **look)
-
-    figure, panels = _panels(study, shown, draw, curve)
-    logarithmic = max(ends) > LOG_RATIO * min(ends)
-    for axes in panels:
-        if logarithmic:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(numticks=4))
-            axes.xaxis.set_major_formatter(lambda value, _: _bytes_text(round(value / scale)))
-        else:
-            axes.set_xlim(left=0)
-    figure.supxlabel(f"sent so far, up and down{'' if logarithmic else f' ({unit})'}", fontsize=9)
-    return figure
-
-
-def _panels(
-    study: Study, shown: Metric, draw: Callable[..., None], curve: Callable[[StudyRun], Curve]
-) -> tuple[Figure, list[Axes]]:
-    """Draw every group that has a curve into the panel of its block, with one legend above all panels."""
-    blocks, looks = study.blocks, group_looks(study)
-    columns = _columns(study)
-    rows = ceil(len(blocks) / columns)
-    # A single panel has room for its own labels; several share theirs.
-    width, height = (3.6, 2.4) if len(blocks) == 1 else (PANEL[0] * columns + 0.4, PANEL[1] * rows + 0.3)
-    entries_a_row = max(1, min(len(looks), int(width / 1.3)))
-    figure = new_figure(width, height + LEGEND_LINE * ceil(len(looks) / entries_a_row))
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, (block, groups) in zip(panels, blocks.items(), strict=False):
-        axes.set_title(study.block_title(block).replace(", ", "\n"))
-        for group, runs in groups.items():
-            recorded = [run for run in runs if curve(run)]
-            if recorded:
-                look = looks[group]
-                draw(axes, recorded, color=look.colour, linestyle=look.line, marker=look.marker)
-    for axes in panels[len(blocks) :]:
-        axes.remove()
-    if shown.unit == "%":
-        low, high = panels[0].get_ylim()
-        panels[0].set_ylim(max(low, 0.0), min(high, 100.0))
-    tall = len(shown.label) > LONGEST_LABEL
-    figure.supylabel(shown.label.replace(", ", ",\n") if tall else shown.label, fontsize=9)
-    handles = [_handle(group_title(group), look) for group, look in looks.items() if group]
-    if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=entries_a_row)
-    return figure, list(panels[: len(blocks)])
-
-
-def _columns(study: Study) -> int:
-    """Return how many panels stand side by side: one level of the last block axis each, where that fits."""
-    across = len(study.block_axes[-1].levels) if len(study.block_axes) > 1 else 1
-    if 1 < across <= MOST_COLUMNS:
-        return across
-    return ceil(len(study.blocks) / ceil(len(study.blocks) / MOST_COLUMNS))
-
-
-def _handle(title: str, look: Look) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=look.colour, linestyle=look.line, marker=look.marker, label=title)
-
-
-def _line_with_band(
-    axes: Axes, x: np.ndarray, mean: np.ndarray, half: np.ndarray | None, *, color: str, **look: Any
-) -> None:
-    axes.plot(x, mean, color=color, markevery=max(1, len(mean) // 8), **look)
-    if half is not None:
-        axes.fill_between(x, mean - half, mean + half, color=color, alpha=0.18, linewidth=0)
-
-
-def _mean_curve(found: Sequence[Curve], shown: Metric) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return rounds, means over seeds [R] and half widths [R] (None: one seed), in shown units."""
-    curves = [dict(curve) for curve in found]
-    rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
-    points = [interval([curve[round] for curve in curves]) for round in rounds]
-    mean = np.array([point.mean for point in points]) * shown.scale
-    if points[0].half is None:
-        return np.array(rounds), mean, None
-    return np.array(rounds), mean, np.array([point.half for point in points]) * shown.scale
-
-
-def _mean_traffic(runs: Sequence[StudyRun], rounds: np.ndarray) -> np.ndarray:
-    """Return the bytes sent until the end of each of `rounds`, averaged over seeds [R]."""
-    traffic = [dict(run.traffic) for run in runs]
-    return np.array([np.mean([sent.get(int(round), 0) for sent in traffic]) for round in rounds])
-
-
-def _bytes_text(number: float) -> str:
-    """Word a power of ten of bytes: ``10 kB``."""
-    unit, scale = _bytes_unit(number)
-    return f"{number * scale:g} {unit}"
-
-
-def _bytes_unit(most: float) -> tuple[str, float]:
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if most >= size:
-            return unit, 1 / size
-    return "kB", 1e-3
-
-
-# Final values -----------------------------------------------------------------------------------------
-
-
 def heat_map(study: Study, shown: Metric) -> Figure:
     """Draw final values of a study of two axes: the compared one down, the other across."""
     down, across = study.compared_axes[0], study.block_axes[0]
@@ -247,7 +83,11 @@ def heat_map(study: Study, shown: Metric) -> Figure:
         for x, column in enumerate(across.levels):
             axes.text(x, y, _cell_text(cells[row, column], shown), ha="center", va="center", fontsize=8,
                       color=readable_on(image, means[y, x] * shown.scale))  # fmt: skip
-    figure.colorbar(image, ax=axes, label=shown.label, pad=0.02).outline.set_visible(False)
+    known = means[~np.isnan(means)]
+    if known.size and known.max() > known.min():
+        figure.colorbar(image, ax=axes, label=shown.label, pad=0.02).outline.set_visible(False)
+    else:  # a scale of one value says nothing that the cells do not
+        axes.set_title(shown.label)
     return figure
 
 
@@ -255,7 +95,9 @@ def _cell_text(value: Interval | None, shown: Metric) -> str:
     if value is None:
         return "–"
     mean = f"{value.mean * shown.scale:.{shown.decimals}f}"
-    return mean if value.half is None else f"{mean}\n± {value.half * shown.scale:.{shown.decimals}f}"
+    if value.half is None or value.seeds < FEWEST_SEEDS:
+        return mean
+    return f"{mean}\n± {value.half * shown.scale:.{shown.decimals}f}"
 
 
 def _mean(value: Interval | None) -> float:

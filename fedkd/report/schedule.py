@@ -28,7 +28,7 @@ LEGEND_TASKS = 12
 def draw_schedule_figure(
     schedule: Schedule, folder: Path, names: Sequence[str] = (), outcome: StreamOutcome | None = None
 ) -> list[Path]:
-    """Draw a schedule into a run folder as `schedule.png` and `.svg`; return the files.
+    """Draw a schedule into a run folder as `schedule.png`, `.svg` and `.pdf`; return the files.
 
     Args:
         schedule: Whose.

@@ -48,6 +48,8 @@ _PARAMETERS: Any = {
     "text.parse_math": False,  # a name with $ in it is a name
     # Ids in an SVG are salted hashes: with a fixed salt, equal figures are equal bytes.
     "svg.hashsalt": "fedkd",
+    # Outlines that can be edited and that printers take, where matplotlib's own choice is bitmaps of a kind.
+    "pdf.fonttype": 42,
 }
 
 
@@ -84,9 +86,13 @@ def house_style() -> Iterator[None]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PNG and as SVG, whole or not at all, the same bytes every time; return the files."""
+    """Write a figure as PNG, SVG and PDF, each whole or not at all, the same bytes every time."""
     files = []
-    for kind, nothing in (("png", ("Software",)), ("svg", ("Date", "Creator"))):
+    for kind, nothing in (
+        ("png", ("Software",)),
+        ("svg", ("Date", "Creator")),
+        ("pdf", ("CreationDate", "Creator", "Producer")),
+    ):
         drawn = BytesIO()
         figure.savefig(drawn, format=kind, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(nothing))
         files.append(folder / f"{name}.{kind}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fedkd.report.comparison import Entry, Row, compare
 from fedkd.report.metrics import CONTINUAL_METRICS, Metric
@@ -31,7 +31,7 @@ def markdown_table(study: Study) -> str:
             alignment.append("--:")
     lines = [f"# {study.name}", "", _line(titles), _line(alignment)]
     lines += [_line(_cells(row, study)) for row in rows]
-    return "\n".join([*lines, "", *_legend(study, rows)]) + "\n"
+    return "\n".join([*lines, "", _legend(study, rows, _plain, "**Bold**")]) + "\n"
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -48,18 +48,19 @@ def _cells(row: Row, study: Study) -> list[str]:
     for metric, entry in zip(study.shown, row.entries, strict=True):
         cells.append(_value(entry, metric))
         if study.baseline:
-            cells.append(_number(entry.difference, metric, sign="+"))
+            cells.append(number_text(entry.difference, metric, sign="+"))
     return cells
 
 
 def _value(entry: Entry, metric: Metric) -> str:
-    text = _number(entry.value, metric)
+    text = number_text(entry.value, metric)
     if entry.best:
         return f"**{text}**"
     return f"{text} {TIED}" if entry.tied else text
 
 
-def _number(value: Interval | None, metric: Metric, sign: str = "") -> str:
+def number_text(value: Interval | None, metric: Metric, sign: str = "") -> str:
+    """Word a mean and its interval in the units of a metric: `91.0 ± 2.5`."""
     if value is None:
         return MISSING
     # Adding 0.0 turns a rounded -0.0 into 0.0: "-0.0" would claim a loss.
@@ -67,10 +68,15 @@ def _number(value: Interval | None, metric: Metric, sign: str = "") -> str:
     return mean if value.half is None else f"{mean} ± {value.half * metric.scale:.{metric.decimals}f}"
 
 
-def _legend(study: Study, rows: Sequence[Row]) -> list[str]:
+def explained(study: Study) -> str:
+    """Return what the table of a study is of and what its signs mean, as plain text."""
+    return _legend(study, compare(study), str, "Bold")
+
+
+def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold: str) -> str:
     seeds = max((row.seeds for row in rows), default=0)
     ranked = any(entry.best for row in rows for entry in row.entries)
-    blocks = [_plain(study.title(axis)) for axis in study.block_axes]
+    blocks = [plain(study.title(axis)) for axis in study.block_axes]
     where = f" for the same {' and '.join(blocks)}" if blocks else ""
     parts = ["Means over clients after the last round."]
     if any(name in CONTINUAL_METRICS for name in study.metrics):
@@ -83,14 +89,14 @@ def _legend(study: Study, rows: Sequence[Row]) -> list[str]:
     elif seeds == 1:
         parts.append("One seed: no intervals, and no telling chance from effect.")
     if study.baseline:
-        parts.append(f"Δ: difference to {_plain(group_title(study.baseline))}{where}, paired by seed.")
+        parts.append(f"Δ: difference to {plain(group_title(study.baseline))}{where}, paired by seed.")
     if ranked:
-        parts.append(f"**Bold**: best mean{where}.")
+        parts.append(f"{bold}: best mean{where}.")
     if ranked and seeds > 1:
         parts.append(
             f"{TIED}: not separable from the best, the 95 % interval of the paired difference contains 0."
         )
-    bounds = {_plain(group_title(study.group_of(run))) for run in study.runs if run.is_bound}
+    bounds = {plain(group_title(study.group_of(run))) for run in study.runs if run.is_bound}
     if ranked and bounds:
         parts.append(f"Not ranked, because all samples are in one place: {', '.join(sorted(bounds))}.")
     if study.missing:
@@ -98,7 +104,7 @@ def _legend(study: Study, rows: Sequence[Row]) -> list[str]:
     nowhere = [name for name in study.metrics if not any(name in run.final for run in study.runs)]
     if nowhere and study.runs:
         parts.append(f"Not recorded by any run: {', '.join(nowhere)}.")
-    return [" ".join(parts)]
+    return " ".join(parts)
 
 
 def csv_table(study: Study) -> str:

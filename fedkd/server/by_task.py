@@ -157,9 +157,21 @@ def together(reports: Sequence[FusionReport]) -> FusionReport:
         return reports[0]
     clients = sorted(client for report in reports for client in report.clients)
     place = {client: position for position, client in enumerate(clients)}
-    weights = np.zeros((len(clients), len(clients)), dtype=reports[0].weights.dtype)
-    for report in reports:
-        own = [place[client] for client in report.clients]
-        weights[np.ix_(own, own)] = report.weights
-    present = tuple(sorted(client for report in reports for client in report.present))
-    return FusionReport(tuple(clients), weights, present)
+
+    def table(part: Callable[[FusionReport], np.ndarray | None], between: float) -> np.ndarray | None:
+        parts = [(report, values) for report in reports if (values := part(report)) is not None]
+        whole = np.full((len(clients), len(clients)), between)
+        for report, values in parts:
+            own = [place[client] for client in report.clients]
+            whole[np.ix_(own, own)] = values
+        return whole if parts else None
+
+    weights = table(lambda report: report.weights, 0.0)
+    assert weights is not None
+    return FusionReport(
+        clients=tuple(clients),
+        weights=weights.astype(reports[0].weights.dtype),
+        present=tuple(sorted(client for report in reports for client in report.present)),
+        distances=table(lambda report: report.distances, np.nan),
+        left_out=table(lambda report: report.left_out, np.nan),
+    )

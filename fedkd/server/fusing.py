@@ -11,6 +11,7 @@ import numpy as np
 from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.given import check_arrays
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.left_out import is_cheap, left_out
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import ServerModels
 from fedkd.namespaces import below, under
@@ -51,11 +52,16 @@ class FusionReport:
         clients: The clients whose knowledge was fused, N of them; some may be there with old knowledge.
         weights: Their effectiveness weights, receiver first, `[N, N]`.
         present: Those who took part in the round.
+        distances: What decided about the weights, `[N, N]`; None: it was no distance.
+        left_out: How far each receiver's guidance would move without each sender, `[N, N]` (see
+            `fedkd.fusion.left_out`); None: there is no telling, or there are too many for it.
     """
 
     clients: tuple[int, ...]
     weights: np.ndarray
     present: tuple[int, ...]
+    distances: np.ndarray | None = None
+    left_out: np.ndarray | None = None
 
 
 class Fusing:
@@ -141,7 +147,7 @@ class Fusing:
         check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
         if guidance.weights is not None:
-            self.report = FusionReport(knowledge.clients, guidance.weights, tuple(sorted(uploads)))
+            self.report = _report(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
         here = replace(guidance, absent={c: g for c, g in guidance.absent.items() if c not in elsewhere})
         gone_on = set(knowledge.clients).intersection(elsewhere) if backward else set()
         for client, table in tables_of(guidance, knowledge)[0].items() if gone_on else ():
@@ -227,6 +233,14 @@ class Fusing:
         self._memory = below("memory/", arrays)
         self.mailbox.restore(below(PENDING, arrays))
         self.shelf.restore(below("last/", arrays))
+
+
+def _report(
+    guidance: Guidance, weights: np.ndarray, clients: tuple[int, ...], present: tuple[int, ...]
+) -> FusionReport:
+    mixed = guidance.mixed
+    moves = left_out(weights, mixed) if mixed is not None and is_cheap(mixed) else None
+    return FusionReport(clients, weights, present, guidance.distances, moves)
 
 
 def _check_request(request: Any, size: int) -> None:

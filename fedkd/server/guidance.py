@@ -71,6 +71,10 @@ def check_guidance(guidance: Guidance, knowledge: Knowledge) -> None:
             _check_numbers(values, name)
     if guidance.weights is not None:
         _check_table(guidance.weights, "weights", [[len(clients)] * 2])
+    if guidance.distances is not None:
+        _check_table(guidance.distances, "distances", [[len(clients)] * 2])
+    if guidance.mixed is not None and knowledge.logits is not None:
+        _check_table(guidance.mixed, "mixed predictions", [list(knowledge.logits.shape)])
     if guidance.targets is not None:
         logits = knowledge.logits
         shapes = None if logits is None else [list(logits.shape), list(logits.shape[1:])]

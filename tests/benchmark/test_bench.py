@@ -24,6 +24,7 @@ from fedkd.cli import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 from fedkd.report.statistics import interval
+from fedkd.report.study_file import read_study
 
 
 def run_folders(out: Path) -> list[Path]:
@@ -58,8 +59,12 @@ def test_end_to_end(ran):
     result, out = ran, ran.folder
     assert result.folder == out and not result.failed and len(result.cells) == 4
     assert {path.name for path in out.iterdir()} >= {
-        *("results.parquet", "results.csv", "cells.csv", "table.md", "table.csv", "figures", "runs")
+        *("results.parquet", "results.csv", "cells.csv", "table.md", "table.csv", "figures", "runs"),
+        *("table.tex", "study.json", "bench.toml"),
     }
+    assert read_study(out) == result.study
+    again = plan_bench(out / "bench.toml", out=out)
+    assert [cell.hash for cell in again.cells] == [cell.cell.hash for cell in result.cells]
     assert (out / "table.md").read_text() == result.table()
     assert (out / "figures" / "rounds-accuracy_local.png").exists()
 

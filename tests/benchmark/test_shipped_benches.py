@@ -69,12 +69,14 @@ def test_dry_run(path, tmp_path, capsys, data_root, read_once, monkeypatch):
     assert "time   about" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("paged")
 def test_quickstart_shortened(tmp_path):
     result = bench(
         FOLDER / "quickstart.toml", out=tmp_path, overrides=["rounds=1", "seeds=1", "parallel=false"]
     )
     assert not result.failed and len(result.cells) == 12
     assert (tmp_path / "figures" / "heatmap-accuracy_global.svg").exists()
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("name", SHORT_STREAMS)

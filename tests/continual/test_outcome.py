@@ -268,6 +268,7 @@ def test_the_files_of_a_stream_are_there(finished):
     assert {
         "accuracy_matrix.csv",
         "accuracy_matrix.png",
+        "accuracy_matrix.pdf",
         "accuracy_matrix.svg",
         "continual_metrics.csv",
     } <= names

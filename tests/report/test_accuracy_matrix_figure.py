@@ -112,6 +112,7 @@ def test_the_files_are_written_and_the_same_twice(tasks, tmp_path):
     files = sorted(path.name for path in (tmp_path / "first").iterdir())
     assert files == [
         "accuracy_matrix.csv",
+        "accuracy_matrix.pdf",
         "accuracy_matrix.png",
         "accuracy_matrix.svg",
         "continual_metrics.csv",

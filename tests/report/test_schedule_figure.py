@@ -42,7 +42,11 @@ def test_the_picture_has_a_row_a_client_a_column_a_round_and_nothing_where_someb
     assert table.shape == (3, 6)
     assert table.filled(-1).tolist() == [[0, 0, 2, 2, 2, 2], [-1, 1, 1, -1, 0, -1], [0, 0, 2, 2, 2, 2]]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero", "one", "two"]
-    assert [file.name for file in draw_schedule_figure(TWO, tmp_path)] == ["schedule.png", "schedule.svg"]
+    assert [file.name for file in draw_schedule_figure(TWO, tmp_path)] == [
+        "schedule.png",
+        "schedule.svg",
+        "schedule.pdf",
+    ]
 
 
 def test_beside_it_stands_what_each_client_knows_of_its_own_tasks_at_the_end(tmp_path):

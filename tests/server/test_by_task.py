@@ -60,6 +60,9 @@ def test_nobody_learns_from_those_at_another_task():
     same = np.array([[task_of[a] == task_of[b] for b in range(N)] for a in range(N)])
     assert_array_equal(report.weights > 0, same)
     np.testing.assert_allclose(report.weights.sum(axis=1), 1.0)
+    for why in (report.distances, report.left_out):
+        # Whoever is alone at a task has nobody to do without.
+        assert_array_equal(np.isnan(why) & ~np.eye(N, dtype=bool), ~same)
 
 
 def test_shared_guidance_waits_for_those_at_the_task_alone():

@@ -70,6 +70,20 @@ def test_only_those_whose_knowledge_was_fused_are_guided():
     assert fusing.report.clients == fusing.report.present == (0, 2)
 
 
+def test_the_report_says_why_a_neighbour_counted():
+    fusing = Fusing(KnFu(beta=1.0), ServerKnowledge())
+    fusing.fuse(1, uploads(1), range(N))
+    report = fusing.report
+    assert_array_equal(np.diag(report.distances), np.zeros(N))
+    others = ~np.eye(N, dtype=bool)
+    by_distance = np.exp(-report.distances) / np.exp(-report.distances).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(report.weights, by_distance)
+    assert (report.left_out[others] > 0).all() and report.left_out.max() <= 1
+    fusing = Fusing(FedMD(), ServerKnowledge())
+    fusing.fuse(1, uploads(1), range(N))
+    assert fusing.report.distances is None and fusing.report.left_out is None
+
+
 def test_the_report_is_of_the_last_round_alone():
     fusing = Fusing(KnFu(beta=1.0), ServerKnowledge())
     fusing.fuse(1, uploads(1), range(N))

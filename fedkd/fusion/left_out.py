@@ -1,0 +1,42 @@
+"""What a receiver's guidance would be without one of its senders: how much each of them mattered."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MOST_CLIENTS = 50
+MOST_TERMS = 30_000_000
+"""Clients N, and N²·M·C, up to which it is worked out in passing: a tenth of a second on a core."""
+
+
+def left_out(weights: np.ndarray, mixed: np.ndarray) -> np.ndarray:
+    """Return how far guidance moves when a sender is left out and the others share its weight, `[N, N]`.
+
+    It is the mean total variation between the receiver's guidance ``K_n = Σ_m W_nm q_m`` and the same mix
+    without sender m, ``(K_n − W_nm q_m) / (1 − W_nm)``, which is
+
+        W_nm / (1 − W_nm) · mean_i ½ Σ_c |q_m[i, c] − K_n[i, c]|
+
+    From 0, without it the guidance would be the same, to 1. NaN where the sender is all there is. Unlike the
+    weight it tells a neighbour that says something of its own from one that says what all others say.
+
+    Args:
+        weights: Receiver first, rows sum to 1, `[N, N]`.
+        mixed: The probabilities that are mixed, `[N, M, C]`.
+    """
+    clients, samples = len(weights), mixed.shape[1]
+    flat = mixed.reshape(clients, -1).astype(np.float32)
+    if samples == 0:
+        return np.full((clients, clients), np.nan)
+    apart = np.empty((clients, clients))
+    for receiver, row in enumerate(weights.astype(np.float32)):
+        guidance = (row[:, None] * flat).sum(axis=0)
+        apart[receiver] = np.abs(flat - guidance).sum(axis=1, dtype=np.float64) / (2 * samples)
+    rest = 1.0 - weights
+    share = np.divide(weights, rest, out=np.full(weights.shape, np.nan), where=rest > 1e-12)
+    return np.minimum(share * apart, 1.0)
+
+
+def is_cheap(mixed: np.ndarray) -> bool:
+    """Return whether `left_out` of so many clients and samples is worked out in passing."""
+    return len(mixed) <= MOST_CLIENTS and len(mixed) * mixed.size <= MOST_TERMS

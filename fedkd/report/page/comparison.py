@@ -1,0 +1,205 @@
+"""The page of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
+
+import numpy as np
+
+from fedkd.report.page.figure import Cell, Figure, Table, axes, line, looks, over_rounds, over_tasks
+from fedkd.report.page.page import Page, Section
+from fedkd.report.page.record import RunRecord
+from fedkd.report.page.run import final_mean, folder_name
+from fedkd.report.page.stream import outcome_of
+from fedkd.scenario.identity import changed_keys, decisive
+from fedkd.tracking.wording import protocol_name
+
+HIDDEN_FROM = 8
+"""Runs from which only means after guidance are drawn: two lines a run would be too many."""
+OF_A_RUN = ("name", "seed")
+CURVES = (
+    ("fusion-gain", "Fusion gain on the common test set", "global", "fusion_gain", 100.0, "points"),
+    ("effective-neighbours", "Effective neighbours", "train", "effective_neighbours", 1.0, "clients"),
+    ("fidelity", "Fidelity", "train", "agreement", 100.0, "transfer samples (%)"),
+    ("loss", "Training loss", "train", "loss", 1.0, "loss"),
+)
+
+
+def comparison_page(records: Sequence[RunRecord]) -> Page:
+    """Return the page of several runs, each called by its folder."""
+    names = run_names(records)
+    runs = dict(zip(names, records, strict=True))
+    unfinished = [name for name, record in runs.items() if not record.done]
+    sections = [
+        Section("Results", [_results(runs)]),
+        Section("What sets them apart", [*_differences(runs)]),
+        Section("Accuracy", [*_accuracy(runs)]),
+        Section("Streams of tasks", [*_streams(runs)]),
+        Section("Fusion", [figure for curve in CURVES for figure in _curve(runs, *curve)]),
+        Section("Cost", [*_traffic(runs)]),
+    ]
+    return Page(
+        title=" · ".join(names) if len(names) <= 3 else f"{len(names)} runs",
+        subtitle="fedkd · report of several runs side by side",
+        sections=sections,
+        facts=[("runs", str(len(runs))), ("done", str(len(runs) - len(unfinished)))],
+        notes=[f"Not done: {', '.join(unfinished)}."] if unfinished else [],
+        sources=[(f"{name}.toml", record.scenario_text) for name, record in runs.items()],
+    )
+
+
+def run_names(records: Sequence[RunRecord]) -> list[str]:
+    """Return a name for each of several runs: its folder's, with the folder above where two are alike."""
+    names = [folder_name(record.folder) for record in records]
+    if len(set(names)) == len(names):
+        return names
+    paths = [record.folder.resolve() for record in records]
+    return (
+        [f"{path.parent.name}/{path.name}" for path in paths]
+        if len(set(paths)) == len(paths)
+        else [f"{place}: {name}" for place, name in enumerate(names, start=1)]
+    )
+
+
+def _results(runs: Mapping[str, RunRecord]) -> Table:
+    columns = ["run", "strategy", "seed", "rounds", "global, trained (%)", "global, guided (%)"]
+    columns += ["local, trained (%)", "local, guided (%)", "sent (MB)", "time (s)"]
+    rows = []
+    for name, record in runs.items():
+        row: list[object] = [name, record.scenario.fusion.strategy, record.scenario.seed, record.last_round]
+        for split in ("global", "local"):
+            for metric in ("accuracy_trained", "accuracy"):
+                value = final_mean(record, split, metric)
+                row.append(Cell("–") if value is None else Cell(f"{100 * value:.1f}", 100 * value))
+        sent = sum(_sent(record).values()) / 1e6
+        seconds = sum(_number(row.get("seconds")) for row in record.timings)
+        rows.append([*row, Cell(f"{sent:.2f}", sent), Cell(f"{seconds:.1f}", seconds)])
+    caption = (
+        "Means over clients after the last round that was evaluated. One run each: no intervals, and no"
+        " telling chance from effect; a bench has both."
+    )
+    return Table("results", "Results", columns, rows, caption)
+
+
+def _differences(runs: Mapping[str, RunRecord]) -> Iterator[Table]:
+    """Yield the keys at which scenarios differ, if they do."""
+    tables = [
+        {**decisive(record.scenario), "name": record.scenario.name, "seed": record.scenario.seed}
+        for record in runs.values()
+    ]
+    keys = dict.fromkeys(key for table in tables[1:] for key in changed_keys(tables[0], table))
+    if not keys:
+        return
+    values = [dict(changed_keys({}, table)) for table in tables]
+    rows = [[key, *(_shown(of_run.get(key)) for of_run in values)] for key in keys]
+    yield Table("differences", "Keys that differ", ["key", *runs], rows)
+
+
+def _shown(pair: tuple[object, object] | None) -> str:
+    return "–" if pair is None or pair[1] is None else str(pair[1])
+
+
+def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
+    few = len(runs) < HIDDEN_FROM
+    for split, where in (("global", "on the common test set"), ("local", "on clients' own test data")):
+        data, rows = [], []
+        for (name, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
+            for metric, moment in (("accuracy", "after guidance"), ("accuracy_trained", "after training")):
+                series = record.series(split, metric)
+                rows += [[name, round, moment, series.means[round]] for round in series.rounds]
+                if series.means and (few or metric == "accuracy"):
+                    own = {"dash": "dot", "width": 1.2} if metric == "accuracy_trained" else {"dash": dash}
+                    y = [100 * series.means[round] for round in series.rounds]
+                    label = f"{name}, {moment}" if few else name
+                    data.append(line(label, series.rounds, y, colour, symbol=symbol, **own))
+        if data:
+            more = "" if few else " After guidance; the numbers at both moments are in the CSV."
+            yield Figure(
+                f"accuracy-{split}",
+                f"Accuracy {where}",
+                ["run", "round", "moment", "accuracy"],
+                rows,
+                data,
+                over_rounds("accuracy (%)"),
+                f"Means over clients.{more}",
+                420,
+            )
+
+
+def _curve(
+    runs: Mapping[str, RunRecord], name: str, title: str, split: str, metric: str, scale: float, unit: str
+) -> Iterator[Figure]:
+    data, rows = [], []
+    for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
+        series = record.series(split, metric)
+        if series.means:
+            y = [scale * series.means[round] for round in series.rounds]
+            data.append(line(run, series.rounds, y, colour, dash=dash, symbol=symbol))
+            rows += [[run, round, series.means[round]] for round in series.rounds]
+    if data:
+        yield Figure(
+            name, title, ["run", "round", metric], rows, data, over_rounds(unit), "Means over clients."
+        )
+
+
+def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
+    data, rows, most = [], [], 1
+    for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
+        outcome = outcome_of(record)
+        if outcome is None:
+            continue
+        R = outcome.test(outcome.evaluation, "global").R
+        averages = [float(np.mean(R[at, : at + 1])) for at in range(len(R))]
+        shown = [None if isnan(value) else 100 * value for value in averages]
+        protocol = protocol_name(outcome.evaluation)
+        learned, most = list(range(1, len(R) + 1)), max(most, len(R))
+        data.append(line(f"{run}, {protocol}", learned, shown, colour, dash=dash, symbol=symbol))
+        rows += [[run, protocol, task, value] for task, value in zip(learned, averages, strict=True)]
+    if data:
+        yield Figure(
+            "average-accuracy",
+            "Average accuracy over the tasks so far",
+            ["run", "protocol", "tasks", "accuracy"],
+            rows,
+            data,
+            over_tasks("accuracy (%)", most),
+            "After each task, over all until then, on the common test sets; each by its scenario's protocol.",
+        )
+
+
+def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
+    """Yield accuracy against what was sent, of runs that send something."""
+    data, rows = [], []
+    for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
+        series, sent = record.series("global", "accuracy"), _sent(record)
+        so_far = [sum(b for at, b in sent.items() if at <= round) for round in series.rounds]
+        if not series.means or not so_far[-1]:
+            continue
+        y = [100 * series.means[round] for round in series.rounds]
+        data.append(line(run, [b / 1e6 for b in so_far], y, colour, dash=dash, symbol=symbol))
+        rows += [[run, r, b, series.means[r]] for r, b in zip(series.rounds, so_far, strict=True)]
+    if data:
+        yield Figure(
+            "traffic",
+            "Global accuracy against bytes",
+            ["run", "round", "bytes", "accuracy"],
+            rows,
+            data,
+            axes("sent so far, up and down (MB)", "accuracy after guidance (%)", hovermode="closest"),
+            "Payload of the method's own messages, of all clients. Runs that send nothing are not in it.",
+        )
+
+
+def _sent(record: RunRecord) -> dict[int, float]:
+    """Return the bytes that the method sent, up and down, by round."""
+    sent: dict[int, float] = {}
+    for row in record.timings:
+        if isinstance(row.get("round"), int):
+            own = _number(row.get("bytes_up")) + _number(row.get("bytes_down"))
+            sent[row["round"]] = sent.get(row["round"], 0.0) + own
+    return sent
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,218 @@
+"""The figures of a federation: accuracy at both moments, and what fusion did."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+
+from fedkd.report.page.figure import (
+    MAIN,
+    MUTED,
+    SECOND,
+    Figure,
+    Trace,
+    band,
+    line,
+    looks,
+    over_rounds,
+)
+from fedkd.report.page.record import RunRecord, Series
+
+MOST_BARS = 40
+"""Clients up to which each has a bar of its own."""
+MOST_PHASE_BARS = 120
+ALL_IN_BAND = 10
+"""Clients below which a band is of all of them, from the lowest to the highest."""
+SPLITS = (("global", "on the common test set"), ("local", "on clients' own test data"))
+
+
+def accuracy_figures(record: RunRecord) -> Iterator[Figure]:
+    """Yield accuracy over rounds, on the common test set and on clients' own."""
+    for split, where in SPLITS:
+        guided, trained = record.series(split, "accuracy"), record.series(split, "accuracy_trained")
+        if guided.means:
+            yield _accuracy(record, split, where, guided, trained)
+
+
+def _accuracy(record: RunRecord, split: str, where: str, guided: Series, trained: Series) -> Figure:
+    rounds = guided.rounds
+    counted = record.counted
+    low, high, words = spread_of(guided, rounds, counted)
+    data: list[Trace] = []
+    columns: dict[str, Sequence[float | None]] = {"mean after guidance": _means(guided, rounds)}
+    several = any(len(_of(guided, round, counted)) > 1 for round in rounds)
+    if several:
+        data.append(band(words, rounds, 100 * low, 100 * high, MAIN))
+        columns |= {f"{words}, low": low.tolist(), f"{words}, high": high.tolist()}
+    groups = _architectures(record, counted)
+    for (name, own), (colour, dash, _) in zip(groups.items(), looks(len(groups) + 2)[2:], strict=True):
+        means = _means_over(guided, rounds, own)
+        columns[f"mean of {name}"] = means
+        data.append(line(f"{name} ({len(own)})", rounds, _percent(means), colour, dash=dash, width=1.5))
+    if trained.means:
+        columns["mean after training"] = means = _means(trained, rounds)
+        data.append(line("after training, mean", rounds, _percent(means), SECOND, dash="dash"))
+    data.append(line("after guidance, mean", rounds, _percent(_means(guided, rounds)), MAIN, width=3))
+    if several:
+        ends = zip(("worst", "best"), ("dot", "dashdot"), _ends(guided, rounds, counted), strict=True)
+        for word, dash, client in ends:
+            values = [guided.clients.get(round, {}).get(client) for round in rounds]
+            label = f"{word} at the end: {record.client_name(client)}"
+            columns[label] = values
+            data.append(line(label, rounds, _percent(values), MUTED, width=1, dash=dash))
+    caption = (
+        "After guidance and after the clients' own training, before it. "
+        + (f"The band is of clients after guidance: {words}. " if several else "")
+        + ("Lines of architectures are means of their clients after guidance." if groups else "")
+    )
+    rows = [[round, *(values[at] for values in columns.values())] for at, round in enumerate(rounds)]
+    return Figure(
+        f"accuracy-{split}",
+        f"Accuracy {where}",
+        ["round", *columns],
+        rows,
+        data,
+        over_rounds("accuracy (%)"),
+        caption.strip(),
+        400,
+    )
+
+
+def spread_of(
+    series: Series, rounds: Sequence[int], counted: Collection[int]
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Return the lower and the upper end of a band over clients, and what it is of in words."""
+    values = [list(_of(series, round, counted).values()) or [np.nan] for round in rounds]
+    few = max(map(len, values), default=0) < ALL_IN_BAND
+    ends = (0, 100) if few else (10, 90)
+    low, high = (np.array([np.percentile(of_round, end) for of_round in values]) for end in ends)
+    return low, high, "lowest to highest client" if few else "10th to 90th percentile of clients"
+
+
+def _of(series: Series, round: int, clients: Collection[int]) -> dict[int, float]:
+    return {c: value for c, value in series.clients.get(round, {}).items() if c in clients}
+
+
+def _means(series: Series, rounds: Sequence[int]) -> list[float | None]:
+    return [series.means.get(round) for round in rounds]
+
+
+def _means_over(series: Series, rounds: Sequence[int], clients: Collection[int]) -> list[float | None]:
+    of_rounds = [list(_of(series, round, clients).values()) for round in rounds]
+    return [float(np.mean(values)) if values else None for values in of_rounds]
+
+
+def _percent(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
+
+
+def _architectures(record: RunRecord, counted: Collection[int]) -> dict[str, list[int]]:
+    """Return the clients of every architecture that count; nothing if there is but one."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for client, name in enumerate(record.models):
+        if client in counted:
+            groups[name].append(client)
+    return dict(groups) if len(groups) > 1 else {}
+
+
+def _ends(series: Series, rounds: Sequence[int], counted: Collection[int]) -> tuple[int, int]:
+    """Return the worst and the best client of the last round that has several."""
+    for round in reversed(rounds):
+        values = _of(series, round, counted)
+        if len(values) > 1:
+            ranked = sorted(values, key=lambda client: (values[client], client))
+            return ranked[0], ranked[-1]
+    raise ValueError("no round has several clients")
+
+
+def effect_figures(record: RunRecord) -> Iterator[Figure]:
+    """Yield what fusion did: gain, fidelity, flips, neighbours, and the loss of local training."""
+    yield from _bands(
+        record,
+        "fusion-gain",
+        "Fusion gain",
+        "points",
+        100,
+        [("global", "fusion_gain", "on the common test set"), ("local", "fusion_gain", "on own test data")],
+        "Accuracy after guidance minus before, of the clients that received some: above zero it helped.",
+    )
+    yield from _bands(
+        record,
+        "fidelity",
+        "Fidelity",
+        "transfer samples (%)",
+        100,
+        [("train", "agreement", "client's answer is its guidance's")],
+        "How often a client that has followed its guidance answers as it does, on the transfer set.",
+    )
+    yield from _bands(
+        record,
+        "guidance-kl",
+        "Distance from guidance",
+        "KL (nats)",
+        1,
+        [("train", "guidance_kl", "KL from the client's predictions to its guidance")],
+        "How far a client stays from what it was told, on the transfer set; 0 is exactly that.",
+    )
+    yield from _bands(
+        record,
+        "flips",
+        "Answers that turned",
+        "common test samples (%)",
+        100,
+        [("global", "positive_flips", "wrong to right"), ("global", "negative_flips", "right to wrong")],
+        "Their difference is the gain; large flips behind a small gain mean that knowledge was exchanged"
+        " rather than added.",
+    )
+    yield from _bands(
+        record,
+        "effective-neighbours",
+        "Effective neighbours",
+        "clients",
+        1,
+        [("train", "effective_neighbours", "clients that a client effectively learned from")],
+        "From 1, it listens to a single client, to N, to all alike.",
+    )
+    yield from _bands(
+        record,
+        "loss",
+        "Training loss",
+        "loss",
+        1,
+        [("train", "loss", "local training")],
+        "Mean over the steps of a round.",
+    )
+
+
+def _bands(
+    record: RunRecord,
+    name: str,
+    title: str,
+    unit: str,
+    scale: float,
+    lines: Sequence[tuple[str, str, str]],
+    caption: str,
+) -> Iterator[Figure]:
+    """Yield a figure of means with bands over clients, if any of the metrics was recorded."""
+    data: list[Trace] = []
+    rows: list[list[object]] = []
+    of_what = ""
+    for (split, what, label), (colour, dash, _) in zip(lines, looks(len(lines)), strict=True):
+        series = record.series(split, what)
+        rounds = series.rounds
+        if not rounds:
+            continue
+        low, high, words = spread_of(series, rounds, record.counted)
+        means = _means(series, rounds)
+        if any(len(_of(series, round, record.counted)) > 1 for round in rounds):
+            data.append(band(words, rounds, scale * low, scale * high, colour, showlegend=False))
+            of_what = f" Bands: {words}."
+        scaled = [None if value is None else scale * value for value in means]
+        data.append(line(label, rounds, scaled, colour, dash=dash))
+        rows += [[r, split, what, m, a, b] for r, m, a, b in zip(rounds, means, low, high, strict=True)]
+    if data:
+        columns = ["round", "split", "metric", "mean", "low", "high"]
+        layout = over_rounds(unit, showlegend=len(lines) > 1)
+        yield Figure(name, title, columns, rows, data, layout, caption + of_what)

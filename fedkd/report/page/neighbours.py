@@ -1,0 +1,83 @@
+"""Who learned from whom, round by round, and why: what the page draws the graph and the matrix from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedkd.report.page.figure import grid
+from fedkd.report.page.record import RunRecord
+from fedkd.tracking.neighbours import Neighbours, read_neighbours, recorded_rounds
+
+MOST_CLIENTS = 50
+"""Clients up to which a page shows every pair; of more, architectures stand in for them."""
+MOST_ROUNDS = 40
+"""Rounds that a page can show; of more, so many spread evenly."""
+DIGITS = 3
+
+
+@dataclass(frozen=True)
+class NeighbourView:
+    """Tables over rounds, for the page to draw.
+
+    Attributes:
+        labels: Name of every client, or of every architecture.
+        of_clients: Whether they are clients.
+        rounds: By round: its number, the places in `labels` of those who took part, and tables among these,
+            receivers first: weights, and where they are known distances and what leaving out would change.
+        skipped: Rounds that are recorded and not shown.
+    """
+
+    labels: Sequence[str]
+    of_clients: bool
+    rounds: Sequence[Mapping[str, Any]]
+    skipped: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as the page's script takes it."""
+        return {"labels": self.labels, "ofClients": self.of_clients, "rounds": self.rounds}
+
+
+def neighbour_view(record: RunRecord) -> NeighbourView | None:
+    """Return what a run recorded of its weights; None: nothing, or nothing that can be shown."""
+    recorded = recorded_rounds(record.folder)
+    if not recorded or len(record.models) < 2:
+        return None
+    places = np.unique(np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int))
+    of_clients = len(record.models) <= MOST_CLIENTS
+    architectures = list(dict.fromkeys(record.models))
+    if not of_clients and len(architectures) < 2:
+        return None
+    rounds = []
+    for place in places:
+        table = read_neighbours(record.folder, recorded[place])
+        if table is None or not table.clients or max(table.clients) >= len(record.models):
+            continue
+        rounds.append(_of_clients(table) if of_clients else _of_architectures(table, record, architectures))
+    if not rounds:
+        return None
+    labels = [record.client_name(c) for c in range(len(record.models))] if of_clients else architectures
+    return NeighbourView(labels, of_clients, rounds, len(recorded) - len(rounds))
+
+
+def _of_clients(table: Neighbours) -> dict[str, Any]:
+    known = {"w": table.weights, "d": table.distances, "l": table.left_out}
+    tables = {name: grid(values, DIGITS) for name, values in known.items() if values is not None}
+    return {"round": table.round, "places": list(table.clients), **tables}
+
+
+def _of_architectures(table: Neighbours, record: RunRecord, architectures: Sequence[str]) -> dict[str, Any]:
+    """Return the mean weight that clients of one architecture give to all of another together."""
+    group = np.array([architectures.index(record.models[client]) for client in table.clients])
+    if table.senders is None:
+        sender_group = np.broadcast_to(group, table.weights.shape)
+    else:
+        of_client = dict(zip(table.clients, group.tolist(), strict=True))
+        sender_group = np.vectorize(of_client.__getitem__, otypes=[int])(table.senders)
+    present = sorted(set(group.tolist()))
+    given = np.array([table.weights * (sender_group == sender) for sender in present]).sum(axis=2)
+    weights = np.array([given[:, group == receiver].mean(axis=1) for receiver in present])
+    return {"round": table.round, "places": present, "w": grid(weights, DIGITS)}

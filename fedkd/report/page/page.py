@@ -1,0 +1,136 @@
+"""A page as one HTML file: figures, tables, scenarios, and all that it takes to draw them, in it."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from fedkd import __version__
+from fedkd.report.page.figure import Cell, Figure, Table, number
+from fedkd.report.page.neighbours import NeighbourView
+
+MARK = '<meta name="generator" content="fedkd report">'
+"""By which a page of fedkd's is known again."""
+Item = Figure | Table | NeighbourView
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with figures and tables below it.
+
+    Attributes:
+        title: The heading.
+        items: In order; without any the section is left out.
+        text: What to know first.
+    """
+
+    title: str
+    items: Sequence[Item]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows.
+
+    Attributes:
+        title: The heading of all.
+        subtitle: What it is a report of.
+        sections: In order.
+        facts: Labels and values, the first things to be read.
+        notes: What a reader must not overlook, such as that a run is not done.
+        sources: Name and text of the files that made it.
+    """
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+    facts: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+    sources: Sequence[tuple[str, str]] = ()
+
+
+def render(page: Page) -> str:
+    """Return a page as HTML that needs nothing else, and asks nobody for anything."""
+    sections = [section for section in page.sections if section.items]
+    template = _environment().get_template("page.html")
+    return template.render(
+        page=page, sections=sections, mark=MARK, version=__version__, payload=script_json(_payload(sections)),
+        library=library(), style=_asset("page.css"), script=_asset("page.js"),
+    )  # fmt: skip
+
+
+def _payload(sections: Sequence[Section]) -> dict[str, Any]:
+    """Return what the page's script draws and saves, by name."""
+    items = [item for section in sections for item in section.items]
+    figures = [item for item in items if isinstance(item, Figure)]
+    tables = [item for item in items if isinstance(item, Table)]
+    views = [item for item in items if isinstance(item, NeighbourView)]
+    return {
+        "figures": {figure.name: _figure(figure) for figure in figures},
+        "tables": {
+            table.name: {"columns": table.columns, "rows": [[*map(_value, row)] for row in table.rows]}
+            for table in tables
+        },
+        "neighbours": views[0].as_json() if views else None,
+    }
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    return {
+        "title": figure.title,
+        "data": figure.data,
+        "layout": figure.layout,
+        "height": figure.height,
+        "frames": [{"label": label, "data": data} for label, data in figure.frames],
+        "columns": figure.columns,
+        "rows": [[*map(_value, row)] for row in figure.rows],
+    }
+
+
+def _value(cell: Any) -> Any:
+    if isinstance(cell, Cell):
+        return cell.text if cell.value is None else number(cell.value)
+    return number(cell) if isinstance(cell, float) else cell
+
+
+def script_json(value: Mapping[str, Any]) -> str:
+    """Return a value as JSON that ends no script and begins no comment, whatever the names in it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+@cache
+def library() -> str:
+    """Return Plotly's script, packed: gzip in base64."""
+    from plotly.offline import get_plotlyjs
+
+    return b64encode(gzip.compress(get_plotlyjs().encode(), compresslevel=6, mtime=0)).decode()
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("fedkd.report.page") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["figure"] = lambda item: isinstance(item, Figure)
+    environment.tests["table"] = lambda item: isinstance(item, Table)
+    environment.tests["cell"] = lambda item: isinstance(item, Cell)
+    return environment

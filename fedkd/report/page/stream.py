@@ -1,0 +1,306 @@
+"""The figures of a run over a stream of tasks: what was learned and forgotten, and what learners say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import isnan
+
+import numpy as np
+
+from fedkd.continual.metrics import forgetting_per_task
+from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome, stream_outcome
+from fedkd.plan.schedule import Schedule
+from fedkd.report.metrics import metric
+from fedkd.report.page.figure import (
+    Cell,
+    Figure,
+    Table,
+    axes,
+    heat_map,
+    line,
+    looks,
+    named_axes,
+    number,
+    over_tasks,
+    plain,
+)
+from fedkd.report.page.record import RunRecord
+from fedkd.tracking.wording import protocol_name
+
+MASKS = {"free_share": "free share", "overlap": "overlap with earlier masks", "density": "density"}
+STORED = {"stored_bytes": "stored", "peak_bytes": "stored at most"}
+REGIME, REGIMES = "regime/", {1: "R1, no forgetting", 2: "R2, forward", 3: "R3, backward"}
+SAID_ELSEWHERE = ("loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients", "bank_bytes")
+MOST_NUMBERED = 40
+
+
+def outcome_of(record: RunRecord) -> StreamOutcome | None:
+    """Return what a run reached so far; None: there is no stream, or too little of it yet."""
+    if record.scenario.continual is None or record.schedule is None:
+        return None
+    courses = record.schedule.every_course()
+    return stream_outcome(
+        record.rows, record.scenario, courses, epochs=record.epochs(), counted=record.counted
+    )
+
+
+def task_names(record: RunRecord, outcome: StreamOutcome) -> list[str]:
+    """Return names of the tasks in the order of learning; numbers where every client has an order."""
+    if not outcome.in_step:
+        return [f"{place + 1}." for place in range(len(outcome.tests[0].b))]
+    names = [task.name for task in record.labels]
+    return [names[task] if task < len(names) else f"task {task}" for task in outcome.lessons[0].tasks]
+
+
+def matrix_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure]:
+    """Yield the accuracy matrix under each protocol, on the common test sets."""
+    names = _unlike(task_names(record, outcome))
+    for protocol in outcome.protocols:
+        test = outcome.test(protocol, "global")
+        shown = 100 * np.vstack([test.b, test.R])
+        after = ["untrained", *(f"after {name}" for name in names)]
+        own = "" if protocol != outcome.evaluation else " The scenario's own protocol."
+        rows = [
+            [after[row], names[column], number(value / 100)] for (row, column), value in np.ndenumerate(shown)
+        ]
+        yield Figure(
+            f"matrix-{protocol}",
+            f"Accuracy matrix, {protocol_name(protocol)}",
+            ["after", "task", "accuracy"],
+            rows,
+            [heat_map(shown, names, after, unit="accuracy (%)", digits=0, zmin=0, zmax=100)],
+            named_axes(x="accuracy on task") | {"showlegend": False},
+            f"Mean over clients, on the tasks' common test sets.{own}",
+            height=min(220 + 26 * len(after), 640),
+        )
+
+
+def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure]:
+    """Yield how much of each task is gone at the end, and the average accuracy as tasks come."""
+    names = _unlike(task_names(record, outcome))
+    tests = [outcome.test(protocol, "global") for protocol in outcome.protocols]
+    data, rows = [], []
+    for test, (colour, _, _) in zip(tests, looks(len(tests)), strict=True):
+        lost = forgotten(test)
+        shown = [None if isnan(v) else 100 * v for v in lost]
+        data.append(
+            {
+                "type": "bar",
+                "name": protocol_name(test.protocol),
+                "x": [plain(n) for n in names[:-1]],
+                "y": shown,
+                "marker": {"color": colour},
+            }
+        )
+        rows += [[test.protocol, name, number(v)] for name, v in zip(names[:-1], lost, strict=True)]
+    if any(value is not None for trace in data for value in trace["y"]):
+        yield Figure(
+            "forgetting",
+            "Forgetting by task",
+            ["protocol", "task", "forgetting"],
+            rows,
+            data,
+            named_axes(x="task") | {"yaxis": {"title": {"text": "points"}}, "barmode": "group"},
+            "Best accuracy on the task since it was learned, before the last task, minus that at the end;"
+            " mean over clients.",
+        )
+    data, rows = [], []
+    for test, (colour, dash, _) in zip(tests, looks(len(tests)), strict=True):
+        averages = [float(np.mean(test.R[at, : at + 1])) for at in range(len(test.R))]
+        learned = list(range(1, len(averages) + 1))
+        shown = [None if isnan(v) else 100 * v for v in averages]
+        data.append(line(protocol_name(test.protocol), learned, shown, colour, dash=dash))
+        rows += [[test.protocol, n, number(v)] for n, v in zip(learned, averages, strict=True)]
+    layout = over_tasks("accuracy (%)", len(names))
+    yield Figure(
+        "average-accuracy",
+        "Average accuracy over the tasks so far",
+        ["protocol", "tasks", "accuracy"],
+        rows,
+        data,
+        layout,
+        "After each task, over all tasks until then.",
+    )
+
+
+def forgotten(test: ProtocolOutcome) -> np.ndarray:
+    """Return how much of each task but the last is gone at the end, `[T−1]`, the mean over clients.
+
+    Args:
+        test: What was reached under a protocol. NaN: of no client is it known.
+    """
+    matrices = [R for R, _ in test.clients.values() if R.shape == test.R.shape] or [test.R]
+    lost = np.stack([forgetting_per_task(R) for R in matrices])
+    known = ~np.isnan(lost)
+    return np.divide(
+        np.where(known, lost, 0.0).sum(axis=0),
+        known.sum(axis=0),
+        out=np.full(lost.shape[1], np.nan),
+        where=known.any(axis=0),
+    )
+
+
+def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:
+    """Return who learns which task when; a gap where a client is away."""
+    every = max(-(-schedule.clients // 1000), 1)
+    across = max(-(-schedule.rounds // 1000), 1)
+    clients, rounds = range(0, schedule.clients, every), range(1, schedule.rounds + 1, across)
+    table = np.full((len(clients), len(rounds)), np.nan)
+    for row, client in enumerate(clients):
+        for span in schedule.course(client):
+            inside = [at for at, round in enumerate(rounds) if span.first <= round <= span.last]
+            table[row, inside] = (span.task or 0) + 1
+    tasks = sorted({span.task for course in schedule.courses for span in course if span.task is not None})
+    names = [task.name for task in record.labels]
+    rows = [
+        [
+            client,
+            span.task,
+            names[span.task] if span.task is not None and span.task < len(names) else "",
+            span.first,
+            span.last,
+        ]
+        for client in clients
+        for span in schedule.course(client)
+    ]
+    bar = {"title": {"text": "task"}, "thickness": 12, "outlinewidth": 0, "tickformat": "d"}
+    if len(tasks) <= 12:
+        bar |= {"tickvals": [task + 1 for task in tasks]}
+    trace = {
+        "type": "heatmap",
+        "z": [[number(v) for v in row] for row in table],
+        "x": list(rounds),
+        "y": list(clients),
+        "colorscale": "Cividis",
+        "hoverongaps": False,
+        "colorbar": bar,
+        "hovertemplate": "round %{x}, client %{y}: task %{z}<extra></extra>",
+        "showscale": len(tasks) > 1,
+    }
+    layout = axes("round", "client", showlegend=False)
+    step = max(-(-schedule.clients // 20), 1)
+    layout["yaxis"] |= {"autorange": "reversed", "tick0": 0, "dtick": step, "showgrid": False}
+    layout["xaxis"] |= {"tickformat": "d", "showgrid": False}
+    return Figure(
+        "schedule",
+        "Schedule",
+        ["client", "task", "name", "first round", "last round"],
+        rows,
+        [trace],
+        layout,
+        "Which task each client is at in which round, the first task 1; a gap where it is away. Sampling and"
+        " dropout are not in it.",
+        height=min(220 + 14 * len(clients), 520),
+    )
+
+
+# What learners say ------------------------------------------------------------------------------------
+
+
+def learner_figures(record: RunRecord) -> Iterator[Figure | Table]:
+    """Yield mask overlap and free share, bytes kept, regimes, and a table of whatever else learners say."""
+    said = {
+        name: values
+        for (split, name), values in record.task_means.items()
+        if split == "train" and name not in SAID_ELSEWHERE
+    }
+    for names, title, unit, scale, key in (
+        (MASKS, "Masks", "share of weights (%)", 100.0, "masks"),
+        (STORED, "What learners keep", "kB", 1e-3, "stored"),
+    ):
+        own = {name: said[name] for name in names if name in said}
+        if own:
+            yield _by_task(own, names, key, title, unit, scale)
+    regimes = {name.removeprefix(REGIME): values for name, values in said.items() if name.startswith(REGIME)}
+    if regimes:
+        yield _regimes(regimes)
+    rest = {
+        name: v for name, v in said.items() if name not in MASKS | STORED and not name.startswith("regime")
+    }
+    if rest:
+        rows = [
+            [name, round, task, Cell(f"{value:.4g}", value)]
+            for name, values in rest.items()
+            for (round, task), value in sorted(values.items())
+        ]
+        yield Table(
+            "learner",
+            "What learners say at the end of a task",
+            ["what", "round", "task", "mean over clients"],
+            rows,
+            open=False,
+        )
+
+
+def _by_task(
+    own: Mapping[str, Mapping[tuple[int, int], float]],
+    titles: Mapping[str, str],
+    key: str,
+    title: str,
+    unit: str,
+    scale: float,
+) -> Figure:
+    data = []
+    for (name, values), (colour, dash, _) in zip(own.items(), looks(len(own)), strict=True):
+        ordered = [value for _, value in sorted(values.items())]
+        learned = list(range(1, len(ordered) + 1))
+        data.append(line(titles[name], learned, [scale * v for v in ordered], colour, dash=dash))
+    rows = [[name, r, task, v] for name, values in own.items() for (r, task), v in sorted(values.items())]
+    layout = over_tasks(unit, max(map(len, own.values())))
+    return Figure(
+        key,
+        title,
+        ["metric", "round", "task", "mean"],
+        rows,
+        data,
+        layout,
+        "Mean over clients, as each task ended, in the order of rounds.",
+    )
+
+
+def _regimes(regimes: Mapping[str, Mapping[tuple[int, int], float]]) -> Figure:
+    ends = sorted({at for values in regimes.values() for at in values})
+    table = np.array([[values.get(at, np.nan) for at in ends] for values in regimes.values()])
+    names = [f"{layer}, task {old}" for layer, _, old in (name.rpartition("/") for name in regimes)]
+    rows = [[name, round, task, v] for name, of in regimes.items() for (round, task), v in sorted(of.items())]
+    trace = heat_map(
+        table, [f"task {task} (round {round})" for round, task in ends], names, unit="regime", zmin=1, zmax=3
+    )
+    trace["colorbar"] |= {
+        "tickvals": list(REGIMES),
+        "ticktext": list(REGIMES.values()),
+        "title": {"text": ""},
+    }
+    return Figure(
+        "regimes",
+        "Regimes",
+        ["layer/old task", "round", "task", "regime"],
+        rows,
+        [trace],
+        named_axes(x="task that ended") | {"showlegend": False},
+        "In which regime each layer has each old task at the end of a new one; clients' mean of 1, 2, 3.",
+        height=min(200 + 22 * len(names), 640),
+    )
+
+
+def continual_table(outcome: StreamOutcome) -> Table:
+    """Return the continual metrics of the scenario's own protocol, mean and worst over clients."""
+    rows = []
+    for name, per_client in outcome.figures().items():
+        values = [value for value in per_client.values() if not isnan(value)]
+        if values:
+            shown = metric(name)
+            worst = max(values) if shown.better == "lower" else min(values)
+            ends = [Cell(f"{v * shown.scale:.{shown.decimals}f}", v) for v in (float(np.mean(values)), worst)]
+            rows.append([shown.label, *ends, len(values)])
+    return Table(
+        "continual", "Continual metrics", ["metric", "mean", "worst client", "clients"], rows, open=False
+    )
+
+
+def _unlike(names: list[str]) -> list[str]:
+    """Return names that no two tasks share: an axis would take two of one name for one."""
+    short = [name if len(name) <= MOST_NUMBERED else name[: MOST_NUMBERED - 1] + "…" for name in names]
+    if len(set(short)) == len(short):
+        return short
+    return [f"{place + 1}. {name}" for place, name in enumerate(short)]

@@ -1,0 +1,110 @@
+"""Pages of run folders and bench folders, written where they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedkd.errors import UserError
+from fedkd.report.page.bench import bench_page
+from fedkd.report.page.comparison import comparison_page
+from fedkd.report.page.page import MARK, Page, render
+from fedkd.report.page.record import read_record
+from fedkd.report.page.run import run_page
+from fedkd.report.study_file import read_study
+from fedkd.tracking.atomic import write_bytes_atomically
+from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY
+from fedkd.tracking.recorder import METRICS
+
+MOST_BYTES = 30_000_000
+"""Size of `metrics.jsonl` up to which a run ends with its page: about a second's reading."""
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of a run, of a bench, or of several runs side by side.
+
+    Args:
+        folders: Run folders, or one bench folder.
+        out: The file; absent: `report.html` in the folder, or for several here.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: A folder is none, something in it cannot be read, or the file cannot be written.
+    """
+    page = _page(folders)
+    path = out if out is not None else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
+    _check_replaceable(path)
+    try:
+        write_bytes_atomically(path, render(page).encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", file=str(path)) from error
+    return path
+
+
+def _page(folders: Sequence[Path]) -> Page:
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError("no such folder" if not folder.exists() else "is no folder", file=str(folder))
+    if len(folders) > 1:
+        for folder in folders:
+            if is_bench(folder):
+                runs = folder / "runs"
+                raise UserError(
+                    f"is a bench folder, which has a page of its own; its runs side by side: {runs}/*",
+                    file=str(folder),
+                )
+        return comparison_page([read_record(folder) for folder in folders])
+    if is_bench(folders[0]):
+        return bench_page(read_study(folders[0]), folders[0], _text(folders[0] / BENCH))
+    return run_page(read_record(folders[0]))
+
+
+def is_bench(folder: Path) -> bool:
+    """Return whether a folder is a bench's."""
+    return not (folder / SCENARIO).exists() and any(
+        (folder / name).exists() for name in (STUDY, CELLS, "runs")
+    )
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to write over a file that is no page of fedkd's.
+
+    Raises:
+        UserError: It would be lost.
+    """
+    try:
+        if not path.exists() and not path.is_symlink():
+            return
+        with path.open("rb") as file:
+            if MARK.encode() in file.read(1000):
+                return
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror}", file=str(path)) from error
+    raise UserError(
+        "is there already, and no report of fedkd; choose another with --out", key="--out", file=str(path)
+    )
+
+
+def report_at_the_end(folder: Path, tell: Callable[[str], None]) -> None:
+    """Write the page of a run or a bench that has just ended, which it must not fail for.
+
+    Args:
+        folder: The run folder or the bench folder.
+        tell: Told why there is none.
+    """
+    try:
+        if (folder / METRICS).exists() and (folder / METRICS).stat().st_size > MOST_BYTES:
+            tell(f"{METRICS} is large, and {REPORT} was left for later: fedkd report {folder}")
+            return
+        write_report([folder])
+    except Exception as error:  # a page is no reason to lose the word that a run has ended well
+        tell(f"{REPORT} could not be made: {type(error).__name__}: {error}")

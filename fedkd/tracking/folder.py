@@ -1,0 +1,14 @@
+"""Names of what a run folder and a bench folder hold, besides what the recorder writes."""
+
+from __future__ import annotations
+
+SCENARIO = "scenario.toml"
+SCHEDULE = "schedule.json"
+CLIENTS = "clients.json"
+"""Who takes part: every client's model, and how many training samples of each class it has."""
+STUDY = "study.json"
+"""What a bench has found, for whoever makes tables, figures or a page of it anew."""
+BENCH = "bench.toml"
+"""The bench file that a bench folder is of."""
+CELLS = "cells.csv"
+REPORT = "report.html"

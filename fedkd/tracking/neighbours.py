@@ -1,0 +1,110 @@
+"""Who learned how much from whom in a round, and why: `fusion/round-00003.npz` of a run folder.
+
+Arrays, receivers first; the same bytes in every repetition of a run:
+
+    clients    [N]     whose knowledge was fused, ascending
+    weights    [N, N]  how much each took from each
+    distances  [N, N]  what decided about it, where that was a distance
+    left_out   [N, N]  how far a receiver's guidance would move without the sender, where that was worked out
+
+Of more than `MOST_WHOLE` clients every receiver's `KEPT` greatest weights are kept: all tables are
+`[N, KEPT]` then, and `senders` `[N, KEPT]` says which client each is about.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedkd.tracking.atomic import write_bytes_atomically
+
+FUSION = "fusion"
+MOST_WHOLE = 500
+"""Clients up to which a round has whole tables: a megabyte each."""
+KEPT = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Who learned from whom in a round.
+
+    Attributes:
+        round: 1-based.
+        clients: The N clients whose knowledge was fused.
+        weights: `[N, N]`, or `[N, K]` with `senders`.
+        distances: Of the same shape; None: there were none.
+        left_out: Of the same shape; None: it was not worked out.
+        senders: Client of every column, by row, `[N, K]`; None: the columns are the clients.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    weights: np.ndarray
+    distances: np.ndarray | None = None
+    left_out: np.ndarray | None = None
+    senders: np.ndarray | None = None
+
+
+def write_neighbours(
+    folder: Path,
+    round: int,
+    clients: Sequence[int],
+    weights: np.ndarray,
+    distances: np.ndarray | None = None,
+    left_out: np.ndarray | None = None,
+) -> None:
+    """Write a round's tables into a run folder.
+
+    Args:
+        folder: The run folder.
+        round: 1-based.
+        clients: Ascending, N of them.
+        weights: `[N, N]`.
+        distances: `[N, N]`; None: there are none.
+        left_out: `[N, N]`; None: it was not worked out.
+    """
+    tables = {"weights": weights, "distances": distances, "left_out": left_out}
+    known = {name: table.astype(np.float32) for name, table in tables.items() if table is not None}
+    names = np.array(clients)
+    arrays: dict[str, Any] = {"clients": names, **known}
+    if len(clients) > MOST_WHOLE:
+        # Of equal weights those of the first clients: the choice must not depend on how a sort goes about it.
+        places = np.argsort(-known["weights"], axis=1, kind="stable")[:, :KEPT]
+        arrays = {name: np.take_along_axis(table, places, axis=1) for name, table in known.items()}
+        arrays |= {"clients": names, "senders": names[places]}
+    content = BytesIO()
+    np.savez(content, **arrays)
+    (folder / FUSION).mkdir(exist_ok=True)
+    write_bytes_atomically(folder / FUSION / f"round-{round:05d}.npz", content.getvalue())
+
+
+def recorded_rounds(folder: Path) -> list[int]:
+    """Return the rounds of which a run folder has tables, ascending."""
+    names = (
+        re.fullmatch(r"round-(\d{5,})\.npz", path.name) for path in (folder / FUSION).glob("round-*.npz")
+    )
+    return sorted(int(name[1]) for name in names if name)
+
+
+def read_neighbours(folder: Path, round: int) -> Neighbours | None:
+    """Return a round's tables; None: there are none, or they cannot be read as such."""
+    path = folder / FUSION / f"round-{round:05d}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        clients = tuple(map(int, arrays["clients"]))
+        weights, senders = arrays["weights"], arrays.get("senders")
+        tables = [weights, *(arrays[name] for name in ("distances", "left_out", "senders") if name in arrays)]
+        columns = len(clients) if senders is None else weights.shape[-1]
+        if any(table.shape != (len(clients), columns) or table.dtype.kind not in "fiu" for table in tables):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+    return Neighbours(round, clients, weights, arrays.get("distances"), arrays.get("left_out"), senders)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from fedkd.cli import main
+from fedkd.report.page.write import write_report
+
+
+def test_runs_side_by_side(make_run, payload_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run("a"), make_run("b", rounds=2, changes={"seed": 9, "fusion": {"strategy": "fedmd"}})]
+    assert main(["report", *map(str, runs)]) == 0
+    assert capsys.readouterr().out == "report  report.html\n"
+    payload = payload_of(tmp_path / "report.html")
+    results = {row[0]: row for row in payload["tables"]["results"]["rows"]}
+    assert results["a"][1:4] == ["knfu", 0, 3] and results["b"][1:4] == ["fedmd", 9, 2]
+    assert results["b"][8] == 2 * 3000 / 1e6 and results["b"][9] == 2 * 1.75
+    differences = {row[0]: row[1:] for row in payload["tables"]["differences"]["rows"]}
+    assert differences["fusion.strategy"] == ["knfu", "fedmd"]
+    assert differences["seed"] == ["0", "9"] and differences["rounds"] == ["3", "2"]
+    names = [trace["name"] for trace in payload["figures"]["accuracy-global"]["data"]]
+    assert names == [f"{run}, after {moment}" for run in "ab" for moment in ("guidance", "training")]
+    assert [trace["x"][-1] for trace in payload["figures"]["traffic"]["data"]] == [0.009, 0.006]
+
+
+def test_folders_of_one_name_are_told_apart(make_run, payload_of, tmp_path):
+    out = tmp_path / "page.html"
+    write_report([make_run("x/run"), make_run("y/run", planned=8)], out)
+    assert [row[0] for row in payload_of(out)["tables"]["results"]["rows"]] == ["x/run", "y/run"]
+    assert "Not done: y/run." in out.read_text()
+    write_report([make_run("z")] * 2, out)
+    assert [row[0] for row in payload_of(out)["tables"]["results"]["rows"]] == ["1: z", "2: z"]
+
+
+def test_many_runs_have_a_line_each(make_run, payload_of, tmp_path):
+    runs = [make_run(f"run{number}", clients=2, rounds=2) for number in range(9)]
+    write_report(runs, tmp_path / "page.html")
+    figure = payload_of(tmp_path / "page.html")["figures"]["accuracy-global"]
+    assert [trace["name"] for trace in figure["data"]] == [f"run{number}" for number in range(9)]
+    assert len(figure["rows"]) == 9 * 2 * 2, "both moments are in the CSV"
+    looks = {(trace["line"]["color"], trace["line"]["dash"]) for trace in figure["data"]}
+    assert len(looks) == 9
+
+
+def test_a_bench_is_no_run(make_run, tmp_path, capsys):
+    (tmp_path / "bench" / "runs").mkdir(parents=True)
+    assert main(["report", str(make_run()), str(tmp_path / "bench")]) == 2
+    assert "is a bench folder, which has a page of its own" in capsys.readouterr().err

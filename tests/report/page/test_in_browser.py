@@ -1,0 +1,160 @@
+"""The pages in headless Chromium: nothing goes wrong, nothing is asked for, and what can be touched works.
+
+Chromium and its driver are those of the system (Debian: chromium and chromium-driver).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from fedkd.report.page.write import write_report
+from fedkd.report.study_file import write_study
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+ARGUMENTS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-extensions"),
+)
+PHONE, DESKTOP = (390, 844), (1280, 900)
+LONGEST = 120
+"""Seconds to wait for what takes a moment, on a machine that has other things to do."""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ARGUMENTS:
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(LONGEST)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def show(browser, pageless, monkeypatch):
+    """Return a function that opens a page; afterwards it is checked that all has gone well."""
+    monkeypatch.setattr("fedkd.report.page.page.library", pageless["library"])
+
+    def open_page(path: Path, size: tuple[int, int] = DESKTOP):
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get(path.as_uri())
+        until(browser, "document.documentElement.dataset.ready !== undefined")
+        return browser
+
+    yield open_page
+    assert browser.get_log("browser") == []
+    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    addresses = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    assert addresses and all(url.startswith(("file:", "data:", "blob:")) for url in addresses)
+
+
+def until(browser, condition: str) -> None:
+    end = time.monotonic() + LONGEST
+    while not browser.execute_script(f"return Boolean({condition})"):
+        assert time.monotonic() < end, f"never came true: {condition}"
+        time.sleep(0.05)
+
+
+def draw_all(browser) -> None:
+    """Scroll to every figure, which is drawn when it comes near."""
+    for number in range(browser.execute_script("return document.querySelectorAll('.plot').length")):
+        of_it = f"document.querySelectorAll('.plot')[{number}]"
+        browser.execute_script(f"{of_it}.scrollIntoView()")
+        until(browser, f"{of_it}.querySelector('.main-svg')")
+
+
+def test_a_run_on_a_phone(make_run, show):
+    browser = show(write_report([make_run(planned=9)]), PHONE)
+    draw_all(browser)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
+    first_row = "document.querySelector('.why tbody tr').textContent"
+    weights = "JSON.stringify(document.querySelector('.matrix').data[0].z)"
+    before = browser.execute_script(f"return [{first_row}, {weights}]")
+    browser.execute_script(
+        "const slider = document.querySelector('[data-neighbours] input');"
+        "slider.value = 0; slider.dispatchEvent(new Event('input'))"
+    )
+    until(browser, "document.querySelector('[data-neighbours] output').textContent === 'round 1'")
+    after = browser.execute_script(f"return [{first_row}, {weights}]")
+    assert before[0] != after[0] and before[1] != after[1]
+    browser.execute_script(
+        "const chosen = document.querySelector('select');"
+        "chosen.value = 2; chosen.dispatchEvent(new Event('change'))"
+    )
+    row = json.loads(after[1])[2]
+    told = browser.execute_script(
+        "return [...document.querySelectorAll('.why tbody tr')].map(row => Number(row.cells[1].textContent))"
+    )
+    assert told == sorted(row, reverse=True)
+
+
+def test_light_dark_and_files(make_run, show, tmp_path):
+    browser = show(write_report([make_run()]))
+    ground = "return getComputedStyle(document.body).backgroundColor"
+    browser.execute_script("document.getElementById('theme').click()")
+    assert browser.execute_script(ground) == "rgb(255, 255, 255)"
+    line = "document.querySelector('.plot').data.at(-3).line.color"
+    until(browser, "document.querySelector('.plot .main-svg')")
+    assert browser.execute_script(f"return {line}") == "#0072B2"
+    browser.execute_script("document.getElementById('theme').click()")
+    assert browser.execute_script(ground) == "rgb(21, 24, 27)"
+    until(browser, f"{line} === '#5AB0E8'")
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    for kind in ("csv", "svg"):
+        browser.execute_script(
+            f"document.querySelector('[data-figure=accuracy-global] [data-save={kind}]').click()"
+        )
+        end = time.monotonic() + LONGEST
+        while not (tmp_path / f"accuracy-global.{kind}").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    lines = (tmp_path / "accuracy-global.csv").read_text().splitlines()
+    assert len(lines) == 4 and lines[0].startswith(
+        'round,mean after guidance,"lowest to highest client, low"'
+    )
+
+
+def test_a_bench_sorts_and_filters(study, show, tmp_path):
+    write_study(study, tmp_path)
+    browser = show(write_report([tmp_path]))
+    draw_all(browser)
+    click = "document.querySelectorAll('[data-table=comparison] th button')[3].click();"
+    cells = (
+        "return [...document.querySelectorAll('[data-table=comparison] tbody tr')]"
+        ".filter(row => !row.hidden).map(row => row.cells[1].textContent + ' ' + row.cells[0].textContent)"
+    )
+    ordered = ["fedmd 0.1", "local 0.1", "knfu 0.1", "local 10", "fedmd 10", "knfu 10"]
+    assert browser.execute_script(click + cells) == ordered
+    assert browser.execute_script(click + cells) == ordered[::-1]
+    by_difference = click.replace("[3]", "[4]") + cells
+    assert browser.execute_script(by_difference)[-2:] == ["local 0.1", "local 10"], "unknown come last"
+    browser.execute_script(
+        "const filter = document.querySelector('[data-table=comparison] input');"
+        "filter.value = 'KNFU'; filter.dispatchEvent(new Event('input'))"
+    )
+    assert set(browser.execute_script(cells)) == {"knfu 0.1", "knfu 10"}
+
+
+def test_runs_side_by_side(make_run, show, tmp_path):
+    write_report([make_run("a"), make_run("b<b>")], tmp_path / "page.html")
+    browser = show(tmp_path / "page.html", PHONE)
+    draw_all(browser)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE[0]
+    legend = (
+        "[...document.querySelectorAll('.plot')[0].querySelectorAll('.legendtext')].map(t => t.textContent)"
+    )
+    assert "b<b>, after guidance" in browser.execute_script(f"return {legend}")

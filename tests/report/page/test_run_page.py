@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import fedkd
+from fedkd.cli import main
+from fedkd.errors import UserError
+from fedkd.report.page.record import read_record
+from fedkd.report.page.write import report_at_the_end, write_report
+from fedkd.tracking.recorder import Recorder
+
+OF_A_FEDERATION = {
+    *(
+        "accuracy-global",
+        "fusion-gain",
+        "fidelity",
+        "effective-neighbours",
+        "loss",
+        "labels",
+        "bytes",
+        "time",
+    ),
+}
+
+
+def valid(payload) -> None:
+    """Check that Plotly knows all that it is told to draw."""
+    from plotly.graph_objects import Figure
+
+    for figure in payload["figures"].values():
+        frames = figure["frames"] or [{"data": figure["data"]}]
+        for frame in frames:
+            assert frame["data"]
+            Figure(data=frame["data"], layout=figure["layout"])
+
+
+def test_a_run_has_its_figures_and_their_numbers(make_run, payload_of):
+    folder = make_run()
+    path = write_report([folder])
+    assert path == folder / "report.html"
+    payload = payload_of(path)
+    assert set(payload["figures"]) == OF_A_FEDERATION
+    valid(payload)
+    figure, record = payload["figures"]["accuracy-global"], read_record(folder)
+    series = record.series("global", "accuracy")
+    table = {row[0]: dict(zip(figure["columns"], row, strict=True)) for row in figure["rows"]}
+    for round in (1, 2, 3):
+        values = [series.clients[round][client] for client in range(4)]
+        assert table[round]["mean after guidance"] == series.means[round]
+        assert table[round]["lowest to highest client, low"] == min(values)
+        assert table[round]["lowest to highest client, high"] == max(values)
+        assert table[round]["mean of mlp"] == pytest.approx(np.mean(values[::2]))
+    ends = series.clients[3]
+    worst, best = min(ends, key=ends.get), max(ends, key=ends.get)
+    names = [trace["name"] for trace in figure["data"]]
+    assert f"worst at the end: {record.client_name(worst)}" in names
+    assert f"best at the end: {record.client_name(best)}" in names
+    assert {"mlp (2)", "cnn (2)", "after training, mean", "after guidance, mean"} < set(names)
+
+
+def test_who_learned_from_whom_is_there_for_every_round_and_why(make_run, payload_of):
+    folder = make_run()
+    view = payload_of(write_report([folder]))["neighbours"]
+    assert [round["round"] for round in view["rounds"]] == [1, 2, 3]
+    assert view["labels"][1] == "client 1 (cnn)"
+    with np.load(folder / "fusion" / "round-00002.npz") as file:
+        np.testing.assert_allclose(view["rounds"][1]["w"], file["weights"], rtol=1e-2)
+        np.testing.assert_allclose(view["rounds"][1]["l"], file["left_out"], rtol=1e-2)
+
+
+def test_what_was_sent_and_what_it_took(make_run, payload_of):
+    payload = payload_of(write_report([make_run()]))["figures"]
+    assert payload["bytes"]["rows"] == [[round, 1000, 2000, 0] for round in (1, 2, 3)]
+    assert payload["time"]["rows"][0] == [1, "train", 1.5]
+    assert [row[1:] for row in payload["labels"]["rows"][:2]] == [[0, "zero", 0], [0, "one", 5]]
+
+
+def test_thousands_of_clients_are_a_few_lines(make_run, payload_of):
+    path = write_report([make_run(clients=1000, rounds=2)])
+    payload = payload_of(path)
+    assert all(len(figure["data"]) <= 8 for figure in payload["figures"].values())
+    assert "10th to 90th percentile of clients" in path.read_text()
+    assert path.stat().st_size < 600_000
+
+
+def test_a_client_of_an_architecture_stands_for_many_where_there_are_many(make_run, payload_of, monkeypatch):
+    monkeypatch.setattr("fedkd.report.page.neighbours.MOST_CLIENTS", 3)
+    folder = make_run()
+    view = payload_of(write_report([folder]))["neighbours"]
+    assert view["labels"] == ["mlp", "cnn"] and not view["ofClients"]
+    with np.load(folder / "fusion" / "round-00003.npz") as file:
+        of_mlps = file["weights"][::2]
+    expected = [of_mlps[:, ::2].sum(axis=1).mean(), of_mlps[:, 1::2].sum(axis=1).mean()]
+    np.testing.assert_allclose(view["rounds"][-1]["w"][0], expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (1, 3), (2, 1)])
+def test_the_least_there_can_be(clients, rounds, make_run, payload_of):
+    payload = payload_of(write_report([make_run(clients=clients, rounds=rounds, models=("mlp",))]))
+    valid(payload)
+    assert len(payload["figures"]["accuracy-global"]["data"]) == (2 if clients == 1 else 5)
+    assert (payload["neighbours"] is None) == (clients == 1)
+
+
+def test_an_unfinished_run_says_so(make_run):
+    text = write_report([make_run(planned=9)]).read_text()
+    assert "This run is not done: 3 of 9 rounds are recorded." in text
+    assert "not done" not in write_report([make_run("whole")]).read_text()
+
+
+def test_a_run_that_has_just_begun_has_a_page(make_run, payload_of):
+    folder = make_run(planned=5)
+    for name in ("metrics.jsonl", "timings.jsonl", "clients.json"):
+        (folder / name).unlink()
+    (folder / "error.txt").write_text("Traceback")
+    path = write_report([folder])
+    assert "It failed: error.txt in its folder" in path.read_text() and not payload_of(path)["figures"]
+
+
+def test_what_is_damaged_beside_the_metrics_is_left_out(make_run, payload_of):
+    folder = make_run()
+    (folder / "clients.json").write_text('{"tasks": [{"name": 3, "classes": ["a"], "train": [[1, 2]]}]}')
+    (folder / "schedule.json").write_text("[")
+    (folder / "summary.json").write_bytes(b"\xff")
+    (folder / "fusion" / "round-00002.npz").write_bytes(b"\x80\x04.")
+    payload = payload_of(write_report([folder]))
+    assert set(payload["figures"]) == OF_A_FEDERATION - {"labels"}
+    assert [round["round"] for round in payload["neighbours"]["rounds"]] == [1, 3]
+
+
+ROW = {"round": 3, "client": 0, "task": None, "split": "train", "metric": "loss", "value": 0.5}
+ODD = ({"round": "3"}, {"client": 4}, {"client": -1}, {"task": 0.5}, {"metric": None}, {"value": [1]})
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"round": 1}', *(json.dumps(ROW | odd) for odd in ODD)])
+def test_metrics_that_are_none_are_told_of(line, make_run, capsys):
+    folder = make_run()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert main(["report", str(folder)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {folder / 'metrics.jsonl'}: line 91 is ")
+    told: list[str] = []
+    report_at_the_end(folder, told.append)
+    assert told[0].startswith("report.html could not be made: UserError: ")
+
+
+def test_failed_clients_and_warnings_are_shown(make_run, payload_of):
+    folder = make_run()
+    offsets = {"metrics.jsonl": (folder / "metrics.jsonl").stat().st_size}
+    with Recorder(folder, offsets=offsets) as recorder:
+        recorder.metric("failed", 2, round=2, client=1, split="train")
+        recorder.metric("failed", 2, round=2, split="train")
+        recorder.warning("at_chance", round=3, client=0, task=None, accuracy=0.1, chance=0.2)
+    payload = payload_of(write_report([folder]))
+    assert payload["figures"]["failures"]["rows"] == [[2, 1, "failed in training", 2]]
+    assert payload["tables"]["warnings"]["rows"] == [["at chance", 3, 0, None, "10.0 %", "20.0 %"]]
+    valid(payload)
+
+
+def test_names_are_names(make_run, payload_of):
+    evil = "</script><script>alert(1)</script><a href='x'>"
+    folder = make_run()
+    labels = {"name": evil, "classes": [evil, "one"], "train": [[n, 5] for n in range(4)]}
+    (folder / "clients.json").write_text(json.dumps({"tasks": [labels, labels | {"name": "b"}]}))
+    (folder / "scenario.toml").write_text(f"# {evil}\n" + (folder / "scenario.toml").read_text())
+    path = write_report([folder])
+    assert "<script>alert" not in path.read_text() and "<a href='x'" not in path.read_text()
+    frames = payload_of(path)["figures"]["labels"]["frames"]
+    assert [frame["label"] for frame in frames] == [evil, "b"], "the script sets it as text"
+    assert frames[0]["data"][0]["name"].startswith("&lt;/script&gt;"), "Plotly takes tags for its own"
+
+
+def test_a_page_asks_nobody_for_anything(make_run, pageless, monkeypatch):
+    monkeypatch.setattr("fedkd.report.page.page.library", pageless["library"])
+    folder = make_run()
+    path = write_report([folder])
+    text = path.read_text()
+    assert path.stat().st_size < 4_000_000
+    assert "default-src 'none'" in text
+    for address in ("http://", "https://", "//cdn", "@import", "url("):
+        assert address not in text
+    assert write_report([folder]).read_text() == text
+
+
+def test_only_pages_of_ours_are_written_over(make_run, tmp_path, capsys):
+    folder, mine = make_run(), tmp_path / "mine.html"
+    assert main(["report", str(folder), "--out", str(mine)]) == 0
+    assert capsys.readouterr().out == f"report  {mine}\n"
+    assert write_report([folder], mine) == mine
+    mine.write_text("<html>my own</html>")
+    assert main(["report", str(folder), "--out", str(mine)]) == 2
+    assert "no report of fedkd; choose another with --out" in capsys.readouterr().err
+    assert mine.read_text() == "<html>my own</html>"
+
+
+def test_what_is_no_folder_of_runs_is_told_of(make_run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bench" / "runs").mkdir(parents=True)
+    for name, told in {
+        "nowhere": "no such folder",
+        "file": "is no folder",
+        "empty": "neither a run folder",
+        "bench": "study.json: not found; the bench writes it once",
+    }.items():
+        assert main(["report", str(tmp_path / name)]) == 2
+        assert told in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report([make_run()], tmp_path / "file" / "page.html")
+
+
+@pytest.mark.usefixtures("paged")
+def test_a_stream_ends_with_its_page(digits_scenario, tmp_path, payload_of, monkeypatch):
+    monkeypatch.setattr("fedkd.report.continual.draw_accuracy_matrix", lambda *arguments: None)
+    stream = {"kind": "split", "count": 2, "classes_per_task": 2}
+    small = {"dataset": "digits", "clients": 2, "transfer": {"source": "holdout", "size": 10}}
+    data = small | {"partition": {"scheme": "iid", "samples_per_client": 20}, "test_size": 20}
+    continual = {"learner": "exssnet", "tasks": stream, "rounds_per_task": 1}
+    del digits_scenario["rounds"]
+    result = fedkd.run(digits_scenario | {"data": data, "continual": continual}, out=tmp_path / "run")
+    payload = payload_of(tmp_path / "run" / "report.html")
+    valid(payload)
+    figures = payload["figures"]
+    of_streams = {"forgetting", "average-accuracy", "masks", "stored", "schedule"}
+    assert of_streams | {"matrix-task_incremental", "matrix-class_incremental"} <= set(figures)
+    lost = {row[0]: row[2] for row in figures["forgetting"]["rows"]}
+    mean = result.summary["continual"]["forgetting"]["mean"]
+    assert lost[result.summary["continual"]["evaluation"]] == pytest.approx(mean)
+    assert [row[0] for row in figures["masks"]["rows"]].count("free_share") == 2
+    assert [frame["label"] for frame in figures["labels"]["frames"]] == ["0 1", "2 3"]
+    assert {row[1] for row in figures["schedule"]["rows"]} == {0, 1}
+    # The same, half-way: what is not known yet is missing.
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(r for r in rows if '"round": 2' not in r))
+    (tmp_path / "run" / "summary.json").unlink()
+    halfway = payload_of(write_report([tmp_path / "run"]))
+    valid(halfway)
+    assert "forgetting" not in halfway["figures"] and "matrix-task_incremental" in halfway["figures"]

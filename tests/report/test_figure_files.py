@@ -1,0 +1,34 @@
+"""What is in the files of figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fedkd.report import figures
+
+pytestmark = pytest.mark.usefixtures("rendered")
+
+KINDS = ("png", "svg", "pdf")
+
+
+def test_figures_are_written_as_png_svg_and_pdf_with_the_same_bytes_twice(study, tmp_path):
+    runs = tuple(replace(run, curves={}, traffic=()) for run in study.runs)
+    study = replace(study, runs=runs, metrics=("accuracy_local",))
+    first = figures.draw_figures(study, tmp_path / "first")
+    second = figures.draw_figures(study, tmp_path / "second")
+    names = ("heatmap-accuracy_local", "local-against-global")
+    assert [path.name for path in first] == [f"{name}.{kind}" for name in names for kind in KINDS]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert not any(b"<dc:date>" in path.read_bytes() for path in first if path.suffix == ".svg")
+    printed = [path.read_bytes() for path in first if path.suffix == ".pdf"]
+    assert all(b"/FontFile2" in content and b"/Type3" not in content for content in printed)
+
+
+def test_a_name_that_looks_like_mathematics_is_a_name(renamed, tmp_path):
+    told: list[str] = []
+    study = replace(renamed(r"$\badcmd{$"), metrics=("accuracy_local",))
+    files = figures.draw_figures(study, tmp_path, told.append)
+    assert len(files) == len(KINDS) * 4 and not told
