@@ -10,6 +10,8 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.plugins import Registry
+from fedkd.scenario.shipped import BENCHES, LISTED, Kind, Shipped, shipped, shipped_folder
+from fedkd.scenario.toml import NotToml, parse_toml
 
 TORCHVISION_FOLDERS = {
     "mnist": "MNIST",
@@ -135,23 +137,43 @@ def datasets() -> Iterator[str]:
 
 
 def scenarios() -> Iterator[str]:
-    """Yield the shipped scenarios: those beside the package, else those below the working folder."""
-    from fedkd.scenario.toml import NotToml, parse_toml
+    """Yield the shipped scenarios by name: what each shows, how long it takes; then those in ./scenarios."""
+    yield from _shipped("scenario")
+    yield from _of_working_folder()
 
-    folders = [Path(__file__).resolve().parent.parent / "scenarios", Path.cwd() / "scenarios"]
-    paths = sorted(next((found for folder in folders if (found := list(folder.glob("**/*.toml")))), []))
-    paths = [path for path in paths if path.parent.name != "bench" and path.name != "pyproject.toml"]
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
-        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+def benches() -> Iterator[str]:
+    """Yield the shipped benches by name: what each compares and how long it takes."""
+    yield from _shipped("bench")
+
+
+def _shipped(kind: Kind) -> Iterator[str]:
+    entries = shipped(kind)
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        what, takes = entry.about()
+        yield f"{entry.name:<{width}}  {what}"
+        if takes:
+            yield f"{'':<{width}}    {takes[:1].lower()}{takes[1:]}"
+    if not entries:
+        yield f"none: the folder of shipped {LISTED[kind]} is not there"
+
+
+def _of_working_folder() -> Iterator[str]:
+    """Yield the scenarios in ./scenarios by path, unless they are the shipped ones."""
+    folder = Path.cwd() / "scenarios"
+    if folder.resolve() == shipped_folder():
+        return
+    for path in sorted(folder.glob("**/*.toml")):
+        relative = path.relative_to(folder)
+        if relative.parts[0] == BENCHES or path.name == "pyproject.toml":
+            continue
         try:
-            name = str(parse_toml(text).get("name", path.stem))
-        except NotToml:
-            name, comment = path.stem, "(not valid TOML)"
-        yield _row(name, f"{shown}  {comment}".rstrip())
-    if not paths:
-        yield "none found beside the package or in ./scenarios"
+            parse_toml(path.read_text(encoding="utf-8"))
+            what = Shipped("", path).about()[0]
+        except (NotToml, UnicodeDecodeError, OSError):
+            what = "(not valid TOML)"
+        yield _row(f"scenarios/{relative}", what).rstrip()
 
 
 def find_dataset(name: str) -> Path | None:
@@ -178,7 +200,7 @@ def _argument(parameter: inspect.Parameter) -> str:
 
 
 def _row(label: str, text: str) -> str:
-    return f"{label:<24}{text}"
+    return f"{label:<23} {text}"
 
 
 def _summary(described: Any) -> str:

@@ -19,9 +19,10 @@ from typing import IO, NoReturn
 from fedkd import __version__
 from fedkd.errors import FedkdError, RunFailed, UserError, one_line, words_of
 from fedkd.plugins import contained
+from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
 from fedkd.signals import interrupting, outliving_terminal
 
-LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
+LISTS = ("strategies", "models", "learners", "datasets", *LISTED.values())
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
 INTERRUPTED = 130
 READER_LEFT = 141
@@ -134,7 +135,7 @@ def _bench(args: argparse.Namespace) -> None:
     from fedkd.benchmark.bench import bench, describe_plan, plan_bench
     from fedkd.benchmark.schema import load_bench
 
-    path, overrides = _scenario_words(args)
+    path, overrides = _scenario_words(args, "bench")
     if args.dry_run:
         for line in describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)):
             print(line, flush=True)
@@ -269,8 +270,9 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def _add_scenario(parser: argparse.ArgumentParser, kind: str = "scenario") -> None:
-    parser.add_argument("scenario", nargs="?", metavar=f"{kind.upper()}.toml", help=f"{kind} file")
+def _add_scenario(parser: argparse.ArgumentParser, kind: Kind = "scenario") -> None:
+    text = f"{kind} file, or the name of a shipped {kind}: fedkd list {LISTED[kind]}"
+    parser.add_argument("scenario", nargs="?", metavar=f"{kind.upper()}.toml", help=text)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -290,16 +292,19 @@ def _add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def _scenario_words(args: argparse.Namespace) -> tuple[str, list[str]]:
+def _scenario_words(args: argparse.Namespace, kind: Kind = "scenario") -> tuple[str, list[str]]:
     """Return the scenario file and the overrides; ``--set a=1 file.toml`` reads as it was meant."""
-    words = list(args.set)
-    if args.scenario is None:
+    words, file = list(args.set), args.scenario
+    if file is None:
+        known = names_of(kind)
         file = next((word for word in words if "=" not in word and word.endswith(".toml")), None)
+        file = file or next((word for word in words if word in known), None)
         if file is None:
-            raise UserError("no scenario file given, e.g. scenarios/quickstart.toml")
+            raise UserError(
+                f"no {kind} file given, nor a name such as quickstart (see: fedkd list {LISTED[kind]})"
+            )
         words.remove(file)
-        return file, words
-    return args.scenario, words
+    return str(find_shipped(file, kind)), words
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from fedkd.plan.unopened import Unopened, look_at, plug_ins_of
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.overrides import apply_overrides
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.shipped import find_shipped
 
 Found = TypeVar("Found")
 
@@ -20,7 +21,7 @@ def load_plan(path: str | Path, overrides: Sequence[str] = (), seed: int | None 
     """Read, check and resolve a scenario file.
 
     Args:
-        path: The TOML file.
+        path: The TOML file, or the name of a scenario that is shipped.
         overrides: ``key=value`` texts of ``--set``, applied in order.
         seed: Replaces the file's seed.
 
@@ -40,6 +41,7 @@ def load_unopened(path: str | Path, overrides: Sequence[str] = ()) -> Plan | Uno
 
 
 def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: Callable[..., Found]) -> Found:
+    path = find_shipped(path, "scenario")
     mapping = read_toml(path)
     from_command_line = apply_overrides(mapping, overrides)
     if seed is not None:
