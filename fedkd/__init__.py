@@ -12,18 +12,24 @@ if TYPE_CHECKING:
     from fedkd.plan.load import load_scenario
     from fedkd.runner import RunResult, resume, run
     from fedkd.scenario.schema import Scenario
+    from fedkd.trained.client import TrainedClient, load_client
+    from fedkd.trained.export import Export, export
 
 __version__ = "0.1.0"
 __all__ = [
     "BenchResult",
+    "Export",
     "FedkdError",
     "Interrupted",
     "RunFailed",
     "RunResult",
     "Scenario",
+    "TrainedClient",
     "UserError",
     "__version__",
     "bench",
+    "export",
+    "load_client",
     "load_scenario",
     "register",
     "resume",
@@ -32,13 +38,17 @@ __all__ = [
 
 _LAZY = {
     "BenchResult": "fedkd.benchmark.bench",
+    "Export": "fedkd.trained.export",
     "FedkdError": "fedkd.errors",
     "Interrupted": "fedkd.errors",
     "RunFailed": "fedkd.errors",
     "RunResult": "fedkd.runner",
     "Scenario": "fedkd.scenario.schema",
+    "TrainedClient": "fedkd.trained.client",
     "UserError": "fedkd.errors",
     "bench": "fedkd.benchmark.bench",
+    "export": "fedkd.trained.export",
+    "load_client": "fedkd.trained.client",
     "load_scenario": "fedkd.plan.load",
     "resume": "fedkd.runner",
     "run": "fedkd.runner",

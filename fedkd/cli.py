@@ -1,4 +1,4 @@
-"""The command line: run · resume · bench · check · list · new · doctor.
+"""The command line: run · resume · bench · check · export · list · new · doctor.
 
 Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
 on standard error. Nothing heavier than argparse is imported before a verb needs it.
@@ -160,6 +160,17 @@ def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
         split_off()
 
 
+def _export(args: argparse.Namespace) -> None:
+    from fedkd.trained.export import export
+
+    made = export(args.folder, args.out, round=args.round, progress=lambda line: print(line, flush=True))
+    for index, why in made.left_out.items():
+        print(f"client {index} is left out: {why}")
+    for index in made.without_network:
+        print(f"client {index}: its network could not be written down, load.py wants it handed over")
+    print(f"{len(made.clients)} clients  {made.folder}")
+
+
 def _check(args: argparse.Namespace) -> None:
     if args.schema:
         import json
@@ -242,6 +253,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--dry-run", action="store_true", help=text)
     _add_no_plugins(bench)
     _add_quiet(bench)
+
+    text = "write a run's trained clients as safetensors, with a model card and a loader that needs no fedkd"
+    export = verb("export", _export, text)
+    export.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
+    export.add_argument(
+        "--out", type=_folder, metavar="DIR", help="where to (default: export in the run folder)"
+    )
+    export.add_argument("--round", type=int, metavar="N", help="as after this round (default: the last)")
 
     text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
     check = verb("check", _check, text)

@@ -28,6 +28,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import sync_folder
 from fedkd.tracking.totals import Totals
@@ -65,6 +66,21 @@ class Checkpoint:
     scenario: Mapping[str, Any]
     server: Arrays
     clients: Mapping[int, Arrays]
+
+
+@dataclass(frozen=True)
+class SavedClient:
+    """What a checkpoint has of one client.
+
+    Attributes:
+        round: Last finished round.
+        state: The client's state; None: it has taken no part, and is what it was at the beginning.
+        server: Arrays of the server's strategy.
+    """
+
+    round: int
+    state: Arrays | None
+    server: Arrays
 
 
 class CheckpointStore:
@@ -132,6 +148,25 @@ class CheckpointStore:
                 manifest = _manifest(path)
                 return manifest["scenario"], manifest["round"]
         return None
+
+    def rounds(self) -> list[int]:
+        """Return the rounds of which there is a checkpoint, in order."""
+        return [_round(path) for path in self._complete()]
+
+    def client(self, client: int, round: int) -> SavedClient:
+        """Return what the checkpoint of a round has of a client, without reading all the others.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        path = self._folder / f"round-{round:05d}"
+        name = _client_file(client)
+        try:
+            files = _manifest(path)["files"]
+            state = _arrays(path / name, files[name]) if name in files else None
+            return SavedClient(round, state, _arrays(path / SERVER, files[SERVER]))
+        except _Damaged as damage:
+            raise UserError(f"the checkpoint is damaged: {damage}", file=str(path)) from None
 
     def _complete(self) -> list[Path]:
         if not self._folder.is_dir():
