@@ -1,4 +1,4 @@
-"""The command line: run · resume · bench · check · export · list · new · doctor.
+"""The command line: run · resume · bench · watch · check · export · list · new · doctor.
 
 Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
 on standard error. Nothing heavier than argparse is imported before a verb needs it.
@@ -160,6 +160,12 @@ def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
         split_off()
 
 
+def _watch(args: argparse.Namespace) -> None:
+    from fedkd.watch import watch
+
+    watch(args.folder, once=args.once)
+
+
 def _export(args: argparse.Namespace) -> None:
     from fedkd.trained.export import export
 
@@ -253,6 +259,11 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--dry-run", action="store_true", help=text)
     _add_no_plugins(bench)
     _add_quiet(bench)
+
+    text = "follow a run from another terminal, or another machine that sees its folder, until it ends"
+    watch = verb("watch", _watch, text)
+    watch.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
+    watch.add_argument("--once", action="store_true", help="say where it is now, in plain lines, and leave")
 
     text = "write a run's trained clients as safetensors, with a model card and a loader that needs no fedkd"
     export = verb("export", _export, text)

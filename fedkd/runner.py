@@ -30,7 +30,9 @@ from fedkd.scenario.schema import Scenario
 from fedkd.signals import stop_signals
 from fedkd.supervisor import if_lost
 from fedkd.tracking.events import Observers, RunObserver
+from fedkd.tracking.present import PresentFile
 from fedkd.tracking.recorder import MetricRow, read_metrics
+from fedkd.tracking.run_log import RunLog
 
 if TYPE_CHECKING:
     from fedkd.data.load import Data
@@ -145,8 +147,8 @@ def _check_continuation(plan: Plan, folder: Path) -> None:
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
-    """Return the observers as one, with wandb among them if the scenario asks for it."""
-    everyone = list(observers)
+    """Return the observers as one, with what writes into the run folder, and wandb if it is asked for."""
+    everyone = [*observers, PresentFile(), RunLog()]
     if scenario.tracking.wandb is not None:
         from fedkd.tracking.wandb_logger import WandbLogger
 

@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("federation",),
     ("engine",),
     ("runner",),
-    ("check", "catalogue", "doctor", "scaffold", "trained"),
+    ("check", "catalogue", "doctor", "scaffold", "trained", "watch"),
     ("benchmark",),
     ("cli", "__main__", "__init__"),
 )

@@ -129,6 +129,8 @@ def test_the_folder_holds_what_is_promised(finished):
         "metrics.jsonl",
         "timings.jsonl",
         "summary.json",
+        "progress.json",
+        "run.log",
         "checkpoints",
         "fusion",
     }
