@@ -8,23 +8,30 @@ from fedkd import register
 
 if TYPE_CHECKING:
     from fedkd.benchmark.bench import BenchResult, bench
-    from fedkd.errors import FedkdError, Interrupted, RunFailed, UserError
+    from fedkd.errors import EngineLost, FedkdError, Interrupted, RunFailed, TrainingDiverged, UserError
     from fedkd.plan.load import load_scenario
-    from fedkd.runner import RunResult, resume, run
+    from fedkd.results import RunResult
+    from fedkd.runner import resume, run
     from fedkd.scenario.schema import Scenario
+    from fedkd.tracking.events import RoundReport, RunObserver, RunReport
     from fedkd.trained.client import TrainedClient, load_client
     from fedkd.trained.export import Export, export
 
 __version__ = "0.1.0"
 __all__ = [
     "BenchResult",
+    "EngineLost",
     "Export",
     "FedkdError",
     "Interrupted",
+    "RoundReport",
     "RunFailed",
+    "RunObserver",
+    "RunReport",
     "RunResult",
     "Scenario",
     "TrainedClient",
+    "TrainingDiverged",
     "UserError",
     "__version__",
     "bench",
@@ -38,13 +45,18 @@ __all__ = [
 
 _LAZY = {
     "BenchResult": "fedkd.benchmark.bench",
+    "EngineLost": "fedkd.errors",
     "Export": "fedkd.trained.export",
     "FedkdError": "fedkd.errors",
     "Interrupted": "fedkd.errors",
+    "RoundReport": "fedkd.tracking.events",
     "RunFailed": "fedkd.errors",
-    "RunResult": "fedkd.runner",
+    "RunObserver": "fedkd.tracking.events",
+    "RunReport": "fedkd.tracking.events",
+    "RunResult": "fedkd.results",
     "Scenario": "fedkd.scenario.schema",
     "TrainedClient": "fedkd.trained.client",
+    "TrainingDiverged": "fedkd.errors",
     "UserError": "fedkd.errors",
     "bench": "fedkd.benchmark.bench",
     "export": "fedkd.trained.export",
@@ -66,5 +78,5 @@ if not TYPE_CHECKING:  # else a type checker would take every name for granted
         return getattr(import_module(_LAZY[name]), name)
 
     def __dir__() -> list[str]:
-        """Name what is imported on first use too."""
-        return sorted({*globals(), *_LAZY})
+        """Name what is public, imported already or on first use."""
+        return sorted(__all__)

@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace) -> None:
     from fedkd.tracking.progress import make_progress
 
     with _naming(path):
-        run(plan, out=args.out, observers=[make_progress(quiet=args.quiet)])
+        run(plan, out=args.out, observers=[make_progress(quiet=args.quiet)], progress=False)
 
 
 def _resume(args: argparse.Namespace) -> None:
@@ -128,7 +128,8 @@ def _resume(args: argparse.Namespace) -> None:
     from fedkd.runner import resume
     from fedkd.tracking.progress import make_progress
 
-    resume(args.folder, rounds=args.rounds, observers=[make_progress(quiet=args.quiet)])
+    shown = [make_progress(quiet=args.quiet)]
+    resume(args.folder, rounds=args.rounds, observers=shown, progress=False)
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("plan",),
     ("tracking",),
     ("report",),
-    ("run_folder",),
+    ("run_folder", "results"),
     ("clients",),
     ("server",),
     ("federation",),

@@ -64,10 +64,10 @@ def run_cell(
         scenario = scenario_from_json(scenario_json)
         if (path / SCENARIO).exists():
             check_continuation(decisive(scenario), 0, plan_of_run(path).scenario)
-            resume(path, observers=observers)
+            resume(path, observers=observers, progress=False)
         else:
             inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})
-            run(inline, out=path, observers=observers)
+            run(inline, out=path, observers=observers, progress=False)
         seal(path)
     except (Interrupted, KeyboardInterrupt):
         return outcome("interrupted")

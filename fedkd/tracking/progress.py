@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live table on a terminal, plain lines elsewhere, nothing if quiet."""
+"""What a run shows while it works: a live table on a terminal or in a notebook, else plain lines."""
 
 from __future__ import annotations
 
@@ -43,6 +43,10 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
     if quiet:
         return RunObserver()
     if console is None:
+        from fedkd.tracking.notebook import NotebookProgress, notebook_show
+
+        if (show := notebook_show()) is not None:
+            return NotebookProgress(show)
         if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
             return PlainProgress(sys.stdout)
     elif not console.is_terminal or console.is_dumb_terminal:
