@@ -9,6 +9,8 @@ from fedkd import register
 if TYPE_CHECKING:
     from fedkd.benchmark.bench import BenchResult, bench
     from fedkd.errors import EngineLost, FedkdError, Interrupted, RunFailed, TrainingDiverged, UserError
+    from fedkd.overview.compare import Comparison, compare
+    from fedkd.overview.runs import RunEntry, RunList, runs
     from fedkd.plan.load import load_scenario
     from fedkd.results import RunResult
     from fedkd.runner import resume, run
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "BenchResult",
+    "Comparison",
     "EngineLost",
     "Export",
     "FedkdError",
     "Interrupted",
     "RoundReport",
+    "RunEntry",
     "RunFailed",
+    "RunList",
     "RunObserver",
     "RunReport",
     "RunResult",
@@ -35,22 +40,27 @@ __all__ = [
     "UserError",
     "__version__",
     "bench",
+    "compare",
     "export",
     "load_client",
     "load_scenario",
     "register",
     "resume",
     "run",
+    "runs",
 ]
 
 _LAZY = {
     "BenchResult": "fedkd.benchmark.bench",
+    "Comparison": "fedkd.overview.compare",
     "EngineLost": "fedkd.errors",
     "Export": "fedkd.trained.export",
     "FedkdError": "fedkd.errors",
     "Interrupted": "fedkd.errors",
     "RoundReport": "fedkd.tracking.events",
+    "RunEntry": "fedkd.overview.runs",
     "RunFailed": "fedkd.errors",
+    "RunList": "fedkd.overview.runs",
     "RunObserver": "fedkd.tracking.events",
     "RunReport": "fedkd.tracking.events",
     "RunResult": "fedkd.results",
@@ -59,11 +69,13 @@ _LAZY = {
     "TrainingDiverged": "fedkd.errors",
     "UserError": "fedkd.errors",
     "bench": "fedkd.benchmark.bench",
+    "compare": "fedkd.overview.compare",
     "export": "fedkd.trained.export",
     "load_client": "fedkd.trained.client",
     "load_scenario": "fedkd.plan.load",
     "resume": "fedkd.runner",
     "run": "fedkd.runner",
+    "runs": "fedkd.overview.runs",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: run · resume · bench · watch · check · export · list · new · doctor.
+"""The command line: run · resume · bench · watch · runs · compare · check · export · list · new · doctor.
 
 Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
 on standard error. Nothing heavier than argparse is imported before a verb needs it.
@@ -167,6 +167,20 @@ def _watch(args: argparse.Namespace) -> None:
     watch(args.folder, once=args.once)
 
 
+def _runs(args: argparse.Namespace) -> None:
+    from fedkd.overview.runs import runs
+
+    for line in runs(args.folder).lines():
+        print(line)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from fedkd.overview.compare import compare
+
+    for line in compare(args.ours, args.theirs).lines():
+        print(line)
+
+
 def _export(args: argparse.Namespace) -> None:
     from fedkd.trained.export import export
 
@@ -265,6 +279,16 @@ def _parser() -> argparse.ArgumentParser:
     watch = verb("watch", _watch, text)
     watch.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
     watch.add_argument("--once", action="store_true", help="say where it is now, in plain lines, and leave")
+
+    runs = verb("runs", _runs, "list the runs below a folder: how far they are, what they reached, when")
+    runs.add_argument(
+        "folder", nargs="?", type=_folder, default=Path("runs"), metavar="DIR", help="default: runs"
+    )
+
+    text = "compare two runs client by client, and say what differs in their scenarios"
+    compare = verb("compare", _compare, text)
+    compare.add_argument("ours", type=_folder, metavar="A", help="run folder")
+    compare.add_argument("theirs", type=_folder, metavar="B", help="run folder")
 
     text = "write a run's trained clients as safetensors, with a model card and a loader that needs no fedkd"
     export = verb("export", _export, text)

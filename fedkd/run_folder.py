@@ -177,6 +177,22 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process works in a run folder.
+
+    The lock is asked for shared and for an instant, by somebody who writes nothing. Where a file system has
+    no locks, a process is taken to be there.
+    """
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def finish_run(
     plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -276,6 +292,11 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
         name: {"clients": len(own), **final_accuracies(rows, plan.last_round, own)}
         for name, own in clients.items()
     }
+
+
+def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:
+    """Return what a finished run over a stream of tasks reached, from its folder; None: there is none."""
+    return _outcome(plan, folder, read_metrics(folder), counted_clients(plan.scenario))
 
 
 def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int]) -> StreamOutcome | None:

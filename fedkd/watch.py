@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import LOCK, plan_of_run
+from fedkd.run_folder import is_held, plan_of_run
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.present import Present, read_present
 from fedkd.tracking.progress import PlainProgress, make_progress
@@ -86,7 +85,7 @@ class _Follower:
     def step(self) -> bool:
         """Tell of what has come since the last step; return whether the run has ended."""
         # First whether it ended, then what there is: nothing may come between the two and stay untold.
-        present, running = read_present(self._folder), _is_held(self._folder)
+        present, running = read_present(self._folder), is_held(self._folder)
         summary = self._summary() if present is None or present.status == "done" else None
         if self._read():
             self._told = 0
@@ -218,19 +217,3 @@ def _key(row: Mapping[str, Any]) -> str:
     if row["task"] is None:
         return f"{row['split']}/{row['metric']}"
     return f"{row['metric']}/{row['split']}/{row['task']}"
-
-
-def _is_held(folder: Path) -> bool:
-    """Return whether a process works in a run folder.
-
-    The lock is asked for shared, for an instant, and by nobody who writes. Where a file system has no locks,
-    someone is taken to be there.
-    """
-    try:
-        with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("runner",),
     ("check", "catalogue", "doctor", "scaffold", "trained", "watch"),
+    ("overview",),
     ("benchmark",),
     ("cli", "__main__", "__init__"),
 )

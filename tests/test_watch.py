@@ -121,7 +121,7 @@ def test_an_interrupted_run_and_one_that_failed(digits_scenario, tmp_path, every
 
 
 def test_a_run_that_was_killed(digits_scenario, tmp_path, capsys):
-    fedkd.run(digits_scenario, out=tmp_path / "run")
+    fedkd.run(digits_scenario, out=tmp_path / "run", progress=False)
     (tmp_path / "run" / "summary.json").unlink()
     present = json.loads((tmp_path / "run" / "progress.json").read_text())
     present |= {"status": "running", "finished": 1, "round": 2, "phase": "train", "done": 3, "total": 4}
@@ -163,7 +163,7 @@ def test_once_in_plain_lines(digits_scenario, tmp_path, capsys, monkeypatch, eve
             if (round, phase, done) == (2, "train", 3):
                 watch(self.folder, once=True)
 
-    fedkd.run(digits_scenario, out=tmp_path / "run", observers=[Looking()])
+    fedkd.run(digits_scenario, out=tmp_path / "run", observers=[Looking()], progress=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("round  1/2  local ")
     assert re.match(
