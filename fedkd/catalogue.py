@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,36 @@ def datasets() -> Iterator[str]:
             place = find_dataset(name)
             yield _row("", f"  found in {place}" if place else "  not found: downloaded on first use")
     yield _row('"mod:function"', "Your own: a function that returns the arrays.")
+
+
+SCHEME = re.compile(r"`(?P<name>[\w-]+)`(?: \((?P<what>(?:[^()]|\([^()]*\))*)\))?")
+"""A partition scheme in the description of its key, and what it says of it."""
+LIKE_ANY = {"iid": "every client a sample of the whole: equal sizes, labels as they come"}
+"""What the description does not explain."""
+
+
+def partitions() -> Iterator[str]:
+    """Yield every way to deal samples to clients, then what all of them can be told."""
+    from fedkd.data.registry import PARTITIONS
+    from fedkd.scenario.schema import Partition
+
+    told = " ".join((Partition.model_fields["scheme"].description or "").split())
+    explained = {found["name"]: found["what"] for found in SCHEME.finditer(told) if found["what"]}
+    for name in PARTITIONS.names():
+        if name in PARTITIONS.builtin:
+            what = explained.get(name) or LIKE_ANY.get(name, "")
+            yield _row(name, f"{what[:1].upper()}{what[1:]}.")
+            continue
+        try:
+            yield _row(name, _summary(PARTITIONS.load(name)))
+        except UserError as error:
+            yield _row(name, f"cannot be used: {error}")
+    yield _row('"mod:function"', "Your own: function(labels, clients, generator, **args) returns indices.")
+    yield ""
+    for name, field in Partition.model_fields.items():
+        if name != "scheme":
+            default = _default(field.get_default(call_default_factory=True))
+            yield _row(f"{name} = {default}", " ".join((field.description or "").split()))
 
 
 def scenarios() -> Iterator[str]:

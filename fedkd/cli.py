@@ -22,7 +22,7 @@ from fedkd.plugins import contained
 from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
 from fedkd.signals import interrupting, outliving_terminal
 
-LISTS = ("strategies", "models", "learners", "datasets", *LISTED.values())
+LISTS = ("strategies", "models", "learners", "datasets", "partitions", *LISTED.values())
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
 INTERRUPTED = 130
 READER_LEFT = 141
@@ -52,7 +52,12 @@ def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
 
 def _main(argv: Sequence[str] | None, supervised: bool) -> int:
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line goes on
+            from fedkd.completion import complete
+
+            complete(parser)
+        args = parser.parse_args(argv)
         args.supervised = supervised
         with contained():
             args.verb(args)
@@ -196,9 +201,11 @@ def _check(args: argparse.Namespace) -> None:
     if args.schema:
         import json
 
-        from fedkd.plan.json_schema import json_schema
-
-        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        if args.schema == "bench":
+            from fedkd.benchmark.json_schema import bench_json_schema as schema
+        else:
+            from fedkd.plan.json_schema import json_schema as schema
+        print(json.dumps(schema(), indent=2, ensure_ascii=False))
         return
     from fedkd.check import check, check_unopened
     from fedkd.plan.load import load_plan, load_unopened
@@ -302,9 +309,8 @@ def _parser() -> argparse.ArgumentParser:
     check = verb("check", _check, text)
     _add_scenario(check)
     _add_no_plugins(check)
-    check.add_argument(
-        "--schema", action="store_true", help="print the JSON schema of scenario files instead"
-    )
+    text = "print the JSON schema of scenario files instead, or of bench files"
+    check.add_argument("--schema", nargs="?", const="scenario", choices=("scenario", "bench"), help=text)
 
     listing = verb("list", _list, "list what a scenario can name")
     listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")

@@ -7,17 +7,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from math import isnan
 from pathlib import Path
-from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd import __version__
 from fedkd.errors import UserError
+from fedkd.installed import versions
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
 from fedkd.plan.evaluated import counted_clients
@@ -336,14 +334,3 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "min": float(array.min()),
         "max": float(array.max()),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a run's figures depend on."""
-    found = {"fedkd": __version__, "python": python_version()}
-    for package in ("torch", "numpy", "flwr", "ray"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
