@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ class TrainedClient:
     tasks: tuple[int, ...]
     transform: Transform | None
     """What the task does to normalised samples; None: nothing."""
-    _answer: Callable[[np.ndarray], np.ndarray]
-    _of_task: Callable[[int], TrainedClient] | None
+    _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    _of_task: Callable[[int], TrainedClient] | None = field(repr=False)
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """Return samples as the model was trained on them.

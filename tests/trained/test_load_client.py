@@ -110,10 +110,10 @@ def test_folders_without_a_trained_client(tmp_path):
 
 def test_a_damaged_client_is_told_of(make_digits_scenario, tmp_path):
     result = fedkd.run(make_digits_scenario() | {"rounds": 1}, out=tmp_path / "run")
-    path = result.folder / "checkpoints" / "round-00001" / "client-00002.safetensors"
+    (path,) = (result.folder / "checkpoints").rglob("client-00002*.safetensors")
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     fedkd.load_client(result.folder, 1)
-    with pytest.raises(UserError, match=r"round-00001: the checkpoint is damaged: client-00002"):
+    with pytest.raises(UserError, match="the checkpoint is damaged: client-00002"):
         fedkd.load_client(result.folder, 2)
 
 
