@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.plugins import Registry
+from fedkd.scenario.shipped import BENCHES, LISTED, Kind, Shipped, shipped, shipped_folder
+from fedkd.scenario.toml import NotToml, parse_toml
 
 TORCHVISION_FOLDERS = {
     "mnist": "MNIST",
@@ -134,24 +137,74 @@ def datasets() -> Iterator[str]:
     yield _row('"mod:function"', "Your own: a function that returns the arrays.")
 
 
-def scenarios() -> Iterator[str]:
-    """Yield the shipped scenarios: those beside the package, else those below the working folder."""
-    from fedkd.scenario.toml import NotToml, parse_toml
+SCHEME = re.compile(r"`(?P<name>[\w-]+)`(?: \((?P<what>(?:[^()]|\([^()]*\))*)\))?")
+"""A partition scheme in the description of its key, and what it says of it."""
+LIKE_ANY = {"iid": "every client a sample of the whole: equal sizes, labels as they come"}
+"""What the description does not explain."""
 
-    folders = [Path(__file__).resolve().parent.parent / "scenarios", Path.cwd() / "scenarios"]
-    paths = sorted(next((found for folder in folders if (found := list(folder.glob("**/*.toml")))), []))
-    paths = [path for path in paths if path.parent.name != "bench" and path.name != "pyproject.toml"]
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        comment = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("#")), "")
-        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+def partitions() -> Iterator[str]:
+    """Yield every way to deal samples to clients, then what all of them can be told."""
+    from fedkd.data.registry import PARTITIONS
+    from fedkd.scenario.schema import Partition
+
+    told = " ".join((Partition.model_fields["scheme"].description or "").split())
+    explained = {found["name"]: found["what"] for found in SCHEME.finditer(told) if found["what"]}
+    for name in PARTITIONS.names():
+        if name in PARTITIONS.builtin:
+            what = explained.get(name) or LIKE_ANY.get(name, "")
+            yield _row(name, f"{what[:1].upper()}{what[1:]}.")
+            continue
         try:
-            name = str(parse_toml(text).get("name", path.stem))
-        except NotToml:
-            name, comment = path.stem, "(not valid TOML)"
-        yield _row(name, f"{shown}  {comment}".rstrip())
-    if not paths:
-        yield "none found beside the package or in ./scenarios"
+            yield _row(name, _summary(PARTITIONS.load(name)))
+        except UserError as error:
+            yield _row(name, f"cannot be used: {error}")
+    yield _row('"mod:function"', "Your own: function(labels, clients, generator, **args) returns indices.")
+    yield ""
+    for name, field in Partition.model_fields.items():
+        if name != "scheme":
+            default = _default(field.get_default(call_default_factory=True))
+            yield _row(f"{name} = {default}", " ".join((field.description or "").split()))
+
+
+def scenarios() -> Iterator[str]:
+    """Yield the shipped scenarios by name: what each shows, how long it takes; then those in ./scenarios."""
+    yield from _shipped("scenario")
+    yield from _of_working_folder()
+
+
+def benches() -> Iterator[str]:
+    """Yield the shipped benches by name: what each compares and how long it takes."""
+    yield from _shipped("bench")
+
+
+def _shipped(kind: Kind) -> Iterator[str]:
+    entries = shipped(kind)
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        what, takes = entry.about()
+        yield f"{entry.name:<{width}}  {what}"
+        if takes:
+            yield f"{'':<{width}}    {takes[:1].lower()}{takes[1:]}"
+    if not entries:
+        yield f"none: the folder of shipped {LISTED[kind]} is not there"
+
+
+def _of_working_folder() -> Iterator[str]:
+    """Yield the scenarios in ./scenarios by path, unless they are the shipped ones."""
+    folder = Path.cwd() / "scenarios"
+    if folder.resolve() == shipped_folder():
+        return
+    for path in sorted(folder.glob("**/*.toml")):
+        relative = path.relative_to(folder)
+        if relative.parts[0] == BENCHES or path.name == "pyproject.toml":
+            continue
+        try:
+            parse_toml(path.read_text(encoding="utf-8"))
+            what = Shipped("", path).about()[0]
+        except (NotToml, UnicodeDecodeError, OSError):
+            what = "(not valid TOML)"
+        yield _row(f"scenarios/{relative}", what).rstrip()
 
 
 def find_dataset(name: str) -> Path | None:
@@ -178,7 +231,7 @@ def _argument(parameter: inspect.Parameter) -> str:
 
 
 def _row(label: str, text: str) -> str:
-    return f"{label:<24}{text}"
+    return f"{label:<23} {text}"
 
 
 def _summary(described: Any) -> str:

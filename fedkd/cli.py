@@ -1,4 +1,5 @@
-"""The command line: run · resume · bench · report · check · list · new · doctor.
+"""The command line: run · resume · bench · report · watch · runs · compare · check · export · list · new ·
+doctor.
 
 Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
 on standard error. Nothing heavier than argparse is imported before a verb needs it.
@@ -19,9 +20,10 @@ from typing import IO, NoReturn
 from fedkd import __version__
 from fedkd.errors import FedkdError, RunFailed, UserError, one_line, words_of
 from fedkd.plugins import contained
+from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
 from fedkd.signals import interrupting, outliving_terminal
 
-LISTS = ("strategies", "models", "learners", "datasets", "scenarios")
+LISTS = ("strategies", "models", "learners", "datasets", "partitions", *LISTED.values())
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
 INTERRUPTED = 130
 READER_LEFT = 141
@@ -51,7 +53,12 @@ def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
 
 def _main(argv: Sequence[str] | None, supervised: bool) -> int:
     try:
-        args = _parser().parse_args(argv)
+        parser = _parser()
+        if "_ARGCOMPLETE" in os.environ:  # a shell asks how the line goes on
+            from fedkd.completion import complete
+
+            complete(parser)
+        args = parser.parse_args(argv)
         args.supervised = supervised
         with contained():
             args.verb(args)
@@ -117,7 +124,7 @@ def _run(args: argparse.Namespace) -> None:
     from fedkd.tracking.progress import make_progress
 
     with _naming(path):
-        run(plan, out=args.out, observers=[make_progress(quiet=args.quiet)])
+        run(plan, out=args.out, observers=[make_progress(quiet=args.quiet)], progress=False)
 
 
 def _resume(args: argparse.Namespace) -> None:
@@ -127,14 +134,15 @@ def _resume(args: argparse.Namespace) -> None:
     from fedkd.runner import resume
     from fedkd.tracking.progress import make_progress
 
-    resume(args.folder, rounds=args.rounds, observers=[make_progress(quiet=args.quiet)])
+    shown = [make_progress(quiet=args.quiet)]
+    resume(args.folder, rounds=args.rounds, observers=shown, progress=False)
 
 
 def _bench(args: argparse.Namespace) -> None:
     from fedkd.benchmark.bench import bench, describe_plan, plan_bench
     from fedkd.benchmark.schema import load_bench
 
-    path, overrides = _scenario_words(args)
+    path, overrides = _scenario_words(args, "bench")
     if args.dry_run:
         for line in describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)):
             print(line, flush=True)
@@ -165,13 +173,46 @@ def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
         split_off()
 
 
+def _watch(args: argparse.Namespace) -> None:
+    from fedkd.watch import watch
+
+    watch(args.folder, once=args.once)
+
+
+def _runs(args: argparse.Namespace) -> None:
+    from fedkd.overview.runs import runs
+
+    for line in runs(args.folder).lines():
+        print(line)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from fedkd.overview.compare import compare
+
+    for line in compare(args.ours, args.theirs).lines():
+        print(line)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from fedkd.trained.export import export
+
+    made = export(args.folder, args.out, round=args.round, progress=lambda line: print(line, flush=True))
+    for index, why in made.left_out.items():
+        print(f"client {index} is left out: {why}")
+    for index in made.without_network:
+        print(f"client {index}: its network could not be written down, load.py wants it handed over")
+    print(f"{len(made.clients)} clients  {made.folder}")
+
+
 def _check(args: argparse.Namespace) -> None:
     if args.schema:
         import json
 
-        from fedkd.plan.json_schema import json_schema
-
-        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        if args.schema == "bench":
+            from fedkd.benchmark.json_schema import bench_json_schema as schema
+        else:
+            from fedkd.plan.json_schema import json_schema as schema
+        print(json.dumps(schema(), indent=2, ensure_ascii=False))
         return
     from fedkd.check import check, check_unopened
     from fedkd.plan.load import load_plan, load_unopened
@@ -255,14 +296,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     text = "the page (default: report.html in the folder, or for several here)"
     report.add_argument("--out", type=_folder, metavar="FILE", help=text)
+    text = "follow a run from another terminal, or another machine that sees its folder, until it ends"
+    watch = verb("watch", _watch, text)
+    watch.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
+    watch.add_argument("--once", action="store_true", help="say where it is now, in plain lines, and leave")
+
+    runs = verb("runs", _runs, "list the runs below a folder: how far they are, what they reached, when")
+    runs.add_argument(
+        "folder", nargs="?", type=_folder, default=Path("runs"), metavar="DIR", help="default: runs"
+    )
+
+    text = "compare two runs client by client, and say what differs in their scenarios"
+    compare = verb("compare", _compare, text)
+    compare.add_argument("ours", type=_folder, metavar="A", help="run folder")
+    compare.add_argument("theirs", type=_folder, metavar="B", help="run folder")
+
+    text = "write a run's trained clients as safetensors, with a model card and a loader that needs no fedkd"
+    export = verb("export", _export, text)
+    export.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
+    export.add_argument(
+        "--out", type=_folder, metavar="DIR", help="where to (default: export in the run folder)"
+    )
+    export.add_argument("--round", type=int, metavar="N", help="as after this round (default: the last)")
 
     text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
     check = verb("check", _check, text)
     _add_scenario(check)
     _add_no_plugins(check)
-    check.add_argument(
-        "--schema", action="store_true", help="print the JSON schema of scenario files instead"
-    )
+    text = "print the JSON schema of scenario files instead, or of bench files"
+    check.add_argument("--schema", nargs="?", const="scenario", choices=("scenario", "bench"), help=text)
 
     listing = verb("list", _list, "list what a scenario can name")
     listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")
@@ -283,8 +345,9 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
-def _add_scenario(parser: argparse.ArgumentParser, kind: str = "scenario") -> None:
-    parser.add_argument("scenario", nargs="?", metavar=f"{kind.upper()}.toml", help=f"{kind} file")
+def _add_scenario(parser: argparse.ArgumentParser, kind: Kind = "scenario") -> None:
+    text = f"{kind} file, or the name of a shipped {kind}: fedkd list {LISTED[kind]}"
+    parser.add_argument("scenario", nargs="?", metavar=f"{kind.upper()}.toml", help=text)
     parser.add_argument(
         "--set",
         nargs="+",
@@ -304,16 +367,19 @@ def _add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def _scenario_words(args: argparse.Namespace) -> tuple[str, list[str]]:
+def _scenario_words(args: argparse.Namespace, kind: Kind = "scenario") -> tuple[str, list[str]]:
     """Return the scenario file and the overrides; ``--set a=1 file.toml`` reads as it was meant."""
-    words = list(args.set)
-    if args.scenario is None:
+    words, file = list(args.set), args.scenario
+    if file is None:
+        known = names_of(kind)
         file = next((word for word in words if "=" not in word and word.endswith(".toml")), None)
+        file = file or next((word for word in words if word in known), None)
         if file is None:
-            raise UserError("no scenario file given, e.g. scenarios/quickstart.toml")
+            raise UserError(
+                f"no {kind} file given, nor a name such as quickstart (see: fedkd list {LISTED[kind]})"
+            )
         words.remove(file)
-        return file, words
-    return args.scenario, words
+    return str(find_shipped(file, kind)), words
 
 
 @contextmanager

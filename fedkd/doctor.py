@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 PACKAGES = (
     "fedkd",
@@ -66,9 +68,25 @@ def _cuda() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "no device"
+        return f"no device: {_why_none(torch.version.cuda, has_nvidia_driver())}"
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether the machine has the driver of an NVIDIA GPU."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _why_none(built_for: str | None, driver: bool) -> str:
+    """Say why torch sees no GPU: its build, or the machine."""
+    if built_for is None:
+        return "torch is the CPU build" + (
+            ", though there is an NVIDIA driver" if driver else ", all that is needed"
+        )
+    if driver:
+        return f"torch is built for CUDA {built_for}, and the driver shows it no GPU"
+    return f"torch is built for CUDA {built_for}, and there is no NVIDIA driver; the CPU build would do"
 
 
 def _ray_resources() -> str:

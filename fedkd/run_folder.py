@@ -7,17 +7,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from math import isnan
 from pathlib import Path
-from platform import python_version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedkd import __version__
 from fedkd.errors import UserError
+from fedkd.installed import versions
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
 from fedkd.plan.evaluated import counted_clients
@@ -201,6 +199,22 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether a process works in a run folder.
+
+    The lock is asked for shared and for an instant, by somebody who writes nothing. Where a file system has
+    no locks, a process is taken to be there.
+    """
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def finish_run(
     plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -302,6 +316,11 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
     }
 
 
+def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:
+    """Return what a finished run over a stream of tasks reached, from its folder; None: there is none."""
+    return _outcome(plan, folder, read_metrics(folder), counted_clients(plan.scenario))
+
+
 def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int]) -> StreamOutcome | None:
     """Return what a run over a stream of tasks reached; None: there is no stream."""
     scenario = plan.scenario
@@ -339,14 +358,3 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "min": float(array.min()),
         "max": float(array.max()),
     }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a run's figures depend on."""
-    found = {"fedkd": __version__, "python": python_version()}
-    for package in ("torch", "numpy", "flwr", "ray"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -7,16 +7,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
 from fedkd.plan.continuation import check_continuation
-from fedkd.plan.load import load_plan, parse_plan
+from fedkd.plan.load import load_plan, parse_plan, plan_with
 from fedkd.plan.plan import Plan
 from fedkd.plan.plan import resolve as resolve_scenario
+from fedkd.results import RunResult
 from fedkd.run_folder import (
     SCENARIO,
     check_beginning,
@@ -31,7 +32,9 @@ from fedkd.scenario.schema import Scenario
 from fedkd.signals import stop_signals
 from fedkd.supervisor import if_lost
 from fedkd.tracking.events import Observers, RunObserver
-from fedkd.tracking.recorder import MetricRow, read_metrics
+from fedkd.tracking.present import PresentFile
+from fedkd.tracking.progress import make_progress
+from fedkd.tracking.run_log import RunLog
 
 if TYPE_CHECKING:
     from fedkd.data.load import Data
@@ -42,45 +45,34 @@ ERROR_FILE = "error.txt"
 STOPPING = "stopping after this round; press Ctrl-C again to stop at once"
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    Attributes:
-        folder: The run folder.
-        summary: What `summary.json` holds.
-    """
-
-    folder: Path
-    summary: dict[str, Any]
-
-    def metrics(self) -> list[MetricRow]:
-        """Return the rows of `metrics.jsonl`."""
-        return read_metrics(self.folder)
-
-
 def run(
     scenario: Scenario | Plan | Mapping[str, Any] | str | Path,
     *,
     out: str | Path | None = None,
     observers: Sequence[RunObserver] = (),
+    progress: bool = True,
     report: bool = True,
+    **changes: Any,
 ) -> RunResult:
     """Simulate a scenario.
 
     Args:
-        scenario: A scenario, its plan, the path of a scenario file, or what such a file holds, as tables,
-            with paths and plug-ins relative to the working folder.
+        scenario: A scenario, its plan, the path of a scenario file, the name of a shipped one, or what such a
+            file holds, as tables, with paths and plug-ins relative to the working folder.
         out: Run folder; absent: a new one below ``runs/``.
         observers: Told what happens while it runs.
+        progress: Whether to show it: a live table on a terminal or in a notebook, plain lines elsewhere.
         report: Whether the folder has a `report.html` at the end; it is two megabytes.
+        changes: Values of the scenario to change: ``rounds=5``; of a table, the keys that are to change:
+            ``fusion={"beta": 2.0}``, or ``**{"fusion.beta": 2.0}``.
 
     Raises:
         UserError: The scenario cannot be run as it is.
         RunFailed: A client or the fusion failed; the folder's `error.txt` has the traceback.
         Interrupted: Stopped by a signal, with the state saved.
     """
-    plan = _plan_of(scenario)
+    plan = _plan_of(scenario, changes)
+    observers = _shown(observers, progress)
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
         _watched(plan.scenario, observers) as observer,
@@ -90,14 +82,24 @@ def run(
         return _work(engine.plan, folder, engine, observer, resume=False, report=report)
 
 
-def _plan_of(scenario: Scenario | Plan | Mapping[str, Any] | str | Path) -> Plan:
+def _shown(observers: Sequence[RunObserver], progress: bool) -> list[RunObserver]:
+    """Return the observers after a display, if there is to be one."""
+    return [*([make_progress(quiet=False)] if progress else []), *observers]
+
+
+def _plan_of(
+    scenario: Scenario | Plan | Mapping[str, Any] | str | Path, changes: Mapping[str, Any] | None = None
+) -> Plan:
+    if changes and isinstance(scenario, Plan | Scenario | str | os.PathLike | Mapping):
+        tables = scenario.scenario if isinstance(scenario, Plan) else scenario
+        return plan_with(Path(tables) if isinstance(tables, os.PathLike) else tables, changes)
     match scenario:
         case Plan():
             return scenario
         case Scenario():
             return resolve_scenario(scenario)
         case str() | os.PathLike():
-            return load_plan(Path(scenario))
+            return load_plan(scenario)
         case Mapping():
             return parse_plan(scenario)
     raise UserError(
@@ -111,6 +113,7 @@ def resume(
     *,
     rounds: int | None = None,
     observers: Sequence[RunObserver] = (),
+    progress: bool = True,
     report: bool = True,
 ) -> RunResult:
     """Go on with a run where its last checkpoint left it.
@@ -121,6 +124,7 @@ def resume(
         folder: The run folder.
         rounds: Go on until there are so many, more than the run was to have, also if it has finished.
         observers: Told what happens while it runs.
+        progress: As `run`.
         report: As `run`.
 
     Raises:
@@ -132,6 +136,7 @@ def resume(
         raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
     folder = Path(folder).absolute()
     plan = plan_of_run(folder, rounds)
+    observers = _shown(observers, progress)
     with locked(folder), _watched(plan.scenario, observers) as observer:
         _check_continuation(plan, folder)
         with _engine(plan, folder, observer) as engine:
@@ -154,8 +159,8 @@ def _check_continuation(plan: Plan, folder: Path) -> None:
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
-    """Return the observers as one, with wandb among them if the scenario asks for it."""
-    everyone = list(observers)
+    """Return the observers as one, with what writes into the run folder, and wandb if it is asked for."""
+    everyone = [*observers, PresentFile(), RunLog()]
     if scenario.tracking.wandb is not None:
         from fedkd.tracking.wandb_logger import WandbLogger
 

@@ -107,7 +107,7 @@ def outcome(cell: tuple[str, str, str], engine: Mapping[str, Any], folder: Path,
     if reason or only_check:
         return reason.replace(f"'{strategy}'", "the strategy").replace(f"'{learner}'", "the learner") or WORKS
     try:
-        run = fedkd.run(scenario, out=folder / str(scenario["name"]))
+        run = fedkd.run(scenario, out=folder / str(scenario["name"]), progress=False)
     except FedkdError as error:
         return f"{FAILED}: {error.message}"
     learned = run.summary["continual"]["average_incremental_accuracy"]["mean"]

@@ -294,18 +294,20 @@ def test_list_names_what_there_is(what, expected, capsys):
         assert text in out
 
 
-def test_list_finds_scenarios_below_the_working_folder(tmp_path, capsys, monkeypatch):
-    from fedkd import catalogue
-
-    monkeypatch.setattr(catalogue, "__file__", str(tmp_path / "site" / "fedkd" / "catalogue.py"))
+def test_list_names_what_is_shipped_and_what_lies_in_the_working_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "none found" in run_main(capsys, "list", "scenarios")[1]
     (tmp_path / "scenarios").mkdir()
     (tmp_path / "scenarios" / "a.toml").write_text('# What it shows.\nname = "first"\n')
     (tmp_path / "scenarios" / "b.toml").write_text("name = ")
     lines = run_main(capsys, "list", "scenarios")[1].splitlines()
-    assert lines[0].split(maxsplit=2) == ["first", "scenarios/a.toml", "What it shows."]
-    assert lines[1].split(maxsplit=2) == ["b", "scenarios/b.toml", "(not valid TOML)"]
+    assert [line.split(maxsplit=1) for line in lines[-2:]] == [
+        ["scenarios/a.toml", "What it shows."],
+        ["scenarios/b.toml", "(not valid TOML)"],
+    ]
+    place = next(n for n, line in enumerate(lines) if line.startswith("quickstart "))
+    assert "Ten clients" in lines[place] and lines[place + 1].strip() == "under a minute on 2 cores"
+    benches = run_main(capsys, "list", "benches")[1].splitlines()
+    assert any(line.startswith("bench/quickstart ") for line in benches)
 
 
 def test_doctor_goes_on_where_a_part_is_broken(capsys, monkeypatch, tmp_path):

@@ -130,6 +130,8 @@ def test_the_folder_holds_what_is_promised(finished):
         "metrics.jsonl",
         "timings.jsonl",
         "summary.json",
+        "progress.json",
+        "run.log",
         "checkpoints",
         "fusion",
     }

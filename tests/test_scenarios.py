@@ -10,10 +10,14 @@ import pytest
 from fedkd.cli import main
 from fedkd.plan.load import load_scenario, parse_scenario
 from fedkd.run_folder import SCENARIO
+from fedkd.scenario.load import read_toml
+from fedkd.scenario.shipped import find_shipped, shipped
 from fedkd.scenario.stream import task_count
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / "scenarios"
+CALLED = {"continual/quickstart": "continual-quickstart"}
+"""What a scenario is named whose file has the name of another's."""
 ELSEWHERE = {"bench", "flower-app"}
 """What is no scenario: benches are run in `benchmark/`, the Flower app in `federation/test_flower_app.py`."""
 PATHS = sorted(
@@ -44,6 +48,10 @@ SHORT_STRATEGY = {
 
 SHORT_CHECK = {"ten-thousand-clients": ["--set", "data.clients=500"]}
 """What makes the check of a scenario a matter of a second, which deals out all data, by name."""
+
+
+def name_of(path: Path) -> str:
+    return CALLED.get(str(path.relative_to(FOLDER).with_suffix("")), path.stem)
 
 
 def by_name(paths: list[Path]) -> list:
@@ -108,13 +116,22 @@ def test_there_are_scenarios():
 def test_begins_with_a_comment_and_is_named_like_its_file(path):
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ") and len(first) > 20
-    assert load_scenario(path).name == path.stem
+    assert load_scenario(path).name == name_of(path)
+
+
+def test_no_two_share_a_name():
+    for kind in ("scenario", "bench"):
+        entries = shipped(kind)
+        assert len({entry.name for entry in entries}) == len(entries) > 10
+        assert all(find_shipped(entry.name, kind) == entry.path for entry in entries)
+        names = [read_toml(entry.path)["name"] for entry in entries]
+        assert sorted(set(names)) == sorted(names), "runs of two of them would lie in folders of one name"
 
 
 @pytest.mark.parametrize("path", by_name(PATHS))
 def test_says_how_long_it_takes(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    comment = " ".join(line for line in lines[: lines.index(f'name = "{path.stem}"')])
+    comment = " ".join(line for line in lines[: lines.index(f'name = "{name_of(path)}"')])
     assert "on 2 cores" in comment
 
 
@@ -142,7 +159,7 @@ def test_runs_shortened(path, with_data, tmp_path, capsys):
     assert (status, capsys.readouterr().err) == (0, "") and (out / "report.html").exists()
     summary = json.loads((out / "summary.json").read_text())
     scenario = load_scenario(out / SCENARIO)
-    assert (summary["name"], summary["status"]) == (path.stem, "done")
+    assert (summary["name"], summary["status"]) == (name_of(path), "done")
     assert 0.0 <= summary["final"]["accuracy_local"]["mean"] <= 1.0
     assert (summary["final"]["bytes_up"] > 0) == (scenario.fusion.strategy != "local")
     if scenario.continual is None:

@@ -94,6 +94,12 @@ class BenchResult:
 
         return markdown_table(self.study)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the table with its legend, and where everything is."""
+        from fedkd.tracking.html import from_markdown
+
+        return from_markdown(f"{self.table()}\nresults {self.folder}")
+
 
 def plan_bench(
     path: str | Path,

@@ -19,6 +19,7 @@ from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import read_toml
 from fedkd.scenario.overrides import parse_override
 from fedkd.scenario.schema import Section
+from fedkd.scenario.shipped import find_shipped, names_of
 
 METRICS = (
     *(
@@ -51,8 +52,8 @@ class BenchFile(Section):
     name: str = Field("bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the bench; letters, digits, `.`, `_` and `-`."""
     base: str | None = None
-    """The scenario file that every cell starts from, relative to the bench file; or `[scenario]` instead.
-    Other relative paths and plug-ins are looked for beside it."""
+    """The scenario file that every cell starts from, relative to the bench file, or a shipped one's name; or
+    `[scenario]` instead. Other relative paths and plug-ins are looked for beside it."""
     scenario: dict[str, Any] | None = None
     """The base scenario itself, as a scenario file has it."""
     seeds: Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, lt=2**63)] = 3
@@ -108,7 +109,7 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     """Read and check a bench file and its base scenario.
 
     Args:
-        path: The TOML file.
+        path: The TOML file, or the name of a bench that is shipped.
         overrides: ``key=value`` texts of ``--set``. A key of the bench file (``seeds=1``) changes the bench;
             any other is a scenario key, for every cell.
 
@@ -117,7 +118,8 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"must be the path of a bench file, got a {type(path).__name__}")
-    path, file = Path(path), str(path)
+    path = find_shipped(path, "bench")
+    file = str(path)
     mapping = read_toml(path)
     if mapping.keys() & {"data", "fusion", "rounds"} and not mapping.keys() & {"base", "scenario"}:
         raise UserError(f"is a scenario, not a bench; run it with: fedkd run {file}", file=file)
@@ -204,7 +206,10 @@ def _base(spec: BenchFile, path: Path) -> tuple[Path, dict[str, Any]]:
         return path.parent, dict(spec.scenario or {})
     base = path.parent / Path(spec.base).expanduser()
     if not base.is_file():
-        raise UserError(f"no such file: {base}", key="base")
+        named = names_of("scenario").get(spec.base)
+        if named is None:
+            raise UserError(f"no such file: {base}", key="base")
+        base = named
     return base.parent, read_toml(base)
 
 

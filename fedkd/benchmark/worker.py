@@ -65,10 +65,10 @@ def run_cell(
         if (path / SCENARIO).exists():
             began = plan_of_run(path).scenario
             check_continuation(settled(decisive(scenario), began), 0, began)
-            resume(path, observers=observers, report=False)
+            resume(path, observers=observers, progress=False, report=False)
         else:
             inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})
-            run(inline, out=path, observers=observers, report=False)
+            run(inline, out=path, observers=observers, progress=False, report=False)
         seal(path)
     except (Interrupted, KeyboardInterrupt):
         return outcome("interrupted")

@@ -253,6 +253,10 @@ class Client(ABC):
         x, y = (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
         return score(self._answer(x) if len(y) else np.empty((0, data.classes)), y)
 
+    def answer(self, x: np.ndarray) -> np.ndarray:
+        """Return the logits `[n, C]` that evaluations take for the client's, of its present task."""
+        return self._answer(x)
+
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""
         if self._answers_by_guidance:

@@ -78,6 +78,7 @@ class FederatedData:
             None for other sources. Clients see them only to pretrain.
         foreign_y: [M] int64 labels of a transfer set from another data set, in that one's classes; else None.
         skew: What was drawn for every client; empty if clients differ in their labels only.
+        statistics: What the samples were normalised by, for samples that come later; None: not known.
     """
 
     name: str
@@ -94,6 +95,7 @@ class FederatedData:
     transfer_y: np.ndarray | None = None
     foreign_y: np.ndarray | None = None
     skew: tuple[Skew, ...] = ()
+    statistics: Statistics | None = None
 
     @property
     def classes(self) -> int:
@@ -227,6 +229,7 @@ def federate(
         transfer_y=dataset.train_y[held_out] if public is None else None,
         foreign_y=None if public is None else public.y,
         skew=skew,
+        statistics=statistics,
     )
 
 

@@ -16,6 +16,7 @@ from fedkd.federation.messages import CLIENT_RAISED
 from fedkd.plugins import contained
 
 OnReply = Callable[[int, int], None]
+OnAnswer = Callable[[Message], None]
 
 
 class EngineGrid(Grid):
@@ -25,6 +26,7 @@ class EngineGrid(Grid):
         num_clients: Number of clients N.
 
     Attributes:
+        on_answer: Called with every reply when it arrives, before `on_reply`.
         on_reply: Called with (replies so far, messages sent) whenever a reply arrives.
     """
 
@@ -32,6 +34,7 @@ class EngineGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
         self._node_ids = [node_id_of(client) for client in range(num_clients)]
         self._replies: dict[str, Message] = {}
+        self.on_answer: OnAnswer | None = None
         self.on_reply: OnReply | None = None
 
     @abstractmethod
@@ -95,6 +98,8 @@ class EngineGrid(Grid):
         for message in messages:
             give_id(message)
         for done, reply in enumerate(self._execute(messages), start=1):
+            if self.on_answer is not None:
+                self.on_answer(reply)
             if self.on_reply is not None:
                 self.on_reply(done, len(messages))
             yield reply

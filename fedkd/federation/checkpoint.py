@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from fedkd.errors import UserError
 from fedkd.federation.saved_arrays import (
     Arrays,
     Damaged,
@@ -89,6 +90,21 @@ class Checkpoint:
     server: Arrays
     clients: Mapping[int, Arrays]
     lasting: Set[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class SavedClient:
+    """What a checkpoint has of one client.
+
+    Attributes:
+        round: Last finished round.
+        state: The client's state; None: it has taken no part, and is what it was at the beginning.
+        server: Arrays of the server's strategy.
+    """
+
+    round: int
+    state: Arrays | None
+    server: Arrays
 
 
 class CheckpointStore:
@@ -175,6 +191,24 @@ class CheckpointStore:
                 manifest = _manifest(path)
                 return manifest["scenario"], manifest["round"]
         return None
+
+    def rounds(self) -> list[int]:
+        """Return the rounds of which there is a checkpoint, in order."""
+        return [_round(path) for path in self._complete()]
+
+    def client(self, client: int, round: int) -> SavedClient:
+        """Return what the checkpoint of a round has of a client, without reading all the others.
+
+        Raises:
+            UserError: The checkpoint is damaged.
+        """
+        path = self._folder / f"round-{round:05d}"
+        try:
+            manifest = _manifest(path)
+            file = _states(path, manifest).get(client)
+            return SavedClient(round, None if file is None else file.read(), _server(path, manifest))
+        except Damaged as damage:
+            raise UserError(f"the checkpoint is damaged: {damage}", file=str(path)) from None
 
     def _complete(self) -> list[Path]:
         if not self._folder.is_dir():
@@ -318,10 +352,6 @@ def _read(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, Saved
     """
     manifest = _manifest(path)
     states, lasting = _states(path, manifest), _lasting(path, manifest)
-    digest = manifest["server"] if "server" in manifest else manifest["files"][SERVER]
-    server = dict(SavedFile(path / SERVER, digest).read())
-    for name, file in lasting.items():
-        server[name] = file.read()[ARRAY]
     for file in states.values():
         file.check()
     checkpoint = Checkpoint(
@@ -332,11 +362,24 @@ def _read(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, Saved
         offsets_if_longer=manifest["offsets_if_longer"],
         digests_if_longer=manifest["digests_if_longer"],
         scenario=manifest["scenario"],
-        server=dict(sorted(server.items())),
+        server=_server(path, manifest),
         clients=SavedStates(dict(states)),
         lasting=lasting.keys(),
     )
     return checkpoint, states, lasting
+
+
+def _server(path: Path, manifest: Mapping[str, Any]) -> Arrays:
+    """Return what the server strategy carries, wherever it lies.
+
+    Raises:
+        Damaged: It is not what was written.
+    """
+    digest = manifest["server"] if "server" in manifest else manifest["files"][SERVER]
+    server = dict(SavedFile(path / SERVER, digest).read())
+    for name, file in _lasting(path, manifest).items():
+        server[name] = file.read()[ARRAY]
+    return dict(sorted(server.items()))
 
 
 def _states(path: Path, manifest: Mapping[str, Any]) -> dict[int, SavedFile]:

@@ -6,6 +6,7 @@ way, so that an engine may hand over the messages to several clients at once (`a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -183,6 +184,7 @@ def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message
         The replies in the order of the requests; an exception where a client failed.
     """
     outcomes: dict[int, Message | Exception] = {}
+    began = time.perf_counter()
     with ExitStack() as stack:
         clients: dict[int, Client] = {}
         for number, (_, context) in enumerate(requests):
@@ -200,7 +202,9 @@ def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message
         else:
             groups = [handled] if handled else []
         done = [outcome for group in groups for outcome in complete(group, _executor_of(clients))]
-        outcomes |= zip(clients, done, strict=True)
+        share = (time.perf_counter() - began) / max(1, len(done))
+        timed = [_timed(found, share) if isinstance(found, Message) else found for found in done]
+        outcomes |= zip(clients, timed, strict=True)
     return [outcomes[number] for number in range(len(requests))]
 
 
@@ -213,8 +217,16 @@ def _executor_of(clients: Mapping[int, Client]) -> Executor:
 
 
 def _answer(message: Message, context: Context) -> Message:
+    began = time.perf_counter()
     with client_behind(context) as client:
-        return client.complete(HANDLERS[message.metadata.message_type](client, message))
+        reply = client.complete(HANDLERS[message.metadata.message_type](client, message))
+    return _timed(reply, time.perf_counter() - began)
+
+
+def _timed(reply: Message, seconds: float) -> Message:
+    """Have a reply tell how long the client has worked for it."""
+    reply.content.config_records[msg.IDENTITY][msg.SECONDS] = seconds
+    return reply
 
 
 @app.train()

@@ -65,6 +65,8 @@ PROXIMAL_MU = "proximal-mu"
 NUM_EXAMPLES = "num-examples"
 SAMPLES = "samples"
 CLIENT = "client"
+SECONDS = "seconds"
+"""In the identity: what the client's work on a message took; or an equal share, of several together."""
 ACCURACY = "accuracy"
 CHANCE = "chance"
 

@@ -86,7 +86,8 @@ class Messenger:
 
     def _exchange(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
         """Send messages in client order; return the reply of each, errors included."""
-        if hasattr(self._grid, "on_reply"):
+        if hasattr(self._grid, "on_answer") and hasattr(self._grid, "on_reply"):
+            self._grid.on_answer = lambda reply: self._answered(round, phase, reply)
             self._grid.on_reply = lambda done, total: self._control.observer.phase(round, phase, done, total)
         self._control.observer.phase(round, phase, 0, len(sent))
         received = self._grid.send_and_receive(sent)
@@ -95,6 +96,14 @@ class Messenger:
         if silent and (self._goes_on or not any(reply.has_error() for reply in replies.values())):
             raise RunFailed(f"no reply to the {phase} message", client=silent[0], round=round)
         return replies
+
+    def _answered(self, round: int, phase: str, reply: Message) -> None:
+        """Tell how long a client has worked for its reply, where it says so."""
+        if reply.has_error() or msg.IDENTITY not in reply.content:
+            return
+        seconds = reply.content.config_records[msg.IDENTITY].get(msg.SECONDS)
+        if isinstance(seconds, float):
+            self._control.observer.answered(round, phase, msg.sender(reply), seconds)
 
     @property
     def _goes_on(self) -> bool:

@@ -145,6 +145,11 @@ class EstimatorModel:
         self._guidance = (np.asarray(samples), np.asarray(probabilities, dtype=np.float64))
         self.fit(x, y, transfer_x, seed)
 
+    @property
+    def fitted(self) -> Estimator | None:
+        """The estimator as it was last fitted; None: it never was."""
+        return self._fitted
+
     def predict_logits(self, x: np.ndarray) -> np.ndarray:
         """Return log-probabilities `[n, C]` float32; all classes alike before the first `fit`."""
         if self._fitted is None:

@@ -66,6 +66,11 @@ class IncrementalModel:
         self._estimator.distill(flatten(transfer_x)[samples], np.asarray(probabilities, dtype=np.float64))
         self._has_learned = True
 
+    @property
+    def fitted(self) -> IncrementalEstimator | None:
+        """The estimator with all that it has learned; None: nothing yet."""
+        return self._estimator if self._has_learned else None
+
     def predict_logits(self, x: np.ndarray) -> np.ndarray:
         """Return logits `[n, C]` float32; all classes alike before anything is learned."""
         if not self._has_learned:

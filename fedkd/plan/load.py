@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,8 +11,9 @@ from fedkd.errors import UserError
 from fedkd.plan.plan import Plan, resolve
 from fedkd.plan.unopened import Unopened, look_at, plug_ins_of
 from fedkd.scenario.load import read_scenario, read_toml
-from fedkd.scenario.overrides import apply_overrides
+from fedkd.scenario.overrides import apply_overrides, apply_values
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.shipped import find_shipped
 
 Found = TypeVar("Found")
 
@@ -20,7 +22,7 @@ def load_plan(path: str | Path, overrides: Sequence[str] = (), seed: int | None 
     """Read, check and resolve a scenario file.
 
     Args:
-        path: The TOML file.
+        path: The TOML file, or the name of a scenario that is shipped.
         overrides: ``key=value`` texts of ``--set``, applied in order.
         seed: Replaces the file's seed.
 
@@ -40,6 +42,7 @@ def load_unopened(path: str | Path, overrides: Sequence[str] = ()) -> Plan | Uno
 
 
 def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: Callable[..., Found]) -> Found:
+    path = find_shipped(path, "scenario")
     mapping = read_toml(path)
     from_command_line = apply_overrides(mapping, overrides)
     if seed is not None:
@@ -67,6 +70,51 @@ def parse_plan(
         UserError: The first thing that is wrong.
     """
     return _parse(mapping, file, folder, resolve)
+
+
+def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Plan:
+    """Resolve a scenario with values of its own changed.
+
+    Where a resolved one gets another strategy or learner, the hyper-parameters of the one before go with
+    it, and where its stream changes, so does the number of rounds that followed from it.
+
+    Args:
+        scenario: A scenario, the path or the name of a scenario file, or its tables.
+        changes: Dotted key, or name of a table, to value (see `apply_values`).
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    file, folder = None, None
+    if isinstance(scenario, str | Path):
+        path = find_shipped(scenario, "scenario")
+        file, folder = str(path), path.parent
+        mapping = read_toml(path)
+    elif isinstance(scenario, Scenario):
+        mapping = _without_what_followed(scenario, changes)
+    else:
+        mapping = copy.deepcopy(dict(scenario))
+    changed = apply_values(mapping, changes)
+    try:
+        return parse_plan(mapping, file=file, folder=folder)
+    except UserError as error:
+        if any(f"{error.key}.".startswith(f"{key}.") for key in changed):
+            error = UserError(f"{error.message} (given as an argument)", key=error.key, file=error.file)
+        raise error from None
+
+
+def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of a resolved scenario without what was filled in because of a value that changes."""
+    mapping = scenario.model_dump(exclude_none=True)
+    changed = apply_values({}, {key: value for key, value in changes.items() if key.split(".")[0] in mapping})
+    for name, choice in (("fusion", "strategy"), ("continual", "learner")):
+        section = getattr(scenario, name)
+        if section is not None and f"{name}.{choice}" in changed:
+            for parameter in section.model_extra or {}:
+                mapping[name].pop(parameter, None)
+    if scenario.continual is not None and any(key.startswith("continual.") for key in changed):
+        mapping.pop("rounds", None)
+    return mapping
 
 
 def parse_unopened(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedkd.errors import UserError
@@ -50,6 +50,34 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[st
         path, value = parse_override(text)
         _set(mapping, path, value)
         written.add(".".join(path))
+    return written
+
+
+def apply_values(mapping: dict[str, Any], values: Mapping[str, Any]) -> set[str]:
+    """Apply values to the tables of a scenario in place, as `apply_overrides` does texts.
+
+    Args:
+        mapping: The scenario's tables.
+        values: Dotted key to value. A table changes the keys that it has, and leaves its neighbours as they
+        are.
+
+    Returns:
+        The dotted keys that were set.
+
+    Raises:
+        UserError: A key steps into something that is neither a table nor a list.
+    """
+    written = set()
+    for key, value in values.items():
+        path = tuple(key.split("."))
+        if isinstance(value, Mapping):
+            written |= apply_values(mapping, {f"{key}.{inner}": own for inner, own in value.items()})
+            continue
+        try:
+            _set(mapping, path, value)
+        except UserError as error:
+            raise UserError(error.message, key=key) from None
+        written.add(key)
     return written
 
 

@@ -79,6 +79,9 @@ class RunObserver:
         A phase that is not counted in clients has a `total` of 0 or 1.
         """
 
+    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
+        """`client` has finished `phase` of `round` after so many seconds of work; `phase` follows."""
+
     def round_finished(self, report: RoundReport) -> None:
         """A round is over."""
 
@@ -88,13 +91,18 @@ class RunObserver:
     def message(self, text: str) -> None:
         """A line for the user."""
 
+    def failed(self, error: BaseException) -> None:
+        """The run ends before its last round, by an error or an interrupt; `closed` follows."""
+
     def closed(self) -> None:
         """No further hook follows: give back the terminal, files, connections. May be called twice."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None:
+            self.failed(error)
         self.closed()
 
 
@@ -123,6 +131,9 @@ class Observers(RunObserver):
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         self._tell(lambda observer: observer.phase(round, phase, done, total))
 
+    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
+        self._tell(lambda observer: observer.answered(round, phase, client, seconds))
+
     def round_finished(self, report: RoundReport) -> None:
         self._tell(lambda observer: observer.round_finished(report))
 
@@ -131,6 +142,9 @@ class Observers(RunObserver):
 
     def message(self, text: str) -> None:
         self._tell(lambda observer: observer.message(text))
+
+    def failed(self, error: BaseException) -> None:
+        self._tell(lambda observer: observer.failed(error))
 
     def closed(self) -> None:
         self._tell(lambda observer: observer.closed())

@@ -19,6 +19,7 @@ from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.schedule import Schedule
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
+from fedkd.tracking.phase_watch import PhaseWatch
 from fedkd.tracking.progress import opening_lines
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
@@ -27,7 +28,6 @@ from fedkd.tracking.wording import (
     closing_lines,
     count,
     moments,
-    phase_text,
     points,
     protocol_name,
     share,
@@ -77,8 +77,8 @@ class LiveProgress(RunObserver):
         self._pace = Pace()
         self._reports: deque[RoundReport] = deque(maxlen=VISIBLE_ROUNDS)
         self._rounds = self._finished = self._shown_from = 0
-        self._phase = "starting"
-        self._round = 0
+        self._watch = PhaseWatch()
+        self._watch.phase = "starting"
         self._round_began = time.monotonic()
         self._schedule: Schedule | None = None
         self._matrix: TaskMatrix | None = None
@@ -92,7 +92,7 @@ class LiveProgress(RunObserver):
                 self._matrix.recall(read_metrics(folder))
         self._rounds = scenario.last_round
         self._finished = self._shown_from = resumed_from
-        self._round = resumed_from + 1
+        self._watch.round = resumed_from + 1
         self._round_began = time.monotonic()
         self._live = Live(
             get_renderable=self._display, console=self._console, refresh_per_second=REFRESHES_PER_SECOND
@@ -110,7 +110,10 @@ class LiveProgress(RunObserver):
         self._round_began = time.monotonic()
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        self._round, self._phase = round, phase_text(phase, done, total)
+        self._watch.follow(round, phase, done, total)
+
+    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
+        self._watch.answered(round, phase, client, seconds)
 
     def round_finished(self, report: RoundReport) -> None:
         self._pace.add(report.seconds)
@@ -119,7 +122,7 @@ class LiveProgress(RunObserver):
             self._matrix.add(report)
         self._rounds, self._finished = report.rounds, report.round
         self._round_began = time.monotonic()
-        self._round, self._phase = min(report.round + 1, report.rounds), ""
+        self._watch.rest(min(report.round + 1, report.rounds))
 
     def run_finished(self, report: RunReport) -> None:
         self.closed()
@@ -207,11 +210,10 @@ class LiveProgress(RunObserver):
     def _status(self) -> str:
         elapsed = time.monotonic() - self._round_began
         left = self._pace.left(self._rounds - self._finished, elapsed)
-        parts = [f"round {self._round}/{self._rounds}"]
+        parts = [f"round {self._watch.round}/{self._rounds}"]
         if self._schedule is not None and self._schedule.in_step:
-            parts.append(f"task {self._task(self._schedule.task(0, self._round))}")
-        if self._phase:
-            parts.append(self._phase)
+            parts.append(f"task {self._task(self._schedule.task(0, self._watch.round))}")
+        parts += self._watch.parts(with_left=left is None)
         if left is not None:
             parts.append(f"{time_left(left)} left")
         return " · ".join(parts)

@@ -1,17 +1,20 @@
-"""What a run shows while it works: a live table on a terminal, plain lines elsewhere, nothing if quiet."""
+"""What a run shows while it works: a live table on a terminal or in a notebook, else plain lines."""
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.stream import task_count
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
+from fedkd.tracking.phase_watch import PhaseWatch
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import (
@@ -41,6 +44,10 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
     if quiet:
         return RunObserver()
     if console is None:
+        from fedkd.tracking.notebook import NotebookProgress, notebook_show
+
+        if (show := notebook_show()) is not None:
+            return NotebookProgress(show)
         if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
             return PlainProgress(sys.stdout)
     elif not console.is_terminal or console.is_dumb_terminal:
@@ -50,15 +57,36 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
     return LiveProgress(console)
 
 
+QUIET_SECONDS = 30.0
+"""Of a round without a line, after which one says how far it is; each takes twice as long as the last."""
+
+
+class Lines(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> int:
+        """Take a text."""
+
+    def flush(self) -> None:
+        """Let go of what was taken."""
+
+
 class PlainProgress(RunObserver):
     """One aligned line a round, for log files and pipes; silent once there is nobody to read them.
 
+    Of rounds that take long some say in between how far they are.
+
     Args:
         stream: Where the lines go; each is flushed at once.
+        clock: Returns seconds.
     """
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream: IO[str] | None = stream
+    def __init__(self, stream: Lines, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream: Lines | None = stream
+        self._clock = clock
+        self._watch = PhaseWatch(clock)
+        self._rounds = 0
+        self._told, self._patience = clock(), QUIET_SECONDS
         self._pace = Pace()
         self._schedule: Schedule | None = None
         self._matrix: TaskMatrix | None = None
@@ -66,8 +94,25 @@ class PlainProgress(RunObserver):
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._schedule = draw_schedule(scenario)
         self._matrix = main_matrix(scenario)
+        self._rounds = scenario.last_round
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
+        self._told, self._patience = self._clock(), QUIET_SECONDS
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        self._watch.follow(round, phase, done, total)
+        if self._clock() - self._told >= self._patience:
+            self.tell_phase()
+            self._told, self._patience = self._clock(), 2 * self._patience
+
+    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
+        self._watch.answered(round, phase, client, seconds)
+
+    def tell_phase(self) -> None:
+        """Say how far the round under way is."""
+        width = len(str(self._rounds)) + 1
+        parts = [f"      {self._watch.round:>{width}}/{self._rounds}", *self._watch.parts(with_left=True)]
+        self.message("  ".join(parts))
 
     def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
         self._matrix = main_matrix(scenario)
@@ -75,6 +120,7 @@ class PlainProgress(RunObserver):
             self._matrix.recall(read_metrics(folder))
 
     def round_finished(self, report: RoundReport) -> None:
+        self._told, self._patience = self._clock(), QUIET_SECONDS
         self._pace.add(report.seconds)
         width = len(str(report.rounds))
         left = self._pace.left(report.rounds - report.round)
@@ -116,7 +162,8 @@ class PlainProgress(RunObserver):
         if self._stream is None:
             return
         try:
-            print(text, file=self._stream, flush=True)
+            self._stream.write(f"{text}\n")
+            self._stream.flush()
         except OSError:  # ``| head``, or a terminal that was closed: the run goes on unseen
             self._stream = None
 

@@ -60,7 +60,7 @@ def targets(samples: int, classes: int, seed: int = 0) -> np.ndarray:
 
 
 def said(reply: Message) -> dict:
-    """Return all that a reply holds, as bytes."""
+    """Return all that a reply holds, as bytes, but for how long it took."""
     assert not reply.has_error(), reply.error.reason
     content = reply.content
     arrays = {
@@ -73,7 +73,9 @@ def said(reply: Message) -> dict:
         for name, record in content.metric_records.items()
         for key, value in record.items()
     }
-    return arrays | metrics | {name: dict(record) for name, record in content.config_records.items()}
+    told = {name: dict(record) for name, record in content.config_records.items()}
+    assert told[msg.IDENTITY].pop(msg.SECONDS) > 0  # the one thing that no two replies have in common
+    return arrays | metrics | told
 
 
 def float_of(answer: dict, metric: str) -> float:

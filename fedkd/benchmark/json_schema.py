@@ -1,0 +1,29 @@
+"""The JSON schema of bench files, for editors that complete and check them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedkd.benchmark.schema import BenchFile
+from fedkd.plan.json_schema import json_schema
+
+
+def bench_json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a bench, its `[scenario]` included as far as a scenario's own schema goes.
+
+    Keys of `set`, `grid`, `variants` and `baseline` are those of a scenario, dotted or nested, and axes:
+    they are not checked before a bench is read.
+    """
+    schema, scenario = BenchFile.model_json_schema(), json_schema()
+    definitions = schema.setdefault("$defs", {}) | scenario.pop("$defs")
+    for name in ("$schema", "title"):
+        scenario.pop(name)
+    schema["$defs"] = definitions | {"Scenario": scenario}
+    own = schema["properties"]["scenario"]
+    schema["properties"]["scenario"] = {
+        "anyOf": [{"$ref": "#/$defs/Scenario"}, {"type": "null"}],
+        "default": None,
+        "description": own["description"],
+    }
+    schema.update({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedkd bench"})
+    return schema

@@ -1,0 +1,88 @@
+"""What a shell completes after ``fedkd``: verbs, options, shipped names, files, and keys of ``--set``.
+
+A shell learns of it from argcomplete: ``eval "$(register-python-argcomplete fedkd)"``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from fedkd.scenario.schema import Scenario
+from fedkd.scenario.shipped import SUFFIX, Kind, names_of
+
+ASKED = "_ARGCOMPLETE"
+"""Set by the shell's function where it wants to know how a line goes on."""
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell, and leave the process."""
+    import argcomplete
+
+    for action, kind in _arguments(parser):
+        if action.dest == "scenario":
+            action.completer = lambda prefix, kind=kind, **_: scenario_words(prefix, kind)  # type: ignore[attr-defined]
+        elif action.dest == "set":
+            action.completer = lambda prefix, **_: set_words(prefix)  # type: ignore[attr-defined]
+        elif action.dest in ("folder", "ours", "theirs", "out"):
+            action.completer = argcomplete.DirectoriesCompleter()  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.Action, Kind]]:
+    """Yield the arguments of every verb, and which kind of file it takes."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for verb, inner in action.choices.items():
+                kind: Kind = "bench" if verb == "bench" else "scenario"
+                yield from ((own, kind) for own in inner._actions)
+
+
+def scenario_words(prefix: str, kind: Kind) -> list[str]:
+    """Return the shipped names, TOML files and folders that begin so."""
+    names = [name for name in names_of(kind) if name.startswith(prefix)]
+    return sorted(names) + list(_files(prefix))
+
+
+def _files(prefix: str) -> Iterator[str]:
+    folder, _, start = prefix.rpartition("/")
+    place = Path(f"{folder}/" if folder or prefix.startswith("/") else ".").expanduser()
+    try:
+        found = sorted(os.scandir(place), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in found:
+        if entry.name.startswith(start) and (start or not entry.name.startswith(".")):
+            shown = f"{folder}/{entry.name}" if "/" in prefix else entry.name
+            if entry.is_dir():
+                yield f"{shown}/"
+            elif entry.name.endswith(SUFFIX):
+                yield shown
+
+
+def set_words(prefix: str) -> list[str]:
+    """Return the keys of a scenario that begin so, each with its ``=``."""
+    return [f"{key}=" for key in keys_of(Scenario) if key.startswith(prefix)]
+
+
+def keys_of(section: type[BaseModel], path: str = "") -> Iterable[str]:
+    """Yield the dotted keys of a section and of those within it."""
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is None:
+            yield f"{path}{name}"
+        else:
+            yield from keys_of(inner, f"{path}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the section that a field holds, also where it may be absent; None: it holds none."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    return _section_of(options[0]) if len(options) == 1 and type(None) in get_args(annotation) else None

@@ -1,0 +1,36 @@
+"""Which versions of what a run's figures depend on are installed."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+
+NEEDED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "flwr", "ray", "pydantic", "safetensors")
+"""What fedkd needs most, where it is run from its source and nobody has written down what it needs."""
+
+
+def dependencies() -> list[str]:
+    """Return the packages that fedkd asks for to run, by name."""
+    try:
+        asked = [need for need in requires("fedkd") or [] if "extra ==" not in need]
+    except PackageNotFoundError:
+        asked = []
+    names = [re.split(r"[^A-Za-z0-9._-]", need, maxsplit=1)[0] for need in asked]
+    return sorted({*names, *NEEDED}, key=str.lower)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, of all that fedkd asks for, and of the system and the GPU's runtime."""
+    from fedkd import __version__
+
+    found = {"fedkd": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in dependencies():
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")  # whoever has run anything has it
+    cuda = getattr(getattr(torch, "version", None), "cuda", None)
+    return found | ({"cuda": cuda} if isinstance(cuda, str) else {})

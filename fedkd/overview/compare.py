@@ -1,0 +1,227 @@
+"""``fedkd compare``: two runs, client by client, and what differs in their scenarios."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from fedkd.catalogue import toml_value
+from fedkd.errors import UserError
+from fedkd.plan.evaluated import counted_clients
+from fedkd.report.metrics import metric
+from fedkd.report.statistics import Interval, paired_difference
+from fedkd.run_folder import FINAL_ACCURACIES, SCENARIO, outcome_of, plan_of_run
+from fedkd.scenario.identity import changed_keys, decisive
+from fedkd.scenario.load import read_scenario, read_toml
+from fedkd.scenario.schema import Scenario
+from fedkd.tracking.html import preformatted, table
+from fedkd.tracking.recorder import read_metrics, read_timings
+from fedkd.tracking.wording import MISSING, duration, percent, points, size
+
+LABELS = {
+    "accuracy_trained_local": "local accuracy, own training",
+    "accuracy_local": "local accuracy, guided",
+    "accuracy_trained_global": "global accuracy, own training",
+    "accuracy_global": "global accuracy, guided",
+}
+OF_STREAMS = (
+    "average_accuracy_task_incremental",
+    "average_accuracy_class_incremental",
+    "bwt_task_incremental",
+    "forgetting_task_incremental",
+)
+"""Figures of a stream that are compared, where both runs have them."""
+OF_CLIENTS = ("seed", "data", "heterogeneity", "population", "clients", "continual.tasks")
+"""Keys that decide what client n is: what it holds and what it learns with."""
+TITLES = ("", "A", "B", "B − A", "better for")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One figure of two runs.
+
+    Attributes:
+        label: What it is.
+        ours: Its mean over the clients of A that have it; None: nobody has.
+        theirs: The same of B.
+        difference: B minus A, paired by client, with its 95 % interval over clients; None: nothing to pair.
+        better: For how many clients B is better.
+    """
+
+    label: str
+    ours: float | None
+    theirs: float | None
+    difference: Interval | None
+    better: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs compared.
+
+    Attributes:
+        folders: Of A and B.
+        rounds: The last evaluated round of each, which the figures are of.
+        changed: Dotted scenario key to its values in A and in B, None where it is not there.
+        figures: What was compared, client by client.
+        costs: Label to the costs of A and of B: bytes sent up and down, seconds.
+    """
+
+    folders: tuple[Path, Path]
+    rounds: tuple[int, int]
+    changed: Mapping[str, tuple[Any, Any]]
+    figures: tuple[Compared, ...]
+    costs: Mapping[str, tuple[str, str]]
+
+    @property
+    def alike(self) -> bool:
+        """Whether client n is the same one in both: the same samples and the same model."""
+        return not any(f"{key}.".startswith(f"{part}.") for key in self.changed for part in OF_CLIENTS)
+
+    def lines(self) -> Iterator[str]:
+        """Yield what there is to say, a line each."""
+        for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
+            yield f"{letter}  {folder}, round {round}"
+        yield ""
+        yield from self._differences()
+        yield ""
+        rows = [TITLES, *self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
+        for label, *others in rows:
+            cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+            yield "  ".join([f"{label:<{widths[0]}}", *cells]).rstrip()
+        yield ""
+        yield from self._notes()
+
+    def _repr_html_(self) -> str:
+        told = "".join(
+            f"{letter}: {escape(str(folder))}, round {round}<br>"
+            for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True)
+        )
+        parts = (preformatted(self._differences()), table(TITLES, self._rows()), preformatted(self._notes()))
+        return told + "".join(parts)
+
+    def _differences(self) -> Iterator[str]:
+        if not self.changed:
+            yield "the scenarios do not differ in anything that decides a result"
+        width = max(map(len, self.changed), default=0)
+        for key, (ours, theirs) in self.changed.items():
+            yield f"{key:<{width}}  {_value(ours)} → {_value(theirs)}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = [_cells(figure) for figure in self.figures]
+        return rows + [(label, ours, theirs, "", "") for label, (ours, theirs) in self.costs.items()]
+
+    def _notes(self) -> Iterator[str]:
+        paired = [figure.difference for figure in self.figures if figure.difference is not None]
+        if not paired:
+            yield "no client has been evaluated in both runs"
+        elif self.alike:
+            yield "B − A: mean over the clients that both have, paired by client, ± 95 % interval of the"
+            yield "differences (Student's t). It is about these clients and this seed; others: fedkd bench."
+        else:
+            yield "B − A: mean over clients of the same number, ± 95 % interval of the differences."
+            yield "Seed, data or models differ: client n of A is not client n of B, and pairing says nothing."
+
+
+def compare(ours: str | Path, theirs: str | Path) -> Comparison:
+    """Compare two runs client by client, each after its last evaluated round.
+
+    Args:
+        ours: Run folder A.
+        theirs: Run folder B.
+
+    Raises:
+        UserError: One is no run folder, or nothing in it was evaluated yet.
+    """
+    folders = (_folder(ours), _folder(theirs))
+    scenarios = tuple(map(_scenario, folders))
+    found = [_figures(folder, scenario) for folder, scenario in zip(folders, scenarios, strict=True)]
+    (our_round, our_figures), (their_round, their_figures) = found
+    labels = [label for label in our_figures if label in their_figures]
+    costs = [_costs(folder) for folder in folders]
+    return Comparison(
+        folders,
+        (our_round, their_round),
+        changed_keys(*map(decisive, scenarios)),
+        tuple(_compared(label, our_figures[label], their_figures[label]) for label in labels),
+        {label: (costs[0][label], costs[1][label]) for label in costs[0]},
+    )
+
+
+def _folder(path: str | Path) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
+    return Path(path).expanduser()
+
+
+def _scenario(folder: Path) -> Scenario:
+    file = folder / SCENARIO
+    if not file.is_file():
+        raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
+    return read_scenario(read_toml(file), file=str(file), folder=folder)
+
+
+def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int, float]]]:
+    """Return the last evaluated round, and every figure's value by client, in the order to be shown."""
+    rows, counted = read_metrics(folder), counted_clients(scenario)
+    keys = {(split, name): key for split, name, key in FINAL_ACCURACIES}
+    of_clients = [row for row in rows if row["client"] in counted and (row["split"], row["metric"]) in keys]
+    last = max((row["round"] for row in of_clients), default=None)
+    if last is None:
+        raise UserError("nothing in it was evaluated yet", file=str(folder))
+    found: dict[str, dict[int, float]] = {key: {} for key in LABELS}
+    for row in of_clients:
+        if row["round"] == last and row["value"] is not None and row["client"] is not None:
+            found[keys[row["split"], row["metric"]]][row["client"]] = row["value"]
+    if scenario.continual is not None and last == scenario.rounds:
+        outcome = outcome_of(plan_of_run(folder), folder)
+        known = outcome.figures() if outcome is not None else {}
+        found |= {
+            name: {client: value for client, value in known[name].items() if not isnan(value)}
+            for name in OF_STREAMS
+            if name in known
+        }
+    return last, {key: values for key, values in found.items() if values}
+
+
+def _compared(name: str, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Compared:
+    lower = name not in LABELS and metric(name).better == "lower"
+    shared = [client for client in ours if client in theirs]
+    better = sum((theirs[c] < ours[c]) if lower else (theirs[c] > ours[c]) for c in shared)
+    label = LABELS.get(name) or name.replace("_", " ")
+    return Compared(label, _mean(ours), _mean(theirs), paired_difference(theirs, ours), better)
+
+
+def _mean(values: Mapping[int, float]) -> float | None:
+    return sum(values.values()) / len(values) if values else None
+
+
+def _costs(folder: Path) -> dict[str, str]:
+    rows = read_timings(folder)
+    totals: dict[str, tuple[str, Callable[[float], str]]] = {
+        "up": ("bytes_up", size),
+        "down": ("bytes_down", size),
+        "time": ("seconds", duration),
+    }
+    return {label: word(sum(row.get(field) or 0 for row in rows)) for label, (field, word) in totals.items()}
+
+
+def _cells(figure: Compared) -> tuple[str, ...]:
+    difference = figure.difference
+    if difference is None:
+        told, better = MISSING, MISSING
+    else:
+        half = "" if difference.half is None else f" ± {100 * difference.half:.1f}"
+        told = f"{points(difference.mean)}{half}"
+        better = f"{figure.better} of {difference.seeds}"
+    return figure.label, percent(figure.ours), percent(figure.theirs), told, better
+
+
+def _value(value: Any) -> str:
+    return "absent" if value is None else toml_value(value)

@@ -1,0 +1,235 @@
+"""``fedkd runs``: what runs there are below a folder, and how far each has come."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.json_text import NotJson, parse_json
+from fedkd.run_folder import SCENARIO, is_held
+from fedkd.scenario.load import read_toml
+from fedkd.tracking.html import table
+from fedkd.tracking.present import read_present
+from fedkd.tracking.recorder import METRICS, SUMMARY
+from fedkd.tracking.wording import MISSING, duration, percent
+
+CELLS = "runs"
+"""Where a bench folder has the runs of its cells."""
+SIGNS_OF_A_BENCH = ("cells.csv", "bench.toml")
+DEEPEST = 4
+"""Folders within each other that are looked through."""
+TITLES = ("run", "name", "strategy", "status", "rounds", "local", "global", "time", "when")
+NAMES = 4
+"""Columns, from the left, that are no figures."""
+
+
+@dataclass(frozen=True)
+class RunEntry:
+    """A run, or all of a bench's, as far as its folder tells.
+
+    Attributes:
+        folder: The run folder, or the bench folder.
+        name: Of its scenario.
+        strategy: Its fusion strategy.
+        status: `done`, `running`, `interrupted`, `failed`, or `stopped`: it went without a word, and can be
+            gone on with; of a bench how many of its runs are done; `unreadable`.
+        finished: Its last finished round.
+        rounds: Rounds that it is to have.
+        accuracy_local: Mean over clients at the end, in [0, 1]; None: not there yet.
+        accuracy_global: The same on the common test set.
+        seconds: What its rounds took.
+        when: When anything was last written.
+    """
+
+    folder: Path
+    name: str
+    strategy: str
+    status: str
+    finished: int | None = None
+    rounds: int | None = None
+    accuracy_local: float | None = None
+    accuracy_global: float | None = None
+    seconds: float | None = None
+    when: datetime | None = None
+
+
+@dataclass(frozen=True)
+class RunList:
+    """Runs below a folder, by their paths.
+
+    Attributes:
+        folder: The folder.
+        entries: Its runs.
+    """
+
+    folder: Path
+    entries: tuple[RunEntry, ...]
+
+    def __iter__(self) -> Iterator[RunEntry]:
+        """Yield the runs."""
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        """Return the number of runs."""
+        return len(self.entries)
+
+    def lines(self) -> Iterator[str]:
+        """Yield a table, a line a run."""
+        if not self.entries:
+            yield f"no runs in {self.folder}"
+            return
+        rows = [TITLES, *self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
+        for row in rows:
+            cells = [
+                f"{cell:<{width}}" if column < NAMES else f"{cell:>{width}}"
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            yield "  ".join(cells).rstrip()
+
+    def _repr_html_(self) -> str:
+        return table(TITLES, self._rows(), names=NAMES)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [_cells(entry, self.folder) for entry in self.entries]
+
+
+def runs(folder: str | Path = "runs") -> RunList:
+    """Return the runs below a folder: itself, if it is one, or those of a bench's cells.
+
+    Args:
+        folder: Where to look. A bench within it is told of as one, unless the folder is the bench's own.
+
+    Raises:
+        UserError: There is no such folder.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
+    root = Path(folder).expanduser()
+    try:
+        if not root.is_dir():
+            raise UserError("no such folder", file=str(folder))
+    except (OSError, ValueError) as error:  # a name that no folder can have
+        raise UserError(f"no folder that there can be: {error}", file=str(folder)) from None
+    if _is_run(root):
+        return RunList(root.parent, (_entry(root),))
+    inner = root / CELLS if _is_bench(root) else root
+    return RunList(inner, tuple(_below(inner, DEEPEST)))
+
+
+def _below(folder: Path, depth: int) -> Iterator[RunEntry]:
+    try:
+        inner = sorted(
+            child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
+        )
+    except OSError:  # a folder that nobody may look into has no runs to tell of
+        return
+    for child in inner:
+        if _is_run(child):
+            yield _entry(child)
+        elif _is_bench(child):
+            yield _bench_entry(child)
+        elif depth > 1:
+            yield from _below(child, depth - 1)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / SCENARIO).is_file()
+
+
+def _is_bench(folder: Path) -> bool:
+    signed = folder.name.startswith("bench-") or any((folder / name).is_file() for name in SIGNS_OF_A_BENCH)
+    return signed and (folder / CELLS).is_dir()
+
+
+def _entry(folder: Path) -> RunEntry:
+    try:
+        tables = read_toml(folder / SCENARIO)
+        name, rounds = str(tables.get("name", folder.name)), int(tables["rounds"])
+        strategy = str(tables.get("fusion", {}).get("strategy", MISSING))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+        return RunEntry(folder, folder.name, MISSING, "unreadable")
+    summary, present = _summary(folder), read_present(folder)
+    done = (
+        summary is not None
+        and summary.get("rounds") == rounds
+        and (present is None or present.status == "done")
+    )
+    if done:
+        status = "done"
+    elif is_held(folder):
+        status = "running"
+    else:
+        status = (
+            present.status
+            if present is not None and present.status in ("failed", "interrupted")
+            else "stopped"
+        )
+    final: Mapping[str, Any] = (summary or {}).get("final") or {} if done else {}
+    return RunEntry(
+        folder,
+        name,
+        strategy,
+        status,
+        finished=rounds if done else present.finished if present is not None else None,
+        rounds=rounds,
+        accuracy_local=(final.get("accuracy_local") or {}).get("mean"),
+        accuracy_global=(final.get("accuracy_global") or {}).get("mean"),
+        seconds=summary.get("seconds") if done and summary is not None else None,
+        when=_when(folder / SUMMARY if done else folder / METRICS),
+    )
+
+
+def _bench_entry(folder: Path) -> RunEntry:
+    cells = [_entry(cell) for cell in sorted((folder / CELLS).iterdir()) if _is_run(cell)]
+    done = sum(cell.status == "done" for cell in cells)
+    seconds = [cell.seconds for cell in cells if cell.seconds is not None]
+    whens = [cell.when for cell in cells if cell.when is not None]
+    return RunEntry(
+        folder,
+        f"a bench of {len(cells)} run{'s' * (len(cells) != 1)}",
+        MISSING,
+        f"{done} done",
+        seconds=sum(seconds) if seconds else None,
+        when=max(whens, default=None),
+    )
+
+
+def _summary(folder: Path) -> Mapping[str, Any] | None:
+    with suppress(OSError, NotJson):
+        found = parse_json((folder / SUMMARY).read_bytes())
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def _when(path: Path) -> datetime | None:
+    with suppress(OSError):
+        return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+    return None
+
+
+def _cells(entry: RunEntry, root: Path) -> tuple[str, ...]:
+    shown = entry.folder.relative_to(root) if entry.folder.is_relative_to(root) else entry.folder
+    rounds = (
+        MISSING
+        if entry.rounds is None
+        else f"{MISSING if entry.finished is None else entry.finished}/{entry.rounds}"
+    )
+    return (
+        str(shown),
+        entry.name,
+        entry.strategy,
+        entry.status,
+        rounds,
+        percent(entry.accuracy_local),
+        percent(entry.accuracy_global),
+        MISSING if entry.seconds is None else duration(entry.seconds),
+        MISSING if entry.when is None else f"{entry.when:%Y-%m-%d %H:%M}",
+    )

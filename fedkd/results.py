@@ -1,0 +1,124 @@
+"""What a run has come to, for programs and for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.tracking.events import RunReport
+from fedkd.tracking.html import preformatted, table
+from fedkd.tracking.recorder import MetricRow, read_metrics
+from fedkd.tracking.wording import closing_lines, percent
+
+COLUMNS = ("round", "client", "task", "split", "metric", "value")
+FRAMES = ("pandas", "polars")
+SHOWN = (
+    ("own data", "accuracy_trained_local", "accuracy_local"),
+    ("common test set", "accuracy_trained_global", "accuracy_global"),
+)
+
+
+@dataclass(frozen=True, repr=False)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: The run folder.
+        summary: What `summary.json` holds.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+
+    def metrics(self) -> list[MetricRow]:
+        """Return the rows of `metrics.jsonl`."""
+        return read_metrics(self.folder)
+
+    def frame(self, library: str | None = None) -> Any:
+        """Return the rows of `metrics.jsonl` as a data frame, with their columns.
+
+        Args:
+            library: `"pandas"` or `"polars"`; absent: whichever is installed, pandas if both are.
+
+        Raises:
+            UserError: It is not installed.
+        """
+        rows = self.metrics()
+        return frame_of({name: [row[name] for row in rows] for name in COLUMNS}, library)  # type: ignore[literal-required]
+
+    def __repr__(self) -> str:
+        final = self.summary.get("final") or {}
+        told = [
+            f"{key}={percent(found['mean'])}"
+            for key in ("accuracy_local", "accuracy_global")
+            if (found := final.get(key)) is not None
+        ]
+        return f"<RunResult {self.summary.get('name')}: {', '.join([*told, str(self.folder)])}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: accuracies at both moments, by architecture, and what they cost."""
+        final = self.summary.get("final") or {}
+        parts = {"all clients": final} | dict(final.get("by_architecture") or {})
+        if len(parts) == 2:  # one architecture is all of them
+            parts = {"all clients": final}
+        titles = [
+            "clients",
+            *(f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("own training", "guided")),
+        ]
+        rows = [
+            [name, *(_mean(found.get(key)) for _, *keys in SHOWN for key in keys)]
+            for name, found in parts.items()
+        ]
+        name, seed = self.summary.get("name"), self.summary.get("seed")
+        title = f"<b>{escape(str(name))}</b>, seed {seed}, {self.summary.get('rounds')} rounds"
+        return title + table(titles, rows) + preformatted(_lines(self))
+
+
+def _lines(result: RunResult) -> list[str]:
+    """Return what the closing lines of a run say besides accuracies."""
+    without = ("local accuracy", "global accuracy", "before guidance", "architectures", " ")
+    lines = closing_lines(RunReport(result.folder, {**result.summary}))
+    return [line for line in lines if not line.startswith(without)]
+
+
+def _mean(over_clients: Mapping[str, Any] | None) -> str:
+    if over_clients is None:
+        return percent(None)
+    return f"{percent(over_clients['mean'])} ± {100 * over_clients['std']:.1f}"
+
+
+def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> Any:
+    """Return columns as a data frame; those of integers may have gaps.
+
+    Args:
+        columns: Name to values, all of one length; None: nothing is there.
+        library: `"pandas"` or `"polars"`; absent: whichever is installed.
+
+    Raises:
+        UserError: It is not installed, or there is no such library.
+    """
+    if library is not None and library not in FRAMES:
+        raise UserError(f"must be {' or '.join(map(repr, FRAMES))}, got {library!r}", key="library")
+    wanted = FRAMES if library is None else (library,)
+    found = next((name for name in wanted if find_spec(name) is not None), None)
+    if found is None:
+        told = "neither pandas nor polars is" if library is None else f"{library} is not"
+        raise UserError(f"{told} installed; pip install {wanted[0]}, or use metrics(), a list of dicts")
+    if found == "polars":
+        import polars
+
+        return polars.DataFrame(dict(columns), strict=False)
+    import pandas
+
+    whole = {name for name, values in columns.items() if all(v is None or isinstance(v, int) for v in values)}
+    return pandas.DataFrame(
+        {
+            name: pandas.array(values, dtype="Int64") if name in whole else values
+            for name, values in columns.items()
+        }
+    )

@@ -1,0 +1,109 @@
+"""Scenarios and benches that come with fedkd, named without their paths.
+
+In the repository they lie in ``scenarios/``, in an installed package in ``fedkd/shipped/``. The name of each
+is its path below that folder without ``.toml``: ``quickstart``, ``continual/quickstart``,
+``bench/quickstart``. The last part alone will do where no other of its kind ends in it, or is called by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+from fedkd.errors import UserError
+
+Kind = Literal["scenario", "bench"]
+LISTED: Mapping[Kind, str] = {"scenario": "scenarios", "bench": "benches"}
+"""What ``fedkd list`` calls all of a kind."""
+BENCHES = "bench"
+APPS = "flower-app"
+SUFFIX = ".toml"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A shipped file.
+
+    Attributes:
+        name: What it is called by.
+        path: Where it lies.
+    """
+
+    name: str
+    path: Path
+
+    def about(self) -> tuple[str, str]:
+        """Return the first sentence of the comment that it begins with, and how long it says to take."""
+        lines = self.path.read_text(encoding="utf-8").splitlines()
+        end = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
+        comment = " ".join(line.lstrip("# ") for line in lines[:end])
+        first = re.split(r"(?<=[.?!]) (?=[A-Z0-9`])", comment, maxsplit=1)[0]
+        takes = re.search(r"(?:^|[.;?!,…] )([^.;?!,…]+ on 2 cores)", comment)
+        return first, takes[1] if takes else ""
+
+
+def shipped_folder() -> Path | None:
+    """Return the folder of what is shipped: inside the installed package, else beside its source."""
+    package = Path(__file__).resolve().parent.parent
+    return next((f for f in (package / "shipped", package.parent / "scenarios") if f.is_dir()), None)
+
+
+def shipped(kind: Kind) -> list[Shipped]:
+    """Return all scenarios or benches that are shipped, ordered by name, those without a folder first."""
+    folder = shipped_folder()
+    if folder is None:
+        return []
+    found = []
+    for path in folder.rglob(f"*{SUFFIX}"):
+        parts = path.relative_to(folder).parts
+        if parts[0] != APPS and (parts[0] == BENCHES) == (kind == "bench"):
+            found.append(Shipped("/".join(parts).removesuffix(SUFFIX), path))
+    return sorted(found, key=lambda entry: (entry.name.count("/"), entry.name))
+
+
+def names_of(kind: Kind) -> dict[str, Path]:
+    """Return the names that stand for a shipped file of a kind: whole ones, and unique last parts."""
+    entries = shipped(kind)
+    lasts = [entry.name.rpartition("/")[2] for entry in entries]
+    short = {last: entry.path for last, entry in zip(lasts, entries, strict=True) if lasts.count(last) == 1}
+    return short | {entry.name: entry.path for entry in entries}
+
+
+def find_shipped(given: str | Path, kind: Kind) -> Path:
+    """Return the file that is meant: that of this path or, where there is none, the shipped one of this name.
+
+    Args:
+        given: A path or a name; what looks like a path and is none is left as it is.
+        kind: What is wanted; a shipped file of the other kind is found too, under its whole name.
+
+    Raises:
+        UserError: There is no such file, and nothing shipped of that name.
+    """
+    path, name = Path(given), str(given)
+    try:
+        there = path.is_file() or (path.is_dir() and name not in names_of(kind))
+    except (OSError, ValueError):  # a name that no file can have is told of by who opens it
+        return path
+    if there:
+        return path
+    other: Kind = "scenario" if kind == "bench" else "bench"
+    known = {entry.name: entry.path for entry in shipped(other)} | names_of(kind)
+    if name in known:
+        return known[name]
+    near = known.get(path.stem) if path.suffix == SUFFIX else None
+    if near is not None:
+        verb = "bench" if kind == "bench" else "run"
+        raise UserError(
+            f"no such file; the shipped {kind} runs by its name: fedkd {verb} {path.stem}", file=name
+        )
+    if path.suffix == SUFFIX:
+        return path
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    raise UserError(
+        f"no such file, and no shipped {kind} of this name{hint} (see: fedkd list {LISTED[kind]})", file=name
+    )

@@ -1,0 +1,65 @@
+"""Small pieces of HTML for notebooks, every text escaped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+
+RIGHT = 'style="text-align:right"'
+LEFT = 'style="text-align:left"'
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    """Return a table.
+
+    Args:
+        titles: Of the columns.
+        rows: Cells as texts.
+        names: How many columns from the left hold names, which are set flush left.
+    """
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        aligned = [
+            f"<{tag} {LEFT if n < names else RIGHT}>{escape(cell)}</{tag}>" for n, cell in enumerate(cells)
+        ]
+        return f"<tr>{''.join(aligned)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><thead>{line('th', titles)}</thead><tbody>{body}</tbody></table>"
+
+
+def preformatted(lines: Iterable[str]) -> str:
+    """Return lines as they are."""
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+
+
+def bar(done: int, total: int, text: str) -> str:
+    """Return a progress bar with a text beside it."""
+    return f'<progress value="{done}" max="{max(1, total)}"></progress> {escape(text)}'
+
+
+def from_markdown(text: str) -> str:
+    """Return Markdown of headings, tables, bold words and paragraphs, with its escapes undone."""
+    blocks = []
+    for block in text.strip().split("\n\n"):
+        lines = block.splitlines()
+        if lines[0].startswith("| "):
+            head, _, *rows = (re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines)
+            found = [f"<tr>{''.join(f'<th>{_spoken(cell)}</th>' for cell in head)}</tr>"]
+            found += [f"<tr>{''.join(f'<td>{_spoken(cell)}</td>' for cell in row)}</tr>" for row in rows]
+            blocks.append(f"<table>{''.join(found)}</table>")
+        elif lines[0].startswith("# "):
+            blocks.append(f"<h4>{_spoken(lines[0][2:])}</h4>{_paragraph(lines[1:])}")
+        else:
+            blocks.append(_paragraph(lines))
+    return "".join(blocks)
+
+
+def _paragraph(lines: Sequence[str]) -> str:
+    return f"<p>{_spoken(' '.join(lines))}</p>" if lines else ""
+
+
+def _spoken(text: str) -> str:
+    bold = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))
+    return re.sub(r"\\([\\`*\[\]|$])|\\(&[lg]t;)", lambda found: found[1] or found[2], bold)

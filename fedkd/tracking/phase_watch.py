@@ -1,0 +1,79 @@
+"""What is under way within a round: the phase, how many clients have finished it, and the slowest of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedkd.tracking.wording import duration, phase_text, time_left
+
+
+@dataclass(frozen=True)
+class Slowest:
+    """The client whose work has taken longest in the present phase.
+
+    Attributes:
+        client: Client index.
+        seconds: Of its work.
+    """
+
+    client: int
+    seconds: float
+
+
+class PhaseWatch:
+    """Follows the phases of a run's rounds.
+
+    Args:
+        clock: Returns seconds.
+
+    Attributes:
+        round: The round under way, 1-based; 0 before the first.
+        phase: Its phase; empty between two.
+        done: Clients that have finished it.
+        total: Clients that take part in it.
+        slowest: Of those that have finished; None: none has, or is known to be.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self.round, self.phase = 0, ""
+        self.done = self.total = 0
+        self.slowest: Slowest | None = None
+
+    def rest(self, round: int) -> None:
+        """Take down that nothing of a round has begun yet."""
+        self.round, self.phase, self.done, self.total, self.slowest = round, "", 0, 0, None
+
+    def follow(self, round: int, phase: str, done: int, total: int) -> None:
+        """Take down how far a phase is, as an observer is told."""
+        if (round, phase) != (self.round, self.phase) or done == 0:
+            self.rest(round)
+            self.phase, self._began = phase, self._clock()
+        self.done, self.total = done, total
+
+    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
+        """Take down that a client has finished the phase."""
+        if (round, phase) == (self.round, self.phase) and (
+            self.slowest is None or seconds > self.slowest.seconds
+        ):
+            self.slowest = Slowest(client, seconds)
+
+    def left(self) -> float | None:
+        """Return the seconds that it still takes if the rest go as fast; None: that is not known."""
+        if self.total <= 1 or not 0 < self.done < self.total:
+            return None
+        return (self._clock() - self._began) / self.done * (self.total - self.done)
+
+    def parts(self, *, with_left: bool) -> list[str]:
+        """Return what is to be said: the phase, the slowest of several clients, perhaps the time left."""
+        if not self.phase:
+            return []
+        parts = [phase_text(self.phase, self.done, self.total)]
+        if self.slowest is not None and self.done > 1:
+            parts.append(f"slowest client {self.slowest.client} ({duration(self.slowest.seconds)})")
+        if with_left and (left := self.left()) is not None:
+            parts.append(f"{time_left(left)} left in it")
+        return parts

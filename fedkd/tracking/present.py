@@ -1,0 +1,127 @@
+"""The run folder's `progress.json`: where a run is at this moment, for whoever watches it from elsewhere.
+
+    {"status": "running", "finished": 3, "rounds": 15, "round": 4, "phase": "train", "done": 7, "total": 10,
+     "slowest": {"client": 4, "seconds": 2.1}, "error": null}
+
+It is replaced about once a second and at the end. What a killed process leaves says "running": whether it
+does is told by the folder's lock. Nothing of a run depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import Interrupted, one_line, words_of
+from fedkd.json_text import NotJson, parse_json
+from fedkd.tracking.events import RoundReport, RunObserver, RunReport
+from fedkd.tracking.phase_watch import PhaseWatch, Slowest
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
+
+PROGRESS = "progress.json"
+EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Present:
+    """Where a run is.
+
+    Attributes:
+        status: `running`, `done`, `failed` or `interrupted`.
+        finished: Its last finished round.
+        rounds: Rounds of the whole run.
+        round: The one under way.
+        phase: Its phase; empty: none has begun.
+        done: Clients that have finished the phase.
+        total: Clients that take part in it.
+        slowest: The one among them that took longest.
+        error: One line, of a run that failed or was interrupted.
+    """
+
+    status: str
+    finished: int
+    rounds: int
+    round: int
+    phase: str
+    done: int
+    total: int
+    slowest: Slowest | None = None
+    error: str | None = None
+
+
+class PresentFile(RunObserver):
+    """Keeps `progress.json` up to date.
+
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._watch = PhaseWatch(clock)
+        self._path: Path | None = None
+        self._written = -EVERY_SECONDS
+        self._finished = self._rounds = 0
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        self._path = folder / PROGRESS
+        self._finished, self._rounds = resumed_from, scenario.last_round
+        self._watch.rest(resumed_from + 1)
+        self._write("running")
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        self._watch.follow(round, phase, done, total)
+        if self._clock() - self._written >= EVERY_SECONDS:
+            self._write("running")
+
+    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
+        self._watch.answered(round, phase, client, seconds)
+
+    def round_finished(self, report: RoundReport) -> None:
+        self._finished, self._rounds = report.round, report.rounds
+        self._watch.rest(min(report.round + 1, report.rounds))
+        self._write("running")
+
+    def run_finished(self, report: RunReport) -> None:
+        self._write("done")
+
+    def failed(self, error: BaseException) -> None:
+        kind = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+        self._write(kind, one_line(words_of(error) or type(error).__name__))
+
+    def _write(self, status: str, error: str | None = None) -> None:
+        if self._path is None:
+            return
+        watch = self._watch
+        now = Present(
+            status,
+            self._finished,
+            self._rounds,
+            watch.round,
+            watch.phase,
+            watch.done,
+            watch.total,
+            watch.slowest,
+            error,
+        )
+        # Whole or not at all, but not durable: after a power cut nobody needs it, and a disk may be slow.
+        temporary = self._path.with_name(f".{PROGRESS}.tmp")
+        temporary.write_text(json.dumps(asdict(now)) + "\n", encoding="utf-8")
+        temporary.replace(self._path)
+        self._written = self._clock()
+
+
+def read_present(folder: Path) -> Present | None:
+    """Return where a run is; None: it does not say, as one of an earlier version."""
+    with suppress(OSError, NotJson, TypeError, AttributeError, KeyError):
+        found: Any = parse_json((folder / PROGRESS).read_bytes())
+        slowest = found.pop("slowest")
+        return Present(**found, slowest=None if slowest is None else Slowest(**slowest))
+    return None

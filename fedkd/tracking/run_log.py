@@ -1,0 +1,77 @@
+"""The run folder's `run.log`: what a run told, line by line, each with the time at which it did.
+
+It is for people. Nothing in it is deterministic, and nothing reads it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from fedkd.errors import FedkdError, Interrupted, described, one_line
+from fedkd.tracking.events import RoundReport, RunObserver, RunReport
+from fedkd.tracking.progress import PlainProgress
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
+
+RUN_LOG = "run.log"
+
+
+class RunLog(RunObserver):
+    """Writes what `PlainProgress` would show into the run folder; what was told before, once there is one.
+
+    A run that is resumed goes on in the same file.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[datetime, str]] = []
+        self._file: IO[str] | None = None
+        self._lines = PlainProgress(self)
+
+    def write(self, text: str) -> int:
+        """Take what is told, as a stream would."""
+        now = datetime.now().astimezone()
+        for line in text.splitlines():
+            if line:
+                self._waiting.append((now, line))
+        return len(text)
+
+    def flush(self) -> None:
+        """Put what was taken into the file, if there is one already."""
+        if self._file is None:
+            return
+        for when, line in self._waiting:
+            print(f"{when:%Y-%m-%d %H:%M:%S%z}  {line}", file=self._file)
+        self._waiting.clear()
+        self._file.flush()
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        self._file = (folder / RUN_LOG).open("a", encoding="utf-8", errors="backslashreplace")
+        self._lines.run_started(scenario, folder, resumed_from)
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        self._lines.phase(round, phase, done, total)
+
+    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
+        self._lines.answered(round, phase, client, seconds)
+
+    def round_finished(self, report: RoundReport) -> None:
+        self._lines.round_finished(report)
+
+    def run_finished(self, report: RunReport) -> None:
+        self._lines.run_finished(report)
+
+    def message(self, text: str) -> None:
+        self._lines.message(text)
+
+    def failed(self, error: BaseException) -> None:
+        kind = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+        told = str(error) if isinstance(error, FedkdError) else described(error)
+        self._lines.message(f"{kind}: {one_line(told)}")
+
+    def closed(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()

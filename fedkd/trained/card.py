@@ -1,0 +1,184 @@
+"""The model card of an export, in Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from fedkd import __version__
+from fedkd.continual.learner import Learner
+from fedkd.data.load import first_task, task_names
+from fedkd.data.pixels import Rotation
+from fedkd.data.stream import FederatedStream
+from fedkd.errors import UserError
+from fedkd.scenario.dump import dump_toml
+from fedkd.tracking.recorder import read_metrics
+from fedkd.tracking.wording import moments
+from fedkd.trained.client import TrainedRun
+
+USE = """```python
+from load import load  # load.py lies beside this file
+
+client = load({index}{task})
+client.predict(x)      # places in client.classes, of samples {samples} as the data set stores them
+client.model           # torch module in evaluation mode, of normalised samples: client.normalise(x)
+```"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A client of an export.
+
+    Attributes:
+        index: Client index.
+        architecture: Its name.
+        parameters: Trainable scalars.
+        file: Where its tensors are.
+        network: The class that takes them; None: it could not be written down.
+    """
+
+    index: int
+    architecture: str
+    parameters: int
+    file: str
+    network: str | None
+
+
+def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str]) -> str:
+    """Return the card of a run's exported clients.
+
+    Args:
+        run: The run.
+        entries: What was exported.
+        left_out: Why other clients were not, by index.
+    """
+    scenario = run.plan.scenario
+    learner = f" Tasks are learned with `{scenario.continual.learner}`." if scenario.continual else ""
+    parts = [
+        f"# {scenario.name}: {len(entries)} trained clients",
+        f"Clients of a federation simulated with fedkd {__version__}: strategy"
+        f" `{scenario.fusion.strategy}`, seed"
+        f" {scenario.seed}, after round {run.round} of {scenario.last_round}.{learner}",
+        _table(run, entries),
+        "Accuracies are those of this round: after the client's own training → after guidance;"
+        " *local*: on test data"
+        " distributed like the client's own, *global*: on the common test set.",
+        "## Use",
+        f"`load.py` wants torch (these files were written with {version('torch')}), numpy and"
+        " safetensors, and no"
+        " fedkd.",
+        _use(run, entries),
+        "## Data",
+        *_data(run),
+        *_notes(run, entries, left_out),
+        "## Scenario",
+        f"```toml\n{dump_toml(scenario).strip()}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:
+    found = _accuracies(run)
+    lines = [
+        "| client | model | parameters | local | global | file |",
+        "| --: | --- | --: | --: | --: | --- |",
+    ]
+    for entry in entries:
+        own = [
+            moments(*(found.get((entry.index, split, metric)) for metric in ("accuracy_trained", "accuracy")))
+            for split in ("local", "global")
+        ]
+        name = re.sub(r"([\\`*\[\]<>|$])", r"\\\1", entry.architecture)
+        lines.append(
+            f"| {entry.index} | {name} | {entry.parameters:,} | {own[0]} | {own[1]} | `{entry.file}` |"
+        )
+    return "\n".join(lines)
+
+
+def _accuracies(run: TrainedRun) -> dict[tuple[int, str, str], float]:
+    try:
+        rows = read_metrics(run.folder)
+    except UserError:  # a card without figures is still one
+        return {}
+    return {
+        (row["client"], row["split"], row["metric"]): row["value"]
+        for row in rows
+        if row["round"] == run.round
+        and row["client"] is not None
+        and row["value"] is not None
+        and row["metric"] in ("accuracy", "accuracy_trained")
+    }
+
+
+def _use(run: TrainedRun, entries: Sequence[Entry]) -> str:
+    shape = ", ".join(map(str, ("n", *run.data.input_shape)))
+    first = entries[0].index
+    task = ", task=0" if isinstance(run.data, FederatedStream) else ""
+    return USE.format(index=first, task=task, samples=f"[{shape}]")
+
+
+def _data(run: TrainedRun) -> list[str]:
+    data, scenario = run.data, run.plan.scenario
+    shape = "×".join(map(str, data.input_shape))
+    names = ", ".join(data.class_names)
+    partition = scenario.data.partition.scheme
+    told = [
+        f"`{data.name}`, samples of {shape}, classes {names}; dealt to {scenario.data.clients}"
+        f" clients by `{partition}`."
+    ]
+    if isinstance(data, FederatedStream):
+        tasks = "; ".join(f"{n}: {name}" for n, name in enumerate(task_names(data)))
+        told.append(f"Tasks: {tasks}. A model answers with the classes of its task.")
+    if not scenario.data.normalise:
+        told.append("Samples are taken as they are stored; uint8 is divided by 255.")
+    else:
+        told.append(
+            "Samples are normalised by the train split's mean and standard deviation, which"
+            " `clients.json` has; uint8"
+            " is divided by 255 first."
+        )
+    if first_task(data).skew:
+        told.append("Clients' own samples were changed, each client's in its own way (`heterogeneity`).")
+    return told
+
+
+def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str]) -> list[str]:
+    """Return what to know before the figures are taken for those of the files."""
+    plan, notes = run.plan, list[str]()
+    notes += [f"Client {index} is not here: {why}." for index, why in left_out.items()]
+    unwritten = [str(entry.index) for entry in entries if entry.network is None]
+    if unwritten:
+        notes.append(
+            f"No source of a network for clients {', '.join(unwritten)}: their way through it"
+            " could not be traced."
+            " Pass yours: `load(index, network=…)`."
+        )
+    if plan.strategy.infers_from_guidance:
+        notes.append(
+            f"The strategy answers from what the server sent (`{plan.strategy.name}`), not from"
+            " the model's outputs:"
+            " these files answer otherwise than the accuracies say."
+        )
+    if plan.learner is not None and _answers_otherwise(plan.learner):
+        notes.append(
+            f"The learner `{plan.learner.name}` answers by what it remembers, not by the model's"
+            " outputs: these files"
+            " answer otherwise than the accuracies say."
+        )
+    if isinstance(run.data, FederatedStream):
+        turned = [task for task in run.data if isinstance(task.transform, Rotation)]
+        notes += [
+            f"Task {task.index} is of images turned by {task.name}, which `load.py` does not do."
+            for task in turned
+        ]
+    if plan.strategy.brings_model:
+        notes.append("The server averages weights: all clients of this round are the same network.")
+        if plan.scenario.finish == "trained":
+            notes.append("A last private training is in the accuracies and not in the average.")
+    return ["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []
+
+
+def _answers_otherwise(learner: Learner) -> bool:
+    return learner.overrides("answers")

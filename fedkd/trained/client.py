@@ -1,0 +1,253 @@
+"""A run's clients as they are after a round: trained models with what it takes to ask them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fedkd.clients.base import Client
+from fedkd.clients.factory import ClientFactory
+from fedkd.clients.stream_client import StreamClient
+from fedkd.clients.torch_client import TorchClient
+from fedkd.continual.task_model import TaskModel
+from fedkd.data.load import Data, load_data
+from fedkd.data.normalise import Statistics
+from fedkd.data.pixels import Transform
+from fedkd.data.request import Progress
+from fedkd.data.stream import FederatedStream
+from fedkd.errors import UserError
+from fedkd.federation.checkpoint import CheckpointStore, SavedClient
+from fedkd.models.mix import architecture_names
+from fedkd.namespaces import below
+from fedkd.plan.plan import Plan
+from fedkd.run_folder import plan_of_run
+from fedkd.trained.network import of_units, with_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedClient:
+    """A client's trained model, and what it takes to ask it.
+
+    `predict`, `probabilities` and `logits` take samples ``[n, *input_shape]`` as the data set stores them
+    (uint8 images, floats, integers): they are normalised as the run's were and, in a stream, changed as the
+    task changes pixels. What the scenario's `heterogeneity` did to the client's own samples is not done to
+    them.
+
+    Attributes:
+        index: Client index.
+        round: The round after which the model is as it is here.
+        architecture: Name of the model, with the arguments that tell it from others of the run.
+        model: The module in evaluation mode, on the CPU. It maps normalised samples ``[n, *input_shape]`` to
+            logits ``[n, C]``. Of a client that is no network: the fitted estimator.
+        classes: Name of every class, in the order of the outputs.
+        input_shape: Shape of a sample.
+        normalisation: What samples are normalised by.
+        task: The task of the stream that the model is of; None without a stream.
+        task_name: What people call it.
+        tasks: The tasks that the client has met, in the order of their last visits; none without a stream.
+    """
+
+    index: int
+    round: int
+    architecture: str
+    model: Any
+    classes: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    normalisation: Statistics
+    task: int | None
+    task_name: str | None
+    tasks: tuple[int, ...]
+    transform: Transform | None
+    """What the task does to normalised samples; None: nothing."""
+    _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    _of_task: Callable[[int], TrainedClient] | None = field(repr=False)
+
+    def normalise(self, x: np.ndarray) -> np.ndarray:
+        """Return samples as the model was trained on them.
+
+        Args:
+            x: Samples ``[n, *input_shape]`` as the data set stores them.
+
+        Raises:
+            UserError: They have another shape.
+        """
+        x = np.asarray(x)
+        if x.shape[1:] != self.input_shape:
+            wanted = ", ".join(map(str, ("n", *self.input_shape)))
+            raise UserError(f"samples must have shape [{wanted}], got {list(x.shape)}")
+        x = self.normalisation.normalise(x)
+        return x if self.transform is None else self.transform(x)
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return ``[n, C]`` float32: what the run's evaluations took for the client's answers.
+
+        Usually the model's outputs; an estimator's are log-probabilities. Where a strategy or a learner
+        answers in another way (FedProto by prototypes, iCaRL by exemplars), so do these, and the model's
+        outputs differ.
+        """
+        x = self.normalise(x)
+        return self._answer(x) if len(x) else np.zeros((0, len(self.classes)), dtype=np.float32)
+
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """Return ``[n, C]`` float32, the softmax of `logits`."""
+        logits = self.logits(x).astype(np.float64)
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+        return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return the likeliest class of every sample: ``[n]`` int64, places in `classes`."""
+        return self.logits(x).argmax(axis=1)
+
+    def of_task(self, task: int) -> TrainedClient:
+        """Return the client's model of a task that it has met, with the weights that are effective in it.
+
+        Raises:
+            UserError: There is no stream, or the client has not met the task.
+        """
+        if self._of_task is None:
+            raise UserError("the run has no stream of tasks")
+        if task not in self.tasks:
+            raise UserError(f"client {self.index} has not met task {task!r}; it has met {sorted(self.tasks)}")
+        return self._of_task(task)
+
+
+class TrainedRun:
+    """A run folder whose clients are to be looked at; its data are loaded once.
+
+    Args:
+        folder: The run folder.
+        round: A round that there is a checkpoint of; None: the last.
+        progress: Told what takes long, such as a download.
+
+    Raises:
+        UserError: Not a run folder, no such checkpoint, or the data are not there.
+    """
+
+    def __init__(
+        self, folder: str | Path, round: int | None = None, progress: Progress | None = None
+    ) -> None:
+        if not isinstance(folder, str | os.PathLike):
+            raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
+        self.folder = Path(folder).absolute()
+        self.plan: Plan = plan_of_run(self.folder).on_device("cpu")
+        self._store = CheckpointStore(self.folder)
+        kept = self._store.rounds()
+        if not kept:
+            raise UserError("has no checkpoint yet, so there is no trained client", file=str(self.folder))
+        if round is not None and round not in kept:
+            told = " and ".join(map(str, kept))
+            raise UserError(
+                f"no checkpoint of round {round!r}; there are those of {told}", file=str(self.folder)
+            )
+        self.round = kept[-1] if round is None else round
+        self.data: Data = load_data(self.plan.scenario, progress)
+        self.architectures = architecture_names(self.plan.groups)
+
+    def client(self, index: int) -> TrainedClient:
+        """Return a client.
+
+        Raises:
+            UserError: There is no such client, or its part of the checkpoint is damaged.
+        """
+        clients = self.plan.scenario.data.clients
+        if not isinstance(index, int) or not 0 <= index < clients:
+            raise UserError(f"no client {index!r}; the run has 0 to {clients - 1}")
+        saved = self._store.client(index, self.round)
+        # A factory of its own: clients of one may share a model.
+        client = ClientFactory(self.plan, self.data).build(index)
+        with client.threads(self.plan.scenario.engine.threads_per_client):
+            self._restore(client, saved)
+        if isinstance(self.data, FederatedStream):
+            assert isinstance(client, StreamClient)
+            return self._of_stream(client, max(client.learning.task, 0))
+        statistics = self.data.statistics
+        assert statistics is not None
+        return TrainedClient(
+            index=index,
+            round=self.round,
+            architecture=self.architectures[index],
+            model=client.model.eval() if isinstance(client, TorchClient) else _fitted(client),
+            classes=self.data.class_names,
+            input_shape=self.data.input_shape,
+            normalisation=statistics,
+            task=None,
+            task_name=None,
+            tasks=(),
+            transform=None,
+            _answer=client.answer,
+            _of_task=None,
+        )
+
+    def _restore(self, client: Client, saved: SavedClient) -> None:
+        if saved.state is not None:
+            client.restore(saved.state)
+        if self.plan.strategy.brings_model:  # clients have none of their own: they work in the server's
+            from fedkd.federation.flower_averaging import WEIGHTS
+
+            client.load_weights(below(WEIGHTS, saved.server))
+
+    def _of_stream(self, client: StreamClient, place: int) -> TrainedClient:
+        """Return a client's model of the task at a place in its order."""
+        assert isinstance(self.data, FederatedStream)
+        order, met = self.plan.schedule.order(client.index), tuple(client.tests.met())
+        task = self.data[order[place]]
+        read = client.learning.model(place)
+        units = None if read.units is None else read.units.cpu().numpy()
+
+        def answer(x: np.ndarray) -> np.ndarray:
+            outputs = client.tests.outputs(place, read, x)
+            return outputs if units is None else outputs[:, units]
+
+        statistics = task.data.statistics
+        assert statistics is not None
+        return TrainedClient(
+            index=client.index,
+            round=self.round,
+            architecture=self.architectures[client.index],
+            model=of_units(_effective(read), read.units),
+            classes=task.data.class_names,
+            input_shape=self.data.input_shape,
+            normalisation=statistics,
+            task=task.index,
+            task_name=task.name,
+            tasks=met,
+            transform=task.transform,
+            _answer=answer,
+            _of_task=lambda wanted: self._of_stream(client, client.tests.place_of(wanted)),
+        )
+
+
+def load_client(folder: str | Path, index: int, *, round: int | None = None) -> TrainedClient:
+    """Return a client of a run as it is after a round, with its trained model; Ray is not started.
+
+    A model is what the checkpoint has: whatever guidance still waits for the client's next message is not
+    in it. At the end of a run none waits for clients that are evaluated. Where the server averages weights,
+    it is the average; a last private training (`finish = "trained"`) leaves nothing behind then.
+
+    Args:
+        folder: The run folder.
+        index: Client index.
+        round: A round that there is a checkpoint of (the last two are kept); absent: the last.
+
+    Raises:
+        UserError: Not a run folder, no such checkpoint or client, the data are not there, or it is damaged.
+    """
+    return TrainedRun(folder, round).client(index)
+
+
+def _effective(read: TaskModel) -> nn.Module:
+    """Return the network with the tensors in place that stand in for its own in a task."""
+    return with_tensors(copy.deepcopy(read.network), read.substitutes).eval()
+
+
+def _fitted(client: Client) -> object:
+    """Return what an estimator's adapter has fitted."""
+    model = client.model  # type: ignore[attr-defined]
+    return model.fitted

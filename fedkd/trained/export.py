@@ -1,0 +1,207 @@
+"""``fedkd export``: a run's clients as safetensors, with a model card and what it takes to load them.
+
+DIR/export/README.md                    the model card
+           load.py, networks.py         load them with torch, numpy and safetensors alone
+           clients.json                 networks, classes, normalisation
+           client-00003.safetensors     one a client, or one a client and task whose weights differ
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fedkd import __version__
+from fedkd.data.pixels import Permutation, Rotation
+from fedkd.errors import UserError
+from fedkd.models.build import count_parameters
+from fedkd.trained import standalone
+from fedkd.trained.card import Entry, model_card
+from fedkd.trained.client import TrainedClient, TrainedRun
+from fedkd.trained.network import HEADER, OfUnits, network_source
+
+FOLDER = "export"
+CLIENTS = "clients.json"
+NETWORKS = "networks.py"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was exported.
+
+    Attributes:
+        folder: Where.
+        clients: Indices of those that are there.
+        left_out: Why others are not, by index.
+        without_network: Indices of those whose network could not be written down as source.
+    """
+
+    folder: Path
+    clients: tuple[int, ...]
+    left_out: dict[int, str]
+    without_network: tuple[int, ...]
+
+
+def export(
+    folder: str | Path,
+    out: str | Path | None = None,
+    *,
+    round: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Export:
+    """Write a run's clients to a folder, whole or not at all.
+
+    Args:
+        folder: The run folder.
+        out: Where to; absent: ``export`` in the run folder. An earlier export there is replaced.
+        round: A round that there is a checkpoint of; absent: the last.
+        progress: Told what takes long.
+
+    Raises:
+        UserError: Not a run folder, nothing trained in it, no client that can be exported, or `out` holds
+            something else or cannot be written to.
+    """
+    run = TrainedRun(folder, round, progress)
+    target = Path(out).expanduser().absolute() if out else run.folder / FOLDER
+    if (
+        target.exists()
+        and not (target / CLIENTS).is_file()
+        and (not target.is_dir() or any(target.iterdir()))
+    ):
+        raise UserError(f"{target} holds something that is no export; choose another folder", key="--out")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        try:
+            made = _Writer(run, partial).write()
+            if target.exists():
+                shutil.rmtree(target)
+            os.replace(partial, target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write to {target}: {error.strerror or error}", key="--out") from error
+    return Export(target, *made)
+
+
+class _Writer:
+    """Writes one export."""
+
+    def __init__(self, run: TrainedRun, folder: Path) -> None:
+        self._run, self._folder = run, folder
+        self._classes: dict[str, str] = {}  # source, of a class called Network, to the name it has here
+        self._entries: list[Entry] = []
+
+    def write(self) -> tuple[tuple[int, ...], dict[int, str], tuple[int, ...]]:
+        run, clients, left_out = self._run, dict[int, dict[str, Any]](), dict[int, str]()
+        for index in range(run.plan.scenario.data.clients):
+            client = run.client(index)
+            if isinstance(client.model, nn.Module):
+                clients[index] = self._client(client)
+            else:
+                kind = "nothing yet" if client.model is None else f"a {type(client.model).__name__}"
+                left_out[index] = f"its model is {kind}, and no network of tensors; see fedkd.load_client"
+        if not clients:
+            raise UserError(
+                "no client of this run is a network of tensors, client 0 is"
+                f" {left_out[0].partition(',')[0][13:]};"
+                " fedkd.load_client loads them",
+                file=str(run.folder),
+            )
+        described = {
+            "fedkd": __version__,
+            "run": run.plan.scenario.name,
+            "round": run.round,
+            "clients": {str(index): client for index, client in clients.items()},
+        }
+        text = json.dumps(described, indent=1, ensure_ascii=False, allow_nan=False)
+        (self._folder / CLIENTS).write_text(f"{text}\n", encoding="utf-8")
+        sources = [
+            source.replace("class Network(", f"class {name}(", 1) for source, name in self._classes.items()
+        ]
+        (self._folder / NETWORKS).write_text("\n\n".join([HEADER, *sources]), encoding="utf-8")
+        (self._folder / "load.py").write_text(inspect.getsource(standalone), encoding="utf-8")
+        (self._folder / "README.md").write_text(model_card(run, self._entries, left_out), encoding="utf-8")
+        without = tuple(index for index, client in clients.items() if client["network"] is None)
+        return tuple(clients), left_out, without
+
+    def _client(self, client: TrainedClient) -> dict[str, Any]:
+        """Write the files of a client; return what clients.json says of it."""
+        read = [client.of_task(task) for task in client.tasks] or [client]
+        networks = [_whole(of_task.model) for of_task in read]
+        stem, same = f"client-{client.index:05d}", all(_equal(networks[0], other) for other in networks[1:])
+        models, dtype = [], self._run.data.input_dtype
+        for of_task, network in zip(read, networks, strict=True):
+            file = f"{stem}.safetensors" if same else f"{stem}-task-{of_task.task:03d}.safetensors"
+            if not (self._folder / file).exists():
+                self._save(file, network, of_task)
+            models.append(_described(of_task, file, dtype.kind == "i"))
+        source = network_source(networks[0], "Network", client.input_shape, dtype)
+        name = None if source is None else self._classes.setdefault(source, f"Network{len(self._classes)}")
+        entry = Entry(
+            client.index, client.architecture, count_parameters(networks[0]), models[-1]["file"], name
+        )
+        self._entries.append(entry)
+        return {
+            "architecture": client.architecture,
+            "parameters": entry.parameters,
+            "network": name,
+            "models": models,
+        }
+
+    def _save(self, file: str, network: nn.Module, client: TrainedClient) -> None:
+        tensors = {name: _plain(tensor) for name, tensor in network.state_dict().items()}
+        told = {
+            "format": "pt",
+            "run": self._run.plan.scenario.name,
+            "client": str(client.index),
+            "round": str(client.round),
+            "architecture": client.architecture,
+        }
+        save_file(tensors, self._folder / file, metadata=told)
+
+
+def _whole(model: nn.Module) -> nn.Module:
+    return model.network if isinstance(model, OfUnits) else model
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a copy that shares no memory and is laid out row by row, as safetensors wants it."""
+    return tensor.detach().cpu().contiguous(memory_format=torch.contiguous_format).clone()
+
+
+def _described(client: TrainedClient, file: str, integers: bool) -> dict[str, Any]:
+    """Return what clients.json says of a model."""
+    units = client.model.units.tolist() if isinstance(client.model, OfUnits) else None
+    transform, statistics = client.transform, client.normalisation
+    return {
+        "task": client.task,
+        "task_name": client.task_name,
+        "file": file,
+        "units": units,
+        "classes": list(client.classes),
+        "input_shape": list(client.input_shape),
+        "normalisation": {
+            "mean": statistics.mean.tolist(),
+            "std": statistics.std.tolist(),
+            "integers": integers,
+        },
+        "permutation": transform.source.tolist() if isinstance(transform, Permutation) else None,
+        "degrees": transform.degrees if isinstance(transform, Rotation) else None,
+    }

@@ -1,0 +1,164 @@
+"""Networks that stand alone: with a task's effective tensors in place, and as Python source without fedkd."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fedkd.models.build import blank_inputs
+from fedkd.models.mode import predicting
+
+HEADER = '''"""The networks of a federation's clients, written down from their traces."""
+
+import torch
+from torch import nn
+
+
+def _put(root, path, part, buffer=False):
+    *parents, last = path.split(".")
+    for name in parents:
+        if not hasattr(root, name):
+            root.add_module(name, nn.Module())
+        root = getattr(root, name)
+    if buffer:
+        root.register_buffer(last, part)
+    else:
+        setattr(root, last, part)
+'''
+TRIED = 4
+"""Samples that tell whether the source computes what the network does."""
+
+
+class OfUnits(nn.Module):
+    """A network read through some of its outputs.
+
+    Args:
+        network: Maps ``[B, *input_shape]`` to all outputs ``[B, O]``.
+        units: Those to read ``[C]``.
+    """
+
+    def __init__(self, network: nn.Module, units: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.units: Tensor
+        self.register_buffer("units", units.detach().cpu().clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[B, C]``."""
+        return self.network(x).index_select(1, self.units)
+
+
+def of_units(network: nn.Module, units: Tensor | None) -> nn.Module:
+    """Return a network read through some of its outputs, in evaluation mode; itself, if all are asked for."""
+    return network if units is None else OfUnits(network, units).eval()
+
+
+def with_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Put tensors in the place of a network's own, by name, and return it."""
+    own = dict(network.named_parameters()) | dict(network.named_buffers())
+    with torch.no_grad():
+        for name, values in tensors.items():
+            own[name].copy_(values.detach())
+    return network
+
+
+def network_source(
+    network: nn.Module, name: str, input_shape: Sequence[int], dtype: np.dtype | type = np.float32
+) -> str | None:
+    """Return the source of a class that computes in evaluation mode what a network does, of torch alone.
+
+    It is written from a symbolic trace, and tried: it takes the network's tensors and gives its outputs. A
+    network whose way through depends on the samples has none.
+
+    Args:
+        network: On the CPU.
+        name: Of the class.
+        input_shape: Shape of a sample.
+        dtype: Type of a sample.
+    """
+    network = network.eval()
+    try:
+        source = _written(network, name)
+        namespace: dict[str, Any] = {}
+        exec(compile(f"{HEADER}\n\n{source}", name, "exec"), namespace)
+        rebuilt: nn.Module = namespace[name]().eval()
+        rebuilt.load_state_dict(network.state_dict())
+        with predicting(network), predicting(rebuilt):
+            for x in _samples(input_shape, dtype):
+                if not torch.allclose(rebuilt(x), network(x), rtol=1e-4, atol=1e-5):
+                    return None
+    except Exception:  # a module of the user's may do anything when it is traced, or have no words for itself
+        return None
+    return source
+
+
+def _samples(input_shape: Sequence[int], dtype: np.dtype | type) -> list[Tensor]:
+    blank = blank_inputs(TRIED, tuple(input_shape), dtype)
+    if not blank.is_floating_point():
+        return [blank]
+    return [torch.randn(blank.shape, generator=torch.Generator().manual_seed(0))]
+
+
+def _written(network: nn.Module, name: str) -> str:
+    traced = fx.symbolic_trace(network)
+    put = []
+    called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
+    for path, module in network.named_modules():
+        if path in called:
+            kind = type(module).__name__
+            if getattr(nn, kind, None) is not type(module):
+                raise TypeError(f"{kind} is no module of torch's")
+            put.append(f"_put(self, {path!r}, nn.{kind}({module.extra_repr()}))")
+    held = tuple(f"{path}." for path in called)
+    for path, tensor in network.state_dict(keep_vars=True).items():
+        if not path.startswith(held):  # what the trace reads, and what no sample ever comes by
+            shape, kind = list(tensor.shape), str(tensor.dtype)
+            made = f"torch.empty({shape}, dtype={kind})"
+            if isinstance(tensor, nn.Parameter):
+                put.append(
+                    f"_put(self, {path!r}, nn.Parameter({made}, requires_grad={tensor.requires_grad}))"
+                )
+            else:
+                put.append(f"_put(self, {path!r}, {made}, buffer=True)")
+    code = traced.graph.python_code("self")
+    body = re.sub(r";  \w+(?: = \w+)* = None", "", code.src)  # names set free on the way
+    head, _, rest = body.strip().partition("\n")
+    body = re.sub(r" : [\w.]+(?=[,)])| -> [\w.]+(?=:)", "", head) + f"\n{rest}"  # without annotations
+    imports = _imports(body, code.globals)
+    lines = [
+        f"class {name}(nn.Module):",
+        "    def __init__(self):",
+        "        super().__init__()",
+        *(f"        {line}" for line in put),
+        "",
+        *(f"    {line}".rstrip() for line in body.splitlines()),
+    ]
+    return "\n".join([*imports, *([""] * 2 if imports else []), *lines, ""])
+
+
+def _imports(source: str, names: Mapping[str, Any]) -> list[str]:
+    """Return the imports of the names that a source has from elsewhere."""
+    lines = []
+    for name, found in sorted(names.items()):
+        if (
+            name in ("torch", "nn", "__doc__")
+            or hasattr(builtins, name)
+            or not re.search(rf"\b{name}\b", source)
+        ):
+            continue
+        if isinstance(found, str):  # an annotation
+            lines.append(f"{name} = {found!r}")
+        elif isinstance(found, float):  # inf and nan
+            lines.append(f"{name} = float({str(found)!r})")
+        elif isinstance(found, types.ModuleType):
+            lines.append(f"import {found.__name__} as {name}")
+        else:
+            lines.append(f"from {found.__module__} import {found.__qualname__} as {name}")
+    return lines

@@ -1,0 +1,121 @@
+"""Scenarios and benches that are shipped are found by name, in the repository and in a wheel."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fedkd.benchmark.schema import load_bench
+from fedkd.errors import UserError
+from fedkd.plan.load import load_scenario
+from fedkd.scenario import shipped as module
+from fedkd.scenario.shipped import Shipped, find_shipped, names_of, shipped, shipped_folder
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "path"),
+    [
+        ("quickstart", "scenario", "quickstart.toml"),
+        ("continual/quickstart", "scenario", "continual/quickstart.toml"),
+        ("split-mnist", "scenario", "continual/split-mnist.toml"),
+        ("quickstart", "bench", "bench/quickstart.toml"),
+        ("bench/quickstart", "bench", "bench/quickstart.toml"),
+        ("bench/quickstart", "scenario", "bench/quickstart.toml"),  # whose error says how benches are run
+    ],
+)
+def test_a_name_stands_for_a_file(name, kind, path, elsewhere):
+    assert find_shipped(name, kind) == REPOSITORY / "scenarios" / path
+
+
+def test_a_file_of_that_name_comes_first(elsewhere):
+    (elsewhere / "quickstart").write_text("seed = 1\n")
+    assert find_shipped("quickstart", "scenario") == Path("quickstart")
+
+
+def test_a_folder_of_that_name_is_not_in_the_way(elsewhere):
+    (elsewhere / "quickstart").mkdir()
+    assert find_shipped("quickstart", "scenario").name == "quickstart.toml"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            "quikstart",
+            "quikstart: no such file, and no shipped scenario of this name; did you mean 'quickstart'?",
+        ),
+        ("scenarios/quickstart.toml", "the shipped scenario runs by its name: fedkd run quickstart"),
+        ("nothing-like-it", "of this name (see: fedkd list scenarios)"),
+    ],
+)
+def test_what_is_neither_file_nor_name(given, told, elsewhere):
+    with pytest.raises(UserError) as caught:
+        load_scenario(given)
+    assert told in str(caught.value)
+
+
+def test_a_last_part_that_two_have_stands_for_none(tmp_path, monkeypatch):
+    for name in ("a/same", "b/same", "b/other"):
+        path = tmp_path / f"{name}.toml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("# What.\nseed = 1\n")
+    monkeypatch.setattr(module, "shipped_folder", lambda: tmp_path)
+    assert names_of("scenario").keys() == {"a/same", "b/same", "b/other", "other"}
+
+
+def test_everything_says_what_it_is_and_how_long_it_takes():
+    for entry in (*shipped("scenario"), *shipped("bench")):
+        what, takes = entry.about()
+        assert len(what) > 15 and takes.endswith(" on 2 cores") and not takes.startswith("…"), entry.name
+
+
+def test_a_comment_without_a_time(tmp_path):
+    (tmp_path / "a.toml").write_text("# One. Two.\nseed = 1\n")
+    assert Shipped("a", tmp_path / "a.toml").about() == ("One.", "")
+
+
+def test_a_bench_of_ones_own_may_start_from_a_shipped_scenario(elsewhere):
+    path = elsewhere / "mine.toml"
+    path.write_text('base = "quickstart"\ngrid = { "fusion.beta" = [1.0, 2.0] }\n')
+    assert load_bench(path).base["name"] == "quickstart"
+    path.write_text('base = "quickstrt"\n')
+    with pytest.raises(UserError, match="base: no such file"):
+        load_bench(path)
+
+
+def test_in_an_installed_package_they_lie_inside_it(tmp_path, monkeypatch):
+    """Laid out as a wheel is; benches find their bases, scenarios what lies beside them."""
+    package = tmp_path / "site-packages" / "fedkd"
+    shutil.copytree(REPOSITORY / "scenarios", package / "shipped")
+    (package / "shipped" / "own.toml").write_text('# Own.\n[fusion]\nstrategy = "boldest:Boldest"\n')
+    (package / "shipped" / "boldest.py").write_text(
+        "from dataclasses import dataclass\nfrom fedkd.fusion.fedmd import FedMD\n\n\n"
+        "@dataclass(frozen=True)\nclass Boldest(FedMD):\n    name = 'boldest'\n"
+    )
+    monkeypatch.setattr(module, "__file__", str(package / "scenario" / "shipped.py"))
+    monkeypatch.chdir(tmp_path)
+    assert shipped_folder() == package / "shipped"
+    assert load_scenario("own").plugin_path == [str(package / "shipped")]
+    for entry in shipped("bench"):
+        assert load_bench(entry.name).base, entry.name
+
+
+def test_a_wheel_takes_them_along_and_an_editable_one_does_not():
+    pytest.importorskip("hatchling", reason="builds a wheel's list of files")
+    from hatchling.builders.wheel import WheelBuilder
+
+    builder = WheelBuilder(str(REPOSITORY))
+    for version, taken in (("standard", {"scenarios": "fedkd/shipped"}), ("editable", {})):
+        build_data = {**builder.get_default_build_data(), "force_include": {}}
+        builder.get_build_hooks(version)["custom"].initialize(version, build_data)
+        assert build_data["force_include"] == taken
