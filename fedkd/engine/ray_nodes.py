@@ -53,9 +53,14 @@ def alive_nodes() -> tuple[Node, ...]:
 
 
 def free_nodes(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """Return the nodes with what nobody has reserved of them, as of a moment ago."""
-    from ray._private import state
+    """Return the nodes with what nobody has reserved of them, as of a moment ago.
 
+    Through Ray's own client server (``ray://``) nobody can tell: all of them then.
+    """
+    from ray._private import state, worker
+
+    if not worker.global_worker.connected:
+        return tuple(nodes)
     free = state.available_resources_per_node()  # Ray (2.55) has the sum alone in public
     return tuple(
         replace(node, cpus=free.get(node.id, {}).get("CPU", 0.0), gpus=free.get(node.id, {}).get("GPU", 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -95,3 +96,27 @@ def test_as_many_as_were_asked_for_are_waited_for(free):
     assert room_for_actors(Engine(device="cpu", actors=3), cluster(HEAD, BOX), 100) == 3
     with pytest.raises(UserError, match="fits 72"):
         room_for_actors(Engine(device="cpu", actors=73), cluster(HEAD, BOX), 100)
+
+
+def test_what_is_free_is_asked_of_ray(ray_session):
+    import ray
+
+    from fedkd.engine.ray_nodes import alive_nodes, free_nodes
+
+    [node] = alive_nodes()
+    assert (node.cpus, node.gpus) == (2, 2) and node.name and node.id
+    held = ray.remote(num_cpus=0.5, num_gpus=1)(Held).remote()
+    try:
+        ray.get(held.here.remote())
+        deadline = time.monotonic() + 60  # what is known of a node is some moments old
+        while free_nodes([node])[0].gpus > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        [free] = free_nodes([node])
+        assert free.cpus <= node.cpus - 0.5 and free.gpus <= node.gpus - 1
+    finally:
+        ray.kill(held)
+
+
+class Held:
+    def here(self) -> None:
+        """Answer once it is up."""

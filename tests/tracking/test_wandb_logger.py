@@ -120,6 +120,19 @@ def test_a_folder_keeps_its_identity_and_another_has_another(fake, tmp_path):
     assert first == resumed != other
 
 
+def test_rounds_that_are_repeated_are_logged_once(fake, tmp_path):
+    wandb = fake()
+    with WandbLogger() as logger:
+        logger.run_started(_scenario("offline"), tmp_path, 0)
+        for round in (1, 2, 3):
+            logger.round_finished(RoundReport(round, 4))
+        logger.went_back(_scenario("offline"), tmp_path, 1)
+        for round in (2, 3, 4):
+            logger.round_finished(RoundReport(round, 4))
+    assert [values["round"] for values in wandb.logged] == [1, 2, 3, 4]
+    assert len(wandb.opened) == 1
+
+
 def test_a_run_that_did_not_finish_is_closed_as_failed(fake, tmp_path):
     wandb = fake()
     assert _play(tmp_path, finish=False) == []
