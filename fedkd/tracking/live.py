@@ -106,7 +106,8 @@ class LiveProgress(RunObserver):
         self._matrix = matrix
         kept = [report for report in self._reports if report.round <= done]
         self._reports = deque(kept, maxlen=VISIBLE_ROUNDS)
-        self._finished, self._round = done, done + 1
+        self._finished = done
+        self._watch.rest(done + 1)
         self._round_began = time.monotonic()
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:

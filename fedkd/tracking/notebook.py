@@ -50,6 +50,14 @@ class NotebookProgress(RunObserver):
         self._began = self._clock()
         self._refresh()
 
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        kept = [report for report in self._reports if report.round <= done]
+        self._reports = deque(kept, maxlen=VISIBLE_ROUNDS)
+        self._finished = done
+        self._watch.rest(done + 1)
+        self._began = self._clock()
+        self._refresh()
+
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         self._watch.follow(round, phase, done, total)
         if self._clock() - self._shown >= EVERY_SECONDS:

@@ -76,6 +76,11 @@ class PresentFile(RunObserver):
         self._watch.rest(resumed_from + 1)
         self._write("running")
 
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        self._finished = done
+        self._watch.rest(done + 1)
+        self._write("running")
+
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         self._watch.follow(round, phase, done, total)
         if self._clock() - self._written >= EVERY_SECONDS:

@@ -51,6 +51,9 @@ class RunLog(RunObserver):
         self._file = (folder / RUN_LOG).open("a", encoding="utf-8", errors="backslashreplace")
         self._lines.run_started(scenario, folder, resumed_from)
 
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        self._lines.went_back(scenario, folder, done)
+
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
         self._lines.phase(round, phase, done, total)
 
