@@ -183,6 +183,17 @@ def test_each_client_has_its_own_course():
 
 
 @pytest.mark.parametrize(
+    "schedule", [GAP, lockstep(), schedule_of()], ids=["courses", "lockstep", "no stream"]
+)
+def test_what_is_said_of_all_clients_is_what_is_said_of_each(schedule):
+    for round in range(schedule.rounds + 2):
+        clients = range(schedule.clients)
+        assert schedule.tasks(round) == tuple(schedule.task(client, round) for client in clients)
+        assert schedule.ending(round) == tuple(c for c in clients if schedule.ends(c, round))
+        assert schedule.participants(round) == tuple(c for c in clients if schedule.is_member(c, round))
+
+
+@pytest.mark.parametrize(
     "schedule",
     [
         GAP,
