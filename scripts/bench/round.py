@@ -1,7 +1,7 @@
 """What a round of federated averaging costs: a hand-written floor, fedkd, Flower, and other simulators.
 
     python scripts/bench/round.py [--rounds 6] [--repeats 5] [--drivers floor fedkd flower]
-                                  [--peers-python PATH --drivers … blazefl fluke]
+                                  [--peers-python PATH --drivers floor fedkd flower pfl]
 
 Fashion-MNIST, 20 clients, Dirichlet 0.5, LeNet, plain SGD at 0.05, batches of 32, one epoch, all clients in
 every round; after each the global model is evaluated on the test images. All drivers have the same shards,
@@ -33,8 +33,8 @@ from fedkd.data.request import SourceRequest, data_root
 
 PEERS = Path(__file__).resolve().parent / "peers"
 REPOSITORY = PEERS.parents[2]
-DRIVERS = {"floor": "floor.py", "fedkd": "ours.py", "flower": "flower.py"}
-PEERS_ALONE: tuple[str, ...] = ()
+DRIVERS = {"floor": "floor.py", "fedkd": "ours.py", "flower": "flower.py", "pfl": "pfl_driver.py"}
+PEERS_ALONE = ("pfl",)
 """Drivers of what is not installed with fedkd."""
 CLIENTS, ALPHA, SEED, LEAST = 20, 0.5, 1, 64
 
@@ -89,6 +89,8 @@ def deal(labels: np.ndarray) -> list[np.ndarray]:
 def drive(driver: str, python: str, folder: Path, rounds: int, processes: int) -> Took:
     """Run a driver once."""
     command = [python, str(PEERS / DRIVERS[driver]), str(folder), str(rounds), str(processes)]
+    if driver == "pfl":
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")] if python == sys.executable else []
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     begun = time.perf_counter()

@@ -165,6 +165,16 @@ def test_it_is_really_measured_and_never_taken_on_faith():
     assert found.told.startswith(found.executor) and "times as fast as the loop" in found.told
 
 
+def test_on_a_cluster_of_others_an_actors_place_decides(ray_session, tmp_path):
+    observer = Lines()
+    tables = scenario() | {"faults": {"on_client_error": "skip"}}  # so that nothing is measured there
+    tables["engine"] = {"kind": "ray", "actors": 1, "cpus_per_actor": 0.5, "gpus_per_actor": 0.0}
+    run = fedkd.run(tables, out=tmp_path / "run", observers=[observer])
+    assert plan_of_run(run.folder).scenario.training.executor == "loop"
+    assert any("finding out on the cluster" in line for line in observer.lines)
+    assert "executor loop: clients that may be skipped or tried again work alone" in observer.lines
+
+
 def test_flowers_own_runtimes_take_the_loop(tmp_path):
     path = tmp_path / "auto.toml"
     path.write_text('[training]\nexecutor = "auto"\n')
