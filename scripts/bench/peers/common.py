@@ -7,6 +7,7 @@ moments, in seconds, at which the global model of every round had been evaluated
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -51,6 +52,7 @@ class Images:
         return slice(int(self.starts[client]), int(self.starts[client + 1]))
 
 
+@functools.cache
 def load_images(folder: Path | str) -> Images:
     """Return the data of a folder."""
     with np.load(Path(folder) / "data.npz", allow_pickle=False) as stored:

@@ -7,7 +7,6 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import functools
 import logging
 import warnings
 from pathlib import Path
@@ -42,7 +41,6 @@ class Shard(Dataset):
         return TRANSFORM(self._x[place]), int(self._y[place])
 
 
-@functools.cache
 def images() -> Images:
     """Return the data, read once in every process."""
     return load_images(os.environ[FOLDER])
@@ -67,6 +65,18 @@ def train(message: Message, context: Context) -> Message:
     return Message(content=RecordDict(content), reply_to=message)
 
 
+class Strict(FedAvg):
+    """FedAvg that is not content with fewer clients."""
+
+    def aggregate_train(self, server_round, replies):
+        """Average what all clients sent."""
+        found = list(replies)
+        for reply in found:
+            if reply.has_error():
+                raise RuntimeError(f"a client failed: {reply.error.reason}")
+        return super().aggregate_train(server_round, found)
+
+
 def drive(folder: Path, rounds: int, processes: int, took: Rounds) -> None:
     """Run rounds of Flower's FedAvg, whose model the server evaluates."""
     os.environ[FOLDER] = str(folder)
@@ -84,7 +94,7 @@ def drive(folder: Path, rounds: int, processes: int, took: Rounds) -> None:
 
     @server.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy = FedAvg(
+        strategy = Strict(
             fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=own.clients, min_evaluate_nodes=0
         )
         strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=rounds, evaluate_fn=evaluate)
