@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.engine.started import StartedEngine, started_engine
 from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan, parse_plan, plan_with
@@ -37,8 +37,6 @@ from fedkd.tracking.progress import make_progress
 from fedkd.tracking.run_log import RunLog
 
 if TYPE_CHECKING:
-    from fedkd.data.load import Data
-    from fedkd.engine.grid import EngineGrid
     from fedkd.tracking.totals import Totals
 
 ERROR_FILE = "error.txt"
@@ -76,7 +74,7 @@ def run(
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
         _watched(plan.scenario, observers) as observer,
-        _engine(plan, folder, observer) as engine,
+        started_engine(plan, folder, observer.message) as engine,
     ):
         write_plan(folder, engine.plan)
         return _work(engine.plan, folder, engine, observer, resume=False, report=report)
@@ -139,7 +137,7 @@ def resume(
     observers = _shown(observers, progress)
     with locked(folder), _watched(plan.scenario, observers) as observer:
         _check_continuation(plan, folder)
-        with _engine(plan, folder, observer) as engine:
+        with started_engine(plan, folder, observer.message) as engine:
             if rounds is not None:
                 write_plan(folder, engine.plan)
             return _work(engine.plan, folder, engine, observer, resume=True, report=report)
@@ -168,98 +166,8 @@ def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
     return Observers(everyone)
 
 
-class _Engine:
-    """A started engine, the data that its clients have, and the plan with nothing left open.
-
-    Args:
-        plan: The plan.
-        data: The data.
-        make: Returns a grid of clients as they are in the beginning.
-        remake: Does so on what is left, after actors were lost.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        data: Data,
-        make: Callable[[], EngineGrid],
-        remake: Callable[[], EngineGrid] | None = None,
-    ) -> None:
-        self.plan = plan
-        self.data = data
-        self._remake = remake or make
-        self.grid = make()
-
-    def renew(self) -> None:
-        """Take another grid.
-
-        Raises:
-            ActorsLost: More was lost meanwhile.
-            EngineLost: It does not come up on what is left.
-        """
-        self.grid.close()
-        self.grid = self._remake()
-
-    def close(self) -> None:
-        """Stop its actors."""
-        self.grid.close()
-
-
-@contextmanager
-def _engine(plan: Plan, folder: Path, observer: RunObserver) -> Iterator[_Engine]:
-    """Load the data, start the engine, and stop it at the end."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    with ExitStack() as stack:
-        if plan.scenario.engine.kind == "inline":
-            data = _load(plan.scenario, observer)
-            from fedkd.engine.clients import inline_grid
-            from fedkd.engine.settling import settled_plan
-
-            plan = settled_plan(plan, data, observer.message)
-            engine = _Engine(plan, data, partial(inline_grid, plan, data, folder))
-        else:
-            from fedkd.engine.ray_early import early_actors
-            from fedkd.engine.ray_pool import connect
-
-            observer.message("starting Ray and loading the data")
-            # Ray takes seconds to start, and so do imports, in actors and here; all of it at once.
-            with ThreadPoolExecutor(max_workers=1) as background:
-                imported = background.submit(_import_all)
-                loading: Future[Data] = background.submit(_load, plan.scenario, observer)
-                cluster = connect(plan.scenario.engine)
-                stack.callback(cluster.close)
-                imported.result()  # two threads must not import the same packages at once
-                spares = early_actors(plan, cluster)
-                data = loading.result()
-            from fedkd.engine.clients import ray_grid
-            from fedkd.engine.ray_again import ray_grid_again
-            from fedkd.engine.settling import settled_plan
-
-            plan = settled_plan(plan, data, observer.message, cluster)
-            engine = _Engine(
-                plan,
-                data,
-                partial(ray_grid, plan, data, cluster, folder, spares, tell=observer.message),
-                partial(ray_grid_again, plan, data, cluster, folder, tell=observer.message),
-            )
-        stack.callback(engine.close)
-        yield engine
-
-
-def _import_all() -> None:
-    """Import what a run on Ray needs, but Ray."""
-    import fedkd.engine.settling
-    import fedkd.federation.server_app  # noqa: F401
-
-
-def _load(scenario: Scenario, observer: RunObserver) -> Data:
-    from fedkd.data.load import load_data
-
-    return load_data(scenario, progress=observer.message)
-
-
 def _work(
-    plan: Plan, folder: Path, engine: _Engine, observer: RunObserver, *, resume: bool, report: bool
+    plan: Plan, folder: Path, engine: StartedEngine, observer: RunObserver, *, resume: bool, report: bool
 ) -> RunResult:
     from fedkd.data.load import task_names
 
@@ -295,7 +203,7 @@ def _work(
 def _rounds(
     plan: Plan,
     folder: Path,
-    engine: _Engine,
+    engine: StartedEngine,
     observer: RunObserver,
     stopping: Callable[[], bool],
     resume: bool,

@@ -133,7 +133,7 @@ class ReopenedRules:
                 self._trainable[name].copy_(self._before[name] + change)
 
     def after_epoch(self) -> None:
-        pass
+        """Nothing is due."""
 
     def before_evaluation(self) -> None:
         self._model.substitute(self._substitutes())

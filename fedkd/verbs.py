@@ -1,0 +1,190 @@
+"""What each verb of the command line does with its words."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fedkd.errors import RunFailed, UserError
+from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
+
+LISTS = ("strategies", "models", "learners", "datasets", "partitions", *LISTED.values())
+
+
+def run_verb(args: argparse.Namespace) -> None:
+    """Simulate a scenario."""
+    from fedkd.plan.load import load_plan
+
+    path, overrides = _scenario_words(args)
+    if args.engine:
+        overrides.append(f"engine.kind={args.engine}")
+    plan = load_plan(path, overrides, seed=args.seed)
+    _supervise(args, lambda: plan.scenario.engine.kind == "ray")
+    # Only now what takes a second to import: a mistake in the scenario is told at once.
+    from fedkd.runner import run
+    from fedkd.tracking.progress import make_progress
+
+    with _naming(path):
+        run(plan, out=args.out, observers=[make_progress(quiet=args.quiet)], progress=False)
+
+
+def resume_verb(args: argparse.Namespace) -> None:
+    """Go on with a run."""
+    from fedkd.run_folder import plan_of_run
+
+    _supervise(args, lambda: plan_of_run(args.folder).scenario.engine.kind == "ray")
+    from fedkd.runner import resume
+    from fedkd.tracking.progress import make_progress
+
+    shown = [make_progress(quiet=args.quiet)]
+    resume(args.folder, rounds=args.rounds, observers=shown, progress=False)
+
+
+def bench_verb(args: argparse.Namespace) -> None:
+    """Run every cell of a bench, or say what it would run."""
+    from fedkd.benchmark.bench import bench, describe_plan, plan_bench
+    from fedkd.benchmark.schema import load_bench
+
+    path, overrides = _scenario_words(args, "bench")
+    if args.dry_run:
+        for line in describe_plan(plan_bench(path, overrides, args.out, plug_ins=not args.no_plugins)):
+            print(line, flush=True)
+        return
+    if args.no_plugins:
+        raise UserError("only with --dry-run: cells cannot run without what they name", key="--no-plugins")
+    _supervise(args, lambda: load_bench(path, overrides).spec.parallel)
+    result = bench(path, out=args.out, overrides=overrides, quiet=args.quiet)
+    if not args.quiet:
+        print(f"\n{result.table()}\nresults  {result.folder}")
+    if result.failed:
+        raise RunFailed(
+            f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'}; "
+            "the same command tries them again"
+        )
+
+
+def report_verb(args: argparse.Namespace) -> None:
+    """Make a page."""
+    from fedkd.report.page.write import write_report
+
+    print(f"report  {write_report(args.folders, args.out)}")
+
+
+def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
+    if args.supervised and on_ray():
+        from fedkd.supervisor import split_off
+
+        split_off()
+
+
+def watch_verb(args: argparse.Namespace) -> None:
+    """Follow a run."""
+    from fedkd.watch import watch
+
+    watch(args.folder, once=args.once)
+
+
+def runs_verb(args: argparse.Namespace) -> None:
+    """List the runs below a folder."""
+    from fedkd.overview.runs import runs
+
+    for line in runs(args.folder).lines():
+        print(line)
+
+
+def compare_verb(args: argparse.Namespace) -> None:
+    """Compare two runs."""
+    from fedkd.overview.compare import compare
+
+    for line in compare(args.ours, args.theirs).lines():
+        print(line)
+
+
+def export_verb(args: argparse.Namespace) -> None:
+    """Write trained clients."""
+    from fedkd.trained.export import export
+
+    made = export(args.folder, args.out, round=args.round, progress=lambda line: print(line, flush=True))
+    for index, why in made.left_out.items():
+        print(f"client {index} is left out: {why}")
+    for index in made.without_network:
+        print(f"client {index}: its network could not be written down, load.py wants it handed over")
+    print(f"{len(made.clients)} clients  {made.folder}")
+
+
+def check_verb(args: argparse.Namespace) -> None:
+    """Say what a scenario would do, or print a schema."""
+    if args.schema:
+        import json
+
+        if args.schema == "bench":
+            from fedkd.benchmark.json_schema import bench_json_schema as schema
+        else:
+            from fedkd.plan.json_schema import json_schema as schema
+        print(json.dumps(schema(), indent=2, ensure_ascii=False))
+        return
+    from fedkd.check import check, check_unopened
+    from fedkd.plan.load import load_plan, load_unopened
+    from fedkd.plan.unopened import Unopened
+
+    path, overrides = _scenario_words(args)
+    plan = (load_unopened if args.no_plugins else load_plan)(path, overrides)
+    with _naming(path):
+        lines = check_unopened(plan, print) if isinstance(plan, Unopened) else check(plan, print)
+        for line in lines:
+            print(line)
+    print("ok")
+
+
+def list_verb(args: argparse.Namespace) -> None:
+    """List what a scenario can name."""
+    from fedkd import catalogue
+
+    chosen = [args.what] if args.what else LISTS
+    for position, what in enumerate(chosen):
+        if len(chosen) > 1:
+            print(f"{chr(10) * (position > 0)}{what}")
+        for line in getattr(catalogue, what)():
+            print(f"  {line}" if len(chosen) > 1 else line)
+
+
+def new_verb(args: argparse.Namespace) -> None:
+    """Write a part of one's own to start from."""
+    from fedkd.scaffold import new
+
+    for line in new(args.kind, args.name, args.out):
+        print(line)
+
+
+def doctor_verb(args: argparse.Namespace) -> None:
+    """Say what is installed and found."""
+    from fedkd.doctor import examine
+
+    for line in examine():
+        print(line, flush=True)
+
+
+def _scenario_words(args: argparse.Namespace, kind: Kind = "scenario") -> tuple[str, list[str]]:
+    """Return the scenario file and the overrides; ``--set a=1 file.toml`` reads as it was meant."""
+    words, file = list(args.set), args.scenario
+    if file is None:
+        known = names_of(kind)
+        file = next((word for word in words if "=" not in word and word.endswith(".toml")), None)
+        file = file or next((word for word in words if word in known), None)
+        if file is None:
+            raise UserError(
+                f"no {kind} file given, nor a name such as quickstart (see: fedkd list {LISTED[kind]})"
+            )
+        words.remove(file)
+    return str(find_shipped(file, kind)), words
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Put the scenario file's name before errors about its keys."""
+    try:
+        yield
+    except UserError as error:
+        in_file = error.key is not None and not error.key.startswith("--")
+        raise error.at(file=file if in_file else None) from error
