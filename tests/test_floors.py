@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("check", "catalogue", "completion", "doctor", "scaffold", "trained", "watch"),
     ("overview",),
     ("benchmark",),
+    ("verbs",),
     ("cli", "__main__", "__init__"),
 )
 WITHOUT_FLOWER_AND_RAY = (

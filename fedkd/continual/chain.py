@@ -9,11 +9,12 @@ from torch import nn
 
 from fedkd.continual.layers import Layer
 from fedkd.models.classifier import Classifier
+from fedkd.models.pooling import MaxPool2d
 
 BETWEEN = (
     *(nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.MaxPool2d, MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )
 """What commutes with a unit's multiplication by a number ≥ 0, and leaves units apart."""
 

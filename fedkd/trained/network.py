@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from fedkd.models.build import blank_inputs
 from fedkd.models.mode import predicting
+from fedkd.models.pooling import MaxPool2d
 
 HEADER = '''"""The networks of a federation's clients, written down from their traces."""
 
@@ -106,14 +107,21 @@ def _samples(input_shape: Sequence[int], dtype: np.dtype | type) -> list[Tensor]
     return [torch.randn(blank.shape, generator=torch.Generator().manual_seed(0))]
 
 
+class _Tracer(fx.Tracer):
+    """Takes the zoo's pooling as a whole, as it does torch's: the numbers are the same."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) is MaxPool2d or super().is_leaf_module(m, module_qualified_name)
+
+
 def _written(network: nn.Module, name: str) -> str:
-    traced = fx.symbolic_trace(network)
+    traced = fx.GraphModule(network, _Tracer().trace(network))
     put = []
     called = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
     for path, module in network.named_modules():
         if path in called:
             kind = type(module).__name__
-            if getattr(nn, kind, None) is not type(module):
+            if getattr(nn, kind, None) is not type(module) and type(module) is not MaxPool2d:
                 raise TypeError(f"{kind} is no module of torch's")
             put.append(f"_put(self, {path!r}, nn.{kind}({module.extra_repr()}))")
     held = tuple(f"{path}." for path in called)

@@ -165,6 +165,7 @@ def test_it_is_really_measured_and_never_taken_on_faith():
     assert found.told.startswith(found.executor) and "times as fast as the loop" in found.told
 
 
+@pytest.mark.slow  # an actor for the measurement and one for the run
 def test_on_a_cluster_of_others_an_actors_place_decides(ray_session, tmp_path):
     observer = Lines()
     tables = scenario() | {"faults": {"on_client_error": "skip"}}  # so that nothing is measured there

@@ -16,6 +16,7 @@ from torch import nn
 import fedkd
 from fedkd.cli import main
 from fedkd.errors import UserError
+from fedkd.models.registry import MODELS
 from fedkd.trained.network import network_source
 
 SAMPLES = np.random.default_rng(0).uniform(0, 16, (20, 1, 8, 8))
@@ -205,3 +206,9 @@ def test_a_network_that_cannot_be_written_down_is_handed_to_the_loader(
     client = fedkd.load_client(result.folder, 1)
     loaded = load(1, network=mine.Net((1, 8, 8), 10))
     np.testing.assert_allclose(loaded.logits(SAMPLES), client.logits(SAMPLES), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet", "cnn", "resnet8"])
+def test_networks_of_the_zoo_can_be_written_down(model):
+    network = MODELS.load(model)((1, 8, 8), 10)
+    assert network_source(network, "Network", (1, 8, 8)) is not None
