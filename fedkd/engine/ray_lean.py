@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 _SPARED = {"no_monitor": True, "include_log_monitor": False}
@@ -21,17 +21,25 @@ def lean() -> Iterator[None]:
     """Have a Ray that is started in the block be one without them, as far as it knows of them."""
     from ray._private import node, parameter
 
-    ray_node: Any = node.Node
-    ray_parameter: Any = parameter
-    params, start_api_server = ray_parameter.RayParams, ray_node.start_api_server
-    known = inspect.signature(params).parameters
-    spared = {name: value for name, value in _SPARED.items() if name in known}
-    ray_parameter.RayParams = functools.partial(params, **spared)
-    ray_node.start_api_server = _start_none
+    with ExitStack() as changed:
+        params = getattr(parameter, "RayParams", None)
+        if params is not None:
+            known = inspect.signature(params).parameters
+            spared = {name: value for name, value in _SPARED.items() if name in known}
+            changed.enter_context(_replaced(parameter, "RayParams", functools.partial(params, **spared)))
+        if hasattr(node.Node, "start_api_server"):
+            changed.enter_context(_replaced(node.Node, "start_api_server", _start_none))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        ray_parameter.RayParams, ray_node.start_api_server = params, start_api_server
+        setattr(owner, name, before)
 
 
 def _start_none(self: Any, *args: Any, **options: Any) -> None:
