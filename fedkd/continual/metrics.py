@@ -266,46 +266,6 @@ def auc(R: ArrayLike, learning_areas: ArrayLike, learned: ArrayLike | None = Non
     return _mean(per_task[_learned(learned, len(per_task))])
 
 
-def spatial_forgetting(before: ArrayLike, after: ArrayLike) -> Array:
-    """Return before − after, per client and old task: the drop caused by applying guidance.
-
-    Both are measured in the same round, right before and right after the client applies the guidance it
-    received; a negative drop says that guidance helped. Yang et al. (2023), a survey of federated continual
-    learning, tell the two causes apart.
-
-    Args:
-        before: Accuracy of each client on each old task before guidance, `[N, J]`.
-        after: Accuracy of each client on each old task after guidance, same round, `[N, J]`.
-
-    Returns:
-        `[N, J]`.
-
-    Raises:
-        ValueError: The shapes differ.
-    """
-    return _drop(before, after)
-
-
-def temporal_forgetting(before: ArrayLike, after: ArrayLike) -> Array:
-    """Return before − after, per client and old task: the drop caused by learning the new task.
-
-    Both are measured with no guidance applied in between, right before and right after the client trains on
-    its own data of the new task; a negative drop says that the new task helped. Where a client trains and
-    then applies guidance, the temporal and the spatial part add up to the whole drop of the round.
-
-    Args:
-        before: Accuracy of each client on each old task before it learns the new one, `[N, J]`.
-        after: Accuracy of each client on each old task after it learned the new one, `[N, J]`.
-
-    Returns:
-        `[N, J]`.
-
-    Raises:
-        ValueError: The shapes differ.
-    """
-    return _drop(before, after)
-
-
 def summarise(
     R: ArrayLike,
     b: ArrayLike | None = None,
@@ -392,12 +352,3 @@ def _earlier(learned: ArrayLike | None, tasks: int) -> NDArray[np.int_]:
 def _mean(values: Array) -> float:
     """Return the mean; NaN, without numpy's warning, where there is nothing to average."""
     return float(values.mean()) if values.size else float("nan")
-
-
-def _drop(before: ArrayLike, after: ArrayLike) -> Array:
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(
-            f"before and after must have one shape, got {list(first.shape)} and {list(second.shape)}"
-        )
-    return first - second

@@ -23,10 +23,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,74 +37,35 @@ from fedkd.federation.saved_arrays import (
     Arrays,
     Damaged,
     SavedFile,
-    SavedStates,
     link_or_copy,
-    sha256,
     sync_file,
     write_arrays,
     write_bytes,
 )
-from fedkd.json_text import NotJson, parse_json
+from fedkd.federation.saved_checkpoint import (
+    ARRAY,
+    CLIENTS,
+    MANIFEST,
+    SERVER,
+    SERVER_POOL,
+    STATE,
+    Checkpoint,
+    SavedClient,
+    client_files,
+    digest_of,
+    lasting_files,
+    read_checkpoint,
+    read_manifest,
+    round_of,
+    server_arrays,
+)
 from fedkd.tracking.atomic import sync_folder
-from fedkd.tracking.totals import Totals
 
 KEPT = 2
-SERVER = "server.safetensors"
-MANIFEST = "manifest.json"
-CLIENTS = "clients"
-SERVER_POOL = "server"
-ARRAY = "array"
 _NAME = re.compile(r"round-(\d+)")
-_STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
-_OLD_STATE = re.compile(r"client-(\d+)\.safetensors")
 _LASTING = re.compile(r"array-[0-9a-f]{64}\.safetensors")
 LEAST_BYTES = 4096
 """Of an array of the server's that has a file of its own once it has lasted."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The state after a round.
-
-    Attributes:
-        round: Last finished round.
-        totals: Bytes and seconds spent up to here.
-        offsets: Length of the run folder's tidy files at this point.
-        digests: SHA-256 of each of them, up to there.
-        offsets_if_longer: The offsets without an evaluation made only because the run was to end here.
-        digests_if_longer: The digests that belong to them.
-        scenario: What decided the run's results (see `fedkd.scenario.identity.decisive`).
-        server: Arrays of the server's strategy.
-        clients: State of every client that has one.
-        lasting: Names of the server's arrays that nobody writes into: one that is the very array of the
-            checkpoint before need not be written again.
-    """
-
-    round: int
-    totals: Totals
-    offsets: Mapping[str, int]
-    digests: Mapping[str, str]
-    offsets_if_longer: Mapping[str, int]
-    digests_if_longer: Mapping[str, str]
-    scenario: Mapping[str, Any]
-    server: Arrays
-    clients: Mapping[int, Arrays]
-    lasting: Set[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class SavedClient:
-    """What a checkpoint has of one client.
-
-    Attributes:
-        round: Last finished round.
-        state: The client's state; None: it has taken no part, and is what it was at the beginning.
-        server: Arrays of the server's strategy.
-    """
-
-    round: int
-    state: Arrays | None
-    server: Arrays
 
 
 class CheckpointStore:
@@ -174,7 +135,7 @@ class CheckpointStore:
         """
         for path in reversed(self._complete()):
             try:
-                checkpoint, states, lasting = _read(path)
+                checkpoint, states, lasting = read_checkpoint(path)
             except Damaged as damage:
                 self._tell(f"checkpoint {path.name} is damaged and not used: {damage}")
                 continue
@@ -188,13 +149,13 @@ class CheckpointStore:
         """Return what decided the results of the newest checkpoint whose manifest is whole, and its round."""
         for path in reversed(self._complete()):
             with suppress(Damaged):
-                manifest = _manifest(path)
+                manifest = read_manifest(path)
                 return manifest["scenario"], manifest["round"]
         return None
 
     def rounds(self) -> list[int]:
         """Return the rounds of which there is a checkpoint, in order."""
-        return [_round(path) for path in self._complete()]
+        return [round_of(path) for path in self._complete()]
 
     def client(self, client: int, round: int) -> SavedClient:
         """Return what the checkpoint of a round has of a client, without reading all the others.
@@ -204,9 +165,9 @@ class CheckpointStore:
         """
         path = self._folder / f"round-{round:05d}"
         try:
-            manifest = _manifest(path)
-            file = _states(path, manifest).get(client)
-            return SavedClient(round, None if file is None else file.read(), _server(path, manifest))
+            manifest = read_manifest(path)
+            file = client_files(path, manifest).get(client)
+            return SavedClient(round, None if file is None else file.read(), server_arrays(path, manifest))
         except Damaged as damage:
             raise UserError(f"the checkpoint is damaged: {damage}", file=str(path)) from None
 
@@ -214,7 +175,7 @@ class CheckpointStore:
         if not self._folder.is_dir():
             return []
         found = [path for path in self._folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, key=_round)
+        return sorted(found, key=round_of)
 
     def _write(self, checkpoint: Checkpoint) -> None:
         self._add(checkpoint.round, checkpoint.clients)
@@ -279,16 +240,16 @@ class CheckpointStore:
         A run left it that was resumed from an earlier checkpoint because the later ones are damaged, or that
         was killed while it wrote.
         """
-        done = _round(self._previous) if self._previous else 0
+        done = round_of(self._previous) if self._previous else 0
         for path in [*self._complete(), *self._folder.glob(".*.partial")]:
-            if path.name.startswith(".") or _round(path) > done:
+            if path.name.startswith(".") or round_of(path) > done:
                 shutil.rmtree(path)
 
     def _adopt(self, pool: Path) -> None:
         """Take states over that lie in a checkpoint's own folder, as of old, which will be removed."""
         for client, file in self._states.items():
             if file.path.parent != pool:
-                adopted = pool / f"client-{client:05d}@{_round(file.path.parent):05d}.safetensors"
+                adopted = pool / f"client-{client:05d}@{round_of(file.path.parent):05d}.safetensors"
                 adopted.unlink(missing_ok=True)
                 link_or_copy(file.path, adopted)
                 self._states[client] = SavedFile(adopted, file.digest)
@@ -314,7 +275,7 @@ class CheckpointStore:
             "clients": {states[client].path.name: states[client].digest for client in sorted(states)},
             "lasting": {name: file.digest for name, file in lasting.items()},
         }
-        manifest["digest"] = _digest_of(manifest)
+        manifest["digest"] = digest_of(manifest)
         write_bytes(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
         for pool, used in ((CLIENTS, states), (SERVER_POOL, lasting)):
             if used:
@@ -328,93 +289,16 @@ class CheckpointStore:
         for name in kept.keys() - known.keys():
             known[name] = set()
             with suppress(Damaged):
-                manifest = _manifest(kept[name])
-                files = [*_states(kept[name], manifest).values(), *_lasting(kept[name], manifest).values()]
+                manifest = read_manifest(kept[name])
+                files = [
+                    *client_files(kept[name], manifest).values(),
+                    *lasting_files(kept[name], manifest).values(),
+                ]
                 known[name] = {file.path.name for file in files}
         self._spoken_of = known
         wanted = set().union(*known.values())
-        for pool, pattern in ((CLIENTS, _STATE), (SERVER_POOL, _LASTING)):
+        for pool, pattern in ((CLIENTS, STATE), (SERVER_POOL, _LASTING)):
             with suppress(FileNotFoundError), os.scandir(self._folder / pool) as entries:
                 for entry in entries:
                     if pattern.fullmatch(entry.name) and entry.name not in wanted:
                         os.unlink(entry.path)
-
-
-def _round(path: Path) -> int:
-    return int(path.name.removeprefix("round-"))
-
-
-def _read(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, SavedFile]]:
-    """Return the checkpoint in a folder, and what lies outside of it: clients' states, the server's arrays.
-
-    Raises:
-        Damaged: It is not what was written, to the bit.
-    """
-    manifest = _manifest(path)
-    states, lasting = _states(path, manifest), _lasting(path, manifest)
-    for file in states.values():
-        file.check()
-    checkpoint = Checkpoint(
-        round=manifest["round"],
-        totals=Totals(**manifest["totals"]),
-        offsets=manifest["offsets"],
-        digests=manifest["digests"],
-        offsets_if_longer=manifest["offsets_if_longer"],
-        digests_if_longer=manifest["digests_if_longer"],
-        scenario=manifest["scenario"],
-        server=_server(path, manifest),
-        clients=SavedStates(dict(states)),
-        lasting=lasting.keys(),
-    )
-    return checkpoint, states, lasting
-
-
-def _server(path: Path, manifest: Mapping[str, Any]) -> Arrays:
-    """Return what the server strategy carries, wherever it lies.
-
-    Raises:
-        Damaged: It is not what was written.
-    """
-    digest = manifest["server"] if "server" in manifest else manifest["files"][SERVER]
-    server = dict(SavedFile(path / SERVER, digest).read())
-    for name, file in _lasting(path, manifest).items():
-        server[name] = file.read()[ARRAY]
-    return dict(sorted(server.items()))
-
-
-def _states(path: Path, manifest: Mapping[str, Any]) -> dict[int, SavedFile]:
-    """Return where the state of every client is that a manifest speaks of."""
-    if "clients" in manifest:
-        found, folder, pattern = manifest["clients"], path.parent / CLIENTS, _STATE
-    else:
-        found, folder, pattern = manifest["files"], path, _OLD_STATE
-    matches = {name: pattern.fullmatch(name) for name in found}
-    return {int(match[1]): SavedFile(folder / name, found[name]) for name, match in matches.items() if match}
-
-
-def _lasting(path: Path, manifest: Mapping[str, Any]) -> dict[str, SavedFile]:
-    """Return where those of the server's arrays are that have files of their own, by name."""
-    pool = path.parent / SERVER_POOL
-    return {
-        name: SavedFile(pool / f"array-{digest}.safetensors", digest)
-        for name, digest in manifest.get("lasting", {}).items()
-    }
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = parse_json((path / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise Damaged(f"{MANIFEST} is missing") from None
-    except (OSError, NotJson):
-        raise Damaged(f"{MANIFEST} cannot be read") from None
-    if not isinstance(manifest, dict) or manifest.pop("digest", None) != _digest_of(manifest):
-        raise Damaged(f"{MANIFEST} is not what was written")
-    if manifest["round"] != _round(path):
-        raise Damaged(f"it is that of round {manifest['round']}")
-    return manifest
-
-
-def _digest_of(manifest: Mapping[str, Any]) -> str:
-    """Return the digest of a manifest's content, however it is laid out."""
-    return sha256(json.dumps(manifest, sort_keys=True).encode())

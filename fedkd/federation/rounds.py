@@ -21,12 +21,13 @@ from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError, de
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.chance import ChanceWatch
-from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
+from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
 from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.saved_arrays import Arrays
+from fedkd.federation.saved_checkpoint import Checkpoint
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan

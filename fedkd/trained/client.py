@@ -23,7 +23,8 @@ from fedkd.data.pixels import Transform
 from fedkd.data.request import Progress
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
-from fedkd.federation.checkpoint import CheckpointStore, SavedClient
+from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.saved_checkpoint import SavedClient
 from fedkd.models.mix import architecture_names
 from fedkd.namespaces import below
 from fedkd.plan.plan import Plan

@@ -251,18 +251,6 @@ def test_unmeasured_accuracy_beside_the_matrix_is_not_left_out_of_the_mean():
     assert math.isnan(metrics.learning_area(holed))
 
 
-def test_spatial_and_temporal_forgetting_per_client_and_old_task():
-    start = [[0.90, 0.80], [0.70, 0.60]]  # 2 clients, 2 old tasks
-    learned = [[0.75, 0.80], [0.75, 0.40]]
-    guided = [[0.85, 0.70], [0.75, 0.50]]
-    temporal = metrics.temporal_forgetting(start, learned)
-    spatial = metrics.spatial_forgetting(learned, guided)
-    np.testing.assert_allclose(temporal, [[0.15, 0.0], [-0.05, 0.20]], **CLOSE)
-    np.testing.assert_allclose(spatial, [[-0.10, 0.10], [0.0, -0.10]], **CLOSE)
-    # over the round: 0.90 → 0.85, 0.80 → 0.70, 0.70 → 0.75, 0.60 → 0.50
-    np.testing.assert_allclose(temporal + spatial, [[0.05, 0.10], [-0.05, 0.10]], **CLOSE)
-
-
 @pytest.mark.parametrize("name", CALLS)
 def test_matrix_that_is_not_square_is_refused(name):
     for matrix in ([], [[]], [0.5], [[0.5, 0.6]], [[[0.5]]]):
@@ -281,8 +269,6 @@ def test_matrix_that_is_not_square_is_refused(name):
         (lambda: metrics.summarise(R, curves=CURVES[:3]), "curves must have shape"),
         (lambda: metrics.learning_area([]), "curve must have shape"),
         (lambda: metrics.learning_area(CURVES), "curve must have shape"),
-        (lambda: metrics.spatial_forgetting([0.5, 0.6], [0.5]), "one shape"),
-        (lambda: metrics.temporal_forgetting([[0.5]], [0.5]), "one shape"),
     ],
 )
 def test_wrong_shape_is_refused(call, what):
@@ -294,7 +280,6 @@ def test_single_precision_is_widened_before_anything_is_computed():
     narrow = R.astype(np.float32)
     wide = narrow.astype(np.float64)
     assert metrics.summarise(narrow, curves=[narrow[0]] * 4) == metrics.summarise(wide, curves=[wide[0]] * 4)
-    assert metrics.spatial_forgetting(narrow, narrow).dtype == np.float64
 
 
 accuracies = st.floats(0.0, 1.0, width=32)

@@ -13,7 +13,8 @@ import pytest
 
 from fedkd.federation import checkpoint as module
 from fedkd.federation import saved_arrays
-from fedkd.federation.checkpoint import Checkpoint, CheckpointStore
+from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.saved_checkpoint import Checkpoint, digest_of
 from fedkd.tracking.totals import Totals
 
 EVERY_TYPE = {
@@ -219,7 +220,7 @@ def in_old_layout(folder: Path) -> None:
         manifest["files"][old] = digest
     (folder / "checkpoints" / "clients").rmdir()
     del manifest["digest"]
-    manifest["digest"] = module._digest_of(manifest)
+    manifest["digest"] = digest_of(manifest)
     replace_bytes(checkpoint / "manifest.json", json.dumps(manifest).encode())
 
 
