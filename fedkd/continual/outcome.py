@@ -68,6 +68,7 @@ class StreamOutcome:
         counted: Clients that count in means over clients.
         lessons: What every client learned, and when.
         in_step: Whether all learned the same at the same time.
+        learned: Which of its tasks every client learned, N times `[T]`; empty: all.
     """
 
     tasks: int
@@ -77,6 +78,7 @@ class StreamOutcome:
     counted: frozenset[int]
     lessons: tuple[Lessons, ...]
     in_step: bool
+    learned: Sequence[NDArray[np.bool_]] = ()
 
     def test(self, protocol: Protocol, split: Split) -> ProtocolOutcome:
         """Return what was reached under a protocol on a split."""
@@ -245,7 +247,7 @@ def stream_outcome(
         "stored_bytes_per_task": per_task,
         "peak_bytes": ends["peak_bytes"],
     }
-    return StreamOutcome(tasks, main, tests, costs, counted, lessons, in_step)
+    return StreamOutcome(tasks, main, tests, costs, counted, lessons, in_step, learned)
 
 
 def _mean(matrices: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:

@@ -26,20 +26,13 @@ class Allowance(KernelMode):
         self._told = told
         self._asked = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation unless it asks for too much.
 
         Raises:
             UserError: It does.
         """
-        kwargs = kwargs or {}
-        first = func._schema.arguments[:1]
+        first = kernel._schema.arguments[:1]
         if first and first[0].name == "size" and args:
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
             self._asked += prod(args[0]) * dtype.itemsize
@@ -49,4 +42,4 @@ class Allowance(KernelMode):
                     f" {self._told}",
                     key="clients.model",
                 )
-        return func(*args, **kwargs)
+        return kernel(*args, **kwargs)

@@ -10,7 +10,21 @@ from torch.utils.flop_counter import flop_registry
 
 
 class KernelMode(TorchDispatchMode):
-    """A mode to be derived from: its `__torch_dispatch__` is called as it is."""
+    """A mode to be derived from: while it is entered, `run` is asked to run every kernel."""
+
+    def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a kernel and return its result."""
+        return kernel(*args, **kwargs)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Hand a kernel over to `run`."""
+        return self.run(func, args, kwargs or {})
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -28,22 +42,15 @@ class FlopCounter(KernelMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run an operation and count what it does; one without a formula counts by its parts."""
-        kwargs = kwargs or {}
-        formula = flop_registry.get(func._overloadpacket)
+        formula = flop_registry.get(kernel._overloadpacket)
         if formula is None:
             with self:
-                parts = func.decompose(*args, **kwargs)
+                parts = kernel.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        result = func(*args, **kwargs)
+        result = kernel(*args, **kwargs)
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=result)
         return result

@@ -169,26 +169,26 @@ class _Recorder(KernelMode):
         """Return what a tensor is known by."""
         return _Number(self._numbers.get(tensor, -1))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run a kernel and take it down."""
         noted_args, noted_kwargs = tree_map_only(Tensor, self.number, (args, kwargs))
-        result = func(*args, **kwargs)
-        if func.namespace != "profiler":
+        result = kernel(*args, **kwargs)
+        if kernel.namespace != "profiler":
             for tensor in tree_leaves(result):
                 if isinstance(tensor, Tensor) and tensor not in self._numbers:
                     self._numbers[tensor] = self._count
                     self._count += 1
-            if func is _VIEW and result.shape == args[0].shape and result.stride() == args[0].stride():
+            if kernel is _VIEW and result.shape == args[0].shape and result.stride() == args[0].stride():
                 self._numbers[result] = self._numbers.get(args[0], -1)  # the same to whoever does not look
                 return result
             told = tree_map_only(Tensor, self.number, result)
             tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-            draws = torch.Tag.nondeterministic_seeded in func.tags
-            written = _written(func, args, kwargs)
+            draws = torch.Tag.nondeterministic_seeded in kernel.tags
+            written = _written(kernel, args, kwargs)
             pure = not (draws or written)
             changes = draws or any(t.untyped_storage().data_ptr() in self._outside for t in written)
-            looks = _looks(func, tensors)
-            self.calls.append(_Call(func, noted_args, noted_kwargs, told, looks, pure, changes))
+            looks = _looks(kernel, tensors)
+            self.calls.append(_Call(kernel, noted_args, noted_kwargs, told, looks, pure, changes))
         return result
 
 

@@ -81,7 +81,7 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
     tests = [outcome.test(protocol, "global") for protocol in outcome.protocols]
     data, rows = [], []
     for test, (colour, _, _) in zip(tests, looks(len(tests)), strict=True):
-        lost = forgotten(test)
+        lost = forgotten(outcome, test)
         shown = [None if isnan(v) else 100 * v for v in lost]
         data.append(
             {
@@ -102,7 +102,7 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
             data,
             named_axes(x="task") | {"yaxis": {"title": {"text": "points"}}, "barmode": "group"},
             "Best accuracy on the task since it was learned, before the last task, minus that at the end;"
-            " mean over clients.",
+            " mean over the clients that learned it.",
         )
     data, rows = [], []
     for test, (colour, dash, _) in zip(tests, looks(len(tests)), strict=True):
@@ -123,14 +123,22 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
     )
 
 
-def forgotten(test: ProtocolOutcome) -> np.ndarray:
-    """Return how much of each task but the last is gone at the end, `[T−1]`, the mean over clients.
+def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> np.ndarray:
+    """Return how much of each task but the last is gone at the end, `[T−1]`.
+
+    It is the mean over the clients that count in means and have learned the task; NaN where there are none.
 
     Args:
-        test: What was reached under a protocol. NaN: of no client is it known.
+        outcome: What the run reached.
+        test: What it reached under a protocol.
     """
-    matrices = [R for R, _ in test.clients.values() if R.shape == test.R.shape] or [test.R]
-    lost = np.stack([forgetting_per_task(R) for R in matrices])
+    lost = np.full((len(test.clients) + 1, len(test.R) - 1), np.nan)
+    for row, client in enumerate(sorted(outcome.counted & test.clients.keys())):
+        R, _ = test.clients[client]
+        if R.shape == test.R.shape:
+            lost[row] = forgetting_per_task(R)
+            if outcome.learned:
+                lost[row, ~outcome.learned[client][:-1]] = np.nan
     known = ~np.isnan(lost)
     return np.divide(
         np.where(known, lost, 0.0).sum(axis=0),

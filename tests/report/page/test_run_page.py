@@ -7,8 +7,11 @@ import pytest
 
 import fedkd
 from fedkd.cli import main
+from fedkd.continual.lessons import Lessons
+from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.errors import UserError
 from fedkd.report.page.record import read_record
+from fedkd.report.page.stream import forgotten
 from fedkd.report.page.write import report_at_the_end, write_report
 from fedkd.tracking.recorder import Recorder
 
@@ -239,3 +242,15 @@ def test_a_stream_ends_with_its_page(digits_scenario, tmp_path, payload_of, monk
     halfway = payload_of(write_report([tmp_path / "run"]))
     valid(halfway)
     assert "forgetting" not in halfway["figures"] and "matrix-task_incremental" in halfway["figures"]
+
+
+def test_forgetting_is_of_the_clients_that_count_and_have_learned_the_task():
+    R = np.array([[0.9, 0.1, 0.1], [0.5, 0.8, 0.1], [0.3, 0.6, 0.7]])
+    clients = {0: (R, R[0]), 1: (R / 2, R[0]), 2: (R / 9, R[0])}
+    test = ProtocolOutcome("task_incremental", "global", R, R[0], clients, {})
+    lessons = (Lessons.of([(task, task + 1, task + 1) for task in range(3)]),) * 3
+    learned = [np.array([True, True, True]), np.array([False, True, True]), np.array([True, True, True])]
+    outcome = StreamOutcome(
+        3, "task_incremental", (test,), {}, frozenset({0, 1}), lessons, in_step=True, learned=learned
+    )
+    np.testing.assert_allclose(forgotten(outcome, test), [0.6, (0.2 + 0.1) / 2], atol=1e-12)
