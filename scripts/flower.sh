@@ -48,7 +48,7 @@ if [ -d "$1" ]; then
   app=$(realpath "$1") nodes=$2
   shift 2
   run "$app" --stream ${1:+--run-config "$*"} --federation-config "num-supernodes=$nodes"
-  if ! flwr list --format json | grep -q "finished:completed"; then
+  if [[ $(flwr list --format json) != *finished:completed* ]]; then
     echo "error: the run did not finish; see the log above" >&2
     exit 3
   fi

@@ -14,7 +14,7 @@ if [ ! -x .venv/bin/python ]; then
   "$python" -m venv .venv
 fi
 driver() { [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null; }
-told() { env .venv/bin/python -m pip config list 2>/dev/null | grep -qE 'index-url|find-links'; }
+told() { [[ $(env .venv/bin/python -m pip config list 2>/dev/null) =~ index-url|find-links ]]; }
 if ! .venv/bin/python -c 'import torch' 2>/dev/null && [ "$(uname -s)" = Linux ] && ! told; then
   backend=${TORCH_BACKEND:-$(driver && echo auto || echo cpu)}
   echo "installing torch for '$backend'$(driver || echo ": no NVIDIA driver is found"); TORCH_BACKEND names another"

@@ -19,7 +19,8 @@ if [ -n "${FEDKD_ENV:-}" ]; then source "$FEDKD_ENV/bin/activate"; fi
 
 # A port, and a folder for Ray's sockets, of this job's own. Their paths have to be short. A node is for one job alone
 # (--exclusive): `ray symmetric-run` starts on none on which Ray runs, and in the end stops all of this user's.
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes%%$'\n'*}  # no pipe: one that is closed early would end a script that stops at errors
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_TMPDIR="/tmp/ray-$SLURM_JOB_ID"
 mkdir -m 700 -p "$RAY_TMPDIR"
