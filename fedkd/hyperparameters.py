@@ -108,6 +108,11 @@ def _problem(cls: Any, base: type) -> str | None:
     return None
 
 
+def hyperparameter_names(cls: type) -> list[str]:
+    """Return the names of a part's hyper-parameters in the order in which it declares them."""
+    return [field.name for field in dataclasses.fields(cls) if field.init]
+
+
 def hyperparameters_of(cls: type) -> list[HyperParameter]:
     """Return a part's hyper-parameters in the order in which it declares them."""
     hints = get_type_hints(cls, include_extras=True)

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,26 +87,53 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_data_root(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real data sets, but few images in the place of cifar10-jpeg's, which take long to decode."""
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("mnist", "fashion-mnist"):
+        (folder / name).symlink_to(data_root / name)
+    (folder / "cifar10-jpeg").mkdir()
+    with tarfile.open(folder / "cifar10-jpeg" / "cifar10-jpeg-q75.tar.xz", "w:xz", preset=0) as archive:
+        for split, each in (("train", 500), ("test", 100)):
+            for index in range(10 * each):
+                colour = (25 * (index % 10), index // 10 % 256, index // 2560 * 25)
+                file = io.BytesIO()
+                Image.new("RGB", (32, 32), colour).save(file, "jpeg")
+                member = tarfile.TarInfo(f"{split}/class{index % 10}/{index // 10:04}.jpg")
+                member.size = file.tell()
+                file.seek(0)
+                archive.addfile(member, file)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def load_once() -> Callable[..., Dataset]:
     """A `load_dataset` that remembers the built-in data sets, which take long to unpack."""
     from fedkd.data.registry import DATASETS, load_dataset
-    from fedkd.data.request import SourceRequest
+    from fedkd.data.request import silent
 
-    @cache
-    def built_in(name: str, root: Path, integers: bool) -> Dataset:
-        return load_dataset(SourceRequest(name, root, integers=integers))
+    read: dict[str, Dataset] = {}
 
     def load(request: Any, **keys: str) -> Dataset:
-        if request.name in DATASETS.builtin and not request.args:
-            return built_in(request.name, request.root, request.integers)
-        return load_dataset(request, **keys)
+        if request.name not in DATASETS.builtin:
+            return load_dataset(request, **keys)
+        key = repr(replace(request, progress=silent))
+        if key not in read:
+            read[key] = load_dataset(request, **keys)
+        return read[key]
 
     return load
 
 
 @pytest.fixture
-def read_once(load_once, monkeypatch) -> None:
-    """Have all scenarios of these tests share the data sets that are read."""
+def read_once(load_once, tmp_path_factory, monkeypatch) -> None:
+    """Have all scenarios of these tests share the data sets that are read, and spare the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.setattr("fedkd.data.scenario_sources.load_dataset", load_once)
 
 
@@ -157,14 +184,17 @@ def ray_session():
 
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        num_gpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-    )
+    from fedkd.engine.ray_lean import lean
+
+    with lean():
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
     yield
     ray.shutdown()

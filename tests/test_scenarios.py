@@ -64,7 +64,7 @@ def with_data(request, monkeypatch):
 
     def prepare(path: Path) -> None:
         if path.stem not in NEEDS_NO_DATA:
-            monkeypatch.setenv("FEDKD_DATA", str(request.getfixturevalue("data_root")))
+            monkeypatch.setenv("FEDKD_DATA", str(request.getfixturevalue("small_data_root")))
             request.getfixturevalue("read_once")
 
     return prepare

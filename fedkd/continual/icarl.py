@@ -37,7 +37,7 @@ class ICaRL(Learner):
     ::
 
         train:   own samples and all exemplars in the same batches; g_y(x) = σ(z_y(x)) for every unit y,
-                 q = g of the network as it was when the task began, δ_y = 1 if x is of class y, else 0
+                 q = σ(z / T) of the network as it was when the task began, δ_y = 1 if x is of class y, else 0
                  − mean_x [ Σ_{new y} ( δ_y log g_y + (1 − δ_y) log(1 − g_y) )
                           + Σ_{old y} ( q_y log g_y + (1 − q_y) log(1 − g_y) ) ]
         end:     φ(x) = features / ‖features‖; of each new class, with the mean μ of its φ, one exemplar
@@ -62,6 +62,9 @@ class ICaRL(Learner):
     memory_size: Annotated[int, Field(ge=1)] = 1000
     """K: exemplars of all classes together; 2,000 for 100 classes of CIFAR in the paper. Classes beyond K
     have none, and are never the answer."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """T: of the old network's outputs alone; 1 in the paper, 2 in the programs of van de Ven et al. (Nature
+    Machine Intelligence 2022). Above 1 it is less sure of what it says of classes that it has not met."""
 
     def check(self, network: nn.Module) -> None:
         """Refuse a network whose features cannot be read.
@@ -115,7 +118,7 @@ class ICaRL(Learner):
         old = _units(context)[1]
         if not has_teacher(context) or not len(old):
             return None
-        return _binary(step.outputs(), taught(context, step.inputs).sigmoid(), old)
+        return _binary(step.outputs(), (taught(context, step.inputs) / self.temperature).sigmoid(), old)
 
     # Answers ------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.errors import UserError, did_you_mean
 from fedkd.explain import show_value
-from fedkd.hyperparameters import build_part, hyperparameters_of
+from fedkd.hyperparameters import build_part, hyperparameter_names
 from fedkd.scenario.schema import Continual, Fusion, Section
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _bind(
     given = dict(extra or {})
     try:
         cls = load(name)
-        known = [parameter.name for parameter in hyperparameters_of(cls)]
+        known = hyperparameter_names(cls)
         table.check_names(name, given, known)
         part = build_part(cls, name, given, key=table.key)
     except UserError as error:

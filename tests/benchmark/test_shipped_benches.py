@@ -58,8 +58,8 @@ def test_is_described_and_named_like_its_file(path):
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in RUN], ids=lambda path: path.stem)
-def test_dry_run(path, tmp_path, capsys, data_root, read_once, monkeypatch):
-    monkeypatch.setenv("FEDKD_DATA", str(data_root))
+def test_dry_run(path, tmp_path, capsys, small_data_root, read_once, monkeypatch):
+    monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
     axes = {axis.name for axis in plan_bench(path).axes}
     short = [
         f"{key}=30" for key in ("data.partition.samples_per_client", "data.test_size") if key not in axes
@@ -80,8 +80,8 @@ def test_quickstart_shortened(tmp_path):
 
 
 @pytest.mark.parametrize("name", SHORT_STREAMS)
-def test_streams_shortened(name, tmp_path, data_root, read_once, monkeypatch):
-    monkeypatch.setenv("FEDKD_DATA", str(data_root))
+def test_streams_shortened(name, tmp_path, small_data_root, read_once, monkeypatch):
+    monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
     # Laying out each cell's matrix takes longer than its run, and is tested elsewhere.
     monkeypatch.setattr("fedkd.report.continual.draw_accuracy_matrix", lambda *arguments: None)
     path, own = FOLDER / f"{name}.toml", SHORT_STREAMS[name]

@@ -96,10 +96,12 @@ def test_classes_keep_the_first_of_their_exemplars():
 # The loss -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["own heads", "shared head"])
-def test_loss_by_hand(apart):
+@pytest.mark.parametrize(
+    ("apart", "temperature"), [(False, 1.0), (True, 2.0)], ids=["own heads", "shared head"]
+)
+def test_loss_by_hand(apart, temperature):
     data, net = stream(apart=apart), network()
-    learning = start(ICaRL(memory_size=8), net, data, EVERY if apart else None)
+    learning = start(ICaRL(memory_size=8, temperature=temperature), net, data, EVERY if apart else None)
     learn_task(learning, data, 0)
     teacher = copy.deepcopy(net)
     learning.enter(1)
@@ -114,7 +116,7 @@ def test_loss_by_hand(apart):
     loss = loss + learner.penalty(context, Step(x, model, loss, y, tasks))
 
     with torch.no_grad():
-        g, q = (1 / (1 + np.exp(-n(x).numpy())) for n in (net, teacher))
+        g, q = (1 / (1 + np.exp(-n(x).numpy() / t)) for n, t in ((net, 1.0), (teacher, temperature)))
     wanted = np.zeros((13, 4))
     wanted[:, :2] = q[:, :2]  # task 0 has units 0 and 1
     unit = y.numpy() if apart else y.numpy() + 2 * tasks.numpy()

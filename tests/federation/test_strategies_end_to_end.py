@@ -9,21 +9,14 @@ from typing import Any
 
 import pytest
 import tomli_w
-from flwr.app import Context, Message
+from on_actors import SharedActors, shared_actors
 from stopping import StopInRound
 
 import fedkd
-from fedkd.data.federated import FederatedData, load_federated_data
-from fedkd.engine.clients import ScenarioWorkload
-from fedkd.engine.ray_grid import RayGrid
+from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted
-from fedkd.federation.identity import node_id_of
-from fedkd.federation.node_subset import NodeSubset
-from fedkd.federation.rounds import Rounds
-from fedkd.federation.run_control import RunControl
-from fedkd.federation.server_app import server_strategy
 from fedkd.fusion.registry import STRATEGIES, make_strategy
-from fedkd.plan.load import load_plan, load_scenario
+from fedkd.plan.load import load_scenario
 
 SMALL: dict[str, dict[str, Any]] = {
     "cfd": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2, "bits_down": 3},
@@ -86,32 +79,13 @@ def write(folder: Path, strategy: str, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def actors(ray_session, tmp_path_factory) -> Iterator[RayGrid]:
-    """Two actors that hold the clients of all strategies, those of one after those of another.
-
-    To start actors takes longer than to run all of this on them.
-    """
+def actors(ray_session, tmp_path_factory) -> Iterator[SharedActors]:
     scenarios = [
         load_scenario(write(tmp_path_factory.mktemp("actors"), strategy, clients=clients_for(strategy)))
         for strategy in ALL
     ]
-
-    class Clients:  # pickled by value, as actors cannot import tests
-        def __init__(self, texts: list[str], data: FederatedData) -> None:
-            self._workloads = [ScenarioWorkload(text, data) for text in texts]
-
-        def app(self, message: Message, context: Context) -> Message:
-            return self._workloads[0].app(message, context)
-
-        def context(self, index: int) -> Context:
-            return self._workloads[index // CLIENTS].context(index % CLIENTS)
-
-    texts = [scenario.model_dump_json() for scenario in scenarios]
-    data = load_federated_data(scenarios[0])  # the same for all
-    grid = RayGrid(Clients, (texts, data), [1.0] * CLIENTS * len(ALL), actors=2)
-    grid.wait_until_ready()
-    yield grid
-    grid.close()
+    with shared_actors(scenarios, [load_federated_data(scenarios[0])] * len(ALL)) as actors:
+        yield actors
 
 
 def run(path: Path, out: Path) -> bytes:
@@ -132,13 +106,7 @@ def test_mixed_with_absent_clients_interrupted_and_on_actors(strategy, actors, t
     fedkd.resume(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == unbroken
 
-    plan, first = load_plan(path), ALL.index(strategy) * CLIENTS
-    data = load_federated_data(plan.scenario)
-    nodes = [node_id_of(first + client) for client in range(CLIENTS)]
-    server, folder = server_strategy(plan, data), tmp_path / "actors"
-    folder.mkdir()
-    Rounds(plan, NodeSubset(actors, nodes), server, RunControl(folder)).run()
-    assert (folder / "metrics.jsonl").read_bytes() == unbroken
+    assert actors.metrics(ALL.index(strategy), tmp_path / "actors") == unbroken
 
 
 @pytest.mark.parametrize("strategy", ALL)
