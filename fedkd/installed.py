@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
 
 NEEDED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "flwr", "ray", "pydantic", "safetensors")
@@ -26,11 +27,18 @@ def versions() -> dict[str, str]:
     from fedkd import __version__
 
     found = {"fedkd": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    torch = sys.modules.get("torch")  # whoever has run anything has it
+    cuda = getattr(getattr(torch, "version", None), "cuda", None)
+    return found | _of_packages() | ({"cuda": cuda} if isinstance(cuda, str) else {})
+
+
+@cache
+def _of_packages() -> dict[str, str]:
+    """Return the versions of what fedkd asks for, which take a small run's time to read."""
+    found = {}
     for package in dependencies():
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    torch = sys.modules.get("torch")  # whoever has run anything has it
-    cuda = getattr(getattr(torch, "version", None), "cuda", None)
-    return found | ({"cuda": cuda} if isinstance(cuda, str) else {})
+    return found

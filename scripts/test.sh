@@ -3,5 +3,7 @@
 # on to pytest, e.g. -k knfu, or -m slow for the long anchors.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" test
+# A hundred processes import fedkd, and three rewrite all assertions, which is quick where somebody has compiled them.
+unset PYTHONDONTWRITEBYTECODE
 processes=$(.venv/bin/python -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
 exec .venv/bin/python -m pytest --numprocesses "$processes" --dist loadfile --no-loadscope-reorder "$@"

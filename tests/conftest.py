@@ -41,6 +41,28 @@ def laid_out() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def pictureless() -> Iterator[dict[str, Any]]:
+    """Have runs end without the figures of a stream: to lay them out takes as long as a small run."""
+    from fedkd.report import continual, schedule
+
+    drawn = {
+        "fedkd.report.continual.draw_accuracy_matrix": continual.draw_accuracy_matrix,
+        "fedkd.report.schedule.draw_schedule_figure": schedule.draw_schedule_figure,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in drawn:
+            patch.setattr(name, lambda *arguments: None)
+        yield drawn
+
+
+@pytest.fixture
+def drawn(pictureless: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs end with their figures."""
+    for name, draw in pictureless.items():
+        monkeypatch.setattr(name, draw)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def unsynced() -> Iterator[None]:
     """Have no test wait for the disk: processes are killed here, power does not fail."""
     with pytest.MonkeyPatch.context() as patch:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,15 @@ def test_what_the_contributors_guide_names_is_there():
 # Versions ---------------------------------------------------------------------------------------------------
 
 
-def test_versions_are_of_all_that_is_asked_for(monkeypatch):
+@pytest.fixture
+def unread() -> Iterator[None]:
+    """Have versions be read anew."""
+    installed._of_packages.cache_clear()
+    yield
+    installed._of_packages.cache_clear()
+
+
+def test_versions_are_of_all_that_is_asked_for(unread, monkeypatch):
     monkeypatch.setattr(
         installed, "requires", lambda name: ["numpy>=2.0", "wandb", 'pytest>=8; extra == "test"']
     )
@@ -58,7 +67,7 @@ def test_versions_are_of_all_that_is_asked_for(monkeypatch):
     assert {"python", "platform"} <= found.keys() and all(isinstance(v, str) for v in found.values())
 
 
-def test_versions_without_an_installed_package(monkeypatch):
+def test_versions_without_an_installed_package(unread, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 

@@ -150,7 +150,7 @@ def test_passes_its_check(path, with_data, capsys):
 
 
 @pytest.mark.parametrize("path", by_name(PATHS))
-@pytest.mark.usefixtures("paged")
+@pytest.mark.usefixtures("paged", "drawn")
 def test_runs_shortened(path, with_data, tmp_path, capsys):
     with_data(path)
     out = tmp_path / "run"

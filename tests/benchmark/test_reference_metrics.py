@@ -21,7 +21,6 @@ RELATIVE = ("intransigence", "gain_over_single")
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Figures take longer than everything else and are tested elsewhere."""
-    monkeypatch.setattr("fedkd.report.continual.draw_accuracy_matrix", lambda *args: None)
     monkeypatch.setattr("fedkd.report.figures.draw_figures", lambda *args: None)
 
 

@@ -82,8 +82,6 @@ def test_quickstart_shortened(tmp_path):
 @pytest.mark.parametrize("name", SHORT_STREAMS)
 def test_streams_shortened(name, tmp_path, small_data_root, read_once, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
-    # Laying out each cell's matrix takes longer than its run, and is tested elsewhere.
-    monkeypatch.setattr("fedkd.report.continual.draw_accuracy_matrix", lambda *arguments: None)
     path, own = FOLDER / f"{name}.toml", SHORT_STREAMS[name]
     varied = {key for axis in plan_bench(path).axes for level in axis.levels for key in level.changes}
     short = [*(word for word in SHORT if word.partition("=")[0] not in varied), *own]

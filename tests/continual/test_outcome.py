@@ -236,7 +236,7 @@ def test_bytes_are_those_at_the_end_of_the_last_task():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(pictureless, tmp_path_factory):
     """A run of three clients over three pairs of digits, with guidance and curves."""
     folder = tmp_path_factory.mktemp("stream")
     tables = {
@@ -260,7 +260,10 @@ def finished(tmp_path_factory):
         "engine": {"kind": "inline"},
     }
     (folder / "scenario.toml").write_text(tomli_w.dumps(tables))
-    return fedkd.run(folder / "scenario.toml", out=folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, draw in pictureless.items():
+            patch.setattr(name, draw)
+        return fedkd.run(folder / "scenario.toml", out=folder / "run")
 
 
 def test_the_files_of_a_stream_are_there(finished):

@@ -45,7 +45,7 @@ def test_these_are_all():
 def test_to_the_byte(learner, model, digits_scenario, tmp_path, monkeypatch):
     del digits_scenario["rounds"]
     data = digits_scenario["data"] | {
-        "clients": 2,
+        "clients": 1,
         "partition": {"scheme": "iid", "samples_per_client": 50},
         "transfer": {"size": 24},
         "test_size": 60,

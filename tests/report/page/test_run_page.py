@@ -216,8 +216,7 @@ def test_what_is_no_folder_of_runs_is_told_of(make_run, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("paged")
-def test_a_stream_ends_with_its_page(digits_scenario, tmp_path, payload_of, monkeypatch):
-    monkeypatch.setattr("fedkd.report.continual.draw_accuracy_matrix", lambda *arguments: None)
+def test_a_stream_ends_with_its_page(digits_scenario, tmp_path, payload_of):
     stream = {"kind": "split", "count": 2, "classes_per_task": 2}
     small = {"dataset": "digits", "clients": 2, "transfer": {"source": "holdout", "size": 10}}
     data = small | {"partition": {"scheme": "iid", "samples_per_client": 20}, "test_size": 20}
