@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -49,6 +50,8 @@ class Watch(RunObserver):
         """Take down the processor time of a round."""
         now = time.process_time()
         self.rounds.append({**self.taken, WHOLE: now - self._begun})
+        parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in self.rounds[-1].items())
+        print(f"round {report.round}, processor time: {parts}", file=sys.stderr, flush=True)
         self.taken.clear()
         self._begun = now
 
