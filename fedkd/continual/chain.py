@@ -8,8 +8,12 @@ from itertools import pairwise
 from torch import nn
 
 from fedkd.continual.layers import Layer
+from fedkd.models.batch_last import Conv2d
 from fedkd.models.classifier import Classifier
 from fedkd.models.pooling import MaxPool2d
+
+LAYERS = (nn.Linear, nn.Conv2d, Conv2d)
+"""What units belong to."""
 
 BETWEEN = (
     *(nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten),
@@ -27,7 +31,7 @@ def chain_of(network: nn.Module) -> tuple[Layer, ...]:
     """
     layers: list[Layer] = []
     for name, module in _modules(network):
-        if isinstance(module, nn.Linear | nn.Conv2d) and type(module) in (nn.Linear, nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d) and type(module) in LAYERS:
             if isinstance(module, nn.Conv2d) and module.groups != 1:
                 raise ValueError(f"'{name}' is a convolution in groups")
             layers.append(Layer(name, module, False))

@@ -8,6 +8,7 @@ from flwr.app import Context, Message
 
 from fedkd.engine.blocks import Blocks
 from fedkd.engine.grid import EngineGrid
+from fedkd.engine.heap import keep_freed_memory
 from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.live_clients import LiveClients, Room, Together
 from fedkd.federation.arrays import from_record, to_record
@@ -41,6 +42,7 @@ class InlineGrid(EngineGrid):
     ) -> None:
         super().__init__(num_clients)
         assume_identity()
+        keep_freed_memory()
         self._clients = LiveClients(app, make_context, together, room)
         self._blocks = blocks or Blocks.alone(num_clients)
         self._states = IdleStates((room or Room()).folder) if keeps_states else None

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message
 
+from fedkd.engine.heap import keep_freed_memory
 from fedkd.engine.live_clients import LiveClients
 from fedkd.engine.work_note import WorkNote
 from fedkd.federation.identity import assume_identity, client_of
@@ -57,6 +58,7 @@ class ClientActor:
             Exception: What the workload raised while it was being made.
         """
         assume_identity()
+        keep_freed_memory()
         self._note = WorkNote(note)
         with contained():
             self._workload: Workload = make_workload(*arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedkd.errors import UserError
+from fedkd.models.batch_last import Conv2d
 from fedkd.models.classifier import Classifier, image_shape
 from fedkd.models.pooling import MaxPool2d
 
@@ -37,10 +38,10 @@ def lenet(input_shape: tuple[int, ...], classes: int) -> Classifier:
 
     body = nn.Sequential(
         # Pooling before the ReLU gives the same values on a quarter of the elements.
-        nn.Conv2d(channels, 6, 5, padding=first),
+        Conv2d(channels, 6, 5, padding=first),
         MaxPool2d(2),
         nn.ReLU(),
-        nn.Conv2d(6, 16, 5, padding=second),
+        Conv2d(6, 16, 5, padding=second),
         MaxPool2d(2),
         nn.ReLU(),
         nn.Flatten(),

@@ -1,21 +1,28 @@
-"""Max-pooling of 2×2 windows that is quick where nobody will ask which value was the largest."""
+"""Max-pooling of 2×2 windows that is quick where few channels are pooled, or nobody will go back."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from fedkd.models.batch_last import HalvingMax, halved_max, lies_batch_last
+
 
 class MaxPool2d(nn.MaxPool2d):
-    """`torch.nn.MaxPool2d`, quicker in predictions on a CPU, and the same numbers.
+    """`torch.nn.MaxPool2d`, quicker on a CPU, and the same numbers.
 
     torch's own kernel also notes where each maximum was, which only training needs, and goes through the
-    channels of one pixel at a time: of a LeNet's 6 it can take but 6 at once. Without gradients this takes
-    whole rows of an image that is stored channels last.
+    channels of one pixel at a time: of a LeNet's 6 it can take but 6 at once. This takes whole rows of images
+    that lie batch last and, without gradients, of those that are stored channels last.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima ``[B, C, H', W']`` of windows of images ``[B, C, H, W]``."""
+        if self._halves and lies_batch_last(input) and min(input.shape[2:]) > 1:
+            if not (torch.is_grad_enabled() and input.requires_grad):
+                return halved_max(input)
+            out: Tensor = HalvingMax.apply(input)
+            return out
         if torch.is_grad_enabled() or not self._halves or not _lies_channels_last(input):
             return super().forward(input)
         height, width = 2 * (input.shape[2] // 2), 2 * (input.shape[3] // 2)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fedkd.models.batch_last import Conv2d
 from fedkd.models.build import blank_inputs
 from fedkd.models.mode import predicting
 from fedkd.models.pooling import MaxPool2d
@@ -33,6 +34,8 @@ def _put(root, path, part, buffer=False):
     else:
         setattr(root, last, part)
 '''
+ZOO = (Conv2d, MaxPool2d)
+"""The zoo's own layers, which compute what torch's of the same names do."""
 TRIED = 4
 """Samples that tell whether the source computes what the network does."""
 
@@ -108,10 +111,10 @@ def _samples(input_shape: Sequence[int], dtype: np.dtype | type) -> list[Tensor]
 
 
 class _Tracer(fx.Tracer):
-    """Takes the zoo's pooling as a whole, as it does torch's: the numbers are the same."""
+    """Takes the zoo's own layers as a whole, as it does torch's, whose names they have."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) is MaxPool2d or super().is_leaf_module(m, module_qualified_name)
+        return type(m) in ZOO or super().is_leaf_module(m, module_qualified_name)
 
 
 def _written(network: nn.Module, name: str) -> str:
@@ -121,7 +124,7 @@ def _written(network: nn.Module, name: str) -> str:
     for path, module in network.named_modules():
         if path in called:
             kind = type(module).__name__
-            if getattr(nn, kind, None) is not type(module) and type(module) is not MaxPool2d:
+            if getattr(nn, kind, None) is not type(module) and type(module) not in ZOO:
                 raise TypeError(f"{kind} is no module of torch's")
             put.append(f"_put(self, {path!r}, nn.{kind}({module.extra_repr()}))")
     held = tuple(f"{path}." for path in called)

@@ -10,8 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedkd.models.batch_last import Conv2d
 from fedkd.models.mode import predicting
 from fedkd.training.losses import in_floats
+
+AT_ONCE = 256
+"""Samples that are predicted at a time."""
+AT_ONCE_BATCH_LAST = 128
+"""The same where images lie batch last, and all of a layer passes the cache once for each kernel."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Score:
 
 
 def predict_in_batches(
-    model: nn.Module, outputs: Callable[[Tensor], Tensor], x: Tensor, batch_size: int = 256
+    model: nn.Module, outputs: Callable[[Tensor], Tensor], x: Tensor, batch_size: int | None = None
 ) -> Tensor:
     """Return what `outputs` makes of samples ``[M, *input_shape]``: ``[M, ...]`` float32, on their device.
 
@@ -41,15 +47,18 @@ def predict_in_batches(
         model: What `outputs` computes with.
         outputs: From a batch ``[B, *input_shape]`` to a tensor ``[B, ...]``.
         x: The samples.
-        batch_size: B; the last batch may be smaller.
+        batch_size: B; the last batch may be smaller. None: what suits the model.
     """
+    if batch_size is None:
+        own = any(isinstance(module, Conv2d) for module in model.modules())
+        batch_size = AT_ONCE_BATCH_LAST if own else AT_ONCE
     starts = range(0, max(len(x), 1), batch_size)  # no samples are one empty batch: its output has C columns
     with predicting(model):
         batches = [outputs(x[start : start + batch_size]) for start in starts]
     return in_floats(torch.cat(batches))
 
 
-def predict_logits(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+def predict_logits(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tensor:
     """Return the logits ``[M, C]`` of samples ``[M, *input_shape]`` (see `predict_in_batches`)."""
     return predict_in_batches(model, model, x, batch_size)
 

@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.evaluate import predict_in_batches, predict_logits, score
+from fedkd.models.batch_last import Conv2d
+from fedkd.training.evaluate import (
+    AT_ONCE,
+    AT_ONCE_BATCH_LAST,
+    predict_in_batches,
+    predict_logits,
+    score,
+)
 from fedkd.training.losses import cross_entropy
 
 
@@ -50,6 +57,14 @@ def test_predictions_are_made_in_batches_in_evaluation_mode_and_repeat():
     first = predict_logits(model, x, batch_size=5)
     assert torch.equal(first, predict_logits(model, x, batch_size=5))
     torch.testing.assert_close(first, model.eval()(x), rtol=1e-5, atol=1e-6)
+
+
+def test_as_many_are_predicted_at_a_time_as_suit_the_model():
+    for model, size in ((nn.Conv2d(1, 2, 1), AT_ONCE), (Conv2d(1, 2, 1), AT_ONCE_BATCH_LAST)):
+        sizes: list[int] = []
+        model.register_forward_hook(lambda _, inputs, __, sizes=sizes: sizes.append(len(inputs[0])))
+        assert predict_logits(model, torch.zeros(size + 1, 1, 2, 2)).shape == (size + 1, 2, 2, 2)
+        assert sizes == [size, 1]
 
 
 def test_every_module_gets_its_mode_back_and_statistics_stay():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fedkd.models.batch_last import FEWEST
 from fedkd.models.cnn import cnn
 from fedkd.models.lenet import lenet
 from fedkd.models.mlp import mlp
@@ -137,6 +139,14 @@ def test_constants_and_corrections_are_read_anew(replayed):
         options = {"loss": pulled, "constants": of_model, "correction": of_model}
         assert_same(lambda options=options: job_of(MODELS["lenet"], SPECS["sgd"], **options), replays)
     assert len(replayed) > 2 * 3 * 5 - 5, "what the first job has recorded serves the second"
+
+
+def test_steps_of_images_that_lie_batch_last_are_replayed(replayed):
+    def make_job() -> TrainJob:
+        return replace(job_of(MODELS["lenet"], SPECS["sgd"], epochs=4), batch_size=FEWEST)
+
+    assert_same(make_job, Replays(patience=2))
+    assert len(replayed) >= 5, "of eight whole batches two are seen, one is recorded"
 
 
 def test_another_learning_rate_is_another_kind(replayed):
