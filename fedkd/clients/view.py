@@ -11,6 +11,8 @@ from fedkd.fusion.views import Arrays, FitSummary, Supermask
 from fedkd.training.executor import Training
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedkd.clients.base import Client
 
 
@@ -73,6 +75,10 @@ class RoundView:
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
         return self._client.trainable()
+
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own with other weights, which stays as it is."""
+        return self._client.frozen(weights)
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task."""
