@@ -20,7 +20,7 @@ from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.given import check_arrays
-from fedkd.fusion.views import Arrays, FitSummary, Supermask
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
@@ -92,6 +92,19 @@ class Client(ABC):
         return self
 
     @property
+    def batch_size(self) -> int:
+        """Samples of a batch of local training."""
+        return self._scenario.training.batch_size
+
+    def own_rows(self) -> np.ndarray:
+        """Return which of its training samples the client trains on, not only in one round; ascending."""
+        return self._own_samples().trained_on
+
+    def generator_of(self, purpose: str, round: int) -> np.random.Generator:
+        """Return the client's generator of a purpose in a round."""
+        return self._generator(purpose, round)
+
+    @property
     def num_train_samples(self) -> int:
         """Number of the client's training samples, those that it keeps apart for early stopping included."""
         return len(self.data.train_y)
@@ -152,7 +165,18 @@ class Client(ABC):
         Raises:
             TypeError: The client's model is no network, so its strategy should have said that it needs one.
         """
-        raise TypeError(
+        raise self._no_network()
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy (see `ClientView`).
+
+        Raises:
+            TypeError: The client's model is no network.
+        """
+        raise self._no_network()
+
+    def _no_network(self) -> TypeError:
+        return TypeError(
             f"'{self._strategy.name}' asks for a network, so \"gradients\" has to be among its `needs`"
         )
 
@@ -343,7 +367,7 @@ class Client(ABC):
 
     def _rows_of_round(self, round: int) -> np.ndarray:
         """Return which of the client's training samples these are: indices, ascending."""
-        return self._own_samples().trained_on
+        return self.own_rows()
 
     def _rows_of_training(self, round: int) -> np.ndarray:
         """Return those of the samples that `_training_work` gives: fewer of them for a straggler."""

@@ -168,9 +168,8 @@ class StreamClient(TorchClient):
         said = sketches | shares
         return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
 
-    def frozen(self, weights: Arrays) -> nn.Module:
-        """Return a model like the client's own of the present task, with other weights."""
-        return TaskModel(super().frozen(weights), self.learning.model().units).eval()
+    def _as_seen(self, network: nn.Module) -> nn.Module:
+        return TaskModel(network, self.learning.model().units).eval()
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task."""

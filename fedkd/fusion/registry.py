@@ -41,6 +41,9 @@ STRATEGIES = Registry(
         "fedntd": "fedkd.fusion.fedntd:FedNTD",
         "lg_fedavg": "fedkd.fusion.lg_fedavg:LGFedAvg",
         "fedper": "fedkd.fusion.fedper:FedPer",
+        "fedrep": "fedkd.fusion.fedrep:FedRep",
+        "fedbabu": "fedkd.fusion.fedbabu:FedBABU",
+        "fedala": "fedkd.fusion.fedala:FedALA",
     },
     group="fedkd.strategies",
 )
