@@ -158,6 +158,11 @@ class ClientHalf(ABC):
         """
         return None
 
+    def trained_epochs(self, epochs: int) -> int:
+        """Return the epochs of a local training, all phases together, where a scenario asks for so many."""
+        phases = self.phases(epochs, last=False)
+        return epochs if phases is None else sum(phase.epochs for phase in phases)
+
     @property
     def trains_in_phases(self) -> bool:
         """Whether local training has phases of the strategy's own."""
