@@ -96,8 +96,8 @@ class Client(ABC):
         """Samples of a batch of local training."""
         return self._scenario.training.batch_size
 
-    def own_rows(self) -> np.ndarray:
-        """Return which of its training samples the client trains on, not only in one round; ascending."""
+    def own_rows(self, round: int) -> np.ndarray:
+        """Return which of its training samples a round's local training is about: indices, ascending."""
         return self._own_samples().trained_on
 
     def generator_of(self, purpose: str, round: int) -> np.random.Generator:
@@ -362,16 +362,12 @@ class Client(ABC):
 
     def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples and labels that a round's local training is about."""
-        x, y, rows = self.data.train_x, self._training_labels(), self._rows_of_round(round)
+        x, y, rows = self.data.train_x, self._training_labels(), self.own_rows(round)
         return (x, y) if len(rows) == len(y) else (x[rows], y[rows])
-
-    def _rows_of_round(self, round: int) -> np.ndarray:
-        """Return which of the client's training samples these are: indices, ascending."""
-        return self.own_rows()
 
     def _rows_of_training(self, round: int) -> np.ndarray:
         """Return those of the samples that `_training_work` gives: fewer of them for a straggler."""
-        rows = self._rows_of_round(round)
+        rows = self.own_rows(round)
         kept = self._straggle(round, [len(rows)])
         return rows if kept is None else rows[kept[0]]
 

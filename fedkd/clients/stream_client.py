@@ -185,8 +185,9 @@ class StreamClient(TorchClient):
         seed = self._scenario.seed
         return part_of_round(samples, part, parts, seed=seed, client=self.index, task=place)
 
-    def _rows_of_round(self, round: int) -> np.ndarray:
-        rows = super()._rows_of_round(round)
+    def own_rows(self, round: int) -> np.ndarray:
+        """Return which of the present task's samples a round is about: a part, if each has one round."""
+        rows = super().own_rows(round)
         return rows[self._part(round, len(rows))] if self._continual.online else rows
 
     def learned_by(self, round: int) -> tuple[int, ...]:

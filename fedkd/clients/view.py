@@ -86,8 +86,8 @@ class RoundView:
         return self._client.batch_size
 
     def own_rows(self) -> np.ndarray:
-        """Return which of the client's training samples it trains on: indices `[n]`, ascending."""
-        return self._client.own_rows()
+        """Return which of the client's training samples this round's training is about, `[n]` ascending."""
+        return self._client.own_rows(self._round)
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the generator of what the strategy draws on this client for a purpose in this round."""

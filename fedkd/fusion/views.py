@@ -185,7 +185,10 @@ class ClientView(Protocol):
         """Samples of a batch of local training."""
 
     def own_rows(self) -> np.ndarray:
-        """Return which of the client's training samples it trains on: indices `[n]`, ascending."""
+        """Return which of the client's training samples this round's training is about, `[n]` ascending.
+
+        All but those that are kept apart to stop on; in a stream that passes over samples once, a part.
+        """
 
     def generator(self, purpose: str) -> np.random.Generator:
         """Return the generator of what the strategy draws on this client for a purpose in this round."""
