@@ -33,6 +33,9 @@ NEEDS = {
     "server": "a server that trains a model",
     "class_stream": "a class-incremental stream in lockstep",
     "normalised_samples": "normalised samples",
+    "parts": "models with a body and a `head`",
+    "like_heads": "heads of one shape",
+    "three_classes": "three classes or more",
 }
 """What a strategy may need of clients and server, for people; weights are what clients send."""
 

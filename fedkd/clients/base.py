@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.given import check_arrays
-from fedkd.fusion.views import Arrays, FitSummary, Supermask
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
@@ -29,6 +29,9 @@ from fedkd.training.chance import Hits
 from fedkd.training.device import torch_threads
 from fedkd.training.evaluate import Score, score
 from fedkd.training.executor import Executor, LoopExecutor, Training, complete_alone
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MODEL = "model/"
 KEPT = "kept/"
@@ -89,6 +92,19 @@ class Client(ABC):
         return self
 
     @property
+    def batch_size(self) -> int:
+        """Samples of a batch of local training."""
+        return self._scenario.training.batch_size
+
+    def own_rows(self, round: int) -> np.ndarray:
+        """Return which of its training samples a round's local training is about: indices, ascending."""
+        return self._own_samples().trained_on
+
+    def generator_of(self, purpose: str, round: int) -> np.random.Generator:
+        """Return the client's generator of a purpose in a round."""
+        return self._generator(purpose, round)
+
+    @property
     def num_train_samples(self) -> int:
         """Number of the client's training samples, those that it keeps apart for early stopping included."""
         return len(self.data.train_y)
@@ -142,6 +158,27 @@ class Client(ABC):
     @abstractmethod
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
+
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own with other weights, which stays as it is.
+
+        Raises:
+            TypeError: The client's model is no network, so its strategy should have said that it needs one.
+        """
+        raise self._no_network()
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy (see `ClientView`).
+
+        Raises:
+            TypeError: The client's model is no network.
+        """
+        raise self._no_network()
+
+    def _no_network(self) -> TypeError:
+        return TypeError(
+            f"'{self._strategy.name}' asks for a network, so \"gradients\" has to be among its `needs`"
+        )
 
     @abstractmethod
     def model_state(self) -> dict[str, np.ndarray]:
@@ -325,7 +362,14 @@ class Client(ABC):
 
     def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples and labels that a round's local training is about."""
-        return self._own_samples().of(self.data.train_x, self._training_labels())
+        x, y, rows = self.data.train_x, self._training_labels(), self.own_rows(round)
+        return (x, y) if len(rows) == len(y) else (x[rows], y[rows])
+
+    def _rows_of_training(self, round: int) -> np.ndarray:
+        """Return those of the samples that `_training_work` gives: fewer of them for a straggler."""
+        rows = self.own_rows(round)
+        kept = self._straggle(round, [len(rows)])
+        return rows if kept is None else rows[kept[0]]
 
     def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training: less for a straggler."""

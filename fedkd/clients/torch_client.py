@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.rehearsal import RehearsalTerm
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
@@ -27,9 +28,11 @@ from fedkd.training.device import prepare_inputs
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
+from fedkd.training.frozen import frozen_copy, gradient_of
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
+from fedkd.training.parts import in_parts
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
@@ -146,10 +149,11 @@ class TorchClient(Client):
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
-        loss = self._local_loss(proximal, self._rehearsal(round))
+        loss = self._local_loss(proximal, round)
+        index = () if loss.step is None else (self._on_device(self._rows_of_training(round)),)
         job = TrainJob(
             self.model,
-            (self._on_device(x), self._on_device(y)),
+            (self._on_device(x), self._on_device(y), *index),
             loss,
             optimizer,
             epochs,
@@ -167,7 +171,7 @@ class TorchClient(Client):
             replayable=loss.own_alone,
             constants=loss.constants,
         )
-        result = yield from self._private_training(job, round, proximal)
+        result = yield from self._in_phases(job, round, proximal)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         self.last_hits = result.hits
@@ -213,6 +217,21 @@ class TorchClient(Client):
         arrays = (self.data.train_x[kept_apart], self._training_labels()[kept_apart])
         return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
 
+    def _in_phases(self, job: TrainJob, round: int, proximal: ProximalTerm | None) -> Training[FitResult]:
+        """Train on private samples in the phases of the strategy, each with a seed of its own."""
+        phases = self._strategy.phases(job.epochs, last=round > self._scenario.rounds)
+        if phases is None:
+            return (yield from self._private_training(job, round, proximal))
+        if self._straggle(round, []) is not None:
+            phases = [replace(phase, epochs=min(phase.epochs, 1)) for phase in phases]
+        return (
+            yield from in_parts(
+                job,
+                [(phase.epochs, phase.trains) for phase in phases],
+                lambda part: self._private_training(part, round, proximal),
+            )
+        )
+
     def _private_training(
         self, job: TrainJob, round: int, proximal: ProximalTerm | None
     ) -> Training[FitResult]:
@@ -241,10 +260,12 @@ class TorchClient(Client):
         size, generator = self._scenario.training.batch_size, self._batches("rehearsal-batches", round)
         return RehearsalTerm(wanted, size, generator, self._device)
 
-    def _local_loss(self, proximal: ProximalTerm | None, rehearsed: RehearsalTerm | None) -> LocalLoss:
-        taught = self._strategy.local_loss(self._kept) if self._kept else None
-        with_features = taught is not None and "features" in self._strategy.needs
-        return LocalLoss(proximal, taught, with_features, rehearsed)
+    def _local_loss(self, proximal: ProximalTerm | None, round: int) -> LocalLoss:
+        rehearsed, strategy = self._rehearsal(round), self._strategy
+        taught = strategy.local_loss(self._kept) if self._kept else None
+        step = strategy.local_step(RoundView(self, round), self._kept)
+        shaped = taught is not None or step is not None
+        return LocalLoss(proximal, taught, shaped and "features" in strategy.needs, rehearsed, step)
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
@@ -356,6 +377,20 @@ class TorchClient(Client):
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
         return trainable_names(self.model)
+
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own with other weights, which stays as it is."""
+        return self._as_seen(frozen_copy(self.model, weights))
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy in some weights."""
+        network = frozen_copy(self.model, weights)
+        x, y = self._on_device(self.data.train_x), self._on_device(self._training_labels())
+        return gradient_of(network, self._as_seen(network), of, x, y)
+
+    def _as_seen(self, network: nn.Module) -> nn.Module:
+        """Return a network as losses see it, of the present task."""
+        return network
 
     def load_weights(self, weights: Arrays) -> None:
         """Set all parameters and buffers; values are cast to each tensor's own type."""

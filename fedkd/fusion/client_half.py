@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss, Rehearsal
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Phase, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +26,15 @@ Need = Literal[
     "server",
     "class_stream",
     "normalised_samples",
+    "parts",
+    "like_heads",
+    "three_classes",
 ]
 """What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send,
 with a learner whose masks mean something to others, of one architecture, trained by SGD without momentum;
 labels of the transfer set on the server; a server that trains models of its own; a stream of tasks that all
-clients learn in step, told apart by their classes; samples of real numbers with mean 0 and variance 1."""
+clients learn in step, told apart by their classes; samples of real numbers with mean 0 and variance 1;
+models whose weights' names tell body and head apart; heads of one shape; three classes or more."""
 
 
 class ClientHalf(ABC):
@@ -72,6 +76,8 @@ class ClientHalf(ABC):
     samples: int = 0
     """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
     many, and where so many do not fit into the memory a scenario is refused."""
+    keeps_models: ClassVar[int] = 0
+    """Models of its own kind that a client keeps besides the one that it trains."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 
@@ -84,6 +90,10 @@ class ClientHalf(ABC):
     def kinds_of(self, upload: Arrays) -> dict[str, Kind]:
         """Return what each array of an upload is."""
         return {name: self.kinds.get(name, Kind.OTHER) for name in upload}
+
+    def exchanges(self, weight: str) -> bool:
+        """Return whether a weight of this name leaves the client, of a strategy that needs `weights`."""
+        return True
 
     # What it learns -----------------------------------------------------------------------------------
 
@@ -123,6 +133,41 @@ class ClientHalf(ABC):
         """
         return None
 
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
+        """Return the whole loss of private batches in the local training that now begins.
+
+        It takes the place of the cross entropy and of what `local_loss` would add. None: nothing does. Where
+        training stops early, held-out samples are judged by their cross entropy all the same.
+
+        Args:
+            client: Its weights are those that training begins with.
+            guidance: The client's last guidance if the strategy `teaches_locally`; else, or if there is none
+                yet, empty.
+        """
+        return None
+
+    def phases(self, epochs: int, *, last: bool) -> Sequence[Phase] | None:
+        """Return the phases of a local training, one after another; None: all weights in one.
+
+        A phase begins with a fresh optimiser, unless the scenario has its state kept. Normalisation layers
+        compute as in any training, and go on with their statistics, whatever is trained.
+
+        Args:
+            epochs: What the scenario asks for, ``training.local_epochs``.
+            last: Whether it is the one after the last fusion (``finish = "trained"``).
+        """
+        return None
+
+    def trained_epochs(self, epochs: int) -> int:
+        """Return the epochs of a local training, all phases together, where a scenario asks for so many."""
+        phases = self.phases(epochs, last=False)
+        return epochs if phases is None else sum(phase.epochs for phase in phases)
+
+    @property
+    def trains_in_phases(self) -> bool:
+        """Whether local training has phases of the strategy's own."""
+        return type(self).phases is not ClientHalf.phases
+
     def rehearsal(self, client: ClientView) -> Rehearsal | None:
         """Return what is trained on along with private samples in the local training that now begins.
 
@@ -133,7 +178,13 @@ class ClientHalf(ABC):
     @property
     def shapes_local_loss(self) -> bool:
         """Whether clients minimise more than the cross entropy of private samples in local training."""
-        return self.teaches_locally or type(self).rehearsal is not ClientHalf.rehearsal
+        changed = type(self).rehearsal is not ClientHalf.rehearsal or self.steps_locally
+        return self.teaches_locally or changed
+
+    @property
+    def steps_locally(self) -> bool:
+        """Whether clients minimise a loss of the strategy's own in local training (`local_step`)."""
+        return type(self).local_step is not ClientHalf.local_step
 
     @property
     def infers_from_guidance(self) -> bool:

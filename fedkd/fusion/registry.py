@@ -37,6 +37,13 @@ STRATEGIES = Registry(
         "scaffold": "fedkd.fusion.scaffold:Scaffold",
         "target": "fedkd.fusion.target:Target",
         "fedweit": "fedkd.fusion.fedweit:FedWeIT",
+        "moon": "fedkd.fusion.moon:Moon",
+        "fedntd": "fedkd.fusion.fedntd:FedNTD",
+        "lg_fedavg": "fedkd.fusion.lg_fedavg:LGFedAvg",
+        "fedper": "fedkd.fusion.fedper:FedPer",
+        "fedrep": "fedkd.fusion.fedrep:FedRep",
+        "fedbabu": "fedkd.fusion.fedbabu:FedBABU",
+        "fedala": "fedkd.fusion.fedala:FedALA",
     },
     group="fedkd.strategies",
 )

@@ -19,11 +19,55 @@ LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 """Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
 `[B]` of a private batch to a scalar that is added to the cross entropy."""
 
+LocalStep = Callable[["LocalBatch"], "Tensor"]
+"""A private batch to the whole of the loss that is minimised on it, a scalar: no cross entropy is added."""
+
 RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """Logits `[B, C]` and rows of targets `[B, ...]` of rehearsed samples to a scalar."""
 
 ServerLoss = Callable[..., "Tensor"]
 """Logits `[B, C]` and the batch's rows of every target array to a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalBatch:
+    """One batch of a client's local training.
+
+    Attributes:
+        model: What is trained, with gradients; called with samples it returns logits, of the present task in
+            a stream. It has `features` and `head` if the strategy needs features.
+        index: Which of the client's own training samples these are, `[B]` int64.
+        inputs: The samples, `[B, *input_shape]`.
+        labels: Their labels, `[B]` int64.
+        logits: What the model says of them, `[B, C]`.
+        features: Penultimate features that it says it from, `[B, F]`; None where the strategy does not need
+            features.
+    """
+
+    model: nn.Module
+    index: Tensor
+    inputs: Tensor
+    labels: Tensor
+    logits: Tensor
+    features: Tensor | None
+
+
+PrivateGradient = Callable[[Arrays, np.ndarray], tuple[float, dict[str, np.ndarray]]]
+"""Values of some weights by name, and indices `[B]` of own training samples, to their mean cross entropy and
+its gradient in these weights."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs of a local training in which some of the weights are trained and all others stay.
+
+    Attributes:
+        epochs: How many; a straggler takes at most one.
+        trains: Whether a parameter of this name is trained.
+    """
+
+    epochs: int
+    trains: Callable[[str], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +168,41 @@ class ClientView(Protocol):
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients, in the model's order."""
+
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own with other weights, which stays as it is.
+
+        It is in evaluation mode, on the client's device, and none of its weights has a gradient; what is
+        computed with it has one with respect to its inputs. Called with samples it returns logits, of the
+        present task in a stream. Only for a strategy that needs `gradients`.
+
+        Args:
+            weights: All parameters and buffers by name.
+        """
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch of local training."""
+
+    def own_rows(self) -> np.ndarray:
+        """Return which of the client's training samples this round's training is about, `[n]` ascending.
+
+        All but those that are kept apart to stop on; in a stream that passes over samples once, a part.
+        """
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return the generator of what the strategy draws on this client for a purpose in this round."""
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy in some weights of a model.
+
+        The model is one like the client's own, in evaluation mode. Only for a strategy that needs
+        `gradients`.
+
+        Args:
+            weights: All of its parameters and buffers by name.
+            of: Which of them the gradient is in; their values are given with every call.
+        """
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task; only for a strategy that needs `masks`."""

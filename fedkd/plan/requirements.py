@@ -23,6 +23,7 @@ from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
+from fedkd.plan.part_checks import check_parts, check_three_classes
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.randomness import numpy_generator
@@ -49,6 +50,12 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'{name}' knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
             key=KEY,
         )
+    if plan.strategy.trains_in_phases and plan.learner is not None:
+        raise UserError(
+            f"'{name}' trains parts of a model in phases of its own, and in a stream of tasks a learner says"
+            " what is trained when; use 'fedper', which trains both parts together",
+            key=KEY,
+        )
     for group, model in zip(scenario.clients, models, strict=True):
         if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
             what = "exchanges weights" if "weights" in needs else "shapes training by gradients"
@@ -65,6 +72,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     if "one_architecture" in needs:
         what = "averages masks" if "masks" in needs else "averages parameters"
         check_one_architecture(scenario, what)
+    if "parts" in needs:
+        check_parts(scenario, models, alike="like_heads" in needs)
+    if "three_classes" in needs:
+        check_three_classes(name, data)
     if "plain_sgd" in needs:
         _check_plain_sgd(scenario)
     if "class_stream" in needs:
@@ -291,11 +302,18 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
         )
     if plan.strategy.shapes_local_loss and learner.shapes_training:
         what = "teaches the present task's classes" if plan.strategy.teaches_locally else "rehearses others"
+        what = "has a loss of its own" if plan.strategy.steps_locally else what
         old = learner.trains_on_old_tasks
         why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
         raise UserError(
             f"'{strategy}' {what} in local training, where '{learner.name}'"
             f" {why}; use a strategy that exchanges predictions",
+            key=KEY,
+        )
+    if plan.strategy.steps_locally and not made_for_it and (learner.isolates or learner.scales_own_subspaces):
+        raise UserError(
+            f"'{strategy}' has a loss of its own in local training, which sees models by their own weights,"
+            f" and '{learner.name}' puts others in their place for each task",
             key=KEY,
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
