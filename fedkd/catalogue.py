@@ -27,10 +27,12 @@ NEEDS = {
     "gradients": "networks as client models",
     "one_architecture": "one architecture",
     "masks": "a stream of tasks whose learner has masks (supsup, exssnet)",
-    "features": "features of equal width",
+    "features": "penultimate features and a head",
     "plain_sgd": 'training.optimizer = "sgd"',
     "transfer_labels": "labels of the transfer set on the server",
     "server": "a server that trains a model",
+    "equal_features": "features of one width for all clients",
+    "linear_head": "a head that is one linear layer",
     "class_stream": "a class-incremental stream in lockstep",
     "normalised_samples": "normalised samples",
 }

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Need = Literal[
     "gradients",
     "features",
+    "equal_features",
+    "linear_head",
     "weights",
     "masks",
     "one_architecture",
@@ -27,10 +29,11 @@ Need = Literal[
     "class_stream",
     "normalised_samples",
 ]
-"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send,
-with a learner whose masks mean something to others, of one architecture, trained by SGD without momentum;
-labels of the transfer set on the server; a server that trains models of its own; a stream of tasks that all
-clients learn in step, told apart by their classes; samples of real numbers with mean 0 and variance 1."""
+"""What a strategy cannot do without: clients trained by gradients, with `.features` and `.head`, features of
+one width for all, a head that is one linear layer; with weights to send, with a learner whose masks mean
+something to others, of one architecture, trained by SGD without momentum; labels of the transfer set on the
+server; a server that trains models of its own; a stream of tasks that all clients learn in step, told apart
+by their classes; samples of real numbers with mean 0 and variance 1."""
 
 
 class ClientHalf(ABC):

@@ -28,6 +28,8 @@ STRATEGIES = Registry(
         "fedmask": "fedkd.fusion.fedmask:FedMask",
         "feddf": "fedkd.fusion.feddf:FedDF",
         "fedproto": "fedkd.fusion.fedproto:FedProto",
+        "fedgh": "fedkd.fusion.fedgh:FedGH",
+        "fedtgp": "fedkd.fusion.fedtgp:FedTGP",
         "fd": "fedkd.fusion.fd:FD",
         "kta": "fedkd.fusion.kta:KTA",
         "dp": "fedkd.fusion.data_partitioned:DataPartitioned",

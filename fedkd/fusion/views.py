@@ -159,7 +159,7 @@ class ClientView(Protocol):
 
 
 class ServerModels(Protocol):
-    """Models that the server can build, run and train on the transfer set."""
+    """Models that the server can build, run and train, on the transfer set or on what clients uploaded."""
 
     @property
     def clients(self) -> int:
@@ -219,4 +219,32 @@ class ServerModels(Protocol):
             validation: Share of the transfer set that is kept apart to stop on.
             patience: Stop after so many epochs without a lower loss there, and return the best weights; 0:
                 never stop early.
+        """
+
+    def fit(
+        self,
+        network: nn.Module,
+        arrays: Sequence[np.ndarray],
+        loss: Callable[..., Tensor],
+        *,
+        optimizer: Literal["adam", "sgd"],
+        lr: float,
+        epochs: int,
+        batch_size: int,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Train a network in place on whatever the strategy has: what clients uploaded, or what it drew.
+
+        On the CPU with one thread, in batches of the server's own draws, so that the same comes of the same
+        wherever the server runs.
+
+        Args:
+            network: On the CPU; the strategy has made it with draws from `seed`.
+            arrays: `[n, ...]` each, one row per sample.
+            loss: Called as ``loss(network, *batch)`` with a batch `[B, ...]` of each array; returns a scalar.
+            optimizer: Which; it starts fresh.
+            lr: Its learning rate, all along.
+            epochs: Passes over the samples.
+            batch_size: Samples a step.
+            weight_decay: Of the optimiser.
         """

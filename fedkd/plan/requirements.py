@@ -21,7 +21,8 @@ from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.models.build import build_model
+from fedkd.models.build import blank_inputs, build_model
+from fedkd.models.mode import predicting
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
@@ -58,6 +59,20 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`",
                 key=KEY,
             )
+        if "linear_head" in needs and not _has_linear_head(model):
+            raise UserError(
+                f"'{name}' gives every client a head, which has to be one linear layer with biases; that of"
+                f" model '{group.model}' is not",
+                key=KEY,
+            )
+    if "equal_features" in needs:
+        _check_feature_widths(scenario, data, models)
+    if "linear_head" in needs and plan.learner is not None:
+        raise UserError(
+            f"'{name}' gives clients a head for all classes, and in a stream of tasks heads are the learner's"
+            " business; use 'fedproto' or a strategy that exchanges predictions",
+            key=KEY,
+        )
     if "masks" in needs:
         _check_masks(plan)
     if scenario.fusion.bank is not None:
@@ -99,6 +114,27 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",
         )
+
+
+def _has_linear_head(model: Any) -> bool:
+    head = getattr(model, "head", None)
+    return isinstance(head, nn.Linear) and head.bias is not None
+
+
+def _check_feature_widths(scenario: Scenario, data: Data, models: Sequence[Any]) -> None:
+    """Refuse features of several widths where they have to be compared."""
+    inputs, widths = blank_inputs(2, data.input_shape, data.input_dtype), []
+    for model in models:
+        with predicting(model):
+            widths.append(model.features(inputs).flatten(1).shape[1])
+    for group, width in zip(scenario.clients, widths, strict=True):
+        if width != widths[0]:
+            first = scenario.clients[0].model
+            raise UserError(
+                f"'{scenario.fusion.strategy}' needs models whose features are equally wide, got {widths[0]}"
+                f" ('{first}') and {width} ('{group.model}')",
+                key="clients.model",
+            )
 
 
 def _check_bank(plan: Plan) -> None:

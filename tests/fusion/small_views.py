@@ -101,6 +101,7 @@ class SmallServer:
         self.classes = classes
         self.architectures = dict(architectures or {})
         self.trained: list[dict[str, Any]] = []
+        self.fitted: list[tuple[Any, ...]] = []
 
     @property
     def clients(self) -> int:
@@ -165,6 +166,17 @@ class SmallServer:
             loss(model(self.x), *tensors).backward()
             optimizer.step()
         return state_of(model)
+
+    def fit(self, network, arrays, loss, *, optimizer, lr, epochs, batch_size, weight_decay=0.0) -> None:
+        self.fitted.append((arrays, optimizer, lr, epochs, batch_size, weight_decay))
+        made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+        chosen = made(network.parameters(), lr=lr, weight_decay=weight_decay)
+        tensors = [torch.from_numpy(array) for array in arrays]
+        for _ in range(epochs):
+            for start in range(0, len(tensors[0]), batch_size):
+                chosen.zero_grad()
+                loss(network, *(tensor[start : start + batch_size] for tensor in tensors)).backward()
+                chosen.step()
 
     def _load(self, architecture: str, weights: Mapping[str, np.ndarray]) -> nn.Module:
         model = self.model(architecture)

@@ -42,6 +42,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fd": {"weight_by_count": st.booleans()},
     "fedmask": {"weight_by_count": st.booleans()},
     "feddf": {"server_epochs": st.integers(0, 1)},
+    "fedgh": {"server_epochs": st.integers(0, 2)},
+    "fedtgp": {
+        "server_epochs": st.integers(0, 2),
+        "margin": st.sampled_from(["farthest", "nearest"]),
+        "margin_limit": st.sampled_from([0.0, 1.0]),
+    },
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "knfu": {
         "beta": st.floats(0, 50),
