@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from torch import nn
@@ -30,6 +30,9 @@ from fedkd.training.chance import Hits
 from fedkd.training.device import torch_threads
 from fedkd.training.evaluate import Score, score
 from fedkd.training.executor import Executor, LoopExecutor, Training, complete_alone
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MODEL = "model/"
 KEPT = "kept/"
@@ -147,6 +150,16 @@ class Client(ABC):
     @abstractmethod
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
+
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own with other weights, which stays as it is.
+
+        Raises:
+            TypeError: The client's model is no network, so its strategy should have said that it needs one.
+        """
+        raise TypeError(
+            f"'{self._strategy.name}' asks for a network, so \"gradients\" has to be among its `needs`"
+        )
 
     @abstractmethod
     def model_state(self) -> dict[str, np.ndarray]:
@@ -330,7 +343,18 @@ class Client(ABC):
 
     def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples and labels that a round's local training is about."""
-        return self._own_samples().of(self.data.train_x, self._training_labels())
+        x, y, rows = self.data.train_x, self._training_labels(), self._rows_of_round(round)
+        return (x, y) if len(rows) == len(y) else (x[rows], y[rows])
+
+    def _rows_of_round(self, round: int) -> np.ndarray:
+        """Return which of the client's training samples these are: indices, ascending."""
+        return self._own_samples().trained_on
+
+    def _rows_of_training(self, round: int) -> np.ndarray:
+        """Return those of the samples that `_training_work` gives: fewer of them for a straggler."""
+        rows = self._rows_of_round(round)
+        kept = self._straggle(round, [len(rows)])
+        return rows if kept is None else rows[kept[0]]
 
     def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
         """Return the samples, labels and epochs of a round's local training: less for a straggler."""

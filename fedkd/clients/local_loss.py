@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedkd.clients.rehearsal import RehearsalTerm
+from fedkd.fusion.views import LocalBatch, LocalStep
 from fedkd.training.losses import correct, cross_entropy
 
 Taught = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
@@ -46,19 +47,23 @@ class ProximalTerm:
 
 @dataclass(frozen=True, eq=False)
 class LocalLoss:
-    """Cross entropy, with FedProx's pull and with what the strategy's guidance adds.
+    """Cross entropy, with FedProx's pull and with what the strategy's guidance adds; or the strategy's own.
+
+    With a loss of the strategy's own, it is called with the samples' indices after their labels.
 
     Attributes:
         proximal: FedProx's pull; None: nothing pulls.
         taught: What guidance adds; None: nothing.
-        with_features: Whether that wants the model's features.
+        with_features: Whether that, or the strategy's own loss, wants the model's features.
         rehearsed: What samples that were sent add; None: there are none.
+        step: The loss that stands in place of the cross entropy and what guidance adds; None: none does.
     """
 
     proximal: ProximalTerm | None = None
     taught: Taught | None = None
     with_features: bool = False
     rehearsed: RehearsalTerm | None = None
+    step: LocalStep | None = None
 
     @property
     def constants(self) -> Sequence[Tensor]:
@@ -68,28 +73,33 @@ class LocalLoss:
     @property
     def own_alone(self) -> bool:
         """Whether only the constants are this client's own, so that others' may take their place."""
-        return self.taught is None and self.rehearsed is None
+        return self.taught is None and self.rehearsed is None and self.step is None
 
-    def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *received: Tensor) -> Tensor:
+    def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
         """Return the mean loss over a batch."""
-        return self._with_logits(model, inputs, labels, received)[0]
+        return self._with_logits(model, inputs, labels, others)[0]
 
-    def scored(self, model: Any, inputs: Tensor, labels: Tensor, *received: Tensor) -> tuple[Tensor, Tensor]:
+    def scored(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         """Return it with the number of correct answers (see `TrainJob.scored_loss`)."""
-        value, logits = self._with_logits(model, inputs, labels, received)
+        value, logits = self._with_logits(model, inputs, labels, others)
         return value, correct(logits, labels)
 
     def _with_logits(
-        self, model: Any, inputs: Tensor, labels: Tensor, received: Sequence[Tensor]
+        self, model: Any, inputs: Tensor, labels: Tensor, others: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         # Before the private samples: what a learner reads off the model afterwards is about those.
         extra = None if self.rehearsed is None else self.rehearsed(model)
         features = model.features(inputs) if self.with_features else None
         logits = model(inputs) if features is None else model.head(features)
-        value = cross_entropy(logits, labels)
-        if self.taught is not None:
-            flat = None if features is None else features.flatten(1)  # as they were uploaded
-            value = value + self.taught(logits, flat, labels)
+        flat = None if features is None else features.flatten(1)  # as they were uploaded
+        if self.step is not None:
+            index, *received = others
+            value = self.step(LocalBatch(model, index, inputs, labels, logits, flat))
+        else:
+            received = list(others)
+            value = cross_entropy(logits, labels)
+            if self.taught is not None:
+                value = value + self.taught(logits, flat, labels)
         if extra is not None:
             value = value + extra
         return (value if self.proximal is None else value + self.proximal(model, received)), logits

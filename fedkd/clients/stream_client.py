@@ -26,6 +26,7 @@ from fedkd.continual.shared_mask import SharedMask, fingerprint
 from fedkd.continual.sketch import layer_sketches
 from fedkd.continual.subspace import has_own_heads, protected_layers
 from fedkd.continual.supermask import SupermaskLearner
+from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
 from fedkd.fusion.views import Arrays, Supermask
@@ -167,6 +168,10 @@ class StreamClient(TorchClient):
         said = sketches | shares
         return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
 
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own of the present task, with other weights."""
+        return TaskModel(super().frozen(weights), self.learning.model().units).eval()
+
     def supermask(self) -> Supermask:
         """Return the mask of the present task."""
         learner = self.learning.learner
@@ -181,12 +186,9 @@ class StreamClient(TorchClient):
         seed = self._scenario.seed
         return part_of_round(samples, part, parts, seed=seed, client=self.index, task=place)
 
-    def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
-        x, y = super()._samples_of_round(round)
-        if not self._continual.online:
-            return x, y
-        rows = self._part(round, len(y))
-        return x[rows], y[rows]
+    def _rows_of_round(self, round: int) -> np.ndarray:
+        rows = super()._rows_of_round(round)
+        return rows[self._part(round, len(rows))] if self._continual.online else rows
 
     def learned_by(self, round: int) -> tuple[int, ...]:
         """Return the tasks that the client is through with at the end of a round, in its order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -146,10 +147,11 @@ class TorchClient(Client):
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
-        loss = self._local_loss(proximal, self._rehearsal(round))
+        loss = self._local_loss(proximal, round)
+        index = () if loss.step is None else (self._on_device(self._rows_of_training(round)),)
         job = TrainJob(
             self.model,
-            (self._on_device(x), self._on_device(y)),
+            (self._on_device(x), self._on_device(y), *index),
             loss,
             optimizer,
             epochs,
@@ -241,10 +243,12 @@ class TorchClient(Client):
         size, generator = self._scenario.training.batch_size, self._batches("rehearsal-batches", round)
         return RehearsalTerm(wanted, size, generator, self._device)
 
-    def _local_loss(self, proximal: ProximalTerm | None, rehearsed: RehearsalTerm | None) -> LocalLoss:
-        taught = self._strategy.local_loss(self._kept) if self._kept else None
-        with_features = taught is not None and "features" in self._strategy.needs
-        return LocalLoss(proximal, taught, with_features, rehearsed)
+    def _local_loss(self, proximal: ProximalTerm | None, round: int) -> LocalLoss:
+        rehearsed, strategy = self._rehearsal(round), self._strategy
+        taught = strategy.local_loss(self._kept) if self._kept else None
+        step = strategy.local_step(RoundView(self, round), self._kept)
+        shaped = taught is not None or step is not None
+        return LocalLoss(proximal, taught, shaped and "features" in strategy.needs, rehearsed, step)
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
@@ -387,6 +391,12 @@ class TorchClient(Client):
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
         return trainable_names(self.model)
+
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own with other weights, which stays as it is."""
+        network = copy.deepcopy(self.model).requires_grad_(False).eval()
+        load_weights(network, weights)
+        return network
 
     def load_weights(self, weights: Arrays) -> None:
         """Set all parameters and buffers; values are cast to each tensor's own type."""

@@ -81,6 +81,10 @@ class RoundView:
         """Return the names of those weights that are trained by gradients."""
         return self._client.trainable()
 
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own with other weights, which stays as it is."""
+        return self._client.frozen(weights)
+
     def supermask(self) -> Supermask:
         """Return the mask of the present task."""
         self.settle()

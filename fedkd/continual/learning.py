@@ -172,10 +172,10 @@ class TaskLearning:
         """Train for some of the present task's epochs: one job for each phase that they belong to.
 
         Args:
-            job: As it would be without a learner: its arrays are own samples, their labels and, where there
-                are several, their tasks. Its loss is called with the present task's `TaskModel`; the learner
-                may change its optimiser by phase; every phase has a seed of its own, and where the state of
-                the optimiser is kept, that of the phase before.
+            job: As it would be without a learner: its arrays are own samples, their labels and, where
+                the learner `shapes_training`, their tasks. Its loss is called with the present task's
+                `TaskModel`; the learner may change its optimiser by phase; every phase has a seed of its own,
+                and where the state of the optimiser is kept, that of the phase before.
             first_epoch: Which of the task's epochs the job's first one is, 0-based.
             task_epochs: Epochs of the whole task.
             after_epoch: Called after every epoch.

@@ -27,8 +27,8 @@ class LearnerRules:
         optimizer: Of the phase; some leave the space that gradients were projected to.
         steps: Optimiser steps of an epoch, each of `accumulate` batches, the last perhaps of fewer.
         accumulate: Batches a step.
-        labelled: Whether the batches are the client's own samples, labels second and, where they are of
-            several tasks, these third; else guidance.
+        labelled: Whether the batches are the client's own samples, labels second and, where the learner
+            `shapes_training`, their tasks third; else guidance.
         after_epoch: Called after every epoch.
     """
 
@@ -121,9 +121,10 @@ class LearnerRules:
     def _step(self, batch: Sequence[Tensor], loss: Tensor) -> Step:
         if not self._labelled:
             return Step(batch[0], self._model, loss)
-        inputs, labels, *of_task = batch
-        tasks = of_task[0] if of_task else torch.full_like(labels, self._context.task)
-        return Step(inputs, self._model, loss, labels, tasks)
+        inputs, labels, *others = batch
+        if others and self._learner.shapes_training:
+            return Step(inputs, self._model, loss, labels, others[0])
+        return Step(inputs, self._model, loss, labels, torch.full_like(labels, self._context.task))
 
     def after_backward(self) -> None:
         gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}

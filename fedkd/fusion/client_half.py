@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss, Rehearsal
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -126,6 +126,19 @@ class ClientHalf(ABC):
         """
         return None
 
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
+        """Return the whole loss of private batches in the local training that now begins.
+
+        It takes the place of the cross entropy and of what `local_loss` would add. None: nothing does. Where
+        training stops early, held-out samples are judged by their cross entropy all the same.
+
+        Args:
+            client: Its weights are those that training begins with.
+            guidance: The client's last guidance if the strategy `teaches_locally`; else, or if there is none
+                yet, empty.
+        """
+        return None
+
     def rehearsal(self, client: ClientView) -> Rehearsal | None:
         """Return what is trained on along with private samples in the local training that now begins.
 
@@ -136,7 +149,13 @@ class ClientHalf(ABC):
     @property
     def shapes_local_loss(self) -> bool:
         """Whether clients minimise more than the cross entropy of private samples in local training."""
-        return self.teaches_locally or type(self).rehearsal is not ClientHalf.rehearsal
+        changed = type(self).rehearsal is not ClientHalf.rehearsal or self.steps_locally
+        return self.teaches_locally or changed
+
+    @property
+    def steps_locally(self) -> bool:
+        """Whether clients minimise a loss of the strategy's own in local training (`local_step`)."""
+        return type(self).local_step is not ClientHalf.local_step
 
     @property
     def infers_from_guidance(self) -> bool:

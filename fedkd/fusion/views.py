@@ -19,11 +19,37 @@ LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 """Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
 `[B]` of a private batch to a scalar that is added to the cross entropy."""
 
+LocalStep = Callable[["LocalBatch"], "Tensor"]
+"""A private batch to the whole of the loss that is minimised on it, a scalar: no cross entropy is added."""
+
 RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """Logits `[B, C]` and rows of targets `[B, ...]` of rehearsed samples to a scalar."""
 
 ServerLoss = Callable[..., "Tensor"]
 """Logits `[B, C]` and the batch's rows of every target array to a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalBatch:
+    """One batch of a client's local training.
+
+    Attributes:
+        model: What is trained, with gradients; called with samples it returns logits, of the present task in
+            a stream. It has `features` and `head` if the strategy needs features.
+        index: Which of the client's own training samples these are, `[B]` int64.
+        inputs: The samples, `[B, *input_shape]`.
+        labels: Their labels, `[B]` int64.
+        logits: What the model says of them, `[B, C]`.
+        features: Penultimate features that it says it from, `[B, F]`; None where the strategy does not need
+            features.
+    """
+
+    model: nn.Module
+    index: Tensor
+    inputs: Tensor
+    labels: Tensor
+    logits: Tensor
+    features: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +153,17 @@ class ClientView(Protocol):
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients, in the model's order."""
+
+    def frozen(self, weights: Arrays) -> nn.Module:
+        """Return a model like the client's own with other weights, which stays as it is.
+
+        It is in evaluation mode, on the client's device, and none of its weights has a gradient; what is
+        computed with it has one with respect to its inputs. Called with samples it returns logits, of the
+        present task in a stream. Only for a strategy that needs `gradients`.
+
+        Args:
+            weights: All parameters and buffers by name.
+        """
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task; only for a strategy that needs `masks`."""

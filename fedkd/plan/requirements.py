@@ -333,11 +333,18 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
         )
     if plan.strategy.shapes_local_loss and learner.shapes_training:
         what = "teaches the present task's classes" if plan.strategy.teaches_locally else "rehearses others"
+        what = "has a loss of its own" if plan.strategy.steps_locally else what
         old = learner.trains_on_old_tasks
         why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
         raise UserError(
             f"'{strategy}' {what} in local training, where '{learner.name}'"
             f" {why}; use a strategy that exchanges predictions",
+            key=KEY,
+        )
+    if plan.strategy.steps_locally and not made_for_it and (learner.isolates or learner.scales_own_subspaces):
+        raise UserError(
+            f"'{strategy}' has a loss of its own in local training, which sees models by their own weights,"
+            f" and '{learner.name}' puts others in their place for each task",
             key=KEY,
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":

@@ -215,6 +215,13 @@ class Watch(Learner):
         )
 
 
+class WatchAll(Watch):
+    """The same of a learner that trains on samples of several tasks."""
+
+    def training_tasks(self, context):
+        return (0, context.task)
+
+
 def test_a_step_is_told_how_far_its_epoch_is_and_whose_samples_it_has():
     Watch.seen.clear()
     y = torch.arange(26) % 2
@@ -231,7 +238,13 @@ def test_a_step_is_told_how_far_its_epoch_is_and_whose_samples_it_has():
     assert Watch.seen == [(0.0, True, [1])] * 2 + [(1.0, True, [1])] * 2
     assert learning.context.position is None
     Watch.seen.clear()
-    train(learning, (x, y, torch.zeros_like(y)), loss, epochs=range(1, 2), task_epochs=2, **options)
+    of_task_0 = (x, y, torch.zeros_like(y))
+    train(learning, of_task_0, loss, epochs=range(1, 2), task_epochs=2, **options)
+    assert {tuple(tasks) for *_, tasks in Watch.seen} == {(1,)}, "what is third may be anything else"
+    Watch.seen.clear()
+    several = start(WatchAll(), network(), [(x, y)] * 2)
+    several.enter(1)
+    train(several, of_task_0, loss, epochs=range(1, 2), task_epochs=2, **options)
     assert Watch.seen == [(step / 3, True, [0]) for step in range(4)]
     Watch.seen.clear()
     guide(learning, (x[:8], y[:8]), loss, epochs=1, **options)
