@@ -20,6 +20,7 @@ from fedkd.clients.own_samples import OwnSamples, train_on_all
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.given import check_arrays
 from fedkd.fusion.views import Arrays, FitSummary, Supermask
 from fedkd.namespaces import below, under
@@ -88,6 +89,11 @@ class Client(ABC):
         return not self.teaches_locally or self._strategy.answers_otherwise
 
     @property
+    def rounds(self) -> int:
+        """Rounds of the whole run."""
+        return self._scenario.rounds
+
+    @property
     def workplace(self) -> object:
         """What only one client can work in at a time: itself, unless clients of the process share a model."""
         return self
@@ -136,23 +142,27 @@ class Client(ABC):
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
 
     @abstractmethod
-    def network(self) -> nn.Module:
-        """Return the client's network itself, which nobody but its trainings may change."""
+    def network(self, of: str = OWN) -> nn.Module:
+        """Return a network itself, which nobody but the client's trainings may change.
+
+        Args:
+            of: Its own model, or an auxiliary network of its strategy by name.
+        """
 
     @abstractmethod
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers, normalisation statistics included, by name."""
 
     @abstractmethod
-    def load_weights(self, weights: Arrays) -> None:
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
         """Set all parameters and buffers."""
 
     @abstractmethod
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
 
-    def frozen(self, weights: Arrays) -> nn.Module:
-        """Return a model like the client's own with other weights, which stays as it is.
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like the client's own with other weights, which stays as it is.
 
         Raises:
             TypeError: The client's model is no network, so its strategy should have said that it needs one.

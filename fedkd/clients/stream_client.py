@@ -28,6 +28,7 @@ from fedkd.continual.subspace import has_own_heads, protected_layers
 from fedkd.continual.supermask import SupermaskLearner
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
 from fedkd.fusion.views import Arrays, Supermask
 from fedkd.namespaces import below, under
@@ -168,9 +169,9 @@ class StreamClient(TorchClient):
         said = sketches | shares
         return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
 
-    def frozen(self, weights: Arrays) -> nn.Module:
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
         """Return a model like the client's own of the present task, with other weights."""
-        return TaskModel(super().frozen(weights), self.learning.model().units).eval()
+        return TaskModel(super().frozen(weights, of), self.learning.model().units).eval()
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.rehearsal import RehearsalTerm
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -28,13 +30,14 @@ from fedkd.training.device import prepare_inputs
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
-from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.job import Beside, FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
+AUXILIARY = "auxiliary/"
 HAS_SET_OUT = "has_set_out"
 T = TypeVar("T")
 
@@ -110,6 +113,7 @@ class TorchClient(Client):
         data: The client's samples, the transfer set and the common test set.
         model: The client's own network, on its device; or the one that the clients of a process share.
         poison: What makes the client a poisoned one; None: nothing does.
+        auxiliaries: The networks that its strategy has it train besides, by name, on the same device.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class TorchClient(Client):
         data: ClientData,
         model: nn.Module | SharedModel,
         poison: Poison | None = None,
+        auxiliaries: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         super().__init__(plan, index, data, poison)
         self._shared = model if isinstance(model, SharedModel) else None
@@ -126,6 +131,7 @@ class TorchClient(Client):
         self._device = next(self.model.parameters()).device
         self._optimizer_state: dict[str, Tensor] = {}  # empty unless it is kept
         self._has_set_out = False
+        self._auxiliaries = dict(auxiliaries)
 
     @property
     def workplace(self) -> object:
@@ -149,6 +155,7 @@ class TorchClient(Client):
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
         loss = self._local_loss(proximal, round)
         index = () if loss.step is None else (self._on_device(self._rows_of_training(round)),)
+        beside = self._beside(round)
         job = TrainJob(
             self.model,
             (self._on_device(x), self._on_device(y), *index),
@@ -165,9 +172,10 @@ class TorchClient(Client):
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
             scored_loss=loss.scored,
             guessing=guessing_right(y),
-            kind=self._kind("train", proximal_mu) if loss.own_alone else None,
+            kind=self._kind("train", proximal_mu) if loss.own_alone and not beside else None,
             replayable=loss.own_alone,
             constants=loss.constants,
+            beside=beside,
         )
         result = yield from self._private_training(job, round, proximal)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
@@ -301,6 +309,16 @@ class TorchClient(Client):
             ),  # a plug-in may do as it likes
         )
 
+    def _beside(self, round: int) -> list[Beside]:
+        """Return the auxiliary networks that a round's local training trains along."""
+        wanted = self._strategy.auxiliaries() if self._auxiliaries else {}
+        rates = {
+            name: None if own.lr is None else self._optimizer(round, own.lr).lr
+            for name, own in wanted.items()
+            if own.trained
+        }
+        return [Beside(name, self._auxiliaries[name], lr) for name, lr in rates.items()]
+
     def _private_order(self, length: int, round: int) -> np.ndarray:
         """Return `length` indices of own samples: whole shuffles of them, one after another."""
         generator = self._generator("distill-private", round)
@@ -380,27 +398,34 @@ class TorchClient(Client):
 
     # State --------------------------------------------------------------------------------------------
 
-    def network(self) -> nn.Module:
-        """Return the client's network itself."""
-        return self.model
+    def network(self, of: str = OWN) -> nn.Module:
+        """Return a network itself: the client's own, or an auxiliary one.
 
-    def weights(self) -> dict[str, np.ndarray]:
+        Raises:
+            KeyError: It has none of this name.
+        """
+        if of != OWN and of not in self._auxiliaries:
+            known = ", ".join([OWN, *self._auxiliaries])
+            raise KeyError(f"'{self._strategy.name}' asks for a network '{of}'; clients have {known}")
+        return self.model if of == OWN else self._auxiliaries[of]
+
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers, normalisation statistics included, by name."""
-        return weights_of(self.model)
+        return weights_of(self.network(of))
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
         return trainable_names(self.model)
 
-    def frozen(self, weights: Arrays) -> nn.Module:
-        """Return a model like the client's own with other weights, which stays as it is."""
-        network = copy.deepcopy(self.model).requires_grad_(False).eval()
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like the client's own with other weights, which stays as it is."""
+        network = copy.deepcopy(self.network(of)).requires_grad_(False).eval()
         load_weights(network, weights)
         return network
 
-    def load_weights(self, weights: Arrays) -> None:
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
         """Set all parameters and buffers; values are cast to each tensor's own type."""
-        load_weights(self.model, weights)
+        load_weights(self.network(of), weights)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that `restore` needs to continue exactly here."""
@@ -408,12 +433,17 @@ class TorchClient(Client):
             name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()
         }
         begun = {HAS_SET_OUT: np.array(1, dtype=np.int64)} if self._has_set_out else {}
-        return super().state() | under(OPTIMIZER, remembered) | begun
+        arrays = super().state() | under(OPTIMIZER, remembered) | begun
+        for name, network in self._auxiliaries.items():
+            arrays |= under(f"{AUXILIARY}{name}/", weights_of(network))
+        return arrays
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         super().restore(arrays)
         self._has_set_out = HAS_SET_OUT in arrays
+        for name, network in self._auxiliaries.items():
+            load_weights(network, below(f"{AUXILIARY}{name}/", arrays))
         self._optimizer_state = {
             name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()
         }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from fedkd.fusion.auxiliary import Auxiliaries
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Rehearsal
 
@@ -72,11 +73,25 @@ class ClientHalf(ABC):
     and `server_args` for its arguments, are tried out before a run."""
     server_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of the server's model."""
+    shared_model: str | None = None
+    """Name of a small model that every client trains beside its own, where the strategy has such a one; a
+    hyper-parameter of this name, and `shared_args` for its arguments."""
+    shared_args: Mapping[str, Any] = MappingProxyType({})
+    """Keyword arguments of that model."""
     samples: int = 0
     """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
     many, and where so many do not fit into the memory a scenario is refused."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return the networks that every client has besides its model; by default none."""
+        return {}
+
+    @property
+    def has_auxiliaries(self) -> bool:
+        """Whether clients have networks besides their models."""
+        return type(self).auxiliaries is not ClientHalf.auxiliaries
 
     # What it sends ------------------------------------------------------------------------------------
 

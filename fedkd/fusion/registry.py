@@ -84,6 +84,10 @@ def _problem(cls: type[FusionStrategy]) -> str | None:
         return "says that guidance answers, but does not define `infer`, which does"
     if cls.predictor is not FusionStrategy.predictor and "gradients" not in cls.needs:
         return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
+    if cls.auxiliaries is not FusionStrategy.auxiliaries and (
+        "gradients" not in cls.needs or cls.pools or cls.brings_model
+    ):
+        return 'has clients train networks besides theirs, so each has its own, and it `needs` "gradients"'
     if cls.pools and cls.sends != "nothing":
         return "pools all clients' samples, so its clients are one model with nothing to send"
     stacked = [kind for kind in cls.kinds.values() if kind.is_stacked]

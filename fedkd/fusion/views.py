@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from fedkd.fusion.auxiliary import OWN
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -132,8 +134,19 @@ class ClientView(Protocol):
     def private_logits(self) -> np.ndarray:
         """Predict the client's own training samples in evaluation mode: `[S, C]` float32."""
 
-    def network(self) -> nn.Module:
-        """Return the client's network itself, on its device; to be read, and asked without gradients."""
+    @property
+    def round(self) -> int:
+        """The round of the training, or that in which the guidance was fused; 1-based."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole run."""
+
+    def network(self, of: str = OWN) -> nn.Module:
+        """Return a network itself, on the client's device: its model, or an auxiliary one by name.
+
+        It is to be read, asked without gradients, and trained by the loss of a `local_step`.
+        """
 
     def label_counts(self) -> np.ndarray:
         """Count the client's training samples of each class: `[C]` int64."""
@@ -145,17 +158,17 @@ class ClientView(Protocol):
             `[C, K]` float32; zeros where the client has no sample of the class.
         """
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Return copies of all parameters and buffers by name."""
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
+        """Return copies of all parameters and buffers by name, of the model or of an auxiliary network."""
 
-    def load_weights(self, weights: Arrays) -> None:
-        """Replace all parameters and buffers."""
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
+        """Replace all parameters and buffers, of the model or of an auxiliary network."""
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients, in the model's order."""
 
-    def frozen(self, weights: Arrays) -> nn.Module:
-        """Return a model like the client's own with other weights, which stays as it is.
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like the client's model, or an auxiliary one, with other weights, which stays so.
 
         It is in evaluation mode, on the client's device, and none of its weights has a gradient; what is
         computed with it has one with respect to its inputs. Called with samples it returns logits, of the
@@ -163,6 +176,7 @@ class ClientView(Protocol):
 
         Args:
             weights: All parameters and buffers by name.
+            of: Which network.
         """
 
     def supermask(self) -> Supermask:

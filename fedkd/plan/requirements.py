@@ -65,6 +65,12 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f" model '{group.model}' is not",
                 key=KEY,
             )
+    if plan.strategy.has_auxiliaries and plan.learner is not None:
+        raise UserError(
+            f"'{name}' has clients train networks besides their models, which a learner of a stream of tasks"
+            " knows nothing of; use a strategy that exchanges predictions",
+            key=KEY,
+        )
     if "equal_features" in needs:
         _check_feature_widths(scenario, data, models)
     if "linear_head" in needs and plan.learner is not None:
