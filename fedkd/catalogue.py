@@ -30,11 +30,14 @@ NEEDS = {
     "features": "penultimate features and a head",
     "plain_sgd": 'training.optimizer = "sgd"',
     "transfer_labels": "labels of the transfer set on the server",
-    "server": "a server that trains a model",
+    "server": "a server with a model of its own",
     "equal_features": "features of one width for all clients",
     "linear_head": "a head that is one linear layer",
     "class_stream": "a class-incremental stream in lockstep",
     "normalised_samples": "normalised samples",
+    "parts": "models with a body and a `head`",
+    "like_heads": "heads of one shape",
+    "three_classes": "three classes or more",
 }
 """What a strategy may need of clients and server, for people; weights are what clients send."""
 

@@ -86,7 +86,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     """Build every model, and yield what is to be said of them and of the data, a line each.
 
     Returns:
-        Number of parameters of the largest model, and what a round has to compute.
+        Number of parameters that the largest model exchanges, if it does, and what a round has to compute.
 
     Raises:
         UserError: The first thing that would stop a run.
@@ -100,9 +100,8 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
         yield from _data_rows(scenario, data)
     else:
         yield from _stream_rows(scenario, data)
-    parameters, models = [], checked_models(plan, data)
-    for text, count in _models(plan, models):
-        parameters.append(count)
+    models = checked_models(plan, data)
+    for text in _models(plan, models):
         yield _row("model", text)
     yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
     if scenario.continual is not None:
@@ -110,7 +109,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     yield from _schedule_rows(plan)
     yield _row("engine", scenario.engine.kind)
     yield from _room_rows(plan, data)
-    return max(parameters), workload(plan, data, models)
+    return max(_exchanged(plan, model) for model in models), workload(plan, data, models)
 
 
 def _row(label: str, text: str) -> str:
@@ -260,8 +259,8 @@ def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
     yield _row("", f"{each}; what others are lies on disk once they have taken part")
 
 
-def _models(plan: Plan, models: Sequence[Any]) -> Iterator[tuple[str, int]]:
-    """Yield the line of every group's model, and its number of parameters."""
+def _models(plan: Plan, models: Sequence[Any]) -> Iterator[str]:
+    """Yield the line of every group's model."""
     from torch import nn
 
     from fedkd.models.build import count_parameters
@@ -270,11 +269,21 @@ def _models(plan: Plan, models: Sequence[Any]) -> Iterator[tuple[str, int]]:
     clients = Counter(map(id, plan.groups))
     for group, model in zip(scenario.clients, models, strict=True):
         if not isinstance(model, nn.Module):
-            yield f"{group.model}: {_counted(clients[id(group)], 'client')}, {type(model).__name__}", 0
+            yield f"{group.model}: {_counted(clients[id(group)], 'client')}, {type(model).__name__}"
             continue
         count = count_parameters(model)
         args = f" ({_pairs(group.args)})" if group.args else ""
-        yield f"{group.model}{args}: {_counted(clients[id(group)], 'client')}, {count:,} parameters", count
+        yield f"{group.model}{args}: {_counted(clients[id(group)], 'client')}, {count:,} parameters"
+
+
+def _exchanged(plan: Plan, model: Any) -> int:
+    """Return how many parameters of a model leave its client, of a strategy that exchanges weights."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        return 0
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if p.requires_grad and plan.strategy.exchanges(name))
 
 
 def _named(name: str, hyperparameters: Mapping[str, Any] | None) -> str:
@@ -293,9 +302,12 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
     if strategy.sends == "nothing":
         return "none"
     if "weights" in strategy.needs:
+        from fedkd.fusion.averaging import WeightAveraging
+
         weights = size(sampled * parameters * np.dtype(scenario.fusion.upload_dtype).itemsize)
         # What is made for a learner leaves some of them out, and sends something else now and then.
-        least = "about" if strategy.brings_model or strategy.learner is not None else "at least"
+        weighed = strategy.brings_model or isinstance(strategy, WeightAveraging)
+        least = "about" if weighed or strategy.learner is not None else "at least"
         return f"{least} {weights} up, {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
     from fedkd.server.trial import trial_exchange
 

@@ -88,9 +88,9 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
     guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     if plan.strategy.brings_model or plan.strategy.pools:
         return OVERHEAD + guidance
-    copies = 1
+    copies = 1 + plan.strategy.keeps_models
     if scenario.training.optimizer_state == "kept":
-        copies = copies_in_training(plan) - 1
+        copies += copies_in_training(plan) - 2
     if isinstance(data, FederatedStream):
         copies += len(data)
     besides = _sizes_besides(plan, data, models)

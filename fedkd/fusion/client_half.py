@@ -29,12 +29,16 @@ Need = Literal[
     "server",
     "class_stream",
     "normalised_samples",
+    "parts",
+    "like_heads",
+    "three_classes",
 ]
 """What a strategy cannot do without: clients trained by gradients, with `.features` and `.head`, features of
 one width for all, a head that is one linear layer; with weights to send, with a learner whose masks mean
 something to others, of one architecture, trained by SGD without momentum; labels of the transfer set on the
-server; a server that trains models of its own; a stream of tasks that all clients learn in step, told apart
-by their classes; samples of real numbers with mean 0 and variance 1."""
+server; a server that has models of its own; a stream of tasks that all clients learn in step, told apart by
+their classes; samples of real numbers with mean 0 and variance 1; models whose weights' names tell body and
+head apart; heads of one shape; three classes or more."""
 
 
 class ClientHalf(ABC):
@@ -81,6 +85,8 @@ class ClientHalf(ABC):
     samples: int = 0
     """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
     many, and where so many do not fit into the memory a scenario is refused."""
+    keeps_models: ClassVar[int] = 0
+    """Models of its own kind that a client keeps besides the one that it trains."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 
@@ -102,6 +108,10 @@ class ClientHalf(ABC):
     def kinds_of(self, upload: Arrays) -> dict[str, Kind]:
         """Return what each array of an upload is."""
         return {name: self.kinds.get(name, Kind.OTHER) for name in upload}
+
+    def exchanges(self, weight: str) -> bool:
+        """Return whether a weight of this name leaves the client, of a strategy that needs `weights`."""
+        return True
 
     # What it learns -----------------------------------------------------------------------------------
 

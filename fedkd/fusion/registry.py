@@ -39,6 +39,10 @@ STRATEGIES = Registry(
         "scaffold": "fedkd.fusion.scaffold:Scaffold",
         "target": "fedkd.fusion.target:Target",
         "fedweit": "fedkd.fusion.fedweit:FedWeIT",
+        "moon": "fedkd.fusion.moon:Moon",
+        "fedntd": "fedkd.fusion.fedntd:FedNTD",
+        "lg_fedavg": "fedkd.fusion.lg_fedavg:LGFedAvg",
+        "fedper": "fedkd.fusion.fedper:FedPer",
     },
     group="fedkd.strategies",
 )

@@ -24,6 +24,7 @@ from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import blank_inputs, build_model
 from fedkd.models.mode import predicting
 from fedkd.plan.checks import check_one_architecture
+from fedkd.plan.part_checks import check_parts, check_three_classes
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.randomness import numpy_generator
@@ -86,6 +87,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     if "one_architecture" in needs:
         what = "averages masks" if "masks" in needs else "averages parameters"
         check_one_architecture(scenario, what)
+    if "parts" in needs:
+        check_parts(scenario, models, alike="like_heads" in needs)
+    if "three_classes" in needs:
+        check_three_classes(name, data)
     if "plain_sgd" in needs:
         _check_plain_sgd(scenario)
     if "class_stream" in needs:

@@ -89,9 +89,8 @@ def test_early_stopping_goes_back_with_all_of_them() -> None:
 
 
 def test_a_batch_of_one_is_left_out_for_a_batchnorm_beside_the_model() -> None:
-    assert (
-        fit(job_of(network(1), network(2, nn.BatchNorm1d(5)))).steps == 8
-    )  # 21 samples are 4 batches of 5, and 1
+    # 21 samples are 4 batches of 5, and 1.
+    assert fit(job_of(network(1), network(2, nn.BatchNorm1d(5)))).steps == 8
     assert fit(job_of(network(1), network(2))).steps == 10
 
 

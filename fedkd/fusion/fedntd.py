@@ -1,0 +1,68 @@
+"""FedNTD: local training that preserves what the received model says of the classes that are not true.
+
+G. Lee, M. Jeong, Y. Shin, S. Bae and S.-Y. Yun, "Preservation of the Global Knowledge by Not-True
+Distillation in Federated Learning", NeurIPS 2022, arXiv 2106.03097.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.averaging import WeightAveraging
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedNTD(WeightAveraging):
+    """Average weights; in local training, distil the received model's answers about the other classes.
+
+    ::
+
+        loss = CE(z, y) + β · τ² · mean_i KL(softmax(ẑ_i^received / τ) ‖ softmax(ẑ_i / τ))
+
+    ẑ are the logits without that of the true class, which is dropped before the softmax: so the term has no
+    gradient in it, and leaves it to the labels. The received model is frozen and in evaluation mode.
+    """
+
+    name: ClassVar[str] = "fedntd"
+    paper: ClassVar[str] = (
+        "Lee et al., Preservation of the Global Knowledge by Not-True Distillation in Federated Learning,"
+        " NeurIPS 2022, arXiv 2106.03097"
+    )
+    needs: ClassVar[frozenset[Need]] = WeightAveraging.needs | {"three_classes"}
+
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    """β: weight of the distillation beside the cross entropy; 0 is FedAvg."""
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    """τ: softness of both sides. 1 in the paper's experiments; 3 is said too, where the classes that are
+    nearly never answered should count as well."""
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
+        """Return the cross entropy with the distillation of the weights that training begins with."""
+        from fedkd.training.losses import cross_entropy, kd_kl
+
+        received = client.frozen(client.weights())
+
+        def loss(batch: LocalBatch) -> Tensor:
+            answers = not_true(received(batch.inputs).float(), batch.labels) / self.temperature
+            own = not_true(batch.logits, batch.labels)
+            preserved = kd_kl(own, answers.softmax(dim=1), self.temperature)
+            return cross_entropy(batch.logits, batch.labels) + self.beta * preserved
+
+        return loss
+
+
+def not_true(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return logits `[B, C]` without those of the labels `[B]`: `[B, C − 1]`."""
+    import torch
+
+    others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
+    return logits.gather(1, others + (others >= labels[:, None]))

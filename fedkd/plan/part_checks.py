@@ -1,0 +1,64 @@
+"""Whether models have the parts that a strategy tells apart, and data the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fedkd.data.federated import FederatedData
+from fedkd.data.load import Data
+from fedkd.errors import UserError
+from fedkd.fusion.averaging import HEAD, in_head
+from fedkd.scenario.schema import Scenario
+
+KEY = "fusion.strategy"
+
+
+def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool) -> None:
+    """Refuse models whose body and head cannot be told apart.
+
+    Args:
+        scenario: What to simulate.
+        models: One of every client group, in order.
+        alike: Whether all heads have to be of one shape.
+
+    Raises:
+        UserError: A model has no weights of one of the two, or heads are not alike.
+    """
+    name = scenario.fusion.strategy
+    models_of: dict[tuple[tuple[int, ...], ...], str] = {}
+    for group, model in zip(scenario.clients, models, strict=True):
+        trained = {weight: p for weight, p in model.named_parameters() if p.requires_grad}
+        parts = {in_head(weight) for weight in trained}
+        if parts != {True, False}:
+            missing = f"none called '{HEAD}…'" if True not in parts else f"none but '{HEAD}…'"
+            raise UserError(
+                f"'{name}' tells a model's body and head apart by the names of its weights; model"
+                f" '{group.model}' has {missing}",
+                key=KEY,
+            )
+        head = tuple(tuple(p.shape) for weight, p in trained.items() if in_head(weight))
+        models_of.setdefault(head, group.model)
+    if alike and len(models_of) > 1:
+        told = (
+            f"{' and '.join('×'.join(map(str, shape)) for shape in head)} of '{model}'"
+            for head, model in models_of.items()
+        )
+        raise UserError(f"'{name}' averages heads; must be of one shape, got {', '.join(told)}", key=KEY)
+
+
+def check_three_classes(name: str, data: Data) -> None:
+    """Refuse classes of which no more than one is not true.
+
+    Raises:
+        UserError: How many there are.
+    """
+    known = [data.classes] if isinstance(data, FederatedData) else [len(task.units) for task in data]
+    fewest = min(known)
+    if fewest < 3:
+        where = "" if isinstance(data, FederatedData) else " in every task"
+        raise UserError(
+            f"'{name}' distils between the classes that are not true; needs at least 3{where}, got {fewest}",
+            key=KEY,
+        )
