@@ -43,6 +43,10 @@ STRATEGIES = Registry(
         "fedntd": "fedkd.fusion.fedntd:FedNTD",
         "lg_fedavg": "fedkd.fusion.lg_fedavg:LGFedAvg",
         "fedper": "fedkd.fusion.fedper:FedPer",
+        "ditto": "fedkd.fusion.ditto:Ditto",
+        "apfl": "fedkd.fusion.apfl:APFL",
+        "pfedme": "fedkd.fusion.pfedme:PFedMe",
+        "fml": "fedkd.fusion.fml:FML",
     },
     group="fedkd.strategies",
 )

@@ -44,6 +44,8 @@ class SmallClient:
         self.last_fit: FitSummary | None = None
         self._counts = counts
         self._weights = weights or {}
+        self._others: dict[str, dict[str, np.ndarray]] = {}
+        self.round, self.rounds = 1, 2
         self.memory: dict[str, np.ndarray] = {}
         self.told: dict[str, np.ndarray] = {}
         self.distilled: list[tuple[np.ndarray, np.ndarray | None]] = []
@@ -64,11 +66,15 @@ class SmallClient:
     def class_means(self, of: str) -> np.ndarray:
         return self._means[of]
 
-    def weights(self) -> dict[str, np.ndarray]:
-        return {name: values.copy() for name, values in self._weights.items()}
+    def weights(self, of: str = "model") -> dict[str, np.ndarray]:
+        """Return given weights; an auxiliary network has the model's until others are loaded."""
+        return {name: values.copy() for name, values in self._others.get(of, self._weights).items()}
 
-    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        self._weights = dict(weights)
+    def load_weights(self, weights: Mapping[str, np.ndarray], of: str = "model") -> None:
+        if of == "model":
+            self._weights = dict(weights)
+        else:
+            self._others[of] = dict(weights)
 
     def supermask(self) -> SmallSupermask:
         return SmallSupermask(np.concatenate([values.ravel() for values in self._weights.values()]))
