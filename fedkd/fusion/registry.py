@@ -47,6 +47,7 @@ STRATEGIES = Registry(
         "apfl": "fedkd.fusion.apfl:APFL",
         "pfedme": "fedkd.fusion.pfedme:PFedMe",
         "fml": "fedkd.fusion.fml:FML",
+        "fedkd": "fedkd.fusion.mutual_svd:FedKD",
     },
     group="fedkd.strategies",
 )

@@ -62,8 +62,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             )
         if "linear_head" in needs and not _has_linear_head(model):
             raise UserError(
-                f"'{name}' gives every client a head, which has to be one linear layer with biases; that of"
-                f" model '{group.model}' is not",
+                f"'{name}' needs heads that are one linear layer with biases;"
+                f" that of model '{group.model}' is not",
                 key=KEY,
             )
     if plan.strategy.has_auxiliaries and plan.learner is not None:

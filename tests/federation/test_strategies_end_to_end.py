@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fedmd": {"samples_per_round": 20},
     "apfl": {"share_lr": 0.1},
     "fedgh": {"server_epochs": 2},
+    "fedkd": {"shared_args": {"hidden": [8]}},
     "fedproto": {"inference": "prototypes"},
     "fedtgp": {"server_epochs": 2, "inference": "prototypes"},
     "fml": {"shared_args": {"hidden": [8]}},

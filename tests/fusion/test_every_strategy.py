@@ -48,6 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "margin": st.sampled_from(["farthest", "nearest"]),
         "margin_limit": st.sampled_from([0.0, 1.0]),
     },
+    "fedkd": {"shared_model": st.just("plain"), "energy_end": st.sampled_from([0.98, 1.0])},
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "knfu": {
         "beta": st.floats(0, 50),
@@ -137,7 +138,8 @@ class Round:
             )
             for n in range(clients)
         ]
-        first = strategy.prologue(self.server) if "weights" in strategy.needs else None
+        speaks_first = strategy.needs & {"weights", "server"}
+        first = strategy.prologue(self.server) if speaks_first else None
         self.memory = {} if first is None else dict(first.memory)
         for client, row in zip(self.clients, everyone.weights, strict=True):
             if first is not None:
@@ -145,7 +147,9 @@ class Round:
             client.last_fit = FitSummary(client.weights(), steps=2, lr=0.1)
             split = start["weight"].size
             weight, bias = row[:split].reshape(start["weight"].shape), row[split:]
-            client.load_weights({"weight": weight, "bias": bias})
+            strategy.before_training(client)
+            for network in ("model", *strategy.auxiliaries()):
+                client.load_weights({"weight": weight, "bias": bias}, network)
 
     def knowledge(self) -> Knowledge:
         """Return what the clients upload, as the server puts it together."""
@@ -303,7 +307,7 @@ def _handed_in(knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> dict[s
 
 @every_strategy
 def test_guidance_is_for_whom_the_strategy_says(name) -> None:
-    options = {"server_model": "plain"} if name == "fedet" else {}
+    options = {"fedet": {"server_model": "plain"}, "fedkd": {"shared_model": "plain"}}.get(name, {})
     fused = Round(make_strategy(name, options), draw((3, 5, 4), 0))
     guidance = fused.fuse()
     own = len(guidance.personal) > 0 or (guidance.targets is not None and guidance.targets.ndim == 3)
