@@ -48,6 +48,8 @@ STRATEGIES = Registry(
         "pfedme": "fedkd.fusion.pfedme:PFedMe",
         "fml": "fedkd.fusion.fml:FML",
         "fedkd": "fedkd.fusion.mutual_svd:FedKD",
+        "fedmrl": "fedkd.fusion.fedmrl:FedMRL",
+        "fedgen": "fedkd.fusion.fedgen:FedGen",
     },
     group="fedkd.strategies",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,7 +35,9 @@ class SeveralNetworks(OneClient):
         load_weights(self.networks[of], weights)
 
     def frozen(self, weights: Mapping[str, np.ndarray], of: str = OWN) -> nn.Module:
-        return super().frozen(weights)
+        network = copy.deepcopy(self.networks[of]).requires_grad_(False).eval()
+        load_weights(network, weights)
+        return network
 
     def trainable(self) -> tuple[str, ...]:
         return trainable_names(self.model)

@@ -12,6 +12,7 @@ from torch import nn
 
 from fedkd.fusion.views import FitSummary
 from fedkd.randomness import seeded_torch
+from fedkd.training.uncompiled import uncompiled
 
 
 class SmallSupermask:
@@ -176,7 +177,7 @@ class SmallServer:
     def fit(self, network, arrays, loss, *, optimizer, lr, epochs, batch_size, weight_decay=0.0) -> None:
         self.fitted.append((arrays, optimizer, lr, epochs, batch_size, weight_decay))
         made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
-        chosen = made(network.parameters(), lr=lr, weight_decay=weight_decay)
+        chosen = uncompiled(made)(network.parameters(), lr=lr, weight_decay=weight_decay)
         tensors = [torch.from_numpy(array) for array in arrays]
         for _ in range(epochs):
             for start in range(0, len(tensors[0]), batch_size):
