@@ -353,7 +353,7 @@ class Client(ABC):
 
     def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples and labels that a round's local training is about."""
-        x, y, rows = self.data.train_x, self._training_labels(), self._rows_of_round(round)
+        x, y, rows = self.data.train_x, self.training_labels(), self._rows_of_round(round)
         return (x, y) if len(rows) == len(y) else (x[rows], y[rows])
 
     def _rows_of_round(self, round: int) -> np.ndarray:
@@ -384,7 +384,7 @@ class Client(ABC):
             np.sort(draw.permutation(size)[: round_half_up(slow.straggler_work * size)]) for size in sizes
         ]
 
-    def _training_labels(self) -> np.ndarray:
+    def training_labels(self) -> np.ndarray:
         """Return the labels the client learns from: flipped ones for some of the poisoned."""
         return self._labels_of(self.data)
 

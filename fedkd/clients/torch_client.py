@@ -220,7 +220,7 @@ class TorchClient(Client):
         wanted, kept_apart = self._scenario.training.early_stopping, self._own_samples().kept_apart
         if wanted is None or not len(kept_apart):
             return None
-        arrays = (self.data.train_x[kept_apart], self._training_labels()[kept_apart])
+        arrays = (self.data.train_x[kept_apart], self.training_labels()[kept_apart])
         return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
 
     def _private_training(
@@ -275,7 +275,7 @@ class TorchClient(Client):
 
         if fusion.private_weight > 0.0:
             order = self._private_order(len(transfer_x), round)
-            labels = self._training_labels()
+            labels = self.training_labels()
             arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
         yield from self._guidance_training(self._distillation(arrays, loss, round))
 

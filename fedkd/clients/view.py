@@ -50,6 +50,15 @@ class RoundView:
         self.settle()
         return self._client.predict(self._client.data.train_x)
 
+    def private_features(self) -> np.ndarray:
+        """Return the features of the client's own training samples: `[S, F]` float32."""
+        self.settle()
+        return self._client.features(self._client.data.train_x)
+
+    def private_labels(self) -> np.ndarray:
+        """Return the labels that the client learns of its own training samples: `[S]` int64."""
+        return self._client.training_labels()
+
     @property
     def round(self) -> int:
         """The round of the training, or that in which the guidance was fused."""

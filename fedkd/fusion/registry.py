@@ -49,6 +49,7 @@ STRATEGIES = Registry(
         "fml": "fedkd.fusion.fml:FML",
         "fedkd": "fedkd.fusion.mutual_svd:FedKD",
         "fedmrl": "fedkd.fusion.fedmrl:FedMRL",
+        "fedgkt": "fedkd.fusion.fedgkt:FedGKT",
         "fedgen": "fedkd.fusion.fedgen:FedGen",
     },
     group="fedkd.strategies",

@@ -134,6 +134,12 @@ class ClientView(Protocol):
     def private_logits(self) -> np.ndarray:
         """Predict the client's own training samples in evaluation mode: `[S, C]` float32."""
 
+    def private_features(self) -> np.ndarray:
+        """Return the features of the client's own training samples, in evaluation mode: `[S, F]` float32."""
+
+    def private_labels(self) -> np.ndarray:
+        """Return the labels that the client learns of its own training samples: `[S]` int64."""
+
     @property
     def round(self) -> int:
         """The round of the training, or that in which the guidance was fused; 1-based."""

@@ -61,6 +61,14 @@ class SmallClient:
     def private_logits(self) -> np.ndarray:
         return self._private_logits
 
+    def private_features(self) -> np.ndarray:
+        """Return features of as many samples as there are private logits, those of the classes in turn."""
+        features = self._means["features"]
+        return np.resize(features, (len(self._private_logits), features.shape[1])).astype(np.float32)
+
+    def private_labels(self) -> np.ndarray:
+        return np.arange(len(self._private_logits)) % len(self._means["features"])
+
     def label_counts(self) -> np.ndarray:
         return self._counts
 

@@ -49,6 +49,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "margin_limit": st.sampled_from([0.0, 1.0]),
     },
     "fedgen": {"server_steps": st.integers(0, 2), "hidden": st.just(5)},
+    "fedgkt": {
+        "server_epochs": st.integers(0, 1),
+        "server_hidden": st.just((5,)),
+        "inference": st.sampled_from(["server", "model"]),
+    },
     "fedkd": {"shared_model": st.just("plain"), "energy_end": st.sampled_from([0.98, 1.0])},
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "knfu": {
