@@ -12,12 +12,15 @@ from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.trained.client import load_client
 
+BATCH_NORM = {"model": "resnet8", "args": {"norm": "batch"}}
+
 
 @pytest.fixture
 def tables(digits_scenario) -> dict[str, Any]:
     training = digits_scenario["training"] | {"optimizer_state": "kept", "clip_norm": 1.0, "accumulate": 2}
-    data = digits_scenario["data"] | {"partition": {"scheme": "iid", "samples_per_client": 40}, "clients": 2}
-    return digits_scenario | {"data": data, "training": training, "rounds": 2}
+    small = {"partition": {"scheme": "iid", "samples_per_client": 20}, "clients": 2, "test_size": 20}
+    data = digits_scenario["data"] | small | {"transfer": {"source": "holdout", "size": 10}}
+    return digits_scenario | {"data": data, "training": training | {"batch_size": 5}, "rounds": 2}
 
 
 def test_the_loop_trains_them_whatever_the_executor(tables, tmp_path):
@@ -26,7 +29,7 @@ def test_the_loop_trains_them_whatever_the_executor(tables, tmp_path):
     for executor in ("loop", "vectorised"):
         training = tables["training"] | {"executor": executor}
         fusion = {"strategy": "apfl", "share_lr": 0.1}
-        changed = tables | {"training": training, "clients": [{"model": "resnet8"}], "fusion": fusion}
+        changed = tables | {"training": training, "clients": [BATCH_NORM], "fusion": fusion}
         fedkd.run(parse_scenario(changed), out=tmp_path / executor)
         found.append((tmp_path / executor / "metrics.jsonl").read_bytes())
     assert found[0] == found[1]
