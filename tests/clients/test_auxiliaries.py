@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from numpy.testing import assert_array_equal
 from torch import nn
 
+import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.memory import bytes_of_client, checked_models
 from fedkd.clients.view import RoundView
@@ -20,8 +22,10 @@ from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import Auxiliary
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.local import Local
-from fedkd.plan.load import parse_plan
+from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.training.weights import weights_of
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "strategies.md"
 
 
 @dataclass(frozen=True)
@@ -146,3 +150,12 @@ def test_a_stream_is_refused(digits_scenario):
     plan = replace(parse_plan(tables), strategy=Beside())
     with pytest.raises(UserError, match="which a learner of a stream of tasks knows nothing of"):
         checked_models(plan, load_data(plan.scenario))
+
+
+def test_the_page_on_strategies_shows_one_that_runs(digits_scenario, tmp_path):
+    text = PAGE.read_text(encoding="utf-8").partition("### A strategy of your own with a second network")[2]
+    (tmp_path / "mine.py").write_text(text.partition("```python\n")[2].partition("```")[0])
+    own = {"plugin_path": [str(tmp_path)], "fusion": {"strategy": "mine:Shadow"}, "rounds": 1}
+    result = fedkd.run(parse_scenario(digits_scenario | own), out=tmp_path / "run")
+    gains = [row["value"] for row in result.metrics() if row["metric"] == "fusion_gain"]
+    assert gains and not any(gains), "what is measured is trained alone"
