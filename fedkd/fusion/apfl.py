@@ -68,19 +68,21 @@ class APFL(WeightAveraging):
         personal, share, memory = client.network(PERSONAL), self.share_of(client), client.memory
         moves = self.share_lr > 0
 
-        def loss(batch: LocalBatch) -> Tensor:
+        def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
             nonlocal moves
             shared: dict[str, Any] = dict(batch.model.named_parameters())
             ends = {n: (v, shared[n].detach()) for n, v in personal.named_parameters() if v.requires_grad}
             mixed = {name: share * v + (1 - share) * w for name, (v, w) in ends.items()}
-            own = cross_entropy(functional_call(personal, mixed, (batch.inputs,)), batch.labels)
+            answers = functional_call(personal, mixed, (batch.inputs,))
+            own = cross_entropy(answers, batch.labels)
             if moves and own.requires_grad:
                 moves = False
                 slopes = torch.autograd.grad(own, list(mixed.values()), retain_graph=True)
                 pairs = zip(ends.values(), slopes, strict=True)
                 slope = float(sum(((v - w).detach() * s).sum() for (v, w), s in pairs))
                 memory[SHARE] = np.array(np.clip(share - self.share_lr * slope, 0, 1), dtype=np.float64)
-            return cross_entropy(batch.logits, batch.labels) + own
+            value = cross_entropy(batch.logits, batch.labels) + own
+            return value, answers if self.inference == "mixed" else batch.logits
 
         return loss
 

@@ -60,10 +60,11 @@ class Ditto(WeightAveraging):
         personal = client.network(PERSONAL)
         received = [parameter.detach().clone() for parameter in client.network().parameters()]
 
-        def loss(batch: LocalBatch) -> Tensor:
-            value = cross_entropy(batch.logits, batch.labels)
-            value = value + cross_entropy(personal(batch.inputs), batch.labels)
-            return value + 0.5 * self.strength * squared_distance(personal, received)
+        def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
+            answers = personal(batch.inputs)
+            value = cross_entropy(batch.logits, batch.labels) + cross_entropy(answers, batch.labels)
+            value = value + 0.5 * self.strength * squared_distance(personal, received)
+            return value, answers if self.inference == "personal" else batch.logits
 
         return loss
 

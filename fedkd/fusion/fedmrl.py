@@ -61,13 +61,14 @@ class FedMRL(SharedModel):
         shared: Any = client.network(SHARED)
         projection = client.network(PROJECTION)
 
-        def loss(batch: LocalBatch) -> Tensor:
+        def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
             assert batch.features is not None
             model: Any = batch.model
             inner = shared.features(batch.inputs).flatten(1)
             r = representation(projection, inner, batch.features)
-            own = cross_entropy(model.head(r), batch.labels)
-            return own + cross_entropy(shared.head(r[:, : inner.shape[1]]), batch.labels)
+            answers = model.head(r)
+            own = cross_entropy(answers, batch.labels)
+            return own + cross_entropy(shared.head(r[:, : inner.shape[1]]), batch.labels), answers
 
         return loss
 

@@ -87,16 +87,18 @@ class PFedMe(WeightAveraging):
         personal = client.network(PERSONAL).train()
         theta = [parameter for parameter in personal.parameters() if parameter.requires_grad]
 
-        def loss(batch: LocalBatch) -> Tensor:
+        def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
             own = [parameter for parameter in batch.model.parameters() if parameter.requires_grad]
             for _ in range(self.personal_steps):
-                value = cross_entropy(personal(batch.inputs), batch.labels)
+                answers = personal(batch.inputs)
+                value = cross_entropy(answers, batch.labels)
                 slopes = torch.autograd.grad(value, theta)
                 with torch.no_grad():
                     for parameter, w, slope in zip(theta, own, slopes, strict=True):
                         parameter.sub_(self.personal_lr * (slope + self.strength * (parameter - w)))
             away = squared_distance(batch.model, [parameter.detach() for parameter in personal.parameters()])
-            return value.detach() + 0.5 * self.strength * away
+            value = value.detach() + 0.5 * self.strength * away
+            return value, answers if self.inference == "personal" else batch.logits
 
         return loss
 

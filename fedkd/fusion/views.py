@@ -21,8 +21,11 @@ LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 """Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
 `[B]` of a private batch to a scalar that is added to the cross entropy."""
 
-LocalStep = Callable[["LocalBatch"], "Tensor"]
-"""A private batch to the whole of the loss that is minimised on it, a scalar: no cross entropy is added."""
+LocalStep = Callable[["LocalBatch"], "Tensor | tuple[Tensor, Tensor]"]
+"""A private batch to the whole of the loss that is minimised on it, a scalar: no cross entropy is added.
+
+Where it is not the model's logits that answer, it returns those `[B, C]` that do along with the loss: right
+answers in training are counted by them."""
 
 RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """Logits `[B, C]` and rows of targets `[B, ...]` of rehearsed samples to a scalar."""

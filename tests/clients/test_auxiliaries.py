@@ -103,6 +103,18 @@ def test_they_are_trained_saved_and_resumed(digits_scenario):
         assert_array_equal(other.state()[name], values)
 
 
+def test_right_answers_are_counted_by_what_answers(digits_scenario):
+    """FedMRL's head alone, on the own features, says nothing: it has never been trained on them."""
+    fusion = {"strategy": "fedmrl", "shared_args": {"hidden": [32]}}
+    longer = {"training": digits_scenario["training"] | {"local_epochs": 15}}
+    plan = parse_plan(digits_scenario | {"fusion": fusion} | longer)
+    client = ClientFactory(plan, load_data(plan.scenario)).build(0)
+    client.complete(client.train(1))
+    x, y = client.data.train_x, client.data.train_y
+    assert client.last_hits.accuracy > 0.95 > (client.predict(x).argmax(axis=1) == y).mean()
+    assert (client.answer(x).argmax(axis=1) == y).mean() > 0.95
+
+
 def test_evaluations_ask_what_is_trained_beside(digits_scenario):
     client = clients_of(digits_scenario)[0]
     client.complete(client.train(1))

@@ -51,7 +51,8 @@ def step(strategy: FusionStrategy, client: SeveralNetworks, *, lr: float = 0.1, 
     for _ in range(steps):
         for parameter in parameters:
             parameter.grad = None
-        value = loss(batch_of(client.model))
+        told = loss(batch_of(client.model))
+        value = told[0] if isinstance(told, tuple) else told
         value.backward()
         with torch.no_grad():
             for parameter in parameters:
