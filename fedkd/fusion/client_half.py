@@ -95,6 +95,11 @@ class ClientHalf(ABC):
         return {}
 
     @property
+    def shared_arguments(self) -> dict[str, Any]:
+        """What `shared_model` is built with."""
+        return dict(self.shared_args)
+
+    @property
     def has_auxiliaries(self) -> bool:
         """Whether clients have networks besides their models."""
         return type(self).auxiliaries is not ClientHalf.auxiliaries

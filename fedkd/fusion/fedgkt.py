@@ -75,7 +75,7 @@ class FedGKT(FusionStrategy):
     strength: Annotated[float, Field(ge=0)] = 1.0
     """α: weight of the server's logits for clients, and of labels for the server; 1 in the paper."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 3.0
-    """T of both; 3 in the paper."""
+    """T of what server and clients learn from each other; 3 in the paper."""
     server_hidden: tuple[Annotated[int, Field(gt=0)], ...] = (256, 256)
     """Hidden units of the server's model, layer by layer; none of them is a linear model."""
     server_epochs: Annotated[int, Field(ge=0)] = 10

@@ -111,7 +111,7 @@ class FedKD(SharedModel):
         return Guidance(targets=None, personal=personal, for_absent=newest, memory=newest)
 
     def _architecture(self, server: ServerModels) -> str:
-        return server.architecture(self.shared_model or "", self.shared_args)
+        return server.architecture(self.shared_model, self.shared_arguments)
 
     # On a client --------------------------------------------------------------------------------------
 

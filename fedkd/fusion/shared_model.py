@@ -41,9 +41,11 @@ class SharedModel(FusionStrategy):
     shared_args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the small model. An `mlp` without any is one hidden layer of 64."""
 
-    def __post_init__(self) -> None:
-        if self.shared_model == "mlp" and not self.shared_args:
-            object.__setattr__(self, "shared_args", {"hidden": [64]})
+    @property
+    def shared_arguments(self) -> dict[str, Any]:
+        """The small model's arguments, those that it has if none are given included."""
+        is_default = self.shared_model == "mlp" and not self.shared_args
+        return {"hidden": [64]} if is_default else dict(self.shared_args)
 
     @classmethod
     def reach(cls) -> str:

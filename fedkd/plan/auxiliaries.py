@@ -80,7 +80,7 @@ class _Maker:
         return made
 
     def shared_model(self, *, with_features: bool = False) -> nn.Module:
-        name, args = self.strategy.shared_model or "", dict(self.strategy.shared_args)
+        name, args = self.strategy.shared_model or "", self.strategy.shared_arguments
         factory = self.factory
         try:
             made = build_model(

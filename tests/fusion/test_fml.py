@@ -74,6 +74,6 @@ def test_only_the_shared_model_travels():
 
 
 def test_the_small_model_is_small_unless_told_otherwise():
-    assert FML().shared_args == {"hidden": [64]}
-    assert FML(shared_model="lenet").shared_args == {}
-    assert FML(shared_args={"hidden": [8]}).shared_args == {"hidden": [8]}
+    assert FML().shared_arguments == {"hidden": [64]}
+    assert FML(shared_model="lenet").shared_arguments == {}
+    assert FML(shared_args={"hidden": [8]}).shared_arguments == {"hidden": [8]}
