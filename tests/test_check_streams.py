@@ -85,6 +85,18 @@ def test_estimates_the_traffic_that_a_run_counts(stream, tmp_path, capsys):
             "fusion.strategy: 'flwr:FedAvg' averages weights, and 'packnet' gives each task weights of its",
         ),
         (
+            ["fusion.strategy=fedbabu"],
+            "fusion.strategy: 'fedbabu' trains parts of a model in phases of its own, and in a stream of tas",
+        ),
+        (
+            ["fusion.strategy=fedntd"],
+            "fusion.strategy: 'fedntd' distils between the classes that are not true; needs at least 3 in e",
+        ),
+        (
+            ["continual.learner=icarl", "fusion.strategy=moon"],
+            "fusion.strategy: 'moon' has a loss of its own in local training, where 'icarl'",
+        ),
+        (
             ["continual.learner=trgp", "fusion.strategy=flwr:FedAvg"],
             "fusion.strategy: 'flwr:FedAvg' averages weights, and 'trgp' scales them for each task",
         ),

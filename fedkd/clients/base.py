@@ -22,7 +22,7 @@ from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.given import check_arrays
-from fedkd.fusion.views import Arrays, FitSummary, Supermask
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
@@ -99,6 +99,19 @@ class Client(ABC):
         return self
 
     @property
+    def batch_size(self) -> int:
+        """Samples of a batch of local training."""
+        return self._scenario.training.batch_size
+
+    def own_rows(self, round: int) -> np.ndarray:
+        """Return which of its training samples a round's local training is about: indices, ascending."""
+        return self._own_samples().trained_on
+
+    def generator_of(self, purpose: str, round: int) -> np.random.Generator:
+        """Return the client's generator of a purpose in a round."""
+        return self._generator(purpose, round)
+
+    @property
     def num_train_samples(self) -> int:
         """Number of the client's training samples, those that it keeps apart for early stopping included."""
         return len(self.data.train_y)
@@ -167,7 +180,18 @@ class Client(ABC):
         Raises:
             TypeError: The client's model is no network, so its strategy should have said that it needs one.
         """
-        raise TypeError(
+        raise self._no_network()
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy (see `ClientView`).
+
+        Raises:
+            TypeError: The client's model is no network.
+        """
+        raise self._no_network()
+
+    def _no_network(self) -> TypeError:
+        return TypeError(
             f"'{self._strategy.name}' asks for a network, so \"gradients\" has to be among its `needs`"
         )
 
@@ -353,16 +377,12 @@ class Client(ABC):
 
     def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples and labels that a round's local training is about."""
-        x, y, rows = self.data.train_x, self.training_labels(), self._rows_of_round(round)
+        x, y, rows = self.data.train_x, self.training_labels(), self.own_rows(round)
         return (x, y) if len(rows) == len(y) else (x[rows], y[rows])
-
-    def _rows_of_round(self, round: int) -> np.ndarray:
-        """Return which of the client's training samples these are: indices, ascending."""
-        return self._own_samples().trained_on
 
     def _rows_of_training(self, round: int) -> np.ndarray:
         """Return those of the samples that `_training_work` gives: fewer of them for a straggler."""
-        rows = self._rows_of_round(round)
+        rows = self.own_rows(round)
         kept = self._straggle(round, [len(rows)])
         return rows if kept is None else rows[kept[0]]
 

@@ -28,7 +28,6 @@ from fedkd.continual.subspace import has_own_heads, protected_layers
 from fedkd.continual.supermask import SupermaskLearner
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream
-from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.orthogonal import LEFT, SKETCH, kinds_of
 from fedkd.fusion.views import Arrays, Supermask
 from fedkd.namespaces import below, under
@@ -169,9 +168,8 @@ class StreamClient(TorchClient):
         said = sketches | shares
         return leave(self._stages, said, kinds_of(said), lambda purpose: self._generator(purpose, round))
 
-    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        """Return a model like the client's own of the present task, with other weights."""
-        return TaskModel(super().frozen(weights, of), self.learning.model().units).eval()
+    def _as_seen(self, network: nn.Module) -> nn.Module:
+        return TaskModel(network, self.learning.model().units).eval()
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task."""
@@ -187,8 +185,9 @@ class StreamClient(TorchClient):
         seed = self._scenario.seed
         return part_of_round(samples, part, parts, seed=seed, client=self.index, task=place)
 
-    def _rows_of_round(self, round: int) -> np.ndarray:
-        rows = super()._rows_of_round(round)
+    def own_rows(self, round: int) -> np.ndarray:
+        """Return which of the present task's samples a round is about: a part, if each has one round."""
+        rows = super().own_rows(round)
         return rows[self._part(round, len(rows))] if self._continual.online else rows
 
     def learned_by(self, round: int) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -20,7 +20,7 @@ from fedkd.clients.rehearsal import RehearsalTerm
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
@@ -30,9 +30,11 @@ from fedkd.training.device import prepare_inputs
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
+from fedkd.training.frozen import frozen_copy, gradient_of
 from fedkd.training.job import Beside, FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
+from fedkd.training.parts import in_parts
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
@@ -177,7 +179,7 @@ class TorchClient(Client):
             constants=loss.constants,
             beside=beside,
         )
-        result = yield from self._private_training(job, round, proximal)
+        result = yield from self._in_phases(job, round, proximal)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         self.last_hits = result.hits
@@ -222,6 +224,21 @@ class TorchClient(Client):
             return None
         arrays = (self.data.train_x[kept_apart], self.training_labels()[kept_apart])
         return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
+
+    def _in_phases(self, job: TrainJob, round: int, proximal: ProximalTerm | None) -> Training[FitResult]:
+        """Train on private samples in the phases of the strategy, each with a seed of its own."""
+        phases = self._strategy.phases(job.epochs, last=round > self._scenario.rounds)
+        if phases is None:
+            return (yield from self._private_training(job, round, proximal))
+        if self._straggle(round, []) is not None:
+            phases = [replace(phase, epochs=min(phase.epochs, 1)) for phase in phases]
+        return (
+            yield from in_parts(
+                job,
+                [(phase.epochs, phase.trains) for phase in phases],
+                lambda part: self._private_training(part, round, proximal),
+            )
+        )
 
     def _private_training(
         self, job: TrainJob, round: int, proximal: ProximalTerm | None
@@ -419,8 +436,16 @@ class TorchClient(Client):
 
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
         """Return a network like the client's own with other weights, which stays as it is."""
-        network = copy.deepcopy(self.network(of)).requires_grad_(False).eval()
-        load_weights(network, weights)
+        return self._as_seen(frozen_copy(self.network(of), weights))
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy in some weights."""
+        network = frozen_copy(self.model, weights)
+        x, y = self._on_device(self.data.train_x), self._on_device(self.training_labels())
+        return gradient_of(network, self._as_seen(network), of, x, y)
+
+    def _as_seen(self, network: nn.Module) -> nn.Module:
+        """Return a network as losses see it, of the present task."""
         return network
 
     def load_weights(self, weights: Arrays, of: str = OWN) -> None:

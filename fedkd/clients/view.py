@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.views import Arrays, FitSummary, Supermask
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
 from fedkd.training.executor import Training
 
 if TYPE_CHECKING:
@@ -104,6 +104,24 @@ class RoundView:
     def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
         """Return a network like the client's own with other weights, which stays as it is."""
         return self._client.frozen(weights, of)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch of local training."""
+        return self._client.batch_size
+
+    def own_rows(self) -> np.ndarray:
+        """Return which of the client's training samples this round's training is about, `[n]` ascending."""
+        return self._client.own_rows(self._round)
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return the generator of what the strategy draws on this client for a purpose in this round."""
+        return self._client.generator_of(f"strategy-{purpose}", self._round)
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy in some weights."""
+        self.settle()
+        return self._client.private_gradient(weights, of)
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task."""

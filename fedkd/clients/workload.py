@@ -93,7 +93,7 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
         for task in tasks:
             train, test = (b[client][1] - b[client][0] for b in (task.train_bounds, task.test_bounds))
             known = len(task.transfer_x) if strategy.uses_transfer_set else 0
-            trained += TRAINING * train * scenario.training.local_epochs + known
+            trained += TRAINING * train * strategy.trained_epochs(scenario.training.local_epochs) + known
             trained += TRAINING * known * scenario.fusion.distill_epochs * rehearsed
             tested += (1 + guided) * test + (once + guided) * len(task.test_y) + guided * known
         cost = costs[id(group)]

@@ -23,7 +23,7 @@ from fedkd.continual.statistics import (
 from fedkd.continual.task_model import TaskModel
 from fedkd.namespaces import below, under
 from fedkd.training.executor import Training
-from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.job import FitResult, TrainJob, together
 from fedkd.training.loop import batch_starts
 from fedkd.training.weights import arrays_of, tensors_of
 
@@ -189,7 +189,7 @@ class TaskLearning:
             results.append((yield from self._fit_phase(part, after_epoch, labelled=True)))
             if state is not None:  # what this phase does not train may be trained in the next again
                 state = {**state, **(results[-1].optimizer_state or {})}
-        return replace(_together(results), optimizer_state=state)
+        return replace(together(results), optimizer_state=state)
 
     def distil(self, job: TrainJob) -> Training[FitResult]:
         """Train on guidance in the phase that the task is in."""
@@ -285,18 +285,3 @@ def _laid_out_like(kernel: Tensor, substitute: Tensor) -> Tensor:
     channels_last = kernel.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     return substitute.contiguous(memory_format=layout)
-
-
-def _together(results: Sequence[FitResult]) -> FitResult:
-    samples = sum(result.samples for result in results)
-    total = 0.0
-    for result in results:
-        if result.samples:
-            total += result.loss * result.samples
-    hits = [result.hits for result in results if result.hits is not None]
-    return FitResult(
-        total / samples if samples else float("nan"),
-        sum(result.steps for result in results),
-        samples,
-        hits[-1] if hits else None,
-    )

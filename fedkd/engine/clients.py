@@ -227,6 +227,6 @@ def client_costs(
     costs = []
     for client, group in enumerate(plan.groups):
         start, stop = first.train_bounds[client]
-        trained = 3 * (stop - start) * scenario.training.local_epochs
+        trained = 3 * (stop - start) * plan.strategy.trained_epochs(scenario.training.local_epochs)
         costs.append(float(flops[id(group)] * (trained + distilled + evaluated)))
     return costs

@@ -25,6 +25,11 @@ def in_head(name: str) -> bool:
     return name.startswith(HEAD)
 
 
+def in_body(name: str) -> bool:
+    """Return whether a weight is the body's."""
+    return not in_head(name)
+
+
 @dataclass(frozen=True, config=STRICT)
 class WeightAveraging(FusionStrategy):
     """Base of strategies whose server does no more than FedAvg's, if perhaps with a part of the weights.

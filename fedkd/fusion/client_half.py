@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from fedkd.fusion.auxiliary import Auxiliaries
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Rehearsal
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Phase, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -168,6 +168,28 @@ class ClientHalf(ABC):
                 yet, empty.
         """
         return None
+
+    def phases(self, epochs: int, *, last: bool) -> Sequence[Phase] | None:
+        """Return the phases of a local training, one after another; None: all weights in one.
+
+        A phase begins with a fresh optimiser, unless the scenario has its state kept. Normalisation layers
+        compute as in any training, and go on with their statistics, whatever is trained.
+
+        Args:
+            epochs: What the scenario asks for, ``training.local_epochs``.
+            last: Whether it is the one after the last fusion (``finish = "trained"``).
+        """
+        return None
+
+    def trained_epochs(self, epochs: int) -> int:
+        """Return the epochs of a local training, all phases together, where a scenario asks for so many."""
+        phases = self.phases(epochs, last=False)
+        return epochs if phases is None else sum(phase.epochs for phase in phases)
+
+    @property
+    def trains_in_phases(self) -> bool:
+        """Whether local training has phases of the strategy's own."""
+        return type(self).phases is not ClientHalf.phases
 
     def rehearsal(self, client: ClientView) -> Rehearsal | None:
         """Return what is trained on along with private samples in the local training that now begins.

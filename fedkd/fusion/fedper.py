@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.averaging import WeightAveraging, in_head
+from fedkd.fusion.averaging import WeightAveraging, in_body
 from fedkd.fusion.client_half import Need
 from fedkd.hyperparameters import STRICT
 
@@ -36,4 +36,4 @@ class FedPer(WeightAveraging):
 
     def exchanges(self, weight: str) -> bool:
         """Return whether it is the body's."""
-        return not in_head(weight)
+        return in_body(weight)

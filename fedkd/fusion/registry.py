@@ -51,6 +51,9 @@ STRATEGIES = Registry(
         "fedmrl": "fedkd.fusion.fedmrl:FedMRL",
         "fedgkt": "fedkd.fusion.fedgkt:FedGKT",
         "fedgen": "fedkd.fusion.fedgen:FedGen",
+        "fedrep": "fedkd.fusion.fedrep:FedRep",
+        "fedbabu": "fedkd.fusion.fedbabu:FedBABU",
+        "fedala": "fedkd.fusion.fedala:FedALA",
     },
     group="fedkd.strategies",
 )

@@ -57,6 +57,24 @@ class LocalBatch:
     features: Tensor | None
 
 
+PrivateGradient = Callable[[Arrays, np.ndarray], tuple[float, dict[str, np.ndarray]]]
+"""Values of some weights by name, and indices `[B]` of own training samples, to their mean cross entropy and
+its gradient in these weights."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs of a local training in which some of the weights are trained and all others stay.
+
+    Attributes:
+        epochs: How many; a straggler takes at most one.
+        trains: Whether a parameter of this name is trained.
+    """
+
+    epochs: int
+    trains: Callable[[str], bool]
+
+
 @dataclass(frozen=True, eq=False)
 class FitSummary:
     """A client's last local training.
@@ -186,6 +204,30 @@ class ClientView(Protocol):
         Args:
             weights: All parameters and buffers by name.
             of: Which network.
+        """
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch of local training."""
+
+    def own_rows(self) -> np.ndarray:
+        """Return which of the client's training samples this round's training is about, `[n]` ascending.
+
+        All but those that are kept apart to stop on; in a stream that passes over samples once, a part.
+        """
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return the generator of what the strategy draws on this client for a purpose in this round."""
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy in some weights of a model.
+
+        The model is one like the client's own, in evaluation mode. Only for a strategy that needs
+        `gradients`.
+
+        Args:
+            weights: All of its parameters and buffers by name.
+            of: Which of them the gradient is in; their values are given with every call.
         """
 
     def supermask(self) -> Supermask:

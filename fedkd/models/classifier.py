@@ -31,6 +31,33 @@ class Classifier(nn.Module):
         return self.head(self.features(x))
 
 
+def projecting(
+    body: nn.Sequential, width: int, classes: int, *, projection: int, bias: bool = True
+) -> Classifier:
+    """Return a classifier of a body, with a projection of two layers between the two where one is asked for.
+
+    As of Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020,
+    and of MOON, which compares what comes of it: a layer as wide as the body's features, ReLU, and a layer of
+    `projection` outputs, which the head sits on. It is a part of the body.
+
+    Args:
+        body: Makes features ``[B, F]``.
+        width: F.
+        classes: Number of classes C.
+        projection: Features that the head is to see, ≥ 1; 0: the body's own.
+        bias: Whether layers have biases.
+
+    Raises:
+        UserError: `projection` is no such number.
+    """
+    if type(projection) is not int or projection < 0:
+        raise UserError(f"projection must be ≥ 0, got {projection!r}", key="clients.args")
+    if projection:
+        first, last = nn.Linear(width, width, bias=bias), nn.Linear(width, projection, bias=bias)
+        body, width = nn.Sequential(*body, first, nn.ReLU(), last), projection
+    return Classifier(body, width, classes, bias=bias)
+
+
 def image_shape(model: str, input_shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Return ``(channels, height, width)``, or say that `model` needs images.
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.classifier import Classifier, check_dropout, image_shape
+from fedkd.models.classifier import Classifier, check_dropout, image_shape, projecting
 from fedkd.models.pooling import MaxPool2d
 
 
 def cnn(
-    input_shape: tuple[int, ...], classes: int, *, padding: int = 2, features: int = 512, dropout: float = 0.0
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    padding: int = 2,
+    features: int = 512,
+    dropout: float = 0.0,
+    projection: int = 0,
 ) -> Classifier:
     """Return the CNN of FedAvg: 32 and 64 5×5 convolutions, each with 2×2 max-pooling, then 512 units.
 
@@ -25,6 +31,8 @@ def cnn(
         features: Width of the fully connected layer, 512 in the paper; strategies that compare features need
             the same width in all clients (`lenet` has 84).
         dropout: Probability of dropping one of these units in training.
+        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
+            there is none.
 
     Raises:
         UserError: The samples are not images, or too small.
@@ -60,4 +68,4 @@ def cnn(
     ]
     if dropout > 0.0:
         layers.append(nn.Dropout(dropout))
-    return Classifier(nn.Sequential(*layers), features, classes)
+    return projecting(nn.Sequential(*layers), features, classes, projection=projection)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.classifier import Classifier, image_shape
+from fedkd.models.classifier import Classifier, image_shape, projecting
 from fedkd.models.pooling import MaxPool2d
 
 
-def lenet(input_shape: tuple[int, ...], classes: int) -> Classifier:
+def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) -> Classifier:
     """Return LeNet-5: 6 and 16 5×5 convolutions, each with 2×2 pooling, then 120 and 84 units.
 
     LeCun et al., "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 1998, with ReLU and
@@ -19,6 +19,8 @@ def lenet(input_shape: tuple[int, ...], classes: int) -> Classifier:
     Args:
         input_shape: ``(channels, height, width)``, at least 4×4.
         classes: Number of classes C.
+        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
+            there is none.
 
     Raises:
         UserError: The samples are not images, or smaller than 4×4.
@@ -49,4 +51,4 @@ def lenet(input_shape: tuple[int, ...], classes: int) -> Classifier:
         nn.Linear(120, 84),
         nn.ReLU(),
     )
-    return Classifier(body, 84, classes)
+    return projecting(body, 84, classes, projection=projection)

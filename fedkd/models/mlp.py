@@ -9,7 +9,7 @@ from math import prod
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.classifier import Classifier, check_dropout
+from fedkd.models.classifier import Classifier, check_dropout, projecting
 
 
 def mlp(
@@ -19,6 +19,7 @@ def mlp(
     hidden: Sequence[int] = (200, 200),
     dropout: float = 0.0,
     bias: bool = True,
+    projection: int = 0,
 ) -> Classifier:
     """Return a multilayer perceptron on the flattened input; it takes images and feature vectors.
 
@@ -31,6 +32,8 @@ def mlp(
         hidden: Width of each hidden layer; empty gives a linear classifier.
         dropout: Probability of dropping a hidden unit in training.
         bias: Whether layers have biases; the networks of subspace learners' papers have none.
+        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
+            there is none.
 
     Raises:
         UserError: A width, the dropout probability or `bias` makes no sense.
@@ -46,4 +49,4 @@ def mlp(
         layers += [nn.Linear(fan_in, fan_out, bias=bias), nn.ReLU()]
         if dropout > 0.0:
             layers.append(nn.Dropout(dropout))
-    return Classifier(nn.Sequential(*layers), widths[-1], classes, bias=bias)
+    return projecting(nn.Sequential(*layers), widths[-1], classes, projection=projection, bias=bias)

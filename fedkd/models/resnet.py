@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
-from fedkd.models.classifier import Classifier, image_shape
+from fedkd.models.classifier import Classifier, image_shape, projecting
 
 GROUPS = 2
 
@@ -42,21 +42,27 @@ class BasicBlock(nn.Module):
         return F.relu(out + shortcut)
 
 
-def resnet8(input_shape: tuple[int, ...], classes: int, *, norm: str = "group") -> Classifier:
+def resnet8(
+    input_shape: tuple[int, ...], classes: int, *, norm: str = "group", projection: int = 0
+) -> Classifier:
     """Return the 8-layer residual network: one block a stage (see `resnet20`), 0.08 M parameters.
 
     Args:
         input_shape: ``(channels, height, width)``.
         classes: Number of classes C.
         norm: ``"group"`` or ``"batch"``.
+        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
+            there is none.
 
     Raises:
         UserError: The samples are not images, or `norm` is neither.
     """
-    return _resnet("resnet8", 1, input_shape, classes, norm)
+    return _resnet("resnet8", 1, input_shape, classes, norm, projection)
 
 
-def resnet20(input_shape: tuple[int, ...], classes: int, *, norm: str = "group") -> Classifier:
+def resnet20(
+    input_shape: tuple[int, ...], classes: int, *, norm: str = "group", projection: int = 0
+) -> Classifier:
     """Return the 20-layer residual network for small images: three blocks a stage, 0.27 M parameters.
 
     He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: stages of 16, 32 and
@@ -68,14 +74,18 @@ def resnet20(input_shape: tuple[int, ...], classes: int, *, norm: str = "group")
         input_shape: ``(channels, height, width)``.
         classes: Number of classes C.
         norm: ``"group"`` or ``"batch"``.
+        projection: Width of a projection of two layers below the head, for `moon`, whose paper has 256; 0:
+            there is none.
 
     Raises:
         UserError: The samples are not images, or `norm` is neither.
     """
-    return _resnet("resnet20", 3, input_shape, classes, norm)
+    return _resnet("resnet20", 3, input_shape, classes, norm, projection)
 
 
-def _resnet(name: str, blocks: int, input_shape: tuple[int, ...], classes: int, norm: str) -> Classifier:
+def _resnet(
+    name: str, blocks: int, input_shape: tuple[int, ...], classes: int, norm: str, projection: int
+) -> Classifier:
     channels, _, _ = image_shape(name, input_shape)
     layers: list[nn.Module] = [
         nn.Conv2d(channels, 16, 3, padding=1, bias=False),
@@ -93,7 +103,7 @@ def _resnet(name: str, blocks: int, input_shape: tuple[int, ...], classes: int, 
     for layer in body.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return Classifier(body, 64, classes)
+    return projecting(body, 64, classes, projection=projection)
 
 
 def _normalisation(norm: str, width: int) -> nn.Module:

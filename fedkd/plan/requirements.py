@@ -51,6 +51,12 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'{name}' knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
             key=KEY,
         )
+    if plan.strategy.trains_in_phases and plan.learner is not None:
+        raise UserError(
+            f"'{name}' trains parts of a model in phases of its own, and in a stream of tasks a learner says"
+            " what is trained when; use 'fedper', which trains both parts together",
+            key=KEY,
+        )
     for group, model in zip(scenario.clients, models, strict=True):
         if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
             what = "exchanges weights" if "weights" in needs else "shapes training by gradients"

@@ -196,6 +196,22 @@ class FitResult:
     optimizer_state: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
 
+def together(results: Sequence[FitResult]) -> FitResult:
+    """Return what came of several jobs of a model, one after another; of its optimiser's states none."""
+    samples = sum(result.samples for result in results)
+    total = 0.0
+    for result in results:
+        if result.samples:
+            total += result.loss * result.samples
+    hits = [result.hits for result in results if result.hits is not None]
+    return FitResult(
+        total / samples if samples else float("nan"),
+        sum(result.steps for result in results),
+        samples,
+        hits[-1] if hits else None,
+    )
+
+
 def reached_into(module: nn.Module) -> bool:
     """Return whether a module does something besides what its class says: by a hook, or a patched forward."""
     hooks = module._forward_hooks or module._forward_pre_hooks

@@ -68,6 +68,15 @@ def test_everyone_trains_whoever_took_part_in_the_last_round(write, tmp_path):
     assert trained == {None, 0, 1, 2, 3}
 
 
+def test_fedbabu_is_measured_before_and_after_its_fine_tuning(write, tmp_path):
+    result = fedkd.run(
+        load_scenario(write("babu", fusion={"strategy": "fedbabu"}, finish="trained")), out=tmp_path / "out"
+    )
+    before, after = (values(result, ROUNDS + n, "loss")[None, "local"] for n in (0, 1))
+    assert after < before, "a head that was never trained against one that was"
+    assert len(values(result, ROUNDS, "accuracy")) == len(values(result, ROUNDS + 1, "accuracy")) == 10
+
+
 def test_a_run_stopped_before_it_goes_on_to_it(write, tmp_path):
     path = write("run", finish="trained")
     fedkd.run(load_scenario(path), out=tmp_path / "unbroken")

@@ -204,7 +204,11 @@ def test_one_task_is_plain_training(alone, digits_scenario, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "strategy", ["flwr:FedAvg", "scaffold", "fedmd", "fedproto", "fd", "dsfl", "ktpfl", "feddf", "fedet"]
+    "strategy",
+    [
+        *("flwr:FedAvg", "scaffold", "fedmd", "fedproto", "fd", "dsfl", "ktpfl", "feddf", "fedet"),
+        *("moon", "fedntd", "lg_fedavg", "fedala"),
+    ],
 )
 def test_learners_plug_into_any_federation(strategy, mixed, tmp_path):
     tables = mixed | {

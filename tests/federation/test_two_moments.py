@@ -101,10 +101,12 @@ def test_who_took_no_part_gained_nothing_and_does_not_lower_the_mean(run):
 
 
 @pytest.mark.parametrize("clients", [CLIENTS, 2])
-@pytest.mark.parametrize("strategy", ["knfu", "fedmd", "fd", "scarlet", "feddf", "flwr:FedAvg", "scaffold"])
+@pytest.mark.parametrize(
+    "strategy", ["knfu", "fedmd", "fd", "scarlet", "feddf", "flwr:FedAvg", "scaffold", "fedala", "moon"]
+)
 def test_how_often_a_run_is_evaluated_changes_neither_its_bytes_nor_its_end(strategy, clients, run):
     changes: dict[str, Any] = {"clients_per_round": clients}
-    if strategy == "scaffold":
+    if strategy in ("scaffold", "fedala", "moon"):
         changes |= {"clients": ALIKE, "training": {"optimizer": "sgd", "lr": 0.05, "batch_size": 20}}
     (often, dear), (once, cheap) = (run(strategy, evaluate_every=every, **changes) for every in (1, ROUNDS))
     for of_run in (dear, cheap):

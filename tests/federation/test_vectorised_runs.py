@@ -34,6 +34,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "set out on labels": {"fusion": {"strategy": "fedmd", "pretrain_epochs": 2}},
     "FedProx": {"fusion": {"strategy": "flwr:FedProx", "proximal_mu": 0.1}, "training": SGD},
     "scaffold": {"fusion": {"strategy": "scaffold"}, "training": SGD | {"momentum": 0.0, "clip_norm": 1.0}},
+    "phases": {
+        "fusion": {"strategy": "fedrep", "head_epochs": 2},
+        "training": SGD | {"optimizer_state": "kept"},
+    },
     "a stream": {
         "data": {"partition": {"samples_per_client": 50}},
         "fusion": {"strategy": "flwr:FedAvg"},

@@ -82,6 +82,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "clients": [RESNET],
         "training": {"optimizer": "sgd", "lr": 0.05, "batch_size": 20},
     },
+    "fedrep": {"fusion": {"strategy": "fedrep", "head_epochs": 2}, "clients": [MLP]},
+    "fedala-partial": {"fusion": {"strategy": "fedala"}, "clients": [WIDER], "clients_per_round": 3},
+    "moon": {
+        "fusion": {"strategy": "moon", "mu": 1.0},
+        "clients": [{"model": "mlp", "args": {"hidden": [16], "projection": 8}}],
+    },
     "fedavg-partial": {"fusion": {"strategy": "flwr:FedAvg"}, "clients": [MLP], "clients_per_round": 2},
     "fedadam": {"fusion": {"strategy": "flwr:FedAdam", "eta": 0.01}, "clients": [WIDER]},
     "estimators": {

@@ -172,3 +172,20 @@ def test_pooling_before_the_relu_changes_nothing():
     x = torch.randn(4, 3, 10, 10, generator=torch.Generator().manual_seed(0))
     pool, relu = nn.MaxPool2d(2), nn.ReLU()
     assert torch.equal(pool(relu(x)), relu(pool(x)))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_projection_lies_between_body_and_head(name):
+    plain, projecting = build(name, (1, 8, 8)), build(name, (1, 8, 8), projection=5)
+    width = plain.head.in_features
+    own = dict(projecting.named_parameters())
+    assert own.keys() >= dict(plain.named_parameters()).keys(), "the body's weights keep their names"
+    assert projecting.head.in_features == 5 and projecting(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    added = count_parameters(projecting) - count_parameters(plain)
+    assert added == dense(width, width) + dense(width, 5) + dense(5, 10) - dense(width, 10)
+
+
+@pytest.mark.parametrize("projection", [-1, 2.5, True, "wide"])
+def test_a_projection_has_a_width(projection):
+    with pytest.raises(UserError, match="projection must be ≥ 0"):
+        build("mlp", (1, 8, 8), projection=projection)

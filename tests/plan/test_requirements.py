@@ -59,6 +59,11 @@ def test_a_server_model_that_cannot_be_built_is_refused(strategy, model, key, me
         ({"fusion": {"strategy": "feddf"}}, "fusion.strategy", "'feddf' exchanges weights.*'random-forest'"),
         ({"fusion": {"strategy": "fd"}}, "fusion.strategy", "'fd' shapes training by gradients"),
         ({"fusion": {"strategy": "fedproto"}}, "fusion.strategy", "'fedproto' .*'random-forest' is not"),
+        (
+            {"fusion": {"strategy": "lg_fedavg"}},
+            "fusion.strategy",
+            "'lg_fedavg' exchanges weights, but model",
+        ),
     ],
 )
 def test_a_model_that_lacks_what_the_strategy_needs_is_named(changes, key, message, digits_scenario):
@@ -92,3 +97,32 @@ def test_a_head_that_does_not_fit_all_is_refused(changes, message, digits_scenar
     models = build_group_models(plan.scenario, data.input_shape, 10)
     with pytest.raises(UserError, match=message):
         check_requirements(plan, data, models)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "clients", "message"),
+    [
+        ("fedper", [{"model": "mlp", "args": {"hidden": []}}], "model 'mlp' has none but 'head.…'"),
+        ("lg_fedavg", [{"model": "headless:net"}], "model 'headless:net' has none called 'head.…'"),
+        (
+            "lg_fedavg",
+            [{"model": "mlp"}, {"model": "lenet"}, {"model": "mlp", "args": {"hidden": [84]}}],
+            "of one shape, got 10×200 and 10 of 'mlp', 10×84 and 10 of 'lenet'",
+        ),
+        ("fedrep", [{"model": "mlp"}, {"model": "lenet"}], "'fedrep' averages parameters"),
+    ],
+)
+def test_models_whose_parts_are_not_what_they_should_be_are_named(
+    strategy, clients, message, digits_scenario, tmp_path
+):
+    (tmp_path / "headless.py").write_text(
+        "from torch import nn\n\n\n"
+        "def net(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, classes))\n"
+    )
+    tables = digits_scenario | {"clients": clients, "fusion": {"strategy": strategy}}
+    plan = parse_plan(tables | {"plugin_path": [str(tmp_path)]})
+    data = load_federated_data(plan.scenario)
+    with pytest.raises(UserError, match=message) as caught:
+        check_requirements(plan, data, build_group_models(plan.scenario, data.input_shape, data.classes))
+    assert caught.value.key in ("fusion.strategy", "clients")

@@ -1,0 +1,141 @@
+"""FedALA: on arrival, each weight of the top layers goes as far towards the average's as own samples want.
+
+J. Zhang, Y. Hua, H. Wang, T. Song, Z. Xue, R. Ma and H. Guan, "FedALA: Adaptive Local Aggregation for
+Personalized Federated Learning", AAAI 2023, arXiv 2212.01197.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.averaging import WeightAveraging
+from fedkd.fusion.parameters import unpack
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.hyperparameters import STRICT
+from fedkd.namespaces import below, under
+
+OWN = "own/"
+RATES = "rates/"
+FOUND = "found/"
+WINDOW = 10
+"""Passes whose losses say whether the first search is over."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedALA(WeightAveraging):
+    """Average weights; a client takes over the lower layers, and goes a learned way towards the top ones.
+
+    ::
+
+        ŵ = w_n + Ω ⊙ (w − w_n)                          in the top layers; below them ŵ = w
+        Ω ← clip(Ω − η ∇_ŵ CE(ŵ) ⊙ (w − w_n), 0, 1)      batch by batch on some of the client's own samples
+
+    w is the average and w_n the client's model after its last own training. Ω, a number for every weight,
+    begins at 1, where ŵ is the average. The first time passes over the samples go on until the mean loss of
+    the last 10 has a standard deviation below `tolerance`, or there have been `passes`; later there is one.
+    The samples are drawn anew each time; the model is in evaluation mode.
+
+    Layers are told apart by the names of weights: `a.b.weight` and `a.b.bias` are of the layer `a.b`, and the
+    top one is that which the model has made last, which in every model of the zoo is the head.
+
+    An average that is followed by another one before the client trains again, as where it is evaluated and
+    does not take part, leaves nothing behind: w_n and Ω are those of its last training.
+    """
+
+    name: ClassVar[str] = "fedala"
+    paper: ClassVar[str] = (
+        "Zhang et al., FedALA: Adaptive Local Aggregation for Personalized Federated Learning, AAAI 2023,"
+        " arXiv 2212.01197"
+    )
+
+    layers: Annotated[int, Field(ge=1)] = 1
+    """Layers at the top that are aggregated adaptively, weights and biases together; all of them, if there
+    are not so many. The paper finds 1 to be enough, and more to cost only time."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of the client's own samples that Ω is found on."""
+    lr: Annotated[float, Field(ge=0)] = 1.0
+    """η: step of Ω; 0 leaves it at 1, which is FedAvg."""
+    tolerance: Annotated[float, Field(gt=0)] = 0.01
+    """Standard deviation of the last losses below which the first search is over."""
+    passes: Annotated[int, Field(ge=1)] = 100
+    """Passes of the first search at most: where batches disagree, losses may never come to rest."""
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the weights, and keep those of the top layers: they are w_n."""
+        weights = client.weights()
+        client.memory |= under(OWN, {name: weights[name] for name in self._top(client)})
+        return super().upload(client)
+
+    def before_training(self, client: ClientView) -> None:
+        """Let the Ω of the model that training begins with be the one to go on from."""
+        found = below(FOUND, client.memory)
+        client.memory |= under(RATES, found)
+        for name in found:
+            del client.memory[FOUND + name]
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Take over the average, as far as Ω says; all of it before the client has trained at all."""
+        current = client.weights()
+        received = current | unpack(guidance, self._exchanged(current))
+        own, names = below(OWN, client.memory), self._top(client)
+        if own and self.lr > 0:
+            ways = {name: received[name] - own[name] for name in names}
+            rates = self._rates(client, received, ways)
+            client.memory |= under(FOUND, rates)
+            received |= _mixed(received, ways, rates)
+        client.load_weights(received)
+
+    def _rates(self, client: ClientView, received: Arrays, ways: Arrays) -> dict[str, np.ndarray]:
+        """Return Ω by name, `[0, 1]` float32, after a search on own samples.
+
+        Args:
+            client: The client.
+            received: w.
+            ways: w − w_n of the top layers.
+        """
+        known = below(RATES, client.memory)
+        rates = known or {name: np.ones_like(way) for name, way in ways.items()}
+        rows, size = client.own_rows(), client.batch_size
+        chosen = client.generator("ala").permutation(rows)[: max(1, round(self.share * len(rows)))]
+        if not len(rows) or not any(way.any() for way in ways.values()):
+            return rates
+        gradient, losses = client.private_gradient(received, list(ways)), []
+        for _ in range(1 if known else self.passes):
+            total = 0.0
+            for start in range(0, len(chosen), size):
+                batch = chosen[start : start + size]
+                loss, slopes = gradient(_mixed(received, ways, rates), batch)
+                total += loss * len(batch)
+                rates = {
+                    name: np.clip(rates[name] - self.lr * slopes[name] * way, 0.0, 1.0).astype(np.float32)
+                    for name, way in ways.items()
+                }
+            losses.append(total / len(chosen))
+            if len(losses) >= WINDOW and np.std(losses[-WINDOW:]) < self.tolerance:
+                break
+        return rates
+
+    def _top(self, client: ClientView) -> list[str]:
+        return top_layers(client.trainable(), self.layers)
+
+
+def _mixed(received: Arrays, ways: Arrays, rates: Arrays) -> dict[str, np.ndarray]:
+    """Return ŵ of the top layers, so written that it is w to the last bit where Ω is 1."""
+    return {name: received[name] - (1 - rates[name]) * way for name, way in ways.items()}
+
+
+def top_layers(names: Sequence[str], layers: int) -> list[str]:
+    """Return the weights of so many layers at the end of a model, in its order.
+
+    Args:
+        names: Of its trained weights, in its order.
+        layers: How many, ≥ 1.
+    """
+    all_layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    top = set(all_layers[-layers:])
+    return [name for name in names if name.rpartition(".")[0] in top]

@@ -1,0 +1,63 @@
+"""Training a model part by part: some parameters for some epochs, while all others stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from torch import nn
+
+from fedkd.training.executor import Training
+from fedkd.training.job import FitResult, TrainJob, together
+
+Trains = Callable[[str], bool]
+"""Whether the parameter of a name is trained."""
+
+
+def in_parts(
+    job: TrainJob, parts: Sequence[tuple[int, Trains]], train: Callable[[TrainJob], Training[FitResult]]
+) -> Training[FitResult]:
+    """Train in parts, one after another.
+
+    Each has a seed of its own and, unless its state is kept, an optimiser of its own.
+
+    Args:
+        job: As it would be for all parameters at once.
+        parts: Epochs of each part, and what it trains.
+        train: Trains a part.
+
+    Raises:
+        ValueError: A part has no parameters.
+    """
+    results, state = [], job.optimizer_state
+    for number, (epochs, trains) in enumerate(parts):
+        part = replace(job, epochs=epochs, seed=job.seed + number, optimizer_state=state)
+        with only(job.model, trains):
+            results.append((yield from train(part)))
+        if state is not None:  # what this part does not train may be trained in the next
+            state = {**state, **(results[-1].optimizer_state or {})}
+    return replace(together(results), optimizer_state=state)
+
+
+@contextmanager
+def only(model: nn.Module, trains: Trains) -> Iterator[None]:
+    """Have no parameters require a gradient in the block but some of those that do besides.
+
+    Args:
+        model: The model; its buffers go on as ever.
+        trains: Says which.
+
+    Raises:
+        ValueError: None is.
+    """
+    before = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not any(trains(name) for name, _ in before):
+        raise ValueError("a phase of local training would train no parameter of the model")
+    for name, parameter in before:
+        parameter.requires_grad_(trains(name))
+    try:
+        yield
+    finally:
+        for _, parameter in before:
+            parameter.requires_grad_()
