@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from torch import nn
 
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
@@ -19,6 +20,7 @@ from fedkd.clients.own_samples import OwnSamples, train_on_all
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.given import check_arrays
 from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
 from fedkd.namespaces import below, under
@@ -84,7 +86,12 @@ class Client(ABC):
     @property
     def guidance_changes_predictions(self) -> bool:
         """Whether guidance changes what the client predicts as soon as it arrives."""
-        return not self.teaches_locally or self._strategy.infers_from_guidance
+        return not self.teaches_locally or self._strategy.answers_otherwise
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole run."""
+        return self._scenario.rounds
 
     @property
     def workplace(self) -> object:
@@ -148,19 +155,27 @@ class Client(ABC):
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
 
     @abstractmethod
-    def weights(self) -> dict[str, np.ndarray]:
+    def network(self, of: str = OWN) -> nn.Module:
+        """Return a network itself, which nobody but the client's trainings may change.
+
+        Args:
+            of: Its own model, or an auxiliary network of its strategy by name.
+        """
+
+    @abstractmethod
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers, normalisation statistics included, by name."""
 
     @abstractmethod
-    def load_weights(self, weights: Arrays) -> None:
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
         """Set all parameters and buffers."""
 
     @abstractmethod
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
 
-    def frozen(self, weights: Arrays) -> nn.Module:
-        """Return a model like the client's own with other weights, which stays as it is.
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like the client's own with other weights, which stays as it is.
 
         Raises:
             TypeError: The client's model is no network, so its strategy should have said that it needs one.
@@ -362,7 +377,7 @@ class Client(ABC):
 
     def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples and labels that a round's local training is about."""
-        x, y, rows = self.data.train_x, self._training_labels(), self.own_rows(round)
+        x, y, rows = self.data.train_x, self.training_labels(), self.own_rows(round)
         return (x, y) if len(rows) == len(y) else (x[rows], y[rows])
 
     def _rows_of_training(self, round: int) -> np.ndarray:
@@ -389,7 +404,7 @@ class Client(ABC):
             np.sort(draw.permutation(size)[: round_half_up(slow.straggler_work * size)]) for size in sizes
         ]
 
-    def _training_labels(self) -> np.ndarray:
+    def training_labels(self) -> np.ndarray:
         """Return the labels the client learns from: flipped ones for some of the poisoned."""
         return self._labels_of(self.data)
 

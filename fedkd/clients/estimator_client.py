@@ -12,6 +12,7 @@ from fedkd.clients.base import Client
 from fedkd.clients.faults import Poison
 from fedkd.data.federated import ClientData
 from fedkd.errors import UserError
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.views import Arrays
 from fedkd.models.estimator import EstimatorModel
 from fedkd.models.incremental import IncrementalModel
@@ -83,11 +84,15 @@ class EstimatorClient(Client):
         """Refuse: there are none."""
         self._refuse("features")
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def network(self, of: str = OWN) -> NoReturn:
+        """Refuse: there is none."""
+        self._refuse("network")
+
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Refuse: there are none."""
         self._refuse("weights")
 
-    def load_weights(self, weights: Arrays) -> None:
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
         """Refuse: there are none."""
         self._refuse("weights")
 

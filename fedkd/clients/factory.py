@@ -18,6 +18,7 @@ from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.models.build import ModelFactory
 from fedkd.models.incremental import client_estimator
+from fedkd.plan.auxiliaries import make_auxiliaries
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed
@@ -71,7 +72,7 @@ class ClientFactory:
         if isinstance(model, PooledModel):
             return PooledClient(plan, index, own, model, poison)
         if isinstance(model, nn.Module | SharedModel):
-            return TorchClient(plan, index, own, model, poison)
+            return TorchClient(plan, index, own, model, poison, self._auxiliaries(index, model))
         estimator = client_estimator(self._models[index].fresh, own.classes)
         return EstimatorClient(plan, index, own, estimator, poison)
 
@@ -94,6 +95,14 @@ class ClientFactory:
             derive_seed(seed, "initial-weights", client=None if alike else index)
         )
         return prepare_model(model, self._device) if isinstance(model, nn.Module) else model
+
+    def _auxiliaries(self, index: int, model: nn.Module | SharedModel) -> dict[str, nn.Module]:
+        strategy = self.plan.strategy
+        if not strategy.has_auxiliaries or isinstance(model, SharedModel):
+            return {}
+        seed = self.plan.scenario.seed
+        made = make_auxiliaries(strategy, self._models[index], model, seed, index)
+        return {name: prepare_model(network, self._device) for name, network in made.items()}
 
 
 def model_outputs(plan: Plan, data: Data) -> int:

@@ -94,7 +94,8 @@ class LocalLoss:
         flat = None if features is None else features.flatten(1)  # as they were uploaded
         if self.step is not None:
             index, *received = others
-            value = self.step(LocalBatch(model, index, inputs, labels, logits, flat))
+            told = self.step(LocalBatch(model, index, inputs, labels, logits, flat))
+            value, logits = told if isinstance(told, tuple) else (told, logits)
         else:
             received = list(others)
             value = cross_entropy(logits, labels)

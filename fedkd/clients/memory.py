@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fedkd.clients.factory import model_outputs
+from fedkd.clients.factory import model_factories, model_outputs
 from fedkd.clients.torch_client import round_optimizer
 from fedkd.data.budget import machine_memory
 from fedkd.data.load import Data, first_task
@@ -17,6 +17,7 @@ from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
 from fedkd.models.build import build_group_models
 from fedkd.models.estimator import Estimator
+from fedkd.plan.auxiliaries import make_auxiliaries
 from fedkd.plan.plan import Plan
 from fedkd.plan.requirements import check_requirements
 from fedkd.training.device import resolve_device
@@ -43,9 +44,27 @@ def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
     copies = copies_in_training(plan)
     limit = machine_memory() // copies, f"with {copies - 1} more of its size while it is trained"
     models = build_group_models(plan.scenario, shape, outputs, data.input_dtype, limit)
-    _check_fit(plan, models)
+    _check_fit(plan, models, _sizes_besides(plan, data, models))
     check_requirements(plan, data, models)
     return models
+
+
+def _sizes_besides(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> list[int]:
+    """Return the bytes of what a client of every group trains besides its model, in order.
+
+    Raises:
+        UserError: Some of it cannot be made with a group's model.
+    """
+    if not plan.strategy.has_auxiliaries:
+        return [0] * len(models)
+    factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
+    sizes = []
+    for group, model in zip(plan.scenario.clients, models, strict=True):
+        made: dict[str, nn.Module] = {}
+        if isinstance(model, nn.Module) and id(group) in factories:  # else no client has it
+            made = make_auxiliaries(plan.strategy, factories[id(group)], model, plan.scenario.seed, 0)
+        sizes.append(sum(map(_size, made.values())))
+    return sizes
 
 
 def copies_in_training(plan: Plan) -> int:
@@ -74,7 +93,11 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
         copies += copies_in_training(plan) - 2
     if isinstance(data, FederatedStream):
         copies += len(data)
-    sizes = [_size(model) if isinstance(model, nn.Module) else ESTIMATOR_BYTES for model in models]
+    besides = _sizes_besides(plan, data, models)
+    sizes = [
+        _size(model) + more if isinstance(model, nn.Module) else ESTIMATOR_BYTES
+        for model, more in zip(models, besides, strict=True)
+    ]
     weights = sum(number[id(group)] * size for group, size in zip(scenario.clients, sizes, strict=True))
     return OVERHEAD + guidance + copies * weights // len(plan.groups)
 
@@ -94,7 +117,7 @@ def clients_that_fit(of_client: int, share: float, gpu_share: float, device: tor
     return max(1, int(LIVE_SHARE * memory) // of_client)
 
 
-def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator]) -> None:
+def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator], besides: Sequence[int]) -> None:
     """Refuse models that this machine has no room for, if it is this machine that they are kept on.
 
     Raises:
@@ -104,7 +127,10 @@ def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator]) -> None:
     elsewhere = scenario.engine.address is not None or resolve_device(scenario.engine.device).type != "cpu"
     if elsewhere:
         return
-    sizes = [_size(model) if isinstance(model, nn.Module) else 0 for model in models]
+    sizes = [
+        _size(model) + more if isinstance(model, nn.Module) else 0
+        for model, more in zip(models, besides, strict=True)
+    ]
     clients, at_work = scenario.data.clients, 1
     if scenario.engine.kind == "ray":
         at_work = min(clients, scenario.engine.actors or os.cpu_count() or 1)

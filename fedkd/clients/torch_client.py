@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.rehearsal import RehearsalTerm
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -29,7 +31,7 @@ from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
 from fedkd.training.frozen import frozen_copy, gradient_of
-from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.job import Beside, FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.parts import in_parts
@@ -37,6 +39,7 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
+AUXILIARY = "auxiliary/"
 HAS_SET_OUT = "has_set_out"
 T = TypeVar("T")
 
@@ -112,6 +115,7 @@ class TorchClient(Client):
         data: The client's samples, the transfer set and the common test set.
         model: The client's own network, on its device; or the one that the clients of a process share.
         poison: What makes the client a poisoned one; None: nothing does.
+        auxiliaries: The networks that its strategy has it train besides, by name, on the same device.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class TorchClient(Client):
         data: ClientData,
         model: nn.Module | SharedModel,
         poison: Poison | None = None,
+        auxiliaries: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         super().__init__(plan, index, data, poison)
         self._shared = model if isinstance(model, SharedModel) else None
@@ -128,6 +133,7 @@ class TorchClient(Client):
         self._device = next(self.model.parameters()).device
         self._optimizer_state: dict[str, Tensor] = {}  # empty unless it is kept
         self._has_set_out = False
+        self._auxiliaries = dict(auxiliaries)
 
     @property
     def workplace(self) -> object:
@@ -151,6 +157,7 @@ class TorchClient(Client):
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
         loss = self._local_loss(proximal, round)
         index = () if loss.step is None else (self._on_device(self._rows_of_training(round)),)
+        beside = self._beside(round)
         job = TrainJob(
             self.model,
             (self._on_device(x), self._on_device(y), *index),
@@ -167,9 +174,10 @@ class TorchClient(Client):
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
             scored_loss=loss.scored,
             guessing=guessing_right(y),
-            kind=self._kind("train", proximal_mu) if loss.own_alone else None,
+            kind=self._kind("train", proximal_mu) if loss.own_alone and not beside else None,
             replayable=loss.own_alone,
             constants=loss.constants,
+            beside=beside,
         )
         result = yield from self._in_phases(job, round, proximal)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
@@ -214,7 +222,7 @@ class TorchClient(Client):
         wanted, kept_apart = self._scenario.training.early_stopping, self._own_samples().kept_apart
         if wanted is None or not len(kept_apart):
             return None
-        arrays = (self.data.train_x[kept_apart], self._training_labels()[kept_apart])
+        arrays = (self.data.train_x[kept_apart], self.training_labels()[kept_apart])
         return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
 
     def _in_phases(self, job: TrainJob, round: int, proximal: ProximalTerm | None) -> Training[FitResult]:
@@ -284,7 +292,7 @@ class TorchClient(Client):
 
         if fusion.private_weight > 0.0:
             order = self._private_order(len(transfer_x), round)
-            labels = self._training_labels()
+            labels = self.training_labels()
             arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
         yield from self._guidance_training(self._distillation(arrays, loss, round))
 
@@ -318,6 +326,16 @@ class TorchClient(Client):
             ),  # a plug-in may do as it likes
         )
 
+    def _beside(self, round: int) -> list[Beside]:
+        """Return the auxiliary networks that a round's local training trains along."""
+        wanted = self._strategy.auxiliaries() if self._auxiliaries else {}
+        rates = {
+            name: None if own.lr is None else self._optimizer(round, own.lr).lr
+            for name, own in wanted.items()
+            if own.trained
+        }
+        return [Beside(name, self._auxiliaries[name], lr) for name, lr in rates.items()]
+
     def _private_order(self, length: int, round: int) -> np.ndarray:
         """Return `length` indices of own samples: whole shuffles of them, one after another."""
         generator = self._generator("distill-private", round)
@@ -346,7 +364,34 @@ class TorchClient(Client):
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return logits `[n, C]` float32 in evaluation mode."""
-        return predict_logits(self._predictor(), self._on_device(x)).cpu().numpy()
+        return self._logits_of(self._predictor(), x)
+
+    def _logits_of(self, network: nn.Module, x: np.ndarray) -> np.ndarray:
+        return predict_logits(network, self._on_device(x)).cpu().numpy()
+
+    def answering(self) -> nn.Module:
+        """Return the network that evaluations ask: the client's model, unless its strategy has another.
+
+        Raises:
+            TypeError: What the strategy has is no network.
+        """
+        found = self._strategy.predictor(RoundView(self, self.applied_round))
+        if found is None:
+            return self._predictor()
+        if not isinstance(found, nn.Module):
+            told = f"`predictor` of '{self._strategy.name}' returned a {type(found).__name__}"
+            raise TypeError(f"{told}; must be a torch.nn.Module, or None")
+        return found
+
+    def _answer(self, x: np.ndarray) -> np.ndarray:
+        if self._answers_by_guidance:
+            return super()._answer(x)
+        network, wanted = self.answering(), (len(x), self.data.classes)
+        logits = self._logits_of(network, x)
+        if logits.shape != wanted and network is not self._predictor():
+            told = f"what `predictor` of '{self._strategy.name}' returned made {list(logits.shape)}"
+            raise TypeError(f"{told} of {len(x)} samples; must be {list(wanted)}")
+        return logits
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
@@ -370,31 +415,42 @@ class TorchClient(Client):
 
     # State --------------------------------------------------------------------------------------------
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def network(self, of: str = OWN) -> nn.Module:
+        """Return a network itself: the client's own, or an auxiliary one.
+
+        Raises:
+            KeyError: It has none of this name.
+        """
+        if of != OWN and of not in self._auxiliaries:
+            known = ", ".join([OWN, *self._auxiliaries])
+            raise KeyError(f"'{self._strategy.name}' asks for a network '{of}'; clients have {known}")
+        return self.model if of == OWN else self._auxiliaries[of]
+
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers, normalisation statistics included, by name."""
-        return weights_of(self.model)
+        return weights_of(self.network(of))
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
         return trainable_names(self.model)
 
-    def frozen(self, weights: Arrays) -> nn.Module:
-        """Return a model like the client's own with other weights, which stays as it is."""
-        return self._as_seen(frozen_copy(self.model, weights))
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like the client's own with other weights, which stays as it is."""
+        return self._as_seen(frozen_copy(self.network(of), weights))
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
         """Return a function that tells the gradient of own samples' cross entropy in some weights."""
         network = frozen_copy(self.model, weights)
-        x, y = self._on_device(self.data.train_x), self._on_device(self._training_labels())
+        x, y = self._on_device(self.data.train_x), self._on_device(self.training_labels())
         return gradient_of(network, self._as_seen(network), of, x, y)
 
     def _as_seen(self, network: nn.Module) -> nn.Module:
         """Return a network as losses see it, of the present task."""
         return network
 
-    def load_weights(self, weights: Arrays) -> None:
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
         """Set all parameters and buffers; values are cast to each tensor's own type."""
-        load_weights(self.model, weights)
+        load_weights(self.network(of), weights)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that `restore` needs to continue exactly here."""
@@ -402,12 +458,17 @@ class TorchClient(Client):
             name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()
         }
         begun = {HAS_SET_OUT: np.array(1, dtype=np.int64)} if self._has_set_out else {}
-        return super().state() | under(OPTIMIZER, remembered) | begun
+        arrays = super().state() | under(OPTIMIZER, remembered) | begun
+        for name, network in self._auxiliaries.items():
+            arrays |= under(f"{AUXILIARY}{name}/", weights_of(network))
+        return arrays
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         super().restore(arrays)
         self._has_set_out = HAS_SET_OUT in arrays
+        for name, network in self._auxiliaries.items():
+            load_weights(network, below(f"{AUXILIARY}{name}/", arrays))
         self._optimizer_state = {
             name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()
         }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
 from fedkd.training.executor import Training
 
@@ -49,6 +50,30 @@ class RoundView:
         self.settle()
         return self._client.predict(self._client.data.train_x)
 
+    def private_features(self) -> np.ndarray:
+        """Return the features of the client's own training samples: `[S, F]` float32."""
+        self.settle()
+        return self._client.features(self._client.data.train_x)
+
+    def private_labels(self) -> np.ndarray:
+        """Return the labels that the client learns of its own training samples: `[S]` int64."""
+        return self._client.training_labels()
+
+    @property
+    def round(self) -> int:
+        """The round of the training, or that in which the guidance was fused."""
+        return self._round
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole run."""
+        return self._client.rounds
+
+    def network(self, of: str = OWN) -> nn.Module:
+        """Return a network itself: the client's model, or an auxiliary one."""
+        self.settle()
+        return self._client.network(of)
+
     def label_counts(self) -> np.ndarray:
         """Count the client's training samples of each class: `[C]` int64."""
         return np.bincount(self._client.data.train_y, minlength=self.classes)
@@ -62,23 +87,23 @@ class RoundView:
         np.add.at(sums, y, outputs)
         return (sums / np.maximum(self.label_counts(), 1)[:, None]).astype(np.float32)
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers by name."""
         self.settle()
-        return self._client.weights()
+        return self._client.weights(of)
 
-    def load_weights(self, weights: Arrays) -> None:
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
         """Replace all parameters and buffers."""
         self.settle()
-        self._client.load_weights(weights)
+        self._client.load_weights(weights, of)
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients."""
         return self._client.trainable()
 
-    def frozen(self, weights: Arrays) -> nn.Module:
-        """Return a model like the client's own with other weights, which stays as it is."""
-        return self._client.frozen(weights)
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like the client's own with other weights, which stays as it is."""
+        return self._client.frozen(weights, of)
 
     @property
     def batch_size(self) -> int:

@@ -83,6 +83,7 @@ def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
         models=partial(TransferSetModels, plan, seen),
         seed=plan.scenario.seed,
         classes_met=partial(_classes_met, plan, data) if isinstance(data, FederatedStream) else None,
+        rounds=plan.scenario.rounds,
     )
 
 

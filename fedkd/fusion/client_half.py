@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from fedkd.fusion.auxiliary import Auxiliaries
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Phase, Rehearsal
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Need = Literal[
     "gradients",
     "features",
+    "equal_features",
+    "linear_head",
     "weights",
     "masks",
     "one_architecture",
@@ -30,11 +33,12 @@ Need = Literal[
     "like_heads",
     "three_classes",
 ]
-"""What a strategy cannot do without: clients trained by gradients, with `.features`, with weights to send,
-with a learner whose masks mean something to others, of one architecture, trained by SGD without momentum;
-labels of the transfer set on the server; a server that trains models of its own; a stream of tasks that all
-clients learn in step, told apart by their classes; samples of real numbers with mean 0 and variance 1;
-models whose weights' names tell body and head apart; heads of one shape; three classes or more."""
+"""What a strategy cannot do without: clients trained by gradients, with `.features` and `.head`, features of
+one width for all, a head that is one linear layer; with weights to send, with a learner whose masks mean
+something to others, of one architecture, trained by SGD without momentum; labels of the transfer set on the
+server; a server that has models of its own; a stream of tasks that all clients learn in step, told apart by
+their classes; samples of real numbers with mean 0 and variance 1; models whose weights' names tell body and
+head apart; heads of one shape; three classes or more."""
 
 
 class ClientHalf(ABC):
@@ -73,6 +77,11 @@ class ClientHalf(ABC):
     and `server_args` for its arguments, are tried out before a run."""
     server_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of the server's model."""
+    shared_model: str | None = None
+    """Name of a small model that every client trains beside its own, where the strategy has such a one; a
+    hyper-parameter of this name, and `shared_args` for its arguments."""
+    shared_args: Mapping[str, Any] = MappingProxyType({})
+    """Keyword arguments of that model."""
     samples: int = 0
     """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
     many, and where so many do not fit into the memory a scenario is refused."""
@@ -80,6 +89,20 @@ class ClientHalf(ABC):
     """Models of its own kind that a client keeps besides the one that it trains."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return the networks that every client has besides its model; by default none."""
+        return {}
+
+    @property
+    def shared_arguments(self) -> dict[str, Any]:
+        """What `shared_model` is built with."""
+        return dict(self.shared_args)
+
+    @property
+    def has_auxiliaries(self) -> bool:
+        """Whether clients have networks besides their models."""
+        return type(self).auxiliaries is not ClientHalf.auxiliaries
 
     # What it sends ------------------------------------------------------------------------------------
 
@@ -207,6 +230,20 @@ class ClientHalf(ABC):
             NotImplementedError: The strategy does not define it.
         """
         raise NotImplementedError(f"'{self.name}' does not define `infer`, so it cannot answer")
+
+    def predictor(self, client: ClientView) -> nn.Module | None:
+        """Return the network that evaluations ask in the place of the client's model; None: they ask that.
+
+        It maps samples `[B, *input_shape]` to logits `[B, C]`, on the device of the client's model, and is in
+        evaluation mode while it is asked. Made of what there is when an evaluation begins: the client's
+        networks, its `memory`. What is uploaded is the client's own model's all the same.
+        """
+        return None
+
+    @property
+    def answers_otherwise(self) -> bool:
+        """Whether evaluations may be answered by something else than the client's model."""
+        return self.infers_from_guidance or type(self).predictor is not ClientHalf.predictor
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return what a client minimises on a batch of the transfer set, a scalar.

@@ -6,15 +6,15 @@ Heterogeneous Clients", AAAI 2022, arXiv 2105.00243.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.errors import UserError
 from fedkd.fusion.client_half import Need
+from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
@@ -52,7 +52,7 @@ class FedProto(FusionStrategy):
     paper: ClassVar[str] = (
         "Tan et al., FedProto: Federated Prototype Learning across Heterogeneous Clients, AAAI 2022"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "equal_features"})
     teaches_locally: ClassVar[bool] = True
     uses_transfer_set: ClassVar[bool] = False
 
@@ -87,7 +87,7 @@ class FedProto(FusionStrategy):
         """
         assert knowledge.label_counts is not None
         uploads = knowledge.extra["prototypes"]
-        check_feature_widths(knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
+        check_feature_widths(self.name, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
         prototypes = mean_by_label(np.stack(uploads), knowledge.label_counts)
         owners = (knowledge.label_counts > 0).sum(axis=0, dtype=np.int32)
         return Guidance(targets=None, shared={"prototypes": prototypes, "owners": owners})
@@ -120,19 +120,3 @@ class FedProto(FusionStrategy):
             return self.strength * logits_mse(features, targets)
 
         return loss
-
-
-def check_feature_widths(clients: Sequence[int], widths: Sequence[int]) -> None:
-    """Check that all clients' features are equally wide.
-
-    Raises:
-        UserError: They are not; it names one client of each width.
-    """
-    first: dict[int, int] = {}
-    for client, width in zip(clients, widths, strict=True):
-        first.setdefault(width, client)
-    if len(first) > 1:
-        seen = ", ".join(f"{width} (client {client})" for width, client in first.items())
-        raise UserError(
-            f"'fedproto' needs models whose features are equally wide, got {seen}", key="clients.model"
-        )

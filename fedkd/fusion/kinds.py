@@ -17,6 +17,7 @@ class Kind(Enum):
         WEIGHTS: Parameters or statistics of a model, or steps and corrections of them.
         MASKS: Which weights something is about, a bit each, packed into bytes.
         COUNTERS: A model's buffers that are not real numbers.
+        SAMPLE_LABELS: The true class of each of a client's own samples, `[S]`.
         VOTES: One class per requested transfer sample, `[M]`.
         INDICES: Which samples other arrays are about.
         CONSTANT: The same from every client, like the number of classes.
@@ -31,6 +32,7 @@ class Kind(Enum):
     WEIGHTS = auto()
     MASKS = auto()
     COUNTERS = auto()
+    SAMPLE_LABELS = auto()
     VOTES = auto()
     INDICES = auto()
     CONSTANT = auto()

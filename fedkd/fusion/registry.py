@@ -28,6 +28,8 @@ STRATEGIES = Registry(
         "fedmask": "fedkd.fusion.fedmask:FedMask",
         "feddf": "fedkd.fusion.feddf:FedDF",
         "fedproto": "fedkd.fusion.fedproto:FedProto",
+        "fedgh": "fedkd.fusion.fedgh:FedGH",
+        "fedtgp": "fedkd.fusion.fedtgp:FedTGP",
         "fd": "fedkd.fusion.fd:FD",
         "kta": "fedkd.fusion.kta:KTA",
         "dp": "fedkd.fusion.data_partitioned:DataPartitioned",
@@ -41,6 +43,14 @@ STRATEGIES = Registry(
         "fedntd": "fedkd.fusion.fedntd:FedNTD",
         "lg_fedavg": "fedkd.fusion.lg_fedavg:LGFedAvg",
         "fedper": "fedkd.fusion.fedper:FedPer",
+        "ditto": "fedkd.fusion.ditto:Ditto",
+        "apfl": "fedkd.fusion.apfl:APFL",
+        "pfedme": "fedkd.fusion.pfedme:PFedMe",
+        "fml": "fedkd.fusion.fml:FML",
+        "fedkd": "fedkd.fusion.mutual_svd:FedKD",
+        "fedmrl": "fedkd.fusion.fedmrl:FedMRL",
+        "fedgkt": "fedkd.fusion.fedgkt:FedGKT",
+        "fedgen": "fedkd.fusion.fedgen:FedGen",
         "fedrep": "fedkd.fusion.fedrep:FedRep",
         "fedbabu": "fedkd.fusion.fedbabu:FedBABU",
         "fedala": "fedkd.fusion.fedala:FedALA",
@@ -87,6 +97,12 @@ def _problem(cls: type[FusionStrategy]) -> str | None:
     answers = cls.infers_from_guidance is not FusionStrategy.infers_from_guidance
     if answers and cls.infer is FusionStrategy.infer:
         return "says that guidance answers, but does not define `infer`, which does"
+    if cls.predictor is not FusionStrategy.predictor and "gradients" not in cls.needs:
+        return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
+    if cls.auxiliaries is not FusionStrategy.auxiliaries and (
+        "gradients" not in cls.needs or cls.pools or cls.brings_model
+    ):
+        return 'has clients train networks besides theirs, so each has its own, and it `needs` "gradients"'
     if cls.pools and cls.sends != "nothing":
         return "pools all clients' samples, so its clients are one model with nothing to send"
     stacked = [kind for kind in cls.kinds.values() if kind.is_stacked]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from fedkd.fusion.parameters import unpack
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, unpack
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss, ServerModels
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def trained_on(
@@ -37,3 +43,21 @@ def trained_on(
     if epochs == 0:
         return weights
     return server.train(architecture, weights, targets, loss, epochs=epochs, batch_size=batch_size, lr=lr)
+
+
+def own_network(server: ServerModels, make: Callable[[], nn.Module], memory: Arrays) -> nn.Module:
+    """Return a network of the strategy's own making, on the CPU.
+
+    Args:
+        server: Seeds the fresh one.
+        make: Makes it; only torch's draws may differ from call to call.
+        memory: Its packed weights of the round before, among other arrays perhaps; without them it is fresh.
+    """
+    from fedkd.randomness import seeded_torch
+    from fedkd.training.weights import load_weights, weights_of
+
+    with seeded_torch(server.seed("own-network")):
+        network = make()
+    if PARAMETERS in memory and COUNTERS in memory:
+        load_weights(network, unpack(memory, weights_of(network)))
+    return network

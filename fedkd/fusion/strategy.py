@@ -37,6 +37,8 @@ class Knowledge:
         classes_met: The outputs `[K]`, ascending, that stand for the classes of all tasks so far, in a round
             with which all clients end a task together to begin another; None in every other round.
         server: What the server can compute with; only for a strategy that needs `weights` or a `server`.
+        round: The round, 1-based.
+        rounds: Rounds of the whole run.
 
     Raises:
         ValueError: The arrays disagree about N.
@@ -54,6 +56,8 @@ class Knowledge:
     server: ServerModels | None = None
     seed: int = 0
     classes_met: tuple[int, ...] | None = None
+    round: int = 1
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         if list(self.clients) != sorted(set(self.clients)):

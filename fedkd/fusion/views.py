@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from fedkd.fusion.auxiliary import OWN
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -19,8 +21,11 @@ LocalLoss = Callable[["Tensor", "Tensor | None", "Tensor"], "Tensor"]
 """Logits `[B, C]`, penultimate features `[B, F]` (None where the strategy does not need them) and labels
 `[B]` of a private batch to a scalar that is added to the cross entropy."""
 
-LocalStep = Callable[["LocalBatch"], "Tensor"]
-"""A private batch to the whole of the loss that is minimised on it, a scalar: no cross entropy is added."""
+LocalStep = Callable[["LocalBatch"], "Tensor | tuple[Tensor, Tensor]"]
+"""A private batch to the whole of the loss that is minimised on it, a scalar: no cross entropy is added.
+
+Where it is not the model's logits that answer, it returns those `[B, C]` that do along with the loss: right
+answers in training are counted by them."""
 
 RehearsalLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """Logits `[B, C]` and rows of targets `[B, ...]` of rehearsed samples to a scalar."""
@@ -150,6 +155,26 @@ class ClientView(Protocol):
     def private_logits(self) -> np.ndarray:
         """Predict the client's own training samples in evaluation mode: `[S, C]` float32."""
 
+    def private_features(self) -> np.ndarray:
+        """Return the features of the client's own training samples, in evaluation mode: `[S, F]` float32."""
+
+    def private_labels(self) -> np.ndarray:
+        """Return the labels that the client learns of its own training samples: `[S]` int64."""
+
+    @property
+    def round(self) -> int:
+        """The round of the training, or that in which the guidance was fused; 1-based."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole run."""
+
+    def network(self, of: str = OWN) -> nn.Module:
+        """Return a network itself, on the client's device: its model, or an auxiliary one by name.
+
+        It is to be read, asked without gradients, and trained by the loss of a `local_step`.
+        """
+
     def label_counts(self) -> np.ndarray:
         """Count the client's training samples of each class: `[C]` int64."""
 
@@ -160,17 +185,17 @@ class ClientView(Protocol):
             `[C, K]` float32; zeros where the client has no sample of the class.
         """
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """Return copies of all parameters and buffers by name."""
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
+        """Return copies of all parameters and buffers by name, of the model or of an auxiliary network."""
 
-    def load_weights(self, weights: Arrays) -> None:
-        """Replace all parameters and buffers."""
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
+        """Replace all parameters and buffers, of the model or of an auxiliary network."""
 
     def trainable(self) -> tuple[str, ...]:
         """Return the names of those weights that are trained by gradients, in the model's order."""
 
-    def frozen(self, weights: Arrays) -> nn.Module:
-        """Return a model like the client's own with other weights, which stays as it is.
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like the client's model, or an auxiliary one, with other weights, which stays so.
 
         It is in evaluation mode, on the client's device, and none of its weights has a gradient; what is
         computed with it has one with respect to its inputs. Called with samples it returns logits, of the
@@ -178,6 +203,7 @@ class ClientView(Protocol):
 
         Args:
             weights: All parameters and buffers by name.
+            of: Which network.
         """
 
     @property
@@ -235,7 +261,7 @@ class ClientView(Protocol):
 
 
 class ServerModels(Protocol):
-    """Models that the server can build, run and train on the transfer set."""
+    """Models that the server can build, run and train, on the transfer set or on what clients uploaded."""
 
     @property
     def clients(self) -> int:
@@ -295,4 +321,32 @@ class ServerModels(Protocol):
             validation: Share of the transfer set that is kept apart to stop on.
             patience: Stop after so many epochs without a lower loss there, and return the best weights; 0:
                 never stop early.
+        """
+
+    def fit(
+        self,
+        network: nn.Module,
+        arrays: Sequence[np.ndarray],
+        loss: Callable[..., Tensor],
+        *,
+        optimizer: Literal["adam", "sgd"],
+        lr: float,
+        epochs: int,
+        batch_size: int,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Train a network in place on whatever the strategy has: what clients uploaded, or what it drew.
+
+        On the CPU with one thread, in batches of the server's own draws, so that the same comes of the same
+        wherever the server runs.
+
+        Args:
+            network: On the CPU; the strategy has made it with draws from `seed`.
+            arrays: `[n, ...]` each, one row per sample.
+            loss: Called as ``loss(network, *batch)`` with a batch `[B, ...]` of each array; returns a scalar.
+            optimizer: Which; it starts fresh.
+            lr: Its learning rate, all along.
+            epochs: Passes over the samples.
+            batch_size: Samples a step.
+            weight_decay: Of the optimiser.
         """

@@ -21,7 +21,8 @@ from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.models.build import build_model
+from fedkd.models.build import blank_inputs, build_model
+from fedkd.models.mode import predicting
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.part_checks import check_parts, check_three_classes
 from fedkd.plan.plan import Plan
@@ -65,6 +66,26 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f"'{name}' compares penultimate features; model '{group.model}' has no `features` and `head`",
                 key=KEY,
             )
+        if "linear_head" in needs and not _has_linear_head(model):
+            raise UserError(
+                f"'{name}' needs heads that are one linear layer with biases;"
+                f" that of model '{group.model}' is not",
+                key=KEY,
+            )
+    if plan.strategy.has_auxiliaries and plan.learner is not None:
+        raise UserError(
+            f"'{name}' has clients train networks besides their models, which a learner of a stream of tasks"
+            " knows nothing of; use a strategy that exchanges predictions",
+            key=KEY,
+        )
+    if "equal_features" in needs:
+        _check_feature_widths(scenario, data, models)
+    if "linear_head" in needs and plan.learner is not None:
+        raise UserError(
+            f"'{name}' gives clients a head for all classes, and in a stream of tasks heads are the learner's"
+            " business; use 'fedproto' or a strategy that exchanges predictions",
+            key=KEY,
+        )
     if "masks" in needs:
         _check_masks(plan)
     if scenario.fusion.bank is not None:
@@ -110,6 +131,27 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",
         )
+
+
+def _has_linear_head(model: Any) -> bool:
+    head = getattr(model, "head", None)
+    return isinstance(head, nn.Linear) and head.bias is not None
+
+
+def _check_feature_widths(scenario: Scenario, data: Data, models: Sequence[Any]) -> None:
+    """Refuse features of several widths where they have to be compared."""
+    inputs, widths = blank_inputs(2, data.input_shape, data.input_dtype), []
+    for model in models:
+        with predicting(model):
+            widths.append(model.features(inputs).flatten(1).shape[1])
+    for group, width in zip(scenario.clients, widths, strict=True):
+        if width != widths[0]:
+            first = scenario.clients[0].model
+            raise UserError(
+                f"'{scenario.fusion.strategy}' needs models whose features are equally wide, got {widths[0]}"
+                f" ('{first}') and {width} ('{group.model}')",
+                key="clients.model",
+            )
 
 
 def _check_bank(plan: Plan) -> None:
@@ -299,6 +341,12 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
         raise UserError(
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
             key="fusion.inference",
+        )
+    if plan.strategy.answers_otherwise:
+        raise UserError(
+            f"'{strategy}' answers evaluations by another model than the client's, and in a stream of tasks"
+            " they are about the learner's outputs; use a strategy that exchanges predictions",
+            key=KEY,
         )
     if plan.strategy.shapes_local_loss and learner.shapes_training:
         what = "teaches the present task's classes" if plan.strategy.teaches_locally else "rehearses others"

@@ -35,6 +35,7 @@ class ServerKnowledge:
         models: Makes, for a round, what the server can train; for strategies that train models there.
         seed: What the server's own draws derive from.
         classes_met: From a round to `Knowledge.classes_met`; None: there is no stream of tasks.
+        rounds: Rounds of the whole run.
     """
 
     transfer_size: int | None = None
@@ -42,6 +43,7 @@ class ServerKnowledge:
     models: Callable[[int], ServerModels] | None = None
     seed: int = 0
     classes_met: Callable[[int], tuple[int, ...] | None] | None = None
+    rounds: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,6 +216,8 @@ class Fusing:
             seed=self._known.seed,
             server=self._models(round),
             classes_met=None if self._known.classes_met is None else self._known.classes_met(round),
+            round=round,
+            rounds=self._known.rounds,
         )
 
     def _models(self, round: int) -> ServerModels | None:

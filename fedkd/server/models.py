@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class TransferSet:
 
 
 class TransferSetModels:
-    """What `fedkd.fusion.views.ServerModels` promises, for one round: models trained on the transfer set.
+    """What `fedkd.fusion.views.ServerModels` promises, for one round.
 
     The server works on the CPU with a fixed number of threads, so that its part does not depend on where the
     clients run.
@@ -160,6 +160,7 @@ class TransferSetModels:
         def on_task(outputs: Tensor, *wanted: Tensor) -> Tensor:
             return loss(self._of_task(outputs), *wanted)
 
+        stopping = EarlyStopping(apart, on_task, patience) if patience > 0 and kept_apart > 0 else None
         job = TrainJob(
             model,
             used,
@@ -170,15 +171,45 @@ class TransferSetModels:
             generator=torch_generator(self._scenario.seed, purpose, round=self._round),
             seed=derive_seed(self._scenario.seed, purpose, round=self._round),
             lr_schedule="cosine",
-            early_stopping=EarlyStopping(apart, on_task, patience)
-            if patience > 0 and kept_apart > 0
-            else None,
+            early_stopping=stopping,
         )
-        with torch_threads(1):
-            try:
-                fit(job)
-            except TrainingDiverged as error:
-                raise TrainingDiverged(
-                    "the server's model diverged; a lower fusion.server_lr may help"
-                ) from error
+        _run(job)
         return weights_of(model)
+
+    def fit(
+        self,
+        network: nn.Module,
+        arrays: Sequence[np.ndarray],
+        loss: Callable[..., Tensor],
+        *,
+        optimizer: Literal["adam", "sgd"],
+        lr: float,
+        epochs: int,
+        batch_size: int,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Train a network in place on arrays of the strategy's own (see `ServerModels.fit`)."""
+        self._calls += 1
+        purpose = f"server-fit-{self._calls}"
+        _run(
+            TrainJob(
+                network,
+                [prepare_inputs(array, "cpu") for array in arrays],
+                loss,
+                OptimizerSpec(optimizer, lr, weight_decay=weight_decay),
+                epochs,
+                batch_size,
+                generator=torch_generator(self._scenario.seed, purpose, round=self._round),
+                seed=derive_seed(self._scenario.seed, purpose, round=self._round),
+            )
+        )
+
+
+def _run(job: TrainJob) -> None:
+    with torch_threads(1):
+        try:
+            fit(job)
+        except TrainingDiverged as error:
+            raise TrainingDiverged(
+                "the server's model diverged; a lower fusion.server_lr may help"
+            ) from error

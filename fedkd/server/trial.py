@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 
-from fedkd.clients.factory import ClientFactory
+from fedkd.clients.factory import ClientFactory, model_outputs
 from fedkd.clients.upload import arrive, upload_stages
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
@@ -15,6 +16,7 @@ from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.plan.plan import Plan
 from fedkd.server.bank import Upload
 from fedkd.server.fusing import Fusing, ServerKnowledge
+from fedkd.server.models import TransferSet, TransferSetModels
 
 TRIED = 2
 """Clients of every architecture that are tried: guidance of one may lack what there is among several."""
@@ -24,7 +26,8 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     """Return the bytes that those send who take part first, and those that they are sent for it.
 
     The latter are their guidance and what they were asked for. Where clients that have learned nothing agree
-    on nothing, or where the server would have to train, guidance counts as a float for each class and sample.
+    on nothing, or where the server would have to train on the transfer set, guidance counts as a float for
+    each class and sample.
 
     Args:
         plan: Its strategy exchanges knowledge of other kinds than weights.
@@ -38,7 +41,14 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     # Clients may begin with different tasks, which are not fused with each other: those of one are tried.
     at = schedule.task(everyone[0], round) if everyone else None
     task = data[at or 0].data if isinstance(data, FederatedStream) else data
-    known = ServerKnowledge(len(task.transfer_x), task.transfer_y, seed=scenario.seed)
+    seen = TransferSet.of(data, at or 0, model_outputs(plan, data))
+    known = ServerKnowledge(
+        len(task.transfer_x),
+        task.transfer_y,
+        models=partial(TransferSetModels, plan, seen),
+        seed=scenario.seed,
+        rounds=scenario.rounds,
+    )
     fusing, factory = Fusing(strategy, known), ClientFactory(plan, data)
     stages = upload_stages(scenario.fusion.upload_dtype)
     request = fusing.request(round)
@@ -59,7 +69,8 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
             uploads[index] = Upload(round, received, client.num_train_samples)
         up += len(clients) * sum(sizes) / len(tried)
     down = 0.0
-    if "server" not in strategy.needs:
+    if "server" not in strategy.needs or not strategy.uses_transfer_set:
+        fusing.begin([])
         down = fusing.fuse(round, dict(sorted(uploads.items())), uploads) / max(len(uploads), 1)
     question = 0 if request is None else request.astype(np.int32).nbytes
     each = (down or 4 * asked * task.classes) + question

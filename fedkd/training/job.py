@@ -69,6 +69,26 @@ class StepRules(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Beside:
+    """A network that is trained in the same steps as a job's model, by a loss that knows of it.
+
+    Attributes:
+        name: Tells it from others of the job.
+        network: Trained in place, on the device of the arrays.
+        lr: Its learning rate; None: the optimiser's.
+    """
+
+    name: str
+    network: nn.Module
+    lr: float | None = None
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Its parameters that require a gradient."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True, eq=False)
 class TrainJob:
     """Some epochs of training, prepared: all that an executor needs, and nothing of where it came from.
 
@@ -105,9 +125,10 @@ class TrainJob:
         guessing: How many of the samples are right for whoever always answers with their most frequent class.
         optimizer_state: What the optimiser remembers of earlier jobs (`FitResult.optimizer_state`, an empty
             table at first), which it continues exactly; None: it starts fresh and nobody keeps its state.
+        beside: Networks that are trained along; each is clipped alone. A job with any has no `kind`.
 
     Raises:
-        ValueError: `accumulate` is less than 1.
+        ValueError: `accumulate` is less than 1, or a job of a kind has networks beside its model.
     """
 
     model: nn.Module
@@ -130,10 +151,13 @@ class TrainJob:
     kind: Hashable | None = None
     replayable: bool = False
     constants: Sequence[Tensor] = ()
+    beside: Sequence[Beside] = ()
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be ≥ 1, got {self.accumulate}")
+        if self.beside and self.kind is not None:
+            raise ValueError("a job with networks beside its model is like no other, so its kind is None")
 
     def signature(self) -> Hashable:
         """Return what decides, besides the sizes of batches, which kernels a step of the job runs."""

@@ -15,7 +15,7 @@ from fedkd.training.chance import Hits
 from fedkd.training.early_stopping import BestWeights
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer import make_optimizer, step_schedule
-from fedkd.training.optimizer_state import load_optimizer_state, names_of, optimizer_state
+from fedkd.training.optimizer_state import load_optimizer_state, names_beside, names_of, optimizer_state
 from fedkd.training.replay import Replays
 from fedkd.training.step import Stepper
 
@@ -35,22 +35,28 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
         TrainingDiverged: A loss, or a weight at the end, is not a finite number.
     """
     model, rules = job.model, job.rules
-    starts = batch_starts(model, len(job.arrays[0]), job.batch_size)
+    networks = [model, *(beside.network for beside in job.beside)]
+    starts = batch_starts(nn.ModuleList(networks), len(job.arrays[0]), job.batch_size)
     steps = [starts[first : first + job.accumulate] for first in range(0, len(starts), job.accumulate)]
     parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if rules is not None:
         parameters = list(rules.parameters)
-    optimizer = make_optimizer(job.optimizer, parameters)
-    named = names_of(parameters, model)
+    optimizer = make_optimizer(
+        job.optimizer, parameters, [(beside.parameters, beside.lr) for beside in job.beside]
+    )
+    clipped = [parameters, *(beside.parameters for beside in job.beside)]
+    named = names_of(parameters, model) | names_beside(job)
+    parameters = [parameter for own in clipped for parameter in own]
     state = job.optimizer_state
     if state is not None:
         load_optimizer_state(optimizer, job.optimizer, named, state)
     schedule = step_schedule(optimizer, job.lr_schedule, job.epochs * len(steps))
-    stepper = Stepper(job, parameters, optimizer, replays)
+    stepper = Stepper(job, parameters, optimizer, replays, clipped)
     best = _begin_early_stopping(job, parameters)
     total, taken, seen = 0.0, 0, 0
     hits: Hits | None = None
-    model.train()
+    for network in networks:
+        network.train()
     with seeded_torch(job.seed):
         for epoch in range(1, job.epochs + 1):
             stepper.begin_epoch()
@@ -110,7 +116,8 @@ def _begin_early_stopping(job: TrainJob, parameters: Sequence[Tensor]) -> BestWe
         return None
     if job.rules is not None:
         job.rules.before_evaluation()
-    return BestWeights(job.early_stopping, job.model, parameters)
+    buffers = [buffer for beside in job.beside for buffer in beside.network.buffers()]
+    return BestWeights(job.early_stopping, job.model, [*parameters, *buffers])
 
 
 def sum_over_samples(losses: list[Tensor], sizes: list[int]) -> float:

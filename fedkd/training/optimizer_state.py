@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedkd.training.job import TrainJob
 from fedkd.training.optimizer import OptimizerSpec
 
+BESIDE = "beside/"
 LOOSE = "tensor."
 """Begins the names of tensors that are trained and not the model's own, such as a learner's scores."""
 
@@ -18,6 +20,16 @@ def names_of(parameters: Sequence[Tensor], model: nn.Module) -> dict[str, Tensor
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names.get(id(parameter), f"{LOOSE}{index}"): parameter for index, parameter in enumerate(parameters)
+    }
+
+
+def names_beside(job: TrainJob) -> dict[str, Tensor]:
+    """Return the parameters of the networks beside a job's model: ``beside/<network>/<parameter>``."""
+    return {
+        f"{BESIDE}{beside.name}/{name}": parameter
+        for beside in job.beside
+        for name, parameter in beside.network.named_parameters()
+        if parameter.requires_grad
     }
 
 

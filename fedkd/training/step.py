@@ -25,6 +25,7 @@ class Stepper:
         parameters: What the optimiser changes.
         optimizer: Of these.
         replays: Recordings of steps, replayed in place of such as are of their kind; None: there are none.
+        clipped: The parameters in parts of which the gradients are clipped alone; None: they are one.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class Stepper:
         parameters: Sequence[Tensor],
         optimizer: torch.optim.Optimizer,
         replays: Replays | None = None,
+        clipped: Sequence[Sequence[Tensor]] | None = None,
     ) -> None:
+        self._clipped = [parameters] if clipped is None else clipped
         self._job, self._parameters, self._optimizer = job, parameters, optimizer
         self._own = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
         self._replays = replays if _replayable(job) else None
@@ -121,7 +124,8 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         losses, right = self._accumulate_gradients(batches, sizes, counts=counts)
         if job.optimizer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, job.optimizer.clip_norm)
+            for parameters in self._clipped:
+                nn.utils.clip_grad_norm_(parameters, job.optimizer.clip_norm)
         if job.correction is not None:
             add_to_gradients(self._own, job.correction)
         if rules is not None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from fedkd.fusion.views import FitSummary
 from fedkd.randomness import seeded_torch
+from fedkd.training.uncompiled import uncompiled
 
 
 class SmallSupermask:
@@ -44,6 +45,8 @@ class SmallClient:
         self.last_fit: FitSummary | None = None
         self._counts = counts
         self._weights = weights or {}
+        self._others: dict[str, dict[str, np.ndarray]] = {}
+        self.round, self.rounds = 1, 2
         self.memory: dict[str, np.ndarray] = {}
         self.told: dict[str, np.ndarray] = {}
         self.distilled: list[tuple[np.ndarray, np.ndarray | None]] = []
@@ -58,17 +61,29 @@ class SmallClient:
     def private_logits(self) -> np.ndarray:
         return self._private_logits
 
+    def private_features(self) -> np.ndarray:
+        """Return features of as many samples as there are private logits, those of the classes in turn."""
+        features = self._means["features"]
+        return np.resize(features, (len(self._private_logits), features.shape[1])).astype(np.float32)
+
+    def private_labels(self) -> np.ndarray:
+        return np.arange(len(self._private_logits)) % len(self._means["features"])
+
     def label_counts(self) -> np.ndarray:
         return self._counts
 
     def class_means(self, of: str) -> np.ndarray:
         return self._means[of]
 
-    def weights(self) -> dict[str, np.ndarray]:
-        return {name: values.copy() for name, values in self._weights.items()}
+    def weights(self, of: str = "model") -> dict[str, np.ndarray]:
+        """Return given weights; an auxiliary network has the model's until others are loaded."""
+        return {name: values.copy() for name, values in self._others.get(of, self._weights).items()}
 
-    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
-        self._weights = dict(weights)
+    def load_weights(self, weights: Mapping[str, np.ndarray], of: str = "model") -> None:
+        if of == "model":
+            self._weights = dict(weights)
+        else:
+            self._others[of] = dict(weights)
 
     batch_size = 2
 
@@ -117,6 +132,7 @@ class SmallServer:
         self.classes = classes
         self.architectures = dict(architectures or {})
         self.trained: list[dict[str, Any]] = []
+        self.fitted: list[tuple[Any, ...]] = []
 
     @property
     def clients(self) -> int:
@@ -181,6 +197,17 @@ class SmallServer:
             loss(model(self.x), *tensors).backward()
             optimizer.step()
         return state_of(model)
+
+    def fit(self, network, arrays, loss, *, optimizer, lr, epochs, batch_size, weight_decay=0.0) -> None:
+        self.fitted.append((arrays, optimizer, lr, epochs, batch_size, weight_decay))
+        made = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[optimizer]
+        chosen = uncompiled(made)(network.parameters(), lr=lr, weight_decay=weight_decay)
+        tensors = [torch.from_numpy(array) for array in arrays]
+        for _ in range(epochs):
+            for start in range(0, len(tensors[0]), batch_size):
+                chosen.zero_grad()
+                loss(network, *(tensor[start : start + batch_size] for tensor in tensors)).backward()
+                chosen.step()
 
     def _load(self, architecture: str, weights: Mapping[str, np.ndarray]) -> nn.Module:
         model = self.model(architecture)

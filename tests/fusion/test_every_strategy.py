@@ -42,6 +42,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fd": {"weight_by_count": st.booleans()},
     "fedmask": {"weight_by_count": st.booleans()},
     "feddf": {"server_epochs": st.integers(0, 1)},
+    "fedgh": {"server_epochs": st.integers(0, 2)},
+    "fedtgp": {
+        "server_epochs": st.integers(0, 2),
+        "margin": st.sampled_from(["farthest", "nearest"]),
+        "margin_limit": st.sampled_from([0.0, 1.0]),
+    },
+    "fedgen": {"server_steps": st.integers(0, 2), "hidden": st.just(5)},
+    "fedgkt": {
+        "server_epochs": st.integers(0, 1),
+        "server_hidden": st.just((5,)),
+        "inference": st.sampled_from(["server", "model"]),
+    },
+    "fedkd": {"shared_model": st.just("plain"), "energy_end": st.sampled_from([0.98, 1.0])},
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "knfu": {
         "beta": st.floats(0, 50),
@@ -131,7 +144,8 @@ class Round:
             )
             for n in range(clients)
         ]
-        first = strategy.prologue(self.server) if "weights" in strategy.needs else None
+        speaks_first = strategy.needs & {"weights", "server"}
+        first = strategy.prologue(self.server) if speaks_first else None
         self.memory = {} if first is None else dict(first.memory)
         for client, row in zip(self.clients, everyone.weights, strict=True):
             if first is not None:
@@ -139,7 +153,10 @@ class Round:
             client.last_fit = FitSummary(client.weights(), steps=2, lr=0.1)
             split = start["weight"].size
             weight, bias = row[:split].reshape(start["weight"].shape), row[split:]
-            client.load_weights({"weight": weight, "bias": bias})
+            strategy.before_training(client)
+            of = "head." if "linear_head" in strategy.needs else ""
+            for network in ("model", *strategy.auxiliaries()):
+                client.load_weights({f"{of}weight": weight, f"{of}bias": bias}, network)
 
     def knowledge(self) -> Knowledge:
         """Return what the clients upload, as the server puts it together."""
@@ -232,8 +249,8 @@ def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, 
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
 def test_neither_order_nor_indices_of_clients_matter(name, data, size, seed) -> None:
     options = data.draw(options_of(name))
-    if "server_epochs" in options:  # steps of Adam make rounding visible
-        options["server_epochs"] = 0
+    for steps in options.keys() & {"server_epochs", "server_steps"}:  # those of Adam make rounding visible
+        options[steps] = 0
     everyone, order = draw(size, seed), np.array(data.draw(st.permutations(range(size[0]))))
     strategy, elsewhere = make_strategy(name, options), tuple(2 * n for n in range(size[0]))
     first, second = Round(strategy, everyone), Round(strategy, everyone.of(order), elsewhere)
@@ -297,7 +314,7 @@ def _handed_in(knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> dict[s
 
 @every_strategy
 def test_guidance_is_for_whom_the_strategy_says(name) -> None:
-    options = {"server_model": "plain"} if name == "fedet" else {}
+    options = {"fedet": {"server_model": "plain"}, "fedkd": {"shared_model": "plain"}}.get(name, {})
     fused = Round(make_strategy(name, options), draw((3, 5, 4), 0))
     guidance = fused.fuse()
     own = len(guidance.personal) > 0 or (guidance.targets is not None and guidance.targets.ndim == 3)

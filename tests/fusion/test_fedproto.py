@@ -9,7 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient
 
 from fedkd.errors import UserError
-from fedkd.fusion.fedproto import FedProto, check_feature_widths
+from fedkd.fusion.feature_widths import check_feature_widths
+from fedkd.fusion.fedproto import FedProto
 from fedkd.fusion.strategy import Knowledge
 from fedkd.randomness import numpy_generator
 
@@ -71,7 +72,7 @@ def test_unequal_features_are_the_users_error() -> None:
         "clients.model: 'fedproto' needs models whose features are equally wide,"
         " got 4 (client 1), 6 (client 4)"
     )
-    check_feature_widths((1, 4), (6, 6))
+    check_feature_widths("fedproto", (1, 4), (6, 6))
 
 
 def test_the_nearest_prototype_answers() -> None:
@@ -102,5 +103,5 @@ def test_upload() -> None:
     upload = FedProto().upload(client)
     assert upload.keys() == {"prototypes", "label_counts"}
     assert_array_equal(upload["prototypes"], MEANS[0])
-    assert FedProto().needs == {"gradients", "features"}
+    assert FedProto().needs == {"gradients", "features", "equal_features"}
     assert FedProto().teaches_locally and FedProto().needs_label_counts

@@ -24,7 +24,7 @@ def client_of_all_trades() -> SmallClient:
         private_logits=np.zeros((4, CLASSES), np.float32),
         means=means,
         counts=np.array([1, 2, 1]),
-        weights=server.initial_weights("normed"),
+        weights={n.replace("3.", "head."): w for n, w in server.initial_weights("normed").items()},
     )
     client.last_fit = FitSummary(start=client.weights(), steps=2, lr=0.1)
     client.memory["control"] = np.zeros(sum(client.weights()[name].size for name in client.trainable()))
@@ -43,7 +43,7 @@ def test_every_strategy_declares_what_it_uploads_and_nothing_else(name) -> None:
             rows = {Kind.TRANSFER_LOGITS: SAMPLES, Kind.VOTES: SAMPLES, Kind.LABEL_LOGITS: CLASSES}
             assert len(upload[array]) == rows.get(kind, len(upload[array]))
             assert not kind.is_prediction or upload[array].shape[-1] == CLASSES
-            whole = kind.is_honest or kind in (Kind.VOTES, Kind.MASKS)
+            whole = kind.is_honest or kind in (Kind.VOTES, Kind.MASKS, Kind.SAMPLE_LABELS)
             assert np.issubdtype(upload[array].dtype, np.floating) != whole
     if "kinds" in vars(type(strategy)):
         assert found == set(strategy.kinds)

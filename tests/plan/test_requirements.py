@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedkd.data.federated import load_federated_data
+from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.models.build import build_group_models
 from fedkd.plan.load import parse_plan
@@ -72,6 +73,30 @@ def test_a_model_that_lacks_what_the_strategy_needs_is_named(changes, key, messa
     with pytest.raises(UserError, match=message) as caught:
         check_requirements(plan, data, build_group_models(plan.scenario, data.input_shape, data.classes))
     assert caught.value.key == key
+
+
+WIDE = {"model": "mlp", "args": {"hidden": [8]}}
+BIASLESS = {"model": "mlp", "args": {"hidden": [8], "bias": False}}
+STREAM = {"learner": "naive", "rounds_per_task": 1, "tasks": {"kind": "split", "count": 2}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clients": [WIDE, {"model": "mlp"}]}, r"features are equally wide, got 8 \('mlp'\) and 200"),
+        ({"clients": [BIASLESS]}, "one linear layer with biases; that of model 'mlp' is not"),
+        ({"clients": [WIDE], "continual": STREAM}, "in a stream of tasks heads are the learner's business"),
+    ],
+)
+def test_a_head_that_does_not_fit_all_is_refused(changes, message, digits_scenario):
+    tables = digits_scenario | {"fusion": {"strategy": "fedgh"}} | changes
+    if "continual" in changes:
+        del tables["rounds"]
+    plan = parse_plan(tables)
+    data = load_data(plan.scenario)
+    models = build_group_models(plan.scenario, data.input_shape, 10)
+    with pytest.raises(UserError, match=message):
+        check_requirements(plan, data, models)
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,30 @@ def test_a_server_that_diverges_says_what_helps(server):
         TrainingDiverged, match=r"server's model diverged; a lower fusion\.server_lr may help"
     ):
         server.train(architecture, start, targets, logits_mse, epochs=1, batch_size=16, lr=0.01)
+
+
+def test_a_network_of_the_strategys_own_is_trained_on_what_it_hands_over(server, digits_scenario):
+    rows = torch.randn(10, 3, generator=torch.Generator().manual_seed(2))
+    classes = torch.arange(10) % 4
+    found, model = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+    model.load_state_dict(found.state_dict())
+    for _ in range(2):  # the second of a round sees other batches than the first
+        server.fit(
+            found,
+            (rows.numpy(), classes.numpy()),
+            lambda network, x, y: torch.nn.functional.cross_entropy(network(x), y),
+            optimizer="sgd",
+            lr=0.1,
+            epochs=2,
+            batch_size=4,
+            weight_decay=0.01,
+        )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)
+    for call in (1, 2):
+        generator = torch_generator(digits_scenario["seed"], f"server-fit-{call}", round=2)
+        for _ in range(2):
+            for index in torch.randperm(10, generator=generator).split(4):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(rows[index]), classes[index]).backward()
+                optimizer.step()
+    np.testing.assert_allclose(found.weight.detach(), model.weight.detach(), atol=1e-6)

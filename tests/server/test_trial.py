@@ -37,6 +37,8 @@ def write(digits_scenario, tmp_path):
         {"strategy": "cfd"},
         {"strategy": "scarlet", "samples_per_round": 20},
         {"strategy": "kta"},
+        {"strategy": "fedgh"},
+        {"strategy": "fml"},
     ],
     ids=lambda changes: changes["strategy"],
 )

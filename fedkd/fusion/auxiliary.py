@@ -1,0 +1,67 @@
+"""Networks that a client has besides its model, and trains in the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OWN = "model"
+"""What the client's own model is called among its networks."""
+
+
+class Maker(Protocol):
+    """What a client has at hand to make an auxiliary network with."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+
+    def width(self, network: str = OWN) -> int:
+        """Return the width F of the penultimate features of the client's model, or of an auxiliary before.
+
+        Raises:
+            UserError: It has no features.
+        """
+
+    def like_own(self) -> nn.Module:
+        """Return a fresh network of the architecture of the client's model."""
+
+    def shared_model(self, *, with_features: bool = False) -> nn.Module:
+        """Return a fresh network as the strategy's `shared_model` and `shared_args` say.
+
+        Args:
+            with_features: Whether it has to have `features` and `head`.
+
+        Raises:
+            UserError: There is no such model, or it lacks what it has to have.
+        """
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """A network that a client has besides its model.
+
+    It is part of the client's state, so it is in checkpoints and takes memory. No message carries it unless
+    the strategy uploads its weights.
+
+    Attributes:
+        make: Makes it, on the CPU; called once for a client, with torch's draws seeded.
+        start: Whether all clients begin with the same draws (`shared`, those that models begin with which are
+            averaged), or each with its own (`client`).
+        trained: Whether local training changes its parameters, with the model's, in the same steps of the
+            same optimiser; gradients are clipped for each network alone.
+        lr: Learning rate of the first round; None: the model's.
+    """
+
+    make: Callable[[Maker], nn.Module]
+    start: Literal["shared", "client"] = "shared"
+    trained: bool = True
+    lr: float | None = None
+
+
+Auxiliaries = Mapping[str, Auxiliary]
+"""By name; made in this order."""

@@ -1,0 +1,85 @@
+"""Ditto: a personal model that is held near the average, trained beside the one that is averaged.
+
+T. Li, S. Hu, A. Beirami and V. Smith, "Ditto: Fair and Robust Federated Learning Through Personalization",
+ICML 2021, arXiv 2012.04221.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.averaging import WeightAveraging
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PERSONAL = "personal"
+"""The network that never leaves the client."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Ditto(WeightAveraging):
+    """FedAvg for w; beside it every client trains a model v of its own, which w as received pulls at.
+
+    ::
+
+        w   ← w − η ∇CE(w)                                  averaged over clients after every round
+        v_n ← v_n − η (∇CE(v_n) + λ (v_n − w_received))     never sent
+
+    Both take their steps on the same batches, so a round costs two trainings. What answers in evaluations is
+    v, which guidance does not change: it shows in the next training. A library's default of λ = 0 makes
+    v the model of a client that is alone.
+    """
+
+    name: ClassVar[str] = "ditto"
+    paper: ClassVar[str] = (
+        "Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, ICML 2021, arXiv"
+        " 2012.04221"
+    )
+
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """λ: how hard w pulls; 1 in the paper, which also chooses among 0.1, 1 and 2. 0 is training alone, and
+    the larger the nearer to FedAvg."""
+    inference: Literal["personal", "shared"] = "personal"
+    """What evaluations ask: v, or w (the client's own after training, the average after guidance)."""
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return v, which begins where w does."""
+        return {PERSONAL: Auxiliary(lambda make: make.like_own())}
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
+        """Return ``CE(w) + CE(v) + λ/2 ‖v − w_received‖²``, of which each term moves its own network."""
+        from fedkd.training.losses import cross_entropy
+
+        personal = client.network(PERSONAL)
+        received = [parameter.detach().clone() for parameter in client.network().parameters()]
+
+        def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
+            answers = personal(batch.inputs)
+            value = cross_entropy(batch.logits, batch.labels) + cross_entropy(answers, batch.labels)
+            value = value + 0.5 * self.strength * squared_distance(personal, received)
+            return value, answers if self.inference == "personal" else batch.logits
+
+        return loss
+
+    def predictor(self, client: ClientView) -> nn.Module | None:
+        """Return v, unless w is to answer."""
+        return client.network(PERSONAL) if self.inference == "personal" else None
+
+
+def squared_distance(network: nn.Module, others: list[Tensor]) -> Tensor:
+    """Return ``‖v − w‖²`` over all parameters of a network v.
+
+    Args:
+        network: v.
+        others: w, in the order of v's parameters.
+    """
+    pairs = zip(network.parameters(), others, strict=True)
+    squares: Tensor = sum((own - other).square().sum() for own, other in pairs)  # type: ignore[assignment]
+    return squares

@@ -1,0 +1,227 @@
+"""FedGen: a generator of features, trained on the server against all heads, teaches every client.
+
+Z. Zhu, J. Hong and J. Zhou, "Data-Free Knowledge Distillation for Heterogeneous Federated Learning", ICML
+2021, arXiv 2105.10056.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.feature_widths import check_feature_widths
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
+from fedkd.fusion.server_model import own_network
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+GENERATOR = "generator"
+WEIGHT, BIAS = "head_weight", "head_bias"
+CLASSES = "classes"
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedGen(FusionStrategy):
+    """Average the heads; train features that all of them recognise; have clients learn from such features.
+
+    ::
+
+        G(y, ε): one-hot y and ε ~ N(0, 1)^Z → hidden units, batch normalisation, ReLU → F
+        server: min_G E_y Σ_n ω_n[y] CE(head_n(G(y, ε)), y) + exp(−mean_ij ‖ε_i − ε_j‖² ‖G_i − G_j‖₁)
+        client: CE(z(x), y) + a CE(head(G(ŷ, ε)), ŷ) + a KL(softmax head(G(y, ε)) held ‖ softmax z(x))
+        head   ← Σ_n S_n head_n / Σ_n S_n
+
+    ω_n[y] is n's share of the samples of class y; y and ŷ are drawn evenly from the classes that anybody has;
+    the norms are means over their elements, and the second term keeps G from making one thing of all ε.
+    Bodies stay with their clients and may be of any architecture, with features of one width F and linear
+    heads. Clients learn from G in evaluation mode, from the training on for which they have received it, with
+    a = strength · decay^round.
+
+    Both public codes draw ε from [0, 1); a library has no second term, weighs clients in the place of labels,
+    and uses a G in round 1 that has not been trained.
+    """
+
+    name: ClassVar[str] = "fedgen"
+    sends: ClassVar[str] = "heads and label counts"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        WEIGHT: Kind.WEIGHTS,
+        BIAS: Kind.WEIGHTS,
+        "label_counts": Kind.LABEL_COUNTS,
+    }
+    guides: ClassVar[Guided] = "all_alike"
+    paper: ClassVar[str] = (
+        "Zhu et al., Data-Free Knowledge Distillation for Heterogeneous Federated Learning, ICML 2021"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"gradients", "features", "equal_features", "linear_head", "server"}
+    )
+    uses_transfer_set: ClassVar[bool] = False
+
+    strength: Annotated[float, Field(ge=0)] = 10.0
+    """Weight of what clients learn from G, before it decays; 10 in the paper. 0 averages heads and no
+    more."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """What that is multiplied by in every round; 0.98 in the paper's code."""
+    noise: Annotated[int, Field(gt=0, le=65536)] = 32
+    """Length Z of ε; 32 in the paper."""
+    hidden: Annotated[int, Field(gt=0, le=65536)] = 256
+    """Hidden units of G; 256 in the paper."""
+    server_steps: Annotated[int, Field(ge=0)] = 50
+    """Steps of G a round; 50 in the paper. G lives on from round to round."""
+    server_lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Learning rate of G's Adam; 3e-4 in the paper, with a decay of weights of 1e-2. In a few rounds it
+    brings little: raise it to 3e-3 there."""
+    server_batch_size: Annotated[int, Field(ge=2)] = 32
+    """Features of one step on the server; 32 in the paper."""
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the mean head, G (which is the memory too), and the `classes` [C] that anybody has.
+
+        Raises:
+            UserError: The clients' features differ in width.
+        """
+        from fedkd.training.weights import weights_of
+
+        assert knowledge.label_counts is not None and knowledge.server is not None
+        weights, biases, counts = knowledge.extra[WEIGHT], knowledge.extra[BIAS], knowledge.label_counts
+        check_feature_widths(self.name, knowledge.clients, [weight.shape[1] for weight in weights])
+        heads = np.stack(weights), np.stack(biases)
+        classes, width = heads[0].shape[1:]
+        generator = own_network(knowledge.server, lambda: self.generator(classes, width), memory)
+        owned = np.flatnonzero(counts.sum(axis=0))
+        if self.server_steps > 0 and len(owned):
+            draws = np.random.default_rng(knowledge.server.seed("features"))
+            number = self.server_steps * self.server_batch_size
+            labels = draws.choice(owned, number)
+            noise = draws.standard_normal((number, self.noise), dtype=np.float32)
+            knowledge.server.fit(
+                generator,
+                (labels, noise),
+                server_loss(*heads, counts),
+                optimizer="adam",
+                lr=self.server_lr,
+                weight_decay=1e-2,
+                epochs=1,
+                batch_size=self.server_batch_size,
+            )
+        share = np.maximum(knowledge.samples, 1) / np.maximum(knowledge.samples, 1).sum()
+        shared = {
+            WEIGHT: np.einsum("n,ncf->cf", share, heads[0], dtype=np.float64).astype(np.float32),
+            BIAS: np.einsum("n,nc->c", share, heads[1], dtype=np.float64).astype(np.float32),
+        }
+        made = pack(weights_of(generator))
+        known = np.zeros(classes, np.uint8)
+        known[owned] = 1
+        known |= memory.get(CLASSES, known)
+        return Guidance(targets=None, shared=shared | made | {CLASSES: known}, memory=made | {CLASSES: known})
+
+    def generator(self, classes: int, width: int) -> nn.Module:
+        """Return a fresh G for C classes and features of a width F."""
+        from torch import nn
+
+        first = nn.Linear(classes + self.noise, self.hidden)
+        return nn.Sequential(first, nn.BatchNorm1d(self.hidden), nn.ReLU(), nn.Linear(self.hidden, width))
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return G, which no client trains."""
+        return {
+            GENERATOR: Auxiliary(lambda make: self.generator(make.classes, make.width()), trained=False),
+        }
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the head, `[C, F]` and `[C]`, and the label counts."""
+        weights = client.weights()
+        head = {WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]}
+        return head | {"label_counts": client.label_counts()}
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Put on the mean head, and take G over."""
+        head = {"head.weight": guidance[WEIGHT], "head.bias": guidance[BIAS]}
+        client.load_weights({**client.weights(), **head})
+        packed = {name: guidance[name] for name in (PARAMETERS, COUNTERS)}
+        client.load_weights(unpack(packed, client.weights(GENERATOR)), GENERATOR)
+        client.memory[CLASSES] = np.array(guidance[CLASSES])
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
+        """Return the client's loss; None, which is the cross entropy, until there is a G."""
+        if CLASSES not in client.memory or self.strength == 0.0:
+            return None
+        import torch
+        import torch.nn.functional as F
+
+        from fedkd.training.losses import cross_entropy, kd_kl
+
+        made = client.frozen(client.weights(GENERATOR), GENERATOR)
+        drawn_from = torch.from_numpy(np.flatnonzero(client.memory[CLASSES]))
+        a, classes = self.strength * self.decay**client.round, client.classes
+
+        def features_of(labels: Tensor) -> Tensor:
+            noise = torch.randn(len(labels), self.noise)
+            codes = F.one_hot(labels, classes).to(noise.dtype)
+            entries = torch.cat([codes, noise.to(labels.device)], dim=1)
+            with torch.no_grad():
+                return made(entries)
+
+        def loss(batch: LocalBatch) -> Tensor:
+            model: Any = batch.model
+            places = torch.randint(len(drawn_from), (len(batch.labels),))
+            labels = drawn_from[places].to(batch.labels.device)
+            told = model.head(features_of(batch.labels)).detach().float().softmax(dim=1)
+            value = cross_entropy(batch.logits, batch.labels) + a * kd_kl(batch.logits, told, 1.0)
+            return value + a * cross_entropy(model.head(features_of(labels)), labels)
+
+        return loss
+
+
+def server_loss(weights: np.ndarray, biases: np.ndarray, counts: np.ndarray) -> Any:
+    """Return G's loss on a batch of labels `[B]` and noise `[B, Z]`.
+
+    Args:
+        weights: Of the heads, `[N, C, F]`.
+        biases: Of the heads, `[N, C]`.
+        counts: Each client's samples of each class, `[N, C]`.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    heads, offsets = torch.from_numpy(weights), torch.from_numpy(biases)
+    shares = torch.from_numpy(counts / np.maximum(counts.sum(axis=0), 1)).float()
+
+    def loss(generator: nn.Module, labels: Tensor, noise: Tensor) -> Tensor:
+        codes = F.one_hot(labels, heads.shape[1]).to(noise.dtype)
+        features = generator(torch.cat([codes, noise], dim=1))
+        logits = torch.einsum("bf,ncf->bnc", features, heads) + offsets
+        wanted = labels[:, None].expand(len(labels), len(heads))
+        losses = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").unflatten(
+            0, wanted.shape
+        )
+        return (losses * shares[:, labels].T).sum(dim=1).mean() + diversity(noise, features)
+
+    return loss
+
+
+def diversity(noise: Tensor, features: Tensor) -> Tensor:
+    """Return ``exp(−mean_ij ‖ε_i − ε_j‖² ‖G_i − G_j‖₁)``, whose norms are means over elements.
+
+    Args:
+        noise: ε, `[B, Z]`.
+        features: G, `[B, F]`.
+    """
+    apart = (noise[:, None] - noise[None]).square().mean(dim=2)
+    made = (features[:, None] - features[None]).abs().mean(dim=2)
+    return (-(apart * made).mean()).exp()

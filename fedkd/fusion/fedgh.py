@@ -1,0 +1,127 @@
+"""FedGH: a head for everybody, trained on the server on what the bodies say of each class.
+
+L. Yi, G. Wang, X. Liu, Z. Shi and H. Yu, "FedGH: Heterogeneous Federated Learning with Generalized Global
+Header", ACM Multimedia 2023, arXiv 2303.13137.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.feature_widths import check_feature_widths
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import pack
+from fedkd.fusion.server_model import own_network
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedGH(FusionStrategy):
+    """Train one head on the server, on every client's mean feature of every class; everybody puts it on.
+
+    ::
+
+        P_n[c]  = mean of features f_n(x) over n's own samples of class c     after local training, C×F up
+        (W, b) ← minimise the mean of CE(W P_n[c] + b, c) over all n and the classes they own       by SGD
+        head_n ← (W, b)                                                       everybody's, C×(F + 1) down
+
+    Bodies stay with their clients and may be of any architecture; their features are of one width F, and each
+    head is a single linear layer. The server's head lives on from round to round and goes to everybody, also
+    to those who took no part: with it a client knows of classes that it has never seen. Own training goes on
+    from it. Numbers of samples are not sent: every mean counts alike, as in the paper.
+
+    In the authors' code the server's step belongs to a client's optimiser, so that the head which is sent out
+    stays at its random start for ever; figures made with it are of something else.
+    """
+
+    name: ClassVar[str] = "fedgh"
+    sends: ClassVar[str] = "mean features per class"
+    kinds: ClassVar[Mapping[str, Kind]] = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
+    guides: ClassVar[Guided] = "all_alike"
+    paper: ClassVar[str] = (
+        "Yi et al., FedGH: Heterogeneous Federated Learning with Generalized Global Header, ACM MM 2023"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset(
+        {"gradients", "features", "equal_features", "linear_head", "server"}
+    )
+    uses_transfer_set: ClassVar[bool] = False
+
+    server_epochs: Annotated[int, Field(ge=0)] = 1
+    """Passes over all means a round; 1 in the paper. A round has few of them, at most N·C: raise it (to 100)
+    where there are few clients or rounds, else the head lags behind the bodies."""
+    server_lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate of the server's SGD; 0.01 in the paper."""
+    server_batch_size: Annotated[int, Field(gt=0)] = 1
+    """Means of one step on the server; one by one in the paper."""
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
+        owned = (client.label_counts() > 0).astype(np.uint8)
+        return {"prototypes": client.class_means("features"), "owned": owned}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the trained head, `head_weight` `[C, F]` and `head_bias` `[C]`; it is the memory too.
+
+        Raises:
+            UserError: The clients' features differ in width.
+        """
+        assert knowledge.label_counts is not None and knowledge.server is not None
+        from torch import nn
+
+        from fedkd.training.weights import weights_of
+
+        prototypes, classes = prototypes_of(knowledge, self.name)
+        width, outputs = prototypes.shape[1], knowledge.label_counts.shape[1]
+        head = own_network(knowledge.server, lambda: nn.Linear(width, outputs), memory)
+        if self.server_epochs > 0 and len(classes):
+            knowledge.server.fit(
+                head,
+                (prototypes, classes),
+                self.server_loss,
+                optimizer="sgd",
+                lr=self.server_lr,
+                epochs=self.server_epochs,
+                batch_size=self.server_batch_size,
+            )
+        trained = weights_of(head)
+        shared = {"head_weight": trained["weight"], "head_bias": trained["bias"]}
+        return Guidance(targets=None, shared=shared, memory=pack(trained))
+
+    def server_loss(self, head: nn.Module, prototypes: Tensor, classes: Tensor) -> Tensor:
+        """Return the mean cross entropy of a head on prototypes `[B, F]` of classes `[B]`."""
+        from fedkd.training.losses import cross_entropy
+
+        return cross_entropy(head(prototypes), classes)
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Replace the client's head by the server's."""
+        head = {"head.weight": guidance["head_weight"], "head.bias": guidance["head_bias"]}
+        client.load_weights({**client.weights(), **head})
+
+
+def prototypes_of(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return all prototypes that stand for samples, `[S, F]`, and their classes `[S]`, client after client.
+
+    Args:
+        knowledge: With `prototypes` and label counts, of which all above 0 count alike.
+        strategy: Whose it is.
+
+    Raises:
+        UserError: The clients' features differ in width.
+    """
+    assert knowledge.label_counts is not None
+    uploads = knowledge.extra["prototypes"]
+    check_feature_widths(strategy, knowledge.clients, [prototypes.shape[1] for prototypes in uploads])
+    clients, classes = np.nonzero(knowledge.label_counts)
+    return np.stack(uploads)[clients, classes], classes

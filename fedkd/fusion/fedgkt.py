@@ -1,0 +1,221 @@
+"""FedGKT: clients keep an extractor; a server trains what would sit on top of it, and both teach each other.
+
+C. He, M. Annavaram and S. Avestimehr, "Group Knowledge Transfer: Federated Learning of Large CNNs at the
+Edge", NeurIPS 2020, arXiv 2007.14513.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.feature_widths import check_feature_widths
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
+from fedkd.fusion.probabilities import finite_logits, softmax
+from fedkd.fusion.server_model import own_network
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SERVER = "server"
+FEATURES, LOGITS, LABELS = "features", "sample_logits", "labels"
+ANSWERS = "answers"
+ON_TOP = "on_top"
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedGKT(FusionStrategy):
+    """Upload every own sample's features, logits and label; train a model of features on them; learn its
+    logits.
+
+    ::
+
+        client n: f = features(x), z = head(f), y                of all own samples, S (F + C + 1) numbers up
+        server:   s ← minimise KD_T(s(f) ← z) + α CE(s(f), y)    over the samples of all clients
+        client n: minimise CE(z, y) + α KD_T(z ← s(f))           S C numbers down, from the next training on
+
+    KD_T(s ← t) = T² KL(softmax(t / T) ‖ softmax(s / T)). A model is cut where its `features` end; bodies may
+    be of any architecture, with features of one width F. What the server gives back is kept by sample, and
+    what is sent up is predicted in evaluation mode when training has ended. The authors' code finds logits by
+    the number of a batch, which a loader that shuffles fills with other samples, and takes them while the
+    server still learns.
+
+    Labels and features of every sample leave the client: think of what that tells before it is used.
+
+    What answers in evaluations is the server's model on the client's features, as in the paper. To be asked
+    on a client, where fedkd measures, it goes along with the guidance, and is counted there: the traffic of
+    the method itself is that of a run with ``inference = "model"``, which learns the same.
+    """
+
+    name: ClassVar[str] = "fedgkt"
+    sends: ClassVar[str] = "features, logits and label of every own sample"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        FEATURES: Kind.FEATURES,
+        LOGITS: Kind.SAMPLE_LOGITS,
+        LABELS: Kind.SAMPLE_LABELS,
+    }
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = (
+        "He et al., Group Knowledge Transfer: Federated Learning of Large CNNs at the Edge, NeurIPS 2020"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "equal_features", "server"})
+    uses_transfer_set: ClassVar[bool] = False
+
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    """α: weight of the server's logits for clients, and of labels for the server; 1 in the paper."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 3.0
+    """T of what server and clients learn from each other; 3 in the paper."""
+    server_hidden: tuple[Annotated[int, Field(gt=0)], ...] = (256, 256)
+    """Hidden units of the server's model, layer by layer; none of them is a linear model."""
+    server_epochs: Annotated[int, Field(ge=0)] = 10
+    """Passes over all clients' samples a round; up to 20 in the paper. The model lives on from round to
+    round."""
+    server_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate of the server's Adam."""
+    server_batch_size: Annotated[int, Field(gt=0)] = 64
+    """Samples of one step on the server."""
+    inference: Literal["server", "model"] = "server"
+    """What evaluations ask: the `server`'s model on the client's features, once there is one, or the client's
+    own `model`."""
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives what."""
+        return "all clients with their next message: its model, if it answers; who took part its logits"
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return what the server's model says of each client's samples, `[S, C]`; its weights are the memory.
+
+        Raises:
+            UserError: The clients' features differ in width.
+        """
+        from fedkd.training.weights import weights_of
+
+        assert knowledge.server is not None
+        uploads = knowledge.extra
+        check_feature_widths(self.name, knowledge.clients, [own.shape[1] for own in uploads[FEATURES]])
+        features, labels = np.concatenate(uploads[FEATURES]), np.concatenate(uploads[LABELS])
+        logits = [finite_logits(own) for own in uploads[LOGITS]]
+        said = softmax(np.concatenate(logits), self.temperature)
+        classes = said.shape[1]
+        network = own_network(knowledge.server, lambda: self.network(features.shape[1], classes), memory)
+        if self.server_epochs > 0 and len(labels):
+            knowledge.server.fit(
+                network,
+                (features, labels.astype(np.int64), said),
+                self.server_loss,
+                optimizer="adam",
+                lr=self.server_lr,
+                epochs=self.server_epochs,
+                batch_size=self.server_batch_size,
+            )
+        trained = pack(weights_of(network))
+        shared = trained if self.inference == "server" else {}
+        return Guidance(
+            targets=None,
+            shared=shared,
+            personal=[{ANSWERS: _answers(network, own)} for own in uploads[FEATURES]],
+            for_absent={} if shared else None,
+            memory=trained,
+        )
+
+    def server_loss(self, network: nn.Module, features: Tensor, labels: Tensor, said: Tensor) -> Tensor:
+        """Return ``KD_T(s ← z) + α CE(s, y)`` on features `[B, F]` of which clients `said` `[B, C]`, at T."""
+        from fedkd.training.losses import cross_entropy, kd_kl
+
+        logits = network(features)
+        return kd_kl(logits, said, self.temperature) + self.strength * cross_entropy(logits, labels)
+
+    def network(self, width: int, classes: int) -> nn.Module:
+        """Return a fresh model of features of a width F."""
+        from torch import nn
+
+        widths = (width, *self.server_hidden)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return the server's model, which no client trains."""
+        return {SERVER: Auxiliary(lambda make: self.network(make.width(), make.classes), trained=False)}
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return `features` `[S, F]`, `sample_logits` `[S, C]` and `labels` `[S]` of all own samples."""
+        return {
+            FEATURES: client.private_features(),
+            LOGITS: client.private_logits(),
+            LABELS: client.private_labels().astype(np.int32),
+        }
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Keep the server's answers, and take its model over."""
+        if ANSWERS in guidance:
+            client.memory[ANSWERS] = np.array(guidance[ANSWERS])
+        if PARAMETERS in guidance:
+            packed = {name: guidance[name] for name in (PARAMETERS, COUNTERS)}
+            client.load_weights(unpack(packed, client.weights(SERVER)), SERVER)
+            client.memory[ON_TOP] = np.array(1, dtype=np.int64)
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep | None:
+        """Return ``CE + α KD_T(z ← s)``, s by sample; None, the cross entropy, until there are answers."""
+        if ANSWERS not in client.memory:
+            return None
+        import torch
+
+        from fedkd.training.losses import cross_entropy, kd_kl
+
+        answers = torch.from_numpy(softmax(client.memory[ANSWERS], self.temperature))
+
+        def loss(batch: LocalBatch) -> Tensor:
+            wanted = answers.to(batch.index.device)[batch.index]
+            taught = kd_kl(batch.logits, wanted, self.temperature)
+            return cross_entropy(batch.logits, batch.labels) + self.strength * taught
+
+        return loss
+
+    def predictor(self, client: ClientView) -> nn.Module | None:
+        """Return the server's model on top of the client's features, once it has come."""
+        if self.inference == "model" or ON_TOP not in client.memory:
+            return None
+        return _stacked(client.network(), client.network(SERVER))
+
+
+def _answers(network: nn.Module, features: np.ndarray) -> np.ndarray:
+    """Return what a network says of features `[S, F]`: `[S, C]` float32."""
+    from fedkd.training.device import prepare_inputs, torch_threads
+    from fedkd.training.evaluate import predict_logits
+
+    with torch_threads(1):
+        return predict_logits(network, prepare_inputs(features, "cpu")).numpy()
+
+
+def _stacked(below: nn.Module, above: nn.Module) -> nn.Module:
+    from torch import nn
+
+    class Stacked(nn.Module):
+        """A model of features on top of those that another one makes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.below, self.above = below, above
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.above(self.below.features(x).flatten(1).float())  # type: ignore[operator]
+
+    return Stacked()

@@ -1,0 +1,119 @@
+"""FedMRL: a shared model's features inside the own model's representation, nested like Matryoshka dolls.
+
+L. Yi, H. Yu, C. Ren, G. Wang, X. Liu and X. Li, "Federated Model Heterogeneous Matryoshka Representation
+Learning", NeurIPS 2024, arXiv 2406.00488.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic.dataclasses import dataclass
+
+from fedkd.errors import UserError
+from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary, Maker
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.shared_model import SHARED, SharedModel
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PROJECTION = "projection"
+"""From the features of both models to the representation."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedMRL(SharedModel):
+    """Put a shared model's features beside the own model's, and have both heads read what is made of them.
+
+    ::
+
+        r    = V [f_shared(x), f_own(x)] + b                              [F], V and b: the client's own
+        loss = CE(head_own(r), y) + CE(head_shared(r[: F_s]), y)          one step moves all
+        shared ← mean by samples of the shared models                     after every round
+        answer = head_own(r)
+
+    F is the width of the own features and F_s, at most F, that of the shared model's. What comes with the
+    average changes r, and so the answers, at once. Of the authors' code, aliases of one network are
+    collected, so that what it calls a mean is the last client's; a library evaluates a fresh V in the place
+    of the one that was trained.
+    """
+
+    name: ClassVar[str] = "fedmrl"
+    paper: ClassVar[str] = (
+        "Yi et al., Federated Model Heterogeneous Matryoshka Representation Learning, NeurIPS 2024"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "linear_head"})
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return the shared model, and V."""
+        return {
+            SHARED: Auxiliary(lambda make: make.shared_model(with_features=True)),
+            PROJECTION: Auxiliary(_projection, start="client"),
+        }
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
+        """Return the cross entropies of both heads."""
+        from fedkd.training.losses import cross_entropy
+
+        shared: Any = client.network(SHARED)
+        projection = client.network(PROJECTION)
+
+        def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
+            assert batch.features is not None
+            model: Any = batch.model
+            inner = shared.features(batch.inputs).flatten(1)
+            r = representation(projection, inner, batch.features)
+            answers = model.head(r)
+            own = cross_entropy(answers, batch.labels)
+            return own + cross_entropy(shared.head(r[:, : inner.shape[1]]), batch.labels), answers
+
+        return loss
+
+    def predictor(self, client: ClientView) -> nn.Module:
+        """Return own model, shared model and V as one network."""
+        return _together(client.network(), client.network(SHARED), client.network(PROJECTION))
+
+
+def _projection(make: Maker) -> nn.Module:
+    from torch import nn
+
+    own, shared = make.width(), make.width(SHARED)
+    if shared > own:
+        raise UserError(
+            f"must have features at most as wide as those of every client's model, {own}, got {shared}",
+            key="fusion.shared_model",
+        )
+    return nn.Linear(shared + own, own)
+
+
+def representation(projection: nn.Module, shared: Tensor, own: Tensor) -> Tensor:
+    """Return r `[B, F]`.
+
+    Args:
+        projection: V and b.
+        shared: The shared model's features, `[B, F_s]`.
+        own: The own model's, `[B, F]`.
+    """
+    import torch
+
+    return projection(torch.cat([shared.float(), own.float()], dim=1).to(next(projection.parameters()).dtype))
+
+
+def _together(own: Any, shared: Any, projection: nn.Module) -> nn.Module:
+    from torch import nn
+
+    class Together(nn.Module):
+        """Answers by the own head, from the features of both."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.own, self.shared, self.projection = own, shared, projection
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = [network.features(x).flatten(1) for network in (shared, own)]
+            return own.head(representation(projection, *features))
+
+    return Together()

@@ -1,0 +1,166 @@
+"""FedTGP: prototypes that the server trains to stay apart, in the place of means.
+
+J. Zhang, Y. Liu, Y. Hua and J. Cao, "FedTGP: Trainable Global Prototypes with Adaptive-Margin-Enhanced
+Contrastive Learning for Data and Model Heterogeneity in Federated Learning", AAAI 2024, arXiv 2401.03230.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.fedgh import prototypes_of
+from fedkd.fusion.fedproto import FedProto
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import pack
+from fedkd.fusion.server_model import own_network
+from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.views import ClientView
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+NEVER_ZERO = 1e-12
+"""Under a root, which has no gradient at 0."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedTGP(FedProto):
+    """FedProto whose prototypes are learned on the server, so that those of different classes keep a margin.
+
+    ::
+
+        P_n[c] = mean of features f_n(x) over n's own samples of class c         after local training, C×F up
+        P[c]   = W₂ relu(W₁ e_c + b₁) + b₂                          e_c [F], W and b: learned, C×F down
+        server ← minimise the mean over all (P_n, c) of
+                 CE over c' of −(‖P_n − P[c']‖ + δ [c' = c])        SGD, the margin δ makes it harder
+        δ      = min(max_{c ≠ c'} ‖Q[c] − Q[c']‖, τ)                Q[c]: mean of P_n[c] over the clients
+        loss   = CE(z, y) + λ · mean ‖f(x) − P[y]‖² / F             in local training, as in FedProto
+
+    What the server trains lives on from round to round. Means of clients with few samples count as others do:
+    how many there are is not sent.
+
+    Two things in which the authors' code is not their paper. Its δ is the largest of the classes' distances
+    to their nearest other class, which is smaller: ``margin = "nearest"``. And its accuracy is that of the
+    nearest prototype, not of the classifier: ``inference = "prototypes"``.
+    """
+
+    name: ClassVar[str] = "fedtgp"
+    kinds: ClassVar[Mapping[str, Kind]] = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
+    paper: ClassVar[str] = (
+        "Zhang et al., FedTGP: Trainable Global Prototypes with Adaptive-Margin-Enhanced Contrastive"
+        " Learning, AAAI 2024"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "equal_features", "server"})
+
+    strength: Annotated[float, Field(ge=0)] = 10.0
+    """λ: weight of the distance to prototypes; 10 in the paper. Prototypes that keep apart allow for more of
+    it than means do."""
+    margin: Literal["farthest", "nearest"] = "farthest"
+    """δ: the largest distance between any two classes (`farthest`, the paper), or the largest of the
+    distances of each to its `nearest` other class (the authors' code)."""
+    margin_limit: Annotated[float, Field(ge=0)] = 100.0
+    """τ: δ at most; 100 in the paper. 0 trains without a margin."""
+    server_epochs: Annotated[int, Field(ge=0)] = 100
+    """Passes over the round's means; 100 in the paper. 0 sends what is not trained."""
+    server_lr: Annotated[float, Field(gt=0)] = 0.01
+    """Learning rate of the server's SGD; 0.01 in the paper."""
+    server_batch_size: Annotated[int, Field(gt=0)] = 10
+    """Means of one step on the server; 10 in the paper."""
+
+    @property
+    def needs_label_counts(self) -> bool:
+        """False: all that is sent of them is which are above 0."""
+        return False
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
+        owned = (client.label_counts() > 0).astype(np.uint8)
+        return {"prototypes": client.class_means("features"), "owned": owned}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the learned `prototypes` `[C, F]`, of which so many `owners` `[C]` were ever heard.
+
+        Raises:
+            UserError: The clients' features differ in width.
+        """
+        import torch
+
+        from fedkd.training.weights import weights_of
+
+        assert knowledge.label_counts is not None and knowledge.server is not None
+        heard, classes = prototypes_of(knowledge, self.name)
+        width, outputs = heard.shape[1], knowledge.label_counts.shape[1]
+        network = own_network(knowledge.server, lambda: _prototypes(outputs, width), memory)
+        if self.server_epochs > 0 and len(classes):
+            margin = min(margin_of(heard, classes, self.margin), self.margin_limit)
+
+            def loss(network: nn.Module, heard: Tensor, classes: Tensor) -> Tensor:
+                return server_loss(network(torch.arange(outputs)), heard, classes, margin)
+
+            knowledge.server.fit(
+                network,
+                (heard, classes),
+                loss,
+                optimizer="sgd",
+                lr=self.server_lr,
+                epochs=self.server_epochs,
+                batch_size=self.server_batch_size,
+            )
+        with torch.no_grad():
+            learned = network(torch.arange(outputs)).numpy()
+        owners = memory.get("owners", np.zeros(outputs, np.int32)) + (knowledge.label_counts > 0).sum(
+            axis=0, dtype=np.int32
+        )
+        shared = {"prototypes": learned, "owners": owners}
+        return Guidance(targets=None, shared=shared, memory=pack(weights_of(network)) | {"owners": owners})
+
+
+def _prototypes(classes: int, width: int) -> nn.Module:
+    """Return what is learned: a code for each class, and what makes a prototype of it."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Embedding(classes, width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+    )
+
+
+def margin_of(heard: np.ndarray, classes: np.ndarray, of: Literal["farthest", "nearest"]) -> float:
+    """Return the largest distance of a class's mean to the `farthest` or the `nearest` other one's.
+
+    Args:
+        heard: Prototypes, `[S, F]`.
+        classes: What they are of, `[S]`; 0 if all are of one class.
+        of: Which other.
+    """
+    owned = np.unique(classes)
+    if len(owned) < 2:
+        return 0.0
+    means = np.stack([heard[classes == label].mean(axis=0, dtype=np.float64) for label in owned])
+    apart = np.sqrt(((means[:, None] - means[None]) ** 2).sum(axis=2))
+    np.fill_diagonal(apart, np.nan)
+    return float(np.nanmax(np.nanmax(apart, axis=1) if of == "farthest" else np.nanmin(apart, axis=1)))
+
+
+def server_loss(learned: Tensor, heard: Tensor, classes: Tensor, margin: float) -> Tensor:
+    """Return the mean cross entropy over classes of ``−(distance + δ where the class is the right one)``.
+
+    Args:
+        learned: Prototypes of all classes, `[C, F]`.
+        heard: Clients' means, `[B, F]`.
+        classes: What they are of, `[B]`.
+        margin: δ.
+    """
+    import torch.nn.functional as F
+
+    from fedkd.training.losses import cross_entropy
+
+    squares = (heard[:, None] - learned[None]).square().sum(dim=2)
+    right = F.one_hot(classes, len(learned))
+    return cross_entropy(-((squares + NEVER_ZERO).sqrt() + margin * right), classes)

@@ -1,0 +1,103 @@
+"""Changes of a model's weights as factors of low rank, where these are fewer numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.views import Arrays
+
+FACTORS = "factors"
+RANKS = "ranks"
+WHOLE = -1
+"""In the place of a rank: the numbers are sent as they are."""
+
+
+@one_blas_thread()
+def compress(change: Arrays, energy: float) -> dict[str, np.ndarray]:
+    """Return a change of weights as `factors` [P] float32 and `ranks` [L] int32, one for each of its arrays.
+
+    An array `[O, ...]` is one matrix of O rows. Of ``U diag(σ) Vᵀ`` the first k columns of U, σ and rows of
+    Vᵀ are kept, with the smallest k for which ``Σ_{j ≤ k} σ_j² ≥ energy · Σ_j σ_j²``. Where those are not
+    fewer numbers than the matrix has, and for vectors, it is sent whole; a change of nothing has rank 0.
+
+    Args:
+        change: Real arrays by name.
+        energy: Share of the squares that is kept of every matrix, in (0, 1].
+    """
+    parts: list[np.ndarray] = []
+    ranks: list[int] = []
+    for values in change.values():
+        factors = _factors(values, energy) if values.ndim > 1 and values.size else None
+        if factors is None:
+            ranks.append(WHOLE)
+            parts.append(values.ravel())
+        else:
+            ranks.append(len(factors[1]))
+            parts += [factor.ravel() for factor in factors]
+    flat = np.concatenate([np.empty(0, np.float32), *parts]).astype(np.float32)
+    return {FACTORS: flat, RANKS: np.array(ranks, dtype=np.int32)}
+
+
+def _factors(values: np.ndarray, energy: float) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return U `[m, k]`, σ `[k]` and Vᵀ `[k, n]`; None where the matrix is smaller."""
+    matrix = values.reshape(len(values), -1).astype(np.float64)
+    rows, columns = matrix.shape
+    u, sigma, v = np.linalg.svd(matrix, full_matrices=False)
+    # Which sign a pair of vectors has is nobody's business, but it must not hang on a last bit.
+    signs = np.where(u[np.abs(u).argmax(axis=0), np.arange(len(sigma))] < 0, -1.0, 1.0)
+    u, v = u * signs, v * signs[:, None]
+    kept = np.cumsum(sigma**2)
+    rank = int(np.searchsorted(kept, energy * kept[-1])) + 1 if kept[-1] > 0 else 0
+    rank = min(rank, len(sigma))
+    if rank * (rows + columns + 1) >= rows * columns:
+        return None
+    return u[:, :rank], sigma[:rank], v[:rank]
+
+
+@one_blas_thread()
+def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
+    """Return the change that `compress` made small, by name, float64.
+
+    Args:
+        compressed: `factors` and `ranks`.
+        like: Arrays of the same shapes, in the same order.
+
+    Raises:
+        ValueError: They are not those of such arrays.
+    """
+    flat, ranks = compressed[FACTORS].astype(np.float64), compressed[RANKS]
+    if len(ranks) != len(like):
+        raise ValueError(f"got ranks of {len(ranks)} arrays; must be {len(like)}")
+    start = 0
+    change = {}
+    for (name, values), rank in zip(like.items(), ranks.tolist(), strict=True):
+        rows, columns = (len(values), values[0].size) if values.ndim > 1 and values.size else (values.size, 1)
+        sizes = [values.size] if rank == WHOLE else [rows * rank, rank, rank * columns]
+        if start + sum(sizes) > len(flat):
+            raise ValueError(f"got {len(flat)} factors, too few for {name}")
+        parts = np.split(flat[start : start + sum(sizes)], np.cumsum(sizes)[:-1])
+        start += sum(sizes)
+        if rank == WHOLE:
+            change[name] = parts[0].reshape(values.shape)
+        else:
+            u, sigma, v = parts[0].reshape(rows, rank), parts[1], parts[2].reshape(rank, columns)
+            change[name] = ((u * sigma) @ v).reshape(values.shape)
+    if start != len(flat):
+        raise ValueError(f"got {len(flat)} factors; must be {start}")
+    return change
+
+
+def real(weights: Arrays) -> dict[str, np.ndarray]:
+    """Return those of some weights that are real numbers, which counters are not."""
+    return {name: values for name, values in weights.items() if np.issubdtype(values.dtype, np.floating)}
+
+
+def moved(weights: Arrays, change: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return weights that have taken a change, in float32: the same numbers wherever it is worked out."""
+    return {
+        name: (values.astype(np.float64) + change[name]).astype(np.float32) if name in change else values
+        for name, values in weights.items()
+    }

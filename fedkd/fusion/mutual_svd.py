@@ -1,0 +1,168 @@
+"""FedKD: a private model and a shared one teach each other, and the shared one's changes travel as an SVD.
+
+C. Wu, F. Wu, L. Lyu, Y. Huang and X. Xie, "Communication-Efficient Federated Learning via Knowledge
+Distillation", Nature Communications 13, 2022, arXiv 2108.13323.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.low_rank import FACTORS, RANKS, compress, decompress, moved, real
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
+from fedkd.fusion.shared_model import SHARED, SharedModel
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROJECTION = "projection"
+"""From the shared model's features to the own model's."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedKD(SharedModel):
+    """Train the own model z and the shared one g on labels, on each other's answers and features.
+
+    ::
+
+        D   = CE(z, y) + CE(g, y), held, at least `least_loss`              the surer, the more they teach
+        L_z = CE(z, y) + [KL(softmax g ‖ softmax z) + MSE(h_z, W h_g)] / D  g and W held
+        L_g = CE(g, y) + [KL(softmax z ‖ softmax g) + MSE(W h_g, h_z)] / D  z held
+        Δ_n = g_n − g as received, every matrix as U_k σ_k V_k              up
+        g   ← g + mean by samples of Δ_n, as U_k σ_k V_k again              down
+
+    h are features, W `[F, F_g]` is each client's own and learns from L_g. k is the smallest rank that keeps a
+    share e of a matrix's squares, and e grows from round to round; where the factors would be more numbers
+    than the matrix, it is sent whole, and a kernel of a convolution is one matrix of O rows. So e = 1 is
+    exact. Whoever took no part is sent g itself, for which its own would be out of date.
+
+    Codes that are public look for "> e" among less than all ranks and keep nothing where all are needed,
+    which puts a layer to zero; they compress weights instead of changes, or convolutions kernel by kernel,
+    which takes more numbers than the kernels have. Divisors that are not held reward a high cross entropy.
+    """
+
+    name: ClassVar[str] = "fedkd"
+    sends: ClassVar[str] = "changes of a small shared model, as factors of low rank"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        FACTORS: Kind.WEIGHTS,
+        RANKS: Kind.INDICES,
+        COUNTERS: Kind.COUNTERS,
+    }
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = (
+        "Wu et al., Communication-Efficient Federated Learning via Knowledge Distillation, Nature"
+        " Communications 13, 2022"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "server"})
+
+    energy_start: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """e in the first round; 0.95 in the paper."""
+    energy_end: Annotated[float, Field(gt=0, le=1)] = 0.98
+    """e in the last round; 0.98 in the paper. 1 sends every change exactly."""
+    least_loss: Annotated[float, Field(gt=0)] = 0.01
+    """What D is at least. The paper has no such bound; without any, teaching grows without end where both
+    models are right about all their samples."""
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives what: everyone goes on with the newest."""
+        return "all clients with their next message: who took part is sent the change, who did not the model"
+
+    def energy(self, round: int, rounds: int) -> float:
+        """Return e of a round."""
+        over = (round - 1) / (rounds - 1) if rounds > 1 else 0.0
+        return self.energy_start + (self.energy_end - self.energy_start) * min(over, 1.0)
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def prologue(self, server: ServerModels) -> Guidance:
+        """Return g as it begins."""
+        start = pack(server.initial_weights(self._architecture(server)))
+        return Guidance(targets=None, shared=start, memory=start)
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the compressed mean change for those who took part, and g for all others; it is the
+        memory."""
+        assert knowledge.server is not None
+        like = knowledge.server.initial_weights(self._architecture(knowledge.server))
+        weights = unpack(memory, like)
+        samples = np.maximum(knowledge.samples, 1)
+        mean = {name: np.zeros(values.shape) for name, values in real(like).items()}
+        uploads = knowledge.extra
+        shares = samples / samples.sum()
+        for share, factors, ranks in zip(shares, uploads[FACTORS], uploads[RANKS], strict=True):
+            for name, values in decompress({FACTORS: factors, RANKS: ranks}, mean).items():
+                mean[name] += share * values
+        counters = np.max(uploads[COUNTERS], axis=0)
+        change = compress(mean, self.energy(knowledge.round, knowledge.rounds)) | {COUNTERS: counters}
+        newest = pack(moved(weights, decompress(change, mean))) | {COUNTERS: counters}
+        personal = [change] * len(knowledge.clients)
+        return Guidance(targets=None, personal=personal, for_absent=newest, memory=newest)
+
+    def _architecture(self, server: ServerModels) -> str:
+        return server.architecture(self.shared_model, self.shared_arguments)
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return g and W."""
+        from torch import nn
+
+        return {
+            SHARED: Auxiliary(lambda make: make.shared_model(with_features=True)),
+            PROJECTION: Auxiliary(
+                lambda make: nn.Linear(make.width(SHARED), make.width(), bias=False), start="client"
+            ),
+        }
+
+    def before_training(self, client: ClientView) -> None:
+        """Keep g as it was received: changes are from there."""
+        client.memory |= pack(client.weights(SHARED))
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return how g has changed in training."""
+        now = client.weights(SHARED)
+        received = unpack(client.memory, now) if PARAMETERS in client.memory else {}
+        change = {n: v.astype(np.float64) - received.get(n, 0.0) for n, v in real(now).items()}
+        counters = {COUNTERS: pack(now)[COUNTERS]}
+        return compress(change, self.energy(client.round, client.rounds)) | counters
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Go on with g: as it is sent, or from where it was received last by the change that is sent."""
+        like = client.weights(SHARED)
+        packed = dict(guidance)
+        if FACTORS in guidance:
+            received = unpack(client.memory, like)
+            packed |= {PARAMETERS: pack(moved(received, decompress(guidance, real(like))))[PARAMETERS]}
+        client.load_weights(unpack(packed, like), SHARED)
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
+        """Return ``L_z + L_g``."""
+        from fedkd.training.losses import cross_entropy, kd_kl, logits_mse
+
+        shared: Any = client.network(SHARED)
+        projection = client.network(PROJECTION)
+
+        def loss(batch: LocalBatch) -> Tensor:
+            assert batch.features is not None
+            features = shared.features(batch.inputs)
+            own, other = batch.logits.float(), shared.head(features).float()
+            seen = projection(features.flatten(1))
+            of_own, of_other = cross_entropy(own, batch.labels), cross_entropy(other, batch.labels)
+            divisor = (of_own + of_other).detach().clamp(min=self.least_loss)
+            taught = kd_kl(own, other.softmax(dim=1), 1.0) + logits_mse(batch.features, seen)
+            teaches = kd_kl(other, own.softmax(dim=1), 1.0) + logits_mse(seen, batch.features)
+            return of_own + of_other + (taught + teaches) / divisor
+
+        return loss

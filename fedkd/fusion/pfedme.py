@@ -1,0 +1,107 @@
+"""pFedMe: personal models in the Moreau envelope of the clients' losses.
+
+C. T. Dinh, N. H. Tran and T. D. Nguyen, "Personalized Federated Learning with Moreau Envelopes", NeurIPS
+2020, arXiv 2006.08848.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.averaging import WeightAveraging
+from fedkd.fusion.ditto import PERSONAL, squared_distance
+from fedkd.fusion.parameters import PARAMETERS
+from fedkd.fusion.strategy import Guidance, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, config=STRICT)
+class PFedMe(WeightAveraging):
+    """Average w; every client answers with θ, which it finds near w anew for every batch.
+
+    ::
+
+        θ   ← θ − η_p (∇CE(θ) + λ (θ − w_n))      K times on the same batch
+        w_n ← w_n − η λ (w_n − θ)                 λ (w − θ) is the gradient of the envelope
+        w   ← (1 − β) w + β Σ_n S_n w_n / Σ_n S_n
+
+    The second line is a step of the scenario's optimiser, which is plain SGD in the paper
+    (``optimizer = "sgd"``, lr 0.005, batches of 20); θ has plain SGD of its own. θ begins every training
+    at the w that was received, as in the authors' code, and never leaves the client. The means are weighted
+    by samples, as all of fedkd's are. Only clients that take part in a round train in it; the authors train
+    all of them in every round, and have a weight decay of 1e-3 that their paper does not mention. A library's
+    β = 0 never moves the server.
+    """
+
+    name: ClassVar[str] = "pfedme"
+    paper: ClassVar[str] = (
+        "Dinh et al., Personalized Federated Learning with Moreau Envelopes, NeurIPS 2020, arXiv 2006.08848"
+    )
+
+    strength: Annotated[float, Field(gt=0)] = 15.0
+    """λ: how near θ is held to w; 15 in the paper. η_p λ has to stay below 2, and w moves towards θ by ηλ of
+    the way in a step."""
+    personal_steps: Annotated[int, Field(ge=1)] = 5
+    """K: steps of θ a batch; 5 in the paper. A round costs K trainings."""
+    personal_lr: Annotated[float, Field(gt=0)] = 0.1
+    """η_p: learning rate of θ; 0.1 in the paper."""
+    server_share: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """β: how far the server goes to the clients' mean; 1 in most of the paper's experiments. In the first
+    round it goes all the way: there is nothing yet that it could stay at."""
+    inference: Literal["personal", "shared"] = "personal"
+    """What evaluations ask: θ of the last training, or w (the client's own after training, the average after
+    guidance)."""
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return θ, whose steps are not the optimiser's."""
+        return {PERSONAL: Auxiliary(lambda make: make.like_own(), trained=False)}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return w, shared by all; it is the memory as well, where the server stays behind the mean."""
+        mean = dict(super().fuse(knowledge, memory).shared)
+        if self.server_share == 1.0:
+            return Guidance(targets=None, shared=mean)
+        if memory:
+            before = memory[PARAMETERS].astype(np.float64)
+            moved = before + self.server_share * (mean[PARAMETERS] - before)
+            mean[PARAMETERS] = moved.astype(np.float32)
+        return Guidance(targets=None, shared=mean, memory=mean)
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
+        """Return ``CE(θ) + λ/2 ‖w − θ‖²`` after θ has taken its steps: its gradient moves w to θ."""
+        import torch
+
+        from fedkd.training.losses import cross_entropy
+
+        client.load_weights(client.weights(), PERSONAL)
+        personal = client.network(PERSONAL).train()
+        theta = [parameter for parameter in personal.parameters() if parameter.requires_grad]
+
+        def loss(batch: LocalBatch) -> tuple[Tensor, Tensor]:
+            own = [parameter for parameter in batch.model.parameters() if parameter.requires_grad]
+            for _ in range(self.personal_steps):
+                answers = personal(batch.inputs)
+                value = cross_entropy(answers, batch.labels)
+                slopes = torch.autograd.grad(value, theta)
+                with torch.no_grad():
+                    for parameter, w, slope in zip(theta, own, slopes, strict=True):
+                        parameter.sub_(self.personal_lr * (slope + self.strength * (parameter - w)))
+            away = squared_distance(batch.model, [parameter.detach() for parameter in personal.parameters()])
+            value = value.detach() + 0.5 * self.strength * away
+            return value, answers if self.inference == "personal" else batch.logits
+
+        return loss
+
+    def predictor(self, client: ClientView) -> nn.Module | None:
+        """Return θ, unless w is to answer."""
+        return client.network(PERSONAL) if self.inference == "personal" else None

@@ -1,0 +1,69 @@
+"""A small model that all clients share, beside models of their own that never leave them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.hyperparameters import STRICT
+
+SHARED = "shared"
+"""The network that is exchanged."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SharedModel(FusionStrategy):
+    """Base of strategies whose server averages a small model that every client trains beside its own.
+
+    Own models may be of any architectures; nothing of them is sent. The small one is the same for all, and
+    all begin with the same weights, which their seed makes, so that the first round brings nothing down.
+    """
+
+    sends: ClassVar[str] = "the weights of a small shared model"
+    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    guides: ClassVar[Guided] = "all_alike"
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
+    uses_transfer_set: ClassVar[bool] = False
+
+    shared_model: str = "mlp"
+    """The small model: a zoo name or `"pkg.mod:factory"`. The default takes samples of any shape; for images
+    a `cnn` or `lenet` is the better one. Each round brings it up and down."""
+    shared_args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the small model. An `mlp` without any is one hidden layer of 64."""
+
+    @property
+    def shared_arguments(self) -> dict[str, Any]:
+        """The small model's arguments, those that it has if none are given included."""
+        is_default = self.shared_model == "mlp" and not self.shared_args
+        return {"hidden": [64]} if is_default else dict(self.shared_args)
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives the small model: everyone goes on with the newest."""
+        return "all clients, all the same, with their next message"
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return the small model."""
+        return {SHARED: Auxiliary(lambda make: make.shared_model())}
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the small model's weights, as `pack` has them."""
+        return pack(client.weights(SHARED))
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return their mean by samples, shared by all."""
+        return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Put the mean in the place of the client's small model."""
+        client.load_weights(unpack(guidance, client.weights(SHARED)), SHARED)

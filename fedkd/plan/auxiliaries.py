@@ -1,0 +1,104 @@
+"""From what a strategy says of auxiliary networks to a client's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedkd.errors import FedkdError, UserError, described
+from fedkd.fusion.auxiliary import OWN
+from fedkd.fusion.client_half import ClientHalf
+from fedkd.models.build import ModelFactory, blank_inputs, build_model
+from fedkd.models.mode import predicting
+from fedkd.plugins import contained
+from fedkd.randomness import derive_seed, seeded_torch
+from fedkd.scenario.schema import ClientGroup
+
+
+def make_auxiliaries(
+    strategy: ClientHalf, factory: ModelFactory, model: nn.Module, seed: int, client: int
+) -> dict[str, nn.Module]:
+    """Return the auxiliary networks of a client as they are before the first round, on the CPU.
+
+    Args:
+        strategy: Says which.
+        factory: Of the client's model.
+        model: The client's model, or one like it.
+        seed: The scenario's.
+        client: Client index, for what each begins with alone.
+
+    Raises:
+        UserError: One cannot be made with this model and these data.
+    """
+    networks: dict[str, nn.Module] = {OWN: model}
+    for name, auxiliary in strategy.auxiliaries().items():
+        own = derive_seed(seed, f"initial-weights-{name}", client=client)
+        drawn = derive_seed(seed, "initial-weights") if auxiliary.start == "shared" else own
+        try:
+            with contained(), seeded_torch(drawn):
+                made = auxiliary.make(_Maker(strategy, factory, networks, drawn))
+        except FedkdError:
+            raise
+        except Exception as error:
+            told = f"'{strategy.name}' raised {described(error)} when it was to make its '{name}'"
+            raise UserError(told, key="fusion.strategy") from error
+        if name == OWN or not isinstance(made, nn.Module):
+            told = f"'{strategy.name}' made a {type(made).__name__} its '{name}'; must be a torch.nn.Module"
+            raise UserError(f"{told} of another name than '{OWN}'", key="fusion.strategy")
+        networks[name] = made.to(device="cpu", dtype=torch.float32).train()
+    return {name: network for name, network in networks.items() if name != OWN}
+
+
+@dataclass(frozen=True, eq=False)
+class _Maker:
+    """What `fedkd.fusion.auxiliary.Maker` promises, for one network of one client."""
+
+    strategy: ClientHalf
+    factory: ModelFactory
+    networks: Mapping[str, nn.Module]
+    seed: int
+
+    @property
+    def classes(self) -> int:
+        return self.factory.outputs
+
+    def width(self, network: str = OWN) -> int:
+        asked: Any = self.networks[network]
+        _check_features(asked, f"'{self.strategy.name}' reads features of '{network}'", "clients.model")
+        # No draws of it: what is made next must not depend on what was looked at.
+        with seeded_torch(self.seed), predicting(asked):
+            inputs = blank_inputs(2, self.factory.input_shape, self.factory.input_dtype)
+            return int(asked.features(inputs.to(next(asked.parameters()).device)).flatten(1).shape[1])
+
+    def like_own(self) -> nn.Module:
+        made = self.factory.make(self.seed)
+        assert isinstance(made, nn.Module)
+        return made
+
+    def shared_model(self, *, with_features: bool = False) -> nn.Module:
+        name, args = self.strategy.shared_model or "", self.strategy.shared_arguments
+        factory = self.factory
+        try:
+            made = build_model(
+                ClientGroup(model=name, args=args),
+                factory.input_shape,
+                factory.outputs,
+                seed=self.seed,
+                plugin_path=factory.plugin_path,
+                input_dtype=factory.input_dtype,
+            )
+        except UserError as error:
+            key = (error.key or "clients.model").replace("clients.", "fusion.shared_", 1)
+            raise UserError(error.message, key=key, file=error.file) from error
+        if with_features:
+            _check_features(made, f"'{self.strategy.name}' reads its features", "fusion.shared_model")
+        return made
+
+
+def _check_features(network: Any, why: str, key: str) -> None:
+    if not (hasattr(network, "features") and hasattr(network, "head")):
+        raise UserError(f"{why}; it has no `features` and `head`", key=key)
