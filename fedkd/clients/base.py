@@ -16,6 +16,7 @@ import numpy as np
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
 from fedkd.clients.own_samples import OwnSamples, train_on_all
+from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
@@ -32,6 +33,7 @@ from fedkd.training.executor import Executor, LoopExecutor, Training, complete_a
 
 MODEL = "model/"
 KEPT = "kept/"
+REHEARSED = "rehearsed/"
 MEMORY = "memory/"
 APPLIED_ROUND = "applied_round"
 EFFECT = "effect/"
@@ -70,6 +72,7 @@ class Client(ABC):
         self._scenario = plan.scenario
         self._strategy = plan.strategy
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
+        self._last_guidance: LastGuidance | None = None  # None: there has been none, or it is not rehearsed
         self._poison = poison
         self._stages = upload_stages(self._scenario.fusion.upload_dtype, poison)
 
@@ -118,6 +121,18 @@ class Client(ABC):
     def set_out(self) -> Training[None]:
         """Do what comes before a client's first training and first guidance, and once; by default nothing."""
         yield from ()
+
+    def be_taught(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
+        """Distil targets, and keep them if they are to be rehearsed.
+
+        Args:
+            targets: What is wanted of transfer samples, `[K, C]`.
+            samples: Their indices `[K]`; None: all.
+            round: In which they were fused.
+        """
+        if self._scenario.fusion.rehearse > 0.0:
+            self._last_guidance = LastGuidance(targets, samples, round)
+        yield from self.distil(targets, samples, round)
 
     @abstractmethod
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
@@ -310,6 +325,8 @@ class Client(ABC):
         arrays = {APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64)}
         arrays |= under(EFFECT, self.effect.state())
         arrays |= under(MODEL, self.model_state()) | under(KEPT, self._kept)
+        if self._last_guidance is not None:
+            arrays |= under(REHEARSED, self._last_guidance.state())
         return arrays | under(MEMORY, self.memory)
 
     def restore(self, arrays: Arrays) -> None:
@@ -317,6 +334,7 @@ class Client(ABC):
         self.applied_round = int(arrays[APPLIED_ROUND])
         self.effect.restore(below(EFFECT, arrays))
         self._kept = below(KEPT, arrays)
+        self._last_guidance = LastGuidance.restored(below(REHEARSED, arrays))
         self.memory.clear()
         self.memory.update(below(MEMORY, arrays))
         self.restore_model(below(MODEL, arrays))

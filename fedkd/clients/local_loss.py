@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedkd.clients.rehearsal import RehearsalTerm
+from fedkd.clients.rehearsal import Rehearsed
 from fedkd.training.losses import correct, cross_entropy
 
 Taught = Callable[[Tensor, "Tensor | None", Tensor], Tensor]
@@ -52,13 +52,13 @@ class LocalLoss:
         proximal: FedProx's pull; None: nothing pulls.
         taught: What guidance adds; None: nothing.
         with_features: Whether that wants the model's features.
-        rehearsed: What samples that were sent add; None: there are none.
+        rehearsed: What is learned over again; None: nothing.
     """
 
     proximal: ProximalTerm | None = None
     taught: Taught | None = None
     with_features: bool = False
-    rehearsed: RehearsalTerm | None = None
+    rehearsed: Rehearsed | None = None
 
     @property
     def constants(self) -> Sequence[Tensor]:
@@ -67,23 +67,37 @@ class LocalLoss:
 
     @property
     def own_alone(self) -> bool:
-        """Whether only the constants are this client's own, so that others' may take their place."""
-        return self.taught is None and self.rehearsed is None
+        """Whether only arrays and constants are this client's own, so that others' may take their place."""
+        return self.taught is None and (self.rehearsed is None or self.rehearsed.alike)
 
-    def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *received: Tensor) -> Tensor:
-        """Return the mean loss over a batch."""
-        return self._with_logits(model, inputs, labels, received)[0]
+    @property
+    def weight_rehearsed(self) -> float:
+        """Weight of what is learned over again; 0: nothing is."""
+        return 0.0 if self.rehearsed is None else self.rehearsed.weight
 
-    def scored(self, model: Any, inputs: Tensor, labels: Tensor, *received: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
+        """Return the mean loss over a batch.
+
+        Args:
+            model: The client's.
+            inputs: Private samples.
+            labels: Theirs.
+            *others: A batch of what is rehearsed, if anything is, then the constants.
+        """
+        return self._with_logits(model, inputs, labels, others)[0]
+
+    def scored(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         """Return it with the number of correct answers (see `TrainJob.scored_loss`)."""
-        value, logits = self._with_logits(model, inputs, labels, received)
+        value, logits = self._with_logits(model, inputs, labels, others)
         return value, correct(logits, labels)
 
     def _with_logits(
-        self, model: Any, inputs: Tensor, labels: Tensor, received: Sequence[Tensor]
+        self, model: Any, inputs: Tensor, labels: Tensor, others: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        # Before the private samples: what a learner reads off the model afterwards is about those.
-        extra = None if self.rehearsed is None else self.rehearsed(model)
+        extra, received = None, others
+        if self.rehearsed is not None:
+            # Before the private samples: what a learner reads off the model afterwards is about those.
+            extra, received = self.rehearsed(model, others[0], others[1]), others[2:]
         features = model.features(inputs) if self.with_features else None
         logits = model(inputs) if features is None else model.head(features)
         value = cross_entropy(logits, labels)

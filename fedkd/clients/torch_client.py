@@ -14,7 +14,7 @@ from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import Split
 from fedkd.clients.local_loss import LocalLoss, ProximalTerm
 from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
-from fedkd.clients.rehearsal import RehearsalTerm
+from fedkd.clients.rehearsal import Rehearsed
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.views import Arrays, FitSummary
@@ -22,6 +22,7 @@ from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario
+from fedkd.training.alongside import Alongside
 from fedkd.training.chance import guessing_right
 from fedkd.training.device import prepare_inputs
 from fedkd.training.early_stopping import EarlyStopping
@@ -146,7 +147,8 @@ class TorchClient(Client):
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
-        loss = self._local_loss(proximal, self._rehearsal(round))
+        rehearsed = self._rehearsal(round)
+        loss = self._local_loss(proximal, rehearsed)
         job = TrainJob(
             self.model,
             (self._on_device(x), self._on_device(y)),
@@ -163,11 +165,12 @@ class TorchClient(Client):
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
             scored_loss=loss.scored,
             guessing=guessing_right(y),
-            kind=self._kind("train", proximal_mu) if loss.own_alone else None,
+            kind=self._kind("train", proximal_mu, loss.weight_rehearsed) if loss.own_alone else None,
             replayable=loss.own_alone,
             constants=loss.constants,
+            alongside=None if rehearsed is None else rehearsed.batches,
         )
-        result = yield from self._private_training(job, round, proximal)
+        result = yield from self._private_training(job, round, loss)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         self.last_hits = result.hits
@@ -213,10 +216,8 @@ class TorchClient(Client):
         arrays = (self.data.train_x[kept_apart], self._training_labels()[kept_apart])
         return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
 
-    def _private_training(
-        self, job: TrainJob, round: int, proximal: ProximalTerm | None
-    ) -> Training[FitResult]:
-        """Train on private samples and labels."""
+    def _private_training(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
+        """Train on private samples and labels by a job with a loss."""
         return (yield job)
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
@@ -233,15 +234,29 @@ class TorchClient(Client):
             if parameter.requires_grad
         ]
 
-    def _rehearsal(self, round: int) -> RehearsalTerm | None:
-        """Return what the strategy has the client rehearse in this round; None: nothing."""
-        wanted = self._strategy.rehearsal(RoundView(self, round))
+    def _rehearsal(self, round: int) -> Rehearsed | None:
+        """Return what is rehearsed in a round: the last guidance, or what the strategy has sent for that."""
+        last, strategy, fusion = self._last_guidance, self._strategy, self._scenario.fusion
+        if last is not None and len(last.targets):
+            weight = fusion.rehearse * fusion.rehearse_decay ** last.age(round)
+            samples = last.of(self.data.transfer_x)
+            batches = self._alongside(samples, np.asarray(last.targets, dtype=np.float32), round)
+            return Rehearsed(batches, strategy.loss, weight, alike=self._computes_loss_only)
+        wanted = strategy.rehearsal(RoundView(self, round))
         if wanted is None:
             return None
-        size, generator = self._scenario.training.batch_size, self._batches("rehearsal-batches", round)
-        return RehearsalTerm(wanted, size, generator, self._device)
+        return Rehearsed(self._alongside(wanted.samples, wanted.targets, round), wanted.loss)
 
-    def _local_loss(self, proximal: ProximalTerm | None, rehearsed: RehearsalTerm | None) -> LocalLoss:
+    def _alongside(self, samples: np.ndarray, targets: np.ndarray, round: int) -> Alongside:
+        arrays = [self._on_device(samples), self._on_device(targets)]
+        generator = self._batches("rehearsal-batches", round)
+        return Alongside(arrays, self._scenario.training.batch_size, generator)
+
+    @property
+    def _computes_loss_only(self) -> bool:
+        return type(self._strategy).loss.__module__.startswith("fedkd.")  # a plug-in may do as it likes
+
+    def _local_loss(self, proximal: ProximalTerm | None, rehearsed: Rehearsed | None) -> LocalLoss:
         taught = self._strategy.local_loss(self._kept) if self._kept else None
         with_features = taught is not None and "features" in self._strategy.needs
         return LocalLoss(proximal, taught, with_features, rehearsed)
@@ -292,9 +307,7 @@ class TorchClient(Client):
             autocast=training.autocast,
             accumulate=training.accumulate,
             kind=self._kind("distil"),
-            replayable=type(self._strategy).loss.__module__.startswith(
-                "fedkd."
-            ),  # a plug-in may do as it likes
+            replayable=self._computes_loss_only,
         )
 
     def _private_order(self, length: int, round: int) -> np.ndarray:

@@ -136,6 +136,11 @@ class ClientHalf(ABC):
         return self.teaches_locally or type(self).rehearsal is not ClientHalf.rehearsal
 
     @property
+    def teaches_targets(self) -> bool:
+        """Whether clients distil targets of transfer samples, so that they can rehearse them."""
+        return not self.teaches_locally and type(self).loss is not ClientHalf.loss
+
+    @property
     def infers_from_guidance(self) -> bool:
         """Whether kept guidance answers in evaluations (`infer`), if the strategy `teaches_locally`.
 
