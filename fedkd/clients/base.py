@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numpy as np
+from torch import nn
 
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
@@ -84,7 +85,7 @@ class Client(ABC):
     @property
     def guidance_changes_predictions(self) -> bool:
         """Whether guidance changes what the client predicts as soon as it arrives."""
-        return not self.teaches_locally or self._strategy.infers_from_guidance
+        return not self.teaches_locally or self._strategy.answers_otherwise
 
     @property
     def workplace(self) -> object:
@@ -145,6 +146,10 @@ class Client(ABC):
     @abstractmethod
     def features(self, x: np.ndarray) -> np.ndarray:
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """Return the client's network itself, which nobody but its trainings may change."""
 
     @abstractmethod
     def weights(self) -> dict[str, np.ndarray]:

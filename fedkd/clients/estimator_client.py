@@ -101,6 +101,10 @@ class EstimatorClient(Client):
         """Refuse: there are none."""
         self._refuse("features")
 
+    def network(self) -> NoReturn:
+        """Refuse: there is none."""
+        self._refuse("network")
+
     def weights(self) -> dict[str, np.ndarray]:
         """Refuse: there are none."""
         self._refuse("weights")

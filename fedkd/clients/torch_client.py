@@ -338,7 +338,34 @@ class TorchClient(Client):
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return logits `[n, C]` float32 in evaluation mode."""
-        return predict_logits(self._predictor(), self._on_device(x)).cpu().numpy()
+        return self._logits_of(self._predictor(), x)
+
+    def _logits_of(self, network: nn.Module, x: np.ndarray) -> np.ndarray:
+        return predict_logits(network, self._on_device(x)).cpu().numpy()
+
+    def answering(self) -> nn.Module:
+        """Return the network that evaluations ask: the client's model, unless its strategy has another.
+
+        Raises:
+            TypeError: What the strategy has is no network.
+        """
+        found = self._strategy.predictor(RoundView(self, self.applied_round))
+        if found is None:
+            return self._predictor()
+        if not isinstance(found, nn.Module):
+            told = f"`predictor` of '{self._strategy.name}' returned a {type(found).__name__}"
+            raise TypeError(f"{told}; must be a torch.nn.Module, or None")
+        return found
+
+    def _answer(self, x: np.ndarray) -> np.ndarray:
+        if self._answers_by_guidance:
+            return super()._answer(x)
+        network, wanted = self.answering(), (len(x), self.data.classes)
+        logits = self._logits_of(network, x)
+        if logits.shape != wanted and network is not self._predictor():
+            told = f"what `predictor` of '{self._strategy.name}' returned made {list(logits.shape)}"
+            raise TypeError(f"{told} of {len(x)} samples; must be {list(wanted)}")
+        return logits
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """Return penultimate features `[n, F]` float32 in evaluation mode."""
@@ -361,6 +388,10 @@ class TorchClient(Client):
             self.effect.forget_flips()  # another model takes its place: nobody follows anybody
 
     # State --------------------------------------------------------------------------------------------
+
+    def network(self) -> nn.Module:
+        """Return the client's network itself."""
+        return self.model
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers, normalisation statistics included, by name."""

@@ -11,6 +11,8 @@ from fedkd.fusion.views import Arrays, FitSummary, Supermask
 from fedkd.training.executor import Training
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedkd.clients.base import Client
 
 
@@ -46,6 +48,11 @@ class RoundView:
         """Predict the client's own training samples: `[S, C]` float32."""
         self.settle()
         return self._client.predict(self._client.data.train_x)
+
+    def network(self) -> nn.Module:
+        """Return the client's network itself."""
+        self.settle()
+        return self._client.network()
 
     def label_counts(self) -> np.ndarray:
         """Count the client's training samples of each class: `[C]` int64."""

@@ -13,7 +13,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss, Rehearsal
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Need = Literal[
     "gradients",
@@ -161,6 +161,20 @@ class ClientHalf(ABC):
             NotImplementedError: The strategy does not define it.
         """
         raise NotImplementedError(f"'{self.name}' does not define `infer`, so it cannot answer")
+
+    def predictor(self, client: ClientView) -> nn.Module | None:
+        """Return the network that evaluations ask in the place of the client's model; None: they ask that.
+
+        It maps samples `[B, *input_shape]` to logits `[B, C]`, on the device of the client's model, and is in
+        evaluation mode while it is asked. Made of what there is when an evaluation begins: the client's
+        networks, its `memory`. What is uploaded is the client's own model's all the same.
+        """
+        return None
+
+    @property
+    def answers_otherwise(self) -> bool:
+        """Whether evaluations may be answered by something else than the client's model."""
+        return self.infers_from_guidance or type(self).predictor is not ClientHalf.predictor
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return what a client minimises on a batch of the transfer set, a scalar.

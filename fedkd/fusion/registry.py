@@ -81,6 +81,8 @@ def _problem(cls: type[FusionStrategy]) -> str | None:
     answers = cls.infers_from_guidance is not FusionStrategy.infers_from_guidance
     if answers and cls.infer is FusionStrategy.infer:
         return "says that guidance answers, but does not define `infer`, which does"
+    if cls.predictor is not FusionStrategy.predictor and "gradients" not in cls.needs:
+        return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
     if cls.pools and cls.sends != "nothing":
         return "pools all clients' samples, so its clients are one model with nothing to send"
     stacked = [kind for kind in cls.kinds.values() if kind.is_stacked]

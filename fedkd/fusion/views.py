@@ -106,6 +106,9 @@ class ClientView(Protocol):
     def private_logits(self) -> np.ndarray:
         """Predict the client's own training samples in evaluation mode: `[S, C]` float32."""
 
+    def network(self) -> nn.Module:
+        """Return the client's network itself, on its device; to be read, and asked without gradients."""
+
     def label_counts(self) -> np.ndarray:
         """Count the client's training samples of each class: `[C]` int64."""
 

@@ -301,6 +301,12 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
             key="fusion.inference",
         )
+    if plan.strategy.answers_otherwise:
+        raise UserError(
+            f"'{strategy}' answers evaluations by another model than the client's, and in a stream of tasks"
+            " they are about the learner's outputs; use a strategy that exchanges predictions",
+            key=KEY,
+        )
     if plan.strategy.shapes_local_loss and learner.shapes_training:
         what = "teaches the present task's classes" if plan.strategy.teaches_locally else "rehearses others"
         old = learner.trains_on_old_tasks

@@ -46,7 +46,8 @@ class TrainedClient:
         round: The round after which the model is as it is here.
         architecture: Name of the model, with the arguments that tell it from others of the run.
         model: The module in evaluation mode, on the CPU. It maps normalised samples ``[n, *input_shape]`` to
-            logits ``[n, C]``. Of a client that is no network: the fitted estimator.
+            logits ``[n, C]``: the client's own, or the one that its strategy has evaluations ask in its
+            place. Of a client that is no network: the fitted estimator.
         classes: Name of every class, in the order of the outputs.
         input_shape: Shape of a sample.
         normalisation: What samples are normalised by.
@@ -174,7 +175,7 @@ class TrainedRun:
             index=index,
             round=self.round,
             architecture=self.architectures[index],
-            model=client.model.eval() if isinstance(client, TorchClient) else _fitted(client),
+            model=client.answering().eval() if isinstance(client, TorchClient) else _fitted(client),
             classes=self.data.class_names,
             input_shape=self.data.input_shape,
             normalisation=statistics,

@@ -1,0 +1,107 @@
+"""Strategies whose evaluations ask another network than the client's model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_array_equal
+from torch import nn
+
+from fedkd.clients.base import Client
+from fedkd.clients.factory import ClientFactory
+from fedkd.data.load import load_data
+from fedkd.errors import UserError
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.local import Local
+from fedkd.fusion.registry import STRATEGIES, load_strategy_class
+from fedkd.fusion.views import ClientView
+from fedkd.plan.load import parse_plan
+from fedkd.plan.requirements import check_requirements
+
+
+class Answers(nn.Module):
+    """What is measured: the logits of a network, moved."""
+
+    def __init__(self, network: nn.Module, moved: torch.Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.moved = moved
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert not self.network.training
+        return self.network(x) + self.moved
+
+
+@dataclass(frozen=True)
+class Moved(Local):
+    """Answers class 3, whatever the client's model says."""
+
+    name: ClassVar[str] = "moved"
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
+    made: Callable[[nn.Module], Any] = lambda network: Answers(network, 1e6 * torch.eye(10)[3])
+
+    def predictor(self, client: ClientView) -> Any:
+        return self.made(client.network())
+
+
+def client_with(tables, strategy: Local) -> Client:
+    plan = replace(parse_plan(tables), strategy=strategy)
+    client = ClientFactory(plan, load_data(plan.scenario)).build(0)
+    client.complete(client.train(1))
+    return client
+
+
+def test_both_accuracies_are_those_of_the_predictor_and_knowledge_is_the_models(digits_scenario):
+    client = client_with(digits_scenario, Moved())
+    x, y = client.data.global_x, client.data.global_y
+    assert client.network().training
+    assert_array_equal(client.evaluate("global").correct, y == 3)
+    assert_array_equal(client.evaluate("local").correct, client.data.test_y == 3)
+    assert client.network().training, "a network is put back in the mode it was in"
+    assert len(np.unique(client.predict(x).argmax(axis=1))) > 1
+    assert client.evaluate("global").loss > 1e5
+
+
+def test_a_predictor_of_nothing_leaves_it_to_the_model(digits_scenario):
+    client = client_with(digits_scenario, Moved(made=lambda network: None))
+    x = client.data.global_x
+    assert_array_equal(client.answer(x), client.predict(x))
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda network: 3, "returned a int; must be a torch.nn.Module, or None"),
+        (lambda network: network.body, r"made \[359, 200\] of 359 samples; must be \[359, 10\]"),
+    ],
+)
+def test_what_is_no_predictor_is_told(digits_scenario, made, told):
+    client = client_with(digits_scenario, Moved(made=made))
+    with pytest.raises(TypeError, match=told):
+        client.evaluate("global")
+
+
+def test_a_stream_is_refused(digits_scenario):
+    tasks = {"kind": "split", "count": 2}
+    tables = digits_scenario | {"continual": {"learner": "naive", "rounds_per_task": 1, "tasks": tasks}}
+    tables.pop("rounds", None)
+    plan = parse_plan(tables)
+    with pytest.raises(UserError, match="answers evaluations by another model than the client's"):
+        model = ClientFactory(plan, data := load_data(plan.scenario)).build(0).network()
+        check_requirements(replace(plan, strategy=Moved()), data, [model] * len(plan.scenario.clients))
+
+
+def test_only_networks_can_be_asked_otherwise(monkeypatch):
+    @dataclass(frozen=True)
+    class Elsewhere(Local):
+        name: ClassVar[str] = "elsewhere"
+        predictor = Moved.predictor
+
+    monkeypatch.setattr(STRATEGIES, "load", lambda name, search=(): Elsewhere)
+    with pytest.raises(UserError, match='so it `needs` clients of "gradients"'):
+        load_strategy_class("elsewhere")
