@@ -271,11 +271,20 @@ class Client(ABC):
         """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
         data = self.data
         x, y = (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
-        return score(self._answer(x) if len(y) else np.empty((0, data.classes)), y)
+        return score(self.answer(x) if len(y) else np.empty((0, data.classes)), y)
 
     def answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's, of its present task."""
-        return self._answer(x)
+        logits, kappa = self._answer(x), self._scenario.fusion.own_prior
+        return logits if kappa == 0.0 else logits + np.float32(kappa) * self._log_prior()
+
+    def _log_prior(self) -> np.ndarray:
+        """Return the logarithm of the classes' shares in what the client learns from, `[C]` float32.
+
+        Each class counts one sample more than there are, so that none is ruled out.
+        """
+        counts = np.bincount(self._training_labels(), minlength=self.data.classes) + 1
+        return np.log(counts / counts.sum()).astype(np.float32)
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""

@@ -296,6 +296,12 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             f" {scenario.fusion.rehearse:g}",
             key="fusion.rehearse",
         )
+    if scenario.fusion.own_prior > 0:
+        raise UserError(
+            f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
+            f" {scenario.fusion.own_prior:g}",
+            key="fusion.own_prior",
+        )
     if plan.strategy.infers_from_guidance:
         raise UserError(
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',

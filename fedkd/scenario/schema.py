@@ -70,6 +70,10 @@ class Fusion(Section):
     rehearse_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """What ρ is multiplied by for every round of newer guidance that a client has missed; try 0.9 where few
     clients take part."""
+    own_prior: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
+    """κ: evaluations take `argmax z_c + κ log π_c` for a client's answer, π the shares of classes in its own
+    training samples, on both test sets. It changes nothing that is learned or sent. Above 0 a client leans to
+    its own classes: better on data like its own, worse on all others; 0.1 or 0.2 is enough."""
     upload_dtype: Literal["float32", "float16"] = "float32"
     """Precision of uploaded logits."""
     bank: Bank | None = None
