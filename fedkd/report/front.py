@@ -8,20 +8,21 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from fedkd.report.curves import FEWEST_SEEDS
-from fedkd.report.metrics import metric
+from fedkd.report.metrics import Metric, metric
 from fedkd.report.scatter import around
 from fedkd.report.study import Labels, Study, StudyRun, final_interval, group_title
-from fedkd.report.style import LEGEND_LINE, MARKERS, group_looks, new_figure
+from fedkd.report.style import LEGEND_LINE, Look, group_looks, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOMENTS = (
-    ("after own training", "accuracy_trained_global", "accuracy_trained_local"),
-    ("after guidance", "accuracy_global", "accuracy_local"),
+    (metric("accuracy_trained_global"), metric("accuracy_trained_local")),
+    (metric("accuracy_global"), metric("accuracy_local")),
 )
-BOTH_MOMENTS = frozenset(name for _, *names in MOMENTS for name in names)
+"""What stands along the two axes, after own training and after guidance."""
+BOTH_MOMENTS = frozenset(shown.name for axes in MOMENTS for shown in axes)
 """What has to be recorded for this figure."""
 FEWEST_ON_A_CURVE = 3
 FRONT: Mapping[str, Any] = {"color": "#404040", "linewidth": 0.9, "linestyle": ":", "zorder": 1}
@@ -41,17 +42,16 @@ def local_global_front(study: Study) -> Figure:
     from matplotlib.lines import Line2D
 
     looks, blocks = group_looks(study), list(study.blocks)
-    markers = {group: MARKERS[n % len(MARKERS)] for n, group in enumerate(looks)}
     height = max(2.7 * len(MOMENTS), LEGEND_LINE * (len(looks) + 1) + 0.3)
     longest = max((len(group_title(group)) for group in looks), default=0)
     figure = new_figure(2.6 * len(blocks) + 0.6 + 0.068 * longest, height)
     panels = figure.subplots(len(MOMENTS), len(blocks), squeeze=False)
     drawn: set[Labels] = set()
-    for (row, (moment, *names)), (column, block) in product(enumerate(MOMENTS), enumerate(blocks)):
+    for (row, (across, up)), (column, block) in product(enumerate(MOMENTS), enumerate(blocks)):
         axes, groups = panels[row][column], study.blocks[block]
         placed = {}
         for group, runs in groups.items():
-            point = _point(axes, runs, names, looks[group].colour, markers[group])
+            point = _point(axes, runs, (across, up), looks[group])
             if point is not None:
                 placed[group] = point
         drawn |= placed.keys()
@@ -65,13 +65,13 @@ def local_global_front(study: Study) -> Figure:
         if placed:  # intervals of few seeds may be wider than all that is to be told apart
             axes.set_xlim(*around([x for x, _ in placed.values()]))
             axes.set_ylim(*around([y for _, y in placed.values()]))
-        axes.set_title("\n".join(filter(None, [study.block_title(block), moment])))
-        if row == len(MOMENTS) - 1:
-            axes.set_xlabel(metric("accuracy_global").label)
+        if row == 0:
+            axes.set_title(study.block_title(block))
+        axes.set_xlabel(across.label)
         if column == 0:
-            axes.set_ylabel(metric("accuracy_local").label)
+            axes.set_ylabel(up.label)
     handles = [
-        Line2D([], [], linestyle="none", color=look.colour, marker=markers[group], label=group_title(group))
+        Line2D([], [], linestyle="none", color=look.colour, marker=look.marker, label=group_title(group))
         for group, look in looks.items()
         if group in drawn and group
     ]
@@ -80,26 +80,24 @@ def local_global_front(study: Study) -> Figure:
     return figure
 
 
-def _point(
-    axes: Axes, runs: tuple[StudyRun, ...], names: Sequence[str], colour: str, marker: str
-) -> Point | None:
+def _point(axes: Axes, runs: tuple[StudyRun, ...], shown: Sequence[Metric], look: Look) -> Point | None:
     """Draw a group's point with its intervals, and return where it is; None: it has none."""
     middles, bars = [], []
-    for shown in map(metric, names):
-        value = final_interval(runs, shown)
+    for of_axis in shown:
+        value = final_interval(runs, of_axis)
         if value is None:
             return None
-        middles.append(value.mean * shown.scale)
+        middles.append(value.mean * of_axis.scale)
         few = value.half is None or value.seeds < FEWEST_SEEDS
-        bars.append(None if few or value.half is None else value.half * shown.scale)
+        bars.append(None if few or value.half is None else value.half * of_axis.scale)
     axes.errorbar(
         middles[0],
         middles[1],
         xerr=bars[0],
         yerr=bars[1],
-        color=colour,
+        color=look.colour,
         elinewidth=0.6,
-        marker=marker,
+        marker=look.marker,
         markersize=4.5,
         linestyle="none",
         zorder=3,
