@@ -17,6 +17,7 @@ from fedkd.clients.memory import checked_models
 from fedkd.clients.rehearsal import LastGuidance, Rehearsed
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
+from fedkd.fusion.fidelity import divergence
 from fedkd.models.incremental import IncrementalModel
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import torch_generator
@@ -126,6 +127,18 @@ def test_nothing_changes_before_there_is_guidance_or_without_rehearsal(client_wi
     for client in (plain, rehearsing):
         client.complete(client.train(2))
     assert weights(plain) != weights(rehearsing)
+
+
+def test_training_no_longer_undoes_what_guidance_taught(client_with):
+    """What a client says of the transfer set after own training stays near guidance as far as ρ says."""
+    wanted = np.eye(10, dtype=np.float32)[np.arange(60) % 10] * 0.9 + 0.01
+    far = []
+    for rho in (0.0, 0.1, 1.0):
+        client = client_with({"rehearse": rho, "distill_epochs": 5})
+        client.complete(client.learn({"targets": wanted}, 1))
+        client.complete(client.train(2))
+        far.append(divergence(client.predict(client.data.transfer_x), wanted))
+    assert far[0] > 1.1 * far[1] and far[1] > 1.3 * far[2], far
 
 
 def test_a_restored_client_rehearses_what_the_other_does(client_with):
