@@ -58,6 +58,8 @@ def test_who_shares_a_model_answers_for_itself(strategy, digits_scenario, tmp_pa
         own = data.client(index)
         share = np.mean(own.global_y == np.bincount(own.train_y).argmax())
         assert found[index] == pytest.approx(share), index
+    card = (fedkd.export(result.folder).folder / "README.md").read_text()
+    assert "answers that lean to each client's own classes (`own_prior = 1e+06`)" in card
 
 
 def test_learning_does_not_change(digits_scenario, tmp_path):
