@@ -17,6 +17,7 @@ from torch import nn
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
 from fedkd.clients.own_samples import OwnSamples, train_on_all
+from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 MODEL = "model/"
 KEPT = "kept/"
+REHEARSED = "rehearsed/"
 MEMORY = "memory/"
 APPLIED_ROUND = "applied_round"
 EFFECT = "effect/"
@@ -75,6 +77,7 @@ class Client(ABC):
         self._scenario = plan.scenario
         self._strategy = plan.strategy
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
+        self._last_guidance: LastGuidance | None = None  # None: there has been none, or it is not rehearsed
         self._poison = poison
         self._stages = upload_stages(self._scenario.fusion.upload_dtype, poison)
 
@@ -141,6 +144,18 @@ class Client(ABC):
     def set_out(self) -> Training[None]:
         """Do what comes before a client's first training and first guidance, and once; by default nothing."""
         yield from ()
+
+    def be_taught(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
+        """Distil targets, and keep them if they are to be rehearsed.
+
+        Args:
+            targets: What is wanted of transfer samples, `[K, C]`.
+            samples: Their indices `[K]`; None: all.
+            round: In which they were fused.
+        """
+        if self._scenario.fusion.rehearse > 0.0:
+            self._last_guidance = LastGuidance(targets, samples, round)
+        yield from self.distil(targets, samples, round)
 
     @abstractmethod
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
@@ -303,11 +318,20 @@ class Client(ABC):
         """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
         data = self.data
         x, y = (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
-        return score(self._answer(x) if len(y) else np.empty((0, data.classes)), y)
+        return score(self.answer(x) if len(y) else np.empty((0, data.classes)), y)
 
     def answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's, of its present task."""
-        return self._answer(x)
+        logits, kappa = self._answer(x), self._scenario.fusion.own_prior
+        return logits if kappa == 0.0 else logits + np.float32(kappa) * self._log_prior()
+
+    def _log_prior(self) -> np.ndarray:
+        """Return the logarithm of the classes' shares in what the client learns from, `[C]` float32.
+
+        Each class counts one sample more than there are, so that none is ruled out.
+        """
+        counts = np.bincount(self.training_labels(), minlength=self.data.classes) + 1
+        return np.log(counts / counts.sum()).astype(np.float32)
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""
@@ -362,6 +386,8 @@ class Client(ABC):
         arrays = {APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64)}
         arrays |= under(EFFECT, self.effect.state())
         arrays |= under(MODEL, self.model_state()) | under(KEPT, self._kept)
+        if self._last_guidance is not None:
+            arrays |= under(REHEARSED, self._last_guidance.state())
         return arrays | under(MEMORY, self.memory)
 
     def restore(self, arrays: Arrays) -> None:
@@ -369,6 +395,7 @@ class Client(ABC):
         self.applied_round = int(arrays[APPLIED_ROUND])
         self.effect.restore(below(EFFECT, arrays))
         self._kept = below(KEPT, arrays)
+        self._last_guidance = LastGuidance.restored(below(REHEARSED, arrays))
         self.memory.clear()
         self.memory.update(below(MEMORY, arrays))
         self.restore_model(below(MODEL, arrays))

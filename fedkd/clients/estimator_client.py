@@ -61,10 +61,28 @@ class EstimatorClient(Client):
             self.last_hits = None
             return nan
         self._trained_round = round
-        self.model.fit(x, y, self.data.transfer_x, self._seed("train", round))
+        self._fit(x, y, round)
         found = score(self.predict(x), y)
         self.last_hits = Hits(int(found.correct.sum()), len(y), guessing_right(y))
         return found.loss
+
+    def _fit(self, x: np.ndarray, y: np.ndarray, round: int) -> None:
+        """Fit on private samples, and on the last guidance where it is rehearsed.
+
+        An estimator that is refitted has it among what it is fitted on anyway, each sample with weight 1.
+        """
+        model, transfer_x, last = self.model, self.data.transfer_x, self._last_guidance
+        seed = self._seed("train", round)
+        if last is None or not len(last.targets):
+            model.fit(x, y, transfer_x, seed)
+            return
+        rows = np.arange(len(transfer_x)) if last.samples is None else last.samples
+        wanted = self._strategy.probabilities(last.targets)
+        if isinstance(model, EstimatorModel):
+            model.learn(x, y, transfer_x, rows, wanted, seed)
+        else:
+            model.fit(x, y, transfer_x, seed)
+            model.learn(x, y, transfer_x, rows, wanted, self._seed("rehearse", round))
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Refit on the samples of the last training together with the guidance, or distil it."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedkd.clients.local_loss import ProximalTerm
+from fedkd.clients.local_loss import LocalLoss
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
@@ -23,12 +23,12 @@ def lesson(
     samples: Episode,
     held_out: Episode | None,
     patience: int,
-    proximal: ProximalTerm | None,
+    local: LocalLoss,
 ) -> TrainJob:
     """Return a job with the learner's loss in the place of the cross entropy of the present task's samples.
 
-    Nothing but FedProx's pull is added: what a strategy teaches in local training is about the present task's
-    classes, so that such a one is refused.
+    FedProx's pull is added, and the present task's guidance where it is rehearsed. Whatever else a strategy
+    teaches in local training is about the present task's classes, so that such a one is refused.
 
     Args:
         job: As it would be without a learner.
@@ -36,21 +36,26 @@ def lesson(
         samples: What is trained on.
         held_out: What training stops on; None or empty: it does not stop early.
         patience: See `EarlyStopping`.
-        proximal: FedProx's pull; None: nothing pulls.
+        local: The job's loss as it would be without a learner.
     """
     learner, context = learning.learner, learning.context
+    proximal, rehearsed = local.proximal, local.rehearsed
 
     def criterion(outputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
         return learner.criterion(context, outputs, labels, of_task)
 
-    def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor) -> Tensor:
+    def loss(model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor, *others: Tensor) -> Tensor:
+        # First, so that the model has the outputs of private samples at hand afterwards.
+        extra = None if rehearsed is None else rehearsed(model, *others)
         value = criterion(model.outputs(inputs), labels, of_task)
+        if extra is not None:
+            value = value + extra
         return value if proximal is None else value + proximal(model)
 
     def scored_loss(
-        model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor
+        model: TaskModel, inputs: Tensor, labels: Tensor, of_task: Tensor, *others: Tensor
     ) -> tuple[Tensor, Tensor]:
-        value = loss(model, inputs, labels, of_task)  # the model has the outputs of these inputs at hand
+        value = loss(model, inputs, labels, of_task, *others)
         return value, context.correct(model.outputs(inputs), labels, of_task)
 
     stopping = None

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fedkd.clients.rehearsal import RehearsalTerm
+from fedkd.clients.rehearsal import Rehearsed
 from fedkd.fusion.views import LocalBatch, LocalStep
 from fedkd.training.losses import correct, cross_entropy
 
@@ -55,14 +55,14 @@ class LocalLoss:
         proximal: FedProx's pull; None: nothing pulls.
         taught: What guidance adds; None: nothing.
         with_features: Whether that, or the strategy's own loss, wants the model's features.
-        rehearsed: What samples that were sent add; None: there are none.
+        rehearsed: What is learned over again; None: nothing.
         step: The loss that stands in place of the cross entropy and what guidance adds; None: none does.
     """
 
     proximal: ProximalTerm | None = None
     taught: Taught | None = None
     with_features: bool = False
-    rehearsed: RehearsalTerm | None = None
+    rehearsed: Rehearsed | None = None
     step: LocalStep | None = None
 
     @property
@@ -72,11 +72,25 @@ class LocalLoss:
 
     @property
     def own_alone(self) -> bool:
-        """Whether only the constants are this client's own, so that others' may take their place."""
-        return self.taught is None and self.rehearsed is None and self.step is None
+        """Whether only arrays and constants are this client's own, so that others' may take their place."""
+        alone = self.taught is None and self.step is None
+        return alone and (self.rehearsed is None or self.rehearsed.alike)
+
+    @property
+    def weight_rehearsed(self) -> float:
+        """Weight of what is learned over again; 0: nothing is."""
+        return 0.0 if self.rehearsed is None else self.rehearsed.weight
 
     def __call__(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> Tensor:
-        """Return the mean loss over a batch."""
+        """Return the mean loss over a batch.
+
+        Args:
+            model: The client's.
+            inputs: Private samples.
+            labels: Theirs.
+            *others: The samples' indices if there is a loss of the strategy's own, a batch of what is
+                rehearsed if anything is, then the constants.
+        """
         return self._with_logits(model, inputs, labels, others)[0]
 
     def scored(self, model: Any, inputs: Tensor, labels: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,20 +101,21 @@ class LocalLoss:
     def _with_logits(
         self, model: Any, inputs: Tensor, labels: Tensor, others: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        # Before the private samples: what a learner reads off the model afterwards is about those.
-        extra = None if self.rehearsed is None else self.rehearsed(model)
+        index, others = (others[0], others[1:]) if self.step is not None else (None, others)
+        extra = None
+        if self.rehearsed is not None:
+            # Before the private samples: what a learner reads off the model afterwards is about those.
+            extra, others = self.rehearsed(model, others[0], others[1]), others[2:]
         features = model.features(inputs) if self.with_features else None
         logits = model(inputs) if features is None else model.head(features)
         flat = None if features is None else features.flatten(1)  # as they were uploaded
-        if self.step is not None:
-            index, *received = others
+        if self.step is not None and index is not None:
             told = self.step(LocalBatch(model, index, inputs, labels, logits, flat))
             value, logits = told if isinstance(told, tuple) else (told, logits)
         else:
-            received = list(others)
             value = cross_entropy(logits, labels)
             if self.taught is not None:
                 value = value + self.taught(logits, flat, labels)
         if extra is not None:
             value = value + extra
-        return (value if self.proximal is None else value + self.proximal(model, received)), logits
+        return (value if self.proximal is None else value + self.proximal(model, others)), logits

@@ -1,46 +1,73 @@
-"""What samples that a strategy has sent add to the loss of local training."""
+"""What is learned over again along with private samples: a batch of it in every step of local training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from torch import Tensor
 
-from fedkd.fusion.views import Rehearsal
-from fedkd.training.device import prepare_inputs
+from fedkd.fusion.views import Arrays
+from fedkd.training.alongside import Alongside
+
+TARGETS = "targets"
+SAMPLES = "samples"
+ROUND = "round"
 
 
-class RehearsalTerm:
-    """A term of the loss that takes the next batch of rehearsed samples whenever it is asked for.
+@dataclass(frozen=True, eq=False)
+class Rehearsed:
+    """Other samples than private ones, in batches, and what they add to the loss of local training.
 
-    Args:
-        rehearsal: Samples, and what the model shall say of them.
-        batch_size: Samples of a batch; all of them, if there are not so many.
-        generator: CPU generator of the permutations; it moves on with the batches.
-        device: The model's.
+    Attributes:
+        batches: Inputs ``[m, ...]`` and targets ``[m, ...]``.
+        loss: A function of outputs ``[B, C]`` and targets ``[B, ...]``, a scalar.
+        weight: Factor of the loss.
+        alike: Whether other clients of the scenario have the same loss, which does nothing but compute.
     """
 
-    def __init__(
-        self, rehearsal: Rehearsal, batch_size: int, generator: torch.Generator, device: torch.device
-    ) -> None:
-        self._samples = prepare_inputs(rehearsal.samples, device)
-        self._targets = prepare_inputs(rehearsal.targets, device)
-        self._loss = rehearsal.loss
-        self._batches = _batches(len(self._samples), batch_size, generator)
+    batches: Alongside
+    loss: Callable[[Tensor, Tensor], Tensor]
+    weight: float = 1.0
+    alike: bool = False
 
-    def __call__(self, model: nn.Module) -> Tensor:
-        """Return the loss of a model on the next batch, a scalar with gradients."""
-        rows = next(self._batches).to(self._samples.device)
-        return self._loss(model(self._samples.index_select(0, rows)), self._targets.index_select(0, rows))
+    def __call__(self, model: Any, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return what a batch adds, a scalar with gradients."""
+        return self.weight * self.loss(model(inputs), targets)
 
 
-def _batches(samples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield indices ``[B]`` without end: whole shuffles of all samples, one after another."""
-    size = min(batch_size, samples)
-    waiting = torch.empty(0, dtype=torch.int64)
-    while True:
-        if len(waiting) < size:
-            waiting = torch.cat([waiting, torch.randperm(samples, generator=generator)])
-        yield waiting[:size]
-        waiting = waiting[size:]
+@dataclass(frozen=True, eq=False)
+class LastGuidance:
+    """The guidance that a client rehearses until the next comes.
+
+    Attributes:
+        targets: ``[K, C]``.
+        samples: Which transfer samples they are about, ``[K]``; None: all.
+        round: In which it was fused.
+    """
+
+    targets: np.ndarray
+    samples: np.ndarray | None
+    round: int
+
+    def of(self, transfer: np.ndarray) -> np.ndarray:
+        """Return those of the transfer samples that it is about."""
+        return transfer if self.samples is None else transfer[self.samples]
+
+    def age(self, round: int) -> int:
+        """Return for how many rounds newer guidance has been missed when a round's training begins."""
+        return max(0, round - self.round - 1)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return it as arrays by name."""
+        arrays = {TARGETS: self.targets, ROUND: np.array(self.round, dtype=np.int64)}
+        return arrays if self.samples is None else arrays | {SAMPLES: self.samples}
+
+    @staticmethod
+    def restored(arrays: Arrays) -> LastGuidance | None:
+        """Return what `state` was taken of; None: there was none."""
+        if not arrays:
+            return None
+        return LastGuidance(arrays[TARGETS], arrays.get(SAMPLES), int(arrays[ROUND]))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.lesson import joined, lesson, of_task, some
-from fedkd.clients.local_loss import ProximalTerm
+from fedkd.clients.local_loss import LocalLoss
 from fedkd.clients.own_samples import OwnSamples, part_of_round
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.task_tests import TaskTests
@@ -129,6 +129,7 @@ class StreamClient(TorchClient):
         if round == 0 or self.learning.task == place:
             return
         self.data = self._tasks[self._order[place]]
+        self._last_guidance = None
         if "weights" not in self._strategy.needs:
             self._kept = {}
             self.memory.clear()
@@ -205,13 +206,11 @@ class StreamClient(TorchClient):
 
     # Training -----------------------------------------------------------------------------------------
 
-    def _private_training(
-        self, job: TrainJob, round: int, proximal: ProximalTerm | None
-    ) -> Training[FitResult]:
+    def _private_training(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
         continual, local_epochs = self._continual, self._scenario.training.local_epochs
         self._curves = {}
         if self.learning.learner.shapes_training:
-            job = self._lesson(job, round, proximal)
+            job = self._lesson(job, round, loss)
         return self.learning.fit(
             job,
             first_epoch=self._plan.schedule.rounds_into_task(self.index, round) * local_epochs,
@@ -219,7 +218,7 @@ class StreamClient(TorchClient):
             after_epoch=self._after_epoch if continual.evaluate_epochs else None,
         )
 
-    def _lesson(self, job: TrainJob, round: int, proximal: ProximalTerm | None) -> TrainJob:
+    def _lesson(self, job: TrainJob, round: int, loss: LocalLoss) -> TrainJob:
         """Return the job with the learner's loss, on samples of the tasks it names and those it remembers.
 
         A straggler trains on less of each.
@@ -237,7 +236,7 @@ class StreamClient(TorchClient):
             rows = [torch.from_numpy(own).to(context.device) for own in kept]
             parts = [some(part, own) for own, part in zip(rows, parts, strict=True)]
         patience = 0 if stopping is None else stopping.patience
-        return lesson(job, self.learning, joined(parts), held_out, patience, proximal)
+        return lesson(job, self.learning, joined(parts), held_out, patience, loss)
 
     def _of_round(self, task: int, round: int) -> Episode:
         """Return the samples of a task that a round trains on."""

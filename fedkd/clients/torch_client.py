@@ -16,7 +16,7 @@ from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import Split
 from fedkd.clients.local_loss import LocalLoss, ProximalTerm
 from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
-from fedkd.clients.rehearsal import RehearsalTerm
+from fedkd.clients.rehearsal import Rehearsed
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.auxiliary import OWN
@@ -25,6 +25,7 @@ from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario
+from fedkd.training.alongside import Alongside
 from fedkd.training.chance import guessing_right
 from fedkd.training.device import prepare_inputs
 from fedkd.training.early_stopping import EarlyStopping
@@ -155,7 +156,8 @@ class TorchClient(Client):
         sends_weights = "weights" in self._strategy.needs and self._shared is None
         start = self.weights() if sends_weights else {}
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
-        loss = self._local_loss(proximal, round)
+        rehearsed = self._rehearsal(round)
+        loss = self._local_loss(proximal, rehearsed, round)
         index = () if loss.step is None else (self._on_device(self._rows_of_training(round)),)
         beside = self._beside(round)
         job = TrainJob(
@@ -174,12 +176,17 @@ class TorchClient(Client):
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
             scored_loss=loss.scored,
             guessing=guessing_right(y),
-            kind=self._kind("train", proximal_mu) if loss.own_alone and not beside else None,
+            kind=(
+                self._kind("train", proximal_mu, loss.weight_rehearsed)
+                if loss.own_alone and not beside
+                else None
+            ),
             replayable=loss.own_alone,
             constants=loss.constants,
+            alongside=None if rehearsed is None else rehearsed.batches,
             beside=beside,
         )
-        result = yield from self._in_phases(job, round, proximal)
+        result = yield from self._in_phases(job, round, loss)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         self.last_fit = FitSummary(start, result.steps, optimizer.lr)
         self.last_hits = result.hits
@@ -225,25 +232,23 @@ class TorchClient(Client):
         arrays = (self.data.train_x[kept_apart], self.training_labels()[kept_apart])
         return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
 
-    def _in_phases(self, job: TrainJob, round: int, proximal: ProximalTerm | None) -> Training[FitResult]:
+    def _in_phases(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
         """Train on private samples in the phases of the strategy, each with a seed of its own."""
         phases = self._strategy.phases(job.epochs, last=round > self._scenario.rounds)
         if phases is None:
-            return (yield from self._private_training(job, round, proximal))
+            return (yield from self._private_training(job, round, loss))
         if self._straggle(round, []) is not None:
             phases = [replace(phase, epochs=min(phase.epochs, 1)) for phase in phases]
         return (
             yield from in_parts(
                 job,
                 [(phase.epochs, phase.trains) for phase in phases],
-                lambda part: self._private_training(part, round, proximal),
+                lambda part: self._private_training(part, round, loss),
             )
         )
 
-    def _private_training(
-        self, job: TrainJob, round: int, proximal: ProximalTerm | None
-    ) -> Training[FitResult]:
-        """Train on private samples and labels."""
+    def _private_training(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
+        """Train on private samples and labels by a job with a loss."""
         return (yield job)
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
@@ -260,16 +265,32 @@ class TorchClient(Client):
             if parameter.requires_grad
         ]
 
-    def _rehearsal(self, round: int) -> RehearsalTerm | None:
-        """Return what the strategy has the client rehearse in this round; None: nothing."""
-        wanted = self._strategy.rehearsal(RoundView(self, round))
+    def _rehearsal(self, round: int) -> Rehearsed | None:
+        """Return what is rehearsed in a round: the last guidance, or what the strategy has sent for that."""
+        last, strategy, fusion = self._last_guidance, self._strategy, self._scenario.fusion
+        if last is not None and len(last.targets):
+            weight = fusion.rehearse * fusion.rehearse_decay ** last.age(round)
+            samples = last.of(self.data.transfer_x)
+            batches = self._alongside(samples, np.asarray(last.targets, dtype=np.float32), round)
+            return Rehearsed(batches, strategy.loss, weight, alike=self._computes_loss_only)
+        wanted = strategy.rehearsal(RoundView(self, round))
         if wanted is None:
             return None
-        size, generator = self._scenario.training.batch_size, self._batches("rehearsal-batches", round)
-        return RehearsalTerm(wanted, size, generator, self._device)
+        return Rehearsed(self._alongside(wanted.samples, wanted.targets, round), wanted.loss)
 
-    def _local_loss(self, proximal: ProximalTerm | None, round: int) -> LocalLoss:
-        rehearsed, strategy = self._rehearsal(round), self._strategy
+    def _alongside(self, samples: np.ndarray, targets: np.ndarray, round: int) -> Alongside:
+        arrays = [self._on_device(samples), self._on_device(targets)]
+        generator = self._batches("rehearsal-batches", round)
+        return Alongside(arrays, self._scenario.training.batch_size, generator)
+
+    @property
+    def _computes_loss_only(self) -> bool:
+        return type(self._strategy).loss.__module__.startswith("fedkd.")  # a plug-in may do as it likes
+
+    def _local_loss(
+        self, proximal: ProximalTerm | None, rehearsed: Rehearsed | None, round: int
+    ) -> LocalLoss:
+        strategy = self._strategy
         taught = strategy.local_loss(self._kept) if self._kept else None
         step = strategy.local_step(RoundView(self, round), self._kept)
         shaped = taught is not None or step is not None
@@ -321,9 +342,7 @@ class TorchClient(Client):
             autocast=training.autocast,
             accumulate=training.accumulate,
             kind=self._kind("distil"),
-            replayable=type(self._strategy).loss.__module__.startswith(
-                "fedkd."
-            ),  # a plug-in may do as it likes
+            replayable=self._computes_loss_only,
         )
 
     def _beside(self, round: int) -> list[Beside]:
@@ -403,7 +422,10 @@ class TorchClient(Client):
 
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to, the common test set once a process."""
-        if self._shared is None or split == "local":
+        alike = (
+            self._scenario.fusion.own_prior == 0.0
+        )  # else the same weights answer otherwise for each client
+        if self._shared is None or split == "local" or not alike:
             return self.evaluate(split)
         return self._shared.measured.once(round, "global", lambda: self.evaluate("global"))
 

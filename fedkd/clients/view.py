@@ -162,7 +162,7 @@ class RoundView:
         """Distil what the strategy has asked for and what is not done yet."""
         waiting, self._distillations = self._distillations, []
         for targets, samples in waiting:
-            yield from self._client.distil(targets, samples, self._round)
+            yield from self._client.be_taught(targets, samples, self._round)
 
     def settle(self) -> None:
         """Distil it now, alone."""

@@ -86,15 +86,18 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     guided = 0.0 if strategy.sends == "nothing" or strategy.teaches_locally else sampled
     # Of weights that all clients are sent, the common test set is predicted once for all.
     once = 1.0 / clients if strategy.brings_model else 1.0
-    rehearsed = 2 if scenario.fusion.private_weight > 0 else 1
+    # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
+    with_private = 2 if scenario.fusion.private_weight > 0 else 1
+    with_transfer = 2 if scenario.fusion.rehearse > 0 else 1
     training = evaluation = 0.0
     for client, group in enumerate(plan.groups):
         trained = tested = 0.0
         for task in tasks:
             train, test = (b[client][1] - b[client][0] for b in (task.train_bounds, task.test_bounds))
             known = len(task.transfer_x) if strategy.uses_transfer_set else 0
-            trained += TRAINING * train * strategy.trained_epochs(scenario.training.local_epochs) + known
-            trained += TRAINING * known * scenario.fusion.distill_epochs * rehearsed
+            epochs = strategy.trained_epochs(scenario.training.local_epochs)
+            trained += TRAINING * train * epochs * with_transfer + known
+            trained += TRAINING * known * scenario.fusion.distill_epochs * with_private
             tested += (1 + guided) * test + (once + guided) * len(task.test_y) + guided * known
         cost = costs[id(group)]
         training += cost * sampled * trained / len(tasks)

@@ -15,7 +15,7 @@ from fedkd.data.partition_plugin import plugged_partition
 from fedkd.data.partition_replacement import draw_with_replacement
 from fedkd.data.registry import PARTITIONS
 from fedkd.data.split import local_split, stratified_choice
-from fedkd.data.transfer import draw_holdout
+from fedkd.data.transfer import draw_holdout, draw_skewed_holdout
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
@@ -81,7 +81,7 @@ def deal(
     data = scenario.data
     if written is None and data.partition.scheme == "file":
         written = read_partition_file(data.partition, data.clients, len(train_y), search)
-    held_out = _hold_out(len(train_y), scenario, written, task)
+    held_out = _hold_out(train_y, scenario, written, task)
     if data.partition.replacement:
         free = np.setdiff1d(np.arange(len(train_y)), held_out)
         drawn = draw_with_replacement(
@@ -97,15 +97,19 @@ def deal(
 
 
 def _hold_out(
-    samples: int, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None
+    labels: np.ndarray, scenario: Scenario, written: Sequence[np.ndarray] | None, task: int | None
 ) -> np.ndarray:
     """Return the train indices of a held-out transfer set; none where it has another source."""
-    transfer, available = scenario.data.transfer, np.arange(samples)
+    transfer, available = scenario.data.transfer, np.arange(len(labels))
     if transfer.source != "holdout":
         return available[:0]
     if written is not None:
         available = np.setdiff1d(available, np.concatenate(written))
-    return draw_holdout(available, transfer.size, seed=scenario.seed, task=task)
+    if transfer.alpha is None:
+        return draw_holdout(available, transfer.size, seed=scenario.seed, task=task)
+    return draw_skewed_holdout(
+        labels, available, transfer.size, transfer.alpha, seed=scenario.seed, task=task
+    )
 
 
 def _shards(

@@ -10,6 +10,7 @@ from fedkd.data.dataset import Dataset
 from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.registry import DATASETS, load_dataset
 from fedkd.data.request import SourceRequest
+from fedkd.data.split import apportion
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 
@@ -37,6 +38,47 @@ def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | Non
             key="data.transfer.size",
         )
     return np.sort(numpy_generator(seed, "transfer", task=task).choice(available, size, replace=False))
+
+
+def draw_skewed_holdout(
+    labels: np.ndarray,
+    available: np.ndarray,
+    size: int,
+    alpha: float,
+    *,
+    seed: int,
+    task: int | None = None,
+) -> np.ndarray:
+    """Draw the transfer samples by a label mix from Dir(α), sorted.
+
+    Of a class that has fewer samples than its share all are drawn, and the other classes make up for them
+    in proportion to theirs.
+
+    Args:
+        labels: [N] int64 labels of the train split.
+        available: [n] train indices that may be held out.
+        size: Number of samples M.
+        alpha: Concentration of the mix.
+        seed: The scenario's seed.
+        task: Index of the task whose samples these are, if they are a task's alone.
+
+    Raises:
+        UserError: Nothing would be left for the clients.
+    """
+    if not 0 < size < len(available):
+        return draw_holdout(available, size, seed=seed, task=task)
+    generator = numpy_generator(seed, "transfer-mix", task=task)
+    classes, counts = np.unique(labels[available], return_counts=True)
+    mix = np.maximum(generator.dirichlet(np.full(len(classes), alpha)), 1e-12)
+    taken = np.zeros(len(classes), dtype=np.int64)
+    while (missing := size - int(taken.sum())) > 0:
+        room = counts - taken
+        taken += np.minimum(apportion(np.where(room > 0, mix, 0.0), missing), room)
+    drawn = [
+        generator.choice(available[labels[available] == label], number, replace=False)
+        for label, number in zip(classes, taken, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))
 
 
 def noise(size: int, shape: tuple[int, ...], *, seed: int) -> np.ndarray:

@@ -222,11 +222,13 @@ def client_costs(
         for group, model in zip(scenario.clients, models, strict=True)
     }
     first = first_task(data)
-    distilled = len(first.transfer_x) * (3 * scenario.fusion.distill_epochs + 1)
+    fusion = scenario.fusion
+    distilled = len(first.transfer_x) * (3 * fusion.distill_epochs + 1)
     evaluated = 2 * len(first.test_y)
     costs = []
     for client, group in enumerate(plan.groups):
         start, stop = first.train_bounds[client]
-        trained = 3 * (stop - start) * plan.strategy.trained_epochs(scenario.training.local_epochs)
+        epochs = plan.strategy.trained_epochs(scenario.training.local_epochs)
+        trained = 3 * (stop - start) * epochs * (2 if fusion.rehearse > 0 else 1)
         costs.append(float(flops[id(group)] * (trained + distilled + evaluated)))
     return costs

@@ -210,6 +210,11 @@ class ClientHalf(ABC):
         return type(self).local_step is not ClientHalf.local_step
 
     @property
+    def teaches_targets(self) -> bool:
+        """Whether clients distil targets of transfer samples, so that they can rehearse them."""
+        return not self.teaches_locally and type(self).loss is not ClientHalf.loss
+
+    @property
     def infers_from_guidance(self) -> bool:
         """Whether kept guidance answers in evaluations (`infer`), if the strategy `teaches_locally`.
 

@@ -26,3 +26,31 @@ def combine(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray 
         fused /= (weights @ expertise)[:, None, :].astype(np.float32)
     fused /= fused.sum(axis=-1, keepdims=True)  # float32 sums of many clients drift off 1
     return fused
+
+
+def class_experts(weights: np.ndarray, predictions: np.ndarray, expertise: np.ndarray) -> np.ndarray:
+    """Return ``F[i, c] ∝ Σ_m w_m e_m[c] q_m[i, c] / Σ_m w_m e_m[c]``, rows that sum to 1, `[M, C]` float32.
+
+    Args:
+        weights: w, sums to 1, `[N]`.
+        predictions: Probabilities q, `[N, M, C]` float32.
+        expertise: Positive share e of each class in each sender's knowledge, `[N, C]`.
+    """
+    return combine(weights[None, :], predictions, expertise)[0]
+
+
+def fill_in(targets: np.ndarray, experts: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Return ``(1 − g_n[i]) t_n[i] + g_n[i] F[i]``: what each client's own targets lack, told by experts.
+
+    ``g_n[i] = Σ_c need_n[c] F[i, c]`` is how likely sample i is of a class that client n lacks, and
+    ``need_n[c] = 1 − min(1, C p_n[c])`` how much it lacks a class.
+
+    Args:
+        targets: t, `[N, M, C]` float32.
+        experts: F, `[M, C]` float32.
+        p: What each client has of each class, rows that sum to 1, `[N, C]`.
+    """
+    need = 1.0 - np.minimum(1.0, p.shape[1] * p)
+    gate = (need @ experts.T.astype(np.float64)).astype(np.float32)[..., None]
+    filled = (1 - gate) * targets + gate * experts
+    return filled / filled.sum(axis=-1, keepdims=True)

@@ -31,6 +31,23 @@ def estimate(kind: str, predictions: np.ndarray, label_counts: np.ndarray | None
     return predictions.mean(axis=1, dtype=np.float64)
 
 
+def expertise(
+    kind: str, predictions: np.ndarray, label_counts: np.ndarray | None, epsilon: float | None
+) -> np.ndarray:
+    """Return the positive share of each class in each client's knowledge, `[N, C]` float64.
+
+    Args:
+        kind: As for `estimate`; `calibrated` is that here.
+        predictions: Probabilities on the transfer set, `[N, M, C]`.
+        label_counts: Training samples per class, `[N, C]` (`shared`).
+        epsilon: Smoothing; None: what suits the kind.
+    """
+    p = estimate(kind, predictions, label_counts)
+    if kind == "calibrated":
+        p = calibrate(p)
+    return smooth(p, EPSILON[kind] if epsilon is None else epsilon)
+
+
 def _vote_share(predictions: np.ndarray) -> np.ndarray:
     clients, samples, classes = predictions.shape
     cell = predictions.argmax(axis=-1) + classes * np.arange(clients)[:, None]

@@ -15,12 +15,12 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.combine import combine
+from fedkd.fusion.combine import class_experts, combine, fill_in
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import DIVERGENCES, prediction_cosine, prediction_kl
 from fedkd.fusion.soft_labels import TemperedLabels
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
-from fedkd.fusion.weights import effectiveness, log_prior, nearest, within
+from fedkd.fusion.weights import effectiveness, log_prior, matched_beta, nearest, within
 from fedkd.hyperparameters import STRICT
 
 
@@ -78,7 +78,15 @@ class KnFu(TemperedLabels):
     per_class: bool = False
     """An option of ours: class by class, a sender also counts in proportion to its own p_m[c], so that those
     who have a class teach it: `K_n[i,c] ∝ Σ_m W_nm p_m[c] q_m[i,c] / Σ_k W_nk p_k[c]`, rows renormalised. It
-    matters at a small β, where distant specialists still have weight."""
+    matters at a small β, where distant specialists still have weight; at β = 0 it is `experts`."""
+    absent_by_experts: bool = False
+    """An option of ours: what a client lacks the class experts F of the whole federation tell it, whatever β
+    says (see `experts`): `(1 − g) K_n[i] + g F[i]`, g = Σ_c max(0, 1 − C p_n[c]) F[i,c], the share of F in
+    classes that the client has less of than its share. For a large β, which keeps to like clients."""
+    perplexity: Annotated[float, Field(ge=1)] | None = None
+    """An option of ours: each client has a β of its own in place of `beta`, found so that its effective
+    number of neighbours is this; absent: `beta` for all. It makes up for distances that differ from client to
+    client and round to round; try a few."""
     stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""
@@ -103,7 +111,12 @@ class KnFu(TemperedLabels):
         d = self._distances(p, q)
         weights = self._weights(d, knowledge)
         targets = combine(weights, q, expertise=p if self.per_class else None)
-        return Guidance(targets, weights, kept, distances=d, mixed=None if self.per_class else q)
+        if self.absent_by_experts:
+            prior = self._log_prior(knowledge)
+            everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
+            targets = fill_in(targets, class_experts(everyone[0], q, p), p)
+        plain = not (self.per_class or self.absent_by_experts)
+        return Guidance(targets, weights, kept, distances=d, mixed=q if plain else None)
 
     @property
     def _smoothing(self) -> float:
@@ -136,6 +149,12 @@ class KnFu(TemperedLabels):
             keep &= nearest(d, self.neighbours)
         if self.threshold is not None:
             keep &= within(d, self.threshold, self.threshold_kind)
+        prior = self._log_prior(knowledge)
+        beta: float | np.ndarray = self.beta
+        if self.perplexity is not None:
+            beta = matched_beta(d, self.perplexity, keep=keep, log_prior=prior)
+        return effectiveness(d, beta, keep=keep, log_prior=prior)
+
+    def _log_prior(self, knowledge: Knowledge) -> np.ndarray:
         samples = knowledge.samples if self.weight_by_size else None
-        prior = log_prior(len(d), samples=samples, age=knowledge.age, decay=self.stale_decay)
-        return effectiveness(d, self.beta, keep=keep, log_prior=prior)
+        return log_prior(len(knowledge.clients), samples=samples, age=knowledge.age, decay=self.stale_decay)

@@ -22,6 +22,7 @@ STRATEGIES = Registry(
         "comet": "fedkd.fusion.comet:Comet",
         "cronus": "fedkd.fusion.cronus:Cronus",
         "dsfl": "fedkd.fusion.dsfl:DSFL",
+        "experts": "fedkd.fusion.experts:Experts",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",
         "fedet": "fedkd.fusion.fedet:FedET",

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+LOG10_BETA = (-6.0, 6.0)
+"""Between which β is looked for that gives a number of neighbours."""
+BISECTIONS = 50
+
 
 def uniform(clients: int) -> np.ndarray:
     """Return the weights of receivers that listen to everyone alike, `[N, N]`."""
@@ -11,13 +15,17 @@ def uniform(clients: int) -> np.ndarray:
 
 
 def effectiveness(
-    d: np.ndarray, beta: float, *, keep: np.ndarray | None = None, log_prior: np.ndarray | None = None
+    d: np.ndarray,
+    beta: float | np.ndarray,
+    *,
+    keep: np.ndarray | None = None,
+    log_prior: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return ``W[n, m] ∝ keep[n, m] · prior[m] · exp(−β d[n, m])``, rows summing to 1, by log-sum-exp.
 
     Args:
         d: Distances, receiver first, `[N, N]`.
-        beta: β ≥ 0; 0 ignores the distances.
+        beta: β ≥ 0, the same for all receivers or each one's own, `[N, 1]`; 0 ignores the distances.
         keep: Which senders each receiver may use, `[N, N]` bool; the diagonal must be kept.
         log_prior: Logarithm of a factor per sender, `[N]` (see `log_prior`).
     """
@@ -29,6 +37,38 @@ def effectiveness(
         score = np.where(keep, score, -np.inf)
     weights = np.exp(score - score.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+def matched_beta(
+    d: np.ndarray,
+    perplexity: float,
+    *,
+    keep: np.ndarray | None = None,
+    log_prior: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the β of each receiver at which it has so many effective neighbours, `[N, 1]`.
+
+    The number falls with β, so β is found by bisection of its logarithm, as t-SNE finds its widths (van der
+    Maaten and Hinton 2008). A receiver that has fewer at β = 0 hears all of them alike; one that has more at
+    every β, because senders are equally near, gets the largest.
+
+    Args:
+        d: Distances, receiver first, `[N, N]`.
+        perplexity: The number, ≥ 1.
+        keep: As for `effectiveness`.
+        log_prior: As for `effectiveness`.
+    """
+
+    def neighbours(beta: np.ndarray) -> np.ndarray:
+        return effective_neighbours(effectiveness(d, beta, keep=keep, log_prior=log_prior))
+
+    low, high = (np.full(len(d), exponent) for exponent in LOG10_BETA)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        too_many = neighbours(10.0 ** middle[:, None]) > perplexity
+        low, high = np.where(too_many, middle, low), np.where(too_many, high, middle)
+    few = neighbours(np.zeros((len(d), 1))) <= perplexity
+    return np.where(few, 0.0, 10.0**high)[:, None]
 
 
 def log_prior(

@@ -85,6 +85,11 @@ def _check_data_sets(data: Data) -> None:
             f"only another data set takes arguments, the source is '{transfer.source}'",
             key="data.transfer.args",
         )
+    if transfer.alpha is not None and transfer.source != "holdout":
+        raise UserError(
+            f"only held-out samples are drawn by a label mix, the source is '{transfer.source}'",
+            key="data.transfer.alpha",
+        )
     named = ((data.dataset, data.args, "data.args"), (transfer.source, transfer.args, "data.transfer.args"))
     for name, args, key in named:
         if name in PATH_DATASETS and not isinstance(args.get("path"), str):

@@ -88,6 +88,12 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         )
     if "masks" in needs:
         _check_masks(plan)
+    if scenario.fusion.rehearse > 0 and not plan.strategy.teaches_targets:
+        raise UserError(
+            f"must be 0 with '{name}', whose guidance is no targets of transfer samples that a client could"
+            f" rehearse, got {scenario.fusion.rehearse:g}",
+            key="fusion.rehearse",
+        )
     if scenario.fusion.bank is not None:
         _check_bank(plan)
     if "one_architecture" in needs:
@@ -336,6 +342,18 @@ def _check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[An
             f"must be 0, as '{learner.name}' trains on what it remembers alone, got"
             f" {scenario.fusion.private_weight:g}",
             key="fusion.private_weight",
+        )
+    if learner.remembers_only and scenario.fusion.rehearse > 0:
+        raise UserError(
+            f"must be 0, as '{learner.name}' trains on what it remembers alone, got"
+            f" {scenario.fusion.rehearse:g}",
+            key="fusion.rehearse",
+        )
+    if scenario.fusion.own_prior > 0:
+        raise UserError(
+            f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
+            f" {scenario.fusion.own_prior:g}",
+            key="fusion.own_prior",
         )
     if plan.strategy.infers_from_guidance:
         raise UserError(

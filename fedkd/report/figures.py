@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.report.curves import FEWEST_SEEDS
+from fedkd.report.front import BOTH_MOMENTS, FEWEST_ON_A_CURVE, local_global_front
 from fedkd.report.lines import over_rounds, over_tasks, over_traffic
 from fedkd.report.metrics import Metric
 from fedkd.report.scatter import accuracy_against_stored, local_against_global
@@ -55,6 +56,9 @@ def _figures(study: Study) -> Iterator[tuple[str, Callable[[], Figure]]]:
             yield f"tasks-{shown.name}", partial(over_tasks, study, shown)
     if any({"accuracy_local", "accuracy_global"} <= run.final.keys() for run in study.runs):
         yield "local-against-global", partial(local_against_global, study)
+    groups = {study.group_of(run) for run in study.runs if run.final.keys() >= BOTH_MOMENTS}
+    if len(groups) >= FEWEST_ON_A_CURVE:
+        yield "front", partial(local_global_front, study)
     if any({"average_accuracy", "stored_bytes_per_task"} <= run.final.keys() for run in study.runs):
         yield "accuracy-against-stored", partial(accuracy_against_stored, study)
 

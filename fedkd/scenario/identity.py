@@ -13,6 +13,15 @@ INERT = ("name", "engine", "tracking", "checkpoint_every")
 """Parts of a scenario that never change a result: where and how it runs, and its name."""
 HANDLING = ("timeout", "on_client_error", "retries", "min_replies")
 """Keys of `faults` that say what is done about clients that fail. Where none does, they decide nothing."""
+LATER: Mapping[tuple[str, ...], Any] = {
+    ("data", "partition", "replacement"): False,
+    ("data", "transfer", "alpha"): None,
+    ("fusion", "rehearse"): 0.0,
+    ("fusion", "rehearse_decay"): 1.0,
+    ("fusion", "own_prior"): 0.0,
+    ("fusion", "absent_by_experts"): False,
+}
+"""Keys that runs began without, each with the value that changes nothing."""
 PLACES = ("plugin_path", "data.root")
 """Where files lie; the same files may lie elsewhere tomorrow."""
 
@@ -27,8 +36,12 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     tables["faults"] = {
         key: value for key, value in tables["faults"].items() if key not in HANDLING or value != usual[key]
     }
-    if not scenario.data.partition.replacement:  # a key that runs began without
-        del tables["data"]["partition"]["replacement"]
+    for (*path, key), usually in LATER.items():
+        table = tables
+        for name in path:
+            table = table[name]
+        if key in table and table[key] == usually:
+            del table[key]
     if scenario.engine.threads_per_client != 1:
         tables["threads_per_client"] = scenario.engine.threads_per_client
     return tables

@@ -63,6 +63,17 @@ class Fusion(Section):
     """Learning rate of distillation; absent: `training.lr`."""
     private_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """γ: weight of the cross entropy on private batches that is added to the distillation loss."""
+    rehearse: Annotated[float, Field(ge=0.0)] = 0.0
+    """ρ: weight of the distillation loss on a transfer batch of the last guidance that is added in every step
+    of local training, so that it does not undo what guidance has taught; for strategies whose guidance is
+    targets. Try 0.3 with `private_weight` 1. A step costs two forward and backward passes then."""
+    rehearse_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """What ρ is multiplied by for every round of newer guidance that a client has missed; try 0.9 where few
+    clients take part."""
+    own_prior: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
+    """κ: evaluations take `argmax z_c + κ log π_c` for a client's answer, π the shares of classes in its own
+    training samples, on both test sets. It changes nothing that is learned or sent. Above 0 a client leans to
+    its own classes: better on data like its own, worse on all others; 0.1 or 0.2 is enough."""
     upload_dtype: Literal["float32", "float16"] = "float32"
     """Precision of uploaded logits."""
     bank: Bank | None = None

@@ -55,6 +55,9 @@ class Transfer(Section):
     """Arguments of the other data set, as `data.args`."""
     size: Annotated[int, Field(ge=0)] = 1000
     """Number of transfer samples M; 0 only for strategies that do without (`local`, `fd`, averaging, …)."""
+    alpha: Annotated[float, Field(gt=0.0, le=1e9)] | None = None
+    """Concentration of the label mix of held-out samples, drawn from Dir(α): small is unbalanced. Absent: the
+    mix of the data set."""
 
 
 class Data(Section):

@@ -161,6 +161,11 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
             " the model's outputs:"
             " these files answer otherwise than the accuracies say."
         )
+    if plan.scenario.fusion.own_prior > 0:
+        notes.append(
+            f"Accuracies are those of answers that lean to each client's own classes (`own_prior ="
+            f" {plan.scenario.fusion.own_prior:g}`), which these files do not."
+        )
     if plan.learner is not None and _answers_otherwise(plan.learner):
         notes.append(
             f"The learner `{plan.learner.name}` answers by what it remembers, not by the model's"

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from fedkd.training.alongside import Alongside
 from fedkd.training.chance import Hits
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.optimizer import OptimizerSpec
@@ -95,8 +96,8 @@ class TrainJob:
     Attributes:
         model: Trained in place, on the device of the arrays.
         arrays: Tensors ``[n, ...]`` of one device: inputs, labels, targets, whatever `loss` wants.
-        loss: Called as ``loss(model, *batch)`` with a batch ``[B, ...]`` of each array; returns the mean over
-            the batch.
+        loss: Called as ``loss(model, *batch)`` with a batch ``[B, ...]`` of each array, of those `alongside`
+            too; returns the mean over the batch.
         optimizer: The optimiser and its hyper-parameters.
         epochs: Passes over the samples.
         batch_size: Samples a step.
@@ -120,8 +121,10 @@ class TrainJob:
             weights, arrays, constants, corrections, generators and seeds alone. None: it is like no other.
         replayable: Whether the losses compute the same from the same tensors whenever they are called, and do
             nothing else: then a step may be recorded and replayed (see `fedkd.training.replay`).
-        constants: Tensors that the losses are called with after the batch, such as the weights that they pull
-            back to; the same in every step.
+        alongside: Other samples of which a batch comes along with every batch, in an order of their own, and
+            of which rules and epochs do not know; None: there are none.
+        constants: Tensors that the losses are called with after the batches, such as the weights that they
+            pull back to; the same in every step.
         guessing: How many of the samples are right for whoever always answers with their most frequent class.
         optimizer_state: What the optimiser remembers of earlier jobs (`FitResult.optimizer_state`, an empty
             table at first), which it continues exactly; None: it starts fresh and nobody keeps its state.
@@ -151,6 +154,7 @@ class TrainJob:
     kind: Hashable | None = None
     replayable: bool = False
     constants: Sequence[Tensor] = ()
+    alongside: Alongside | None = None
     beside: Sequence[Beside] = ()
 
     def __post_init__(self) -> None:
@@ -167,10 +171,19 @@ class TrainJob:
             repr(self.model),  # nothing says that equal shapes are of equal layers
             *((name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for name, t in tensors),
             *((array.shape[1:], array.dtype, array.device) for array in self.arrays),
+            None if self.alongside is None else self.alongside.size,
+            *((array.shape[1:], array.dtype, array.device) for array in self._arrays_alongside()),
             *((constant.shape, constant.dtype) for constant in self.constants),
             (self.optimizer, self.batch_size, self.autocast, self.correction is None),
             (self.optimizer_state is None, self.scored_loss is None),
         )
+
+    def _arrays_alongside(self) -> Sequence[Tensor]:
+        return () if self.alongside is None else self.alongside.arrays
+
+    def draw_alongside(self) -> list[Tensor]:
+        """Return the next batch of each array that comes along with a batch; empty: none does."""
+        return [] if self.alongside is None else self.alongside.draw()
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,10 @@ class Stepper:
             counts: Whether right answers are counted; else there are none.
         """
         job = self._job
-        arrays = ([array.index_select(0, index) for array in job.arrays] for index in batches)
+        arrays = (
+            [*(array.index_select(0, index) for array in job.arrays), *job.draw_alongside()]
+            for index in batches
+        )
         if self._replays is None or self._plain_steps > 0:
             self._plain_steps -= 1
             told = self._step(arrays, [len(index) for index in batches], counts=counts)
@@ -153,7 +156,8 @@ class Stepper:
                     right.append(correct)
                 else:
                     value = job.loss(job.model, *batch, *job.constants)
-                penalty = None if job.rules is None else job.rules.penalty(batch, value)
+                own = batch[: len(job.arrays)]
+                penalty = None if job.rules is None else job.rules.penalty(own, value)
             whole = value if penalty is None else value + penalty
             (whole if len(sizes) == 1 else whole * (size / sum(sizes))).backward()
             losses.append(value.detach())

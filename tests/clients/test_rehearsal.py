@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.rehearsal import RehearsalTerm
 from fedkd.continual.naive import Naive
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
@@ -104,23 +103,6 @@ def test_without_any_nothing_changes(client_with):
     assert again.complete(again.train(1)) == one != other
     for name, values in again.weights().items():
         np.testing.assert_array_equal(values, plain.weights()[name])
-
-
-def test_every_sample_comes_once_before_any_comes_again():
-    seen: list[float] = []
-
-    def loss(logits, targets):
-        seen.extend(targets.flatten().tolist())
-        return logits.sum()
-
-    numbers = np.arange(7, dtype=np.float32)[:, None]
-    term = RehearsalTerm(
-        Rehearsal(numbers, numbers, loss), 3, torch.Generator().manual_seed(1), torch.device("cpu")
-    )
-    for _ in range(7):
-        term(torch.nn.Linear(1, 1))
-    for lap in range(3):
-        assert sorted(seen[7 * lap : 7 * lap + 7]) == list(range(7))
 
 
 def test_a_learner_that_trains_on_old_tasks_is_refused(stream):

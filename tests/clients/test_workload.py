@@ -29,10 +29,15 @@ def estimated(tables) -> tuple[Workload, int]:
         ({"fusion": {"strategy": "local"}}, 3 * 80, lambda c: 20 + c),
         ({}, 3 * 80 + 60 + 3 * 60, lambda c: 2 * (20 + c) + 60),
         ({"clients_per_round": 2}, (3 * 80 + 60 + 3 * 60) / 2, lambda c: 1.5 * (20 + c) + 30),
+        (
+            {"fusion": {"strategy": "knfu", "private_weight": 1.0, "rehearse": 0.3}},
+            2 * 3 * 80 + 60 + 2 * 3 * 60,
+            lambda c: 2 * (20 + c) + 60,
+        ),
         ({"fusion": {"strategy": "flwr:FedAvg"}}, 3 * 80, lambda c: 2 * 20 + c + c / 4),
         ({"fusion": {"strategy": "fedrep", "head_epochs": 4}}, 3 * 80 * 5, lambda c: 2 * (20 + c)),
     ],
-    ids=["local", "knfu", "half of them", "weights", "phases"],
+    ids=["local", "knfu", "half of them", "both ways", "weights", "phases"],
 )
 def test_by_hand(change, trained, tested, digits_scenario):
     found, common = estimated(digits_scenario | change)

@@ -41,11 +41,18 @@ BASE: dict[str, Any] = {
         "local_epochs": 2,
         "early_stopping": {"validation": 0.2, "patience": 1},
     },
-    "fusion": {"strategy": "knfu", "beta": 3.0, "private_weight": 0.5, "stale_decay": 0.5},
+    "fusion": {
+        "strategy": "knfu",
+        "beta": 3.0,
+        "private_weight": 0.5,
+        "rehearse": 0.3,
+        "rehearse_decay": 0.9,
+        "stale_decay": 0.5,
+    },
     "engine": {"kind": "inline"},
 }
-"""Partial participation, not every round evaluated, γ > 0, guidance of some clients that is stale, optimisers
-that go on where they stopped, and stop early."""
+"""Partial participation, not every round evaluated, γ > 0, guidance that is rehearsed, that of some clients
+stale, optimisers that go on where they stopped, and stop early."""
 SCENARIOS: dict[str, dict[str, Any]] = {
     # Three architectures and a forest; clients that lie, drop out and are slow.
     "mixed": BASE

@@ -27,7 +27,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "knowledge": {
         "clients": [*MLP, {"model": "lenet"}],
         "training": KEPT,
-        "fusion": {"strategy": "knfu", "private_weight": 0.3},
+        "fusion": {"strategy": "knfu", "private_weight": 0.3, "rehearse": 0.5, "rehearse_decay": 0.9},
         "faults": {"dropout": 0.2, "stragglers": 0.4},
         "data": {"partition": {"alpha": 0.3}},
     },

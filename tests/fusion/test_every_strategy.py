@@ -39,6 +39,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "dp": {"beta": st.none() | st.floats(0, 50), "confidence": st.sampled_from(["maximum", "true_class"])},
     "dsfl": {"sharpen": st.sampled_from(["era", "mean"])},
+    "experts": {
+        "distribution": st.sampled_from(["soft", "hard", "shared", "calibrated"]),
+        "temperature": st.floats(0.5, 5),
+    },
     "fd": {"weight_by_count": st.booleans()},
     "fedmask": {"weight_by_count": st.booleans()},
     "feddf": {"server_epochs": st.integers(0, 1)},
@@ -63,6 +67,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
             ["kl", "reverse", "symmetric", "js", "prediction_kl", "prediction_cosine"]
         ),
         "per_class": st.booleans(),
+        "absent_by_experts": st.booleans(),
+        "perplexity": st.none() | st.floats(1, 7),
         "temperature": st.floats(0.5, 5),
         "distribution_momentum": st.sampled_from([0.0, 0.5]),
     },

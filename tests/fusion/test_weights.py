@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from fedkd.fusion.weights import effective_neighbours, effectiveness, log_prior, nearest, within
+from fedkd.fusion.weights import (
+    effective_neighbours,
+    effectiveness,
+    log_prior,
+    matched_beta,
+    nearest,
+    within,
+)
 
 D = np.array([[0.0, 1.0, 2.0, 2.0], [3.0, 0.0, 1.0, 2.0], [1.0, 1.0, 0.0, 1.0], [4.0, 2.0, 3.0, 0.0]])
 
@@ -57,3 +64,23 @@ def test_effective_neighbours_counts_equal_weights(count) -> None:
     weights = np.zeros((1, 5))
     weights[0, :count] = 1 / count
     assert effective_neighbours(weights)[0] == pytest.approx(count, rel=1e-12)
+
+
+@pytest.mark.parametrize("perplexity", [1.01, 2.0, 3.7])
+def test_every_receiver_has_the_neighbours_that_were_asked_for(perplexity) -> None:
+    distances = D * np.array([[1.0], [1e-3], [30.0], [5.0]])  # whatever the scale
+    distances[2] += [0.1, 0.2, 0.0, 0.3]  # three equally near ones would not become fewer
+    beta = matched_beta(distances, perplexity)
+    assert beta.shape == (4, 1) and (np.diff(beta[:, 0]) != 0).all()
+    assert_allclose(effective_neighbours(effectiveness(distances, beta)), perplexity, rtol=1e-6)
+    near = np.array([[1, 1, 0, 0]] * 2 + [[0, 0, 1, 1]] * 2, dtype=bool)
+    kept = effectiveness(distances, matched_beta(distances, perplexity, keep=near), keep=near)
+    assert_allclose(effective_neighbours(kept), min(perplexity, 2), rtol=1e-6)
+
+
+def test_numbers_of_neighbours_that_cannot_be_had() -> None:
+    assert_array_equal(matched_beta(D, 4.0), np.zeros((4, 1)))  # all there are, and more
+    assert_array_equal(matched_beta(D, 9.0), np.zeros((4, 1)))
+    alike = effectiveness(np.zeros((3, 3)), matched_beta(np.zeros((3, 3)), 2.0))
+    assert_array_equal(alike, np.full((3, 3), 1 / 3))  # nobody is nearer than anybody
+    assert_array_equal(matched_beta(np.zeros((1, 1)), 1.0), [[0.0]])

@@ -74,3 +74,12 @@ def test_changed_keys_are_dotted_and_in_order():
         "f": (None, 0),
     }
     assert changed_keys(now, now) == {}
+
+
+def test_keys_that_came_later_decide_nothing_at_their_usual_values(digits_scenario):
+    tables = decisive(parse_scenario(digits_scenario))
+    assert not {"rehearse", "rehearse_decay", "own_prior", "absent_by_experts"} & tables["fusion"].keys()
+    assert "alpha" not in tables["data"]["transfer"]
+    other = digits_scenario | {"fusion": {"strategy": "knfu", "rehearse": 0.3, "absent_by_experts": True}}
+    found = decisive(parse_scenario(other))["fusion"]
+    assert found["rehearse"] == 0.3 and found["absent_by_experts"] is True and "rehearse_decay" not in found

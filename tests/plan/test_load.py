@@ -162,6 +162,10 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ),
         ("data.transfer.args = { path = 'x' }", "data.transfer.args: only another data set takes arguments"),
         (
+            "data.transfer = { source = 'noise', alpha = 0.5 }",
+            "data.transfer.alpha: only held-out samples are drawn by a label mix, the source is 'noise'",
+        ),
+        (
             "fusion.strategy = 'knuf'",
             "fusion.strategy: no fusion strategy named 'knuf'; did you mean 'knfu'?",
         ),

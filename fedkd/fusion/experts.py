@@ -1,0 +1,72 @@
+"""`experts`: class by class, those who have a class teach it to everybody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion import distribution as distributions
+from fedkd.fusion.combine import class_experts
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.soft_labels import TemperedLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.weights import effectiveness, log_prior
+from fedkd.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Experts(TemperedLabels):
+    """Average predictions class by class, each client weighing as much as it has of the class.
+
+    ::
+
+        q_m[i]  = softmax(z_m(x_i) / T)                           predictions on the transfer set
+        e_m     = smooth(mean_i q_m[i])                           what client m seems to know
+        F[i, c] ∝ Σ_m e_m[c] q_m[i, c] / Σ_m e_m[c]               rows renormalised, one target for all
+
+    A plain mean asks everybody about everything: of ten clients nine may never have seen a class, and nine
+    times "something else" outvotes the one that knows. It is KnFu's `per_class` at β = 0, except that its
+    target is nobody's own, so that it reaches clients that were absent too. Like every shared target it is
+    good on common test data and costs a client accuracy on data like its own, unless it is rehearsed
+    together with private samples: `private_weight` 1 and `rehearse` 0.3.
+    """
+
+    name: ClassVar[str] = "experts"
+    guides: ClassVar[Guided] = "all_alike"
+
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings experts and
+    others closer together."""
+    distribution: Literal["soft", "hard", "shared", "calibrated"] = "soft"
+    """What a client has of each class: `soft` (mean prediction), `hard` (share of votes), `calibrated`
+    (relative to the federation's mean; for a transfer set with unequal classes), `shared` (true label counts;
+    it leaks labels, so only as an ablation's oracle)."""
+    epsilon: Annotated[float, Field(ge=1e-12, le=1)] | None = None
+    """Smoothing of what a client has of each class; absent: 1e-6, or 1e-2 for `hard`. At 1 all clients are
+    nearly equal experts and the target is nearly the mean."""
+    weight_by_size: bool = False
+    """Multiply what a client has of each class by its number of training samples; for clients of very unequal
+    size."""
+    stale_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
+    weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""
+
+    @property
+    def needs_label_counts(self) -> bool:
+        """True for the oracle distribution alone."""
+        return self.distribution == "shared"
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the experts' target `[M, C]`, shared by all, with what each sender weighs, `[N, N]`."""
+        assert knowledge.logits is not None
+        q = softmax(knowledge.logits, self.temperature)
+        e = distributions.expertise(self.distribution, q, knowledge.label_counts, self.epsilon)
+        clients = len(q)
+        samples = knowledge.samples if self.weight_by_size else None
+        prior = log_prior(clients, samples=samples, age=knowledge.age, decay=self.stale_decay)
+        weights = effectiveness(np.zeros((clients, clients)), 0.0, log_prior=prior)
+        return Guidance(class_experts(weights[0], q, e), weights)

@@ -1,0 +1,44 @@
+"""Samples of which a batch comes along with every batch of a job, in an order of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Alongside:
+    """Hands out batches without end: whole shuffles of all samples, one after another.
+
+    The order goes on from epoch to epoch, and from one job to the next that has the same object.
+
+    Args:
+        arrays: Tensors ``[m, ...]`` of one device, m ≥ 1.
+        batch_size: Samples of a batch; all of them, if there are not so many.
+        generator: CPU generator of the shuffles, of this object alone; it moves on as they are needed.
+    """
+
+    def __init__(self, arrays: Sequence[Tensor], batch_size: int, generator: torch.Generator) -> None:
+        self.arrays = arrays
+        self.size = min(batch_size, len(arrays[0]))
+        self._generator = generator
+        self._waiting = torch.empty(0, dtype=torch.int64)
+
+    def draw(self) -> list[Tensor]:
+        """Return the next batch of each array, ``[B, ...]``."""
+        if len(self._waiting) < self.size:
+            shuffle = torch.randperm(len(self.arrays[0]), generator=self._generator)
+            self._waiting = torch.cat([self._waiting, shuffle])
+        rows = self._waiting[: self.size].to(self.arrays[0].device)
+        self._waiting = self._waiting[self.size :]
+        return [array.index_select(0, rows) for array in self.arrays]
+
+    def position(self) -> tuple[Tensor, Tensor]:
+        """Return where the order is, for `go_back`."""
+        return self._generator.get_state(), self._waiting
+
+    def go_back(self, position: tuple[Tensor, Tensor]) -> None:
+        """Hand out again what has been handed out since a position was taken."""
+        state, self._waiting = position
+        self._generator.set_state(state)

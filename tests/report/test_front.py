@@ -1,0 +1,90 @@
+"""The figure of both accuracies at both moments: where points stand, what is joined, what is beaten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedkd.report import figures
+from fedkd.report.front import curves, local_global_front, undominated
+from fedkd.report.study import StudyAxis
+
+
+def test_points_that_none_beats():
+    points = [(1.0, 5.0), (2.0, 4.0), (2.0, 3.0), (3.0, 4.5), (0.5, 5.0), (4.0, 1.0), (4.0, 1.0)]
+    assert undominated(points) == [(1.0, 5.0), (3.0, 4.5), (4.0, 1.0)]
+    assert undominated([]) == []
+
+
+def test_groups_that_differ_in_a_number_are_joined_in_its_order():
+    titles = [
+        "knfu 10",
+        "local",
+        "knfu 2",
+        "knfu 0.5",
+        "knfu 2, ρ 0.1",
+        "knfu 2, ρ 1",
+        "knfu 2, ρ 0.3",
+        "dp 1",
+    ]
+    found = curves([(title,) for title in titles])
+    assert [[group for (group,) in curve] for curve in found] == [
+        ["knfu 0.5", "knfu 2", "knfu 10"],
+        ["knfu 2, ρ 0.1", "knfu 2, ρ 0.3", "knfu 2, ρ 1"],
+    ]
+
+
+@pytest.fixture
+def both(study):
+    """The study with both moments and three values of a number beside `local`."""
+    levels = ("local", "knfu 1", "knfu 10", "knfu 2")
+    runs = tuple(
+        replace(
+            run,
+            levels=(run.levels[0], name),
+            is_bound=False,
+            final={
+                "accuracy_trained_local": 0.9 - place / 10,
+                "accuracy_trained_global": 0.5 + place / 10,
+                "accuracy_local": 0.8,
+                "accuracy_global": 0.4 + place / 10 + run.seed / 100,
+            },
+        )
+        for run in study.runs
+        if run.levels[1] == "local"
+        for place, name in enumerate(levels)
+    )
+    axes = (study.axes[0], StudyAxis("strategy", levels))
+    return replace(study, axes=axes, compared=("strategy",), runs=runs)
+
+
+def across(line) -> tuple[float, ...]:
+    return tuple(round(float(x), 6) for x in line.get_xdata())
+
+
+def test_a_panel_for_each_block_and_moment(both, tmp_path):
+    assert "front" in {path.stem for path in figures.draw_figures(both, tmp_path)}
+    figure = local_global_front(both)
+    assert [axes.get_title() for axes in figure.axes] == ["Dirichlet α = 0.1", "Dirichlet α = 10", "", ""]
+    across_labels = [axes.get_xlabel() for axes in figure.axes]
+    assert ["training" in label for label in across_labels] == [True, True, False, False]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["local", "knfu 1", "knfu 10", "knfu 2", "beaten by none in both"]
+    trained, guided = figure.axes[0], figure.axes[2]
+    lines = {across(line): line.get_ydata() for line in trained.lines}
+    np.testing.assert_allclose(lines[60, 80, 70], [80, 60, 70])  # knfu 1, 2, 10
+    np.testing.assert_allclose(lines[50, 60, 70, 80], [90, 80, 70, 60])  # nobody is beaten
+    # After guidance all are as good locally, so the best globally beats them all.
+    assert across(guided.lines[-1]) == (72,)
+
+
+def test_a_bound_beats_nobody(both):
+    runs = tuple(replace(run, is_bound=run.levels[1] == "knfu 2") for run in both.runs)
+    guided = local_global_front(replace(both, runs=runs)).axes[2]
+    assert across(guided.lines[-1]) == (62,)
+
+
+def test_not_drawn_without_the_other_moment(study, tmp_path):
+    assert "front" not in {path.stem for path in figures.draw_figures(study, tmp_path)}
