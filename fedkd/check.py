@@ -48,8 +48,10 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
         UserError: The first thing that would stop a run.
     """
     from fedkd.data.load import load_data
+    from fedkd.tracking.loggers.registry import check_loggers
 
     scenario = plan.scenario
+    check_loggers(scenario)
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
     parameters, work = yield from check_with(plan, data)
@@ -69,8 +71,10 @@ def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = 
     """
     from fedkd.data.federated import FederatedData
     from fedkd.data.load import load_data
+    from fedkd.tracking.loggers.registry import check_loggers
 
     scenario = unopened.scenario
+    check_loggers(scenario)
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     if unopened.knows_data:
         data = load_data(scenario.model_copy(update={"plugins": []}), progress)

@@ -22,6 +22,8 @@ PACKAGES = (
     "safetensors",
     "rich",
     "wandb",
+    "tensorboard",
+    "mlflow-skinny",
 )
 
 

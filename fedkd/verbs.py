@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from fedkd.errors import RunFailed, UserError
 from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
 
-LISTS = ("strategies", "models", "learners", "datasets", "partitions", *LISTED.values())
+LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *LISTED.values())
 
 
 def run_verb(args: argparse.Namespace) -> None:

@@ -223,11 +223,16 @@ def _check(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]
     from fedkd.check import check_with
     from fedkd.data.load import load_data
     from fedkd.plan.plan import resolve
+    from fedkd.tracking.loggers.registry import check_loggers
 
     checked: set[str] = set()
     loaded, data = "", None
     for cell in waiting:
         scenario = cell.scenario
+        try:
+            check_loggers(scenario)
+        except UserError as error:
+            raise in_cell(error, cell.label, plan.bench.file) from error
         dealt = what_decides_data(scenario)
         learner = scenario.continual.model_dump_json() if scenario.continual else ""
         kind = "".join([dealt, *(group.model_dump_json() for group in scenario.clients), learner])

@@ -257,10 +257,7 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool) 
     except UserError as error:
         raise in_cell(error, cell_label(levels, seed), bench.file) from None
     cell = Cell(levels, seed, scenario, digest_of(scenario))
-    tracking = scenario.tracking
-    if tracking.wandb is not None and tracking.wandb.group is None:
-        wandb = tracking.wandb.model_copy(update={"group": bench.spec.name})
-        tracking = tracking.model_copy(update={"wandb": wandb})
+    tracking = scenario.tracking.grouped(bench.spec.name)
     return replace(cell, scenario=scenario.model_copy(update={"name": cell.run_name, "tracking": tracking}))
 
 
