@@ -123,7 +123,7 @@ def _row(label: str, text: str) -> str:
 
 def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
     shape = "×".join(map(str, data.input_shape))
-    testing = f"{len(data.test_y):,} in the common test set"
+    testing = f"{len(data.test_y):,} {_common_tests(scenario)}"
     yield _row("data", f"{data.name}: {data.classes} classes, samples of {shape}{_kind(data)}, {testing}")
     yield _row("partition", _partition(scenario))
     yield from _size_rows(scenario, [data], "client")
@@ -148,12 +148,18 @@ def _stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
     yield _row("partition", _partition(scenario))
     tasks = [task.data for task in stream]
     yield from _size_rows(scenario, tasks, "client and task")
-    yield _row("", f"samples in the common test set of a task: {testing}")
+    yield _row("", f"samples {_common_tests(scenario)} of a task: {testing}")
     yield _row("", f"label skew in task 0: {_skew(tasks[0].label_distribution()[:, _own_labels(stream[0])])}")
     if tasks[0].skew:
         yield _row("", f"clients differ by {_differences(tasks[0].skew)}")
     size = max(len(task.transfer_x) for task in tasks)
     yield _row("transfer", f"{_counted(size, 'sample')} from {scenario.data.transfer.source}, for each task")
+
+
+def _common_tests(scenario: Scenario) -> str:
+    if scenario.data.validation is None:
+        return "in the common test set"
+    return "held out by clients in the place of the common test set"
 
 
 def _course(scenario: Scenario, continual: Continual) -> str:
@@ -221,7 +227,8 @@ def _size_rows(scenario: Scenario, tasks: Sequence[FederatedData], unit: str) ->
         apart = [number_kept_apart(samples, stopping.validation) for samples in train]
         none = f"; {apart.count(0)} of {len(apart)} keep none apart and train all epochs" * (0 in apart)
         yield _row("", f"of these kept apart for early stopping: {_spread(apart)}{none}")
-    yield _row("", f"local test samples per {unit}: {_spread(test)}" if any(test) else "no local test sets")
+    kind = "local test samples" if scenario.data.validation is None else "samples held out for validation"
+    yield _row("", f"{kind} per {unit}: {_spread(test)}" if any(test) else "no local test sets")
 
 
 def _skew(shares: np.ndarray) -> str:

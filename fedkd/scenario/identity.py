@@ -27,8 +27,10 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     tables["faults"] = {
         key: value for key, value in tables["faults"].items() if key not in HANDLING or value != usual[key]
     }
-    if not scenario.data.partition.replacement:  # a key that runs began without
+    if not scenario.data.partition.replacement:  # like the next, a key that runs began without
         del tables["data"]["partition"]["replacement"]
+    if scenario.data.validation is None:
+        del tables["data"]["validation"]
     if scenario.engine.threads_per_client != 1:
         tables["threads_per_client"] = scenario.engine.threads_per_client
     return tables
