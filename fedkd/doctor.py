@@ -24,6 +24,7 @@ PACKAGES = (
     "wandb",
     "tensorboard",
     "mlflow-skinny",
+    "optuna",
 )
 
 

@@ -272,7 +272,10 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
     except OSError:  # what failed is told all the same
         return error
     return RunFailed(
-        f"{error.message} (traceback in {folder / ERROR_FILE})", round=error.round, client=error.client
+        f"{error.message} (traceback in {folder / ERROR_FILE})",
+        round=error.round,
+        client=error.client,
+        diverged=error.diverged,
     )
 
 
