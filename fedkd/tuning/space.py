@@ -110,10 +110,12 @@ def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
             raise UserError(
                 "does not decide how well clients learn, or decides what that is measured on; it cannot be"
                 " searched",
-                key=dotted(("search", key)),
+                key=dotted(("search", *key.split("."))),
             )
         if any(other != dimension.key and _within_each_other(other, dimension.key) for other in names):
-            raise UserError("is searched twice, as a whole and in part", key=dotted(("search", key)))
+            raise UserError(
+                "is searched twice, as a whole and in part", key=dotted(("search", *key.split(".")))
+            )
     return tuple(found)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedkd.benchmark.cells import Cell, in_cell, level_of, make_cell
+from fedkd.benchmark.cells import Cell, cell_tables, in_cell, level_of, make_cell
 from fedkd.benchmark.merge import flatten
 from fedkd.errors import UserError
+from fedkd.plan.load import parse_scenario
+from fedkd.scenario.explain import dotted
 from fedkd.tuning.objective import check_metric_of
 from fedkd.tuning.sampling import Told
 from fedkd.tuning.schema import Search
+from fedkd.tuning.space import Dimension
 from fedkd.tuning.trial import TrialRecord
 
 
@@ -86,18 +90,33 @@ def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[Tria
 
 
 def check_space(search: Search) -> None:
-    """Try every end of a range and every choice alone: each has to make a scenario.
+    """Try every end of a range and every choice, alone and with each choice of the others.
 
     Raises:
-        UserError: The first that does not, with its key.
+        UserError: The first that makes no scenario, with its key.
     """
-    for dimension in search.space:
+    for place, dimension in enumerate(search.space):
         for value in dimension.tried:
-            try:
-                make_cell(search.bench, {dimension.key: level_of(dimension.key, value)}, search.seeds[0])
-            except UserError as error:
-                message = error.message.removeprefix("cell ")
-                raise UserError(message, key="search", file=search.bench.file) from None
+            _try(search, dimension, {dimension.key: value})
+        for other in search.space[:place]:
+            if not dimension.choices and not other.choices:
+                continue  # the ends of ranges seldom depend on each other
+            for value, beside in product(dimension.tried, other.tried):
+                _try(search, dimension, {other.key: beside, dimension.key: value})
+
+
+def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> None:
+    try:
+        parse_scenario(
+            cell_tables(search.bench, scenario_keys(values), search.seeds[0]), folder=search.bench.folder
+        )
+    except UserError as error:
+        key = dimension.key.removesuffix("!")
+        told = error.message if error.key in (None, key) else f"{error.key}: {error.message}"
+        others = [f"{name} = {word}" for name, word in single(values).items() if name != dimension.key]
+        beside = f" (with {others[0]}; what goes together is a choice of whole tables)" if others else ""
+        where = dotted(("search", *key.split(".")))
+        raise UserError(told + beside, key=where, file=search.bench.file) from None
 
 
 def base_values(search: Search) -> dict[str, Any] | None:
