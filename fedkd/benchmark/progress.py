@@ -78,14 +78,15 @@ class BenchProgress(Watcher):
         everything = self._pace.of_all(known)
         if everything is None:
             return None
-        if known:
-            everything += self._unknown * everything / len(known)
+        if self._unknown and self.cells:
+            usual = everything / len(known) if known else self._pace.of(self.cells[-1])
+            everything += self._unknown * (usual or 0.0)
         now = time.monotonic()
         running = [
             (self._pace.of(self.cells[job]) or 0.0, now - since) for job, since in self.running.items()
         ]
         spent = sum(min(usual, elapsed) for usual, elapsed in running)
-        return (everything - spent) / max(1, min(self._slots, len(self._waiting)))
+        return (everything - spent) / max(1, min(self._slots, len(self._waiting) + self._unknown))
 
     @property
     def leaves(self) -> bool:
@@ -122,7 +123,7 @@ class PlainProgress(BenchProgress):
     def finished(self, job: int, outcome: Outcome) -> None:
         super().finished(job, outcome)
         for line in finished_lines(self.cells[job], outcome):
-            left = f", {time_left(self.left())} left" if self._waiting else ""
+            left = f", {time_left(self.left())} left" if self.leaves else ""
             self.message(f"{line}  ({self.counts()}{left})")
 
     def message(self, text: str) -> None:
@@ -171,7 +172,7 @@ class LiveProgress(BenchProgress):
         from rich.text import Text
 
         bar = Table.grid(padding=(0, 2))
-        left = self.left() if self._waiting else None
+        left = self.left() if self.leaves else None
         status = self.counts() + (f", {time_left(left)} left" if left is not None else "")
         completed = self.already_done + self.done + self.failed
         bar.add_row(

@@ -66,8 +66,8 @@ def legend(search: Search) -> str:
     seeds = len(search.seeds)
     of_seeds = f", the mean over {seeds} seeds" if seeds > 1 else ""
     return (
-        f"On held-out samples ({share:.0%} of each client's training samples){of_seeds}; test samples were"
-        " not looked at. *stopped*: its value is that of the round after which it was behind.\n"
+        f"On held-out samples ({100 * share:g} % of each client's training samples){of_seeds}; test samples"
+        " were not looked at. *stopped*: its value is that of the round after which it was behind.\n"
     )
 
 

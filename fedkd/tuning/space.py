@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from fedkd.errors import UserError
+from fedkd.explain import explain_error
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.overrides import parse_override
 from fedkd.scenario.schema import Section
@@ -23,6 +24,8 @@ FIXED = (
     *("plugins", "plugin_path", "data.validation", "data.test_fraction", "data.test_size"),
 )
 """Keys that decide where a run goes or what it is measured on, not how well it learns."""
+MOST = 1e15
+"""Beyond, whole numbers are not told apart by floats."""
 DIGITS = 4
 """Significant digits of a number that is drawn: what is found can be written down."""
 
@@ -30,10 +33,10 @@ DIGITS = 4
 class Range(Section):
     """Numbers from `low` to `high`, both included; whole ones where both are."""
 
-    low: int | float
+    low: Annotated[int | float, Field(ge=-MOST, le=MOST)]
     """The least."""
-    high: int | float
-    """The greatest."""
+    high: Annotated[int | float, Field(ge=-MOST, le=MOST)]
+    """The greatest; with a `step`, a whole number of them above `low`."""
     log: bool = False
     """Whether to draw the logarithm evenly."""
     step: int | float | None = None
@@ -82,9 +85,10 @@ class Dimension:
             return False
         return step is None or isclose((value - low) / step, round((value - low) / step), abs_tol=1e-9)
 
-    def __str__(self) -> str:
+    def range_words(self) -> str:
+        """Return the range for a person; empty: there are choices instead."""
         if self.range is None:
-            return ", ".join(map(str, self.choices))
+            return ""
         found = f"{self.range.low:g} to {self.range.high:g}"
         if self.range.step is not None:
             found += f" in steps of {self.range.step:g}"
@@ -152,9 +156,9 @@ def dimension_of(key: str, value: Any) -> Dimension:
         try:
             return Dimension(key, range=_checked(Range.model_validate(dict(value)), where))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            from fedkd.explain import explain_error
-
+            problems = error.errors(include_url=False)
+            # Of a number that is neither whole nor any other, the latter is what could be told.
+            first = next((problem for problem in problems if problem["loc"][-1] == "float"), problems[0])
             place = ".".join(map(str, first["loc"][:1]))
             raise UserError(explain_error(first, Range.model_fields), key=f"{where}.{place}") from None
     if isinstance(value, list | tuple):
@@ -180,6 +184,13 @@ def _checked(found: Range, where: str) -> Range:
     if found.step is not None and (found.step <= 0 or found.log):
         told = "cannot go with log" if found.log else f"must be > 0, got {found.step!r}"
         raise UserError(told, key=f"{where}.step")
+    steps = 1.0 if found.step is None else (found.high - found.low) / found.step
+    if not isclose(steps, round(steps), abs_tol=1e-9):
+        raise UserError(
+            f"high must be low and a whole number of steps, got {found.low!r}, {found.high!r} and steps of"
+            f" {found.step!r}",
+            key=where,
+        )
     return found
 
 
@@ -205,7 +216,7 @@ def _parsed(key: str, text: str) -> Dimension:
     where = f"{SEARCH} {key}"
     if (match := RANGE.fullmatch(text)) is not None:
         low, high = (_number(match[end], where) for end in ("low", "high"))
-        return Dimension(key, range=_checked(Range(low=low, high=high, log=match["log"] is not None), where))
+        return dimension_of(key, {"low": low, "high": high, "log": match["log"] is not None})
     try:
         values = parse_toml(f"value = {text}")["value"] if text[0] == "[" else None
     except NotToml:

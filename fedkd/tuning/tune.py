@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkd.benchmark.cell_check import CellCheck
+from fedkd.benchmark.cells import level_of
 from fedkd.benchmark.finished import damage
 from fedkd.benchmark.scheduler import Job, Watcher, Work, on_ray, run_in_turn
 from fedkd.errors import Interrupted, RunFailed, UserError
@@ -333,8 +334,10 @@ def describe_tune(plan: TunePlan) -> Iterator[str]:
     """Yield what ``--dry-run`` prints: what varies, how many trials, and the first of them."""
     search, spec = plan.search, plan.search.spec
     for dimension in search.space:
-        yield f"search   {dimension.key}: {dimension}"
-    yield f"metric   {spec.metric}, {search.bench.fixed['data.validation']:.0%} of training samples held out"
+        choices = (level_of(dimension.key, choice).label for choice in dimension.choices)
+        yield f"search   {dimension.key}: {' | '.join(choices) or dimension.range_words()}"
+    share = 100 * search.bench.fixed["data.validation"]
+    yield f"metric   {spec.metric}, {share:g} % of training samples held out"
     seeds = ", ".join(map(str, search.seeds))
     yield f"trials   {spec.trials}, {spec.together} at a time by {spec.sampler} → {plan.folder}"
     yield f"seeds    {seeds}"

@@ -64,6 +64,9 @@ def test_which_values_of_a_base_may_be_drawn():
         ({"a": {"low": 0, "high": 1, "log": True}}, "search.a", "above 0"),
         ({"a": {"low": 1, "high": 9, "log": True, "step": 2}}, "search.a.step", "cannot go with log"),
         ({"a": {"low": 1, "high": 9, "step": 0}}, "search.a.step", "must be > 0"),
+        ({"a": {"low": 1, "high": 9, "step": 3}}, "search.a", "whole number of steps"),
+        ({"a": {"low": 1, "high": 10**400}}, "search.a.high", "must be"),
+        ({"a": {"low": float("nan"), "high": 1}}, "search.a.low", "finite"),
         ({"a": {"low": 1}}, "search.a.high", "missing"),
         ({"a": {"low": 1, "high": 2, "lag": 3}}, "search.a.lag", "did you mean 'log'"),
         ({"a": {"low": "x", "high": 2}}, "search.a.low", "must be"),
@@ -80,7 +83,9 @@ def test_what_cannot_be_searched_is_refused_with_its_key(search, key, message):
     assert (caught.value.key or "").startswith(key)
 
 
-@pytest.mark.parametrize("text", ["a", "a=", "=3", "a=1", "a=..", "a=x..y", "a=1..", "a=2..1", "a=,", "a=[1"])
+@pytest.mark.parametrize(
+    "text", ["a", "a=", "=3", "a=1", "a=..", "a=x..y", "a=1..", "a=2..1", "a=0..inf", "a=,", "a=[1"]
+)
 def test_words_that_say_nothing_are_refused(text):
     with pytest.raises(UserError):
         dimensions(parse_search([text]))
