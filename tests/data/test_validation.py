@@ -13,8 +13,11 @@ from fedkd.data.split import held_out_split
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 from fedkd.plan.plan import resolve
+from fedkd.report.page.record import read_record
+from fedkd.report.page.run import run_page
 from fedkd.scenario.identity import decisive, digest_of
 from fedkd.scenario.schema import Scenario
+from fedkd.trained.card import _tests
 
 pytestmark = pytest.mark.usefixtures("read_once")
 
@@ -96,6 +99,8 @@ def test_a_run_says_what_its_accuracies_are_of(digits_scenario, tmp_path, capsys
     assert result.summary["tested_on"] == "validation"
     assert result.summary["final"]["accuracy_local"] is not None
     assert "accuracies are on held-out samples" in capsys.readouterr().out
+    assert "not on tests" in run_page(read_record(result.folder)).notes[0]
+    assert "test samples were not looked at" in _tests(parse_plan(tables).scenario)
     assert "held out by clients" in "\n".join(check(parse_plan(tables)))
 
 

@@ -53,8 +53,10 @@ class MlflowLogger:
 
     def open(self, run: LoggedRun) -> None:
         """Begin an MLflow run, or go on with the folder's."""
-        # MLflow tells nobody of what it is used for, and warns of folders, which are what is asked for here.
+        # Before it is imported: it is to tell nobody what it is used for, nor a display how it makes tables,
+        # and to take a folder without a warning, since that is what is asked for.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
 
