@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fedkd.tracking.events import RoundReport, RunObserver, RunReport
     from fedkd.trained.client import TrainedClient, load_client
     from fedkd.trained.export import Export, export
+    from fedkd.tuning.tune import TuneResult, tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Scenario",
     "TrainedClient",
     "TrainingDiverged",
+    "TuneResult",
     "UserError",
     "__version__",
     "bench",
@@ -48,6 +50,7 @@ __all__ = [
     "resume",
     "run",
     "runs",
+    "tune",
 ]
 
 _LAZY = {
@@ -67,6 +70,7 @@ _LAZY = {
     "Scenario": "fedkd.scenario.schema",
     "TrainedClient": "fedkd.trained.client",
     "TrainingDiverged": "fedkd.errors",
+    "TuneResult": "fedkd.tuning.tune",
     "UserError": "fedkd.errors",
     "bench": "fedkd.benchmark.bench",
     "compare": "fedkd.overview.compare",
@@ -76,6 +80,7 @@ _LAZY = {
     "resume": "fedkd.runner",
     "run": "fedkd.runner",
     "runs": "fedkd.overview.runs",
+    "tune": "fedkd.tuning.tune",
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.plugins import Registry
+from fedkd.scenario.explain import section_of
 from fedkd.scenario.shipped import BENCHES, LISTED, Kind, Shipped, shipped, shipped_folder
 from fedkd.scenario.toml import NotToml, parse_toml
 
@@ -170,6 +171,23 @@ def partitions() -> Iterator[str]:
         if name != "scheme":
             default = _default(field.get_default(call_default_factory=True))
             yield _row(f"{name} = {default}", " ".join((field.description or "").split()))
+
+
+def loggers() -> Iterator[str]:
+    """Yield every logger: what it does, what brings it where it is not installed, and its keys."""
+    from fedkd.scenario.tracking import Tracking
+    from fedkd.tracking.loggers.registry import LOGGERS
+
+    for name, kind in LOGGERS.items():
+        yield _row(name, kind.summary)
+        if not kind.is_there:
+            brought = f"fedkd[{kind.extra}]" if kind.extra else kind.package
+            yield _row("", f"  not installed: pip install '{brought}'")
+        section = section_of(Tracking.model_fields[name].annotation)
+        assert section is not None
+        for key, field in section.model_fields.items():
+            default = field.get_default(call_default_factory=True)
+            yield _row("", f"  {key} = {'{}' if default == {} else _default(default)}")
 
 
 def scenarios() -> Iterator[str]:

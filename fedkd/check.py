@@ -48,8 +48,10 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
         UserError: The first thing that would stop a run.
     """
     from fedkd.data.load import load_data
+    from fedkd.tracking.loggers.registry import check_loggers
 
     scenario = plan.scenario
+    check_loggers(scenario)
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
     parameters, work = yield from check_with(plan, data)
@@ -69,8 +71,10 @@ def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = 
     """
     from fedkd.data.federated import FederatedData
     from fedkd.data.load import load_data
+    from fedkd.tracking.loggers.registry import check_loggers
 
     scenario = unopened.scenario
+    check_loggers(scenario)
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     if unopened.knows_data:
         data = load_data(scenario.model_copy(update={"plugins": []}), progress)
@@ -118,7 +122,7 @@ def _row(label: str, text: str) -> str:
 
 def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
     shape = "×".join(map(str, data.input_shape))
-    testing = f"{len(data.test_y):,} in the common test set"
+    testing = f"{len(data.test_y):,} {_common_tests(scenario)}"
     yield _row("data", f"{data.name}: {data.classes} classes, samples of {shape}{_kind(data)}, {testing}")
     yield _row("partition", _partition(scenario))
     yield from _size_rows(scenario, [data], "client")
@@ -143,12 +147,18 @@ def _stream_rows(scenario: Scenario, stream: FederatedStream) -> Iterator[str]:
     yield _row("partition", _partition(scenario))
     tasks = [task.data for task in stream]
     yield from _size_rows(scenario, tasks, "client and task")
-    yield _row("", f"samples in the common test set of a task: {testing}")
+    yield _row("", f"samples {_common_tests(scenario)} of a task: {testing}")
     yield _row("", f"label skew in task 0: {_skew(tasks[0].label_distribution()[:, _own_labels(stream[0])])}")
     if tasks[0].skew:
         yield _row("", f"clients differ by {_differences(tasks[0].skew)}")
     size = max(len(task.transfer_x) for task in tasks)
     yield _row("transfer", f"{_counted(size, 'sample')} from {scenario.data.transfer.source}, for each task")
+
+
+def _common_tests(scenario: Scenario) -> str:
+    if scenario.data.validation is None:
+        return "in the common test set"
+    return "held out by clients in the place of the common test set"
 
 
 def _course(scenario: Scenario, continual: Continual) -> str:
@@ -216,7 +226,8 @@ def _size_rows(scenario: Scenario, tasks: Sequence[FederatedData], unit: str) ->
         apart = [number_kept_apart(samples, stopping.validation) for samples in train]
         none = f"; {apart.count(0)} of {len(apart)} keep none apart and train all epochs" * (0 in apart)
         yield _row("", f"of these kept apart for early stopping: {_spread(apart)}{none}")
-    yield _row("", f"local test samples per {unit}: {_spread(test)}" if any(test) else "no local test sets")
+    kind = "local test samples" if scenario.data.validation is None else "samples held out for validation"
+    yield _row("", f"{kind} per {unit}: {_spread(test)}" if any(test) else "no local test sets")
 
 
 def _skew(shares: np.ndarray) -> str:

@@ -146,6 +146,23 @@ def _parser() -> argparse.ArgumentParser:
     _add_no_plugins(bench)
     _add_quiet(bench)
 
+    text = "search for the hyper-parameters with the highest accuracy on held-out samples, with Optuna"
+    tune = verb("tune", verbs.tune_verb, text)
+    _add_scenario(tune)
+    tune.add_argument(
+        "--search",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="key=range",
+        help="what to vary, e.g. training.lr=log:1e-4..1e-1 training.optimizer=adam,sgd",
+    )
+    tune.add_argument("--trials", type=int, metavar="N", help="short for --set trials=N")
+    tune.add_argument("--metric", metavar="NAME", help="short for --set metric=NAME")
+    tune.add_argument("--out", type=_folder, metavar="DIR", help="folder (default: runs/tune-NAME)")
+    tune.add_argument("--dry-run", action="store_true", help="say what would be searched only")
+    _add_quiet(tune)
+
     text = "make the page of a run or a bench, or of several runs side by side; it opens offline"
     report = verb("report", verbs.report_verb, text)
     report.add_argument(
@@ -182,8 +199,9 @@ def _parser() -> argparse.ArgumentParser:
     check = verb("check", verbs.check_verb, text)
     _add_scenario(check)
     _add_no_plugins(check)
-    text = "print the JSON schema of scenario files instead, or of bench files"
-    check.add_argument("--schema", nargs="?", const="scenario", choices=("scenario", "bench"), help=text)
+    text = "print the JSON schema of scenario files instead, or of bench files, or of searches"
+    kinds = ("scenario", "bench", "search")
+    check.add_argument("--schema", nargs="?", const="scenario", choices=kinds, help=text)
 
     listing = verb("list", verbs.list_verb, "list what a scenario can name")
     listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")

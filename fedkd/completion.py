@@ -27,7 +27,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
     for action, kind in _arguments(parser):
         if action.dest == "scenario":
             action.completer = lambda prefix, kind=kind, **_: scenario_words(prefix, kind)  # type: ignore[attr-defined]
-        elif action.dest == "set":
+        elif action.dest in ("set", "search"):
             action.completer = lambda prefix, **_: set_words(prefix)  # type: ignore[attr-defined]
         elif action.dest in ("folder", "ours", "theirs", "out"):
             action.completer = argcomplete.DirectoriesCompleter()  # type: ignore[attr-defined]

@@ -22,6 +22,9 @@ PACKAGES = (
     "safetensors",
     "rich",
     "wandb",
+    "tensorboard",
+    "mlflow-skinny",
+    "optuna",
 )
 
 

@@ -60,18 +60,26 @@ class RunFailed(FedkdError):
         round: Round in which it happened, 1-based.
         client: Index of the client that failed, if one did.
         details: The traceback, for the log file.
+        diverged: Whether training led to numbers that are none: a result of the method, not an accident.
     """
 
     exit_status = 3
 
     def __init__(
-        self, message: str, *, round: int | None = None, client: int | None = None, details: str = ""
+        self,
+        message: str,
+        *,
+        round: int | None = None,
+        client: int | None = None,
+        details: str = "",
+        diverged: bool = False,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.round = round
         self.client = client
         self.details = details
+        self.diverged = diverged
 
     def __str__(self) -> str:
         where = [f"client {self.client}"] if self.client is not None else []

@@ -246,6 +246,7 @@ def finish_run(
         "seed": scenario.seed,
         "status": "done",
         "rounds": scenario.rounds,
+        **({} if scenario.data.validation is None else {"tested_on": "validation"}),
         "final": {
             **final_accuracies(rows, plan.last_round, counted),
             "bytes_up": totals.bytes_up,

@@ -29,6 +29,7 @@ from fedkd.run_folder import (
     write_plan,
 )
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.tracking import Tracking
 from fedkd.signals import stop_signals
 from fedkd.supervisor import if_lost
 from fedkd.tracking.events import Observers, RunObserver
@@ -157,12 +158,17 @@ def _check_continuation(plan: Plan, folder: Path) -> None:
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
-    """Return the observers as one, with what writes into the run folder, and wandb if it is asked for."""
-    everyone = [*observers, PresentFile(), RunLog()]
-    if scenario.tracking.wandb is not None:
-        from fedkd.tracking.wandb_logger import WandbLogger
+    """Return the observers as one, with what writes into the run folder, and the loggers that are asked for.
 
-        everyone.append(WandbLogger(warn=Observers(observers).message))
+    Raises:
+        UserError: One of those is not installed.
+    """
+    everyone = [*observers, PresentFile(), RunLog()]
+    if scenario.tracking != Tracking():
+        from fedkd.tracking.loggers.registry import check_loggers, make_loggers
+
+        check_loggers(scenario)
+        everyone += make_loggers(scenario, Observers([*observers, everyone[-1]]).message)
     return Observers(everyone)
 
 
@@ -266,7 +272,10 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
     except OSError:  # what failed is told all the same
         return error
     return RunFailed(
-        f"{error.message} (traceback in {folder / ERROR_FILE})", round=error.round, client=error.client
+        f"{error.message} (traceback in {folder / ERROR_FILE})",
+        round=error.round,
+        client=error.client,
+        diverged=error.diverged,
     )
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from fedkd.errors import RunFailed, UserError
 from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
 
-LISTS = ("strategies", "models", "learners", "datasets", "partitions", *LISTED.values())
+LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers", *LISTED.values())
 
 
 def run_verb(args: argparse.Namespace) -> None:
@@ -62,6 +62,28 @@ def bench_verb(args: argparse.Namespace) -> None:
             f"{len(result.failed)} of {len(result.cells)} cells failed, see {result.folder / 'cells.csv'}; "
             "the same command tries them again"
         )
+
+
+def tune_verb(args: argparse.Namespace) -> None:
+    """Search for hyper-parameters, or say what would be searched."""
+    from fedkd.tuning.results import SHOWN
+    from fedkd.tuning.schema import load_search
+    from fedkd.tuning.tune import describe_tune, plan_tune, tune
+
+    if args.scenario is None:  # `--search a=0..1 file.toml` reads as it was meant
+        args.scenario = next((word for word in args.search if "=" not in word), None)
+        args.search = [word for word in args.search if word != args.scenario]
+    path, overrides = _scenario_words(args)
+    overrides += [f"trials={args.trials}"] if args.trials is not None else []
+    overrides += [f'metric="{args.metric}"'] if args.metric is not None else []
+    if args.dry_run:
+        for line in describe_tune(plan_tune(path, overrides, args.search, args.out)):
+            print(line, flush=True)
+        return
+    _supervise(args, lambda: load_search(path, overrides, args.search).spec.parallel)
+    result = tune(path, search=args.search, out=args.out, overrides=overrides, quiet=args.quiet)
+    if not args.quiet:
+        print(f"\n{result.table(SHOWN)}\nresults  {result.folder}\nfound    {result.scenario}")
 
 
 def report_verb(args: argparse.Namespace) -> None:
@@ -120,6 +142,8 @@ def check_verb(args: argparse.Namespace) -> None:
 
         if args.schema == "bench":
             from fedkd.benchmark.json_schema import bench_json_schema as schema
+        elif args.schema == "search":
+            from fedkd.tuning.json_schema import search_json_schema as schema
         else:
             from fedkd.plan.json_schema import json_schema as schema
         print(json.dumps(schema(), indent=2, ensure_ascii=False))

@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("check", "catalogue", "completion", "doctor", "scaffold", "trained", "watch"),
     ("overview",),
     ("benchmark",),
+    ("tuning",),
     ("verbs",),
     ("cli", "__main__", "__init__"),
 )

@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedkd.benchmark.cell_check import CellCheck
 from fedkd.benchmark.cells import (
     Axis,
     Cell,
     compared_axes,
-    in_cell,
     make_axes,
     make_cells,
     plug_ins_of_cells,
     resolve_baseline,
     shown_metrics,
-    what_decides_data,
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
 from fedkd.errors import Interrupted, UserError
@@ -201,7 +200,7 @@ def _run(plan: BenchPlan, waiting: Sequence[Cell], progress: BenchProgress) -> d
         return {}
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     progress.message("checking data and models")
-    _check(plan, waiting, progress.message)
+    CellCheck(plan.bench.file, progress.message).check(waiting)
     jobs = [(cell.scenario.model_dump_json(), str(plan.runs / cell.folder_name)) for cell in waiting]
     outcomes: dict[int, Outcome] = {}
     with suppress(KeyboardInterrupt):
@@ -212,35 +211,6 @@ def _run(plan: BenchPlan, waiting: Sequence[Cell], progress: BenchProgress) -> d
     if len(outcomes) < len(jobs) or any(outcome.status == "interrupted" for outcome in outcomes.values()):
         raise Interrupted(f"stopped with {progress.counts()}; go on with the same command")
     return {waiting[job].hash: outcome for job, outcome in outcomes.items()}
-
-
-def _check(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None] | None = None) -> None:
-    """Load every data set and build every model of the cells to run, for one seed.
-
-    Raises:
-        UserError: The first cell that cannot run, with its name.
-    """
-    from fedkd.check import check_with
-    from fedkd.data.load import load_data
-    from fedkd.plan.plan import resolve
-
-    checked: set[str] = set()
-    loaded, data = "", None
-    for cell in waiting:
-        scenario = cell.scenario
-        dealt = what_decides_data(scenario)
-        learner = scenario.continual.model_dump_json() if scenario.continual else ""
-        kind = "".join([dealt, *(group.model_dump_json() for group in scenario.clients), learner])
-        if kind in checked:
-            continue
-        checked.add(kind)
-        try:
-            if data is None or dealt != loaded:
-                loaded, data = dealt, load_data(scenario, tell)
-            for _ in check_with(resolve(scenario), data):
-                continue
-        except UserError as error:
-            raise in_cell(error, cell.label, plan.bench.file) from error
 
 
 def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[str], None]) -> BenchResult:
@@ -304,7 +274,7 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
         reason = damages.get(cell.hash)
         again = f" (damaged: {reason})" if reason else ""
         yield f"  {'to do' if cell.hash in damages else 'done ':<6} {cell.label}  {cell.folder_name}{again}"
-    _check(plan, plan.waiting())
+    CellCheck(plan.bench.file).check(plan.waiting())
     guess = estimate(plan.cells, plan.runs, plan.compared)
     yield f"time   about {duration(guess.seconds)} if one cell runs at a time"
     yield f"       ({guess.basis})"

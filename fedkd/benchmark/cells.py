@@ -142,10 +142,11 @@ def _check_label(label: str, axis: Axis, bench: Bench) -> None:
 
 
 def _grid_axis(key: str, values: list[Any]) -> Axis:
-    return Axis(key, tuple(_grid_level(key, value) for value in values))
+    return Axis(key, tuple(level_of(key, value) for value in values))
 
 
-def _grid_level(key: str, value: Any) -> Level:
+def level_of(key: str, value: Any) -> Level:
+    """Return what a scenario key is at one of its values."""
     changes = flatten({key: value})
     if not isinstance(value, dict | list):
         return Level(_text(value), value, changes)
@@ -178,7 +179,7 @@ def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
     axes = make_axes(bench)
     _check_fixed(bench, axes)
     _check_number(bench, axes)
-    cells = [_cell(bench, levels, seed, plug_ins) for seed, levels in _combinations(bench, axes)]
+    cells = [make_cell(bench, levels, seed, plug_ins) for seed, levels in _combinations(bench, axes)]
     seen: dict[str, Cell] = {}
     for cell in cells:
         twin = seen.setdefault(cell.hash, cell)
@@ -233,16 +234,36 @@ def _touches(level: Level, key: str) -> bool:
     return any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in level.changes)
 
 
-def _cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool) -> Cell:
+def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return the tables of a cell's scenario, as its file would have them.
+
+    Args:
+        bench: The bench.
+        changes: Dotted keys that set the cell apart.
+        seed: Of its run.
+
+    Raises:
+        UserError: A change steps into what is no table.
+    """
+    common = flatten(bench.spec.set)
+    tables = forget_hyperparameters(bench.base, {**common, **changes, **bench.fixed})
+    for step in (common, changes, bench.fixed):
+        tables = merged(tables, step)
+    tables["seed"] = seed
+    return tables
+
+
+def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool = True) -> Cell:
+    """Return a cell of a bench.
+
+    Raises:
+        UserError: It cannot be run, with its name.
+    """
     changes: dict[str, Any] = {}
     for level in levels.values():
         changes |= level.changes
     try:
-        common = flatten(bench.spec.set)
-        tables = forget_hyperparameters(bench.base, common | changes | bench.fixed)
-        for step in (common, changes, bench.fixed):
-            tables = merged(tables, step)
-        tables["seed"] = seed
+        tables = cell_tables(bench, changes, seed)
         if plug_ins:
             scenario = parse_scenario(tables, folder=bench.folder)
         else:
@@ -257,10 +278,7 @@ def _cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool) 
     except UserError as error:
         raise in_cell(error, cell_label(levels, seed), bench.file) from None
     cell = Cell(levels, seed, scenario, digest_of(scenario))
-    tracking = scenario.tracking
-    if tracking.wandb is not None and tracking.wandb.group is None:
-        wandb = tracking.wandb.model_copy(update={"group": bench.spec.name})
-        tracking = tracking.model_copy(update={"wandb": wandb})
+    tracking = scenario.tracking.grouped(bench.spec.name)
     return replace(cell, scenario=scenario.model_copy(update={"name": cell.run_name, "tracking": tracking}))
 
 

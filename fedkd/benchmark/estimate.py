@@ -12,6 +12,7 @@ from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import run_cell
 from fedkd.errors import RunFailed
+from fedkd.scenario.tracking import Tracking
 from fedkd.tracking.events import RoundReport, RunObserver
 
 
@@ -103,8 +104,7 @@ class _FirstRound(RunObserver):
 def _time_one_round(cell: Cell) -> float:
     """Return the seconds of a cell's first round, evaluation included, which nobody is told of."""
     with tempfile.TemporaryDirectory() as folder:
-        tracking = cell.scenario.tracking.model_copy(update={"wandb": None})
-        tried = cell.scenario.model_copy(update={"evaluate_every": 1, "tracking": tracking})
+        tried = cell.scenario.model_copy(update={"evaluate_every": 1, "tracking": Tracking()})
         first = _FirstRound()
         outcome = run_cell(tried.model_dump_json(), folder, observers=[first])
     if first.seconds is not None:

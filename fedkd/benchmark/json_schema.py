@@ -14,7 +14,17 @@ def bench_json_schema() -> dict[str, Any]:
     Keys of `set`, `grid`, `variants` and `baseline` are those of a scenario, dotted or nested, and axes:
     they are not checked before a bench is read.
     """
-    schema, scenario = BenchFile.model_json_schema(), json_schema()
+    return with_scenario(BenchFile.model_json_schema(), "fedkd bench")
+
+
+def with_scenario(schema: dict[str, Any], title: str) -> dict[str, Any]:
+    """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it.
+
+    Args:
+        schema: Of the file's model; changed.
+        title: Of the schema.
+    """
+    scenario = json_schema()
     definitions = schema.setdefault("$defs", {}) | scenario.pop("$defs")
     for name in ("$schema", "title"):
         scenario.pop(name)
@@ -25,5 +35,5 @@ def bench_json_schema() -> dict[str, Any]:
         "default": None,
         "description": own["description"],
     }
-    schema.update({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fedkd bench"})
+    schema.update({"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title})
     return schema

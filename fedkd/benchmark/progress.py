@@ -27,17 +27,33 @@ class BenchProgress(Watcher):
         cells: The cells that are to run, in order.
         already_done: Cells that need not run.
         compared: Axes along which the time of a cell is most likely to differ.
+        unknown: Further ones of which it is not known yet what they are (see `add`).
     """
 
-    def __init__(self, cells: Sequence[Cell], already_done: int, compared: Sequence[str]) -> None:
-        self.cells = cells
-        self.total = len(cells) + already_done
+    def __init__(
+        self, cells: Sequence[Cell], already_done: int, compared: Sequence[str], unknown: int = 0
+    ) -> None:
+        self.cells = list(cells)
+        self.total = len(cells) + already_done + unknown
+        self._unknown = unknown
         self.already_done = already_done
         self.done = self.failed = 0
         self.running: dict[int, float] = {}
         self._slots = 1
         self._pace = CellPace(compared=compared)
         self._waiting = dict(enumerate(cells))
+
+    def add(self, cells: Sequence[Cell], known: int) -> None:
+        """Take up cells that were not known so far; their jobs are numbered on from the last.
+
+        Args:
+            cells: Those that are to run, in order.
+            known: How many there are with those that need not run.
+        """
+        self._waiting |= dict(enumerate(cells, start=len(self.cells)))
+        self.cells += cells
+        self.already_done += known - len(cells)
+        self._unknown -= known
 
     def slots(self, count: int) -> None:
         self._slots = count
@@ -51,20 +67,31 @@ class BenchProgress(Watcher):
         if outcome.status == "done":
             self._pace.add(self.cells[job], outcome.seconds)
             self.done += 1
+        elif outcome.status == "pruned":
+            self.done += 1
         elif outcome.status == "failed":
             self.failed += 1
 
     def left(self) -> float | None:
         """Return the seconds left, estimated from the cells that finished since the bench was started."""
-        everything = self._pace.of_all(list(self._waiting.values()))
+        known = list(self._waiting.values())
+        everything = self._pace.of_all(known)
         if everything is None:
             return None
+        if self._unknown and self.cells:
+            usual = everything / len(known) if known else self._pace.of(self.cells[-1])
+            everything += self._unknown * (usual or 0.0)
         now = time.monotonic()
         running = [
             (self._pace.of(self.cells[job]) or 0.0, now - since) for job, since in self.running.items()
         ]
         spent = sum(min(usual, elapsed) for usual, elapsed in running)
-        return (everything - spent) / max(1, min(self._slots, len(self._waiting)))
+        return (everything - spent) / max(1, min(self._slots, len(self._waiting) + self._unknown))
+
+    @property
+    def leaves(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self._waiting) or self._unknown > 0
 
     def counts(self) -> str:
         """Word how far it is: ``12/27 done, 1 failed, 2 running``."""
@@ -83,15 +110,20 @@ class PlainProgress(BenchProgress):
     """One line per finished cell; silent once there is nobody to read them."""
 
     def __init__(
-        self, cells: Sequence[Cell], already_done: int, compared: Sequence[str], stream: IO[str]
+        self,
+        cells: Sequence[Cell],
+        already_done: int,
+        compared: Sequence[str],
+        stream: IO[str],
+        unknown: int = 0,
     ) -> None:
-        super().__init__(cells, already_done, compared)
+        super().__init__(cells, already_done, compared, unknown)
         self._stream: IO[str] | None = stream
 
     def finished(self, job: int, outcome: Outcome) -> None:
         super().finished(job, outcome)
         for line in finished_lines(self.cells[job], outcome):
-            left = f", {time_left(self.left())} left" if self._waiting else ""
+            left = f", {time_left(self.left())} left" if self.leaves else ""
             self.message(f"{line}  ({self.counts()}{left})")
 
     def message(self, text: str) -> None:
@@ -107,9 +139,14 @@ class LiveProgress(BenchProgress):
     """A bar with the cells that are running; failures stay on the screen above it."""
 
     def __init__(
-        self, cells: Sequence[Cell], already_done: int, compared: Sequence[str], console: Console
+        self,
+        cells: Sequence[Cell],
+        already_done: int,
+        compared: Sequence[str],
+        console: Console,
+        unknown: int = 0,
     ) -> None:
-        super().__init__(cells, already_done, compared)
+        super().__init__(cells, already_done, compared, unknown)
         from rich.live import Live
 
         self._console = console
@@ -118,7 +155,7 @@ class LiveProgress(BenchProgress):
 
     def finished(self, job: int, outcome: Outcome) -> None:
         super().finished(job, outcome)
-        if outcome.status == "failed":
+        if outcome.status == "failed" or outcome.told:
             for line in finished_lines(self.cells[job], outcome):
                 self.message(line)
 
@@ -135,7 +172,7 @@ class LiveProgress(BenchProgress):
         from rich.text import Text
 
         bar = Table.grid(padding=(0, 2))
-        left = self.left() if self._waiting else None
+        left = self.left() if self.leaves else None
         status = self.counts() + (f", {time_left(left)} left" if left is not None else "")
         completed = self.already_done + self.done + self.failed
         bar.add_row(
@@ -156,17 +193,18 @@ class LiveProgress(BenchProgress):
 def finished_lines(cell: Cell, outcome: Outcome) -> list[str]:
     """Return the line that says how a cell ended."""
     ending = f": {outcome.error}" if outcome.error else f"  {duration(outcome.seconds)}"
+    ending += f"  {outcome.told}" if outcome.told else ""
     return [f"{outcome.status:<6}  {cell.label}{ending}"]
 
 
 def make_bench_progress(
-    cells: Sequence[Cell], already_done: int, compared: Sequence[str], *, quiet: bool
+    cells: Sequence[Cell], already_done: int, compared: Sequence[str], *, quiet: bool, unknown: int = 0
 ) -> BenchProgress:
     """Return the display that suits where the output goes."""
     if quiet:
-        return BenchProgress(cells, already_done, compared)
+        return BenchProgress(cells, already_done, compared, unknown)
     if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        return PlainProgress(cells, already_done, compared, sys.stdout)
+        return PlainProgress(cells, already_done, compared, sys.stdout, unknown)
     from rich.console import Console
 
-    return LiveProgress(cells, already_done, compared, Console())
+    return LiveProgress(cells, already_done, compared, Console(), unknown)

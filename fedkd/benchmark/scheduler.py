@@ -1,9 +1,10 @@
-"""Runs cells side by side on Ray, or one after the other in this process."""
+"""Runs cells, or trials of a search, side by side on Ray, or one after the other in this process."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fedkd.benchmark.places import check_places
@@ -18,6 +19,8 @@ POLL_SECONDS = 0.2
 GO_ON = "cells that are done stay so; go on with the same command"
 Job = tuple[str, str]
 """Scenario as JSON, and run folder: the arguments of `run_cell`."""
+Work = Callable[[str, str, float | None], Outcome]
+"""What is done with a job, called with its GPUs as well: `run_cell`, or the like; it travels to workers."""
 
 
 class Watcher:
@@ -36,7 +39,7 @@ class Watcher:
         """A line for the user."""
 
 
-def run_in_turn(jobs: Sequence[Job], watcher: Watcher) -> dict[int, Outcome]:
+def run_in_turn(jobs: Sequence[Job], watcher: Watcher, work: Work = run_cell) -> dict[int, Outcome]:
     """Run jobs in this process, one after the other.
 
     Returns:
@@ -46,7 +49,7 @@ def run_in_turn(jobs: Sequence[Job], watcher: Watcher) -> dict[int, Outcome]:
     outcomes: dict[int, Outcome] = {}
     for number, (scenario_json, folder) in enumerate(jobs):
         watcher.started(number)
-        outcomes[number] = run_cell(scenario_json, folder)
+        outcomes[number] = work(scenario_json, folder, None)
         watcher.finished(number, outcomes[number])
         if outcomes[number].status == "interrupted":
             break
@@ -64,29 +67,68 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[in
         UserError: There is no such cluster, not even one job fits it, or a node lacks what the jobs need.
         EngineLost: Ray does not come up, or breaks down.
     """
+    with on_ray(engine, watcher) as runner:
+        return runner.run(jobs, watcher)
+
+
+@contextmanager
+def on_ray(engine: Engine, watcher: Watcher) -> Iterator[RayRunner]:
+    """Start Ray, or join the cluster, for several calls to run jobs; it is left after the block.
+
+    Raises:
+        UserError: As `run_on_ray`.
+        EngineLost: As `run_on_ray`.
+    """
     watcher.message("starting Ray")
     if_lost(GO_ON)
     cluster = connect(engine)
     try:
-        slots = count_actors(engine, cluster, len(jobs))
-        share = gpu_share(engine, cluster, len(jobs))
-        check_places(jobs, engine, cluster, share)
-        with cluster.watch.guard():
-            tasks = _Tasks(jobs, engine, share, watcher, cluster)
-            tasks.wait_for_a_worker()
-            watcher.slots(slots)
-            return tasks.run(slots)
+        yield RayRunner(engine, cluster)
     except EngineLost as error:
         raise EngineLost(f"{error.message}; {GO_ON}") from error
     finally:
         cluster.close()
 
 
+class RayRunner:
+    """Runs jobs as Ray tasks on one cluster.
+
+    Args:
+        engine: What a job reserves.
+        cluster: Where they run.
+    """
+
+    def __init__(self, engine: Engine, cluster: RayCluster) -> None:
+        self._engine = engine
+        self._cluster = cluster
+        self._is_up = False
+
+    def run(self, jobs: Sequence[Job], watcher: Watcher, work: Work = run_cell) -> dict[int, Outcome]:
+        """Run jobs, as many at a time as fit the cluster; see `run_on_ray`."""
+        engine, cluster = self._engine, self._cluster
+        slots = count_actors(engine, cluster, len(jobs))
+        share = gpu_share(engine, cluster, len(jobs))
+        check_places(jobs, engine, cluster, share)
+        with cluster.watch.guard():
+            tasks = _Tasks(jobs, engine, share, watcher, cluster, work)
+            if not self._is_up:
+                tasks.wait_for_a_worker()
+                self._is_up = True
+            watcher.slots(slots)
+            return tasks.run(slots)
+
+
 class _Tasks:
     """The jobs of one bench on Ray: what waits, what runs."""
 
     def __init__(
-        self, jobs: Sequence[Job], engine: Engine, gpus: float, watcher: Watcher, cluster: RayCluster
+        self,
+        jobs: Sequence[Job],
+        engine: Engine,
+        gpus: float,
+        watcher: Watcher,
+        cluster: RayCluster,
+        work: Work,
     ) -> None:
         import ray
 
@@ -94,7 +136,8 @@ class _Tasks:
         self._patience = engine.start_timeout
         # A job that dies is recorded, not repeated behind the user's back.
         options = {"num_cpus": engine.cpus_per_actor, "num_gpus": gpus, "max_retries": 0}
-        self._task: Any = ray.remote(run_cell).options(**options)
+        self._task: Any = ray.remote(_do).options(**options)
+        self._work = work
         self._nothing: Any = ray.remote(_nothing).options(**options)
         self._jobs = jobs
         self._gpus = gpus
@@ -146,7 +189,7 @@ class _Tasks:
 
     def _start(self, waiting: Iterator[tuple[int, Job]], count: int) -> None:
         for _, (number, job) in zip(range(count), waiting, strict=False):
-            self._running[self._task.remote(*job, self._gpus)] = number
+            self._running[self._task.remote(self._work, *job, self._gpus)] = number
             self._watcher.started(number)
 
     def _collect(self, stopping: bool) -> int:
@@ -189,6 +232,10 @@ class _Tasks:
             return Outcome(
                 "failed", error=f"its Ray worker died: {type(error).__name__}: {_first_line(error)}"
             )
+
+
+def _do(work: Work, scenario_json: str, folder: str, gpus: float | None) -> Outcome:
+    return work(scenario_json, folder, gpus)
 
 
 def _nothing() -> None:

@@ -101,8 +101,12 @@ class Bench:
     @property
     def seeds(self) -> Sequence[int]:
         """The seeds, in order."""
-        seeds = self.spec.seeds
-        return range(1, seeds + 1) if isinstance(seeds, int) else seeds
+        return seeds_of(self.spec.seeds)
+
+
+def seeds_of(said: Sequence[int] | int) -> Sequence[int]:
+    """Return seeds as a file gives them: themselves, or their number."""
+    return range(1, said + 1) if isinstance(said, int) else said
 
 
 def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
@@ -121,21 +125,23 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     path = find_shipped(path, "bench")
     file = str(path)
     mapping = read_toml(path)
+    if "search" in mapping:
+        raise UserError(f"is a search, not a bench; run it with: fedkd tune {file}", file=file)
     if mapping.keys() & {"data", "fusion", "rounds"} and not mapping.keys() & {"base", "scenario"}:
         raise UserError(f"is a scenario, not a bench; run it with: fedkd run {file}", file=file)
     fixed = {}
     for text in overrides:
         key, value = parse_override(text)
         if key[0] in BenchFile.model_fields:
-            _set_in_bench(mapping, key, value)
+            set_in_file(mapping, key, value)
         else:
             fixed[".".join(key)] = value
     try:
         spec = BenchFile.model_validate(mapping)
         _check_spec(spec)
-        folder, base = _base(spec, path)
+        folder, base = base_scenario(spec.base, spec.scenario, path)
     except ValidationError as error:
-        raise _explained(error, file) from None
+        raise explained(error, file, BenchFile) from None
     except UserError as error:
         raise error.at(file=file) from None
     return Bench(spec, base, folder, fixed, file)
@@ -154,7 +160,12 @@ def dump_bench(bench: Bench) -> str:
     return header + tomli_w.dumps(told | fixed | {"scenario": bench.base})
 
 
-def _set_in_bench(mapping: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+def set_in_file(mapping: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    """Set a key of a bench file, or of one like it, in its tables.
+
+    Raises:
+        UserError: The key steps into what is no table, or into variants.
+    """
     first, rest = key[0], key[1:]
     if not rest:
         mapping[first] = value
@@ -170,11 +181,7 @@ def _set_in_bench(mapping: dict[str, Any], key: tuple[str, ...], value: Any) -> 
 
 
 def _check_spec(spec: BenchFile) -> None:
-    if (spec.base is None) == (spec.scenario is None):
-        given = "both are given" if spec.base else "neither is given"
-        raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
-    if isinstance(spec.seeds, list) and len(set(spec.seeds)) < len(spec.seeds):
-        raise UserError(f"must be different, got {spec.seeds}", key="seeds")
+    check_base_and_seeds(spec.base, spec.scenario, spec.seeds)
     _check_metrics(spec.metrics or [])
     for key, values in flatten(spec.grid).items():
         if not isinstance(values, list) or not values:
@@ -182,6 +189,21 @@ def _check_spec(spec: BenchFile) -> None:
     for axis, variants in spec.variants.items():
         if not variants:
             raise UserError("must have at least one variant", key=dotted(("variants", axis)))
+
+
+def check_base_and_seeds(
+    base: str | None, scenario: dict[str, Any] | None, seeds: Sequence[int] | int
+) -> None:
+    """Check that there is one base scenario, and no seed twice.
+
+    Raises:
+        UserError: What is wrong.
+    """
+    if (base is None) == (scenario is None):
+        given = "both are given" if base else "neither is given"
+        raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
+    if not isinstance(seeds, int) and len(set(seeds)) < len(seeds):
+        raise UserError(f"must be different, got {seeds}", key="seeds")
 
 
 def _check_metrics(metrics: list[str]) -> None:
@@ -201,19 +223,30 @@ def _check_metrics(metrics: list[str]) -> None:
         raise UserError(f"must be different, got {metrics}", key="metrics")
 
 
-def _base(spec: BenchFile, path: Path) -> tuple[Path, dict[str, Any]]:
-    if spec.base is None:
-        return path.parent, dict(spec.scenario or {})
-    base = path.parent / Path(spec.base).expanduser()
+def base_scenario(named: str | None, given: dict[str, Any] | None, path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return the folder that a base scenario's paths are relative to, and its tables.
+
+    Args:
+        named: Its file, relative to that at `path`, or a shipped one's name; None: it is given.
+        given: Its tables.
+        path: The file that says so.
+
+    Raises:
+        UserError: There is no such file, or it is none.
+    """
+    if named is None:
+        return path.parent, dict(given or {})
+    base = path.parent / Path(named).expanduser()
     if not base.is_file():
-        named = names_of("scenario").get(spec.base)
-        if named is None:
+        shipped = names_of("scenario").get(named)
+        if shipped is None:
             raise UserError(f"no such file: {base}", key="base")
-        base = named
+        base = shipped
     return base.parent, read_toml(base)
 
 
-def _explained(error: ValidationError, file: str) -> UserError:
+def explained(error: ValidationError, file: str, model: type[Section]) -> UserError:
+    """Return the first thing that is wrong with a file of a kind of `model`."""
     problems = error.errors(include_url=False)
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = first["loc"]
@@ -222,5 +255,5 @@ def _explained(error: ValidationError, file: str) -> UserError:
             f"must be a list of integers ≥ 0, or a number of seeds ≥ 1, got {show_value(first['input'])}"
         )
         return UserError(message, key="seeds", file=file)
-    known = BenchFile.model_fields if len(location) == 1 else ()
+    known = model.model_fields if len(location) == 1 else ()
     return UserError(explain_error(first, known), key=dotted(location), file=file)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedkd.benchmark.finished import seal, unseal
-from fedkd.errors import FedkdError, Interrupted, described, one_line
+from fedkd.errors import FedkdError, Interrupted, RunFailed, described, one_line
 from fedkd.plan.continuation import check_continuation
 from fedkd.run_folder import SCENARIO, plan_of_run
 from fedkd.runner import ERROR_FILE, resume, run
@@ -20,7 +20,7 @@ from fedkd.scenario.schema import Engine
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver
 
-Status = Literal["done", "failed", "interrupted", "pending"]
+Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,19 @@ class Outcome:
     """How a cell ended.
 
     Attributes:
-        status: `done`, `failed` (see `error`), or `interrupted`: its folder knows how to go on.
+        status: `done`, `failed` (see `error`), or `interrupted`: its folder knows how to go on. A trial of a
+            search may be `pruned`: stopped because others were better by then.
         seconds: Wall-clock time it took just now, loading included.
         error: One line.
+        diverged: Whether it failed because training led to numbers that are none.
+        told: What else is to be told of it.
     """
 
     status: Status
     seconds: float = 0.0
     error: str = ""
+    diverged: bool = False
+    told: str = ""
 
 
 def run_cell(
@@ -55,8 +60,8 @@ def run_cell(
     started = time.perf_counter()
     path = Path(folder)
 
-    def outcome(status: Status, error: str = "") -> Outcome:
-        return Outcome(status, time.perf_counter() - started, one_line(error))
+    def outcome(status: Status, error: str = "", diverged: bool = False) -> Outcome:
+        return Outcome(status, time.perf_counter() - started, one_line(error), diverged)
 
     try:
         (path / ERROR_FILE).unlink(missing_ok=True)
@@ -74,7 +79,8 @@ def run_cell(
         return outcome("interrupted")
     except FedkdError as error:
         _keep(path, str(error))
-        return outcome("failed", str(error))
+        diverged = isinstance(error, RunFailed) and error.diverged
+        return outcome("failed", str(error), diverged)
     except Exception as error:
         _keep(path, traceback.format_exc())
         return outcome("failed", described(error))

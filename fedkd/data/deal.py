@@ -14,7 +14,7 @@ from fedkd.data.partition_natural import deal_by_owner
 from fedkd.data.partition_plugin import plugged_partition
 from fedkd.data.partition_replacement import draw_with_replacement
 from fedkd.data.registry import PARTITIONS
-from fedkd.data.split import local_split, stratified_choice
+from fedkd.data.split import held_out_split, local_split, stratified_choice
 from fedkd.data.transfer import draw_holdout, draw_skewed_holdout
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
@@ -38,7 +38,9 @@ class Deal:
         private: [S] train indices of the private samples, client after client, train before test.
         train_bounds: Start and stop of every client's training samples in `private`.
         test_bounds: Start and stop of every client's test samples.
-        common: [K] test indices of the common test set, in order.
+        common: [K] indices of the common test set, in order, among the samples of the test split, or of the
+            train split where `validates`.
+        validates: Whether tests are on training samples that clients hold out: test samples are nobody's.
     """
 
     held_out: np.ndarray
@@ -46,6 +48,7 @@ class Deal:
     train_bounds: tuple[Bounds, ...]
     test_bounds: tuple[Bounds, ...]
     common: np.ndarray
+    validates: bool = False
 
     @property
     def shares(self) -> tuple[Bounds, ...]:
@@ -91,7 +94,12 @@ def deal(
     else:
         shards = written or _shards(train_y, held_out, scenario, search, task, owners)
         splits = _local_splits(train_y, shards, data.test_fraction, scenario.seed, task)
+    if data.validation is not None:
+        splits = _held_out(train_y, splits, data.validation, scenario.seed, task)
     private, train_bounds, test_bounds = _one_after_another(splits)
+    if data.validation is not None:
+        common = np.concatenate([held for _, held in splits])
+        return Deal(held_out, private, train_bounds, test_bounds, common, validates=True)
     common = _common_test_set(test_y, data.test_size, scenario.seed, task)
     return Deal(held_out, private, train_bounds, test_bounds, common)
 
@@ -141,6 +149,23 @@ def _local_splits(
     for client, shard in enumerate(shards):
         train, test = local_split(labels[shard], test_fraction, seed=seed, client=client, task=task)
         found.append((shard[train], shard[test]))
+    return found
+
+
+def _held_out(
+    labels: np.ndarray, splits: Sequence[Split], share: float, seed: int, task: int | None
+) -> list[Split]:
+    """Return what every client trains on and what it holds out of it; its test samples are left out.
+
+    Raises:
+        UserError: Nobody has a sample to spare.
+    """
+    found = []
+    for client, (train, _) in enumerate(splits):
+        kept, held = held_out_split(labels[train], share, seed=seed, client=client, task=task)
+        found.append((train[kept], train[held]))
+    if not any(len(held) for _, held in found):
+        raise UserError("no client has two training samples, to hold one out", key="data.validation")
     return found
 
 

@@ -213,19 +213,22 @@ def federate(
         scenario.heterogeneity, scenario.data.clients, dataset.shape, dataset.classes, seed=seed
     )
     stored, true = dataset.train_x[dealt.private], dataset.train_y[dealt.private]
-    held_out = dealt.held_out
+    held_out, common = dealt.held_out, dealt.common
+    tests = (dataset.train_x, dataset.train_y) if dealt.validates else (dataset.test_x, dataset.test_y)
+    # What a client holds out is like what it trains on, wrong labels included.
+    mislabelled = dealt.shares if dealt.validates else dealt.train_bounds
     return FederatedData(
         name=dataset.name,
         class_names=dataset.class_names,
         input_shape=dataset.shape,
         x=_private_samples(stored, statistics, skew, dealt.shares, seed, task),
-        y=_private_labels(true, dataset.classes, skew, dealt.train_bounds, seed, task),
+        y=_private_labels(true, dataset.classes, skew, mislabelled, seed, task),
         train_bounds=dealt.train_bounds,
         test_bounds=dealt.test_bounds,
         source_index=dealt.private,
         transfer_x=statistics.normalise(dataset.train_x[held_out]) if public is None else public.x,
-        test_x=statistics.normalise(dataset.test_x[dealt.common]),
-        test_y=dataset.test_y[dealt.common],
+        test_x=statistics.normalise(tests[0][common]),
+        test_y=tests[1][common],
         transfer_y=dataset.train_y[held_out] if public is None else None,
         foreign_y=None if public is None else public.y,
         skew=skew,
@@ -275,13 +278,13 @@ def _private_labels(
     true: np.ndarray,
     classes: int,
     skew: tuple[Skew, ...],
-    train_bounds: Sequence[Bounds],
+    mislabelled: Sequence[Bounds],
     seed: int,
     task: int | None,
 ) -> np.ndarray:
-    """Return the labels [S] of all private samples, some of the training labels wrong."""
+    """Return the labels [S] of all private samples, some of each client's that may be wrong."""
     y = true.copy()
-    for client, (drawn, bounds) in enumerate(zip(skew, train_bounds, strict=False)):
+    for client, (drawn, bounds) in enumerate(zip(skew, mislabelled, strict=False)):
         own, rng = slice(*bounds), numpy_generator(seed, "label-noise", client=client, task=task)
         y[own] = replace_labels(true[own], classes, drawn.label_noise, rng)
     return y

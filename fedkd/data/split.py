@@ -108,3 +108,23 @@ def local_split(
     rng = numpy_generator(seed, "local-split", client=client, task=task)
     chosen = stratified_choice(labels, test_size(len(labels), test_fraction), rng)
     return rng.permutation(np.flatnonzero(~chosen)), rng.permutation(np.flatnonzero(chosen))
+
+
+def held_out_split(
+    labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split one client's training samples into those it trains on and those it holds out, by class share.
+
+    Args:
+        labels: [n] int64 labels of the client's training samples; of a single one nothing is held out.
+        share: Of them that is held out; at least one sample is, and one is not.
+        seed: The scenario's seed.
+        client: Client index.
+        task: Index of the task whose samples these are, if they are a task's alone.
+
+    Returns:
+        Positions in 0..n-1, ascending: of what is trained on, and of what is held out.
+    """
+    size = test_size(len(labels), share) if len(labels) > 1 else 0
+    chosen = stratified_choice(labels, size, numpy_generator(seed, "held-out", client=client, task=task))
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)

@@ -35,5 +35,6 @@ def failure_of(reply: Message, client: int, round: int) -> Exception:
         key, separator, rest = message.partition(": ")
         named = bool(separator) and key.split(".")[0] in Scenario.model_fields
         return UserError(rest, key=key) if named else UserError(message)
-    plain = message if name == TrainingDiverged.__name__ else reason
-    return RunFailed(plain, client=client, round=round, details=reply.error.reason or "")
+    diverged = name == TrainingDiverged.__name__
+    plain, details = message if diverged else reason, reply.error.reason or ""
+    return RunFailed(plain, client=client, round=round, details=details, diverged=diverged)

@@ -203,7 +203,7 @@ class Rounds:
         except (UserError, RunFailed):
             raise
         except TrainingDiverged as error:
-            raise RunFailed(str(error), round=round) from error
+            raise RunFailed(str(error), round=round, diverged=True) from error
         except Exception as error:
             raise RunFailed(
                 f"strategy '{self._plan.scenario.fusion.strategy}' raised {described(error)}",

@@ -11,7 +11,7 @@ from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
 from fedkd.plan.course_checks import check_courses
 from fedkd.scenario.load import PATH_DATASETS
-from fedkd.scenario.schema import Continual, Data, Partition, Scenario, TaskStream, Training
+from fedkd.scenario.schema import Continual, Data, Scenario, TaskStream, Training
 
 if TYPE_CHECKING:
     from fedkd.fusion.client_half import ClientHalf
@@ -33,7 +33,7 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
     if names:
         _check_names(scenario)
     _check_clients(scenario)
-    _check_partition(scenario.data.partition)
+    _check_partition(scenario.data)
     _check_data_sets(scenario.data)
     if scenario.finish == "trained" and scenario.continual is not None:
         raise UserError(
@@ -253,7 +253,8 @@ def _check_clients(scenario: Scenario) -> None:
         raise UserError(f"must have at most data.clients ({clients}) entries, got {groups}", key="clients")
 
 
-def _check_partition(partition: Partition) -> None:
+def _check_partition(data: Data) -> None:
+    partition = data.partition
     scheme, samples = partition.scheme, partition.samples_per_client
     plugged_in = scheme not in PARTITIONS.builtin
     if partition.args and not plugged_in:
@@ -271,6 +272,12 @@ def _check_partition(partition: Partition) -> None:
         raise UserError(
             f"only {', '.join(SCHEMES)} draw with replacement, scheme is '{scheme}'",
             key="data.partition.replacement",
+        )
+    if partition.replacement and data.validation is not None:
+        raise UserError(
+            "clients that draw with replacement train on what others hold out; set data.partition.replacement"
+            " = false",
+            key="data.validation",
         )
     key = "data.partition.samples_per_client"
     if partition.replacement and samples is None:

@@ -38,7 +38,7 @@ def known_keys(location: Iterable[Any]) -> Collection[str]:
         if isinstance(part, int):  # an entry of a list has the model of the list's annotation
             continue
         field = model.model_fields.get(part) if model else None
-        model = _section_in(field.annotation) if field else None
+        model = section_of(field.annotation) if field else None
     return model.model_fields.keys() if model else ()
 
 
@@ -50,8 +50,8 @@ def dotted(location: Iterable[Any]) -> str:
     )
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section class inside ``Section``, ``Section | None`` or ``list[Section]``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)
+    return next((found for part in get_args(annotation) if (found := section_of(part))), None)

@@ -16,6 +16,7 @@ HANDLING = ("timeout", "on_client_error", "retries", "min_replies")
 LATER: Mapping[tuple[str, ...], Any] = {
     ("data", "partition", "replacement"): False,
     ("data", "transfer", "alpha"): None,
+    ("data", "validation"): None,
     ("fusion", "rehearse"): 0.0,
     ("fusion", "rehearse_decay"): 1.0,
     ("fusion", "own_prior"): 0.0,

@@ -40,6 +40,8 @@ def read_scenario(
     Raises:
         UserError: The first thing that is wrong.
     """
+    if "search" in mapping:
+        raise UserError(f"is a search, not a scenario; run it with: fedkd tune {file or 'FILE'}", file=file)
     if BENCH_KEYS & mapping.keys():
         raise UserError(f"is a bench, not a scenario; run it with: fedkd bench {file or 'FILE'}", file=file)
     try:

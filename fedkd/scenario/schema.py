@@ -1,7 +1,7 @@
 """The scenario: everything that decides a run, one documented field at a time.
 
-The models below and in `sections` are the single source of the file format: loading, ``--set``, the error
-messages and the JSON schema for editors all come from them.
+The models below, in `sections` and in `tracking` are the single source of the file format: loading,
+``--set``, the error messages and the JSON schema for editors all come from them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from fedkd.scenario.sections import ClientGroup, Data, PositiveInt, Section, Tra
 from fedkd.scenario.sections import EarlyStopping as EarlyStopping
 from fedkd.scenario.sections import Partition as Partition
 from fedkd.scenario.sections import Transfer as Transfer
+from fedkd.scenario.tracking import Tracking
+from fedkd.scenario.tracking import Wandb as Wandb
 
 MOST_ROUNDS = 10**9
 MOST_TASKS = 10_000
@@ -279,28 +281,6 @@ class Engine(Section):
     fails: on a cluster where others work, how long to wait for room."""
     restarts: Annotated[int, Field(ge=0, le=1000)] = 3
     """How often a run begins again from one checkpoint after actors, or the nodes they were on, were lost."""
-
-
-class Wandb(Section):
-    """Logging to Weights & Biases."""
-
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    """`offline` needs no key: the run lies in the run folder, to be synchronised later."""
-    project: str = "fedkd"
-    """Project the run belongs to."""
-    entity: str | None = None
-    """User or team that owns the project; absent: the account's default."""
-    group: str | None = None
-    """Group that wandb shows the run in, e.g. all seeds of one setting."""
-    tags: list[str] = []
-    """Tags of the run."""
-
-
-class Tracking(Section):
-    """Where metrics go besides the run folder."""
-
-    wandb: Wandb | None = None
-    """Absent: no wandb."""
 
 
 class Scenario(Section):

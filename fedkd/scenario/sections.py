@@ -81,6 +81,10 @@ class Data(Section):
     for uint8, which is divided by 255; other integers, such as token ids, stay integers (int64)."""
     test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Share of each client's samples kept for its local accuracy; 0: there are no local test sets."""
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of each client's training samples that is held out, by class share, and takes the place of all
+    test samples: the client's own are its local test set, those of all clients together the common one. Test
+    samples are nobody's. For choosing hyper-parameters, as `fedkd tune` does. Absent: tests are tests."""
     test_size: PositiveInt | None = None
     """Size of the common test set, drawn by class share from the data set's own test split; absent: all."""
 

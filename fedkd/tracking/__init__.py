@@ -1,1 +1,1 @@
-"""What a run leaves behind and what the user sees of it: recorded metrics, live progress, wandb."""
+"""What a run leaves behind and what the user sees of it: recorded metrics, live progress, loggers."""

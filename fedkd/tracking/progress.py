@@ -176,6 +176,8 @@ def opening_lines(scenario: Scenario, folder: Path, resumed_from: int) -> list[s
         parts.append(f"{scenario.continual.learner} on {tasks} task{'s' * (tasks != 1)}")
     parts += [f"{scenario.rounds} round{'s' * (scenario.rounds != 1)}", f"seed {scenario.seed}"]
     lines = [f"{scenario.name}: {', '.join(parts)} → {folder}"]
+    if scenario.data.validation is not None:
+        lines.append("accuracies are on held-out samples (data.validation), not on test samples")
     if resumed_from:
         lines.append(f"resumed after round {resumed_from}")
     return lines

@@ -14,6 +14,7 @@ from fedkd.data.pixels import Rotation
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
 from fedkd.scenario.dump import dump_toml
+from fedkd.scenario.schema import Scenario
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.wording import moments
 from fedkd.trained.client import TrainedRun
@@ -63,8 +64,7 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
         f" {scenario.seed}, after round {run.round} of {scenario.last_round}.{learner}",
         _table(run, entries),
         "Accuracies are those of this round: after the client's own training → after guidance;"
-        " *local*: on test data"
-        " distributed like the client's own, *global*: on the common test set.",
+        f" {_tests(scenario)}",
         "## Use",
         f"`load.py` wants torch (these files were written with {version('torch')}), numpy and"
         " safetensors, and no"
@@ -77,6 +77,15 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
         f"```toml\n{dump_toml(scenario).strip()}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _tests(scenario: Scenario) -> str:
+    if scenario.data.validation is not None:
+        return (
+            "*local*: on training samples that the client held out, *global*: on those of all clients; test"
+            " samples were not looked at."
+        )
+    return "*local*: on test data distributed like the client's own, *global*: on the common test set."
 
 
 def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:

@@ -1,14 +1,11 @@
-"""What a run over a stream of tasks shows while it works, and what it tells wandb."""
+"""What a run over a stream of tasks shows while it works."""
 
 from __future__ import annotations
 
 import io
 import json
-import sys
-import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -17,18 +14,16 @@ from fedkd.tracking.events import RoundReport, RunReport
 from fedkd.tracking.live import LiveProgress
 from fedkd.tracking.progress import PlainProgress
 from fedkd.tracking.task_matrix import TaskMatrix
-from fedkd.tracking.wandb_logger import WandbLogger
 
 FOLDER = Path("runs/stream-4")
 GIVEN = [[1.0, 0.5, None], [0.75, 0.875, 0.25], [0.625, 0.5, 1.0]]
 """Accuracy on each task after each, the task given."""
 
 
-def scenario_of(tasks: int = 3, head: str = "task", mode: str | None = None) -> Scenario:
+def scenario_of(tasks: int = 3, head: str = "task") -> Scenario:
     continual = {"tasks": {"count": tasks}, "head": head, "rounds_per_task": 2}
-    tracking = {"wandb": {"mode": mode} if mode else None}
     tables = {"name": "stream", "seed": 4, "rounds": 2 * tasks, "continual": continual}
-    return Scenario.model_validate({**tables, "data": {"clients": 3}, "tracking": tracking})
+    return Scenario.model_validate({**tables, "data": {"clients": 3}})
 
 
 def report(round: int, accuracies=None, tasks: int = 3, **changes) -> RoundReport:
@@ -249,55 +244,3 @@ def test_of_many_tasks_the_last_ten_end_the_line():
     *_, last = out.getvalue().splitlines()
     assert last.endswith("on tasks 3–12:  3.0  4.0  5.0  6.0  7.0  8.0  9.0  10.0  11.0  12.0")
     assert "task  9/15" in out.getvalue()
-
-
-# wandb ------------------------------------------------------------------------------------------------
-
-
-class FakeWandb(types.ModuleType):
-    """Stands in for the package and for its run."""
-
-    def __init__(self):
-        super().__init__("wandb")
-        self.logged: list[dict] = []
-        self.summary: dict = {}
-        self.Settings = dict
-        self.Image = lambda path: ("image", path)
-
-    def init(self, **arguments):
-        return self
-
-    def define_metric(self, name, step_metric=None):
-        pass
-
-    def log(self, values):
-        self.logged.append(values)
-
-    def finish(self, exit_code):
-        pass
-
-
-def test_wandb_gets_both_protocols_so_far_the_picture_and_the_summary(monkeypatch, tmp_path):
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    (tmp_path / "accuracy_matrix.png").write_bytes(b"png")
-    warnings: list[str] = []
-    with WandbLogger(warn=warnings.append) as logger:
-        logger.run_started(scenario_of(mode="offline"), tmp_path, 0)
-        for one in [*reports(rounds=4), report(5)]:
-            logger.round_finished(one)
-        logger.run_finished(RunReport(tmp_path, finished(CONTINUAL).summary))
-    assert warnings == []
-    first, second, _, fourth, unmeasured, picture = fake.logged
-    assert second["continual/average_accuracy_task_incremental"] == 1.0
-    assert "continual/bwt_task_incremental" not in first
-    average = float(np.mean([0.75, 0.875]))
-    assert fourth["continual/average_accuracy_task_incremental"] == average
-    assert fourth["continual/average_accuracy_class_incremental"] == average / 2
-    assert fourth["continual/bwt_class_incremental"] == -0.125
-    assert fourth["accuracy_task_incremental/global/1"] == 0.875
-    assert (fourth["task"], fourth["round"]) == (1, 4)
-    assert not any(name.startswith("continual/") for name in unmeasured)
-    image = ("image", str(tmp_path / "accuracy_matrix.png"))
-    assert picture == {"round": 6, "continual/accuracy_matrix": image}
-    assert fake.summary["continual"] == CONTINUAL

@@ -1,39 +1,53 @@
+"""wandb, by a stand-in, and by the package itself offline."""
+
 from __future__ import annotations
 
+import json
+import struct
 import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport, RunReport
-from fedkd.tracking.wandb_logger import WandbLogger
+from fedkd.tracking.loggers.registry import make_loggers
+from fedkd.tracking.neighbours import write_neighbours
+from fedkd.tracking.recorder import METRICS, SUMMARY
 
 
-def _scenario(mode: str | None) -> Scenario:
-    wandb = {"mode": mode, "project": "p", "entity": "e", "group": "g", "tags": ["a"]} if mode else None
-    return Scenario.model_validate({"name": "demo", "seed": 4, "rounds": 2, "tracking": {"wandb": wandb}})
+def _scenario(mode: str | None, **changes) -> Scenario:
+    wandb = {"mode": mode, "project": "p", "entity": "e", "group": "g", "tags": ["a"], **changes}
+    tables = {"name": "demo", "seed": 4, "rounds": 2, "tracking": {"wandb": wandb if mode else None}}
+    return Scenario.model_validate(tables)
 
 
-def _play(folder: Path, mode: str | None = "offline", *, finish: bool = True) -> list[str]:
+def _play(
+    folder: Path, mode: str | None = "offline", *, finish: bool = True, resumed_from: int = 0, **changes
+) -> list[str]:
     warnings: list[str] = []
-    with WandbLogger(warn=warnings.append) as logger:
-        logger.run_started(_scenario(mode), folder, 0)
-        for round in (1, 2):
-            logger.round_finished(
-                RoundReport(
+    (folder / METRICS).touch()
+    scenario = _scenario(mode, **changes)
+    for logger in make_loggers(scenario, warnings.append):
+        with logger:
+            logger.run_started(scenario, folder, resumed_from)
+            for round in range(resumed_from + 1, resumed_from + 3):
+                report = RoundReport(
                     round,
-                    2,
+                    resumed_from + 2,
                     accuracy_local=0.25 * round,
                     bytes_up=10,
                     seconds=0.5,
                     metrics={"local/loss": 1.5},
                 )
-            )
-        if finish:
-            logger.run_finished(RunReport(folder, {"seconds": 1.0, "final": {"bytes_up": 20}}))
+                logger.round_finished(report)
+            if finish:
+                logger.run_finished(RunReport(folder, {"seconds": 1.0, "final": {"bytes_up": 20}}))
     return warnings
 
 
@@ -44,7 +58,7 @@ class FakeWandb(types.ModuleType):
         super().__init__("wandb")
         self.failing, self.has_key = failing, has_key
         self.opened: list[dict] = []
-        self.logged: list[dict] = []
+        self.logged: list[tuple[int, dict]] = []
         self.defined: list[tuple] = []
         self.exit_codes: list[int] = []
         self.summary: dict = {}
@@ -68,9 +82,9 @@ class FakeWandb(types.ModuleType):
     def define_metric(self, name, step_metric=None):
         self.defined.append((name, step_metric))
 
-    def log(self, values):
+    def log(self, values, step):
         self._call("log")
-        self.logged.append(values)
+        self.logged.append((step, values))
 
     def finish(self, exit_code):
         self._call("finish")
@@ -90,18 +104,9 @@ def fake(monkeypatch):
 def test_rounds_are_logged_under_the_names_of_the_recorded_metrics(fake, tmp_path):
     wandb = fake()
     assert _play(tmp_path) == []
-    assert ("*", "round") in wandb.defined
-    assert wandb.logged == [
-        {
-            "round": r,
-            "local/accuracy": 0.25 * r,
-            "local/loss": 1.5,
-            "bytes/up": 10,
-            "bytes/down": 0,
-            "seconds": 0.5,
-        }
-        for r in (1, 2)
-    ]
+    assert ("*", "round") in wandb.defined and ("by_task/*", "task") in wandb.defined
+    row = {"local/loss": 1.5, "bytes/up": 10, "bytes/down": 0, "seconds": 0.5}
+    assert wandb.logged == [(r, {"round": r, "local/accuracy": 0.25 * r, **row}) for r in (1, 2)]
     assert wandb.summary["final"] == {"bytes_up": 20}
     assert wandb.exit_codes == [0]
     opened = wandb.opened[0]
@@ -115,22 +120,10 @@ def test_a_folder_keeps_its_identity_and_another_has_another(fake, tmp_path):
     wandb = fake()
     (tmp_path / "other").mkdir()
     for folder in (tmp_path, tmp_path, tmp_path / "other"):
-        _play(folder)
+        _play(folder, name="mine")
     first, resumed, other = [opened["id"] for opened in wandb.opened]
     assert first == resumed != other
-
-
-def test_rounds_that_are_repeated_are_logged_once(fake, tmp_path):
-    wandb = fake()
-    with WandbLogger() as logger:
-        logger.run_started(_scenario("offline"), tmp_path, 0)
-        for round in (1, 2, 3):
-            logger.round_finished(RoundReport(round, 4))
-        logger.went_back(_scenario("offline"), tmp_path, 1)
-        for round in (2, 3, 4):
-            logger.round_finished(RoundReport(round, 4))
-    assert [values["round"] for values in wandb.logged] == [1, 2, 3, 4]
-    assert len(wandb.opened) == 1
+    assert wandb.opened[0]["name"] == "mine"
 
 
 def test_a_run_that_did_not_finish_is_closed_as_failed(fake, tmp_path):
@@ -176,18 +169,67 @@ def test_without_wandb_nothing_happens(fake, tmp_path, mode):
     wandb = fake(failing="init")
     assert _play(tmp_path, mode) == []
     assert wandb.opened == []
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [METRICS]
 
 
-def test_the_real_package_works_offline_quickly_and_quietly(tmp_path, capfd):
+# The package itself -----------------------------------------------------------------------------------
+
+
+def records_of(path: Path) -> Iterator[Any]:
+    """Yield wandb's own messages from its log: LevelDB's blocks of 32 KB, after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, parts = path.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while place + 7 <= len(content):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        _, size, kind = struct.unpack("<IHB", content[place : place + 7])
+        parts += content[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # whole, or the last of several
+            record = Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def test_what_the_package_wrote_offline_is_all_there(tmp_path, capfd):
     pytest.importorskip("wandb")
+    write_neighbours(tmp_path, 1, (0, 1), np.eye(2))
+    (tmp_path / SUMMARY).write_text("{}\n")
     began = time.monotonic()
-    assert _play(tmp_path) == []
-    assert time.monotonic() - began < 30
+    assert _play(tmp_path, artifacts=["record"]) == []
     assert capfd.readouterr() == ("", "")
-    (run_file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    records: list[Any] = []
     # wandb's own process writes the file, a moment after the run is closed.
-    while b"demo-seed4" not in (content := run_file.read_bytes()) and time.monotonic() - began < 30:
+    while not any(record.HasField("exit") for record in records) and time.monotonic() - began < 60:
         time.sleep(0.05)
-    for name in (b"local/accuracy", b"local/loss", b"demo-seed4"):
-        assert name in content
+        records = list(records_of(path))
+    (run,) = [record.run for record in records if record.HasField("run")]
+    assert (run.display_name, run.run_group, list(run.tags)) == ("demo-seed4", "g", ["a"])
+    assert run.run_id == (tmp_path / "wandb-id").read_text().strip()
+    config = {update.key: json.loads(update.value_json) for update in run.config.update}
+    assert config["training"]["lr"] == 1e-3
+    rows = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+    assert [(row["round"], row["_step"], row["local/accuracy"]) for row in rows] == [
+        (1, 1, 0.25),
+        (2, 2, 0.5),
+    ]
+    assert rows[0]["fusion/weights/_type"] == "image-file"
+    files = [
+        entry.path
+        for record in records
+        if record.WhichOneof("record_type") in ("artifact", "request")
+        for entry in (
+            record.artifact if record.HasField("artifact") else record.request.log_artifact.artifact
+        ).manifest.contents
+    ]
+    assert set(files) == {METRICS, SUMMARY}
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]

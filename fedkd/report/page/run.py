@@ -75,6 +75,8 @@ def _stream(record: RunRecord) -> Iterator[Item]:
 
 
 def _notes(record: RunRecord) -> Iterator[str]:
+    if record.scenario.data.validation is not None:
+        yield "All accuracies are on training samples that clients held out (data.validation), not on tests."
     if record.done:
         return
     rounds = f"{record.last_round} of {record.scenario.rounds} rounds are recorded"

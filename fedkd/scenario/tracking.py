@@ -1,0 +1,86 @@
+"""Where the figures of a run go besides its folder: the loggers, each a table of the scenario file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedkd.scenario.sections import Section
+
+Artifact = Literal["record", "checkpoint"]
+"""Files of a run that a logger keeps too: what it recorded, or its last checkpoint."""
+
+
+class LoggerSection(Section):
+    """What every logger is told."""
+
+    pictures_every: Annotated[int, Field(ge=0)] = 10
+    """Rounds from one picture to the next: who learned from whom as a heat map, accuracies and neighbours of
+    the clients as histograms. There is always one of the first and of the last round; 0: none at all."""
+
+
+class Wandb(LoggerSection):
+    """Logging to Weights & Biases."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    """`offline` needs no key: the run lies in the run folder, to be synchronised later."""
+    project: str = "fedkd"
+    """Project the run belongs to."""
+    entity: str | None = None
+    """User or team that owns the project; absent: the account's default."""
+    group: str | None = None
+    """Group that wandb shows the run in, e.g. all seeds of one setting; of a bench's or a search's runs:
+    absent, its name."""
+    name: str | None = None
+    """What wandb calls the run; absent: the scenario's name and seed."""
+    tags: list[str] = Field(default_factory=list)
+    """Tags of the run."""
+    artifacts: list[Artifact] = Field(default_factory=list)
+    """Files that are kept as artifacts once the run is done: its `record` (scenario, schedule, metrics,
+    timings, summary), its last `checkpoint`."""
+
+
+class TensorBoard(LoggerSection):
+    """Logging to TensorBoard's event files, with the extra `tensorboard`."""
+
+    folder: str | None = None
+    """Folder that gets one of its own for every run, e.g. to compare many; relative to where fedkd runs.
+    Absent: `tensorboard` in the run folder."""
+
+
+class Mlflow(LoggerSection):
+    """Logging to MLflow, with the extra `mlflow`."""
+
+    uri: str | None = None
+    """Where runs are tracked: a server's address, a folder, or `sqlite:///FILE`. Absent:
+    `$MLFLOW_TRACKING_URI`, else the folder `mlruns` in the run folder."""
+    experiment: str | None = None
+    """Experiment the run belongs to; absent: the name of the bench or the search, else `fedkd`."""
+    name: str | None = None
+    """What MLflow calls the run; absent: the scenario's name and seed."""
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Tags of the run."""
+    artifacts: list[Artifact] = Field(default_factory=list)
+    """Files that are kept as artifacts once the run is done: its `record` (scenario, schedule, metrics,
+    timings, summary), its last `checkpoint`."""
+
+
+class Tracking(Section):
+    """Where metrics go besides the run folder; of several loggers each gets all of them."""
+
+    wandb: Wandb | None = None
+    """Absent: no wandb."""
+    tensorboard: TensorBoard | None = None
+    """Absent: no TensorBoard; `{}` for its defaults."""
+    mlflow: Mlflow | None = None
+    """Absent: no MLflow; `{}` for its defaults."""
+
+    def grouped(self, name: str) -> Tracking:
+        """Return this with the runs of a bench, or of a search, kept together where nothing else is said."""
+        changes = {
+            logger: section.model_copy(update={key: name})
+            for logger, key in (("wandb", "group"), ("mlflow", "experiment"))
+            if (section := getattr(self, logger)) is not None and getattr(section, key) is None
+        }
+        return self.model_copy(update=changes)

@@ -1,0 +1,1 @@
+"""Loggers: where figures of a run go besides its folder. None can stop a run, or have it wait."""

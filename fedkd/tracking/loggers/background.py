@@ -1,0 +1,165 @@
+"""A logger at work beside a run, in a thread of its own; the end of the run alone waits for it, briefly."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedkd.errors import Interrupted, one_line
+from fedkd.tracking.events import RoundReport, RunObserver, RunReport
+from fedkd.tracking.loggers.figures import FigureMaker, Span
+from fedkd.tracking.loggers.logger import Ending, LoggedRun, Logger
+from fedkd.tracking.recorder import METRICS
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
+
+log = logging.getLogger("fedkd.tracking")
+
+MOST_WAITING = 1000
+"""Rounds that wait for a logger; of one that is slower still, further ones are left out."""
+PATIENCE = 60.0
+"""Seconds that a run which is over waits for a logger to write what it still has."""
+Work = Callable[[], None]
+
+
+class BackgroundLogger(RunObserver):
+    """Has a logger do all its work in another thread, and keeps its failures away from the run.
+
+    The first failure is told, and the logger is switched off. What it has to say is told with the next hook:
+    displays need not know of threads.
+
+    Args:
+        name: Of the logger, for what is told.
+        logger: Does the work.
+        pictures_every: Rounds from one picture to the next; 0: none.
+        tell: Tells the user a line.
+        patience: Seconds that the end of the run waits for the logger.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        logger: Logger,
+        pictures_every: int,
+        tell: Callable[[str], None] = log.warning,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._name = name
+        self._logger = logger
+        self._pictures_every = pictures_every
+        self._tell = tell
+        self._patience = patience
+        self._waiting: queue.Queue[Work | None] = queue.Queue(MOST_WAITING)
+        self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._failed = threading.Event()
+        self._maker: FigureMaker | None = None
+        self._folder = Path()
+        self._read = 0  # bytes of the record that earlier rounds take
+        self._last, self._rounds = 0, 0
+        self._left_out = 0
+        self._ending: Ending | None = None
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        self._folder, self._last, self._rounds = folder, resumed_from, scenario.last_round
+        self._read = self._recorded()
+        run = LoggedRun(scenario, folder, resumed_from, self._told.put)
+
+        def begin() -> None:
+            self._maker = FigureMaker(scenario, folder, resumed_from, self._pictures_every)
+            self._logger.open(run)
+
+        self._thread = threading.Thread(target=self._work, name=f"fedkd-{self._name}", daemon=True)
+        self._thread.start()
+        self._hand_over(begin)
+
+    def round_finished(self, report: RoundReport) -> None:
+        span, self._read = (self._read, self._recorded()), self._recorded()
+        if report.round > self._last:  # else it repeats one: the run went back
+            self._last = report.round
+            if not self._hand_over(lambda: self._log(report, span)):
+                self._left_out += 1
+        self._pass_on()
+
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        self._read = self._recorded()
+
+    def run_finished(self, report: RunReport) -> None:
+        self._end(Ending("done", self._rounds, dict(report.summary)))
+        self._pass_on()
+
+    def failed(self, error: BaseException) -> None:
+        interrupted = isinstance(error, Interrupted | KeyboardInterrupt)
+        self._end(Ending("interrupted" if interrupted else "failed", self._last))
+
+    def closed(self) -> None:
+        if self._thread is None:
+            return
+        self._end(Ending("interrupted", self._last))
+        thread, self._thread = self._thread, None
+        thread.join(self._patience)
+        self._pass_on()
+        if thread.is_alive():
+            self._tell(f"{self._name} is still writing after {self._patience:g} s, and is left alone")
+        elif self._left_out and not self._failed.is_set():
+            self._tell(f"{self._name} was too slow: {self._left_out} rounds are left out of it")
+
+    # In the run's thread ------------------------------------------------------------------------------
+
+    def _recorded(self) -> int:
+        path = self._folder / METRICS
+        return path.stat().st_size if path.exists() else 0
+
+    def _hand_over(self, work: Work) -> bool:
+        """Have the logger's thread do something; return False where too much waits for it."""
+        try:
+            self._waiting.put_nowait(work)
+        except queue.Full:
+            return False
+        return True
+
+    def _end(self, ending: Ending) -> None:
+        """Have the logger close, once, after all that waits."""
+        if self._ending is not None or self._thread is None:
+            return
+        self._ending = ending
+        deadline = time.monotonic() + self._patience
+        for work in (lambda: self._logger.close(ending), None):
+            while self._thread.is_alive() and time.monotonic() < deadline:
+                try:
+                    self._waiting.put(work, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+
+    def _pass_on(self) -> None:
+        while not self._told.empty():
+            self._tell(self._told.get())
+
+    # In the logger's own thread -----------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            if self._failed.is_set():
+                continue
+            try:
+                work()
+            except Exception as error:
+                self._failed.set()
+                self._told.put(f"{self._name} is switched off, the run goes on: {described_in_a_line(error)}")
+
+    def _log(self, report: RoundReport, span: Span) -> None:
+        assert self._maker is not None
+        self._logger.log(self._maker.figures(report, span))
+
+
+def described_in_a_line(error: Exception) -> str:
+    """Return the kind of an error and what it says, in one line."""
+    text = " ".join(str(error).split())
+    return one_line(f"{type(error).__name__}: {text}" if text else type(error).__name__)

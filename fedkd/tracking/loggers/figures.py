@@ -1,0 +1,125 @@
+"""The figures of a round, made out of what the run reports of it and has put into its folder.
+
+All of this happens in a logger's own thread: the run has written its files before it tells of a round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd.plan.drawing import draw_schedule
+from fedkd.tracking.events import RoundReport
+from fedkd.tracking.loggers.logger import Figures
+from fedkd.tracking.neighbours import read_neighbours
+from fedkd.tracking.recorder import METRICS, read_metrics
+from fedkd.tracking.task_matrix import TaskMatrix, matrices
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
+
+OF_CLIENTS = ("accuracy", "accuracy_trained", "effective_neighbours")
+"""Metrics whose values over clients are shown as histograms."""
+WEIGHTS = "fusion/weights"
+Span = tuple[int, int]
+"""Where in `metrics.jsonl` the rows of a round are, in bytes."""
+
+
+class FigureMaker:
+    """Makes the figures of one run, round by round.
+
+    Args:
+        scenario: What is simulated.
+        folder: The run folder.
+        resumed_from: The last round that was already done.
+        pictures_every: Rounds from one picture to the next; 0: none.
+    """
+
+    def __init__(self, scenario: Scenario, folder: Path, resumed_from: int, pictures_every: int) -> None:
+        self._folder = folder
+        self._pictures_every = pictures_every
+        self._schedule = draw_schedule(scenario)
+        self._matrices: list[TaskMatrix] = matrices(scenario)
+        if self._matrices and resumed_from:
+            rows = [row for row in read_metrics(folder) if row["round"] <= resumed_from]
+            for matrix in self._matrices:
+                matrix.recall(rows)
+
+    def figures(self, report: RoundReport, span: Span) -> Figures:
+        """Return what there is to log of a round.
+
+        Args:
+            report: Of the round.
+            span: Where its rows are.
+        """
+        values, of_task = values_of(report), dict[str, float]()
+        heat_maps, histograms = dict[str, np.ndarray](), dict[str, np.ndarray]()
+        ends = report.task is not None and bool(self._schedule.ending(report.round))
+        pictured = self._is_pictured(report)
+        for matrix in self._matrices:
+            if report.task is None or not matrix.add(report):
+                continue
+            so_far = {f"{name}_{matrix.protocol}": value for name, value in matrix.so_far().items()}
+            values |= {f"continual/{name}": value for name, value in so_far.items()}
+            if ends:
+                of_task |= {f"by_task/{name}": value for name, value in so_far.items()}
+                if self._pictures_every:
+                    heat_maps[f"continual/accuracy_matrix_{matrix.protocol}"] = _square(matrix)
+        if pictured:
+            neighbours = read_neighbours(self._folder, report.round)
+            if neighbours is not None and neighbours.senders is None:
+                heat_maps[WEIGHTS] = neighbours.weights
+            histograms = _over_clients(self._folder / METRICS, span, report.round)
+        return Figures(report.round, report.task, values, of_task, heat_maps, histograms)
+
+    def _is_pictured(self, report: RoundReport) -> bool:
+        every = self._pictures_every
+        return every > 0 and (report.round in (1, report.rounds) or report.round % every == 0)
+
+
+def values_of(report: RoundReport) -> dict[str, float]:
+    """Return the single values of a round by name, those that were measured."""
+    named: Mapping[str, float | None] = {
+        **report.metrics,
+        "local/accuracy": report.accuracy_local,
+        "global/accuracy": report.accuracy_global,
+        "train/loss": report.train_loss,
+        "fusion/gain": report.fusion_gain,
+        "fusion/effective_neighbours": report.effective_neighbours,
+        "bytes/up": report.bytes_up,
+        "bytes/down": report.bytes_down,
+        "seconds": report.seconds,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _square(matrix: TaskMatrix) -> np.ndarray:
+    """Return the accuracy matrix [T, T] so far, NaN: not measured."""
+    found = np.full((matrix.tasks, matrix.tasks), np.nan)
+    for learned, accuracies in matrix.rows().items():
+        found[learned] = [np.nan if value is None else value for value in accuracies]
+    return found
+
+
+def _over_clients(path: Path, span: Span, round: int) -> dict[str, np.ndarray]:
+    """Return what the clients of a round measured, by `split/metric`, from its rows."""
+    start, stop = span
+    if stop <= start:
+        return {}
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.read(stop - start).splitlines()
+    wanted = tuple(f'"metric": "{name}"'.encode() for name in OF_CLIENTS)
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        if b'"client": null' in line or not any(name in line for name in wanted):
+            continue
+        row = json.loads(line)
+        if row["round"] == round and row["value"] is not None and isfinite(row["value"]):
+            found.setdefault(f"{row['split']}/{row['metric']}", []).append(row["value"])
+    return {f"clients/{name}": np.array(values) for name, values in found.items()}

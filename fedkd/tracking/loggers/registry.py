@@ -1,0 +1,113 @@
+"""The loggers that a scenario may name in `[tracking]`, and what each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import UserError
+from fedkd.tracking.loggers.background import BackgroundLogger
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
+    from fedkd.scenario.tracking import LoggerSection
+
+
+@dataclass(frozen=True)
+class LoggerKind:
+    """A logger by its name in `[tracking]`.
+
+    Attributes:
+        name: The key of its table.
+        summary: What it does, in a sentence.
+        package: What it imports.
+        extra: Of fedkd's, that brings the package; empty: fedkd itself does.
+        logger: Its class, `"module:Class"`.
+    """
+
+    name: str
+    summary: str
+    package: str
+    extra: str
+    logger: str
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its package is installed."""
+        try:
+            return find_spec(self.package) is not None
+        except (ImportError, ValueError):
+            return False
+
+    def make(self, section: LoggerSection) -> Any:
+        """Return a logger as its table of a scenario asks for."""
+        module, _, name = self.logger.partition(":")
+        return getattr(import_module(f"fedkd.tracking.loggers.{module}"), name)(section)
+
+
+LOGGERS = {
+    kind.name: kind
+    for kind in (
+        LoggerKind(
+            "wandb",
+            "Weights & Biases, offline in the run folder or online.",
+            "wandb",
+            "",
+            "wandb_logger:WandbLogger",
+        ),
+        LoggerKind(
+            "tensorboard",
+            "TensorBoard's event files, in the run folder or beside those of other runs.",
+            "tensorboard",
+            "tensorboard",
+            "tensorboard_logger:TensorBoardLogger",
+        ),
+        LoggerKind(
+            "mlflow",
+            "MLflow: a server, a data base, or a folder within the run's.",
+            "mlflow",
+            "mlflow",
+            "mlflow_logger:MlflowLogger",
+        ),
+    )
+}
+
+
+def wanted_loggers(scenario: Scenario) -> Iterator[tuple[LoggerKind, LoggerSection]]:
+    """Yield the loggers that a scenario asks for, with what it says about each."""
+    for name, kind in LOGGERS.items():
+        section = getattr(scenario.tracking, name)
+        if section is not None and getattr(section, "mode", None) != "disabled":
+            yield kind, section
+
+
+def check_loggers(scenario: Scenario) -> None:
+    """Refuse a scenario that asks for a logger whose extra is not installed.
+
+    wandb comes along with fedkd: where it is broken, a run says so and goes on.
+
+    Raises:
+        UserError: How to install it.
+    """
+    for kind, _ in wanted_loggers(scenario):
+        if kind.extra and not kind.is_there:
+            raise UserError(
+                f"{kind.package} is not installed; pip install 'fedkd[{kind.extra}]'",
+                key=f"tracking.{kind.name}",
+            )
+
+
+def make_loggers(scenario: Scenario, tell: Callable[[str], None]) -> list[BackgroundLogger]:
+    """Return what logs a run as its scenario asks for.
+
+    Args:
+        scenario: What is simulated.
+        tell: Tells the user a line.
+    """
+    return [
+        BackgroundLogger(kind.name, kind.make(section), section.pictures_every, tell)
+        for kind, section in wanted_loggers(scenario)
+    ]

@@ -1,0 +1,62 @@
+"""Logging to TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.scenario.dump import dump_toml
+from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun
+from fedkd.tracking.loggers.picture import heat_map
+
+if TYPE_CHECKING:
+    from fedkd.scenario.tracking import TensorBoard
+
+FOLDER = "tensorboard"
+
+
+class TensorBoardLogger:
+    """Writes TensorBoard's event files, with the round as the step, and the task for `by_task/`.
+
+    A resumed run adds a file to the same folder; rounds that it repeats take the place of those before.
+
+    Args:
+        wanted: What the scenario says of it.
+    """
+
+    def __init__(self, wanted: TensorBoard) -> None:
+        self._wanted = wanted
+        self._writer: Any = None
+
+    def open(self, run: LoggedRun) -> None:
+        """Begin an event file."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        wanted = self._wanted.folder
+        folder = run.folder / FOLDER if wanted is None else Path(wanted).expanduser() / run.folder.name
+        purged = run.resumed_from + 1 if run.resumed_from else None
+        self._writer = SummaryWriter(str(folder), purge_step=purged)
+        if not run.resumed_from:
+            toml = "\n".join(f"    {line}" for line in dump_toml(run.scenario).splitlines())
+            self._writer.add_text("scenario", toml, 0)
+
+    def log(self, figures: Figures) -> None:
+        """Log a round."""
+        writer, round = self._writer, figures.round
+        for name, value in figures.values.items():
+            writer.add_scalar(name, value, round)
+        if figures.task is not None:
+            writer.add_scalar("task", figures.task, round)
+            for name, value in figures.of_task.items():
+                writer.add_scalar(name, value, figures.task)
+        for name, values in figures.heat_maps.items():
+            writer.add_image(name, heat_map(values), round, dataformats="HWC")
+        for name, values in figures.histograms.items():
+            writer.add_histogram(name, values, round)
+        writer.flush()
+
+    def close(self, ending: Ending) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()

@@ -1,0 +1,138 @@
+"""Logging to Weights & Biases."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedkd.tracking.loggers.background import described_in_a_line
+from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun, files_of, remember, remembered
+from fedkd.tracking.loggers.picture import heat_map
+
+if TYPE_CHECKING:
+    from fedkd.scenario.tracking import Wandb
+
+Mode = Literal["offline", "online"]
+
+IDENTITY = "wandb-id"
+INIT_SECONDS = 30
+FINISH_SECONDS = 60
+BINS = 32
+
+
+class WandbLogger:
+    """Logs every round to a wandb run, with the round as its step.
+
+    The wandb run lies in the run folder (`DIR/wandb`) and has one identity for the life of that folder
+    (`DIR/wandb-id`), so a resumed run goes on where it stopped. Nobody is ever asked for a key: an online run
+    that cannot start (no key, no network) is kept offline, to be sent later with `wandb sync`.
+
+    Args:
+        wanted: What the scenario says of it.
+    """
+
+    def __init__(self, wanted: Wandb) -> None:
+        self._wanted = wanted
+        self._run: Any = None
+        self._folder = Path()
+
+    def open(self, run: LoggedRun) -> None:
+        """Begin a wandb run, or go on with the folder's."""
+        self._folder = run.folder
+        self._run = self._start(run)
+        self._run.define_metric("round")
+        self._run.define_metric("task", step_metric="round")
+        self._run.define_metric("*", step_metric="round")
+        self._run.define_metric("by_task/*", step_metric="task")
+
+    def log(self, figures: Figures) -> None:
+        """Log a round."""
+        import wandb
+
+        told: dict[str, Any] = {**figures.values, **figures.of_task, "round": figures.round}
+        if figures.task is not None:
+            told["task"] = figures.task
+        for name, values in figures.heat_maps.items():
+            told[name] = wandb.Image(heat_map(values))
+        for name, values in figures.histograms.items():
+            told[name] = wandb.Histogram(values.tolist(), num_bins=BINS)
+        self._run.log(told, step=figures.round)
+
+    def close(self, ending: Ending) -> None:
+        """End the wandb run, as failed if it is not done, until it is resumed."""
+        run, self._run = self._run, None
+        if run is None:
+            return
+        if ending.status == "done":
+            run.summary.update(dict(ending.summary))
+            for wanted in self._wanted.artifacts:
+                self._keep(run, wanted)
+        run.finish(exit_code=int(ending.status != "done"))
+
+    def _keep(self, run: Any, wanted: Any) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"{wanted}-{run.id}", type=wanted)
+        for path in files_of(self._folder, wanted):
+            artifact.add_file(str(path), name=str(path.relative_to(self._folder)))
+        run.log_artifact(artifact)
+
+    def _start(self, run: LoggedRun) -> Any:
+        identity = remembered(run.folder / IDENTITY) or _new_identity(run.folder)
+        if self._wanted.mode == "online":
+            if not _has_key():
+                run.tell("wandb: no API key is configured; logging offline, `wandb sync` sends it later")
+            else:
+                try:
+                    return self._open(run, identity, "online")
+                except Exception as error:
+                    why = described_in_a_line(error)
+                    run.tell(f"wandb: logging offline, `wandb sync` sends it later: {why}")
+                    # wandb holds on to the identity of a run that failed to start.
+                    identity = _new_identity(run.folder)
+        return self._open(run, identity, "offline")
+
+    def _open(self, run: LoggedRun, identity: str, mode: Mode) -> Any:
+        import wandb
+
+        wanted = self._wanted
+        return wandb.init(
+            project=wanted.project,
+            entity=wanted.entity,
+            group=wanted.group,
+            tags=wanted.tags,
+            name=wanted.name or run.name,
+            id=identity,
+            resume="allow",
+            reinit="create_new",  # a run that the caller may have open is not ours to end
+            dir=run.folder,
+            config=run.scenario.model_dump(mode="json"),
+            settings=wandb.Settings(
+                mode=mode,
+                silent=True,
+                quiet=True,
+                console="off",
+                disable_git=True,
+                save_code=False,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+            ),
+        )
+
+
+def _has_key() -> bool:
+    import wandb
+
+    # wandb tells on standard error where it found a key.
+    with redirect_stderr(io.StringIO()):
+        return wandb.login(prompt=False, verify=False)
+
+
+def _new_identity(folder: Path) -> str:
+    # Not a draw of the experiment: two runs of one scenario must differ here.
+    identity = secrets.token_hex(4)
+    remember(folder / IDENTITY, identity)
+    return identity

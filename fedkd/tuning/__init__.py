@@ -1,0 +1,1 @@
+"""Searching for hyper-parameters on held-out samples, with Optuna."""

@@ -1,0 +1,108 @@
+"""What a search looks for: accuracy on held-out samples, at the end of a trial and on the way there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedkd.benchmark.schema import METRICS
+from fedkd.errors import UserError, did_you_mean
+from fedkd.report.metrics import CONTINUAL_METRICS
+from fedkd.tracking.events import RoundReport
+from fedkd.tracking.task_matrix import TaskMatrix, matrices
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
+
+PREFIX = "validation/"
+ACCURACIES = ("accuracy_local", "accuracy_trained_local", "accuracy_global", "accuracy_trained_global")
+AVERAGE = "average_accuracy_"
+PROTOCOLS = ("task_incremental", "domain_incremental", "class_incremental")
+OBJECTIVES = tuple(PREFIX + name for name in (*ACCURACIES, *(AVERAGE + protocol for protocol in PROTOCOLS)))
+DEFAULT = OBJECTIVES[0]
+
+
+def check_metric(name: str) -> None:
+    """Refuse what a search must not look at, or cannot.
+
+    Raises:
+        UserError: Which name is meant.
+    """
+    if name in OBJECTIVES:
+        return
+    if PREFIX + name in OBJECTIVES:
+        raise UserError(
+            f"'{name}' is measured on test samples, which no search may look at; on held-out samples it is"
+            f" '{PREFIX}{name}'",
+            key="metric",
+        )
+    if name.removeprefix(PREFIX) in (*METRICS, *CONTINUAL_METRICS):
+        raise UserError(
+            f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}", key="metric"
+        )
+    raise UserError(f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}", key="metric")
+
+
+def check_metric_of(name: str, scenario: Scenario) -> None:
+    """Refuse a metric that the scenario's runs do not have.
+
+    Raises:
+        UserError: It is that of streams of another kind, or of streams.
+    """
+    protocol = name.removeprefix(PREFIX).removeprefix(AVERAGE)
+    if protocol not in PROTOCOLS:
+        return
+    from fedkd.scenario.stream import protocols
+
+    if scenario.continual is None:
+        raise UserError(f"'{name}' is of a stream of tasks, and the scenario has none", key="metric")
+    tested = protocols(scenario) if scenario.continual.evaluate_without_task else protocols(scenario)[:1]
+    if protocol not in tested:
+        told = ", ".join(f"{PREFIX}{AVERAGE}{known}" for known in tested)
+        raise UserError(f"'{name}' is not measured in this scenario; allowed: {told}", key="metric")
+
+
+def final_value(name: str, summary: Mapping[str, Any]) -> float | None:
+    """Return what a run has reached, the mean over clients; None: nobody could be tested."""
+    key = name.removeprefix(PREFIX)
+    tables = summary.get("continual") if key.startswith(AVERAGE) else summary.get("final")
+    found = (tables or {}).get(key)
+    return None if found is None else float(found["mean"])
+
+
+class Curve:
+    """What a run has reached by each of its rounds.
+
+    Args:
+        name: Of the metric.
+        scenario: What is run.
+    """
+
+    def __init__(self, name: str, scenario: Scenario) -> None:
+        self._key = name.removeprefix(PREFIX)
+        protocol = self._key.removeprefix(AVERAGE)
+        found = matrices(scenario) if self._key.startswith(AVERAGE) else []
+        self._matrix: TaskMatrix | None = next((m for m in found if m.protocol == protocol), None)
+        self.values: dict[int, float] = {}
+
+    def recall(self, rows: Sequence[Mapping[str, Any]], until: int) -> None:
+        """Take what was recorded up to a round, before the run was resumed."""
+        self.values.clear()
+        if self._matrix is not None:
+            self._matrix.recall([row for row in rows if row["round"] <= until])
+        metric, _, split = self._key.rpartition("_")
+        for row in rows:
+            told = (row["metric"], row["split"], row["client"]) == (metric, split, None)
+            if told and 0 < row["round"] <= until and row["value"] is not None:
+                self.values[row["round"]] = row["value"]
+
+    def add(self, report: RoundReport) -> float | None:
+        """Take a round; return what was reached by it, None: it was not evaluated."""
+        if self._key.startswith(AVERAGE):
+            known = self._matrix is not None and self._matrix.add(report)
+            value = self._matrix.so_far().get("average_accuracy") if known and self._matrix else None
+        else:
+            value = getattr(report, self._key)
+        if value is not None:
+            self.values[report.round] = float(value)
+        return value

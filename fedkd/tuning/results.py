@@ -1,0 +1,119 @@
+"""What a search leaves: a table of its trials, and the scenario that it found."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedkd.benchmark.cells import cell_tables
+from fedkd.plan.load import parse_scenario
+from fedkd.scenario.dump import dump_toml
+from fedkd.scenario.schema import Scenario
+from fedkd.tracking.atomic import write_json_atomically, write_text_atomically
+from fedkd.tracking.wording import percent
+from fedkd.tuning.schema import Search
+from fedkd.tuning.trials import Trial, best_of, scenario_keys, single
+
+BEST, TABLE, TRIALS, SUMMARY = "best.toml", "table.md", "trials.csv", "search.json"
+SHOWN = 20
+WORDS = {"pruned": "stopped", "diverged": "diverged", "done": ""}
+
+
+def found_scenario(search: Search, trial: Trial) -> Scenario:
+    """Return the scenario with a trial's values, which trains on all samples and is tested on tests."""
+    seed = search.seeds[0]
+    tables = cell_tables(search.bench, scenario_keys(trial.values), seed)
+    tables["data"] = {key: value for key, value in tables.get("data", {}).items() if key != "validation"}
+    scenario = parse_scenario(tables, folder=search.bench.folder)
+    return scenario.model_copy(update={"name": f"{search.spec.name}-best"})
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials with the best first: those that are done, then those that were stopped, by value."""
+    order = {"done": 0, "pruned": 1}
+    return sorted(trials, key=lambda t: (order.get(t.status, 2), -(t.value or 0.0), t.number))
+
+
+def markdown_table(search: Search, trials: Sequence[Trial], most: int | None = None) -> str:
+    """Return the trials as a table in Markdown, the best first.
+
+    Args:
+        search: Whose they are.
+        trials: All of them.
+        most: Rows that are shown; None: all.
+    """
+    keys = [dimension.key for dimension in search.space]
+    titles = ["trial", *keys, f"{search.spec.metric} (%)", "rounds", ""]
+    lines = ["| " + " | ".join(titles) + " |", "| --: |" + " --- |" * len(keys) + " --: | --: | --- |"]
+    best, rows = best_of(trials), ranked(trials)
+    for trial in rows[:most]:
+        words = single(trial.values)
+        value = percent(trial.value).removesuffix(" %") if trial.value is not None else "–"
+        cells = [str(trial.number), *(words[key].replace("|", "\\|") for key in keys)]
+        cells += [f"**{value}**" if trial is best else value, str(trial.rounds), WORDS[trial.status]]
+        lines.append("| " + " | ".join(cells) + " |")
+    if most is not None and len(rows) > most:
+        lines.append(f"\n… and {len(rows) - most} more, in {TABLE}")
+    return "\n".join(lines) + "\n"
+
+
+def legend(search: Search) -> str:
+    """Return what the table shows, in a sentence or two."""
+    share = search.bench.fixed["data.validation"]
+    seeds = len(search.seeds)
+    of_seeds = f", the mean over {seeds} seeds" if seeds > 1 else ""
+    return (
+        f"On held-out samples ({100 * share:g} % of each client's training samples){of_seeds}; test samples"
+        " were not looked at. *stopped*: its value is that of the round after which it was behind.\n"
+    )
+
+
+def write_results(search: Search, trials: Sequence[Trial], folder: Path) -> None:
+    """Write the tables and, if a trial is done, the scenario of the best one."""
+    write_text_atomically(folder / TABLE, f"{markdown_table(search, trials)}\n{legend(search)}")
+    write_text_atomically(folder / TRIALS, _csv(search, trials, folder))
+    best = best_of(trials)
+    told: dict[str, Any] = {
+        "name": search.spec.name,
+        "metric": search.spec.metric,
+        "best": None if best is None else {"trial": best.number, "value": best.value, "values": best.values},
+        "trials": [
+            {
+                "trial": trial.number,
+                "status": trial.status,
+                "value": trial.value,
+                "rounds": trial.rounds,
+                "values": trial.values,
+                "curve": sorted(trial.curve.items()),
+                "runs": [str(path.relative_to(folder)) for path in trial.folders],
+            }
+            for trial in trials
+        ],
+    }
+    write_json_atomically(folder / SUMMARY, told)
+    if best is not None:
+        values = ", ".join(f"{key} = {word}" for key, word in single(best.values).items())
+        header = (
+            f"# The best of {len(trials)} trials, number {best.number}: {values}.\n"
+            f"# {search.spec.metric} was {percent(best.value)} there. This scenario trains on all training\n"
+            "# samples, and is tested on test samples, which the search has not looked at.\n"
+        )
+        write_text_atomically(folder / BEST, header + dump_toml(found_scenario(search, best)))
+
+
+def _csv(search: Search, trials: Sequence[Trial], folder: Path) -> str:
+    keys = [dimension.key for dimension in search.space]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "status", "value", "rounds", *keys, "runs"])
+    for trial in trials:
+        words = single(trial.values)
+        value = "" if trial.value is None else repr(trial.value)
+        runs = " ".join(str(path.relative_to(folder)) for path in trial.folders)
+        writer.writerow(
+            [trial.number, trial.status, value, trial.rounds, *(words[key] for key in keys), runs]
+        )
+    return text.getvalue()

@@ -1,0 +1,128 @@
+"""Which values the next trials have: drawn by Optuna, from what is known of the trials before.
+
+Trials are drawn in batches. A batch depends on the scenario's seed, its own number, and on how the trials of
+earlier batches ended, in their order: not on which of them ended first, nor on how many ran at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedkd.errors import UserError
+from fedkd.randomness import derive_seed
+from fedkd.tuning.space import Dimension
+
+EXTRA = "tune"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of a trial.
+
+    Attributes:
+        values: By key of the space.
+        status: `done`, `pruned`, or `diverged`.
+        value: What it reached; None unless it is done.
+        curve: Round to what was reached by it, the mean over seeds.
+    """
+
+    values: Mapping[str, Any]
+    status: str
+    value: float | None
+    curve: Mapping[int, float] = field(default_factory=dict)
+
+
+def check_optuna() -> None:
+    """Refuse to search without Optuna.
+
+    Raises:
+        UserError: How to install it.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("optuna") is None:
+        raise UserError(f"fedkd tune needs Optuna; pip install 'fedkd[{EXTRA}]'")
+
+
+def draw(
+    space: Sequence[Dimension],
+    known: Sequence[Told],
+    number: int,
+    *,
+    sampler: str,
+    startup: int,
+    seed: int,
+    batch: int,
+) -> list[dict[str, Any]]:
+    """Return the values of the trials of a batch.
+
+    Args:
+        space: What varies.
+        known: All trials of earlier batches, in order.
+        number: Trials to draw; fewer are the first of more.
+        sampler: `tpe` or `random`.
+        startup: Trials that have to be known before the sampler learns from them.
+        seed: The scenario's.
+        batch: 0-based.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    own = derive_seed(seed, "tune", round=batch + 1) % 2**32
+    chosen: optuna.samplers.BaseSampler
+    if sampler == "random":
+        chosen = optuna.samplers.RandomSampler(seed=own)
+    else:
+        chosen = optuna.samplers.TPESampler(seed=own, n_startup_trials=startup, constant_liar=True)
+    distributions = {dimension.key: _distribution(dimension) for dimension in space}
+    study = optuna.create_study(direction="maximize", sampler=chosen)
+    for trial in known:
+        study.add_trial(_told(trial, space, distributions))
+    drawn = [study.ask(distributions).params for _ in range(number)]
+    return [
+        {
+            dimension.key: dimension.choices[values[dimension.key]]
+            if dimension.choices
+            else dimension.rounded(values[dimension.key])
+            for dimension in space
+        }
+        for values in drawn
+    ]
+
+
+def _distribution(dimension: Dimension) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found = dimension.range
+    if found is None:  # by place: choices may be tables, which Optuna does not know
+        return CategoricalDistribution(tuple(range(len(dimension.choices))))
+    if dimension.whole:
+        step = int(found.step) if found.step is not None else 1
+        return IntDistribution(int(found.low), int(found.high), log=found.log, step=step)
+    return FloatDistribution(float(found.low), float(found.high), log=found.log, step=found.step)
+
+
+def _told(trial: Told, space: Sequence[Dimension], distributions: Mapping[str, Any]) -> Any:
+    from optuna.trial import TrialState, create_trial
+
+    params = {
+        dimension.key: _place(dimension, trial.values[dimension.key])
+        if dimension.choices
+        else trial.values[dimension.key]
+        for dimension in space
+    }
+    # One that is pruned before its first value is the worst there is: so is one that diverged.
+    done = trial.status == "done"
+    return create_trial(
+        state=TrialState.COMPLETE if done else TrialState.PRUNED,
+        value=trial.value if done else None,
+        params=params,
+        distributions=dict(distributions),
+        intermediate_values={} if trial.status == "diverged" else dict(trial.curve),
+    )
+
+
+def _place(dimension: Dimension, value: Any) -> int:
+    return next(n for n, choice in enumerate(dimension.choices) if repr(choice) == repr(value))

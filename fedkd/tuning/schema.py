@@ -1,0 +1,213 @@
+"""The file of a search: everything that decides it, one documented field at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fedkd.benchmark.merge import flatten
+from fedkd.benchmark.schema import (
+    Bench,
+    BenchFile,
+    Seed,
+    base_scenario,
+    check_base_and_seeds,
+    explained,
+    seeds_of,
+    set_in_file,
+)
+from fedkd.errors import UserError
+from fedkd.scenario.load import read_toml
+from fedkd.scenario.overrides import parse_override
+from fedkd.scenario.schema import PositiveInt, Scenario, Section
+from fedkd.scenario.shipped import find_shipped
+from fedkd.tuning.objective import DEFAULT, check_metric
+from fedkd.tuning.space import Dimension, dimensions, parse_search
+
+MOST_TRIALS = 100_000
+SHARE = 0.2
+"""Of every client's training samples that is held out, unless somebody says otherwise."""
+
+
+class TuneFile(Section):
+    """What to vary and what to look for.
+
+    Keys of `set` and `search` are those of a scenario, dotted or nested, as in a bench file; one that ends in
+    `!` replaces the whole table: `"fusion!" = [{ strategy = "fedmd" }, { strategy = "knfu", beta = 10.0 }]`.
+    """
+
+    name: str = Field("search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the search; letters, digits, `.`, `_` and `-`."""
+    base: str | None = None
+    """The scenario file that every trial starts from, relative to this file, or a shipped one's name; or
+    `[scenario]` instead. Other relative paths and plug-ins are looked for beside it."""
+    scenario: dict[str, Any] | None = None
+    """The base scenario itself, as a scenario file has it."""
+    metric: str = DEFAULT
+    """What is to be high, on samples that clients hold out of their training samples, the mean over clients:
+    `validation/accuracy_local` (each client on its own) or `validation/accuracy_global` (each on those of all
+    clients), `validation/accuracy_trained_local` and `…_global` (before guidance); of a stream of tasks
+    `validation/average_accuracy_task_incremental`, `…_domain_incremental`, `…_class_incremental`."""
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of each client's training samples that is held out; absent: the base's `data.validation`, else
+    0.2. No trial is measured on test samples."""
+    trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 20
+    """How many; the first is the base itself, where its values are among those that are searched."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    """Every trial runs once with each of these seeds, and its value is the mean; a number n means 1, 2, …, n.
+    Absent: the base's seed alone."""
+    together: PositiveInt = 4
+    """Trials that are drawn at a time and run side by side: each knows of those of earlier batches alone. So
+    what a search tries depends on this, and not on how many trials there is room for."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """What draws trials: the tree-structured Parzen estimator (Bergstra et al. 2011), or chance."""
+    startup: Annotated[int, Field(ge=0)] = 8
+    """Trials that have to be known before the sampler learns from them, and runs (of a seed) that have to be
+    before one is stopped early."""
+    pruner: Literal["median", "none"] = "median"
+    """Whether a run is stopped once the best that it has reached is below the `median` of what those of
+    earlier batches had reached by the same round."""
+    warmup: Annotated[int, Field(ge=0)] = 1
+    """Rounds at the beginning in which no run is stopped."""
+    parallel: bool = True
+    """Whether trials run side by side on Ray, whatever the engine of the base, each on
+    `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor` GPUs; false: one after the other in this
+    process."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Scenario keys that differ from the base in every trial, and in what is found."""
+    search: dict[str, Any] = Field(default_factory=dict)
+    """What varies: scenario key to `{ low = 1e-4, high = 1e-1, log = true }`, whole numbers where both are,
+    or with a `step`; or to a list of values."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The file of a search, read.
+
+    Attributes:
+        spec: What it says.
+        bench: Its base and what is set in every trial, as a bench of one cell; trials are measured on
+            samples that are held out.
+        space: What varies.
+    """
+
+    spec: TuneFile
+    bench: Bench
+    space: tuple[Dimension, ...]
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Seeds of every trial, in order."""
+        return self.bench.seeds
+
+
+def load_search(
+    path: str | Path, overrides: Sequence[str] = (), search: Mapping[str, Any] | Sequence[str] = ()
+) -> Search:
+    """Read and check the file of a search, or the scenario that is searched.
+
+    Args:
+        path: The TOML file, of a search or of a scenario, or the name of a scenario that is shipped.
+        overrides: ``key=value`` texts of ``--set``. A key of the search's file (``trials=50``) changes the
+            search; any other is a scenario key, for every trial.
+        search: More to vary: texts of ``--search``, or a table like the file's `search`.
+
+    Raises:
+        UserError: The first thing that is wrong, with the file and the key.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"must be the path of a file, got a {type(path).__name__}")
+    path = find_shipped(path, "scenario")
+    file, mapping = str(path), read_toml(path)
+    if mapping.keys() & {"grid", "variants", "baseline"}:
+        raise UserError(f"is a bench, not a search; run it with: fedkd bench {file}", file=file)
+    if not mapping.keys() & {"base", "scenario", "search"}:
+        mapping = {"name": mapping.get("name", path.stem), "scenario": mapping}
+    fixed = {}
+    for text in overrides:
+        key, value = parse_override(text)
+        if key[0] in TuneFile.model_fields and key[0] not in ("name", "search"):
+            set_in_file(mapping, key, value)
+        else:
+            fixed[".".join(key)] = value
+    more = dict(search) if isinstance(search, Mapping) else parse_search(search)
+    try:
+        spec = TuneFile.model_validate(mapping)
+        if more:
+            spec = spec.model_copy(update={"search": flat_search(spec.search) | more})
+        return _read(spec, path, fixed)
+    except ValidationError as error:
+        raise explained(error, file, TuneFile) from None
+    except UserError as error:
+        on_command_line = error.key is not None and error.key.startswith("--")
+        raise error if on_command_line else error.at(file=file) from None
+
+
+def flat_search(search: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `[search]` table with dotted keys."""
+    return {
+        found.key: list(found.choices)
+        if found.range is None
+        else found.range.model_dump(exclude_none=True, exclude_defaults=True)
+        for found in (dimensions(search) if search else ())
+    }
+
+
+def _read(spec: TuneFile, path: Path, fixed: dict[str, Any]) -> Search:
+    check_base_and_seeds(spec.base, spec.scenario, spec.seeds or 1)
+    check_metric(spec.metric)
+    space = dimensions(spec.search)
+    folder, base = base_scenario(spec.base, spec.scenario, path)
+    for key in [*flatten(spec.set), *fixed]:
+        varied = next((found.key for found in space if _touches(key, found.key)), None)
+        if varied is not None:
+            raise UserError(f"is searched; it cannot be set for all trials ({varied})", key=key)
+    seeds = [_own_seed(spec, base, fixed)] if spec.seeds is None else spec.seeds
+    bench_file = BenchFile(name=spec.name, scenario=base, seeds=seeds, set=spec.set, parallel=spec.parallel)
+    bench = Bench(bench_file, base, folder, {"data.validation": share_of(spec, base), **fixed}, str(path))
+    return Search(spec, bench, space)
+
+
+def _own_seed(spec: TuneFile, base: Mapping[str, Any], fixed: Mapping[str, Any]) -> int:
+    usual = Scenario.model_fields["seed"].default
+    said = fixed.get("seed", flatten(spec.set).get("seed", base.get("seed", usual)))
+    if not isinstance(said, int) or isinstance(said, bool) or said < 0:
+        raise UserError(f"must be an integer ≥ 0, got {said!r}", key="seed")
+    return said
+
+
+def share_of(spec: TuneFile, base: Mapping[str, Any]) -> float:
+    """Return the share of training samples that clients hold out."""
+    if spec.validation is not None:
+        return spec.validation
+    data = base.get("data")
+    said = data.get("validation") if isinstance(data, Mapping) else None
+    return SHARE if said is None else said
+
+
+def _touches(one: str, other: str) -> bool:
+    one, other = one.removesuffix("!") + ".", other.removesuffix("!") + "."
+    return one.startswith(other) or other.startswith(one)
+
+
+def dump_search(search: Search) -> str:
+    """Return a search as one TOML file, with its base scenario in it and what the command line says."""
+    import tomli_w
+
+    told = search.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    for key in ("base", "scenario", "search"):
+        told.pop(key, None)
+    fixed = {key: value for key, value in search.bench.fixed.items() if key != "data.validation"}
+    told |= {"validation": search.bench.fixed["data.validation"], "seeds": list(seeds_of(search.seeds))}
+    if fixed:
+        told["set"] = told.get("set", {}) | fixed
+    header = (
+        "# The search with its base scenario; relative paths are those of the file that it was read from.\n"
+    )
+    varied = {"search": flat_search(search.spec.search)}
+    return header + tomli_w.dumps(told | varied | {"scenario": search.bench.base})

@@ -1,0 +1,237 @@
+"""What a search varies: ranges and choices of scenario keys, as a file or the command line gives them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isclose
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from fedkd.errors import UserError
+from fedkd.explain import explain_error
+from fedkd.scenario.explain import dotted
+from fedkd.scenario.overrides import parse_override
+from fedkd.scenario.schema import Section
+from fedkd.scenario.toml import NotToml, parse_toml
+
+SEARCH = "--search"
+FORM = "e.g. training.lr=log:1e-4..1e-1 training.local_epochs=1..5 training.optimizer=adam,sgd"
+FIXED = (
+    *("name", "seed", "engine", "tracking", "checkpoint_every", "evaluate_every", "evaluate_clients"),
+    *("plugins", "plugin_path", "data.validation", "data.test_fraction", "data.test_size"),
+)
+"""Keys that decide where a run goes or what it is measured on, not how well it learns."""
+MOST = 1e15
+"""Beyond, whole numbers are not told apart by floats."""
+DIGITS = 4
+"""Significant digits of a number that is drawn: what is found can be written down."""
+
+
+class Range(Section):
+    """Numbers from `low` to `high`, both included; whole ones where both are."""
+
+    low: Annotated[int | float, Field(ge=-MOST, le=MOST)]
+    """The least."""
+    high: Annotated[int | float, Field(ge=-MOST, le=MOST)]
+    """The greatest; with a `step`, a whole number of them above `low`."""
+    log: bool = False
+    """Whether to draw the logarithm evenly."""
+    step: int | float | None = None
+    """Distance of the numbers, counted from `low`; absent: 1 for whole ones, else any number will do."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One scenario key that is searched.
+
+    Attributes:
+        key: Dotted; with a `!` at its end, the whole table is replaced.
+        choices: Its values; empty: a range.
+        range: From where to where; None: choices.
+    """
+
+    key: str
+    choices: tuple[Any, ...] = ()
+    range: Range | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether its numbers are integers."""
+        return self.range is not None and isinstance(self.range.low, int) and isinstance(self.range.high, int)
+
+    @property
+    def tried(self) -> tuple[Any, ...]:
+        """Values that have to be possible for all to be: the ends of a range, or all choices."""
+        return self.choices if self.range is None else (self.range.low, self.range.high)
+
+    def rounded(self, value: Any) -> Any:
+        """Return a drawn number with few digits, within the range."""
+        if self.range is None or self.whole or self.range.step is not None:
+            return value
+        low, high = float(self.range.low), float(self.range.high)
+        return min(max(float(f"{value:.{DIGITS}g}"), low), high)
+
+    def holds(self, value: Any) -> bool:
+        """Return whether a value of the base is one that may be drawn."""
+        if self.range is None:
+            return any(type(value) is type(choice) and value == choice for choice in self.choices)
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
+            return False
+        low, high, step = self.range.low, self.range.high, self.range.step
+        if not low <= value <= high:
+            return False
+        return step is None or isclose((value - low) / step, round((value - low) / step), abs_tol=1e-9)
+
+    def range_words(self) -> str:
+        """Return the range for a person; empty: there are choices instead."""
+        if self.range is None:
+            return ""
+        found = f"{self.range.low:g} to {self.range.high:g}"
+        if self.range.step is not None:
+            found += f" in steps of {self.range.step:g}"
+        return found + " (log)" * self.range.log
+
+
+def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
+    """Return what a `[search]` table varies, in its order.
+
+    Raises:
+        UserError: What is wrong with it, with the key.
+    """
+    found = list(_within(search, ""))
+    if not found:
+        raise UserError(
+            'names nothing to vary, e.g. "training.lr" = { low = 1e-4, high = 1e-1 }', key="search"
+        )
+    names = [dimension.key for dimension in found]
+    for dimension in found:
+        key = dimension.key.removesuffix("!")
+        fixed = next((name for name in FIXED if f"{key}.".startswith(f"{name}.")), None)
+        if fixed is not None:
+            raise UserError(
+                "does not decide how well clients learn, or decides what that is measured on; it cannot be"
+                " searched",
+                key=dotted(("search", *key.split("."))),
+            )
+        if any(other != dimension.key and _within_each_other(other, dimension.key) for other in names):
+            raise UserError(
+                "is searched twice, as a whole and in part", key=dotted(("search", *key.split(".")))
+            )
+    return tuple(found)
+
+
+def _within_each_other(one: str, other: str) -> bool:
+    one, other = one.removesuffix("!") + ".", other.removesuffix("!") + "."
+    return one.startswith(other) or other.startswith(one)
+
+
+def _within(table: Mapping[str, Any], prefix: str) -> list[Dimension]:
+    found: list[Dimension] = []
+    for name, value in table.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and not {"low", "high"} & value.keys():
+            found += _within(value, f"{key}.")
+        else:
+            found.append(dimension_of(key, value))
+    return found
+
+
+def dimension_of(key: str, value: Any) -> Dimension:
+    """Return a key with its range, or its choices.
+
+    Args:
+        key: Dotted.
+        value: `{ low = …, high = … }`, a list of values, or a text such as ``log:1e-4..1e-1``.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    where = dotted(("search", *key.split(".")))
+    if isinstance(value, str):
+        return _parsed(key, value)
+    if isinstance(value, Mapping):
+        try:
+            return Dimension(key, range=_checked(Range.model_validate(dict(value)), where))
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+            # Of a number that is neither whole nor any other, the latter is what could be told.
+            first = next((problem for problem in problems if problem["loc"][-1] == "float"), problems[0])
+            place = ".".join(map(str, first["loc"][:1]))
+            raise UserError(explain_error(first, Range.model_fields), key=f"{where}.{place}") from None
+    if isinstance(value, list | tuple):
+        choices = tuple(value)
+        if len(choices) < 2:
+            raise UserError(f"must be a list of at least two values, got {list(choices)!r}", key=where)
+        if len({repr(choice) for choice in choices}) < len(choices):
+            raise UserError(f"must be different values, got {list(choices)!r}", key=where)
+        return Dimension(key, choices)
+    raise UserError(
+        f"must be {{ low = …, high = … }} or a list of values, got {value!r}; one value is for [set]",
+        key=where,
+    )
+
+
+def _checked(found: Range, where: str) -> Range:
+    if isinstance(found.low, bool) or isinstance(found.high, bool):
+        raise UserError("must be numbers; true and false are a list of values", key=where)
+    if not found.low < found.high:
+        raise UserError(f"low must be less than high, got {found.low!r} and {found.high!r}", key=where)
+    if found.log and found.low <= 0:
+        raise UserError(f"the logarithm needs low above 0, got {found.low!r}", key=where)
+    if found.step is not None and (found.step <= 0 or found.log):
+        told = "cannot go with log" if found.log else f"must be > 0, got {found.step!r}"
+        raise UserError(told, key=f"{where}.step")
+    steps = 1.0 if found.step is None else (found.high - found.low) / found.step
+    if not isclose(steps, round(steps), abs_tol=1e-9):
+        raise UserError(
+            f"high must be low and a whole number of steps, got {found.low!r}, {found.high!r} and steps of"
+            f" {found.step!r}",
+            key=where,
+        )
+    return found
+
+
+def parse_search(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the `[search]` table that words of ``--search`` stand for.
+
+    Raises:
+        UserError: One of them is of no known form.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, said = text.partition("=")
+        if not equals or not key.strip() or not said.strip():
+            raise UserError(f"{text!r} is not of the form key=what, {FORM}", key=SEARCH)
+        found[key.strip()] = said.strip()
+    return found
+
+
+RANGE = re.compile(r"(?P<log>log:)?(?P<low>[^,]+?)\.\.(?P<high>[^,]+)")
+
+
+def _parsed(key: str, text: str) -> Dimension:
+    where = f"{SEARCH} {key}"
+    if (match := RANGE.fullmatch(text)) is not None:
+        low, high = (_number(match[end], where) for end in ("low", "high"))
+        return dimension_of(key, {"low": low, "high": high, "log": match["log"] is not None})
+    try:
+        values = parse_toml(f"value = {text}")["value"] if text[0] == "[" else None
+    except NotToml:
+        values = None
+    if values is None:
+        values = [parse_override(f"{key}={word.strip()}")[1] for word in text.split(",") if word.strip()]
+    if not isinstance(values, list) or len(values) < 2:
+        raise UserError(f"{text!r} is no range and no list of values, {FORM}", key=where)
+    return dimension_of(key, values)
+
+
+def _number(text: str, where: str) -> int | float:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise UserError(f"{text!r} is no number, {FORM}", key=where)

@@ -1,0 +1,183 @@
+"""The trials of a search: what each tried, the runs that it consists of, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedkd.benchmark.cells import Cell, cell_tables, in_cell, level_of, make_cell
+from fedkd.benchmark.merge import flatten
+from fedkd.errors import UserError
+from fedkd.plan.load import parse_scenario
+from fedkd.scenario.explain import dotted
+from fedkd.tuning.objective import check_metric_of
+from fedkd.tuning.sampling import Told
+from fedkd.tuning.schema import Search
+from fedkd.tuning.space import Dimension
+from fedkd.tuning.trial import TrialRecord
+
+
+@dataclass(frozen=True, eq=False)
+class TrialRun(Cell):
+    """One run of a trial.
+
+    Attributes:
+        trial: Number of the trial, 0-based; the folder does not tell: two trials may try the same.
+    """
+
+    trial: int = 0
+
+    @property
+    def label(self) -> str:
+        """The run for a person: ``trial 3: lr=0.01 seed=1``."""
+        return f"trial {self.trial}: {super().label}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that has ended.
+
+    Attributes:
+        number: 0-based.
+        values: What it tried, by scenario key.
+        status: `done`; `pruned`, stopped because others were better by then; `diverged`.
+        value: What it reached, the mean over seeds: at its end, or where the first of its runs was stopped;
+            None: it diverged.
+        rounds: Rounds that all of its runs went through.
+        curve: Round to what was reached by it, the mean over seeds.
+        folders: Its runs' folders, in the order of the seeds.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    status: str
+    value: float | None
+    rounds: int
+    curve: Mapping[int, float]
+    folders: tuple[Path, ...]
+
+    @property
+    def told(self) -> Told:
+        """What the sampler is told of it."""
+        return Told(self.values, self.status, self.value, self.curve)
+
+
+def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[TrialRun]:
+    """Return the runs of a trial, one for each seed.
+
+    Raises:
+        UserError: It cannot be run, with its name.
+    """
+    levels = {key: level_of(key, value) for key, value in values.items()}
+    found = []
+    for seed in search.seeds:
+        try:
+            cell = make_cell(search.bench, levels, seed)
+        except UserError as error:
+            raise UserError(
+                error.message.replace("cell '", f"trial {number} '", 1), file=error.file
+            ) from None
+        try:
+            check_metric_of(search.spec.metric, cell.scenario)
+        except UserError as error:
+            raise error.at(file=search.bench.file) from None
+        found.append(TrialRun(cell.levels, cell.seed, cell.scenario, cell.hash, number))
+    return found
+
+
+def check_space(search: Search) -> None:
+    """Try every end of a range and every choice, alone and with each choice of the others.
+
+    Raises:
+        UserError: The first that makes no scenario, with its key.
+    """
+    for place, dimension in enumerate(search.space):
+        for value in dimension.tried:
+            _try(search, dimension, {dimension.key: value})
+        for other in search.space[:place]:
+            if not dimension.choices and not other.choices:
+                continue  # the ends of ranges seldom depend on each other
+            for value, beside in product(dimension.tried, other.tried):
+                _try(search, dimension, {other.key: beside, dimension.key: value})
+
+
+def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> None:
+    try:
+        parse_scenario(
+            cell_tables(search.bench, scenario_keys(values), search.seeds[0]), folder=search.bench.folder
+        )
+    except UserError as error:
+        key = dimension.key.removesuffix("!")
+        told = error.message if error.key in (None, key) else f"{error.key}: {error.message}"
+        others = [f"{name} = {word}" for name, word in single(values).items() if name != dimension.key]
+        beside = f" (with {others[0]}; what goes together is a choice of whole tables)" if others else ""
+        where = dotted(("search", *key.split(".")))
+        raise UserError(told + beside, key=where, file=search.bench.file) from None
+
+
+def base_values(search: Search) -> dict[str, Any] | None:
+    """Return the base's own values at the keys that are searched; None: one of them would not be drawn."""
+    try:
+        tables = make_cell(search.bench, {}, search.seeds[0]).scenario.model_dump(mode="json")
+    except UserError as error:
+        raise in_cell(error, "base", search.bench.file) if error.key else error from None
+    found = {}
+    for dimension in search.space:
+        value: Any = tables
+        for part in dimension.key.split("."):
+            if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+                value = value[int(part)]
+            elif isinstance(value, dict) and part in value:
+                value = value[part]
+            else:
+                return None
+        if dimension.whole and isinstance(value, float) and value.is_integer():
+            value = int(value)  # the range says so, where the scenario would have any number
+        if not dimension.holds(value):
+            return None
+        found[dimension.key] = value
+    return found
+
+
+def ended(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path, TrialRecord]]) -> Trial:
+    """Return a trial whose runs have all ended.
+
+    It is done where all of them are. Where one diverged it has, and else it was stopped.
+
+    Args:
+        number: 0-based.
+        values: What it tried.
+        runs: Its runs' folders, and how each ended.
+    """
+    records = [record for _, record in runs]
+    shared = sorted(set.intersection(*(set(record.curve) for record in records)))
+    curve = {round: fmean(record.curve[round] for record in records) for round in shared}
+    value: float | None
+    states = {record.status for record in records}
+    status = next((status for status in ("diverged", "pruned") if status in states), "done")
+    if status == "done":
+        value = fmean(record.value for record in records if record.value is not None)
+    else:
+        value = curve[shared[-1]] if status == "pruned" and shared else None
+    rounds = min((max(record.curve, default=0) for record in records), default=0)
+    return Trial(number, dict(values), status, value, rounds, curve, tuple(path for path, _ in runs))
+
+
+def best_of(trials: Sequence[Trial]) -> Trial | None:
+    """Return the trial that reached most, of equal ones the first; None: none is done."""
+    done = [trial for trial in trials if trial.status == "done" and trial.value is not None]
+    return max(done, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+
+
+def single(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return values as words of one line, by their keys, those of tables by their parts."""
+    return {key: level_of(key, value).label for key, value in values.items()} if values else {}
+
+
+def scenario_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted scenario keys that values set."""
+    return flatten(values)

@@ -1,0 +1,151 @@
+"""One run of a trial: its curve, and where it is stopped."""
+
+from __future__ import annotations
+
+import json
+from statistics import median
+
+import pytest
+
+from fedkd.errors import UserError
+from fedkd.scenario.schema import Scenario
+from fedkd.tracking.events import RoundReport
+from fedkd.tuning.objective import OBJECTIVES, PREFIX, Curve, check_metric, check_metric_of, final_value
+from fedkd.tuning.trial import TRIAL, Rule, _Follower, read_record
+
+METRIC = "validation/accuracy_local"
+OTHERS = ({1: 0.2, 2: 0.5, 3: 0.6}, {1: 0.3, 2: 0.4, 3: 0.9}, {1: 0.1, 2: 0.7, 3: 0.8})
+
+
+def scenario_of(**tables) -> Scenario:
+    return Scenario.model_validate({"name": "demo", "seed": 4, "rounds": 4, **tables})
+
+
+def stopped_after(values, tmp_path, others=OTHERS, **changes) -> int | None:
+    rule = Rule(METRIC, **({"prunes": True, "startup": 3, "warmup": 0} | changes), known={4: others})
+    follower = _Follower(rule, scenario_of())
+    follower.run_started(scenario_of(), tmp_path, 0)
+    for round, value in enumerate(values, start=1):
+        try:
+            follower.round_finished(RoundReport(round, 4, accuracy_local=value))
+        except KeyboardInterrupt:
+            assert follower.stopped == round
+            return round
+    assert follower.stopped is None
+    return None
+
+
+@pytest.mark.parametrize("values", [(0.15, 0.9, 0.9), (0.2, 0.45, 0.9), (0.3, 0.6, 0.75), (0.55, 0.1, 0.1)])
+def test_a_run_is_stopped_once_its_best_is_below_the_median_of_the_others(values, tmp_path):
+    pytest.importorskip("optuna")
+    expected = None
+    for round in (1, 2, 3):
+        if max(values[:round]) < median(other[round] for other in OTHERS):
+            expected = round
+            break
+    assert stopped_after(values, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "changes", [{"prunes": False}, {"startup": 4}, {"warmup": 3}, {"others": ()}, {"others": OTHERS[:2]}]
+)
+def test_a_run_is_not_stopped_too_early(changes, tmp_path):
+    pytest.importorskip("optuna")
+    assert stopped_after((0.0, 0.0, 0.0), tmp_path, **changes) is None
+
+
+def test_rounds_without_an_evaluation_and_the_last_stop_nobody(tmp_path):
+    pytest.importorskip("optuna")
+    others = ({4: 0.9},) * 3
+    assert stopped_after((None, None, None, 0.0), tmp_path, others) is None
+
+
+def test_the_curve_of_a_stream_is_the_average_over_its_tasks_so_far():
+    continual = {"tasks": {"count": 2}, "head": "task", "rounds_per_task": 2}
+    scenario = scenario_of(continual=continual, data={"clients": 3})
+    curve = Curve("validation/average_accuracy_task_incremental", scenario)
+    for round, task in ((1, 0), (2, 0), (3, 1)):
+        metrics = {f"accuracy_task_incremental/global/{t}": round / 10 + t / 2 for t in range(task + 1)}
+        curve.add(RoundReport(round, 4, metrics=metrics, task=task))
+    assert curve.values == pytest.approx({1: 0.1, 2: 0.2, 3: (0.3 + 0.8) / 2})
+    assert curve.add(RoundReport(4, 4, task=1)) is None
+
+
+def test_a_curve_goes_on_from_what_was_recorded():
+    curve = Curve("validation/accuracy_trained_global", scenario_of())
+    row = {"client": None, "task": None, "split": "global", "metric": "accuracy_trained"}
+    rows = [
+        {**row, "round": 1, "value": 0.5},
+        {**row, "round": 2, "value": 0.75},
+        {**row, "round": 3, "value": 0.8},
+        {**row, "round": 1, "value": 0.1, "client": 0},
+        {**row, "round": 1, "value": 0.2, "split": "local"},
+    ]
+    curve.recall(rows, 2)
+    assert curve.values == {1: 0.5, 2: 0.75}
+    curve.add(RoundReport(3, 4, accuracy_trained_global=0.875))
+    assert curve.values[3] == 0.875
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("accuracy_local", "no search may look at.*'validation/accuracy_local'"),
+        ("accuracy_global", "no search may look at"),
+        ("average_accuracy_class_incremental", "no search may look at"),
+        ("bytes_up", "accuracy on held-out samples"),
+        ("validation/bwt", "accuracy on held-out samples"),
+        ("validation/accuracy_loca", "did you mean 'validation/accuracy_local'"),
+    ],
+)
+def test_metrics_of_test_samples_are_refused(name, message):
+    with pytest.raises(UserError, match=message) as caught:
+        check_metric(name)
+    assert caught.value.key == "metric"
+
+
+def test_metrics_that_a_scenario_does_not_have_are_refused():
+    average = f"{PREFIX}average_accuracy_domain_incremental"
+    with pytest.raises(UserError, match="has none"):
+        check_metric_of(average, scenario_of())
+    stream = scenario_of(continual={"tasks": {"count": 2}, "head": "task"})
+    with pytest.raises(UserError, match=r"allowed: validation/average_accuracy_task_incremental"):
+        check_metric_of(average, stream)
+    for name in OBJECTIVES[:5]:
+        check_metric_of(name, stream)
+
+
+def test_the_final_value_is_the_summarys():
+    summary = {
+        "final": {"accuracy_local": {"mean": 0.5}, "accuracy_global": None},
+        "continual": {"average_accuracy_task_incremental": {"mean": 0.25}},
+    }
+    assert final_value("validation/accuracy_local", summary) == 0.5
+    assert final_value("validation/accuracy_global", summary) is None
+    assert final_value("validation/average_accuracy_task_incremental", summary) == 0.25
+
+
+GOOD = {"status": "pruned", "value": 0.5, "curve": [[1, 0.5]], "error": ""}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        json.dumps(GOOD | {"status": "fine"}),
+        json.dumps(GOOD | {"value": "much"}),
+        json.dumps(GOOD | {"curve": [[1]]}),
+        json.dumps(GOOD | {"curve": None}),
+        json.dumps(GOOD | {"status": "done"}),  # and there is no summary
+        json.dumps({"status": "pruned"}),
+        "[" * 5000,
+    ],
+)
+def test_records_that_are_damaged_are_none(content, tmp_path):
+    (tmp_path / TRIAL).write_text(content)
+    assert read_record(tmp_path) is None
+    (tmp_path / TRIAL).write_text(json.dumps(GOOD))
+    record = read_record(tmp_path)
+    assert record is not None and (record.status, record.curve) == ("pruned", {1: 0.5})
