@@ -288,6 +288,9 @@ class Rounds:
     # Checkpoints --------------------------------------------------------------------------------------
 
     def _save(self, round: int, store: CheckpointStore) -> None:
+        if self._control.deployment is not None:  # clients keep their states to themselves
+            self._changed.clear()
+            return
         started = time.perf_counter()
         states: dict[int, Arrays] = {}
         for clients in _portions(sorted(self._changed)):
