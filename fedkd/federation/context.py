@@ -17,7 +17,7 @@ from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.identity import RUN_ID, node_id_of
-from fedkd.federation.node import client_of_node, node_of
+from fedkd.federation.node import alone, client_of_node, node_of
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan, open_plan
 from fedkd.training.device import torch_threads
@@ -115,9 +115,7 @@ def plan_of(context: Context) -> Plan:
 
 @lru_cache(maxsize=8)
 def _load_once(path: str, overrides: str) -> Plan:
-    plan = load_plan(path, overrides.split())
-    # Each client works alone there.
-    return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
+    return alone(load_plan(path, overrides.split()))
 
 
 def factory_of(plan: Plan) -> ClientFactory:

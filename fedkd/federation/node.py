@@ -113,9 +113,7 @@ def _read_once(folder: Path, written: int) -> Participant:
     share = read_share(folder)
     if not (folder / SCENARIO).is_file():
         raise UserError(f"has no {SCENARIO} beside the share of {share.owner}", file=str(folder))
-    plan = load_plan(folder / SCENARIO)
-    if plan.scenario.training.executor == "auto":
-        plan = plan.with_executor("loop")  # each client works alone there
+    plan = alone(load_plan(folder / SCENARIO))
     clients = plan.scenario.data.clients
     if share.data.num_clients != clients:
         raise UserError(
@@ -123,6 +121,11 @@ def _read_once(folder: Path, written: int) -> Participant:
             file=str(folder / MANIFEST),
         )
     return Participant(folder, plan, share)
+
+
+def alone(plan: Plan) -> Plan:
+    """Return the plan for clients that each have a process of their own."""
+    return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
 
 
 @contextmanager
