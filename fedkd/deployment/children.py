@@ -44,6 +44,14 @@ class Child:
         """Whether it has."""
         return self.process.poll() is not None
 
+    @property
+    def how(self) -> str:
+        """How it has ended, in words."""
+        status = self.process.returncode
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"has ended with status {status}"
+
 
 class Children:
     """Starts processes; none of them, nor of theirs, is left after the block.

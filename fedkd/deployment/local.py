@@ -124,8 +124,7 @@ class _Running:
             for client in self._clients:
                 self._start_node(children, client)
             status = self._start_run(children)
-            for child in children.newly_ended():
-                tell(f"{child.name} has ended: {_last_words(child.log)}")
+            self._tell_of_ended(children)
         if status or not (self._local.out / "summary.json").exists():
             if self._wrong_input and self._failure is not None:
                 raise UserError(self._failure)
@@ -230,12 +229,15 @@ class _Running:
             def each(line: str) -> None:
                 print(line, file=log, flush=True)
                 self._heard(line)
-                for child in children.newly_ended():
-                    self._local.tell(f"{child.name} has ended: {_last_words(child.log)}")
+                self._tell_of_ended(children)
 
             return children.run(
                 [str(word) for word in command], self._environment("user"), self._folder, each
             )
+
+    def _tell_of_ended(self, children: Children) -> None:
+        for child in children.newly_ended():
+            self._local.tell(f"warning: {child.name} {child.how}; its last words: {_last_words(child.log)}")
 
     def _heard(self, line: str) -> None:
         """Tell a line of the server's, unless it is Flower's own, or a traceback of what was told already."""
@@ -271,7 +273,7 @@ class _Running:
             except OSError:
                 pass
             if superlink.ended:
-                raise RunFailed(f"the SuperLink has ended: {_last_words(superlink.log)}")
+                raise RunFailed(f"the SuperLink {superlink.how}: {_last_words(superlink.log)}")
             if time.monotonic() > deadline:
                 raise RunFailed(f"the SuperLink does not answer within {STARTUP:g} s{self._where_logs()}")
             time.sleep(0.2)

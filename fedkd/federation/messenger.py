@@ -93,12 +93,23 @@ class Messenger:
         self._control.observer.phase(round, phase, 0, len(sent))
         within = None if self._deployment is None else self._deployment.reply_within
         received = self._grid.send_and_receive(sent, timeout=within)
-        replies = {self._client_of_node[reply.metadata.src_node_id]: reply for reply in received}
+        replies = {self._client_behind(reply, sent): reply for reply in received}
         silent = [client for client in map(self._client_of, sent) if client not in replies]
         if silent and (self._goes_on or not any(reply.has_error() for reply in replies.values())):
             late = "" if within is None else f" within {within:g} s"
             raise RunFailed(f"no reply to the {phase} message{late}", client=silent[0], round=round)
         return replies
+
+    def _client_behind(self, reply: Message, sent: Sequence[Message]) -> int:
+        """Return the client that a reply is of.
+
+        A SuperLink answers for a node that is gone in its own name: then the message tells.
+        """
+        node = reply.metadata.src_node_id
+        if node not in self._client_of_node:
+            answered = reply.metadata.reply_to_message_id
+            node = next(m.metadata.dst_node_id for m in sent if m.metadata.message_id == answered)
+        return self._client_of_node[node]
 
     def _answered(self, round: int, phase: str, reply: Message) -> None:
         """Tell how long a client has worked for its reply, where it says so."""

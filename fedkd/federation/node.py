@@ -88,9 +88,7 @@ def server_of(context: Context) -> Participant | None:
         return None
     found = participant(named)
     if found.share.client is not None:
-        raise UserError(
-            f"the samples in {found.folder} are those of {found.share.owner}", key=f"run-config.{DATA}"
-        )
+        raise UserError(f"{found.folder} has the samples of {found.share.owner}", key=f"run-config.{DATA}")
     return found
 
 

@@ -26,7 +26,7 @@ def first_line(reply: Message) -> str:
     raised = _OF_FLOWER.fullmatch(reason)
     if raised is not None:
         reason = f"{raised[1]}: {raised[2]}" if raised[2] else raised[1]
-    return (reason.strip() or "failed without saying why").splitlines()[0]
+    return (reason.strip().removeprefix("Error: ") or "failed without saying why").splitlines()[0]
 
 
 def failure_of(reply: Message, client: int | None, round: int | None) -> Exception:

@@ -14,7 +14,7 @@ from fedkd.clients.upload import upload_stages
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, task_names
 from fedkd.data.stream import FederatedStream
-from fedkd.errors import FedkdError, UserError, one_line
+from fedkd.errors import FedkdError, UserError, described, one_line
 from fedkd.federation.context import factory_of, plan_of
 from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID
@@ -118,8 +118,9 @@ def main(grid: Grid, context: Context) -> None:
     # One of Flower's own runtimes: the scenario and the run folder come from the run configuration.
     try:
         _main(grid, context)
-    except FedkdError as error:
-        print(f"error: {one_line(str(error))}", flush=True)  # before Flower's log shows where it was raised
+    except Exception as error:  # said in one line before Flower's log shows where it was raised
+        said = str(error) if isinstance(error, FedkdError) else f"internal error: {described(error)}"
+        print(f"error: {one_line(said)}", flush=True)
         raise
 
 

@@ -1,98 +1,42 @@
-"""A federation of deployed nodes in this process: apps, folders and messages, without the sockets."""
+"""Fixtures of a federation of deployed nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flwr.app import Context, RecordDict
+from deployed_nodes import SMALL, Deployed
 
-from fedkd.deployment.deal import client_folder, deal
-from fedkd.engine.inline import InlineGrid
-from fedkd.federation.client_app import app as client_app
-from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID, node_id_of
-from fedkd.federation.node_subset import NodeSubset
-from fedkd.federation.server_app import app as server_app
+import fedkd
 from fedkd.plan.load import parse_plan
-from fedkd.plan.plan import Plan
-
-SMALL: dict[str, Any] = {
-    "name": "deployed",
-    "seed": 5,
-    "rounds": 3,
-    "data": {
-        "clients": 3,
-        "partition": {"alpha": 1.0, "samples_per_client": 40},
-        "transfer": {"size": 20},
-        "test_size": 30,
-    },
-    "clients": [
-        {"model": "mlp", "args": {"hidden": [12]}},
-        {"model": "lenet"},
-        {"model": "random-forest", "args": {"trees": 3}},
-    ],
-    "training": {"batch_size": 10, "optimizer_state": "kept"},
-    "fusion": {"strategy": "knfu"},
-    "engine": {"kind": "inline"},
-}
-"""Three architectures, one of them no network."""
 
 
-def node_context(folder: Path, client: int, **config: Any) -> Context:
-    """Return the context of a node that has just been started."""
-    node_config = {"partition-id": client, "data": str(folder), **config}
-    return Context(RUN_ID, node_id_of(client), node_config, RecordDict(), {})
+@pytest.fixture(scope="module")
+def dealt(tmp_path_factory) -> Callable[..., Deployed]:
+    """Return a function that deals a small scenario, with some of its tables changed; each is dealt once."""
+    kept: dict[str, Deployed] = {}
 
-
-class Deployed:
-    """A scenario's folders, and the nodes that read them.
-
-    Args:
-        plan: What is dealt.
-        folder: Where to.
-    """
-
-    def __init__(self, plan: Plan, folder: Path) -> None:
-        self.plan = plan
-        self.folder = deal(plan, folder)
-        self.clients = plan.scenario.data.clients
-
-    def of_client(self, client: int) -> Path:
-        return self.folder / client_folder(client)
-
-    def run(
-        self,
-        out: Path,
-        contexts: Mapping[int, Context] | None = None,
-        app: Callable = client_app,
-        **config: Any,
-    ) -> bytes:
-        """Run the ServerApp on the nodes and return the metrics.
-
-        Args:
-            out: Run folder.
-            contexts: Of the nodes, by their place; absent: every client's.
-            app: What the nodes run.
-            config: Of the run.
-        """
-        found = contexts or {n: node_context(self.of_client(n), n) for n in range(self.clients)}
-        grid = InlineGrid(app, lambda place: found[place], len(found))
-        nodes = NodeSubset(
-            grid, [node_id_of(place) for place in found]
-        )  # which of them is who, it does not say
-        run_config = {"data": str(self.folder / "server"), "out": str(out), "wait": 0.1, **config}
-        server_app(nodes, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), run_config))
-        return (out / "metrics.jsonl").read_bytes()
-
-
-@pytest.fixture
-def deployed(tmp_path) -> Callable[..., Deployed]:
-    """Return a function that deals a small scenario, with some of its tables changed."""
-
-    def make(name: str = "dealt", **tables: Any) -> Deployed:
-        scenario = {key: value for key, value in (SMALL | tables).items() if value is not None}
-        return Deployed(parse_plan(scenario), tmp_path / name)
+    def make(**tables: Any) -> Deployed:
+        key = repr(sorted(tables.items()))
+        if key not in kept:
+            scenario = {name: value for name, value in (SMALL | tables).items() if value is not None}
+            kept[key] = Deployed(parse_plan(scenario), tmp_path_factory.mktemp("federation") / "dealt")
+        return kept[key]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> Callable[[Deployed], bytes]:
+    """Return a function from what is deployed to the metrics of its simulation, which is run once."""
+    kept: dict[int, bytes] = {}
+
+    def metrics(found: Deployed) -> bytes:
+        if id(found) not in kept:
+            out = tmp_path_factory.mktemp("simulated") / "run"
+            fedkd.run(found.plan, out=out, progress=False, report=False)
+            kept[id(found)] = (out / "metrics.jsonl").read_bytes()
+        return kept[id(found)]
+
+    return metrics
