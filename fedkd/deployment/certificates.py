@@ -17,6 +17,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -130,16 +131,12 @@ def _name(text: str) -> x509.Name:
 
 
 def _host(host: str) -> x509.GeneralName:
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    try:
-        return x509.DNSName(host)
-    except ValueError as error:
-        raise UserError(
-            f"must be the name or the address of a machine, got {host!r}", key="--host"
-        ) from error
+    with suppress(ValueError):  # letters that a name cannot have
+        if host:
+            return x509.DNSName(host)
+    raise UserError(f"must be a machine's name or address, got {host!r}", key="--host")
 
 
 def _usage(*, sign_certificates: bool) -> x509.KeyUsage:

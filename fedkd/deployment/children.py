@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,15 +154,23 @@ class Children:
             if not child.ended:
                 with suppress(ProcessLookupError):
                     child.process.terminate()
-        deadline = time.monotonic() + GRACE
+        started = {child.process.pid for child in self._started}
+        deadline, asked = time.monotonic() + GRACE, set[int]()
         while (left := self._left()) and time.monotonic() < deadline:
+            if not started & set(left):  # orphans, whom nobody else has asked
+                self._signal(set(left) - asked, signal.SIGTERM)
+                asked.update(left)
             time.sleep(0.05)
         while left:
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            self._signal(left, signal.SIGKILL)
             time.sleep(0.05)
             left = self._left()
+
+    @staticmethod
+    def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _left(self) -> list[int]:
         """Return the processes that are still there, those of Popen and the orphans that came here."""

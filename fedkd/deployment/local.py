@@ -346,5 +346,5 @@ def _last_words(log: Path) -> str:
     with suppress(OSError):
         lines = [_COLOURS.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
     lines = [line for line in lines if line]
-    errors = [line for line in lines if "rror" in line]
+    errors = [line for line in lines if "error" in line.lower()]
     return one_line((errors or lines or ["without a word"])[-1])
