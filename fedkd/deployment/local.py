@@ -45,10 +45,8 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.3",
 }
-"""Flower reports nothing, installs nothing and asks nobody for a newer version; a process that looks for work
-once a second by itself does so a little more often."""
+"""Flower reports nothing, installs nothing and asks nobody for a newer version."""
 _COLOURS = re.compile("\x1b\\[[0-9;]*m")
 _OF_FLOWER = re.compile(r"(INFO|DEBUG|WARNING|ERROR|CRITICAL)\s*:")
 _ERROR = "error: "

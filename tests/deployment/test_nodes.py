@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from deployed_nodes import Deployed, node_context
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from safetensors.numpy import load_file
 
 import fedkd
 from fedkd.errors import RunFailed, UserError
@@ -74,6 +75,32 @@ def test_nothing_leaves_a_node_but_logits_and_figures(dealt, tmp_path):
     folder = tmp_path / "run"
     assert not (folder / "checkpoints").exists()
     assert json.loads((folder / "clients.json").read_text())["tasks"] == [], "nor what labels there are"
+
+
+def test_what_a_client_has_learned_is_its_owners(dealt, tmp_path):
+    found = dealt()
+    with pytest.raises(UserError, match="has no trained client: its client has taken part in no run yet"):
+        fedkd.load_client(
+            shutil.copytree(found.of_client(0), tmp_path / "new", ignore=lambda *_: ["runs"]), 0
+        )
+    found.run(tmp_path / "run")
+    out = fedkd.run(found.plan, out=tmp_path / "simulated", progress=False, report=False).folder
+    for client in range(found.clients):
+        own, theirs = fedkd.load_client(found.of_client(client), client), fedkd.load_client(out, client)
+        x = np.random.default_rng(client).uniform(0, 16, (9, 1, 8, 8)).astype(np.float32)
+        assert own.logits(x).tobytes() == theirs.logits(x).tobytes()
+        assert (own.round, own.classes) == (theirs.round, theirs.classes)
+    with pytest.raises(UserError, match="no client 1; the node is client 0"):
+        fedkd.load_client(found.of_client(0), 1)
+
+
+def test_the_server_keeps_what_it_averages(dealt, tmp_path):
+    found = dealt(**KINDS["averaged"])
+    found.run(tmp_path / "run")
+    kept = load_file(tmp_path / "run" / "server.safetensors")
+    assert any(array.ndim == 4 for array in kept.values()), "a network's weights"
+    with pytest.raises(UserError, match="has no trained client: its model is the server's"):
+        fedkd.load_client(found.of_client(0), 0)
 
 
 @pytest.mark.parametrize("kind", [msg.EXPORT_STATE, msg.IMPORT_STATE])
