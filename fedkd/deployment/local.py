@@ -7,7 +7,7 @@ and all of it is gone at the end, however that comes.
     DIR/nodes/         every participant's share (see `fedkd deal`), and what the nodes keep of their clients
         certificates/  see `fedkd.deployment.certificates`
         logs/          what the SuperLink, the nodes and the run have said
-        home/ tmp/     what Flower keeps, of each process its own
+        .flower/       what Flower keeps, of each process its own; another run begins with an empty one
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class _Running:
         self._folder = folder
         self._clients = range(local.plan.scenario.data.clients)
         self._nodes, self._certificates = folder / "nodes", folder / "certificates"
+        self._flower = folder / ".flower"
         self._authority = self._certificates / AUTHORITY
         free = _free_ports(1 + len(self._clients))
         self._port, self._node_ports = port or free[0], free[1:]
@@ -137,10 +138,9 @@ class _Running:
 
     def _prepare(self) -> None:
         try:
-            for name in ("logs", "tmp", "home"):
-                (self._folder / name).mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self._folder / "app", ignore_errors=True)
-            write_app(self._folder / "app")
+            (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self._flower, ignore_errors=True)
+            write_app(self._flower / "app")
         except OSError as error:
             raise UserError(f"cannot write to {self._folder}: {error.strerror}", key="--keep") from error
         if not self._nodes.exists():
@@ -157,10 +157,9 @@ class _Running:
 
     def _environment(self, name: str) -> dict[str, str]:
         """Return the environment of a process that finds nothing but its own."""
-        home = self._folder / "home" / name
-        home.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / "tmp" / name
-        temporary.mkdir(parents=True, exist_ok=True)
+        home, temporary = (self._flower / kind / name for kind in ("home", "tmp"))
+        for folder in (home, temporary):
+            folder.mkdir(parents=True, exist_ok=True)
         environment = {key: value for key, value in os.environ.items() if key != "FEDKD_DATA"}
         search = [str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(":") if part]
         return (
@@ -185,7 +184,7 @@ class _Running:
             *("--ssl-ca-certfile", self._authority),
             *("--ssl-certfile", self._certificates / CERTIFICATE),
             *("--ssl-keyfile", self._certificates / KEY),
-            *("--database", self._folder / "home" / "superlink" / "state.db"),
+            *("--database", self._flower / "state.db"),
             "--enable-supernode-auth",
         ]
         return children.start("SuperLink", command, environment, self._folder)
@@ -195,8 +194,8 @@ class _Running:
         private = self._certificates / own
         if not private.is_file():
             raise UserError(f"has no key of client {client}", file=str(self._certificates))
-        self._flower(children, ["supernode", "register", public_key(private)], name)
-        config = self._folder / "home" / f"{own}.toml"
+        self._ask_superlink(children, ["supernode", "register", public_key(private)], name)
+        config = self._flower / f"{own}.toml"
         config.write_text(tomli_w.dumps({PARTITION: client, DATA: str(self._nodes / own)}), encoding="utf-8")
         command: list[Word] = [
             *("flower-supernode", "--superlink", f"{HOST}:{self._port}"),
@@ -209,7 +208,7 @@ class _Running:
             name, [str(word) for word in command], self._environment(client_folder(client)), self._folder
         )
 
-    def _flower(self, children: Children, words: Sequence[Word], what: str) -> None:
+    def _ask_superlink(self, children: Children, words: Sequence[Word], what: str) -> None:
         """Have the SuperLink do something; what it says is told if it does not."""
         said: list[str] = []
         if children.run(["flwr", *words], self._environment("user"), self._folder, said.append):
@@ -219,9 +218,9 @@ class _Running:
         """Start the run and tell what its server tells, until it ends; return the exit status."""
         config = {DATA: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
         waits = {"wait": self._local.wait, "reply-within": self._local.reply_within}
-        path = self._folder / "run.toml"
+        path = self._flower / "run.toml"
         path.write_text(tomli_w.dumps(config | waits), encoding="utf-8")
-        command: list[Word] = ["flwr", "run", self._folder / "app", "--stream", "--run-config", path]
+        command: list[Word] = ["flwr", "run", self._flower / "app", "--stream", "--run-config", path]
         with (self._folder / "logs" / "run.log").open("a", encoding="utf-8") as log:
 
             def each(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -62,7 +63,11 @@ def test_nodes_of_their_own_give_the_bytes_of_the_simulation(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    said = process.communicate(timeout=580)[0]
+    try:
+        said = process.communicate(timeout=540)[0]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
     assert process.returncode == 0, said
     simulated = fedkd.run(scenario, out=tmp_path / "simulated", progress=False, report=False).folder
     assert (out / "metrics.jsonl").read_bytes() == (simulated / "metrics.jsonl").read_bytes()
