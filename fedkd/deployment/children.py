@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Queue
 from types import TracebackType
 from typing import IO
 
@@ -110,14 +112,29 @@ class Children:
         environment: Mapping[str, str],
         folder: Path,
         each: Callable[[str], None],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> int:
-        """Run a process to its end; what it says is handed over line by line. Return its exit status."""
+        """Run a process to its end and return its exit status.
+
+        Args:
+            command: The words.
+            environment: All of its environment.
+            folder: Where it works.
+            each: Handed every line that it says.
+            meanwhile: Called between two lines, and about once a second where there are none; what it raises
+                ends the wait.
+        """
         process = self._open(command, environment, folder, subprocess.PIPE)
         self._started.append(Child(str(command[0]), process, Path(os.devnull), told=True))
-        assert process.stdout is not None
-        for line in process.stdout:
-            each(line.decode(errors="replace").rstrip("\r\n"))
-        return process.wait()
+        lines: Queue[bytes | None] = Queue()
+        threading.Thread(target=_read_lines, args=(process, lines), daemon=True).start()
+        while True:
+            meanwhile()
+            with suppress(Empty):
+                line = lines.get(timeout=1.0)
+                if line is None:
+                    return process.wait()
+                each(line.decode(errors="replace").rstrip("\r\n"))
 
     def _open(
         self, command: Sequence[Word], environment: Mapping[str, str], folder: Path, output: IO | int
@@ -184,6 +201,13 @@ class Children:
                     continue
             running.append(pid)
         return running
+
+
+def _read_lines(process: subprocess.Popen[bytes], lines: Queue[bytes | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(None)
 
 
 def descendants(pid: int) -> list[int]:

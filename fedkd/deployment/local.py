@@ -119,10 +119,11 @@ class _Running:
         self._prepare()
         with Children(self._folder / "logs") as children:
             tell(f"SuperLink at {HOST}:{self._port}, TLS; {len(self._clients)} nodes, each with its own data")
-            self._wait_for(self._start_superlink(children))
+            superlink = self._start_superlink(children)
+            self._wait_for(superlink)
             for client in self._clients:
                 self._start_node(children, client)
-            status = self._start_run(children)
+            status = self._start_run(children, superlink)
             self._tell_of_ended(children)
         if status or not (self._local.out / "summary.json").exists():
             if self._wrong_input and self._failure is not None:
@@ -214,7 +215,7 @@ class _Running:
         if children.run(["flwr", *words], self._environment("user"), self._folder, said.append):
             raise RunFailed(f"{what}: {one_line(' '.join(said))}")
 
-    def _start_run(self, children: Children) -> int:
+    def _start_run(self, children: Children, superlink: Child) -> int:
         """Start the run and tell what its server tells, until it ends; return the exit status."""
         config = {DATA: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
         waits = {"wait": self._local.wait, "reply-within": self._local.reply_within}
@@ -226,11 +227,13 @@ class _Running:
             def each(line: str) -> None:
                 print(line, file=log, flush=True)
                 self._heard(line)
-                self._tell_of_ended(children)
 
-            return children.run(
-                [str(word) for word in command], self._environment("user"), self._folder, each
-            )
+            def meanwhile() -> None:
+                self._tell_of_ended(children)
+                if superlink.ended:
+                    raise RunFailed(f"the SuperLink {superlink.how}, and with it the run ends")
+
+            return children.run(command, self._environment("user"), self._folder, each, meanwhile)
 
     def _tell_of_ended(self, children: Children) -> None:
         for child in children.newly_ended():

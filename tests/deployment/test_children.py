@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fedkd.deployment.children import Children
+from fedkd.errors import RunFailed
+
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone adopts orphans")
 
 PARENT = """
@@ -53,6 +56,20 @@ def soon(condition: Callable[[], bool], patience: float = 60.0) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
     return condition()
+
+
+def test_a_silent_one_is_not_waited_for_when_there_is_no_more_sense_in_it(tmp_path):
+    said: list[str] = []
+
+    def meanwhile() -> None:
+        if said:
+            raise RunFailed("no more sense in it")
+
+    with Children(tmp_path) as children:
+        with pytest.raises(RunFailed):
+            children.run(["bash", "-c", "echo one; sleep 600"], os.environ, tmp_path, said.append, meanwhile)
+        status = children.run(["bash", "-c", "echo two; exit 3"], os.environ, tmp_path, said.append)
+    assert (said, status) == (["one", "two"], 3)
 
 
 @pytest.mark.parametrize("then", ["pass", "raise SystemExit(7)", "os.kill(os.getpid(), 2); time.sleep(60)"])
