@@ -283,7 +283,7 @@ class _Running:
         (home / "config.toml").write_text(text, encoding="utf-8")
 
 
-_NOISE = ("Using SuperLink", "Successfully started run", "Successfully installed")
+_NOISE = ("Using SuperLink", "Successfully started run", "Successfully installed", "╭", "│", "╰")
 
 
 def _trust(authority: Path) -> ssl.SSLContext:
