@@ -195,6 +195,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--round", type=int, metavar="N", help="as after this round (default: the last)")
 
+    text = "write every client's share of a scenario's data, and the server's, for nodes of a real federation"
+    deal = verb("deal", verbs.deal_verb, text)
+    _add_scenario(deal)
+    deal.add_argument("--out", type=_folder, metavar="DIR", required=True, help="where to: a folder for each")
+
     text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
     check = verb("check", verbs.check_verb, text)
     _add_scenario(check)

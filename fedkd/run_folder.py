@@ -24,9 +24,9 @@ from fedkd.plan.plan import Plan
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.identity import digest_of
 from fedkd.scenario.schema import Scenario
-from fedkd.tracking.atomic import TEMPORARY, write_text_atomically
+from fedkd.tracking.atomic import TEMPORARY, write_json_atomically, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.folder import CLIENTS, SCENARIO, SCHEDULE
+from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE
 from fedkd.tracking.recorder import (
     MetricRow,
     read_epochs,
@@ -98,11 +98,17 @@ def write_plan(folder: Path, plan: Plan) -> None:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
 
 
-def write_clients(folder: Path, plan: Plan, data: Data) -> None:
+def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
     """Write who takes part: every client's model, and how many training samples of each class it was dealt.
 
     Of a stream of tasks that is told task by task, before what `blur` adds. Where there are too many numbers
     (see `MOST_COUNTS`) they are left out.
+
+    Args:
+        folder: The run folder.
+        plan: What is run.
+        data: The federation's data.
+        counted: Whether they are all there to be counted; a deployed server has none of its clients'.
 
     Raises:
         OSError: It cannot be written.
@@ -110,7 +116,7 @@ def write_clients(folder: Path, plan: Plan, data: Data) -> None:
     from fedkd.data.federated import FederatedData
 
     parts = [("", data)] if isinstance(data, FederatedData) else [(task.name, task.data) for task in data]
-    told = plan.scenario.data.clients * sum(part.classes for _, part in parts) <= MOST_COUNTS
+    told = counted and plan.scenario.data.clients * sum(part.classes for _, part in parts) <= MOST_COUNTS
     tasks = [
         {"name": name, "classes": part.class_names, "train": part.label_counts().tolist()}
         for name, part in parts
@@ -118,6 +124,33 @@ def write_clients(folder: Path, plan: Plan, data: Data) -> None:
     models = architecture_names(plan.groups)
     text = json.dumps({"models": models, "tasks": tasks if told else []})
     write_text_atomically(folder / CLIENTS, f"{text}\n")
+
+
+def write_deployment(folder: Path, federation: str) -> None:
+    """Write that a run is one of deployed nodes, so that nobody goes on with it as with a simulation.
+
+    Args:
+        folder: The run folder.
+        federation: Digest of what all participants have in common.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    write_json_atomically(folder / DEPLOYMENT, {"federation": federation})
+
+
+def refuse_deployed(folder: Path) -> None:
+    """Refuse to go on with a run of deployed nodes as with a simulation.
+
+    Raises:
+        UserError: It is one.
+    """
+    if (folder / DEPLOYMENT).exists():
+        raise UserError(
+            "was run by deployed nodes, which keep their clients' states to themselves; it cannot be gone on"
+            " with, only run anew (docs/deployment.md)",
+            file=str(folder),
+        )
 
 
 def _free_folder(scenario: Scenario) -> Path:

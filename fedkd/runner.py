@@ -25,6 +25,7 @@ from fedkd.run_folder import (
     locked,
     new_run_folder,
     plan_of_run,
+    refuse_deployed,
     write_clients,
     write_plan,
 )
@@ -135,6 +136,7 @@ def resume(
         raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
     folder = Path(folder).absolute()
     plan = plan_of_run(folder, rounds)
+    refuse_deployed(folder)
     observers = _shown(observers, progress)
     with locked(folder), _watched(plan.scenario, observers) as observer:
         _check_continuation(plan, folder)

@@ -135,6 +135,18 @@ def export_verb(args: argparse.Namespace) -> None:
     print(f"{len(made.clients)} clients  {made.folder}")
 
 
+def deal_verb(args: argparse.Namespace) -> None:
+    """Write every participant's share of a scenario's data."""
+    from fedkd.deployment.deal import deal
+    from fedkd.plan.load import load_plan
+
+    path, overrides = _scenario_words(args)
+    plan = load_plan(path, overrides)
+    with _naming(path):
+        made = deal(plan, args.out, lambda line: print(line, flush=True))
+    print(f"{plan.scenario.data.clients} clients and the server  {made}")
+
+
 def check_verb(args: argparse.Namespace) -> None:
     """Say what a scenario would do, or print a schema."""
     if args.schema:

@@ -45,7 +45,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("runner",),
     ("check", "catalogue", "completion", "doctor", "scaffold", "trained", "watch"),
-    ("overview",),
+    ("overview", "deployment"),
     ("benchmark",),
     ("tuning",),
     ("verbs",),

@@ -19,6 +19,8 @@ from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.context import client_behind
+from fedkd.federation.leaving import check_leaving, refuse_to_answer
+from fedkd.federation.node import node_of
 from fedkd.plugins import contained
 from fedkd.training.evaluate import Score
 from fedkd.training.executor import Executor, Training, complete
@@ -218,9 +220,20 @@ def _executor_of(clients: Mapping[int, Client]) -> Executor:
 
 def _answer(message: Message, context: Context) -> Message:
     began = time.perf_counter()
-    with client_behind(context) as client:
-        reply = client.complete(HANDLERS[message.metadata.message_type](client, message))
+    kind, node = message.metadata.message_type, node_of(context)
+    if node is not None:
+        refuse_to_answer(kind)
+    with client_behind(context, _step_of(message)) as client:
+        reply = client.complete(HANDLERS[kind](client, message))
+        if node is not None:
+            check_leaving(node.plan, kind, reply.content)
     return _timed(reply, time.perf_counter() - began)
+
+
+def _step_of(message: Message) -> str:
+    """Return what a message is called that a client answers once: once more, it is the same one."""
+    round = _round_of(message) if msg.CONFIG in message.content else 0
+    return f"{message.metadata.message_type} {round}"
 
 
 def _timed(reply: Message, seconds: float) -> Message:
@@ -243,9 +256,12 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
-    """Say which client this node simulates."""
-    client = int(context.node_config["partition-id"])
-    return Message(RecordDict({msg.IDENTITY: msg.identity(client)}), reply_to=message)
+    """Say which client this node is, and of which federation, if it has a share of its own."""
+    node = node_of(context)
+    said = msg.identity(int(context.node_config["partition-id"]))
+    if node is not None:
+        said[msg.FEDERATION] = node.federation
+    return Message(RecordDict({msg.IDENTITY: said}), reply_to=message)
 
 
 @app.query("end_task")

@@ -17,6 +17,7 @@ from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.identity import RUN_ID, node_id_of
+from fedkd.federation.node import alone, client_of_node, node_of
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan, open_plan
 from fedkd.training.device import torch_threads
@@ -57,16 +58,25 @@ def local_context(factory: ClientFactory, client: int) -> LocalContext:
 
 
 @contextmanager
-def client_behind(context: Context) -> Iterator[Client]:
+def client_behind(context: Context, step: str = "") -> Iterator[Client]:
     """Yield the client behind a context.
 
-    On fedkd's engines the live client stays in the process that owns it. Flower's runtimes move the context
-    between processes, so there the client is rebuilt from the context's state and written back to it.
+    On fedkd's engines the live client stays in the process that owns it. A deployed node keeps its client in
+    its own folder. Flower's simulation moves the context between processes, so there the client is rebuilt
+    from the context's state and written back to it.
+
+    Args:
+        context: Of the client.
+        step: Names the message that the client is wanted for.
     """
     if isinstance(context, LocalContext):
         with torch_threads(context.threads):
             client = context.client()
         with client.threads(context.threads):
+            yield client
+        return
+    if (node := node_of(context)) is not None:
+        with client_of_node(node, context.run_id, step) as client:
             yield client
         return
     factory = factory_of(plan_of(context))
@@ -105,9 +115,7 @@ def plan_of(context: Context) -> Plan:
 
 @lru_cache(maxsize=8)
 def _load_once(path: str, overrides: str) -> Plan:
-    plan = load_plan(path, overrides.split())
-    # Each client works alone there.
-    return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
+    return alone(load_plan(path, overrides.split()))
 
 
 def factory_of(plan: Plan) -> ClientFactory:

@@ -16,7 +16,7 @@
 | `query.finish`       | the same                                   | `identity`, `metrics` (of one more     |
 |                      |                                            | training, and of an evaluation),       |
 |                      |                                            | `at-chance`                            |
-| `query.identify`     | nothing                                    | `identity`                             |
+| `query.identify`     | nothing                                    | `identity` {client, federation}        |
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
 
@@ -65,6 +65,8 @@ PROXIMAL_MU = "proximal-mu"
 NUM_EXAMPLES = "num-examples"
 SAMPLES = "samples"
 CLIENT = "client"
+FEDERATION = "federation"
+"""In the identity of a deployed node: the digest of what all participants have in common."""
 SECONDS = "seconds"
 """In the identity: what the client's work on a message took; or an equal share, of several together."""
 ACCURACY = "accuracy"

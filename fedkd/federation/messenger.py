@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import messages as msg
+from fedkd.federation.introduction import identify
 from fedkd.federation.replies import failure_of, first_line
 from fedkd.federation.run_control import RunControl
 from fedkd.scenario.schema import Faults
@@ -42,7 +42,8 @@ class Messenger:
         self._grid = grid
         self._control = control
         self._faults = faults or Faults()
-        self.node_of_client = _identify(grid, clients)
+        self._deployment = control.deployment
+        self.node_of_client = identify(grid, clients, control.deployment)
         self._client_of_node = {node: client for client, node in self.node_of_client.items()}
         self.failures: Counter[tuple[int, Split, str]] = Counter()
 
@@ -90,12 +91,25 @@ class Messenger:
             self._grid.on_answer = lambda reply: self._answered(round, phase, reply)
             self._grid.on_reply = lambda done, total: self._control.observer.phase(round, phase, done, total)
         self._control.observer.phase(round, phase, 0, len(sent))
-        received = self._grid.send_and_receive(sent)
-        replies = {self._client_of_node[reply.metadata.src_node_id]: reply for reply in received}
+        within = None if self._deployment is None else self._deployment.reply_within
+        received = self._grid.send_and_receive(sent, timeout=within)
+        replies = {self._client_behind(reply, sent): reply for reply in received}
         silent = [client for client in map(self._client_of, sent) if client not in replies]
         if silent and (self._goes_on or not any(reply.has_error() for reply in replies.values())):
-            raise RunFailed(f"no reply to the {phase} message", client=silent[0], round=round)
+            late = "" if within is None else f" within {within:g} s"
+            raise RunFailed(f"no reply to the {phase} message{late}", client=silent[0], round=round)
         return replies
+
+    def _client_behind(self, reply: Message, sent: Sequence[Message]) -> int:
+        """Return the client that a reply is of.
+
+        A SuperLink answers for a node that is gone in its own name: then the message tells.
+        """
+        node = reply.metadata.src_node_id
+        if node not in self._client_of_node:
+            answered = reply.metadata.reply_to_message_id
+            node = next(m.metadata.dst_node_id for m in sent if m.metadata.message_id == answered)
+        return self._client_of_node[node]
 
     def _answered(self, round: int, phase: str, reply: Message) -> None:
         """Tell how long a client has worked for its reply, where it says so."""
@@ -149,31 +163,3 @@ def _anew(message: Message) -> Message:
 def _first_failure(failed: Mapping[int, Message]) -> str:
     client, reply = next(iter(failed.items()))
     return f"client {client}: {first_line(reply)}"
-
-
-def _identify(grid: Grid, expected: int) -> dict[int, int]:
-    """Find out which client every node simulates; ids on Flower's runtimes say nothing, so all are asked."""
-    if hasattr(grid, "node_of_client"):
-        return dict(grid.node_of_client)
-    nodes = _wait_for_nodes(grid, expected)
-    replies = grid.send_and_receive([Message(RecordDict(), node, msg.IDENTIFY) for node in nodes])
-    node_of_client = {}
-    for reply in replies:
-        if reply.has_error():
-            raise RunFailed(first_line(reply))
-        node_of_client[msg.sender(reply)] = reply.metadata.src_node_id
-    if sorted(node_of_client) != list(range(expected)):
-        raise UserError(
-            f"the federation has {len(nodes)} nodes for {expected} clients; give it one node per client"
-            f" (Flower: num-supernodes={expected})",
-            key="data.clients",
-        )
-    return dict(sorted(node_of_client.items()))
-
-
-def _wait_for_nodes(grid: Grid, expected: int, patience: float = 60.0) -> list[int]:
-    """Return the grid's nodes as soon as there are enough of them, or after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return nodes

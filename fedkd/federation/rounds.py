@@ -26,14 +26,15 @@ from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
 from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
 from fedkd.federation.run_control import RunControl
-from fedkd.federation.saved_arrays import Arrays
-from fedkd.federation.saved_checkpoint import Checkpoint
+from fedkd.federation.saved_arrays import Arrays, write_arrays
+from fedkd.federation.saved_checkpoint import SERVER, Checkpoint
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.scenario.identity import decisive
 from fedkd.server.by_task import waits
+from fedkd.tracking.atomic import replacing
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.memory import peak_memory_mb
 from fedkd.tracking.recorder import Recorder
@@ -288,6 +289,9 @@ class Rounds:
     # Checkpoints --------------------------------------------------------------------------------------
 
     def _save(self, round: int, store: CheckpointStore) -> None:
+        if self._control.deployment is not None:  # clients keep their states to themselves
+            self._save_server()
+            return
         started = time.perf_counter()
         states: dict[int, Arrays] = {}
         for clients in _portions(sorted(self._changed)):
@@ -320,6 +324,13 @@ class Rounds:
             )
         )
         self._changed.clear()
+
+    def _save_server(self) -> None:
+        """Write what the server's strategy carries: of one that averages weights, the model."""
+        self._changed.clear()
+        if arrays := self._strategy.state():
+            with replacing(self._control.folder / SERVER) as file:
+                write_arrays(file, arrays)
 
     def _kept(self, checkpoint: Checkpoint) -> tuple[Mapping[str, int], Mapping[str, str]]:
         """Return how much of the run folder's files stands: all, or all but what the end of a run added.

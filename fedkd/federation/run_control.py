@@ -10,6 +10,21 @@ from fedkd.tracking.events import RunObserver
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """What the server of deployed nodes goes by.
+
+    Args:
+        federation: Digest of what all participants have in common; a node with another one is refused.
+        patience: Seconds that nodes have to come, all of them, before the first round.
+        reply_within: Seconds that a node has for a reply; None: as long as Flower keeps a message.
+    """
+
+    federation: str
+    patience: float = 60.0
+    reply_within: float | None = None
+
+
+@dataclass(frozen=True)
 class RunControl:
     """Where a run writes, who watches it, and when it stops.
 
@@ -19,6 +34,7 @@ class RunControl:
         stop_requested: Asked after every round; true ends the run there, with its state saved.
         resume: Whether to go on from the folder's latest checkpoint.
         again: Whether this is a run under way that goes back there: it does not begin for who watches.
+        deployment: Of nodes that keep their clients to themselves; None: a simulation.
     """
 
     folder: Path
@@ -26,3 +42,4 @@ class RunControl:
     stop_requested: Callable[[], bool] = lambda: False
     resume: bool = False
     again: bool = False
+    deployment: Deployment | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -13,24 +14,32 @@ from fedkd.clients.upload import upload_stages
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, task_names
 from fedkd.data.stream import FederatedStream
-from fedkd.errors import UserError
+from fedkd.errors import FedkdError, UserError, described, one_line
 from fedkd.federation.context import factory_of, plan_of
 from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
+from fedkd.federation.node import Participant, server_of
 from fedkd.federation.rounds import Rounds
-from fedkd.federation.run_control import RunControl
+from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import finish_run, new_run_folder, write_clients, write_plan
+from fedkd.run_folder import finish_run, new_run_folder, write_clients, write_deployment, write_plan
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.server.orthogonal import OrthogonalTraining, Weights
+from fedkd.tracking.events import Observers
+from fedkd.tracking.present import PresentFile
 from fedkd.tracking.progress import make_progress
+from fedkd.tracking.run_log import RunLog
 from fedkd.tracking.totals import Totals
 
 app = ServerApp()
+
+WAITS = {"wait": 60, "reply-within": 0}
+"""Keys of the run configuration of deployed nodes: seconds in which all have to come; and in which each has
+to reply to a message, 0: as long as Flower keeps one."""
 
 
 class ServerContext(Context):
@@ -108,7 +117,17 @@ def main(grid: Grid, context: Context) -> None:
         context.totals = run_rounds(context.plan, grid, context.data, context.control)
         return
     # One of Flower's own runtimes: the scenario and the run folder come from the run configuration.
-    plan = plan_of(context)
+    try:
+        _main(grid, context)
+    except Exception as error:  # said in one line before Flower's log shows where it was raised
+        said = str(error) if isinstance(error, FedkdError) else f"internal error: {described(error)}"
+        print(f"error: {one_line(said)}", flush=True)
+        raise
+
+
+def _main(grid: Grid, context: Context) -> None:
+    own = server_of(context)
+    plan = plan_of(context) if own is None else own.plan
     if plan.scenario.faults.timeout is not None:
         raise UserError(
             "Flower's runtimes let a client that is late go on, to a state that nobody knows; only the Ray"
@@ -118,13 +137,29 @@ def main(grid: Grid, context: Context) -> None:
     out = str(context.run_config.get("out", ""))
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
-        make_progress(quiet=False) as observer,
+        Observers([make_progress(quiet=False), PresentFile(), RunLog()]) as observer,
     ):
+        data = factory_of(plan).data if own is None else own.share.data
+        # Who is missing is said before there is a run folder.
+        control = RunControl(folder, observer, deployment=_deployment(own, context))
+        rounds = Rounds(plan, grid, server_strategy(plan, data), control)
         write_plan(folder, plan)
-        data = factory_of(plan).data
-        write_clients(folder, plan, data)
-        totals = run_rounds(plan, grid, data, RunControl(folder, observer))
+        write_clients(folder, plan, data, counted=own is None)
+        if own is not None:
+            write_deployment(folder, own.federation)
+        totals = rounds.run()
         finish_run(plan, folder, totals, observer, task_names(data))
         from fedkd.report.page.write import report_at_the_end
 
         report_at_the_end(folder, observer.message)
+
+
+def _deployment(own: Participant | None, context: Context) -> Deployment | None:
+    """Return what the server of deployed nodes goes by; None: it is a simulation."""
+    if own is None:
+        return None
+    seconds = {key: context.run_config.get(key, default) for key, default in WAITS.items()}
+    for key, value in seconds.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < inf:
+            raise UserError(f"must be a number of seconds, got {value!r}", key=f"run-config.{key}")
+    return Deployment(own.federation, float(seconds["wait"]), float(seconds["reply-within"]) or None)

@@ -62,6 +62,12 @@ def digest_of(scenario: Scenario) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def digest_anywhere(scenario: Scenario) -> str:
+    """Return a digest like `digest_of` that is the same wherever the scenario's files lie."""
+    data = scenario.data.model_copy(update={"root": None})
+    return digest_of(scenario.model_copy(update={"plugin_path": [], "data": data}))
+
+
 def changed_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], *, places: bool = False
 ) -> dict[str, tuple[Any, Any]]:

@@ -21,9 +21,12 @@ from fedkd.data.load import Data, load_data
 from fedkd.data.normalise import Statistics
 from fedkd.data.pixels import Transform
 from fedkd.data.request import Progress
+from fedkd.data.share_file import MANIFEST
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
 from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.node import participant
+from fedkd.federation.node_state import newest_state
 from fedkd.federation.saved_checkpoint import SavedClient
 from fedkd.models.mix import architecture_names
 from fedkd.namespaces import below
@@ -161,7 +164,7 @@ class TrainedRun:
         clients = self.plan.scenario.data.clients
         if not isinstance(index, int) or not 0 <= index < clients:
             raise UserError(f"no client {index!r}; the run has 0 to {clients - 1}")
-        saved = self._store.client(index, self.round)
+        saved = self._saved(index)
         # A factory of its own: clients of one may share a model.
         client = ClientFactory(self.plan, self.data).build(index)
         with client.threads(self.plan.scenario.engine.threads_per_client):
@@ -186,6 +189,9 @@ class TrainedRun:
             _answer=client.answer,
             _of_task=None,
         )
+
+    def _saved(self, index: int) -> SavedClient:
+        return self._store.client(index, self.round)
 
     def _restore(self, client: Client, saved: SavedClient) -> None:
         if saved.state is not None:
@@ -226,6 +232,36 @@ class TrainedRun:
         )
 
 
+class TrainedNode(TrainedRun):
+    """The client of a deployed node, as its newest run has left it.
+
+    Args:
+        folder: The node's.
+
+    Raises:
+        UserError: The folder is no node's, or its client has learned nothing yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        found = participant(str(self.folder))
+        self.plan = found.plan.on_device("cpu")
+        self.data = found.share.data
+        self.architectures = architecture_names(self.plan.groups)
+        newest = newest_state(self.folder)
+        if newest is None or self.plan.strategy.brings_model:
+            why = "its client has taken part in no run yet" if newest is None else "its model is the server's"
+            raise UserError(f"has no trained client: {why}", file=str(self.folder))
+        step, self._state = newest
+        self.round = int(step.rpartition(" ")[2])
+        self._own = found.share.client
+
+    def _saved(self, index: int) -> SavedClient:
+        if index != self._own:
+            raise UserError(f"no client {index!r}; the node is client {self._own}", file=str(self.folder))
+        return SavedClient(round=self.round, state=self._state, server={})
+
+
 def load_client(folder: str | Path, index: int, *, round: int | None = None) -> TrainedClient:
     """Return a client of a run as it is after a round, with its trained model; Ray is not started.
 
@@ -234,13 +270,17 @@ def load_client(folder: str | Path, index: int, *, round: int | None = None) -> 
     it is the average; a last private training (`finish = "trained"`) leaves nothing behind then.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; or that of a deployed node, whose newest run is taken.
         index: Client index.
         round: A round that there is a checkpoint of (the last two are kept); absent: the last.
 
     Raises:
         UserError: Not a run folder, no such checkpoint or client, the data are not there, or it is damaged.
     """
+    if isinstance(folder, str | os.PathLike) and (Path(folder) / MANIFEST).is_file():
+        if round is not None:
+            raise UserError("a node keeps its client as it is after its last message: no round can be chosen")
+        return TrainedNode(Path(folder)).client(index)
     return TrainedRun(folder, round).client(index)
 
 

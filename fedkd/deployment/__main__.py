@@ -1,0 +1,65 @@
+"""`python -m fedkd.deployment`: a federation on this machine; see `scripts/federation.sh`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedkd.errors import FedkdError, UserError, one_line
+from fedkd.signals import interrupting, outliving_terminal
+
+INTERRUPTED = 130
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a federation as the words say; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/federation.sh",
+        description="Run a scenario on a SuperLink and SuperNodes, all of them on this machine.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "scenario", metavar="SCENARIO.toml", help="scenario file, or the name of a shipped one"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="run folder")
+    parser.add_argument("set", nargs="*", metavar="key=value", help="change values of the scenario")
+    text = "keep everything here: shares, what nodes have learned, certificates, logs; what is there is used"
+    parser.add_argument("--keep", type=Path, metavar="DIR", help=text)
+    parser.add_argument(
+        "--port", type=int, default=0, metavar="N", help="of the SuperLink (default: a free one)"
+    )
+    text = "seconds that all nodes have to come (default: 180)"
+    parser.add_argument("--wait", type=float, default=180.0, metavar="S", help=text)
+    text = "seconds that a node has for a reply (default: as long as Flower keeps a message)"
+    parser.add_argument("--reply-within", type=float, default=0.0, metavar="S", help=text)
+    args = parser.parse_args(words)
+    try:
+        with outliving_terminal(), interrupting():
+            _run(args)
+        return 0
+    except FedkdError as error:
+        print("error:", one_line(str(error)), file=sys.stderr, flush=True)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("error: interrupted; every process of it is stopped", file=sys.stderr, flush=True)
+        return INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> None:
+    from fedkd.deployment.deal import check_deployable
+    from fedkd.deployment.local import Local
+    from fedkd.plan.load import load_plan
+
+    plan = load_plan(args.scenario, args.set)
+    try:
+        check_deployable(plan)
+    except UserError as error:
+        raise error.at(file=args.scenario) from None
+    tell = lambda line: print(line, flush=True)  # noqa: E731
+    Local(plan, args.out, args.keep, args.port, args.wait, args.reply_within, tell).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""Processes that are all gone when the block ends, whatever they have started in turn."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Queue
+from types import TracebackType
+from typing import IO
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+Word = str | int | Path
+"""What a command is made of."""
+GRACE = 10.0
+"""Seconds in which a process may end by itself once it is asked to."""
+
+
+@dataclass(eq=False)
+class Child:
+    """A process that was started.
+
+    Attributes:
+        name: What people call it.
+        process: The process.
+        log: Where what it says goes.
+        told: Whether its end was told of.
+    """
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    told: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has."""
+        return self.process.poll() is not None
+
+    @property
+    def how(self) -> str:
+        """How it has ended, in words."""
+        status = self.process.returncode
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"has ended with status {status}"
+
+
+class Children:
+    """Starts processes; none of them, nor of theirs, is left after the block.
+
+    What children leave behind, a background process in a session of its own for instance, becomes a child of
+    this process (Linux alone has that), so that it is found. Should this process be killed itself, those that
+    it has started are asked to end by the kernel.
+
+    Args:
+        folder: Where the logs go; an existing folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: list[Child] = []
+        self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
+        self._others: set[int] = set()
+
+    def __enter__(self) -> Children:
+        self._others = set(descendants(os.getpid()))
+        self._adopt(1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Whoever is impatient now would leave half of them running.
+        former = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self.stop()
+        finally:
+            self._adopt(0)
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def start(
+        self, name: str, command: Sequence[Word], environment: Mapping[str, str], folder: Path
+    ) -> Child:
+        """Start a process in a session of its own: no Ctrl-C on a terminal reaches it but through this one.
+
+        Args:
+            name: What people call it; its log is named so.
+            command: The words.
+            environment: All of its environment.
+            folder: Where it works.
+        """
+        log = self._folder / f"{name.replace(' ', '-')}.log"
+        with log.open("ab") as file:
+            process = self._open(command, environment, folder, file)
+        self._started.append(Child(name, process, log))
+        return self._started[-1]
+
+    def run(
+        self,
+        command: Sequence[Word],
+        environment: Mapping[str, str],
+        folder: Path,
+        each: Callable[[str], None],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> int:
+        """Run a process to its end and return its exit status.
+
+        Args:
+            command: The words.
+            environment: All of its environment.
+            folder: Where it works.
+            each: Handed every line that it says.
+            meanwhile: Called between two lines, and about once a second where there are none; what it raises
+                ends the wait.
+        """
+        process = self._open(command, environment, folder, subprocess.PIPE)
+        self._started.append(Child(str(command[0]), process, Path(os.devnull), told=True))
+        lines: Queue[bytes | None] = Queue()
+        threading.Thread(target=_read_lines, args=(process, lines), daemon=True).start()
+        while True:
+            meanwhile()
+            with suppress(Empty):
+                line = lines.get(timeout=1.0)
+                if line is None:
+                    return process.wait()
+                each(line.decode(errors="replace").rstrip("\r\n"))
+
+    def _open(
+        self, command: Sequence[Word], environment: Mapping[str, str], folder: Path, output: IO | int
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [str(word) for word in command],
+            env=dict(environment),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=self._end_with_parent,
+        )
+
+    def _end_with_parent(self) -> None:
+        if self._libc is not None:
+            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def _adopt(self, whether: int) -> None:
+        if self._libc is not None:
+            self._libc.prctl(_PR_SET_CHILD_SUBREAPER, whether)
+
+    def newly_ended(self) -> list[Child]:
+        """Return those that have ended and were not returned yet."""
+        found = [child for child in self._started if not child.told and child.ended]
+        for child in found:
+            child.told = True
+        return found
+
+    def stop(self) -> None:
+        """End all of them, the last that was started first, and whatever they have started."""
+        for child in reversed(self._started):
+            if not child.ended:
+                with suppress(ProcessLookupError):
+                    child.process.terminate()
+        started = {child.process.pid for child in self._started}
+        deadline, asked = time.monotonic() + GRACE, set[int]()
+        while (left := self._left()) and time.monotonic() < deadline:
+            if not started & set(left):  # orphans, whom nobody else has asked
+                self._signal(set(left) - asked, signal.SIGTERM)
+                asked.update(left)
+            time.sleep(0.05)
+        while left:
+            self._signal(left, signal.SIGKILL)
+            time.sleep(0.05)
+            left = self._left()
+
+    @staticmethod
+    def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _left(self) -> list[int]:
+        """Return the processes that are still there, those of Popen and the orphans that came here."""
+        own = {child.process.pid for child in self._started}
+        running = [child.process.pid for child in self._started if not child.ended]
+        for pid in descendants(os.getpid()):
+            if pid in own or pid in self._others:
+                continue
+            with suppress(ChildProcessError):  # not ours yet: its parent still runs
+                if os.waitpid(pid, os.WNOHANG)[0]:
+                    continue
+            running.append(pid)
+        return running
+
+
+def _read_lines(process: subprocess.Popen[bytes], lines: Queue[bytes | None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+    lines.put(None)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the ids of all processes below one, where `/proc` tells; else none."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):  # gone meanwhile
+            after = path.read_text(errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(after[1]), []).append(int(path.parent.name))
+    found, waiting = [], [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found

@@ -1,0 +1,99 @@
+"""A scenario's data, dealt into folders: one for every client, one for the server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from fedkd.clients.memory import checked_models
+from fedkd.data.load import load_data
+from fedkd.data.share import Share, share_of_client, share_of_server
+from fedkd.data.share_file import write_share
+from fedkd.errors import UserError
+from fedkd.plan.plan import Plan
+from fedkd.run_folder import SCENARIO
+from fedkd.scenario.dump import dump_toml
+
+SERVER = "server"
+
+
+def client_folder(client: int) -> str:
+    """Return the name of a client's folder."""
+    return f"client-{client}"
+
+
+def check_deployable(plan: Plan) -> None:
+    """Refuse a scenario that can only be simulated.
+
+    Raises:
+        UserError: It wants all samples in one place, clients that lie, or clients that train together.
+    """
+    scenario = plan.scenario
+    if plan.strategy.pools:
+        raise UserError(
+            f"'{scenario.fusion.strategy}' trains on all samples together, and each node has its own",
+            key="fusion.strategy",
+        )
+    if scenario.faults.poisoned > 0:
+        raise UserError(
+            "clients that lie are simulated; a deployed node is what it is: must be 0", key="faults.poisoned"
+        )
+    if scenario.faults.timeout is not None:
+        raise UserError(
+            "a client that is late goes on, to a state that nobody knows; a server of deployed nodes has"
+            " run-config reply-within instead",
+            key="faults.timeout",
+        )
+    if scenario.training.executor == "vectorised":
+        raise UserError(
+            "clients that train together share a process, a node has its own: must be 'loop' or 'auto'",
+            key="training.executor",
+        )
+
+
+def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
+    """Write every participant's share of a scenario's data, each into a folder of its own.
+
+    Args:
+        plan: What is to be run.
+        out: The folder they go into, as ``server`` and ``client-0`` …; there when all of them are whole.
+        tell: Told of what takes long.
+
+    Returns:
+        `out`, absolute.
+
+    Raises:
+        UserError: The scenario can only be simulated, its data are not there, or there is something in `out`.
+    """
+    check_deployable(plan)
+    out = out.expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; choose another, or remove it", key="--out")
+    data = load_data(plan.scenario, tell)
+    checked_models(plan, data)
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    scenario = dump_toml(plan.scenario)
+    clients = range(plan.scenario.data.clients)
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        labels = "transfer_labels" in plan.strategy.needs
+        _write(unfinished / SERVER, share_of_server(data, transfer_labels=labels), scenario)
+        pretrains = plan.strategy.pretrain_epochs > 0
+        for client in clients:
+            share = share_of_client(data, client, public_labels=pretrains)
+            _write(unfinished / client_folder(client), share, scenario)
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}", key="--out") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return out
+
+
+def _write(folder: Path, share: Share, scenario: str) -> None:
+    folder.mkdir(parents=True)
+    write_share(folder, share)
+    (folder / SCENARIO).write_text(scenario, encoding="utf-8")

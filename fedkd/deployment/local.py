@@ -1,0 +1,350 @@
+"""A whole federation on one machine: a SuperLink, a SuperNode for every client, over TLS on loopback.
+
+Nothing of it is a simulation but the place: each node is authenticated by a key of its own, has a folder with
+its own samples and no way to others', and a process of its own for every message. All of it is started here,
+and all of it is gone at the end, however that comes.
+
+    DIR/nodes/         every participant's share (see `fedkd deal`), and what the nodes keep of their clients
+        certificates/  see `fedkd.deployment.certificates`
+        logs/          what the SuperLink, the nodes and the run have said
+        .flower/       what Flower keeps, of each process its own; another run begins with an empty one
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+import tomli_w
+
+from fedkd.deployment.app import write_app
+from fedkd.deployment.certificates import AUTHORITY, CERTIFICATE, KEY, make_certificates, public_key
+from fedkd.deployment.children import Child, Children, Word
+from fedkd.deployment.deal import SERVER, client_folder, deal
+from fedkd.errors import RunFailed, UserError, one_line
+from fedkd.federation.node import DATA, PARTITION, alone, participant
+from fedkd.plan.plan import Plan
+from fedkd.run_folder import SCENARIO
+from fedkd.scenario.identity import digest_anywhere
+
+HOST = "127.0.0.1"
+STARTUP = 120.0
+"""Seconds that the SuperLink has to answer: a busy machine may take one of the two minutes."""
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+}
+"""Flower reports nothing, installs nothing and asks nobody for a newer version."""
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+_OF_FLOWER = re.compile(r"(INFO|DEBUG|WARNING|ERROR|CRITICAL)\s*:")
+_ERROR = "error: "
+
+
+@dataclass(frozen=True)
+class Local:
+    """A federation on this machine.
+
+    Args:
+        plan: What is run.
+        out: The run folder.
+        folder: Where everything else goes, kept at the end; absent: a temporary one that is removed. Shares
+            and certificates that are there already are used.
+        port: Of the SuperLink; 0: a free one.
+        wait: Seconds that nodes have to come.
+        reply_within: Seconds that a node has for a reply; 0: as long as Flower keeps a message.
+        tell: Told what happens, line by line.
+    """
+
+    plan: Plan
+    out: Path
+    folder: Path | None = None
+    port: int = 0
+    wait: float = 180.0
+    reply_within: float = 0.0
+    tell: Callable[[str], None] = print
+
+    def run(self) -> None:
+        """Start everything, run, and stop everything.
+
+        Raises:
+            UserError: What was given is wrong: the scenario, the port, a certificate, somebody's data.
+            RunFailed: The run failed.
+        """
+        if (self.out / SCENARIO).exists():
+            raise UserError(f"{self.out} holds a run already; choose another", key="OUT")
+        port = _check_port(self.port) if self.port else 0
+        folder = Path(mkdtemp(prefix="fedkd-federation-")) if self.folder is None else self.folder.absolute()
+        try:
+            _Running(self, folder, port).run()
+        finally:
+            if self.folder is None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Running:
+    """One run of a federation.
+
+    Args:
+        local: What was asked for.
+        folder: Where everything goes but the results.
+        port: Of the SuperLink; 0: a free one.
+    """
+
+    def __init__(self, local: Local, folder: Path, port: int) -> None:
+        self._local = local
+        self._folder = folder
+        self._clients = range(local.plan.scenario.data.clients)
+        self._nodes, self._certificates = folder / "nodes", folder / "certificates"
+        self._flower = folder / ".flower"
+        self._authority = self._certificates / AUTHORITY
+        free = _free_ports(1 + len(self._clients))
+        self._port, self._node_ports = port or free[0], free[1:]
+        self._failure: str | None = None
+        self._wrong_input = False
+
+    def run(self) -> None:
+        tell = self._local.tell
+        self._prepare()
+        with Children(self._folder / "logs") as children:
+            tell(f"SuperLink at {HOST}:{self._port}, TLS; {len(self._clients)} nodes, each with its own data")
+            superlink = self._start_superlink(children)
+            self._wait_for(superlink)
+            for client in self._clients:
+                self._start_node(children, client)
+            status = self._start_run(children, superlink)
+            self._tell_of_ended(children)
+        if status or not (self._local.out / "summary.json").exists():
+            if self._wrong_input and self._failure is not None:
+                raise UserError(self._failure)
+            raise RunFailed(self._failure or "the run did not finish" + self._where_logs())
+
+    def _where_logs(self) -> str:
+        return (
+            "; --keep DIR keeps the logs" if self._local.folder is None else f"; see {self._folder / 'logs'}"
+        )
+
+    # What is there before anything runs ---------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        try:
+            (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self._flower, ignore_errors=True)
+            write_app(self._flower / "app")
+        except OSError as error:
+            raise UserError(f"cannot write to {self._folder}: {error.strerror}", key="--keep") from error
+        if not self._nodes.exists():
+            deal(self._local.plan, self._nodes, self._local.tell)
+        elif digest_anywhere(participant(str(self._nodes / SERVER)).plan.scenario) != self._scenario():
+            raise UserError("was dealt for another scenario; choose another folder", file=str(self._nodes))
+        if not self._certificates.exists():
+            make_certificates(self._certificates, clients=len(self._clients))
+        _check_key(self._certificates)
+
+    def _scenario(self) -> str:
+        """Return what the nodes' scenario has to be, as a digest."""
+        return digest_anywhere(alone(self._local.plan).scenario)
+
+    def _environment(self, name: str) -> dict[str, str]:
+        """Return the environment of a process that finds nothing but its own."""
+        home, temporary = (self._flower / kind / name for kind in ("home", "tmp"))
+        for folder in (home, temporary):
+            folder.mkdir(parents=True, exist_ok=True)
+        environment = {key: value for key, value in os.environ.items() if key != "FEDKD_DATA"}
+        search = [str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(":") if part]
+        return (
+            environment
+            | QUIET
+            | {
+                "FLWR_HOME": str(home),
+                "TMPDIR": str(temporary),
+                "XDG_CACHE_HOME": str(home / "cache"),
+                "MPLCONFIGDIR": str(home / "matplotlib"),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+                "PYTHONPATH": ":".join(search),
+            }
+        )
+
+    # The processes ------------------------------------------------------------------------------------
+
+    def _start_superlink(self, children: Children) -> Child:
+        environment = self._environment("superlink")
+        command: list[Word] = [
+            *("flower-superlink", "--host", HOST, "--port", self._port),
+            *("--ssl-ca-certfile", self._authority),
+            *("--ssl-certfile", self._certificates / CERTIFICATE),
+            *("--ssl-keyfile", self._certificates / KEY),
+            *("--database", self._flower / "state.db"),
+            "--enable-supernode-auth",
+        ]
+        return children.start("SuperLink", command, environment, self._folder)
+
+    def _start_node(self, children: Children, client: int) -> Child:
+        name, own = f"node {client}", client_folder(client)
+        private = self._certificates / own
+        if not private.is_file():
+            raise UserError(f"has no key of client {client}", file=str(self._certificates))
+        self._ask_superlink(children, ["supernode", "register", public_key(private)], name)
+        config = self._flower / f"{own}.toml"
+        config.write_text(tomli_w.dumps({PARTITION: client, DATA: str(self._nodes / own)}), encoding="utf-8")
+        command: list[Word] = [
+            *("flower-supernode", "--superlink", f"{HOST}:{self._port}"),
+            *("--root-certificates", self._authority),
+            *("--auth-supernode-private-key", private),
+            *("--host", HOST, "--port", self._node_ports[client]),
+            *("--node-config", config),
+        ]
+        return children.start(
+            name, [str(word) for word in command], self._environment(client_folder(client)), self._folder
+        )
+
+    def _ask_superlink(self, children: Children, words: Sequence[Word], what: str) -> None:
+        """Have the SuperLink do something; what it says is told if it does not."""
+        said: list[str] = []
+        if children.run(["flwr", *words], self._environment("user"), self._folder, said.append):
+            raise RunFailed(f"{what}: {one_line(' '.join(said))}")
+
+    def _start_run(self, children: Children, superlink: Child) -> int:
+        """Start the run and tell what its server tells, until it ends; return the exit status."""
+        config = {DATA: str(self._nodes / SERVER), "out": str(self._local.out.absolute())}
+        waits = {"wait": self._local.wait, "reply-within": self._local.reply_within}
+        path = self._flower / "run.toml"
+        path.write_text(tomli_w.dumps(config | waits), encoding="utf-8")
+        command: list[Word] = ["flwr", "run", self._flower / "app", "--stream", "--run-config", path]
+        with (self._folder / "logs" / "run.log").open("a", encoding="utf-8") as log:
+
+            def each(line: str) -> None:
+                print(line, file=log, flush=True)
+                self._heard(line)
+
+            def meanwhile() -> None:
+                self._tell_of_ended(children)
+                if superlink.ended:
+                    raise RunFailed(f"the SuperLink {superlink.how}, and with it the run ends")
+
+            return children.run(command, self._environment("user"), self._folder, each, meanwhile)
+
+    def _tell_of_ended(self, children: Children) -> None:
+        for child in children.newly_ended():
+            self._local.tell(f"warning: {child.name} {child.how}; its last words: {_last_words(child.log)}")
+
+    def _heard(self, line: str) -> None:
+        """Tell a line of the server's, unless it is Flower's own, or a traceback of what was told already."""
+        plain = _COLOURS.sub("", line).strip()
+        if self._failure is not None:
+            self._wrong_input = self._wrong_input or plain.startswith("fedkd.errors.UserError")
+        elif plain.startswith(_ERROR):
+            self._failure = plain.removeprefix(_ERROR)
+        elif plain and not _OF_FLOWER.match(plain) and not plain.startswith(_NOISE):
+            self._local.tell(line)
+
+    def _wait_for(self, superlink: Child) -> None:
+        """Wait until the SuperLink answers, with a certificate that the nodes take; have `flwr` find it.
+
+        Raises:
+            UserError: It shows another one.
+            RunFailed: It does not answer.
+        """
+        trust = _trust(self._authority)
+        deadline = time.monotonic() + STARTUP
+        while True:
+            try:
+                with (
+                    socket.create_connection((HOST, self._port), timeout=5.0) as plain,
+                    trust.wrap_socket(plain, server_hostname=HOST),
+                ):
+                    break
+            except ssl.SSLCertVerificationError as error:
+                raise UserError(
+                    f"no node would take what the SuperLink shows: {error.verify_message}",
+                    file=str(self._certificates / CERTIFICATE),
+                ) from None
+            except OSError:
+                pass
+            if superlink.ended:
+                raise RunFailed(f"the SuperLink {superlink.how}: {_last_words(superlink.log)}")
+            if time.monotonic() > deadline:
+                raise RunFailed(f"the SuperLink does not answer within {STARTUP:g} s{self._where_logs()}")
+            time.sleep(0.2)
+        connection = {"address": f"{HOST}:{self._port}", "root-certificates": str(self._authority)}
+        home = Path(self._environment("user")["FLWR_HOME"])
+        text = tomli_w.dumps({"superlink": {"default": "local", "local": connection}})
+        (home / "config.toml").write_text(text, encoding="utf-8")
+
+
+_NOISE = ("Using SuperLink", "Successfully started run", "Successfully installed", "╭", "│", "╰")
+
+
+def _trust(authority: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(authority))
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(f"is no certificate: {error}", file=str(authority)) from None
+
+
+def _check_key(certificates: Path) -> None:
+    """Refuse certificates that are not there, or a key that is another's.
+
+    Raises:
+        UserError: What is wrong.
+    """
+    for name in (AUTHORITY, CERTIFICATE, KEY):
+        if not (certificates / name).is_file():
+            raise UserError(f"has no {name}", file=str(certificates))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificates / CERTIFICATE, certificates / KEY)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(
+            f"does not go with {KEY}, or one of the two is damaged: {error}",
+            file=str(certificates / CERTIFICATE),
+        ) from None
+
+
+def _check_port(port: int) -> int:
+    """Return a port that nobody listens at.
+
+    Raises:
+        UserError: Somebody does, or it is none.
+    """
+    if not 0 < port < 65536:
+        raise UserError(f"must be in 1..65535, got {port}", key="--port")
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        reason = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror
+        raise UserError(
+            f"{HOST}:{port}: {reason}; choose another, or none for a free one", key="--port"
+        ) from None
+    return port
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that are free now, all different."""
+    held = [socket.create_server((HOST, 0)) for _ in range(count)]
+    try:
+        return [server.getsockname()[1] for server in held]
+    finally:
+        for server in held:
+            server.close()
+
+
+def _last_words(log: Path) -> str:
+    """Return the last line of a log that says something, an error before all others."""
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = [_COLOURS.sub("", line).strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [line for line in lines if line]
+    errors = [line for line in lines if "error" in line.lower()]
+    return one_line((errors or lines or ["without a word"])[-1])

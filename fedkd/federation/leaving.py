@@ -1,0 +1,61 @@
+"""What may leave a deployed node: what its strategy sends, figures, and nothing else.
+
+A simulator may ask a client for anything. A node answers a server that is somebody else's, so that what it
+says is held against the node's own scenario before it goes out.
+"""
+
+from __future__ import annotations
+
+from flwr.app import RecordDict
+
+from fedkd.errors import UserError
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record
+from fedkd.fusion.kinds import Kind
+from fedkd.plan.plan import Plan
+
+ASKED_IN_SIMULATIONS = frozenset({msg.EXPORT_STATE, msg.IMPORT_STATE})
+"""Messages that are for a simulation's checkpoints: they move a client's whole state, its model among it."""
+FIGURES = frozenset({msg.IDENTITY, msg.METRICS, msg.CURVES, msg.AT_CHANCE, msg.LEARNER})
+"""Records of numbers about a client."""
+
+
+def refuse_to_answer(kind: str) -> None:
+    """Refuse a message that a deployed client answers to nobody.
+
+    Args:
+        kind: The message's type.
+
+    Raises:
+        UserError: It asks for the client's state, or would replace it.
+    """
+    if kind in ASKED_IN_SIMULATIONS:
+        raise UserError(f"a deployed client keeps its state to itself; '{kind}' is for simulations")
+
+
+def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
+    """Refuse to send what the strategy does not exchange.
+
+    Args:
+        plan: The node's own.
+        kind: Type of the message that is answered.
+        content: Of the reply.
+
+    Raises:
+        UserError: There is something else in it.
+    """
+    for name in content:
+        if name != msg.ARRAYS and name not in FIGURES:
+            raise UserError(f"'{name}' is not for others to see: no strategy exchanges it")
+    arrays = from_record(content.array_records.get(msg.ARRAYS, {}))  # type: ignore[arg-type]
+    if not arrays:
+        return
+    strategy = plan.scenario.fusion.strategy
+    if kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None:
+        return  # sketches of what layers receive, which is what it exchanges
+    if kind != msg.TRAIN or plan.strategy.sends == "nothing":
+        raise UserError(f"'{strategy}' exchanges no arrays upon a '{kind}' message: {', '.join(arrays)}")
+    weights = plan.strategy.brings_model or bool(plan.strategy.needs & {"weights", "masks"})
+    for name, found in plan.strategy.kinds_of(arrays).items():
+        if found is Kind.WEIGHTS and not weights:
+            raise UserError(f"'{strategy}' exchanges no weights: {name}")

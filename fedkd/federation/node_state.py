@@ -1,0 +1,118 @@
+"""What a deployed node keeps of its client, in its own folder and nowhere else.
+
+    runs/RUN/now.safetensors     the client after the last message that it has answered
+             before.safetensors  and before it
+
+A node has a process for every message, and may be stopped and started again between two of them. It goes on
+with what is here. A message that comes once more, because its answer was lost, is answered from what the
+client was before it: the same arithmetic again, and no training twice.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from fedkd.errors import UserError
+from fedkd.federation.saved_arrays import Arrays
+from fedkd.tracking.atomic import replacing, sync_folder
+
+RUNS = "runs"
+NOW, BEFORE, LOCK = "now.safetensors", "before.safetensors", ".lock"
+STEP = "step"
+
+
+class NodeState:
+    """The client of one node in one run.
+
+    Args:
+        folder: The node's.
+        run: Id of the run.
+    """
+
+    def __init__(self, folder: Path, run: int) -> None:
+        self._folder = folder / RUNS / str(run)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the client for this process: another one that wants it waits.
+
+        Raises:
+            UserError: Nobody may write there.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            file = (self._folder / LOCK).open("w")
+        except OSError as error:
+            raise UserError(
+                f"the client's state cannot be kept here: {error.strerror}", file=str(self._folder)
+            ) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def at(self, step: str) -> Arrays | None:
+        """Return the client's state as a message meets it; None: the client as it was at the beginning.
+
+        Args:
+            step: Names the message. It meets what the client was before it, if it was answered already.
+
+        Raises:
+            UserError: What was kept is damaged.
+        """
+        now = _read(self._folder / NOW)
+        if now is not None and now[0] != step:
+            return now[1]
+        before = _read(self._folder / BEFORE)
+        return None if before is None else before[1]
+
+    def keep(self, step: str, state: Arrays) -> None:
+        """Keep the state in which a message has left the client.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        now = self._folder / NOW
+        try:
+            if (found := _read(now)) is not None and found[0] != step:
+                os.replace(now, self._folder / BEFORE)
+                sync_folder(self._folder)
+            with replacing(now) as file:
+                arrays = {name: np.asarray(values, order="C") for name, values in state.items()}
+                save_file(arrays, file, metadata={STEP: step})
+        except OSError as error:
+            raise UserError(
+                f"the client's state cannot be kept: {error.strerror or error}", file=str(now)
+            ) from error
+
+
+def newest_state(folder: Path) -> tuple[str, Arrays] | None:
+    """Return the last message that a node's client has answered, in whatever run, and its state after it.
+
+    Args:
+        folder: The node's.
+
+    Raises:
+        UserError: What was kept is damaged.
+    """
+    kept = sorted((folder / RUNS).glob(f"*/{NOW}"), key=lambda path: path.stat().st_mtime_ns)
+    return _read(kept[-1]) if kept else None
+
+
+def _read(path: Path) -> tuple[str, Arrays] | None:
+    """Return the step that a file names, and its arrays; None: there is no such file."""
+    try:
+        if not path.exists():
+            return None
+        with safe_open(path, framework="np") as file:
+            step = (file.metadata() or {})[STEP]
+            return step, {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"cannot be read: {error}", file=str(path)) from error

@@ -1,0 +1,202 @@
+"""A share in a folder: what was dealt comes back to the bit, and what is wrong with a folder is one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from deployed_nodes import SMALL, Deployed
+from safetensors.numpy import load_file, save_file
+
+from fedkd.cli import main
+from fedkd.data.dataset import Dataset
+from fedkd.data.federated import FederatedData
+from fedkd.data.load import load_data
+from fedkd.data.normalise import measure
+from fedkd.data.share import share_of_client, share_of_samples
+from fedkd.data.share_file import ARRAYS, MANIFEST, read_share, write_share
+from fedkd.deployment.deal import deal
+from fedkd.errors import UserError
+from fedkd.plan.load import parse_plan
+
+
+def of(found: Deployed, client: int) -> FederatedData:
+    data = read_share(found.of_client(client)).data
+    assert isinstance(data, FederatedData)
+    return data
+
+
+def test_a_client_finds_what_it_would_be_dealt(dealt):
+    found = dealt()
+    whole = load_data(found.plan.scenario)
+    for client in range(found.clients):
+        own, dealt_to = of(found, client).client(client), whole.client(client)
+        for name in ("train_x", "train_y", "test_x", "test_y", "transfer_x", "global_x", "global_y"):
+            ours, theirs = getattr(own, name), getattr(dealt_to, name)
+            assert ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes(), name
+            assert ours.flags.aligned
+        assert of(found, client).class_names == whole.class_names
+        assert of(found, client).statistics.mean.tobytes() == whole.statistics.mean.tobytes()
+
+
+def test_nobody_finds_a_sample_of_another(dealt):
+    found = dealt()
+    whole = load_data(found.plan.scenario)
+    private = {n: {x.tobytes() for x in whole.x[slice(*whole.train_bounds[n])]} for n in range(found.clients)}
+    for client in range(found.clients):
+        content = (found.of_client(client) / ARRAYS).read_bytes()
+        assert all(sample in content for sample in private[client])
+        assert not any(sample in content for n in private if n != client for sample in private[n])
+    server = (found.folder / "server" / ARRAYS).read_bytes()
+    assert not any(sample in server for n in private for sample in private[n])
+    labels = {name for name in load_file(found.folder / "server" / ARRAYS) if "_y" in name}
+    assert labels == {"0/test_y"}, "of the transfer set it has none"
+    assert of(found, 0).client(1).train_x.shape == (0, 1, 8, 8)
+
+
+def test_the_servers_strategy_has_the_labels_that_it_needs(dealt):
+    found = dealt(fusion={"strategy": "kta"})
+    assert "0/transfer_y" in load_file(found.folder / "server" / ARRAYS)
+    assert "0/transfer_y" not in load_file(found.of_client(0) / ARRAYS)
+
+
+# What is wrong with a folder ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(dealt, tmp_path) -> Path:
+    """A folder of client 0 that may be spoiled."""
+    path = tmp_path / "client"
+    path.mkdir()
+    for name in (MANIFEST, ARRAYS):
+        (path / name).write_bytes((dealt().of_client(0) / name).read_bytes())
+    return path
+
+
+def edited(folder: Path, change: Callable[[dict], object]) -> None:
+    said = json.loads((folder / MANIFEST).read_text())
+    change(said)
+    (folder / MANIFEST).write_text(json.dumps(said))
+
+
+def resaved(folder: Path, change: Callable[[dict], object]) -> None:
+    """Change the arrays, and have the manifest speak of the new file."""
+    import hashlib
+
+    arrays = load_file(folder / ARRAYS)
+    change(arrays)
+    save_file(arrays, folder / ARRAYS)
+    digest = hashlib.sha256((folder / ARRAYS).read_bytes()).hexdigest()
+    edited(folder, lambda said: said.update(arrays=digest))
+
+
+WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), "there is no share.json: not the share of a client"),
+    "no arrays": (lambda f: (f / ARRAYS).unlink(), "cannot be read: No such file"),
+    "no JSON": (lambda f: (f / MANIFEST).write_text("{"), "is no JSON"),
+    "another format": (lambda f: edited(f, lambda s: s.update(format=2)), "format: Input should be 1"),
+    "unknown key": (lambda f: edited(f, lambda s: s.update(pickle=1)), "pickle: Extra inputs"),
+    "client out of range": (lambda f: edited(f, lambda s: s.update(client=3)), "client: must be below 3"),
+    "cut short": (
+        lambda f: (f / ARRAYS).write_bytes((f / ARRAYS).read_bytes()[:-9]),
+        "is not what share.json was written for",
+    ),
+    "counts": (lambda f: edited(f, lambda s: s["parts"][0].update(test=9)), "samples are not 32 to train on"),
+    "a missing array": (lambda f: resaved(f, lambda a: a.pop("0/transfer_x")), "has no array 0/transfer_x"),
+    "shape": (
+        lambda f: resaved(f, lambda a: a.update({"0/x": np.zeros((40, 8), np.float32)})),
+        r"0/x must be float32 or int64 samples \[1, 8, 8\], got float32 \[40, 8\]",
+    ),
+    "not finite": (lambda f: resaved(f, lambda a: a["0/x"].fill(np.nan)), "0/x must be finite"),
+    "labels": (lambda f: resaved(f, lambda a: a["0/y"].fill(10)), r"0/y must be in 0..9, got 10 to 10"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_folder_that_is_no_share_is_one_line(folder, what):
+    spoil, told = WRONG[what]
+    spoil(folder)
+    with pytest.raises(UserError, match=told) as refused:
+        read_share(folder)
+    assert str(folder) in str(refused.value)
+
+
+# Dealing --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"fusion": {"strategy": "pooled"}}, "fusion.strategy: 'pooled' trains on all samples together"),
+        ({"faults": {"poisoned": 0.3}}, "faults.poisoned: clients that lie are simulated"),
+        ({"training": {"executor": "vectorised"}}, "training.executor: clients that train together share"),
+    ],
+)
+def test_what_can_only_be_simulated_is_not_dealt(tmp_path, tables, told):
+    clients = [{"model": "mlp", "args": {"hidden": [9]}}]
+    with pytest.raises(UserError, match=told):
+        deal(parse_plan(SMALL | {"clients": clients} | tables), tmp_path / "dealt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_half_dealt_is_left(tmp_path, monkeypatch):
+    def full(folder, share):
+        (folder / ARRAYS).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedkd.deployment.deal.write_share", full)
+    with pytest.raises(UserError, match=r"--out: cannot write to .*: No space left on device"):
+        deal(parse_plan(SMALL), tmp_path / "dealt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_verb(tmp_path, capsys):
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text("[data]\nclients = 2\n[data.partition]\nsamples_per_client = 20\n")
+    words = ["deal", str(scenario), "--set", "data.transfer.size=10", "--out", str(tmp_path / "dealt")]
+    assert main(words) == 0
+    assert {path.name for path in (tmp_path / "dealt").iterdir()} == {"server", "client-0", "client-1"}
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == f"2 clients and the server  {tmp_path / 'dealt'}\n"
+    assert said.err == f"error: --out: {tmp_path / 'dealt'} is there already; choose another, or remove it\n"
+
+
+# Samples of one's own -------------------------------------------------------------------------------------
+
+
+def test_a_client_may_come_with_samples_of_its_own(tmp_path):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(3.0, 2.0, (20, 4)).astype(np.float32), np.arange(20) % 2
+    own = Dataset("mine", ("no", "yes"), x, y, x[:6], y[:6])
+    scenario = parse_plan(SMALL).scenario
+    share = share_of_samples(scenario, 2, own, measure(x), x[:5])
+    write_share(tmp_path, share)
+    back = read_share(tmp_path)
+    assert (back.client, back.owner) == (2, "client 2")
+    found = back.data.client(2)
+    scaled = (x.astype(np.float64) - x.mean(0, dtype=np.float64)) / x.std(0, dtype=np.float64)
+    assert sorted(found.train_x[:, 0].tolist() + found.test_x[:, 0].tolist()) == pytest.approx(
+        sorted(scaled[:, 0]), abs=1e-5
+    )
+    assert (len(found.train_y), len(found.test_y)) == (16, 4)
+    np.testing.assert_allclose(found.transfer_x, scaled[:5], atol=1e-5)
+    assert back.common_digest() == share.common_digest()
+    other = share_of_samples(scenario, 0, own, measure(x), x[1:6])
+    assert other.common_digest() != share.common_digest(), "another transfer set"
+
+
+def test_a_share_needs_samples(tmp_path):
+    x, y = np.zeros((1, 4), np.float32), np.zeros(1, np.int64)
+    with pytest.raises(UserError, match="at least 2 samples, one of them to train on, got 1"):
+        share_of_samples(parse_plan(SMALL).scenario, 0, Dataset("m", ("a",), x, y, x, y), measure(x), x)
+
+
+def test_a_share_of_a_whole_is_cut_without_changing_it(dealt):
+    data = load_data(dealt().plan.scenario)
+    before = data.x.tobytes()
+    share_of_client(data, 1)
+    assert data.x.tobytes() == before
