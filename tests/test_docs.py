@@ -25,20 +25,22 @@ import yaml
 from conftest import digits_tables
 from prose import DOCS, PAGES, REPOSITORY, Block
 
+import fedkd
 from fedkd.benchmark.bench import plan_bench
 from fedkd.benchmark.schema import BenchFile
 from fedkd.cli import _parser
 from fedkd.continual.registry import LEARNERS
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError
-from fedkd.fusion.registry import STRATEGIES
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.models.registry import MODELS
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.shipped import names_of
 
 sys.path.append(str(REPOSITORY / "scripts"))
-from reference import keys
+from reference import keys, uploads
 from reference.pages import PAGES as MADE
 
 SECTION = (DOCS / "architecture.md").read_text(encoding="utf-8")
@@ -285,6 +287,21 @@ def test_what_leaves_a_client_is_measured():
     ):
         assert row in text
     assert '| `distribution = "shared"` | `label_counts` [C] int64 |' in text
+
+
+@pytest.mark.parametrize(
+    ("strategy", "hyperparameters"),
+    [("knfu", {"distribution": "shared"}), ("cfd", {}), ("fedproto", {}), ("feddf", {"server_epochs": 0})],
+)
+def test_what_is_measured_is_what_a_run_counts(strategy, hyperparameters, digits_scenario, tmp_path):
+    mlp = {"model": "mlp", "args": {"hidden": [16]}}
+    fusion = {"strategy": strategy, **hyperparameters}
+    tables = digits_scenario | {"rounds": 1, "clients": [mlp], "fusion": fusion}
+    counted = fedkd.run(tables, out=tmp_path / "run", progress=False).summary["final"]["bytes_up"]
+    sizes = {"M": 60, "C": 10, "F": 16, "P": 64 * 16 + 16 + 16 * 10 + 10, "B": 0}
+    sent = uploads.sent_by(make_strategy(strategy, hyperparameters))
+    told = [array.bytes.replace("·", "*") for array in sent if array.kind is not Kind.COUNTERS]
+    assert counted == 4 * sum(eval(formula, sizes) for formula in told)
 
 
 def test_every_kind_of_upload_is_spoken_of():

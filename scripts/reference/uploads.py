@@ -35,7 +35,7 @@ SIZES = {
 """Sizes of the client that uploads are measured on, none of which is another's, to what they are called."""
 LEGEND = (
     "M transfer samples asked for in the round, C classes, F features of the last hidden layer, P"
-    " parameters, B numbers of running statistics, N clients; K: as many as the method picks in the round."
+    " parameters, B numbers of running statistics; K and L: as many as the method picks in the round."
 )
 
 
@@ -73,7 +73,10 @@ def sent_by(strategy: ClientHalf) -> list[Sent]:
     """Return what a strategy's clients send, in the order of the upload."""
     if strategy.sends == "nothing":
         return []
-    upload = strategy.upload(_Client())
+    try:
+        upload = strategy.upload(_Client())
+    except Exception:  # it asks for something that this client has not got
+        return [Sent(name, kind, "not measured here", "") for name, kind in strategy.kinds.items()]
     kinds = strategy.kinds_of(upload)
     return [_described(name, kinds[name], values) for name, values in upload.items()]
 
@@ -133,9 +136,8 @@ def _choices(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _described(name: str, kind: Kind, values: np.ndarray) -> Sent:
-    sizes = [SIZES.get(size, "K") for size in values.shape]
-    if sum(size == "K" for size in sizes) > 1:
-        raise LookupError(f"two sizes of {name} have no name: {values.shape}")
+    free = iter("KLJI")
+    sizes = [SIZES[size] if size in SIZES else next(free) for size in values.shape]
     if values.size == 0:
         return Sent(name, kind, f"[0] {values.dtype}", "0")
     formula = _product(values.dtype.itemsize, [size for size in sizes if size != "1"])
