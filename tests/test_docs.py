@@ -40,7 +40,7 @@ from fedkd.scenario.schema import Scenario
 from fedkd.scenario.shipped import names_of
 
 sys.path.append(str(REPOSITORY / "scripts"))
-from reference import keys, uploads
+from reference import keys, markdown, results, uploads
 from reference.pages import PAGES as MADE
 
 SECTION = (DOCS / "architecture.md").read_text(encoding="utf-8")
@@ -225,6 +225,43 @@ def test_every_page_is_in_the_navigation():
 
 
 # What is made of the code -----------------------------------------------------------------------------------
+
+
+def test_a_docstring_becomes_markdown():
+    class Described:
+        """Return what it is, a `<thing>` <so>.
+
+        As in::
+
+            a  = b | c
+              ↑ kept as it stands
+
+        More ``code``.
+
+        Args:
+            nothing: Not shown.
+
+        The end.
+        """
+
+    assert markdown.docstring(Described).splitlines() == [
+        *(
+            "What it is, a `<thing>` &lt;so>.",
+            "",
+            "As in:",
+            "",
+            "```text",
+            "a  = b | c",
+            "  ↑ kept as it stands",
+            "```",
+        ),
+        *("", "More `code`.", "", "The end."),
+    ]
+
+
+def test_rows_of_a_bench_that_is_gone_are_missed():
+    with pytest.raises(LookupError, match="no heading that becomes #gone"):
+        results._table("benches.md", "gone")
 
 
 @pytest.mark.parametrize(("page", "model"), [("scenario", Scenario), ("bench", BenchFile)])

@@ -46,7 +46,11 @@ def default(value: Any) -> str:
 
 def prose(text: str) -> str:
     """Return a description, with what Markdown would take for HTML or emphasis spelled out."""
-    parts = CODE.split(" ".join(text.split()))
+    return _escaped(" ".join(text.split()))
+
+
+def _escaped(text: str) -> str:
+    parts = CODE.split(text)
     return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
 
 
@@ -73,7 +77,7 @@ def docstring(described: Any) -> str:
             found += [told + ":", ""] if told else [""]
             block = []
         else:
-            found.append(re.sub(r"``([^`]+)``", r"`\1`", line).replace("<", "&lt;"))
+            found.append(_escaped(re.sub(r"``([^`]+)``", r"`\1`", line)))
     if block is not None:
         found += ["```text", *_dedented(block), "```"]
     text = re.sub(r"\n{3,}", "\n\n", "\n".join(found)).strip().removeprefix("Return ")
