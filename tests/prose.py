@@ -112,6 +112,8 @@ def write_files(page: Path, folder: Path) -> list[str]:
     return names
 
 
+PLACEHOLDER = re.compile(r"[A-Z]{2,}(\.toml)?")
+"""What a reader puts a name of their own in the place of: `SCENARIO.toml`, `DIR`."""
 NOT_RUN = {
     "sbatch": "wants a batch system",
     "CUDA_VISIBLE_DEVICES=": "wants GPUs",
@@ -128,4 +130,6 @@ NOT_RUN = {
 def why_not_run(words: Sequence[str]) -> str | None:
     """Return why a command is not run; None: it is."""
     command = " ".join(words)
+    if words[0] == "fedkd" and any(PLACEHOLDER.fullmatch(word) for word in words):
+        return "stands for many"
     return next((why for start, why in NOT_RUN.items() if command.startswith(start)), None)
