@@ -43,7 +43,7 @@ NEEDS = {
 """What a strategy may need of clients and server, for people; weights are what clients send."""
 
 
-def _needs(strategy: type) -> frozenset[str]:
+def needs_of(strategy: type) -> frozenset[str]:
     """Return what a strategy needs at its defaults; some need more at other hyper-parameters."""
     try:
         return strategy().needs
@@ -65,7 +65,7 @@ def strategies() -> Iterator[str]:
         yield _row(name, f"{_summary(strategy)} Clients send {strategy.sends}.")
         if strategy.reach():
             yield _row("", f"  guides {strategy.reach()}")
-        needed = [text for need, text in NEEDS.items() if need in _needs(strategy)]
+        needed = [text for need, text in NEEDS.items() if need in needs_of(strategy)]
         if strategy.learner is not None:
             needed.append(f"the learner {strategy.learner}")
         if needed:

@@ -122,7 +122,7 @@ def hyperparameters_of(cls: type) -> list[HyperParameter]:
             field.name,
             _default(field),
             _one_line(documented.get(field.name) or _description(hints[field.name])),
-            _type_text(hints[field.name]),
+            type_text(hints[field.name]),
         )
         for field in dataclasses.fields(cls)
         if field.init
@@ -157,7 +157,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _type_text(hint: Any) -> str:
+def type_text(hint: Any) -> str:
     """Return an annotation for people: ``float ≥ 0``, ``"soft" | "hard"``, ``int ≥ 0 or absent``."""
     if get_origin(hint) is Annotated:
         base, *extras = get_args(hint)
@@ -169,13 +169,15 @@ def _type_text(hint: Any) -> str:
             for name, sign in signs.items()
             if getattr(bound, name, None) is not None
         ]
-        return " ".join([_type_text(base), " and ".join(limits)]).strip()
+        return " ".join([type_text(base), " and ".join(limits)]).strip()
     if get_origin(hint) is Literal:
         return " | ".join(f'"{choice}"' for choice in get_args(hint))
     if get_origin(hint) is list:
-        return f"list of {_type_text(get_args(hint)[0])}"
+        return f"list of {type_text(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return "table"
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
-        text = " | ".join(_type_text(part) for part in parts)
+        text = " | ".join(type_text(part) for part in parts)
         return f"{text} or absent" if type(None) in get_args(hint) else text
     return getattr(hint, "__name__", str(hint))

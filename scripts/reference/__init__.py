@@ -1,0 +1,1 @@
+"""Pages of the documentation that are made of the code: keys, parts, commands, what leaves a client."""

@@ -1,0 +1,155 @@
+"""The documentation is run: every page from above to below in a folder of its own, the notebooks, the site.
+
+By name, since it takes a minute: ``bash scripts/docs.sh test``, or ``python -m pytest -m docs``. What can be
+told of blocks without running them is in `test_docs.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import io
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import prose
+import pytest
+from prose import PAGES, REPOSITORY, Block
+
+from fedkd.cli import main
+from fedkd.scenario.shipped import names_of
+
+pytestmark = [pytest.mark.docs, pytest.mark.usefixtures("paged")]
+
+DATA = Path(os.environ.get("FEDKD_DATA") or REPOSITORY.parent / "shared" / "data").resolve()
+TUTORIAL = prose.DOCS / "tutorial.md"
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+TOLD = ("check", "list")
+"""Verbs whose output is the same everywhere, so that what a page shows of it can be compared."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder that a page's reader is in; what was imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDKD_DATA", str(DATA))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    path, modules = list(sys.path), set(sys.modules)
+    sys.path.insert(0, str(tmp_path))
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, laid_out: Any):
+    if page == TUTORIAL:  # it promises figures; drawing them takes longer than all other pages together
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", laid_out)
+    prose.write_files(page, folder)
+    names: dict[str, Any] = {"__name__": "__page__"}
+    for block in prose.blocks(page):
+        if block.language == "python" and block.file is None:
+            exec(compile(block.text, block.place, "exec"), names)
+        for place, words in enumerate(block.commands() if block.language in ("bash", "console") else ()):
+            run(words, place, block)
+    if page == TUTORIAL:
+        named = re.findall(r"\{(runs/[^}]+)\}", page.read_text(encoding="utf-8"))
+        assert len(named) == 2 and all((folder / path).is_file() for path in [*named, "figure.pdf"])
+
+
+def run(words: list[str], place: int, block: Block) -> None:
+    """Run one command of a block, on the inline engine."""
+    program, *rest = words
+    if prose.why_not_run(words) is not None or is_left_to_others(rest, block):
+        return
+    if program == "cmp":
+        assert filecmp.cmp(*rest, shallow=False), f"{block.place}: {' '.join(words)}"
+    elif program == "python":
+        runpy.run_path(rest[0], run_name="__main__")
+    else:
+        assert program == "fedkd"
+        said = fedkd(with_values(rest, block.values), block)
+        if block.language == "console" and rest[0] in TOLD:
+            lines = {line.rstrip() for line in said.splitlines()}
+            assert [line for line in block.printed(place) if line.rstrip() not in lines] == [], block.place
+
+
+def is_left_to_others(rest: list[str], block: Block) -> bool:
+    """Whether it runs what is shipped: `test_scenarios.py` and `benchmark/` run each of these, shortened."""
+    if rest[0] == "check" and not DATA.is_dir():  # pages of their own scenarios do without
+        return rest[1].startswith("scenarios/")
+    if block.values or rest[0] not in ("run", "bench"):
+        return False
+    kind = "bench" if rest[0] == "bench" else "scenario"
+    return rest[1] in names_of(kind) or (REPOSITORY / rest[1]).is_file()
+
+
+def with_values(rest: list[str], values: list[str]) -> list[str]:
+    if rest[0] == "run":
+        return [*rest, "--set", *values, "engine.kind=inline"]
+    if rest[0] == "bench":
+        return [*rest, "--set", *values, "parallel=false"]
+    return rest
+
+
+def fedkd(words: list[str], block: Block) -> str:
+    """Return what a command says; files of the repository are where the page says that they are."""
+    words = [str(REPOSITORY / word) if word.startswith("scenarios/") else word for word in words]
+    said, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        status = main(words)
+    assert status == 0, f"{block.place}: fedkd {' '.join(words)}\n{said.getvalue()}{complained.getvalue()}"
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(path, as_version=4)
+    client = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built; a link that leads nowhere fails it."""
+    pytest.importorskip("mkdocs")
+    out = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(out)],
+        cwd=REPOSITORY,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_the_site_is_whole(site: Path):
+    for page in ("index.html", "tutorial.html", "reference/strategies.html", "api.html", "changelog.html"):
+        assert (site / page).is_file(), page
+    assert 'id="fedkd.fusion.strategy.FusionStrategy.fuse"' in (site / "api.html").read_text(encoding="utf-8")
+    assert (site / "repository" / "scripts" / "cluster" / "slurm.sh").is_file(), "files that pages link to"
+    clusters = (site / "clusters.html").read_text(encoding="utf-8")
+    assert clusters.count('<svg class="formula"') > 10 and "arithmatex" not in clusters
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path):
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)"', text)
+        loaded += re.findall(r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="(https?:[^"]+)"', text)
+        assert loaded == [], page
