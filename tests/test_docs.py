@@ -37,9 +37,9 @@ from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.models.registry import MODELS
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.schema import Scenario
+from fedkd.scenario.shipped import names_of
 from fedkd.tuning.schema import load_search
 from fedkd.tuning.trials import check_space
-from fedkd.scenario.shipped import names_of
 
 sys.path.append(str(REPOSITORY / "scripts"))
 from reference import keys, markdown, results, uploads
