@@ -57,9 +57,10 @@ class FedGH(FusionStrategy):
     )
     uses_transfer_set: ClassVar[bool] = False
 
-    server_epochs: Annotated[int, Field(ge=0)] = 1
-    """Passes over all means a round; 1 in the paper. A round has few of them, at most N·C: raise it (to 100)
-    where there are few clients or rounds, else the head lags behind the bodies."""
+    server_epochs: Annotated[int, Field(ge=0)] = 10
+    """Passes over all means a round; 1 in the paper, whose runs have hundreds of rounds. A round has few
+    means, at most N·C: with too few passes the head lags behind the bodies, and is worse than what it
+    replaces."""
     server_lr: Annotated[float, Field(gt=0)] = 0.01
     """Learning rate of the server's SGD; 0.01 in the paper."""
     server_batch_size: Annotated[int, Field(gt=0)] = 1

@@ -53,8 +53,9 @@ class PFedMe(WeightAveraging):
     the way in a step."""
     personal_steps: Annotated[int, Field(ge=1)] = 5
     """K: steps of θ a batch; 5 in the paper. A round costs K trainings."""
-    personal_lr: Annotated[float, Field(gt=0)] = 0.1
-    """η_p: learning rate of θ; 0.1 in the paper."""
+    personal_lr: Annotated[float, Field(gt=0)] = 0.05
+    """η_p: learning rate of θ; 0.1 in the paper, which with λ = 15 leaves little room below the 2 that η_p
+    times λ and the loss's curvature have to stay under: a LeNet diverged with it."""
     server_share: Annotated[float, Field(gt=0, le=2)] = 1.0
     """β: how far the server goes to the clients' mean; 1 in most of the paper's experiments. In the first
     round it goes all the way: there is nothing yet that it could stay at."""
