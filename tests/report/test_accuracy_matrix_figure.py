@@ -104,7 +104,7 @@ def test_many_tasks_have_no_numbers_and_fewer_ticks(tasks, numbered):
 
 
 @pytest.mark.parametrize("tasks", [1, 14])
-def test_the_files_are_written_and_the_same_twice(tasks, tmp_path):
+def test_the_files_are_written_and_the_same_twice(tasks, tmp_path, drawn):
     names = [f"a task with a very long name {task}" for task in range(tasks)]
     for folder in (tmp_path / "first", tmp_path / "second"):
         folder.mkdir()
@@ -122,7 +122,7 @@ def test_the_files_are_written_and_the_same_twice(tasks, tmp_path):
     assert (tmp_path / "first" / "accuracy_matrix.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_figure_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_figure_that_fails_leaves_what_was_there(tmp_path, drawn, monkeypatch):
     from matplotlib.figure import Figure
 
     write_continual(outcome_of(R, b), tmp_path)
