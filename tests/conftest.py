@@ -121,7 +121,7 @@ def small_data_root(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -
         (folder / name).symlink_to(data_root / name)
     (folder / "cifar10-jpeg").mkdir()
     with tarfile.open(folder / "cifar10-jpeg" / "cifar10-jpeg-q75.tar.xz", "w:xz", preset=0) as archive:
-        for split, each in (("train", 500), ("test", 100)):
+        for split, each in (("train", 360), ("test", 100)):
             for index in range(10 * each):
                 colour = (25 * (index % 10), index // 10 % 256, index // 2560 * 25)
                 file = io.BytesIO()

@@ -18,8 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import prose
 import pytest
+import tomli_w
+from conftest import digits_tables
 from prose import PAGES, REPOSITORY, Block
 
 from fedkd.cli import main
@@ -28,7 +31,7 @@ from fedkd.scenario.shipped import names_of
 pytestmark = [pytest.mark.docs, pytest.mark.usefixtures("paged")]
 
 DATA = Path(os.environ.get("FEDKD_DATA") or REPOSITORY.parent / "shared" / "data").resolve()
-TUTORIAL = prose.DOCS / "tutorial.md"
+TUTORIAL, DEPLOYMENT = prose.DOCS / "tutorial.md", prose.DOCS / "deployment.md"
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 TOLD = ("check", "list")
 """Verbs whose output is the same everywhere, so that what a page shows of it can be compared."""
@@ -55,6 +58,8 @@ def test_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, 
     if page == TUTORIAL:  # it promises figures; drawing them takes longer than all other pages together
         monkeypatch.setattr("matplotlib.figure.Figure.savefig", laid_out)
     prose.write_files(page, folder)
+    if page == DEPLOYMENT:
+        write_what_was_agreed(folder)
     names: dict[str, Any] = {"__name__": "__page__"}
     for block in prose.blocks(page):
         if block.language == "python" and block.file is None:
@@ -64,6 +69,18 @@ def test_a_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, 
     if page == TUTORIAL:
         named = re.findall(r"\{(runs/[^}]+)\}", page.read_text(encoding="utf-8"))
         assert len(named) == 2 and all((folder / path).is_file() for path in [*named, "figure.pdf"])
+
+
+def write_what_was_agreed(folder: Path) -> None:
+    """Write what somebody has who joins a federation with samples of their own: images of two classes."""
+    images = {name: np.full((6, 1, 8, 8), 0.5, np.float32) for name in ("transfer_x", "test_x", "x")}
+    labels = {name: np.arange(6) % 2 for name in ("test_y", "y")}
+    scale = {"mean": np.zeros((1, 1, 1), np.float32), "std": np.ones((1, 1, 1), np.float32)}
+    of_all = ("transfer_x", "test_x", "test_y", "mean", "std")
+    np.savez(folder / "agreed.npz", **{name: (images | labels | scale)[name] for name in of_all})
+    np.savez(folder / "mine.npz", x=images["x"], y=labels["y"])
+    (folder / "client-3").mkdir()
+    (folder / "client-3" / "scenario.toml").write_text(tomli_w.dumps(digits_tables()), encoding="utf-8")
 
 
 def run(words: list[str], place: int, block: Block) -> None:
@@ -98,6 +115,8 @@ def with_values(rest: list[str], values: list[str]) -> list[str]:
         return [*rest, "--set", *values, "engine.kind=inline"]
     if rest[0] == "bench":
         return [*rest, "--set", *values, "parallel=false"]
+    if rest[0] == "tune":  # of however many trials
+        return [*rest, "--trials", "2", "--set", *values, "parallel=false"]
     return rest
 
 

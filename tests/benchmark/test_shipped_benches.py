@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from fedkd.benchmark.bench import bench, plan_bench
+from fedkd.benchmark.bench import BenchPlan, bench, plan_bench
 from fedkd.cli import main
 from fedkd.continual.registry import LEARNERS
 
@@ -14,7 +16,7 @@ FOLDER = Path(__file__).resolve().parent.parent.parent / "scenarios" / "bench"
 PATHS = sorted(FOLDER.glob("*.toml"))
 
 
-SHORT = ["data.partition.samples_per_client=30", "data.test_size=30", "training.local_epochs=2"]
+SHORT = ["data.partition.samples_per_client=30", "data.test_size=30", "training.local_epochs=1"]
 TWO_PAIRS = ["continual.tasks.count=2", "continual.tasks.classes_per_task=2"]
 SHORT_STREAMS = {
     "learners-split-mnist": [*TWO_PAIRS, 'grid.continual.head=["class"]'],
@@ -43,28 +45,34 @@ RUN = {"quickstart", *SHORT_STREAMS}
 """Benches that are run, shortened; of the others, one round of one cell is."""
 
 
+@pytest.fixture(scope="module")
+def plan_of() -> Callable[[Path], BenchPlan]:
+    """Return a function from a bench file to its plan, which is made once."""
+    return cache(plan_bench)
+
+
 def test_there_are_benches():
     assert {path.stem for path in PATHS} > RUN
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_is_described_and_named_like_its_file(path):
+def test_is_described_and_named_like_its_file(path, plan_of):
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line for line in lines if line.startswith("# "))
     assert lines[0].startswith("# ") and "on 2 cores" in comment
-    plan = plan_bench(path)
+    plan = plan_of(path)
     assert plan.bench.spec.name == path.stem
     assert plan.baseline and len(plan.bench.seeds) > 1
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in RUN], ids=lambda path: path.stem)
-def test_dry_run(path, tmp_path, capsys, small_data_root, read_once, monkeypatch):
+def test_dry_run(path, plan_of, tmp_path, capsys, small_data_root, read_once, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
-    axes = {axis.name for axis in plan_bench(path).axes}
+    axes = {axis.name for axis in plan_of(path).axes}
     short = [
         f"{key}=30" for key in ("data.partition.samples_per_client", "data.test_size") if key not in axes
     ]
-    words = ["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--set", *short]
+    words = ["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--set", "seeds=1", *short]
     assert main(words) == 0
     assert "time   about" in capsys.readouterr().out
 
@@ -80,10 +88,10 @@ def test_quickstart_shortened(tmp_path):
 
 
 @pytest.mark.parametrize("name", SHORT_STREAMS)
-def test_streams_shortened(name, tmp_path, small_data_root, read_once, monkeypatch):
+def test_streams_shortened(name, plan_of, tmp_path, small_data_root, read_once, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
     path, own = FOLDER / f"{name}.toml", SHORT_STREAMS[name]
-    varied = {key for axis in plan_bench(path).axes for level in axis.levels for key in level.changes}
+    varied = {key for axis in plan_of(path).axes for level in axis.levels for key in level.changes}
     short = [*(word for word in SHORT if word.partition("=")[0] not in varied), *own]
     result = bench(path, out=tmp_path, overrides=["seeds=1", "parallel=false", *short])
     assert not result.failed, [cell.outcome.error for cell in result.failed]
@@ -97,12 +105,12 @@ def test_streams_shortened(name, tmp_path, small_data_root, read_once, monkeypat
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_strategies_stand_between_their_baselines(path):
+def test_strategies_stand_between_their_baselines(path, plan_of):
     """Whatever else varies, every table over strategies has learning alone and learning on all samples.
 
     With a stream the latter is a learner, `joint`, and no strategy.
     """
-    plan = plan_bench(path)
+    plan = plan_of(path)
     compared = {cell.scenario.fusion.strategy for cell in plan.cells}
     streams = any(cell.scenario.continual is not None for cell in plan.cells)
     ends = {"local"} if streams else {"local", "pooled"}
@@ -114,6 +122,6 @@ def test_strategies_stand_between_their_baselines(path):
         assert all(strategies >= ends for strategies in blocks.values())
 
 
-def test_every_learner_is_in_the_bench_of_all():
-    cells = plan_bench(FOLDER / "learners-split-mnist.toml").cells
+def test_every_learner_is_in_the_bench_of_all(plan_of):
+    cells = plan_of(FOLDER / "learners-split-mnist.toml").cells
     assert {cell.scenario.continual.learner for cell in cells} == set(LEARNERS.builtin)
