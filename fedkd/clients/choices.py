@@ -1,6 +1,6 @@
 """What a step of a model was measured to take in the loop and together with others, kept for the next run.
 
-CACHE/fedkd/executors.json    {"version": 1, "measured": [{"what": {...}, "loop": s, "vectorised": s}]}
+CACHE/fedkd/executors.json    {"version": 2, "measured": [{"what": {...}, "loop": s, "vectorised": s}]}
 
 It is a cache: what cannot be read, or is not what was written, counts as never measured.
 """
@@ -17,7 +17,7 @@ from fedkd.data.request import user_cache
 from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import write_json_atomically
 
-VERSION = 1
+VERSION = 2
 MOST = 200
 """Measurements that are kept, the newest."""
 

@@ -101,9 +101,9 @@ def test_what_was_measured_is_not_measured_again_unless_something_changes(result
         "{",
         "[]",
         '{"version": 2, "measured": []}',
-        '{"version": 1, "measured": 3}',
-        '{"version": 1, "measured": [1, {"what": {}, "loop": -1, "vectorised": 1}]}',
-        '{"version": 1, "measured": [{"what": {}, "loop": true, "vectorised": 1e999}]}',
+        '{"version": 2, "measured": 3}',
+        '{"version": 2, "measured": [1, {"what": {}, "loop": -1, "vectorised": 1}]}',
+        '{"version": 2, "measured": [{"what": {}, "loop": true, "vectorised": 1e999}]}',
         "[" * 100_000,
     ],
 )
