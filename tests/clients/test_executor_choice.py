@@ -190,4 +190,4 @@ def test_doctor_shows_what_was_measured():
     assert row.strip() == (
         "mlp, batches of 8, 2 clients on cpu: 2 ms a step and client in the loop, 1 together"
     )
-    assert json.loads(choices_file().read_text())["version"] == 1
+    assert json.loads(choices_file().read_text())["version"] == 2
