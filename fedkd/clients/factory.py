@@ -11,8 +11,9 @@ from fedkd.clients.base import Client
 from fedkd.clients.estimator_client import EstimatorClient
 from fedkd.clients.faults import poison_of
 from fedkd.clients.pooled_client import Pool, PooledClient, PooledModel
+from fedkd.clients.shared_network import Measured, SharedModel
 from fedkd.clients.stream_client import StreamClient
-from fedkd.clients.torch_client import Measured, SharedModel, TorchClient
+from fedkd.clients.torch_client import TorchClient
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream

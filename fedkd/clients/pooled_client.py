@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from fedkd.clients.faults import Poison, poison_of
 from fedkd.clients.guidance_effect import Split
-from fedkd.clients.torch_client import SharedModel, TorchClient, round_optimizer
+from fedkd.clients.shared_network import SharedModel
+from fedkd.clients.torch_client import TorchClient, round_optimizer
 from fedkd.data.federated import ClientData, FederatedData
 from fedkd.fusion.views import Arrays
 from fedkd.models.build import ModelFactory

@@ -16,9 +16,10 @@ from fedkd.clients.guidance_effect import SPLITS, Split
 from fedkd.clients.lesson import joined, lesson, of_task, some
 from fedkd.clients.local_loss import LocalLoss
 from fedkd.clients.own_samples import OwnSamples, part_of_round
+from fedkd.clients.shared_network import Measured, SharedModel
 from fedkd.clients.task_metrics import TaskMetric
 from fedkd.clients.task_tests import TaskTests
-from fedkd.clients.torch_client import Measured, SharedModel, TorchClient
+from fedkd.clients.torch_client import TorchClient
 from fedkd.clients.upload import leave
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learning import TaskLearning

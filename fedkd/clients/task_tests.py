@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedkd.clients.guidance_effect import SPLITS
-from fedkd.clients.torch_client import Measured
+from fedkd.clients.shared_network import Measured
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.stream import FederatedStream

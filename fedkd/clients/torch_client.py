@@ -1,42 +1,37 @@
-"""A client whose model is a torch module."""
+"""A client that trains its network by gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.clients.base import Client
 from fedkd.clients.faults import Poison
-from fedkd.clients.guidance_effect import Split
 from fedkd.clients.local_loss import LocalLoss, ProximalTerm
+from fedkd.clients.network_client import NetworkClient
 from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.rehearsal import Rehearsed
+from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient
+from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.training.alongside import Alongside
 from fedkd.training.chance import guessing_right
-from fedkd.training.device import prepare_inputs
 from fedkd.training.early_stopping import EarlyStopping
-from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
 from fedkd.training.executor import Training
-from fedkd.training.frozen import frozen_copy, gradient_of
 from fedkd.training.job import Beside, FitResult, TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.parts import in_parts
-from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
@@ -64,60 +59,8 @@ def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
     )
 
 
-class Measured:
-    """What clients of a process have measured that depends on nothing but weights that all of them have."""
-
-    def __init__(self) -> None:
-        self._round = -1
-        self._measured: dict[Hashable, Any] = {}
-
-    def once(self, round: int, what: Hashable, measure: Callable[[], T]) -> T:
-        """Return what some client has measured in this round, or else measure it.
-
-        Args:
-            round: Whose fusion the weights come from.
-            what: Names what is measured.
-            measure: Measures it, of weights that all clients have.
-        """
-        if round != self._round:
-            self.forget()
-            self._round = round
-        if what not in self._measured:
-            self._measured[what] = measure()
-        return cast("T", self._measured[what])
-
-    def forget(self) -> None:
-        """Forget what was measured: the weights will be others."""
-        self._round = -1
-        self._measured.clear()
-
-
-class SharedModel:
-    """A model in which clients of a process work in turn, as where every message brings weights along.
-
-    As all of them evaluate the same weights, whatever depends on nothing else is measured once a round.
-
-    Args:
-        network: The model, on its device.
-        measured: What was measured; several models of which clients evaluate the same weights have one.
-    """
-
-    def __init__(self, network: nn.Module, measured: Measured | None = None) -> None:
-        self.network = network
-        self.measured = measured or Measured()
-
-
-class TorchClient(Client):
-    """Trains a torch module by gradients, on its own samples and on guidance.
-
-    Args:
-        plan: What to simulate.
-        index: Client index, 0-based.
-        data: The client's samples, the transfer set and the common test set.
-        model: The client's own network, on its device; or the one that the clients of a process share.
-        poison: What makes the client a poisoned one; None: nothing does.
-        auxiliaries: The networks that its strategy has it train besides, by name, on the same device.
-    """
+class TorchClient(NetworkClient):
+    """Trains a torch module by gradients, on its own samples and on guidance (arguments: `NetworkClient`)."""
 
     def __init__(
         self,
@@ -128,18 +71,9 @@ class TorchClient(Client):
         poison: Poison | None = None,
         auxiliaries: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
-        super().__init__(plan, index, data, poison)
-        self._shared = model if isinstance(model, SharedModel) else None
-        self.model: nn.Module = model.network if isinstance(model, SharedModel) else model
-        self._device = next(self.model.parameters()).device
+        super().__init__(plan, index, data, model, poison, auxiliaries)
         self._optimizer_state: dict[str, Tensor] = {}  # empty unless it is kept
         self._has_set_out = False
-        self._auxiliaries = dict(auxiliaries)
-
-    @property
-    def workplace(self) -> object:
-        """What only one client can work in at a time: itself, unless clients of the process share a model."""
-        return self if self._shared is None else self._shared
 
     # Training -----------------------------------------------------------------------------------------
 
@@ -372,107 +306,7 @@ class TorchClient(Client):
     def _batches(self, purpose: str, round: int) -> torch.Generator:
         return torch_generator(self._scenario.seed, purpose, client=self.index, round=round)
 
-    def _on_device(self, array: np.ndarray) -> Tensor:
-        return prepare_inputs(array, self._device)
-
-    # Predictions --------------------------------------------------------------------------------------
-
-    def _predictor(self) -> nn.Module:
-        """Return the module whose logits and features are the client's predictions."""
-        return self.model
-
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return logits `[n, C]` float32 in evaluation mode."""
-        return self._logits_of(self._predictor(), x)
-
-    def _logits_of(self, network: nn.Module, x: np.ndarray) -> np.ndarray:
-        return predict_logits(network, self._on_device(x)).cpu().numpy()
-
-    def answering(self) -> nn.Module:
-        """Return the network that evaluations ask: the client's model, unless its strategy has another.
-
-        Raises:
-            TypeError: What the strategy has is no network.
-        """
-        found = self._strategy.predictor(RoundView(self, self.applied_round))
-        if found is None:
-            return self._predictor()
-        if not isinstance(found, nn.Module):
-            told = f"`predictor` of '{self._strategy.name}' returned a {type(found).__name__}"
-            raise TypeError(f"{told}; must be a torch.nn.Module, or None")
-        return found
-
-    def _answer(self, x: np.ndarray) -> np.ndarray:
-        if self._answers_by_guidance:
-            return super()._answer(x)
-        network, wanted = self.answering(), (len(x), self.data.classes)
-        logits = self._logits_of(network, x)
-        if logits.shape != wanted and network is not self._predictor():
-            told = f"what `predictor` of '{self._strategy.name}' returned made {list(logits.shape)}"
-            raise TypeError(f"{told} of {len(x)} samples; must be {list(wanted)}")
-        return logits
-
-    def features(self, x: np.ndarray) -> np.ndarray:
-        """Return penultimate features `[n, F]` float32 in evaluation mode."""
-        model: Any = self._predictor()
-        found = predict_in_batches(
-            model, lambda batch: model.features(batch).flatten(1), self._on_device(x), FEATURES_BATCH
-        )
-        return found.cpu().numpy()
-
-    def evaluate_fused(self, split: Split, round: int) -> Score:
-        """Evaluate what the fusion of a round has led to, the common test set once a process."""
-        alike = (
-            self._scenario.fusion.own_prior == 0.0
-        )  # else the same weights answer otherwise for each client
-        if self._shared is None or split == "local" or not alike:
-            return self.evaluate(split)
-        return self._shared.measured.once(round, "global", lambda: self.evaluate("global"))
-
-    def remember_trained(self, round: int, *, changes: bool = True) -> None:
-        """Take down how the client does without what comes in this round."""
-        super().remember_trained(round, changes=changes)
-        if self._shared is not None:
-            self.effect.forget_flips()  # another model takes its place: nobody follows anybody
-
     # State --------------------------------------------------------------------------------------------
-
-    def network(self, of: str = OWN) -> nn.Module:
-        """Return a network itself: the client's own, or an auxiliary one.
-
-        Raises:
-            KeyError: It has none of this name.
-        """
-        if of != OWN and of not in self._auxiliaries:
-            known = ", ".join([OWN, *self._auxiliaries])
-            raise KeyError(f"'{self._strategy.name}' asks for a network '{of}'; clients have {known}")
-        return self.model if of == OWN else self._auxiliaries[of]
-
-    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
-        """Return copies of all parameters and buffers, normalisation statistics included, by name."""
-        return weights_of(self.network(of))
-
-    def trainable(self) -> tuple[str, ...]:
-        """Return the names of those weights that are trained by gradients."""
-        return trainable_names(self.model)
-
-    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
-        """Return a network like the client's own with other weights, which stays as it is."""
-        return self._as_seen(frozen_copy(self.network(of), weights))
-
-    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
-        """Return a function that tells the gradient of own samples' cross entropy in some weights."""
-        network = frozen_copy(self.model, weights)
-        x, y = self._on_device(self.data.train_x), self._on_device(self.training_labels())
-        return gradient_of(network, self._as_seen(network), of, x, y)
-
-    def _as_seen(self, network: nn.Module) -> nn.Module:
-        """Return a network as losses see it, of the present task."""
-        return network
-
-    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
-        """Set all parameters and buffers; values are cast to each tensor's own type."""
-        load_weights(self.network(of), weights)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that `restore` needs to continue exactly here."""
@@ -480,26 +314,12 @@ class TorchClient(Client):
             name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()
         }
         begun = {HAS_SET_OUT: np.array(1, dtype=np.int64)} if self._has_set_out else {}
-        arrays = super().state() | under(OPTIMIZER, remembered) | begun
-        for name, network in self._auxiliaries.items():
-            arrays |= under(f"{AUXILIARY}{name}/", weights_of(network))
-        return arrays
+        return super().state() | under(OPTIMIZER, remembered) | begun
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         super().restore(arrays)
         self._has_set_out = HAS_SET_OUT in arrays
-        for name, network in self._auxiliaries.items():
-            load_weights(network, below(f"{AUXILIARY}{name}/", arrays))
         self._optimizer_state = {
             name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()
         }
-
-    def model_state(self) -> dict[str, np.ndarray]:
-        """Return the weights; nothing where every message brings them along."""
-        return {} if self._shared is not None else self.weights()
-
-    def restore_model(self, arrays: Arrays) -> None:
-        """Put the weights back."""
-        if self._shared is None:
-            self.load_weights(arrays)

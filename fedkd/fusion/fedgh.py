@@ -68,8 +68,7 @@ class FedGH(FusionStrategy):
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
-        owned = (client.label_counts() > 0).astype(np.uint8)
-        return {"prototypes": client.class_means("features"), "owned": owned}
+        return owned_prototypes(client)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the trained head, `head_weight` `[C, F]` and `head_bias` `[C]`; it is the memory too.
@@ -109,6 +108,12 @@ class FedGH(FusionStrategy):
         """Replace the client's head by the server's."""
         head = {"head.weight": guidance["head_weight"], "head.bias": guidance["head_bias"]}
         client.load_weights({**client.weights(), **head})
+
+
+def owned_prototypes(client: ClientView) -> dict[str, np.ndarray]:
+    """Return mean features of every class, `prototypes` `[C, F]`, and which are a client's, `owned` `[C]`."""
+    owned = (client.label_counts() > 0).astype(np.uint8)
+    return {"prototypes": client.class_means("features"), "owned": owned}
 
 
 def prototypes_of(knowledge: Knowledge, strategy: str) -> tuple[np.ndarray, np.ndarray]:

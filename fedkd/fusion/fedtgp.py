@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
-from fedkd.fusion.fedgh import prototypes_of
+from fedkd.fusion.fedgh import owned_prototypes, prototypes_of
 from fedkd.fusion.fedproto import FedProto
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
@@ -81,8 +81,7 @@ class FedTGP(FedProto):
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
-        owned = (client.label_counts() > 0).astype(np.uint8)
-        return {"prototypes": client.class_means("features"), "owned": owned}
+        return owned_prototypes(client)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the learned `prototypes` `[C, F]`, of which so many `owners` `[C]` were ever heard.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -10,6 +11,8 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.errors import UserError
 from fedkd.fusion.averaging import HEAD, in_head
+from fedkd.models.build import blank_inputs
+from fedkd.models.mode import predicting
 from fedkd.scenario.schema import Scenario
 
 KEY = "fusion.strategy"
@@ -62,3 +65,25 @@ def check_three_classes(name: str, data: Data) -> None:
             f"'{name}' distils between the classes that are not true; needs at least 3{where}, got {fewest}",
             key=KEY,
         )
+
+
+def has_linear_head(model: Any) -> bool:
+    """Return whether a model's head is one linear layer with biases."""
+    head = getattr(model, "head", None)
+    return isinstance(head, nn.Linear) and head.bias is not None
+
+
+def check_feature_widths(scenario: Scenario, data: Data, models: Sequence[Any]) -> None:
+    """Refuse features of several widths where they have to be compared."""
+    inputs, widths = blank_inputs(2, data.input_shape, data.input_dtype), []
+    for model in models:
+        with predicting(model):
+            widths.append(model.features(inputs).flatten(1).shape[1])
+    for group, width in zip(scenario.clients, widths, strict=True):
+        if width != widths[0]:
+            first = scenario.clients[0].model
+            raise UserError(
+                f"'{scenario.fusion.strategy}' needs models whose features are equally wide, got {widths[0]}"
+                f" ('{first}') and {width} ('{group.model}')",
+                key="clients.model",
+            )

@@ -11,9 +11,9 @@ import tomli_w
 
 import fedkd
 from fedkd.clients import task_tests
+from fedkd.clients.shared_network import Measured
 from fedkd.clients.stream_client import StreamClient
 from fedkd.clients.task_tests import TaskTests
-from fedkd.clients.torch_client import Measured
 from fedkd.plan.load import load_scenario
 
 CLIENTS, ROUNDS, TASKS = 4, 4, 2

@@ -1,0 +1,117 @@
+"""Whether a stream of tasks, or none, is what a strategy and the keys of `[fusion]` can work with."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fedkd.continual.statistics import statistics_names
+from fedkd.continual.subspace import check_layers
+from fedkd.errors import UserError
+from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.plan.plan import Plan
+from fedkd.randomness import numpy_generator
+
+KEY = "fusion.strategy"
+
+
+def check_bank(plan: Plan) -> None:
+    """Refuse to keep what could not be fused with anything later."""
+    strategy, scenario = plan.strategy, plan.scenario
+    reason = None
+    if not isinstance(strategy, FusionStrategy) or "weights" in strategy.needs:
+        reason = "exchanges weights, which are of no task and soon out of date"
+    elif strategy.sends == "nothing":
+        reason = "sends nothing that could be kept"
+    elif "masks" in strategy.needs and plan.learner is not None and plan.learner.trains_masked_weights:
+        reason = f"hears no more of a mask once '{plan.learner.name}' has settled it"
+    else:
+        generator = numpy_generator(scenario.seed, "request", round=1)
+        if strategy.request(scenario.data.transfer.size, {}, generator) is not None:
+            reason = "asks for other transfer samples every round, which old predictions are not about"
+    if reason is not None:
+        raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
+
+
+def check_masks(plan: Plan) -> None:
+    """Refuse to exchange masks where there are none, or where they mean something else to every client."""
+    learner, scenario = plan.learner, plan.scenario
+    name, those_that_do = scenario.fusion.strategy, "use 'supsup' or 'exssnet'"
+    if learner is None:
+        raise UserError(
+            f"'{name}' exchanges the masks of a stream's learner, with no [continual]; {those_that_do}",
+            key=KEY,
+        )
+    if learner.withholds_masks is not None:
+        raise UserError(
+            f"'{name}' exchanges masks, and '{learner.name}' {learner.withholds_masks}; {those_that_do}",
+            key=KEY,
+        )
+    local = scenario.training.local_epochs
+    lengths = {span.last - span.first + 1 for course in plan.schedule.courses for span in course}
+    for rounds in sorted(lengths):
+        for round in range(rounds):
+            epochs = range(round * local, (round + 1) * local)
+            if len({learner.phase_of(epoch, rounds * local) for epoch in epochs}) > 1:
+                raise UserError(
+                    f"'{name}' has clients agree on masks between rounds, and '{learner.name}' settles one in"
+                    f" the middle of round {round + 1} of {rounds}; choose rounds_per_task, the clock and"
+                    " mask_share so that masks are found in whole rounds",
+                    key=KEY,
+                )
+
+
+def check_backward(plan: Plan) -> None:
+    """Refuse to teach old tasks where there is nobody to teach, or nothing that may change."""
+    strategy, learner, fusion = plan.strategy, plan.learner, plan.scenario.fusion
+    reason = None
+    if learner is None:
+        reason = "needs a stream of tasks, of which some are old: [continual]"
+    elif fusion.bank is None:
+        reason = "needs fusion.bank, which keeps what clients knew of the tasks that they have left"
+    elif plan.schedule.in_step:
+        reason = (
+            "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
+            " clock = 'uniform'; here all go on at once, and nobody knows more of an old task"
+        )
+    elif strategy.teaches_locally or type(strategy).apply is not ClientHalf.apply:
+        reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
+    elif learner.keeps_closed is not None:
+        reason = f"not allowed: '{learner.name}' {learner.keeps_closed}"
+    if reason is not None:
+        raise UserError(reason, key="fusion.backward")
+
+
+def check_orthogonal(plan: Plan, model: nn.Module) -> None:
+    """Refuse a network that computes with more than can be protected."""
+    key, learner = "fusion.orthogonal", plan.learner
+    assert learner is not None
+    check_layers("orthogonal", model, key=key)
+    running = statistics_names(model)
+    if running and not learner.task_statistics:
+        raise UserError(
+            f"protects weights, but the running statistics of normalisation ('{running[0]}') are those of the"
+            f" last task alone with learner '{learner.name}'; use a model without any, such as resnet8 with"
+            " norm = 'group', or a learner that keeps them for every task, such as 'gpm'",
+            key=key,
+        )
+
+
+def check_class_stream(plan: Plan) -> None:
+    """Refuse whatever is no stream that all clients learn in step, in which classes tell tasks apart."""
+    continual, name = plan.scenario.continual, plan.scenario.fusion.strategy
+    if continual is None:
+        raise UserError(f"'{name}' is about the classes of earlier tasks; it needs [continual]", key=KEY)
+    if continual.head != "class":
+        raise UserError(
+            f"must be 'class' with '{name}', which keeps the classes of all tasks in one head, got"
+            f" '{continual.head}'",
+            key="continual.head",
+        )
+    if not plan.schedule.in_step:
+        raise UserError(
+            f"'{name}' needs all clients at the same task: what stands in for old tasks is made when all of"
+            " them have ended one; use order = 'same' and clock = 'lockstep', with nobody late, on a break or"
+            " leaving",
+            key="continual.tasks",
+        )
