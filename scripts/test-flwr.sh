@@ -30,7 +30,7 @@ for version in "${versions[@]}"; do
     touch "$venv/installed"
   fi
   echo "flwr $version"
-  PATH=$PWD/$venv/bin:$PATH PYTHONPATH=$PWD "$venv/bin/python" -m pytest -q -p no:cacheprovider \
+  PATH=$PWD/$venv/bin:$PATH PYTHONPATH=$PWD "$venv/bin/python" -m pytest -q -p no:cacheprovider -m 'not slow and not docs' \
     tests/federation tests/engine tests/plan/test_flower.py "$@" || failed+=("$version")
 done
 if [ ${#failed[@]} -gt 0 ]; then

@@ -15,6 +15,7 @@ from fedkd.cli import main
 ROUNDS = 40
 
 
+@pytest.mark.alone
 def test_ctrl_c_on_ray_finishes_the_round_and_names_the_resume_command(digits_toml, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["run", str(digits_toml), "--out", str(out), "--set", f"rounds={ROUNDS}", "engine.kind=ray"]

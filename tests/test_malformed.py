@@ -508,6 +508,7 @@ def test_a_missing_data_set_says_at_once_what_to_put_where(verb, places, tmp_pat
     assert time.monotonic() - began < 30, "start-up included"
 
 
+@pytest.mark.alone
 def test_on_a_ray_of_its_own_ray_keeps_quiet(places):
     """A GPU where there is none, and a client that takes its process with it: a line each, fedkd's own."""
     code = f"""

@@ -14,6 +14,8 @@ from fedkd.plan.load import load_scenario
 from fedkd.run_folder import SCENARIO
 from fedkd.scenario.load import read_toml
 
+pytestmark = pytest.mark.alone
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCENARIO_FILE = REPOSITORY / "scenarios" / "quickstart.toml"
 

@@ -25,7 +25,13 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("raylet", marks=pytest.mark.alone),
+        pytest.param("gcs_server", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_loses_a_process_of_rays_says_so_and_can_go_on(name, digits_toml, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["run", str(digits_toml), "--out", str(out), "--set", "rounds=500", "engine.kind=ray"]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
-from fedkd.models.build import count_parameters
+from fedkd.models.build import forward_flops
 from fedkd.models.estimator import Estimator
-from fedkd.models.mode import predicting
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 
@@ -123,9 +120,4 @@ def _forward(model: nn.Module | Estimator, data: Data) -> float:
     """Return the operations of one sample's forward pass."""
     if not isinstance(model, nn.Module):
         return 0.0
-    kind = torch.int64 if data.input_dtype.kind == "i" else torch.float32
-    device = next(model.parameters()).device
-    with predicting(model), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *data.input_shape, dtype=kind, device=device))
-    # Of recurrent layers nothing is counted; each weight is used at least once.
-    return float(counter.get_total_flops() or 2 * count_parameters(model))
+    return float(forward_flops(model, data.input_shape, data.input_dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from fedkd.errors import UserError
@@ -15,6 +16,7 @@ LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_by
 """Where a container's limit is told, of either kind of control groups."""
 
 
+@cache  # it is asked for every image of a data set
 def machine_memory() -> int:
     """Return the bytes of memory that there are: of the machine, or of the container if that is less."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -172,8 +172,8 @@ def forward_flops(
 ) -> int:
     """Return the floating-point operations of one sample's forward pass, a measure of a client's work.
 
-    Multiplications and additions of matrix products and convolutions count. A model that cannot be counted
-    is taken to use each parameter once.
+    Multiplications and additions of matrix products and convolutions count. A model that cannot be counted,
+    such as one of recurrent layers, is taken to multiply and add with each parameter once.
     """
     from fedkd.models.kernel_mode import FlopCounter
 
@@ -184,8 +184,8 @@ def forward_flops(
         with seeded_torch(0), predicting(model), counter:
             model(blank_inputs(1, input_shape, input_dtype, device))
     except Exception:  # a model of the user's may do anything; the count only orders work
-        return count_parameters(model)
-    return counter.total or count_parameters(model)
+        return 2 * count_parameters(model)
+    return counter.total or 2 * count_parameters(model)
 
 
 def _check_args(factory: Callable[..., Any], group: ClientGroup) -> None:

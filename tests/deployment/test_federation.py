@@ -39,7 +39,7 @@ def processes_with(mark: str) -> list[str]:
     return found
 
 
-@pytest.mark.slow  # ten messages, of a process each
+@pytest.mark.alone
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_nodes_of_their_own_give_the_bytes_of_the_simulation(tmp_path):
     scenario, out, kept = tmp_path / "scenario.toml", tmp_path / "run", tmp_path / "kept"

@@ -205,7 +205,7 @@ def test_actors_agree_with_one_process(kind, inline, tmp_path, actors):
 @pytest.mark.parametrize(
     "kind",
     [
-        "streamed",
+        pytest.param("streamed", marks=pytest.mark.alone),
         pytest.param("mixed", marks=pytest.mark.slow),
         pytest.param("averaged", marks=pytest.mark.slow),
         pytest.param("orthogonal", marks=pytest.mark.slow),
