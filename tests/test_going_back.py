@@ -196,6 +196,7 @@ def write_plug_in(folder: Path) -> None:
     (folder / "plug-ins" / "deadly.py").write_text(DEADLY)
 
 
+@pytest.mark.alone
 def test_a_killed_actor_costs_a_round_and_changes_nothing(deadly, tmp_path, ray_session, monkeypatch):
     (tmp_path / "marker").touch()
     unbroken = written(fedkd.run(deadly(), out=tmp_path / "unbroken").folder)

@@ -258,7 +258,9 @@ def test_dry_run_says_what_there_is_to_do_and_how_it_knows(ran, in_turn, tmp_pat
     assert "measured on 3 finished cells" in printed
 
 
-@pytest.mark.parametrize("running", [1, 2], ids=["in turn", "on Ray"])
+@pytest.mark.parametrize(
+    "running", [pytest.param(1, id="in turn"), pytest.param(2, id="on Ray", marks=pytest.mark.alone)]
+)
 def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(running, tables, write, tmp_path, request):
     path, out = write(tables | {"parallel": running > 1}), tmp_path / "out"
     words = ["--set", "rounds=5000", "checkpoint_every=5000", "engine.cpus_per_actor=0.5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 
@@ -36,6 +37,9 @@ from fedkd.plan.load import parse_plan
 from fedkd.scenario.schema import Engine
 
 pytestmark = pytest.mark.usefixtures("ray_session")
+
+# Probes are sent as they are: by name each actor would import this module, and all of fedkd with it.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Probe:
@@ -289,7 +293,7 @@ def test_an_actor_without_the_drivers_disk_works_without_a_note(tmp_path):
 
 
 def test_actors_that_were_started_early_are_taken_first_and_stopped_in_any_case(ray_session):
-    spares = start_spares(2, "fedkd.engine.clients", 0.1, 0.0)
+    spares = start_spares(2, "fedkd.engine.ray_actor", 0.1, 0.0)
     grid = RayGrid(
         Probe, (np.zeros(3),), [1.0] * 2, actors=1, cpus_per_actor=0.1, gpus_per_actor=0.0, spares=spares
     )

@@ -233,6 +233,7 @@ def on_ray(tables: dict[str, Any]) -> dict[str, Any]:
     return tables | {"engine": {"kind": "ray", "actors": 1, "cpus_per_actor": 0.1}}
 
 
+@pytest.mark.alone
 def test_a_process_that_dies_takes_nothing_of_its_other_clients_along(
     troubled, tmp_path, monkeypatch, ray_session
 ):

@@ -96,6 +96,7 @@ def test_killed_at_a_random_instant(attempt, unbroken, tmp_path):
     assert metrics_of(tmp_path / "killed") == metrics_of(unbroken)
 
 
+@pytest.mark.alone
 def test_killed_on_ray(unbroken, tmp_path, ray_session):
     """The process that is killed and the one that goes on are two drivers of one cluster."""
     import ray
