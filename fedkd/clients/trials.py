@@ -19,7 +19,7 @@ from fedkd.training.evaluate import score
 from fedkd.training.executor import Training
 
 LOGITS = "logits"
-KINDS = {LOGITS: Kind.TRANSFER_LOGITS, START: Kind.OTHER}
+KINDS = {LOGITS: Kind.TRANSFER_LOGITS, START: Kind.UNTRAINED}
 
 
 @dataclass(frozen=True, eq=False)

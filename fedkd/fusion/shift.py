@@ -57,7 +57,7 @@ class KnowsStart(TemperedLabels):
     of the first one, or of the first with so many classes.
     """
 
-    kinds: ClassVar[Mapping[str, Kind]] = {**FusionStrategy.kinds, START: Kind.OTHER}
+    kinds: ClassVar[Mapping[str, Kind]] = {**FusionStrategy.kinds, START: Kind.UNTRAINED}
 
     @property
     def tells_start(self) -> bool:

@@ -79,6 +79,16 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"dropout": 0.2}}],
         "fusion": {"strategy": "pooled"},
     },
+    # Copies of clients that learn from each other, in some of the rounds.
+    "measured": BASE
+    | {
+        "rounds": 3,
+        "data": BASE["data"] | {"transfer": {"size": 30}},
+        "clients": [{"model": "mlp", "args": {"hidden": [32], "dropout": 0.2}}, {"model": "resnet8"}],
+        "training": {"batch_size": 10},
+        "faults": {"poisoned": 0.25, "poison": "imitation"},
+        "measure": {"transferability": {"rounds": [1, 3]}},
+    },
     # Clients of one architecture that train together: who with whom does not depend on the processes.
     "together": BASE
     | {
@@ -170,7 +180,7 @@ def test_ray_agrees_with_one_process(kind, inline, tmp_path, ray_session):
     assert run_metrics(path, tmp_path / "ray", *overrides) == inline(kind)
 
 
-ON_SHARED_ACTORS = ["averaged", "pooled", "orthogonal", "masks", "streamed"]
+ON_SHARED_ACTORS = ["averaged", "pooled", "measured", "orthogonal", "masks", "streamed"]
 
 
 @pytest.fixture(scope="module")

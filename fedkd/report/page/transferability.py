@@ -1,0 +1,215 @@
+"""Who would have gained from whom, and who was expected to: the figures of transferability maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fedkd.fusion.transferability import PREDICTORS, chance, hits, rank_correlation
+from fedkd.report.page.figure import MAIN, SCALE, SECOND, Cell, Figure, Table, Trace, axes, grid, plain
+from fedkd.report.page.record import RunRecord
+from fedkd.report.statistics import interval
+from fedkd.tracking.transferability import TransferMap, mapped_rounds, read_transfer_map
+
+MOST_CLIENTS = 50
+"""Clients up to which every pair is shown; of more, the table alone."""
+MOST_ROUNDS = 20
+"""Maps that a page can show; of more, so many spread evenly."""
+WORDS = {
+    "distance": "−distance of mean predictions",
+    "agreement": "agreement",
+    "surer": "says otherwise and is surer",
+    "shift": "cosine of shifts",
+    "complement": "right where the receiver is wrong",
+}
+MEASURED = {"local": "own test data", "global": "common test set"}
+GAP = 0.05
+
+
+def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
+    """Yield the maps and how good the predictors were; nothing if none was measured."""
+    recorded = mapped_rounds(record.folder)
+    places = np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int)
+    known = (read_transfer_map(record.folder, recorded[place]) for place in np.unique(places))
+    maps = [found for found in known if found is not None and _is_of(found, record)]
+    if not maps:
+        return
+    shown = [(found, name) for found in maps for name in _predictors(found)]
+    if shown and len(record.models) <= MOST_CLIENTS:
+        yield _side_by_side(record, shown)
+        yield _scatter(record, shown)
+    yield _quality(maps, record)
+
+
+def _is_of(found: TransferMap, record: RunRecord) -> bool:
+    return len(found.clients) > 0 and max(found.clients) < len(record.models)
+
+
+def _predictors(found: TransferMap) -> list[str]:
+    return [name for name in PREDICTORS if name in found.predicted]
+
+
+def _label(found: TransferMap, name: str) -> str:
+    return f"round {found.round}, {WORDS[name]}"
+
+
+def _side_by_side(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Figure:
+    """Return what was predicted beside what was gained, with a slider over rounds and predictors."""
+    width = (1.0 - 2 * GAP) / 3
+    starts = [place * (width + GAP) for place in range(3)]
+    titles = ["predicted", *(f"gained on {where} (points)" for where in MEASURED.values())]
+    layout = {
+        "annotations": [
+            {"text": title, "x": start + width / 2, "y": 1.0, "xref": "paper", "yref": "paper",
+             "xanchor": "center", "yanchor": "bottom", "showarrow": False}
+            for start, title in zip(starts, titles, strict=True)
+        ],
+        "margin": {"t": 40},
+    }  # fmt: skip
+    for place, start in enumerate(starts):
+        number = "" if place == 0 else str(place + 1)
+        layout[f"xaxis{number}"] = {
+            "domain": [start, start + width], "type": "category", "title": {"text": "sender"},
+            "showgrid": False, "anchor": f"y{number}",
+        }  # fmt: skip
+        layout[f"yaxis{number}"] = {
+            "type": "category", "autorange": "reversed", "showgrid": False, "anchor": f"x{number}",
+            "showticklabels": place == 0, "title": {"text": "receiver" if place == 0 else ""},
+        }  # fmt: skip
+    rows = [
+        [found.round, receiver, sender, name, *(float(table[n, m]) for table in _tables(found, name))]
+        for found, name in shown
+        for n, receiver in enumerate(found.clients)
+        for m, sender in enumerate(found.clients)
+    ]
+    frames = [(_label(found, name), _maps(found, name)) for found, name in shown]
+    return Figure(
+        "transferability",
+        "Who would gain from whom",
+        ["round", "receiver", "sender", "predictor", "predicted", "gain_local", "gain_global"],
+        rows,
+        [] if len(frames) > 1 else frames[0][1],
+        layout,
+        "Left what a predictor expected before anything was exchanged, without a unit: a row's order counts."
+        " The others: by how much a copy of the receiver changed that distilled the sender's predictions"
+        " alone, red where it gained, blue where it lost. The diagonal is a copy that learned from itself.",
+        height=400,
+        frames=frames if len(frames) > 1 else (),
+    )
+
+
+def _tables(found: TransferMap, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return found.predicted[name], found.gain_local, found.gain_global
+
+
+def _maps(found: TransferMap, name: str) -> list[Trace]:
+    """Return the heat maps of a round, that of the predictor without its diagonal, which it does not know."""
+    guess = np.where(np.eye(len(found.clients), dtype=bool), np.nan, found.predicted[name])
+    names = [str(client) for client in found.clients]
+    alike = {"type": "heatmap", "x": names, "y": names, "hoverongaps": False, "xgap": 1, "ygap": 1}
+    traces: list[Trace] = [{**alike, "z": grid(guess, 4), "colorscale": SCALE, "showscale": False}]
+    for place, table in enumerate((found.gain_local, found.gain_global), start=2):
+        most = np.nanmax(np.abs(table)) if np.isfinite(table).any() else 0.0
+        traces.append(
+            {**alike, "z": grid(100 * table, 4), "colorscale": "RdBu", "zmid": 0,
+             "zmin": -100 * max(most, 1e-3), "zmax": 100 * max(most, 1e-3), "showscale": False,
+             "xaxis": f"x{place}", "yaxis": f"y{place}"}
+        )  # fmt: skip
+    for trace in traces:
+        if len(names) <= 10:
+            trace["texttemplate"] = "%{z:.2f}" if "xaxis" not in trace else "%{z:.0f}"
+    return traces
+
+
+def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Figure:
+    """Return every pair of two clients as a point: what was predicted against what was gained."""
+    frames, rows = [], []
+    for found, name in shown:
+        apart = ~np.eye(len(found.clients), dtype=bool)
+        receivers, senders = (found_at[apart] for found_at in np.indices(apart.shape))
+        guess = found.predicted[name][apart]
+        words = [
+            " from ".join(plain(record.client_name(found.clients[place])) for place in pair)
+            for pair in zip(receivers, senders, strict=True)
+        ]
+        traces = []
+        for (split, where), colour, symbol in zip(
+            MEASURED.items(), (SECOND, MAIN), ("diamond", "circle"), strict=True
+        ):
+            gain = found.gains[split][apart]  # type: ignore[index]
+            finite = np.isfinite(gain) & np.isfinite(guess)
+            traces.append(
+                {"type": "scatter", "mode": "markers", "name": plain(where), "x": guess[finite].tolist(),
+                 "y": (100 * gain[finite]).tolist(), "marker": {"color": colour, "symbol": symbol, "size": 6},
+                 "text": [word for word, kept in zip(words, finite, strict=True) if kept],
+                 "hovertemplate": "%{text}<br>%{x:.3g}, %{y:.1f} points<extra></extra>"}
+            )  # fmt: skip
+            rows += [
+                [found.round, name, split, found.clients[n], found.clients[m], float(x), float(y)]
+                for n, m, x, y in zip(receivers, senders, guess, gain, strict=True)
+            ]
+        frames.append((_label(found, name), traces))
+    return Figure(
+        "transferability-scatter",
+        "Predicted and gained",
+        ["round", "predictor", "split", "receiver", "sender", "predicted", "gain"],
+        rows,
+        [] if len(frames) > 1 else frames[0][1],
+        axes("predicted", "gain (points)"),
+        "Every ordered pair of two clients. Points of a predictor that is worth something rise to the right,"
+        " also among the senders of a single receiver, which is what the rank correlations below are about.",
+        height=400,
+        frames=frames if len(frames) > 1 else (),
+    )
+
+
+def _quality(maps: Sequence[TransferMap], record: RunRecord) -> Table:
+    """Return how well each predictor ranked the senders of a receiver, and how often it found the best."""
+    counted = record.counted
+    rows: list[list[object]] = []
+    for found in maps:
+        own = np.array([client in counted for client in found.clients])
+        for split, where in MEASURED.items():
+            gain = found.gains[split]  # type: ignore[index]
+            blind = _mean(chance(gain)[own])
+            for name in _predictors(found):
+                guess = found.predicted[name]
+                ranks, found_best = rank_correlation(guess, gain)[own], _mean(hits(guess, gain)[own])
+                rows.append(
+                    [found.round, WORDS[name], where, _spearman(ranks), int(np.isfinite(ranks).sum()),
+                     _share(found_best), _share(blind)]
+                )  # fmt: skip
+    columns = [
+        "round",
+        "predictor",
+        "gain on",
+        "Spearman",
+        "receivers",
+        "best sender found (%)",
+        "by chance (%)",
+    ]
+    caption = (
+        "Spearman's correlation of prediction and gain over the senders of a receiver; mean over receivers,"
+        " with the 95 % interval from three of them on. Receivers have senders in common, so it is of these"
+        " clients, not of others like them."
+    )
+    return Table("transferability-quality", "How good the predictors were", columns, rows, caption)
+
+
+def _spearman(ranks: np.ndarray) -> Cell:
+    known = ranks[np.isfinite(ranks)].tolist()
+    if not known:
+        return Cell("–")
+    mean = interval(known)
+    half = "" if mean.half is None or len(known) < 3 else f" ± {mean.half:.2f}"
+    return Cell(f"{mean.mean:+.2f}{half}", mean.mean)
+
+
+def _share(value: float | None) -> Cell:
+    return Cell("–") if value is None else Cell(f"{100 * value:.0f}", 100 * value)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None
