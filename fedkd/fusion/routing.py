@@ -9,6 +9,9 @@ import numpy as np
 TIED = 1e-9
 """Scores that are nearer to each other than this are equal: who is kept must not depend on rounding."""
 
+LEAST = 1e-150
+"""Probability below which a mixture's is taken for this: nothing that is divided by it overflows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Router:
@@ -55,16 +58,16 @@ class Router:
         scores = self.scores(learned, features)
         gate = self._gate_of(scores)
         samples, senders = gate.shape
-        by_sample = q.transpose(1, 0, 2)
+        by_sample = np.ascontiguousarray(q.transpose(1, 0, 2))
         # Nobody gives what is wanted any probability: then nobody is to blame.
-        mix = np.maximum((gate[:, None, :] @ by_sample)[:, 0], np.finfo(np.float64).tiny)
+        mix = np.maximum((gate[:, None, :] @ by_sample)[:, 0], LEAST)
         first = _first(scores)
         asked = first.mean(axis=0)
         log_sum = _log_sum_exp(scores)
         value = -(wanted * np.log(mix)).sum() / samples
         value += self.balance * senders * (asked @ gate.mean(axis=0)) + self.z_loss * (log_sum**2).mean()
-        # How much of what is wanted each sender answers for, `[M, N]`: at most 1, so nothing overflows.
-        share = ((gate[..., None] * by_sample / mix[:, None, :]) @ wanted[..., None])[..., 0]
+        # How much of what is wanted each sender answers for, `[M, N]`, at most 1.
+        share = gate * (by_sample @ (wanted / mix)[..., None])[..., 0]
         slope = gate * share.sum(axis=1, keepdims=True) - share
         slope += self.balance * senders * gate * (asked - gate @ asked[:, None])
         slope += 2.0 * self.z_loss * log_sum[:, None] * _softmax(scores)

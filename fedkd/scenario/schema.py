@@ -164,7 +164,7 @@ class Transferability(Section):
     away. Beside that stands what several predictors would have guessed. Nothing else of the run changes.
     """
 
-    rounds: Annotated[list[PositiveInt], Field(min_length=1)]
+    rounds: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
     """Rounds in which it is measured, ascending; those after the last one are never reached. A round costs N²
     distillations of N clients."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1

@@ -137,7 +137,7 @@ def test_what_cannot_be_measured_is_refused(small, changes, told):
         ("{rounds=[2,2]}", "measure.transferability.rounds: must ascend without repeats, got [2, 2]"),
         ("{rounds=[]}", "measure.transferability.rounds: must have at least 1"),
         ("{rounds=[1],epochs=0}", "measure.transferability.epochs: must be ≥ 1, got 0"),
-        ("{}", "measure.transferability.rounds: missing"),
+        ("{round=1}", "measure.transferability.round: unknown key; did you mean 'rounds'?"),
     ],
 )
 def test_wrong_tables_are_told_of_in_a_line(digits_toml, capsys, table, told):
