@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,8 @@ WORDS = {
 }
 MEASURED = {"local": "own test data", "global": "common test set"}
 GAP = 0.05
+MOST_NUMBERED = 6
+"""Clients up to which cells have their numbers in them."""
 
 
 def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
@@ -37,7 +40,8 @@ def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
         return
     shown = [(found, name) for found in maps for name in _predictors(found)]
     if shown and len(record.models) <= MOST_CLIENTS:
-        yield _side_by_side(record, shown)
+        for split in MEASURED:
+            yield _side_by_side(shown, split)
         yield _scatter(record, shown)
     yield _quality(maps, record)
 
@@ -54,21 +58,16 @@ def _label(found: TransferMap, name: str) -> str:
     return f"round {found.round}, {WORDS[name]}"
 
 
-def _side_by_side(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Figure:
+def _side_by_side(shown: Sequence[tuple[TransferMap, str]], split: str) -> Figure:
     """Return what was predicted beside what was gained, with a slider over rounds and predictors."""
-    width = (1.0 - 2 * GAP) / 3
-    starts = [place * (width + GAP) for place in range(3)]
-    titles = ["predicted", *(f"gained on {where} (points)" for where in MEASURED.values())]
-    layout = {
-        "annotations": [
+    width = (1.0 - GAP) / 2
+    layout: dict[str, Any] = {"margin": {"t": 40}, "annotations": []}
+    for place, title in enumerate(("predicted", "gained (points)")):
+        start, number = place * (width + GAP), "2" if place else ""
+        layout["annotations"].append(
             {"text": title, "x": start + width / 2, "y": 1.0, "xref": "paper", "yref": "paper",
              "xanchor": "center", "yanchor": "bottom", "showarrow": False}
-            for start, title in zip(starts, titles, strict=True)
-        ],
-        "margin": {"t": 40},
-    }  # fmt: skip
-    for place, start in enumerate(starts):
-        number = "" if place == 0 else str(place + 1)
+        )  # fmt: skip
         layout[f"xaxis{number}"] = {
             "domain": [start, start + width], "type": "category", "title": {"text": "sender"},
             "showgrid": False, "anchor": f"y{number}",
@@ -78,48 +77,45 @@ def _side_by_side(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -
             "showticklabels": place == 0, "title": {"text": "receiver" if place == 0 else ""},
         }  # fmt: skip
     rows = [
-        [found.round, receiver, sender, name, *(float(table[n, m]) for table in _tables(found, name))]
+        [found.round, receiver, sender, name, *(float(table[n, m]) for table in _tables(found, name, split))]
         for found, name in shown
         for n, receiver in enumerate(found.clients)
         for m, sender in enumerate(found.clients)
     ]
-    frames = [(_label(found, name), _maps(found, name)) for found, name in shown]
+    frames = [(_label(found, name), _maps(found, name, split)) for found, name in shown]
     return Figure(
-        "transferability",
-        "Who would gain from whom",
-        ["round", "receiver", "sender", "predictor", "predicted", "gain_local", "gain_global"],
+        f"transferability-{split}",
+        f"Who would gain from whom, {MEASURED[split]}",
+        ["round", "receiver", "sender", "predictor", "predicted", "gain"],
         rows,
         [] if len(frames) > 1 else frames[0][1],
         layout,
         "Left what a predictor expected before anything was exchanged, without a unit: a row's order counts."
-        " The others: by how much a copy of the receiver changed that distilled the sender's predictions"
-        " alone, red where it gained, blue where it lost. The diagonal is a copy that learned from itself.",
-        height=400,
+        " Right by how much a copy of the receiver changed that distilled the sender's predictions alone, red"
+        " where it gained, blue where it lost. The diagonal is a copy that learned from itself.",
+        height=360,
         frames=frames if len(frames) > 1 else (),
     )
 
 
-def _tables(found: TransferMap, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return found.predicted[name], found.gain_local, found.gain_global
+def _tables(found: TransferMap, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    return found.predicted[name], found.gain_local if split == "local" else found.gain_global
 
 
-def _maps(found: TransferMap, name: str) -> list[Trace]:
-    """Return the heat maps of a round, that of the predictor without its diagonal, which it does not know."""
-    guess = np.where(np.eye(len(found.clients), dtype=bool), np.nan, found.predicted[name])
+def _maps(found: TransferMap, name: str, split: str) -> list[Trace]:
+    """Return the heat maps of a round, that of the predictor without its diagonal, which says nothing."""
+    guess, gain = _tables(found, name, split)
+    guess = np.where(np.eye(len(found.clients), dtype=bool), np.nan, guess)
     names = [str(client) for client in found.clients]
-    alike = {"type": "heatmap", "x": names, "y": names, "hoverongaps": False, "xgap": 1, "ygap": 1}
-    traces: list[Trace] = [{**alike, "z": grid(guess, 4), "colorscale": SCALE, "showscale": False}]
-    for place, table in enumerate((found.gain_local, found.gain_global), start=2):
-        most = np.nanmax(np.abs(table)) if np.isfinite(table).any() else 0.0
-        traces.append(
-            {**alike, "z": grid(100 * table, 4), "colorscale": "RdBu", "zmid": 0,
-             "zmin": -100 * max(most, 1e-3), "zmax": 100 * max(most, 1e-3), "showscale": False,
-             "xaxis": f"x{place}", "yaxis": f"y{place}"}
-        )  # fmt: skip
-    for trace in traces:
-        if len(names) <= 10:
-            trace["texttemplate"] = "%{z:.2f}" if "xaxis" not in trace else "%{z:.0f}"
-    return traces
+    alike = {"type": "heatmap", "x": names, "y": names, "hoverongaps": False, "xgap": 1, "ygap": 1,
+             "showscale": False}  # fmt: skip
+    most = 100 * max(float(np.abs(gain[np.isfinite(gain)]).max(initial=0.0)), 1e-3)
+    predicted: Trace = {**alike, "z": grid(guess, 4), "colorscale": SCALE}
+    gained: Trace = {**alike, "z": grid(100 * gain, 4), "colorscale": "RdBu", "zmin": -most, "zmax": most,
+                     "xaxis": "x2", "yaxis": "y2"}  # fmt: skip
+    if len(names) <= MOST_NUMBERED:
+        predicted["texttemplate"], gained["texttemplate"] = "%{z:.2f}", "%{z:.0f}"
+    return [predicted, gained]
 
 
 def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Figure:
@@ -137,7 +133,7 @@ def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Fig
         for (split, where), colour, symbol in zip(
             MEASURED.items(), (SECOND, MAIN), ("diamond", "circle"), strict=True
         ):
-            gain = found.gains[split][apart]  # type: ignore[index]
+            gain = _tables(found, name, split)[1][apart]
             finite = np.isfinite(gain) & np.isfinite(guess)
             traces.append(
                 {"type": "scatter", "mode": "markers", "name": plain(where), "x": guess[finite].tolist(),
@@ -171,7 +167,7 @@ def _quality(maps: Sequence[TransferMap], record: RunRecord) -> Table:
     for found in maps:
         own = np.array([client in counted for client in found.clients])
         for split, where in MEASURED.items():
-            gain = found.gains[split]  # type: ignore[index]
+            gain = found.gain_local if split == "local" else found.gain_global
             blind = _mean(chance(gain)[own])
             for name in _predictors(found):
                 guess = found.predicted[name]

@@ -23,7 +23,11 @@ def test_maps_stand_beside_predictions_with_a_slider_over_both(make_run, payload
     (folder / "transferability" / "round-00002.npz").write_bytes(b"PK")
     written(folder, 9, (0, 99))  # of another federation
     payload = payload_of(write_report([folder]))
-    for name, traces in (("transferability", 3), ("transferability-scatter", 2)):
+    for name, traces in (
+        ("transferability-local", 2),
+        ("transferability-global", 2),
+        ("transferability-scatter", 2),
+    ):
         figure = payload["figures"][name]
         assert [frame["label"] for frame in figure["frames"]] == [
             f"round {round}, {words}"
@@ -33,9 +37,9 @@ def test_maps_stand_beside_predictions_with_a_slider_over_both(make_run, payload
         for frame in figure["frames"]:
             assert len(frame["data"]) == traces
             Figure(data=frame["data"], layout=figure["layout"])
-    first = payload["figures"]["transferability"]["frames"][0]["data"]
+    first = payload["figures"]["transferability-global"]["frames"][0]["data"]
     assert first[0]["z"][1][1] is None and first[1]["z"][1][1] is not None
-    assert len(payload["figures"]["transferability"]["rows"]) == 2 * 2 * 9
+    assert len(payload["figures"]["transferability-global"]["rows"]) == 2 * 2 * 9
     assert len(payload["tables"]["transferability-quality"]["rows"]) == 2 * 2 * 2
 
 
@@ -55,5 +59,5 @@ def test_too_few_clients_to_rank_have_a_map_without_correlations(make_run, paylo
     size = (len(clients), len(clients))
     written(folder, 1, clients, gain=np.full(size, np.nan), shift=np.ones(size))
     payload = payload_of(write_report([folder]))
-    assert payload["figures"]["transferability"]["frames"] == []
+    assert payload["figures"]["transferability-global"]["frames"] == []
     assert {row[3] for row in payload["tables"]["transferability-quality"]["rows"]} == {"–"}
