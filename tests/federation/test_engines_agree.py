@@ -202,6 +202,7 @@ def test_actors_agree_with_one_process(kind, inline, tmp_path, actors):
     [
         "streamed",
         pytest.param("mixed", marks=pytest.mark.slow),
+        pytest.param("measured", marks=pytest.mark.slow),
         pytest.param("averaged", marks=pytest.mark.slow),
         pytest.param("orthogonal", marks=pytest.mark.slow),
         pytest.param("masks", marks=pytest.mark.slow),
