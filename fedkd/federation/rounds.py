@@ -229,7 +229,7 @@ class Rounds:
             return
         started = time.perf_counter()
         clients = self._schedule.participants(round)
-        nodes = nodes_in_client_order(self._node_of_client, clients)
+        nodes = {client: self._node_of_client[client] for client in sorted(clients)}
         found, sent = self._probe.measure(
             round, nodes, lambda messages: self._messenger.send(round, PHASE, messages)
         )

@@ -6,7 +6,7 @@ as an upload would, past all stages, whatever the strategy exchanges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -49,45 +49,75 @@ class TransferProbe:
         """Return whether the map is measured in a round."""
         return round in self._wanted.rounds
 
-    def measure(self, round: int, nodes: Sequence[int], send: Send) -> tuple[TransferMap | None, int]:
+    def measure(
+        self, round: int, node_of_client: Mapping[int, int], send: Send
+    ) -> tuple[TransferMap | None, int]:
         """Return the map of a round, and the bytes of all messages.
+
+        Who shows nothing, because it failed and is skipped, is not in the map; who is lost while it learns is
+        a sender in it, and as a receiver has no numbers.
 
         Args:
             round: 1-based.
-            nodes: Of the clients that have trained in it; without any there is no map.
+            node_of_client: Nodes of the clients that train in it; where nobody answers there is no map.
             send: Has messages answered.
         """
-        if not nodes:
+        if not node_of_client:
             return None, 0
         settings = ConfigRecord({msg.SERVER_ROUND: round, msg.EPOCHS: self._wanted.epochs})
-        asked = [Message(RecordDict({msg.CONFIG: settings}), node, msg.SHOW) for node in nodes]
-        shown = send(asked)
+        shown = send(
+            [Message(RecordDict({msg.CONFIG: settings}), node, msg.SHOW) for node in node_of_client.values()]
+        )
+        if not shown:
+            return None, 0
         knowledge = [self._arrived(reply) for reply in shown.values()]
         logits = np.stack([arrays[LOGITS] for arrays in knowledge])
         probabilities = softmax(logits)
         record = to_record({msg.PROBABILITIES: probabilities})  # one for all, so that it travels once
         tried = send(
             [
-                Message(RecordDict({msg.CONFIG: settings, msg.ARRAYS: record}), node, msg.TRY_OUT)
-                for node in nodes
+                Message(
+                    RecordDict({msg.CONFIG: settings, msg.ARRAYS: record}),
+                    node_of_client[client],
+                    msg.TRY_OUT,
+                )
+                for client in shown
             ]
         )
-        results = [from_record(reply.content.array_records[msg.ARRAYS]) for reply in tried.values()]
-        gains = np.stack([arrays[msg.GAINS] for arrays in results])
+        gains, answers = _results(list(shown), tried, logits.shape[1])
         with one_blas_thread():
             guesses = predicted(logits, np.stack([arrays[START] for arrays in knowledge]), self._labels)
         by_class = rate = None
         if self._labels is not None:
             right = probabilities.argmax(axis=-1) == self._labels
-            taught = np.stack([arrays[msg.ANSWERS] for arrays in results]) == self._labels
             by_class = complement_by_class(right, self._labels, logits.shape[-1])
-            rate = transfer_rate(right, taught)
+            rate = transfer_rate(right, answers == self._labels)
+            rate[[client not in tried for client in shown]] = np.nan
         found = TransferMap(round, tuple(shown), gains[..., 0], gains[..., 1], guesses, by_class, rate)
         replies = sum(payload_bytes(reply.content) for reply in (*shown.values(), *tried.values()))
-        return found, replies + len(nodes) * probabilities.nbytes
+        return found, replies + len(shown) * probabilities.nbytes
 
     def _arrived(self, reply: Message) -> dict[str, np.ndarray]:
         return arrive(self._stages, from_record(reply.content.array_records[msg.ARRAYS]), KINDS)
+
+
+def _results(
+    clients: Sequence[int], tried: Mapping[int, Message], samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what came of learning from each, by receiver: gains `[N, N, 2]` and answers `[N, N, M]`.
+
+    Args:
+        clients: All N, in order.
+        tried: Replies by client; of one that was lost there is none, and its gains are NaN.
+        samples: M.
+    """
+    gains = np.full((len(clients), len(clients), 2), np.nan)
+    answers = np.full((len(clients), len(clients), samples), -1, dtype=np.int64)
+    for row, client in enumerate(clients):
+        if client in tried:
+            arrays = from_record(tried[client].content.array_records[msg.ARRAYS])
+            gains[row], answers[row] = arrays[msg.GAINS], arrays[msg.ANSWERS]
+    return gains, answers
 
 
 def transfer_probe(

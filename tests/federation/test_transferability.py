@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tomli_w
+from conftest import digits_tables
+from flwr.app import Message, RecordDict
+from numpy.testing import assert_allclose
 from stopping import StopInRound
 
 import fedkd
 from fedkd.check import check
 from fedkd.cli import main
 from fedkd.errors import Interrupted, UserError
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import to_record
+from fedkd.federation.identity import assume_identity
+from fedkd.federation.transferability import TransferProbe
 from fedkd.plan.load import load_scenario, parse_plan
+from fedkd.scenario.schema import Transferability
 from fedkd.tracking.events import RunReport
 from fedkd.tracking.transferability import mapped_rounds, read_transfer_map
 from fedkd.tracking.wording import closing_lines
@@ -144,3 +153,45 @@ def test_wrong_tables_are_told_of_in_a_line(digits_toml, capsys, table, told):
     assert main(["check", str(digits_toml), "--set", f"measure.transferability={table}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {digits_toml}: {told}")
+
+
+class Answers:
+    """Clients that answer what is worked out here; some are lost as they show, others as they learn."""
+
+    def __init__(self, lost: set[int], lost_later: set[int]) -> None:
+        self._lost = {msg.SHOW: lost, msg.TRY_OUT: lost_later}
+
+    def __call__(self, messages: Sequence[Message]) -> dict[int, Message]:
+        replies = {}
+        for message in messages:
+            node, kind = message.metadata.dst_node_id, message.metadata.message_type
+            client = node - 100
+            if client in self._lost[kind]:
+                continue
+            if kind == msg.SHOW:  # everybody says its own class of every sample
+                arrays = {"logits": 5 * np.eye(4, dtype=np.float32)[[client] * 3], "start": np.full(4, 0.25)}
+            else:
+                told = message.content.array_records[msg.ARRAYS][msg.PROBABILITIES].numpy()
+                senders = told[:, 0].argmax(axis=1)
+                gains = np.stack([client + senders / 10, -client - senders / 10], axis=1)
+                answers = np.repeat(senders[:, None], 3, axis=1).astype(np.int32)
+                arrays = {msg.GAINS: gains, msg.ANSWERS: answers}
+            replies[client] = Message(RecordDict({msg.ARRAYS: to_record(arrays)}), reply_to=message)
+        return replies
+
+
+def measured(lost: set[int], lost_later: set[int], labels=None):
+    assume_identity()
+    probe = TransferProbe(parse_plan(digits_tables()).scenario, Transferability(), labels)
+    return probe.measure(1, {client: 100 + client for client in range(4)}, Answers(lost, lost_later))
+
+
+def test_who_is_lost_has_no_numbers_and_all_others_have_theirs():
+    found, _ = measured({1}, {2}, np.array([0, 3, 3]))
+    assert found is not None and found.clients == (0, 2, 3)
+    expected = [[0, 0.2, 0.3], [np.nan] * 3, [3, 3.2, 3.3]]
+    assert_allclose(found.gain_local, expected)
+    assert_allclose(found.gain_global, np.negative(expected))
+    assert_allclose(found.predicted["complement"], [[0, 0, 2 / 3], [1 / 3, 0, 2 / 3], [1 / 3, 0, 0]])
+    assert_allclose(found.transfer_rate, [[np.nan, np.nan, 1], [np.nan] * 3, [1, np.nan, np.nan]])
+    assert measured({0, 1, 2, 3}, set()) == (None, 0)

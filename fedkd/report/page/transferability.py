@@ -8,7 +8,20 @@ from typing import Any
 import numpy as np
 
 from fedkd.fusion.transferability import PREDICTORS, chance, hits, rank_correlation
-from fedkd.report.page.figure import MAIN, SCALE, SECOND, Cell, Figure, Table, Trace, axes, grid, plain
+from fedkd.report.page.figure import (
+    MAIN,
+    SCALE,
+    SECOND,
+    Cell,
+    Figure,
+    Table,
+    Trace,
+    axes,
+    grid,
+    heat_map,
+    named_axes,
+    plain,
+)
 from fedkd.report.page.record import RunRecord
 from fedkd.report.statistics import interval
 from fedkd.tracking.transferability import TransferMap, mapped_rounds, read_transfer_map
@@ -43,6 +56,8 @@ def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
         for split in MEASURED:
             yield _side_by_side(shown, split)
         yield _scatter(record, shown)
+    if len(record.models) <= MOST_CLIENTS:
+        yield from _knowledge(record, [found for found in maps if found.complement_by_class is not None])
     yield _quality(maps, record)
 
 
@@ -157,6 +172,79 @@ def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Fig
         " also among the senders of a single receiver, which is what the rank correlations below are about.",
         height=400,
         frames=frames if len(frames) > 1 else (),
+    )
+
+
+def _knowledge(record: RunRecord, maps: Sequence[TransferMap]) -> Iterator[Figure]:
+    """Yield what others alone knew, class by class, and how much of what each alone knew was learned."""
+    rates = [(found, found.transfer_rate) for found in maps if found.transfer_rate is not None]
+    if not rates:
+        return
+    classes = list(record.labels[0].classes) if record.labels else []
+    by_class = [(found, _mean_of_others(found)) for found in maps]
+    if any(table.shape[1] != len(classes) for _, table in by_class):
+        classes = [str(label) for label in range(max(table.shape[1] for _, table in by_class))]
+    yield _one_map(
+        "complement-by-class",
+        "What others know and a client does not",
+        [(found, 100 * table, classes[: table.shape[1]]) for found, table in by_class],
+        ("class", "client", "transfer samples of the class (%)"),
+        "Share of a class's transfer samples that another client has right and this one wrong, before"
+        " anything was exchanged; the mean over the others.",
+    )
+    yield _one_map(
+        "transfer-rate",
+        "How much of it was learned",
+        [(found, 100 * rate, [str(client) for client in found.clients]) for found, rate in rates],
+        ("sender", "receiver", "of what the sender alone had right (%)"),
+        "Of the transfer samples that the sender had right and the receiver wrong, those that a copy of the"
+        " receiver has right that learned from the sender alone.",
+    )
+
+
+def _mean_of_others(found: TransferMap) -> np.ndarray:
+    """Return the share that another client has right and this one wrong, mean over the others, `[N, C]`."""
+    assert found.complement_by_class is not None
+    table = found.complement_by_class.copy()
+    table[np.arange(len(table)), np.arange(len(table))] = np.nan
+    known = np.isfinite(table)
+    number = known.sum(axis=1)
+    total = np.where(known, table, 0.0).sum(axis=1)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+
+def _one_map(
+    name: str,
+    title: str,
+    tables: Sequence[tuple[TransferMap, np.ndarray, Sequence[str]]],
+    words: tuple[str, str, str],
+    caption: str,
+) -> Figure:
+    """Return a heat map of each round, with a slider."""
+    across, down, unit = words
+    frames = [
+        (
+            f"round {found.round}",
+            [heat_map(table, columns, found.clients, unit="%", digits=0, zmin=0, zmax=100)],
+        )
+        for found, table, columns in tables
+    ]
+    rows = [
+        [found.round, client, column, float(table[n, m])]
+        for found, table, columns in tables
+        for n, client in enumerate(found.clients)
+        for m, column in enumerate(columns)
+    ]
+    return Figure(
+        name,
+        title,
+        ["round", down, across, unit],
+        rows,
+        [] if len(frames) > 1 else frames[0][1],
+        named_axes(x=across, y=down),
+        caption,
+        360,
+        frames if len(frames) > 1 else (),
     )
 
 

@@ -61,3 +61,17 @@ def test_too_few_clients_to_rank_have_a_map_without_correlations(make_run, paylo
     payload = payload_of(write_report([folder]))
     assert payload["figures"]["transferability-global"]["frames"] == []
     assert {row[3] for row in payload["tables"]["transferability-quality"]["rows"]} == {"–"}
+
+
+def test_what_others_alone_know_stands_class_by_class(make_run, payload_of):
+    folder = make_run(clients=3)
+    by_class = np.array([[[0, 0], [0.5, 0.25]], [[0.25, np.nan], [0, 0]]])
+    rate = np.array([[np.nan, 0.5], [1.0, np.nan]])
+    write_transfer_map(folder, TransferMap(2, (0, 2), rate, rate, {}, by_class, rate))
+    payload = payload_of(write_report([folder]))
+    figure = payload["figures"]["complement-by-class"]
+    assert figure["rows"] == [[2, 0, "zero", 50], [2, 0, "one", 25], [2, 2, "zero", 25], [2, 2, "one", None]]
+    assert figure["data"][0]["z"] == [[50, 25], [25, None]]
+    assert payload["figures"]["transfer-rate"]["data"][0]["z"] == [[None, 50], [100, None]]
+    for name in ("complement-by-class", "transfer-rate"):
+        Figure(data=payload["figures"][name]["data"], layout=payload["figures"][name]["layout"])
