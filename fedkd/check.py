@@ -113,7 +113,9 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     yield from _schedule_rows(plan)
     yield _row("engine", scenario.engine.kind)
     yield from _room_rows(plan, data)
-    return max(_exchanged(plan, model) for model in models), workload(plan, data, models)
+    work = workload(plan, data, models)
+    yield from _measure_rows(plan, data, models, work)
+    return max(_exchanged(plan, model) for model in models), work
 
 
 def _row(label: str, text: str) -> str:
@@ -268,6 +270,31 @@ def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
         return
     each = f"up to {live:,} clients in memory in a process, of about {size(of_client)} each"
     yield _row("", f"{each}; what others are lies on disk once they have taken part")
+
+
+def _measure_rows(plan: Plan, data: Data, models: Sequence[Any], work: Workload) -> Iterator[str]:
+    """Say what is measured besides accuracies, and what it takes."""
+    from fedkd.clients.workload import trial_work
+    from fedkd.data.federated import FederatedData
+
+    scenario = plan.scenario
+    wanted = None if scenario.measure is None else scenario.measure.transferability
+    if wanted is None or not isinstance(data, FederatedData):
+        return
+    reached = [round for round in wanted.rounds if round <= scenario.rounds]
+    clients = scenario.clients_per_round or scenario.data.clients
+    samples = len(data.transfer_x)
+    rounds = f"in round{'s' * (len(reached) > 1)} {', '.join(map(str, reached))}"
+    copies = _counted(clients**2, "distillation")
+    epochs = f", {wanted.epochs} epochs" * (wanted.epochs > 1)
+    yield _row("measure", f"who would gain from whom, {rounds}: {copies} of {samples:,} samples{epochs} each")
+    times = trial_work(plan, data, models) / max(work.training, 1.0)
+    down = 4 * clients**2 * samples * data.classes
+    up = clients * samples * (np.dtype(scenario.fusion.upload_dtype).itemsize * data.classes + 4 * clients)
+    yield _row(
+        "",
+        f"about {times:.1f} times what clients train in a round; {size(up)} up, {size(down)} down each time",
+    )
 
 
 def _models(plan: Plan, models: Sequence[Any]) -> Iterator[str]:

@@ -288,6 +288,7 @@ def finish_run(
             "by_architecture": by_architecture(plan, rows, counted),
         },
         "continual": None if outcome is None else _continual(outcome),
+        **_transferability(rows, counted),
         "at_chance": clients_at_chance(plan, read_warnings(folder)),
         "seconds": round(totals.seconds, 3),
         "versions": versions(),
@@ -295,6 +296,39 @@ def finish_run(
     write_summary(folder, summary)
     observer.run_finished(RunReport(folder, summary))
     return summary
+
+
+def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
+    """Return what a summary says of the last transferability map; nothing if none was measured.
+
+    For each split how well each predictor ranked the gains: the mean of Spearman's correlation over
+    receivers with half the width of its 95 % interval, and how often it named a best sender. Receivers have
+    senders in common, so the interval is of these clients, not of others like them.
+    """
+    from fedkd.report.statistics import interval
+
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    last = max((row["round"] for row in rows if row["metric"] == "hit_chance"), default=None)
+    for row in rows if last is not None else ():
+        client, value = row["client"], row["value"]
+        if row["round"] == last and client in counted and client is not None and value is not None:
+            found.setdefault(row["split"], {}).setdefault(row["metric"], {})[client] = value
+    if not found:
+        return {}
+    table: dict[str, Any] = {"round": last}
+    for split in ("local", "global"):
+        of_split = found.get(split, {})
+        predictors: dict[str, Any] = {}
+        for name in (metric.removeprefix("rank_") for metric in of_split if metric.startswith("rank_")):
+            rank = interval(list(of_split[f"rank_{name}"].values()))
+            hit = spread(list(of_split[f"hit_{name}"].values()))["mean"]
+            predictors[name] = {"rank": rank.mean, "half": rank.half, "receivers": rank.seeds, "hit": hit}
+        hit_chance = list(of_split.get("hit_chance", {}).values())
+        table[split] = {
+            "chance": spread(hit_chance)["mean"] if hit_chance else None,
+            "predictors": predictors,
+        }
+    return {"transferability": table}
 
 
 def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

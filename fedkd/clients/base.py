@@ -7,7 +7,7 @@ model trains and predicts is its kind's business (`model_kind`): `torch_client`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.given import check_arrays
+from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -147,7 +148,18 @@ class Client(ModelKind):
         check_arrays(arrays, f"what `upload` of '{self._scenario.fusion.strategy}' returned")
         view.settle()
         self.last_fit = None  # the weights it began with are of no further use
-        kinds = self._strategy.kinds_of(arrays)
+        return self.sent(arrays, self._strategy.kinds_of(arrays), round)
+
+    def sent(
+        self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind], round: int
+    ) -> dict[str, np.ndarray]:
+        """Return what becomes of arrays on their way out of the client: the client's half of all stages.
+
+        Args:
+            arrays: By name.
+            kinds: What each of them is.
+            round: Of the message.
+        """
         return leave(self._stages, arrays, kinds, lambda purpose: self._generator(purpose, round))
 
     def learn(self, guidance: Arrays, round: int) -> Training[None]:
@@ -191,7 +203,11 @@ class Client(ModelKind):
 
     def answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's, of its present task."""
-        logits, kappa = self._answer(x), self._scenario.fusion.own_prior
+        return self.leaning(self._answer(x))
+
+    def leaning(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits `[n, C]` as evaluations take them: leaning to the client's own classes."""
+        kappa = self._scenario.fusion.own_prior
         return logits if kappa == 0.0 else logits + np.float32(kappa) * self._log_prior()
 
     def _log_prior(self) -> np.ndarray:

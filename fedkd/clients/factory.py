@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -73,7 +74,10 @@ class ClientFactory:
         if isinstance(model, PooledModel):
             return PooledClient(plan, index, own, model, poison)
         if isinstance(model, nn.Module | SharedModel):
-            return TorchClient(plan, index, own, model, poison, self._auxiliaries(index, model))
+            client = TorchClient(plan, index, own, model, poison, self._auxiliaries(index, model))
+            if isinstance(model, nn.Module):
+                client.begin = partial(self._own_network, index)
+            return client
         estimator = client_estimator(self._models[index].fresh, own.classes)
         return EstimatorClient(plan, index, own, estimator, poison)
 
@@ -89,6 +93,10 @@ class ClientFactory:
                 assert isinstance(self.data, FederatedData)
                 self._pool = Pool(self.plan, self.data, self._models, self._device)
             return self._pool.model(index)
+        return self._own_model(index)
+
+    def _own_model(self, index: int) -> object:
+        """Return a client's own model as it is before any training."""
         # Weights can be averaged, and masks compared, only among networks that began alike.
         alike = bool(self.plan.strategy.needs & {"weights", "masks"})
         seed = self.plan.scenario.seed
@@ -96,6 +104,11 @@ class ClientFactory:
             derive_seed(seed, "initial-weights", client=None if alike else index)
         )
         return prepare_model(model, self._device) if isinstance(model, nn.Module) else model
+
+    def _own_network(self, index: int) -> nn.Module:
+        model = self._own_model(index)
+        assert isinstance(model, nn.Module)
+        return model
 
     def _auxiliaries(self, index: int, model: nn.Module | SharedModel) -> dict[str, nn.Module]:
         strategy = self.plan.strategy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +38,9 @@ class NetworkClient(Client):
         model: The client's own network, on its device; or the one that the clients of a process share.
         poison: What makes the client a poisoned one; None: nothing does.
         auxiliaries: The networks that its strategy has it train besides, by name, on the same device.
+
+    Attributes:
+        begin: Makes the network once more that the client began with; None: it has none of its own.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class NetworkClient(Client):
         super().__init__(plan, index, data, poison)
         self._shared = model if isinstance(model, SharedModel) else None
         self.model: nn.Module = model.network if isinstance(model, SharedModel) else model
+        self.begin: Callable[[], nn.Module] | None = None
         self._device = next(self.model.parameters()).device
         self._auxiliaries = dict(auxiliaries)
 
@@ -71,9 +75,10 @@ class NetworkClient(Client):
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return logits `[n, C]` float32 in evaluation mode."""
-        return self._logits_of(self._predictor(), x)
+        return self.logits_of(self._predictor(), x)
 
-    def _logits_of(self, network: nn.Module, x: np.ndarray) -> np.ndarray:
+    def logits_of(self, network: nn.Module, x: np.ndarray) -> np.ndarray:
+        """Return the logits `[n, C]` float32 of a network on the client's device, in evaluation mode."""
         return predict_logits(network, self._on_device(x)).cpu().numpy()
 
     def answering(self) -> nn.Module:
@@ -94,7 +99,7 @@ class NetworkClient(Client):
         if self._answers_by_guidance:
             return super()._answer(x)
         network, wanted = self.answering(), (len(x), self.data.classes)
-        logits = self._logits_of(network, x)
+        logits = self.logits_of(network, x)
         if logits.shape != wanted and network is not self._predictor():
             told = f"what `predictor` of '{self._strategy.name}' returned made {list(logits.shape)}"
             raise TypeError(f"{told} of {len(x)} samples; must be {list(wanted)}")
@@ -134,6 +139,16 @@ class NetworkClient(Client):
             known = ", ".join([OWN, *self._auxiliaries])
             raise KeyError(f"'{self._strategy.name}' asks for a network '{of}'; clients have {known}")
         return self.model if of == OWN else self._auxiliaries[of]
+
+    def fresh(self) -> nn.Module:
+        """Return a network like the client's own before it had learned anything.
+
+        Raises:
+            TypeError: The client has no network of its own.
+        """
+        if self.begin is None:
+            raise TypeError(f"client {self.index} has no network of its own that it began with")
+        return self.begin()
 
     def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers, normalisation statistics included, by name."""

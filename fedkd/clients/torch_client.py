@@ -29,7 +29,7 @@ from fedkd.training.chance import guessing_right
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.executor import Training
 from fedkd.training.job import Beside, FitResult, TrainJob
-from fedkd.training.losses import cross_entropy
+from fedkd.training.losses import cross_entropy, kd_kl
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.parts import in_parts
 
@@ -57,6 +57,10 @@ def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
         weight_decay=training.weight_decay,
         clip_norm=training.clip_norm,
     )
+
+
+def _follow(model: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor:
+    return kd_kl(model(inputs), wanted, 1.0)
 
 
 class TorchClient(NetworkClient):
@@ -277,6 +281,28 @@ class TorchClient(NetworkClient):
             accumulate=training.accumulate,
             kind=self._kind("distil"),
             replayable=self._computes_loss_only,
+        )
+
+    def trial(self, model: nn.Module, targets: np.ndarray, epochs: int, round: int) -> TrainJob:
+        """Return the job of having another model like this one distil probabilities on the transfer set.
+
+        By the KL divergence at temperature 1, with the rate and the batches that guidance is distilled with.
+
+        Args:
+            model: A copy of the client's.
+            targets: `[M, C]` float32.
+            epochs: Passes over the transfer set.
+            round: 1-based.
+        """
+        arrays = [self._on_device(self.data.transfer_x), self._on_device(np.asarray(targets, np.float32))]
+        return replace(
+            self._distillation(arrays, _follow, round),
+            model=model,
+            epochs=epochs,
+            generator=self._batches("trial-batches", round),
+            seed=self._seed("trial", round),
+            kind=self._kind("trial"),
+            replayable=True,
         )
 
     def _beside(self, round: int) -> list[Beside]:

@@ -104,6 +104,26 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     return Workload(training, evaluation, clients, evaluated, scenario.evaluate_every, test)
 
 
+def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> float:
+    """Return the operations of a round's transferability map, which `measure.transferability` asks for.
+
+    Args:
+        plan: What is to be simulated.
+        data: All of it.
+        models: One of every group.
+    """
+    scenario = plan.scenario
+    assert scenario.measure is not None and scenario.measure.transferability is not None
+    costs = {id(group): _forward(model, data) for group, model in zip(scenario.clients, models, strict=True)}
+    taught = scenario.clients_per_round or scenario.data.clients
+    known, epochs = len(data.transfer_x), scenario.measure.transferability.epochs
+    total = 0.0
+    for group, (start, stop) in zip(plan.groups, data.test_bounds, strict=True):
+        tested = stop - start + len(data.test_y) + known
+        total += costs[id(group)] * (taught * (TRAINING * known * epochs + tested) + tested)
+    return total * taught / scenario.data.clients
+
+
 def _asked(plan: Plan, data: Data) -> float:
     """Return how many tasks are tested in a round on average, each as often as it is asked about."""
     if not isinstance(data, FederatedStream) or plan.learner is None:

@@ -21,7 +21,7 @@ App = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[tuple[Message, Context]]], "list[Message | Exception]"]
 """Returns the replies in the order of the requests; an exception where a client failed."""
 
-LEAVE_NO_TRACE = frozenset({msg.IDENTIFY, msg.EXPORT_STATE})
+LEAVE_NO_TRACE = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
 """Messages that no client is another one after."""
 
 

@@ -16,6 +16,8 @@ from flwr.clientapp import ClientApp
 
 from fedkd.clients.base import Client
 from fedkd.clients.guidance_effect import SPLITS, Split
+from fedkd.clients.torch_client import TorchClient
+from fedkd.clients.trials import shown, try_out
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.context import client_behind
@@ -113,6 +115,26 @@ def _end_task(client: Client, message: Message) -> Training[Message]:
     return _reply(message, client, **told)
 
 
+def _show(client: Client, message: Message) -> Training[Message]:
+    """Return what the client knows and what it began with; it is afterwards as before."""
+    yield from ()
+    return _reply(message, client, arrays=to_record(shown(_network(client), _round_of(message))))
+
+
+def _try_out(client: Client, message: Message) -> Training[Message]:
+    """Have copies of the client learn from one sender each, and return what came of it."""
+    content = message.content
+    probabilities = values_of(content.array_records[msg.ARRAYS][msg.PROBABILITIES])
+    epochs = int(content.config_records[msg.CONFIG][msg.EPOCHS])  # type: ignore[arg-type]
+    trials = yield from try_out(_network(client), probabilities, epochs, _round_of(message))
+    return _reply(message, client, arrays=to_record({msg.GAINS: trials.gains, msg.ANSWERS: trials.answers}))
+
+
+def _network(client: Client) -> TorchClient:
+    assert isinstance(client, TorchClient)  # other scenarios are refused
+    return client
+
+
 def _export_state(client: Client, message: Message) -> Training[Message]:
     """Return the client's whole state, for a checkpoint."""
     yield from ()
@@ -171,6 +193,8 @@ HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
     msg.EVALUATE: _evaluate,
     msg.END_TASK: _end_task,
     msg.FINISH: _finish,
+    msg.SHOW: _show,
+    msg.TRY_OUT: _try_out,
     msg.EXPORT_STATE: _export_state,
     msg.IMPORT_STATE: _import_state,
 }
@@ -273,6 +297,18 @@ def end_task(message: Message, context: Context) -> Message:
 @app.query("finish")
 def finish(message: Message, context: Context) -> Message:
     """Apply what the server sent, train once more, and evaluate."""
+    return _answer(message, context)
+
+
+@app.query("show")
+def show(message: Message, context: Context) -> Message:
+    """Return what the client knows and what it began with."""
+    return _answer(message, context)
+
+
+@app.query("try_out")
+def try_out_senders(message: Message, context: Context) -> Message:
+    """Have copies of the client learn from one sender each, and return what came of it."""
     return _answer(message, context)
 
 

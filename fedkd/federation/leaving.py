@@ -14,8 +14,9 @@ from fedkd.federation.arrays import from_record
 from fedkd.fusion.kinds import Kind
 from fedkd.plan.plan import Plan
 
-ASKED_IN_SIMULATIONS = frozenset({msg.EXPORT_STATE, msg.IMPORT_STATE})
-"""Messages that are for a simulation's checkpoints: they move a client's whole state, its model among it."""
+ASKED_IN_SIMULATIONS = frozenset({msg.EXPORT_STATE, msg.IMPORT_STATE, msg.SHOW, msg.TRY_OUT})
+"""Messages that are for a simulation's checkpoints, which move a client's whole state, its model among it;
+and for what it measures for itself, with predictions that clients would not exchange."""
 FIGURES = frozenset({msg.IDENTITY, msg.METRICS, msg.CURVES, msg.AT_CHANCE, msg.LEARNER})
 """Records of numbers about a client."""
 
@@ -27,7 +28,7 @@ def refuse_to_answer(kind: str) -> None:
         kind: The message's type.
 
     Raises:
-        UserError: It asks for the client's state, or would replace it.
+        UserError: It is for simulations.
     """
     if kind in ASKED_IN_SIMULATIONS:
         raise UserError(f"a deployed client keeps its state to itself; '{kind}' is for simulations")

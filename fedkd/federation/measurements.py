@@ -13,12 +13,14 @@ from flwr.app import Message
 from fedkd.clients.task_metrics import TaskMetric, is_task_metric
 from fedkd.federation import messages as msg
 from fedkd.federation.replies import metrics_of
+from fedkd.fusion.transferability import chance, hits, off_diagonal_mean, rank_correlation
 from fedkd.fusion.weights import effective_neighbours
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.server.fusing import FusionReport
 from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import Recorder, Split
+from fedkd.tracking.transferability import TransferMap, write_transfer_map
 
 EVALUATED = (
     ("local", "accuracy_trained", "accuracy_trained_local"),
@@ -85,6 +87,27 @@ class Measurements:
         counts = dict(zip(report.clients, effective_neighbours(report.weights).tolist(), strict=True))
         receivers = {client: counts[client] for client in report.present}
         return self._record(round, "train", "effective_neighbours", receivers)
+
+    def transferability(self, found: TransferMap) -> None:
+        """Record how well each predictor ranks the senders of every receiver, and keep the whole map."""
+        write_transfer_map(self._folder, found)
+        for split, gain in found.gains.items():
+            told = {"transfer_gain": off_diagonal_mean(gain), "hit_chance": chance(gain)}
+            for name, guess in found.predicted.items():
+                told |= {f"rank_{name}": rank_correlation(guess, gain), f"hit_{name}": hits(guess, gain)}
+            for metric, values in told.items():
+                self._record_known(found, split, metric, values)
+        if found.transfer_rate is not None:
+            self._record_known(found, "train", "transfer_rate", off_diagonal_mean(found.transfer_rate))
+
+    def _record_known(self, found: TransferMap, split: Split, metric: str, values: np.ndarray) -> None:
+        known = {
+            client: value
+            for client, value in zip(found.clients, values.tolist(), strict=True)
+            if not isnan(value)
+        }
+        if known:
+            self._record(found.round, split, metric, known)
 
     def bank(self, round: int, kept: int | None) -> None:
         """Record the bytes that the knowledge bank keeps."""

@@ -16,6 +16,9 @@
 | `query.finish`       | the same                                   | `identity`, `metrics` (of one more     |
 |                      |                                            | training, and of an evaluation),       |
 |                      |                                            | `at-chance`                            |
+| `query.show`         | `config` {server-round}                    | `identity`, `arrays` {logits, start}   |
+| `query.try_out`      | the same, and `arrays` {probabilities of   | `identity`, `arrays` {gains, answers}  |
+|                      | all clients}                               |                                        |
 | `query.identify`     | nothing                                    | `identity` {client, federation}        |
 | `query.export_state` | nothing                                    | `identity`, `state`                    |
 | `query.import_state` | `state`                                    | `identity`                             |
@@ -51,6 +54,8 @@ EVALUATE = "evaluate"
 IDENTIFY = "query.identify"
 END_TASK = "query.end_task"
 FINISH = "query.finish"
+SHOW = "query.show"
+TRY_OUT = "query.try_out"
 EXPORT_STATE = "query.export_state"
 IMPORT_STATE = "query.import_state"
 
@@ -69,6 +74,10 @@ FEDERATION = "federation"
 """In the identity of a deployed node: the digest of what all participants have in common."""
 SECONDS = "seconds"
 """In the identity: what the client's work on a message took; or an equal share, of several together."""
+EPOCHS = "epochs"
+PROBABILITIES = "probabilities"
+GAINS = "gains"
+ANSWERS = "answers"
 ACCURACY = "accuracy"
 CHANCE = "chance"
 

@@ -16,7 +16,7 @@ from fedkd.federation.run_control import RunControl
 from fedkd.scenario.schema import Faults
 from fedkd.tracking.recorder import Split
 
-SKIPPABLE = frozenset({"train", "evaluate", "finish"})
+SKIPPABLE = frozenset({"train", "evaluate", "finish", "transferability"})
 """Phases of a round that a client can be absent from. Every client ends its task, or there is no next one."""
 RECORDED: dict[str, Split] = {"train": "train", "end task": "train", "finish": "train", "evaluate": "local"}
 """Phases whose failures are recorded, and under which split."""

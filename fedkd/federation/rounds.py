@@ -29,6 +29,7 @@ from fedkd.federation.run_control import RunControl
 from fedkd.federation.saved_arrays import Arrays, write_arrays
 from fedkd.federation.saved_checkpoint import SERVER, Checkpoint
 from fedkd.federation.server_strategy import ServerStrategy
+from fedkd.federation.transferability import PHASE, transfer_probe
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
@@ -49,10 +50,19 @@ class Rounds:
         grid: The federation; one node per client.
         strategy: Makes something of what clients send.
         control: Where to write and whom to tell.
+        transfer_labels: True labels of the transfer set `[M]`, for what is measured; None: not known.
     """
 
-    def __init__(self, plan: Plan, grid: Grid, strategy: ServerStrategy, control: RunControl) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        grid: Grid,
+        strategy: ServerStrategy,
+        control: RunControl,
+        transfer_labels: np.ndarray | None = None,
+    ) -> None:
         self._plan = plan
+        self._probe = transfer_probe(plan.scenario, control, transfer_labels)
         self._schedule = plan.schedule
         self._grid = grid
         self._strategy = strategy
@@ -118,6 +128,7 @@ class Rounds:
             with self._charged_to_strategy(round):
                 self._strategy.begin_round(self._tasks(round))
             train_loss = self._train(round)
+            self._measure_transfer(round)
             neighbours = self._measurements.fusion(round, self._strategy.report())
             self._measurements.bank(round, self._strategy.kept_bytes())
             self._end_task(round)
@@ -211,6 +222,24 @@ class Rounds:
                 round=round,
                 details=traceback.format_exc(),
             ) from error
+
+    def _measure_transfer(self, round: int) -> None:
+        """Measure and record who would gain from whom, if it is time; it is over before guidance comes."""
+        if self._probe is None or not self._probe.is_due(round):
+            return
+        started = time.perf_counter()
+        clients = self._schedule.participants(round)
+        nodes = {client: self._node_of_client[client] for client in sorted(clients)}
+        found, sent = self._probe.measure(
+            round, nodes, lambda messages: self._messenger.send(round, PHASE, messages)
+        )
+        if found is not None:
+            self._measurements.transferability(found)
+        self._totals = replace(self._totals, evaluation_bytes=self._totals.evaluation_bytes + sent)
+        seconds = time.perf_counter() - started
+        self._recorder.timing(
+            round=round, phase=PHASE, seconds=seconds, clients=len(clients), evaluation_bytes=sent
+        )
 
     def _end_task(self, round: int) -> None:
         clients = self._schedule.ending(round)

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedkd.clients.factory import initial_network, initial_weights, model_factories, model_outputs
 from fedkd.clients.upload import upload_stages
 from fedkd.data.federated import FederatedData
-from fedkd.data.load import Data, task_names
+from fedkd.data.load import Data, first_task, task_names
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described, one_line
 from fedkd.federation.context import factory_of, plan_of
@@ -107,7 +107,7 @@ def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ..
 
 def run_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Totals:
     """Run all rounds of a scenario and return what they cost."""
-    return Rounds(plan, grid, server_strategy(plan, data), control).run()
+    return Rounds(plan, grid, server_strategy(plan, data), control, first_task(data).transfer_y).run()
 
 
 @app.main()
@@ -142,7 +142,7 @@ def _main(grid: Grid, context: Context) -> None:
         data = factory_of(plan).data if own is None else own.share.data
         # Who is missing is said before there is a run folder.
         control = RunControl(folder, observer, deployment=_deployment(own, context))
-        rounds = Rounds(plan, grid, server_strategy(plan, data), control)
+        rounds = Rounds(plan, grid, server_strategy(plan, data), control, first_task(data).transfer_y)
         write_plan(folder, plan)
         write_clients(folder, plan, data, counted=own is None)
         if own is not None:

@@ -20,6 +20,7 @@ class Kind(Enum):
         SAMPLE_LABELS: The true class of each of a client's own samples, `[S]`.
         VOTES: One class per requested transfer sample, `[M]`.
         INDICES: Which samples other arrays are about.
+        UNTRAINED: What a model says before any training: a function of its random weights alone.
         CONSTANT: The same from every client, like the number of classes.
         OTHER: None of these; what a strategy does not declare.
     """
@@ -35,6 +36,7 @@ class Kind(Enum):
     SAMPLE_LABELS = auto()
     VOTES = auto()
     INDICES = auto()
+    UNTRAINED = auto()
     CONSTANT = auto()
     OTHER = auto()
 

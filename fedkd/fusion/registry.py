@@ -32,6 +32,8 @@ STRATEGIES = Registry(
         "fedgh": "fedkd.fusion.fedgh:FedGH",
         "fedtgp": "fedkd.fusion.fedtgp:FedTGP",
         "fd": "fedkd.fusion.fd:FD",
+        "panda": "fedkd.fusion.panda:Panda",
+        "path": "fedkd.fusion.path:Path",
         "kta": "fedkd.fusion.kta:KTA",
         "dp": "fedkd.fusion.data_partitioned:DataPartitioned",
         "selective_fd": "fedkd.fusion.selective_fd:SelectiveFD",

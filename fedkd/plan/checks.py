@@ -41,6 +41,7 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
         )
     _check_training(scenario.training)
     _check_faults(scenario)
+    _check_measured(scenario)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
@@ -59,6 +60,20 @@ def _check_faults(scenario: Scenario) -> None:
         raise UserError(
             f"at most the {most} clients of a round can reply, got {faults.min_replies}",
             key="faults.min_replies",
+        )
+
+
+def _check_measured(scenario: Scenario) -> None:
+    wanted = None if scenario.measure is None else scenario.measure.transferability
+    if wanted is None:
+        return
+    key = "measure.transferability.rounds"
+    if wanted.rounds != sorted(set(wanted.rounds)):
+        raise UserError(f"must ascend without repeats, got {wanted.rounds}", key=key)
+    if scenario.continual is None and wanted.rounds[0] > scenario.rounds:
+        raise UserError(
+            f"at least the first must be one of the run's {scenario.rounds} rounds, got {wanted.rounds}",
+            key=key,
         )
 
 

@@ -16,6 +16,7 @@ from fedkd.errors import UserError
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.learner_checks import check_learner
+from fedkd.plan.measure_checks import check_transferability
 from fedkd.plan.part_checks import check_feature_widths, check_parts, check_three_classes, has_linear_head
 from fedkd.plan.plan import Plan
 from fedkd.plan.stream_checks import (
@@ -116,6 +117,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         _check_server_model(plan, first_task(data))
     if plan.strategy.pretrain_epochs > 0:
         _check_pretraining(plan, first_task(data), models)
+    check_transferability(plan, models, len(first_task(data).transfer_x))
     if scenario.fusion.backward:
         check_backward(plan)
     if scenario.fusion.orthogonal is not None:

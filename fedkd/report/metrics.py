@@ -55,6 +55,16 @@ def metric(name: str) -> Metric:
         return Metric(name, f"fusion gain, {split}", "points", 100.0, 1, "higher")
     if stem == "loss":
         return Metric(name, f"{'training' if split == 'train' else split} loss", better="lower")
+    if stem == "transfer_gain":
+        return Metric(name, f"gain by one other client, {split}", "points", 100.0, 1, "higher")
+    if stem == "transfer_rate":
+        return Metric(name, "learned of what others alone know", "%", 100.0, 1, "higher")
+    if stem == "hit_chance":
+        return Metric(name, f"best sender found by chance, {split}", "%", 100.0, 1)
+    if stem.startswith("rank_"):
+        return Metric(name, f"gains ranked by {words[5:]}, {split}", "Spearman", 1.0, 2, "higher")
+    if stem.startswith("hit_"):
+        return Metric(name, f"best sender found by {words[4:]}, {split}", "%", 100.0, 1, "higher")
     if stem == "effective_neighbours":
         return Metric(name, "effective neighbours", decimals=1)
     return Metric(name, f"{words}, {split}")

@@ -21,6 +21,7 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("fusion", "rehearse_decay"): 1.0,
     ("fusion", "own_prior"): 0.0,
     ("fusion", "absent_by_experts"): False,
+    ("measure",): None,
 }
 """Keys that runs began without, each with the value that changes nothing."""
 PLACES = ("plugin_path", "data.root")

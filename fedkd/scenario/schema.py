@@ -156,6 +156,28 @@ class Population(Section):
     """Share of clients that leave for good before their course is over, after a round drawn evenly."""
 
 
+class Transferability(Section):
+    """The transferability map: whom each client would learn from if it learned from one other alone.
+
+    In each of these rounds, when clients have trained and before they are guided, a copy of every client
+    distils the predictions of every other one, and of itself, on the transfer set; it is measured and thrown
+    away. Beside that stands what several predictors would have guessed. Nothing else of the run changes.
+    """
+
+    rounds: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
+    """Rounds in which it is measured, ascending; those after the last one are never reached. A round costs N²
+    distillations of N clients."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Passes of a copy over the transfer set, with the learning rate and the batches of `fusion`."""
+
+
+class Measure(Section):
+    """What is measured besides accuracies, for itself: it changes nothing that is learned or sent."""
+
+    transferability: Transferability | None = None
+    """The map of who would gain how much from whom; absent: it is not measured."""
+
+
 ClassList = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 """The classes of one task, by their labels."""
 
@@ -320,6 +342,8 @@ class Scenario(Section):
     faults: Faults = Faults()
     population: Population = Population()
     continual: Continual | None = None
+    measure: Measure | None = None
+    """What is measured besides accuracies; absent: nothing."""
     engine: Engine = Engine()
     tracking: Tracking = Tracking()
 

@@ -104,12 +104,31 @@ def closing_lines(report: RunReport) -> list[str]:
             lines.append(f"{'before guidance':<15}  {_spread(trained)}")
     lines += _architecture_lines(final.get("by_architecture") or {})
     lines += _continual_lines(report.summary.get("continual"))
+    lines += _transferability_lines(report.summary.get("transferability"))
     up, down = final.get("bytes_up"), final.get("bytes_down")
     if up is not None and down is not None:
         lines.append(f"traffic          up {size(up)}, down {size(down)}")
     if (seconds := report.summary.get("seconds")) is not None:
         lines.append(f"time             {duration(seconds)}")
     return lines
+
+
+def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
+    """Return the line that says which predictor ranked best who would gain from whom."""
+    if table is None:
+        return []
+    split = next((split for split in ("global", "local") if table[split]["predictors"]), None)
+    if split is None:
+        return [f"transferability  round {table['round']}: gains do not differ, or there are too few clients"]
+    predictors = table[split]["predictors"]
+    name = max(predictors, key=lambda name: predictors[name]["rank"])
+    best = predictors[name]
+    half = "" if best["half"] is None else f" ± {best['half']:.2f}"
+    return [
+        f"transferability  round {table['round']}: '{name}' ranks {split} gains best, Spearman"
+        f" {best['rank']:+.2f}{half}, best sender found {percent(best['hit'])}"
+        f" (chance {percent(table[split]['chance'])})"
+    ]
 
 
 def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:

@@ -79,6 +79,16 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"dropout": 0.2}}],
         "fusion": {"strategy": "pooled"},
     },
+    # Copies of clients that learn from each other, in some of the rounds.
+    "measured": BASE
+    | {
+        "rounds": 3,
+        "data": BASE["data"] | {"transfer": {"size": 30}},
+        "clients": [{"model": "mlp", "args": {"hidden": [32], "dropout": 0.2}}, {"model": "resnet8"}],
+        "training": {"batch_size": 10},
+        "faults": {"poisoned": 0.25, "poison": "imitation"},
+        "measure": {"transferability": {"rounds": [1, 3]}},
+    },
     # Clients of one architecture that train together: who with whom does not depend on the processes.
     "together": BASE
     | {
@@ -184,7 +194,7 @@ def test_ray_agrees_with_one_process(inline, tmp_path, ray_session):
     assert run_metrics(path, tmp_path / "ray", *overrides) == inline("together")
 
 
-ON_SHARED_ACTORS = ["mixed", "averaged", "pooled", "orthogonal", "masks", "streamed"]
+ON_SHARED_ACTORS = ["mixed", "averaged", "pooled", "measured", "orthogonal", "masks", "streamed"]
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +216,7 @@ def test_actors_agree_with_one_process(kind, inline, tmp_path, actors):
     [
         pytest.param("streamed", marks=pytest.mark.alone),
         pytest.param("mixed", marks=pytest.mark.slow),
+        pytest.param("measured", marks=pytest.mark.slow),
         pytest.param("averaged", marks=pytest.mark.slow),
         pytest.param("orthogonal", marks=pytest.mark.slow),
         pytest.param("masks", marks=pytest.mark.slow),

@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "fedproto": {"inference": "prototypes"},
     "fedtgp": {"server_epochs": 2, "inference": "prototypes"},
     "fml": {"shared_args": {"hidden": [8]}},
+    "path": {"steps": 3},
     "pfedme": {"server_share": 0.5},
     "fedet": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2},
     "knfu": {"stale_decay": 0.5, "distribution_momentum": 0.5},

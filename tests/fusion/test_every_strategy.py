@@ -74,6 +74,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "kta": {"divergence": st.sampled_from(["kl", "cosine"]), "temperature": st.floats(0.5, 5)},
     "ktpfl": {"temperature": st.floats(1, 10)},
+    "panda": {"temperature": st.floats(0.5, 5)},
+    "path": {
+        "guess": st.sampled_from(["none", "distance", "agreement", "surer", "shift"]),
+        "supervision": st.sampled_from(["experts", "labels"]),
+        "neighbours": st.integers(1, 4),
+        "steps": st.integers(0, 3),
+        "temperature": st.floats(0.5, 5),
+    },
     "scarlet": {"exponent": st.floats(0.5, 7), "samples_per_round": st.none() | st.just(2)},
     "selective_fd": {
         "selector": st.sampled_from(["energy", "confidence"]),

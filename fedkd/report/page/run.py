@@ -21,6 +21,7 @@ from fedkd.report.page.stream import (
     outcome_of,
     schedule_figure,
 )
+from fedkd.report.page.transferability import transfer_figures
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.folder import SCENARIO
 from fedkd.tracking.wording import duration, moments, percent, size
@@ -39,6 +40,7 @@ def run_page(record: RunRecord) -> Page:
         Section("Accuracy", list(accuracy_figures(record))),
         Section("Stream of tasks", list(_stream(record))),
         Section("Fusion", [*effect_figures(record), *whom]),
+        Section("Transferability", list(transfer_figures(record))),
         Section("Clients", [*label_figures(record.labels), *_clients(record)]),
         Section(
             "Schedule",

@@ -1,0 +1,83 @@
+"""What a client would be if it learned from one other client alone: tried on copies, and forgotten.
+
+The client itself is never trained, and draws nothing that it would draw anyway: it is afterwards what it was.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from fedkd.clients.guidance_effect import SPLITS
+from fedkd.clients.torch_client import TorchClient
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.shift import START, mean_prediction
+from fedkd.training.evaluate import score
+from fedkd.training.executor import Training
+
+LOGITS = "logits"
+KINDS = {LOGITS: Kind.TRANSFER_LOGITS, START: Kind.UNTRAINED}
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """What came of learning from each of N senders.
+
+    Attributes:
+        gains: Change of accuracy on the client's own test data and on the common test set, `[N, 2]` float64;
+            NaN where there are no test samples.
+        answers: Class that the copy then says of each transfer sample, `[N, M]` int32.
+    """
+
+    gains: np.ndarray
+    answers: np.ndarray
+
+
+def shown(client: TorchClient, round: int) -> dict[str, np.ndarray]:
+    """Return what a client knows and what it began with, as it would leave it, past all stages of an upload.
+
+    Args:
+        client: Its own training of the round is over.
+        round: 1-based.
+
+    Returns:
+        `logits` `[M, C]` on the transfer set, and `start` `[C]`, the mean prediction before any training.
+    """
+    x = client.data.transfer_x
+    start = mean_prediction(client.logits_of(client.fresh(), x))
+    return client.sent({LOGITS: client.predict(x), START: start}, KINDS, round)
+
+
+def try_out(client: TorchClient, probabilities: np.ndarray, epochs: int, round: int) -> Training[Trials]:
+    """Have a copy of a client learn from each sender alone, and return what came of it.
+
+    Every copy sees the same batches in the same order, so that copies differ by what they are told only.
+
+    Args:
+        client: Its own training of the round is over.
+        probabilities: Of each sender on the transfer set, `[N, M, C]` float32.
+        epochs: Passes over the transfer set.
+        round: 1-based.
+    """
+    before = _accuracies(client, client.model)
+    gains, answers = [], []
+    for of_sender in probabilities:
+        model = copy.deepcopy(client.model)
+        yield client.trial(model, of_sender, epochs, round)
+        gains.append(_accuracies(client, model) - before)
+        answers.append(client.logits_of(model, client.data.transfer_x).argmax(axis=1).astype(np.int32))
+    return Trials(np.stack(gains), np.stack(answers))
+
+
+def _accuracies(client: TorchClient, model: nn.Module) -> np.ndarray:
+    """Return a model's accuracy on the client's own test data and on the common test set, `[2]`."""
+    data, found = client.data, []
+    tests = {"local": (data.test_x, data.test_y), "global": (data.global_x, data.global_y)}
+    for split in SPLITS:
+        x, y = tests[split]
+        logits = client.leaning(client.logits_of(model, x)) if len(y) else np.empty((0, data.classes))
+        found.append(score(logits, y).accuracy)
+    return np.array(found)

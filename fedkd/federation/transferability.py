@@ -1,0 +1,145 @@
+"""The transferability map: copies of clients learn from one other client each, and nobody is changed by it.
+
+It is measured between a round's training and its guidance, by messages of its own. Predictions leave clients
+as an upload would, past all stages, whatever the strategy exchanges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedkd.clients.trials import KINDS, LOGITS
+from fedkd.clients.upload import arrive, upload_stages
+from fedkd.errors import UserError
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.run_control import RunControl
+from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.complement import complement_by_class, transfer_rate
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.shift import START
+from fedkd.fusion.transferability import predicted
+from fedkd.scenario.schema import Scenario, Transferability
+from fedkd.tracking.transferability import TransferMap
+
+PHASE = "transferability"
+
+Send = Callable[[Sequence[Message]], "dict[int, Message]"]
+"""Sends messages and returns the replies by client, in client order."""
+
+
+class TransferProbe:
+    """Measures who would gain how much from whom, in the rounds of a scenario that say so.
+
+    Args:
+        scenario: What is simulated.
+        wanted: Its `measure.transferability`.
+        labels: True labels of the transfer set `[M]`; None: they are not known.
+    """
+
+    def __init__(self, scenario: Scenario, wanted: Transferability, labels: np.ndarray | None = None) -> None:
+        self._wanted = wanted
+        self._labels = labels
+        self._stages = upload_stages(scenario.fusion.upload_dtype)
+
+    def is_due(self, round: int) -> bool:
+        """Return whether the map is measured in a round."""
+        return round in self._wanted.rounds
+
+    def measure(
+        self, round: int, node_of_client: Mapping[int, int], send: Send
+    ) -> tuple[TransferMap | None, int]:
+        """Return the map of a round, and the bytes of all messages.
+
+        Who shows nothing, because it failed and is skipped, is not in the map; who is lost while it learns is
+        a sender in it, and as a receiver has no numbers.
+
+        Args:
+            round: 1-based.
+            node_of_client: Nodes of the clients that train in it; where nobody answers there is no map.
+            send: Has messages answered.
+        """
+        if not node_of_client:
+            return None, 0
+        settings = ConfigRecord({msg.SERVER_ROUND: round, msg.EPOCHS: self._wanted.epochs})
+        shown = send(
+            [Message(RecordDict({msg.CONFIG: settings}), node, msg.SHOW) for node in node_of_client.values()]
+        )
+        if not shown:
+            return None, 0
+        knowledge = [self._arrived(reply) for reply in shown.values()]
+        logits = np.stack([arrays[LOGITS] for arrays in knowledge])
+        probabilities = softmax(logits)
+        record = to_record({msg.PROBABILITIES: probabilities})  # one for all, so that it travels once
+        tried = send(
+            [
+                Message(
+                    RecordDict({msg.CONFIG: settings, msg.ARRAYS: record}),
+                    node_of_client[client],
+                    msg.TRY_OUT,
+                )
+                for client in shown
+            ]
+        )
+        gains, answers = _results(list(shown), tried, logits.shape[1])
+        with one_blas_thread():
+            guesses = predicted(logits, np.stack([arrays[START] for arrays in knowledge]), self._labels)
+        by_class = rate = None
+        if self._labels is not None:
+            right = probabilities.argmax(axis=-1) == self._labels
+            by_class = complement_by_class(right, self._labels, logits.shape[-1])
+            rate = transfer_rate(right, answers == self._labels)
+            rate[[client not in tried for client in shown]] = np.nan
+        found = TransferMap(round, tuple(shown), gains[..., 0], gains[..., 1], guesses, by_class, rate)
+        replies = sum(payload_bytes(reply.content) for reply in (*shown.values(), *tried.values()))
+        return found, replies + len(shown) * probabilities.nbytes
+
+    def _arrived(self, reply: Message) -> dict[str, np.ndarray]:
+        return arrive(self._stages, from_record(reply.content.array_records[msg.ARRAYS]), KINDS)
+
+
+def _results(
+    clients: Sequence[int], tried: Mapping[int, Message], samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what came of learning from each, by receiver: gains `[N, N, 2]` and answers `[N, N, M]`.
+
+    Args:
+        clients: All N, in order.
+        tried: Replies by client; of one that was lost there is none, and its gains are NaN.
+        samples: M.
+    """
+    gains = np.full((len(clients), len(clients), 2), np.nan)
+    answers = np.full((len(clients), len(clients), samples), -1, dtype=np.int64)
+    for row, client in enumerate(clients):
+        if client in tried:
+            arrays = from_record(tried[client].content.array_records[msg.ARRAYS])
+            gains[row], answers[row] = arrays[msg.GAINS], arrays[msg.ANSWERS]
+    return gains, answers
+
+
+def transfer_probe(
+    scenario: Scenario, control: RunControl, labels: np.ndarray | None
+) -> TransferProbe | None:
+    """Return what measures the map; None: the scenario wants none.
+
+    Args:
+        scenario: What is simulated.
+        control: Of the run.
+        labels: True labels of the transfer set `[M]`; None: they are not known.
+
+    Raises:
+        UserError: Clients are deployed nodes, which tell nobody what their strategy does not exchange.
+    """
+    wanted = None if scenario.measure is None else scenario.measure.transferability
+    if wanted is None:
+        return None
+    if control.deployment is not None:
+        raise UserError(
+            "is for simulations: it has clients show predictions that their strategy may not exchange, and"
+            " learn from all others",
+            key="measure.transferability",
+        )
+    return TransferProbe(scenario, wanted, labels)

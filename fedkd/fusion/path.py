@@ -1,0 +1,120 @@
+"""`path`: a router of each client's own sends every transfer sample to those of its neighbours that know it.
+
+After Path-PKT, which lets a model of one task route each sample among the models of others by a softmax over
+a few of them, with a balance loss and a z-loss; how the router is trained without a task loss is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion import distribution as distributions
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.combine import class_experts
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.routing import Router, mixed, train_router
+from fedkd.fusion.shift import KnowsStart, shift_cosine
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.transferability import UNLABELLED
+from fedkd.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Path(KnowsStart):
+    """Route every sample among the neighbours of a receiver, by what it says of the sample itself.
+
+    ::
+
+        s_nm(i) = β · guess_nm + q_n[i] · A_n[:, m]            scores: guessed, and what is learned
+        g_n(i)  = softmax over the `neighbours` highest        the gate; all others get 0
+        K_n[i]  = Σ_m g_nm(i) softmax(z_m(x_i) / T)            for client n alone
+        L(A_n)  = −mean_i Σ_c t_ic log Σ_m g_nm(i) q_m[i, c]
+                  + balance · N Σ_m f_m mean_i g_nm(i) + z_loss · mean_i (log Σ_m exp s_nm(i))²
+
+    t is the class experts' answer (see `experts`), or the true label; f the share of samples whose highest
+    score is m's. With `steps = 0` it is the guess alone that chooses, the same for all samples: with
+    `"distance"` and all neighbours that is KnFu. Guesses are the predictors of the transferability map, which
+    tells which of them to believe.
+
+    The gate is learned from the whole transfer set at once. Taken over single samples, f would be the gate's
+    own choice of the moment and the balance loss would punish it for having made one.
+    """
+
+    name: ClassVar[str] = "path"
+    sends: ClassVar[str] = "logits"
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = "after Path-PKT"
+
+    guess: Literal["none", "distance", "agreement", "surer", "shift"] = "agreement"
+    """Where the scores begin: `distance` (−KL of mean predictions, as KnFu has it), `agreement` (share of
+    samples with one answer), `surer` (share on which the sender says something else and is surer), `shift`
+    (cosine of how both have moved since before any training; C more numbers are sent), or `none`."""
+    beta: Annotated[float, Field(ge=0, le=1e6)] = 10.0
+    """β: how sharply the guess chooses. Shares and cosines lie between −1 and 1, so 10 keeps a few."""
+    neighbours: Annotated[int, Field(ge=1)] = 5
+    """Senders that a sample may be routed to, the client itself among them (ties with the last stay)."""
+    supervision: Literal["experts", "labels"] = "experts"
+    """What the gate is to get right: the class `experts`' answer, or the transfer set's true `labels`, which
+    the server has to know."""
+    steps: Annotated[int, Field(ge=0, le=10_000)] = 50
+    """Steps of gradient descent on the whole transfer set, in every round from the guess on; 0 leaves
+    that alone."""
+    lr: Annotated[float, Field(gt=0, le=1e6)] = 2.0
+    """Their size. A gate's gradient is a difference of probabilities: try 0.5 to 5."""
+    balance: Annotated[float, Field(ge=0, le=1e6)] = 0.01
+    """Weight of the loss that evens out who is asked. At 1 it decides and the gate is nearly uniform."""
+    z_loss: Annotated[float, Field(ge=0, le=1e6)] = 0.01
+    """Weight of the loss that keeps scores near 0, so that gates stay soft."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """T of targets and of the loss (gates are learned at 1)."""
+
+    @property
+    def tells_start(self) -> bool:
+        """Whether clients tell what they predicted before any training."""
+        return self.guess == "shift"
+
+    @property
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+        """Labels of the transfer set for `labels`; networks, which answer untrained, for `shift`."""
+        wanted: set[Need] = set()
+        if self.supervision == "labels":
+            wanted.add("transfer_labels")
+        if self.guess == "shift":
+            wanted.add("gradients")
+        return frozenset(wanted)
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return personal targets `[N, M, C]`; the weights `[N, N]` are the mean gates."""
+        assert knowledge.logits is not None
+        q = softmax(knowledge.logits).astype(np.float64)
+        taught = softmax(knowledge.logits, self.temperature)
+        wanted = self._wanted(q, knowledge.labels)
+        scores = self.beta * self._guess(q, knowledge)
+        targets, weights = np.empty_like(taught), np.empty(scores.shape)
+        for n, begin in enumerate(scores):
+            router = Router(begin, self.neighbours, self.balance, self.z_loss)
+            gate = router.gate(train_router(router, q[n], q, wanted, steps=self.steps, lr=self.lr), q[n])
+            targets[n] = mixed(gate, taught)
+            weights[n] = gate.mean(axis=0)
+        return Guidance(targets, weights / weights.sum(axis=1, keepdims=True))
+
+    def _guess(self, q: np.ndarray, knowledge: Knowledge) -> np.ndarray:
+        if self.guess == "shift":
+            return shift_cosine(self.shift_of(knowledge))
+        if self.guess == "none":
+            return np.zeros((len(q), len(q)))
+        return UNLABELLED[self.guess](q)
+
+    def _wanted(self, q: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """Return what gates are to get right, `[M, C]`."""
+        if self.supervision == "labels":
+            assert labels is not None
+            return np.eye(q.shape[-1])[labels]
+        e = distributions.expertise("soft", q, None, None)
+        everyone = np.full(len(q), 1.0 / len(q))
+        return class_experts(everyone, q.astype(np.float32), e).astype(np.float64)

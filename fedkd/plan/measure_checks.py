@@ -1,0 +1,46 @@
+"""Whether what a scenario wants measured can be, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fedkd.errors import UserError
+from fedkd.plan.plan import Plan
+
+KEY = "measure.transferability"
+
+
+def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int) -> None:
+    """Refuse a map where clients have no networks of their own that could learn on the transfer set.
+
+    Args:
+        plan: What to simulate.
+        models: One of every client group, in order.
+        transfer_size: Number of transfer samples M.
+
+    Raises:
+        UserError: What is missing.
+    """
+    scenario, name = plan.scenario, plan.scenario.fusion.strategy
+    if scenario.measure is None or scenario.measure.transferability is None:
+        return
+    if plan.learner is not None:
+        raise UserError("is for runs without a stream of tasks", key=KEY)
+    if plan.strategy.pools:
+        raise UserError(f"with '{name}' no client has a model of its own to teach or to learn", key=KEY)
+    if plan.strategy.brings_model:
+        raise UserError(
+            f"with '{name}' every message brings the model along, and clients have none of their own; use a"
+            " strategy that exchanges predictions, or 'local'",
+            key=KEY,
+        )
+    for group, model in zip(scenario.clients, models, strict=True):
+        if not isinstance(model, nn.Module):
+            raise UserError(
+                f"copies of clients learn by gradients, and model '{group.model}' is not a network", key=KEY
+            )
+    if transfer_size == 0:
+        raise UserError("needs transfer samples, and data.transfer.size is 0", key=KEY)

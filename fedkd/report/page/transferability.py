@@ -1,0 +1,299 @@
+"""Who would have gained from whom, and who was expected to: the figures of transferability maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedkd.fusion.transferability import PREDICTORS, chance, hits, rank_correlation
+from fedkd.report.page.figure import (
+    MAIN,
+    SCALE,
+    SECOND,
+    Cell,
+    Figure,
+    Table,
+    Trace,
+    axes,
+    grid,
+    heat_map,
+    named_axes,
+    plain,
+)
+from fedkd.report.page.record import RunRecord
+from fedkd.report.statistics import interval
+from fedkd.tracking.transferability import TransferMap, mapped_rounds, read_transfer_map
+
+MOST_CLIENTS = 50
+"""Clients up to which every pair is shown; of more, the table alone."""
+MOST_ROUNDS = 20
+"""Maps that a page can show; of more, so many spread evenly."""
+WORDS = {
+    "distance": "−distance of mean predictions",
+    "agreement": "agreement",
+    "surer": "says otherwise and is surer",
+    "shift": "cosine of shifts",
+    "complement": "right where the receiver is wrong",
+}
+MEASURED = {"local": "own test data", "global": "common test set"}
+GAP = 0.05
+MOST_NUMBERED = 6
+"""Clients up to which cells have their numbers in them."""
+
+
+def transfer_figures(record: RunRecord) -> Iterator[Figure | Table]:
+    """Yield the maps and how good the predictors were; nothing if none was measured."""
+    recorded = mapped_rounds(record.folder)
+    places = np.linspace(0, len(recorded) - 1, min(len(recorded), MOST_ROUNDS)).round().astype(int)
+    known = (read_transfer_map(record.folder, recorded[place]) for place in np.unique(places))
+    maps = [found for found in known if found is not None and _is_of(found, record)]
+    if not maps:
+        return
+    shown = [(found, name) for found in maps for name in _predictors(found)]
+    if shown and len(record.models) <= MOST_CLIENTS:
+        for split in MEASURED:
+            yield _side_by_side(shown, split)
+        yield _scatter(record, shown)
+    if len(record.models) <= MOST_CLIENTS:
+        yield from _knowledge(record, [found for found in maps if found.complement_by_class is not None])
+    yield _quality(maps, record)
+
+
+def _is_of(found: TransferMap, record: RunRecord) -> bool:
+    return len(found.clients) > 0 and max(found.clients) < len(record.models)
+
+
+def _predictors(found: TransferMap) -> list[str]:
+    return [name for name in PREDICTORS if name in found.predicted]
+
+
+def _label(found: TransferMap, name: str) -> str:
+    return f"round {found.round}, {WORDS[name]}"
+
+
+def _side_by_side(shown: Sequence[tuple[TransferMap, str]], split: str) -> Figure:
+    """Return what was predicted beside what was gained, with a slider over rounds and predictors."""
+    width = (1.0 - GAP) / 2
+    layout: dict[str, Any] = {"margin": {"t": 40}, "annotations": []}
+    for place, title in enumerate(("predicted", "gained (points)")):
+        start, number = place * (width + GAP), "2" if place else ""
+        layout["annotations"].append(
+            {"text": title, "x": start + width / 2, "y": 1.0, "xref": "paper", "yref": "paper",
+             "xanchor": "center", "yanchor": "bottom", "showarrow": False}
+        )  # fmt: skip
+        layout[f"xaxis{number}"] = {
+            "domain": [start, start + width], "type": "category", "title": {"text": "sender"},
+            "showgrid": False, "anchor": f"y{number}",
+        }  # fmt: skip
+        layout[f"yaxis{number}"] = {
+            "type": "category", "autorange": "reversed", "showgrid": False, "anchor": f"x{number}",
+            "showticklabels": place == 0, "title": {"text": "receiver" if place == 0 else ""},
+        }  # fmt: skip
+    rows = [
+        [found.round, receiver, sender, name, *(float(table[n, m]) for table in _tables(found, name, split))]
+        for found, name in shown
+        for n, receiver in enumerate(found.clients)
+        for m, sender in enumerate(found.clients)
+    ]
+    frames = [(_label(found, name), _maps(found, name, split)) for found, name in shown]
+    return Figure(
+        f"transferability-{split}",
+        f"Who would gain from whom, {MEASURED[split]}",
+        ["round", "receiver", "sender", "predictor", "predicted", "gain"],
+        rows,
+        [] if len(frames) > 1 else frames[0][1],
+        layout,
+        "Left what a predictor expected before anything was exchanged, without a unit: a row's order counts."
+        " Right by how much a copy of the receiver changed that distilled the sender's predictions alone, red"
+        " where it gained, blue where it lost. The diagonal is a copy that learned from itself.",
+        height=360,
+        frames=frames if len(frames) > 1 else (),
+    )
+
+
+def _tables(found: TransferMap, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    return found.predicted[name], found.gain_local if split == "local" else found.gain_global
+
+
+def _maps(found: TransferMap, name: str, split: str) -> list[Trace]:
+    """Return the heat maps of a round, that of the predictor without its diagonal, which says nothing."""
+    guess, gain = _tables(found, name, split)
+    guess = np.where(np.eye(len(found.clients), dtype=bool), np.nan, guess)
+    names = [str(client) for client in found.clients]
+    alike = {"type": "heatmap", "x": names, "y": names, "hoverongaps": False, "xgap": 1, "ygap": 1,
+             "showscale": False}  # fmt: skip
+    most = 100 * max(float(np.abs(gain[np.isfinite(gain)]).max(initial=0.0)), 1e-3)
+    predicted: Trace = {**alike, "z": grid(guess, 4), "colorscale": SCALE}
+    gained: Trace = {**alike, "z": grid(100 * gain, 4), "colorscale": "RdBu", "zmin": -most, "zmax": most,
+                     "xaxis": "x2", "yaxis": "y2"}  # fmt: skip
+    if len(names) <= MOST_NUMBERED:
+        predicted["texttemplate"], gained["texttemplate"] = "%{z:.2f}", "%{z:.0f}"
+    return [predicted, gained]
+
+
+def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Figure:
+    """Return every pair of two clients as a point: what was predicted against what was gained."""
+    frames, rows = [], []
+    for found, name in shown:
+        apart = ~np.eye(len(found.clients), dtype=bool)
+        receivers, senders = (found_at[apart] for found_at in np.indices(apart.shape))
+        guess = found.predicted[name][apart]
+        words = [
+            " from ".join(plain(record.client_name(found.clients[place])) for place in pair)
+            for pair in zip(receivers, senders, strict=True)
+        ]
+        traces = []
+        for (split, where), colour, symbol in zip(
+            MEASURED.items(), (SECOND, MAIN), ("diamond", "circle"), strict=True
+        ):
+            gain = _tables(found, name, split)[1][apart]
+            finite = np.isfinite(gain) & np.isfinite(guess)
+            traces.append(
+                {"type": "scatter", "mode": "markers", "name": plain(where), "x": guess[finite].tolist(),
+                 "y": (100 * gain[finite]).tolist(), "marker": {"color": colour, "symbol": symbol, "size": 6},
+                 "text": [word for word, kept in zip(words, finite, strict=True) if kept],
+                 "hovertemplate": "%{text}<br>%{x:.3g}, %{y:.1f} points<extra></extra>"}
+            )  # fmt: skip
+            rows += [
+                [found.round, name, split, found.clients[n], found.clients[m], float(x), float(y)]
+                for n, m, x, y in zip(receivers, senders, guess, gain, strict=True)
+            ]
+        frames.append((_label(found, name), traces))
+    return Figure(
+        "transferability-scatter",
+        "Predicted and gained",
+        ["round", "predictor", "split", "receiver", "sender", "predicted", "gain"],
+        rows,
+        [] if len(frames) > 1 else frames[0][1],
+        axes("predicted", "gain (points)"),
+        "Every ordered pair of two clients. Points of a predictor that is worth something rise to the right,"
+        " also among the senders of a single receiver, which is what the rank correlations below are about.",
+        height=400,
+        frames=frames if len(frames) > 1 else (),
+    )
+
+
+def _knowledge(record: RunRecord, maps: Sequence[TransferMap]) -> Iterator[Figure]:
+    """Yield what others alone knew, class by class, and how much of what each alone knew was learned."""
+    rates = [(found, found.transfer_rate) for found in maps if found.transfer_rate is not None]
+    if not rates:
+        return
+    classes = list(record.labels[0].classes) if record.labels else []
+    by_class = [(found, _mean_of_others(found)) for found in maps]
+    if any(table.shape[1] != len(classes) for _, table in by_class):
+        classes = [str(label) for label in range(max(table.shape[1] for _, table in by_class))]
+    yield _one_map(
+        "complement-by-class",
+        "What others know and a client does not",
+        [(found, 100 * table, classes[: table.shape[1]]) for found, table in by_class],
+        ("class", "client", "transfer samples of the class (%)"),
+        "Share of a class's transfer samples that another client has right and this one wrong, before"
+        " anything was exchanged; the mean over the others.",
+    )
+    yield _one_map(
+        "transfer-rate",
+        "How much of it was learned",
+        [(found, 100 * rate, [str(client) for client in found.clients]) for found, rate in rates],
+        ("sender", "receiver", "of what the sender alone had right (%)"),
+        "Of the transfer samples that the sender had right and the receiver wrong, those that a copy of the"
+        " receiver has right that learned from the sender alone.",
+    )
+
+
+def _mean_of_others(found: TransferMap) -> np.ndarray:
+    """Return the share that another client has right and this one wrong, mean over the others, `[N, C]`."""
+    assert found.complement_by_class is not None
+    table = found.complement_by_class.copy()
+    table[np.arange(len(table)), np.arange(len(table))] = np.nan
+    known = np.isfinite(table)
+    number = known.sum(axis=1)
+    total = np.where(known, table, 0.0).sum(axis=1)
+    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+
+
+def _one_map(
+    name: str,
+    title: str,
+    tables: Sequence[tuple[TransferMap, np.ndarray, Sequence[str]]],
+    words: tuple[str, str, str],
+    caption: str,
+) -> Figure:
+    """Return a heat map of each round, with a slider."""
+    across, down, unit = words
+    frames = [
+        (
+            f"round {found.round}",
+            [heat_map(table, columns, found.clients, unit="%", digits=0, zmin=0, zmax=100)],
+        )
+        for found, table, columns in tables
+    ]
+    rows = [
+        [found.round, client, column, float(table[n, m])]
+        for found, table, columns in tables
+        for n, client in enumerate(found.clients)
+        for m, column in enumerate(columns)
+    ]
+    return Figure(
+        name,
+        title,
+        ["round", down, across, unit],
+        rows,
+        [] if len(frames) > 1 else frames[0][1],
+        named_axes(x=across, y=down),
+        caption,
+        360,
+        frames if len(frames) > 1 else (),
+    )
+
+
+def _quality(maps: Sequence[TransferMap], record: RunRecord) -> Table:
+    """Return how well each predictor ranked the senders of a receiver, and how often it found the best."""
+    counted = record.counted
+    rows: list[list[object]] = []
+    for found in maps:
+        own = np.array([client in counted for client in found.clients])
+        for split, where in MEASURED.items():
+            gain = found.gain_local if split == "local" else found.gain_global
+            blind = _mean(chance(gain)[own])
+            for name in _predictors(found):
+                guess = found.predicted[name]
+                ranks, found_best = rank_correlation(guess, gain)[own], _mean(hits(guess, gain)[own])
+                rows.append(
+                    [found.round, WORDS[name], where, _spearman(ranks), int(np.isfinite(ranks).sum()),
+                     _share(found_best), _share(blind)]
+                )  # fmt: skip
+    columns = [
+        "round",
+        "predictor",
+        "gain on",
+        "Spearman",
+        "receivers",
+        "best sender found (%)",
+        "by chance (%)",
+    ]
+    caption = (
+        "Spearman's correlation of prediction and gain over the senders of a receiver; mean over receivers,"
+        " with the 95 % interval from three of them on. Receivers have senders in common, so it is of these"
+        " clients, not of others like them."
+    )
+    return Table("transferability-quality", "How good the predictors were", columns, rows, caption)
+
+
+def _spearman(ranks: np.ndarray) -> Cell:
+    known = ranks[np.isfinite(ranks)].tolist()
+    if not known:
+        return Cell("–")
+    mean = interval(known)
+    half = "" if mean.half is None or len(known) < 3 else f" ± {mean.half:.2f}"
+    return Cell(f"{mean.mean:+.2f}{half}", mean.mean)
+
+
+def _share(value: float | None) -> Cell:
+    return Cell("–") if value is None else Cell(f"{100 * value:.0f}", 100 * value)
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None

@@ -1,0 +1,103 @@
+"""Who would have gained how much from whom, and who was expected to: `transferability/round-00003.npz`.
+
+Arrays of a round, receivers first, float64 unless said; the same bytes in every repetition of a run:
+
+    clients              [N]     who was measured, ascending, int64
+    gain_local           [N, N]  change of accuracy on own test data, of a copy that learned from the sender
+    gain_global          [N, N]  the same on the common test set
+    predicted_NAME       [N, N]  what a predictor expected, in no unit; more is more
+    complement_by_class  [N, N, C]  share of a class's transfer samples that the sender alone has right
+    transfer_rate        [N, N]  which share of what the sender alone had right the copy has right
+
+The last two are there where labels of the transfer set are known. NaN: there is no such number.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fedkd.tracking.atomic import write_bytes_atomically
+
+FOLDER = "transferability"
+PREDICTED = "predicted_"
+NAME = re.compile(r"round-(\d{5,})\.npz")
+
+
+@dataclass(frozen=True, eq=False)
+class TransferMap:
+    """The transferability map of a round; all tables are receivers first.
+
+    Attributes:
+        round: 1-based.
+        clients: The N clients that were measured.
+        gain_local: `[N, N]`.
+        gain_global: `[N, N]`.
+        predicted: Predictor to table `[N, N]`.
+        complement_by_class: `[N, N, C]`; None: labels are not known.
+        transfer_rate: `[N, N]`; None: labels are not known.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    gain_local: np.ndarray
+    gain_global: np.ndarray
+    predicted: Mapping[str, np.ndarray] = field(default_factory=dict)
+    complement_by_class: np.ndarray | None = None
+    transfer_rate: np.ndarray | None = None
+
+    @property
+    def gains(self) -> dict[Literal["local", "global"], np.ndarray]:
+        """What was gained, by split."""
+        return {"local": self.gain_local, "global": self.gain_global}
+
+
+def write_transfer_map(folder: Path, found: TransferMap) -> None:
+    """Write a round's map into a run folder."""
+    tables: dict[str, Any] = {"gain_local": found.gain_local, "gain_global": found.gain_global}
+    tables |= {f"{PREDICTED}{name}": table for name, table in found.predicted.items()}
+    tables |= {"complement_by_class": found.complement_by_class, "transfer_rate": found.transfer_rate}
+    known = {name: table.astype(np.float64) for name, table in tables.items() if table is not None}
+    content = BytesIO()
+    np.savez(content, clients=np.array(found.clients, dtype=np.int64), **known)
+    (folder / FOLDER).mkdir(exist_ok=True)
+    write_bytes_atomically(folder / FOLDER / f"round-{found.round:05d}.npz", content.getvalue())
+
+
+def mapped_rounds(folder: Path) -> list[int]:
+    """Return the rounds of which a run folder has a map, ascending."""
+    names = (NAME.fullmatch(path.name) for path in (folder / FOLDER).glob("round-*.npz"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def read_transfer_map(folder: Path, round: int) -> TransferMap | None:
+    """Return a round's map; None: there is none, or it cannot be read as such."""
+    path = folder / FOLDER / f"round-{round:05d}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        clients = tuple(map(int, arrays.pop("clients")))
+        if list(clients) != sorted(set(clients)) or min(clients, default=0) < 0:
+            return None
+        if not all(_fits(name, table, len(clients)) for name, table in arrays.items()):
+            return None
+        local, common = arrays["gain_local"], arrays["gain_global"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+    predicted = {
+        name.removeprefix(PREDICTED): table for name, table in arrays.items() if name.startswith(PREDICTED)
+    }
+    rest = arrays.get("complement_by_class"), arrays.get("transfer_rate")
+    return TransferMap(round, clients, local, common, predicted, *rest)
+
+
+def _fits(name: str, table: np.ndarray, clients: int) -> bool:
+    dimensions: Sequence[int] = table.shape[:2] if name == "complement_by_class" else table.shape
+    return table.dtype.kind == "f" and tuple(dimensions) == (clients, clients)
