@@ -14,9 +14,8 @@ from fedkd.engine.clients import ScenarioWorkload
 from fedkd.engine.ray_grid import RayGrid
 from fedkd.federation.identity import node_id_of
 from fedkd.federation.node_subset import NodeSubset
-from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import RunControl
-from fedkd.federation.server_app import server_strategy
+from fedkd.federation.server_app import make_rounds
 from fedkd.plan.plan import resolve
 from fedkd.scenario.schema import Scenario
 
@@ -56,7 +55,7 @@ class SharedActors:
         plan, data = resolve(self._scenarios[place]), self._data[place]
         nodes = [node_id_of(client) for client in range(self._first[place], self._first[place + 1])]
         folder.mkdir()
-        Rounds(plan, NodeSubset(self.grid, nodes), server_strategy(plan, data), RunControl(folder)).run()
+        make_rounds(plan, NodeSubset(self.grid, nodes), data, RunControl(folder)).run()
         return (folder / "metrics.jsonl").read_bytes()
 
 
