@@ -103,6 +103,25 @@ def over_traffic(study: Study, shown: Metric) -> Figure:
     return figure
 
 
+def over_time(study: Study, shown: Metric) -> Figure:
+    """Draw a metric over the simulated time that has passed, a mean over seeds like the metric itself."""
+
+    def draw(runs: Sequence[StudyRun]) -> Drawing | None:
+        recorded = [run for run in runs if run.curves.get(shown.name) and run.clock]
+        found = curve_over_seeds([run.curves[shown.name] for run in recorded])
+        if found is None:
+            return None
+        clocks = [dict(run.clock) for run in recorded]
+        passed = [np.mean([clock.get(int(round), np.nan) for clock in clocks]) for round in found.x]
+        return Drawing(found, np.array(passed))
+
+    figure, panels = _panels(study, shown, draw)
+    for axes in panels:
+        axes.set_xlim(left=0)
+    figure.supxlabel("simulated time (s)", fontsize=9)
+    return figure
+
+
 # Panels -----------------------------------------------------------------------------------------------
 
 
