@@ -32,6 +32,8 @@ POOLED = "pooled"
 
 CLOCK = "virtual_seconds_train"
 """What metrics say of simulated time."""
+SECONDS_TO = "seconds_to_"
+"""Begins the names of what a summary says of when accuracies were reached."""
 CELLS_NAMED = 3
 """Cells that a warning names, at most."""
 
@@ -213,7 +215,8 @@ def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Pa
     measured = ["rounds", "accuracy_trained_local", "accuracy_local", "accuracy_trained_global"]
     measured += ["accuracy_global", "bytes_up", "bytes_down", "seconds"]
     if any(cell.cell.scenario.clock is not None for cell in finished):
-        measured.append("virtual_seconds")
+        reached = [name for cell in finished for name in cell.final if name.startswith(SECONDS_TO)]
+        measured += ["virtual_seconds", *dict.fromkeys(reached)]
     if any(cell.cell.scenario.continual is not None for cell in finished):
         measured += ["average_accuracy", "bwt", "forgetting", "intransigence", "gain_over_single"]
         measured += ["stored_bytes_per_task", "peak_bytes"]
