@@ -157,7 +157,7 @@ class Rounds:
                 bytes_up=self._totals.bytes_up - before.bytes_up,
                 bytes_down=self._totals.bytes_down - before.bytes_down,
                 seconds=seconds,
-                metrics=evaluated,
+                metrics={**evaluated, **self._time_told()},
                 task=self._schedule.task(0, round) if self._schedule.in_step else None,
             )
         )
@@ -165,6 +165,10 @@ class Rounds:
     def _record_time(self, round: int) -> None:
         if self._job_time is not None:
             self._measurements.clock(round, self._totals.virtual_seconds)
+
+    def _time_told(self) -> dict[str, float]:
+        """Return simulated time as a report on a round has it; nothing without a clock."""
+        return {} if self._job_time is None else {"train/virtual_seconds": self._totals.virtual_seconds}
 
     def _record_failures(self, round: int) -> None:
         self._measurements.failures(round, self._messenger.failures)
