@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -55,7 +56,7 @@ class Reply:
 
     def message(self, client: int, node: int) -> Message:
         """Return the message that says this."""
-        figures = {**self.figures, msg.NUM_EXAMPLES: self.samples}
+        figures: dict[str, Any] = {**self.figures, msg.NUM_EXAMPLES: self.samples}
         content = RecordDict(
             {
                 msg.IDENTITY: msg.identity(client),

@@ -34,7 +34,7 @@ class Clock(Section):
     """σ of the factor of a client's bandwidth, log-normal and drawn once."""
     latency: Annotated[float, Field(ge=0.0, le=1e9)] = 0.0
     """Simulated seconds that a message takes however small it is, each way."""
-    targets: list[Percent] = Field([50, 70, 80, 90], max_length=100)
+    targets: list[Percent] = Field(default=[50, 70, 80, 90], max_length=100)
     """Accuracies in percent; the summary says when the federation's mean reached each of them first."""
 
 

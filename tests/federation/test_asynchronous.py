@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation import asynchronous
+from fedkd.federation.saved_checkpoint import read_checkpoint
 from fedkd.fusion.fedbuff import FedBuff
 from fedkd.fusion.parameters import PARAMETERS
 from fedkd.plan.load import parse_scenario
 from fedkd.server.in_flight import InFlight
+from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_metrics
 
 SMALL: dict[str, Any] = {
@@ -80,6 +83,14 @@ def test_a_round_that_waits_takes_as_long_as_what_goes_to_and_fro(tmp_path):
         assert_allclose(series(folder, "virtual_seconds"), expected, rtol=1e-12)
 
 
+class StopAtFusion(RunObserver):
+    """Stops a run after its fifth round, with jobs under way: of trainings it may have several, or none."""
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        if (round, phase) == (5, "fuse"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -92,8 +103,11 @@ def test_a_round_that_waits_takes_as_long_as_what_goes_to_and_fro(tmp_path):
 def test_a_run_that_was_stopped_goes_on_with_what_is_under_way(changes, tmp_path):
     scenario = parse_scenario(SMALL | {"rounds": 9, "checkpoint_every": 2} | changes)
     whole = fedkd.run(scenario, out=tmp_path / "whole").folder
-    with pytest.raises(Interrupted):  # once some jobs have been done that are not over yet
-        fedkd.run(scenario, out=tmp_path / "stopped", observers=[StopInRound()])
+    with pytest.raises(Interrupted):
+        fedkd.run(scenario, out=tmp_path / "stopped", observers=[StopAtFusion()])
+    assert (
+        read_checkpoint(tmp_path / "stopped" / "checkpoints" / "round-00005")[0].server["flights/jobs"].size
+    )
     fedkd.resume(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 

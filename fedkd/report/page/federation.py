@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def time_figures(record: RunRecord) -> Iterator[Figure]:
     """Yield the mean accuracies over simulated time, of a run with a clock."""
     passed = record.series("train", "virtual_seconds").means
     data: list[Trace] = []
-    columns: dict[str, dict[int, float]] = {}
+    columns: dict[str, Mapping[int, float]] = {}
     for (split, where), colour in zip(SPLITS, (MAIN, SECOND), strict=True):
         for name, words, dash in (
             ("accuracy", "guidance", "solid"),
