@@ -104,7 +104,13 @@ def over_traffic(study: Study, shown: Metric) -> Figure:
 
 
 def over_time(study: Study, shown: Metric) -> Figure:
-    """Draw a metric over the simulated time that has passed, a mean over seeds like the metric itself."""
+    """Draw a metric over the simulated time that has passed, a mean over seeds like the metric itself.
+
+    Where some runs are much longer than others, what is short shall not be a stroke at the edge: by decades.
+    """
+    from matplotlib.ticker import LogLocator
+
+    ends = [run.clock[-1][1] for run in study.runs if run.clock and run.clock[-1][1]]
 
     def draw(runs: Sequence[StudyRun]) -> Drawing | None:
         recorded = [run for run in runs if run.curves.get(shown.name) and run.clock]
@@ -116,8 +122,14 @@ def over_time(study: Study, shown: Metric) -> Figure:
         return Drawing(found, np.array(passed))
 
     figure, panels = _panels(study, shown, draw)
+    logarithmic = bool(ends) and max(ends) > LOG_RATIO * min(ends)
     for axes in panels:
-        axes.set_xlim(left=0)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=4))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        else:
+            axes.set_xlim(left=0)
     figure.supxlabel("simulated time (s)", fontsize=9)
     return figure
 
