@@ -91,6 +91,18 @@ class StopAtFusion(RunObserver):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_clock_goes_on_with_what_clients_were_handed(tmp_path):
+    """After the fifth round's evaluation all have guidance that counts for the sixth's time."""
+    scenario = parse_scenario(SMALL | {"rounds": 6, "evaluate_every": 5, "clock": ALIKE})
+    whole = fedkd.run(scenario, out=tmp_path / "whole").folder
+    with pytest.raises(Interrupted):
+        fedkd.run(scenario, out=tmp_path / "stopped", observers=[StopAtFusion()])
+    saved, *_ = read_checkpoint(tmp_path / "stopped" / "checkpoints" / "round-00005")
+    assert saved.server["clock/handed"].tolist() == [[client, 1600, 2] for client in range(4)]
+    fedkd.resume(tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
