@@ -55,10 +55,9 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
     parameters, work = yield from check_with(plan, data)
-    sampled = scenario.clients_per_round or scenario.data.clients
     evaluated = scenario.evaluate_clients
     told = "" if evaluated is None else f", {evaluated} are evaluated"
-    yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round{told}")
+    yield _row("clients", f"{_at_work(scenario)}{told}")
     yield _row("traffic", _traffic(plan, data, parameters))
     yield _row("testing", _testing(work))
 
@@ -116,6 +115,15 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     work = workload(plan, data, models)
     yield from _measure_rows(plan, data, models, work)
     return max(_exchanged(plan, model) for model in models), work
+
+
+def _at_work(scenario: Scenario) -> str:
+    clients, unwaiting = scenario.data.clients, scenario.asynchronous
+    if unwaiting is None:
+        return f"{scenario.clients_per_round or clients} of {clients} train in a round"
+    working = unwaiting.concurrency or clients
+    uploads = _counted(unwaiting.buffer, "upload")
+    return f"{working} of {clients} are at work at a time, a round is over after {uploads}"
 
 
 def _row(label: str, text: str) -> str:
@@ -337,6 +345,8 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
     """Estimate what the method sends in a round, all clients together; of a stream's first task."""
     scenario, strategy = plan.scenario, plan.strategy
     sampled = scenario.clients_per_round or scenario.data.clients
+    if scenario.asynchronous is not None:
+        sampled = scenario.asynchronous.buffer
     if strategy.sends == "nothing":
         return "none"
     if "weights" in strategy.needs:
@@ -352,6 +362,8 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
     try:
         with contained(), np.errstate(all="ignore"):
             up, down = trial_exchange(plan, data)
+            if scenario.asynchronous is not None:  # it tries a round of all of them
+                up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
     except FedkdError:
         raise
     except Exception as error:

@@ -27,6 +27,7 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import TEMPORARY, write_json_atomically, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE
+from fedkd.tracking.reached import time_figures
 from fedkd.tracking.recorder import (
     MetricRow,
     read_epochs,
@@ -285,6 +286,7 @@ def finish_run(
             "bytes_up": totals.bytes_up,
             "bytes_down": totals.bytes_down,
             "evaluation_bytes": totals.evaluation_bytes,
+            **_time(scenario, rows, totals),
             "by_architecture": by_architecture(plan, rows, counted),
         },
         "continual": None if outcome is None else _continual(outcome),
@@ -329,6 +331,14 @@ def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, 
             "predictors": predictors,
         }
     return {"transferability": table}
+
+
+def _time(scenario: Scenario, rows: Sequence[MetricRow], totals: Totals) -> dict[str, Any]:
+    """Return what is known of simulated time; nothing without a clock."""
+    if scenario.clock is None:
+        return {}
+    stream = scenario.continual is not None
+    return time_figures(rows, totals.virtual_seconds, scenario.clock.targets, stream=stream)
 
 
 def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

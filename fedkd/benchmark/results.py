@@ -30,6 +30,10 @@ POOLED = "pooled"
 """The strategy that trains on all clients' samples in one place."""
 
 
+CLOCK = "virtual_seconds_train"
+"""What metrics say of simulated time."""
+SECONDS_TO = "seconds_to_"
+"""Begins the names of what a summary says of when accuracies were reached."""
 CELLS_NAMED = 3
 """Cells that a warning names, at most."""
 
@@ -210,6 +214,9 @@ def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Pa
     """Write `cells.csv`: one row per cell with how it ended, what it reached and what it cost."""
     measured = ["rounds", "accuracy_trained_local", "accuracy_local", "accuracy_trained_global"]
     measured += ["accuracy_global", "bytes_up", "bytes_down", "seconds"]
+    if any(cell.cell.scenario.clock is not None for cell in finished):
+        reached = [name for cell in finished for name in cell.final if name.startswith(SECONDS_TO)]
+        measured += ["virtual_seconds", *dict.fromkeys(reached)]
     if any(cell.cell.scenario.continual is not None for cell in finished):
         measured += ["average_accuracy", "bwt", "forgetting", "intransigence", "gain_over_single"]
         measured += ["stored_bytes_per_task", "peak_bytes"]
@@ -255,8 +262,9 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
         levels=tuple(cell.cell.levels[axis.name].label for axis in axes),
         seed=cell.cell.seed,
         final=said | last | cell.final,
-        curves={name: tuple(curve) for name, curve in curves.items()},
+        curves={name: tuple(curve) for name, curve in curves.items() if name != CLOCK},
         traffic=_traffic(cell.folder),
+        clock=tuple(curves.get(CLOCK, ())),
         tasks=_over_tasks(cell.cell.scenario, of_tasks),
         is_bound=cell.cell.scenario.fusion.strategy == POOLED,
     )

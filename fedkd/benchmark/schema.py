@@ -32,6 +32,7 @@ METRICS = (
     "bytes_up",
     "bytes_down",
     "seconds",
+    "virtual_seconds",
 )
 """What every run can be asked for; strategies and learners may record more, and runs over streams do."""
 

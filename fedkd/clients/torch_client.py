@@ -91,7 +91,8 @@ class TorchClient(NetworkClient):
         x, y, epochs = self._training_work(training.local_epochs, round)
         self.effect.forget()
         optimizer = self._optimizer(round, training.lr)
-        sends_weights = "weights" in self._strategy.needs and self._shared is None
+        own = self._shared is None or self._strategy.sends_steps
+        sends_weights = "weights" in self._strategy.needs and own
         start = self.weights() if sends_weights else {}
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
         rehearsed = self._rehearsal(round)

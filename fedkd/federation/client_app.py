@@ -46,7 +46,10 @@ def _train(client: Client, message: Message) -> Training[Message]:
     asked = message.content.array_records.get(msg.REQUEST)
     request = None if asked is None else values_of(asked[msg.SAMPLES])
     uploaded = client.upload(round, request)
-    metrics = MetricRecord({msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss})
+    figures: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss}
+    if config.get(msg.TELL_TRAINED, False) and client.evaluated:
+        figures |= {f"{msg.TRAINED}{split}": client.evaluate(split).accuracy for split in SPLITS}
+    metrics = MetricRecord(figures)
     curves = ConfigRecord(client.learning_curves())  # type: ignore[arg-type]
     told = {msg.CURVES: curves, msg.AT_CHANCE: _at_chance(client)}
     return _reply(message, client, arrays=to_record(uploaded), metrics=metrics, **told)

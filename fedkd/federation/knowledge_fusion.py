@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isnan, nan
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,8 @@ class KnowledgeFusion(Strategy):
         stages: What uploads have passed on their way (see `fedkd.clients.upload`).
         bank: What is kept of clients that are at another task or away, and fused along; None: nothing.
         backward: Whether clients are taught old tasks too, with the bank (see `FusingByTask`).
+        exponent: What uploads count by their age, where the server does not wait for everybody (see
+            `fedkd.server.bank.staleness`); None: it does.
         min_available_nodes: Nodes that a round of Flower's own loop waits for, as Flower's strategies do.
     """
 
@@ -51,11 +54,12 @@ class KnowledgeFusion(Strategy):
         min_available_nodes: int = 2,
         *,
         backward: bool = False,
+        exponent: float | None = None,
     ) -> None:
         self.strategy = strategy
         self._min_available_nodes = min_available_nodes
         of_task = known if callable(known) else lambda task: known or ServerKnowledge()
-        self._fusing = FusingByTask(strategy, of_task, bank, backward=backward)
+        self._fusing = FusingByTask(strategy, of_task, bank, backward=backward, exponent=exponent)
         self._stages = stages
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
@@ -162,6 +166,10 @@ class KnowledgeFusion(Strategy):
             mailbox = self._fusing.of(client).mailbox
             settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
             content = RecordDict({msg.CONFIG: settings})
+            if self.strategy.brings_model:
+                model = self._fusing.of(client).model
+                content[msg.ARRAYS] = self._record(model)
+                self._sent += 0 if measures else sum(values.nbytes for values in model.values())
             own = mailbox.take(client)
             if own is not None:
                 settings[msg.GUIDANCE_ROUND], content[msg.GUIDANCE] = own.round, self._record(own.arrays)
@@ -191,8 +199,22 @@ class KnowledgeFusion(Strategy):
 
     # Replies ------------------------------------------------------------------------------------------
 
-    def fuse(self, round: int, replies: Sequence[Message]) -> None:
-        """Fuse the knowledge of all replies and keep every client's guidance for later."""
+    def fuse(
+        self,
+        round: int,
+        replies: Sequence[Message],
+        *,
+        begun: Mapping[int, int] = MappingProxyType({}),
+        awaited: int = 0,
+    ) -> None:
+        """Fuse the knowledge of all replies and keep every client's guidance for later.
+
+        Args:
+            round: 1-based.
+            replies: Without errors, in client order.
+            begun: The rounds in which clients began what they send, where that was not this one.
+            awaited: Replies of the round that come with another call.
+        """
         uploads = {}
         for reply in replies:
             client = msg.sender(reply)
@@ -200,9 +222,10 @@ class KnowledgeFusion(Strategy):
             arrays = from_record(reply.content.array_records[msg.ARRAYS])
             received = arrive(self._stages, arrays, self.strategy.kinds_of(arrays))
             samples = int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES])  # type: ignore[arg-type]
-            uploads[client] = Upload(round, received, samples)
+            uploads[client] = Upload(begun.get(client, round), received, samples)
         self._records.clear()
-        self._sent += self._fusing.fuse(round, uploads, self._client_of_node.values())
+        everyone = self._client_of_node.values()
+        self._sent += self._fusing.fuse(round, uploads, everyone, awaited=awaited)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -109,6 +109,10 @@ class Measurements:
         if known:
             self._record(found.round, split, metric, known)
 
+    def clock(self, round: int, seconds: float) -> None:
+        """Record how much simulated time has passed with the end of a round."""
+        self._recorder.metric("virtual_seconds", seconds, round=round, split="train")
+
     def bank(self, round: int, kept: int | None) -> None:
         """Record the bytes that the knowledge bank keeps."""
         if kept is not None:
@@ -125,6 +129,10 @@ class Measurements:
         Of round 0, before any training, what is known of single tasks is recorded alone.
         """
         rows = {client: metrics_of(reply) for client, reply in replies.items()}
+        return self.measured(round, rows) | self._record_learners(round, replies)
+
+    def measured(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+        """Record what an evaluation has told, by client in client order (see `evaluation`)."""
         means = {}
         for split, metric, key in EVALUATED if round > 0 else ():
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
@@ -135,7 +143,7 @@ class Measurements:
             number = len(self._counted(guided))
             means["train/guided_clients"] = float(number)
             self._recorder.metric("guided_clients", number, round=round, split="train")
-        return means | self._record_tasks(round, rows) | self._record_learners(round, replies)
+        return means | self._record_tasks(round, rows)
 
     def _record_tasks(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
         """Record what clients measured on every task of a stream; return the means by key."""

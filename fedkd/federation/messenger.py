@@ -64,7 +64,7 @@ class Messenger:
             if not failed:
                 break
             self._note(failed, round, phase, "asking once more")
-            again = [_anew(message) for message in sent if self._client_of(message) in failed]
+            again = [_anew(message) for message in sent if self.client_of(message) in failed]
             replies |= self._exchange(round, phase, again)
             failed = self._failed(replies, round)
         if not failed:
@@ -94,7 +94,7 @@ class Messenger:
         within = None if self._deployment is None else self._deployment.reply_within
         received = self._grid.send_and_receive(sent, timeout=within)
         replies = {self._client_behind(reply, sent): reply for reply in received}
-        silent = [client for client in map(self._client_of, sent) if client not in replies]
+        silent = [client for client in map(self.client_of, sent) if client not in replies]
         if silent and (self._goes_on or not any(reply.has_error() for reply in replies.values())):
             late = "" if within is None else f" within {within:g} s"
             raise RunFailed(f"no reply to the {phase} message{late}", client=silent[0], round=round)
@@ -146,7 +146,8 @@ class Messenger:
                 self.failures[client, RECORDED[phase], metric] += 1
             self._control.observer.message(f"client {client}, round {round}: {first_line(reply)}; {measure}")
 
-    def _client_of(self, message: Message) -> int:
+    def client_of(self, message: Message) -> int:
+        """Return the client that a message is for."""
         return self._client_of_node[message.metadata.dst_node_id]
 
 

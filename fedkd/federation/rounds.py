@@ -22,6 +22,7 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.chance import ChanceWatch
 from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.job_time import JobTime
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
 from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
@@ -70,6 +71,8 @@ class Rounds:
         self._observer = control.observer
         self._messenger = Messenger(grid, plan.scenario.data.clients, control, plan.scenario.faults)
         self._node_of_client = self._messenger.node_of_client
+        clock = plan.clock
+        self._job_time = None if clock is None else JobTime(plan, clock, self._messenger.client_of)
         strategy.introduce(self._node_of_client)
         self._changed: set[int] = set()
         self._totals = Totals()
@@ -99,9 +102,8 @@ class Rounds:
                 began(scenario, control.folder, done)
                 if checkpoint is not None:
                     self._restore(checkpoint)
-                elif scenario.continual is not None:
-                    self._evaluate(0)
-                    self._record_failures(0)
+                else:
+                    self._begin()
                 last = self._plan.last_round
                 for round in range(done + 1, last + 1):
                     self._run_round(round)
@@ -117,6 +119,12 @@ class Rounds:
             store.close()
         return self._totals
 
+    def _begin(self) -> None:
+        """Find out how clients do on every task of a stream before any training."""
+        if self._plan.scenario.continual is not None:
+            self._evaluate(0)
+            self._record_failures(0)
+
     def _run_round(self, round: int) -> None:
         started = time.perf_counter()
         before = self._totals
@@ -124,6 +132,7 @@ class Rounds:
         evaluated: dict[str, float] = {}
         if round > self._plan.scenario.rounds:
             train_loss, evaluated = self._finish(round)
+            self._record_time(round)
         else:
             with self._charged_to_strategy(round):
                 self._strategy.begin_round(self._tasks(round))
@@ -133,7 +142,10 @@ class Rounds:
             self._measurements.bank(round, self._strategy.kept_bytes())
             self._end_task(round)
             self._record_failures(round)
-            if self._plan.evaluates(round):
+            self._record_time(round)
+            if not self._plan.evaluates(round):
+                self._go_on_without_evaluation(round)
+            else:
                 if not self._plan.would_evaluate(round):  # only because the run ends here
                     self._recorder.flush()
                     self._if_longer = self._recorder.offsets(), self._recorder.digests()
@@ -156,10 +168,18 @@ class Rounds:
                 bytes_up=self._totals.bytes_up - before.bytes_up,
                 bytes_down=self._totals.bytes_down - before.bytes_down,
                 seconds=seconds,
-                metrics=evaluated,
+                metrics={**evaluated, **self._time_told()},
                 task=self._schedule.task(0, round) if self._schedule.in_step else None,
             )
         )
+
+    def _record_time(self, round: int) -> None:
+        if self._job_time is not None:
+            self._measurements.clock(round, self._totals.virtual_seconds)
+
+    def _time_told(self) -> dict[str, float]:
+        """Return simulated time as a report on a round has it; nothing without a clock."""
+        return {} if self._job_time is None else {"train/virtual_seconds": self._totals.virtual_seconds}
 
     def _record_failures(self, round: int) -> None:
         self._measurements.failures(round, self._messenger.failures)
@@ -183,8 +203,18 @@ class Rounds:
             messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
         replies = self._send_phase(round, "train", messages)
         self._changed.update(replies)
+        self._wait_for_all(round, messages, replies)
         self._fuse(round, list(replies.values()))
         return self._trained(round, replies)
+
+    def _wait_for_all(self, round: int, sent: Sequence[Message], replies: Mapping[int, Message]) -> None:
+        """Have simulated time go on, where there is a clock, until the slowest client has answered."""
+        if self._job_time is not None:
+            taken = self._job_time.of_round(round, sent, replies)
+            self._totals = replace(self._totals, virtual_seconds=self._totals.virtual_seconds + taken)
+
+    def _go_on_without_evaluation(self, round: int) -> None:
+        """Do nothing: clients are handed their guidance with their next message."""
 
     def _trained(self, round: int, replies: Mapping[int, Message]) -> float | None:
         """Record local training, tell of clients that it taught nothing, and return the mean loss."""
@@ -268,6 +298,7 @@ class Rounds:
             messages = self._strategy.finish_messages(round, ConfigRecord(), self._evaluated)
         replies = self._send_phase(round, "finish", messages)
         self._changed.update(replies)
+        self._wait_for_all(round, messages, replies)
         return self._trained(round, replies), self._measurements.evaluation(round, replies)
 
     # Messages -----------------------------------------------------------------------------------------
@@ -285,6 +316,8 @@ class Rounds:
         replies = self._messenger.send(round, phase, sent)
         answered = {reply.metadata.src_node_id for reply in replies.values()}
         self._strategy.take_back([m for m in sent if m.metadata.dst_node_id not in answered])
+        if self._job_time is not None and phase in ("evaluate", "end task"):
+            self._job_time.hand([m for m in sent if m.metadata.dst_node_id in answered])
         up = sum(payload_bytes(reply.content) for reply in replies.values())
         cost = {"bytes_up": up, "bytes_down": self._account(bytes_up=up)}
         if phase == "evaluate":
@@ -337,7 +370,7 @@ class Rounds:
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
         now = self._recorder.offsets(), self._recorder.digests()
-        longer, server = self._if_longer or now, self._strategy.state()
+        longer, server = self._if_longer or now, self._server_state()
         store.save(
             Checkpoint(
                 round=round,
@@ -349,10 +382,18 @@ class Rounds:
                 scenario=decisive(self._plan.scenario),
                 server=server,
                 clients=states,
-                lasting={name for name in server if waits(name)},
+                lasting={name for name in server if self._lasts(name)},
             )
         )
         self._changed.clear()
+
+    def _server_state(self) -> dict[str, np.ndarray]:
+        """Return all of the server's that a later round depends on."""
+        return self._strategy.state() | (self._job_time.state() if self._job_time is not None else {})
+
+    def _lasts(self, name: str) -> bool:
+        """Return whether an array of that is one that nobody writes into."""
+        return waits(name)
 
     def _save_server(self) -> None:
         """Write what the server's strategy carries: of one that averages weights, the model."""
@@ -374,7 +415,7 @@ class Rounds:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self._totals = checkpoint.totals
         self._strategy.begin_round(self._tasks(checkpoint.round))
-        self._strategy.restore(checkpoint.server)
+        self._restore_server(checkpoint.server)
         for clients in _portions(sorted(checkpoint.clients)):
             requests = [
                 Message(
@@ -385,6 +426,11 @@ class Rounds:
                 for client in clients
             ]
             self._messenger.send(checkpoint.round, "restore", requests)
+
+    def _restore_server(self, arrays: Arrays) -> None:
+        self._strategy.restore(arrays)
+        if self._job_time is not None:
+            self._job_time.restore(arrays)
 
 
 def _portions(clients: Sequence[int]) -> list[Sequence[int]]:

@@ -15,6 +15,7 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task, task_names
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described, one_line
+from fedkd.federation.asynchronous import AsynchronousRounds
 from fedkd.federation.context import factory_of, plan_of
 from fedkd.federation.flower_averaging import FlowerAveraging
 from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID
@@ -47,7 +48,7 @@ class ServerContext(Context):
 
     Args:
         plan: What to simulate.
-        data: The federation's data, of which the server touches the transfer set alone.
+        data: The federation's data, of which the server touches the transfer set unwaiting.
         control: Where to write and whom to tell.
     """
 
@@ -66,7 +67,15 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     stages = upload_stages(plan.scenario.fusion.upload_dtype)
     if isinstance(plan.strategy, FusionStrategy):
         known, fusion = partial(_server_knowledge, plan, data), plan.scenario.fusion
-        return KnowledgeFusion(plan.strategy, known, stages, fusion.bank, backward=fusion.backward)
+        unwaiting = plan.scenario.asynchronous
+        return KnowledgeFusion(
+            plan.strategy,
+            known,
+            stages,
+            fusion.bank,
+            backward=fusion.backward,
+            exponent=None if unwaiting is None else unwaiting.staleness,
+        )
     from fedkd.plan.flower import make_flower_strategy
 
     fusion = plan.scenario.fusion
@@ -107,7 +116,16 @@ def _classes_met(plan: Plan, data: FederatedStream, round: int) -> tuple[int, ..
 
 def run_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Totals:
     """Run all rounds of a scenario and return what they cost."""
-    return Rounds(plan, grid, server_strategy(plan, data), control, first_task(data).transfer_y).run()
+    return make_rounds(plan, grid, data, control).run()
+
+
+def make_rounds(plan: Plan, grid: Grid, data: Data, control: RunControl) -> Rounds:
+    """Return what runs the rounds of a scenario: they wait for all who take part, or for nobody."""
+    strategy = server_strategy(plan, data)
+    if plan.scenario.asynchronous is None:
+        return Rounds(plan, grid, strategy, control, first_task(data).transfer_y)
+    assert isinstance(strategy, KnowledgeFusion)
+    return AsynchronousRounds(plan, grid, strategy, control)
 
 
 @app.main()
@@ -134,6 +152,9 @@ def _main(grid: Grid, context: Context) -> None:
             " engine of fedkd can interrupt one",
             key="faults.timeout",
         )
+    if own is not None and plan.clock is not None:
+        key = "clock" if plan.scenario.asynchronous is None else "asynchronous"
+        raise UserError("simulates time, and deployed nodes take their own; leave it out", key=key)
     out = str(context.run_config.get("out", ""))
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
@@ -142,7 +163,7 @@ def _main(grid: Grid, context: Context) -> None:
         data = factory_of(plan).data if own is None else own.share.data
         # Who is missing is said before there is a run folder.
         control = RunControl(folder, observer, deployment=_deployment(own, context))
-        rounds = Rounds(plan, grid, server_strategy(plan, data), control, first_task(data).transfer_y)
+        rounds = make_rounds(plan, grid, data, control)
         write_plan(folder, plan)
         write_clients(folder, plan, data, counted=own is None)
         if own is not None:

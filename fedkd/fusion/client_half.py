@@ -63,6 +63,8 @@ class ClientHalf(ABC):
     """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
     brings_model: ClassVar[bool] = False
     """Whether every message brings the whole model along, so that clients keep none of their own."""
+    sends_steps: ClassVar[bool] = False
+    """Whether a client sends how far training has moved a model that came along, and so remembers it."""
     pools: ClassVar[bool] = False
     """Whether every client's model is trained on all clients' samples."""
     uses_transfer_set: ClassVar[bool] = True

@@ -37,6 +37,7 @@ class Experts(TemperedLabels):
 
     name: ClassVar[str] = "experts"
     guides: ClassVar[Guided] = "all_alike"
+    weighs_age: ClassVar[bool] = True
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings experts and
@@ -67,6 +68,12 @@ class Experts(TemperedLabels):
         e = distributions.expertise(self.distribution, q, knowledge.label_counts, self.epsilon)
         clients = len(q)
         samples = knowledge.samples if self.weight_by_size else None
-        prior = log_prior(clients, samples=samples, age=knowledge.age, decay=self.stale_decay)
+        prior = log_prior(
+            clients,
+            samples=samples,
+            age=knowledge.age,
+            decay=self.stale_decay,
+            freshness=knowledge.freshness,
+        )
         weights = effectiveness(np.zeros((clients, clients)), 0.0, log_prior=prior)
         return Guidance(class_experts(weights[0], q, e), weights)

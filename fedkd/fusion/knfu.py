@@ -44,6 +44,7 @@ class KnFu(TemperedLabels):
 
     name: ClassVar[str] = "knfu"
     guides: ClassVar[Guided] = "each"
+    weighs_age: ClassVar[bool] = True
     paper: ClassVar[str] = "Seyedmohammadi et al., KnFu: Effective Knowledge Fusion, arXiv 2403.11892, 2024"
 
     beta: Annotated[float, Field(ge=0)] = 10.0
@@ -128,7 +129,9 @@ class KnFu(TemperedLabels):
         p = distributions.estimate(self.distribution, q, knowledge.label_counts)
         kept: dict[str, np.ndarray] = {}
         if self.distribution_momentum > 0:
-            fresh = None if knowledge.age is None else knowledge.age == 0
+            fresh = knowledge.new
+            if fresh is None and knowledge.age is not None:
+                fresh = knowledge.age == 0
             p, kept = distributions.moving_average(
                 p, knowledge.clients, memory, self.distribution_momentum, fresh
             )
@@ -157,4 +160,10 @@ class KnFu(TemperedLabels):
 
     def _log_prior(self, knowledge: Knowledge) -> np.ndarray:
         samples = knowledge.samples if self.weight_by_size else None
-        return log_prior(len(knowledge.clients), samples=samples, age=knowledge.age, decay=self.stale_decay)
+        return log_prior(
+            len(knowledge.clients),
+            samples=samples,
+            age=knowledge.age,
+            decay=self.stale_decay,
+            freshness=knowledge.freshness,
+        )

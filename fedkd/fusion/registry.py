@@ -42,6 +42,8 @@ STRATEGIES = Registry(
         "scaffold": "fedkd.fusion.scaffold:Scaffold",
         "target": "fedkd.fusion.target:Target",
         "fedweit": "fedkd.fusion.fedweit:FedWeIT",
+        "fedbuff": "fedkd.fusion.fedbuff:FedBuff",
+        "fedasync": "fedkd.fusion.fedasync:FedAsync",
         "moon": "fedkd.fusion.moon:Moon",
         "fedntd": "fedkd.fusion.fedntd:FedNTD",
         "lg_fedavg": "fedkd.fusion.lg_fedavg:LGFedAvg",

@@ -28,7 +28,13 @@ class Knowledge:
         samples: Number of training samples of each client, `[N]` int64.
         label_counts: Training samples of each class, `[N, C]`; only for a strategy that `needs_label_counts`.
         age: Rounds since each row was computed, `[N]`; 0 is this round, and None means all are. Above 0 only
-            for a strategy with a `stale_decay`.
+            for a strategy with a `stale_decay`, with a bank of knowledge, or where rounds are asynchronous.
+        new: Whether each row has come with this round, however old it is, `[N]` bool; None: those of age 0
+            have.
+        freshness: What each row counts because of its age, `[N]` in (0, 1], where the server does not wait
+            for everybody and leaves that to a strategy that `weighs_age`; None: all rows count alike.
+        awaited: Uploads of this round that come with a later call of `fuse`, because a client has sent two of
+            them; above 0 only where rounds are asynchronous and the strategy `brings_model`.
         extra: What else the strategy's `upload` sends, by name: one array per client, in client order, of
             shapes that may differ.
         request: Indices of the transfer samples asked for this round, `[M]`; None: the whole transfer set.
@@ -50,6 +56,9 @@ class Knowledge:
     samples: np.ndarray
     label_counts: np.ndarray | None = None
     age: np.ndarray | None = None
+    new: np.ndarray | None = None
+    freshness: np.ndarray | None = None
+    awaited: int = 0
     extra: Mapping[str, Sequence[np.ndarray]] = field(default_factory=dict)
     request: np.ndarray | None = None
     labels: np.ndarray | None = None
@@ -62,7 +71,7 @@ class Knowledge:
     def __post_init__(self) -> None:
         if list(self.clients) != sorted(set(self.clients)):
             raise ValueError(f"clients must ascend without repeats, got {self.clients}")
-        for name in ("logits", "samples", "label_counts", "age"):
+        for name in ("logits", "samples", "label_counts", "age", "freshness"):
             array = getattr(self, name)
             if array is not None and len(array) != len(self.clients):
                 raise ValueError(f"{name} has {len(array)} rows for {len(self.clients)} clients")
@@ -164,6 +173,9 @@ class FusionStrategy(ClientHalf):
         "label_counts": Kind.LABEL_COUNTS,
     }
     """What each array of an `upload` is, by name; whoever overrides `upload` says it of all that it sends."""
+    weighs_age: ClassVar[bool] = False
+    """Whether `fuse` counts every row as much as `Knowledge.freshness` says; otherwise old predictions fade
+    before it is handed them, where rounds are asynchronous."""
     guides: ClassVar[Guided | None] = None
     """Whom `fuse` guides; None: it does not say."""
 

@@ -77,20 +77,24 @@ def log_prior(
     samples: np.ndarray | None = None,
     age: np.ndarray | None = None,
     decay: float | None = None,
+    freshness: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the logarithm of ``samples · ρ^age``, `[N]`; whatever is None does not count.
+    """Return the logarithm of ``samples · ρ^age · s``, `[N]`; whatever is None does not count.
 
     Args:
         clients: N.
         samples: Training samples per client, `[N]`; an empty client counts as one sample.
         age: Rounds since a client's knowledge was computed, `[N]`.
         decay: ρ in (0, 1].
+        freshness: s, `[N]`.
     """
     prior = np.zeros(clients)
     if samples is not None:
         prior += np.log(np.maximum(samples, 1))
     if age is not None and decay is not None:
         prior += age * np.log(decay)
+    if freshness is not None:
+        prior += np.log(freshness)
     return prior
 
 

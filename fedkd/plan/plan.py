@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
+from fedkd.plan.asynchronous_checks import check_asynchronous, check_asynchronous_strategy
 from fedkd.plan.checks import check_one_architecture, check_scenario, check_transfer_size
+from fedkd.plan.clock import VirtualClock
 from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
 from fedkd.plan.schedule import Schedule
 from fedkd.plugins import import_plugins
+from fedkd.scenario.clock import Clock
 from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import ClientGroup, Scenario, Section
 from fedkd.scenario.stream import resolve_rounds, resolve_stream
@@ -69,6 +72,12 @@ class Plan:
         )
 
     @property
+    def clock(self) -> VirtualClock | None:
+        """What tells simulated time; None: nobody asks for it."""
+        scenario = self.scenario
+        return None if scenario.clock is None else VirtualClock(scenario.seed, scenario.clock)
+
+    @property
     def last_round(self) -> int:
         """The last round that anything is recorded of."""
         return self.scenario.last_round
@@ -94,11 +103,15 @@ def resolve(scenario: Scenario) -> Plan:
     import_plugins(scenario.plugins, scenario.plugin_path)
     scenario = resolve_stream(scenario)
     check_scenario(scenario)
+    if scenario.asynchronous is not None:
+        check_asynchronous(scenario)
+        scenario = scenario.model_copy(update={"clock": scenario.clock or Clock()})
     schedule = draw_schedule(scenario)
     check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
     strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
     check_transfer_size(scenario, strategy)
+    check_asynchronous_strategy(scenario, strategy)
     tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=hyperparameters)}
     learner = None
     if scenario.continual is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedkd.report.curves import FEWEST_SEEDS
 from fedkd.report.front import BOTH_MOMENTS, FEWEST_ON_A_CURVE, local_global_front
-from fedkd.report.lines import over_rounds, over_tasks, over_traffic
+from fedkd.report.lines import over_rounds, over_tasks, over_time, over_traffic
 from fedkd.report.metrics import Metric
 from fedkd.report.scatter import accuracy_against_stored, local_against_global
 from fedkd.report.statistics import Interval
@@ -48,6 +48,8 @@ def _figures(study: Study) -> Iterator[tuple[str, Callable[[], Figure]]]:
             yield f"rounds-{shown.name}", partial(over_rounds, study, shown)
             if any(run.traffic and run.traffic[-1][1] for run in study.runs):
                 yield f"traffic-{shown.name}", partial(over_traffic, study, shown)
+            if study.has_clock:
+                yield f"time-{shown.name}", partial(over_time, study, shown)
         two_axes = len(study.block_axes) == len(study.compared_axes) == 1
         if two_axes and any(shown.name in run.final for run in study.runs):
             yield f"heatmap-{shown.name}", partial(heat_map, study, shown)

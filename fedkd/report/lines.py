@@ -103,6 +103,37 @@ def over_traffic(study: Study, shown: Metric) -> Figure:
     return figure
 
 
+def over_time(study: Study, shown: Metric) -> Figure:
+    """Draw a metric over the simulated time that has passed, a mean over seeds like the metric itself.
+
+    Where some runs are much longer than others, what is short shall not be a stroke at the edge: by decades.
+    """
+    from matplotlib.ticker import LogLocator
+
+    ends = [run.clock[-1][1] for run in study.runs if run.clock and run.clock[-1][1]]
+
+    def draw(runs: Sequence[StudyRun]) -> Drawing | None:
+        recorded = [run for run in runs if run.curves.get(shown.name) and run.clock]
+        found = curve_over_seeds([run.curves[shown.name] for run in recorded])
+        if found is None:
+            return None
+        clocks = [dict(run.clock) for run in recorded]
+        passed = [np.mean([clock.get(int(round), np.nan) for clock in clocks]) for round in found.x]
+        return Drawing(found, np.array(passed))
+
+    figure, panels = _panels(study, shown, draw)
+    logarithmic = bool(ends) and max(ends) > LOG_RATIO * min(ends)
+    for axes in panels:
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(numticks=4))
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        else:
+            axes.set_xlim(left=0)
+    figure.supxlabel("simulated time (s)", fontsize=9)
+    return figure
+
+
 # Panels -----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,6 +50,8 @@ def metric(name: str) -> Metric:
     words = stem.replace("_", " ")
     if stem in _MOMENTS:
         return Metric(name, f"{split} accuracy {_MOMENTS[stem]}", "%", 100.0, 1, "higher")
+    if (reached := _SECONDS_TO.fullmatch(name)) is not None:
+        return Metric(name, f"simulated time to {reached[1]} %, {reached[2]}", "s", 1.0, 1, "lower")
     if stem.endswith("accuracy"):
         return Metric(name, f"{split} {words}", "%", 100.0, 1, "higher")
     if stem == "fusion_gain":
@@ -73,11 +76,15 @@ def metric(name: str) -> Metric:
 _MOMENTS = {"accuracy_trained": "after training", "accuracy": "after guidance"}
 """The two moments of a round that accuracies are of."""
 
+_SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")
+"""See `fedkd.tracking.reached`."""
+
 _WHOLE_RUN = {
     "evaluation_bytes": Metric("evaluation_bytes", "sent for evaluation", "MB", 1e-6, 2),
     "bytes_up": Metric("bytes_up", "sent to the server", "MB", 1e-6, 2, "lower"),
     "bytes_down": Metric("bytes_down", "sent to the clients", "MB", 1e-6, 2, "lower"),
     "seconds": Metric("seconds", "time of a run", "s", 1.0, 1, "lower"),
+    "virtual_seconds": Metric("virtual_seconds", "simulated time of a run", "s", 1.0, 1, "lower"),
 }
 
 _CONTINUAL = {

@@ -39,6 +39,7 @@ class StudyRun:
         final: Metric to the federation's mean after the last round, and what the whole run cost.
         curves: Metric to (round, the federation's mean), for every round it was recorded in.
         traffic: (round, bytes up and down since the start), for every round.
+        clock: (round, simulated seconds since the start), for every round; empty: there is no clock.
         tasks: Metric to (tasks learned, the federation's mean over those tasks), of a stream of tasks.
         is_bound: Whether it is no federation but says how far one could come: it is shown and not ranked.
     """
@@ -48,6 +49,7 @@ class StudyRun:
     final: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Curve] = field(default_factory=dict)
     traffic: tuple[tuple[int, int], ...] = ()
+    clock: Curve = ()
     tasks: Mapping[str, Curve] = field(default_factory=dict)
     is_bound: bool = False
 
@@ -86,6 +88,11 @@ class Study:
     def compared_axes(self) -> tuple[StudyAxis, ...]:
         """The axes along which groups are compared."""
         return tuple(axis for axis in self.axes if axis.name in self.compared)
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether simulated time is known of some run."""
+        return any(run.clock for run in self.runs)
 
     @property
     def shown(self) -> tuple[Metric, ...]:

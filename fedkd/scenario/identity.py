@@ -14,6 +14,8 @@ INERT = ("name", "engine", "tracking", "checkpoint_every")
 HANDLING = ("timeout", "on_client_error", "retries", "min_replies")
 """Keys of `faults` that say what is done about clients that fail. Where none does, they decide nothing."""
 LATER: Mapping[tuple[str, ...], Any] = {
+    ("clock",): None,
+    ("asynchronous",): None,
     ("data", "partition", "replacement"): False,
     ("data", "transfer", "alpha"): None,
     ("data", "validation"): None,

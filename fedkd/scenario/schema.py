@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from fedkd.scenario.clock import Asynchronous, Clock
 from fedkd.scenario.sections import ClientGroup, Data, PositiveInt, Section, Training
 from fedkd.scenario.sections import EarlyStopping as EarlyStopping
 from fedkd.scenario.sections import Partition as Partition
@@ -341,6 +342,11 @@ class Scenario(Section):
     heterogeneity: Heterogeneity = Heterogeneity()
     faults: Faults = Faults()
     population: Population = Population()
+    clock: Clock | None = None
+    """Simulated time; `{}` for its defaults. Absent: there is none, unless rounds are asynchronous."""
+    asynchronous: Asynchronous | None = None
+    """Have the server fuse after so many uploads, whoever they are of; `{}` for its defaults. Absent: a round
+    waits for all that take part in it."""
     continual: Continual | None = None
     measure: Measure | None = None
     """What is measured besides accuracies; absent: nothing."""

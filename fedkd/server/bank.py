@@ -100,14 +100,44 @@ def faded(
         decay: In (0, 1]; 1: age does not count.
         kinds: What the arrays are, by name.
     """
-    names = [name for name, kind in kinds.items() if kind is Kind.TRANSFER_LOGITS]
-    present = [upload for upload in uploads.values() if upload.round == round]
-    if decay == 1.0 or not present:
+    new = [upload for upload in uploads.values() if upload.round == round]
+    if decay == 1.0:
         return dict(uploads)
-    known_now = {name: _mean([softmax(upload.arrays[name]) for upload in present]) for name in names}
+    factors = {client: decay ** (round - upload.round) for client, upload in uploads.items()}
+    return fade(uploads, factors, new, kinds)
+
+
+def staleness(age: np.ndarray, exponent: float) -> np.ndarray:
+    """Return s(τ) = (1 + τ)^−a, what an upload counts by the versions that have come since it began, `[N]`.
+
+    Args:
+        age: τ, `[N]`.
+        exponent: a.
+    """
+    return (1.0 + age) ** -exponent
+
+
+def fade(
+    uploads: Mapping[int, Upload],
+    factors: Mapping[int, float],
+    new: Sequence[Upload],
+    kinds: Mapping[str, Kind],
+) -> dict[int, Upload]:
+    """Return knowledge of which some counts less than all of it (see `faded`).
+
+    Args:
+        uploads: By client.
+        factors: f of every client.
+        new: What has just come, whose mean takes the place of what fades; nothing: nothing can.
+        kinds: What the arrays are, by name.
+    """
+    if not new:
+        return dict(uploads)
+    names = [name for name, kind in kinds.items() if kind is Kind.TRANSFER_LOGITS]
+    known_now = {name: _mean([softmax(upload.arrays[name]) for upload in new]) for name in names}
     found = {}
     for client, upload in uploads.items():
-        factor = decay ** (round - upload.round)
+        factor = factors[client]
         if factor == 1.0:
             found[client] = upload
             continue

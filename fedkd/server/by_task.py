@@ -10,7 +10,7 @@ from fedkd.fusion.strategy import FusionStrategy
 from fedkd.namespaces import below, under
 from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Shelf, Upload, evict
-from fedkd.server.fusing import PENDING, Fusing, FusionReport, ServerKnowledge
+from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, ServerKnowledge
 from fedkd.server.mailbox import Parcel
 
 TASK = "task/"
@@ -28,6 +28,7 @@ class FusingByTask:
         bank: What is kept of clients that have gone on to another task, or are away; None: nothing.
         backward: Whether guidance is also for those who have gone on to another task, and are known by what
             the bank has kept of them.
+        exponent: That of `staleness`, where the server does not wait for everybody; None: it does.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class FusingByTask:
         bank: Bank | None = None,
         *,
         backward: bool = False,
+        exponent: float | None = None,
     ) -> None:
         self._strategy = strategy
         self._backward = backward
         self._bank = bank
+        self._exponent = exponent
         self._known = known
         self._knows_tasks = "weights" not in strategy.needs or "server" in strategy.needs
         self._task_of: dict[int, int] = {}
@@ -67,7 +70,7 @@ class FusingByTask:
         """Return what fuses the knowledge of a task."""
         if task not in self._by_task:
             decay = None if self._bank is None else self._bank.decay
-            self._by_task[task] = Fusing(self._strategy, self._known(task), decay)
+            self._by_task[task] = Fusing(self._strategy, self._known(task), decay, self._exponent)
         return self._by_task[task]
 
     def of(self, client: int | None) -> Fusing:
@@ -101,7 +104,9 @@ class FusingByTask:
         for task, fusing in self.of_clients(clients or [None]).items():
             fusing.begin([client for client in clients if self.task_of(client) == task])
 
-    def fuse(self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int]) -> int:
+    def fuse(
+        self, round: int, uploads: Mapping[int, Upload], everyone: Iterable[int], *, awaited: int = 0
+    ) -> int:
         """Fuse the knowledge of a round, task by task (see `Fusing.fuse`)."""
         known = list(everyone)
         for fusing in self._by_task.values():
@@ -111,7 +116,7 @@ class FusingByTask:
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
             here = [client for client in known if self.task_of(client) == task]
             elsewhere = set(known).difference(here)
-            sent += fusing.fuse(round, own, here, elsewhere, backward=self._backward)
+            sent += fusing.fuse(round, own, here, elsewhere, backward=self._backward, awaited=awaited)
         if self._bank is not None and self._bank.megabytes is not None:
             evict(self._shelves(), int(self._bank.megabytes * 1e6))
         return sent
@@ -144,6 +149,11 @@ class FusingByTask:
         saved = {int(name.partition("/")[0]) for name in by_task}
         for task in sorted(saved | set(self._task_of.values())):
             self.at(task).restore(below(f"{task}/", by_task))
+
+
+def model_in(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the weights that messages bring along, by name, of a `state` without a stream; else nothing."""
+    return below(f"{TASK}0/{MODEL}", arrays)
 
 
 def waits(name: str) -> bool:

@@ -13,13 +13,15 @@ from fedkd.fusion.given import check_arrays
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.left_out import is_cheap, left_out
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.fusion.views import ServerModels
+from fedkd.fusion.views import Arrays, ServerModels
 from fedkd.namespaces import below, under
 from fedkd.randomness import numpy_generator
-from fedkd.server.bank import Shelf, Upload, faded
+from fedkd.server.bank import Shelf, Upload, fade, faded, staleness
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
 
+MODEL = "model/"
+"""Begins the names of the weights that messages bring along, in a `Fusing.state`."""
 PENDING = "pending/"
 """Begins the names of what waits for clients, in a `Fusing.state`."""
 
@@ -74,15 +76,23 @@ class Fusing:
         known: What the server knows besides.
         decay: What knowledge of an earlier round counts, a round (see `faded`); None: only that of the round
             is fused, unless the strategy itself weighs old knowledge.
+        exponent: That of `staleness`, where the server does not wait for everybody; None: it does.
 
     Attributes:
         strategy: As given.
         mailbox: Guidance that waits to be sent.
         report: On the last fusion, where the strategy has weights; else None.
         shelf: The last knowledge of every client, where more than that of the round is fused.
+        model: The newest weights by name, of a strategy whose messages bring the model.
     """
 
-    def __init__(self, strategy: FusionStrategy, known: ServerKnowledge, decay: float | None = None) -> None:
+    def __init__(
+        self,
+        strategy: FusionStrategy,
+        known: ServerKnowledge,
+        decay: float | None = None,
+        exponent: float | None = None,
+    ) -> None:
         self.strategy = strategy
         self.mailbox = Mailbox()
         self.report: FusionReport | None = None
@@ -92,6 +102,8 @@ class Fusing:
         self._memory: dict[str, np.ndarray] = {}
         self.shelf = Shelf()
         self._decay = decay
+        self._exponent = exponent
+        self.model: Arrays = {}
 
     def begin(self, clients: Iterable[int]) -> None:
         """Leave the strategy's first words for all clients, before the first round and only then."""
@@ -106,6 +118,9 @@ class Fusing:
             check_arrays(guidance.memory, "the first guidance's memory")
             check_arrays(guidance.shared, "what the first guidance gives clients")
             self._memory = dict(guidance.memory)
+            if self.strategy.brings_model:
+                self.model = dict(guidance.shared)
+                return
             self.mailbox.put_for_all(clients, Parcel(0, dict(guidance.shared)))
 
     def request(self, round: int) -> np.ndarray | None:
@@ -125,6 +140,7 @@ class Fusing:
         elsewhere: Collection[int] = (),
         *,
         backward: bool = False,
+        awaited: int = 0,
     ) -> int:
         """Fuse the knowledge of a round and leave every client's guidance in the mailbox.
 
@@ -136,6 +152,7 @@ class Fusing:
                 part.
             backward: Whether it is for those of them whose knowledge was fused along: as something that they
                 missed, of which the newest waits.
+            awaited: Uploads of the round that come with another call.
 
         Returns:
             The bytes of the guidance for those who took part.
@@ -143,11 +160,19 @@ class Fusing:
         self.report = None
         if not uploads or self.strategy.sends == "nothing":
             return 0
-        knowledge = self._knowledge(round, self._recalled(round, uploads))
+        recalled = self._recalled(round, uploads)
+        knowledge = self._knowledge(round, recalled)
+        if self._exponent is not None:
+            new = np.array([client in uploads for client in recalled])
+            fresh = self._freshness(round, recalled, self._exponent)
+            knowledge = replace(knowledge, new=new, freshness=fresh, awaited=awaited)
         with one_blas_thread():
             guidance = self.strategy.fuse(knowledge, self._memory)
         check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
+        if self.strategy.brings_model:
+            self.model = dict(guidance.shared) or self.model
+            return 0  # it goes along with every message, which is when its bytes count
         if guidance.weights is not None:
             self.report = _report(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
         here = replace(guidance, absent={c: g for c, g in guidance.absent.items() if c not in elsewhere})
@@ -160,13 +185,27 @@ class Fusing:
     def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:
         """Return what is fused in a round, in client order: what was sent, and what is on the shelf."""
         ages_itself = self.strategy.stale_decay is not None
-        if not ages_itself and self._decay is None:
+        waits = self._exponent is None
+        if self.strategy.brings_model or (not ages_itself and self._decay is None and waits):
             return dict(sorted(uploads.items()))
         self.shelf.put(uploads)
         known = self.shelf.all()
-        if ages_itself or self._decay is None:
+        if ages_itself or (self.strategy.weighs_age and not waits):
+            return known
+        if self._exponent is not None:
+            ages = np.array([round - upload.round for upload in known.values()])
+            factors = dict(zip(known, staleness(ages, self._exponent).tolist(), strict=True))
+            new = [known[client] for client in sorted(uploads)]
+            return fade(known, factors, new, self.strategy.kinds_of(new[0].arrays))
+        if self._decay is None:
             return known
         return faded(known, round, self._decay, self.strategy.kinds_of(next(iter(uploads.values())).arrays))
+
+    def _freshness(self, round: int, uploads: Mapping[int, Upload], exponent: float) -> np.ndarray | None:
+        """Return what each upload counts by its age, where that is left to the strategy; else None."""
+        if self.strategy.stale_decay is not None or not self.strategy.weighs_age:
+            return None
+        return staleness(np.array([round - upload.round for upload in uploads.values()]), exponent)
 
     def _post(
         self,
@@ -229,7 +268,7 @@ class Fusing:
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a later round depends on, keyed by client."""
         arrays = under("memory/", self._memory) | under(PENDING, self.mailbox.state())
-        return arrays | under("last/", self.shelf.state())
+        return arrays | under("last/", self.shelf.state()) | under(MODEL, self.model)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
@@ -237,6 +276,7 @@ class Fusing:
         self._memory = below("memory/", arrays)
         self.mailbox.restore(below(PENDING, arrays))
         self.shelf.restore(below("last/", arrays))
+        self.model = below(MODEL, arrays)
 
 
 def _report(

@@ -43,6 +43,9 @@ class Mailbox:
     def put(self, client: int, parcel: Parcel) -> None:
         """Leave guidance of a round that the client took part in."""
         self._own[client] = parcel
+        missed = self._missed.get(client)
+        if missed is not None and missed.round <= parcel.round:  # it is out of date before it was sent
+            del self._missed[client]
 
     def put_missed(self, clients: Iterable[int], parcel: Parcel) -> None:
         """Leave guidance for clients that took no part, in place of what they missed before."""

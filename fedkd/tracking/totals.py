@@ -17,3 +17,5 @@ class Totals:
     """Payload sent to clients for the sake of evaluations alone."""
     seconds: float = 0.0
     """Wall-clock time of all rounds."""
+    virtual_seconds: float = 0.0
+    """Simulated time of all rounds, where there is a clock."""

@@ -108,6 +108,9 @@ def closing_lines(report: RunReport) -> list[str]:
     up, down = final.get("bytes_up"), final.get("bytes_down")
     if up is not None and down is not None:
         lines.append(f"traffic          up {size(up)}, down {size(down)}")
+    if (simulated := final.get("virtual_seconds")) is not None:
+        lines.append(f"simulated time   {duration(simulated)}")
+        lines += _reached_lines(final)
     if (seconds := report.summary.get("seconds")) is not None:
         lines.append(f"time             {duration(seconds)}")
     return lines
@@ -129,6 +132,20 @@ def _transferability_lines(table: Mapping[str, Any] | None) -> list[str]:
         f" {best['rank']:+.2f}{half}, best sender found {percent(best['hit'])}"
         f" (chance {percent(table[split]['chance'])})"
     ]
+
+
+def _reached_lines(final: Mapping[str, Any]) -> list[str]:
+    """Return what a summary says of targets that were reached, a text a split: `50 %: 3.2 s, 70 %: –`."""
+    lines = []
+    for split in ("local", "global"):
+        told = {}
+        for name, value in final.items():
+            if name.startswith("seconds_to_") and name.endswith(f"_{split}"):
+                told[int(name.split("_")[2])] = MISSING if value is None else duration(value)
+        if told:
+            text = ", ".join(f"{target} %: {value}" for target, value in sorted(told.items()))
+            lines.append(f"{f'{split} reached':<15}  {text}")
+    return lines
 
 
 def _architecture_lines(architectures: Mapping[str, Any]) -> list[str]:

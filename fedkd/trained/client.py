@@ -198,8 +198,9 @@ class TrainedRun:
             client.restore(saved.state)
         if self.plan.strategy.brings_model:  # clients have none of their own: they work in the server's
             from fedkd.federation.flower_averaging import WEIGHTS
+            from fedkd.server.by_task import model_in
 
-            client.load_weights(below(WEIGHTS, saved.server))
+            client.load_weights(below(WEIGHTS, saved.server) or model_in(saved.server))
 
     def _of_stream(self, client: StreamClient, place: int) -> TrainedClient:
         """Return a client's model of the task at a place in its order."""

@@ -98,6 +98,26 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"hidden": [9]}}],
         "training": {"lr": 1e-2, "batch_size": 10, "executor": "vectorised", "together": 3},
     },
+    # Nobody waits: a server's model that some learn from twice a round, and knowledge of clients at work.
+    "buffered": BASE
+    | {
+        "rounds": 5,
+        "data": BASE["data"] | {"clients": 5},
+        "clients_per_round": None,
+        "clients": [{"model": "mlp", "args": {"hidden": [12]}}],
+        "fusion": {"strategy": "fedbuff", "server_lr": 0.5},
+        "clock": {"spread": 1.5, "bandwidth": 1.0},
+        "asynchronous": {"buffer": 3},
+    },
+    "banked": BASE
+    | {
+        "rounds": 5,
+        "data": BASE["data"] | {"clients": 5},
+        "clients_per_round": None,
+        "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "lenet"}],
+        "clock": {"work": "steps", "seconds": 0.1, "bandwidth": 1.0, "latency": 0.1},
+        "asynchronous": {"buffer": 2, "concurrency": 4},
+    },
     # A stream of tasks that all learn in step, and an average that is held back from what old ones have used.
     "orthogonal": {key: value for key, value in BASE.items() if key != "rounds"}
     | {
@@ -148,7 +168,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 
 def write_scenario(folder: Path, kind: str) -> Path:
     path = folder / f"{kind}.toml"
-    path.write_text(tomli_w.dumps(SCENARIOS[kind]))
+    tables = {key: value for key, value in SCENARIOS[kind].items() if value is not None}
+    path.write_text(tomli_w.dumps(tables))
     return path
 
 
@@ -194,7 +215,10 @@ def test_ray_agrees_with_one_process(inline, tmp_path, ray_session):
     assert run_metrics(path, tmp_path / "ray", *overrides) == inline("together")
 
 
-ON_SHARED_ACTORS = ["mixed", "averaged", "pooled", "measured", "orthogonal", "masks", "streamed"]
+ON_SHARED_ACTORS = [
+    *("mixed", "averaged", "pooled", "measured", "buffered", "banked"),
+    *("orthogonal", "masks", "streamed"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +244,8 @@ def test_actors_agree_with_one_process(kind, inline, tmp_path, actors):
         pytest.param("averaged", marks=pytest.mark.slow),
         pytest.param("orthogonal", marks=pytest.mark.slow),
         pytest.param("masks", marks=pytest.mark.slow),
+        pytest.param("buffered", marks=pytest.mark.slow),
+        pytest.param("banked", marks=pytest.mark.slow),
     ],
 )
 def test_flowers_own_runtime_agrees(kind, inline, tmp_path):

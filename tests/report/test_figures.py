@@ -9,7 +9,7 @@ from matplotlib.colors import to_hex
 from fedkd.report import figures, scatter
 from fedkd.report.metrics import metric
 from fedkd.report.scatter import accuracy_against_stored
-from fedkd.report.study import StudyAxis
+from fedkd.report.study import StudyAxis, StudyRun
 from fedkd.report.style import BASELINE_COLOUR, group_looks
 
 ALL = {
@@ -44,6 +44,23 @@ def test_traffic_is_cumulative_and_silent_groups_are_level_lines(study):
     np.testing.assert_allclose(level.get_ydata(), 80)
     np.testing.assert_allclose(sending.get_xdata(), [1, 2, 3])  # kB
     assert figure._supxlabel.get_text() == "sent so far, up and down (kB)"
+
+
+@pytest.mark.parametrize(("slowest", "scale"), [(1.0, "linear"), (30.0, "log")])
+def test_with_a_clock_metrics_are_drawn_over_simulated_time(slowest, scale, study, tmp_path):
+    def timed(run: StudyRun) -> StudyRun:
+        pace = slowest if run.levels[1] == "fedmd" else 1.0
+        return replace(run, clock=tuple((r, pace * run.seed * r) for r in (1, 2, 3)))
+
+    study = replace(study, runs=tuple(map(timed, study.runs)))
+    axes = figures.over_time(study, metric("accuracy_local")).axes[1]
+    assert axes.get_xscale() == scale
+    _, knfu, fedmd = axes.lines
+    np.testing.assert_allclose(knfu.get_xdata(), [2, 4, 6])  # of seeds 1, 2 and 3
+    np.testing.assert_allclose(fedmd.get_xdata(), slowest * np.array([2, 4, 6]))
+    np.testing.assert_allclose(knfu.get_ydata(), [91 / 3, 182 / 3, 91])
+    added = {"time-accuracy_local", "time-fusion_gain_local"}
+    assert {name for name, _ in figures._figures(study)} == ALL | added
 
 
 def test_the_heat_map_shows_means(study):

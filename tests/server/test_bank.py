@@ -164,3 +164,22 @@ def test_a_restored_bank_goes_on_where_the_other_stopped():
         fusing.fuse(2, {n: upload(n, 2) for n in range(3)}, range(3))
     for n in range(3):
         assert_array_equal(targets(straight, n), targets(restored, n))
+
+
+def test_where_nobody_is_waited_for_old_knowledge_counts_by_its_age():
+    """KnFu's weights are ∝ exp(−βd) s(age); what others fuse fades to what has just come, as s says."""
+
+    def fused(strategy) -> FusingByTask:
+        fusing = FusingByTask(strategy, known, exponent=1.0)
+        fusing.fuse(1, {0: upload(0, 1)}, range(3))
+        fusing.fuse(2, {1: upload(1, 2)}, range(3))
+        fusing.fuse(4, {2: upload(2, 3)}, range(3))  # it began a round ago
+        return fusing
+
+    counts = 1 / (1 + np.array([3, 2, 1]))  # of age 3, 2 and 1
+    report = fused(KnFu(beta=0.0)).report()
+    assert report is not None and report.present == (2,)
+    assert_allclose(report.weights[0], counts / counts.sum(), rtol=1e-12)
+    q = [softmax(upload(client, client + 1).arrays["logits"]) for client in range(3)]
+    faded_q = [own * count + (1 - count) * q[2] for own, count in zip(q, counts, strict=True)]
+    assert_allclose(targets(fused(DSFL(sharpen="mean")), 2), np.mean(faded_q, axis=0), rtol=1e-5)

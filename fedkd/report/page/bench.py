@@ -51,7 +51,8 @@ def bench_page(study: Study, folder: Path, source: str | None) -> Page:
     """
     sections = [Section("Comparison", [comparison_table(study)], explained(study))]
     for shown in study.shown:
-        figures = [*_over_rounds(study, shown), *_over_traffic(study, shown), *_over_tasks(study, shown)]
+        figures = [*_over_rounds(study, shown), *_over_traffic(study, shown), *_over_time(study, shown)]
+        figures += _over_tasks(study, shown)
         sections.append(Section(shown.label[:1].upper() + shown.label[1:], figures))
     sections.append(Section("Local against global", [*_scatter(study)]))
     sections.append(Section("Cells", [*_cells(folder)]))
@@ -141,6 +142,16 @@ def _over_traffic(study: Study, shown: Metric) -> Iterator[Figure]:
 
     layout = axes("sent so far, up and down (MB)", shown.label, hovermode="closest")
     yield from _curves(study, shown, "traffic", "against bytes", curve, layout, by_place=True)
+
+
+def _over_time(study: Study, shown: Metric) -> Iterator[Figure]:
+    def curve(run: StudyRun) -> Points:
+        """Return the metric over simulated time, of a run with a clock."""
+        passed = dict(run.clock)
+        return tuple((passed[round], v) for round, v in run.curves.get(shown.name, ()) if round in passed)
+
+    layout = axes("simulated time (s)", shown.label, hovermode="closest")
+    yield from _curves(study, shown, "time", "against simulated time", curve, layout, by_place=True)
 
 
 def _curves(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fedkd.report.page.figure import (
     SECOND,
     Figure,
     Trace,
+    axes,
     band,
     line,
     looks,
@@ -78,6 +79,36 @@ def _accuracy(record: RunRecord, split: str, where: str, guided: Series, trained
         caption.strip(),
         400,
     )
+
+
+def time_figures(record: RunRecord) -> Iterator[Figure]:
+    """Yield the mean accuracies over simulated time, of a run with a clock."""
+    passed = record.series("train", "virtual_seconds").means
+    data: list[Trace] = []
+    columns: dict[str, Mapping[int, float]] = {}
+    for (split, where), colour in zip(SPLITS, (MAIN, SECOND), strict=True):
+        for name, words, dash in (
+            ("accuracy", "guidance", "solid"),
+            ("accuracy_trained", "training", "dash"),
+        ):
+            means = record.series(split, name).means
+            rounds = [round for round in sorted(means) if round in passed]
+            if rounds:
+                columns[f"{name}_{split}"] = means
+                values = _percent([means[round] for round in rounds])
+                title = f"{where}, after {words}"
+                data.append(line(title, [passed[round] for round in rounds], values, colour, dash=dash))
+    rows = [[round, passed[round], *(of.get(round) for of in columns.values())] for round in sorted(passed)]
+    if data:
+        yield Figure(
+            "accuracy-time",
+            "Accuracy over simulated time",
+            ["round", "virtual_seconds", *columns],
+            rows,
+            data,
+            axes("simulated time (s)", "accuracy (%)", hovermode="closest"),
+            "Means over clients. Time is that of the scenario's clock: no run takes as long.",
+        )
 
 
 def spread_of(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.report.page.cost import cost_figures, failure_figures
-from fedkd.report.page.federation import accuracy_figures, effect_figures
+from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
 from fedkd.report.page.figure import Cell, Table
 from fedkd.report.page.labels import label_figures
 from fedkd.report.page.neighbours import neighbour_view
@@ -37,7 +37,7 @@ def run_page(record: RunRecord) -> Page:
     view = neighbour_view(record)
     whom: list[Item] = [view] if view is not None else []
     sections = [
-        Section("Accuracy", list(accuracy_figures(record))),
+        Section("Accuracy", [*accuracy_figures(record), *time_figures(record)]),
         Section("Stream of tasks", list(_stream(record))),
         Section("Fusion", [*effect_figures(record), *whom]),
         Section("Transferability", list(transfer_figures(record))),
@@ -106,6 +106,8 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     if record.summary is not None:
         final = record.summary["final"]
         told.append(("sent", f"{size(final['bytes_up'])} up, {size(final['bytes_down'])} down"))
+        if "virtual_seconds" in final:
+            told.append(("simulated time", duration(final["virtual_seconds"])))
         told.append(("time", duration(record.summary["seconds"])))
     return told
 

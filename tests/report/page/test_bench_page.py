@@ -27,6 +27,16 @@ def test_what_is_no_study_is_told_of(text, tmp_path):
         read_study(tmp_path)
 
 
+def test_with_a_clock_there_is_a_picture_over_simulated_time(study, tmp_path, payload_of):
+    runs = tuple(replace(run, clock=((1, 2.0), (2, 5.0), (3, 9.0))) for run in study.runs)
+    write_study(replace(study, runs=runs), tmp_path)
+    assert read_study(tmp_path).runs == runs
+    figure = payload_of(write_report([tmp_path]))["figures"]["time-accuracy_local-1"]
+    lines = {trace["name"]: trace for trace in figure["data"] if trace.get("fill") is None}
+    np.testing.assert_allclose(lines["knfu"]["x"], [2, 5, 9])
+    np.testing.assert_allclose(lines["knfu"]["y"], [91 / 3, 182 / 3, 91])
+
+
 def test_a_bench_has_a_page_of_its_own(study, tmp_path, payload_of):
     write_study(study, tmp_path)
     (tmp_path / "cells.csv").write_text("strategy,seed,status\nknfu,1,done\nlocal,2,\n")

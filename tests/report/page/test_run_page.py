@@ -81,6 +81,18 @@ def test_what_was_sent_and_what_it_took(make_run, payload_of):
     assert [row[1:] for row in payload["labels"]["rows"][:2]] == [[0, "zero", 0], [0, "one", 5]]
 
 
+def test_accuracy_over_simulated_time(make_run, payload_of):
+    folder = make_run(changes={"clock": {}})
+    with (folder / "metrics.jsonl").open("a") as file:
+        for round in (1, 2, 3):
+            row = {"round": round, "client": None, "task": None, "split": "train"}
+            file.write(json.dumps({**row, "metric": "virtual_seconds", "value": 1.5 * round**2}) + "\n")
+    figure = payload_of(write_report([folder]))["figures"]["accuracy-time"]
+    assert figure["columns"] == ["round", "virtual_seconds", "accuracy_global", "accuracy_trained_global"]
+    assert [row[1] for row in figure["rows"]] == [1.5, 6.0, 13.5]
+    assert all(trace["x"] == [1.5, 6.0, 13.5] for trace in figure["data"])
+
+
 def test_thousands_of_clients_are_a_few_lines(make_run, payload_of):
     path = write_report([make_run(clients=1000, rounds=2)])
     payload = payload_of(path)

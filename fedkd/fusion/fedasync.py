@@ -1,0 +1,43 @@
+"""FedAsync: a server that mixes every model into its own as it comes.
+
+C. Xie, S. Koyejo and I. Gupta, "Asynchronous Federated Optimization", OPT 2020, arXiv 1903.03934.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.server_steps import ServerSteps
+from fedkd.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedAsync(ServerSteps):
+    """Mix a client's model into the server's, the less the older it is.
+
+    ::
+
+        x ← (1 − α s(τ)) x + α s(τ) y        y began τ versions of x ago
+
+    This is with `asynchronous.buffer` 1. Of K models at once the mean counts: `x ← x + α (1/K) Σ_i s(τ_i)
+    (y_i − x)`. Unlike FedBuff's step, y − x also takes back what others have taught x since the client began,
+    so a client that is always late pulls to where x was.
+    """
+
+    name: ClassVar[str] = "fedasync"
+    sends: ClassVar[str] = "weights"
+    paper: ClassVar[str] = "Xie, Koyejo and Gupta, Asynchronous Federated Optimization, OPT 2020"
+
+    mixing: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """α: share of a fresh model. 1 replaces the server's model by it; try 0.1 where clients are many."""
+
+    @property
+    def _rate(self) -> float:
+        return self.mixing
+
+    def _wanted(self, upload: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return upload - x

@@ -1,0 +1,100 @@
+"""A server that has a model of its own, which clients train from, and moves it by what they send."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView, ServerModels
+from fedkd.hyperparameters import STRICT
+from fedkd.namespaces import below, under
+
+MODEL = "model/"
+SUM = "sum"
+COUNT = "count"
+SEEN = "seen"
+
+
+@dataclass(frozen=True, config=STRICT)
+class ServerSteps(FusionStrategy):
+    """Base of strategies whose server takes one step a round, the mean of what each upload would have it do.
+
+    ::
+
+        x ← x + η (1/K) Σ_i s(τ_i) u_i      over the round's K uploads
+
+    Where rounds are asynchronous, s(τ) = (1 + τ)^−a is what an upload counts that began τ versions of the
+    server's model ago; else it is 1. The sum is divided by K and not by Σ s: with old uploads alone the step
+    is smaller. Statistics of normalisation layers move along, and counters are those of who has counted most.
+    Every message brings x along, so clients keep no model.
+    """
+
+    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    guides: ClassVar[Guided] = "all_alike"
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
+    brings_model: ClassVar[bool] = True
+    uses_transfer_set: ClassVar[bool] = False
+    weighs_age: ClassVar[bool] = True
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives x: it is with every message."""
+        return "all clients, all the same, with every message"
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def prologue(self, server: ServerModels) -> Guidance:
+        """Return the initial x."""
+        model = server.initial_weights(server.architecture_of(0))
+        return Guidance(targets=None, memory=under(MODEL, model), shared=model)
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return the new x; if uploads of the round are still to come, what there is of the sum is kept."""
+        model = _sorted(below(MODEL, memory))
+        x = pack(model)
+        uploads = packs_of(knowledge.extra)
+        freshness = np.ones(len(uploads)) if knowledge.freshness is None else knowledge.freshness
+        total = np.array(memory.get(SUM, np.zeros(x[PARAMETERS].shape)))
+        for weight, upload in zip(freshness, uploads, strict=True):
+            total += weight * self._wanted(upload[PARAMETERS].astype(np.float64), x[PARAMETERS])
+        count = int(memory.get(COUNT, 0)) + len(uploads)
+        seen = np.max([x[COUNTERS], memory.get(SEEN, x[COUNTERS])], axis=0)
+        seen = np.max([seen, *(upload[COUNTERS] for upload in uploads)], axis=0)
+        if knowledge.awaited:
+            partly = {SUM: total, COUNT: np.array(count), SEEN: seen}
+            return Guidance(targets=None, memory=under(MODEL, model) | partly)
+        moved = (x[PARAMETERS] + self._rate * total / count).astype(np.float32)
+        new = unpack({PARAMETERS: moved, COUNTERS: seen}, model)
+        return Guidance(targets=None, memory=under(MODEL, new), shared=new)
+
+    @property
+    @abstractmethod
+    def _rate(self) -> float:
+        """η."""
+
+    @abstractmethod
+    def _wanted(self, upload: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return u, where an upload would have x go, `[P]` float64."""
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Replace the client's weights by x."""
+        client.load_weights(guidance)
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return the client's weights, in the order of their names."""
+        return pack(_sorted(client.weights()))
+
+
+def _sorted(weights: Arrays) -> dict[str, np.ndarray]:
+    """Return weights in the order of their names, which a file keeps."""
+    return {name: weights[name] for name in sorted(weights)}

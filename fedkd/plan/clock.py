@@ -1,0 +1,55 @@
+"""Simulated time: how long a client takes for a job, and a message for its way. Drawn from the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp
+
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.clock import Clock
+
+BITS = 8e-6
+"""Megabits of a byte."""
+
+
+@dataclass(frozen=True)
+class VirtualClock:
+    """Tells how long what happens in a federation takes, in simulated seconds.
+
+    ::
+
+        job of client n:  f_n · seconds · {|N(0, 1)|, 1, steps}      ln f_n ~ N(0, spread²)
+        its message:      latency + 8 · bytes / (g_n · bandwidth)    ln g_n ~ N(0, bandwidth_spread²)
+
+    Attributes:
+        seed: The scenario's.
+        settings: What is typical of clients, and how far they differ.
+    """
+
+    seed: int
+    settings: Clock
+
+    def work(self, client: int, job: int, steps: int) -> float:
+        """Return how long a client takes for a job.
+
+        Args:
+            client: Client index.
+            job: The round whose draws it takes, as every other draw of the client's.
+            steps: Steps of its optimiser.
+        """
+        settings = self.settings
+        typical = settings.seconds * self._factor("clock-speed", client, settings.spread)
+        if settings.work == "drawn":
+            return typical * abs(numpy_generator(self.seed, "clock-job", client=client, round=job).normal())
+        return typical * steps if settings.work == "steps" else typical
+
+    def way(self, client: int, size: int) -> float:
+        """Return how long a message of so many bytes takes to a client, or from it."""
+        settings = self.settings
+        if settings.bandwidth is None:
+            return settings.latency
+        speed = settings.bandwidth * self._factor("clock-network", client, settings.bandwidth_spread)
+        return settings.latency + BITS * size / speed
+
+    def _factor(self, purpose: str, client: int, spread: float) -> float:
+        return exp(spread * numpy_generator(self.seed, purpose, client=client).normal())

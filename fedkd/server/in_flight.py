@@ -1,0 +1,152 @@
+"""Who is at work on the simulated clock, since when and until when, where a server waits for nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import isnan, nan
+
+import numpy as np
+
+from fedkd.randomness import numpy_generator
+
+JOBS = "jobs"
+KEYS = "keys"
+DEPARTURES = "departures"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a client does between a download and an upload.
+
+    Attributes:
+        client: Client index.
+        began: The round that was under way when it began.
+        key: The round whose draws it takes.
+        start: When it began, in simulated seconds.
+        working: Seconds until it has worked; before it was done, at least so many.
+        size: Bytes that the client was handed for it.
+        steps: Steps that it takes to learn them.
+        over: When its upload arrives; NaN: nobody knows yet, because it was not done yet.
+    """
+
+    client: int
+    began: int
+    key: int
+    start: float
+    working: float
+    size: int
+    steps: int
+    over: float = nan
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was done, so that it is known when it is over."""
+        return not isnan(self.over)
+
+    @property
+    def earliest(self) -> float:
+        """When it is over, or else before when it cannot be."""
+        return self.over if self.is_done else self.start + self.working
+
+
+class InFlight:
+    """The jobs that are under way, each client at one of them at most.
+
+    Every event has its place in the order of (time, client). Jobs are done in reality when it must be known
+    which of them is over first: all that wait for that at once, as none depends on another.
+
+    Args:
+        clients: Clients N.
+        concurrency: Jobs at a time, at most.
+        seed: The scenario's.
+    """
+
+    def __init__(self, clients: int, concurrency: int, seed: int) -> None:
+        self._clients = clients
+        self._concurrency = concurrency
+        self._seed = seed
+        self._jobs: dict[int, Job] = {}
+        self._held: set[int] = set()
+        self._keys = np.zeros(clients, dtype=np.int64)  # of every client's last job
+        self._departures = 0
+
+    @property
+    def jobs(self) -> Mapping[int, Job]:
+        """The jobs under way, by client."""
+        return self._jobs
+
+    def departing(self) -> list[int]:
+        """Return the clients that begin a job now, ascending: as many as there is room for.
+
+        Whoever is idle comes into question, and is drawn where they are too many.
+        """
+        idle = sorted(set(range(self._clients)) - self._jobs.keys() - self._held)
+        room = min(self._concurrency - len(self._jobs), len(idle))
+        if room == len(idle):
+            chosen = idle
+        else:
+            generator = numpy_generator(self._seed, "departure", round=self._departures)
+            chosen = sorted(idle[int(place)] for place in generator.choice(len(idle), room, replace=False))
+        self._departures += bool(chosen)
+        return chosen
+
+    def key(self, client: int, round: int) -> int:
+        """Return the round whose draws a client's next job takes, 1-based: no two jobs of a client take one.
+
+        That is the round under way, unless the client has done a job of it before.
+        """
+        return max(round, int(self._keys[client]) + 1)
+
+    def depart(self, job: Job) -> None:
+        """Take down that a client begins a job."""
+        self._jobs[job.client] = job
+        self._keys[job.client] = job.key
+
+    def done(self, client: int, working: float, over: float) -> None:
+        """Take down how long a client works on its job, and when its upload arrives."""
+        self._jobs[client] = replace(self._jobs[client], working=working, over=over)
+
+    def first(self) -> Job | None:
+        """Return the job that is over first; None: one that was not done yet might be."""
+        job = min(self._jobs.values(), key=lambda job: (job.earliest, job.client))
+        waiting = [other.earliest for other in self._jobs.values() if not other.is_done]
+        return job if job.is_done and all(job.over < earliest for earliest in waiting) else None
+
+    def land(self, client: int, *, hold: bool) -> None:
+        """Take down that an upload has arrived.
+
+        Args:
+            client: Whose.
+            hold: Whether the client waits to be answered, until it is released.
+        """
+        del self._jobs[client]
+        if hold:
+            self._held.add(client)
+
+    def release(self) -> None:
+        """Take down that all who waited have been answered."""
+        self._held.clear()
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that a later round depends on, after one."""
+        rows = [
+            (job.client, job.began, job.key, job.start, job.working, job.size, job.steps, job.over)
+            for _, job in sorted(self._jobs.items())
+        ]
+        return {
+            JOBS: np.array(rows, dtype=np.float64).reshape(-1, 8),
+            KEYS: self._keys.copy(),
+            DEPARTURES: np.array(self._departures, dtype=np.int64),
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`."""
+        self._keys = arrays[KEYS].astype(np.int64)
+        self._departures = int(arrays[DEPARTURES])
+        self._jobs = {}
+        for client, began, key, start, working, size, steps, over in arrays[JOBS].tolist():
+            job = Job(int(client), int(began), int(key), start, working, int(size), int(steps), over)
+            self._jobs[job.client] = job

@@ -1,0 +1,118 @@
+"""Jobs under way: the order of events, how old an upload is in the mean, and who comes next."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fedkd.server.in_flight import InFlight, Job
+
+
+def depart(flights: InFlight, round: int, now: float, lasts) -> list[int]:
+    clients = flights.departing()
+    for client in clients:
+        flights.depart(Job(client, round, flights.key(client, round), now, 0.0, 0, 0))
+        flights.done(client, 0.0, now + lasts(client))
+    return clients
+
+
+def ages(clients: int, buffer: int, versions: int, lasts, concurrency: int | None = None) -> list[int]:
+    """Return how old every upload is, where who has uploaded begins again at once."""
+    flights, now, found = InFlight(clients, concurrency or clients, 0), 0.0, []
+    for version in range(1, versions + 1):
+        depart(flights, version, now, lasts)
+        for place in range(buffer):
+            job = flights.first()
+            assert job is not None and job.over >= now
+            flights.land(job.client, hold=False)
+            now = job.over
+            found.append(version - job.began)
+            if place < buffer - 1:
+                depart(flights, version, now, lasts)
+    return found
+
+
+@pytest.mark.parametrize(("buffer", "mean"), [(1, 9.0), (3, 3.0), (5, 1.8)])
+@pytest.mark.parametrize("law", ["half normal", "exponential", "uniform"])
+def test_where_all_train_always_the_mean_age_is_n_less_one_by_k(buffer, mean, law):
+    """(N − 1)/K, whatever the law of durations: of the clients, and of the jobs."""
+    draws, speed = np.random.default_rng(1), np.exp(np.random.default_rng(2).normal(size=10))
+    lasts = {
+        "half normal": lambda client: speed[client] * abs(draws.normal()),
+        "exponential": lambda client: draws.exponential(),
+        "uniform": lambda client: draws.uniform(0.5, 1.5),
+    }[law]
+    assert np.mean(ages(10, buffer, 2000, lasts)) == pytest.approx(mean, rel=0.02)
+
+
+def test_of_events_at_one_instant_the_lowest_client_is_first():
+    flights = InFlight(4, 4, 0)
+    depart(flights, 1, 0.0, lambda client: 1.0)
+    order = []
+    while flights.jobs:
+        job = flights.first()
+        flights.land(job.client, hold=True)
+        order.append(job.client)
+    assert order == [0, 1, 2, 3]
+    assert flights.departing() == []  # they wait to be answered
+    flights.release()
+    assert flights.departing() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("least", "known"), [(2.0, False), (2.5, True)])
+def test_nobody_is_first_before_it_is_known_when_others_are_over(least, known):
+    """A job that cannot be over before 2 might be over at 2, like the one that is known to be."""
+    flights = InFlight(2, 2, 0)
+    for client in flights.departing():
+        flights.depart(Job(client, 1, 1, 0.0, least, 0, 0))
+    assert flights.first() is None
+    flights.done(1, 1.0, 2.0)
+    assert (flights.first() is not None) == known
+
+
+def test_no_two_jobs_of_a_client_take_the_same_draws():
+    flights, keys = InFlight(2, 2, 0), []
+    for began, round in enumerate([1, 1, 1, 2, 7]):
+        depart(flights, round, float(began), lambda client: 0.5)
+        keys.append(flights.jobs[0].key)
+        for client in (0, 1):
+            flights.land(client, hold=False)
+    assert keys == [1, 2, 3, 4, 7]
+
+
+def test_of_many_who_are_idle_all_come_alike_and_the_same_once_more():
+    def drawn() -> Counter[int]:
+        flights, counts = InFlight(6, 2, 3), Counter()
+        for round in range(1, 601):
+            counts.update(depart(flights, round, float(round), lambda client: 1.0))
+            job = flights.first()
+            flights.land(job.client, hold=False)
+        return counts
+
+    counts = drawn()
+    assert sum(counts.values()) == 601 and min(counts.values()) > 60
+    assert drawn() == counts
+
+
+def test_what_is_under_way_goes_on_after_a_restore():
+    flights = InFlight(5, 3, 1)
+    depart(flights, 1, 0.0, lambda client: 1.0 + client)
+    flights.land(flights.first().client, hold=False)
+    for client in flights.departing():
+        flights.depart(Job(client, 2, flights.key(client, 2), 1.5, 0.5, 64, 3))
+    again = InFlight(5, 3, 1)
+    again.restore(flights.state())
+    assert again.jobs.keys() == flights.jobs.keys() and again.first() == flights.first() is None
+    for one in (flights, again):
+        for client, job in list(one.jobs.items()):
+            if not job.is_done:
+                one.done(client, 0.6, 9.0)
+    assert again.jobs == flights.jobs
+    assert again.departing() == flights.departing() == []
+    job = flights.first()
+    assert again.first() == job
+    for one in (flights, again):
+        one.land(job.client, hold=False)
+    assert again.departing() == flights.departing()
