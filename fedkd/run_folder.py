@@ -26,7 +26,7 @@ from fedkd.scenario.identity import digest_of
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import TEMPORARY, write_json_atomically, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE
+from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE, TOPOLOGY
 from fedkd.tracking.recorder import (
     MetricRow,
     read_epochs,
@@ -81,7 +81,9 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write a run's resolved scenario and its schedule, the scenario last: it makes a folder a run folder.
+    """Write a run's resolved scenario, its schedule and its graph, if there is one.
+
+    The scenario comes last: it makes a folder a run folder.
 
     Beside the schedule stands the digest of what decides the run's results, which tells a scenario that was
     changed before there was a checkpoint.
@@ -93,6 +95,8 @@ def write_plan(folder: Path, plan: Plan) -> None:
         schedule = json.loads(plan.schedule.to_json())
         text = json.dumps({"scenario": digest_of(plan.scenario), **schedule})
         write_text_atomically(folder / SCHEDULE, f"{text}\n")
+        if plan.graph is not None:
+            write_text_atomically(folder / TOPOLOGY, plan.graph.to_json())
         write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error

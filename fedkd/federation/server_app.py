@@ -29,6 +29,7 @@ from fedkd.run_folder import finish_run, new_run_folder, write_clients, write_de
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.server.orthogonal import OrthogonalTraining, Weights
+from fedkd.server.peers import Mixing
 from fedkd.tracking.events import Observers
 from fedkd.tracking.present import PresentFile
 from fedkd.tracking.progress import make_progress
@@ -66,7 +67,12 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     stages = upload_stages(plan.scenario.fusion.upload_dtype)
     if isinstance(plan.strategy, FusionStrategy):
         known, fusion = partial(_server_knowledge, plan, data), plan.scenario.fusion
-        return KnowledgeFusion(plan.strategy, known, stages, fusion.bank, backward=fusion.backward)
+        topology, peers = plan.scenario.topology, None
+        if plan.graph is not None:
+            peers = Mixing(plan.graph, topology.mixing, topology.relay)
+        return KnowledgeFusion(
+            plan.strategy, known, stages, fusion.bank, backward=fusion.backward, peers=peers
+        )
     from fedkd.plan.flower import make_flower_strategy
 
     fusion = plan.scenario.fusion

@@ -14,6 +14,7 @@ from fedkd.scenario.sections import ClientGroup, Data, PositiveInt, Section, Tra
 from fedkd.scenario.sections import EarlyStopping as EarlyStopping
 from fedkd.scenario.sections import Partition as Partition
 from fedkd.scenario.sections import Transfer as Transfer
+from fedkd.scenario.topology import Topology
 from fedkd.scenario.tracking import Tracking
 from fedkd.scenario.tracking import Wandb as Wandb
 
@@ -319,6 +320,7 @@ class Scenario(Section):
     heterogeneity: Heterogeneity = Heterogeneity()
     faults: Faults = Faults()
     population: Population = Population()
+    topology: Topology = Topology()
     continual: Continual | None = None
     engine: Engine = Engine()
     tracking: Tracking = Tracking()

@@ -12,6 +12,8 @@ from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Shelf, Upload, evict
 from fedkd.server.fusing import PENDING, Fusing, FusionReport, ServerKnowledge
 from fedkd.server.mailbox import Parcel
+from fedkd.server.peers import Links, Mixing, PeerFusing
+from fedkd.server.peers import together as links_together
 
 TASK = "task/"
 
@@ -28,6 +30,7 @@ class FusingByTask:
         bank: What is kept of clients that have gone on to another task, or are away; None: nothing.
         backward: Whether guidance is also for those who have gone on to another task, and are known by what
             the bank has kept of them.
+        peers: Who hears whom; None: there is a server.
     """
 
     def __init__(
@@ -37,8 +40,10 @@ class FusingByTask:
         bank: Bank | None = None,
         *,
         backward: bool = False,
+        peers: Mixing | None = None,
     ) -> None:
         self._strategy = strategy
+        self._peers = peers
         self._backward = backward
         self._bank = bank
         self._known = known
@@ -67,7 +72,12 @@ class FusingByTask:
         """Return what fuses the knowledge of a task."""
         if task not in self._by_task:
             decay = None if self._bank is None else self._bank.decay
-            self._by_task[task] = Fusing(self._strategy, self._known(task), decay)
+            known = self._known(task)
+            self._by_task[task] = (
+                Fusing(self._strategy, known, decay)
+                if self._peers is None
+                else PeerFusing(self._strategy, known, self._peers)
+            )
         return self._by_task[task]
 
     def of(self, client: int | None) -> Fusing:
@@ -106,6 +116,8 @@ class FusingByTask:
         known = list(everyone)
         for fusing in self._by_task.values():
             fusing.report = None
+            if isinstance(fusing, PeerFusing):
+                fusing.links = None
         sent = 0
         for task, fusing in self.of_clients(uploads).items():
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
@@ -128,6 +140,11 @@ class FusingByTask:
         fused = sorted(self._by_task.items())
         reports = [fusing.report for _, fusing in fused if fusing.report is not None]
         return together(reports) if reports else None
+
+    def links(self) -> Links | None:
+        """Return who sent what to whom in the last fusion; None: there is a server, or nobody sent anything."""
+        fused = [fusing for _, fusing in sorted(self._by_task.items()) if isinstance(fusing, PeerFusing)]
+        return links_together(fusing.links for fusing in fused if fusing.links is not None)
 
     # State --------------------------------------------------------------------------------------------
 
