@@ -20,8 +20,8 @@ from fedkd.fusion.orthogonal import kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.server.fusing import FusionReport
-from fedkd.server.peers import Links
 from fedkd.server.orthogonal import OrthogonalTraining
+from fedkd.server.peers import Links
 
 WEIGHTS = "weights/"
 STRATEGY = "strategy/"

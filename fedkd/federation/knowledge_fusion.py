@@ -41,7 +41,7 @@ class KnowledgeFusion(Strategy):
         bank: What is kept of clients that are at another task or away, and fused along; None: nothing.
         backward: Whether clients are taught old tasks too, with the bank (see `FusingByTask`).
         min_available_nodes: Nodes that a round of Flower's own loop waits for, as Flower's strategies do.
-        peers: Who hears whom, where clients fuse what they hear by themselves; None: a server hears everybody.
+        peers: Who hears whom, where clients fuse by themselves what they hear; None: there is a server.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """Gossip: clients average their models with those of their neighbours alone, and no server averages all.
 
 X. Lian, C. Zhang, H. Zhang, C.-J. Hsieh, W. Zhang and J. Liu, "Can Decentralized Algorithms Outperform
-Centralized Algorithms? A Case Study for Decentralized Parallel Stochastic Gradient Descent", NeurIPS 2017, arXiv
-1705.09056. Links that go one way: M. Assran, N. Loizou, N. Ballas and M. Rabbat, "Stochastic Gradient Push for
-Distributed Deep Learning", ICML 2019, arXiv 1811.10792.
+Centralized Algorithms? A Case Study for Decentralized Parallel Stochastic Gradient Descent", NeurIPS 2017,
+arXiv 1705.09056. Links that go one way: M. Assran, N. Loizou, N. Ballas and M. Rabbat, "Stochastic Gradient
+Push for Distributed Deep Learning", ICML 2019, arXiv 1811.10792.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
 MASS = "mass"
-EXACT = 1e-12
-"""How near to 1 a mass is 1: sums of weights that add up to 1 differ from it by rounding alone."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -37,14 +35,14 @@ class Gossip(FusionStrategy):
         w_n ← Σ_m P_nm w_m                  masses, which all begin at 1
         z_n ← x_n / w_n                     what the client goes on with
 
-    P is that of the scenario's `topology`. With Metropolis weights its rows sum to 1, masses stay 1, and this is
-    ``z ← P (z + Δ)``; with those of push-sum, for links that go one way, masses undo what some are heard more
-    than others. Either way the sum of all x, and so the mean that everyone tends to, is kept. Clients count alike,
-    however many samples they have.
+    P is that of the scenario's `topology`. With Metropolis weights its rows sum to 1, masses stay 1, and this
+    is ``z ← P (z + Δ)``; with those of push-sum, for links that go one way, masses undo what some are heard
+    more than others. Either way the sum of all x, and so the mean that everyone tends to, is kept. Clients
+    count alike, however many samples they have.
 
     Models are mixed among clients of one architecture, over the links between them. All begin with the same
-    weights. Statistics of normalisation layers are mixed along, by their masses; counters are those of the one
-    that has counted most.
+    weights. Statistics of normalisation layers are mixed along, by their masses; counters are those of who
+    has counted most.
     """
 
     name: ClassVar[str] = "gossip"
@@ -70,7 +68,7 @@ class Gossip(FusionStrategy):
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return x as `parameters` `[P]`, the `counters` `[B]` and the `mass` `[1]`."""
-        weights, mass = client.weights(), client.memory.get(MASS, np.ones(1))
+        weights, mass = client.weights(), client.memory.get(MASS, np.ones(1, np.float32))
         if mass[0] != 1.0:
             weights = _numerators(weights, client.last_fit.start, set(client.trainable()), float(mass[0]))
         return pack(weights) | {MASS: mass}
@@ -79,13 +77,12 @@ class Gossip(FusionStrategy):
         """Return each client's own z and mass; the weights `[N, N]` are how much of whom is in it."""
         assert knowledge.mixing is not None
         mixing, uploads = knowledge.mixing, packs_of(knowledge.extra)
-        before = np.concatenate(knowledge.extra[MASS])
-        after = mixing @ before
-        after = np.where(np.abs(after - 1.0) < EXACT, 1.0, after)
+        before = np.concatenate(knowledge.extra[MASS]).astype(np.float64)
+        after = (mixing @ before).astype(np.float32)  # where rows sum to 1, but for rounding, it stays 1
         personal = []
         for row, mass in zip(mixing, after, strict=True):
             heard = np.flatnonzero(row)
-            x = sum(row[m] * uploads[m][PARAMETERS].astype(np.float64) for m in heard)
+            x: np.ndarray = sum(row[m] * uploads[m][PARAMETERS].astype(np.float64) for m in heard)
             personal.append(
                 {
                     PARAMETERS: (x / mass).astype(np.float32),
@@ -93,7 +90,9 @@ class Gossip(FusionStrategy):
                     MASS: np.array([mass]),
                 }
             )
-        return Guidance(targets=None, weights=mixing * before / after[:, None], personal=personal)
+        # Of what is in z, once it is x divided by its mass.
+        shares = mixing * before
+        return Guidance(None, shares / shares.sum(axis=1, keepdims=True), personal=personal)
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Go on with z, and keep its mass."""

@@ -18,10 +18,10 @@ def is_mutual(heard: np.ndarray) -> bool:
 
 
 def metropolis(heard: np.ndarray) -> np.ndarray:
-    """Return ``P_nm = 1 / (1 + max(deg_n, deg_m))`` for linked pairs, the rest on the diagonal, `[N, N]` float64.
+    """Return ``P_nm = 1 / (1 + max(deg_n, deg_m))`` for linked pairs, the rest on the diagonal, `[N, N]`.
 
-    P is symmetric and its rows and columns sum to 1, whatever the degrees, so that mixing keeps the mean. Rows
-    divided by their sums would do so on regular graphs alone.
+    P is symmetric and its rows and columns sum to 1, whatever the degrees, so that mixing keeps the mean.
+    Rows divided by their sums would do so on regular graphs alone.
 
     Args:
         heard: A mutual graph, `[N, N]` bool; degrees do not count oneself.

@@ -139,8 +139,8 @@ REACH: Mapping[Guided, str] = {
 OverGraph = Literal["each", "mixed"]
 """How a strategy does without a server, where clients speak to each other over a graph.
 
-`each`: every client runs `fuse` by itself, on what it and those that it hears have sent, and takes what is made for
-it. `mixed`: `fuse` is handed how much each takes of each (`Knowledge.mixing`).
+`each`: every client runs `fuse` by itself, on what it and those that it hears have sent, and takes what is
+made for it. `mixed`: `fuse` is handed how much each takes of each (`Knowledge.mixing`).
 """
 
 

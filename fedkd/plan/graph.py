@@ -128,8 +128,8 @@ class Graph:
         """Return the graph that `to_json` wrote, or that somebody has listed.
 
         Args:
-            text: The JSON; a listed graph is ``{"hears": [[1], [0]]}``, or ``{"rounds": […]}`` with such a list
-                for each of some rounds.
+            text: The JSON; a listed graph is ``{"hears": [[1], [0]]}``, or ``{"rounds": […]}`` with such a
+                list for each of some rounds.
             file: Its file, for the error.
 
         Raises:

@@ -20,7 +20,7 @@ LOOKED_AT = 200
 
 
 def check_graph(plan: Plan) -> None:
-    """Refuse a strategy that needs a server where there is none, or clients that speak to each other where there is.
+    """Refuse a strategy that needs a server where there is none, or none where there is one.
 
     Raises:
         UserError: What cannot be, and why.
@@ -30,8 +30,8 @@ def check_graph(plan: Plan) -> None:
     if graph is None:
         if "graph" in strategy.needs:
             raise UserError(
-                f"'{name}' is for clients that speak to each other, and topology.graph is 'star'; choose another,"
-                " such as 'ring', or for a star 'flwr:FedAvg'",
+                f"'{name}' is for clients that speak to each other, and topology.graph is 'star'; choose"
+                " another, such as 'ring', or for a star 'flwr:FedAvg'",
                 key=KEY,
             )
         return
@@ -59,14 +59,13 @@ def check_graph(plan: Plan) -> None:
         )
     if scenario.topology.mixing == "metropolis" and not all(map(is_mutual, some_rounds(plan, graph))):
         raise UserError(
-            f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by those whom it hears",
+            f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
             key="topology.mixing",
         )
     if scenario.topology.relay and strategy.stale_decay is None:
-        can = " such as 0.5" if hasattr(type(strategy), "stale_decay") and not mixes else ""
         raise UserError(
-            f"needs a strategy that weighs by its age what comes from far: set fusion.stale_decay{can}, with 'knfu'"
-            " or 'experts'",
+            "needs a strategy that weighs what comes from far by its age: set fusion.stale_decay, e.g. 0.5,"
+            " with 'knfu' or 'experts'",
             key="topology.relay",
         )
 
@@ -98,8 +97,8 @@ def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]
 
     Returns:
         Where weights are mixed, every architecture whose clients fall into parts, by name, with the parts in
-        client order; else all clients, under an empty name, if they do. Nobody who is alone in an architecture
-        mixes with anybody: it is one part, and is there too.
+        client order; else all clients, under an empty name, if they do. Who is alone in an architecture mixes
+        with nobody: it is one part, and is there too.
     """
     strategy = plan.strategy
     if strategy.sends == "nothing":

@@ -84,7 +84,7 @@ def draw_graph_figure(graph: Graph, rounds: int, folder: Path) -> list[Path]:
 
 
 def graph_figure(graph: Graph, rounds: int, groups: Sequence[int] = ()) -> Figure:
-    """Draw who hears whom, clients on a circle; an arrow where hearing is not mutual, from sender to receiver.
+    """Draw who hears whom, clients on a circle; an arrow to the receiver where hearing is not mutual.
 
     Args:
         graph: Whose.
@@ -102,11 +102,9 @@ def graph_figure(graph: Graph, rounds: int, groups: Sequence[int] = ()) -> Figur
         mutual = heard & heard.T
         pairs = [(points[n], points[m]) for n, m in zip(*np.nonzero(np.triu(mutual)), strict=True)]
         axes.add_collection(LineCollection(pairs, colors="0.6", linewidths=0.8, zorder=1))
+        arrow = {"arrowstyle": "-|>", "color": "0.5", "linewidth": 0.8, "shrinkA": 5, "shrinkB": 5}
         for receiver, sender in zip(*np.nonzero(heard & ~mutual), strict=True):
-            axes.annotate(
-                "", xy=points[receiver], xytext=points[sender], zorder=1,
-                arrowprops={"arrowstyle": "-|>", "color": "0.5", "linewidth": 0.8, "shrinkA": 5, "shrinkB": 5},
-            )  # fmt: skip
+            axes.annotate("", points[receiver], points[sender], arrowprops=arrow, zorder=1)
         colours = [f"C{group % 10}" for group in groups] if groups else "C0"
         axes.scatter(*points.T, s=40 if graph.clients <= MOST_NAMED else 8, c=colours, zorder=2)
         if graph.clients <= MOST_NAMED:

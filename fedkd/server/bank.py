@@ -39,7 +39,7 @@ class Upload:
         return sum(values.nbytes for values in self.arrays.values())
 
     def kept(self) -> Upload:
-        """Return the same with arrays of its own: they may lie in shared memory that is lent for the round."""
+        """Return the same with copied arrays: they may lie in shared memory that is only lent for a round."""
         return replace(self, arrays={name: values.copy() for name, values in self.arrays.items()})
 
 

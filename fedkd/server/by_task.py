@@ -142,7 +142,7 @@ class FusingByTask:
         return together(reports) if reports else None
 
     def links(self) -> Links | None:
-        """Return who sent what to whom in the last fusion; None: there is a server, or nobody sent anything."""
+        """Return who sent what to whom in the last fusion; None: there is a server, or nobody spoke."""
         fused = [fusing for _, fusing in sorted(self._by_task.items()) if isinstance(fusing, PeerFusing)]
         return links_together(fusing.links for fusing in fused if fusing.links is not None)
 

@@ -97,8 +97,8 @@ class PeerFusing(Fusing):
 
     Guidance is for those alone that took part, as nobody else has heard anything. A strategy's memory is each
     client's own. Where it weighs old knowledge (`stale_decay`), clients keep the newest that they have heard
-    of everyone, and with `relay` they pass it on: a receiver asks each neighbour for what is newer than what it
-    has, once.
+    of everyone, and with `relay` they pass it on: a receiver asks its neighbours for what is newer than what
+    it has, each thing once.
 
     Args:
         strategy: How knowledge is fused.
@@ -212,7 +212,7 @@ class PeerFusing(Fusing):
         for row, client in enumerate(clients):
             table = dict(self._heard.get(client, {})) if keeps else {}
             table[client] = uploads[client]
-            senders = np.flatnonzero(others[row])
+            senders = np.flatnonzero(others[row]).tolist()
             for column in senders:
                 author = clients[column]
                 table[author] = uploads[author]
@@ -231,7 +231,7 @@ class PeerFusing(Fusing):
     def _newer(
         self, table: Mapping[int, Upload], senders: Iterable[tuple[int, int]]
     ) -> list[tuple[int, int]]:
-        """Return the authors of whom some sender had something newer before the round, and the first that has.
+        """Return the authors of whom a sender had something newer before the round, and who sends it.
 
         Args:
             table: What the receiver has.

@@ -1,4 +1,4 @@
-"""What clients sent each other in a round, where there is no server: `fusion/links-00003.npz` of a run folder.
+"""What clients sent each other in a round: `fusion/links-00003.npz` of the folder of a run without a server.
 
 Arrays, one number a link; the same bytes in every repetition of a run:
 
