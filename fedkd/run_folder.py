@@ -278,6 +278,10 @@ def finish_run(
         from fedkd.report.schedule import draw_schedule_figure
 
         draw_schedule_figure(plan.schedule, folder, tasks, outcome)
+    if plan.graph is not None:
+        from fedkd.report.topology import draw_graph_figure
+
+        draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,

@@ -10,6 +10,7 @@ Arrays, one number a link; the same bytes in every repetition of a run:
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,14 @@ def write_links(
     )
     (folder / FUSION).mkdir(exist_ok=True)
     write_bytes_atomically(_path(folder, round), content.getvalue())
+
+
+def recorded_link_rounds(folder: Path) -> list[int]:
+    """Return the rounds of which a run folder has links, ascending."""
+    names = (
+        re.fullmatch(r"links-(\d{5,})\.npz", path.name) for path in (folder / FUSION).glob("links-*.npz")
+    )
+    return sorted(int(name[1]) for name in names if name)
 
 
 def read_links(folder: Path, round: int) -> LinkTable | None:

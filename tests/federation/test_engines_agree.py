@@ -88,6 +88,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"hidden": [9]}}],
         "training": {"lr": 1e-2, "batch_size": 10, "executor": "vectorised", "together": 3},
     },
+    # Pairs of clients that speak to each other, tell what they have heard, and weigh it by its age.
+    "peers": BASE
+    | {
+        "rounds": 3,
+        "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "lenet"}],
+        "training": {"lr": 1e-2, "batch_size": 20},
+        "topology": {"graph": "matching", "relay": True},
+    },
     # A stream of tasks that all learn in step, and an average that is held back from what old ones have used.
     "orthogonal": {key: value for key, value in BASE.items() if key != "rounds"}
     | {
@@ -170,7 +178,7 @@ def test_ray_agrees_with_one_process(kind, inline, tmp_path, ray_session):
     assert run_metrics(path, tmp_path / "ray", *overrides) == inline(kind)
 
 
-ON_SHARED_ACTORS = ["averaged", "pooled", "orthogonal", "masks", "streamed"]
+ON_SHARED_ACTORS = ["averaged", "pooled", "peers", "orthogonal", "masks", "streamed"]
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +201,7 @@ def test_actors_agree_with_one_process(kind, inline, tmp_path, actors):
         "streamed",
         pytest.param("mixed", marks=pytest.mark.slow),
         pytest.param("averaged", marks=pytest.mark.slow),
+        pytest.param("peers", marks=pytest.mark.slow),
         pytest.param("orthogonal", marks=pytest.mark.slow),
         pytest.param("masks", marks=pytest.mark.slow),
     ],
