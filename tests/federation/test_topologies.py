@@ -79,7 +79,8 @@ def test_clients_of_a_stream_hear_those_at_their_task(digits_scenario, tmp_path)
         "learner": "naive",
         "tasks": {"kind": "split", "count": 2, "classes_per_task": 3, "order": "shuffled"},
     }
-    tables = {name: table for name, table in digits_scenario.items() if name != "rounds"}
+    data = digits_scenario["data"] | {"partition": {"alpha": 1.0, "samples_per_client": 40}}
+    tables = {name: table for name, table in digits_scenario.items() if name != "rounds"} | {"data": data}
     run = fedkd.run(scenario(tables, "complete", continual=stream), out=tmp_path / "run")
     schedule = json.loads((run.folder / "schedule.json").read_text())
     first = {c: course["spans"][0][0] for course in schedule["courses"] for c in course["clients"]}
