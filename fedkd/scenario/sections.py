@@ -26,8 +26,8 @@ class Partition(Section):
     client has its own label mix drawn from Dir(α), equal sizes); `circle` (classes on a circle, and client n
     has those around its place, so that neighbours by number are alike); `shards` (label-sorted shards);
     `quantity` (equal label mix, sizes drawn from Dir(α)); `natural` (each client one of the owners that the
-    data name); `file` (indices from a JSON file); or `"pkg.mod:function"`, called as `function(labels, clients,
-    generator, **args)` for one list of indices per client."""
+    data name); `file` (indices from a JSON file); or `"pkg.mod:function"`, called as `function(labels,
+    clients, generator, **args)` for one list of indices per client."""
     args: dict[str, Any] = {}
     """Keyword arguments of a plugged-in scheme."""
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 0.5
