@@ -149,10 +149,11 @@ def draw_label_mixes(clients: int, classes: int, alpha: float, rng: np.random.Ge
 def circle_mixes(clients: int, classes: int) -> np.ndarray:
     """Return [N, C]: client n sits at class n·C/N of a circle and asks for what is near, ``1 − 4 apart / C``.
 
-    Neighbours by number are alike, and who sits opposite shares no class with it.
+    Neighbours by number are alike, and who sits opposite shares no class with it. Of fewer than four classes
+    what is less than one apart is near.
     """
     apart = np.abs(np.arange(classes) - np.arange(clients)[:, None] * classes / clients)
-    return np.maximum(1.0 - 4.0 * np.minimum(apart, classes - apart) / classes, 0.0)
+    return np.maximum(1.0 - np.minimum(apart, classes - apart) / max(classes / 4, 1.0), 0.0)
 
 
 def dirichlet_counts(
