@@ -19,6 +19,7 @@ from fedkd.installed import versions
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
 from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.graph import Graph
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.scenario.dump import dump_toml
@@ -184,6 +185,29 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
     except OSError as error:  # a name that no folder can have
         raise UserError(f"not a run folder: {error.strerror}", file=str(folder)) from None
     return load_plan(folder / SCENARIO, [] if rounds is None else [f"rounds={rounds}"])
+
+
+def check_links(folder: Path, plan: Plan) -> None:
+    """Refuse to go on with a run in which others would hear each other than when it began.
+
+    Args:
+        folder: The run folder.
+        plan: What its scenario says now, and the file that names who hears whom.
+
+    Raises:
+        UserError: They would.
+    """
+    try:
+        text = (folder / TOPOLOGY).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # there is none, or it is lost
+        return
+    if plan.graph is not None and Graph.from_json(text, file=str(folder / TOPOLOGY)) != plan.graph:
+        raise UserError(
+            f"says other than {TOPOLOGY} who hears whom, by which the run began; put back the file that"
+            " topology.path names",
+            key="topology",
+            file=str(folder / SCENARIO),
+        )
 
 
 def check_beginning(folder: Path, plan: Plan) -> None:

@@ -107,6 +107,17 @@ def test_the_check_draws_links_and_names_who_is_apart(tmp_path, capsys):
     assert "topology.graph" in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_over_other_links(digits_scenario, tmp_path):
+    (tmp_path / "who.json").write_text(json.dumps({"hears": [[1], [0], [3], [2]]}))
+    tables = digits_scenario | {"rounds": 1, "topology": {"graph": "file", "path": "who.json"}}
+    begun = fedkd.run(parse_scenario(tables, folder=tmp_path), out=tmp_path / "run")
+    (tmp_path / "who.json").write_text(json.dumps({"hears": [[2], [3], [0], [1]]}))
+    with pytest.raises(UserError, match=r"says other than topology\.json who hears whom"):
+        fedkd.resume(begun.folder, rounds=2)
+    (tmp_path / "who.json").write_text((begun.folder / "topology.json").read_text())
+    assert fedkd.resume(begun.folder, rounds=2).summary["rounds"] == 2
+
+
 def test_what_needs_a_server_does_not_run(digits_scenario, tmp_path):
     with pytest.raises(UserError, match="trains a model on the server"):
         fedkd.run(scenario(digits_scenario, "ring", fusion={"strategy": "feddf"}), out=tmp_path / "run")
