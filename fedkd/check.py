@@ -110,6 +110,7 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     if scenario.continual is not None:
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield from _schedule_rows(plan)
+    yield from _graph_rows(plan)
     yield _row("engine", scenario.engine.kind)
     yield from _room_rows(plan, data)
     work = workload(plan, data, models)
@@ -196,6 +197,27 @@ def _schedule_rows(plan: Plan) -> Iterator[str]:
     yield _row("schedule", f"{what}, round by round ({AWAY}: away)")
     for line in schedule_lines(plan.schedule, SHOWN_ROUNDS, SHOWN_CLIENTS):
         yield _row("", line)
+
+
+def _graph_rows(plan: Plan) -> Iterator[str]:
+    """Draw who hears whom, where there is no server, and name those who never hear of each other."""
+    if plan.graph is None:
+        return
+    from fedkd.plan.graph_checks import separate
+    from fedkd.report.topology import HEARS, HERSELF, graph_lines, graph_title
+
+    rounds = plan.schedule.rounds
+    yield _row("graph", f"{graph_title(plan.graph, rounds)} ({HERSELF}: itself, {HEARS}: whom it hears)")
+    for line in graph_lines(plan.graph, rounds, SHOWN_ROUNDS, SHOWN_CLIENTS):
+        yield _row("", line)
+    for name, pieces in separate(plan, plan.graph):
+        whose = f"clients of '{name}'" if name else "clients"
+        if len(pieces) == 1:
+            yield _row("", f"client {pieces[0][0]} is alone: no other is of its architecture '{name}'")
+            continue
+        shown = [f"{{{', '.join(map(str, part))}}}" for part in pieces[:SHOWN_CLASSES]]
+        more = f" and {len(pieces) - SHOWN_CLASSES} more" * (len(pieces) > SHOWN_CLASSES)
+        yield _row("", f"{whose} fall into parts that never hear of each other: {' '.join(shown)}{more}")
 
 
 def _task(task: Task) -> str:
@@ -349,6 +371,8 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
         sampled = scenario.asynchronous.buffer
     if strategy.sends == "nothing":
         return "none"
+    if plan.graph is not None:
+        return _links_traffic(plan, data, parameters)
     if "weights" in strategy.needs:
         from fedkd.fusion.averaging import WeightAveraging
 
@@ -357,19 +381,45 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
         weighed = strategy.brings_model or isinstance(strategy, WeightAveraging)
         least = "about" if weighed or strategy.learner is not None else "at least"
         return f"{least} {weights} up, {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
+    up, down = _tried(plan, data)
+    if scenario.asynchronous is not None:  # a round of all clients is tried
+        up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
+    return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
+
+
+def _tried(plan: Plan, data: Data) -> tuple[int, int]:
+    """Return the bytes up and down of a round that is tried."""
     from fedkd.server.trial import trial_exchange
 
     try:
         with contained(), np.errstate(all="ignore"):
-            up, down = trial_exchange(plan, data)
-            if scenario.asynchronous is not None:  # it tries a round of all of them
-                up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
+            return trial_exchange(plan, data)
     except FedkdError:
         raise
     except Exception as error:
-        told = f"'{scenario.fusion.strategy}' raised {described(error)} when a round was tried"
+        told = f"'{plan.scenario.fusion.strategy}' raised {described(error)} when a round was tried"
         raise UserError(told, key="fusion.strategy") from error
-    return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
+
+
+def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
+    """Estimate what clients send each other in a round, all links together; of a stream's first task."""
+    assert plan.graph is not None
+    scenario, schedule = plan.scenario, plan.schedule
+    rounds = range(1, schedule.rounds + 1)
+    round = next((round for round in rounds if schedule.participants(round)), 1)
+    clients = schedule.participants(round)
+    heard = plan.graph.edges(round)[np.ix_(clients, clients)]
+    if "weights" in plan.strategy.needs:
+        groups = np.array([id(plan.groups[client]) for client in clients])
+        heard = heard & (groups[:, None] == groups[None, :])
+        each = parameters * np.dtype(scenario.fusion.upload_dtype).itemsize
+    else:
+        each = _tried(plan, data)[0] // max(len(clients), 1)
+    links = int(heard.sum()) - len(clients)
+    told = (
+        f"about {size(links * each)} over {_counted(links, 'link')} in round {round} ({plan.strategy.sends})"
+    )
+    return told + ", and what is passed on" * scenario.topology.relay
 
 
 def _testing(work: Workload) -> str:

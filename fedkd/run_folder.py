@@ -19,6 +19,7 @@ from fedkd.installed import versions
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
 from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.graph import Graph
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.scenario.dump import dump_toml
@@ -26,7 +27,7 @@ from fedkd.scenario.identity import digest_of
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import TEMPORARY, write_json_atomically, write_text_atomically
 from fedkd.tracking.events import RunObserver, RunReport
-from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE
+from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE, TOPOLOGY
 from fedkd.tracking.reached import time_figures
 from fedkd.tracking.recorder import (
     MetricRow,
@@ -82,7 +83,9 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write a run's resolved scenario and its schedule, the scenario last: it makes a folder a run folder.
+    """Write a run's resolved scenario, its schedule and its graph, if there is one.
+
+    The scenario comes last: it makes a folder a run folder.
 
     Beside the schedule stands the digest of what decides the run's results, which tells a scenario that was
     changed before there was a checkpoint.
@@ -94,6 +97,8 @@ def write_plan(folder: Path, plan: Plan) -> None:
         schedule = json.loads(plan.schedule.to_json())
         text = json.dumps({"scenario": digest_of(plan.scenario), **schedule})
         write_text_atomically(folder / SCHEDULE, f"{text}\n")
+        if plan.graph is not None:
+            write_text_atomically(folder / TOPOLOGY, plan.graph.to_json())
         write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
@@ -181,6 +186,29 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
     except OSError as error:  # a name that no folder can have
         raise UserError(f"not a run folder: {error.strerror}", file=str(folder)) from None
     return load_plan(folder / SCENARIO, [] if rounds is None else [f"rounds={rounds}"])
+
+
+def check_links(folder: Path, plan: Plan) -> None:
+    """Refuse to go on with a run in which others would hear each other than when it began.
+
+    Args:
+        folder: The run folder.
+        plan: What its scenario says now, and the file that names who hears whom.
+
+    Raises:
+        UserError: They would.
+    """
+    try:
+        text = (folder / TOPOLOGY).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # there is none, or it is lost
+        return
+    if plan.graph is not None and Graph.from_json(text, file=str(folder / TOPOLOGY)) != plan.graph:
+        raise UserError(
+            f"says other than {TOPOLOGY} who hears whom, by which the run began; put back the file that"
+            " topology.path names",
+            key="topology",
+            file=str(folder / SCENARIO),
+        )
 
 
 def check_beginning(folder: Path, plan: Plan) -> None:
@@ -275,6 +303,10 @@ def finish_run(
         from fedkd.report.schedule import draw_schedule_figure
 
         draw_schedule_figure(plan.schedule, folder, tasks, outcome)
+    if plan.graph is not None:
+        from fedkd.report.topology import draw_graph_figure
+
+        draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,

@@ -21,6 +21,7 @@ from fedkd.results import RunResult
 from fedkd.run_folder import (
     SCENARIO,
     check_beginning,
+    check_links,
     finish_run,
     locked,
     new_run_folder,
@@ -140,6 +141,7 @@ def resume(
     observers = _shown(observers, progress)
     with locked(folder), _watched(plan.scenario, observers) as observer:
         _check_continuation(plan, folder)
+        check_links(folder, plan)
         with started_engine(plan, folder, observer.message) as engine:
             if rounds is not None:
                 write_plan(folder, engine.plan)

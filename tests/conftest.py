@@ -43,11 +43,12 @@ def laid_out() -> Iterator[Any]:
 @pytest.fixture(scope="session", autouse=True)
 def pictureless() -> Iterator[dict[str, Any]]:
     """Have runs end without the figures of a stream: to lay them out takes as long as a small run."""
-    from fedkd.report import continual, schedule
+    from fedkd.report import continual, schedule, topology
 
     drawn = {
         "fedkd.report.continual.draw_accuracy_matrix": continual.draw_accuracy_matrix,
         "fedkd.report.schedule.draw_schedule_figure": schedule.draw_schedule_figure,
+        "fedkd.report.topology.draw_graph_figure": topology.draw_graph_figure,
     }
     with pytest.MonkeyPatch.context() as patch:
         for name in drawn:

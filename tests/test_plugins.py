@@ -351,7 +351,10 @@ def test_what_is_no_partition_is_refused(tmp_path: Path, scheme: str, args: dict
     ("partition", "words"),
     [
         ("scheme = 'dirichelt'", "scheme: no partition scheme named 'dirichelt'; did you mean 'dirichlet'?"),
-        ("scheme = 'zzz'", "allowed: dirichlet, dirichlet-per-client, file, iid, natural, quantity, shards"),
+        (
+            "scheme = 'zzz'",
+            "allowed: circle, dirichlet, dirichlet-per-client, file, iid, natural, quantity, shards",
+        ),
         ("args = { a = 1 }", "args: only a scheme of your own takes arguments, scheme is 'dirichlet'"),
         ("scheme = 'a:b', samples_per_client = 50", "not allowed with scheme 'a:b', which decides the sizes"),
     ],

@@ -54,7 +54,9 @@ def partition(
     if scheme.scheme == "shards":
         return deal_shards(labels, sizes, scheme.shards_per_client, rng)
     supply = np.bincount(labels)
-    if scheme.scheme == "dirichlet":
+    if scheme.scheme == "circle":
+        mixes = circle_mixes(clients, len(supply))
+    elif scheme.scheme == "dirichlet":
         mixes = class_proportions(len(supply), clients, scheme.alpha, rng) * supply
     else:
         mixes = draw_label_mixes(clients, len(supply), scheme.alpha, rng)
@@ -142,6 +144,16 @@ def class_proportions(classes: int, clients: int, alpha: float, rng: np.random.G
 def draw_label_mixes(clients: int, classes: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
     """Return [N, C]: row n ~ Dir(α·1_C) is the label distribution that client n asks for."""
     return rng.dirichlet(np.full(classes, alpha), size=clients)
+
+
+def circle_mixes(clients: int, classes: int) -> np.ndarray:
+    """Return [N, C]: client n sits at class n·C/N of a circle and asks for what is near, ``1 − 4 apart / C``.
+
+    Neighbours by number are alike, and who sits opposite shares no class with it. Of fewer than four classes
+    what is less than one apart is near.
+    """
+    apart = np.abs(np.arange(classes) - np.arange(clients)[:, None] * classes / clients)
+    return np.maximum(1.0 - np.minimum(apart, classes - apart) / max(classes / 4, 1.0), 0.0)
 
 
 def dirichlet_counts(

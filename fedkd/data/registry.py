@@ -30,6 +30,7 @@ PARTITIONS = Registry(
         "dirichlet": "fedkd.data.partition:dirichlet_counts",
         "dirichlet-per-client": "fedkd.data.partition:draw_label_mixes",
         "shards": "fedkd.data.partition:deal_shards",
+        "circle": "fedkd.data.partition:circle_mixes",
         "quantity": "fedkd.data.partition:draw_sizes",
         "natural": "fedkd.data.partition_natural:deal_by_owner",
         "file": "fedkd.data.partition_file:read_partition_file",

@@ -27,7 +27,8 @@ def check_deployable(plan: Plan) -> None:
     """Refuse a scenario that can only be simulated.
 
     Raises:
-        UserError: It wants all samples in one place, clients that lie, or clients that train together.
+        UserError: It wants all samples in one place, clients that lie, or clients that train together, or
+            speak to each other.
     """
     scenario = plan.scenario
     if plan.strategy.pools:
@@ -44,6 +45,12 @@ def check_deployable(plan: Plan) -> None:
             "a client that is late goes on, to a state that nobody knows; a server of deployed nodes has"
             " run-config reply-within instead",
             key="faults.timeout",
+        )
+    if plan.graph is not None:
+        raise UserError(
+            "deployed nodes speak to a SuperLink and not to each other: must be 'star', got"
+            f" '{scenario.topology.graph}'",
+            key="topology.graph",
         )
     if scenario.training.executor == "vectorised":
         raise UserError(

@@ -21,6 +21,7 @@ from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.server.fusing import FusionReport
 from fedkd.server.orthogonal import OrthogonalTraining
+from fedkd.server.peers import Links
 
 WEIGHTS = "weights/"
 STRATEGY = "strategy/"
@@ -143,6 +144,10 @@ class FlowerAveraging:
 
     def kept_bytes(self) -> int | None:
         """Return None: there is no bank of weights."""
+        return None
+
+    def links(self) -> Links | None:
+        """Return None: clients speak to a server."""
         return None
 
     def report(self) -> FusionReport | None:

@@ -24,6 +24,7 @@ from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import FusionReport, ServerKnowledge
 from fedkd.server.mailbox import Parcel
+from fedkd.server.peers import Links, Mixing
 
 
 class KnowledgeFusion(Strategy):
@@ -43,6 +44,7 @@ class KnowledgeFusion(Strategy):
         exponent: What uploads count by their age, where the server does not wait for everybody (see
             `fedkd.server.bank.staleness`); None: it does.
         min_available_nodes: Nodes that a round of Flower's own loop waits for, as Flower's strategies do.
+        peers: Who hears whom, where clients fuse by themselves what they hear; None: there is a server.
     """
 
     def __init__(
@@ -55,11 +57,15 @@ class KnowledgeFusion(Strategy):
         *,
         backward: bool = False,
         exponent: float | None = None,
+        peers: Mixing | None = None,
     ) -> None:
         self.strategy = strategy
+        self._has_server = peers is None
         self._min_available_nodes = min_available_nodes
         of_task = known if callable(known) else lambda task: known or ServerKnowledge()
-        self._fusing = FusingByTask(strategy, of_task, bank, backward=backward, exponent=exponent)
+        self._fusing = FusingByTask(
+            strategy, of_task, bank, backward=backward, exponent=exponent, peers=peers
+        )
         self._stages = stages
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
@@ -102,7 +108,8 @@ class KnowledgeFusion(Strategy):
             for client, message in zip(clients, messages, strict=True):
                 if self._fusing.task_of(client) == task:
                     message.content[msg.REQUEST] = request
-                    self._sent += payload_bytes(RecordDict({msg.REQUEST: request}))
+                    # Without a server everybody draws the same samples from the seed that all have.
+                    self._sent += payload_bytes(RecordDict({msg.REQUEST: request})) * self._has_server
         return messages
 
     def evaluate_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
@@ -222,7 +229,9 @@ class KnowledgeFusion(Strategy):
             arrays = from_record(reply.content.array_records[msg.ARRAYS])
             received = arrive(self._stages, arrays, self.strategy.kinds_of(arrays))
             samples = int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES])  # type: ignore[arg-type]
-            uploads[client] = Upload(begun.get(client, round), received, samples)
+            uploads[client] = Upload(
+                begun.get(client, round), received, samples, payload_bytes(reply.content)
+            )
         self._records.clear()
         everyone = self._client_of_node.values()
         self._sent += self._fusing.fuse(round, uploads, everyone, awaited=awaited)
@@ -255,7 +264,8 @@ class KnowledgeFusion(Strategy):
     def sent_bytes(self) -> int:
         """Return the payload that the method has sent to clients since this was last asked.
 
-        What a round's guidance weighs counts with that round, whichever message takes it along.
+        What a round's guidance weighs counts with that round, whichever message takes it along. Without a
+        server it is what clients received from each other.
         """
         sent, self._sent = self._sent, 0
         return sent
@@ -267,6 +277,10 @@ class KnowledgeFusion(Strategy):
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion, where the strategy has weights."""
         return self._fusing.report()
+
+    def links(self) -> Links | None:
+        """Return who sent what to whom in the last fusion; None: there is a server."""
+        return self._fusing.links()
 
     # State --------------------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ from fedkd.fusion.weights import effective_neighbours
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.server.fusing import FusionReport
+from fedkd.server.peers import Links
+from fedkd.tracking.links import write_links
 from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import Recorder, Split
 from fedkd.tracking.transferability import TransferMap, write_transfer_map
@@ -117,6 +119,19 @@ class Measurements:
         """Record the bytes that the knowledge bank keeps."""
         if kept is not None:
             self._recorder.metric("bank_bytes", kept, round=round, split="train")
+
+    def links(self, round: int, links: Links | None) -> None:
+        """Record what every client sent and received over its links, and keep what went over which."""
+        if links is None:
+            return
+        write_links(self._folder, round, links.clients, links.heard, links.sizes)
+        of_client = (("bytes_sent", links.sizes.sum(axis=0)), ("bytes_received", links.sizes.sum(axis=1)))
+        for metric, sizes in of_client:
+            self._record(round, "train", metric, dict(zip(links.clients, sizes.tolist(), strict=True)))
+        number = int(links.heard.sum())
+        self._recorder.metric("links", number, round=round, split="train")
+        if number:
+            self._recorder.metric("bytes_per_link", links.total / number, round=round, split="train")
 
     def server(self, round: int, task: int | None, figures: Mapping[str, float]) -> None:
         """Record what the server itself has to tell of a task that all clients have ended."""

@@ -140,6 +140,7 @@ class Rounds:
             self._measure_transfer(round)
             neighbours = self._measurements.fusion(round, self._strategy.report())
             self._measurements.bank(round, self._strategy.kept_bytes())
+            self._measurements.links(round, self._strategy.links())
             self._end_task(round)
             self._record_failures(round)
             self._record_time(round)
@@ -228,8 +229,11 @@ class Rounds:
         self._observer.phase(round, "fuse", 0, 1)
         with self._charged_to_strategy(round):
             self._strategy.fuse(round, replies)
-        seconds = time.perf_counter() - started
-        self._recorder.timing(round=round, phase="fuse", seconds=seconds, bytes_down=self._account())
+        seconds, links = time.perf_counter() - started, self._strategy.links()
+        # What clients send each other has been sent once and received once.
+        cost = {} if links is None else {"bytes_up": links.total}
+        cost["bytes_down"] = self._account(**cost)
+        self._recorder.timing(round=round, phase="fuse", seconds=seconds, **cost)
 
     @contextmanager
     def _charged_to_strategy(self, round: int) -> Iterator[None]:
@@ -318,7 +322,9 @@ class Rounds:
         self._strategy.take_back([m for m in sent if m.metadata.dst_node_id not in answered])
         if self._job_time is not None and phase in ("evaluate", "end task"):
             self._job_time.hand([m for m in sent if m.metadata.dst_node_id in answered])
-        up = sum(payload_bytes(reply.content) for reply in replies.values())
+        up = 0  # without a server it is counted by links, once it is fused
+        if self._plan.graph is None:
+            up = sum(payload_bytes(reply.content) for reply in replies.values())
         cost = {"bytes_up": up, "bytes_down": self._account(bytes_up=up)}
         if phase == "evaluate":
             cost = {"evaluation_bytes": self._account_evaluation(sent)}

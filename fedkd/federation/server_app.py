@@ -30,6 +30,7 @@ from fedkd.run_folder import finish_run, new_run_folder, write_clients, write_de
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.server.orthogonal import OrthogonalTraining, Weights
+from fedkd.server.peers import Mixing
 from fedkd.tracking.events import Observers
 from fedkd.tracking.present import PresentFile
 from fedkd.tracking.progress import make_progress
@@ -67,7 +68,9 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     stages = upload_stages(plan.scenario.fusion.upload_dtype)
     if isinstance(plan.strategy, FusionStrategy):
         known, fusion = partial(_server_knowledge, plan, data), plan.scenario.fusion
-        unwaiting = plan.scenario.asynchronous
+        unwaiting, topology, peers = plan.scenario.asynchronous, plan.scenario.topology, None
+        if plan.graph is not None:
+            peers = Mixing(plan.graph, topology.mixing, topology.relay)
         return KnowledgeFusion(
             plan.strategy,
             known,
@@ -75,6 +78,7 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
             fusion.bank,
             backward=fusion.backward,
             exponent=None if unwaiting is None else unwaiting.staleness,
+            peers=peers,
         )
     from fedkd.plan.flower import make_flower_strategy
 

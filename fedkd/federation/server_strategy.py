@@ -10,6 +10,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fedkd.server.fusing import FusionReport
+from fedkd.server.peers import Links
 
 
 class ServerStrategy(Protocol):
@@ -67,6 +68,9 @@ class ServerStrategy(Protocol):
 
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion, where that is known."""
+
+    def links(self) -> Links | None:
+        """Return who sent what to whom in the last fusion; None: clients speak to a server."""
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a later round depends on."""

@@ -22,7 +22,7 @@ from fedkd.fusion.quantised import SHAPE, Version, difference, put_together, qua
 from fedkd.fusion.roster import enrol
 from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
@@ -59,6 +59,7 @@ class CFD(SoftLabels):
     sends: ClassVar[str] = "hard labels"
     kinds: ClassVar[Mapping[str, Kind]] = {"votes": Kind.VOTES, "classes": Kind.CONSTANT}
     guides: ClassVar[Guided] = "all_alike"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"
 
     server_model: str | None = None

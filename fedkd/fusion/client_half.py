@@ -32,13 +32,14 @@ Need = Literal[
     "parts",
     "like_heads",
     "three_classes",
+    "graph",
 ]
 """What a strategy cannot do without: clients trained by gradients, with `.features` and `.head`, features of
 one width for all, a head that is one linear layer; with weights to send, with a learner whose masks mean
 something to others, of one architecture, trained by SGD without momentum; labels of the transfer set on the
 server; a server that has models of its own; a stream of tasks that all clients learn in step, told apart by
 their classes; samples of real numbers with mean 0 and variance 1; models whose weights' names tell body and
-head apart; heads of one shape; three classes or more."""
+head apart; heads of one shape; three classes or more; clients that speak to each other over a graph."""
 
 
 class ClientHalf(ABC):

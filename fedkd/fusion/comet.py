@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.clustering import cluster
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Comet(FusionStrategy):
     name: ClassVar[str] = "comet"
     sends: ClassVar[str] = "logits"
     guides: ClassVar[Guided] = "each"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (
         "Cho et al., Personalized FL with Clustered Knowledge Transfer, arXiv 2109.08119, 2021"
     )

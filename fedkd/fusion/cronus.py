@@ -17,7 +17,7 @@ from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.robust import complete, geometric_median, median, trimmed_mean
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.spectral_filter import spectral_filter
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.hyperparameters import STRICT
 
 
@@ -41,6 +41,7 @@ class Cronus(SoftLabels):
     name: ClassVar[str] = "cronus"
     sends: ClassVar[str] = "logits"
     guides: ClassVar[Guided] = "all_alike"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Chang et al., Cronus: Robust and Heterogeneous Collaborative Learning, 2019"
 
     aggregate: Literal["spectral", "median", "trimmed_mean", "geometric_median", "mean"] = "spectral"

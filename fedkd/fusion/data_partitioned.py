@@ -20,7 +20,7 @@ from fedkd.fusion.confidence import log_confidence
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 
@@ -43,6 +43,7 @@ class DataPartitioned(TemperedLabels):
 
     name: ClassVar[str] = "dp"
     guides: ClassVar[Guided] = "each"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653"
 
     confidence: Literal["maximum", "true_class"] = "maximum"

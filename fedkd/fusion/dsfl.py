@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.selection import asked_samples
 from fedkd.fusion.sharpen import entropy_reduction, mean_probabilities
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 
@@ -39,6 +39,7 @@ class DSFL(SoftLabels):
     name: ClassVar[str] = "dsfl"
     sends: ClassVar[str] = "logits"
     guides: ClassVar[Guided] = "all_alike"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Itahara et al., Distillation-Based Semi-Supervised Federated Learning, 2020"
 
     sharpen: Literal["era", "mean"] = "era"

@@ -13,7 +13,7 @@ from fedkd.fusion import distribution as distributions
 from fedkd.fusion.combine import class_experts
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.weights import effectiveness, log_prior
 from fedkd.hyperparameters import STRICT
 
@@ -38,6 +38,7 @@ class Experts(TemperedLabels):
     name: ClassVar[str] = "experts"
     guides: ClassVar[Guided] = "all_alike"
     weighs_age: ClassVar[bool] = True
+    over_graph: ClassVar[OverGraph | None] = "each"
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings experts and

@@ -17,7 +17,7 @@ from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label, mean_by_label_of_others
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
 
@@ -47,6 +47,7 @@ class FD(FusionStrategy):
         "label_counts": Kind.LABEL_COUNTS,
     }
     guides: ClassVar[Guided] = "each"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (
         "Jeong et al., Communication-Efficient On-Device Machine Learning: Federated Distillation and"
         " Augmentation under Non-IID Private Data, 2018"

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.probabilities import finite_logits
 from fedkd.fusion.selection import asked_samples
 from fedkd.fusion.soft_labels import TeacherLogits
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class FedMD(TeacherLogits):
 
     name: ClassVar[str] = "fedmd"
     guides: ClassVar[Guided] = "all_alike"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019"
 
     matching: Literal["mae", "mse", "kl"] = "mae"

@@ -17,7 +17,7 @@ from fedkd.fusion.client_half import Need
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
 
@@ -49,6 +49,7 @@ class FedProto(FusionStrategy):
         "label_counts": Kind.LABEL_COUNTS,
     }
     guides: ClassVar[Guided] = "all_alike"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (
         "Tan et al., FedProto: Federated Prototype Learning across Heterogeneous Clients, AAAI 2022"
     )

@@ -17,6 +17,7 @@ class Kind(Enum):
         WEIGHTS: Parameters or statistics of a model, or steps and corrections of them.
         MASKS: Which weights something is about, a bit each, packed into bytes.
         COUNTERS: A model's buffers that are not real numbers.
+        MASS: What a client's weights have to be divided by, `[1]` (push-sum).
         SAMPLE_LABELS: The true class of each of a client's own samples, `[S]`.
         VOTES: One class per requested transfer sample, `[M]`.
         INDICES: Which samples other arrays are about.
@@ -33,6 +34,7 @@ class Kind(Enum):
     WEIGHTS = auto()
     MASKS = auto()
     COUNTERS = auto()
+    MASS = auto()
     SAMPLE_LABELS = auto()
     VOTES = auto()
     INDICES = auto()
@@ -58,4 +60,4 @@ class Kind(Enum):
     @property
     def is_honest(self) -> bool:
         """Whether even a poisoned client sends it as it is: without it its upload would not look right."""
-        return self in (Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.INDICES, Kind.CONSTANT)
+        return self in (Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.MASS, Kind.INDICES, Kind.CONSTANT)

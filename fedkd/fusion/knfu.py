@@ -19,7 +19,7 @@ from fedkd.fusion.combine import class_experts, combine, fill_in
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import DIVERGENCES, prediction_cosine, prediction_kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.weights import effectiveness, log_prior, matched_beta, nearest, within
 from fedkd.hyperparameters import STRICT
 
@@ -45,6 +45,7 @@ class KnFu(TemperedLabels):
     name: ClassVar[str] = "knfu"
     guides: ClassVar[Guided] = "each"
     weighs_age: ClassVar[bool] = True
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Seyedmohammadi et al., KnFu: Effective Knowledge Fusion, arXiv 2403.11892, 2024"
 
     beta: Annotated[float, Field(ge=0)] = 10.0

@@ -20,7 +20,7 @@ from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import prediction_cosine, prediction_kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
 
@@ -46,6 +46,7 @@ class KTA(TemperedLabels):
 
     name: ClassVar[str] = "kta"
     guides: ClassVar[Guided] = "each"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Du, Prediction-space knowledge markets, arXiv 2512.00841, 2025"
     needs: ClassVar[frozenset[Need]] = frozenset({"transfer_labels"})
 

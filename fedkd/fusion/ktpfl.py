@@ -18,7 +18,7 @@ from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
 from fedkd.fusion.similarity import gram
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 
@@ -46,6 +46,7 @@ class KTpFL(TemperedLabels):
     name: ClassVar[str] = "ktpfl"
     sends: ClassVar[str] = "logits"
     guides: ClassVar[Guided] = "each"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Zhang et al., Parameterized Knowledge Transfer for Personalized FL, NeurIPS 2021"
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0

@@ -59,6 +59,7 @@ STRATEGIES = Registry(
         "fedrep": "fedkd.fusion.fedrep:FedRep",
         "fedbabu": "fedkd.fusion.fedbabu:FedBABU",
         "fedala": "fedkd.fusion.fedala:FedALA",
+        "gossip": "fedkd.fusion.gossip:Gossip",
     },
     group="fedkd.strategies",
 )

@@ -17,7 +17,7 @@ from fedkd.fusion.confidence import FAMILIARITY, ambiguity
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.views import ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -42,6 +42,7 @@ class SelectiveFD(SoftLabels):
     sends: ClassVar[str] = "logits of the samples it knows"
     kinds: ClassVar[Mapping[str, Kind]] = {"samples": Kind.INDICES, "sample_logits": Kind.SAMPLE_LOGITS}
     guides: ClassVar[Guided] = "all_alike"
+    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (
         "Shao, Wu and Zhang, Selective knowledge sharing for privacy-preserving federated distillation"
         " without a good teacher, Nature Communications 15, 2024"

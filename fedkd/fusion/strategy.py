@@ -45,6 +45,8 @@ class Knowledge:
         server: What the server can compute with; only for a strategy that needs `weights` or a `server`.
         round: The round, 1-based.
         rounds: Rounds of the whole run.
+        mixing: How much each client takes of each over the round's links, receiver first, `[N, N]`; only for
+            a strategy that is `mixed` over a graph.
 
     Raises:
         ValueError: The arrays disagree about N.
@@ -67,6 +69,7 @@ class Knowledge:
     classes_met: tuple[int, ...] | None = None
     round: int = 1
     rounds: int = 1
+    mixing: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if list(self.clients) != sorted(set(self.clients)):
@@ -142,6 +145,13 @@ REACH: Mapping[Guided, str] = {
 }
 """Who receives guidance, for people, by what a strategy's `fuse` makes."""
 
+OverGraph = Literal["each", "mixed"]
+"""How a strategy does without a server, where clients speak to each other over a graph.
+
+`each`: every client runs `fuse` by itself, on what it and those that it hears have sent, and takes what is
+made for it. `mixed`: `fuse` is handed how much each takes of each (`Knowledge.mixing`).
+"""
+
 
 class FusionStrategy(ClientHalf):
     """Base of every fusion strategy: a frozen dataclass whose fields are its hyper-parameters.
@@ -178,6 +188,8 @@ class FusionStrategy(ClientHalf):
     before it is handed them, where rounds are asynchronous."""
     guides: ClassVar[Guided | None] = None
     """Whom `fuse` guides; None: it does not say."""
+    over_graph: ClassVar[OverGraph | None] = None
+    """How it does without a server; None: it does not."""
 
     @classmethod
     def reach(cls) -> str:

@@ -39,6 +39,7 @@ def check_asynchronous(scenario: Scenario) -> None:
         ("faults.dropout", scenario.faults.dropout > 0, "in which nobody is waited for in any case"),
         ("faults.on_client_error", scenario.faults.on_client_error == "skip", "use 'fail' or 'retry'"),
         ("population", scenario.population != Population(), "use asynchronous.concurrency"),
+        ("topology.graph", scenario.topology.graph != "star", "whose server nobody waits for"),
         ("measure.transferability", mapped, "in which clients are never all between two rounds"),
         ("fusion.bank", scenario.fusion.bank is not None, "which keeps a bank of knowledge by itself"),
     ):

@@ -11,6 +11,7 @@ from fedkd.plan.checks import check_one_architecture, check_scenario, check_tran
 from fedkd.plan.clock import VirtualClock
 from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
 from fedkd.plan.schedule import Schedule
 from fedkd.plugins import import_plugins
@@ -36,6 +37,7 @@ class Plan:
         learner: How clients learn a stream of tasks; None without one.
         schedule: Who takes part when, and which task each client learns then.
         groups: The group of every client's model, N of them.
+        graph: Who hears whom; None: a server hears everybody.
     """
 
     scenario: Scenario
@@ -43,6 +45,7 @@ class Plan:
     learner: Learner | None
     schedule: Schedule
     groups: tuple[ClientGroup, ...]
+    graph: Graph | None = None
 
     def evaluates(self, round: int) -> bool:
         """Return whether a round is evaluated: every so many, the last, and every one that ends a task."""
@@ -107,6 +110,7 @@ def resolve(scenario: Scenario) -> Plan:
         check_asynchronous(scenario)
         scenario = scenario.model_copy(update={"clock": scenario.clock or Clock()})
     schedule = draw_schedule(scenario)
+    graph = draw_graph(scenario)
     check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
     strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
@@ -120,7 +124,7 @@ def resolve(scenario: Scenario) -> Plan:
     if scenario.fusion.from_flower:
         check_one_architecture(scenario)
     scenario = scenario.model_copy(update=tables)
-    return Plan(scenario, strategy, learner, schedule, tuple(client_models(scenario)))
+    return Plan(scenario, strategy, learner, schedule, tuple(client_models(scenario)), graph)
 
 
 def open_plan(scenario_json: str) -> Plan:

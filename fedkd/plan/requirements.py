@@ -15,6 +15,7 @@ from fedkd.data.load import Data, first_task
 from fedkd.errors import UserError
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
+from fedkd.plan.graph_checks import check_graph
 from fedkd.plan.learner_checks import check_learner
 from fedkd.plan.measure_checks import check_transferability
 from fedkd.plan.part_checks import check_feature_widths, check_parts, check_three_classes, has_linear_head
@@ -84,6 +85,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             " business; use 'fedproto' or a strategy that exchanges predictions",
             key=KEY,
         )
+    check_graph(plan)
     if "masks" in needs:
         check_masks(plan)
     if scenario.fusion.rehearse > 0 and not plan.strategy.teaches_targets:

@@ -81,8 +81,8 @@ _SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")
 
 _WHOLE_RUN = {
     "evaluation_bytes": Metric("evaluation_bytes", "sent for evaluation", "MB", 1e-6, 2),
-    "bytes_up": Metric("bytes_up", "sent to the server", "MB", 1e-6, 2, "lower"),
-    "bytes_down": Metric("bytes_down", "sent to the clients", "MB", 1e-6, 2, "lower"),
+    "bytes_up": Metric("bytes_up", "sent by clients", "MB", 1e-6, 2, "lower"),
+    "bytes_down": Metric("bytes_down", "received by clients", "MB", 1e-6, 2, "lower"),
     "seconds": Metric("seconds", "time of a run", "s", 1.0, 1, "lower"),
     "virtual_seconds": Metric("virtual_seconds", "simulated time of a run", "s", 1.0, 1, "lower"),
 }

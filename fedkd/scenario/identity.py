@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedkd.scenario.schema import Faults, Scenario
+from fedkd.scenario.topology import Topology
 
 INERT = ("name", "engine", "tracking", "checkpoint_every")
 """Parts of a scenario that never change a result: where and how it runs, and its name."""
@@ -24,6 +25,7 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("fusion", "own_prior"): 0.0,
     ("fusion", "absent_by_experts"): False,
     ("measure",): None,
+    ("topology",): Topology().model_dump(mode="json"),
 }
 """Keys that runs began without, each with the value that changes nothing."""
 PLACES = ("plugin_path", "data.root")

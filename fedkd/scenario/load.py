@@ -146,6 +146,8 @@ def _named_files(scenario: Scenario) -> list[Path]:
     paths = [data.partition.path] if data.partition.path else []
     if scenario.continual is not None and scenario.continual.tasks.schedule:
         paths.append(scenario.continual.tasks.schedule)
+    if scenario.topology.path:
+        paths.append(scenario.topology.path)
     for name, args in ((data.dataset, data.args), (data.transfer.source, data.transfer.args)):
         if name in PATH_DATASETS and isinstance(args.get("path"), str):
             paths.append(args["path"])

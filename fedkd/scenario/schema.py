@@ -15,6 +15,7 @@ from fedkd.scenario.sections import ClientGroup, Data, PositiveInt, Section, Tra
 from fedkd.scenario.sections import EarlyStopping as EarlyStopping
 from fedkd.scenario.sections import Partition as Partition
 from fedkd.scenario.sections import Transfer as Transfer
+from fedkd.scenario.topology import Topology
 from fedkd.scenario.tracking import Tracking
 from fedkd.scenario.tracking import Wandb as Wandb
 
@@ -347,6 +348,7 @@ class Scenario(Section):
     asynchronous: Asynchronous | None = None
     """Have the server fuse after so many uploads, whoever they are of; `{}` for its defaults. Absent: a round
     waits for all that take part in it."""
+    topology: Topology = Topology()
     continual: Continual | None = None
     measure: Measure | None = None
     """What is measured besides accuracies; absent: nothing."""

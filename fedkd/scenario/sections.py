@@ -23,10 +23,11 @@ class Partition(Section):
 
     scheme: str = "dirichlet"
     """`iid`; `dirichlet` (each class is dealt by proportions drawn from Dir(α)); `dirichlet-per-client` (each
-    client has its own label mix drawn from Dir(α), equal sizes); `shards` (label-sorted shards); `quantity`
-    (equal label mix, sizes drawn from Dir(α)); `natural` (each client one of the owners that the data name);
-    `file` (indices from a JSON file); or `"pkg.mod:function"`, called as `function(labels, clients,
-    generator, **args)` for one list of indices per client."""
+    client has its own label mix drawn from Dir(α), equal sizes); `circle` (classes on a circle, and client n
+    has those around its place, so that neighbours by number are alike); `shards` (label-sorted shards);
+    `quantity` (equal label mix, sizes drawn from Dir(α)); `natural` (each client one of the owners that the
+    data name); `file` (indices from a JSON file); or `"pkg.mod:function"`, called as `function(labels,
+    clients, generator, **args)` for one list of indices per client."""
     args: dict[str, Any] = {}
     """Keyword arguments of a plugged-in scheme."""
     alpha: Annotated[float, Field(gt=0.0, le=1e9)] = 0.5

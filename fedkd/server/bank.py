@@ -25,16 +25,22 @@ class Upload:
         round: The round.
         arrays: Its knowledge by name.
         samples: Number of its training samples.
+        sent: Bytes that it was on its way; 0: nobody has counted.
     """
 
     round: int
     arrays: Arrays
     samples: int
+    sent: int = 0
 
     @property
     def size(self) -> int:
         """Bytes of the arrays."""
         return sum(values.nbytes for values in self.arrays.values())
+
+    def kept(self) -> Upload:
+        """Return the same with copied arrays: they may lie in shared memory that is only lent for a round."""
+        return replace(self, arrays={name: values.copy() for name, values in self.arrays.items()})
 
 
 class Shelf:
@@ -45,10 +51,7 @@ class Shelf:
 
     def put(self, uploads: Mapping[int, Upload]) -> None:
         """Keep uploads in place of their clients' earlier ones."""
-        for client, upload in uploads.items():
-            # Copied: the arrays may lie in shared memory that is only lent for the round.
-            arrays = {name: values.copy() for name, values in upload.arrays.items()}
-            self._last[client] = replace(upload, arrays=arrays)
+        self._last |= {client: upload.kept() for client, upload in uploads.items()}
 
     def all(self) -> dict[int, Upload]:
         """Return all that is kept, in client order."""

@@ -12,6 +12,8 @@ from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Shelf, Upload, evict
 from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, ServerKnowledge
 from fedkd.server.mailbox import Parcel
+from fedkd.server.peers import Links, Mixing, PeerFusing
+from fedkd.server.peers import together as links_together
 
 TASK = "task/"
 
@@ -29,6 +31,7 @@ class FusingByTask:
         backward: Whether guidance is also for those who have gone on to another task, and are known by what
             the bank has kept of them.
         exponent: That of `staleness`, where the server does not wait for everybody; None: it does.
+        peers: Who hears whom; None: there is a server.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class FusingByTask:
         *,
         backward: bool = False,
         exponent: float | None = None,
+        peers: Mixing | None = None,
     ) -> None:
         self._strategy = strategy
+        self._peers = peers
         self._backward = backward
         self._bank = bank
         self._exponent = exponent
@@ -70,7 +75,12 @@ class FusingByTask:
         """Return what fuses the knowledge of a task."""
         if task not in self._by_task:
             decay = None if self._bank is None else self._bank.decay
-            self._by_task[task] = Fusing(self._strategy, self._known(task), decay, self._exponent)
+            known = self._known(task)
+            self._by_task[task] = (
+                Fusing(self._strategy, known, decay, self._exponent)
+                if self._peers is None
+                else PeerFusing(self._strategy, known, self._peers)
+            )
         return self._by_task[task]
 
     def of(self, client: int | None) -> Fusing:
@@ -111,6 +121,8 @@ class FusingByTask:
         known = list(everyone)
         for fusing in self._by_task.values():
             fusing.report = None
+            if isinstance(fusing, PeerFusing):
+                fusing.links = None
         sent = 0
         for task, fusing in self.of_clients(uploads).items():
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
@@ -133,6 +145,11 @@ class FusingByTask:
         fused = sorted(self._by_task.items())
         reports = [fusing.report for _, fusing in fused if fusing.report is not None]
         return together(reports) if reports else None
+
+    def links(self) -> Links | None:
+        """Return who sent what to whom in the last fusion; None: there is a server, or nobody spoke."""
+        fused = [fusing for _, fusing in sorted(self._by_task.items()) if isinstance(fusing, PeerFusing)]
+        return links_together(fusing.links for fusing in fused if fusing.links is not None)
 
     # State --------------------------------------------------------------------------------------------
 

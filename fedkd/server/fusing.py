@@ -174,7 +174,7 @@ class Fusing:
             self.model = dict(guidance.shared) or self.model
             return 0  # it goes along with every message, which is when its bytes count
         if guidance.weights is not None:
-            self.report = _report(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
+            self.report = report_of(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
         here = replace(guidance, absent={c: g for c, g in guidance.absent.items() if c not in elsewhere})
         gone_on = set(knowledge.clients).intersection(elsewhere) if backward else set()
         for client, table in tables_of(guidance, knowledge)[0].items() if gone_on else ():
@@ -279,9 +279,17 @@ class Fusing:
         self.model = below(MODEL, arrays)
 
 
-def _report(
+def report_of(
     guidance: Guidance, weights: np.ndarray, clients: tuple[int, ...], present: tuple[int, ...]
 ) -> FusionReport:
+    """Return who learned from whom by some guidance.
+
+    Args:
+        guidance: Its distances and what it mixed.
+        weights: `[N, N]`.
+        clients: Whose knowledge was fused, N of them.
+        present: Those who took part in the round.
+    """
     mixed = guidance.mixed
     moves = left_out(weights, mixed) if mixed is not None and is_cheap(mixed) else None
     return FusionReport(clients, weights, present, guidance.distances, moves)

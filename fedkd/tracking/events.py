@@ -38,7 +38,7 @@ class RoundReport:
     train_loss: float | None = None
     """Mean over clients of the local training loss."""
     bytes_up: int = 0
-    """Payload that the method sent to the server in this round."""
+    """Payload that clients sent in this round, to the server or, without one, to each other."""
     bytes_down: int = 0
     """Payload that the method sent to clients in this round."""
     seconds: float = 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 SCENARIO = "scenario.toml"
 SCHEDULE = "schedule.json"
+TOPOLOGY = "topology.json"
+"""Who hears whom, of a run without a server."""
 CLIENTS = "clients.json"
 """Who takes part: every client's model, and how many training samples of each class it has."""
 STUDY = "study.json"

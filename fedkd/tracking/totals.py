@@ -10,7 +10,7 @@ class Totals:
     """What has been spent so far."""
 
     bytes_up: int = 0
-    """Payload that the method has sent to the server."""
+    """Payload that clients have sent, to the server or, without one, to each other."""
     bytes_down: int = 0
     """Payload that the method has sent to clients, as if nobody were evaluated."""
     evaluation_bytes: int = 0

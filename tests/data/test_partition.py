@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkd.data.partition import draw_label_mixes, lift_to_floor, mix_counts, partition
+from fedkd.data.partition import circle_mixes, draw_label_mixes, lift_to_floor, mix_counts, partition
 from fedkd.data.partition_file import read_partition_file
 from fedkd.errors import UserError
 from fedkd.scenario.schema import Partition
 
-DRAWN = ("iid", "dirichlet", "dirichlet-per-client", "shards", "quantity")
+DRAWN = ("iid", "dirichlet", "dirichlet-per-client", "circle", "shards", "quantity")
 
 
 def balanced(samples: int, classes: int = 10) -> np.ndarray:
@@ -211,3 +211,14 @@ def test_a_missing_partition_file_says_where_it_was_sought(tmp_path: Path):
 def test_a_written_partition_contradicting_samples_per_client_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="client 0 has 2 samples"):
         read_partition_file(written(tmp_path, [[0, 1], [2, 3]], samples_per_client=4), 2, 10, [tmp_path])
+
+
+def test_neighbours_on_a_circle_are_alike_and_opposite_ones_share_nothing():
+    mixes = circle_mixes(10, 10)
+    np.testing.assert_allclose(mixes[0], [1, 0.6, 0.2, 0, 0, 0, 0, 0, 0.2, 0.6])
+    np.testing.assert_array_equal(mixes, [np.roll(mixes[0], client) for client in range(10)])
+    likeness = [float(mixes[0] @ other) for other in mixes]
+    assert likeness[0] > likeness[1] > likeness[2] > likeness[5] == 0
+    assert likeness[1] == pytest.approx(likeness[9])
+    for clients, classes in ((1, 1), (7, 1), (3, 2), (12, 5)):
+        assert (circle_mixes(clients, classes).sum(axis=1) > 0).all()

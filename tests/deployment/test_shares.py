@@ -132,6 +132,7 @@ def test_a_folder_that_is_no_share_is_one_line(folder, what):
     [
         ({"fusion": {"strategy": "pooled"}}, "fusion.strategy: 'pooled' trains on all samples together"),
         ({"faults": {"poisoned": 0.3}}, "faults.poisoned: clients that lie are simulated"),
+        ({"topology": {"graph": "ring"}}, "topology.graph: deployed nodes speak to a SuperLink"),
         ({"training": {"executor": "vectorised"}}, "training.executor: clients that train together share"),
     ],
 )

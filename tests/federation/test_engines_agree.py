@@ -118,6 +118,14 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "clock": {"work": "steps", "seconds": 0.1, "bandwidth": 1.0, "latency": 0.1},
         "asynchronous": {"buffer": 2, "concurrency": 4},
     },
+    # Pairs of clients that speak to each other, tell what they have heard, and weigh it by its age.
+    "peers": BASE
+    | {
+        "rounds": 3,
+        "clients": [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "lenet"}],
+        "training": {"lr": 1e-2, "batch_size": 20},
+        "topology": {"graph": "matching", "relay": True},
+    },
     # A stream of tasks that all learn in step, and an average that is held back from what old ones have used.
     "orthogonal": {key: value for key, value in BASE.items() if key != "rounds"}
     | {
@@ -216,7 +224,7 @@ def test_ray_agrees_with_one_process(inline, tmp_path, ray_session):
 
 
 ON_SHARED_ACTORS = [
-    *("mixed", "averaged", "pooled", "measured", "buffered", "banked"),
+    *("mixed", "averaged", "pooled", "measured", "buffered", "banked", "peers"),
     *("orthogonal", "masks", "streamed"),
 ]
 
@@ -242,6 +250,7 @@ def test_actors_agree_with_one_process(kind, inline, tmp_path, actors):
         pytest.param("mixed", marks=pytest.mark.slow),
         pytest.param("measured", marks=pytest.mark.slow),
         pytest.param("averaged", marks=pytest.mark.slow),
+        pytest.param("peers", marks=pytest.mark.slow),
         pytest.param("orthogonal", marks=pytest.mark.slow),
         pytest.param("masks", marks=pytest.mark.slow),
         pytest.param("buffered", marks=pytest.mark.slow),

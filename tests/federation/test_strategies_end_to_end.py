@@ -84,7 +84,10 @@ def write(folder: Path, strategy: str, **changes: Any) -> Path:
         training |= {"optimizer": "sgd"}
     path = folder / "scenario.toml"
     fusion = {"strategy": strategy, **SMALL.get(strategy, {})}
-    path.write_text(tomli_w.dumps(TABLES | {"training": training, "fusion": fusion} | changes))
+    # Links that go one way, and of two architectures: masses are no longer 1.
+    graph = "one_peer_exponential" if "graph" in make_strategy(strategy, {}).needs else "star"
+    tables = TABLES | {"training": training, "fusion": fusion, "topology": {"graph": graph}}
+    path.write_text(tomli_w.dumps(tables | changes))
     return path
 
 

@@ -19,6 +19,7 @@ from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.soft_labels import TeacherLogits
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import FitSummary
+from fedkd.fusion.weights import uniform
 from fedkd.namespaces import under
 from fedkd.randomness import numpy_generator
 from fedkd.server.guidance import tables_of
@@ -174,7 +175,7 @@ class Round:
 
     def knowledge(self) -> Knowledge:
         """Return what the clients upload, as the server puts it together."""
-        samples = len(self.everyone.labels)
+        samples, clients = len(self.everyone.labels), len(self.clients)
         request = self.strategy.request(samples, self.memory, numpy_generator(0, "request"))
         for client in self.clients:
             client.request = request
@@ -191,6 +192,7 @@ class Round:
             request=request,
             labels=self.everyone.labels if request is None else self.everyone.labels[request],
             server=self.server,
+            mixing=uniform(clients) if self.strategy.over_graph == "mixed" else None,
         )
 
     def fuse(self) -> Guidance:

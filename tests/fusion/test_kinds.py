@@ -43,7 +43,11 @@ def test_every_strategy_declares_what_it_uploads_and_nothing_else(name) -> None:
             rows = {Kind.TRANSFER_LOGITS: SAMPLES, Kind.VOTES: SAMPLES, Kind.LABEL_LOGITS: CLASSES}
             assert len(upload[array]) == rows.get(kind, len(upload[array]))
             assert not kind.is_prediction or upload[array].shape[-1] == CLASSES
-            whole = kind.is_honest or kind in (Kind.VOTES, Kind.MASKS, Kind.SAMPLE_LABELS)
+            whole = (kind.is_honest and kind is not Kind.MASS) or kind in (
+                Kind.VOTES,
+                Kind.MASKS,
+                Kind.SAMPLE_LABELS,
+            )
             assert np.issubdtype(upload[array].dtype, np.floating) != whole
     if "kinds" in vars(type(strategy)):
         assert found == set(strategy.kinds)
@@ -54,7 +58,7 @@ def test_what_precision_imitation_and_honesty_apply_to() -> None:
     assert {kind for kind in Kind if kind.is_logits_of_samples} == samples
     assert {kind for kind in Kind if kind.is_prediction} == samples | {Kind.LABEL_LOGITS}
     assert {kind for kind in Kind if kind.is_stacked} == {Kind.TRANSFER_LOGITS, Kind.LABEL_COUNTS}
-    honest = {Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.INDICES, Kind.CONSTANT}
+    honest = {Kind.LABEL_COUNTS, Kind.COUNTERS, Kind.MASS, Kind.INDICES, Kind.CONSTANT}
     assert {kind for kind in Kind if kind.is_honest} == honest
 
 

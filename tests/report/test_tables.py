@@ -96,7 +96,7 @@ def test_the_csv_has_the_same_numbers_in_full(study):
         ("accuracy_local", "local accuracy after guidance (%)", "higher"),
         ("loss_train", "training loss", "lower"),
         ("effective_neighbours_train", "effective neighbours", None),
-        ("bytes_up", "sent to the server (MB)", "lower"),
+        ("bytes_up", "sent by clients (MB)", "lower"),
     ],
 )
 def test_metrics_have_titles_and_a_direction(name, label, better):

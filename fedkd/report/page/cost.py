@@ -25,7 +25,7 @@ def cost_figures(record: RunRecord) -> Iterator[Figure]:
         if isinstance(row.get("phase"), str):
             seconds[row["phase"]][row["round"]] += _known(row.get("seconds"))
     if any(any(of_round) for of_round in sent.values()):
-        yield _bytes(sent)
+        yield _bytes(sent, between=record.scenario.topology.graph != "star")
     if seconds:
         yield _phases(seconds)
 
@@ -34,15 +34,25 @@ def _known(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _bytes(sent: Mapping[int, Sequence[float]]) -> Figure:
+def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
+    """Return the figure of what was sent.
+
+    Args:
+        sent: By round: up, down and for evaluation.
+        between: Whether clients send each other what others send a server, and receive it as often.
+    """
     rounds = sorted(sent)
     totals = np.cumsum([sent[round] for round in rounds], axis=0)
     data = [
         line(name, rounds, totals[:, at] / 1e6, colour, dash=dash)
         for at, (name, (colour, dash, _)) in enumerate(
-            zip(("to the server", "to the clients", "for evaluation alone"), looks(3), strict=True)
+            zip(
+                ("between clients" if between else "to the server", "to the clients", "for evaluation alone"),
+                looks(3),
+                strict=True,
+            )
         )
-        if totals[-1, at]
+        if totals[-1, at] and not (between and at == 1)
     ]
     rows = [[round, *map(int, sent[round])] for round in rounds]
     return Figure(

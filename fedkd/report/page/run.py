@@ -10,6 +10,7 @@ from fedkd.report.page.cost import cost_figures, failure_figures
 from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
 from fedkd.report.page.figure import Cell, Table
 from fedkd.report.page.labels import label_figures
+from fedkd.report.page.links import link_figures
 from fedkd.report.page.neighbours import neighbour_view
 from fedkd.report.page.page import Item, Page, Section
 from fedkd.report.page.record import RunRecord
@@ -39,7 +40,7 @@ def run_page(record: RunRecord) -> Page:
     sections = [
         Section("Accuracy", [*accuracy_figures(record), *time_figures(record)]),
         Section("Stream of tasks", list(_stream(record))),
-        Section("Fusion", [*effect_figures(record), *whom]),
+        Section("Fusion", [*effect_figures(record), *whom, *link_figures(record)]),
         Section("Transferability", list(transfer_figures(record))),
         Section("Clients", [*label_figures(record.labels), *_clients(record)]),
         Section(
@@ -104,12 +105,20 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         if guided is not None:
             told.append((name, moments(trained, guided)))
     if record.summary is not None:
-        final = record.summary["final"]
-        told.append(("sent", f"{size(final['bytes_up'])} up, {size(final['bytes_down'])} down"))
-        if "virtual_seconds" in final:
-            told.append(("simulated time", duration(final["virtual_seconds"])))
+        told.append(("sent", _sent(record)))
+        if "virtual_seconds" in record.summary["final"]:
+            told.append(("simulated time", duration(record.summary["final"]["virtual_seconds"])))
         told.append(("time", duration(record.summary["seconds"])))
     return told
+
+
+def _sent(record: RunRecord) -> str:
+    """Word what a finished run has sent; what clients send each other is received as often as it is sent."""
+    assert record.summary is not None
+    final = record.summary["final"]
+    if record.scenario.topology.graph != "star":
+        return f"{size(final['bytes_up'])} between clients"
+    return f"{size(final['bytes_up'])} up, {size(final['bytes_down'])} down"
 
 
 def describe_data(scenario: Scenario) -> str:

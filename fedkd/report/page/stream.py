@@ -31,6 +31,7 @@ MASKS = {"free_share": "free share", "overlap": "overlap with earlier masks", "d
 STORED = {"stored_bytes": "stored", "peak_bytes": "stored at most"}
 REGIME, REGIMES = "regime/", {1: "R1, no forgetting", 2: "R2, forward", 3: "R3, backward"}
 SAID_ELSEWHERE = ("loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients", "bank_bytes")
+OVER_LINKS = ("bytes_sent", "bytes_received", "bytes_per_link", "links")
 MOST_NUMBERED = 40
 
 
@@ -210,7 +211,7 @@ def learner_figures(record: RunRecord) -> Iterator[Figure | Table]:
     said = {
         name: values
         for (split, name), values in record.task_means.items()
-        if split == "train" and name not in SAID_ELSEWHERE
+        if split == "train" and name not in (*SAID_ELSEWHERE, *OVER_LINKS)
     }
     for names, title, unit, scale, key in (
         (MASKS, "Masks", "share of weights (%)", 100.0, "masks"),

@@ -1,0 +1,123 @@
+"""Gossip: clients average their models with those of their neighbours alone, and no server averages all.
+
+X. Lian, C. Zhang, H. Zhang, C.-J. Hsieh, W. Zhang and J. Liu, "Can Decentralized Algorithms Outperform
+Centralized Algorithms? A Case Study for Decentralized Parallel Stochastic Gradient Descent", NeurIPS 2017,
+arXiv 1705.09056. Links that go one way: M. Assran, N. Loizou, N. Ballas and M. Rabbat, "Stochastic Gradient
+Push for Distributed Deep Learning", ICML 2019, arXiv 1811.10792.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.hyperparameters import STRICT
+
+MASS = "mass"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Gossip(FusionStrategy):
+    """Train, then mix: each model becomes a weighted mean of itself and of those that its client hears.
+
+    ::
+
+        z_n ← z_n + Δ_n                     local training, from z_n
+        x_n ← Σ_m P_nm x_m,  x_m = w_m z_m + Δ_m
+        w_n ← Σ_m P_nm w_m                  masses, which all begin at 1
+        z_n ← x_n / w_n                     what the client goes on with
+
+    P is that of the scenario's `topology`. With Metropolis weights its rows sum to 1, masses stay 1, and this
+    is ``z ← P (z + Δ)``; with those of push-sum, for links that go one way, masses undo what some are heard
+    more than others. Either way the sum of all x, and so the mean that everyone tends to, is kept. Clients
+    count alike, however many samples they have.
+
+    Models are mixed among clients of one architecture, over the links between them. All begin with the same
+    weights. Statistics of normalisation layers are mixed along, by their masses; counters are those of who
+    has counted most.
+    """
+
+    name: ClassVar[str] = "gossip"
+    sends: ClassVar[str] = "weights"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        PARAMETERS: Kind.WEIGHTS,
+        COUNTERS: Kind.COUNTERS,
+        MASS: Kind.MASS,
+    }
+    guides: ClassVar[Guided] = "each"
+    over_graph: ClassVar[OverGraph | None] = "mixed"
+    paper: ClassVar[str] = (
+        "Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, NeurIPS 2017, arXiv"
+        " 1705.09056"
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "graph"})
+    uses_transfer_set: ClassVar[bool] = False
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives a mean: who took part, one of its own."""
+        return "the clients that took part, each with the mean of those of its architecture that it hears"
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return x as `parameters` `[P]`, the `counters` `[B]` and the `mass` `[1]`."""
+        weights, mass = client.weights(), client.memory.get(MASS, np.ones(1, np.float32))
+        if mass[0] != 1.0:
+            weights = _numerators(weights, client.last_fit.start, set(client.trainable()), float(mass[0]))
+        return pack(weights) | {MASS: mass}
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return each client's own z and mass; the weights `[N, N]` are how much of whom is in it."""
+        assert knowledge.mixing is not None
+        mixing, uploads = knowledge.mixing, packs_of(knowledge.extra)
+        before = np.concatenate(knowledge.extra[MASS]).astype(np.float64)
+        after = (mixing @ before).astype(np.float32)  # where rows sum to 1, but for rounding, it stays 1
+        personal = []
+        for row, mass in zip(mixing, after, strict=True):
+            heard = np.flatnonzero(row)
+            x: np.ndarray = sum(row[m] * uploads[m][PARAMETERS].astype(np.float64) for m in heard)
+            personal.append(
+                {
+                    PARAMETERS: (x / mass).astype(np.float32),
+                    COUNTERS: np.max([uploads[m][COUNTERS] for m in heard], axis=0),
+                    MASS: np.array([mass]),
+                }
+            )
+        # Of what is in z, once it is x divided by its mass.
+        shares = mixing * before
+        return Guidance(None, shares / shares.sum(axis=1, keepdims=True), personal=personal)
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Go on with z, and keep its mass."""
+        client.load_weights(unpack(guidance, client.weights()))
+        client.memory[MASS] = np.array(guidance[MASS])
+
+
+def _numerators(weights: Arrays, start: Arrays, trained: set[str], mass: float) -> dict[str, np.ndarray]:
+    """Return x of a client whose mass is not 1.
+
+    What was trained by gradients moves x as far as it has moved z. Statistics are multiplied by the mass: a
+    variance whose step counted more than itself could become negative.
+
+    Args:
+        weights: z + Δ, by name.
+        start: z, with which the training began.
+        trained: Names of what is trained by gradients.
+        mass: w.
+    """
+    found = {}
+    for name, values in weights.items():
+        if not np.issubdtype(values.dtype, np.floating):
+            found[name] = values
+        elif name in trained:
+            found[name] = values.astype(np.float64) + (mass - 1.0) * start[name].astype(np.float64)
+        else:
+            found[name] = mass * values.astype(np.float64)
+    return found

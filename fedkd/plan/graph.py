@@ -1,0 +1,253 @@
+"""Who hears whom in which round, where there is no server: drawn from the seed, or read from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.errors import UserError, described
+from fedkd.json_text import parse_json
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.files import find_file
+from fedkd.scenario.schema import Scenario
+
+MOST_CLIENTS = 10_000
+"""Clients of a graph, whose square is the bytes of its matrix."""
+USUAL_K = 4
+DRAWN_EACH_ROUND = ("random_regular", "matching")
+PLACED = ("ring", "k_regular", "one_peer_exponential")
+"""Graphs in which it matters who sits where."""
+WITH_K = ("k_regular", "random_regular")
+ORDERS = ("numbered", "shuffled")
+
+Hears = tuple[tuple[int, ...], ...]
+"""The others that each client hears, N of them, each ascending."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The links of a run.
+
+    Attributes:
+        clients: Number of clients N.
+        kind: As `topology.graph`, but for a star.
+        seed: The scenario's seed.
+        k: Others that each hears, where the kind has such a number.
+        order: As `topology.order`.
+        listed: Of kind `file`: whom each hears, for as many rounds as there are, taken in turn.
+    """
+
+    clients: int
+    kind: str
+    seed: int
+    k: int = USUAL_K
+    order: str = "numbered"
+    listed: tuple[Hears, ...] = ()
+
+    def edges(self, round: int) -> np.ndarray:
+        """Return who hears whom in a round, receiver first, `[N, N]` bool; everyone hears itself.
+
+        Args:
+            round: 1-based.
+        """
+        clients = self.clients
+        heard = np.eye(clients, dtype=bool)
+        match self.kind:
+            case "complete":
+                heard[:] = True
+            case "ring":
+                self._link_around(heard, 1)
+            case "k_regular":
+                for distance in range(1, self.k // 2 + 1):
+                    self._link_around(heard, distance)
+            case "random_regular":
+                generator = numpy_generator(self.seed, "edges", round=round)
+                for _ in range(self.k // 2):
+                    around = generator.permutation(clients)
+                    heard[around, np.roll(around, 1)] = True
+                    heard[np.roll(around, 1), around] = True
+            case "matching":
+                order = numpy_generator(self.seed, "edges", round=round).permutation(clients)
+                one, other = order[0 : clients - 1 : 2], order[1::2]
+                heard[one, other] = heard[other, one] = True
+            case "one_peer_exponential":
+                seats, steps = self._seats(), max((clients - 1).bit_length(), 1)
+                heard[seats, np.roll(seats, -(2 ** ((round - 1) % steps)))] = True
+            case "file":
+                for client, others in enumerate(self.listed[(round - 1) % len(self.listed)]):
+                    heard[client, list(others)] = True
+            case _:
+                raise ValueError(f"no graph '{self.kind}'")
+        return heard
+
+    @property
+    def stays(self) -> bool:
+        """Whether links are the same in every round."""
+        return self.period == 1
+
+    @property
+    def period(self) -> int | None:
+        """After how many rounds links repeat; None: they are drawn each round."""
+        if self.kind in DRAWN_EACH_ROUND:
+            return None
+        if self.kind == "one_peer_exponential":
+            return max((self.clients - 1).bit_length(), 1)
+        return max(len(self.listed), 1)
+
+    def _seats(self) -> np.ndarray:
+        """Return who sits where, `[N]`."""
+        if self.order == "shuffled":
+            return numpy_generator(self.seed, "edges").permutation(self.clients)
+        return np.arange(self.clients)
+
+    def _link_around(self, heard: np.ndarray, distance: int) -> None:
+        seats = self._seats()
+        heard[seats, np.roll(seats, distance)] = True
+        heard[seats, np.roll(seats, -distance)] = True
+
+    # As a file ----------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Return the graph as JSON, which `from_json` reads back."""
+        table = {
+            "clients": self.clients,
+            "graph": self.kind,
+            "seed": self.seed,
+            "k": self.k,
+            "order": self.order,
+            **({"rounds": self.listed} if self.listed else {}),
+        }
+        return json.dumps(table) + "\n"
+
+    @staticmethod
+    def from_json(text: str, *, file: str | None = None) -> Graph:
+        """Return the graph that `to_json` wrote, or that somebody has listed.
+
+        Args:
+            text: The JSON; a listed graph is ``{"hears": [[1], [0]]}``, or ``{"rounds": […]}`` with such a
+                list for each of some rounds.
+            file: Its file, for the error.
+
+        Raises:
+            UserError: The text is not such a graph.
+        """
+        try:
+            table = parse_json(text)
+            if not isinstance(table, dict):
+                raise ValueError("must be a table with 'hears' or 'rounds'")
+            kind = table.get("graph", "file")
+            if kind == "file":
+                rounds = table["rounds"] if "rounds" in table else [table["hears"]]
+                if not isinstance(rounds, list) or not rounds:
+                    raise ValueError("'rounds' must list whom each client hears, for one round or more")
+                listed = tuple(_read_hears(hears) for hears in rounds)
+                if len({len(hears) for hears in listed}) > 1:
+                    raise ValueError("rounds are of different numbers of clients")
+                return Graph(len(listed[0]), "file", int(table.get("seed", 0)), listed=listed)
+            numbers = {name: table[name] for name in ("clients", "seed", "k")}
+            if any(type(number) is not int for number in numbers.values()):
+                raise ValueError("clients, seed and k must be integers")
+            graph = Graph(kind=str(kind), order=table["order"], **numbers)
+            if graph.order not in ORDERS:
+                raise ValueError(f"order must be one of {', '.join(ORDERS)}")
+            if (problem := _misfit(graph.kind, graph.clients, graph.k)) is not None:
+                raise ValueError(problem)
+            graph.edges(1)
+        except KeyError as error:
+            raise UserError(f"no graph: {error} is missing", file=file) from None
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UserError(f"no graph: {described(error)}", file=file) from None
+        return graph
+
+
+def draw_graph(scenario: Scenario) -> Graph | None:
+    """Return the graph of a scenario; None: there is a server.
+
+    Raises:
+        UserError: The graph cannot be drawn for so many clients, or its file is missing or does not fit.
+    """
+    topology, clients = scenario.topology, scenario.data.clients
+    _check_keys(scenario)
+    if topology.graph == "star":
+        return None
+    if clients > MOST_CLIENTS:
+        raise UserError(
+            f"a graph is of at most {MOST_CLIENTS:,} clients, data.clients is {clients:,}",
+            key="topology.graph",
+        )
+    if topology.graph == "file":
+        graph = _read_graph(topology.path or "", clients, scenario.plugin_path)
+    else:
+        k = USUAL_K if topology.k is None else topology.k
+        if (problem := _misfit(topology.graph, clients, k)) is not None:
+            raise UserError(problem, key="topology.k")
+        graph = Graph(clients, topology.graph, scenario.seed, k, topology.order)
+    return graph
+
+
+def _check_keys(scenario: Scenario) -> None:
+    """Check the keys of the table against each other."""
+    topology = scenario.topology
+    kind = topology.graph
+    if topology.k is not None and kind not in WITH_K:
+        raise UserError(f"only for {' and '.join(WITH_K)}, graph is '{kind}'", key="topology.k")
+    if topology.order != "numbered" and kind not in PLACED:
+        raise UserError(f"only for {', '.join(PLACED)}, graph is '{kind}'", key="topology.order")
+    if kind == "file" and topology.path is None:
+        raise UserError(
+            "graph 'file' needs the path of a JSON file with whom each client hears", key="topology.path"
+        )
+    if kind != "file" and topology.path is not None:
+        raise UserError(f"only graph 'file' reads a file, graph is '{kind}'", key="topology.path")
+    if kind == "star" and topology.mixing is not None:
+        raise UserError(
+            "only for weights that clients mix without a server, graph is 'star'", key="topology.mixing"
+        )
+    if kind == "star" and topology.relay:
+        raise UserError("only for clients that speak to each other, graph is 'star'", key="topology.relay")
+
+
+def _misfit(kind: str, clients: int, k: int) -> str | None:
+    """Return why a graph cannot be of so many clients; None: it can."""
+    if clients < 1:
+        return f"there must be clients, got {clients}"
+    if kind not in WITH_K:
+        return None
+    if k < 2 or k % 2:
+        return f"must be even, as links go both ways around, got {k}"
+    if k >= clients:
+        return f"must be < {clients}, the number of clients, got {k}"
+    return None
+
+
+def _read_graph(name: str, clients: int, search: Sequence[str]) -> Graph:
+    key = "topology.path"
+    path = find_file(name, map(Path, search), key=key)
+    try:
+        graph = Graph.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {described(error)}", key=key) from None
+    except UserError as error:
+        raise UserError(f"{path} is {error.message}", key=key) from None
+    if graph.clients != clients:
+        raise UserError(f"{path} is for {graph.clients} clients, data.clients is {clients}", key=key)
+    return graph
+
+
+def _read_hears(hears: object) -> Hears:
+    """Return whom each hears in a round, checked; who is said to hear itself does anyway."""
+    if not isinstance(hears, list) or not hears or not all(isinstance(own, list) for own in hears):
+        raise ValueError("must have a list for each client of the clients that it hears")
+    found = []
+    for client, own in enumerate(hears):
+        for other in own:
+            if type(other) is not int or not 0 <= other < len(hears):
+                raise ValueError(f"client {client} hears {other!r}; clients are 0..{len(hears) - 1}")
+        if len(set(own)) < len(own):
+            raise ValueError(f"client {client} hears somebody twice")
+        found.append(tuple(sorted(set(own) - {client})))
+    return tuple(found)

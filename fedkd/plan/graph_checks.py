@@ -1,0 +1,122 @@
+"""Whether a strategy, and what a scenario says of it, can do without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from fedkd.errors import UserError
+from fedkd.fusion.mixing import is_mutual, parts
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.models.mix import architecture_names
+from fedkd.plan.graph import Graph
+from fedkd.plan.plan import Plan
+
+KEY = "fusion.strategy"
+LOOKED_AT = 200
+"""Rounds of a graph that is drawn each round, which are looked at."""
+
+
+def check_graph(plan: Plan) -> None:
+    """Refuse a strategy that needs a server where there is none, or none where there is one.
+
+    Raises:
+        UserError: What cannot be, and why.
+    """
+    strategy, scenario, graph = plan.strategy, plan.scenario, plan.graph
+    name, kind = scenario.fusion.strategy, scenario.topology.graph
+    if graph is None:
+        if "graph" in strategy.needs:
+            raise UserError(
+                f"'{name}' is for clients that speak to each other, and topology.graph is 'star'; choose"
+                " another, such as 'ring', or for a star 'flwr:FedAvg'",
+                key=KEY,
+            )
+        return
+    if strategy.sends == "nothing":
+        return
+    reason = _needs_server(plan)
+    if reason is not None:
+        raise UserError(
+            f"'{name}' {reason}; topology.graph is '{kind}', in which there is no server", key=KEY
+        )
+    for key, given in (
+        ("fusion.bank", scenario.fusion.bank),
+        ("fusion.orthogonal", scenario.fusion.orthogonal),
+    ):
+        if given is not None:
+            raise UserError(
+                f"is kept on a server; topology.graph is '{kind}', in which there is none", key=key
+            )
+    if scenario.clock is not None:
+        raise UserError(
+            f"times the way to a server and back; topology.graph is '{kind}', in which there is none",
+            key="clock",
+        )
+    assert isinstance(strategy, FusionStrategy)
+    mixes = strategy.over_graph == "mixed"
+    if scenario.topology.mixing is not None and not mixes:
+        raise UserError(
+            f"only for strategies that mix weights, such as 'gossip'; strategy is '{name}'",
+            key="topology.mixing",
+        )
+    if scenario.topology.mixing == "metropolis" and not all(map(is_mutual, some_rounds(plan, graph))):
+        raise UserError(
+            f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
+            key="topology.mixing",
+        )
+    if scenario.topology.relay and strategy.stale_decay is None:
+        raise UserError(
+            "needs a strategy that weighs what comes from far by its age: set fusion.stale_decay, e.g. 0.5,"
+            " with 'knfu' or 'experts'",
+            key="topology.relay",
+        )
+
+
+def _needs_server(plan: Plan) -> str | None:
+    """Return what a strategy does on a server, to go on after its name; None: it does without."""
+    strategy = plan.strategy
+    if not isinstance(strategy, FusionStrategy):
+        return "averages weights on a server: take 'gossip', which has clients mix them"
+    if "server" in strategy.needs:
+        return "trains a model on the server"
+    if "transfer_labels" in strategy.needs:
+        return "needs the labels of the transfer set, which a server alone has"
+    if strategy.over_graph is None:
+        if "weights" in strategy.needs:
+            return "makes one model of all clients' weights: take 'gossip', which has clients mix them"
+        return "makes on a server what no client can by itself (it has no `over_graph`)"
+    return None
+
+
+def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
+    """Yield the graph of the run's rounds, `[N, N]` bool each, as far as they differ and can be looked at."""
+    last = min(plan.schedule.rounds, graph.period or LOOKED_AT, LOOKED_AT)
+    return map(graph.edges, range(1, last + 1))
+
+
+def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
+    """Return which clients never hear of each other, however many rounds there are.
+
+    Returns:
+        Where weights are mixed, every architecture whose clients fall into parts, by name, with the parts in
+        client order; else all clients, under an empty name, if they do. Who is alone in an architecture mixes
+        with nobody: it is one part, and is there too.
+    """
+    strategy = plan.strategy
+    if strategy.sends == "nothing":
+        return []
+    union = np.eye(graph.clients, dtype=bool)
+    for heard in islice(some_rounds(plan, graph), LOOKED_AT):
+        union |= heard
+    mixes = isinstance(strategy, FusionStrategy) and strategy.over_graph == "mixed"
+    names = architecture_names(plan.groups) if mixes else ("",) * graph.clients
+    found = []
+    for name in dict.fromkeys(names):
+        own = [client for client, other in enumerate(names) if other == name]
+        pieces = [tuple(own[at] for at in part) for part in parts(union[np.ix_(own, own)])]
+        if len(pieces) > 1 or (mixes and len(own) == 1 and graph.clients > 1):
+            found.append((name, pieces))
+    return found

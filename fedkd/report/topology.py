@@ -1,0 +1,119 @@
+"""Who hears whom, to look at: clients on a circle as a picture, and a table of signs as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedkd.fusion.mixing import contraction, is_mutual, metropolis, push_sum
+from fedkd.plan.graph import Graph
+from fedkd.report.style import house_style, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "topology"
+HEARS, HERSELF, NOT = "x", "o", "·"
+MOST_ROUNDS = 4
+"""Rounds that are drawn of a graph which changes."""
+MOST_CLIENTS = 500
+"""Clients up to which it is worked out how quickly they come to agree: an eigenvalue of their square."""
+MOST_NAMED = 40
+
+
+def shown_rounds(graph: Graph, rounds: int) -> list[int]:
+    """Return the rounds that are drawn: one of a graph that stays as it is, else the first few."""
+    return list(range(1, min(rounds, MOST_ROUNDS, graph.period or MOST_ROUNDS) + 1))
+
+
+def graph_title(graph: Graph, rounds: int) -> str:
+    """Word a graph: how many each hears, and by how much a round of mixing brings clients together."""
+    shown = [graph.edges(round) for round in shown_rounds(graph, rounds)]
+    heard = sorted({int(number) - 1 for edges in shown for number in edges.sum(axis=1)})
+    most = f"{heard[0]} to {heard[-1]}" if len(heard) > 1 else str(heard[0])
+    placed = ", shuffled" if graph.order == "shuffled" else ""
+    told = f"{graph.kind}{placed}: a client hears {most} other{'s' * (heard[-1] != 1)}"
+    if graph.period is None:
+        told += ", drawn each round"
+    elif not graph.stays:
+        told += f", the same again after {graph.period} rounds"
+    if graph.stays and 1 < graph.clients <= MOST_CLIENTS:
+        mixing = metropolis(shown[0]) if is_mutual(shown[0]) else push_sum(shown[0])
+        if np.allclose(mixing.sum(axis=1), 1.0):
+            told += f"; λ₂ = {contraction(mixing):.4f}"
+    return told
+
+
+def graph_lines(graph: Graph, rounds: int, width: int, height: int) -> list[str]:
+    """Return a graph as text: a line for each receiver, a sign for each sender, its rounds side by side.
+
+    Args:
+        graph: Whose.
+        rounds: Of the run.
+        width: Characters of a line.
+        height: Lines; of more clients, the first.
+    """
+    clients, numbers = graph.clients, shown_rounds(graph, rounds)
+    columns = min(clients, width)
+    numbers = numbers[: max(width // (columns + 2), 1)]
+    label = len(f"client {clients - 1}")
+    lines = []
+    if len(numbers) > 1:
+        titles = [f"t = {round}"[:columns].ljust(columns) for round in numbers]
+        lines.append(f"{'':{label}}  {'  '.join(titles)}".rstrip())
+    edges = [graph.edges(round) for round in numbers]
+    for client in range(min(clients, height)):
+        rows = ["".join(_signs(heard[client], client)[:columns]) for heard in edges]
+        lines.append(f"{f'client {client}':<{label}}  {'  '.join(rows)}")
+    if clients > min(columns, height):
+        lines.append(f"… and {clients - min(columns, height)} more")
+    return lines
+
+
+def _signs(heard: np.ndarray, client: int) -> list[str]:
+    return [HERSELF if sender == client else HEARS if heard[sender] else NOT for sender in range(len(heard))]
+
+
+def draw_graph_figure(graph: Graph, rounds: int, folder: Path) -> list[Path]:
+    """Draw a graph into a run folder as `topology.png`, `.svg` and `.pdf`; return the files."""
+    with house_style():
+        return save(graph_figure(graph, rounds), folder, NAME)
+
+
+def graph_figure(graph: Graph, rounds: int, groups: Sequence[int] = ()) -> Figure:
+    """Draw who hears whom, clients on a circle; an arrow to the receiver where hearing is not mutual.
+
+    Args:
+        graph: Whose.
+        rounds: Of the run: of a graph that changes the first few are drawn side by side.
+        groups: Of every client, for its colour; empty: all alike.
+    """
+    from matplotlib.collections import LineCollection
+
+    numbers = shown_rounds(graph, rounds)
+    figure = new_figure(2.2 * len(numbers) + 0.4, 2.5)
+    angle = np.pi / 2 - 2 * np.pi * np.arange(graph.clients) / graph.clients
+    points = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    for axes, round in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers, strict=True):
+        heard = graph.edges(round) & ~np.eye(graph.clients, dtype=bool)
+        mutual = heard & heard.T
+        pairs = [(points[n], points[m]) for n, m in zip(*np.nonzero(np.triu(mutual)), strict=True)]
+        axes.add_collection(LineCollection(pairs, colors="0.6", linewidths=0.8, zorder=1))
+        arrow = {"arrowstyle": "-|>", "color": "0.5", "linewidth": 0.8, "shrinkA": 5, "shrinkB": 5}
+        for receiver, sender in zip(*np.nonzero(heard & ~mutual), strict=True):
+            axes.annotate("", points[receiver], points[sender], arrowprops=arrow, zorder=1)
+        colours = [f"C{group % 10}" for group in groups] if groups else "C0"
+        axes.scatter(*points.T, s=40 if graph.clients <= MOST_NAMED else 8, c=colours, zorder=2)
+        if graph.clients <= MOST_NAMED:
+            for client, (x, y) in enumerate(1.22 * points):
+                axes.text(x, y, str(client), ha="center", va="center", fontsize=7)
+        axes.set_xlim(-1.4, 1.4)
+        axes.set_ylim(-1.4, 1.4)
+        axes.set_aspect("equal")
+        axes.axis("off")
+        if not graph.stays:
+            axes.set_title(f"round {round}", fontsize=8)
+    return figure

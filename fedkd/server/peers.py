@@ -1,0 +1,321 @@
+"""Fusion without a server: every client fuses what it has heard from those that it is linked to.
+
+A run works it all out in one place, from the same uploads; who hears what, and what it weighs, is as if each
+client did so by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.mixing import is_mutual, metropolis, push_sum
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.fusion.views import Arrays
+from fedkd.namespaces import below, under
+from fedkd.plan.graph import Graph
+from fedkd.server.bank import Upload
+from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge, report_of
+from fedkd.server.guidance import check_guidance, tables_of
+from fedkd.server.mailbox import Parcel
+
+MEMORIES, HEARD = "memories/", "heard/"
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """What clients sent each other in a round.
+
+    Attributes:
+        clients: Those that took part, ascending, N of them.
+        heard: Who heard whom, receiver first, `[N, N]` bool; the diagonal is false.
+        sizes: Bytes that went over each link, `[N, N]` int64.
+    """
+
+    clients: tuple[int, ...]
+    heard: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """Bytes over all links: what all clients have sent, and what all have received."""
+        return int(self.sizes.sum())
+
+
+def together(found: Iterable[Links]) -> Links | None:
+    """Return the links among different clients as one, in client order; None: there are none."""
+    parts = list(found)
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    clients = sorted(client for links in parts for client in links.clients)
+    heard = np.zeros((len(clients), len(clients)), dtype=bool)
+    sizes = np.zeros(heard.shape, dtype=np.int64)
+    for links in parts:
+        own = np.ix_(*[np.searchsorted(clients, links.clients)] * 2)
+        heard[own], sizes[own] = links.heard, links.sizes
+    return Links(tuple(clients), heard, sizes)
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What decides who takes part of whom without a server.
+
+    Attributes:
+        graph: Who hears whom.
+        mixing: As `topology.mixing`.
+        relay: Whether clients pass on what they have heard.
+    """
+
+    graph: Graph
+    mixing: str | None = None
+    relay: bool = False
+
+    def matrix(self, heard: np.ndarray) -> np.ndarray:
+        """Return how much each takes of each, `[N, N]` float64 (see `fedkd.fusion.mixing`).
+
+        Args:
+            heard: Links among those that mix with each other, `[N, N]` bool.
+        """
+        plain = is_mutual(heard) if self.mixing is None else self.mixing == "metropolis"
+        return metropolis(heard) if plain else push_sum(heard)
+
+
+class _Made(NamedTuple):
+    """What came of one fusion of some uploads."""
+
+    guidance: Guidance
+    knowledge: Knowledge
+    tables: dict[int, Arrays]
+
+
+class PeerFusing(Fusing):
+    """Has every client of a round fuse what it hears, and keeps what it makes of it until it is sent.
+
+    Guidance is for those alone that took part, as nobody else has heard anything. A strategy's memory is each
+    client's own. Where it weighs old knowledge (`stale_decay`), clients keep the newest that they have heard
+    of everyone, and with `relay` they pass it on: a receiver asks its neighbours for what is newer than what
+    it has, each thing once.
+
+    Args:
+        strategy: How knowledge is fused.
+        known: What is known besides what clients say.
+        peers: Who hears whom.
+
+    Attributes:
+        links: Who sent what to whom in the last fusion; None: nobody anything.
+    """
+
+    def __init__(self, strategy: FusionStrategy, known: ServerKnowledge, peers: Mixing) -> None:
+        super().__init__(strategy, known)
+        self.links: Links | None = None
+        self._peers = peers
+        self._memories: dict[int, Mapping[str, np.ndarray]] = {}
+        self._heard: dict[int, dict[int, Upload]] = {}
+
+    def fuse(
+        self,
+        round: int,
+        uploads: Mapping[int, Upload],
+        everyone: Iterable[int],
+        elsewhere: Collection[int] = (),
+        *,
+        backward: bool = False,
+        awaited: int = 0,
+    ) -> int:
+        """Fuse the knowledge of a round at every client, and leave its guidance in the mailbox.
+
+        Args:
+            round: 1-based.
+            uploads: By client.
+            everyone: All clients that are known; those that took no part hear nothing.
+            elsewhere: As for `Fusing.fuse`; there is nothing for them.
+            backward: As for `Fusing.fuse`; it needs a server.
+            awaited: As for `Fusing.fuse`; over a graph a round waits for everyone.
+
+        Returns:
+            The bytes that clients received from each other.
+        """
+        self.report = self.links = None
+        if not uploads or self.strategy.sends == "nothing":
+            return 0
+        clients = tuple(sorted(uploads))
+        heard = self._peers.graph.edges(round)[np.ix_(clients, clients)]
+        uploads = {client: uploads[client] for client in clients}
+        with one_blas_thread():
+            if self.strategy.over_graph == "mixed":
+                self._mix(round, uploads, heard)
+            else:
+                self._fuse_each(round, uploads, heard)
+        assert self.links is not None
+        return self.links.total
+
+    # Mixed --------------------------------------------------------------------------------------------
+
+    def _mix(self, round: int, uploads: Mapping[int, Upload], heard: np.ndarray) -> None:
+        """Hand a strategy everything, and how much each takes of each of its own architecture."""
+        knowledge = self._knowledge(round, uploads)
+        if knowledge.server is not None:
+            kinds = np.array([knowledge.server.architecture_of(client) for client in uploads])
+            heard = heard & (kinds[:, None] == kinds[None, :])
+        knowledge = replace(knowledge, mixing=self._peers.matrix(heard))
+        guidance = self.strategy.fuse(knowledge, self._memory)
+        check_guidance(guidance, knowledge)
+        self._memory = dict(guidance.memory)
+        if guidance.weights is not None:
+            self.report = report_of(guidance, guidance.weights, knowledge.clients, knowledge.clients)
+        for client, table in tables_of(guidance, knowledge)[0].items():
+            if table:
+                self.mailbox.put(client, Parcel(round, table))
+        others = heard & ~np.eye(len(heard), dtype=bool)
+        sizes = others * np.array([upload.sent for upload in uploads.values()], dtype=np.int64)
+        self.links = Links(knowledge.clients, others, sizes)
+
+    # Each by itself -----------------------------------------------------------------------------------
+
+    def _fuse_each(self, round: int, uploads: Mapping[int, Upload], heard: np.ndarray) -> None:
+        """Call a strategy for every client, once for those who know the same."""
+        clients = tuple(uploads)
+        known = self._hear(uploads, heard)
+        nothing: Mapping[str, np.ndarray] = {}
+        made: dict[tuple[object, ...], _Made] = {}
+        own: dict[int, _Made] = {}
+        for client in clients:
+            memory = self._memories.get(client, nothing)
+            key = (id(memory), *((author, id(upload)) for author, upload in known[client].items()))
+            if key not in made:
+                made[key] = self._fuse_one(round, known[client], memory)
+            own[client] = made[key]
+        for client, result in own.items():
+            # Equal memories stay one object, so that who knows the same goes on together.
+            self._memories[client] = result.guidance.memory
+            if table := result.tables[client]:
+                self.mailbox.put(client, Parcel(round, table))
+        self.report = _report(own) if all(one.guidance.weights is not None for one in own.values()) else None
+
+    def _fuse_one(self, round: int, known: Mapping[int, Upload], memory: Mapping[str, np.ndarray]) -> _Made:
+        knowledge = self._knowledge(round, known)
+        guidance = self.strategy.fuse(knowledge, memory)
+        check_guidance(guidance, knowledge)
+        return _Made(guidance, knowledge, tables_of(guidance, knowledge)[0])
+
+    def _hear(self, uploads: Mapping[int, Upload], heard: np.ndarray) -> dict[int, dict[int, Upload]]:
+        """Return what every client of the round knows after it, by author, and take down what was sent."""
+        clients = tuple(uploads)
+        keeps = self.strategy.stale_decay is not None
+        if keeps:  # copied: the arrays may lie in shared memory that is only lent for the round
+            uploads = {client: upload.kept() for client, upload in uploads.items()}
+        others = heard & ~np.eye(len(heard), dtype=bool)
+        sizes = np.zeros(heard.shape, dtype=np.int64)
+        known: dict[int, dict[int, Upload]] = {}
+        for row, client in enumerate(clients):
+            table = dict(self._heard.get(client, {})) if keeps else {}
+            table[client] = uploads[client]
+            senders = np.flatnonzero(others[row]).tolist()
+            for column in senders:
+                author = clients[column]
+                table[author] = uploads[author]
+                sizes[row, column] += uploads[author].sent
+            if keeps and self._peers.relay:
+                for author, column in self._newer(table, [(clients[column], column) for column in senders]):
+                    upload = self._heard[clients[column]][author]
+                    table[author] = upload
+                    sizes[row, column] += upload.sent
+            known[client] = dict(sorted(table.items()))
+        if keeps:
+            self._heard |= known
+        self.links = Links(clients, others, sizes)
+        return known
+
+    def _newer(
+        self, table: Mapping[int, Upload], senders: Iterable[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """Return the authors of whom a sender had something newer before the round, and who sends it.
+
+        Args:
+            table: What the receiver has.
+            senders: Their indices, and their columns.
+        """
+        newest: dict[int, tuple[int, int]] = {}
+        for sender, column in senders:
+            for author, upload in self._heard.get(sender, {}).items():
+                least = newest[author][0] if author in newest else 0
+                if author in table:
+                    least = max(least, table[author].round)
+                if upload.round > least:
+                    newest[author] = (upload.round, column)
+        return [(author, column) for author, (_, column) in sorted(newest.items())]
+
+    # State --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return all that a later round depends on, keyed by client; what several have is there once."""
+        arrays = super().state()
+        memories: dict[int, list[int]] = {}
+        for client in sorted(self._memories):
+            memories.setdefault(id(self._memories[client]), []).append(client)
+        for number, clients in enumerate(memories.values()):
+            arrays |= under(f"{MEMORIES}{number}/arrays/", self._memories[clients[0]])
+            arrays[f"{MEMORIES}{number}/clients"] = np.array(clients)
+        numbers: dict[int, int] = {}
+        for client, table in sorted(self._heard.items()):
+            for author, upload in table.items():
+                if id(upload) not in numbers:
+                    number = numbers[id(upload)] = len(numbers)
+                    arrays |= under(f"{HEARD}uploads/{number}/arrays/", upload.arrays)
+                    arrays[f"{HEARD}uploads/{number}/about"] = np.array(
+                        [author, upload.round, upload.samples, upload.sent]
+                    )
+            arrays[f"{HEARD}by/{client}"] = np.array([numbers[id(upload)] for upload in table.values()])
+        return arrays
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Continue from a `state`."""
+        super().restore(arrays)
+        self._memories, self._heard = {}, {}
+        memories = below(MEMORIES, arrays)
+        for number in sorted({name.partition("/")[0] for name in memories}):
+            own = below(f"{number}/", memories)
+            memory = below("arrays/", own)
+            self._memories |= dict.fromkeys(own["clients"].tolist(), memory)
+        saved = below(f"{HEARD}uploads/", arrays)
+        uploads: dict[int, tuple[int, Upload]] = {}
+        for number in {name.partition("/")[0] for name in saved}:
+            own = below(f"{number}/", saved)
+            author, round, samples, sent = map(int, own["about"])
+            uploads[int(number)] = (author, Upload(round, below("arrays/", own), samples, sent))
+        for client, known in below(f"{HEARD}by/", arrays).items():
+            self._heard[int(client)] = dict(uploads[int(number)] for number in known)
+
+
+def _report(own: Mapping[int, _Made]) -> FusionReport:
+    """Return who learned from whom: of every client the row of its own fusion."""
+    authors = sorted({author for made in own.values() for author in made.knowledge.clients})
+    place = {author: position for position, author in enumerate(authors)}
+    weights = np.eye(len(authors))
+    distances = np.full(weights.shape, np.nan)
+    np.fill_diagonal(distances, 0.0)
+    mixed: dict[int, np.ndarray] = {}
+    fresh = True
+    for client, (guidance, knowledge, _) in own.items():
+        assert guidance.weights is not None
+        row, among = knowledge.clients.index(client), [place[author] for author in knowledge.clients]
+        weights[place[client]] = 0.0
+        weights[place[client], among] = guidance.weights[row]
+        if guidance.distances is not None:
+            distances[place[client], among] = guidance.distances[row]
+        if guidance.mixed is not None:
+            mixed[client] = guidance.mixed[row]
+        fresh &= knowledge.age is None or not knowledge.age.any()
+    known = any(made.guidance.distances is not None for made in own.values())
+    # What is older than the round is not what its author mixes now.
+    whole = fresh and len(mixed) == len(authors)
+    guidance = Guidance(
+        targets=None,
+        distances=distances if known else None,
+        mixed=np.stack([mixed[author] for author in authors]) if whole else None,
+    )
+    return report_of(guidance, weights, tuple(authors), tuple(own))

@@ -1,0 +1,46 @@
+"""Who hears whom, as a picture and as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedkd.plan.graph import Graph
+from fedkd.report.topology import graph_figure, graph_lines, graph_title, shown_rounds
+
+
+def test_links_are_lines_and_those_that_go_one_way_arrows():
+    figure = graph_figure(Graph(6, "ring", 0), 10)
+    (axes,) = figure.axes
+    assert len(axes.collections[0].get_segments()) == 6
+    figure = graph_figure(Graph(6, "one_peer_exponential", 0), 10)
+    assert [axes.get_title() for axes in figure.axes] == ["round 1", "round 2", "round 3"]
+    arrows = [text for text in figure.axes[0].texts if text.get_text() == ""]
+    assert len(arrows) == 6  # beside the numbers of the clients
+
+
+@pytest.mark.parametrize(
+    ("graph", "title"),
+    [
+        (Graph(10, "ring", 0), "ring: a client hears 2 others; λ₂ = 0.8727"),
+        (
+            Graph(10, "k_regular", 0, 6, "shuffled"),
+            "k_regular, shuffled: a client hears 6 others; λ₂ = 0.3740",
+        ),
+        (Graph(7, "matching", 0), "matching: a client hears 0 to 1 other, drawn each round"),
+        (
+            Graph(8, "one_peer_exponential", 0),
+            "one_peer_exponential: a client hears 1 other, the same again after 3 rounds",
+        ),
+    ],
+)
+def test_a_graph_is_worded(graph, title):
+    assert graph_title(graph, 20) == title
+
+
+def test_more_rounds_and_clients_than_fit_are_left_out():
+    graph = Graph(30, "matching", 1)
+    assert shown_rounds(graph, 2) == [1, 2] and shown_rounds(graph, 50) == [1, 2, 3, 4]
+    lines = graph_lines(graph, 50, 72, 5)
+    assert lines[0].split() == ["t", "=", "1", "t", "=", "2"]
+    assert len(lines) == 7 and lines[-1] == "… and 25 more"
+    assert all(len(line) < 90 for line in lines)
