@@ -19,6 +19,8 @@ class Kind(Enum):
         COUNTERS: A model's buffers that are not real numbers.
         SAMPLE_LABELS: The true class of each of a client's own samples, `[S]`.
         VOTES: One class per requested transfer sample, `[M]`.
+        SAMPLE_CLASSES: The likeliest classes of each of some samples, `[K, k]`.
+        SHARES: How likely such classes are, in whole steps of 1/255, `[K, k]` uint8.
         INDICES: Which samples other arrays are about.
         CONSTANT: The same from every client, like the number of classes.
         OTHER: None of these; what a strategy does not declare.
@@ -34,6 +36,8 @@ class Kind(Enum):
     COUNTERS = auto()
     SAMPLE_LABELS = auto()
     VOTES = auto()
+    SAMPLE_CLASSES = auto()
+    SHARES = auto()
     INDICES = auto()
     CONSTANT = auto()
     OTHER = auto()

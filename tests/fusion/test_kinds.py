@@ -43,7 +43,10 @@ def test_every_strategy_declares_what_it_uploads_and_nothing_else(name) -> None:
             rows = {Kind.TRANSFER_LOGITS: SAMPLES, Kind.VOTES: SAMPLES, Kind.LABEL_LOGITS: CLASSES}
             assert len(upload[array]) == rows.get(kind, len(upload[array]))
             assert not kind.is_prediction or upload[array].shape[-1] == CLASSES
-            whole = kind.is_honest or kind in (Kind.VOTES, Kind.MASKS, Kind.SAMPLE_LABELS)
+            whole = kind.is_honest or kind in {
+                *(Kind.VOTES, Kind.MASKS, Kind.SAMPLE_LABELS),
+                *(Kind.SAMPLE_CLASSES, Kind.SHARES),
+            }
             assert np.issubdtype(upload[array].dtype, np.floating) != whole
     if "kinds" in vars(type(strategy)):
         assert found == set(strategy.kinds)
