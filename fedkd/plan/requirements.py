@@ -16,7 +16,13 @@ from fedkd.errors import UserError
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.learner_checks import check_learner
-from fedkd.plan.part_checks import check_feature_widths, check_parts, check_three_classes, has_linear_head
+from fedkd.plan.part_checks import (
+    check_feature_widths,
+    check_parts,
+    check_relations,
+    check_three_classes,
+    has_linear_head,
+)
 from fedkd.plan.plan import Plan
 from fedkd.plan.stream_checks import (
     check_backward,
@@ -91,6 +97,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f" rehearse, got {scenario.fusion.rehearse:g}",
             key="fusion.rehearse",
         )
+    if scenario.fusion.relations is not None:
+        check_relations(plan, models)
     if scenario.fusion.bank is not None:
         check_bank(plan)
     if "one_architecture" in needs:

@@ -47,6 +47,23 @@ class Orthogonal(Section):
     less, and protect less than ε: some energy of what is left looks like that of directions already taken."""
 
 
+class Relations(Section):
+    """What clients learn of how transfer samples are related: of their features, batch by batch, beside what
+    the strategy teaches of each sample. Nothing more is sent: the relations are those of the targets."""
+
+    kind: Literal["trg", "rkd"] = "trg"
+    """`trg`: which others a sample is most like, as a distribution over the batch, compared by KL. `rkd`: how
+    far samples are apart, and at what angles, compared by Huber losses; it wants larger batches less."""
+    weight: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    """What the loss on relations counts beside the strategy's."""
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.1
+    """τ of `trg`: the smaller, the more the nearest alone count."""
+    distance: Annotated[float, Field(ge=0.0, le=1e6)] = 25.0
+    """Weight of distances in `rkd`; 25 in the paper."""
+    angle: Annotated[float, Field(ge=0.0, le=1e6)] = 50.0
+    """Weight of angles in `rkd`; 50 in the paper. They take B³ numbers for a batch of B."""
+
+
 class Fusion(Section):
     """The fusion strategy, its own hyper-parameters, and how guidance is distilled.
 
@@ -65,6 +82,9 @@ class Fusion(Section):
     """Learning rate of distillation; absent: `training.lr`."""
     private_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """γ: weight of the cross entropy on private batches that is added to the distillation loss."""
+    relations: Relations | None = None
+    """Have clients learn how transfer samples are related, too, for strategies whose guidance is targets and
+    networks with features; `{}` for its defaults. Absent: each sample's target alone."""
     rehearse: Annotated[float, Field(ge=0.0)] = 0.0
     """ρ: weight of the distillation loss on a transfer batch of the last guidance that is added in every step
     of local training, so that it does not undo what guidance has taught; for strategies whose guidance is
