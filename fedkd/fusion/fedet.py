@@ -7,7 +7,7 @@ Training Large Models in Federated Learning", IJCAI 2022, arXiv 2204.12703.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -49,6 +49,11 @@ class FedET(ServerTeacher):
     diversity: Annotated[float, Field(ge=0)] = 0.05
     """λ: weight of those who disagree with the consensus; 0.05 in the authors' experiments. Raise it if
     clients are skewed, where a minority may be the one that has the class."""
+
+    @property
+    def fuses(self) -> Literal["probabilities", "logits"]:
+        """Logits."""
+        return "logits"
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Train the server model and return its logits, `[M, C]`, shared by all; its weights are the

@@ -167,6 +167,16 @@ class FusionStrategy(ClientHalf):
     guides: ClassVar[Guided | None] = None
     """Whom `fuse` guides; None: it does not say."""
 
+    @property
+    def fuses(self) -> Literal["probabilities", "logits"]:
+        """What is averaged where predictions are: who is kept out of an average says its mean instead."""
+        return "probabilities"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether personal targets are means of predictions under weights, and `Guidance.mixed` is given."""
+        return False
+
     @classmethod
     def reach(cls) -> str:
         """Return who receives guidance and when, for people; empty if the strategy does not say."""

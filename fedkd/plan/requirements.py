@@ -24,6 +24,7 @@ from fedkd.plan.part_checks import (
     has_linear_head,
 )
 from fedkd.plan.plan import Plan
+from fedkd.plan.prediction_checks import check_filters
 from fedkd.plan.stream_checks import (
     check_backward,
     check_bank,
@@ -97,6 +98,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f" rehearse, got {scenario.fusion.rehearse:g}",
             key="fusion.rehearse",
         )
+    check_filters(plan)
     if scenario.fusion.relations is not None:
         check_relations(plan, models)
     if scenario.fusion.bank is not None:

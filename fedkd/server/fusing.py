@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.filters import Wanted
 from fedkd.fusion.given import check_arrays
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.left_out import is_cheap, left_out
@@ -17,6 +18,7 @@ from fedkd.fusion.views import ServerModels
 from fedkd.namespaces import below, under
 from fedkd.randomness import numpy_generator
 from fedkd.server.bank import Shelf, Upload, faded
+from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
 
@@ -36,6 +38,7 @@ class ServerKnowledge:
         seed: What the server's own draws derive from.
         classes_met: From a round to `Knowledge.classes_met`; None: there is no stream of tasks.
         rounds: Rounds of the whole run.
+        filters: Which predictions are heard, in order.
     """
 
     transfer_size: int | None = None
@@ -44,6 +47,7 @@ class ServerKnowledge:
     seed: int = 0
     classes_met: Callable[[int], tuple[int, ...] | None] | None = None
     rounds: int = 1
+    filters: Sequence[Wanted] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,7 @@ class FusionReport:
         distances: What decided about the weights, `[N, N]`; None: it was no distance.
         left_out: How far each receiver's guidance would move without each sender, `[N, N]` (see
             `fedkd.fusion.left_out`); None: there is no telling, or there are too many for it.
+        heard: Share of all predictions that filters have left; None: there are no filters.
     """
 
     clients: tuple[int, ...]
@@ -64,6 +69,7 @@ class FusionReport:
     present: tuple[int, ...]
     distances: np.ndarray | None = None
     left_out: np.ndarray | None = None
+    heard: float | None = None
 
 
 class Fusing:
@@ -145,11 +151,13 @@ class Fusing:
             return 0
         knowledge = self._knowledge(round, self._recalled(round, uploads))
         with one_blas_thread():
-            guidance = self.strategy.fuse(knowledge, self._memory)
+            fused = fuse_filtered(self.strategy, knowledge, self._memory, self._known.filters)
+        guidance = fused.guidance
         check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
         if guidance.weights is not None:
-            self.report = _report(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
+            found = _report(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
+            self.report = replace(found, heard=fused.heard)
         here = replace(guidance, absent={c: g for c, g in guidance.absent.items() if c not in elsewhere})
         gone_on = set(knowledge.clients).intersection(elsewhere) if backward else set()
         for client, table in tables_of(guidance, knowledge)[0].items() if gone_on else ():

@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 
 from fedkd.clients.factory import ClientFactory, model_outputs
-from fedkd.clients.upload import arrive, upload_stages
+from fedkd.clients.upload import arrive, at_fusion, upload_stages
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.strategy import FusionStrategy
@@ -48,9 +48,10 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
         models=partial(TransferSetModels, plan, seen),
         seed=scenario.seed,
         rounds=scenario.rounds,
+        filters=at_fusion(scenario.fusion),
     )
     fusing, factory = Fusing(strategy, known), ClientFactory(plan, data)
-    stages = upload_stages(scenario.fusion.upload_dtype)
+    stages = upload_stages(scenario.fusion)
     request = fusing.request(round)
     asked = len(task.transfer_x) if request is None else len(request)
     alike = [client for client in everyone if schedule.task(client, round) == at]
