@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
 import numpy as np
 
 from fedkd.clients.factory import ClientFactory, model_outputs
-from fedkd.clients.upload import arrive, at_fusion, upload_stages
+from fedkd.clients.upload import arrive, upload_stages
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.strategy import FusionStrategy
@@ -27,12 +28,14 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
 
     The latter are their guidance and what they were asked for. Where clients that have learned nothing agree
     on nothing, or where the server would have to train on the transfer set, guidance counts as a float for
-    each class and sample.
+    each class and sample. Nothing is filtered: those that have learned nothing are sure of nothing.
 
     Args:
         plan: Its strategy exchanges knowledge of other kinds than weights.
         data: The federation's data; of a stream the first task's are taken.
     """
+    unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
+    plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
     scenario, strategy, schedule = plan.scenario, plan.strategy, plan.schedule
     assert isinstance(strategy, FusionStrategy)
     rounds = range(1, schedule.rounds + 1)
@@ -48,7 +51,6 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
         models=partial(TransferSetModels, plan, seen),
         seed=scenario.seed,
         rounds=scenario.rounds,
-        filters=at_fusion(scenario.fusion),
     )
     fusing, factory = Fusing(strategy, known), ClientFactory(plan, data)
     stages = upload_stages(scenario.fusion)
