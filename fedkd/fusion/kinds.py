@@ -12,6 +12,7 @@ class Kind(Enum):
         TRANSFER_LOGITS: One row per requested transfer sample, `[M, C]`; they become `Knowledge.logits`.
         SAMPLE_LOGITS: One row per sample of the client's choice, `[K, C]`.
         LABEL_LOGITS: One row per label, `[C, C]`.
+        CODES: Some numbers for each requested transfer sample, of which its logits can be read, `[M, b]`.
         LABEL_COUNTS: Training samples of each label, `[C]`; they become `Knowledge.label_counts`.
         FEATURES: Penultimate features, or means of them; sketches of what layers receive.
         WEIGHTS: Parameters or statistics of a model, or steps and corrections of them.
@@ -29,6 +30,7 @@ class Kind(Enum):
     TRANSFER_LOGITS = auto()
     SAMPLE_LOGITS = auto()
     LABEL_LOGITS = auto()
+    CODES = auto()
     LABEL_COUNTS = auto()
     FEATURES = auto()
     WEIGHTS = auto()
@@ -49,8 +51,8 @@ class Kind(Enum):
 
     @property
     def is_prediction(self) -> bool:
-        """Whether these are logits, whose precision a scenario chooses."""
-        return self.is_logits_of_samples or self is Kind.LABEL_LOGITS
+        """Whether these are logits, or codes of them, whose precision a scenario chooses."""
+        return self.is_logits_of_samples or self in (Kind.LABEL_LOGITS, Kind.CODES)
 
     @property
     def is_stacked(self) -> bool:

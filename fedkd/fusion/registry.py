@@ -28,6 +28,7 @@ STRATEGIES = Registry(
         "fedet": "fedkd.fusion.fedet:FedET",
         "fedhkd": "fedkd.fusion.fedhkd:FedHKD",
         "fedhkt": "fedkd.fusion.fedhkt:FedHKT",
+        "bottleneck": "fedkd.fusion.bottleneck:Bottleneck",
         "message": "fedkd.fusion.message:Message",
         "mhat": "fedkd.fusion.mhat:MHAT",
         "fedmask": "fedkd.fusion.fedmask:FedMask",

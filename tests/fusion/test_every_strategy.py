@@ -61,6 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedkd": {"shared_model": st.just("plain"), "energy_end": st.sampled_from([0.98, 1.0])},
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "fedhkt": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
+    "bottleneck": {"width": st.integers(1, 6), "refresh": st.integers(1, 2)},
     "message": {"questions": st.sampled_from([0.0, 0.5, 1.0])},
     "mhat": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "knfu": {
