@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedkd.data.task import Task
     from fedkd.plan.plan import Plan
     from fedkd.plan.unopened import Unopened
-    from fedkd.scenario.schema import Continual, Scenario
+    from fedkd.scenario.schema import Continual, Filter, Scenario
 
 HEADS = {
     "task": "each task has outputs of its own",
@@ -107,6 +107,8 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     for text in _models(plan, models):
         yield _row("model", text)
     yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
+    if scenario.fusion.filters:
+        yield _row("", f"hears {', then '.join(_filtered(wanted) for wanted in scenario.fusion.filters)}")
     if scenario.continual is not None:
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield from _schedule_rows(plan)
@@ -129,6 +131,17 @@ def _at_work(scenario: Scenario) -> str:
 
 def _row(label: str, text: str) -> str:
     return f"{label:<10}{text}"
+
+
+def _filtered(wanted: Filter) -> str:
+    """Return what a filter lets through: ``by agreement ≥ 0.3``, ``all but the 20 % least by confidence``."""
+    from fedkd.fusion.filters import THRESHOLDS
+
+    where = ", which alone is sent" if wanted.at == "upload" else ""
+    if wanted.quantile is not None:
+        return f"all but the {100 * wanted.quantile:g} % least by {wanted.by}{where}"
+    least = THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
+    return f"by {wanted.by} ≥ {least:g}{where}"
 
 
 def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:

@@ -76,7 +76,7 @@ class Client(ModelKind):
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
         self._last_guidance: LastGuidance | None = None  # None: there has been none, or it is not rehearsed
         self._poison = poison
-        self._stages = upload_stages(self._scenario.fusion.upload_dtype, poison)
+        self._stages = upload_stages(self._scenario.fusion, poison)
 
     @property
     def strategy_name(self) -> str:

@@ -44,6 +44,8 @@ class Poison:
             return imitate(len(values), self.victim, generator)
         if kind is Kind.MASKS:  # as many weights, but others
             return np.packbits(generator.permutation(np.unpackbits(values)))
+        if kind is Kind.SHARES:
+            return generator.integers(0, 256, values.shape, dtype=np.uint8)
         if np.issubdtype(values.dtype, np.floating):
             spread = max(float(np.std(values)), 1.0) if values.size else 1.0
             return (spread * generator.standard_normal(values.shape)).astype(values.dtype)

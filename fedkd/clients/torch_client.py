@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fedkd.clients.local_loss import LocalLoss, ProximalTerm
 from fedkd.clients.network_client import NetworkClient
 from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.rehearsal import Rehearsed
+from fedkd.clients.relations import RelationLoss, told
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
@@ -242,9 +243,17 @@ class TorchClient(NetworkClient):
         if fusion.distill_epochs == 0 or len(transfer_x) == 0:
             return
         arrays = [self._on_device(transfer_x), self._on_device(np.asarray(targets, dtype=np.float32))]
+        relate = None if fusion.relations is None else RelationLoss(fusion.relations)
+        if relate is not None:
+            arrays.append(self._on_device(told(strategy.probabilities(targets))))
 
-        def loss(model: nn.Module, inputs: Tensor, wanted: Tensor, *private: Tensor) -> Tensor:
-            value = strategy.loss(model(inputs), wanted)
+        def loss(model: Any, inputs: Tensor, wanted: Tensor, *others: Tensor) -> Tensor:
+            if relate is None:
+                value, private = strategy.loss(model(inputs), wanted), others
+            else:
+                features, private = model.features(inputs), others[1:]
+                value = strategy.loss(model.head(features), wanted)
+                value = value + relate(features.flatten(1), others[0])
             if private:
                 own_inputs, labels = private
                 value = value + fusion.private_weight * cross_entropy(model(own_inputs), labels)
@@ -280,8 +289,8 @@ class TorchClient(NetworkClient):
             seed=derive_seed(seed, "distill", client=client, round=round, task=task),
             autocast=training.autocast,
             accumulate=training.accumulate,
-            kind=self._kind("distil"),
-            replayable=self._computes_loss_only,
+            kind=self._kind("distil") if fusion.relations is None else None,
+            replayable=self._computes_loss_only and fusion.relations is None,
         )
 
     def trial(self, model: nn.Module, targets: np.ndarray, epochs: int, round: int) -> TrainJob:

@@ -12,8 +12,11 @@ from typing import Protocol
 import numpy as np
 
 from fedkd.clients.faults import Poison
+from fedkd.clients.fewer_numbers import SENT as SENT
+from fedkd.clients.fewer_numbers import Sifting, TopClasses
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.kinds import Kind
+from fedkd.scenario.schema import Filter, Fusion
 
 Kinds = Mapping[str, Kind]
 """What each array of an upload is, as the strategy says."""
@@ -97,15 +100,23 @@ class Precision:
         }
 
 
-def upload_stages(dtype: str, poison: Poison | None = None) -> tuple[Stage, ...]:
+def upload_stages(fusion: Fusion, poison: Poison | None = None) -> tuple[Stage, ...]:
     """Return the stages of a client's uploads, in order.
 
     Args:
-        dtype: As `fusion.upload_dtype`.
+        fusion: Precision, filters and classes, as a scenario has them.
         poison: What makes the client a poisoned one; None: nothing.
     """
     hostile: tuple[Stage, ...] = () if poison is None else (Poisoning(poison),)
-    return (*hostile, Finite(), Precision(dtype))
+    sifted = [wanted for wanted in fusion.filters if wanted.at == "upload"]
+    sifting: tuple[Stage, ...] = (Sifting(sifted),) if sifted else ()
+    top: tuple[Stage, ...] = () if fusion.upload_top is None else (TopClasses(fusion.upload_top),)
+    return (*hostile, Finite(), Precision(fusion.upload_dtype), *sifting, *top)
+
+
+def at_fusion(fusion: Fusion) -> list[Filter]:
+    """Return the filters that are the server's."""
+    return [wanted for wanted in fusion.filters if wanted.at == "fusion"]
 
 
 def leave(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedkd.fusion.auxiliary import OWN
+from fedkd.fusion.label_means import mean_of_label
 from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
 from fedkd.training.executor import Training
 
@@ -83,9 +84,7 @@ class RoundView:
         self.settle()
         x, y = self._client.data.train_x, self._client.data.train_y
         outputs = self._client.predict(x) if of == "logits" else self._client.features(x)
-        sums = np.zeros((self.classes, outputs.shape[1]))
-        np.add.at(sums, y, outputs)
-        return (sums / np.maximum(self.label_counts(), 1)[:, None]).astype(np.float32)
+        return mean_of_label(outputs, y, self.classes)
 
     def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers by name."""

@@ -80,12 +80,15 @@ class Measurements:
             self._recorder.metric(metric, sum(of_clients.values()), round=round, split=split)
 
     def fusion(self, round: int, report: FusionReport | None) -> float | None:
-        """Record the effective number of neighbours, and keep the whole matrix beside the metrics."""
+        """Record the effective number of neighbours, and the share of predictions that filters have left;
+        keep the whole matrix beside the metrics."""
         if report is None:
             return None
         write_neighbours(
             self._folder, round, report.clients, report.weights, report.distances, report.left_out
         )
+        if report.heard is not None:
+            self._recorder.metric("predictions_heard", report.heard, round=round, split="train")
         counts = dict(zip(report.clients, effective_neighbours(report.weights).tolist(), strict=True))
         receivers = {client: counts[client] for client in report.present}
         return self._record(round, "train", "effective_neighbours", receivers)

@@ -10,7 +10,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedkd.clients.factory import initial_network, initial_weights, model_factories, model_outputs
-from fedkd.clients.upload import upload_stages
+from fedkd.clients.upload import at_fusion, upload_stages
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task, task_names
 from fedkd.data.stream import FederatedStream
@@ -65,7 +65,7 @@ class ServerContext(Context):
 
 def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     """Return the plan's strategy at work on the server."""
-    stages = upload_stages(plan.scenario.fusion.upload_dtype)
+    stages = upload_stages(plan.scenario.fusion)
     if isinstance(plan.strategy, FusionStrategy):
         known, fusion = partial(_server_knowledge, plan, data), plan.scenario.fusion
         unwaiting, topology, peers = plan.scenario.asynchronous, plan.scenario.topology, None
@@ -106,6 +106,7 @@ def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
         seed=plan.scenario.seed,
         classes_met=partial(_classes_met, plan, data) if isinstance(data, FederatedStream) else None,
         rounds=plan.scenario.rounds,
+        filters=at_fusion(plan.scenario.fusion),
     )
 
 

@@ -43,7 +43,7 @@ class TransferProbe:
     def __init__(self, scenario: Scenario, wanted: Transferability, labels: np.ndarray | None = None) -> None:
         self._wanted = wanted
         self._labels = labels
-        self._stages = upload_stages(scenario.fusion.upload_dtype)
+        self._stages = upload_stages(scenario.fusion)
 
     def is_due(self, round: int) -> bool:
         """Return whether the map is measured in a round."""

@@ -55,6 +55,16 @@ class Comet(FusionStrategy):
     """λ: weight of the distance to the centroid, relative to `private_weight` and as a factor of the learning
     rate. A squared distance of probabilities is at most 2: if clients hardly move, raise λ to 10."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether centroids are means of probabilities."""
+        return self.space == "probabilities"
+
+    @property
+    def fuses(self) -> Literal["probabilities", "logits"]:
+        """What centroids are means of."""
+        return self.space
+
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return each client's nearest centroid, `[N, M, C]`, with the weights `[N, N]` of its cluster."""
         assert knowledge.logits is not None

@@ -48,6 +48,20 @@ FAMILIARITY: dict[str, Callable[[np.ndarray], np.ndarray]] = {"energy": energy, 
 """Scores `[...]` of logits `[..., C]`, high for samples like those a model was trained on, by name."""
 
 
+def certainty(probabilities: np.ndarray) -> np.ndarray:
+    """Return ``1 − H(q) / log C``, `[...]` float64 in [0, 1]: 0 for what is uniform, 1 for one class alone.
+
+    Args:
+        probabilities: `[..., C]`, rows that sum to 1. Of a single class everybody is certain.
+    """
+    classes = probabilities.shape[-1]
+    if classes == 1:
+        return np.ones(probabilities.shape[:-1])
+    q = probabilities.astype(np.float64)
+    logs = np.log(q, out=np.zeros_like(q), where=q > 0)
+    return np.clip(1.0 + (q * logs).sum(axis=-1) / np.log(classes), 0.0, 1.0)
+
+
 def ambiguity(probabilities: np.ndarray) -> np.ndarray:
     """Return the L1 distance of each row to its one-hot, ``2 (1 − max_c q_c)``, `[...]` in [0, 2).
 

@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.errors import UserError
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label, mean_by_label_of_others
@@ -38,6 +39,9 @@ class FD(FusionStrategy):
     No transfer set is touched, and the message is C×C whatever the model; so is what it can say: one average
     answer per label. A sample whose label no other client owns adds cross entropy alone. Raw mean logits are
     never the soft targets of a cross entropy: they do not sum to 1, and training diverges.
+
+    Other code averages otherwise, under names like FedDistill: over all who own the label, the receiver
+    included (`leave_one_out`), and over those who do not own it as well (`owners_only`).
     """
 
     name: ClassVar[str] = "fd"
@@ -68,6 +72,21 @@ class FD(FusionStrategy):
     weight_by_count: bool = False
     """Count each of the others by its number of samples of the label, instead of all alike as in the paper;
     for clients of very unequal size."""
+    leave_one_out: bool = True
+    """Whether a client's own answer is left out of what it is told. Without it all clients are told the same,
+    a client that is alone with a label by itself: it learns to keep to what it says on average."""
+    owners_only: bool = True
+    """Whether means are over those who own a label. Otherwise the others count as having said 0 for every
+    class, which pulls labels that few own towards no answer at all; a label that nobody owns is still not
+    taught. It does not go with `weight_by_count`, by which they count for nothing."""
+
+    def __post_init__(self) -> None:
+        if self.weight_by_count and not self.owners_only:
+            raise UserError(
+                "must be true with weight_by_count, by which clients without a label count for nothing, got"
+                " false",
+                key="fusion.owners_only",
+            )
 
     @classmethod
     def reach(cls) -> str:
@@ -90,8 +109,14 @@ class FD(FusionStrategy):
         """
         assert knowledge.label_counts is not None
         owned = knowledge.label_counts > 0
-        weights = knowledge.label_counts * 1.0 if self.weight_by_count else owned
+        weights = self._weights(knowledge.label_counts)
         logits = finite_logits(np.stack(knowledge.extra["label_logits"]))
+        of_all = {
+            "label_logits": mean_by_label(logits, weights),
+            "owners": owned.sum(axis=0).astype(np.int32),
+        }
+        if not self.leave_one_out:
+            return Guidance(targets=None, personal=[of_all] * len(logits), for_absent=of_all)
         means = mean_by_label_of_others(logits, weights)
         owners = (owned.sum(axis=0) - owned).astype(np.int32)
         return Guidance(
@@ -99,11 +124,14 @@ class FD(FusionStrategy):
             personal=[
                 {"label_logits": mean, "owners": count} for mean, count in zip(means, owners, strict=True)
             ],
-            for_absent={
-                "label_logits": mean_by_label(logits, weights),
-                "owners": owned.sum(axis=0).astype(np.int32),
-            },
+            for_absent=of_all,
         )
+
+    def _weights(self, counts: np.ndarray) -> np.ndarray:
+        """Return how much each client's answer to a label counts, `[N, C]`."""
+        if self.weight_by_count:
+            return counts * 1.0
+        return counts > 0 if self.owners_only else np.ones(counts.shape)
 
     def local_loss(self, guidance: Arrays) -> LocalLoss:
         """Return λ times the batch's mean distance to the others' answers for the samples' labels."""

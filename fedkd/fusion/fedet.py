@@ -7,17 +7,14 @@ Training Large Models in Federated Learning", IJCAI 2022, arXiv 2204.12703.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
-from fedkd.fusion.parameters import pack
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.server_model import trained_on
-from fedkd.fusion.soft_labels import TeacherLogits
+from fedkd.fusion.server_teacher import ServerTeacher
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.hyperparameters import STRICT
 
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedET(TeacherLogits):
+class FedET(ServerTeacher):
     """Distil a consensus of the clients, weighted by their own certainty, into a server model.
 
     ::
@@ -48,47 +45,23 @@ class FedET(TeacherLogits):
         "Cho et al., Heterogeneous Ensemble Knowledge Transfer for Training Large Models in Federated"
         " Learning, IJCAI 2022"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"server"})
 
-    server_model: str = "resnet20"
-    """The server's model: a zoo name or `"pkg.mod:factory"`. Larger than the clients', and fit for the data:
-    `mlp` where samples are not images."""
-    server_args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the server's model, e.g. its width; they multiply what the server can learn and
-    what a round costs."""
     diversity: Annotated[float, Field(ge=0)] = 0.05
     """λ: weight of those who disagree with the consensus; 0.05 in the authors' experiments. Raise it if
     clients are skewed, where a minority may be the one that has the class."""
-    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
-    """T of what clients learn from the server. Above 1 it also teaches how the server ranks the other
-    classes."""
-    server_epochs: Annotated[int, Field(ge=0)] = 10
-    """Passes over the transfer set per round. The server model lives on from round to round; until it has
-    learned something it holds its clients back, so raise this for a small transfer set or few rounds: aim at
-    a hundred steps a round."""
-    server_lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Initial learning rate of the server's Adam, which falls to 0 along a cosine in each round."""
-    server_batch_size: Annotated[int, Field(gt=0)] = 64
-    """Samples of one step on the server; smaller batches make more steps of a small transfer set."""
+
+    @property
+    def fuses(self) -> Literal["probabilities", "logits"]:
+        """Logits."""
+        return "logits"
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Train the server model and return its logits, `[M, C]`, shared by all; its weights are the
         memory."""
-        assert knowledge.logits is not None and knowledge.server is not None
-        server = knowledge.server
-        consensus, diversity = consensus_and_diversity(knowledge.logits)
-        architecture = server.architecture(self.server_model, self.server_args)
-        weights = trained_on(
-            server,
-            architecture,
-            memory,
-            (consensus, diversity),
-            self.server_loss,
-            epochs=self.server_epochs,
-            batch_size=self.server_batch_size,
-            lr=self.server_lr,
-        )
-        return Guidance(targets=server.logits(architecture, weights), memory=pack(weights))
+        assert knowledge.logits is not None
+        targets = consensus_and_diversity(knowledge.logits)
+        logits, kept = self._taught(knowledge, memory, targets, self.server_loss)
+        return Guidance(targets=logits, memory=kept)
 
     def server_loss(self, logits: Tensor, consensus: Tensor, diversity: Tensor) -> Tensor:
         """Return the cross entropy to consensus labels `[B]` plus λ · KL to the diversity ensemble `[B,

@@ -52,6 +52,11 @@ class FedMD(TeacherLogits):
     none. Labels are there if `data.transfer.source` is `holdout` or another data set, of which label k
     trains output k. It is for few private samples: clients set out from what all know."""
 
+    @property
+    def fuses(self) -> Literal["probabilities", "logits"]:
+        """Logits."""
+        return "logits"
+
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:

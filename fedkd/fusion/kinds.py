@@ -12,6 +12,7 @@ class Kind(Enum):
         TRANSFER_LOGITS: One row per requested transfer sample, `[M, C]`; they become `Knowledge.logits`.
         SAMPLE_LOGITS: One row per sample of the client's choice, `[K, C]`.
         LABEL_LOGITS: One row per label, `[C, C]`.
+        CODES: Some numbers for each requested transfer sample, of which its logits can be read, `[M, b]`.
         LABEL_COUNTS: Training samples of each label, `[C]`; they become `Knowledge.label_counts`.
         FEATURES: Penultimate features, or means of them; sketches of what layers receive.
         WEIGHTS: Parameters or statistics of a model, or steps and corrections of them.
@@ -20,6 +21,8 @@ class Kind(Enum):
         MASS: What a client's weights have to be divided by, `[1]` (push-sum).
         SAMPLE_LABELS: The true class of each of a client's own samples, `[S]`.
         VOTES: One class per requested transfer sample, `[M]`.
+        SAMPLE_CLASSES: The likeliest classes of each of some samples, `[K, k]`.
+        SHARES: How likely such classes are, in whole steps of 1/255, `[K, k]` uint8.
         INDICES: Which samples other arrays are about.
         UNTRAINED: What a model says before any training: a function of its random weights alone.
         CONSTANT: The same from every client, like the number of classes.
@@ -29,6 +32,7 @@ class Kind(Enum):
     TRANSFER_LOGITS = auto()
     SAMPLE_LOGITS = auto()
     LABEL_LOGITS = auto()
+    CODES = auto()
     LABEL_COUNTS = auto()
     FEATURES = auto()
     WEIGHTS = auto()
@@ -37,6 +41,8 @@ class Kind(Enum):
     MASS = auto()
     SAMPLE_LABELS = auto()
     VOTES = auto()
+    SAMPLE_CLASSES = auto()
+    SHARES = auto()
     INDICES = auto()
     UNTRAINED = auto()
     CONSTANT = auto()
@@ -49,8 +55,8 @@ class Kind(Enum):
 
     @property
     def is_prediction(self) -> bool:
-        """Whether these are logits, whose precision a scenario chooses."""
-        return self.is_logits_of_samples or self is Kind.LABEL_LOGITS
+        """Whether these are logits, or codes of them, whose precision a scenario chooses."""
+        return self.is_logits_of_samples or self in (Kind.LABEL_LOGITS, Kind.CODES)
 
     @property
     def is_stacked(self) -> bool:

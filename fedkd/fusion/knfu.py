@@ -105,6 +105,11 @@ class KnFu(TemperedLabels):
         """True for the oracle distribution alone."""
         return self.distribution == "shared"
 
+    @property
+    def mixes(self) -> bool:
+        """Whether targets are means under the weights alone, without experts."""
+        return not (self.per_class or self.absent_by_experts)
+
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return effective knowledge `[N, M, C]`, personal, with the weights `[N, N]` that made it."""
         assert knowledge.logits is not None
@@ -117,8 +122,7 @@ class KnFu(TemperedLabels):
             prior = self._log_prior(knowledge)
             everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
             targets = fill_in(targets, class_experts(everyone[0], q, p), p)
-        plain = not (self.per_class or self.absent_by_experts)
-        return Guidance(targets, weights, kept, distances=d, mixed=q if plain else None)
+        return Guidance(targets, weights, kept, distances=d, mixed=q if self.mixes else None)
 
     @property
     def _smoothing(self) -> float:

@@ -69,6 +69,11 @@ class KTA(TemperedLabels):
     """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and draws clients
     closer together, so raise β with it."""
 
+    @property
+    def mixes(self) -> bool:
+        """True: targets are means of predictions under weights."""
+        return True
+
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return personal soft targets `[N, M, C]` and the weights `[N, N]` that made them."""
         assert knowledge.logits is not None and knowledge.labels is not None

@@ -62,6 +62,11 @@ class KTpFL(TemperedLabels):
     """τ of the softmax over a client's coefficients: below 0.2 c decides for few teachers within a few
     rounds, at 1 it stays near uniform."""
 
+    @property
+    def mixes(self) -> bool:
+        """True: targets are means of predictions under weights."""
+        return True
+
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return each client's mix of all predictions, `[N, M, C]`, with the coefficients `[N, N]`."""
         assert knowledge.logits is not None

@@ -1,8 +1,22 @@
-"""Means over clients of what each says about each label."""
+"""Means of what is said about each label: over a client's samples of it, and over clients."""
 
 from __future__ import annotations
 
 import numpy as np
+
+
+def mean_of_label(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return a client's mean over its samples of each label, `[C, K]` float32; zeros where it has none.
+
+    Args:
+        values: Of each sample, `[S, K]`.
+        labels: Theirs, `[S]`.
+        classes: C.
+    """
+    sums = np.zeros((classes, values.shape[1]))
+    np.add.at(sums, labels, values)
+    counts = np.bincount(labels, minlength=classes)
+    return (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
 
 
 def mean_by_label(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

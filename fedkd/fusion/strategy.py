@@ -191,6 +191,16 @@ class FusionStrategy(ClientHalf):
     over_graph: ClassVar[OverGraph | None] = None
     """How it does without a server; None: it does not."""
 
+    @property
+    def fuses(self) -> Literal["probabilities", "logits"]:
+        """What is averaged where predictions are: who is kept out of an average says its mean instead."""
+        return "probabilities"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether personal targets are means of predictions under weights, and `Guidance.mixed` is given."""
+        return False
+
     @classmethod
     def reach(cls) -> str:
         """Return who receives guidance and when, for people; empty if the strategy does not say."""

@@ -50,6 +50,10 @@ def check_graph(plan: Plan) -> None:
             raise UserError(
                 f"is kept on a server; topology.graph is '{kind}', in which there is none", key=key
             )
+    if scenario.fusion.filters:
+        raise UserError(
+            f"filter on a server; topology.graph is '{kind}', in which there is none", key="fusion.filters"
+        )
     if scenario.clock is not None:
         raise UserError(
             f"times the way to a server and back; topology.graph is '{kind}', in which there is none",

@@ -42,5 +42,7 @@ def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int)
             raise UserError(
                 f"copies of clients learn by gradients, and model '{group.model}' is not a network", key=KEY
             )
+    if any(wanted.at == "upload" for wanted in scenario.fusion.filters):
+        raise UserError("is of whole predictions; have fusion.filters be applied at 'fusion'", key=KEY)
     if transfer_size == 0:
         raise UserError("needs transfer samples, and data.transfer.size is 0", key=KEY)

@@ -13,6 +13,7 @@ from fedkd.errors import UserError
 from fedkd.fusion.averaging import HEAD, in_head
 from fedkd.models.build import blank_inputs
 from fedkd.models.mode import predicting
+from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import Scenario
 
 KEY = "fusion.strategy"
@@ -49,6 +50,26 @@ def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool)
             for head, model in models_of.items()
         )
         raise UserError(f"'{name}' averages heads; must be of one shape, got {', '.join(told)}", key=KEY)
+
+
+def check_relations(plan: Plan, models: Sequence[Any]) -> None:
+    """Refuse relations of transfer samples where there are no targets of them, or no features.
+
+    Raises:
+        UserError: What is missing, and whose model lacks it.
+    """
+    scenario, key = plan.scenario, "fusion.relations"
+    if not plan.strategy.teaches_targets:
+        raise UserError(
+            f"not allowed with '{scenario.fusion.strategy}', whose guidance is no targets of transfer samples"
+            " that could be related",
+            key=key,
+        )
+    for group, model in zip(scenario.clients, models, strict=True):
+        if not isinstance(model, nn.Module) or not (hasattr(model, "features") and hasattr(model, "head")):
+            raise UserError(
+                f"compares penultimate features; model '{group.model}' has no `features` and `head`", key=key
+            )
 
 
 def check_three_classes(name: str, data: Data) -> None:

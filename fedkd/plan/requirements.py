@@ -18,8 +18,15 @@ from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.graph_checks import check_graph
 from fedkd.plan.learner_checks import check_learner
 from fedkd.plan.measure_checks import check_transferability
-from fedkd.plan.part_checks import check_feature_widths, check_parts, check_three_classes, has_linear_head
+from fedkd.plan.part_checks import (
+    check_feature_widths,
+    check_parts,
+    check_relations,
+    check_three_classes,
+    has_linear_head,
+)
 from fedkd.plan.plan import Plan
+from fedkd.plan.prediction_checks import check_filters
 from fedkd.plan.stream_checks import (
     check_backward,
     check_bank,
@@ -94,6 +101,9 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f" rehearse, got {scenario.fusion.rehearse:g}",
             key="fusion.rehearse",
         )
+    check_filters(plan)
+    if scenario.fusion.relations is not None:
+        check_relations(plan, models)
     if scenario.fusion.bank is not None:
         check_bank(plan)
     if "one_architecture" in needs:

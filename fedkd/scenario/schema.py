@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from fedkd.scenario.clock import Asynchronous, Clock
 from fedkd.scenario.sections import ClientGroup, Data, PositiveInt, Section, Training
@@ -49,6 +49,50 @@ class Orthogonal(Section):
     less, and protect less than ε: some energy of what is left looks like that of directions already taken."""
 
 
+class Filter(Section):
+    """Which predictions on transfer samples are heard: each is weighed in [0, 1], and dropped if it weighs
+    too little. A sample of which nobody's prediction is left is not taught."""
+
+    by: Literal["confidence", "agreement", "relevance"] = "agreement"
+    """`confidence`: 1 − entropy / log C. `agreement`: the share of the others who say the same, of those who
+    know the class. `relevance`: how likely the sample is of classes that the receiver lacks; for strategies
+    that mix predictions for each client (`knfu`, `kta`, `ktpfl`, `comet`)."""
+    threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """The least weight that is kept; 0 keeps all. Absent: 0.5, for `agreement` 0.3."""
+    quantile: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """In its place the share that is dropped of what filters before it have left, whatever it weighs."""
+    at: Literal["fusion", "upload"] = "fusion"
+    """`fusion`: the server drops what it was sent. `upload`: a client does not send what it drops, and a bit
+    for each sample instead; by `confidence` alone, for which it needs nobody else."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Filter:
+        if self.threshold is not None and self.quantile is not None:
+            raise ValueError("has a threshold and a quantile; must be one of them")
+        if self.at == "upload" and self.by != "confidence":
+            raise ValueError(
+                f"at = 'upload' needs by = 'confidence', got '{self.by}', which others decide about"
+            )
+        return self
+
+
+class Relations(Section):
+    """What clients learn of how transfer samples are related: of their features, batch by batch, beside what
+    the strategy teaches of each sample. Nothing more is sent: the relations are those of the targets."""
+
+    kind: Literal["trg", "rkd"] = "trg"
+    """`trg`: which others a sample is most like, as a distribution over the batch, compared by KL. `rkd`: how
+    far samples are apart, and at what angles, compared by Huber losses; it wants larger batches less."""
+    weight: Annotated[float, Field(ge=0.0, le=1e6)] = 1.0
+    """What the loss on relations counts beside the strategy's."""
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 0.1
+    """τ of `trg`: the smaller, the more the nearest alone count."""
+    distance: Annotated[float, Field(ge=0.0, le=1e6)] = 25.0
+    """Weight of distances in `rkd`; 25 in the paper."""
+    angle: Annotated[float, Field(ge=0.0, le=1e6)] = 50.0
+    """Weight of angles in `rkd`; 50 in the paper. They take B³ numbers for a batch of B."""
+
+
 class Fusion(Section):
     """The fusion strategy, its own hyper-parameters, and how guidance is distilled.
 
@@ -67,6 +111,15 @@ class Fusion(Section):
     """Learning rate of distillation; absent: `training.lr`."""
     private_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """γ: weight of the cross entropy on private batches that is added to the distillation loss."""
+    upload_top: PositiveInt | None = None
+    """Classes of each uploaded prediction that are sent, the likeliest ones; the server spreads the rest
+    evenly over the others. A value and a byte a class. Absent: all classes."""
+    filters: list[Filter] = []
+    """Which predictions are heard, one filter after another, with any strategy whose clients send predictions
+    on transfer samples and learn targets of them. Absent: all."""
+    relations: Relations | None = None
+    """Have clients learn how transfer samples are related, too, for strategies whose guidance is targets and
+    networks with features; `{}` for its defaults. Absent: each sample's target alone."""
     rehearse: Annotated[float, Field(ge=0.0)] = 0.0
     """ρ: weight of the distillation loss on a transfer batch of the last guidance that is added in every step
     of local training, so that it does not undo what guidance has taught; for strategies whose guidance is

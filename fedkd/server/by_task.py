@@ -201,4 +201,10 @@ def together(reports: Sequence[FusionReport]) -> FusionReport:
         present=tuple(sorted(client for report in reports for client in report.present)),
         distances=table(lambda report: report.distances, np.nan),
         left_out=table(lambda report: report.left_out, np.nan),
+        heard=_mean_heard(reports),
     )
+
+
+def _mean_heard(reports: Sequence[FusionReport]) -> float | None:
+    told = [(report.heard, len(report.clients)) for report in reports if report.heard is not None]
+    return sum(heard * n for heard, n in told) / sum(n for _, n in told) if told else None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.filters import Wanted
 from fedkd.fusion.given import check_arrays
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.left_out import is_cheap, left_out
@@ -17,6 +18,7 @@ from fedkd.fusion.views import Arrays, ServerModels
 from fedkd.namespaces import below, under
 from fedkd.randomness import numpy_generator
 from fedkd.server.bank import Shelf, Upload, fade, faded, staleness
+from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
 
@@ -38,6 +40,7 @@ class ServerKnowledge:
         seed: What the server's own draws derive from.
         classes_met: From a round to `Knowledge.classes_met`; None: there is no stream of tasks.
         rounds: Rounds of the whole run.
+        filters: Which predictions are heard, in order.
     """
 
     transfer_size: int | None = None
@@ -46,6 +49,7 @@ class ServerKnowledge:
     seed: int = 0
     classes_met: Callable[[int], tuple[int, ...] | None] | None = None
     rounds: int = 1
+    filters: Sequence[Wanted] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +63,7 @@ class FusionReport:
         distances: What decided about the weights, `[N, N]`; None: it was no distance.
         left_out: How far each receiver's guidance would move without each sender, `[N, N]` (see
             `fedkd.fusion.left_out`); None: there is no telling, or there are too many for it.
+        heard: Share of all predictions that filters have left; None: there are no filters.
     """
 
     clients: tuple[int, ...]
@@ -66,6 +71,7 @@ class FusionReport:
     present: tuple[int, ...]
     distances: np.ndarray | None = None
     left_out: np.ndarray | None = None
+    heard: float | None = None
 
 
 class Fusing:
@@ -167,14 +173,16 @@ class Fusing:
             fresh = self._freshness(round, recalled, self._exponent)
             knowledge = replace(knowledge, new=new, freshness=fresh, awaited=awaited)
         with one_blas_thread():
-            guidance = self.strategy.fuse(knowledge, self._memory)
+            fused = fuse_filtered(self.strategy, knowledge, self._memory, self._known.filters)
+        guidance = fused.guidance
         check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
         if self.strategy.brings_model:
             self.model = dict(guidance.shared) or self.model
             return 0  # it goes along with every message, which is when its bytes count
         if guidance.weights is not None:
-            self.report = report_of(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
+            found = report_of(guidance, guidance.weights, knowledge.clients, tuple(sorted(uploads)))
+            self.report = replace(found, heard=fused.heard)
         here = replace(guidance, absent={c: g for c, g in guidance.absent.items() if c not in elsewhere})
         gone_on = set(knowledge.clients).intersection(elsewhere) if backward else set()
         for client, table in tables_of(guidance, knowledge)[0].items() if gone_on else ():

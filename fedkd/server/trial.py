@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
@@ -27,12 +28,14 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
 
     The latter are their guidance and what they were asked for. Where clients that have learned nothing agree
     on nothing, or where the server would have to train on the transfer set, guidance counts as a float for
-    each class and sample.
+    each class and sample. Nothing is filtered: those that have learned nothing are sure of nothing.
 
     Args:
         plan: Its strategy exchanges knowledge of other kinds than weights.
         data: The federation's data; of a stream the first task's are taken.
     """
+    unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
+    plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
     scenario, strategy, schedule = plan.scenario, plan.strategy, plan.schedule
     assert isinstance(strategy, FusionStrategy)
     rounds = range(1, schedule.rounds + 1)
@@ -50,7 +53,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
         rounds=scenario.rounds,
     )
     fusing, factory = Fusing(strategy, known), ClientFactory(plan, data)
-    stages = upload_stages(scenario.fusion.upload_dtype)
+    stages = upload_stages(scenario.fusion)
     request = fusing.request(round)
     asked = len(task.transfer_x) if request is None else len(request)
     alike = [client for client in everyone if schedule.task(client, round) == at]

@@ -16,6 +16,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.weight_exchange import WeightExchange
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Fusion
 
 RANDOM = Poison("random", np.full(4, 0.25))
 
@@ -35,15 +36,22 @@ def kinds_of_model() -> dict[str, Kind]:
 
 
 def test_poison_comes_first_then_the_check_then_the_precision():
-    honest, hostile = upload_stages("float16"), upload_stages("float16", RANDOM)
+    honest, hostile = (
+        upload_stages(Fusion(upload_dtype="float16")),
+        upload_stages(Fusion(upload_dtype="float16"), RANDOM),
+    )
     assert [type(stage) for stage in honest] == [Finite, Precision]
     assert [type(stage) for stage in hostile] == [Poisoning, Finite, Precision]
 
 
 def test_a_fake_is_rounded_like_what_it_stands_for():
     logits, kinds = np.ones((6, 4), np.float32), {"logits": Kind.TRANSFER_LOGITS}
-    fake = leave(upload_stages("float32", RANDOM), {"logits": logits}, kinds, generators)["logits"]
-    sent = leave(upload_stages("float16", RANDOM), {"logits": logits}, kinds, generators)["logits"]
+    fake = leave(
+        upload_stages(Fusion(upload_dtype="float32"), RANDOM), {"logits": logits}, kinds, generators
+    )["logits"]
+    sent = leave(
+        upload_stages(Fusion(upload_dtype="float16"), RANDOM), {"logits": logits}, kinds, generators
+    )["logits"]
     assert sent.dtype == np.float16 and not np.array_equal(fake, logits)
     assert_array_equal(sent, fake.astype(np.float16))
 
@@ -52,7 +60,7 @@ def test_a_poisoned_client_hides_that_its_training_diverged():
     """It sends something else than what it knows, so what it knows is not looked at."""
     diverged, kinds = {"logits": np.full((6, 4), np.nan, np.float32)}, {"logits": Kind.TRANSFER_LOGITS}
     liar = Poison("imitation", np.full(4, 0.25))
-    sent = leave(upload_stages("float32", liar), diverged, kinds, generators)
+    sent = leave(upload_stages(Fusion(upload_dtype="float32"), liar), diverged, kinds, generators)
     assert np.isfinite(sent["logits"]).all()
 
 
@@ -60,16 +68,21 @@ def test_a_poisoned_client_hides_that_its_training_diverged():
 def test_what_is_not_a_number_does_not_leave(kind):
     arrays = {"good": np.ones(3), "bad": np.array([0.0, np.nan])}
     with pytest.raises(TrainingDiverged, match=r"^bad are not numbers.*lower training\.lr"):
-        leave(upload_stages("float32"), arrays, dict.fromkeys(arrays, kind), generators)
+        leave(upload_stages(Fusion(upload_dtype="float32")), arrays, dict.fromkeys(arrays, kind), generators)
 
 
 def test_infinite_predictions_may_leave():
-    sent = leave(upload_stages("float32"), {"z": np.array([np.inf])}, {"z": Kind.SAMPLE_LOGITS}, generators)
+    sent = leave(
+        upload_stages(Fusion(upload_dtype="float32")),
+        {"z": np.array([np.inf])},
+        {"z": Kind.SAMPLE_LOGITS},
+        generators,
+    )
     assert np.isinf(sent["z"]).all()
 
 
 def test_weights_travel_as_half_and_arrive_as_single_precision():
-    stages, kinds = upload_stages("float16"), kinds_of_model()
+    stages, kinds = upload_stages(Fusion(upload_dtype="float16")), kinds_of_model()
     sent = leave(stages, model(), kinds, generators)
     assert (sent["weight"].dtype, sent["batches"].dtype) == (np.float16, np.int64)
     received = arrive(stages, sent, kinds)
@@ -80,7 +93,7 @@ def test_weights_travel_as_half_and_arrive_as_single_precision():
 
 @pytest.mark.parametrize("kind", [Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS, Kind.LABEL_LOGITS])
 def test_predictions_arrive_as_they_were_sent(kind):
-    stages = upload_stages("float16")
+    stages = upload_stages(Fusion(upload_dtype="float16"))
     sent = leave(stages, {"z": np.full((2, 2), 0.1)}, {"z": kind}, generators)
     assert arrive(stages, sent, {"z": kind})["z"].dtype == np.float16
 
@@ -89,7 +102,7 @@ def test_predictions_arrive_as_they_were_sent(kind):
 @pytest.mark.parametrize("poison", [None, RANDOM, Poison("imitation", RANDOM.victim)])
 def test_counters_and_indices_are_never_touched(kind, poison):
     values = np.array([3, 70_001, 12], np.int32)
-    stages = upload_stages("float16", poison)
+    stages = upload_stages(Fusion(upload_dtype="float16"), poison)
     sent = arrive(stages, leave(stages, {"a": values}, {"a": kind}, generators), {"a": kind})["a"]
     assert sent.dtype == np.int32
     assert_array_equal(sent, values)
@@ -97,7 +110,9 @@ def test_counters_and_indices_are_never_touched(kind, poison):
 
 def test_features_keep_their_precision():
     values = np.array([0.1], np.float32)
-    sent = leave(upload_stages("float16"), {"a": values}, {"a": Kind.FEATURES}, generators)
+    sent = leave(
+        upload_stages(Fusion(upload_dtype="float16")), {"a": values}, {"a": Kind.FEATURES}, generators
+    )
     assert_array_equal(sent["a"], values)
 
 
@@ -120,7 +135,7 @@ def test_the_last_stage_is_undone_first():
 
 
 def test_weights_of_a_poisoned_client_say_nothing_and_fit_the_model():
-    stages = upload_stages("float32", RANDOM)
+    stages = upload_stages(Fusion(upload_dtype="float32"), RANDOM)
     sent = leave(stages, model(), kinds_of_model(), generators)
     assert sent["weight"].shape == (5, 3) and sent["weight"].dtype == np.float32
     assert not np.isclose(sent["weight"], model()["weight"]).any()

@@ -20,7 +20,10 @@ from fedkd.plan.load import load_scenario
 
 SMALL: dict[str, dict[str, Any]] = {
     "cfd": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2, "bits_down": 3},
-    "dsfl": {"samples_per_round": 20},
+    "dsfl": {
+        "samples_per_round": 20,
+        "filters": [{"by": "confidence", "quantile": 0.2, "at": "upload"}, {"by": "agreement"}],
+    },
     "feddf": {"server_epochs": 2},
     "fedmd": {"samples_per_round": 20},
     "apfl": {"share_lr": 0.1},
@@ -35,6 +38,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "path": {"steps": 3},
     "pfedme": {"server_share": 0.5},
     "fedet": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2},
+    "fedhkd": {"noise": 0.1},
+    "fedhkt": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2, "clusters": 2},
+    "bottleneck": {"width": 2, "refresh": 2},
+    "message": {"questions": 0.5},
+    "mhat": {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2},
+    "kta": {"filters": [{"by": "relevance", "quantile": 0.3}], "upload_top": 3},
     "knfu": {"stale_decay": 0.5, "distribution_momentum": 0.5},
     "scarlet": {"samples_per_round": 20, "cache_rounds": 2},
     "selective_fd": {"ambiguity": 2.0},

@@ -207,7 +207,7 @@ def test_one_task_is_plain_training(alone, digits_scenario, tmp_path):
     "strategy",
     [
         *("flwr:FedAvg", "scaffold", "fedmd", "fedproto", "fd", "dsfl", "ktpfl", "feddf", "fedet"),
-        *("moon", "fedntd", "lg_fedavg", "fedala"),
+        *("moon", "fedntd", "lg_fedavg", "fedala", "fedhkd", "fedhkt", "mhat"),
     ],
 )
 def test_learners_plug_into_any_federation(strategy, mixed, tmp_path):
@@ -215,7 +215,7 @@ def test_learners_plug_into_any_federation(strategy, mixed, tmp_path):
         "clients": [{"model": "mlp", "args": {"hidden": [24]}}],
         "fusion": {"strategy": strategy},
     }
-    if strategy == "fedet":
+    if strategy in ("fedet", "fedhkt", "mhat"):
         tables["fusion"] |= {"server_model": "mlp", "server_epochs": 40}
     if strategy == "scaffold":
         tables["training"] = mixed["training"] | {"optimizer": "sgd", "lr": 0.3}

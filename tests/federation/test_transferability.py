@@ -116,6 +116,10 @@ def test_the_check_says_what_it_takes(small):
     [
         ({"fusion": {"strategy": "pooled"}}, "no client has a model of its own"),
         (
+            {"fusion": {"strategy": "knfu", "filters": [{"by": "confidence", "at": "upload"}]}},
+            "is of whole predictions",
+        ),
+        (
             {"fusion": {"strategy": "flwr:FedAvg"}, "clients": [{"model": "mlp"}]},
             "every message brings the model",
         ),

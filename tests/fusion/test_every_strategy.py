@@ -44,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "distribution": st.sampled_from(["soft", "hard", "shared", "calibrated"]),
         "temperature": st.floats(0.5, 5),
     },
-    "fd": {"weight_by_count": st.booleans()},
+    "fd": {"leave_one_out": st.booleans(), "owners_only": st.booleans()},
     "fedmask": {"weight_by_count": st.booleans()},
     "feddf": {"server_epochs": st.integers(0, 1)},
     "fedgh": {"server_epochs": st.integers(0, 2)},
@@ -61,6 +61,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "fedkd": {"shared_model": st.just("plain"), "energy_end": st.sampled_from([0.98, 1.0])},
     "fedet": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
+    "fedhkt": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
+    "bottleneck": {"width": st.integers(1, 6), "refresh": st.integers(1, 2)},
+    "message": {"questions": st.sampled_from([0.0, 0.5, 1.0])},
+    "mhat": {"server_model": st.just("plain"), "server_epochs": st.integers(0, 1)},
     "knfu": {
         "beta": st.floats(0, 50),
         "distribution": st.sampled_from(["soft", "hard", "shared", "calibrated"]),
@@ -330,7 +334,8 @@ def _handed_in(knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> dict[s
 
 @every_strategy
 def test_guidance_is_for_whom_the_strategy_says(name) -> None:
-    options = {"fedet": {"server_model": "plain"}, "fedkd": {"shared_model": "plain"}}.get(name, {})
+    options = {"server_model": "plain"} if name in ("fedet", "fedhkt", "mhat") else {}
+    options |= {"shared_model": "plain"} if name == "fedkd" else {}
     fused = Round(make_strategy(name, options), draw((3, 5, 4), 0))
     guidance = fused.fuse()
     own = len(guidance.personal) > 0 or (guidance.targets is not None and guidance.targets.ndim == 3)

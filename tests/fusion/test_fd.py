@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient
 
-from fedkd.errors import TrainingDiverged
+from fedkd.errors import TrainingDiverged, UserError
 from fedkd.fusion.fd import FD
 from fedkd.fusion.label_means import mean_by_label, mean_by_label_of_others
 from fedkd.fusion.strategy import Knowledge
@@ -49,6 +49,25 @@ def others_by_loops(means, counts, by_count=False):
                 share = (counts[m, label] if by_count else 1.0) / total
                 result[n, label] += share * means[m, label].astype(np.float64)
     return result, owners
+
+
+def test_other_ways_of_averaging() -> None:
+    """All who own a label, and all clients, own it or not: then those count as zeros."""
+    everybody = FD(leave_one_out=False).fuse(knowledge_of(MEANS, COUNTS), {})
+    total = MEANS.astype(np.float64).sum(axis=0)
+    for arrays in (*everybody.personal, everybody.for_absent):
+        assert_allclose(arrays["label_logits"], total / (COUNTS > 0).sum(axis=0)[:, None], rtol=1e-6)
+        assert_array_equal(arrays["owners"], [3, 2, 1])
+
+    zeros = FD(leave_one_out=False, owners_only=False).fuse(knowledge_of(MEANS, COUNTS), {})
+    assert_allclose(zeros.personal[0]["label_logits"], total / 3, rtol=1e-6)
+    of_others = FD(owners_only=False).fuse(knowledge_of(MEANS, COUNTS), {}).personal
+    assert_allclose(of_others[0]["label_logits"], (total - MEANS[0]) / 2, rtol=1e-5, atol=1e-6)
+    assert_array_equal(of_others[1]["owners"], [2, 2, 0])  # nobody else has label 2: it is not taught
+
+    with pytest.raises(UserError, match="weight_by_count") as refused:
+        FD(owners_only=False, weight_by_count=True)
+    assert refused.value.key == "fusion.owners_only"
 
 
 @pytest.mark.parametrize("by_count", [False, True])

@@ -159,12 +159,14 @@ def test_what_needs_a_server_or_none_is_refused(fusion, topology, key, said, dig
     assert caught.value.key == key and said in caught.value.message
 
 
-def test_a_clock_and_rounds_that_wait_for_nobody_need_a_server(digits_scenario):
+def test_a_clock_filters_and_rounds_that_wait_for_nobody_need_a_server(digits_scenario):
     ring = digits_scenario | {"topology": {"graph": "ring"}}
-    with pytest.raises(UserError, match="topology.graph: not allowed in a run that is asynchronous"):
-        parse_plan(ring | {"asynchronous": {}})
+    with pytest.raises(UserError, match=r"topology\.graph: not allowed in a run that is asynchronous"):
+        parse_plan(ring | {"asynchronous": {"buffer": 2}})
     with pytest.raises(UserError, match="clock: times the way to a server and back"):
         check_graph(parse_plan(ring | {"clock": {}}))
+    with pytest.raises(UserError, match=r"fusion\.filters: filter on a server"):
+        check_graph(parse_plan(ring | {"fusion": {"strategy": "knfu", "filters": [{"by": "agreement"}]}}))
 
 
 def test_an_architecture_that_is_alone_or_in_parts_is_named(digits_scenario):

@@ -33,6 +33,7 @@ def write(digits_scenario, tmp_path):
         {"strategy": "fedmd"},
         {"strategy": "knfu", "upload_dtype": "float16"},
         {"strategy": "fd"},
+        {"strategy": "knfu", "upload_top": 3},
         {"strategy": "fedproto"},
         {"strategy": "cfd"},
         {"strategy": "scarlet", "samples_per_round": 20},
@@ -54,6 +55,13 @@ def test_it_is_what_the_first_round_sends(changes, write, tmp_path):
     plan = load_plan(path)
     final = fedkd.run(plan.scenario, out=tmp_path / "out").summary["final"]
     assert trial_exchange(plan, load_data(plan.scenario)) == (final["bytes_up"], final["bytes_down"])
+
+
+def test_nothing_is_filtered(write):
+    filters = [{"by": "confidence", "threshold": 0.9, "at": "upload"}, {"by": "agreement"}]
+    plans = [load_plan(write(fusion={"strategy": "dsfl", "filters": given})) for given in ([], filters)]
+    data = load_data(plans[0].scenario)
+    assert trial_exchange(plans[1], data) == trial_exchange(plans[0], data)
 
 
 def test_one_client_of_several_alike_speaks_for_the_others(write):

@@ -1,0 +1,189 @@
+"""Bottleneck: KnFu on predictions that travel as short codes, which the server has learned from all of them.
+
+The learned variant of `message`, after I. Wang et al., "Talking Models", 2023, arXiv 2310.03188. Of linear
+codes of logits the best in squares are known in closed form, so that nothing has to be trained for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Annotated, ClassVar
+from zlib import crc32
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.probabilities import finite_logits, softmax
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.hyperparameters import STRICT
+from fedkd.namespaces import below, under
+
+WHOLE, CODES, ABOUT = "whole_logits", "codes", "about"
+CODER, AGAIN, AGE = "coder", "again", "age"
+LEAST = 1e-7
+NO_CODER = np.zeros((0, 0), dtype=np.float32)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Bottleneck(KnFu):
+    """Fuse as `knfu` does, of predictions that are sent as `width` numbers each, up and down.
+
+    ::
+
+        z̃_n[i] = z_n(x_i) − its mean over classes                  which softmax does not see
+        μ, E   = mean, and first b principal directions, of all clients' z̃           E: C×b, b = `width`
+        up     = Eᵀ(z̃_n[i] − μ),     the server reads μ + E · code
+        down   = Eᵀ(log K_n[i] − its mean − μ),   K_n by `knfu`;   a client learns softmax(μ + E · code)
+
+    In the first round, and every `refresh` rounds, logits are sent whole and the server finds μ and E anew:
+    of all linear codes of b numbers these lose the least of the logits in squares, the less the larger b, and
+    with b = C − 1 nothing. They travel down with every guidance, (b + 1)·C numbers. Who has another code than
+    the server, as at the beginning of a task, is told to send whole logits.
+    """
+
+    name: ClassVar[str] = "bottleneck"
+    sends: ClassVar[str] = "codes of logits"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        WHOLE: Kind.SAMPLE_LOGITS,
+        CODES: Kind.CODES,
+        ABOUT: Kind.CONSTANT,
+        "label_counts": Kind.LABEL_COUNTS,
+    }
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = (
+        "after Wang et al., Talking Models, arXiv 2310.03188, 2023, and Seyedmohammadi et al., KnFu, arXiv"
+        " 2403.11892, 2024"
+    )
+
+    width: Annotated[int, Field(ge=1, le=65536)] = 3
+    """b: numbers of a code. C − 1 and more lose nothing and save nothing; 2 to 4 of ten classes keep most of
+    what predictions of like models differ in."""
+    refresh: Annotated[int, Field(ge=1)] = 5
+    """Rounds after which whole logits are sent again, because models have learned what codes do not tell; 1:
+    always, so that only guidance is coded."""
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives what: everybody the code."""
+        return "every client: the code; and who took part, what is made for it"
+
+    @property
+    def mixes(self) -> bool:
+        """False: what is mixed is coded once more."""
+        return False
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return `codes` `[M, b]` and no `whole_logits`, or the other way round where there is no code yet.
+
+        `about` `[1]` tells by a checksum which code it is.
+        """
+        logits, coder = client.logits(), client.memory.get(CODER, NO_CODER)
+        none = np.zeros((0, logits.shape[1]), dtype=logits.dtype)
+        if coder.shape[1] == logits.shape[1]:
+            sent = {WHOLE: none, CODES: encode(coder, centred(logits)).astype(logits.dtype)}
+        else:
+            coder = NO_CODER
+            sent = {WHOLE: logits, CODES: none[:, :0]}
+        sent[ABOUT] = np.array([crc32(coder.tobytes())], dtype=np.uint32)
+        if self.needs_label_counts:
+            sent["label_counts"] = client.label_counts()
+        return sent
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Take the code over, unless whole logits are asked for, and learn what guidance says by it."""
+        client.memory[CODER] = NO_CODER if guidance[AGAIN][0] else np.array(guidance[CODER])
+        found = self.targets_of(client, guidance)
+        if found is not None:
+            client.distil(*found)
+
+    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Return the probabilities that codes stand for, `[M, C]`; None: there are none."""
+        if CODES not in guidance:
+            return None
+        return softmax(decode(guidance[CODER], guidance[CODES])), None
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return each client's effective knowledge as `codes` `[M, b]`, and the code for all."""
+        coder = memory.get(CODER, NO_CODER)
+        whole, codes = knowledge.extra[WHOLE], knowledge.extra[CODES]
+        known = crc32(coder.tobytes()) if coder.size else None
+        read = [n for n, logits in enumerate(whole) if len(logits) or knowledge.extra[ABOUT][n][0] == known]
+        if not read:
+            return Guidance(None, shared=_shared(NO_CODER, again=True))
+        logits = [whole[n] if len(whole[n]) else decode(coder, codes[n]) for n in read]
+        fused = super().fuse(_part(knowledge, read, np.stack(logits)), below("knfu/", memory))
+        assert fused.targets is not None and fused.weights is not None
+        age = int(memory.get(AGE, 0)) + 1
+        strangers = [n for n in range(len(whole)) if n not in read and _is_fresh(knowledge, n)]
+        if not coder.size or all(len(whole[n]) for n in read):
+            coder, age = best_coder(np.stack([finite_logits(own) for own in logits]), self.width), 1
+        told = dict(zip(read, fused.targets, strict=True))
+        personal = [
+            {CODES: encode(coder, centred(np.log(np.maximum(told[n], LEAST))))} if n in told else {}
+            for n in range(len(whole))
+        ]
+        weights = np.eye(len(whole))
+        weights[np.ix_(read, read)] = fused.weights
+        return Guidance(
+            None,
+            weights,
+            under("knfu/", fused.memory) | {CODER: coder, AGE: np.array(age)},
+            shared=_shared(coder, again=age >= self.refresh or bool(strangers)),
+            personal=personal,
+            for_absent={},
+        )
+
+
+def _is_fresh(knowledge: Knowledge, n: int) -> bool:
+    """Return whether what a client says is of this round."""
+    return knowledge.age is None or knowledge.age[n] == 0
+
+
+def _part(knowledge: Knowledge, read: list[int], logits: np.ndarray) -> Knowledge:
+    """Return the knowledge of those clients whose logits could be read."""
+    given = {name: getattr(knowledge, name) for name in ("samples", "label_counts", "age", "new", "freshness")}
+    rows = {name: None if array is None else array[read] for name, array in given.items()}
+    clients = tuple(knowledge.clients[n] for n in read)
+    return replace(knowledge, clients=clients, logits=logits, extra={}, **rows)
+
+
+def _shared(coder: np.ndarray, *, again: bool) -> dict[str, np.ndarray]:
+    return {CODER: coder, AGAIN: np.array([again], dtype=np.uint8)}
+
+
+def centred(logits: np.ndarray) -> np.ndarray:
+    """Return logits `[..., C]` less their mean over classes, float32."""
+    z = finite_logits(logits)
+    return z - z.mean(axis=-1, keepdims=True)
+
+
+def best_coder(logits: np.ndarray, width: int) -> np.ndarray:
+    """Return μ and E of logits `[N, M, C]` as rows, `[1 + b, C]` float32; b is at most C.
+
+    Directions have the sign that makes their largest entry positive.
+    """
+    z = centred(logits).reshape(-1, logits.shape[-1]).astype(np.float64)
+    mean = z.mean(axis=0)
+    _, directions = np.linalg.eigh((z - mean).T @ (z - mean))
+    best = directions.T[::-1][:width]
+    largest = np.take_along_axis(best, np.abs(best).argmax(axis=1)[:, None], axis=1)
+    return np.vstack([mean, best * np.sign(largest)]).astype(np.float32)
+
+
+def encode(coder: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the codes `[..., b]` of centred logits `[..., C]`."""
+    return (rows - coder[0]) @ coder[1:].T
+
+
+def decode(coder: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Return the centred logits `[..., C]` float32 that codes `[..., b]` stand for."""
+    return finite_logits(codes) @ coder[1:] + coder[0]

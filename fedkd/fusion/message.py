@@ -1,0 +1,239 @@
+"""Message: clients ask about what they are unsure of, and who knows best answers in four bytes.
+
+After I. Wang et al., "Talking Models: Distill Pre-trained Knowledge to Downstream Models via Interactive
+Communication", 2023, arXiv 2310.03188, where student and teacher exchange messages of few numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, NamedTuple
+from zlib import crc32
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.errors import TrainingDiverged
+from fedkd.fusion.answers import Answers, answers_of, predictions, two_likeliest
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.soft_labels import SoftLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.hyperparameters import STRICT
+
+ASKED, BETWEEN, CLASSES, SHARES, ABOUT = "asked", "between", "classes", "shares", "about"
+QUESTIONS, ANSWERED = "questions", "answered"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Message(SoftLabels):
+    """Ask between which two classes, and learn the answer of whoever knows these classes.
+
+    ::
+
+        question of n: the κM samples where its two likeliest classes are nearest to each other, and these two
+        answer of m:   for every sample that anybody asked about in the round before, m's two likeliest
+                       classes with their probabilities, in steps of 1/255                  4 bytes a sample
+        q_m[i]       = those two probabilities, what is missing to 1 spread evenly over the other classes
+        p_m          = mean of q_m over these samples                                 what m seems to know
+        teacher of n = argmax over m ≠ n of max over the question's two classes c of p_m[c] q_m[i, c]
+        loss         = cross entropy to the teacher's q_m[i], on the samples that n asked about
+
+    A question is heard a round later, so the first round teaches nothing. Sent up are a bit for each transfer
+    sample and two bytes for each question, and four bytes for each sample that anybody asked about; sent down
+    a bit for each transfer sample twice, and four bytes for each question. With ten classes the logits of
+    `knfu` are 40 bytes a sample each way.
+
+    Nobody but the student itself uses how unsure it is, so that is not sent. Above 256 classes, each takes a
+    byte more.
+    """
+
+    name: ClassVar[str] = "message"
+    sends: ClassVar[str] = "questions, and answers of two classes"
+    kinds: ClassVar[Mapping[str, Kind]] = {
+        ASKED: Kind.INDICES,
+        BETWEEN: Kind.SAMPLE_CLASSES,
+        CLASSES: Kind.SAMPLE_CLASSES,
+        SHARES: Kind.SHARES,
+        ABOUT: Kind.CONSTANT,
+    }
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = (
+        "after Wang et al., Talking Models: Distill Pre-trained Knowledge to Downstream Models via"
+        " Interactive Communication, arXiv 2310.03188, 2023"
+    )
+
+    questions: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """κ: share of the transfer set that a client asks about each round. Bytes grow with what all of them ask
+    about together: ten clients at 0.2 ask about most of it unless they are unsure about the same. 0 leaves
+    every client alone."""
+
+    @classmethod
+    def reach(cls) -> str:
+        """Return who receives answers: whoever asked in the round before."""
+        return "every client: what is asked; and who asked in the round before, its answers"
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return answers to what is asked, `classes` and `shares` `[R, 2]`, and a question.
+
+        The question is a bit for each transfer sample, `asked` `[⌈M/8⌉]`, and for each that is set,
+        ascending, `between` which two classes, `[Q, 2]`. `about` `[2]` tells how many classes there are, and
+        by a checksum which questions the answers are to.
+
+        Raises:
+            TrainingDiverged: The model predicts nothing any more.
+        """
+        logits = client.logits()
+        if np.isnan(logits).any():  # nothing that is sent would show it
+            raise TrainingDiverged("predictions are not numbers (NaN); a lower training.lr may help")
+        q = softmax(logits)
+        questions = client.memory.get(QUESTIONS, _bits(np.empty(0, dtype=np.int64), len(q)))
+        answers = answers_of(q[_members(questions, len(q))])
+        asked = self._unsure(q)
+        between = two_likeliest(q[asked]).astype(answers.classes.dtype)
+        return {
+            CLASSES: answers.classes,
+            SHARES: answers.shares,
+            ASKED: _bits(asked, len(q)),
+            BETWEEN: between,
+            ABOUT: np.array([q.shape[-1], crc32(questions.tobytes())], dtype=np.uint32),
+        }
+
+    def _unsure(self, q: np.ndarray) -> np.ndarray:
+        """Return the samples of the smallest margins, ascending."""
+        top = np.take_along_axis(q, two_likeliest(q), axis=-1)
+        order = np.argsort(top[:, 0] - top[:, 1], kind="stable")
+        return np.sort(order[: int(self.questions * len(q) + 0.5)])
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Keep what is asked, for the next answers, and learn the answers to the client's own questions."""
+        client.memory[QUESTIONS] = np.array(guidance[QUESTIONS])
+        found = self.targets_of(client, guidance)
+        if found is not None:
+            client.distil(*found)
+
+    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Return what the answers say, `[K, C]`, and of which samples, `[K]`; None: there are no answers."""
+        if ANSWERED not in guidance:
+            return None
+        told = predictions(Answers(guidance[CLASSES], guidance[SHARES]), client.classes)
+        return told.astype(np.float32), _members(guidance[ANSWERED])
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return each student's answers, all `questions` of the round, and who was whose teacher."""
+        extra, clients = knowledge.extra, knowledge.clients
+        asked = np.stack(extra[ASKED])
+        questions = np.bitwise_or.reduce(asked, axis=0)
+        told: dict[int, Arrays] = {}
+        taught = np.zeros((len(clients), len(clients)))
+        answers = _Heard.of(extra, memory)
+        for student, bits, between in _students(memory):
+            own = clients.index(student) if student in clients else None
+            found = None if answers is None else answers.to(_members(bits), between, own)
+            if found is None:
+                continue
+            teachers, answer = found
+            told[student] = {ANSWERED: bits, CLASSES: answer.classes, SHARES: answer.shares}
+            if own is not None:
+                taught[own] = np.bincount(teachers, minlength=len(clients)) / len(teachers)
+        kept = {
+            "clients": np.array(clients, dtype=np.int64),
+            ASKED: asked,
+            BETWEEN: np.stack(extra[BETWEEN]),
+            QUESTIONS: questions,
+        }
+        return Guidance(
+            targets=None,
+            weights=_with_those_alone(taught) if told else None,
+            memory=kept,
+            shared={QUESTIONS: questions},
+            personal=[told.get(client, {}) for client in clients],
+            absent={student: own for student, own in told.items() if student not in clients},
+            for_absent={},
+        )
+
+
+def _students(memory: Mapping[str, np.ndarray]) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Return who asked in the round before, about which samples, and between which classes."""
+    if not memory:
+        return []
+    return list(zip(memory["clients"].tolist(), memory[ASKED], memory[BETWEEN], strict=True))
+
+
+class _Heard(NamedTuple):
+    """The answers of a round.
+
+    Attributes:
+        teachers: The rows of those who answered, `[A]`: not of who has not heard what was asked.
+        answers: Theirs, `[A, R, 2]` each.
+        score: p_m[c] q_m[i, c], `[A, R, C]`.
+        samples: What was asked about, `[R]`.
+    """
+
+    teachers: np.ndarray
+    answers: Answers
+    score: np.ndarray
+    samples: np.ndarray
+
+    @classmethod
+    def of(
+        cls, uploads: Mapping[str, Sequence[np.ndarray]], memory: Mapping[str, np.ndarray]
+    ) -> _Heard | None:
+        """Return the answers to what was asked in the round before; None: there are none."""
+        if not memory or not memory[QUESTIONS].any():
+            return None
+        of_these = crc32(memory[QUESTIONS].tobytes())
+        teachers = [m for m, about in enumerate(uploads[ABOUT]) if int(about[1]) == of_these]
+        if not teachers:
+            return None
+        answers = [Answers(uploads[CLASSES][m], uploads[SHARES][m]) for m in teachers]
+        said = np.stack([predictions(own, int(uploads[ABOUT][0][0])) for own in answers])
+        return cls(
+            np.array(teachers),
+            Answers(*(np.stack(parts) for parts in zip(*answers, strict=True))),
+            said * said.mean(axis=1, keepdims=True),
+            _members(memory[QUESTIONS]),
+        )
+
+    def to(
+        self, asked: np.ndarray, between: np.ndarray, own: int | None
+    ) -> tuple[np.ndarray, Answers] | None:
+        """Return who teaches each of a student's questions, `[Q]`, and what; None: nobody does.
+
+        Args:
+            asked: The samples, `[Q]`.
+            between: Which two classes, `[Q, 2]`.
+            own: The student's row; None: it is not there.
+        """
+        others = np.flatnonzero(self.teachers != own)
+        if not len(others) or not len(asked):
+            return None
+        rows = np.searchsorted(self.samples, asked)
+        of_pairs = self.score[others[:, None, None], rows[:, None], between.astype(np.int64)]
+        best = others[of_pairs.max(axis=-1).argmax(axis=0)]
+        answer = Answers(self.answers.classes[best, rows], self.answers.shares[best, rows])
+        return self.teachers[best], answer
+
+
+def _with_those_alone(taught: np.ndarray) -> np.ndarray:
+    """Return weights `[N, N]` in which whoever had no teacher has itself."""
+    alone = taught.sum(axis=1) == 0
+    return taught + np.diag(alone.astype(float))
+
+
+def _bits(members: np.ndarray, size: int) -> np.ndarray:
+    """Return a bit for each of `size` samples, packed; 1 for members."""
+    bits = np.zeros(size, dtype=np.uint8)
+    bits[members] = 1
+    return np.packbits(bits)
+
+
+def _members(bits: np.ndarray, size: int | None = None) -> np.ndarray:
+    """Return the samples whose bits are set, ascending, of so many if that is said."""
+    return np.flatnonzero(np.unpackbits(bits)[:size])

@@ -1,0 +1,46 @@
+"""Whether there are predictions that a scenario wants filtered, or sent in fewer numbers."""
+
+from __future__ import annotations
+
+from fedkd.errors import UserError
+from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.plan.plan import Plan
+
+
+def check_filters(plan: Plan) -> None:
+    """Refuse filters, or fewer classes, where no predictions are exchanged for targets.
+
+    Raises:
+        UserError: What does not go with what.
+    """
+    fusion, strategy = plan.scenario.fusion, plan.strategy
+    kinds = strategy.kinds.values()
+    if fusion.upload_top is not None and not any(kind.is_logits_of_samples for kind in kinds):
+        raise UserError(
+            f"not allowed with '{fusion.strategy}', whose clients send no predictions of samples",
+            key="fusion.upload_top",
+        )
+    if not fusion.filters:
+        return
+    key = "fusion.filters"
+    plain = type(strategy).targets_of is ClientHalf.targets_of and strategy.teaches_targets
+    if not plain or Kind.TRANSFER_LOGITS not in kinds or Kind.WEIGHTS in kinds:
+        raise UserError(
+            f"not allowed with '{fusion.strategy}', which does not turn predictions on transfer samples into"
+            " targets of them and nothing else",
+            key=key,
+        )
+    for place, wanted in enumerate(fusion.filters):
+        if wanted.by == "relevance" and not (isinstance(strategy, FusionStrategy) and strategy.mixes):
+            raise UserError(
+                f"'relevance' needs a strategy that mixes predictions for each client, such as 'knfu'; here"
+                f" '{fusion.strategy}' does not",
+                key=f"{key}.{place}.by",
+            )
+        if wanted.at == "upload" and fusion.bank is not None:
+            raise UserError(
+                "must be 'fusion' with fusion.bank, which keeps whole predictions",
+                key=f"{key}.{place}.at",
+            )

@@ -1,0 +1,137 @@
+"""Fusion of what filters leave of clients' predictions, with any strategy whose guidance is targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedkd.clients.upload import SENT
+from fedkd.fusion.filters import Wanted, class_shares, is_personal, kept, mean_of_kept, mix_of_kept
+from fedkd.fusion.probabilities import finite_logits, softmax
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
+from fedkd.server.guidance import SAMPLES, TARGETS
+
+LEAST = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Filtered:
+    """Guidance, and how much was heard for it.
+
+    Attributes:
+        guidance: Of what was kept.
+        heard: Share of all predictions that was, over receivers; None: nothing is filtered.
+    """
+
+    guidance: Guidance
+    heard: float | None = None
+
+
+def fuse_filtered(
+    strategy: FusionStrategy,
+    knowledge: Knowledge,
+    memory: Mapping[str, np.ndarray],
+    filters: Sequence[Wanted],
+) -> Filtered:
+    """Fuse what filters leave.
+
+    A strategy that mixes predictions under weights (`FusionStrategy.mixes`) mixes those that are left, the
+    weights of each receiver on each sample made to sum to 1 again; what is dropped has no part in what a
+    client seems to know, as it stands in with the mean of that client's others. To any other strategy who is
+    dropped from a sample says what those that are left say on average. A sample of which nobody is left is
+    not taught. Where nothing is dropped, it is the strategy's own `fuse`, to the last bit.
+
+    Args:
+        strategy: The strategy.
+        knowledge: The round's; it may say which predictions were sent.
+        memory: As for `FusionStrategy.fuse`.
+        filters: On the server, in order; none of them was applied yet.
+    """
+    if not filters and SENT not in knowledge.extra:
+        return Filtered(strategy.fuse(knowledge, memory))
+    assert knowledge.logits is not None
+    whole = np.ones(knowledge.logits.shape[:2], dtype=bool)
+    sent = np.stack(knowledge.extra[SENT]).astype(bool) if SENT in knowledge.extra else whole
+    knowledge = replace(knowledge, extra={n: a for n, a in knowledge.extra.items() if n != SENT})
+    assert knowledge.logits is not None
+    q = softmax(knowledge.logits)
+    number, anywhere = [], np.zeros_like(whole)
+    for keep in kept(filters, q, sent):
+        number.append(keep.mean())
+        anywhere |= keep
+    heard = float(np.mean(number))
+    if heard == 1.0:
+        return Filtered(strategy.fuse(knowledge, memory), heard)
+    if strategy.mixes:
+        by_receiver = kept(filters, q, sent)
+        stood_in = replace(knowledge, logits=_by_own_mean(knowledge.logits, q, anywhere))
+        guidance = _mixed(strategy.fuse(stood_in, memory), by_receiver, knowledge, filters)
+    else:
+        filled = _by_others(knowledge.logits, q, anywhere, strategy.fuses)
+        guidance = _left(strategy.fuse(replace(knowledge, logits=filled), memory), anywhere, knowledge)
+    return Filtered(guidance, heard)
+
+
+def _by_own_mean(logits: np.ndarray, q: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Return logits in which each client's mean prediction stands in for those that are dropped."""
+    own = np.log(np.maximum(class_shares(q, keep), LEAST))
+    return np.where(keep[..., None], logits, own[:, None, :].astype(logits.dtype))
+
+
+def _by_others(logits: np.ndarray, q: np.ndarray, keep: np.ndarray, fuses: str) -> np.ndarray:
+    """Return logits in which the mean of those that are left stands in for those that are dropped."""
+    if fuses == "logits":
+        mean, known = mean_of_kept(finite_logits(logits), keep)
+    else:
+        mean, known = mean_of_kept(q, keep)
+        mean = np.log(np.maximum(mean, LEAST))
+    takes = ~keep & known
+    return np.where(takes[..., None], mean[None].astype(np.float32), logits)
+
+
+def _mixed(
+    guidance: Guidance, keeps: Iterator[np.ndarray], knowledge: Knowledge, filters: Sequence[Wanted]
+) -> Guidance:
+    """Return guidance mixed anew, for each receiver of what it keeps."""
+    weights, mixed = guidance.weights, guidance.mixed
+    if weights is None or mixed is None:
+        raise TypeError("a strategy that `mixes` has to return the weights of its guidance and what is mixed")
+    if is_personal(filters):
+        pairs = [mix_of_kept(own[None], mixed, keep) for own, keep in zip(weights, keeps, strict=True)]
+        targets, taught = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    else:
+        targets, taught = mix_of_kept(weights, mixed, next(keeps))
+    if taught.all():
+        return replace(guidance, targets=targets, mixed=None)
+    return _personal(guidance, targets, taught, knowledge)
+
+
+def _left(guidance: Guidance, keep: np.ndarray, knowledge: Knowledge) -> Guidance:
+    """Return guidance of the samples alone of which somebody is left."""
+    targets, taught = guidance.targets, np.logical_or.reduce(keep, axis=0)
+    if targets is None or taught.all():
+        return replace(guidance, mixed=None)
+    if targets.ndim == 2:
+        shared = {**guidance.shared, **_some(targets, taught, knowledge)}
+        return replace(guidance, targets=None, mixed=None, shared=shared)
+    return _personal(guidance, targets, np.broadcast_to(taught, targets.shape[:2]), knowledge)
+
+
+def _personal(guidance: Guidance, targets: np.ndarray, taught: np.ndarray, knowledge: Knowledge) -> Guidance:
+    """Return guidance of each receiver's own targets `[N, M, C]`, of some samples alone, `[N, M]`."""
+    others = guidance.personal or [{}] * len(targets)
+    tables = [
+        {**arrays, **_some(own, rows, knowledge)}
+        for own, rows, arrays in zip(targets, taught, others, strict=True)
+    ]
+    return replace(guidance, targets=None, mixed=None, personal=tables)
+
+
+def _some(targets: np.ndarray, taught: np.ndarray, knowledge: Knowledge) -> dict[str, np.ndarray]:
+    """Return the targets `[K, C]` of some samples, and which these are, `[K]`; nothing if there are none."""
+    if not taught.any():
+        return {}
+    samples = np.flatnonzero(taught) if knowledge.request is None else knowledge.request[taught]
+    return {TARGETS: targets[taught], SAMPLES: samples.astype(np.int32)}

@@ -1,0 +1,82 @@
+"""What the samples of a batch are to each other: losses that compare these relations and not the samples.
+
+A student's features and a teacher's outputs need not be equally wide: only rows of each are compared, with
+rows of the same.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedkd.training.losses import in_floats, kd_kl
+
+FAR = -1e9
+"""In a softmax a share of exactly 0, whose logarithm is a number."""
+
+
+def graph_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return ``mean_i KL(softmax_{j≠i}(A_t[i, j] / τ) ‖ softmax_{j≠i}(A_s[i, j] / τ))``.
+
+    A are the cosines between rows. These are the relations of TRG, "Knowledge Distillation via Token-level
+    Relationship Graph", arXiv 2306.12442, 2023. It does not change where all of the student's rows are turned
+    or scaled. A row of zeros has cosine 0 with every other; a batch of one sample has no relations.
+
+    Args:
+        student: ``[B, F]``.
+        teacher: ``[B, K]``, constants.
+        temperature: τ > 0; the smaller, the more the nearest alone count.
+    """
+    itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
+
+    def scores(rows: Tensor) -> Tensor:
+        unit = _unit(in_floats(rows))
+        return (unit @ unit.T / temperature).masked_fill(itself, FAR)
+
+    return kd_kl(scores(student), scores(teacher.detach()).softmax(dim=1), 1.0)
+
+
+def distance_huber(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean over pairs of the Huber distance between both's distances, each over its own mean.
+
+    RKD-D: W. Park et al., "Relational Knowledge Distillation", CVPR 2019. As in the authors' code a mean
+    distance is over the pairs that are apart, and the loss over all ``B²``.
+
+    Args:
+        student: ``[B, F]``.
+        teacher: ``[B, K]``, constants.
+    """
+    return F.smooth_l1_loss(_distances(in_floats(student)), _distances(in_floats(teacher.detach())))
+
+
+def angle_huber(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean over ``B³`` triples of the Huber distance between both's cosines of the angle at one.
+
+    RKD-A, of the same paper.
+
+    Args:
+        student: ``[B, F]``.
+        teacher: ``[B, K]``, constants.
+    """
+    return F.smooth_l1_loss(_angles(in_floats(student)), _angles(in_floats(teacher.detach())))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Return rows ``[..., F]`` of length 1; those of zeros stay, and have no gradient."""
+    squares = rows.square().sum(dim=-1, keepdim=True)
+    is_zero = squares == 0
+    return rows * torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squares).rsqrt())
+
+
+def _distances(rows: Tensor) -> Tensor:
+    squares = (rows[:, None] - rows[None]).square().sum(dim=-1)
+    apart = squares > 0
+    distances = torch.where(apart, torch.where(apart, squares, 1.0).sqrt(), 0.0)
+    total = distances.sum()
+    return distances * apart.sum() / torch.where(total > 0, total, 1.0)
+
+
+def _angles(rows: Tensor) -> Tensor:
+    ways = _unit(rows[None] - rows[:, None])  # [j, i, F]: from j to i
+    return ways @ ways.transpose(1, 2)

@@ -1,0 +1,95 @@
+"""Bottleneck: what codes lose, by singular values; when nothing is lost; and who sends whole logits when."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from rounds import draw_logits, guidance_for, knowledge_of
+from small_views import SmallClient
+
+from fedkd.fusion.bottleneck import Bottleneck, best_coder, centred, decode, encode
+from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.strategy import Knowledge
+
+LOGITS = draw_logits(4, 12, 5, seed=4)
+
+
+def round_of(strategy: Bottleneck, clients: dict[int, SmallClient], memory):
+    uploads = [strategy.upload(client) for client in clients.values()]
+    extra = {name: [upload[name] for upload in uploads] for name in uploads[0]}
+    guidance = strategy.fuse(Knowledge(tuple(clients), None, np.full(len(clients), 10), extra=extra), memory)
+    for row, client in enumerate(clients.values()):
+        strategy.apply(client, guidance_for(row, guidance))
+    return guidance, uploads
+
+
+def federation() -> dict[int, SmallClient]:
+    return {n: SmallClient(logits=own) for n, own in enumerate(LOGITS)}
+
+
+def test_what_codes_lose_is_what_the_smaller_singular_values_hold() -> None:
+    z = centred(LOGITS).reshape(-1, 5).astype(np.float64)
+    singular = np.linalg.svd(z - z.mean(axis=0), compute_uv=False)
+    lost = []
+    for width in range(1, 6):
+        coder = best_coder(LOGITS, width)
+        lost.append(float(((decode(coder, encode(coder, centred(LOGITS))).reshape(-1, 5) - z) ** 2).sum()))
+        assert lost[-1] == pytest.approx((singular[width:] ** 2).sum(), rel=1e-4, abs=1e-8)
+    assert lost[0] > lost[1] > lost[2] > 1e-3 > 1e-8 > lost[3]  # of five one is the mean of all
+
+
+@pytest.mark.parametrize("width", [4, 5, 9])
+def test_codes_as_wide_as_classes_are_knfu(width) -> None:
+    strategy, clients = Bottleneck(beta=1.0, width=width), federation()
+    expected = KnFu(beta=1.0).fuse(knowledge_of(LOGITS), {})
+    first, uploads = round_of(strategy, clients, {})
+    assert uploads[0]["whole_logits"].shape == (12, 5) and uploads[0]["codes"].size == 0
+    second, uploads = round_of(strategy, clients, first.memory)
+    assert uploads[0]["whole_logits"].size == 0 and uploads[0]["codes"].shape == (12, min(width, 5))
+    for n, client in clients.items():
+        for targets, _ in client.distilled:
+            assert_allclose(targets, expected.targets[n], rtol=1e-3, atol=1e-5)
+    assert_allclose(second.weights, expected.weights, rtol=1e-4)
+
+
+def test_narrow_codes_come_the_nearer_the_wider_they_are() -> None:
+    expected, errors = KnFu(beta=1.0).fuse(knowledge_of(LOGITS), {}).targets, []
+    for width in (1, 2, 3, 4):
+        clients = federation()
+        round_of(Bottleneck(beta=1.0, width=width), clients, {})
+        errors.append(max(np.abs(c.distilled[0][0] - expected[n]).max() for n, c in clients.items()))
+    assert errors[0] > errors[1] > errors[2] > errors[3]
+
+
+def test_whole_logits_are_sent_again_after_so_many_rounds() -> None:
+    strategy, clients, memory = Bottleneck(width=2, refresh=3), federation(), {}
+    whole = []
+    for _ in range(7):
+        guidance, uploads = round_of(strategy, clients, memory)
+        memory = guidance.memory
+        whole.append(len(uploads[0]["whole_logits"]) > 0)
+    assert whole == [True, False, False, True, False, False, True]
+
+
+def test_who_has_another_code_is_not_read_and_told_to_send_whole_logits() -> None:
+    strategy, clients = Bottleneck(width=2), federation()
+    first, _ = round_of(strategy, clients, {})
+    clients[1].memory["coder"] = 2 * clients[1].memory["coder"]
+    second, _ = round_of(strategy, clients, first.memory)
+    assert second.personal[1] == {} and second.weights[1].tolist() == [0, 1, 0, 0]
+    third, uploads = round_of(strategy, clients, second.memory)
+    assert all(len(upload["whole_logits"]) for upload in uploads)
+    assert all("codes" in own for own in third.personal)
+
+    forgotten, _ = round_of(strategy, clients, {})  # as where a task begins
+    assert forgotten.memory == {} and all(client.memory["coder"].size == 0 for client in clients.values())
+
+
+def test_a_new_client_is_read_beside_others() -> None:
+    strategy, clients = Bottleneck(width=2), federation()
+    first, _ = round_of(strategy, clients, {})
+    del clients[2].memory["coder"]
+    second, _ = round_of(strategy, clients, first.memory)
+    assert_array_equal(second.memory["coder"], first.memory["coder"])
+    assert all("codes" in own for own in second.personal)

@@ -1,0 +1,83 @@
+"""Filters: what each weighs, by loops, and in which order they may come."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from rounds import draw_logits
+
+from fedkd.fusion import filters
+from fedkd.fusion.filters import agreement, class_shares, kept, relevance
+from fedkd.fusion.probabilities import softmax
+from fedkd.scenario.schema import Filter
+
+Q = softmax(draw_logits(4, 12, 3, seed=2))
+SENT = np.ones(Q.shape[:2], dtype=bool)
+P = class_shares(Q, SENT)
+
+
+def only(*wanted: Filter, q=Q, sent=SENT) -> list[np.ndarray]:
+    return list(kept(wanted, q, sent))
+
+
+def test_relevance_is_how_likely_a_sample_is_of_what_the_receiver_lacks() -> None:
+    p = [0.7, 0.2, 0.1]
+    need = [1 - min(1.0, 3 * share) for share in p]
+    found = relevance(Q, np.array(p))
+    for m in range(4):
+        for i in range(12):
+            assert found[m, i] == pytest.approx(sum(need[c] * float(Q[m, i, c]) for c in range(3)))
+    assert not relevance(Q, np.full(3, 1 / 3)).any()  # whoever has its share of all classes lacks none
+
+
+def test_agreement_is_the_share_of_those_who_know_the_class() -> None:
+    votes, found = Q.argmax(axis=-1), agreement(Q, P)
+    for m in range(4):
+        for i in range(12):
+            c = votes[m, i]
+            knowing = math.fsum(P[k, c] for k in range(4) if k != m)
+            agreeing = math.fsum(P[k, c] for k in range(4) if k != m and votes[k, i] == c)
+            assert found[m, i] == pytest.approx(agreeing / knowing, abs=1e-12)
+
+
+def test_who_is_alone_or_alone_with_a_class_is_not_contradicted() -> None:
+    assert_array_equal(agreement(Q[:1], P[:1]), np.ones((1, 12)))
+    sure = np.eye(2)[[[0, 0], [1, 1], [1, 1]]]
+    found = agreement(sure, class_shares(sure, np.ones((3, 2), dtype=bool)))
+    assert_array_equal(found, np.ones((3, 2)))
+
+
+def test_a_share_is_over_what_was_sent() -> None:
+    sent = SENT.copy()
+    sent[0, 3:] = sent[1] = False
+    shares = class_shares(Q, sent)
+    assert_allclose(shares[0], Q[0, :3].mean(axis=0), rtol=1e-6)
+    assert_allclose(shares[1], 1 / 3)
+
+
+@pytest.mark.parametrize("by", filters.THRESHOLDS)
+def test_a_threshold_of_zero_keeps_all_and_one_of_one_what_is_certain(by) -> None:
+    for receiver in only(Filter(by=by, threshold=0.0)):
+        assert receiver.all()
+    (keep,) = only(Filter(by="confidence", threshold=1.0), q=np.eye(3)[None, [0, 1]], sent=SENT[:1, :2])
+    assert keep.all() and not any(receiver.all() for receiver in only(Filter(by=by, threshold=1.0)))
+
+
+def test_absolute_thresholds_commute_and_quantiles_do_not() -> None:
+    one, other = Filter(by="confidence", threshold=0.4), Filter(by="agreement", threshold=0.5)
+    third = Filter(by="relevance", threshold=0.1)
+    for forwards, backwards in zip(only(one, third, other), only(other, third, one), strict=True):
+        assert_array_equal(forwards, backwards)
+    assert 0 < only(one, other)[0].sum() < only(one)[0].sum()
+    half = Filter(by="confidence", quantile=0.5)
+    assert (only(half, other)[0] != only(other, half)[0]).any()
+    assert only(half)[0].sum() == Q[..., 0].size / 2
+
+
+def test_what_was_not_sent_is_not_kept_and_nothing_left_is_no_quantile() -> None:
+    none = np.zeros_like(SENT)
+    for receiver in only(Filter(by="relevance", quantile=0.5), Filter(by="agreement"), sent=none):
+        assert not receiver.any()

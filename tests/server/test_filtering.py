@@ -1,0 +1,117 @@
+"""Fusion of what filters leave: of strategies that mix, by hand; of others, as of those who are left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from fedkd.clients.upload import SENT
+from fedkd.fusion.comet import Comet
+from fedkd.fusion.confidence import certainty
+from fedkd.fusion.data_partitioned import DataPartitioned
+from fedkd.fusion.dsfl import DSFL
+from fedkd.fusion.fedmd import FedMD
+from fedkd.fusion.filters import agreement, class_shares, relevance
+from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.strategy import Knowledge
+from fedkd.randomness import numpy_generator
+from fedkd.scenario.schema import Filter
+from fedkd.server.filtering import fuse_filtered
+from fedkd.server.guidance import check_guidance, tables_of
+
+DRAWS = numpy_generator(1, "test filtering")
+LOGITS = (DRAWS.normal(0, 1.5, (4, 1, 3)) + DRAWS.normal(0, 1.5, (4, 10, 3))).astype(np.float32)
+LOGITS[:, 7] = 0.01  # nobody knows sample 7
+Q = softmax(LOGITS)
+SURE = Filter(by="confidence", threshold=0.3)
+BORNE_OUT = Filter(by="agreement", threshold=0.4)
+WANTED = Filter(by="relevance", threshold=0.15)
+
+
+def knowledge(logits=LOGITS, **fields) -> Knowledge:
+    return Knowledge(tuple(range(len(logits))), logits, np.full(len(logits), 10), **fields)
+
+
+def fuse(strategy, *filters, known=None):
+    known = knowledge() if known is None else known
+    filtered = fuse_filtered(strategy, known, {}, filters)
+    check_guidance(filtered.guidance, known)
+    return filtered, tables_of(filtered.guidance, known)[0]
+
+
+@pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL(), FedMD(), DataPartitioned()])
+@pytest.mark.parametrize("by", ["confidence", "agreement"])
+def test_a_threshold_of_zero_changes_nothing_to_the_last_bit(strategy, by) -> None:
+    filtered, _ = fuse(strategy, Filter(by=by, threshold=0.0))
+    plain = strategy.fuse(knowledge(), {})
+    assert filtered.heard == 1.0
+    assert filtered.guidance.targets.tobytes() == plain.targets.tobytes()
+
+
+@pytest.mark.parametrize("filters", [[SURE], [SURE, BORNE_OUT], [SURE, WANTED, BORNE_OUT]])
+def test_a_strategy_that_mixes_mixes_what_is_left(filters) -> None:
+    strategy = KnFu(beta=1.0)
+    filtered, tables = fuse(strategy, *filters)
+    p = class_shares(Q, np.ones(Q.shape[:2], dtype=bool))
+    same = certainty(Q) >= 0.3
+    if BORNE_OUT in filters:
+        same &= agreement(Q, p) >= 0.4
+    keeps = [same & (relevance(Q, p[n]) >= 0.15) if WANTED in filters else same for n in range(4)]
+    # What a client seems to know is what it says where it is heard by anybody.
+    anywhere = np.logical_or.reduce(keeps)
+    own = np.stack([Q[m, anywhere[m]].mean(axis=0, dtype=np.float64) for m in range(4)]) + 1e-6
+    own /= own.sum(axis=1, keepdims=True)
+    assert filtered.heard == pytest.approx(np.mean(keeps))
+    for n in range(4):
+        w = np.array([np.exp(-(own[n] * np.log(own[n] / own[m])).sum()) for m in range(4)])
+        taught = [i for i in range(10) if keeps[n][:, i].any()]
+        assert 7 not in taught  # left out, not taught as uniform
+        assert_array_equal(tables[n]["samples"], taught)
+        for row, i in zip(tables[n]["targets"], taught, strict=True):
+            left = w * keeps[n][:, i]
+            assert_allclose(row, left @ Q[:, i] / left.sum(), rtol=2e-4)
+
+
+@pytest.mark.parametrize("strategy", [DSFL(sharpen="mean"), DSFL(), FedMD()])
+def test_any_other_strategy_hears_those_who_are_left(strategy) -> None:
+    _, tables = fuse(strategy, SURE)
+    keep = certainty(Q) >= 0.3
+    taught = np.flatnonzero(keep.any(axis=0))
+    assert_array_equal(tables[0]["samples"], taught)
+    for i, row in zip(taught, tables[0]["targets"], strict=True):
+        of_left = strategy.fuse(knowledge(LOGITS[keep[:, i]][:, [i]]), {})
+        assert_allclose(row, of_left.targets[0], rtol=1e-4, atol=1e-6)
+
+
+def test_personal_targets_are_left_out_for_all() -> None:
+    _, tables = fuse(DataPartitioned(), SURE)
+    assert {len(table["targets"]) for table in tables.values()} == {9}
+
+
+def test_nobody_left_anywhere_is_no_guidance() -> None:
+    nobody = Filter(by="confidence", threshold=1.0)
+    for strategy in (KnFu(), DSFL(), Comet()):
+        filtered, tables = fuse(strategy, nobody)
+        assert filtered.heard == 0.0 and not any(tables.values())
+
+
+def test_samples_are_those_that_were_asked_for() -> None:
+    asked = np.arange(10) * 3
+    _, tables = fuse(DSFL(), SURE, known=knowledge(request=asked))
+    assert_array_equal(tables[0]["samples"], asked[np.arange(10) != 7])
+    _, tables = fuse(KnFu(), SURE, known=knowledge(request=asked))
+    assert set(tables[0]["samples"]) <= set(asked) and 21 not in tables[0]["samples"]
+
+
+@pytest.mark.parametrize("strategy", [KnFu(beta=1.0), DSFL()])
+def test_what_was_not_sent_is_as_if_the_server_had_dropped_it(strategy) -> None:
+    keep = certainty(Q) >= 0.3
+    sent = knowledge(np.where(keep[..., None], LOGITS, 0), extra={SENT: list(keep.astype(np.uint8))})
+    at_upload, tables = fuse(strategy, known=sent)
+    at_fusion, expected = fuse(strategy, SURE)
+    assert at_upload.heard == at_fusion.heard
+    for client, table in expected.items():
+        assert_array_equal(tables[client]["targets"], table["targets"])
+        assert_array_equal(tables[client]["samples"], table["samples"])
