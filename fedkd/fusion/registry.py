@@ -19,6 +19,7 @@ STRATEGIES = Registry(
         "local": "fedkd.fusion.local:Local",
         "pooled": "fedkd.fusion.pooled:Pooled",
         "cfd": "fedkd.fusion.cfd:CFD",
+        "comd": "fedkd.fusion.comd:CoMD",
         "comet": "fedkd.fusion.comet:Comet",
         "cronus": "fedkd.fusion.cronus:Cronus",
         "dsfl": "fedkd.fusion.dsfl:DSFL",
