@@ -27,8 +27,12 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return ``log softmax(logits)`` over the last axis, in float64 and always finite."""
-    z = finite_logits(logits).astype(np.float64)
+    """Return ``log softmax(logits)`` over the last axis, in float64 and always finite.
+
+    Args:
+        logits: Finite if they are float64; of what clients send infinities are taken for large numbers.
+    """
+    z = (logits if logits.dtype == np.float64 else finite_logits(logits)).astype(np.float64)
     z -= z.max(axis=-1, keepdims=True)
     z -= np.log(np.exp(z).sum(axis=-1, keepdims=True))
     return z

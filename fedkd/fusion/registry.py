@@ -22,6 +22,7 @@ STRATEGIES = Registry(
         "comd": "fedkd.fusion.comd:CoMD",
         "comet": "fedkd.fusion.comet:Comet",
         "cronus": "fedkd.fusion.cronus:Cronus",
+        "dlf": "fedkd.fusion.dlf:DLF",
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "experts": "fedkd.fusion.experts:Experts",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
