@@ -38,6 +38,7 @@ STRATEGIES = Registry(
         "dp": "fedkd.fusion.data_partitioned:DataPartitioned",
         "selective_fd": "fedkd.fusion.selective_fd:SelectiveFD",
         "ktpfl": "fedkd.fusion.ktpfl:KTpFL",
+        "scalearn": "fedkd.fusion.scalearn:ScaLearn",
         "scarlet": "fedkd.fusion.scarlet:Scarlet",
         "scaffold": "fedkd.fusion.scaffold:Scaffold",
         "target": "fedkd.fusion.target:Target",

@@ -79,6 +79,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "kta": {"divergence": st.sampled_from(["kl", "cosine"]), "temperature": st.floats(0.5, 5)},
     "ktpfl": {"temperature": st.floats(1, 10)},
+    "dlf": {"beta": st.floats(0, 20), "neighbours": st.integers(1, 4), "temperature": st.floats(0.5, 5)},
+    "scalearn": {"per_class": st.booleans(), "steps": st.integers(0, 2), "labels": st.none() | st.just(2)},
     "scarlet": {"exponent": st.floats(0.5, 7), "samples_per_round": st.none() | st.just(2)},
     "selective_fd": {
         "selector": st.sampled_from(["energy", "confidence"]),
