@@ -108,6 +108,9 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     for text in _models(plan, models):
         yield _row("model", text)
     yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
+    if plan.strategy.held_out_share:
+        share = f"{100 * plan.strategy.held_out_share:g} %"
+        yield _row("", f"clients keep {share} of their training samples apart, to be measured on")
     if scenario.continual is not None:
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield from _schedule_rows(plan)

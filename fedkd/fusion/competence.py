@@ -1,10 +1,11 @@
-"""How well each client does on each transfer sample, with labels or without."""
+"""How well each client does: on transfer samples, with labels or without; on own samples it keeps apart."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fedkd.fusion.probabilities import log_softmax
+from fedkd.fusion.views import ClientView
 
 
 def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
@@ -26,3 +27,13 @@ def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.nd
     q = np.exp(log_q)
     others = (q.sum(axis=0) - q) / (clients - 1)
     return -(np.maximum(others, 0.0) * log_q).sum(axis=-1)
+
+
+def held_out_accuracy(client: ClientView) -> np.ndarray:
+    """Return the share of right answers on the own samples that a client keeps apart, `[1]` float32.
+
+    0 where it keeps none apart.
+    """
+    logits, labels = client.held_out()
+    right = (logits.argmax(axis=-1) == labels).mean() if len(labels) else 0.0
+    return np.array([right], dtype=np.float32)

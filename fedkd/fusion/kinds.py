@@ -19,6 +19,7 @@ class Kind(Enum):
         COUNTERS: A model's buffers that are not real numbers.
         SAMPLE_LABELS: The true class of each of a client's own samples, `[S]`.
         VOTES: One class per requested transfer sample, `[M]`.
+        SCORES: How well the client does on own samples that it keeps apart, or by how much better.
         INDICES: Which samples other arrays are about.
         CONSTANT: The same from every client, like the number of classes.
         OTHER: None of these; what a strategy does not declare.
@@ -34,6 +35,7 @@ class Kind(Enum):
     COUNTERS = auto()
     SAMPLE_LABELS = auto()
     VOTES = auto()
+    SCORES = auto()
     INDICES = auto()
     CONSTANT = auto()
     OTHER = auto()

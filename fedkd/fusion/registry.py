@@ -18,6 +18,7 @@ STRATEGIES = Registry(
     {
         "local": "fedkd.fusion.local:Local",
         "pooled": "fedkd.fusion.pooled:Pooled",
+        "bandit": "fedkd.fusion.bandit:Bandit",
         "cfd": "fedkd.fusion.cfd:CFD",
         "comd": "fedkd.fusion.comd:CoMD",
         "comet": "fedkd.fusion.comet:Comet",
@@ -34,6 +35,7 @@ STRATEGIES = Registry(
         "fedgh": "fedkd.fusion.fedgh:FedGH",
         "fedtgp": "fedkd.fusion.fedtgp:FedTGP",
         "fd": "fedkd.fusion.fd:FD",
+        "masters": "fedkd.fusion.masters:Masters",
         "kta": "fedkd.fusion.kta:KTA",
         "dp": "fedkd.fusion.data_partitioned:DataPartitioned",
         "selective_fd": "fedkd.fusion.selective_fd:SelectiveFD",

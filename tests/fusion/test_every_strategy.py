@@ -80,6 +80,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kta": {"divergence": st.sampled_from(["kl", "cosine"]), "temperature": st.floats(0.5, 5)},
     "ktpfl": {"temperature": st.floats(1, 10)},
     "dlf": {"beta": st.floats(0, 20), "neighbours": st.integers(1, 4), "temperature": st.floats(0.5, 5)},
+    "masters": {
+        "first_share": st.floats(0, 1),
+        "warm_up": st.floats(0, 1),
+        "distance_weight": st.floats(0, 3),
+        "held_out_share": st.sampled_from([0.0, 0.2]),
+        "temperature": st.floats(0.5, 5),
+    },
     "scalearn": {"per_class": st.booleans(), "steps": st.integers(0, 2), "labels": st.none() | st.just(2)},
     "scarlet": {"exponent": st.floats(0.5, 7), "samples_per_round": st.none() | st.just(2)},
     "selective_fd": {
@@ -95,8 +102,10 @@ FAR_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-LEARN_FROM_THE_BETTER = {"dp", "comd"}
-"""Strategies under which clients that are all alike have nobody to learn from but themselves."""
+CHOOSY = {"dp", "comd", "bandit", "masters"}
+"""Strategies under which clients that are all alike do not hear all alike, themselves included."""
+DRAWS_CLIENTS = {"bandit"}
+"""Those whose draws are of clients, and so go by who is who."""
 
 
 @dataclass(frozen=True)
@@ -219,9 +228,8 @@ def options_of(name: str, *, far: bool = False) -> st.SearchStrategy[dict[str, A
 
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES.builtin)
-strategies_that_fuse = pytest.mark.parametrize(
-    "name", [n for n in STRATEGIES.builtin if STRATEGIES.load(n).sends != "nothing"]
-)
+FUSING = [name for name in STRATEGIES.builtin if STRATEGIES.load(name).sends != "nothing"]
+strategies_that_fuse = pytest.mark.parametrize("name", FUSING)
 
 
 @strategies_that_fuse
@@ -261,7 +269,7 @@ def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, 
         assert_distributions(targets)
 
 
-@strategies_that_fuse
+@pytest.mark.parametrize("name", [name for name in FUSING if name not in DRAWS_CLIENTS])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
 def test_neither_order_nor_indices_of_clients_matter(name, data, size, seed) -> None:
@@ -293,7 +301,7 @@ def test_clients_that_say_the_same_are_told_the_same(name, data, size, seed) -> 
     strategy = make_strategy(name, data.draw(options_of(name)))
     clients = size[0]
     guidance = Round(strategy, draw(size, seed).of(np.zeros(clients, dtype=int))).fuse()
-    if guidance.weights is not None and name not in LEARN_FROM_THE_BETTER:
+    if guidance.weights is not None and name not in CHOOSY:
         assert_allclose(guidance.weights, 1 / clients, rtol=1e-9)
     for row in range(clients):
         for array, values in guidance_for(row, guidance).items():
