@@ -51,6 +51,7 @@ STRATEGIES = Registry(
         "fedper": "fedkd.fusion.fedper:FedPer",
         "ditto": "fedkd.fusion.ditto:Ditto",
         "apfl": "fedkd.fusion.apfl:APFL",
+        "mst": "fedkd.fusion.mst:MST",
         "pfedme": "fedkd.fusion.pfedme:PFedMe",
         "fml": "fedkd.fusion.fml:FML",
         "fedkd": "fedkd.fusion.mutual_svd:FedKD",

@@ -15,6 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import distribution as distributions
+from fedkd.fusion.adam import Adam
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.probabilities import finite_logits, log_softmax, softmax
 from fedkd.fusion.similarity import kl
@@ -126,15 +127,12 @@ def learn_scales(
     """
     scales, best = start.copy(), start.copy()
     least = np.full(len(z), np.inf)
-    first, second = np.zeros_like(start), np.zeros_like(start)
-    for step in range(1, steps + 2):
+    adam = Adam(lr)
+    for _ in range(steps + 1):
         losses, gradient = loss_and_gradient(scales, start, z, labels, counts, pull)
         lower = losses < least
         least, best[lower] = np.where(lower, losses, least), scales[lower]
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.999 * second + 0.001 * gradient**2
-        along = first / (1 - 0.9**step)
-        scales = scales - lr * along / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        (scales,) = adam.step([scales], [gradient])
     return best
 
 

@@ -80,6 +80,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kta": {"divergence": st.sampled_from(["kl", "cosine"]), "temperature": st.floats(0.5, 5)},
     "ktpfl": {"temperature": st.floats(1, 10)},
     "dlf": {"beta": st.floats(0, 20), "neighbours": st.integers(1, 4), "temperature": st.floats(0.5, 5)},
+    "mst": {
+        "judge": st.sampled_from(["labels", "consensus"]),
+        "neighbours": st.integers(1, 4),
+        "divergence": st.sampled_from(["kl", "prediction_kl"]),
+        "top": st.integers(1, 3),
+        "steps": st.integers(0, 2),
+        "temperature": st.floats(0.5, 5),
+    },
     "masters": {
         "first_share": st.floats(0, 1),
         "warm_up": st.floats(0, 1),
@@ -102,7 +110,7 @@ FAR_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-CHOOSY = {"dp", "comd", "bandit", "masters"}
+CHOOSY = {"dp", "comd", "bandit", "masters", "mst"}
 """Strategies under which clients that are all alike do not hear all alike, themselves included."""
 DRAWS_CLIENTS = {"bandit"}
 """Those whose draws are of clients, and so go by who is who."""
