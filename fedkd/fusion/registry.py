@@ -22,6 +22,7 @@ STRATEGIES = Registry(
         "cfd": "fedkd.fusion.cfd:CFD",
         "comd": "fedkd.fusion.comd:CoMD",
         "comet": "fedkd.fusion.comet:Comet",
+        "complementary": "fedkd.fusion.complementary:Complementary",
         "cronus": "fedkd.fusion.cronus:Cronus",
         "dlf": "fedkd.fusion.dlf:DLF",
         "dsfl": "fedkd.fusion.dsfl:DSFL",

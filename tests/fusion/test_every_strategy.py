@@ -80,6 +80,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "kta": {"divergence": st.sampled_from(["kl", "cosine"]), "temperature": st.floats(0.5, 5)},
     "ktpfl": {"temperature": st.floats(1, 10)},
     "dlf": {"beta": st.floats(0, 20), "neighbours": st.integers(1, 4), "temperature": st.floats(0.5, 5)},
+    "complementary": {
+        "judge": st.sampled_from(["labels", "confidence"]),
+        "teachers": st.integers(0, 4),
+        "temperature": st.floats(0.5, 5),
+    },
     "mst": {
         "judge": st.sampled_from(["labels", "consensus"]),
         "neighbours": st.integers(1, 4),
@@ -110,7 +115,7 @@ FAR_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-CHOOSY = {"dp", "comd", "bandit", "masters", "mst"}
+CHOOSY = {"dp", "comd", "bandit", "masters", "mst", "complementary"}
 """Strategies under which clients that are all alike do not hear all alike, themselves included."""
 DRAWS_CLIENTS = {"bandit"}
 """Those whose draws are of clients, and so go by who is who."""
