@@ -109,6 +109,9 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
     if scenario.fusion.filters:
         yield _row("", f"hears {', then '.join(_filtered(wanted) for wanted in scenario.fusion.filters)}")
+    if plan.strategy.held_out_share:
+        share = f"{100 * plan.strategy.held_out_share:g} %"
+        yield _row("", f"clients keep {share} of their training samples apart, to be measured on")
     if scenario.continual is not None:
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield from _schedule_rows(plan)

@@ -16,7 +16,7 @@ import numpy as np
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
 from fedkd.clients.model_kind import ModelKind
-from fedkd.clients.own_samples import OwnSamples, train_on_all
+from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
 from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
@@ -320,9 +320,22 @@ class Client(ModelKind):
         """Return the labels the client learns from: flipped ones for some of the poisoned."""
         return self._labels_of(self.data)
 
+    def held_out_rows(self) -> np.ndarray:
+        """Return which of its training samples it keeps apart and never trains on, `[k]` ascending."""
+        return self._own_samples().kept_apart
+
     def _own_samples(self) -> OwnSamples:
         """Return which of the client's training samples it trains on."""
-        return train_on_all(len(self.data.train_y))
+        return self._own_samples_of(self.data)
+
+    def _own_samples_of(self, data: ClientData, task: int | None = None) -> OwnSamples:
+        share = self._share_kept_apart()
+        if share == 0.0:
+            return train_on_all(len(data.train_y))
+        return keep_apart(data.train_y, share, seed=self._scenario.seed, client=self.index, task=task)
+
+    def _share_kept_apart(self) -> float:
+        return self._strategy.held_out_share
 
     def _labels_of(self, data: ClientData) -> np.ndarray:
         return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)

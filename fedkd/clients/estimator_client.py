@@ -10,6 +10,7 @@ import numpy as np
 
 from fedkd.clients.base import Client
 from fedkd.clients.faults import Poison
+from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import OWN
@@ -55,6 +56,7 @@ class EstimatorClient(Client):
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Fit on the client's own samples and its last guidance; return the log loss on its own samples."""
         yield from ()  # an estimator fits itself: there is no job for an executor
+        self._strategy.before_training(RoundView(self, round))
         self.effect.forget()
         x, y, _ = self._training_work(1, round)
         if not len(y):

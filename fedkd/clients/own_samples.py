@@ -1,4 +1,7 @@
-"""Which of a client's training samples it trains on, and which it keeps apart to know when to stop."""
+"""Which of a client's training samples it trains on, and which it keeps apart to measure itself on.
+
+Training stops early by those, and a strategy may ask how well the client does on them.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class OwnSamples:
 
     Attributes:
         trained_on: [n − k] int64.
-        kept_apart: [k] int64; empty: training does not stop early.
+        kept_apart: [k] int64; empty: none, so that training does not stop early.
     """
 
     trained_on: np.ndarray

@@ -60,6 +60,15 @@ class RoundView:
         """Return the labels that the client learns of its own training samples: `[S]` int64."""
         return self._client.training_labels()
 
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the client says of the own samples it keeps apart, `[k, C]`, and their labels `[k]`."""
+        self.settle()
+        rows = self._client.held_out_rows()
+        labels = self._client.training_labels()[rows]
+        if not len(rows):
+            return np.empty((0, self.classes), dtype=np.float32), labels
+        return self._client.predict(self._client.data.train_x[rows]), labels
+
     @property
     def round(self) -> int:
         """The round of the training, or that in which the guidance was fused."""

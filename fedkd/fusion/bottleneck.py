@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 from zlib import crc32
 
 import numpy as np
@@ -150,8 +150,9 @@ def _is_fresh(knowledge: Knowledge, n: int) -> bool:
 
 def _part(knowledge: Knowledge, read: list[int], logits: np.ndarray) -> Knowledge:
     """Return the knowledge of those clients whose logits could be read."""
-    given = {name: getattr(knowledge, name) for name in ("samples", "label_counts", "age", "new", "freshness")}
-    rows = {name: None if array is None else array[read] for name, array in given.items()}
+    names = ("samples", "label_counts", "age", "new", "freshness")
+    given: dict[str, Any] = {name: getattr(knowledge, name) for name in names}
+    rows: dict[str, Any] = {name: None if array is None else array[read] for name, array in given.items()}
     clients = tuple(knowledge.clients[n] for n in read)
     return replace(knowledge, clients=clients, logits=logits, extra={}, **rows)
 

@@ -88,6 +88,10 @@ class ClientHalf(ABC):
     samples: int = 0
     """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
     many, and where so many do not fit into the memory a scenario is refused."""
+    held_out_share: float = 0.0
+    """Share of its training samples that every client keeps apart, to be measured on (`held_out` of its
+    view). They are drawn once by class share, are never trained on, and count among its training samples; a
+    scenario that stops training early does so on the same ones."""
     keeps_models: ClassVar[int] = 0
     """Models of its own kind that a client keeps besides the one that it trains."""
     kinds: ClassVar[Mapping[str, Kind]] = {}

@@ -23,6 +23,7 @@ class Kind(Enum):
         VOTES: One class per requested transfer sample, `[M]`.
         SAMPLE_CLASSES: The likeliest classes of each of some samples, `[K, k]`.
         SHARES: How likely such classes are, in whole steps of 1/255, `[K, k]` uint8.
+        SCORES: How well the client does on own samples that it keeps apart, or by how much better.
         INDICES: Which samples other arrays are about.
         UNTRAINED: What a model says before any training: a function of its random weights alone.
         CONSTANT: The same from every client, like the number of classes.
@@ -43,6 +44,7 @@ class Kind(Enum):
     VOTES = auto()
     SAMPLE_CLASSES = auto()
     SHARES = auto()
+    SCORES = auto()
     INDICES = auto()
     UNTRAINED = auto()
     CONSTANT = auto()

@@ -24,3 +24,27 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     np.exp(q, out=q)
     q /= q.sum(axis=-1, keepdims=True)
     return q
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Return ``log softmax(logits)`` over the last axis, in float64 and always finite.
+
+    Args:
+        logits: Finite if they are float64; of what clients send infinities are taken for large numbers.
+    """
+    z = (logits if logits.dtype == np.float64 else finite_logits(logits)).astype(np.float64)
+    z -= z.max(axis=-1, keepdims=True)
+    z -= np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    return z
+
+
+def row_kl(p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Return ``KL(p ‖ q)`` of each row in nats, ≥ 0, `[...]` float64; a probability of 0 adds nothing.
+
+    Args:
+        p: Rows that sum to 1, `[..., C]`.
+        log_q: Logarithms of rows that sum to 1, `[..., C]`.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
+    return np.maximum((p * (log_p - log_q)).sum(axis=-1), 0.0)

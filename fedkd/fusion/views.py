@@ -161,6 +161,16 @@ class ClientView(Protocol):
     def private_labels(self) -> np.ndarray:
         """Return the labels that the client learns of its own training samples: `[S]` int64."""
 
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the client predicts of the own samples that it keeps apart and never trains on.
+
+        They are training samples, never test samples; how many, says the strategy's `held_out_share`.
+
+        Returns:
+            Logits `[k, C]` float32 in evaluation mode and the labels that it learns `[k]` int64; none of a
+            client that has too few samples to keep two apart.
+        """
+
     @property
     def round(self) -> int:
         """The round of the training, or that in which the guidance was fused; 1-based."""

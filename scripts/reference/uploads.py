@@ -183,7 +183,7 @@ class _Client:
     learned = (0,)
 
     def __init__(self) -> None:
-        self.memory: Mapping[str, np.ndarray] = _Zeros()
+        self.memory: Mapping[str, np.ndarray] = _Zeros({"reward": np.ones(1, np.float32)})
         self.generator = np.random.default_rng(0)
 
     def logits(self) -> np.ndarray:
@@ -191,6 +191,9 @@ class _Client:
 
     def private_logits(self) -> np.ndarray:
         return self.generator.normal(size=(OWN, CLASSES)).astype(np.float32)
+
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.private_logits(), np.zeros(OWN, np.int64)
 
     def label_counts(self) -> np.ndarray:
         return np.ones(CLASSES, np.int64)

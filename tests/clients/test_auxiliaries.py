@@ -120,7 +120,7 @@ def test_evaluations_ask_what_is_trained_beside(digits_scenario):
     client.complete(client.train(1))
     x, view = client.data.global_x, RoundView(client, 1)
     frozen = view.frozen(view.weights("small"), "small")
-    assert_array_equal(client.answer(x), client._logits_of(frozen, x))
+    assert_array_equal(client.answer(x), client.logits_of(frozen, x))
     assert not np.array_equal(client.answer(x), client.predict(x))
     assert (view.round, view.rounds) == (1, 2)
 

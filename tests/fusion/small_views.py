@@ -69,6 +69,10 @@ class SmallClient:
     def private_labels(self) -> np.ndarray:
         return np.arange(len(self._private_logits)) % len(self._means["features"])
 
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all private samples: of this client none is trained on."""
+        return self._private_logits, self.private_labels()
+
     def label_counts(self) -> np.ndarray:
         return self._counts
 

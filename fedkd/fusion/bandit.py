@@ -1,0 +1,163 @@
+"""`bandit`: every client tries teachers, and goes back to those after whom it did better.
+
+After Y. Fu et al., "Reinforcement-based Meta-Transfer Learning for Low-Resource Commonsense Reasoning", 2024,
+arXiv 2409.19075: sources are weighed by policy gradient on what they gain. The policy there is a recurrent
+network; here it is a softmax over clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.combine import combine
+from fedkd.fusion.competence import held_out_accuracy
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.roster import Roster, enrol
+from fedkd.fusion.soft_labels import TemperedLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.hyperparameters import STRICT
+from fedkd.randomness import numpy_generator
+
+REWARD = "reward"
+BEFORE = "accuracy_before"
+DECAY = 0.9
+"""Of the running mean and variance of a client's rewards."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Bandit(TemperedLabels):
+    """Draw one teacher for each client and round, and learn from what came of it whom to draw.
+
+    ::
+
+        π_n    = (1 − ε) softmax θ_n + ε / N                   over the round's clients, n itself among them
+        a ~ π_n;   K_n[i] = w q_n[i] + (1 − w) q_a[i]
+        r      = accuracy after K_n was learned − before, on own samples kept apart; sent with the next upload
+        θ_n   ← θ_n + η (r − b_n) / s_n · (1_a − π_n)          b, s: running mean and deviation of rewards
+
+    Nothing is assumed about who is alike: a teacher is as good as what it did. So a poisoned client is found
+    out by those whom it harmed, one draw at a time: with N clients it takes several times N rounds. Samples
+    that are kept apart are not trained on, which can cost a small client more than it learns from them.
+    """
+
+    name: ClassVar[str] = "bandit"
+    sends: ClassVar[str] = "logits, and what the last guidance gained"
+    kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, REWARD: Kind.SCORES}
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = "after Fu et al., Reinforcement-based Meta-Transfer Learning, arXiv 2409.19075"
+
+    step: Annotated[float, Field(ge=0, le=1e6)] = 0.5
+    """η: how far a round's reward moves a client's policy. Larger finds good teachers sooner, or the wrong
+    ones: a single round's gain on few samples is mostly chance."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """ε: share of draws that go to everybody alike, so that nobody is given up; 1 draws uniformly."""
+    own: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """w: what a client's own prediction counts in its target."""
+    held_out_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of a client's training samples that it keeps apart for the reward."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """Temperature T of targets and of the loss."""
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return K `[N, M, C]`; the weights `[N, N]` say whom each client drew."""
+        assert knowledge.logits is not None
+        roster = enrol(memory, knowledge.clients)
+        kept = _recall(memory, roster)
+        chosen = []
+        for row, (client, place) in enumerate(zip(knowledge.clients, roster.present, strict=True)):
+            sent = knowledge.extra[REWARD][row]
+            fresh = knowledge.age is None or knowledge.age[row] == 0
+            if len(sent) and fresh and kept["teacher"][place] >= 0:
+                self._learn(kept, place, float(np.clip(sent[0], -1.0, 1.0)))
+            policy = self._policy(kept["theta"][place, roster.present])
+            generator = numpy_generator(knowledge.seed, "teacher", client=client, round=knowledge.round)
+            chosen.append(int(generator.choice(len(policy), p=policy)))
+            kept["teacher"][place] = knowledge.clients[chosen[row]]
+            kept["policy"][place] = 0.0
+            kept["policy"][place, roster.present] = policy
+        q = softmax(knowledge.logits, self.temperature)
+        weights = self.own * np.eye(len(q))
+        weights[np.arange(len(q)), chosen] += 1.0 - self.own
+        return Guidance(combine(weights, q), weights, kept, mixed=q)
+
+    def _policy(self, theta: np.ndarray) -> np.ndarray:
+        """Return π over the clients whose θ these are, `[N]`."""
+        powers = np.exp(theta - theta.max())
+        policy = (1.0 - self.floor) * powers / powers.sum() + self.floor / len(theta)
+        return policy / policy.sum()
+
+    def _learn(self, kept: dict[str, np.ndarray], place: int, reward: float) -> None:
+        """Move the policy of a client by what its last teacher gained."""
+        gained, *kept["moments"][place] = advantage(reward, *kept["moments"][place])
+        toward = (kept["clients"] == kept["teacher"][place]) - kept["policy"][place]
+        kept["theta"][place] += self.step * gained * toward
+        kept["teacher"][place] = -1
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Take down how well the client does, and learn."""
+        client.memory[BEFORE] = held_out_accuracy(client)
+        super().apply(client, guidance)
+
+    def before_training(self, client: ClientView) -> None:
+        """Find out what the last guidance has gained, now that it has been learned."""
+        if BEFORE in client.memory:
+            client.memory[REWARD] = held_out_accuracy(client) - client.memory.pop(BEFORE)
+
+    def upload(self, client: ClientView) -> dict[str, np.ndarray]:
+        """Return logits and the reward `[1]`, or `[0]` where no guidance has come since the last one."""
+        reward = client.memory.pop(REWARD, np.empty(0, dtype=np.float32))
+        return super().upload(client) | {REWARD: reward}
+
+
+def advantage(reward: float, mean: float, variance: float, count: float) -> tuple[float, float, float, float]:
+    """Return ``(r − b) / s``, and the moments of a client's rewards with this one among them.
+
+    b and s are exponential averages over earlier rewards and over squared deviations from them, this one's
+    included, freed of their start at 0 as Adam's are. Before the first reward b is 0: nothing gained.
+
+    Args:
+        reward: r.
+        mean: Average of rewards, as it is summed up.
+        variance: That of squared deviations.
+        count: How many there have been.
+    """
+    apart = reward - (mean / (1.0 - DECAY**count) if count else 0.0)
+    count += 1
+    mean = DECAY * mean + (1.0 - DECAY) * reward
+    variance = DECAY * variance + (1.0 - DECAY) * apart**2
+    deviation = np.sqrt(variance / (1.0 - DECAY**count))
+    return (apart / deviation if deviation > 0.0 else 0.0), mean, variance, count
+
+
+def _recall(memory: Mapping[str, np.ndarray], roster: Roster) -> dict[str, np.ndarray]:
+    """Return what is remembered of everyone, K clients, those that are new among them.
+
+    Returns:
+        `clients` [K]; `theta` [K, K]; `policy` [K, K], of which each drew last; `teacher` [K], the index of
+        whom it drew, −1 if what came of it is known or nobody was; `moments` [K, 3] (see `advantage`).
+    """
+    everyone = len(roster.clients)
+    kept = {
+        "clients": roster.clients,
+        "theta": np.zeros((everyone, everyone)),
+        "policy": np.zeros((everyone, everyone)),
+        "teacher": np.full(everyone, -1, dtype=np.int64),
+        "moments": np.zeros((everyone, 3)),
+    }
+    if len(roster.known):
+        for name in ("theta", "policy"):
+            kept[name][np.ix_(roster.known, roster.known)] = memory[name]
+        for name in ("teacher", "moments"):
+            kept[name][roster.known] = memory[name]
+    return kept

@@ -1,0 +1,122 @@
+"""`comd`: competitive distillation. On each sample those who do better teach those who do worse.
+
+X. Li, L. Lin, S. Wang and C. Qian, "Unlock the Power: Competitive Distillation for Multi-Modal Large Language
+Models", 2023, arXiv 2311.08213. There two models compete for the part of the teacher; here N do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.competence import sample_losses
+from fedkd.fusion.probabilities import log_softmax, row_kl, softmax
+from fedkd.fusion.soft_labels import TemperedLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.views import Arrays, ClientView
+from fedkd.hyperparameters import STRICT
+
+DRAWN = "comd/drawn"
+"""The transfer samples that a client drew of its last guidance, in its memory."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CoMD(TemperedLabels):
+    """Let every sample have its own teachers: the clients that do better on it than the learner.
+
+    ::
+
+        ℓ_m(i)   = cross entropy of q_m[i] to the label, or to the mean of all others' predictions
+        T_n(i)   = {m : ℓ_m(i) < ℓ_n(i) − δ}              who beats n on sample i
+        K_n[i]   = mean of q_m[i] over T_n(i); q_n[i] where nobody beats n
+        P_n(i)   = u/M + (1 − u) g_i / Σ g,  g_i = KL(K_n[i] ‖ q_n[i])
+        learned: M samples drawn by P_n, `KL` at temperature T
+
+    Nobody is always the teacher: a small model that knows a class teaches a large one that does not, and is
+    taught elsewhere. Who is best on a sample is taught its own prediction there. Samples on which a client
+    lags are drawn more often, in one pass as long as the transfer set; with `uniform = 1` each comes once.
+
+    A public code that competes for images decides who teaches by the mean loss of a batch, which makes one
+    model the teacher of nearly all batches; here each sample decides. Without labels who stands apart loses:
+    where most clients are wrong alike, they teach the one that is right.
+    """
+
+    name: ClassVar[str] = "comd"
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = "Li et al., Unlock the Power: Competitive Distillation, 2023, arXiv 2311.08213"
+
+    judge: Literal["consensus", "labels"] = "consensus"
+    """What predictions are measured by: the `consensus` of all others, or the true `labels` of the transfer
+    set, which the server then needs."""
+    margin: Annotated[float, Field(ge=0)] = 0.1
+    """δ, in nats: by how much a teacher has to be better. 0 takes whoever is better at all; very large is
+    learning alone."""
+    uniform: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """u: share of draws that go to all samples alike; the rest go where a client lags. 1 takes every sample
+    once."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """T of targets and of the loss (who is better is decided at 1)."""
+
+    @property
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+        """Labels of the transfer set, where they are the judge."""
+        return frozenset({"transfer_labels"} if self.judge == "labels" else ())
+
+    # On the server ------------------------------------------------------------------------------------
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return K `[N, M, C]`; the weights `[N, N]` say which share of a receiver's samples who taught."""
+        assert knowledge.logits is not None
+        losses = sample_losses(knowledge.logits, knowledge.labels if self.judge == "labels" else None)
+        q = softmax(knowledge.logits, self.temperature)
+        targets, weights = np.empty_like(q), np.empty((len(q), len(q)))
+        for receiver in range(len(q)):  # receiver by receiver: no N×N×M array
+            share = self._teachers(losses, receiver)
+            targets[receiver] = np.einsum("mi,mic->ic", share.astype(np.float32), q)
+            weights[receiver] = share.mean(axis=1)
+        return Guidance(targets, weights)
+
+    def _teachers(self, losses: np.ndarray, receiver: int) -> np.ndarray:
+        """Return what every sender counts for a receiver, sample by sample, `[N, M]`; columns sum to 1."""
+        better = losses < losses[receiver] - self.margin
+        count = better.sum(axis=0)
+        share = better / np.maximum(count, 1)
+        share[receiver, count == 0] = 1.0
+        return share
+
+    # On a client --------------------------------------------------------------------------------------
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Distil samples drawn by P."""
+        lag = row_kl(guidance["targets"], log_softmax(client.logits() / self.temperature))
+        client.memory[DRAWN] = draw(lag, self.uniform, client.generator("hard-samples"))
+        client.distil(*self.targets_of(client, guidance))
+
+    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray]:
+        """Return the targets of the samples that were drawn, `[M, C]`, and which they are, `[M]`."""
+        drawn = client.memory[DRAWN]
+        return guidance["targets"][drawn], drawn
+
+
+def draw(lag: np.ndarray, uniform: float, generator: np.random.Generator) -> np.ndarray:
+    """Return M of M samples, ascending, drawn by ``u/M + (1 − u) g_i / Σ g``, `[M]` int64.
+
+    Drawn systematically, from one uniform number: sample i comes ⌊M P(i)⌋ or ⌈M P(i)⌉ times, and M P(i)
+    times in the mean. Where all g are 0, or u is 1, every sample comes once.
+
+    Args:
+        lag: g, ≥ 0, `[M]`.
+        uniform: u.
+        generator: Of the one number.
+    """
+    samples, total = len(lag), lag.sum()
+    if total == 0.0 or uniform == 1.0:
+        return np.arange(samples)
+    ends = np.cumsum(uniform / samples + (1.0 - uniform) * lag / total)
+    found = np.searchsorted(ends / ends[-1], (np.arange(samples) + generator.random()) / samples)
+    return np.minimum(found, samples - 1)

@@ -1,0 +1,39 @@
+"""How well each client does: on transfer samples, with labels or without; on own samples it keeps apart."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedkd.fusion.probabilities import log_softmax
+from fedkd.fusion.views import ClientView
+
+
+def sample_losses(logits: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """Return the cross entropy of every client's prediction of every sample, `[N, M]` float64.
+
+    Without labels it is that to what the others say, ``−Σ_c mean_{k≠m} q_k[i, c] · log q_m[i, c]``: whoever
+    stands apart pays for it, be it right or wrong. A client alone has nobody to be measured by: 0.
+
+    Args:
+        logits: `[N, M, C]`.
+        labels: True classes, `[M]`; None: nobody knows them.
+    """
+    log_q = log_softmax(logits)
+    if labels is not None:
+        return -np.take_along_axis(log_q, labels[None, :, None], axis=-1)[..., 0]
+    clients = len(log_q)
+    if clients == 1:
+        return np.zeros(log_q.shape[:2])
+    q = np.exp(log_q)
+    others = (q.sum(axis=0) - q) / (clients - 1)
+    return -(np.maximum(others, 0.0) * log_q).sum(axis=-1)
+
+
+def held_out_accuracy(client: ClientView) -> np.ndarray:
+    """Return the share of right answers on the own samples that a client keeps apart, `[1]` float32.
+
+    0 where it keeps none apart.
+    """
+    logits, labels = client.held_out()
+    right = (logits.argmax(axis=-1) == labels).mean() if len(labels) else 0.0
+    return np.array([right], dtype=np.float32)

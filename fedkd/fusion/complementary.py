@@ -1,0 +1,86 @@
+"""`complementary`: learn from those who are right where one is wrong oneself, be they better or worse.
+
+K. Roth, L. Thede, A. S. Koepke, O. Vinyals, O. Hénaff and Z. Akata, "Fantastic Gains and Where to Find Them:
+On the Existence and Prospect of General Knowledge Transfer between Any Pretrained Model", ICLR 2024, arXiv
+2310.17653, which finds such knowledge between any two models; choosing clients by it is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.combine import combine
+from fedkd.fusion.confidence import log_confidence
+from fedkd.fusion.probabilities import softmax
+from fedkd.fusion.soft_labels import TemperedLabels
+from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.weights import effectiveness, nearest
+from fedkd.hyperparameters import STRICT
+
+
+@dataclass(frozen=True, config=STRICT)
+class Complementary(TemperedLabels):
+    """Average a client's predictions with those of the few that know most of what it does not.
+
+    ::
+
+        ρ⁺_nm  = share of transfer samples that m has right and n wrong
+        T_n    = the 3 others of largest ρ⁺_nm > 0, and n itself
+        K_n[i] = mean of q_m[i] over T_n
+
+    KnFu looks for those who are like the client, this for those who are not. A weak client complements a
+    strong one too: ρ⁺_nm − ρ⁺_mn is the difference of their accuracies, and both are above 0 as a rule.
+    Without labels m counts as right where the two disagree and it is surer, which a confident error is too.
+    """
+
+    name: ClassVar[str] = "complementary"
+    guides: ClassVar[Guided] = "each"
+    paper: ClassVar[str] = "after Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024"
+
+    judge: Literal["labels", "confidence"] = "labels"
+    """Who is right where two disagree: whom true `labels` of the transfer set prove right, which the server
+    then needs, or who is surer."""
+    teachers: Annotated[int, Field(ge=0)] = 3
+    """How many others are heard (ties with the last are too); 0 is learning from oneself."""
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
+    """T of predictions and of the loss."""
+
+    @property
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+        """Labels of the transfer set, where they are the judge."""
+        return frozenset({"transfer_labels"} if self.judge == "labels" else ())
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Return K `[N, M, C]`, personal, and the weights `[N, N]` that made it."""
+        assert knowledge.logits is not None
+        rho = self._complement(knowledge)
+        keep = (nearest(-rho, self.teachers) & (rho > 0.0)) | np.eye(len(rho), dtype=bool)
+        weights = effectiveness(np.zeros_like(rho), 0.0, keep=keep)
+        q = softmax(knowledge.logits, self.temperature)
+        return Guidance(combine(weights, q), weights, mixed=q)
+
+    def _complement(self, knowledge: Knowledge) -> np.ndarray:
+        """Return ρ⁺, receiver first, `[N, N]`."""
+        assert knowledge.logits is not None
+        said = knowledge.logits.argmax(axis=-1)
+        if self.judge == "labels":
+            return complement(said == knowledge.labels)
+        sure = log_confidence(knowledge.logits)
+        return np.stack(
+            [((said != own) & (sure > how)).mean(axis=1) for own, how in zip(said, sure, strict=True)]
+        )
+
+
+def complement(right: np.ndarray) -> np.ndarray:
+    """Return ρ⁺, the share of samples that a sender has right and the receiver wrong, `[N, N]`.
+
+    Args:
+        right: What each client has right, `[N, M]` bool.
+    """
+    return (~right).astype(np.float64) @ right.T.astype(np.float64) / right.shape[1]

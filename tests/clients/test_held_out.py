@@ -1,0 +1,59 @@
+"""Own samples that a strategy has clients keep apart: training samples that are never trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from fedkd.clients.factory import ClientFactory
+from fedkd.clients.view import RoundView
+from fedkd.data.load import load_data
+from fedkd.plan.load import parse_plan
+
+MODELS = {
+    "network": {"model": "mlp", "args": {"hidden": [8]}},
+    "estimator": {"model": "random-forest", "args": {"trees": 3}},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("share", "stopping", "apart"), [(0.2, None, 0.2), (0.2, 0.4, 0.4), (0.4, 0.2, 0.4)])
+def test_they_are_drawn_once_and_nobody_trains_on_them(kind, share, stopping, apart, digits_scenario):
+    if kind == "estimator" and stopping == 0.4:
+        apart = share  # training that does not stop early keeps nothing apart for it
+    training = digits_scenario["training"] | (
+        {"early_stopping": {"validation": stopping}} if stopping else {}
+    )
+    fusion = {"strategy": "bandit", "held_out_share": share}
+    tables = digits_scenario | {"clients": [MODELS[kind]], "training": training, "fusion": fusion}
+    plan = parse_plan(tables)
+    client = ClientFactory(plan, load_data(plan.scenario)).build(1)
+    labels = client.data.train_y
+    rows, trained_on = client.held_out_rows(), client.own_rows(1)
+    assert_array_equal(np.sort([*rows, *trained_on]), np.arange(len(labels)))
+    assert abs(len(rows) - apart * len(labels)) <= 1
+    assert_array_equal(rows, client.held_out_rows())
+    logits, told = RoundView(client, 1).held_out()
+    assert_array_equal(told, labels[rows])
+    assert_array_equal(logits, client.predict(client.data.train_x[rows]))
+
+    if stopping is None:  # else it is by these samples that training stops
+        x = client.data.train_x.copy()
+        x[rows] = 0.0
+        spoilt = ClientFactory(plan, load_data(plan.scenario)).build(1)
+        spoilt.data = replace(spoilt.data, train_x=x)
+        for one in (client, spoilt):
+            one.complete(one.train(1))
+        assert_array_equal(client.predict(x), spoilt.predict(x))
+
+
+def test_with_too_few_samples_there_are_none(digits_scenario):
+    tables = digits_scenario | {"fusion": {"strategy": "bandit", "held_out_share": 0.01}}
+    plan = parse_plan(tables)
+    client = ClientFactory(plan, load_data(plan.scenario)).build(0)
+    logits, labels = RoundView(client, 1).held_out()
+    assert logits.shape == (0, 10) and labels.shape == (0,)
+    assert len(client.own_rows(1)) == len(client.data.train_y)
