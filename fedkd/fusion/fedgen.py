@@ -20,7 +20,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.fusion.server_model import own_network
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
-from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ class FedGen(FusionStrategy):
     ω_n[y] is n's share of the samples of class y; y and ŷ are drawn evenly from the classes that anybody has;
     the norms are means over their elements, and the second term keeps G from making one thing of all ε.
     Bodies stay with their clients and may be of any architecture, with features of one width F and linear
-    heads. Clients learn from G in evaluation mode, from the training on for which they have received it, with
+    heads. All begin with one head: a mean of heads that began apart would fit nobody's body. Clients learn
+    from G in evaluation mode, from the training on for which they have received it, with
     a = strength · decay^round.
 
     Both public codes draw ε from [0, 1); a library has no second term, weighs clients in the place of labels,
-    and uses a G in round 1 that has not been trained.
+    and drops G after training it, so that clients learn from one that is random for ever.
     """
 
     name: ClassVar[str] = "fedgen"
@@ -86,6 +87,11 @@ class FedGen(FusionStrategy):
     """Features of one step on the server; 32 in the paper."""
 
     # On the server ------------------------------------------------------------------------------------
+
+    def prologue(self, server: ServerModels) -> Guidance:
+        """Return the head that all begin with, without a G."""
+        weights = server.initial_weights(server.architecture_of(0))
+        return Guidance(targets=None, shared={WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]})
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the mean head, G (which is the memory too), and the `classes` [C] that anybody has.
@@ -150,9 +156,11 @@ class FedGen(FusionStrategy):
         return head | {"label_counts": client.label_counts()}
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Put on the mean head, and take G over."""
+        """Put on the mean head, and take G over where there is one."""
         head = {"head.weight": guidance[WEIGHT], "head.bias": guidance[BIAS]}
         client.load_weights({**client.weights(), **head})
+        if CLASSES not in guidance:
+            return
         packed = {name: guidance[name] for name in (PARAMETERS, COUNTERS)}
         client.load_weights(unpack(packed, client.weights(GENERATOR)), GENERATOR)
         client.memory[CLASSES] = np.array(guidance[CLASSES])

@@ -177,6 +177,13 @@ def draw(size: tuple[int, int, int], seed: int, content: str = "drawn", dtype: t
     )
 
 
+class HeadsServer(SmallServer):
+    """A server whose models are heads alone."""
+
+    def initial_weights(self, architecture: str) -> dict[str, np.ndarray]:
+        return {f"head.{name}": values for name, values in super().initial_weights(architecture).items()}
+
+
 class Round:
     """One strategy and its clients, for as many rounds as it is asked to fuse."""
 
@@ -184,8 +191,9 @@ class Round:
         self.strategy, self.everyone = strategy, everyone
         clients, _, classes = everyone.logits.shape
         self.indices = tuple(range(clients)) if indices is None else indices
-        self.server = SmallServer(everyone.transfer, classes, dict.fromkeys(self.indices, "plain"))
-        start = self.server.initial_weights("plain")
+        server = HeadsServer if "linear_head" in strategy.needs else SmallServer
+        self.server = server(everyone.transfer, classes, dict.fromkeys(self.indices, "plain"))
+        start = SmallServer.initial_weights(self.server, "plain")
         self.clients = [
             SmallClient(
                 logits=everyone.logits[n],

@@ -86,6 +86,25 @@ def test_heads_are_averaged_by_samples_and_the_generator_learns():
     assert losses[1] < 0.8 * losses[0]
 
 
+def test_all_begin_with_one_head_and_without_a_generator():
+    class Headed(SmallServer):
+        def model(self, architecture: str) -> torch.nn.Module:
+            return small_model(7 if architecture == "first" else 8).float()
+
+    server = Headed(np.zeros((1, 3), np.float32), 4, {0: "first", 1: "second"})
+    strategy, client = FedGen(), client_of(FedGen())
+    before, made = client.weights(), client.weights(GENERATOR)
+    guidance = strategy.prologue(server)
+    assert not guidance.memory, "the generator begins when it is first trained"
+    strategy.apply(client, guidance.shared)
+    first = server.initial_weights("first")
+    for name, values in client.weights().items():
+        assert_array_equal(values, first[name] if name.startswith("head.") else before[name])
+    for name, values in client.weights(GENERATOR).items():
+        assert_array_equal(values, made[name])
+    assert strategy.local_step(client, {}) is None
+
+
 def test_classes_stay_known():
     memory = fuse(FedGen(server_steps=0)).memory
     counts = COUNTS * np.array([0, 1, 0, 1])
