@@ -12,7 +12,8 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
-from fedkd.continual.projection import Projection
+from fedkd.continual.moving import Move, MovingScaling
+from fedkd.continual.moving_steps import as_move, move_on, moving_scaling, moving_weight, settle
 from fedkd.continual.reopened import Reopened
 from fedkd.continual.reopened_subspace import ReopenedSubspace
 from fedkd.continual.subspace import draw, mean_gradients
@@ -27,8 +28,6 @@ RATE = SCRATCH + "rate"
 
 DRIFTS = SCRATCH + "drifts"
 """There if the optimiser may leave a subspace in which the gradient has no part."""
-ROUNDING = 8
-"""Times the precision of its numbers is the share of a weight's norm below which its way is rounding."""
 
 NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 """The regimes R1, R2 and R3."""
@@ -97,7 +96,8 @@ class CUBER(TRGP):
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Take down the learning rate, which the step of λ depends on."""
-        context.memory[RATE] = torch.tensor(spec.lr, device=context.device)
+        dtype = next(context.network.parameters()).dtype
+        context.memory[RATE] = torch.tensor(spec.lr, dtype=dtype, device=context.device)
         context.memory.pop(DRIFTS, None)
         if spec.name != "sgd" or spec.momentum > 0.0 or spec.weight_decay > 0.0:
             context.memory[DRIFTS] = torch.ones(1, dtype=torch.bool)
@@ -141,23 +141,24 @@ class CUBER(TRGP):
         return {**self.scaled(context, task, through, besides=thin), **thin}
 
     def thin(self, memory: LayerMemory) -> ThinWeight | None:
-        """Return what scales inputs instead of the weight, and note whether the weight is at the centre."""
-        weight = super().thin(memory)
-        cache = memory.context.step_cache
-        if weight is not None and cache is not None and self.is_centred(memory):
-            cache[memory.centre] = memory.shares_of_flexible()
-        return weight
+        """Return what scales inputs instead of the weight; by plain SGD in R3, where that moves besides."""
+        region = memory.trust_region(memory.context.task)
+        if region is None or not memory.flexible or not self.may_move_alone(memory):
+            return super().thin(memory)
+        rate = memory.context.memory[RATE]
+        limits = {"strength": self.strength, "correlation": self.correlation}
+        moving = moving_weight(memory, region, lambda: MovingScaling(memory, region, rate=rate, **limits))
+        return super().thin(memory) if moving is None else moving
 
-    def is_centred(self, memory: LayerMemory) -> bool:
-        """Return whether a layer has tasks in R3, and has not moved within their subspaces.
+    def may_move_alone(self, memory: LayerMemory) -> bool:
+        """Return whether nothing but the filtered gradient, times the learning rate, changes a weight.
 
-        It is asked for plain SGD alone: only there does a gradient without a part in a subspace leave it.
+        So far: whether something else takes part is seen in the first step of an epoch.
         """
-        if not memory.flexible or DRIFTS in memory.context.memory:
+        cache = memory.context.step_cache
+        if cache is None or memory.settled in cache or DRIFTS in memory.context.memory:
             return False
-        moved = self.moved(memory) @ memory.related_basis
-        least = ROUNDING * torch.finfo(moved.dtype).eps
-        return bool(moved.norm() <= least * memory.start.norm())
+        return not self.overrides("penalty", "after_step")  # as classes derived from this one may
 
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""
@@ -166,57 +167,53 @@ class CUBER(TRGP):
             for memory in layer_memories(context)
             if memory.layer.weight_name in gradients and memory.flexible
         ]
+        # Decisions come first, before anything changes: steps that take the same ones may be replayed.
+        moves = {memory.layer.name: self.move(memory, gradients) for memory in flexible}
+        others = dict(gradients)
         for memory in flexible:
-            self.move_to_forward(memory, memory.layer.matrix(gradients[memory.layer.weight_name]))
-        still: Tensors = {}
-        for memory in flexible:
-            name = memory.layer.weight_name
-            left = self.stay(memory, gradients[name])
-            if left is not None:
-                still[name] = left
-        others = {name: gradient for name, gradient in gradients.items() if name not in still}
+            name, move = memory.layer.weight_name, moves[memory.layer.name]
+            if move is not None:
+                move_on(memory, move)
+                del others[name]
         filtered = super().filter(context, others)
         for memory in flexible:
-            name = memory.layer.weight_name
-            if name in filtered:
+            name, move = memory.layer.weight_name, moves[memory.layer.name]
+            if move is None:
                 held = self.held_back(memory, memory.layer.matrix(filtered[name]))
                 filtered[name] = held.view_as(filtered[name])
-        return {**filtered, **still}
+            else:
+                filtered[name] = move.outside
+        return filtered
 
-    def move_to_forward(self, memory: LayerMemory, gradient: Tensor) -> None:
-        """Move the tasks in R3 that a step's gradient ``[out, n]`` disagrees with to R2."""
-        failed = [old for old in memory.flexible if not self.agree(memory, old, gradient)]
+    def move(self, memory: LayerMemory, gradients: Tensors) -> Move | None:
+        """Move the tasks in R3 that a step's gradient disagrees with to R2.
+
+        Returns:
+            The gradient in two parts, where the rest of the step is a matter of coordinates.
+        """
+        gradient = gradients[memory.layer.weight_name]
+        olds = memory.flexible
+        move = as_move(memory, gradient)
+        if move is None:
+            matrix = memory.layer.matrix(gradient)
+            failed = [old for old in olds if not self.agree(memory, old, matrix)]
+        else:
+            agrees = moving_scaling(memory).agrees(move)
+            if bool(agrees.all()):
+                return move
+            failed = [old for old, lets in zip(olds, agrees.tolist(), strict=True) if not lets]
+            settle(memory)
         for old in failed:
             memory.fasten(old)
             memory.regimes[1, old] = FORWARD
         if failed:
             memory.hold_all_but_flexible()
-
-    def stay(self, memory: LayerMemory, gradient: Tensor) -> Tensor | None:
-        """Return what is left of a gradient if λ keeps the weight at the centre of all tasks in R3.
-
-        Then it is as if they were protected too, and few inputs can stand in for the gradient.
-
-        Args:
-            memory: Of a layer with such tasks.
-            gradient: Of its weight.
-
-        Returns:
-            None if it is not known to be at the centre, or leaves it.
-        """
-        cache = memory.context.step_cache
-        shares = None if cache is None else cache.get(memory.centre)
-        if cache is None or shares is None:
-            return None
-        thin = cache.get(memory.layer.name)
-        factors = None if thin is None else thin.factors_of(gradient)
-        if factors is not None:
-            inside = factors.inputs @ memory.basis
-            energies = (factors.outputs.T @ inside).square().sum(dim=0)
-            if bool((shares @ energies <= self.strength**2).all()):
-                return factors.outputs.T @ Projection(memory.basis, onto=False).less(factors.inputs, inside)
-        del cache[memory.centre]
         return None
+
+    def end_steps(self, context: LearnerContext) -> None:
+        """Give weights what they are owed."""
+        for memory in layer_memories(context):
+            settle(memory)
 
     def held_back(self, memory: LayerMemory, gradient: Tensor) -> Tensor:
         """Return a gradient ``[out, n]`` with ``λ d / ‖d‖`` of every task in R3 added, cut to ``d / lr``."""
@@ -225,7 +222,8 @@ class CUBER(TRGP):
             return gradient
         basis, rate = memory.related_basis, memory.context.memory[RATE]
         # All bases are columns of one orthonormal matrix, so both are in their coordinates, [out, R].
-        arrivals = (self.moved(memory) - rate * gradient) @ basis
+        moved = memory.layer.matrix(memory.layer.module.weight.detach()) - memory.start
+        arrivals = (moved - rate * gradient) @ basis
         pulls = torch.zeros_like(arrivals)
         for old in flexible:
             place = memory.place_of(old)
@@ -235,7 +233,3 @@ class CUBER(TRGP):
             # One after another: the second must not undo again what the first has of a shared direction.
             arrivals = arrivals.index_add(1, place, pull * -rate)
         return torch.addmm(gradient, pulls, basis.T)
-
-    def moved(self, memory: LayerMemory) -> Tensor:
-        """Return how far a weight ``[out, n]`` of a layer with tasks in R3 is from where the task began."""
-        return memory.layer.matrix(memory.layer.module.weight.detach()) - memory.start

@@ -36,14 +36,19 @@ DIRECT = {
     *(
         "abs",
         "add",
+        "addcmul",
         "addmm",
+        "addmv",
+        "all",
         "argmax",
         "cat",
         "clamp",
         "div",
+        "dot",
         "embedding",
         "eq",
         "exp",
+        "ge",
         "index_select",
         "log",
     ),
@@ -51,6 +56,7 @@ DIRECT = {
         "minimum",
         "mm",
         "mul",
+        "mv",
         "native_group_norm",
         "native_layer_norm",
         "neg",
@@ -58,7 +64,7 @@ DIRECT = {
         "permute",
         "relu",
     ),
-    *("sub", "sum", "t", "where", "zeros_like"),
+    *("rsqrt", "rsub", "sub", "sum", "t", "where", "zeros_like"),
 }
 """Kernels that `torch` has functions for, which find them faster than the operators of `torch.ops` do."""
 METHODS = {
