@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
-from fedkd.continual.moving import Move, MovingScaling
-from fedkd.continual.moving_steps import as_move, move_on, moving_scaling, moving_weight, settle
+from fedkd.continual.moving import Agreement, Move, MovingScaling, agree
+from fedkd.continual.moving_steps import as_move, moving_scaling, moving_weight, settle
 from fedkd.continual.reopened import Reopened
 from fedkd.continual.reopened_subspace import ReopenedSubspace
 from fedkd.continual.subspace import draw, mean_gradients
@@ -158,6 +159,8 @@ class CUBER(TRGP):
         cache = memory.context.step_cache
         if cache is None or memory.settled in cache or DRIFTS in memory.context.memory:
             return False
+        if memory.context.device.type != "cpu":  # elsewhere large products cost less than many small ones
+            return False
         return not self.overrides("penalty", "after_step")  # as classes derived from this one may
 
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
@@ -168,47 +171,53 @@ class CUBER(TRGP):
             if memory.layer.weight_name in gradients and memory.flexible
         ]
         # Decisions come first, before anything changes: steps that take the same ones may be replayed.
-        moves = {memory.layer.name: self.move(memory, gradients) for memory in flexible}
-        others = dict(gradients)
+        moves = self.decide(flexible, gradients)
+        filtered = super().filter(
+            context, {n: gradient for n, gradient in gradients.items() if n not in moves}
+        )
         for memory in flexible:
-            name, move = memory.layer.weight_name, moves[memory.layer.name]
-            if move is not None:
-                move_on(memory, move)
-                del others[name]
-        filtered = super().filter(context, others)
-        for memory in flexible:
-            name, move = memory.layer.weight_name, moves[memory.layer.name]
-            if move is None:
+            name = memory.layer.weight_name
+            if name in moves:
+                moving_scaling(memory).advance(moves[name].inside)
+                filtered[name] = moves[name].outside
+            else:
                 held = self.held_back(memory, memory.layer.matrix(filtered[name]))
                 filtered[name] = held.view_as(filtered[name])
-            else:
-                filtered[name] = move.outside
         return filtered
 
-    def move(self, memory: LayerMemory, gradients: Tensors) -> Move | None:
-        """Move the tasks in R3 that a step's gradient disagrees with to R2.
+    def decide(self, flexible: Sequence[LayerMemory], gradients: Tensors) -> dict[str, Move]:
+        """Move the tasks in R3 that a step's gradients disagree with to R2.
 
         Returns:
-            The gradient in two parts, where the rest of the step is a matter of coordinates.
+            By the names of weights, the gradients of those that move in coordinates.
         """
-        gradient = gradients[memory.layer.weight_name]
-        olds = memory.flexible
-        move = as_move(memory, gradient)
-        if move is None:
-            matrix = memory.layer.matrix(gradient)
-            failed = [old for old in olds if not self.agree(memory, old, matrix)]
-        else:
-            agrees = moving_scaling(memory).agrees(move)
-            if bool(agrees.all()):
-                return move
-            failed = [old for old, lets in zip(olds, agrees.tolist(), strict=True) if not lets]
-            settle(memory)
+        moves: dict[str, Move] = {}
+        agreements: dict[str, Agreement] = {}
+        for memory in flexible:
+            name, gradient = memory.layer.weight_name, gradients[memory.layer.weight_name]
+            move = as_move(memory, gradient)
+            if move is None:
+                matrix = memory.layer.matrix(gradient)
+                self.move_to_forward(memory, [self.agree(memory, old, matrix) for old in memory.flexible])
+            else:
+                moves[name], agreements[name] = move, moving_scaling(memory).agreement(move)
+        if agreements and not bool(agree(*map(list, zip(*agreements.values(), strict=True)))):
+            for memory in flexible:
+                name = memory.layer.weight_name
+                if name in moves and not all(agreements[name].holds()):
+                    settle(memory)
+                    self.move_to_forward(memory, agreements[name].holds())
+                    del moves[name]
+        return moves
+
+    def move_to_forward(self, memory: LayerMemory, agree: Sequence[bool]) -> None:
+        """Move those of a layer's flexible tasks to R2 that do not agree."""
+        failed = [old for old, lets in zip(memory.flexible, agree, strict=True) if not lets]
         for old in failed:
             memory.fasten(old)
             memory.regimes[1, old] = FORWARD
         if failed:
             memory.hold_all_but_flexible()
-        return None
 
     def end_steps(self, context: LearnerContext) -> None:
         """Give weights what they are owed."""

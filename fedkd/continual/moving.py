@@ -1,22 +1,26 @@
 """Steps in which a weight moves within subspaces that it is scaled in: what moves there are coordinates.
 
-With B ``[n, r]`` the orthonormal columns of all that is protected in a layer, the part of a weight within
-their span is ``w B Bᵀ``, and plain gradient steps change ``w B`` ``[out, r]`` by products of few inputs that
-a step has anyway: ``∇ B = δᵀ (X' B)``. So the weight itself keeps, within the span, what it has where an
-epoch begins, and beside it goes ``A = (w − w_epoch) B``. Outputs get what is missing, ``x B`` being at hand;
-products of the whole weight with B and Bᵀ are taken once an epoch.
+With B ``[n, r]`` the orthonormal columns of all that is protected in a layer, plain gradient steps change
+``w B`` ``[out, r]`` by products of few inputs that a step has anyway: ``∇ B = δᵀ (X' B)``. So the weight
+itself keeps, within the span of B, what it has where an epoch begins, and its coordinates K = ``w B`` go
+beside it: ``x wᵀ = (x − x B Bᵀ) wᵀ + (x B) Kᵀ``. Products of the whole weight with B and Bᵀ are taken once an
+epoch.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.continual.layer_memory import LayerMemory, TrustRegion
 from fedkd.continual.thin import Factors, Scaling, Seen
+from fedkd.training.own_kernels import own_kernel
 
 
 class Move(NamedTuple):
@@ -35,7 +39,7 @@ class MovingScaling(Scaling):
     """Scales of a layer with flexible tasks, in whose subspaces its weight moves (regime R3 of CUBER).
 
     The weight w of which products are asked for is that of where the epoch began, but for what it has outside
-    of the basis: see `owed`.
+    of the basis: see `owed`. On a CPU alone.
 
     Args:
         memory: The layer's.
@@ -51,66 +55,63 @@ class MovingScaling(Scaling):
         flexible, across = memory.flexible, memory.basis.T.contiguous()
         basis = across.T  # both ways from one place in memory: a step's products with it wait for memory
         weight = memory.layer.matrix(memory.layer.module.weight).detach()
+        self._across = across
+        self._known = weight @ basis
         places = memory.places(memory.related(memory.context.task))
         super().__init__(weight, basis, places, region.scales)
-        self._across = across
-        self._begin = (weight - memory.start) @ basis  # from where the task began, in coordinates
-        self._way = self._begin.clone()
-        self._drift = torch.zeros_like(self._begin)
-        self._drift_across = self._drift.T
-        shares = [torch.zeros_like(basis[0]).index_fill(0, place, 1.0) for place in memory.places(flexible)]
-        self._shares = shares if strength > 0.0 else []
+        self._coordinates = self._known.clone()
+        self._coordinates_across = self._coordinates.T
+        self._centre = self._known - (weight - memory.start) @ basis
+        shares = torch.zeros(len(flexible), basis.shape[1], dtype=torch.bool)
+        for share, place in zip(shares, memory.places(flexible), strict=True):
+            share[place] = True
+        groups, self._members = grouped(shares)
+        self._groups = groups.to(weight.dtype)
         self._pace = rate * memory.free_columns()
         self._reach = rate * strength
-        self._whole = torch.ones_like(rate)
         stored = torch.stack([memory.gradient(old) for old in flexible])
         self._stored = stored.flatten(1)
         self._stored_inside = (stored @ basis).flatten(1)
-        self._compares = correlation != 0.0
-        lengths = torch.stack([memory.gradient_length(old) for old in flexible])
-        self._least = correlation * lengths
+        self._least = correlation * torch.stack([memory.gradient_length(old) for old in flexible])
 
     def _prepare(self, weight: Tensor) -> None:
-        self._known_across = (weight @ self.basis.index_select(1, self._places)).T.contiguous()
-        self._known = self._known_across.T
+        pass  # nothing is added to outputs, or to the gradients of inputs, for one B_j after the other
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that the products below are of, besides inputs and gradients."""
-        products = [self._known, self._known_across, self._across]
-        moving = [self._begin, self._way, self._drift, self._drift_across, *self._shares]
-        fixed = [self._pace, self._reach, self._whole, self._stored, self._stored_inside, self._least]
-        return [*self.scales, self.basis, self._places, *self._turned, *products, *moving, *fixed]
+        products = [self._across, self._known, self._coordinates, self._coordinates_across]
+        held = [self._centre, self._pace, self._groups, self._members, self._reach]
+        agreed = [self._stored, self._stored_inside, self._least]
+        return [*self.scales, self.basis, self._places, *self._turned, *products, *held, *agreed]
 
     # Products -----------------------------------------------------------------------------------------
 
     def outputs(self, inputs: Tensor, plain: Tensor, bias: Tensor | None) -> tuple[Tensor, Seen]:
         """Return ``x w̃ᵀ + b`` of inputs ``[B, n]``, with what the weight is owed."""
         seen = self._seen(inputs)
-        added = self._less_own(seen.along, self._turned)
-        scaled = seen.inside.index_add(1, self._places, added)
-        outputs = F.linear(inputs, plain, bias)
-        outputs.addmm_(added, self._known_across).addmm_(scaled, self._drift_across)
-        return outputs, seen._replace(scaled=scaled)
+        scaled = seen.inside.index_add(1, self._places, self._less_own(seen.along, self._turned))
+        outside = torch.addmm(inputs, seen.inside, self._across, alpha=-1.0)
+        outputs = F.linear(outside, plain, bias).addmm_(scaled, self._coordinates_across)
+        return outputs, seen._replace(inputs=outside, inside=scaled)
 
     def back(
         self, outer: Tensor, plain: Tensor, seen: Seen, *, for_inputs: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Return the gradients of the inputs and of the scales (see `Scaling.back`)."""
-        drifted = outer @ self._drift
-        back = torch.addmm(drifted.index_select(1, self._places), outer, self._known)
+        inside = outer @ self._coordinates
+        back = self._parts(inside.index_select(1, self._places))
         gradients = self._gradients(seen.along, back)
         if not for_inputs:
             return None, gradients
-        added = drifted.index_add(1, self._places, self._less_own(back, self.scales))
-        return (outer @ plain).addmm_(added, self._across), gradients
+        inside = inside.index_add(1, self._places, self._less_own(back, self.scales))
+        inside = torch.addmm(inside, outer, self._known, alpha=-1.0)  # in the place of what w has there
+        return (outer @ plain).addmm_(inside, self._across), gradients
 
     def factors(self, outer: Tensor, seen: Seen) -> Factors:
         """Return what the gradient of w is a product of, through the scales."""
-        assert seen.scaled is not None
-        outside = torch.addmm(seen.inputs, seen.inside, self._across, alpha=-1.0)
-        inputs = torch.addmm(outside, seen.scaled, self._across)
-        return Factors(outer, inputs, seen.scaled, outside)
+        inputs = torch.addmm(seen.inputs, seen.inside, self._across)
+        return Factors(outer, inputs, seen.inside, seen.inputs)
 
     # Steps --------------------------------------------------------------------------------------------
 
@@ -120,14 +121,11 @@ class MovingScaling(Scaling):
         across = factors.outputs.T
         return Move(across @ factors.outside, across @ factors.inside)
 
-    def agrees(self, move: Move) -> Tensor:
-        """Return whether ``⟨G_j, G⟩ ≥ ε2 ‖G_j‖ ‖G‖`` of every flexible task j, bool ``[k]``."""
+    def agreement(self, move: Move) -> Agreement:
+        """Return what it takes to say which flexible tasks agree with a gradient."""
         outside, inside = move.outside.view(-1), move.inside.view(-1)
         products = torch.addmv(torch.mv(self._stored, outside), self._stored_inside, inside)
-        if not self._compares:
-            return products >= 0.0
-        length = (torch.dot(outside, outside) + torch.dot(inside, inside)).sqrt()
-        return products >= self._least * length
+        return Agreement(products, torch.dot(outside, outside), torch.dot(inside, inside), self._least)
 
     def advance(self, inside: Tensor) -> None:
         """Take the part ``G B`` ``[out, r]`` of a step, held back: ``d_j ← max(0, 1 − lr λ / ‖d_j‖) d_j``.
@@ -135,25 +133,102 @@ class MovingScaling(Scaling):
         With d_j how far the step arrives from where the task began, in the subspace of the flexible task j,
         one task after another. Columns that other tasks protect get nothing of the gradient.
         """
-        arrival = torch.addcmul(self._way, inside, self._pace, value=-1.0)
-        left = self._left(arrival.square().sum(dim=0))
-        if left is None:
-            self._way.copy_(arrival)
-        else:
-            torch.mul(arrival, left, out=self._way)
-        torch.sub(self._way, self._begin, out=self._drift)
-
-    def _left(self, energies: Tensor) -> Tensor | None:
-        """Return the shares ``[r]`` of columns with these energies that are left of a step; None: all."""
-        left: Tensor | None = None
-        for number, share in enumerate(self._shares, start=1):
-            cut = torch.minimum(torch.dot(share, energies).rsqrt() * self._reach, self._whole)
-            kept = 1.0 - share * cut
-            left = kept if left is None else left * kept
-            if number < len(self._shares):
-                energies = energies * kept * kept
-        return left
+        columns = self._groups, self._members
+        hold_back(self._coordinates, self._centre, inside, self._pace, *columns, self._reach)
 
     def owed(self) -> Tensor:
         """Return what the weight has to be given to be what it is, ``[out, n]``."""
-        return self._drift @ self._across
+        return (self._coordinates - self._known) @ self._across
+
+
+class Agreement(NamedTuple):
+    """What it takes to say whether ``⟨G_j, G⟩ ≥ ε2 ‖G_j‖ ‖G‖`` of the k flexible tasks j of a layer.
+
+    Attributes:
+        products: ``⟨G_j, G⟩`` ``[k]``.
+        outside: ``‖G − G B Bᵀ‖²``, a scalar.
+        inside: ``‖G B‖²``, a scalar.
+        least: ``ε2 ‖G_j‖`` ``[k]``.
+    """
+
+    products: Tensor
+    outside: Tensor
+    inside: Tensor
+    least: Tensor
+
+    def holds(self) -> list[bool]:
+        """Return it of every task."""
+        length = math.sqrt(self.outside.item() + self.inside.item())
+        pairs = zip(self.products.tolist(), self.least.tolist(), strict=True)
+        return [product >= least * length for product, least in pairs]
+
+
+@own_kernel("agree(Tensor[] products, Tensor[] outside, Tensor[] inside, Tensor[] least) -> Tensor")
+def agree(
+    products: Sequence[Tensor], outside: Sequence[Tensor], inside: Sequence[Tensor], least: Sequence[Tensor]
+) -> Tensor:
+    """Return whether all tasks of all layers agree, a bool scalar (see `Agreement.holds`)."""
+    for found, square, other, bounds in zip(products, outside, inside, least, strict=True):
+        length = math.sqrt(square.item() + other.item())
+        for product, bound in zip(found.tolist(), bounds.tolist(), strict=True):
+            if not product >= bound * length:
+                return torch.from_numpy(np.array(False))
+    return torch.from_numpy(np.array(True))
+
+
+@own_kernel(
+    "hold_back(Tensor(a!) coordinates, Tensor centre, Tensor(b!) inside, Tensor pace,"
+    " Tensor groups, Tensor members, Tensor reach) -> ()"
+)
+def hold_back(
+    coordinates: Tensor,
+    centre: Tensor,
+    inside: Tensor,
+    pace: Tensor,
+    groups: Tensor,
+    members: Tensor,
+    reach: Tensor,
+) -> None:
+    """Take a step of coordinates ``[out, r]`` (see `MovingScaling.advance`).
+
+    Args:
+        coordinates: K, changed in place.
+        centre: Where the task began.
+        inside: Gradient; its memory is used up.
+        pace: Learning rate of every column ``[r]``.
+        groups: 1 for the columns that are the same flexible tasks', else 0 ``[g, r]``.
+        members: Whether a task has a group's columns, bool ``[k, g]``.
+        reach: ``lr λ``: how far a step is held back.
+    """
+    now, middle, arrival = coordinates.numpy(), centre.numpy(), inside.numpy()
+    arrival *= pace.numpy()
+    np.subtract(now, arrival, out=arrival)
+    arrival -= middle
+    most = reach.item()
+    if most > 0.0:
+        columns = groups.numpy()
+        energies = np.dot(columns, np.einsum("ij,ij->j", arrival, arrival)).tolist()
+        left = [1.0] * len(energies)
+        for task in members.tolist():
+            square = 0.0
+            for group, own in enumerate(task):
+                square += energies[group] * left[group] * left[group] if own else 0.0
+            kept = 1.0 - most / max(math.sqrt(square), most)
+            for group, own in enumerate(task):
+                left[group] *= kept if own else 1.0
+        arrival *= np.dot(np.array(left, dtype=columns.dtype), columns)
+    np.add(arrival, middle, out=now)
+
+
+def grouped(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return columns by the flexible tasks that have them.
+
+    Args:
+        shares: Whether a task has a column, bool ``[k, r]``.
+
+    Returns:
+        Whether a column is in a group ``[g, r]``, and whether a task has the group's columns ``[k, g]``, both
+        bool; every column is in one group.
+    """
+    members, group = shares.unique(dim=1, return_inverse=True)
+    return torch.arange(members.shape[1])[:, None] == group, members

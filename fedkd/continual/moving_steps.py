@@ -63,11 +63,6 @@ def as_move(memory: LayerMemory, gradient: Tensor) -> Move | None:
     return None
 
 
-def move_on(memory: LayerMemory, move: Move) -> None:
-    """Take the part of a step that is within the basis; the optimiser takes the other."""
-    moving_scaling(memory).advance(move.inside)
-
-
 def settle(memory: LayerMemory) -> None:
     """Give a weight what it is owed, if it moves in coordinates, and have it move as a whole from now on."""
     if _thin(memory) is None:

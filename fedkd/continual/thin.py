@@ -39,14 +39,12 @@ class Seen(NamedTuple):
     Attributes:
         inputs: What the weight was multiplied by ``[B, n]``.
         inside: Inputs times the basis, ``[B, R]``.
-        along: Inputs times all B_j, one beside the other ``[B, Σ r_j]``.
-        scaled: Scaled inputs times the basis ``[B, R]``, where it is needed.
+        along: Inputs times all B_j ``[B, r_j]``.
     """
 
     inputs: Tensor
     inside: Tensor
-    along: Tensor
-    scaled: Tensor | None = None
+    along: Sequence[Tensor]
 
 
 class Scaling:
@@ -103,7 +101,7 @@ class Scaling:
             seen: What `outputs` has.
             for_inputs: Whether the inputs' is asked for; else it is None.
         """
-        back = outer @ self._known
+        back = self._parts(outer @ self._known)
         gradients = self._gradients(seen.along, back)
         return (self._with_scales(outer @ plain, back) if for_inputs else None), gradients
 
@@ -113,21 +111,20 @@ class Scaling:
 
     def _seen(self, inputs: Tensor) -> Seen:
         inside = inputs @ self.basis
-        return Seen(inputs, inside, inside.index_select(1, self._places))
+        return Seen(inputs, inside, self._parts(inside.index_select(1, self._places)))
 
-    def _with_scales(self, gradient: Tensor, back: Tensor) -> Tensor:
+    def _with_scales(self, gradient: Tensor, back: Sequence[Tensor]) -> Tensor:
         """Add ``Σ_j δ w B_j (Q_j − I) B_jᵀ`` to the gradient ``δ w`` of inputs, given all ``δ w B_j``."""
         return gradient.addmm_(self._less_own(back, self.scales), self._bases_across)
 
-    def _gradients(self, along: Tensor, back: Tensor) -> list[Tensor]:
-        pairs = zip(self._parts(back), self._parts(along), strict=True)
-        return [outer.T @ inputs for outer, inputs in pairs]
+    def _gradients(self, along: Sequence[Tensor], back: Sequence[Tensor]) -> list[Tensor]:
+        return [outer.T @ inputs for outer, inputs in zip(back, along, strict=True)]
 
     def _parts(self, whole: Tensor) -> Sequence[Tensor]:
         return whole.split_with_sizes(self._sizes, 1)
 
-    def _less_own(self, whole: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        pairs = zip(self._parts(whole), factors, strict=True)
+    def _less_own(self, parts: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+        pairs = zip(parts, factors, strict=True)
         return torch.cat([torch.addmm(own, own, factor, beta=-1.0) for own, factor in pairs], dim=1)
 
 
@@ -156,7 +153,7 @@ class LearnedScaling(Scaling):
         self, outer: Tensor, plain: Tensor, seen: Seen, *, for_inputs: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
         through = outer @ plain
-        back = through @ self._bases
+        back = self._parts(through @ self._bases)
         gradients = self._gradients(seen.along, back)
         return (self._with_scales(through, back) if for_inputs else None), gradients
 

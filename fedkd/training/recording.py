@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedkd.models.kernel_mode import KernelMode
+from fedkd.training.own_kernels import function_of
 
 Step = Callable[[], "list[Tensor]"]
 """Takes a step and returns what it tells, such as the loss."""
@@ -270,7 +271,7 @@ def _node(graph: Graph, kernel: Any, args: Any, kwargs: Any) -> Node:
         return graph.call_function(getattr(torch, name), args, kwargs)
     if kernel.namespace == "aten" and name in METHODS:
         return graph.call_method(name, args, kwargs)
-    return graph.call_function(kernel, args, kwargs)
+    return graph.call_function(function_of(kernel), args, kwargs)
 
 
 def _insist(value: Tensor, expected: bool) -> None:
