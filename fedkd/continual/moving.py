@@ -72,6 +72,7 @@ class MovingScaling(Scaling):
         stored = torch.stack([memory.gradient(old) for old in flexible])
         self._stored = stored.flatten(1)
         self._stored_inside = (stored @ basis).flatten(1)
+        self._compares, self._nothing = correlation != 0.0, torch.zeros_like(rate)
         self._least = correlation * torch.stack([memory.gradient_length(old) for old in flexible])
 
     def _prepare(self, weight: Tensor) -> None:
@@ -82,7 +83,7 @@ class MovingScaling(Scaling):
         """All that the products below are of, besides inputs and gradients."""
         products = [self._across, self._known, self._coordinates, self._coordinates_across]
         held = [self._centre, self._pace, self._groups, self._members, self._reach]
-        agreed = [self._stored, self._stored_inside, self._least]
+        agreed = [self._stored, self._stored_inside, self._least, self._nothing]
         return [*self.scales, self.basis, self._places, *self._turned, *products, *held, *agreed]
 
     # Products -----------------------------------------------------------------------------------------
@@ -125,6 +126,8 @@ class MovingScaling(Scaling):
         """Return what it takes to say which flexible tasks agree with a gradient."""
         outside, inside = move.outside.view(-1), move.inside.view(-1)
         products = torch.addmv(torch.mv(self._stored, outside), self._stored_inside, inside)
+        if not self._compares:
+            return Agreement(products, self._nothing, self._nothing, self._least)
         return Agreement(products, torch.dot(outside, outside), torch.dot(inside, inside), self._least)
 
     def advance(self, inside: Tensor) -> None:
@@ -146,8 +149,8 @@ class Agreement(NamedTuple):
 
     Attributes:
         products: ``⟨G_j, G⟩`` ``[k]``.
-        outside: ``‖G − G B Bᵀ‖²``, a scalar.
-        inside: ``‖G B‖²``, a scalar.
+        outside: ``‖G − G B Bᵀ‖²``, a scalar; any where ε2 is 0.
+        inside: ``‖G B‖²``, a scalar; any where ε2 is 0.
         least: ``ε2 ‖G_j‖`` ``[k]``.
     """
 
