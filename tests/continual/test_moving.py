@@ -23,7 +23,7 @@ def test_a_step_of_coordinates_is_held_back_for_one_task_after_the_other(kernel,
     assert (members.double() @ groups.double()).tolist() == SHARES
     now = torch.from_numpy(begun.copy())
     others = (torch.from_numpy(values.copy()) for values in (centre, gradient, pace))
-    kernel(now, *others, groups.double(), members, torch.tensor(0.1 * strength).double())
+    kernel(now, *others, groups.double(), members, torch.tensor(0.1 * strength, dtype=torch.float64))
     expected = begun - pace * gradient - centre
     for own in SHARES:
         columns = np.flatnonzero(own)
