@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
-from fedkd.continual.projection import Projection
+from fedkd.continual.moving import Agreement, Move, MovingScaling, agree
+from fedkd.continual.moving_steps import as_move, moving_scaling, moving_weight, settle
 from fedkd.continual.reopened import Reopened
 from fedkd.continual.reopened_subspace import ReopenedSubspace
 from fedkd.continual.subspace import draw, mean_gradients
@@ -27,8 +29,6 @@ RATE = SCRATCH + "rate"
 
 DRIFTS = SCRATCH + "drifts"
 """There if the optimiser may leave a subspace in which the gradient has no part."""
-ROUNDING = 8
-"""Times the precision of its numbers is the share of a weight's norm below which its way is rounding."""
 
 NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 """The regimes R1, R2 and R3."""
@@ -97,7 +97,8 @@ class CUBER(TRGP):
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
         """Take down the learning rate, which the step of λ depends on."""
-        context.memory[RATE] = torch.tensor(spec.lr, device=context.device)
+        dtype = next(context.network.parameters()).dtype
+        context.memory[RATE] = torch.tensor(spec.lr, dtype=dtype, device=context.device)
         context.memory.pop(DRIFTS, None)
         if spec.name != "sgd" or spec.momentum > 0.0 or spec.weight_decay > 0.0:
             context.memory[DRIFTS] = torch.ones(1, dtype=torch.bool)
@@ -141,23 +142,26 @@ class CUBER(TRGP):
         return {**self.scaled(context, task, through, besides=thin), **thin}
 
     def thin(self, memory: LayerMemory) -> ThinWeight | None:
-        """Return what scales inputs instead of the weight, and note whether the weight is at the centre."""
-        weight = super().thin(memory)
-        cache = memory.context.step_cache
-        if weight is not None and cache is not None and self.is_centred(memory):
-            cache[memory.centre] = memory.shares_of_flexible()
-        return weight
+        """Return what scales inputs instead of the weight; by plain SGD in R3, where that moves besides."""
+        region = memory.trust_region(memory.context.task)
+        if region is None or not memory.flexible or not self.may_move_alone(memory):
+            return super().thin(memory)
+        rate = memory.context.memory[RATE]
+        limits = {"strength": self.strength, "correlation": self.correlation}
+        moving = moving_weight(memory, region, lambda: MovingScaling(memory, region, rate=rate, **limits))
+        return super().thin(memory) if moving is None else moving
 
-    def is_centred(self, memory: LayerMemory) -> bool:
-        """Return whether a layer has tasks in R3, and has not moved within their subspaces.
+    def may_move_alone(self, memory: LayerMemory) -> bool:
+        """Return whether nothing but the filtered gradient, times the learning rate, changes a weight.
 
-        It is asked for plain SGD alone: only there does a gradient without a part in a subspace leave it.
+        So far: whether something else takes part is seen in the first step of an epoch.
         """
-        if not memory.flexible or DRIFTS in memory.context.memory:
+        cache = memory.context.step_cache
+        if cache is None or memory.settled in cache or DRIFTS in memory.context.memory:
             return False
-        moved = self.moved(memory) @ memory.related_basis
-        least = ROUNDING * torch.finfo(moved.dtype).eps
-        return bool(moved.norm() <= least * memory.start.norm())
+        if memory.context.device.type != "cpu":  # elsewhere large products cost less than many small ones
+            return False
+        return not self.overrides("penalty", "after_step")  # as classes derived from this one may
 
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""
@@ -166,57 +170,59 @@ class CUBER(TRGP):
             for memory in layer_memories(context)
             if memory.layer.weight_name in gradients and memory.flexible
         ]
-        for memory in flexible:
-            self.move_to_forward(memory, memory.layer.matrix(gradients[memory.layer.weight_name]))
-        still: Tensors = {}
-        for memory in flexible:
-            name = memory.layer.weight_name
-            left = self.stay(memory, gradients[name])
-            if left is not None:
-                still[name] = left
-        others = {name: gradient for name, gradient in gradients.items() if name not in still}
-        filtered = super().filter(context, others)
+        # Decisions come first, before anything changes: steps that take the same ones may be replayed.
+        moves = self.decide(flexible, gradients)
+        filtered = super().filter(
+            context, {n: gradient for n, gradient in gradients.items() if n not in moves}
+        )
         for memory in flexible:
             name = memory.layer.weight_name
-            if name in filtered:
+            if name in moves:
+                moving_scaling(memory).advance(moves[name].inside)
+                filtered[name] = moves[name].outside
+            else:
                 held = self.held_back(memory, memory.layer.matrix(filtered[name]))
                 filtered[name] = held.view_as(filtered[name])
-        return {**filtered, **still}
+        return filtered
 
-    def move_to_forward(self, memory: LayerMemory, gradient: Tensor) -> None:
-        """Move the tasks in R3 that a step's gradient ``[out, n]`` disagrees with to R2."""
-        failed = [old for old in memory.flexible if not self.agree(memory, old, gradient)]
+    def decide(self, flexible: Sequence[LayerMemory], gradients: Tensors) -> dict[str, Move]:
+        """Move the tasks in R3 that a step's gradients disagree with to R2.
+
+        Returns:
+            By the names of weights, the gradients of those that move in coordinates.
+        """
+        moves: dict[str, Move] = {}
+        agreements: dict[str, Agreement] = {}
+        for memory in flexible:
+            name, gradient = memory.layer.weight_name, gradients[memory.layer.weight_name]
+            move = as_move(memory, gradient)
+            if move is None:
+                matrix = memory.layer.matrix(gradient)
+                self.move_to_forward(memory, [self.agree(memory, old, matrix) for old in memory.flexible])
+            else:
+                moves[name], agreements[name] = move, moving_scaling(memory).agreement(move)
+        if agreements and not bool(agree(*map(list, zip(*agreements.values(), strict=True)))):
+            for memory in flexible:
+                name = memory.layer.weight_name
+                if name in moves and not all(agreements[name].holds()):
+                    settle(memory)
+                    self.move_to_forward(memory, agreements[name].holds())
+                    del moves[name]
+        return moves
+
+    def move_to_forward(self, memory: LayerMemory, agree: Sequence[bool]) -> None:
+        """Move those of a layer's flexible tasks to R2 that do not agree."""
+        failed = [old for old, lets in zip(memory.flexible, agree, strict=True) if not lets]
         for old in failed:
             memory.fasten(old)
             memory.regimes[1, old] = FORWARD
         if failed:
             memory.hold_all_but_flexible()
 
-    def stay(self, memory: LayerMemory, gradient: Tensor) -> Tensor | None:
-        """Return what is left of a gradient if λ keeps the weight at the centre of all tasks in R3.
-
-        Then it is as if they were protected too, and few inputs can stand in for the gradient.
-
-        Args:
-            memory: Of a layer with such tasks.
-            gradient: Of its weight.
-
-        Returns:
-            None if it is not known to be at the centre, or leaves it.
-        """
-        cache = memory.context.step_cache
-        shares = None if cache is None else cache.get(memory.centre)
-        if cache is None or shares is None:
-            return None
-        thin = cache.get(memory.layer.name)
-        factors = None if thin is None else thin.factors_of(gradient)
-        if factors is not None:
-            inside = factors.inputs @ memory.basis
-            energies = (factors.outputs.T @ inside).square().sum(dim=0)
-            if bool((shares @ energies <= self.strength**2).all()):
-                return factors.outputs.T @ Projection(memory.basis, onto=False).less(factors.inputs, inside)
-        del cache[memory.centre]
-        return None
+    def end_steps(self, context: LearnerContext) -> None:
+        """Give weights what they are owed."""
+        for memory in layer_memories(context):
+            settle(memory)
 
     def held_back(self, memory: LayerMemory, gradient: Tensor) -> Tensor:
         """Return a gradient ``[out, n]`` with ``λ d / ‖d‖`` of every task in R3 added, cut to ``d / lr``."""
@@ -225,7 +231,8 @@ class CUBER(TRGP):
             return gradient
         basis, rate = memory.related_basis, memory.context.memory[RATE]
         # All bases are columns of one orthonormal matrix, so both are in their coordinates, [out, R].
-        arrivals = (self.moved(memory) - rate * gradient) @ basis
+        moved = memory.layer.matrix(memory.layer.module.weight.detach()) - memory.start
+        arrivals = (moved - rate * gradient) @ basis
         pulls = torch.zeros_like(arrivals)
         for old in flexible:
             place = memory.place_of(old)
@@ -235,7 +242,3 @@ class CUBER(TRGP):
             # One after another: the second must not undo again what the first has of a shared direction.
             arrivals = arrivals.index_add(1, place, pull * -rate)
         return torch.addmm(gradient, pulls, basis.T)
-
-    def moved(self, memory: LayerMemory) -> Tensor:
-        """Return how far a weight ``[out, n]`` of a layer with tasks in R3 is from where the task began."""
-        return memory.layer.matrix(memory.layer.module.weight.detach()) - memory.start

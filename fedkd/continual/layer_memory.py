@@ -94,7 +94,6 @@ class LayerMemory:
         memory.pop(OUTSIDE + name, None)
         if self.context.step_cache is not None:
             self.context.step_cache.pop(name, None)
-            self.context.step_cache.pop(self.centre, None)
         projection = cheaper_projection(self.basis if part is None else part)
         if projection.onto:
             memory[OUTSIDE + name] = projection.basis
@@ -234,9 +233,9 @@ class LayerMemory:
         del self.context.memory[f"{FLEXIBLE}{self.layer.name}/{old}"]
 
     @property
-    def centre(self) -> str:
-        """Name in the step cache of `shares_of_flexible`, while the weight is at the centre of such tasks."""
-        return f"centre/{self.layer.name}"
+    def settled(self) -> str:
+        """Name in the step cache of a note: something besides its own gradient changes the weight."""
+        return f"settled/{self.layer.name}"
 
     def free_columns(self) -> Tensor:
         """Return 1 for every column of the basis that none but flexible tasks have, else 0, ``[r]``."""
@@ -245,18 +244,6 @@ class LayerMemory:
             if old not in self.flexible:
                 free[self._columns(old).long()] = 0.0
         return free
-
-    def shares_of_flexible(self) -> Tensor:
-        """Return what each flexible task has of the free columns, ``[tasks, r]`` of 0 and 1.
-
-        A column that several of them have is the first one's.
-        """
-        free, shares = self.free_columns(), []
-        for old in self.flexible:
-            own = torch.zeros_like(free).index_fill(0, self._columns(old).long(), 1.0) * free
-            shares.append(own)
-            free = free - own
-        return torch.stack(shares)
 
     def hold_all_but_flexible(self) -> None:
         """Project gradients out of what the subspaces of all but the flexible tasks span."""

@@ -247,6 +247,10 @@ class TaskLearning:
         kind = None if job.kind is None else (job.kind, units)
         try:
             result = yield replace(job, model=model, optimizer=spec, rules=rules, kind=kind)
+        except BaseException:
+            if self.context.step_cache is not None:
+                self.learner.end_steps(self.context)
+            raise
         finally:
             self.context.step_cache, self.context.position, self.context.drawn = None, None, None
         self._track_peak()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,12 +110,31 @@ def agreed_scores(scores: Tensor, log_odds: Tensor, rule: Rule) -> Tensor:
         # A zero, negative or not, would count as in.
         out = -sizes.clamp_min(torch.finfo(sizes.dtype).tiny)
         return torch.where(log_odds > 0, sizes, torch.where(log_odds < 0, out, scores))
-    sizes = sizes.flatten()
-    own = sizes.argsort(descending=True, stable=True)
-    order = own[log_odds.flatten()[own].argsort(descending=True, stable=True)]
-    ranked = torch.empty_like(sizes)
-    ranked[order] = sizes[own]
-    return ranked.view_as(scores).copysign(scores)
+    own = sizes.detach().flatten().float().cpu().numpy()
+    ranked = np.empty_like(own)
+    ranked[_ranking(log_odds.flatten().float().cpu().numpy(), own)] = np.sort(own)[::-1]
+    return torch.from_numpy(ranked).to(sizes).view_as(scores).copysign(scores)
+
+
+def _ranking(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the order of `first`, largest first, where equal of `second`, where equal too of places.
+
+    Both numbers are packed into one, so that there is one sort, and a quick one: it leaves equal ones in any
+    order, and these few are put right.
+
+    Args:
+        first: ``[n]`` float32.
+        second: ``[n]`` float32, ≥ 0.
+    """
+    high = (first + np.float32(0.0)).view(np.int32)  # a zero has one sign then
+    high = np.where(high < 0, high ^ np.int32(0x7FFFFFFF), high).astype(np.int64)
+    keys = ~((high << 32) | second.view(np.int32))
+    order = np.argsort(keys)
+    keys = keys[order]
+    same = keys[1:] == keys[:-1]
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    order[tied] = order[tied][np.lexsort((order[tied], keys[tied]))]
+    return order
 
 
 # Bits ---------------------------------------------------------------------------------------------------

@@ -150,6 +150,8 @@ class LearnerRules:
 
     def after_epoch(self) -> None:
         # Also if nobody looks on, which must not make a difference.
+        if self._context.step_cache is not None:
+            self._learner.end_steps(self._context)
         self._context.step_cache, self._context.position, self._context.drawn = None, None, None
         self._batches = 0
         if self._after_epoch is not None:

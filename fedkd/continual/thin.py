@@ -17,90 +17,6 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 
 
-class Scaling:
-    """What ``Σ_j w B_j (Q_j − I) B_jᵀ`` adds to a product with a weight w.
-
-    Where all ``w B_j`` stay, they are computed once, and outputs are added to. Where they are learned, inputs
-    are scaled before they meet the weight, ``x' = x + Σ_j (x B_j) (Q_j − I)ᵀ B_jᵀ``, and the gradient of the
-    weight is of these.
-
-    Args:
-        weight: w ``[out, n]``.
-        basis: ``[n, R]``, which has the columns of all B_j, each once, and perhaps others.
-        places: Which of them are those of B_j, integers ``[r_j]``.
-        scales: Q_j ``[r_j, r_j]``.
-        through: Whether the ``w B_j`` are learned.
-    """
-
-    def __init__(
-        self,
-        weight: Tensor,
-        basis: Tensor,
-        places: Sequence[Tensor],
-        scales: Sequence[Tensor],
-        *,
-        through: bool = False,
-    ) -> None:
-        self.scales, self.through = tuple(scales), through
-        self.basis = basis
-        self._sizes = [len(place) for place in places]
-        # One B_j beside the other, [n, Σ r_j]. Most columns are in several: inputs meet them once.
-        self._places = torch.cat(list(places))
-        self._bases = basis.index_select(1, self._places)
-        self._known = None if through else weight @ self._bases
-        # Views are made here, once; those of Q_j, which changes in place, change with it.
-        self._turned = [scale.detach().T for scale in scales]
-        self._bases_across = self._bases.T
-        self._known_across = self._bases_across if self._known is None else self._known.T
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that the products below are of, besides inputs and gradients."""
-        known = [] if self._known is None else [self._known, self._known_across]
-        views = [*self._turned, self._bases_across]
-        return [*self.scales, self.basis, self._places, self._bases, *known, *views]
-
-    def along(self, inside: Tensor) -> Tensor:
-        """Return ``x B_j``, one beside the other ``[B, Σ r_j]``, of products ``[B, R]`` with the basis."""
-        return inside.index_select(1, self._places)
-
-    def add_to(self, outputs: Tensor, along: Tensor) -> None:
-        """Add ``Σ_j (x B_j) (Q_j − I)ᵀ (w B_j)ᵀ`` to ``x wᵀ``, given all ``x B_j``."""
-        outputs.addmm_(self._less_own(along, self._turned), self._known_across)
-
-    def scaled(self, inputs: Tensor, along: Tensor) -> Tensor:
-        """Return ``x' = x + Σ_j (x B_j) (Q_j − I)ᵀ B_jᵀ`` of inputs ``[B, n]``, given all ``x B_j``."""
-        return torch.addmm(inputs, self._less_own(along, self._turned), self._bases_across)
-
-    def back(self, outer: Tensor, plain: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return ``δ w``, if it was needed, and all ``δ w B_j``, one beside the other.
-
-        Args:
-            outer: The outputs' gradient δ ``[B, out]``.
-            plain: w ``[out, n]``.
-        """
-        if self._known is not None:
-            return None, outer @ self._known
-        through = outer @ plain
-        return through, through @ self._bases
-
-    def add_to_inputs(self, gradient: Tensor, back: Tensor) -> None:
-        """Add ``Σ_j δ w B_j (Q_j − I) B_jᵀ`` to the gradient ``δ w`` of inputs, given all ``δ w B_j``."""
-        gradient.addmm_(self._less_own(back, self.scales), self._bases_across)
-
-    def gradients(self, along: Tensor, back: Tensor) -> list[Tensor]:
-        """Return the gradients ``(δ w B_j)ᵀ (x B_j)`` of the scales."""
-        pairs = zip(self._parts(back), self._parts(along), strict=True)
-        return [outer.T @ inputs for outer, inputs in pairs]
-
-    def _parts(self, whole: Tensor) -> Sequence[Tensor]:
-        return whole.split_with_sizes(self._sizes, 1)
-
-    def _less_own(self, whole: Tensor, factors: Sequence[Tensor]) -> Tensor:
-        pairs = zip(self._parts(whole), factors, strict=True)
-        return torch.cat([torch.addmm(own, own, factor, beta=-1.0) for own, factor in pairs], dim=1)
-
-
 class Factors(NamedTuple):
     """What the gradient ``δᵀ X`` of a weight is the product of.
 
@@ -108,11 +24,141 @@ class Factors(NamedTuple):
         outputs: δ ``[B, out]``, gradients of the outputs.
         inputs: X ``[B, n]``.
         inside: ``X B`` ``[B, R]`` with the basis of what is scaled, where it is at hand.
+        outside: ``X − X B Bᵀ`` ``[B, n]``, where it is at hand.
     """
 
     outputs: Tensor
     inputs: Tensor
     inside: Tensor | None = None
+    outside: Tensor | None = None
+
+
+class Seen(NamedTuple):
+    """What a forward pass keeps for its way back.
+
+    Attributes:
+        inputs: What the weight was multiplied by ``[B, n]``.
+        inside: Inputs times the basis, ``[B, R]``.
+        along: Inputs times all B_j ``[B, r_j]``.
+    """
+
+    inputs: Tensor
+    inside: Tensor
+    along: Sequence[Tensor]
+
+
+class Scaling:
+    """What ``Σ_j w B_j (Q_j − I) B_jᵀ`` adds to a product with a weight w whose ``w B_j`` all stay.
+
+    They are computed once, and outputs are added to.
+
+    Args:
+        weight: w ``[out, n]``.
+        basis: ``[n, R]``, which has the columns of all B_j, each once, and perhaps others.
+        places: Which of them are those of B_j, integers ``[r_j]``.
+        scales: Q_j ``[r_j, r_j]``.
+    """
+
+    def __init__(
+        self, weight: Tensor, basis: Tensor, places: Sequence[Tensor], scales: Sequence[Tensor]
+    ) -> None:
+        self.scales = tuple(scales)
+        self.basis = basis
+        self._sizes = [len(place) for place in places]
+        # One B_j beside the other, [n, Σ r_j]. Most columns are in several: inputs meet them once.
+        self._places = torch.cat(list(places))
+        # Views are made here, once; those of Q_j, which changes in place, change with it.
+        self._turned = [scale.detach().T for scale in scales]
+        self._prepare(weight)
+
+    def _prepare(self, weight: Tensor) -> None:
+        self._bases = self.basis.index_select(1, self._places)
+        self._bases_across = self._bases.T
+        self._known = weight @ self._bases
+        self._known_across = self._known.T
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that the products below are of, besides inputs and gradients."""
+        known = [self._known, self._known_across, self._bases, self._bases_across]
+        return [*self.scales, self.basis, self._places, *self._turned, *known]
+
+    def outputs(self, inputs: Tensor, plain: Tensor, bias: Tensor | None) -> tuple[Tensor, Seen]:
+        """Return ``x w̃ᵀ + b`` of inputs ``[B, n]``: ``x wᵀ + b + Σ_j (x B_j) (Q_j − I)ᵀ (w B_j)ᵀ``."""
+        seen = self._seen(inputs)
+        outputs = F.linear(inputs, plain, bias)
+        outputs.addmm_(self._less_own(seen.along, self._turned), self._known_across)
+        return outputs, seen
+
+    def back(
+        self, outer: Tensor, plain: Tensor, seen: Seen, *, for_inputs: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """Return the gradients of the inputs, ``δ w̃``, and of the scales, ``(δ w B_j)ᵀ (x B_j)``.
+
+        Args:
+            outer: The outputs' gradient δ ``[B, out]``.
+            plain: w ``[out, n]``.
+            seen: What `outputs` has.
+            for_inputs: Whether the inputs' is asked for; else it is None.
+        """
+        back = self._parts(outer @ self._known)
+        gradients = self._gradients(seen.along, back)
+        return (self._with_scales(outer @ plain, back) if for_inputs else None), gradients
+
+    def factors(self, outer: Tensor, seen: Seen) -> Factors:
+        """Return what the gradient of w is a product of, past the scales."""
+        return Factors(outer, seen.inputs, seen.inside)
+
+    def _seen(self, inputs: Tensor) -> Seen:
+        inside = inputs @ self.basis
+        return Seen(inputs, inside, self._parts(inside.index_select(1, self._places)))
+
+    def _with_scales(self, gradient: Tensor, back: Sequence[Tensor]) -> Tensor:
+        """Add ``Σ_j δ w B_j (Q_j − I) B_jᵀ`` to the gradient ``δ w`` of inputs, given all ``δ w B_j``."""
+        return gradient.addmm_(self._less_own(back, self.scales), self._bases_across)
+
+    def _gradients(self, along: Sequence[Tensor], back: Sequence[Tensor]) -> list[Tensor]:
+        return [outer.T @ inputs for outer, inputs in zip(back, along, strict=True)]
+
+    def _parts(self, whole: Tensor) -> Sequence[Tensor]:
+        return whole.split_with_sizes(self._sizes, 1)
+
+    def _less_own(self, parts: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+        pairs = zip(parts, factors, strict=True)
+        return torch.cat([torch.addmm(own, own, factor, beta=-1.0) for own, factor in pairs], dim=1)
+
+
+class LearnedScaling(Scaling):
+    """The same where the ``w B_j`` are learned too, and change from step to step.
+
+    Inputs are scaled before they meet the weight, ``x' = x + Σ_j (x B_j) (Q_j − I)ᵀ B_jᵀ``, and the gradient
+    of the weight is of these.
+    """
+
+    def _prepare(self, weight: Tensor) -> None:
+        self._bases = self.basis.index_select(1, self._places)
+        self._bases_across = self._bases.T
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        known = [self._bases, self._bases_across]
+        return [*self.scales, self.basis, self._places, *self._turned, *known]
+
+    def outputs(self, inputs: Tensor, plain: Tensor, bias: Tensor | None) -> tuple[Tensor, Seen]:
+        seen = self._seen(inputs)
+        scaled = torch.addmm(inputs, self._less_own(seen.along, self._turned), self._bases_across)
+        return F.linear(scaled, plain, bias), seen._replace(inputs=scaled)
+
+    def back(
+        self, outer: Tensor, plain: Tensor, seen: Seen, *, for_inputs: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        through = outer @ plain
+        back = self._parts(through @ self._bases)
+        gradients = self._gradients(seen.along, back)
+        return (self._with_scales(through, back) if for_inputs else None), gradients
+
+    def factors(self, outer: Tensor, seen: Seen) -> Factors:
+        return Factors(outer, seen.inputs)
 
 
 class ThinWeight(Tensor):
@@ -209,16 +255,11 @@ class _ThinLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, plain: Tensor, bias: Tensor | None, weight: ThinWeight, *scales: Tensor
     ) -> Tensor:
         inputs = x.reshape(-1, x.shape[-1])
-        scaling, ctx.inside = weight.scaling, None
-        if scaling is not None:
-            ctx.inside = inputs @ scaling.basis
-            ctx.along = scaling.along(ctx.inside)
-            if scaling.through:
-                inputs, ctx.inside = scaling.scaled(inputs, ctx.along), None
-        outputs = F.linear(inputs, plain, bias)
-        if scaling is not None and not scaling.through:
-            scaling.add_to(outputs, ctx.along)
-        ctx.weight, ctx.shape = weight, x.shape
+        ctx.weight, ctx.shape, ctx.seen = weight, x.shape, None
+        if weight.scaling is None:
+            outputs = F.linear(inputs, plain, bias)
+        else:
+            outputs, ctx.seen = weight.scaling.outputs(inputs, plain, bias)
         ctx.save_for_backward(inputs, plain)
         return outputs.view(*x.shape[:-1], outputs.shape[-1])
 
@@ -231,18 +272,16 @@ class _ThinLinear(torch.autograd.Function):
         for_x = for_plain = for_bias = None
         for_scales: list[Tensor] = []
         if scaling is not None:
-            for_x, back = scaling.back(outer, plain)
-            for_scales = scaling.gradients(ctx.along, back)
-        if not ctx.needs_input_grad[0]:
-            for_x = None
-        else:
-            for_x = outer @ plain if for_x is None else for_x
-            if scaling is not None:
-                scaling.add_to_inputs(for_x, back)
+            needed = ctx.needs_input_grad[0]
+            for_x, for_scales = scaling.back(outer, plain, ctx.seen, for_inputs=needed)
+        elif ctx.needs_input_grad[0]:
+            for_x = outer @ plain
+        if for_x is not None:
             for_x = for_x.view(ctx.shape)
         if ctx.needs_input_grad[1]:
-            for_plain = outer.T @ inputs
-            ctx.weight.remember(for_plain, Factors(outer, inputs, ctx.inside))
+            factors = Factors(outer, inputs) if scaling is None else scaling.factors(outer, ctx.seen)
+            for_plain = outer.T @ factors.inputs
+            ctx.weight.remember(for_plain, factors)
         if ctx.needs_input_grad[2]:
             for_bias = outer.sum(dim=0)
         return for_x, for_plain, for_bias, None, *for_scales

@@ -12,19 +12,21 @@ from torch import Tensor, nn
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import LayerMemory, TrustRegion, layer_memories
 from fedkd.continual.learner import Tensors
-from fedkd.continual.thin import Scaling, ThinWeight
+from fedkd.continual.thin import LearnedScaling, Scaling, ThinWeight
 
 
-def most_inputs(memory: LayerMemory, scaled: int = 0) -> int:
+def most_inputs(memory: LayerMemory, scaled: int = 0, rank: int | None = None) -> int:
     """Return up to how many inputs it takes less to transform those than the weight and its gradient.
 
     Args:
         memory: Of a protected layer; 0 if it is a convolution, which has many inputs.
         scaled: Number of directions in which the weight is scaled.
+        rank: Number of columns that gradients are projected with; None: those of the memory's projection.
     """
     if not isinstance(memory.layer.module, nn.Linear):
         return 0
-    rank, outputs = memory.projection.rank, memory.layer.module.out_features
+    rank = memory.projection.rank if rank is None else rank
+    outputs = memory.layer.module.out_features
     # The gradient takes two products with the projection's basis, and three with that of the scales. The
     # inputs take two, and one, and one with the gradient of the outputs.
     return outputs * (2 * rank + 3 * scaled) // (2 * rank + scaled + outputs)
@@ -51,7 +53,8 @@ def thin_weight(
         return None
     scaling = None
     if region is not None:
-        scaling = Scaling(weight.detach(), *_within(memory, region), region.scales, through=through)
+        kind = LearnedScaling if through else Scaling
+        scaling = kind(weight.detach(), *_within(memory, region), region.scales)
     return ThinWeight.make(weight, effective or (lambda: weight), most, scaling)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -15,6 +16,9 @@ from fedkd.engine.live_clients import LiveClients
 from fedkd.engine.work_note import WorkNote
 from fedkd.federation.identity import assume_identity, client_of
 from fedkd.plugins import contained
+
+Part = tuple[Message, Mapping[str, int]]
+"""A message, and the numbers of the held records that belong into it, by name."""
 
 
 class Workload(Protocol):
@@ -42,6 +46,7 @@ class ClientActor:
 
     def __init__(self, module: str | None = None) -> None:
         os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+        self._held: dict[int, _Held] = {}
         if module is not None:
             with suppress(Exception):  # which `open` will meet again
                 import_module(module)
@@ -65,25 +70,34 @@ class ClientActor:
         room = getattr(self._workload, "room", None)  # one that says nothing has room for all
         self._clients = LiveClients(self._workload.app, self._workload.context, self._together, room)
 
-    def handle(self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord) -> list[Message]:
+    def hold(self, uses: Sequence[tuple[int, int]], *records: ArrayRecord) -> None:
+        """Keep records that messages to come share, each as long as there are such.
+
+        They are fetched from the object store here, once, and not for one message after the other.
+
+        Args:
+            uses: For every record a number that parts name it by, and how often they do.
+            records: The records, read from the object store.
+        """
+        for (number, times), record in zip(uses, records, strict=True):
+            self._held[number] = _Held(record, times)
+
+    def handle(self, parts: Sequence[Part]) -> list[Message]:
         """Handle one message, or messages of one kind to several clients together.
 
         Args:
-            parts: Messages without the records that they share with others, and the names of these records.
-            shared: The records of all parts in their order, read from the object store.
+            parts: Messages without the records that they share with others, and where these go (see `hold`).
         """
-        messages = _whole(parts, shared)
+        messages = self._whole(parts)
         self._begin(messages)
         return self._clients.handle_together(messages)
 
-    def handle_keeping(
-        self, parts: Sequence[tuple[Message, Sequence[str]]], *shared: ArrayRecord
-    ) -> tuple[list[Message], dict[int, ArrayRecord]]:
+    def handle_keeping(self, parts: Sequence[Part]) -> tuple[list[Message], dict[int, ArrayRecord]]:
         """Handle messages one after the other; return the replies, and what clients are then by their index.
 
         What a client that raised is now nobody knows: see `renew`.
         """
-        messages = _whole(parts, shared)
+        messages = self._whole(parts)
         self._begin(messages)
         done = [self._clients.handle_keeping(message) for message in messages]
         states = {
@@ -109,11 +123,21 @@ class ClientActor:
         alone = len(messages) == 1
         self._note.begin(messages[0].metadata.message_id if alone else "")  # it may be any of them
 
+    def _whole(self, parts: Sequence[Part]) -> list[Message]:
+        """Return messages with the records that they share with others put back in."""
+        for message, places in parts:
+            for name, number in places.items():
+                held = self._held[number]
+                message.content[name] = held.record
+                held.uses -= 1
+                if not held.uses:
+                    del self._held[number]
+        return [message for message, _ in parts]
 
-def _whole(parts: Sequence[tuple[Message, Sequence[str]]], shared: Sequence[ArrayRecord]) -> list[Message]:
-    """Return messages with the records that they share with others put back in."""
-    records = iter(shared)
-    for message, names in parts:
-        for name in names:
-            message.content[name] = next(records)
-    return [message for message, _ in parts]
+
+@dataclass
+class _Held:
+    """A record, and how many messages to come have it."""
+
+    record: ArrayRecord
+    uses: int

@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from fedkd.engine.blocks import Blocks
 from fedkd.engine.grid import EngineGrid
 from fedkd.engine.live_clients import changed_by
-from fedkd.engine.ray_actor import ClientActor
+from fedkd.engine.ray_actor import ClientActor, Part
 from fedkd.engine.ray_batch import Batch
 from fedkd.engine.ray_nodes import lost_node
 from fedkd.engine.ray_watch import RayWatch
@@ -139,8 +139,7 @@ class RayGrid(EngineGrid):
 
     def _work_through(self, messages: list[Message]) -> Iterator[Message]:
         batch = Batch(self._put_shared_records(messages))
-        for actor, own in self._calls(messages):
-            self._send(batch, actor, own)
+        self._hand_out(batch, list(self._calls(messages)))
         while batch.waiting:
             done, _ = ray.wait(list(batch.waiting), num_returns=len(batch.waiting), timeout=POLL_SECONDS)
             for reference in sorted(done, key=lambda reference: batch.waiting[reference].number):
@@ -150,19 +149,29 @@ class RayGrid(EngineGrid):
             if self._timeout is not None:
                 yield from self._stop_late(batch, self._timeout)
 
-    def _send(self, batch: Batch, actor: int, messages: Sequence[Message]) -> None:
+    def _hand_out(self, batch: Batch, calls: Sequence[tuple[int, Sequence[Message]]]) -> None:
+        """Hand messages to actors, and ahead of them, once to each actor, what they share with others."""
+        uses: dict[int, Counter[int]] = {}
+        parts = [[_without_shared(message, batch.shared) for message in own] for _, own in calls]
+        for (actor, _), own in zip(calls, parts, strict=True):
+            uses.setdefault(actor, Counter()).update(key for _, places in own for key in places.values())
+        for actor, counted in uses.items():
+            if counted:
+                self._watch.check()
+                references = [batch.shared[key] for key in counted]
+                # An actor works through its calls in their order: it has them when the messages come.
+                self._actors[actor].hold.remote(list(counted.items()), *references)
+        for (actor, messages), own in zip(calls, parts, strict=True):
+            self._send(batch, actor, messages, own)
+
+    def _send(self, batch: Batch, actor: int, messages: Sequence[Message], parts: Sequence[Part]) -> None:
         self._watch.check()
-        parts, references = [], []
-        for message in messages:
-            light, names, own = _without_shared(message, batch.shared)
-            parts.append((light, names))
-            references += own
         remote = self._actors[actor]
         if self._keeps_states:
-            replies, states = remote.handle_keeping.options(num_returns=2).remote(parts, *references)
+            replies, states = remote.handle_keeping.options(num_returns=2).remote(parts)
             batch.add(replies, actor, messages, states)
         else:
-            batch.add(remote.handle.remote(parts, *references), actor, messages)
+            batch.add(remote.handle.remote(parts), actor, messages)
 
     def _renew(self, batch: Batch, client: int) -> None:
         """Have a client made anew, as what it was after the last message that it has answered."""
@@ -237,14 +246,15 @@ class RayGrid(EngineGrid):
         batch.forget(actor)
         if self._keeps_states:
             self._replace(batch, actor)
-        failed = []
+        failed, again = [], []
         for message in lost:
             if client_of(message.metadata.dst_node_id) == culprit:
                 failed.append(Message(failure, reply_to=message))
             elif self._keeps_states:
-                self._send(batch, actor, [message])
+                again.append(message)
             else:
                 failed.append(Message(Error(NOT_HANDLED, reason), reply_to=message))
+        self._hand_out(batch, [(actor, [message]) for message in again])
         yield from failed
 
     def _replace(self, batch: Batch, actor: int) -> None:
@@ -327,13 +337,11 @@ def _one_of(clients: Sequence[int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _without_shared(
-    message: Message, shared: dict[int, ray.ObjectRef]
-) -> tuple[Message, list[str], list[ray.ObjectRef]]:
-    """Return the message without its shared records, their names, and where they lie."""
+def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
+    """Return the message without its shared records, and which of them belong into it, by name."""
     records = message.content.array_records
-    names = [name for name, record in records.items() if id(record) in shared]
-    if not names:
-        return message, [], []
-    kept = RecordDict({name: record for name, record in message.content.items() if name not in names})
-    return with_content(message, kept), names, [shared[id(records[name])] for name in names]
+    places = {name: id(record) for name, record in records.items() if id(record) in shared}
+    if not places:
+        return message, places
+    kept = RecordDict({name: record for name, record in message.content.items() if name not in places})
+    return with_content(message, kept), places

@@ -35,9 +35,10 @@ _JOINING = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 """Read by Ray when it is imported: a cluster that answers nobody without its token is waited for once, half a
 minute, instead of twenty times."""
 
-_LOCAL_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 3600}
+LOCAL_CONFIG = {"gcs_rpc_server_reconnect_timeout_s": 3600, "max_direct_call_object_size": 2**19}
 """Of a Ray that is started here. Without its GCS, Ray would end this process after a minute, with status 1;
-so `RayWatch` tells of it first, however long a round takes."""
+so `RayWatch` tells of it first, however long a round takes. Replies of up to half a megabyte come with the
+call itself, where Ray would have all above 100 kB go through its object store, at a millisecond each."""
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
 
@@ -120,7 +121,7 @@ def _start_local() -> Seclusion:
                 address="local",
                 num_cpus=allowed_cpus(),
                 include_dashboard=False,
-                _system_config=_LOCAL_CONFIG,
+                _system_config=LOCAL_CONFIG,
                 **_QUIET,
             )
     except Exception as error:

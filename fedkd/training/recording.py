@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedkd.models.kernel_mode import KernelMode
+from fedkd.training.own_kernels import function_of
 
 Step = Callable[[], "list[Tensor]"]
 """Takes a step and returns what it tells, such as the loss."""
@@ -36,14 +37,19 @@ DIRECT = {
     *(
         "abs",
         "add",
+        "addcmul",
         "addmm",
+        "addmv",
+        "all",
         "argmax",
         "cat",
         "clamp",
         "div",
+        "dot",
         "embedding",
         "eq",
         "exp",
+        "ge",
         "index_select",
         "log",
     ),
@@ -51,6 +57,7 @@ DIRECT = {
         "minimum",
         "mm",
         "mul",
+        "mv",
         "native_group_norm",
         "native_layer_norm",
         "neg",
@@ -58,7 +65,7 @@ DIRECT = {
         "permute",
         "relu",
     ),
-    *("sub", "sum", "t", "where", "zeros_like"),
+    *("rsqrt", "rsub", "sub", "sum", "t", "where", "zeros_like"),
 }
 """Kernels that `torch` has functions for, which find them faster than the operators of `torch.ops` do."""
 METHODS = {
@@ -264,7 +271,7 @@ def _node(graph: Graph, kernel: Any, args: Any, kwargs: Any) -> Node:
         return graph.call_function(getattr(torch, name), args, kwargs)
     if kernel.namespace == "aten" and name in METHODS:
         return graph.call_method(name, args, kwargs)
-    return graph.call_function(kernel, args, kwargs)
+    return graph.call_function(function_of(kernel), args, kwargs)
 
 
 def _insist(value: Tensor, expected: bool) -> None:

@@ -4,7 +4,8 @@
 
 Every round sends one model to every client and gets one back from each, as federated averaging does. The
 client returns what it received. The cost is the wall-clock time of a round over its number of messages; the
-first rounds warm up and are not counted. Each engine is measured in a process of its own, one after the
+first rounds warm up and are not counted. fedkd's Ray has the settings of one that a run starts, the bare
+actor's has Ray's own. Each engine is measured in a process of its own, one after the
 other, so that neither runs while the other is alive.
 """
 
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -76,9 +78,9 @@ def measure(grid: Grid, record: ArrayRecord, rounds: int) -> list[float]:
     return costs
 
 
-def _start_ray(ray: Any, actors: int) -> None:
+def _start_ray(ray: Any, actors: int, config: Mapping[str, Any] | None = None) -> None:
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    ray.init(address="local", num_cpus=actors, **options)
+    ray.init(address="local", num_cpus=actors, _system_config=config, **options)
 
 
 def measure_fedkd(weights: np.ndarray, clients: int, actors: int, rounds: int) -> list[float]:
@@ -86,8 +88,9 @@ def measure_fedkd(weights: np.ndarray, clients: int, actors: int, rounds: int) -
     import ray
 
     from fedkd.engine.ray_grid import RayGrid
+    from fedkd.engine.ray_pool import LOCAL_CONFIG
 
-    _start_ray(ray, actors)
+    _start_ray(ray, actors, LOCAL_CONFIG)
     grid = RayGrid(EchoWorkload, (), [1.0] * clients, actors=actors)
     grid.wait_until_ready()
     return measure(grid, to_record({"w": weights}), rounds)

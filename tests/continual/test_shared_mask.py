@@ -38,8 +38,9 @@ def test_one_client_alone_and_clients_that_agree_keep_their_scores_to_the_bit(ru
 
 def test_topk_goes_by_votes_then_by_ones_own_scores_then_by_place():
     scores = drawn()
-    scores[0, :4] = 0.5  # of equal size
-    votes = torch.randint(0, 4, scores.shape, generator=torch.Generator().manual_seed(1)).float()
+    scores[:4] = 0.1 * (10 * scores[:4]).round() + 1e-3  # many of equal size
+    votes = torch.randint(-2, 3, scores.shape, generator=torch.Generator().manual_seed(1)).float()
+    votes[4:] *= -1.0  # zeros have either sign
     agreed = masks.agreed_scores(scores, votes, "topk")
     sizes, said = scores.abs().numpy().ravel(), votes.numpy().ravel()
     order = np.lexsort((np.arange(sizes.size), -sizes, -said))  # the last key counts first

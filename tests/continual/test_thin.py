@@ -11,7 +11,8 @@ from torch.func import functional_call, vmap
 
 from fedkd.continual.cuber import CUBER
 from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import BASIS, SCALE
+from fedkd.continual.layer_memory import BASIS, REGIME, SCALE
+from fedkd.continual.moving import MovingScaling
 from fedkd.continual.thin import Scaling, ThinWeight
 from fedkd.continual.trgp import TRGP
 from fedkd.models.mlp import mlp
@@ -123,7 +124,7 @@ def test_a_gradient_of_one_call_is_known_to_be_its_product():
     for seed in (1, 2):  # the last call's
         x = draw(5, 7, seed=seed)
         gradient = backward(linear, thin, x)
-        outputs, inputs, _ = thin.factors_of(gradient)
+        outputs, inputs, *_ = thin.factors_of(gradient)
         assert torch.equal(inputs, x)
         torch.testing.assert_close(outputs, F.linear(x, dense(), linear.bias).cos().detach())
         torch.testing.assert_close(gradient, outputs.T @ x)
@@ -294,31 +295,77 @@ def test_learners_learn_what_they_would_without(monkeypatch, learner, way):
             torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("optimizer", "strength"), [(SGD, 1e3), (SGD, 0.3), (MOMENTUM, 1e3)])
-def test_what_stays_at_the_centre_is_as_if_it_were_protected(monkeypatch, optimizer, strength):
-    """With a strong λ nothing moves in R3; dense products and a proximal step say the same, or differ."""
-    learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-1.0, strength=strength)
-    stayed = []
-    stay = CUBER.stay
+@pytest.mark.parametrize("strength", [1e3, 0.3, 0.05, 0.0])
+def test_weights_that_move_in_coordinates_arrive_where_they_would(monkeypatch, strength):
+    """Held at the centre, let go now and then, and free; some tasks leave R3 on the way."""
+    learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-0.3, strength=strength)
+    advanced, owed = [], []
+    advance, give = MovingScaling.advance, MovingScaling.owed
+    monkeypatch.setattr(MovingScaling, "advance", lambda s, inside: advanced.append(advance(s, inside)))
 
-    def noted(self, memory, gradient):
-        left = stay(self, memory, gradient)
-        stayed.append(left is not None)
-        return left
+    def noted(self):
+        owed.append(give(self))
+        return owed[-1]
 
-    monkeypatch.setattr(CUBER, "stay", noted)
-    net, _ = course(learner, optimizer=optimizer)
-    if optimizer is MOMENTUM:
-        assert not any(stayed), "momentum may carry weights on"
-    elif strength == 1e3:
-        assert all(stayed) and stayed
-    else:
-        assert set(stayed) == {True, False}
-    monkeypatch.setattr(CUBER, "is_centred", lambda self, memory: False)
-    other, _ = course(learner, optimizer=optimizer)
+    monkeypatch.setattr(MovingScaling, "owed", noted)
+    net, context = course(learner, optimizer=SGD)
+    steps = len(advanced)
+    assert steps > 20
+    assert (max(float(part.norm()) for part in owed) > 1e-3) == (strength < 1e3)
+    monkeypatch.setattr(CUBER, "may_move_alone", lambda self, memory: False)
+    other, others = course(learner, optimizer=SGD)
+    assert len(advanced) == steps
     for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
-        # A proximal step knows the learning rate in float32.
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    assert all(
+        torch.equal(values, others.memory[name])
+        for name, values in context.memory.items()
+        if name.startswith(REGIME)
+    )
+
+
+@pytest.mark.parametrize("way", ["momentum", "adam", *OTHER])
+def test_weights_move_as_a_whole_where_anything_else_takes_part(monkeypatch, way):
+    """By momentum and Adam from the beginning; else from where the first step of an epoch has shown it."""
+    learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-1.0, strength=0.05)
+    advanced = []
+    advance = MovingScaling.advance
+    monkeypatch.setattr(MovingScaling, "advance", lambda s, inside: advanced.append(advance(s, inside)))
+    options = (PLAIN | OTHER)[way]
+    net, _ = course(learner, **options)
+    assert not advanced
+    monkeypatch.setattr(CUBER, "may_move_alone", lambda self, memory: False)
+    other, _ = course(learner, **options)
+    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+def test_a_weight_is_whole_after_a_step_that_failed(monkeypatch):
+    """Whoever goes on with a client whose loss raised finds in its weights what steps have made of them."""
+    stream = double_stream(2)
+    learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-1.0, strength=0.0)
+    nets = [wide(), wide()]
+    for net in nets:
+        learning = start(learner, net, stream, small_units(2, shared=True), batch_size=4)
+        fit_task(learning, stream, 0)
+        learning.enter(1)
+        begun = net.body[1].weight.detach().clone()
+        left = iter(range(3))
+
+        def loss(model, x, y, left=left):
+            if next(left, None) is None:
+                raise ZeroDivisionError
+            return F.cross_entropy(model(x), y)
+
+        with pytest.raises(ZeroDivisionError):
+            train(
+                learning, stream[1], loss, optimizer=SGD, epochs=range(1), task_epochs=1, batch_size=4,
+                generator=g(), seed=0,
+            )  # fmt: skip
+        monkeypatch.setattr(CUBER, "may_move_alone", lambda self, memory: False)
+    assert (nets[0].body[1].weight - begun).norm() > 1e-2
+    for ours, theirs in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("learner", LEARNERS[:3], ids=["gpm", "trgp", "cuber"])
