@@ -96,12 +96,13 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
         UserError: The first thing that would stop a run.
     """
     from fedkd.clients.memory import checked_models
+    from fedkd.clients.own_samples import share_held_out
     from fedkd.clients.workload import workload
     from fedkd.data.federated import FederatedData
 
     scenario = plan.scenario
     if isinstance(data, FederatedData):
-        yield from _data_rows(scenario, data)
+        yield from _data_rows(scenario, data, share_held_out(plan))
     else:
         yield from _stream_rows(scenario, data)
     models = checked_models(plan, data)
@@ -120,12 +121,12 @@ def _row(label: str, text: str) -> str:
     return f"{label:<10}{text}"
 
 
-def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
+def _data_rows(scenario: Scenario, data: FederatedData, held_out: float | None = None) -> Iterator[str]:
     shape = "×".join(map(str, data.input_shape))
     testing = f"{len(data.test_y):,} {_common_tests(scenario)}"
     yield _row("data", f"{data.name}: {data.classes} classes, samples of {shape}{_kind(data)}, {testing}")
     yield _row("partition", _partition(scenario))
-    yield from _size_rows(scenario, [data], "client")
+    yield from _size_rows(scenario, [data], "client", held_out)
     yield _row("", f"label skew: {_skew(data.label_distribution())}")
     if data.skew:
         yield _row("", f"clients differ by {_differences(data.skew)}")
@@ -215,7 +216,9 @@ def _kind(data: Data) -> str:
     return " integers" if data.input_dtype.kind == "i" else ""
 
 
-def _size_rows(scenario: Scenario, tasks: Sequence[FederatedData], unit: str) -> Iterator[str]:
+def _size_rows(
+    scenario: Scenario, tasks: Sequence[FederatedData], unit: str, held_out: float | None = None
+) -> Iterator[str]:
     """Yield how many samples clients train on and are tested on, from the fewest to the most."""
     from fedkd.clients.own_samples import number_kept_apart
 
@@ -226,6 +229,9 @@ def _size_rows(scenario: Scenario, tasks: Sequence[FederatedData], unit: str) ->
         apart = [number_kept_apart(samples, stopping.validation) for samples in train]
         none = f"; {apart.count(0)} of {len(apart)} keep none apart and train all epochs" * (0 in apart)
         yield _row("", f"of these kept apart for early stopping: {_spread(apart)}{none}")
+    elif held_out:
+        apart = [number_kept_apart(samples, held_out) for samples in train]
+        yield _row("", f"of these kept apart to choose by: {_spread(apart)}")
     kind = "local test samples" if scenario.data.validation is None else "samples held out for validation"
     yield _row("", f"{kind} per {unit}: {_spread(test)}" if any(test) else "no local test sets")
 

@@ -16,7 +16,8 @@ import numpy as np
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
 from fedkd.clients.model_kind import ModelKind
-from fedkd.clients.own_samples import OwnSamples, train_on_all
+from fedkd.clients.own_prior import leaning, log_shares, smallest_kappa
+from fedkd.clients.own_samples import OwnSamples, keep_apart, share_held_out, train_on_all
 from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
@@ -73,6 +74,7 @@ class Client(ModelKind):
         self._scenario = plan.scenario
         self._strategy = plan.strategy
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
+        self._kappa = 0.0  # of the last answers
         self._last_guidance: LastGuidance | None = None  # None: there has been none, or it is not rehearsed
         self._poison = poison
         self._stages = upload_stages(self._scenario.fusion.upload_dtype, poison)
@@ -191,16 +193,28 @@ class Client(ModelKind):
 
     def answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's, of its present task."""
-        logits, kappa = self._answer(x), self._scenario.fusion.own_prior
-        return logits if kappa == 0.0 else logits + np.float32(kappa) * self._log_prior()
+        if self._scenario.fusion.own_prior == 0.0:
+            return self._answer(x)
+        log_prior = log_shares(self.training_labels(), self.data.classes)
+        self._kappa = self._chosen_kappa(log_prior)
+        return leaning(self._answer(x), self._kappa, log_prior)
 
-    def _log_prior(self) -> np.ndarray:
-        """Return the logarithm of the classes' shares in what the client learns from, `[C]` float32.
+    def _chosen_kappa(self, log_prior: np.ndarray) -> float:
+        """Return κ: the scenario's, or what suits the samples that the client keeps apart."""
+        said = self._scenario.fusion.own_prior
+        if said != "auto":
+            return said
+        x, y = self.kept_apart()
+        return smallest_kappa(self._answer(x), y, log_prior) if len(y) else 0.0
 
-        Each class counts one sample more than there are, so that none is ruled out.
-        """
-        counts = np.bincount(self.training_labels(), minlength=self.data.classes) + 1
-        return np.log(counts / counts.sum()).astype(np.float32)
+    def kept_apart(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples `[k, …]` and labels `[k]` that the client chooses by and never trains on."""
+        rows = self._own_samples().kept_apart
+        return self.data.train_x[rows], self.training_labels()[rows]
+
+    def choices(self) -> dict[str, float]:
+        """Return what the client has chosen for itself, by metric name, as of the last evaluation."""
+        return {"own_prior": self._kappa} if self._scenario.fusion.own_prior == "auto" else {}
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""
@@ -306,7 +320,18 @@ class Client(ModelKind):
 
     def _own_samples(self) -> OwnSamples:
         """Return which of the client's training samples it trains on."""
-        return train_on_all(len(self.data.train_y))
+        return self._own_samples_of(self.data)
+
+    def _own_samples_of(self, data: ClientData, task: int | None = None) -> OwnSamples:
+        share = self._share_kept_apart
+        if share is None:
+            return train_on_all(len(data.train_y))
+        return keep_apart(data.train_y, share, seed=self._scenario.seed, client=self.index, task=task)
+
+    @property
+    def _share_kept_apart(self) -> float | None:
+        """Share of the training samples that is kept apart; None: the client trains on all."""
+        return share_held_out(self._plan)
 
     def _labels_of(self, data: ClientData) -> np.ndarray:
         return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedkd.clients.faults import Poison
 from fedkd.clients.local_loss import LocalLoss, ProximalTerm
 from fedkd.clients.network_client import NetworkClient
-from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
+from fedkd.clients.own_samples import share_kept_apart
 from fedkd.clients.rehearsal import Rehearsed
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.view import RoundView
@@ -148,15 +148,9 @@ class TorchClient(NetworkClient):
             replayable=True,
         )
 
-    def _own_samples(self) -> OwnSamples:
-        return self._own_samples_of(self.data)
-
-    def _own_samples_of(self, data: ClientData, task: int | None = None) -> OwnSamples:
-        wanted = self._scenario.training.early_stopping
-        if wanted is None:
-            return train_on_all(len(data.train_y))
-        seed = self._scenario.seed
-        return keep_apart(data.train_y, wanted.validation, seed=seed, client=self.index, task=task)
+    @property
+    def _share_kept_apart(self) -> float | None:
+        return share_kept_apart(self._plan)
 
     def _early_stopping(self) -> EarlyStopping | None:
         """Return when training on private samples stops; None: after its last epoch."""

@@ -81,7 +81,7 @@ def _evaluated(
         metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
     metrics |= client.fidelity(round, scores["global"]) | client.task_metrics(round)
-    report = ConfigRecord(client.learner_report(round))  # type: ignore[arg-type]
+    report = ConfigRecord(client.learner_report(round) | client.choices())  # type: ignore[arg-type]
     return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
 

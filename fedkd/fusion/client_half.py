@@ -63,6 +63,8 @@ class ClientHalf(ABC):
     """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
     brings_model: ClassVar[bool] = False
     """Whether every message brings the whole model along, so that clients keep none of their own."""
+    tries_guidance: ClassVar[bool] = False
+    """Whether clients try guidance out before they learn it, by own samples that they keep apart for it."""
     pools: ClassVar[bool] = False
     """Whether every client's model is trained on all clients' samples."""
     uses_transfer_set: ClassVar[bool] = True

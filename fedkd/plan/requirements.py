@@ -48,6 +48,11 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'{name}' knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
             key=KEY,
         )
+    if plan.strategy.pools and (scenario.training.held_out or scenario.fusion.own_prior == "auto"):
+        raise UserError(
+            f"'{name}' trains on all samples of all clients, so that none is left to choose by",
+            key="training.held_out" if scenario.training.held_out else "fusion.own_prior",
+        )
     if plan.strategy.trains_in_phases and plan.learner is not None:
         raise UserError(
             f"'{name}' trains parts of a model in phases of its own, and in a stream of tasks a learner says"
