@@ -214,7 +214,8 @@ class Client(ModelKind):
 
     def choices(self) -> dict[str, float]:
         """Return what the client has chosen for itself, by metric name, as of the last evaluation."""
-        return {"own_prior": self._kappa} if self._scenario.fusion.own_prior == "auto" else {}
+        own = {"own_prior": self._kappa} if self._scenario.fusion.own_prior == "auto" else {}
+        return own | dict(self._strategy.choices(RoundView(self, self.applied_round)))
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""

@@ -55,7 +55,7 @@ def part_of_round(samples: int, part: int, parts: int, *, seed: int, client: int
 
 def share_held_out(plan: Plan) -> float | None:
     """Return the share of its training samples that a client keeps apart to choose by; None: nothing is."""
-    chooses = plan.scenario.fusion.own_prior == "auto" or plan.strategy.tries_guidance
+    chooses = plan.scenario.fusion.own_prior == "auto" or plan.strategy.trials > 0
     return plan.scenario.training.held_out or (HELD_OUT if chooses else None)
 
 

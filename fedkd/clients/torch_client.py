@@ -19,7 +19,7 @@ from fedkd.clients.rehearsal import Rehearsed
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.fusion.views import Arrays, FitSummary, Trial
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
@@ -226,10 +226,26 @@ class TorchClient(NetworkClient):
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
+        epochs = self._scenario.fusion.distill_epochs
+        number = len(self.data.transfer_x) if samples is None else len(samples)
+        if epochs and number:
+            yield from self._guidance_training(self._lesson_of(targets, samples, round))
+
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray, round: int) -> Trial:
+        """Return what an epoch of distilling targets would lead to."""
+        began = self.weights()
+        if len(samples):
+            job = replace(self._lesson_of(targets, samples, round), epochs=1, kind=self._kind("trial"))
+            self.complete(self._guidance_training(job))
+        kept_x, kept_y = self.kept_apart()
+        found = Trial(self.predict(kept_x), kept_y, self.predict(self.data.transfer_x[asked]))
+        self.load_weights(began)
+        return found
+
+    def _lesson_of(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> TrainJob:
+        """Return the job of distilling targets `[K, C]` of transfer samples `[K]`, None: of all."""
         fusion, strategy = self._scenario.fusion, self._strategy
         transfer_x = self.data.transfer_x if samples is None else self.data.transfer_x[samples]
-        if fusion.distill_epochs == 0 or len(transfer_x) == 0:
-            return
         arrays = [self._on_device(transfer_x), self._on_device(np.asarray(targets, dtype=np.float32))]
 
         def loss(model: nn.Module, inputs: Tensor, wanted: Tensor, *private: Tensor) -> Tensor:
@@ -243,7 +259,7 @@ class TorchClient(NetworkClient):
             order = self._private_order(len(transfer_x), round)
             labels = self.training_labels()
             arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
-        yield from self._guidance_training(self._distillation(arrays, loss, round))
+        return self._distillation(arrays, loss, round)
 
     def _distillation(
         self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, task: int | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask, Trial
 from fedkd.training.executor import Training
 
 if TYPE_CHECKING:
@@ -157,6 +157,11 @@ class RoundView:
         # Copied: whoever waits for it to be done may have changed them by then.
         copied = None if samples is None else np.array(samples)
         self._distillations.append((np.array(targets), copied))
+
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+        """Tell what the client would answer after an epoch of targets, and leave it as it is."""
+        self.settle()
+        return self._client.trial(targets, samples, asked, self._round)
 
     def distillations(self) -> Training[None]:
         """Distil what the strategy has asked for and what is not done yet."""

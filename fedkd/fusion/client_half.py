@@ -63,8 +63,6 @@ class ClientHalf(ABC):
     """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
     brings_model: ClassVar[bool] = False
     """Whether every message brings the whole model along, so that clients keep none of their own."""
-    tries_guidance: ClassVar[bool] = False
-    """Whether clients try guidance out before they learn it, by own samples that they keep apart for it."""
     pools: ClassVar[bool] = False
     """Whether every client's model is trained on all clients' samples."""
     uses_transfer_set: ClassVar[bool] = True
@@ -95,6 +93,17 @@ class ClientHalf(ABC):
     def auxiliaries(self) -> Auxiliaries:
         """Return the networks that every client has besides its model; by default none."""
         return {}
+
+    @property
+    def trials(self) -> int:
+        """How often a client tries guidance out (`ClientView.trial`) before it learns some; 0: never.
+
+        If it does, it keeps samples of its own apart for it, which it never trains on.
+        """
+        return 0
+
+    trial_share: float = 1.0
+    """Share of the transfer set that a trial learns from."""
 
     @property
     def shared_arguments(self) -> dict[str, Any]:
@@ -251,6 +260,10 @@ class ClientHalf(ABC):
     def answers_otherwise(self) -> bool:
         """Whether evaluations may be answered by something else than the client's model."""
         return self.infers_from_guidance or type(self).predictor is not ClientHalf.predictor
+
+    def choices(self, client: ClientView) -> Mapping[str, float]:
+        """Return what the client has chosen for itself, by metric name; every evaluation records it."""
+        return {}
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return what a client minimises on a batch of the transfer set, a scalar.

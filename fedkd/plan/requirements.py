@@ -74,6 +74,12 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f" that of model '{group.model}' is not",
                 key=KEY,
             )
+    if plan.strategy.trials and plan.learner is not None:
+        raise UserError(
+            f"'{name}' has clients try guidance out and go back, which a learner of a stream of tasks cannot;"
+            " use 'knfu'",
+            key=KEY,
+        )
     if plan.strategy.has_auxiliaries and plan.learner is not None:
         raise UserError(
             f"'{name}' has clients train networks besides their models, which a learner of a stream of tasks"
