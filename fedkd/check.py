@@ -54,12 +54,14 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     check_loggers(scenario)
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
-    parameters, work = yield from check_with(plan, data)
+    parameters, work, sketches = yield from check_with(plan, data)
     sampled = scenario.clients_per_round or scenario.data.clients
     evaluated = scenario.evaluate_clients
     told = "" if evaluated is None else f", {evaluated} are evaluated"
     yield _row("clients", f"{sampled} of {scenario.data.clients} train in a round{told}")
     yield _row("traffic", _traffic(plan, data, parameters))
+    if sketches:
+        yield _row("", sketches)
     yield _row("testing", _testing(work))
 
 
@@ -86,11 +88,12 @@ def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = 
     yield _row("unchecked", f"{left}, and what {_pairs(unopened.plug_ins)} would do")
 
 
-def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload]]:
+def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
     """Build every model, and yield what is to be said of them and of the data, a line each.
 
     Returns:
-        Number of parameters that the largest model exchanges, if it does, and what a round has to compute.
+        Number of parameters that the largest model exchanges, if it does, what a round has to compute, and
+        what is to be said of sketches that are sent at the end of a task; empty: none are.
 
     Raises:
         UserError: The first thing that would stop a run.
@@ -114,7 +117,8 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     yield from _schedule_rows(plan)
     yield _row("engine", scenario.engine.kind)
     yield from _room_rows(plan, data)
-    return max(_exchanged(plan, model) for model in models), workload(plan, data, models)
+    exchanged = max(_exchanged(plan, model) for model in models)
+    return exchanged, workload(plan, data, models), _sketches(plan, data, models[0])
 
 
 def _row(label: str, text: str) -> str:
@@ -337,6 +341,22 @@ def _traffic(plan: Plan, data: Data, parameters: int) -> str:
         told = f"'{scenario.fusion.strategy}' raised {described(error)} when a round was tried"
         raise UserError(told, key="fusion.strategy") from error
     return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
+
+
+def _sketches(plan: Plan, data: Data, model: Any) -> str:
+    """Word what is sent besides at the end of a task where old ones are protected; empty: nothing is."""
+    from fedkd.data.stream import FederatedStream
+
+    settings = plan.scenario.fusion.orthogonal
+    if settings is None or not isinstance(data, FederatedStream):
+        return ""
+    from fedkd.server.orthogonal import Weights, exchanged_bytes
+
+    weights = Weights.of(model, plan.schedule.order(0), [task.units for task in data])
+    up, most = exchanged_bytes(settings, weights.fan_in)
+    clients = plan.scenario.clients_per_round or plan.scenario.data.clients
+    sent = f"about {size(clients * up)} of sketches up"
+    return f"at the end of a task {sent}, at most {size(clients * most)} of what is protected down"
 
 
 def _testing(work: Workload) -> str:

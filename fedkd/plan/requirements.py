@@ -13,6 +13,7 @@ from fedkd.data.budget import check_fits
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.errors import UserError
+from fedkd.fusion.kinds import Kind
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.learner_checks import check_learner
@@ -140,7 +141,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         )
     if plan.learner is not None:
         check_learner(plan.learner, plan, data, models)
-    if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
+    sends_weights = "weights" in needs or Kind.WEIGHTS in plan.strategy.kinds.values()
+    if scenario.faults.poisoned > 0 and sends_weights and scenario.faults.poison == "imitation":
         raise UserError(
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",
