@@ -7,7 +7,7 @@ model trains and predicts is its kind's business (`model_kind`): `torch_client`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -187,25 +187,33 @@ class Client(ModelKind):
 
     def evaluate(self, split: Split) -> Score:
         """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
+        x, y = self._tests(split)
+        return score(self.answer(x) if len(y) else np.empty((0, self.data.classes)), y)
+
+    def _tests(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         data = self.data
-        x, y = (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
-        return score(self.answer(x) if len(y) else np.empty((0, data.classes)), y)
+        return (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
 
     def answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's, of its present task."""
-        if self._scenario.fusion.own_prior == 0.0:
-            return self._answer(x)
-        log_prior = log_shares(self.training_labels(), self.data.classes)
-        self._kappa = self._chosen_kappa(log_prior)
-        return leaning(self._answer(x), self._kappa, log_prior)
+        logits, self._kappa = self._leaning(self._answer, x)
+        return logits
 
-    def _chosen_kappa(self, log_prior: np.ndarray) -> float:
-        """Return κ: the scenario's, or what suits the samples that the client keeps apart."""
-        said = self._scenario.fusion.own_prior
-        if said != "auto":
-            return said
-        x, y = self.kept_apart()
-        return smallest_kappa(self._answer(x), y, log_prior) if len(y) else 0.0
+    def _leaning(self, answer: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return logits `[n, C]` that lean to own classes, and κ: the scenario's, or what suits the client.
+
+        Args:
+            answer: From samples to a model's logits.
+            x: The samples.
+        """
+        kappa = self._scenario.fusion.own_prior
+        if kappa == 0.0:
+            return answer(x), 0.0
+        log_prior = log_shares(self.training_labels(), self.data.classes)
+        if kappa == "auto":
+            kept, labels = self.kept_apart()
+            kappa = smallest_kappa(answer(kept), labels, log_prior) if len(labels) else 0.0
+        return leaning(answer(x), kappa, log_prior), kappa
 
     def kept_apart(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the samples `[k, …]` and labels `[k]` that the client chooses by and never trains on."""
@@ -231,6 +239,15 @@ class Client(ModelKind):
         """Have what is evaluated several times while the block runs, without training, predicted once."""
         return nullcontext()
 
+    def evaluate_each(self, split: Split, answered: Score) -> dict[str, Score]:
+        """Evaluate each of the models that its strategy tells apart; by default there is but one.
+
+        Args:
+            split: As for `evaluate`.
+            answered: The score there of the one that answers.
+        """
+        return {}
+
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to."""
         return self.evaluate(split)
@@ -244,6 +261,9 @@ class Client(ModelKind):
         """
         scores = {split: self.evaluate(split) for split in SPLITS} if changes else None
         self.effect.begin(round, scores)
+        for split, found in (scores or {}).items():
+            for name, own in self.evaluate_each(split, found).items():
+                self.effect.begin_model(name, split, own.accuracy)
 
     def fidelity(self, round: int, after: Score) -> dict[str, float]:
         """Return how far the client now follows its guidance (see `GuidanceEffect.fidelity`).

@@ -14,6 +14,7 @@ from fedkd.clients.task_metrics import TaskMetric, is_task_metric
 from fedkd.federation import messages as msg
 from fedkd.federation.replies import metrics_of
 from fedkd.fusion.weights import effective_neighbours
+from fedkd.plan.evaluated import accuracies_of_each
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.server.fusing import FusionReport
@@ -51,6 +52,7 @@ class Measurements:
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
         self._schedule = plan.schedule
+        self._evaluated = (*EVALUATED, *accuracies_of_each(plan.strategy))
         self._recorder = recorder
         self._folder = folder
         self._poisoned = poisoned_clients(plan.scenario)
@@ -103,7 +105,7 @@ class Measurements:
         """
         rows = {client: metrics_of(reply) for client, reply in replies.items()}
         means = {}
-        for split, metric, key in EVALUATED if round > 0 else ():
+        for split, metric, key in self._evaluated if round > 0 else ():
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
             if values:
                 means[f"{split}/{metric}"] = self._record(round, split, metric, values)

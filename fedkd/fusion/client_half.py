@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fedkd.fusion.auxiliary import Auxiliaries
+from fedkd.fusion.auxiliary import OWN, Auxiliaries
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Phase, Rehearsal
 
@@ -255,6 +255,22 @@ class ClientHalf(ABC):
         networks, its `memory`. What is uploaded is the client's own model's all the same.
         """
         return None
+
+    asked: ClassVar[tuple[str, ...]] = (OWN,)
+    """The networks that an evaluation computes with: the client's model, and auxiliary ones by name."""
+
+    answerers: ClassVar[tuple[str, ...]] = ()
+    """Names of a client's models that evaluations measure each for itself, where it has several that could
+    answer: `accuracy_NAME` and `accuracy_trained_NAME` beside the accuracies of the one that does."""
+
+    @property
+    def answers_with(self) -> str:
+        """Which of the `answerers` it is that answers, as `predictor` says; empty where there are none."""
+        return ""
+
+    def answerer(self, client: ClientView, name: str) -> nn.Module:
+        """Return one of the `answerers`; what holds for a `predictor` holds for it."""
+        raise NotImplementedError(f"'{self.name}' does not define `answerer`")
 
     @property
     def answers_otherwise(self) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.experts import Experts
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
@@ -37,6 +37,8 @@ class TwoPredictors(Experts):
 
     name: ClassVar[str] = "two_predictors"
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
+
+    asked: ClassVar[tuple[str, ...]] = (OWN, ALONE)
 
     def auxiliaries(self) -> Auxiliaries:
         """Return a, each client's with a start of its own, as models have that are not averaged."""

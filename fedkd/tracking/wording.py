@@ -102,6 +102,7 @@ def closing_lines(report: RunReport) -> list[str]:
         trained = final.get(f"accuracy_trained_{split}")
         if trained is not None and trained != final.get(f"accuracy_{split}"):
             lines.append(f"{'before guidance':<15}  {_spread(trained)}")
+        lines += _model_lines(final, split)
     lines += _architecture_lines(final.get("by_architecture") or {})
     lines += _continual_lines(report.summary.get("continual"))
     up, down = final.get("bytes_up"), final.get("bytes_down")
@@ -109,6 +110,19 @@ def closing_lines(report: RunReport) -> list[str]:
         lines.append(f"traffic          up {size(up)}, down {size(down)}")
     if (seconds := report.summary.get("seconds")) is not None:
         lines.append(f"time             {duration(seconds)}")
+    return lines
+
+
+def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
+    """Return what each of a client's models reaches on a split, where several are told apart."""
+    lines = []
+    for key, found in final.items():
+        name = key.removeprefix("accuracy_").removesuffix(f"_{split}")
+        if key != f"accuracy_{name}_{split}" or name.partition("_")[0] == "trained":
+            continue
+        trained = final.get(f"accuracy_trained_{name}_{split}")
+        before = "" if trained in (None, found) else f", before guidance {percent(trained['mean'])}"
+        lines.append(f"  {name:<13}  {_spread(found)}{before}")
     return lines
 
 
