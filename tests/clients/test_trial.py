@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import fedkd
+from fedkd.check import check
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.memory import checked_models
 from fedkd.clients.view import RoundView
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
+from fedkd.tracking.wording import size
 
 
 def client_of(tables, fusion):
@@ -78,7 +80,11 @@ def test_choices_are_recorded_and_what_they_cost_is_counted(digits_scenario, tmp
     result = fedkd.run(tables, out=tmp_path / "out")
     found = {row["client"]: row["value"] for row in result.metrics() if row["metric"] == "beta"}
     assert set(found) == {0, 1, 2, 3, None} and set(found.values()) - {found[None]} <= {0, 1, 2, 5, 10}
-    assert result.summary["final"]["bytes_down"] == 4 * (5 * 60 * 10 * 4 + 60)
+    sent = 4 * (5 * 60 * 10 * 4 + 60)
+    assert result.summary["final"]["bytes_down"] == sent
+    told = list(check(parse_plan(tables)))
+    assert any(line.startswith("traffic") and f"{size(sent)} down in a round" in line for line in told)
+    assert any("of these kept apart to choose by: min 16, median 16, max 16" in line for line in told)
 
 
 @pytest.mark.parametrize(
