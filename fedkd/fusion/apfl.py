@@ -41,6 +41,8 @@ class APFL(WeightAveraging):
 
     name: ClassVar[str] = "apfl"
     paper: ClassVar[str] = "Deng et al., Adaptive Personalized Federated Learning, 2020, arXiv 2003.13461"
+    answerers: ClassVar[tuple[str, ...]] = BOTH
+    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """a: share of the client's own model in the mix, at first. 1 is training alone, 0 is FedAvg."""
@@ -89,9 +91,6 @@ class APFL(WeightAveraging):
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return a network with the weights v̄, unless w is to answer."""
         return None if self.inference == "shared" else self.answerer(client, "personal")
-
-    answerers: ClassVar[tuple[str, ...]] = BOTH
-    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     @property
     def answers_with(self) -> str:

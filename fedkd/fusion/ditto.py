@@ -45,6 +45,8 @@ class Ditto(WeightAveraging):
         "Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, ICML 2021, arXiv"
         " 2012.04221"
     )
+    answerers: ClassVar[tuple[str, ...]] = BOTH
+    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: how hard w pulls; 1 in the paper, which also chooses among 0.1, 1 and 2. 0 is training alone, and
@@ -74,9 +76,6 @@ class Ditto(WeightAveraging):
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return v, unless w is to answer."""
         return client.network(PERSONAL) if self.inference == "personal" else None
-
-    answerers: ClassVar[tuple[str, ...]] = BOTH
-    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     @property
     def answers_with(self) -> str:

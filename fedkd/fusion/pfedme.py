@@ -47,6 +47,8 @@ class PFedMe(WeightAveraging):
     paper: ClassVar[str] = (
         "Dinh et al., Personalized Federated Learning with Moreau Envelopes, NeurIPS 2020, arXiv 2006.08848"
     )
+    answerers: ClassVar[tuple[str, ...]] = BOTH
+    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     strength: Annotated[float, Field(gt=0)] = 15.0
     """λ: how near θ is held to w; 15 in the paper. η_p λ has to stay below 2, and w moves towards θ by ηλ of
@@ -106,9 +108,6 @@ class PFedMe(WeightAveraging):
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return θ, unless w is to answer."""
         return client.network(PERSONAL) if self.inference == "personal" else None
-
-    answerers: ClassVar[tuple[str, ...]] = BOTH
-    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     @property
     def answers_with(self) -> str:
