@@ -54,11 +54,13 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     check_loggers(scenario)
     yield _row("scenario", f"{scenario.name}, {_counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
-    parameters, work = yield from check_with(plan, data)
+    parameters, work, sketches = yield from check_with(plan, data)
     evaluated = scenario.evaluate_clients
     told = "" if evaluated is None else f", {evaluated} are evaluated"
     yield _row("clients", f"{_at_work(scenario)}{told}")
     yield _row("traffic", _traffic(plan, data, parameters))
+    if sketches:
+        yield _row("", sketches)
     yield _row("testing", _testing(work))
 
 
@@ -85,22 +87,24 @@ def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = 
     yield _row("unchecked", f"{left}, and what {_pairs(unopened.plug_ins)} would do")
 
 
-def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload]]:
+def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
     """Build every model, and yield what is to be said of them and of the data, a line each.
 
     Returns:
-        Number of parameters that the largest model exchanges, if it does, and what a round has to compute.
+        Number of parameters that the largest model exchanges, if it does, what a round has to compute, and
+        what is to be said of sketches that are sent at the end of a task; empty: none are.
 
     Raises:
         UserError: The first thing that would stop a run.
     """
     from fedkd.clients.memory import checked_models
+    from fedkd.clients.own_samples import share_held_out
     from fedkd.clients.workload import workload
     from fedkd.data.federated import FederatedData
 
     scenario = plan.scenario
     if isinstance(data, FederatedData):
-        yield from _data_rows(scenario, data)
+        yield from _data_rows(scenario, data, share_held_out(plan))
     else:
         yield from _stream_rows(scenario, data)
     models = checked_models(plan, data)
@@ -109,9 +113,6 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     yield _row("strategy", _named(scenario.fusion.strategy, scenario.fusion.model_extra))
     if scenario.fusion.filters:
         yield _row("", f"hears {', then '.join(_filtered(wanted) for wanted in scenario.fusion.filters)}")
-    if plan.strategy.held_out_share:
-        share = f"{100 * plan.strategy.held_out_share:g} %"
-        yield _row("", f"clients keep {share} of their training samples apart, to be measured on")
     if scenario.continual is not None:
         yield _row("learner", _named(scenario.continual.learner, scenario.continual.model_extra))
     yield from _schedule_rows(plan)
@@ -120,7 +121,8 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     yield from _room_rows(plan, data)
     work = workload(plan, data, models)
     yield from _measure_rows(plan, data, models, work)
-    return max(_exchanged(plan, model) for model in models), work
+    exchanged = max(_exchanged(plan, model) for model in models)
+    return exchanged, work, _sketches(plan, data, models[0])
 
 
 def _at_work(scenario: Scenario) -> str:
@@ -147,12 +149,12 @@ def _filtered(wanted: Filter) -> str:
     return f"by {wanted.by} ≥ {least:g}{where}"
 
 
-def _data_rows(scenario: Scenario, data: FederatedData) -> Iterator[str]:
+def _data_rows(scenario: Scenario, data: FederatedData, held_out: float | None = None) -> Iterator[str]:
     shape = "×".join(map(str, data.input_shape))
     testing = f"{len(data.test_y):,} {_common_tests(scenario)}"
     yield _row("data", f"{data.name}: {data.classes} classes, samples of {shape}{_kind(data)}, {testing}")
     yield _row("partition", _partition(scenario))
-    yield from _size_rows(scenario, [data], "client")
+    yield from _size_rows(scenario, [data], "client", held_out)
     yield _row("", f"label skew: {_skew(data.label_distribution())}")
     if data.skew:
         yield _row("", f"clients differ by {_differences(data.skew)}")
@@ -263,7 +265,9 @@ def _kind(data: Data) -> str:
     return " integers" if data.input_dtype.kind == "i" else ""
 
 
-def _size_rows(scenario: Scenario, tasks: Sequence[FederatedData], unit: str) -> Iterator[str]:
+def _size_rows(
+    scenario: Scenario, tasks: Sequence[FederatedData], unit: str, held_out: float | None = None
+) -> Iterator[str]:
     """Yield how many samples clients train on and are tested on, from the fewest to the most."""
     from fedkd.clients.own_samples import number_kept_apart
 
@@ -274,6 +278,9 @@ def _size_rows(scenario: Scenario, tasks: Sequence[FederatedData], unit: str) ->
         apart = [number_kept_apart(samples, stopping.validation) for samples in train]
         none = f"; {apart.count(0)} of {len(apart)} keep none apart and train all epochs" * (0 in apart)
         yield _row("", f"of these kept apart for early stopping: {_spread(apart)}{none}")
+    elif held_out:
+        apart = [number_kept_apart(samples, held_out) for samples in train]
+        yield _row("", f"of these kept apart to choose by: {_spread(apart)}")
     kind = "local test samples" if scenario.data.validation is None else "samples held out for validation"
     yield _row("", f"{kind} per {unit}: {_spread(test)}" if any(test) else "no local test sets")
 
@@ -436,6 +443,22 @@ def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
         f"about {size(links * each)} over {_counted(links, 'link')} in round {round} ({plan.strategy.sends})"
     )
     return told + ", and what is passed on" * scenario.topology.relay
+
+
+def _sketches(plan: Plan, data: Data, model: Any) -> str:
+    """Word what is sent besides at the end of a task where old ones are protected; empty: nothing is."""
+    from fedkd.data.stream import FederatedStream
+
+    settings = plan.scenario.fusion.orthogonal
+    if settings is None or not isinstance(data, FederatedStream):
+        return ""
+    from fedkd.server.orthogonal import Weights, exchanged_bytes
+
+    weights = Weights.of(model, plan.schedule.order(0), [task.units for task in data])
+    up, most = exchanged_bytes(settings, weights.fan_in)
+    clients = plan.scenario.clients_per_round or plan.scenario.data.clients
+    sent = f"about {size(clients * up)} of sketches up"
+    return f"at the end of a task {sent}, at most {size(clients * most)} of what is protected down"
 
 
 def _testing(work: Workload) -> str:

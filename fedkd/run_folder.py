@@ -18,7 +18,7 @@ from fedkd.errors import UserError
 from fedkd.installed import versions
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
-from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.evaluated import accuracies_of_each, counted_clients
 from fedkd.plan.graph import Graph
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
@@ -314,7 +314,7 @@ def finish_run(
         "rounds": scenario.rounds,
         **({} if scenario.data.validation is None else {"tested_on": "validation"}),
         "final": {
-            **final_accuracies(rows, plan.last_round, counted),
+            **final_accuracies(plan, rows, counted),
             "bytes_up": totals.bytes_up,
             "bytes_down": totals.bytes_down,
             "evaluation_bytes": totals.evaluation_bytes,
@@ -402,11 +402,12 @@ FINAL_ACCURACIES = tuple(
 
 
 def final_accuracies(
-    rows: Sequence[MetricRow], last_round: int, clients: Set[int]
+    plan: Plan, rows: Sequence[MetricRow], clients: Set[int]
 ) -> dict[str, dict[str, float] | None]:
     """Return accuracies after the last round, spread over clients; None where nobody could be tested."""
-    found: dict[str, list[float]] = {key: [] for _, _, key in FINAL_ACCURACIES}
-    keys = {(split, metric): key for split, metric, key in FINAL_ACCURACIES}
+    last_round, told = plan.last_round, [*FINAL_ACCURACIES, *accuracies_of_each(plan.strategy)]
+    found: dict[str, list[float]] = {key: [] for _, _, key in told}
+    keys = {(split, metric): key for split, metric, key in told}
     for row in rows:
         key = keys.get((row["split"], row["metric"]))
         if key and row["round"] == last_round and row["client"] in clients and row["value"] is not None:
@@ -420,10 +421,7 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
     for client, name in enumerate(architecture_names(plan.groups)):
         if client in counted:
             clients.setdefault(name, set()).add(client)
-    return {
-        name: {"clients": len(own), **final_accuracies(rows, plan.last_round, own)}
-        for name, own in clients.items()
-    }
+    return {name: {"clients": len(own), **final_accuracies(plan, rows, own)} for name, own in clients.items()}
 
 
 def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:

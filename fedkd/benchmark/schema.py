@@ -36,6 +36,14 @@ METRICS = (
 )
 """What every run can be asked for; strategies and learners may record more, and runs over streams do."""
 
+OF_MODELS = tuple(
+    f"{metric}_{model}_{split}"
+    for metric in ("accuracy_trained", "accuracy")
+    for model in ("personal", "shared")
+    for split in ("local", "global")
+)
+"""What strategies record whose clients have a model of their own beside the average."""
+
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -208,7 +216,7 @@ def check_base_and_seeds(
 
 
 def _check_metrics(metrics: list[str]) -> None:
-    known = (*METRICS, *CONTINUAL_METRICS)
+    known = (*METRICS, *OF_MODELS, *CONTINUAL_METRICS)
     for name in metrics:
         # Strategies may record what is not known here, but not under nearly the same name.
         near = get_close_matches(name, known, n=1, cutoff=0.85)

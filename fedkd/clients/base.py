@@ -7,7 +7,7 @@ model trains and predicts is its kind's business (`model_kind`): `torch_client`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -16,7 +16,8 @@ import numpy as np
 from fedkd.clients.faults import Poison
 from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
 from fedkd.clients.model_kind import ModelKind
-from fedkd.clients.own_samples import OwnSamples, keep_apart, train_on_all
+from fedkd.clients.own_prior import leaning, log_shares, smallest_kappa
+from fedkd.clients.own_samples import OwnSamples, keep_apart, share_held_out, train_on_all
 from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
@@ -74,6 +75,7 @@ class Client(ModelKind):
         self._scenario = plan.scenario
         self._strategy = plan.strategy
         self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
+        self._kappa = 0.0  # of the last answers
         self._last_guidance: LastGuidance | None = None  # None: there has been none, or it is not rehearsed
         self._poison = poison
         self._stages = upload_stages(self._scenario.fusion, poison)
@@ -197,26 +199,43 @@ class Client(ModelKind):
 
     def evaluate(self, split: Split) -> Score:
         """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
+        x, y = self._tests(split)
+        return score(self.answer(x) if len(y) else np.empty((0, self.data.classes)), y)
+
+    def _tests(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         data = self.data
-        x, y = (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
-        return score(self.answer(x) if len(y) else np.empty((0, data.classes)), y)
+        return (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
 
     def answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's, of its present task."""
-        return self.leaning(self._answer(x))
+        logits, self._kappa = self.leaning(self._answer, x)
+        return logits
 
-    def leaning(self, logits: np.ndarray) -> np.ndarray:
-        """Return logits `[n, C]` as evaluations take them: leaning to the client's own classes."""
-        kappa = self._scenario.fusion.own_prior
-        return logits if kappa == 0.0 else logits + np.float32(kappa) * self._log_prior()
+    def leaning(self, answer: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return logits `[n, C]` that lean to own classes, and κ: the scenario's, or what suits the client.
 
-    def _log_prior(self) -> np.ndarray:
-        """Return the logarithm of the classes' shares in what the client learns from, `[C]` float32.
-
-        Each class counts one sample more than there are, so that none is ruled out.
+        Args:
+            answer: From samples to a model's logits.
+            x: The samples.
         """
-        counts = np.bincount(self.training_labels(), minlength=self.data.classes) + 1
-        return np.log(counts / counts.sum()).astype(np.float32)
+        kappa = self._scenario.fusion.own_prior
+        if kappa == 0.0:
+            return answer(x), 0.0
+        log_prior = log_shares(self.training_labels(), self.data.classes)
+        if kappa == "auto":
+            kept, labels = self.kept_apart()
+            kappa = smallest_kappa(answer(kept), labels, log_prior) if len(labels) else 0.0
+        return leaning(answer(x), kappa, log_prior), kappa
+
+    def kept_apart(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples `[k, …]` and labels `[k]` that the client chooses by and never trains on."""
+        rows = self._own_samples().kept_apart
+        return self.data.train_x[rows], self.training_labels()[rows]
+
+    def choices(self) -> dict[str, float]:
+        """Return what the client has chosen for itself, by metric name, as of the last evaluation."""
+        own = {"own_prior": self._kappa} if self._scenario.fusion.own_prior == "auto" else {}
+        return own | dict(self._strategy.choices(RoundView(self, self.applied_round)))
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""
@@ -232,6 +251,15 @@ class Client(ModelKind):
         """Have what is evaluated several times while the block runs, without training, predicted once."""
         return nullcontext()
 
+    def evaluate_each(self, split: Split, answered: Score) -> dict[str, Score]:
+        """Evaluate each of the models that its strategy tells apart; by default there is but one.
+
+        Args:
+            split: As for `evaluate`.
+            answered: The score there of the one that answers.
+        """
+        return {}
+
     def evaluate_fused(self, split: Split, round: int) -> Score:
         """Evaluate what the fusion of a round has led to."""
         return self.evaluate(split)
@@ -245,6 +273,9 @@ class Client(ModelKind):
         """
         scores = {split: self.evaluate(split) for split in SPLITS} if changes else None
         self.effect.begin(round, scores)
+        for split, found in (scores or {}).items():
+            for name, own in self.evaluate_each(split, found).items():
+                self.effect.begin_model(name, split, own.accuracy)
 
     def fidelity(self, round: int, after: Score) -> dict[str, float]:
         """Return how far the client now follows its guidance (see `GuidanceEffect.fidelity`).
@@ -320,22 +351,20 @@ class Client(ModelKind):
         """Return the labels the client learns from: flipped ones for some of the poisoned."""
         return self._labels_of(self.data)
 
-    def held_out_rows(self) -> np.ndarray:
-        """Return which of its training samples it keeps apart and never trains on, `[k]` ascending."""
-        return self._own_samples().kept_apart
-
     def _own_samples(self) -> OwnSamples:
         """Return which of the client's training samples it trains on."""
         return self._own_samples_of(self.data)
 
     def _own_samples_of(self, data: ClientData, task: int | None = None) -> OwnSamples:
-        share = self._share_kept_apart()
-        if share == 0.0:
+        share = self._share_kept_apart
+        if share is None:
             return train_on_all(len(data.train_y))
         return keep_apart(data.train_y, share, seed=self._scenario.seed, client=self.index, task=task)
 
-    def _share_kept_apart(self) -> float:
-        return self._strategy.held_out_share
+    @property
+    def _share_kept_apart(self) -> float | None:
+        """Share of the training samples that is kept apart; None: the client trains on all."""
+        return share_held_out(self._plan)
 
     def _labels_of(self, data: ClientData) -> np.ndarray:
         return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)

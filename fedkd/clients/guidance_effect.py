@@ -19,6 +19,7 @@ SPLITS: tuple[Split, ...] = ("local", "global")
 TRAINED = "trained"
 CORRECT = "trained_correct"
 FOLLOWED = "followed/"
+MODELS = "models/"
 
 
 class GuidanceEffect:
@@ -32,6 +33,8 @@ class GuidanceEffect:
         # it had none on the model.
         self._round = -1
         self._before: dict[Split, float] = dict.fromkeys(SPLITS, nan)
+        # The same of each model that is measured for itself, by its name and the split.
+        self._models_before: dict[str, float] = {}
         # Until an evaluation has told what guidance did: which common test samples were right before it, and
         # the guidance itself.
         self._correct_before: np.ndarray | None = None
@@ -45,11 +48,16 @@ class GuidanceEffect:
             scores: The client's; None: guidance does not change the model at once.
         """
         self._round = round
+        self._models_before = {}
         if scores is None:
             self._before = dict.fromkeys(SPLITS, nan)
             return
         self._before = {split: score.accuracy for split, score in scores.items()}
         self._correct_before = scores["global"].correct
+
+    def begin_model(self, name: str, split: Split, accuracy: float) -> None:
+        """Take down how one of several models of the client does before guidance."""
+        self._models_before[f"{name}_{split}"] = accuracy
 
     def begin_at(self, before: Mapping[Split, float]) -> None:
         """Take other accuracies for those before guidance, such as those over several tasks."""
@@ -84,6 +92,12 @@ class GuidanceEffect:
         trained = self._before[split] if changed else accuracy
         gain = accuracy - trained if guided else nan
         return {"accuracy_trained": trained, "accuracy": accuracy, "fusion_gain": gain}
+
+    def two_moments_of(self, round: int, name: str, split: Split, accuracy: float) -> dict[str, float]:
+        """Return the accuracy of one of several models at both moments, by the names of their metrics."""
+        before = self._models_before.get(f"{name}_{split}", nan) if self._round == round else nan
+        trained = accuracy if isnan(before) else before
+        return {f"accuracy_trained_{name}": trained, f"accuracy_{name}": accuracy}
 
     def fidelity(
         self,
@@ -125,11 +139,13 @@ class GuidanceEffect:
         arrays = {TRAINED: np.array([self._round, *before], dtype=np.float64)}
         if self._correct_before is not None:
             arrays[CORRECT] = self._correct_before
-        return arrays | under(FOLLOWED, self._followed or {})
+        models = {name: np.array(value, dtype=np.float64) for name, value in self._models_before.items()}
+        return arrays | under(MODELS, models) | under(FOLLOWED, self._followed or {})
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         round, *before = arrays[TRAINED].tolist()
         self._round, self._before = int(round), dict(zip(SPLITS, before, strict=True))
         self._correct_before = arrays.get(CORRECT)
+        self._models_before = {name: float(value) for name, value in below(MODELS, arrays).items()}
         self._followed = below(FOLLOWED, arrays) or None

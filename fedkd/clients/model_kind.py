@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.views import Arrays, PrivateGradient, Supermask
+from fedkd.fusion.views import Arrays, PrivateGradient, Supermask, Trial
 from fedkd.training.executor import Training
 
 
@@ -74,6 +74,14 @@ class ModelKind(ABC):
 
         Raises:
             TypeError: The client's model is no network, so its strategy should have said that it needs one.
+        """
+        raise self._no_network()
+
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray, round: int) -> Trial:
+        """Return what an epoch of distilling targets would lead to (see `ClientView.trial`).
+
+        Raises:
+            TypeError: The client's model is no network.
         """
         raise self._no_network()
 

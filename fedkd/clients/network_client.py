@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +21,7 @@ from fedkd.fusion.views import Arrays, PrivateGradient
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.training.device import prepare_inputs
-from fedkd.training.evaluate import Score, predict_in_batches, predict_logits
+from fedkd.training.evaluate import Score, predict_in_batches, predict_logits, score
 from fedkd.training.frozen import frozen_copy, gradient_of
 from fedkd.training.weights import load_weights, trainable_names, weights_of
 
@@ -104,6 +105,19 @@ class NetworkClient(Client):
             told = f"what `predictor` of '{self._strategy.name}' returned made {list(logits.shape)}"
             raise TypeError(f"{told} of {len(x)} samples; must be {list(wanted)}")
         return logits
+
+    def evaluate_each(self, split: Split, answered: Score) -> dict[str, Score]:
+        """Evaluate each of the models that its strategy tells apart."""
+        strategy, view = self._strategy, RoundView(self, self.applied_round)
+        x, y = self._tests(split)
+        found = {}
+        for name in strategy.answerers:
+            if name == strategy.answers_with or not len(y):
+                found[name] = answered
+                continue
+            logits, _ = self.leaning(partial(self.logits_of, strategy.answerer(view, name)), x)
+            found[name] = score(logits, y)
+        return found
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """Return penultimate features `[n, F]` float32 in evaluation mode."""

@@ -1,7 +1,4 @@
-"""Which of a client's training samples it trains on, and which it keeps apart to measure itself on.
-
-Training stops early by those, and a strategy may ask how well the client does on them.
-"""
+"""Which of a client's training samples it trains on, and which it keeps apart: to stop, or to choose by."""
 
 from __future__ import annotations
 
@@ -10,11 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.data.split import stratified_choice
+from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
 from fedkd.randomness import numpy_generator
 
 FEWEST = 2
 """With fewer samples kept apart a loss on them says nothing."""
+
+HELD_OUT = 0.2
+"""Share of them that is kept apart where something is chosen and the scenario says no other."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class OwnSamples:
 
     Attributes:
         trained_on: [n − k] int64.
-        kept_apart: [k] int64; empty: none, so that training does not stop early.
+        kept_apart: [k] int64; empty: training does not stop early, and nothing is chosen or measured by them.
     """
 
     trained_on: np.ndarray
@@ -50,6 +51,22 @@ def part_of_round(samples: int, part: int, parts: int, *, seed: int, client: int
     """
     order = numpy_generator(seed, "one-pass", client=client, task=task).permutation(samples)
     return np.sort(np.array_split(order, parts)[part])
+
+
+def share_held_out(plan: Plan) -> float | None:
+    """Return the share of its training samples that a client keeps apart to choose by; None: nothing is.
+
+    It is the scenario's, or what its strategy measures clients on if that is more.
+    """
+    chooses = plan.scenario.fusion.own_prior == "auto" or plan.strategy.trials > 0
+    wanted = plan.scenario.training.held_out or (HELD_OUT if chooses else 0.0)
+    return max(wanted, plan.strategy.held_out_share) or None
+
+
+def share_kept_apart(plan: Plan) -> float | None:
+    """Return the share that a client with a network keeps apart, to choose or to stop by; None: nothing."""
+    stopping = plan.scenario.training.early_stopping
+    return max(share_held_out(plan) or 0.0, 0.0 if stopping is None else stopping.validation) or None
 
 
 def train_on_all(samples: int) -> OwnSamples:

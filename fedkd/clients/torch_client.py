@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from fedkd.clients.faults import Poison
 from fedkd.clients.local_loss import LocalLoss, ProximalTerm
 from fedkd.clients.network_client import NetworkClient
+from fedkd.clients.own_samples import share_kept_apart
 from fedkd.clients.rehearsal import Rehearsed
 from fedkd.clients.relations import RelationLoss, told
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.fusion.views import Arrays, FitSummary, Trial
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.randomness import derive_seed, torch_generator
@@ -153,9 +154,9 @@ class TorchClient(NetworkClient):
             replayable=True,
         )
 
-    def _share_kept_apart(self) -> float:
-        stopping = self._scenario.training.early_stopping
-        return max(super()._share_kept_apart(), 0.0 if stopping is None else stopping.validation)
+    @property
+    def _share_kept_apart(self) -> float | None:
+        return share_kept_apart(self._plan)
 
     def _early_stopping(self) -> EarlyStopping | None:
         """Return when training on private samples stops; None: after its last epoch."""
@@ -231,10 +232,26 @@ class TorchClient(NetworkClient):
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
+        epochs = self._scenario.fusion.distill_epochs
+        number = len(self.data.transfer_x) if samples is None else len(samples)
+        if epochs and number:
+            yield from self._guidance_training(self._lesson_of(targets, samples, round))
+
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray, round: int) -> Trial:
+        """Return what an epoch of distilling targets would lead to."""
+        began = self.weights()
+        if len(samples):
+            job = replace(self._lesson_of(targets, samples, round), epochs=1, kind=self._kind("trial"))
+            self.complete(self._guidance_training(job))
+        kept_x, kept_y = self.kept_apart()
+        found = Trial(self.predict(kept_x), kept_y, self.predict(self.data.transfer_x[asked]))
+        self.load_weights(began)
+        return found
+
+    def _lesson_of(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> TrainJob:
+        """Return the job of distilling targets `[K, C]` of transfer samples `[K]`, None: of all."""
         fusion, strategy = self._scenario.fusion, self._strategy
         transfer_x = self.data.transfer_x if samples is None else self.data.transfer_x[samples]
-        if fusion.distill_epochs == 0 or len(transfer_x) == 0:
-            return
         arrays = [self._on_device(transfer_x), self._on_device(np.asarray(targets, dtype=np.float32))]
         relate = None if fusion.relations is None else RelationLoss(fusion.relations)
         if relate is not None:
@@ -256,7 +273,7 @@ class TorchClient(NetworkClient):
             order = self._private_order(len(transfer_x), round)
             labels = self.training_labels()
             arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
-        yield from self._guidance_training(self._distillation(arrays, loss, round))
+        return self._distillation(arrays, loss, round)
 
     def _distillation(
         self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, task: int | None = None
@@ -286,7 +303,7 @@ class TorchClient(NetworkClient):
             replayable=self._computes_loss_only and fusion.relations is None,
         )
 
-    def trial(self, model: nn.Module, targets: np.ndarray, epochs: int, round: int) -> TrainJob:
+    def trial_job(self, model: nn.Module, targets: np.ndarray, epochs: int, round: int) -> TrainJob:
         """Return the job of having another model like this one distil probabilities on the transfer set.
 
         By the KL divergence at temperature 1, with the rate and the batches that guidance is distilled with.

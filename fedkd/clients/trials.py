@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
+from math import nan
 
 import numpy as np
 from torch import nn
@@ -66,7 +68,7 @@ def try_out(client: TorchClient, probabilities: np.ndarray, epochs: int, round: 
     gains, answers = [], []
     for of_sender in probabilities:
         model = copy.deepcopy(client.model)
-        yield client.trial(model, of_sender, epochs, round)
+        yield client.trial_job(model, of_sender, epochs, round)
         gains.append(_accuracies(client, model) - before)
         answers.append(client.logits_of(model, client.data.transfer_x).argmax(axis=1).astype(np.int32))
     return Trials(np.stack(gains), np.stack(answers))
@@ -78,6 +80,7 @@ def _accuracies(client: TorchClient, model: nn.Module) -> np.ndarray:
     tests = {"local": (data.test_x, data.test_y), "global": (data.global_x, data.global_y)}
     for split in SPLITS:
         x, y = tests[split]
-        logits = client.leaning(client.logits_of(model, x)) if len(y) else np.empty((0, data.classes))
-        found.append(score(logits, y).accuracy)
+        found.append(
+            score(client.leaning(partial(client.logits_of, model), x)[0], y).accuracy if len(y) else nan
+        )
     return np.array(found)

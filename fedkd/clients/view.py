@@ -9,7 +9,7 @@ import numpy as np
 
 from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.label_means import mean_of_label
-from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask, Trial
 from fedkd.training.executor import Training
 
 if TYPE_CHECKING:
@@ -63,11 +63,10 @@ class RoundView:
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Return what the client says of the own samples it keeps apart, `[k, C]`, and their labels `[k]`."""
         self.settle()
-        rows = self._client.held_out_rows()
-        labels = self._client.training_labels()[rows]
-        if not len(rows):
+        x, labels = self._client.kept_apart()
+        if not len(labels):
             return np.empty((0, self.classes), dtype=np.float32), labels
-        return self._client.predict(self._client.data.train_x[rows]), labels
+        return self._client.predict(x), labels
 
     @property
     def round(self) -> int:
@@ -165,6 +164,11 @@ class RoundView:
         # Copied: whoever waits for it to be done may have changed them by then.
         copied = None if samples is None else np.array(samples)
         self._distillations.append((np.array(targets), copied))
+
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+        """Tell what the client would answer after an epoch of targets, and leave it as it is."""
+        self.settle()
+        return self._client.trial(targets, samples, asked, self._round)
 
     def distillations(self) -> Training[None]:
         """Distil what the strategy has asked for and what is not done yet."""

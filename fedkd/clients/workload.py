@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
+from fedkd.clients.factory import model_factories
+from fedkd.clients.own_samples import number_kept_apart, share_held_out
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
-from fedkd.models.build import forward_flops
+from fedkd.fusion.auxiliary import OWN
+from fedkd.models.build import count_parameters, forward_flops
 from fedkd.models.estimator import Estimator
+from fedkd.plan.auxiliaries import make_auxiliaries
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
+from fedkd.scenario.schema import ClientGroup
 
 TRAINING = 3
 """What a training step takes of a forward pass of its samples: that, and two as dear on the way back."""
@@ -24,7 +30,8 @@ class Workload:
     """Arithmetic of a round on average, in operations of forward passes; tasks of a stream alike.
 
     Attributes:
-        training: Own training, predictions of the transfer set, and learning from guidance.
+        training: Own training with all networks, predictions of the transfer set, and learning from guidance,
+            with what is tried before.
         evaluation: What is predicted only to be measured, were all clients evaluated in every round.
         clients: Clients of the federation.
         evaluated: Those that are evaluated.
@@ -75,7 +82,9 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
         models: One of every group.
     """
     scenario, strategy = plan.scenario, plan.strategy
-    costs = {id(group): _forward(model, data) for group, model in zip(scenario.clients, models, strict=True)}
+    groups = list(zip(scenario.clients, models, strict=True))
+    costs = {id(group): _forward(model, data) for group, model in groups}
+    besides = {id(group): _besides(plan, data, group, model) for group, model in groups}
     tasks = [data] if isinstance(data, FederatedData) else [task.data for task in data]
     clients = scenario.data.clients
     sampled = (scenario.clients_per_round or clients) / clients
@@ -86,19 +95,28 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
     with_private = 2 if scenario.fusion.private_weight > 0 else 1
     with_transfer = 2 if scenario.fusion.rehearse > 0 else 1
+    held_out = share_held_out(plan) or 0.0
+    by_kept = 2 if scenario.fusion.own_prior == "auto" else 0  # once for each test set
     training = evaluation = 0.0
     for client, group in enumerate(plan.groups):
+        cost, others = costs[id(group)], besides[id(group)]
+        asked = (cost if OWN in strategy.asked else 0.0) + sum(others.answers)
         trained = tested = 0.0
         for task in tasks:
             train, test = (b[client][1] - b[client][0] for b in (task.train_bounds, task.test_bounds))
             known = len(task.transfer_x) if strategy.uses_transfer_set else 0
             epochs = strategy.trained_epochs(scenario.training.local_epochs)
-            trained += TRAINING * train * epochs * with_transfer + known
-            trained += TRAINING * known * scenario.fusion.distill_epochs * with_private
-            tested += (1 + guided) * test + (once + guided) * len(task.test_y) + guided * known
-        cost = costs[id(group)]
-        training += cost * sampled * trained / len(tasks)
-        evaluation += cost * tested / len(tasks) * _asked(plan, data)
+            kept = number_kept_apart(train, held_out)
+            trained += cost * (TRAINING * (train - kept) * epochs * with_transfer + known)
+            trained += cost * TRAINING * known * scenario.fusion.distill_epochs * with_private
+            trained += others.training * TRAINING * (train - kept) * epochs
+            learned = strategy.trial_share * known
+            a_trial = TRAINING * learned * with_private + known - learned + kept
+            trained += cost * strategy.trials * a_trial
+            both = (1 + guided) * (test + by_kept * kept) + (once + guided) * len(task.test_y)
+            tested += asked * both + cost * guided * known
+        training += sampled * trained / len(tasks)
+        evaluation += tested / len(tasks) * _asked(plan, data)
     evaluated = len(evaluated_clients(scenario))
     test = max(len(task.test_y) for task in tasks)
     return Workload(training, evaluation, clients, evaluated, scenario.evaluate_every, test)
@@ -122,6 +140,36 @@ def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> 
         tested = stop - start + len(data.test_y) + known
         total += costs[id(group)] * (taught * (TRAINING * known * epochs + tested) + tested)
     return total * taught / scenario.data.clients
+
+
+class _Besides(NamedTuple):
+    """What a client has besides its model, in operations of a sample's forward pass.
+
+    Attributes:
+        training: What passes of local training come to, in those forward and back; as often as they occur.
+        answers: Of each network that an evaluation computes with.
+    """
+
+    training: float
+    answers: Sequence[float]
+
+
+def _besides(plan: Plan, data: Data, group: ClientGroup, model: nn.Module | Estimator) -> _Besides:
+    """Return what clients of a group compute with networks that the strategy has them have."""
+    strategy = plan.strategy
+    factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
+    if not strategy.has_auxiliaries or not isinstance(model, nn.Module) or id(group) not in factories:
+        return _Besides(0.0, ())
+    made = make_auxiliaries(strategy, factories[id(group)], model, plan.scenario.seed, 0)
+    training, answers = 0.0, []
+    for name, auxiliary in strategy.auxiliaries().items():
+        samples = auxiliary.sees == "samples"
+        cost = _forward(made[name], data) if samples else 2.0 * count_parameters(made[name])
+        passes = float(auxiliary.trained) if auxiliary.passes is None else auxiliary.passes
+        training += passes * cost
+        if name in strategy.asked:
+            answers.append(cost)
+    return _Besides(training, answers)
 
 
 def _asked(plan: Plan, data: Data) -> float:

@@ -85,8 +85,11 @@ def _evaluated(
         moments = client.effect.two_moments(round, split, score.accuracy)
         metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
+        for name, own in client.evaluate_each(split, score).items():
+            both = client.effect.two_moments_of(round, name, split, own.accuracy)
+            metrics |= {f"{metric}_{split}": value for metric, value in both.items()}
     metrics |= client.fidelity(round, scores["global"]) | client.task_metrics(round)
-    report = ConfigRecord(client.learner_report(round))  # type: ignore[arg-type]
+    report = ConfigRecord(client.learner_report(round) | client.choices())  # type: ignore[arg-type]
     return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
 

@@ -15,6 +15,7 @@ from fedkd.federation import messages as msg
 from fedkd.federation.replies import metrics_of
 from fedkd.fusion.transferability import chance, hits, off_diagonal_mean, rank_correlation
 from fedkd.fusion.weights import effective_neighbours
+from fedkd.plan.evaluated import accuracies_of_each
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.server.fusing import FusionReport
@@ -55,6 +56,7 @@ class Measurements:
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
         self._schedule = plan.schedule
+        self._evaluated = (*EVALUATED, *accuracies_of_each(plan.strategy))
         self._recorder = recorder
         self._folder = folder
         self._poisoned = poisoned_clients(plan.scenario)
@@ -152,7 +154,7 @@ class Measurements:
     def measured(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
         """Record what an evaluation has told, by client in client order (see `evaluation`)."""
         means = {}
-        for split, metric, key in EVALUATED if round > 0 else ():
+        for split, metric, key in self._evaluated if round > 0 else ():
             values = {client: row[key] for client, row in rows.items() if not isnan(row[key])}
             if values:
                 means[f"{split}/{metric}"] = self._record(round, split, metric, values)

@@ -9,7 +9,8 @@
 |                      | `request` {samples}; or `arrays` (weights) | `at-chance` (if training was no better |
 |                      |                                            | than guessing)                         |
 | `evaluate`           | the same                                   | `identity`, `metrics`, `learner`       |
-|                      |                                            | (figures about a task that has ended)  |
+|                      |                                            | (figures about a task that has ended,  |
+|                      |                                            | and what the client has chosen)        |
 | `query.end_task`     | the same, and `bases` (of what of each     | `identity`; then `arrays` (sketches),  |
 |                      | layer's inputs is protected) to those who  | `metrics` {num-examples}               |
 |                      | are to send sketches of the others         |                                        |

@@ -11,9 +11,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
 from fedkd.fusion.averaging import WeightAveraging
-from fedkd.fusion.ditto import PERSONAL
+from fedkd.fusion.ditto import BOTH, PERSONAL
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -41,6 +41,8 @@ class APFL(WeightAveraging):
 
     name: ClassVar[str] = "apfl"
     paper: ClassVar[str] = "Deng et al., Adaptive Personalized Federated Learning, 2020, arXiv 2003.13461"
+    answerers: ClassVar[tuple[str, ...]] = BOTH
+    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """a: share of the client's own model in the mix, at first. 1 is training alone, 0 is FedAvg."""
@@ -88,8 +90,17 @@ class APFL(WeightAveraging):
 
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return a network with the weights v̄, unless w is to answer."""
-        if self.inference == "shared":
-            return None
+        return None if self.inference == "shared" else self.answerer(client, "personal")
+
+    @property
+    def answers_with(self) -> str:
+        """What is mixed is the client's own: it is called `personal` as with `ditto`."""
+        return "shared" if self.inference == "shared" else "personal"
+
+    def answerer(self, client: ClientView, name: str) -> nn.Module:
+        """Return a network with the weights v̄, or w."""
+        if name == "shared":
+            return client.network()
         own, shared, share = client.weights(PERSONAL), client.weights(), self.share_of(client)
         mixed = {name: share * own[name] + (1 - share) * shared[name] for name in client.trainable()}
         return client.frozen(own | mixed, PERSONAL)

@@ -55,12 +55,17 @@ class Auxiliary:
         trained: Whether local training changes its parameters, with the model's, in the same steps of the
             same optimiser; gradients are clipped for each network alone.
         lr: Learning rate of the first round; None: the model's.
+        sees: What it is called with: samples, or features of another network.
+        passes: Passes forward and back that it takes on a batch of local training; one without a way back is
+            a third. None: one if it is trained, else none.
     """
 
     make: Callable[[Maker], nn.Module]
     start: Literal["shared", "client"] = "shared"
     trained: bool = True
     lr: float | None = None
+    sees: Literal["samples", "features"] = "samples"
+    passes: float | None = None
 
 
 Auxiliaries = Mapping[str, Auxiliary]

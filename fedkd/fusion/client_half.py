@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fedkd.fusion.auxiliary import Auxiliaries
+from fedkd.fusion.auxiliary import OWN, Auxiliaries
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Phase, Rehearsal
 
@@ -100,6 +100,17 @@ class ClientHalf(ABC):
     def auxiliaries(self) -> Auxiliaries:
         """Return the networks that every client has besides its model; by default none."""
         return {}
+
+    @property
+    def trials(self) -> int:
+        """How often a client tries guidance out (`ClientView.trial`) before it learns some; 0: never.
+
+        If it does, it keeps samples of its own apart for it, which it never trains on.
+        """
+        return 0
+
+    trial_share: float = 1.0
+    """Share of the transfer set that a trial learns from."""
 
     @property
     def shared_arguments(self) -> dict[str, Any]:
@@ -252,10 +263,30 @@ class ClientHalf(ABC):
         """
         return None
 
+    asked: ClassVar[tuple[str, ...]] = (OWN,)
+    """The networks that an evaluation computes with: the client's model, and auxiliary ones by name."""
+
+    answerers: ClassVar[tuple[str, ...]] = ()
+    """Names of a client's models that evaluations measure each for itself, where it has several that could
+    answer: `accuracy_NAME` and `accuracy_trained_NAME` beside the accuracies of the one that does."""
+
+    @property
+    def answers_with(self) -> str:
+        """Which of the `answerers` it is that answers, as `predictor` says; empty where there are none."""
+        return ""
+
+    def answerer(self, client: ClientView, name: str) -> nn.Module:
+        """Return one of the `answerers`; what holds for a `predictor` holds for it."""
+        raise NotImplementedError(f"'{self.name}' does not define `answerer`")
+
     @property
     def answers_otherwise(self) -> bool:
         """Whether evaluations may be answered by something else than the client's model."""
         return self.infers_from_guidance or type(self).predictor is not ClientHalf.predictor
+
+    def choices(self, client: ClientView) -> Mapping[str, float]:
+        """Return what the client has chosen for itself, by metric name; every evaluation records it."""
+        return {}
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return what a client minimises on a batch of the transfer set, a scalar.

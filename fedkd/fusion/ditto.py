@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
 from fedkd.fusion.averaging import WeightAveraging
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PERSONAL = "personal"
 """The network that never leaves the client."""
+BOTH = ("personal", "shared")
+"""What is measured: what a client has for itself, and what is averaged."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -33,7 +35,8 @@ class Ditto(WeightAveraging):
         v_n ← v_n − η (∇CE(v_n) + λ (v_n − w_received))     never sent
 
     Both take their steps on the same batches, so a round costs two trainings. What answers in evaluations is
-    v, which guidance does not change: it shows in the next training. A library's default of λ = 0 makes
+    v, which guidance does not change: it shows in the next training. The accuracies of both are recorded,
+    `accuracy_personal` and `accuracy_shared`. A library's default of λ = 0 makes
     v the model of a client that is alone.
     """
 
@@ -42,6 +45,8 @@ class Ditto(WeightAveraging):
         "Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, ICML 2021, arXiv"
         " 2012.04221"
     )
+    answerers: ClassVar[tuple[str, ...]] = BOTH
+    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: how hard w pulls; 1 in the paper, which also chooses among 0.1, 1 and 2. 0 is training alone, and
@@ -71,6 +76,15 @@ class Ditto(WeightAveraging):
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return v, unless w is to answer."""
         return client.network(PERSONAL) if self.inference == "personal" else None
+
+    @property
+    def answers_with(self) -> str:
+        """v or w, as `inference` says."""
+        return self.inference
+
+    def answerer(self, client: ClientView, name: str) -> nn.Module:
+        """Return v or w."""
+        return client.network(PERSONAL if name == "personal" else OWN)
 
 
 def squared_distance(network: nn.Module, others: list[Tensor]) -> Tensor:

@@ -146,7 +146,12 @@ class FedGen(FusionStrategy):
     def auxiliaries(self) -> Auxiliaries:
         """Return G, which no client trains."""
         return {
-            GENERATOR: Auxiliary(lambda make: self.generator(make.classes, make.width()), trained=False),
+            GENERATOR: Auxiliary(
+                lambda make: self.generator(make.classes, make.width()),
+                trained=False,
+                sees="features",
+                passes=2 / 3,
+            ),
         }
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:

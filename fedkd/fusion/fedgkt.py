@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
@@ -153,7 +153,11 @@ class FedGKT(FusionStrategy):
 
     def auxiliaries(self) -> Auxiliaries:
         """Return the server's model, which no client trains."""
-        return {SERVER: Auxiliary(lambda make: self.network(make.width(), make.classes), trained=False)}
+        return {
+            SERVER: Auxiliary(
+                lambda make: self.network(make.width(), make.classes), trained=False, sees="features"
+            )
+        }
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `features` `[S, F]`, `sample_logits` `[S, C]` and `labels` `[S]` of all own samples."""
@@ -188,6 +192,11 @@ class FedGKT(FusionStrategy):
             return cross_entropy(batch.logits, batch.labels) + self.strength * taught
 
         return loss
+
+    @property
+    def asked(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The client's model, and the server's on top of it where that answers."""
+        return (OWN, SERVER) if self.inference == "server" else (OWN,)
 
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return the server's model on top of the client's features, once it has come."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary, Maker
+from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary, Maker
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
@@ -47,11 +47,13 @@ class FedMRL(SharedModel):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "linear_head"})
 
+    asked: ClassVar[tuple[str, ...]] = (OWN, SHARED, PROJECTION)
+
     def auxiliaries(self) -> Auxiliaries:
         """Return the shared model, and V."""
         return {
             SHARED: Auxiliary(lambda make: make.shared_model(with_features=True)),
-            PROJECTION: Auxiliary(_projection, start="client"),
+            PROJECTION: Auxiliary(_projection, start="client", sees="features"),
         }
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:

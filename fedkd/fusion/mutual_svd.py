@@ -122,7 +122,9 @@ class FedKD(SharedModel):
         return {
             SHARED: Auxiliary(lambda make: make.shared_model(with_features=True)),
             PROJECTION: Auxiliary(
-                lambda make: nn.Linear(make.width(SHARED), make.width(), bias=False), start="client"
+                lambda make: nn.Linear(make.width(SHARED), make.width(), bias=False),
+                start="client",
+                sees="features",
             ),
         }
 

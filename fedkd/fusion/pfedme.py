@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
 from fedkd.fusion.averaging import WeightAveraging
-from fedkd.fusion.ditto import PERSONAL, squared_distance
+from fedkd.fusion.ditto import BOTH, PERSONAL, squared_distance
 from fedkd.fusion.parameters import PARAMETERS
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
@@ -47,6 +47,8 @@ class PFedMe(WeightAveraging):
     paper: ClassVar[str] = (
         "Dinh et al., Personalized Federated Learning with Moreau Envelopes, NeurIPS 2020, arXiv 2006.08848"
     )
+    answerers: ClassVar[tuple[str, ...]] = BOTH
+    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     strength: Annotated[float, Field(gt=0)] = 15.0
     """λ: how near θ is held to w; 15 in the paper. η_p λ has to stay below 2, and w moves towards θ by ηλ of
@@ -65,7 +67,7 @@ class PFedMe(WeightAveraging):
 
     def auxiliaries(self) -> Auxiliaries:
         """Return θ, whose steps are not the optimiser's."""
-        return {PERSONAL: Auxiliary(lambda make: make.like_own(), trained=False)}
+        return {PERSONAL: Auxiliary(lambda make: make.like_own(), trained=False, passes=self.personal_steps)}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return w, shared by all; it is the memory as well, where the server stays behind the mean."""
@@ -106,3 +108,12 @@ class PFedMe(WeightAveraging):
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return θ, unless w is to answer."""
         return client.network(PERSONAL) if self.inference == "personal" else None
+
+    @property
+    def answers_with(self) -> str:
+        """θ or w, as `inference` says."""
+        return self.inference
+
+    def answerer(self, client: ClientView, name: str) -> nn.Module:
+        """Return θ or w."""
+        return client.network(PERSONAL if name == "personal" else OWN)

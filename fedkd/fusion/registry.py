@@ -27,8 +27,10 @@ STRATEGIES = Registry(
         "dlf": "fedkd.fusion.dlf:DLF",
         "dsfl": "fedkd.fusion.dsfl:DSFL",
         "experts": "fedkd.fusion.experts:Experts",
+        "two_predictors": "fedkd.fusion.two_predictors:TwoPredictors",
         "fedmd": "fedkd.fusion.fedmd:FedMD",
         "knfu": "fedkd.fusion.knfu:KnFu",
+        "chosen_beta": "fedkd.fusion.chosen_beta:ChosenBeta",
         "fedet": "fedkd.fusion.fedet:FedET",
         "fedhkd": "fedkd.fusion.fedhkd:FedHKD",
         "fedhkt": "fedkd.fusion.fedhkt:FedHKT",
@@ -117,6 +119,10 @@ def _problem(cls: type[FusionStrategy]) -> str | None:
         return "says that guidance answers, but does not define `infer`, which does"
     if cls.predictor is not FusionStrategy.predictor and "gradients" not in cls.needs:
         return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
+    if cls.answerers and (cls.answerer is FusionStrategy.answerer or "gradients" not in cls.needs):
+        return 'has several models measured, so it defines `answerer` and `needs` clients of "gradients"'
+    if cls.trials is not FusionStrategy.trials and "gradients" not in cls.needs:
+        return 'has clients try guidance out, so it `needs` clients of "gradients"'
     if cls.auxiliaries is not FusionStrategy.auxiliaries and (
         "gradients" not in cls.needs or cls.pools or cls.brings_model
     ):

@@ -90,6 +90,21 @@ class FitSummary:
     lr: float
 
 
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """What a client would answer if it had learned some guidance.
+
+    Attributes:
+        kept_logits: Of the own samples that it never trains on, `[k, C]` float32.
+        kept_labels: Their labels, `[k]` int64.
+        transfer_logits: Of the transfer samples that were asked about, `[A, C]` float32.
+    """
+
+    kept_logits: np.ndarray
+    kept_labels: np.ndarray
+    transfer_logits: np.ndarray
+
+
 class Supermask(Protocol):
     """The mask that a client learns for its present task: which of its d weights take part.
 
@@ -267,6 +282,18 @@ class ClientView(Protocol):
         Args:
             targets: `[K, C]`, one row per sample.
             samples: Indices of the transfer samples the rows belong to, `[K]`; None: the whole transfer set.
+        """
+
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+        """Distil targets for one epoch, tell what comes of it, and put the client's model back.
+
+        Trials of a round begin with the same weights and take the samples in the same order. Only for a
+        strategy that has `trials`.
+
+        Args:
+            targets: `[K, C]`, one row per sample.
+            samples: Indices of the transfer samples the rows belong to, `[K]`.
+            asked: Indices of the transfer samples to be answered afterwards, `[A]`.
         """
 
 

@@ -40,6 +40,7 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
             "'trained' is for runs without a stream: the last task is over with its last round", key="finish"
         )
     _check_training(scenario.training)
+    _check_held_out(scenario)
     _check_faults(scenario)
     _check_measured(scenario)
     if scenario.continual is not None:
@@ -47,6 +48,17 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
         _check_stream_data(scenario.continual.tasks, scenario.data)
         _check_online(scenario, scenario.continual)
     check_courses(scenario)
+
+
+def _check_held_out(scenario: Scenario) -> None:
+    """Refuse samples kept apart to choose by, where others are or where nothing could be chosen."""
+    key = "training.held_out"
+    if scenario.training.held_out is None:
+        return
+    if scenario.training.early_stopping is not None:
+        raise UserError("not beside training.early_stopping, whose kept samples serve for both", key=key)
+    if scenario.continual is not None:
+        raise UserError("not in a stream of tasks, in which clients choose nothing by them", key=key)
 
 
 def _check_faults(scenario: Scenario) -> None:

@@ -1,10 +1,15 @@
-"""Which clients are evaluated, and whose figures count, derived from the seed."""
+"""Which clients are evaluated, and whose figures count, derived from the seed; which models of theirs."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    from fedkd.fusion.client_half import ClientHalf
 
 
 def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:
@@ -25,3 +30,14 @@ def counted_clients(scenario: Scenario) -> frozenset[int]:
     """Return the clients whose own figures count in means: all that are evaluated and honest, if any is."""
     evaluated = frozenset(evaluated_clients(scenario))
     return evaluated - poisoned_clients(scenario) or evaluated
+
+
+def accuracies_of_each(strategy: ClientHalf) -> list[tuple[Literal["local", "global"], str, str]]:
+    """Return split, metric and key of what is measured besides where a client's models are told apart."""
+    splits: tuple[Literal["local", "global"], ...] = ("local", "global")
+    return [
+        (split, metric, f"{metric}_{split}")
+        for split in splits
+        for name in strategy.answerers
+        for metric in (f"accuracy_trained_{name}", f"accuracy_{name}")
+    ]

@@ -13,6 +13,7 @@ from fedkd.continual.learning import TaskLearning
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described
+from fedkd.explain import show_value
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.scenario.schema import Scenario
@@ -86,10 +87,10 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             f" {scenario.fusion.rehearse:g}",
             key="fusion.rehearse",
         )
-    if scenario.fusion.own_prior > 0:
+    if scenario.fusion.own_prior != 0:
         raise UserError(
             f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
-            f" {scenario.fusion.own_prior:g}",
+            f" {show_value(scenario.fusion.own_prior)}",
             key="fusion.own_prior",
         )
     if plan.strategy.infers_from_guidance:

@@ -13,6 +13,7 @@ from fedkd.data.budget import check_fits
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.errors import UserError
+from fedkd.fusion.kinds import Kind
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.graph_checks import check_graph
@@ -57,6 +58,11 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'{name}' knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
             key=KEY,
         )
+    if plan.strategy.pools and (scenario.training.held_out or scenario.fusion.own_prior == "auto"):
+        raise UserError(
+            f"'{name}' trains on all samples of all clients, so that none is left to choose by",
+            key="training.held_out" if scenario.training.held_out else "fusion.own_prior",
+        )
     if plan.strategy.trains_in_phases and plan.learner is not None:
         raise UserError(
             f"'{name}' trains parts of a model in phases of its own, and in a stream of tasks a learner says"
@@ -78,6 +84,12 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f" that of model '{group.model}' is not",
                 key=KEY,
             )
+    if plan.strategy.trials and plan.learner is not None:
+        raise UserError(
+            f"'{name}' has clients try guidance out and go back, which a learner of a stream of tasks cannot;"
+            " use 'knfu'",
+            key=KEY,
+        )
     if plan.strategy.has_auxiliaries and plan.learner is not None:
         raise UserError(
             f"'{name}' has clients train networks besides their models, which a learner of a stream of tasks"
@@ -143,7 +155,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         )
     if plan.learner is not None:
         check_learner(plan.learner, plan, data, models)
-    if scenario.faults.poisoned > 0 and "weights" in needs and scenario.faults.poison == "imitation":
+    sends_weights = "weights" in needs or Kind.WEIGHTS in plan.strategy.kinds.values()
+    if scenario.faults.poisoned > 0 and sends_weights and scenario.faults.poison == "imitation":
         raise UserError(
             f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",

@@ -54,6 +54,10 @@ def metric(name: str) -> Metric:
         return Metric(name, f"simulated time to {reached[1]} %, {reached[2]}", "s", 1.0, 1, "lower")
     if stem.endswith("accuracy"):
         return Metric(name, f"{split} {words}", "%", 100.0, 1, "higher")
+    if (model := stem.removeprefix("accuracy_")) != stem:
+        moment = "accuracy_trained" if model.startswith("trained_") else "accuracy"
+        title = f"{split} accuracy {_MOMENTS[moment]}, {model.removeprefix('trained_')} model"
+        return Metric(name, title, "%", 100.0, 1, "higher")
     if stem == "fusion_gain":
         return Metric(name, f"fusion gain, {split}", "points", 100.0, 1, "higher")
     if stem == "loss":

@@ -20,6 +20,7 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("data", "partition", "replacement"): False,
     ("data", "transfer", "alpha"): None,
     ("data", "validation"): None,
+    ("training", "held_out"): None,
     ("fusion", "rehearse"): 0.0,
     ("fusion", "rehearse_decay"): 1.0,
     ("fusion", "own_prior"): 0.0,

@@ -6,10 +6,11 @@ The models below, in `sections` and in `tracking` are the single source of the f
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from fedkd.explain import show_value
 from fedkd.scenario.clock import Asynchronous, Clock
 from fedkd.scenario.sections import ClientGroup, Data, PositiveInt, Section, Training
 from fedkd.scenario.sections import EarlyStopping as EarlyStopping
@@ -23,6 +24,14 @@ MOST_ROUNDS = 10**9
 MOST_TASKS = 10_000
 FLOWER_PREFIX = "flwr:"
 """Begins the names of Flower's own strategies."""
+
+
+def _number_or_auto(value: Any) -> Any:
+    """Refuse what is neither, in one line: of a union each part would complain for itself."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value == "auto" or (is_number and 0.0 <= value <= 1e6):
+        return value
+    raise ValueError(f'must be a number from 0 to 1e6 or "auto", got {show_value(value)}')
 
 
 class Bank(Section):
@@ -127,10 +136,14 @@ class Fusion(Section):
     rehearse_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """What ρ is multiplied by for every round of newer guidance that a client has missed; try 0.9 where few
     clients take part."""
-    own_prior: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
+    own_prior: Annotated[
+        Annotated[float, Field(ge=0.0, le=1e6)] | Literal["auto"], BeforeValidator(_number_or_auto)
+    ] = 0.0
     """κ: evaluations take `argmax z_c + κ log π_c` for a client's answer, π the shares of classes in its own
     training samples, on both test sets. It changes nothing that is learned or sent. Above 0 a client leans to
-    its own classes: better on data like its own, worse on all others; 0.1 or 0.2 is enough."""
+    its own classes: better on data like its own, worse on all others; 0.1 or 0.2 is enough. `"auto"`: each
+    client has its own, the smallest of 0, 0.05, 0.1, 0.2, 0.3, 0.5 and 1 whose accuracy on the samples that
+    it keeps apart (`training.held_out`) is within one standard error of the best."""
     upload_dtype: Literal["float32", "float16"] = "float32"
     """Precision of uploaded logits."""
     bank: Bank | None = None

@@ -149,6 +149,11 @@ class Training(Section):
     """Passes over the client's own samples per round."""
     early_stopping: EarlyStopping | None = None
     """Whether local training may end before its last epoch; absent: never."""
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of each client's training samples that it never trains on, by class share: what it chooses by
+    where it chooses something for itself (`fusion.own_prior = "auto"`, the strategy `chosen_beta`). It is
+    never a test sample. Absent: 0.2 where something is chosen, else none; what `early_stopping` keeps apart
+    serves for both. A client of which it would be fewer than 2 samples keeps none."""
     autocast: bool = False
     """bfloat16 autocast on a GPU; ignored on a CPU, where it is slower."""
     executor: Literal["loop", "vectorised", "auto"] = "loop"

@@ -57,6 +57,20 @@ class Weights:
         )
 
 
+def exchanged_bytes(settings: Orthogonal, fan_in: Mapping[str, int]) -> tuple[int, int]:
+    """Return the bytes that a client sends at the end of a task, and the most that it is sent for it.
+
+    It sends a sketch and a share of energy of every protected layer, and is sent what is protected already:
+    nothing at the end of the first task, at most as many directions as a layer has inputs.
+
+    Args:
+        settings: How wide sketches are.
+        fan_in: Inputs of every protected layer, by name.
+    """
+    up = sum(4 * (inputs * (settings.width or inputs) + 1) for inputs in fan_in.values())
+    return up, sum(4 * inputs * inputs for inputs in fan_in.values())
+
+
 class OrthogonalTraining:
     """Keeps an average out of what all clients' old tasks have used (see `fedkd.fusion.orthogonal`).
 

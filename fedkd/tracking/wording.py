@@ -102,6 +102,7 @@ def closing_lines(report: RunReport) -> list[str]:
         trained = final.get(f"accuracy_trained_{split}")
         if trained is not None and trained != final.get(f"accuracy_{split}"):
             lines.append(f"{'before guidance':<15}  {_spread(trained)}")
+        lines += _model_lines(final, split)
     lines += _architecture_lines(final.get("by_architecture") or {})
     lines += _continual_lines(report.summary.get("continual"))
     lines += _transferability_lines(report.summary.get("transferability"))
@@ -145,6 +146,19 @@ def _reached_lines(final: Mapping[str, Any]) -> list[str]:
         if told:
             text = ", ".join(f"{target} %: {value}" for target, value in sorted(told.items()))
             lines.append(f"{f'{split} reached':<15}  {text}")
+    return lines
+
+
+def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
+    """Return what each of a client's models reaches on a split, where several are told apart."""
+    lines = []
+    for key, found in final.items():
+        name = key.removeprefix("accuracy_").removesuffix(f"_{split}")
+        if key != f"accuracy_{name}_{split}" or name.partition("_")[0] == "trained":
+            continue
+        trained = final.get(f"accuracy_trained_{name}_{split}")
+        before = "" if trained in (None, found) else f", before guidance {percent(trained['mean'])}"
+        lines.append(f"  {name:<13}  {_spread(found)}{before}")
     return lines
 
 

@@ -170,10 +170,11 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
             " the model's outputs:"
             " these files answer otherwise than the accuracies say."
         )
-    if plan.scenario.fusion.own_prior > 0:
+    if (kappa := plan.scenario.fusion.own_prior) != 0:
+        told = '"auto"' if kappa == "auto" else f"{kappa:g}"
         notes.append(
             f"Accuracies are those of answers that lean to each client's own classes (`own_prior ="
-            f" {plan.scenario.fusion.own_prior:g}`), which these files do not."
+            f" {told}`), which these files do not."
         )
     if plan.learner is not None and _answers_otherwise(plan.learner):
         notes.append(

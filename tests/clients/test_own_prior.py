@@ -8,6 +8,7 @@ import pytest
 import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.memory import checked_models
+from fedkd.clients.own_prior import KAPPAS, log_shares, smallest_kappa
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
@@ -79,4 +80,82 @@ def test_refused_in_a_stream(digits_scenario):
     tables = {"data": small, "fusion": {"strategy": "knfu", "own_prior": 0.1}, "continual": {}}
     plan = parse_plan(digits_scenario | tables)
     with pytest.raises(UserError, match=r"fusion.own_prior: must be 0 in a stream of tasks, .* got 0.1"):
+        checked_models(plan, load_data(plan.scenario))
+
+
+def test_the_smallest_kappa_within_a_standard_error():
+    """By hand: of 100 samples 90, 92 and, from κ = 0.3 on, 95 are right: 95 − 2.2 is not reached by 92."""
+    log_prior = np.log(np.array([0.8, 0.2])).astype(np.float32)
+    gap = float(log_prior[0] - log_prior[1])  # what κ = 1 adds to class 0
+    labels = np.zeros(100, dtype=np.int64)
+    logits = np.zeros((100, 2), dtype=np.float32)
+    logits[:90, 0] = 1.0
+    logits[90:92, 1] = 0.15 * gap  # turned by κ = 0.2
+    logits[92:95, 1] = 0.25 * gap  # turned by 0.3
+    logits[95:, 1] = 2.0 * gap  # by none
+    assert smallest_kappa(logits, labels, log_prior) == 0.3
+    logits[92:94, 1] = 0.15 * gap  # 94 at κ = 0.2 are within the error
+    assert smallest_kappa(logits, labels, log_prior) == 0.2
+    assert smallest_kappa(logits[:90], labels[:90], log_prior) == 0.0  # of equal ones the smallest
+    assert smallest_kappa(logits[:0], labels[:0], log_prior) == 0.0
+
+
+@pytest.mark.parametrize("clients", [[{"model": "mlp"}], FOREST], ids=["network", "forest"])
+def test_each_client_chooses_by_samples_it_never_trains_on(clients, digits_scenario):
+    client = client_with(digits_scenario, "auto", clients=clients)
+    rows = client.own_rows(1)
+    x, y = client.kept_apart()
+    assert len(y) == round(0.2 * client.num_train_samples) and len(rows) + len(y) == client.num_train_samples
+    client.data.train_x[np.setdiff1d(np.arange(client.num_train_samples), rows)] += 1e3  # not looked at
+    client.complete(client.train(1))
+    client.data.train_x[np.setdiff1d(np.arange(client.num_train_samples), rows)] -= 1e3
+    client.evaluate("local")
+    chosen = client.choices()["own_prior"]
+    log_prior = log_shares(client.training_labels(), 10)
+    assert chosen == smallest_kappa(client.predict(x), y, log_prior)
+    training = digits_scenario["training"] | {"held_out": 0.2}
+    other = client_with(digits_scenario, chosen, clients=clients, training=training)
+    other.complete(other.train(1))
+    for split in ("local", "global"):
+        np.testing.assert_array_equal(client.evaluate(split).correct, other.evaluate(split).correct)
+
+
+def test_kappas_are_recorded_and_the_card_says_so(digits_scenario, tmp_path):
+    tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": "knfu", "own_prior": "auto"}}
+    result = fedkd.run(tables, out=tmp_path / "out")
+    found = [row["value"] for row in result.metrics() if row["metric"] == "own_prior"]
+    assert len(found) == 5 and set(found[:4]) <= set(KAPPAS) and found[4] == pytest.approx(np.mean(found[:4]))
+    card = (fedkd.export(result.folder).folder / "README.md").read_text()
+    assert '(`own_prior = "auto"`)' in card
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"fusion": {"own_prior": "car"}}, r'own_prior: must be a number from 0 to 1e6 or "auto", got \'car'),
+        ({"fusion": {"own_prior": -1}}, r"fusion.own_prior: must be a number from 0 .*, got -1"),
+        ({"fusion": {"own_prior": True}}, r"fusion.own_prior: must be a number from 0 .*, got true"),
+        ({"training": {"held_out": 1.0}}, r"training.held_out: must be < 1, got 1.0"),
+        (
+            {"training": {"held_out": 0.1, "early_stopping": {}}},
+            r"training.held_out: not beside training.early_stopping",
+        ),
+        ({"training": {"held_out": 0.1}, "continual": {}}, r"training.held_out: not in a stream of tasks"),
+        (
+            {"fusion": {"strategy": "pooled", "own_prior": "auto"}},
+            r"fusion.own_prior: 'pooled' trains on all",
+        ),
+        (
+            {"fusion": {"own_prior": "auto"}, "continual": {}},
+            r"fusion.own_prior: must be 0 in a stream of tasks, .* got 'auto'",
+        ),
+    ],
+)
+def test_refused(changes, told, digits_scenario):
+    tables = digits_scenario | changes
+    if "continual" in changes:
+        del tables["rounds"]
+        tables["data"] = tables["data"] | {"partition": {"samples_per_client": 50}}
+    with pytest.raises(UserError, match=told):
+        plan = parse_plan(tables)
         checked_models(plan, load_data(plan.scenario))

@@ -105,3 +105,25 @@ def test_only_networks_can_be_asked_otherwise(monkeypatch):
     monkeypatch.setattr(STRATEGIES, "load", lambda name, search=(): Elsewhere)
     with pytest.raises(UserError, match='so it `needs` clients of "gradients"'):
         load_strategy_class("elsewhere")
+
+
+def test_what_measures_several_or_tries_says_so_before_a_run(monkeypatch):
+    @dataclass(frozen=True)
+    class Nameless(Local):
+        """Names two models and has none."""
+
+        answerers: ClassVar[tuple[str, ...]] = ("one", "other")
+        needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
+
+    @dataclass(frozen=True)
+    class Tries(Local):
+        """Would have forests try guidance out."""
+
+        @property
+        def trials(self) -> int:
+            return 2
+
+    for cls, told in ((Nameless, "defines `answerer`"), (Tries, "try guidance out, so it `needs`")):
+        monkeypatch.setattr(STRATEGIES, "load", lambda name, search=(), cls=cls: cls)
+        with pytest.raises(UserError, match=f"'elsewhere' .*{told}"):
+            load_strategy_class("elsewhere")

@@ -13,6 +13,8 @@ from fedkd.training import evaluate
 
 FORWARD = 2 * (64 * 200 + 200 * 200 + 200 * 10)
 """Operations of the default mlp on 8×8 digits."""
+SMALL = 2 * (64 * 64 + 64 * 10)
+"""Of the small shared model."""
 
 
 def estimated(tables) -> tuple[Workload, int]:
@@ -36,8 +38,32 @@ def estimated(tables) -> tuple[Workload, int]:
         ),
         ({"fusion": {"strategy": "flwr:FedAvg"}}, 3 * 80, lambda c: 2 * 20 + c + c / 4),
         ({"fusion": {"strategy": "fedrep", "head_epochs": 4}}, 3 * 80 * 5, lambda c: 2 * (20 + c)),
+        # A fifth of own samples are kept apart; a trial learns a fifth of the transfer set, and is asked.
+        (
+            {"fusion": {"strategy": "chosen_beta", "private_weight": 1.0}},
+            3 * 64 + 60 + 2 * 3 * 60 + 5 * (2 * 3 * 12 + 48 + 16),
+            lambda c: 2 * (20 + c) + 60,
+        ),
+        (
+            {"fusion": {"strategy": "knfu", "own_prior": "auto"}},
+            3 * 64 + 60 + 3 * 60,
+            lambda c: 2 * (20 + c + 2 * 16) + 60,
+        ),
+        # A second network as large as the first, which is trained along and asked as well.
+        ({"fusion": {"strategy": "ditto"}}, 2 * 3 * 80, lambda c: 2 * 2 * (20 + c)),
+        ({"fusion": {"strategy": "pfedme", "personal_steps": 4}}, 5 * 3 * 80, lambda c: 2 * 2 * (20 + c)),
+        (
+            {"fusion": {"strategy": "two_predictors", "rehearse": 0.3}},
+            3 * 3 * 80 + 60 + 3 * 60,
+            lambda c: 2 * 2 * (20 + c) + 60,
+        ),
+        # A shared one of one hidden layer of 64, which nobody asks.
+        ({"fusion": {"strategy": "fml"}}, 3 * 80 * (1 + SMALL / FORWARD), lambda c: 2 * (20 + c)),
     ],
-    ids=["local", "knfu", "half of them", "both ways", "weights", "phases"],
+    ids=[
+        *("local", "knfu", "half of them", "both ways", "weights", "phases"),
+        *("trials", "kappa", "ditto", "pfedme", "two predictors", "a shared one"),
+    ],
 )
 def test_by_hand(change, trained, tested, digits_scenario):
     found, common = estimated(digits_scenario | change)
@@ -46,8 +72,9 @@ def test_by_hand(change, trained, tested, digits_scenario):
     assert found.share == pytest.approx(tested(common) / (trained + tested(common)))
 
 
-def test_as_many_samples_as_a_run_predicts(digits_scenario, tmp_path, monkeypatch):
-    tables = digits_scenario | {"rounds": 1}
+@pytest.mark.parametrize("strategy", ["knfu", "ditto"])
+def test_as_many_samples_as_a_run_predicts(strategy, digits_scenario, tmp_path, monkeypatch):
+    tables = digits_scenario | {"rounds": 1, "fusion": {"strategy": strategy}}
     found, _ = estimated(tables)
     seen: list[int] = []
     predict = evaluate.predict_in_batches
@@ -58,7 +85,7 @@ def test_as_many_samples_as_a_run_predicts(digits_scenario, tmp_path, monkeypatc
 
     monkeypatch.setattr(evaluate, "predict_in_batches", counted)
     fedkd.run(tables, out=tmp_path / "out")
-    uploaded = 4 * 60
+    uploaded = 4 * 60 if strategy == "knfu" else 0
     assert sum(seen) - uploaded == found.evaluation / FORWARD
 
 

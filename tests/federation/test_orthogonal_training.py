@@ -9,6 +9,7 @@ import pytest
 from stopping import StopInRound
 
 import fedkd
+from fedkd.check import check
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import Interrupted, UserError
@@ -18,7 +19,8 @@ from fedkd.namespaces import below
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.runner import RunResult
 from fedkd.scenario.schema import Orthogonal
-from fedkd.server.orthogonal import OrthogonalTraining, Weights
+from fedkd.server.orthogonal import OrthogonalTraining, Weights, exchanged_bytes
+from fedkd.tracking.wording import size
 from fedkd.training.weights import weights_of
 
 HIDDEN = 12
@@ -192,3 +194,14 @@ def test_networks_that_cannot_be_protected_are_refused(tables, tmp_path):
     with pytest.raises(UserError, match=r"running statistics .*learner 'naive'.*norm = 'group'") as caught:
         run(tables, tmp_path)
     assert caught.value.key == "fusion.orthogonal"
+
+
+def test_check_estimates_what_sketches_weigh(pair, tables):
+    """A run that is held back sends as much more as was said, at the end of each of two tasks."""
+    held, free = (result.summary["final"]["bytes_up"] for result in pair)
+    plan = parse_plan(tables)
+    (told,) = [line for line in check(plan) if "sketches" in line]
+    up, most = exchanged_bytes(plan.scenario.fusion.orthogonal, LAYERS)
+    assert held - free == 2 * 2 * up
+    assert up == sum(4 * (inputs * 40 + 1) for inputs in LAYERS.values())
+    assert f"about {size(2 * up)} of sketches up, at most {size(2 * most)} of what is protected down" in told

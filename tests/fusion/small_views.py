@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedkd.fusion.views import FitSummary
+from fedkd.fusion.views import FitSummary, Trial
 from fedkd.randomness import seeded_torch
 from fedkd.training.uncompiled import uncompiled
 
@@ -123,6 +123,11 @@ class SmallClient:
 
     def tell_learner(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.told |= arrays
+
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+        """Return what the client says anyway: what it is taught in a trial is not learned."""
+        assert len(targets) == len(samples) and not set(samples) & set(asked)
+        return Trial(self._private_logits, self.private_labels(), self.all_logits[asked])
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         self.distilled.append((targets, samples))

@@ -34,6 +34,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "server_epochs": st.integers(0, 1),
         "bits_down": st.integers(1, 8),
     },
+    "chosen_beta": {
+        "betas": st.sampled_from([(0.0, 3.0), (2.0,)]),
+        "distribution": st.sampled_from(["soft", "hard", "shared", "calibrated"]),
+        "trial_share": st.floats(0.01, 1),
+        "temperature": st.floats(0.5, 5),
+    },
     "comd": {
         "judge": st.sampled_from(["consensus", "labels"]),
         "margin": st.floats(0, 1),

@@ -20,6 +20,12 @@ from fedkd.plan.requirements import check_requirements
         ("flwr:FedAvg", "flipped", False),
         ("feddf", "imitation", True),
         ("feddf", "random", False),
+        ("fml", "imitation", True),
+        ("fedkd", "imitation", True),
+        ("fedmrl", "imitation", True),
+        ("fedgen", "imitation", True),
+        ("fml", "random", False),
+        ("fedgkt", "imitation", False),
         ("knfu", "imitation", False),
     ],
 )

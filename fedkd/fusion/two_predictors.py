@@ -1,0 +1,86 @@
+"""`two_predictors`: a model that is never guided beside one that is, each asked about what it knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
+from fedkd.fusion.client_half import Need
+from fedkd.fusion.experts import Experts
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ALONE = "alone"
+"""The network that is never guided and never leaves the client."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TwoPredictors(Experts):
+    """Class experts for one model of each client, and beside it one that learns its own samples alone.
+
+    ::
+
+        b     the client's model: learns own samples and the experts' targets, and is what it uploads
+        a     a network like it: learns own samples alone, in the same steps
+        g     = Σ_c∈lacked b_c(x)                  how likely the guided one finds it that x is of a class
+                                                   of which the client has no training sample
+        p(x)  = (1 − g) a(x) + g b(x)              what answers in evaluations
+
+    The control for everything that has one model be good at both: it has nothing to forget, at twice the
+    memory and twice the arithmetic of own training. `a` is what `local` would make of other first weights.
+    """
+
+    name: ClassVar[str] = "two_predictors"
+    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
+
+    asked: ClassVar[tuple[str, ...]] = (OWN, ALONE)
+
+    def auxiliaries(self) -> Auxiliaries:
+        """Return a, each client's with a start of its own, as models have that are not averaged."""
+        return {ALONE: Auxiliary(lambda make: make.like_own(), start="client")}
+
+    def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
+        """Return the cross entropies of both, of which each moves its own network."""
+        from fedkd.training.losses import cross_entropy
+
+        alone = client.network(ALONE)
+
+        def loss(batch: LocalBatch) -> Tensor:
+            return cross_entropy(batch.logits, batch.labels) + cross_entropy(
+                alone(batch.inputs), batch.labels
+            )
+
+        return loss
+
+    def predictor(self, client: ClientView) -> nn.Module:
+        """Return both as one network, whose outputs are logarithms of p."""
+        lacked = [float(count == 0) for count in client.label_counts()]
+        return _together(client.network(ALONE), client.network(), lacked)
+
+
+def _together(alone: nn.Module, guided: nn.Module, lacked: list[float]) -> nn.Module:
+    import torch
+    from torch import nn
+
+    class Together(nn.Module):
+        """Mixes the answers of both by how likely the guided one finds a class that is lacked."""
+
+        lacked: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.alone, self.guided = alone, guided
+            self.register_buffer("lacked", torch.tensor(lacked))
+
+        def forward(self, x: Tensor) -> Tensor:
+            own, other = self.alone(x).float().softmax(dim=1), self.guided(x).float().softmax(dim=1)
+            gate = (other * self.lacked.to(other.device)).sum(dim=1, keepdim=True)
+            mixed: Tensor = (1 - gate) * own + gate * other
+            return mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
+
+    return Together()

@@ -1,0 +1,90 @@
+"""Strategies whose clients have a model of their own beside the average: both are measured, twice a round."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fedkd
+from fedkd.clients.factory import ClientFactory
+from fedkd.data.load import load_data
+from fedkd.fusion.ditto import BOTH, PERSONAL
+from fedkd.plan.load import parse_plan
+from fedkd.report.metrics import metric
+from fedkd.tracking.events import RunReport
+from fedkd.tracking.wording import closing_lines
+from fedkd.training.evaluate import score
+
+
+def found_in(result, name: str, split: str) -> dict:
+    rows = [row for row in result.metrics() if (row["metric"], row["split"]) == (name, split)]
+    return {(row["round"], row["client"]): row["value"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def answered_by(make_digits_scenario, tmp_path_factory):
+    """Runs of a strategy, the same but for which of the models answers."""
+
+    def run(strategy: str, inference: str):
+        tables = make_digits_scenario() | {"fusion": {"strategy": strategy, "inference": inference}}
+        return fedkd.run(tables, out=tmp_path_factory.mktemp("both") / "out")
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("strategy", "own"), [("ditto", "personal"), ("apfl", "mixed"), ("pfedme", "personal")]
+)
+def test_each_is_measured_as_if_it_were_the_one_that_answers(strategy, own, answered_by):
+    personal, shared = answered_by(strategy, own), answered_by(strategy, "shared")
+    for split in ("local", "global"):
+        for moment in ("accuracy", "accuracy_trained"):
+            for model, other in zip(BOTH, (personal, shared), strict=True):
+                expected = found_in(other, moment, split)
+                assert found_in(personal, f"{moment}_{model}", split) == expected and len(expected) == 2 * 5
+                assert found_in(shared, f"{moment}_{model}", split) == expected
+    assert found_in(personal, "accuracy", "global") != found_in(shared, "accuracy", "global")
+    assert personal.summary["final"]["bytes_up"] == shared.summary["final"]["bytes_up"]
+
+
+def test_by_hand_after_training(digits_scenario):
+    """Prior and all: each model leans to own classes as the one that answers does."""
+    tables = digits_scenario | {"fusion": {"strategy": "ditto", "own_prior": 0.3}}
+    plan = parse_plan(tables)
+    client = ClientFactory(plan, load_data(plan.scenario)).build(0)
+    client.complete(client.train(1))
+    client.remember_trained(1)
+    found = client.evaluate_each("global", client.evaluate("global"))
+    counts = np.bincount(client.data.train_y, minlength=10) + 1
+    x, y = client.data.global_x, client.data.global_y
+    for name, network in (("personal", client.network(PERSONAL)), ("shared", client.network())):
+        logits = client._logits_of(network, x) + 0.3 * np.log(counts / counts.sum())
+        assert found[name].accuracy == score(logits, y).accuracy
+    before = client.effect.two_moments_of(1, "shared", "global", 0.5)
+    assert before == {"accuracy_trained_shared": found["shared"].accuracy, "accuracy_shared": 0.5}
+    again = ClientFactory(plan, load_data(plan.scenario)).build(0)
+    again.restore(client.state())
+    assert again.effect.two_moments_of(1, "shared", "global", 0.5) == before
+    later = client.effect.two_moments_of(2, "shared", "global", 0.5)
+    assert later == {"accuracy_trained_shared": 0.5, "accuracy_shared": 0.5}, "no guidance of that round"
+
+
+def test_closing_lines_and_titles_name_them(answered_by):
+    result = answered_by("ditto", "personal")
+    final = result.summary["final"]
+    lines = closing_lines(RunReport(result.folder, result.summary))
+    began = [line.split()[0] for line in lines[1:7]]
+    assert began == ["local", "personal", "shared", "global", "personal", "shared"]
+    mean, trained = (
+        100 * final[f"{name}_shared_global"]["mean"] for name in ("accuracy", "accuracy_trained")
+    )
+    assert f"{mean:.1f} %" in lines[6] and f"before guidance {trained:.1f} %" in lines[6]
+    assert "before guidance" not in lines[5], "nothing changes the personal model"
+    assert metric("accuracy_trained_shared_local").label == "local accuracy after training, shared model (%)"
+    assert metric("accuracy_personal_global").label == "global accuracy after guidance, personal model (%)"
+
+
+def test_others_have_nothing_of_it(digits_scenario, tmp_path):
+    result = fedkd.run(digits_scenario | {"rounds": 1}, out=tmp_path / "out")
+    assert not [key for key in result.summary["final"] if key.endswith(("personal_local", "shared_local"))]
+    assert not [row for row in result.metrics() if row["metric"].endswith(BOTH)]
