@@ -32,10 +32,10 @@ def test_they_are_drawn_once_and_nobody_trains_on_them(kind, share, stopping, ap
     plan = parse_plan(tables)
     client = ClientFactory(plan, load_data(plan.scenario)).build(1)
     labels = client.data.train_y
-    rows, trained_on = client.held_out_rows(), client.own_rows(1)
+    rows, trained_on = client._own_samples().kept_apart, client.own_rows(1)
     assert_array_equal(np.sort([*rows, *trained_on]), np.arange(len(labels)))
     assert abs(len(rows) - apart * len(labels)) <= 1
-    assert_array_equal(rows, client.held_out_rows())
+    assert_array_equal(rows, client._own_samples().kept_apart)
     logits, told = RoundView(client, 1).held_out()
     assert_array_equal(told, labels[rows])
     assert_array_equal(logits, client.predict(client.data.train_x[rows]))
