@@ -443,6 +443,7 @@ ON_ACTORS = {
 """What goes wrong in a process of Ray alone."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("place", "way"),
     zip(ON_ACTORS, ["sys.exit", "a KeyboardInterrupt of its own", "sys.exit"], strict=True),
