@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedkd.check import _skew
+from fedkd.check_data import skew
 from fedkd.cli import main
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.plan.load import load_scenario
@@ -253,8 +253,8 @@ def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):
 
 def test_check_words_label_skew():
     shares = np.array([[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])
-    assert _skew(shares) == "a client sees 2 of 4 classes, effectively 2.0 (medians)"
-    assert _skew(shares[2:]).startswith("a client sees 4 of 4 classes, effectively 4.0")
+    assert skew(shares) == "a client sees 2 of 4 classes, effectively 2.0 (medians)"
+    assert skew(shares[2:]).startswith("a client sees 4 of 4 classes, effectively 4.0")
 
 
 def test_check_estimates_what_a_run_counts(digits_toml, tmp_path, capsys):

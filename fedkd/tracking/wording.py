@@ -38,6 +38,11 @@ def count(number: float | None) -> str:
     return MISSING if number is None else f"{number:.1f}"
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Word how many there are of something: `1 round`, `2,000 rounds`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def size(number: float) -> str:
     """Word a number of bytes with decimal prefixes: `512 B`, `2.0 MB`."""
     if number < 1000:

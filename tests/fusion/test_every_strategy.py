@@ -274,7 +274,7 @@ strategies_that_fuse = pytest.mark.parametrize("name", FUSING)
 
 
 @strategies_that_fuse
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
 def test_guidance_is_sound_whatever_is_uploaded(name, data, size, seed) -> None:
     """Zero probabilities, ties, overflow; one client, one sample, one class."""
@@ -311,7 +311,7 @@ def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, 
 
 
 @pytest.mark.parametrize("name", [name for name in FUSING if name not in DRAWS_CLIENTS])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
 def test_neither_order_nor_indices_of_clients_matter(name, data, size, seed) -> None:
     options = data.draw(options_of(name))
@@ -336,7 +336,7 @@ def test_neither_order_nor_indices_of_clients_matter(name, data, size, seed) -> 
 
 
 @strategies_that_fuse
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data(), size=SIZES, seed=st.integers(0, 1000))
 def test_clients_that_say_the_same_are_told_the_same(name, data, size, seed) -> None:
     strategy = make_strategy(name, data.draw(options_of(name)))
