@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedkd.clients import torch_client
+from fedkd.clients import network_client
 from fedkd.runner import run
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_timings
@@ -137,7 +137,7 @@ def main() -> None:
     watch = Watch()
     executor.LoopExecutor.run = watch.timed(STEPS, executor.LoopExecutor.run)  # type: ignore[method-assign]
     for name in ("predict_logits", "predict_in_batches"):
-        setattr(torch_client, name, watch.timed(PREDICTIONS, getattr(torch_client, name)))
+        setattr(network_client, name, watch.timed(PREDICTIONS, getattr(network_client, name)))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         run(tables_of(words), out=folder, observers=[watch])
