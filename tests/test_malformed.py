@@ -476,6 +476,7 @@ def test_a_wrong_model_on_ray_reads_the_same(places, ray_session, capsys):
     assert status == 2 and f"{places['FILE']}: clients.0.model: returns [2, 11]" in error
 
 
+@pytest.mark.alone
 def test_a_client_that_raises_on_ray_is_named(places, ray_session, capsys):
     words = ["run", places["FILE"], "--engine", "ray", "--quiet", "--out", places["OUT"], "--set"]
     model = "clients.0={model='parts:Flat',args={break_in='forward'}}"

@@ -455,6 +455,7 @@ def test_a_client_that_raises_is_named_with_its_round(scenario_with, tmp_path):
     assert CheckpointStore(out).latest().round == 1
 
 
+@pytest.mark.alone
 def test_an_actor_that_dies_is_named_by_its_client_and_the_way_on(scenario_with, tmp_path, ray_session):
     scenario = scenario_with(clients=fragile("exit"), engine={"kind": "ray", "actors": 1, "restarts": 0})
     out = tmp_path / "run"

@@ -189,6 +189,7 @@ def test_a_cell_that_fails_is_recorded_and_stops_no_other(diverging, write, tmp_
     assert {row["status"] for row in statuses.to_pylist() if row["training.lr"] == 0.01} == {"done"}
 
 
+@pytest.mark.alone
 def test_on_ray_the_results_are_the_same(diverging, write, tmp_path, ray_session):
     parallel = bench(write(diverging | {"seeds": 1}), out=tmp_path / "ray")
     alone = bench(write(diverging | {"seeds": 1, "parallel": False}), out=tmp_path / "inline")
@@ -210,6 +211,7 @@ class Crash(FedMD):
 """
 
 
+@pytest.mark.alone
 def test_a_cell_that_takes_its_worker_with_it(tables, write, tmp_path, ray_session):
     (tmp_path / "crash.py").write_text(CRASH)
     tables |= {"grid": {"fusion.strategy": ["crash:Crash", "local"]}, "seeds": 1}

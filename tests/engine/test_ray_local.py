@@ -86,6 +86,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 """As the kernel writes 127.0.0.1, the same as an IPv6 address, and ::1."""
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_nobody_else_reaches_a_local_ray():
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")}

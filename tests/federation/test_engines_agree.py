@@ -216,6 +216,7 @@ def inline(tmp_path_factory) -> Inline:
     return Inline(tmp_path_factory.mktemp)
 
 
+@pytest.mark.alone
 def test_ray_agrees_with_one_process(inline, tmp_path, ray_session):
     """And that although each actor keeps one client in memory, and writes down what the others are."""
     path = write_scenario(tmp_path, "together")
