@@ -22,7 +22,6 @@ from fedkd.run_folder import (
     SCENARIO,
     check_beginning,
     check_links,
-    finish_run,
     locked,
     new_run_folder,
     plan_of_run,
@@ -30,6 +29,7 @@ from fedkd.run_folder import (
     write_clients,
     write_plan,
 )
+from fedkd.run_summary import finish_run
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.tracking import Tracking
 from fedkd.signals import stop_signals

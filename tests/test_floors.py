@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("plan",),
     ("tracking",),
     ("report",),
-    ("run_folder", "results"),
+    ("run_folder", "run_summary", "results"),
     ("clients",),
     ("server",),
     ("federation",),

@@ -16,12 +16,12 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.clients.memory import STATES_AT_ONCE
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError, described
 from fedkd.federation import messages as msg
-from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.arrays import payload_bytes
 from fedkd.federation.chance import ChanceWatch
 from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.client_states import fetched, hand_back
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
@@ -361,18 +361,11 @@ class Rounds:
             self._save_server()
             return
         started = time.perf_counter()
-        states: dict[int, Arrays] = {}
-        for clients in _portions(sorted(self._changed)):
+        states: Mapping[int, Arrays] = {}
+        for portion in fetched(self._messenger, round, self._changed):
             if states:
                 store.add(round, states)
-            nodes = [self._node_of_client[client] for client in clients]
-            replies = self._messenger.send(
-                round, "save", [Message(RecordDict(), node, msg.EXPORT_STATE) for node in nodes]
-            )
-            states = {
-                client: from_record(reply.content.array_records[msg.STATE])
-                for client, reply in replies.items()
-            }
+            states = portion
         self._recorder.timing(round=round, phase="save", seconds=time.perf_counter() - started)
         self._recorder.flush()
         now = self._recorder.offsets(), self._recorder.digests()
@@ -422,23 +415,9 @@ class Rounds:
         self._totals = checkpoint.totals
         self._strategy.begin_round(self._tasks(checkpoint.round))
         self._restore_server(checkpoint.server)
-        for clients in _portions(sorted(checkpoint.clients)):
-            requests = [
-                Message(
-                    RecordDict({msg.STATE: to_record(checkpoint.clients[client])}),
-                    self._node_of_client[client],
-                    msg.IMPORT_STATE,
-                )
-                for client in clients
-            ]
-            self._messenger.send(checkpoint.round, "restore", requests)
+        hand_back(self._messenger, checkpoint.round, checkpoint.clients)
 
     def _restore_server(self, arrays: Arrays) -> None:
         self._strategy.restore(arrays)
         if self._job_time is not None:
             self._job_time.restore(arrays)
-
-
-def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
-    """Return clients in portions whose states there is room for at once."""
-    return [clients[start : start + STATES_AT_ONCE] for start in range(0, len(clients), STATES_AT_ONCE)]

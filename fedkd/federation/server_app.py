@@ -26,7 +26,8 @@ from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import finish_run, new_run_folder, write_clients, write_deployment, write_plan
+from fedkd.run_folder import new_run_folder, write_clients, write_deployment, write_plan
+from fedkd.run_summary import finish_run
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.models import TransferSet, TransferSetModels
 from fedkd.server.orthogonal import OrthogonalTraining, Weights

@@ -56,16 +56,16 @@ def transfer_rate(right: np.ndarray, taught: np.ndarray) -> np.ndarray:
     return rate
 
 
-def surer(q: np.ndarray) -> np.ndarray:
+def surer(answer: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """Return the share of samples on which m says something else than n and is surer of it, `[N, N]`.
 
     Stands in for `complement` where there are no labels. 0 without samples.
 
     Args:
-        q: Probabilities, `[N, M, C]`.
+        answer: The class that each client says, `[N, M]`.
+        confidence: How sure it is, in any measure, `[N, M]`.
     """
-    clients, samples, _ = q.shape
-    answer, confidence = q.argmax(axis=-1), q.max(axis=-1)
+    clients, samples = answer.shape
     share = np.zeros((clients, clients))
     for n in range(clients if samples else 0):
         share[n] = ((answer != answer[n]) & (confidence > confidence[n])).mean(axis=1)

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.combine import combine
+from fedkd.fusion.complement import complement, surer
 from fedkd.fusion.confidence import log_confidence
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import TemperedLabels
@@ -71,16 +72,4 @@ class Complementary(TemperedLabels):
         said = knowledge.logits.argmax(axis=-1)
         if self.judge == "labels":
             return complement(said == knowledge.labels)
-        sure = log_confidence(knowledge.logits)
-        return np.stack(
-            [((said != own) & (sure > how)).mean(axis=1) for own, how in zip(said, sure, strict=True)]
-        )
-
-
-def complement(right: np.ndarray) -> np.ndarray:
-    """Return ρ⁺, the share of samples that a sender has right and the receiver wrong, `[N, N]`.
-
-    Args:
-        right: What each client has right, `[N, M]` bool.
-    """
-    return (~right).astype(np.float64) @ right.T.astype(np.float64) / right.shape[1]
+        return surer(said, log_confidence(knowledge.logits))

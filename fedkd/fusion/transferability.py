@@ -43,7 +43,7 @@ def agreement(q: np.ndarray) -> np.ndarray:
 UNLABELLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "distance": nearness,
     "agreement": agreement,
-    "surer": surer,
+    "surer": lambda q: surer(q.argmax(axis=-1), q.max(axis=-1)),
 }
 """Guesses from probabilities `[N, M, C]` alone, by name; more is more."""
 PREDICTORS = (*UNLABELLED, "shift", "complement")

@@ -15,7 +15,8 @@ from fedkd.errors import UserError
 from fedkd.plan.evaluated import counted_clients
 from fedkd.report.metrics import metric
 from fedkd.report.statistics import Interval, paired_difference
-from fedkd.run_folder import FINAL_ACCURACIES, SCENARIO, outcome_of, plan_of_run
+from fedkd.run_folder import SCENARIO, plan_of_run
+from fedkd.run_summary import FINAL_ACCURACIES, outcome_of
 from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.schema import Scenario

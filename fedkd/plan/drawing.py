@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fedkd.errors import UserError
 from fedkd.plan.courses import draw_courses
+from fedkd.plan.named_file import read_named
 from fedkd.plan.schedule import Course, Participation, Schedule
-from fedkd.scenario.files import find_file
 from fedkd.scenario.schema import MOST_ROUNDS, Scenario
 from fedkd.scenario.stream import task_count
 
@@ -58,15 +58,7 @@ def read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path] = 
     Raises:
         UserError: No such file, or it is no schedule of so many clients and tasks.
     """
-    path = find_file(name, search, key=KEY)
-    try:
-        schedule = Schedule.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}", key=KEY) from None
-    except UserError as error:
-        raise UserError(f"{path} is {error.message}", key=KEY) from None
-    if schedule.clients != clients:
-        raise UserError(f"{path} is for {schedule.clients} clients, data.clients is {clients}", key=KEY)
+    schedule, path = read_named(name, clients, search, Schedule.from_json, key=KEY)
     for client in range(clients):
         for span in schedule.course(client):
             if span.task is None or span.task >= tasks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import numpy as np
 
 from fedkd.errors import UserError, described
 from fedkd.json_text import parse_json
+from fedkd.plan.named_file import read_named
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.files import find_file
 from fedkd.scenario.schema import Scenario
 
 MOST_CLIENTS = 10_000
@@ -180,7 +179,8 @@ def draw_graph(scenario: Scenario) -> Graph | None:
             key="topology.graph",
         )
     if topology.graph == "file":
-        graph = _read_graph(topology.path or "", clients, scenario.plugin_path)
+        search = map(Path, scenario.plugin_path)
+        graph, _ = read_named(topology.path or "", clients, search, Graph.from_json, key="topology.path")
     else:
         k = USUAL_K if topology.k is None else topology.k
         if (problem := _misfit(topology.graph, clients, k)) is not None:
@@ -222,20 +222,6 @@ def _misfit(kind: str, clients: int, k: int) -> str | None:
     if k >= clients:
         return f"must be < {clients}, the number of clients, got {k}"
     return None
-
-
-def _read_graph(name: str, clients: int, search: Sequence[str]) -> Graph:
-    key = "topology.path"
-    path = find_file(name, map(Path, search), key=key)
-    try:
-        graph = Graph.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {described(error)}", key=key) from None
-    except UserError as error:
-        raise UserError(f"{path} is {error.message}", key=key) from None
-    if graph.clients != clients:
-        raise UserError(f"{path} is for {graph.clients} clients, data.clients is {clients}", key=key)
-    return graph
 
 
 def _read_hears(hears: object) -> Hears:

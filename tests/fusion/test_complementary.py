@@ -7,7 +7,8 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from rounds import draw_logits, knowledge_of
 
-from fedkd.fusion.complementary import Complementary, complement
+from fedkd.fusion.complement import complement
+from fedkd.fusion.complementary import Complementary
 from fedkd.fusion.probabilities import softmax
 from fedkd.randomness import numpy_generator
 

@@ -1,0 +1,214 @@
+"""What a run whose rounds are done has come to: `summary.json`, and the figures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedkd.installed import versions
+from fedkd.models.mix import architecture_names
+from fedkd.plan.evaluated import accuracies_of_each, counted_clients
+from fedkd.plan.plan import Plan
+from fedkd.scenario.schema import Scenario
+from fedkd.tracking.events import RunObserver, RunReport
+from fedkd.tracking.reached import time_figures
+from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, read_warnings, write_summary
+from fedkd.tracking.totals import Totals
+
+if TYPE_CHECKING:
+    from fedkd.continual.outcome import StreamOutcome
+
+
+def finish_run(
+    plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write `summary.json` of a run whose rounds are done, tell the observer, and return the summary.
+
+    Accuracies are spread over clients; poisoned ones do not count. A run over a stream of tasks has its
+    accuracy matrices and continual metrics written too.
+
+    Args:
+        plan: What was run.
+        folder: The run folder.
+        totals: What it cost.
+        observer: Whom to tell.
+        tasks: Names of the stream's tasks, for figures.
+    """
+    scenario, rows = plan.scenario, read_metrics(folder)
+    counted = counted_clients(scenario)
+    outcome = _outcome(plan, folder, rows, counted)
+    if outcome is not None:
+        from fedkd.report.continual import write_continual
+
+        write_continual(outcome, folder, tasks)
+    if not plan.schedule.in_step:
+        from fedkd.report.schedule import draw_schedule_figure
+
+        draw_schedule_figure(plan.schedule, folder, tasks, outcome)
+    if plan.graph is not None:
+        from fedkd.report.topology import draw_graph_figure
+
+        draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
+    summary = {
+        "name": scenario.name,
+        "seed": scenario.seed,
+        "status": "done",
+        "rounds": scenario.rounds,
+        **({} if scenario.data.validation is None else {"tested_on": "validation"}),
+        "final": {
+            **final_accuracies(plan, rows, counted),
+            "bytes_up": totals.bytes_up,
+            "bytes_down": totals.bytes_down,
+            "evaluation_bytes": totals.evaluation_bytes,
+            **_time(scenario, rows, totals),
+            "by_architecture": by_architecture(plan, rows, counted),
+        },
+        "continual": None if outcome is None else _continual(outcome),
+        **_transferability(rows, counted),
+        "at_chance": clients_at_chance(plan, read_warnings(folder)),
+        "seconds": round(totals.seconds, 3),
+        "versions": versions(),
+    }
+    write_summary(folder, summary)
+    observer.run_finished(RunReport(folder, summary))
+    return summary
+
+
+def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
+    """Return what a summary says of the last transferability map; nothing if none was measured.
+
+    For each split how well each predictor ranked the gains: the mean of Spearman's correlation over
+    receivers with half the width of its 95 % interval, and how often it named a best sender. Receivers have
+    senders in common, so the interval is of these clients, not of others like them.
+    """
+    from fedkd.report.statistics import interval
+
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    last = max((row["round"] for row in rows if row["metric"] == "hit_chance"), default=None)
+    for row in rows if last is not None else ():
+        client, value = row["client"], row["value"]
+        if row["round"] == last and client in counted and client is not None and value is not None:
+            found.setdefault(row["split"], {}).setdefault(row["metric"], {})[client] = value
+    if not found:
+        return {}
+    table: dict[str, Any] = {"round": last}
+    for split in ("local", "global"):
+        of_split = found.get(split, {})
+        predictors: dict[str, Any] = {}
+        for name in (metric.removeprefix("rank_") for metric in of_split if metric.startswith("rank_")):
+            rank = interval(list(of_split[f"rank_{name}"].values()))
+            hit = spread(list(of_split[f"hit_{name}"].values()))["mean"]
+            predictors[name] = {"rank": rank.mean, "half": rank.half, "receivers": rank.seeds, "hit": hit}
+        hit_chance = list(of_split.get("hit_chance", {}).values())
+        table[split] = {
+            "chance": spread(hit_chance)["mean"] if hit_chance else None,
+            "predictors": predictors,
+        }
+    return {"transferability": table}
+
+
+def _time(scenario: Scenario, rows: Sequence[MetricRow], totals: Totals) -> dict[str, Any]:
+    """Return what is known of simulated time; nothing without a clock."""
+    if scenario.clock is None:
+        return {}
+    stream = scenario.continual is not None
+    return time_figures(rows, totals.virtual_seconds, scenario.clock.targets, stream=stream)
+
+
+def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return who ended a task, or a run without a stream, no better on its own samples than by guessing.
+
+    In the order of rounds and clients, each with its model, its training accuracy and what guessing gets.
+    """
+    names = architecture_names(plan.groups)
+    return [
+        {
+            "client": row["client"],
+            "model": names[row["client"]],
+            "task": row["task"],
+            "round": row["round"],
+            "accuracy": row["accuracy"],
+            "chance": row["chance"],
+        }
+        for row in warnings
+        if row["warning"] == "at_chance"
+    ]
+
+
+FINAL_ACCURACIES = tuple(
+    (split, metric, f"{metric}_{split}")
+    for metric in ("accuracy", "accuracy_trained")
+    for split in ("local", "global")
+)
+"""Split and metric of what a summary says of the last round, and its key there."""
+
+
+def final_accuracies(
+    plan: Plan, rows: Sequence[MetricRow], clients: Set[int]
+) -> dict[str, dict[str, float] | None]:
+    """Return accuracies after the last round, spread over clients; None where nobody could be tested."""
+    last_round, told = plan.last_round, [*FINAL_ACCURACIES, *accuracies_of_each(plan.strategy)]
+    found: dict[str, list[float]] = {key: [] for _, _, key in told}
+    keys = {(split, metric): key for split, metric, key in told}
+    for row in rows:
+        key = keys.get((row["split"], row["metric"]))
+        if key and row["round"] == last_round and row["client"] in clients and row["value"] is not None:
+            found[key].append(row["value"])
+    return {key: spread(values) if values else None for key, values in found.items()}
+
+
+def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, dict[str, Any]]:
+    """Return, for every architecture, its number of clients that count and their final accuracies."""
+    clients: dict[str, set[int]] = {}
+    for client, name in enumerate(architecture_names(plan.groups)):
+        if client in counted:
+            clients.setdefault(name, set()).add(client)
+    return {name: {"clients": len(own), **final_accuracies(plan, rows, own)} for name, own in clients.items()}
+
+
+def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:
+    """Return what a finished run over a stream of tasks reached, from its folder; None: there is none."""
+    return _outcome(plan, folder, read_metrics(folder), counted_clients(plan.scenario))
+
+
+def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int]) -> StreamOutcome | None:
+    """Return what a run over a stream of tasks reached; None: there is no stream."""
+    scenario = plan.scenario
+    if scenario.continual is None:
+        return None
+    from fedkd.continual.outcome import stream_outcome
+
+    epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
+    courses = plan.schedule.every_course()
+    return stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted)
+
+
+def _continual(outcome: StreamOutcome) -> dict[str, Any]:
+    """Return what the summary of a run over a stream of tasks says of it.
+
+    Every figure (see `StreamOutcome.figures`) is spread over the clients that have it, with the worst one's
+    value; None where nobody has it.
+    """
+    from fedkd.report.metrics import metric
+
+    table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}
+    for name, per_client in outcome.figures().items():
+        values = [value for value in per_client.values() if not isnan(value)]
+        worst = max if metric(name).better == "lower" else min
+        table[name] = {**spread(values), "worst": float(worst(values))} if values else None
+    return table
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return mean, standard deviation (of the population), minimum and maximum."""
+    array = np.asarray(values, dtype=np.float64)
+    return {
+        "mean": float(array.mean()),
+        "std": float(array.std()),
+        "min": float(array.min()),
+        "max": float(array.max()),
+    }
