@@ -247,8 +247,7 @@ def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str
     """
     common = flatten(bench.spec.set)
     tables = forget_hyperparameters(bench.base, {**common, **changes, **bench.fixed})
-    for step in (common, changes, bench.fixed):
-        tables = merged(tables, step)
+    tables = merged(tables, common, changes, bench.fixed)
     tables["seed"] = seed
     return tables
 

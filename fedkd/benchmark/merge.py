@@ -27,8 +27,8 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of `tables` with `changes` applied, one key at a time.
+def merged(tables: Mapping[str, Any], *steps: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of `tables` with the changes of all `steps` applied, one key at a time.
 
     A number steps into a list: ``clients.0.model``.
 
@@ -36,7 +36,7 @@ def merged(tables: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
         UserError: A change steps into something that is neither a table nor a list, or past a list's end.
     """
     result = deepcopy(dict(tables))
-    for key, value in flatten(changes).items():
+    for key, value in [pair for changes in steps for pair in flatten(changes).items()]:
         *path, last = key.removesuffix(REPLACE).split(".")
         table: Any = result
         for depth, part in enumerate(path):

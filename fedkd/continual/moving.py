@@ -203,24 +203,24 @@ def hold_back(
         members: Whether a task has a group's columns, bool ``[k, g]``.
         reach: ``lr λ``: how far a step is held back.
     """
-    now, middle, arrival = coordinates.numpy(), centre.numpy(), inside.numpy()
-    arrival *= pace.numpy()
-    np.subtract(now, arrival, out=arrival)
-    arrival -= middle
+    # As few passes over as few tensors as may be: what they take is time to wait for memory.
+    torch.addcmul(coordinates, inside, pace, value=-1.0, out=inside)
     most = reach.item()
-    if most > 0.0:
-        columns = groups.numpy()
-        energies = np.dot(columns, np.einsum("ij,ij->j", arrival, arrival)).tolist()
-        left = [1.0] * len(energies)
-        for task in members.tolist():
-            square = 0.0
-            for group, own in enumerate(task):
-                square += energies[group] * left[group] * left[group] if own else 0.0
-            kept = 1.0 - most / max(math.sqrt(square), most)
-            for group, own in enumerate(task):
-                left[group] *= kept if own else 1.0
-        arrival *= np.dot(np.array(left, dtype=columns.dtype), columns)
-    np.add(arrival, middle, out=now)
+    if most <= 0.0:
+        coordinates.copy_(inside)
+        return
+    arrival, columns = inside.sub_(centre).numpy(), groups.numpy()
+    energies = np.dot(columns, np.einsum("ij,ij->j", arrival, arrival)).tolist()
+    left = [1.0] * len(energies)
+    for task in members.tolist():
+        square = 0.0
+        for group, own in enumerate(task):
+            square += energies[group] * left[group] * left[group] if own else 0.0
+        kept = 1.0 - most / max(math.sqrt(square), most)
+        for group, own in enumerate(task):
+            left[group] *= kept if own else 1.0
+    share = torch.from_numpy(np.dot(np.array(left, dtype=columns.dtype), columns))
+    torch.addcmul(centre, inside, share, out=coordinates)
 
 
 def grouped(shares: Tensor) -> tuple[Tensor, Tensor]:

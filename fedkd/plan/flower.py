@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from flwr.serverapp import strategy as flower
@@ -35,9 +36,10 @@ _HIDDEN = {
 _NOT_OFFERED = {"FedXgbBagging", "FedXgbCyclic"}
 
 
-def flower_strategy_names() -> list[str]:
+@cache
+def flower_strategy_names() -> tuple[str, ...]:
     """Return the names of the strategies that the installed Flower ships and a scenario can name."""
-    return [
+    return tuple(
         name
         for name in flower.__all__
         if name not in _NOT_OFFERED
@@ -45,7 +47,7 @@ def flower_strategy_names() -> list[str]:
         and issubclass(cls, Strategy)
         and not inspect.isabstract(cls)
         and "strategy" not in inspect.signature(cls).parameters
-    ]
+    )
 
 
 def flower_hyperparameters(name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Permuted MNIST as the papers on gradient projection have it: an MLP 784-100-100-
 epochs of the same number of steps in the last task, in turn, several times over. Printed are medians of a
 step, and the paired ratios to plain SGD in the same process: to its steps as they are written, and to its
 steps when they are replayed as well. CUBER is shown with all old tasks in each of its regimes: R1 (nothing
-related), R2 (scaled), R3 (scaled, and old weights may change).
+related), R2 (scaled), R3 (scaled, and old weights may change), and with R3 in the first layer, R2 elsewhere.
 
 With `--peers-python`, an interpreter that has Avalanche, Split MNIST is trained there and here too, by the
 same network with the same number of samples a step, and whole runs are compared, evaluations left out.
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from fedkd.continual.cuber import CUBER
 from fedkd.continual.er import ExperienceReplay
 from fedkd.continual.gpm import GPM
+from fedkd.continual.layer_memory import layer_memories
 from fedkd.continual.learner import Learner
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.naive import Naive
@@ -47,6 +48,9 @@ from fedkd.training.replay import Replays
 
 CLASSES = 10
 THRESHOLDS = [0.95, 0.99, 0.99]
+
+ONE_LAYER = "cuber-R3, one layer"
+"""The way whose old tasks are in R3 in the first layer, and moved to R2 in the others."""
 LEARNERS: dict[str, Callable[[], Learner]] = {
     "er": ExperienceReplay,
     "gpm": lambda: GPM(threshold=THRESHOLDS),
@@ -55,6 +59,7 @@ LEARNERS: dict[str, Callable[[], Learner]] = {
     "cuber-R1": lambda: CUBER(threshold=THRESHOLDS, relatedness=1.0),
     "cuber-R2": lambda: CUBER(threshold=THRESHOLDS, relatedness=0.0, correlation=1.1),
     "cuber-R3": lambda: CUBER(threshold=THRESHOLDS, relatedness=0.0, correlation=-1.0),
+    ONE_LAYER: lambda: CUBER(threshold=THRESHOLDS, relatedness=0.0, correlation=-1.0),
 }
 TAKEN, REPLAYED = "plain, taken", "plain, replayed"
 Task = tuple[Tensor, Tensor]
@@ -130,6 +135,13 @@ class Way:
         result = complete_alone(self._learning.fit(job, first_epoch=0, task_epochs=1), self._executor)
         return (clock() - begun) / result.steps
 
+    def leave_one_layer(self) -> None:
+        """Move what is in R3 in any layer but the first to R2, for CUBER."""
+        learner = self._learning.learner
+        assert isinstance(learner, CUBER)
+        for memory in layer_memories(self._learning.context)[1:]:
+            learner.move_to_forward(memory, [False] * len(memory.flexible))
+
     def regimes(self) -> str:
         """Return how many layers of the network have old tasks in which regimes now, for CUBER."""
         report = self._learning.learner.report(self._learning.context)
@@ -149,6 +161,8 @@ def compare(words: argparse.Namespace) -> None:
         REPLAYED: Way(Naive(), tasks, words, replays=True),
         **{name: Way(LEARNERS[name](), tasks, words, replays=not words.taken) for name in words.ways},
     }
+    if ONE_LAYER in ways:
+        ways[ONE_LAYER].leave_one_layer()
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(words.repeats + 1):
         for name, way in ways.items():
