@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from math import isnan
@@ -12,7 +12,7 @@ from typing import Any
 
 from fedkd.catalogue import toml_value
 from fedkd.errors import UserError
-from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.evaluated import counted_clients, models_told_apart
 from fedkd.report.metrics import metric
 from fedkd.report.statistics import Interval, paired_difference
 from fedkd.run_folder import SCENARIO, plan_of_run
@@ -172,11 +172,13 @@ def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int,
     """Return the last evaluated round, and every figure's value by client, in the order to be shown."""
     rows, counted = read_metrics(folder), counted_clients(scenario)
     keys = {(split, name): key for split, name, key in FINAL_ACCURACIES}
+    of_models = _of_models(models_told_apart(row["metric"] for row in rows))
+    keys |= {place: label for label, place in of_models.items()}
     of_clients = [row for row in rows if row["client"] in counted and (row["split"], row["metric"]) in keys]
     last = max((row["round"] for row in of_clients), default=None)
     if last is None:
         raise UserError("nothing in it was evaluated yet", file=str(folder))
-    found: dict[str, dict[int, float]] = {key: {} for key in LABELS}
+    found: dict[str, dict[int, float]] = {key: {} for key in (*LABELS, *of_models)}
     for row in of_clients:
         if row["round"] == last and row["value"] is not None and row["client"] is not None:
             found[keys[row["split"], row["metric"]]][row["client"]] = row["value"]
@@ -191,8 +193,18 @@ def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int,
     return last, {key: values for key, values in found.items() if values}
 
 
+def _of_models(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return label to split and metric of what clients' models reach each for itself."""
+    return {
+        f"{LABELS[f'{metric}_{split}']}, {name} model": (split, f"{metric}_{name}")
+        for name in names
+        for split in ("local", "global")
+        for metric in ("accuracy_trained", "accuracy")
+    }
+
+
 def _compared(name: str, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Compared:
-    lower = name not in LABELS and metric(name).better == "lower"
+    lower = name in OF_STREAMS and metric(name).better == "lower"
     shared = [client for client in ours if client in theirs]
     better = sum((theirs[c] < ours[c]) if lower else (theirs[c] > ours[c]) for c in shared)
     label = LABELS.get(name) or name.replace("_", " ")

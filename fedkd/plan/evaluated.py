@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from fedkd.plan.poisoned import poisoned_clients
@@ -10,6 +11,8 @@ from fedkd.scenario.schema import Scenario
 
 if TYPE_CHECKING:
     from fedkd.fusion.client_half import ClientHalf
+
+_TRAINED = "accuracy_trained_"
 
 
 def evaluated_clients(scenario: Scenario) -> tuple[int, ...]:
@@ -39,5 +42,12 @@ def accuracies_of_each(strategy: ClientHalf) -> list[tuple[Literal["local", "glo
         (split, metric, f"{metric}_{split}")
         for split in splits
         for name in strategy.answerers
-        for metric in (f"accuracy_trained_{name}", f"accuracy_{name}")
+        for metric in (f"{_TRAINED}{name}", f"accuracy_{name}")
     ]
+
+
+def models_told_apart(metrics: Iterable[str]) -> tuple[str, ...]:
+    """Return which of a client's models have accuracies of their own among the names of recorded metrics."""
+    named = dict.fromkeys(metrics)
+    told = (name.removeprefix(_TRAINED) for name in named if name.startswith(_TRAINED))
+    return tuple(name for name in told if f"accuracy_{name}" in named)

@@ -11,8 +11,11 @@ from fedkd.data.load import load_data
 from fedkd.fusion.ditto import BOTH, PERSONAL
 from fedkd.plan.load import parse_plan
 from fedkd.report.metrics import metric
+from fedkd.report.page.federation import accuracy_figures
+from fedkd.report.page.record import read_record
+from fedkd.report.page.run import facts
 from fedkd.tracking.events import RunReport
-from fedkd.tracking.wording import closing_lines
+from fedkd.tracking.wording import closing_lines, moments
 from fedkd.training.evaluate import score
 
 
@@ -82,6 +85,21 @@ def test_closing_lines_and_titles_name_them(answered_by):
     assert "before guidance" not in lines[5], "nothing changes the personal model"
     assert metric("accuracy_trained_shared_local").label == "local accuracy after training, shared model (%)"
     assert metric("accuracy_personal_global").label == "global accuracy after guidance, personal model (%)"
+
+
+def test_pages_and_comparisons_have_them(answered_by):
+    folder = answered_by("ditto", "personal").folder
+    compared = {figure.label: figure for figure in fedkd.compare(folder, folder).figures}
+    record = read_record(folder)
+    figure = next(accuracy_figures(record))
+    told = dict(zip(figure.columns, figure.rows[-1], strict=True))
+    for model in BOTH:
+        mean = record.series("global", f"accuracy_{model}").means[2]
+        assert compared[f"global accuracy, guided, {model} model"].ours == pytest.approx(mean)
+        assert told[f"{model} model, after guidance"] == mean
+        trained = record.series("global", f"accuracy_trained_{model}").means[2]
+        assert (f"global accuracy, {model} model", moments(trained, mean)) in dict(facts(record)).items()
+    assert told["personal model, after training"] != told["shared model, after training"]
 
 
 def test_others_have_nothing_of_it(digits_scenario, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 
@@ -52,6 +53,14 @@ def _accuracy(record: RunRecord, split: str, where: str, guided: Series, trained
         means = _means_over(guided, rounds, own)
         columns[f"mean of {name}"] = means
         data.append(line(f"{name} ({len(own)})", rounds, _percent(means), colour, dash=dash, width=1.5))
+    for name, dash in zip(record.models_told_apart, cycle(("dot", "dashdot"))):
+        for metric, moment, colour in (
+            ("accuracy_trained", "training", SECOND),
+            ("accuracy", "guidance", MAIN),
+        ):
+            label = f"{name} model, after {moment}"
+            columns[label] = means = _means(record.series(split, f"{metric}_{name}"), rounds)
+            data.append(line(label, rounds, _percent(means), colour, dash=dash, width=1.2))
     if trained.means:
         columns["mean after training"] = means = _means(trained, rounds)
         data.append(line("after training, mean", rounds, _percent(means), SECOND, dash="dash"))
@@ -66,7 +75,8 @@ def _accuracy(record: RunRecord, split: str, where: str, guided: Series, trained
     caption = (
         "After guidance and after the clients' own training, before it. "
         + (f"The band is of clients after guidance: {words}. " if several else "")
-        + ("Lines of architectures are means of their clients after guidance." if groups else "")
+        + ("Lines of architectures are means of their clients after guidance. " if groups else "")
+        + ("Thin lines are what clients' models reach each for itself." if record.models_told_apart else "")
     )
     rows = [[round, *(values[at] for values in columns.values())] for at, round in enumerate(rounds)]
     return Figure(

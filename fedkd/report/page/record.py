@@ -14,7 +14,7 @@ import numpy as np
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names, client_models
-from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.evaluated import counted_clients, models_told_apart
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.schema import Scenario
@@ -111,6 +111,11 @@ class RunRecord:
     def counted(self) -> frozenset[int]:
         """The clients that count in means."""
         return counted_clients(self.scenario)
+
+    @cached_property
+    def models_told_apart(self) -> tuple[str, ...]:
+        """Those of a client's models whose accuracies are recorded each for itself, whichever answers."""
+        return models_told_apart(row["metric"] for row in self.rows)
 
     @cached_property
     def _series(self) -> dict[tuple[str, str], Series]:

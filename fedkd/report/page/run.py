@@ -104,6 +104,11 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         trained, guided = final_mean(record, split, "accuracy_trained"), final_mean(record, split, "accuracy")
         if guided is not None:
             told.append((name, moments(trained, guided)))
+        for model in record.models_told_apart:
+            pair = (
+                final_mean(record, split, f"{moment}_{model}") for moment in ("accuracy_trained", "accuracy")
+            )
+            told.append((f"{name}, {model} model", moments(*pair)))
     if record.summary is not None:
         told.append(("sent", _sent(record)))
         if "virtual_seconds" in record.summary["final"]:
@@ -143,6 +148,11 @@ def _clients(record: RunRecord) -> Iterator[Table]:
             ("local, after guidance (%)", "local", "accuracy"),
             ("global, after training (%)", "global", "accuracy_trained"),
             ("global, after guidance (%)", "global", "accuracy"),
+            *(
+                (f"{split}, {model} model (%)", split, f"accuracy_{model}")
+                for split in ("local", "global")
+                for model in record.models_told_apart
+            ),
         )
     ]
     known = [(found, heading) for found, heading in series if found.means]
