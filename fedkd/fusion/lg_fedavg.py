@@ -28,7 +28,7 @@ class LGFedAvg(WeightAveraging):
         w = (body_n, head):   head ← Σ_n S_n head_n / Σ_n S_n,   body_n stays
 
     Features have to be equally wide, and mean the same to a shared head only as far as it has made them.
-    Where architectures are mixed, all begin with the head of client 0's.
+    Where architectures are mixed, all begin with client 0's head.
 
     Published figures start from a model that FedAvg has trained, and are those of each client's best round by
     test accuracy; here training begins at the beginning, and every round is told.
