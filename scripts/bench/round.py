@@ -1,7 +1,7 @@
 """What a round of federated averaging costs: a hand-written floor, fedkd, Flower, and other simulators.
 
     python scripts/bench/round.py [--rounds 6] [--repeats 5] [--drivers floor fedkd flower]
-                                  [--peers-python PATH --drivers floor fedkd flower pfl]
+                                  [--peers-python PATH --drivers floor fedkd flower pfl fluke fluke-1]
 
 Fashion-MNIST, 20 clients, Dirichlet 0.5, LeNet, plain SGD at 0.05, batches of 32, one epoch, all clients in
 every round; after each the global model is evaluated on the test images. All drivers have the same shards,
@@ -9,6 +9,9 @@ two processes with one thread each, and take turns, each in a process of its own
 steady seconds a round (the first one apart), what they are beside the floor's of the same turn, and the whole
 command's seconds. Other simulators are not installed with fedkd: ``--peers-python`` names the
 interpreter of an environment that has them. Run it on a machine that does nothing else.
+
+fluke trains clients in one process whatever there is: ``fluke`` has as many threads in it as the others
+have processes, ``fluke-1`` has one. With ``--processes 1`` everybody has one process with one thread.
 """
 
 from __future__ import annotations
@@ -33,9 +36,18 @@ from fedkd.data.request import SourceRequest, data_root
 
 PEERS = Path(__file__).resolve().parent / "peers"
 REPOSITORY = PEERS.parents[2]
-DRIVERS = {"floor": "floor.py", "fedkd": "ours.py", "flower": "flower.py", "pfl": "pfl_driver.py"}
-PEERS_ALONE = ("pfl",)
+DRIVERS = {
+    "floor": "floor.py",
+    "fedkd": "ours.py",
+    "flower": "flower.py",
+    "pfl": "pfl_driver.py",
+    "fluke": "fluke_driver.py",
+    "fluke-1": "fluke_driver.py",
+}
+PEERS_ALONE = ("pfl", "fluke", "fluke-1")
 """Drivers of what is not installed with fedkd."""
+ONE_THREAD = ("fluke-1",)
+"""Drivers that have one process with one thread, however many the others have."""
 CLIENTS, ALPHA, SEED, LEAST = 20, 0.5, 1, 64
 
 
@@ -88,7 +100,8 @@ def deal(labels: np.ndarray) -> list[np.ndarray]:
 
 def drive(driver: str, python: str, folder: Path, rounds: int, processes: int) -> Took:
     """Run a driver once."""
-    command = [python, str(PEERS / DRIVERS[driver]), str(folder), str(rounds), str(processes)]
+    lanes = 1 if driver in ONE_THREAD else processes
+    command = [python, str(PEERS / DRIVERS[driver]), str(folder), str(rounds), str(lanes)]
     if driver == "pfl":
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")] if python == sys.executable else []
