@@ -56,7 +56,7 @@ class Took:
     """What one run of a driver took.
 
     Attributes:
-        first: Seconds from the command to the end of the first round.
+        first: Seconds from when the driver has imported what it needs to the end of the first round.
         steady: Median seconds of the rounds after it.
         whole: Seconds of the whole command.
         accuracy: Of the last global model.
