@@ -8,7 +8,8 @@ every round; after each the global model is evaluated on the test images. All dr
 two processes with one thread each, and take turns, each in a process of its own. Printed are medians of the
 steady seconds a round (the first one apart), what they are beside the floor's of the same turn, and the whole
 command's seconds. Other simulators are not installed with fedkd: ``--peers-python`` names the
-interpreter of an environment that has them. Run it on a machine that does nothing else.
+interpreter of an environment that has them (pfl 0.6.0 and fluke-fl 0.8.1 go together) and the same torch.
+Run it on a machine that does nothing else: threads that share products all but stand still on a busy one.
 
 fluke trains clients in one process whatever there is: ``fluke`` has as many threads in it as the others
 have processes, ``fluke-1`` has one. With ``--processes 1`` everybody has one process with one thread.
