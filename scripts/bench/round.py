@@ -1,14 +1,18 @@
 """What a round of federated averaging costs: a hand-written floor, fedkd, Flower, and other simulators.
 
     python scripts/bench/round.py [--rounds 6] [--repeats 5] [--drivers floor fedkd flower]
-                                  [--peers-python PATH --drivers floor fedkd flower pfl]
+                                  [--peers-python PATH --drivers floor fedkd flower pfl fluke fluke-1]
 
 Fashion-MNIST, 20 clients, Dirichlet 0.5, LeNet, plain SGD at 0.05, batches of 32, one epoch, all clients in
 every round; after each the global model is evaluated on the test images. All drivers have the same shards,
 two processes with one thread each, and take turns, each in a process of its own. Printed are medians of the
 steady seconds a round (the first one apart), what they are beside the floor's of the same turn, and the whole
 command's seconds. Other simulators are not installed with fedkd: ``--peers-python`` names the
-interpreter of an environment that has them. Run it on a machine that does nothing else.
+interpreter of an environment that has them (pfl 0.6.0 and fluke-fl 0.8.1 go together) and the same torch.
+Run it on a machine that does nothing else: threads that share products all but stand still on a busy one.
+
+fluke trains clients in one process whatever there is: ``fluke`` has as many threads in it as the others
+have processes, ``fluke-1`` has one. With ``--processes 1`` everybody has one process with one thread.
 """
 
 from __future__ import annotations
@@ -33,9 +37,18 @@ from fedkd.data.request import SourceRequest, data_root
 
 PEERS = Path(__file__).resolve().parent / "peers"
 REPOSITORY = PEERS.parents[2]
-DRIVERS = {"floor": "floor.py", "fedkd": "ours.py", "flower": "flower.py", "pfl": "pfl_driver.py"}
-PEERS_ALONE = ("pfl",)
+DRIVERS = {
+    "floor": "floor.py",
+    "fedkd": "ours.py",
+    "flower": "flower.py",
+    "pfl": "pfl_driver.py",
+    "fluke": "fluke_driver.py",
+    "fluke-1": "fluke_driver.py",
+}
+PEERS_ALONE = ("pfl", "fluke", "fluke-1")
 """Drivers of what is not installed with fedkd."""
+ONE_THREAD = ("fluke-1",)
+"""Drivers that have one process with one thread, however many the others have."""
 CLIENTS, ALPHA, SEED, LEAST = 20, 0.5, 1, 64
 
 
@@ -44,7 +57,7 @@ class Took:
     """What one run of a driver took.
 
     Attributes:
-        first: Seconds from the command to the end of the first round.
+        first: Seconds from when the driver has imported what it needs to the end of the first round.
         steady: Median seconds of the rounds after it.
         whole: Seconds of the whole command.
         accuracy: Of the last global model.
@@ -88,7 +101,8 @@ def deal(labels: np.ndarray) -> list[np.ndarray]:
 
 def drive(driver: str, python: str, folder: Path, rounds: int, processes: int) -> Took:
     """Run a driver once."""
-    command = [python, str(PEERS / DRIVERS[driver]), str(folder), str(rounds), str(processes)]
+    lanes = 1 if driver in ONE_THREAD else processes
+    command = [python, str(PEERS / DRIVERS[driver]), str(folder), str(rounds), str(lanes)]
     if driver == "pfl":
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")] if python == sys.executable else []

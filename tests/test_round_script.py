@@ -1,0 +1,55 @@
+"""What `scripts/bench/round.py` has to be right about before it measures anything."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).resolve().parent.parent / "scripts" / "bench" / "round.py"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    spec = importlib.util.spec_from_file_location("round_script", PATH)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_driver_is_there(script):
+    assert all((script.PEERS / file).is_file() for file in script.DRIVERS.values())
+    assert {*script.PEERS_ALONE, *script.ONE_THREAD} < set(script.DRIVERS)
+
+
+@pytest.mark.parametrize(
+    ("driver", "lanes"), [("floor", "2"), ("fedkd", "2"), ("pfl", "2"), ("fluke", "2"), ("fluke-1", "1")]
+)
+def test_a_driver_is_run_in_as_many_lanes_as_it_can_use(script, driver, lanes, monkeypatch, tmp_path):
+    commands = []
+    told = {"moments": [5.0, 7.0, 8.0, 11.0], "accuracies": [0.1, 0.2, 0.3, 0.4]}
+
+    def run(command, env, **_):
+        commands.append((command, env))
+        return subprocess.CompletedProcess(command, 0, f"progress\n{json.dumps(told)}\n", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    took = script.drive(driver, "/peers/python", tmp_path, 4, 2)
+    ((command, env),) = commands
+    assert (took.first, took.steady, took.accuracy) == (5.0, 2.0, 0.4)
+    assert command[0] == "/peers/python"
+    assert command[-4:] == [str(script.PEERS / script.DRIVERS[driver]), str(tmp_path), "4", lanes]
+    assert env["OMP_NUM_THREADS"] == "1" and env["PYTHONPATH"] == ""  # others do not meet this fedkd
+
+
+def test_who_is_not_installed_here_is_asked_for(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["round.py", "--drivers", "floor", "fluke", "fedkd", "fluke-1"])
+    with pytest.raises(SystemExit) as stopped:
+        script.main()
+    assert stopped.value.code == 2
+    assert "fluke, fluke-1: say where it is installed, by --peers-python" in capsys.readouterr().err
