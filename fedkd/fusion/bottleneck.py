@@ -62,7 +62,7 @@ class Bottleneck(KnFu):
 
     width: Annotated[int, Field(ge=1, le=65536)] = 3
     """b: numbers of a code. C − 1 and more lose nothing and save nothing; with less, the likeliest class of a
-    prediction is lost sooner than squares tell: four numbers of ten classes keep it of about three in four."""
+    prediction is lost sooner than squares tell: of ten classes four numbers keep three in four."""
     refresh: Annotated[int, Field(ge=1)] = 5
     """Rounds after which whole logits are sent again, because models have learned what codes do not tell; 1:
     always, so that only guidance is coded."""
