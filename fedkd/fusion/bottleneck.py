@@ -123,7 +123,7 @@ class Bottleneck(KnFu):
         fused = super().fuse(_part(knowledge, read, np.stack(logits)), below("knfu/", memory))
         assert fused.targets is not None and fused.weights is not None
         age = int(memory.get(AGE, 0)) + 1
-        strangers = [n for n in range(len(whole)) if n not in read and _is_fresh(knowledge, n)]
+        strangers = [n for n in np.flatnonzero(knowledge.has_come) if n not in read]
         if not coder.size or all(len(whole[n]) for n in read):
             coder, age = best_coder(np.stack([finite_logits(own) for own in logits]), self.width), 1
         told = dict(zip(read, fused.targets, strict=True))
@@ -141,11 +141,6 @@ class Bottleneck(KnFu):
             personal=personal,
             for_absent={},
         )
-
-
-def _is_fresh(knowledge: Knowledge, n: int) -> bool:
-    """Return whether what a client says is of this round."""
-    return knowledge.age is None or knowledge.age[n] == 0
 
 
 def _part(knowledge: Knowledge, read: list[int], logits: np.ndarray) -> Knowledge:

@@ -65,6 +65,8 @@ class Message(SoftLabels):
         " Interactive Communication, arXiv 2310.03188, 2023"
     )
 
+    waits: ClassVar[str | None] = "has clients answer what was asked in the round before"
+
     questions: Annotated[float, Field(ge=0, le=1)] = 0.2
     """κ: share of the transfer set that a client asks about each round. Bytes grow with what all of them ask
     about together: ten clients at 0.2 ask about most of it unless they are unsure about the same. 0 leaves

@@ -65,6 +65,7 @@ class FedKD(SharedModel):
         " Communications 13, 2022"
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "server"})
+    waits: ClassVar[str | None] = "sends how the shared model has changed since the round before"
 
     energy_start: Annotated[float, Field(gt=0, le=1)] = 0.95
     """e in the first round; 0.95 in the paper."""

@@ -256,6 +256,12 @@ def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
             {"fusion": {"strategy": "scarlet", "samples_per_round": 9}},
             "'scarlet' asks for other transfer samples every round",
         ),
+        (
+            {"fusion": {"strategy": "scarlet", "samples_per_round": 40}},
+            "'scarlet' asks for other transfer samples every round",
+        ),
+        ({"fusion": {"strategy": "message"}}, "'message' has clients answer what was asked in the round"),
+        ({"fusion": {"strategy": "fedkd"}}, "'fedkd' sends how the shared model has changed since the round"),
         ({"clock": {"seconds": 0.0}}, "clock.seconds: must be > 0"),
         ({"clock": {"targets": [0]}}, "clock.targets.0: must be ≥ 1"),
     ],
