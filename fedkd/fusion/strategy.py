@@ -11,6 +11,7 @@ import numpy as np
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.extent import TRAINING, Extent
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 
@@ -205,6 +206,9 @@ class FusionStrategy(ClientHalf):
     """What clients send that is about the round before alone, to go on after the strategy's name, so that a
     server has to wait for all of a round; None: nothing is."""
 
+    server_epochs: int = 0
+    """Passes over the transfer set in which a `server_model` is trained; a hyper-parameter of this name."""
+
     @property
     def fuses(self) -> Literal["probabilities", "logits"]:
         """What is averaged where predictions are: who is kept out of an average says its mean instead."""
@@ -260,6 +264,17 @@ class FusionStrategy(ClientHalf):
             generator: A round's.
         """
         return self.request(transfer_size, {}, generator) is not None
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what a fusion computes, about, in operations of products and convolutions.
+
+        By default what it takes to train a `server_model` and ask it; to add up what was sent is next to
+        nothing.
+
+        Args:
+            extent: How much there is in a round.
+        """
+        return extent.model * extent.samples * (TRAINING * self.server_epochs + 1)
 
     @abstractmethod
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
