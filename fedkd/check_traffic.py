@@ -52,6 +52,26 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
     return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
 
 
+def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
+    """Say how many uploads lie in memory from one round to the next, if any do, and what they take."""
+    from fedkd.plan.kept import uploads_kept
+
+    if (kept := uploads_kept(plan)) == 0:
+        return
+    each = 4.0 * parameters
+    if "weights" not in plan.strategy.needs:
+        each = _tried(plan, data)[0] / max(len(_first_to_train(plan)[1]), 1)
+    told = f"about {size(int(kept * each))} in memory from one round to the next"
+    yield row("", f"{told}: {counted(kept, 'upload')} at most")
+
+
+def _first_to_train(plan: Plan) -> tuple[int, list[int]]:
+    """Return the first round that somebody takes part in, and who does."""
+    rounds = range(1, plan.schedule.rounds + 1)
+    round = next((round for round in rounds if plan.schedule.participants(round)), 1)
+    return round, list(plan.schedule.participants(round))
+
+
 def _tried(plan: Plan, data: Data) -> tuple[int, int]:
     """Return the bytes up and down of a round that is tried."""
     from fedkd.server.trial import trial_exchange
@@ -69,10 +89,8 @@ def _tried(plan: Plan, data: Data) -> tuple[int, int]:
 def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
     """Estimate what clients send each other in a round, all links together; of a stream's first task."""
     assert plan.graph is not None
-    scenario, schedule = plan.scenario, plan.schedule
-    rounds = range(1, schedule.rounds + 1)
-    round = next((round for round in rounds if schedule.participants(round)), 1)
-    clients = schedule.participants(round)
+    scenario = plan.scenario
+    round, clients = _first_to_train(plan)
     heard = plan.graph.edges(round)[np.ix_(clients, clients)]
     if "weights" in plan.strategy.needs:
         groups = np.array([id(plan.groups[client]) for client in clients])
