@@ -109,6 +109,10 @@ class Bottleneck(KnFu):
             return None
         return softmax(decode(guidance[CODER], guidance[CODES])), None
 
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many codes there are."""
+        return len(guidance[CODES]) if CODES in guidance else 0
+
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

@@ -157,3 +157,7 @@ class CFD(SoftLabels):
         if SHAPE in guidance:
             return soft_labels(client.memory[STEPS], self.bits_down), None
         return super().targets_of(client, guidance)
+
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many labels there are, those included that a client has already."""
+        return int(guidance[SHAPE][0]) if SHAPE in guidance else super().taught_samples(guidance)

@@ -156,6 +156,13 @@ class ClientHalf(ABC):
             return None
         return guidance["targets"], guidance.get("samples")
 
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many transfer samples guidance has a client learn in a pass, by the guidance alone.
+
+        What simulated time counts; what a client tries out before is not among them.
+        """
+        return len(guidance["targets"]) if "targets" in guidance else 0
+
     def before_training(self, client: ClientView) -> None:  # noqa: B027
         """Get ready for the local training that now begins, with what guidance has left on the client."""
 

@@ -125,6 +125,10 @@ class Message(SoftLabels):
         told = predictions(Answers(guidance[CLASSES], guidance[SHARES]), client.classes)
         return told.astype(np.float32), _members(guidance[ANSWERED])
 
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many answers there are."""
+        return len(guidance[CLASSES]) if ANSWERED in guidance else 0
+
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

@@ -130,6 +130,10 @@ class Scarlet(SoftLabels):
         """Return the round's samples and their labels, of which most may have come in earlier rounds."""
         return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
 
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many samples the round is about, those in the cache included."""
+        return len(guidance["wanted"])
+
     def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the samples whose label is still good, ascending."""
         fused_in = memory.get("fused_in", np.empty(0, dtype=np.int32))

@@ -83,6 +83,14 @@ def test_a_round_that_waits_takes_as_long_as_what_goes_to_and_fro(tmp_path):
         assert_allclose(series(folder, "virtual_seconds"), expected, rtol=1e-12)
 
 
+def test_what_is_kept_apart_takes_no_steps(tmp_path):
+    """Of 32 own samples 13 are kept apart, 19 are a batch of 20; 40 codes are two more."""
+    clock = {"work": "steps", "spread": 0.0}
+    fusion = {"strategy": "bottleneck", "width": 2}
+    metrics(tmp_path / "run", clock=clock, fusion=fusion, training=SMALL["training"] | {"held_out": 0.4})
+    assert series(tmp_path / "run", "virtual_seconds") == [1.0, 1.0 + 3.0, 1.0 + 2 * 3.0]
+
+
 class StopAtFusion(RunObserver):
     """Stops a run after its fifth round, with jobs under way: of trainings it may have several, or none."""
 
