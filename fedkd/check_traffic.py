@@ -41,15 +41,30 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
     if "weights" in strategy.needs:
         from fedkd.fusion.averaging import WeightAveraging
 
-        weights = size(sampled * parameters * np.dtype(scenario.fusion.upload_dtype).itemsize)
+        number = np.dtype(scenario.fusion.upload_dtype).itemsize
+        logits = _targets(plan, data)
+        weights = size(sampled * (parameters + logits) * number)
         # What is made for a learner leaves some of them out, and sends something else now and then.
         weighed = strategy.brings_model or isinstance(strategy, WeightAveraging)
         least = "about" if weighed or strategy.learner is not None else "at least"
-        return f"{least} {weights} up, {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
+        down = size(sampled * (parameters + logits) * 4)
+        return f"{least} {weights} up, {down} down in a round ({strategy.sends})"
     up, down = _tried(plan, data)
     if scenario.asynchronous is not None:  # a round of all clients is tried
         up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
-    return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
+    when = "the first round" if strategy.sends_otherwise_later else "a round"
+    return f"about {size(up)} up, {size(down)} down in {when} ({strategy.sends} up, guidance down)"
+
+
+def _targets(plan: Plan, data: Data) -> int:
+    """Return the numbers that predictions take which are sent beside weights, and targets that come back."""
+    from fedkd.data.load import first_task
+    from fedkd.fusion.kinds import Kind
+
+    if Kind.TRANSFER_LOGITS not in plan.strategy.kinds.values():
+        return 0
+    first = first_task(data)
+    return len(first.transfer_x) * first.classes
 
 
 def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:

@@ -54,6 +54,7 @@ class Bottleneck(KnFu):
         ABOUT: Kind.CONSTANT,
         "label_counts": Kind.LABEL_COUNTS,
     }
+    sends_otherwise_later: ClassVar[bool] = True
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "after Wang et al., Talking Models, arXiv 2310.03188, 2023, and Seyedmohammadi et al., KnFu, arXiv"

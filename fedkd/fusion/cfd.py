@@ -58,6 +58,7 @@ class CFD(SoftLabels):
     sends: ClassVar[str] = "hard labels"
     kinds: ClassVar[Mapping[str, Kind]] = {"votes": Kind.VOTES, "classes": Kind.CONSTANT}
     guides: ClassVar[Guided] = "all_alike"
+    sends_otherwise_later: ClassVar[bool] = True
     weighs_age: ClassVar[bool] = True
     over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"

@@ -92,6 +92,8 @@ class ClientHalf(ABC):
     """Share of its training samples that every client keeps apart, to be measured on (`held_out` of its
     view). They are drawn once by class share, are never trained on, and count among its training samples; a
     scenario that stops training early does so on the same ones."""
+    sends_otherwise_later: ClassVar[bool] = False
+    """Whether what is sent in the first round says little of what is sent in others, be it less or more."""
     keeps_models: ClassVar[int] = 0
     """Models of its own kind that a client keeps besides the one that it trains."""
     kinds: ClassVar[Mapping[str, Kind]] = {}

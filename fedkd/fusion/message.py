@@ -65,6 +65,7 @@ class Message(SoftLabels):
         " Interactive Communication, arXiv 2310.03188, 2023"
     )
 
+    sends_otherwise_later: ClassVar[bool] = True
     waits: ClassVar[str | None] = "has clients answer what was asked in the round before"
 
     questions: Annotated[float, Field(ge=0, le=1)] = 0.2
