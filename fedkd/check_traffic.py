@@ -47,8 +47,8 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
         # What is made for a learner leaves some of them out, and sends something else now and then.
         weighed = strategy.brings_model or isinstance(strategy, WeightAveraging)
         least = "about" if weighed or strategy.learner is not None else "at least"
-        down = size(sampled * (parameters + logits) * 4)
-        return f"{least} {weights} up, {down} down in a round ({strategy.sends})"
+        back = size(sampled * (parameters + logits) * 4)
+        return f"{least} {weights} up, {back} down in a round ({strategy.sends})"
     up, down = _tried(plan, data)
     if scenario.asynchronous is not None:  # a round of all clients is tried
         up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))

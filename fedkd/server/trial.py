@@ -86,7 +86,7 @@ def _untrained(strategy: ClientHalf) -> ClientHalf:
     """Return a strategy whose server's model, if it has one, says what it says in the beginning."""
     if strategy.server_model is None or "server_epochs" not in {f.name for f in fields(strategy)}:  # type: ignore[arg-type]
         return strategy
-    return replace(strategy, server_epochs=0)  # type: ignore[type-var, call-arg]
+    return replace(strategy, server_epochs=0)  # type: ignore[type-var]
 
 
 def _size(arrays: Arrays) -> int:
