@@ -240,6 +240,14 @@ def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
     assert times == sorted(times) and len(set(times)) == 8
 
 
+def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
+    fusion = SMALL["fusion"] | {"own_prior": "auto"}
+    metrics(tmp_path / "run", fusion=fusion, asynchronous={"buffer": 2})
+    chosen = [row for row in read_metrics(tmp_path / "run") if row["metric"] == "own_prior"]
+    for round in (1, 2, 3):
+        assert sum(row["round"] == round and row["client"] is not None for row in chosen) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
