@@ -115,6 +115,11 @@ class ClientHalf(ABC):
     """Share of the transfer set that a trial learns from."""
 
     @property
+    def counts_rounds(self) -> bool:
+        """Whether what it does in a round depends on how many there are, so that a run cannot get longer."""
+        return False
+
+    @property
     def shared_arguments(self) -> dict[str, Any]:
         """What `shared_model` is built with."""
         return dict(self.shared_args)

@@ -80,6 +80,11 @@ class FedKD(SharedModel):
         """Return who receives what: everyone goes on with the newest."""
         return "all clients with their next message: who took part is sent the change, who did not the model"
 
+    @property
+    def counts_rounds(self) -> bool:
+        """Whether e changes on the way to the last round."""
+        return self.energy_start != self.energy_end
+
     def energy(self, round: int, rounds: int) -> float:
         """Return e of a round."""
         over = (round - 1) / (rounds - 1) if rounds > 1 else 0.0
