@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fedkd.fusion.strategy import FusionStrategy
@@ -9,8 +11,10 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
 
 LOOKED_AT = 50
-"""Rounds of a graph that are followed."""
-MOST_FOLLOWED = 500
+"""Rounds of a graph that are followed, where links are drawn each round and what is heard is passed on."""
+TAKEN = 3
+"""The last rounds of them, of which the one with most counts."""
+MOST_FOLLOWED = 200
 """Clients of a graph that are followed, one by one."""
 
 
@@ -36,18 +40,33 @@ def uploads_kept(plan: Plan) -> int:
 
 
 def _remembered(graph: Graph, rounds: int, *, relay: bool) -> int:
-    """Return how many uploads somebody remembers over a graph, at most; one that several have counts once."""
-    clients, most = graph.clients, 0
-    if clients > MOST_FOLLOWED:
-        return clients * min(rounds, clients)
+    """Return how many uploads somebody remembers over a graph; one that several have counts once."""
+    clients = graph.clients
+    if clients > MOST_FOLLOWED:  # as many of each as in a smaller one, which is less than there are
+        if graph.kind == "file":
+            return clients
+        smaller = replace(graph, clients=MOST_FOLLOWED, k=min(graph.k, MOST_FOLLOWED - 2))
+        return clients * _remembered(smaller, rounds, relay=relay) // MOST_FOLLOWED
+    # What is passed on has gone around by the logarithm of N, over links that are drawn each round.
+    last = min(rounds, LOOKED_AT if relay and graph.period is None else 2 * clients)
     newest = np.zeros((clients, clients), dtype=np.int64)  # the round of what each has of each; 0: nothing
-    for round in range(1, min(rounds, LOOKED_AT) + 1):
+    age, most = newest, 0
+    for round in range(1, last + 1):
         heard = graph.edges(round)
         before, newest = newest, np.where(heard, round, newest)
         if relay:
             told = np.stack([before[senders].max(axis=0) for senders in heard])
             newest = np.maximum(newest, told)
-        ordered = np.sort(newest, axis=0)
-        others = int((np.diff(ordered, axis=0) > 0).sum())  # each more than the one before it
-        most = max(most, others + int((ordered[0] > 0).sum()))
+        earlier, age = age, np.where(newest > 0, round - newest, -1)
+        settled = graph.stays and np.array_equal(earlier, age)
+        if settled or round > last - TAKEN:
+            most = max(most, _distinct(newest))
+        if settled:
+            break
     return most
+
+
+def _distinct(newest: np.ndarray) -> int:
+    """Return how many numbers above 0 there are in the columns of an array, each once a column."""
+    ordered = np.sort(newest, axis=0)
+    return int((np.diff(ordered, axis=0) > 0).sum() + (ordered[0] > 0).sum())

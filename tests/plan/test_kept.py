@@ -33,6 +33,10 @@ def small(**changes):
         ({"topology": {"graph": "ring"}, "fusion": {"stale_decay": 0.5}}, 7),
         ({"topology": RELAY, "fusion": {"stale_decay": 0.5}}, 7 * 3),  # three links away, round by round
         ({"topology": RELAY, "fusion": {"stale_decay": 0.5}, "rounds": 2}, 7 * 2),
+        (
+            {"topology": RELAY, "fusion": {"stale_decay": 0.5}, "rounds": 900, "data": {"clients": 201}},
+            201 * 100,
+        ),
         ({"topology": {"graph": "complete", "relay": True}, "fusion": {"stale_decay": 0.5}}, 7),
     ],
 )
