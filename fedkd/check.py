@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.catalogue import toml_value
 from fedkd.check_data import data_rows, row, stream_rows
-from fedkd.check_traffic import exchanged, measure_rows, sketches, testing, traffic
+from fedkd.check_traffic import exchanged, kept_rows, measure_rows, sketches, testing, traffic
 from fedkd.tracking.wording import counted, size
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     told = "" if evaluated is None else f", {evaluated} are evaluated"
     yield row("clients", f"{_at_work(scenario)}{told}")
     yield row("traffic", traffic(plan, data, parameters))
+    yield from kept_rows(plan, data, parameters)
     if sketches:
         yield row("", sketches)
     yield row("testing", testing(work))

@@ -41,15 +41,50 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
     if "weights" in strategy.needs:
         from fedkd.fusion.averaging import WeightAveraging
 
-        weights = size(sampled * parameters * np.dtype(scenario.fusion.upload_dtype).itemsize)
+        number = np.dtype(scenario.fusion.upload_dtype).itemsize
+        logits = _targets(plan, data)
+        weights = size(sampled * (parameters + logits) * number)
         # What is made for a learner leaves some of them out, and sends something else now and then.
         weighed = strategy.brings_model or isinstance(strategy, WeightAveraging)
         least = "about" if weighed or strategy.learner is not None else "at least"
-        return f"{least} {weights} up, {size(sampled * parameters * 4)} down in a round ({strategy.sends})"
+        back = size(sampled * (parameters + logits) * 4)
+        return f"{least} {weights} up, {back} down in a round ({strategy.sends})"
     up, down = _tried(plan, data)
     if scenario.asynchronous is not None:  # a round of all clients is tried
         up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
-    return f"about {size(up)} up, {size(down)} down in a round ({strategy.sends} up, guidance down)"
+    when = "the first round" if strategy.sends_otherwise_later else "a round"
+    return f"about {size(up)} up, {size(down)} down in {when} ({strategy.sends} up, guidance down)"
+
+
+def _targets(plan: Plan, data: Data) -> int:
+    """Return the numbers that predictions take which are sent beside weights, and targets that come back."""
+    from fedkd.data.load import first_task
+    from fedkd.fusion.kinds import Kind
+
+    if Kind.TRANSFER_LOGITS not in plan.strategy.kinds.values():
+        return 0
+    first = first_task(data)
+    return len(first.transfer_x) * first.classes
+
+
+def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
+    """Say how many uploads lie in memory from one round to the next, if any do, and what they take."""
+    from fedkd.plan.kept import uploads_kept
+
+    if (kept := uploads_kept(plan)) == 0:
+        return
+    each = 4.0 * parameters
+    if "weights" not in plan.strategy.needs:
+        each = _tried(plan, data)[0] / max(len(_first_to_train(plan)[1]), 1)
+    told = f"about {size(int(kept * each))} in memory from one round to the next"
+    yield row("", f"{told}: {counted(kept, 'upload')} at most")
+
+
+def _first_to_train(plan: Plan) -> tuple[int, list[int]]:
+    """Return the first round that somebody takes part in, and who does."""
+    rounds = range(1, plan.schedule.rounds + 1)
+    round = next((round for round in rounds if plan.schedule.participants(round)), 1)
+    return round, list(plan.schedule.participants(round))
 
 
 def _tried(plan: Plan, data: Data) -> tuple[int, int]:
@@ -69,10 +104,8 @@ def _tried(plan: Plan, data: Data) -> tuple[int, int]:
 def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
     """Estimate what clients send each other in a round, all links together; of a stream's first task."""
     assert plan.graph is not None
-    scenario, schedule = plan.scenario, plan.schedule
-    rounds = range(1, schedule.rounds + 1)
-    round = next((round for round in rounds if schedule.participants(round)), 1)
-    clients = schedule.participants(round)
+    scenario = plan.scenario
+    round, clients = _first_to_train(plan)
     heard = plan.graph.edges(round)[np.ix_(clients, clients)]
     if "weights" in plan.strategy.needs:
         groups = np.array([id(plan.groups[client]) for client in clients])

@@ -244,6 +244,10 @@ def test_check_says_how_many_clients_live_where_it_is_not_all(digits_toml, capsy
             ["fusion.strategy=flwr:FedAvg", "clients_per_round=2"],
             "441.7 kB up, 441.7 kB down in a round (weights)",
         ),
+        (["fusion.strategy=dlf"], "19.2 kB up, 9.6 kB down in the first round"),
+        # Weights of the default mlp and 60 * 10 numbers, at four clients.
+        (['fusion={strategy="fedhkt",server_model="mlp",server_epochs=1}'], "893.0 kB up, 893.0 kB down"),
+        (["fusion.stale_decay=0.5"], "about 9.6 kB in memory from one round to the next: 4 uploads at most"),
     ],
 )
 def test_check_estimates_traffic(digits_toml, capsys, overrides, expected):

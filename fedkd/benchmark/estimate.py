@@ -12,6 +12,7 @@ from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import run_cell
 from fedkd.errors import RunFailed
+from fedkd.scenario.schema import Scenario
 from fedkd.scenario.tracking import Tracking
 from fedkd.tracking.events import RoundReport, RunObserver
 
@@ -81,7 +82,8 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Es
         return Estimate(seconds, f"measured on {len(spent)} finished cells; loading and starting come on top")
     tried = waiting[0]
     a_round = _time_one_round(tried)
-    seconds = sum(a_round * cell.scenario.rounds for cell in waiting)
+    of_a_client = a_round / _at_work(tried.scenario)
+    seconds = sum(of_a_client * _at_work(cell.scenario) * cell.scenario.rounds for cell in waiting)
     later = "" if tried.scenario.continual is None else ", nor is what later tasks cost"
     return Estimate(
         seconds,
@@ -90,22 +92,38 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Es
     )
 
 
-class _FirstRound(RunObserver):
-    """Stops a run after its first round, and keeps how long that took."""
+def _at_work(scenario: Scenario) -> int:
+    """Return how many clients train in a round: where nobody waits it is over after so many uploads."""
+    if scenario.asynchronous is not None:
+        return scenario.asynchronous.buffer
+    return scenario.clients_per_round or scenario.data.clients
 
-    def __init__(self) -> None:
+
+class _FirstRounds(RunObserver):
+    """Stops a run after its first round, or some more, and keeps how long the last of them took.
+
+    Args:
+        number: Of rounds.
+    """
+
+    def __init__(self, number: int) -> None:
         self.seconds: float | None = None
+        self._number = number
 
     def round_finished(self, report: RoundReport) -> None:
         self.seconds = report.seconds
-        raise KeyboardInterrupt  # whatever else an observer raises, the run goes on
+        if report.round >= self._number:
+            raise KeyboardInterrupt  # whatever else an observer raises, the run goes on
 
 
 def _time_one_round(cell: Cell) -> float:
-    """Return the seconds of a cell's first round, evaluation included, which nobody is told of."""
+    """Return the seconds of a cell's first round, evaluation included, which nobody is told of.
+
+    Where nobody waits it is the second one: in the first all clients do a job, whoever is over first.
+    """
     with tempfile.TemporaryDirectory() as folder:
         tried = cell.scenario.model_copy(update={"evaluate_every": 1, "tracking": Tracking()})
-        first = _FirstRound()
+        first = _FirstRounds(1 if tried.asynchronous is None else min(2, tried.rounds))
         outcome = run_cell(tried.model_dump_json(), folder, observers=[first])
     if first.seconds is not None:
         return first.seconds

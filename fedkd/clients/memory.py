@@ -18,6 +18,7 @@ from fedkd.errors import UserError
 from fedkd.models.build import build_group_models
 from fedkd.models.estimator import Estimator
 from fedkd.plan.auxiliaries import make_auxiliaries
+from fedkd.plan.kept import uploads_kept
 from fedkd.plan.plan import Plan
 from fedkd.plan.requirements import check_requirements
 from fedkd.training.device import resolve_device
@@ -45,6 +46,7 @@ def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
     limit = machine_memory() // copies, f"with {copies - 1} more of its size while it is trained"
     models = build_group_models(plan.scenario, shape, outputs, data.input_dtype, limit)
     _check_fit(plan, models, _sizes_besides(plan, data, models))
+    _check_kept(plan, data, models)
     check_requirements(plan, data, models)
     return models
 
@@ -153,6 +155,26 @@ def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator], besides: Seq
             f"{clients} clients' models, with what training and checkpoints need besides, take"
             f" {needed / 1e9:,.1f} GB at a time; this machine has {machine_memory() / 1e9:,.1f} GB",
             key="clients",
+        )
+
+
+def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> None:
+    """Refuse to keep uploads that the server's process has no room for: weights, or predictions.
+
+    Raises:
+        UserError: What they would take.
+    """
+    each = 2 * len(first_task(data).transfer_x) * model_outputs(plan, data)
+    if "weights" in plan.strategy.needs:
+        each = max((_size(model) for model in models if isinstance(model, nn.Module)), default=0)
+    kept = uploads_kept(plan) * each
+    if kept > machine_memory():
+        scenario = plan.scenario
+        unwaiting = "asynchronous" if scenario.asynchronous is not None else "fusion.stale_decay"
+        raise UserError(
+            f"{uploads_kept(plan):,} uploads that are kept take {kept / 1e9:,.1f} GB; this machine has"
+            f" {machine_memory() / 1e9:,.1f} GB",
+            key="fusion.bank" if scenario.fusion.bank is not None else unwaiting,
         )
 
 

@@ -14,15 +14,16 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.auxiliary import OWN
-from fedkd.models.build import count_parameters, forward_flops
+from fedkd.fusion.extent import TRAINING, Extent
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.models.build import blank_inputs, build_model, count_parameters, forward_flops
 from fedkd.models.estimator import Estimator
+from fedkd.models.mix import architecture_names
+from fedkd.models.mode import predicting
 from fedkd.plan.auxiliaries import make_auxiliaries
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import ClientGroup
-
-TRAINING = 3
-"""What a training step takes of a forward pass of its samples: that, and two as dear on the way back."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Workload:
     """Arithmetic of a round on average, in operations of forward passes; tasks of a stream alike.
 
     Attributes:
-        training: Own training with all networks, predictions of the transfer set, and learning from guidance,
-            with what is tried before.
+        training: Own training with all networks, predictions of the transfer set, learning from guidance,
+            with what is tried before, and what the server trains.
         evaluation: What is predicted only to be measured, were all clients evaluated in every round.
         clients: Clients of the federation.
         evaluated: Those that are evaluated.
         every: Rounds from one evaluation to the next.
         test: Samples of a common test set.
+        answered: Whether those are evaluated whom a round answers, whenever that is told of.
     """
 
     training: float
@@ -45,11 +47,12 @@ class Workload:
     evaluated: int
     every: int
     test: int
+    answered: bool = False
 
     @property
     def share(self) -> float:
         """Share of the evaluations in the whole, from 0 to 1."""
-        evaluation = self.evaluation * self.evaluated / self.clients / self.every
+        evaluation = self._evaluation
         whole = self.training + evaluation
         return evaluation / whole if whole else 0.0
 
@@ -58,16 +61,22 @@ class Workload:
 
         Without those that would not do: a value below 1, or the one that it has.
         """
-        now = self.evaluation * self.evaluated / self.clients / self.every
+        now = self._evaluation
         if now <= self.training:
             return {}
         allowed = self.training / now
         found = {
-            "evaluate_every": -int(-self.every // allowed) if allowed else 0,
+            "evaluate_every": -int(-self.every // allowed) if allowed and not self.answered else 0,
             "evaluate_clients": int(self.evaluated * allowed),
             "data.test_size": int(self.test * allowed),
         }
         return {key: value for key, value in found.items() if value >= 1}
+
+    @property
+    def _evaluation(self) -> float:
+        """What is predicted to be measured in a round on average."""
+        every = 1 if self.answered else self.every
+        return self.evaluation * self.evaluated / self.clients / every
 
 
 def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
@@ -87,9 +96,13 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     besides = {id(group): _besides(plan, data, group, model) for group, model in groups}
     tasks = [data] if isinstance(data, FederatedData) else [task.data for task in data]
     clients = scenario.data.clients
-    sampled = (scenario.clients_per_round or clients) / clients
+    unwaiting = scenario.asynchronous
+    at_work = scenario.clients_per_round or clients if unwaiting is None else unwaiting.buffer
+    sampled = at_work / clients
+    answered = unwaiting is not None and not strategy.brings_model
     # Clients whose model guidance has changed are measured at both moments, the others at one.
     guided = 0.0 if strategy.sends == "nothing" or strategy.teaches_locally else sampled
+    moments = sampled * (1 + bool(guided)) if answered else 1 + guided
     # Of weights that all clients are sent, the common test set is predicted once for all.
     once = 1.0 / clients if strategy.brings_model else 1.0
     # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
@@ -113,13 +126,61 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
             learned = strategy.trial_share * known
             a_trial = TRAINING * learned * with_private + known - learned + kept
             trained += cost * strategy.trials * a_trial
-            both = (1 + guided) * (test + by_kept * kept) + (once + guided) * len(task.test_y)
+            both = moments * (test + by_kept * kept) + (moments - 1 + once) * len(task.test_y)
             tested += asked * both + cost * guided * known
         training += sampled * trained / len(tasks)
         evaluation += tested / len(tasks) * _asked(plan, data)
+    training += _on_server(plan, tasks, models, clients if answered else at_work)
     evaluated = len(evaluated_clients(scenario))
     test = max(len(task.test_y) for task in tasks)
-    return Workload(training, evaluation, clients, evaluated, scenario.evaluate_every, test)
+    return Workload(training, evaluation, clients, evaluated, scenario.evaluate_every, test, answered)
+
+
+def _on_server(
+    plan: Plan, tasks: Sequence[FederatedData], models: Sequence[nn.Module | Estimator], fused: int
+) -> float:
+    """Return what the server computes in a round, of the knowledge of so many clients; tasks alike."""
+    strategy, data = plan.strategy, tasks[0]
+    if not isinstance(strategy, FusionStrategy) or plan.graph is not None:
+        return 0.0
+    share = fused / len(plan.groups)
+    networks = dict(zip(map(id, plan.scenario.clients), models, strict=True))
+    architectures: dict[str, tuple[float, float]] = {}
+    costs = {
+        id(group): _forward(model, data) for group, model in zip(plan.scenario.clients, models, strict=True)
+    }
+    for name, group in zip(architecture_names(plan.groups), plan.groups, strict=True):
+        _, number = architectures.get(name, (0.0, 0.0))
+        architectures[name] = costs[id(group)], number + share
+    own = 0.0
+    if strategy.server_model is not None:
+        group = ClientGroup(model=strategy.server_model, args=dict(strategy.server_args))
+        shape, dtype, path = data.input_shape, data.input_dtype, plan.scenario.plugin_path
+        own = _forward(
+            build_model(group, shape, data.classes, seed=0, plugin_path=path, input_dtype=dtype), data
+        )
+    found = 0.0
+    for task in tasks:
+        private = sum(stop - start for start, stop in task.train_bounds)
+        extent = Extent(
+            clients=fused,
+            samples=len(task.transfer_x),
+            classes=task.classes,
+            private=int(private * share),
+            width=_width(networks[id(plan.groups[0])], task) if "features" in strategy.needs else 0,
+            model=own,
+            architectures=architectures,
+        )
+        found += strategy.server_work(extent)
+    return found / len(tasks)
+
+
+def _width(model: nn.Module | Estimator, data: FederatedData) -> int:
+    """Return how many penultimate features a model has."""
+    if not isinstance(model, nn.Module):
+        return 0
+    with predicting(model):
+        return int(model.features(blank_inputs(2, data.input_shape, data.input_dtype)).flatten(1).shape[1])  # type: ignore[operator]
 
 
 def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> float:

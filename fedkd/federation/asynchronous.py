@@ -168,21 +168,22 @@ class AsynchronousRounds(Rounds):
     def _evaluate(self, round: int) -> dict[str, float]:
         clients = evaluated_clients(self._plan.scenario)
         if self._brings_model:
-            rows = {client: dict(row) for client, row in self._measure(round, clients).items()}
+            replies = self._measure(round, clients)
+            rows = {client: metrics_of(reply) for client, reply in replies.items()}
             for client, row in rows.items():
                 self._set_two_moments(row, self._arrived.get(client))
-            return self._measurements.measured(round, rows)
-        found = self._measure(round, self._answered())
-        return self._measurements.measured(
-            round, {client: found.get(client) or self._as_before(client) for client in clients}
-        )
+        else:
+            replies = self._measure(round, self._answered())
+            found = {client: metrics_of(reply) for client, reply in replies.items()}
+            rows = {client: found.get(client) or self._as_before(client) for client in clients}
+        return self._measurements.measured(round, rows) | self._measurements.choices(round, replies)
 
     def _answered(self) -> list[int]:
         """Return those who are evaluated of the clients whose uploads the round has fused."""
         return [client for client in evaluated_clients(self._plan.scenario) if client in self._arrived]
 
-    def _measure(self, round: int, clients: Sequence[int]) -> dict[int, dict[str, float]]:
-        """Evaluate some clients, and keep what stays true; return all that they tell."""
+    def _measure(self, round: int, clients: Sequence[int]) -> dict[int, Message]:
+        """Evaluate some clients, and keep what stays true; return their replies."""
         if not clients:
             return {}
         with self._charged_to_strategy(round):
@@ -190,10 +191,10 @@ class AsynchronousRounds(Rounds):
         replies = self._send_phase(round, "evaluate", messages)
         guided = [message for message in messages if msg.GUIDED & message.content.keys()]
         self._changed.update(map(self._messenger.client_of, guided))
-        rows = {client: metrics_of(reply) for client, reply in replies.items()}
-        for client, row in rows.items():
+        for client, reply in replies.items():
+            row = metrics_of(reply)
             self._measured[client] = [row[name] for name in LASTING]
-        return rows
+        return replies
 
     def _as_before(self, client: int) -> dict[str, float]:
         """Return what an evaluation would tell of a client that nobody has answered since the last."""

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from flwr.app import Message, RecordDict
 
+from fedkd.clients.own_samples import number_kept_apart, share_kept_apart
 from fedkd.federation import messages as msg
-from fedkd.federation.arrays import payload_bytes, values_of
+from fedkd.federation.arrays import from_record, payload_bytes
 from fedkd.federation.replies import metrics_of
 from fedkd.plan.clock import VirtualClock
 from fedkd.plan.plan import Plan
-from fedkd.server.guidance import TARGETS
 
 HANDED = "clock/handed"
 """Name of what is kept in checkpoints: a row `client, bytes, steps` for whoever was handed something."""
@@ -44,6 +44,7 @@ class JobTime:
         self._plan = plan
         self._clock = clock
         self._client_of = client_of
+        self._kept_apart = share_kept_apart(plan) or 0.0
         self._handed: dict[int, Handed] = {}
 
     def hand(self, messages: Iterable[Message]) -> None:
@@ -73,10 +74,11 @@ class JobTime:
             client: Client index.
             job: The round whose draws it takes.
             handed: What it has to learn besides its own samples.
-            samples: Its training samples.
+            samples: Its training samples, those that it keeps apart included.
         """
         training = self._plan.scenario.training
         epochs = self._plan.strategy.trained_epochs(training.local_epochs)
+        samples -= number_kept_apart(samples, self._kept_apart)
         steps = epochs * -(-samples // training.batch_size) + handed.steps
         return self._clock.work(client, job, steps)
 
@@ -109,9 +111,9 @@ class JobTime:
         if not self._plan.strategy.teaches_targets:
             return 0
         rows = [
-            len(values_of(content.array_records[name][TARGETS]))
+            self._plan.strategy.taught_samples(from_record(content.array_records[name]))
             for name in (msg.GUIDANCE, msg.MISSED)
-            if name in content and TARGETS in content.array_records[name]
+            if name in content
         ]
         batch = fusion.distill_batch_size or training.batch_size
         return sum(fusion.distill_epochs * -(-length // batch) for length in rows)

@@ -149,7 +149,7 @@ class Measurements:
         Of round 0, before any training, what is known of single tasks is recorded alone.
         """
         rows = {client: metrics_of(reply) for client, reply in replies.items()}
-        return self.measured(round, rows) | self._record_learners(round, replies)
+        return self.measured(round, rows) | self.choices(round, replies)
 
     def measured(self, round: int, rows: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
         """Record what an evaluation has told, by client in client order (see `evaluation`)."""
@@ -176,8 +176,8 @@ class Measurements:
                 means[key] = self._record(round, split, metric, values, task=task)
         return means
 
-    def _record_learners(self, round: int, replies: Replies) -> dict[str, float]:
-        """Record what learners say at the end of a task; return the means by key."""
+    def choices(self, round: int, replies: Replies) -> dict[str, float]:
+        """Record what clients have chosen, and what learners say at the end of a task; return the means."""
         records = {
             client: reply.content.config_records[msg.LEARNER]
             for client, reply in replies.items()

@@ -79,7 +79,8 @@ class APFL(WeightAveraging):
             own = cross_entropy(answers, batch.labels)
             if moves and own.requires_grad:
                 moves = False
-                slopes = torch.autograd.grad(own, list(mixed.values()), retain_graph=True)
+                among = list(mixed.values())
+                slopes = torch.autograd.grad(own, among, retain_graph=True, materialize_grads=True)
                 pairs = zip(ends.values(), slopes, strict=True)
                 slope = float(sum(((v - w).detach() * s).sum() for (v, w), s in pairs))
                 memory[SHARE] = np.array(np.clip(share - self.share_lr * slope, 0, 1), dtype=np.float64)

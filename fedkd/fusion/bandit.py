@@ -73,10 +73,13 @@ class Bandit(TemperedLabels):
         roster = enrol(memory, knowledge.clients)
         kept = _recall(memory, roster)
         chosen = []
+        has_come = knowledge.has_come
         for row, (client, place) in enumerate(zip(knowledge.clients, roster.present, strict=True)):
+            if not has_come[row]:  # nobody is drawn for whom nothing is sent
+                chosen.append(row)
+                continue
             sent = knowledge.extra[REWARD][row]
-            fresh = knowledge.age is None or knowledge.age[row] == 0
-            if len(sent) and fresh and kept["teacher"][place] >= 0:
+            if len(sent) and kept["teacher"][place] >= 0:
                 self._learn(kept, place, float(np.clip(sent[0], -1.0, 1.0)))
             policy = self._policy(kept["theta"][place, roster.present])
             generator = numpy_generator(knowledge.seed, "teacher", client=client, round=knowledge.round)

@@ -54,6 +54,7 @@ class Bottleneck(KnFu):
         ABOUT: Kind.CONSTANT,
         "label_counts": Kind.LABEL_COUNTS,
     }
+    sends_otherwise_later: ClassVar[bool] = True
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "after Wang et al., Talking Models, arXiv 2310.03188, 2023, and Seyedmohammadi et al., KnFu, arXiv"
@@ -109,6 +110,10 @@ class Bottleneck(KnFu):
             return None
         return softmax(decode(guidance[CODER], guidance[CODES])), None
 
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many codes there are."""
+        return len(guidance[CODES]) if CODES in guidance else 0
+
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
@@ -123,7 +128,7 @@ class Bottleneck(KnFu):
         fused = super().fuse(_part(knowledge, read, np.stack(logits)), below("knfu/", memory))
         assert fused.targets is not None and fused.weights is not None
         age = int(memory.get(AGE, 0)) + 1
-        strangers = [n for n in range(len(whole)) if n not in read and _is_fresh(knowledge, n)]
+        strangers = [n for n in np.flatnonzero(knowledge.has_come) if n not in read]
         if not coder.size or all(len(whole[n]) for n in read):
             coder, age = best_coder(np.stack([finite_logits(own) for own in logits]), self.width), 1
         told = dict(zip(read, fused.targets, strict=True))
@@ -141,11 +146,6 @@ class Bottleneck(KnFu):
             personal=personal,
             for_absent={},
         )
-
-
-def _is_fresh(knowledge: Knowledge, n: int) -> bool:
-    """Return whether what a client says is of this round."""
-    return knowledge.age is None or knowledge.age[n] == 0
 
 
 def _part(knowledge: Knowledge, read: list[int], logits: np.ndarray) -> Knowledge:

@@ -24,7 +24,6 @@ from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
-from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 
 STEPS = "steps"
@@ -59,6 +58,8 @@ class CFD(SoftLabels):
     sends: ClassVar[str] = "hard labels"
     kinds: ClassVar[Mapping[str, Kind]] = {"votes": Kind.VOTES, "classes": Kind.CONSTANT}
     guides: ClassVar[Guided] = "all_alike"
+    sends_otherwise_later: ClassVar[bool] = True
+    weighs_age: ClassVar[bool] = True
     over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"
 
@@ -108,10 +109,12 @@ class CFD(SoftLabels):
         classes = int(knowledge.extra["classes"][0][0])
         clients, samples = votes.shape
         cell = votes + classes * np.arange(samples)
-        counts = np.bincount(cell.ravel(), minlength=samples * classes).reshape(samples, classes)
-        shares = (counts / clients).astype(np.float32)
+        fresh = np.ones(clients) if knowledge.freshness is None else knowledge.freshness
+        counts = np.bincount(cell.ravel(), np.repeat(fresh, samples), minlength=samples * classes)
+        shares = (counts.reshape(samples, classes) / fresh.sum()).astype(np.float32)
+        heard = np.tile(fresh / fresh.sum(), (clients, 1))
         if self.server_model is None:
-            return Guidance(shares, uniform(clients))
+            return Guidance(shares, heard)
         weights, labels = self._train(self.server_model, knowledge.server, shares, memory)
         round = int(memory.get("round", 0)) + 1
         old = Version(memory["steps"], memory["since"]) if memory else None
@@ -119,10 +122,12 @@ class CFD(SoftLabels):
         roster = enrol(memory, knowledge.clients)
         told = np.zeros(len(roster.clients), dtype=np.int64)
         told[roster.known] = memory.get("told", np.empty(0, dtype=np.int64))
-        personal = [difference(new, int(told[row]), self.bits_down) for row in roster.present]
-        told[roster.present] = round
+        # Of whoever is not sent them now nobody knows which labels are there when something comes.
+        known = np.where(knowledge.has_come, told[roster.present], 0)
+        personal = [difference(new, int(since), self.bits_down) for since in known]
+        told[roster.present[knowledge.has_come]] = round
         kept = {"round": np.array(round), "clients": roster.clients, "told": told, **new._asdict()}
-        return Guidance(None, uniform(clients), memory=kept | pack(weights), personal=personal)
+        return Guidance(None, heard, memory=kept | pack(weights), personal=personal)
 
     def _train(
         self, model: str, server: ServerModels | None, shares: np.ndarray, memory: Arrays
@@ -153,3 +158,7 @@ class CFD(SoftLabels):
         if SHAPE in guidance:
             return soft_labels(client.memory[STEPS], self.bits_down), None
         return super().targets_of(client, guidance)
+
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many labels there are, those included that a client has already."""
+        return int(guidance[SHAPE][0]) if SHAPE in guidance else super().taught_samples(guidance)

@@ -127,6 +127,10 @@ class ChosenBeta(TemperedLabels):
         """Return the targets that the client has chosen."""
         return guidance[_targets(int(client.memory[CHOICE]))], None
 
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many targets each of the β has."""
+        return len(guidance[_targets(0)])
+
     def choices(self, client: ClientView) -> dict[str, float]:
         """Return the β that the client has chosen last, once it has been guided."""
         return {"beta": self.betas[int(client.memory[CHOICE])]} if CHOICE in client.memory else {}

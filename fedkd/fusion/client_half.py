@@ -92,6 +92,8 @@ class ClientHalf(ABC):
     """Share of its training samples that every client keeps apart, to be measured on (`held_out` of its
     view). They are drawn once by class share, are never trained on, and count among its training samples; a
     scenario that stops training early does so on the same ones."""
+    sends_otherwise_later: ClassVar[bool] = False
+    """Whether what is sent in the first round says little of what is sent in others, be it less or more."""
     keeps_models: ClassVar[int] = 0
     """Models of its own kind that a client keeps besides the one that it trains."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
@@ -111,6 +113,11 @@ class ClientHalf(ABC):
 
     trial_share: float = 1.0
     """Share of the transfer set that a trial learns from."""
+
+    @property
+    def counts_rounds(self) -> bool:
+        """Whether what it does in a round depends on how many there are, so that a run cannot get longer."""
+        return False
 
     @property
     def shared_arguments(self) -> dict[str, Any]:
@@ -155,6 +162,13 @@ class ClientHalf(ABC):
         if "targets" not in guidance:
             return None
         return guidance["targets"], guidance.get("samples")
+
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many transfer samples guidance has a client learn in a pass, by the guidance alone.
+
+        What simulated time counts; what a client tries out before is not among them.
+        """
+        return len(guidance["targets"]) if "targets" in guidance else 0
 
     def before_training(self, client: ClientView) -> None:  # noqa: B027
         """Get ready for the local training that now begins, with what guidance has left on the client."""

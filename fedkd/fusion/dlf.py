@@ -47,6 +47,7 @@ class DLF(TemperedLabels):
     name: ClassVar[str] = "dlf"
     sends: ClassVar[str] = "logits, and once those before training"
     kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, INITIAL: Kind.SAMPLE_LOGITS}
+    sends_otherwise_later: ClassVar[bool] = True
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "Fan et al., On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion, NeurIPS 2024"

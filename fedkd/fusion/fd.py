@@ -58,6 +58,7 @@ class FD(FusionStrategy):
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
     teaches_locally: ClassVar[bool] = True
+    weighs_age: ClassVar[bool] = True
     uses_transfer_set: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 1.0
@@ -110,6 +111,8 @@ class FD(FusionStrategy):
         assert knowledge.label_counts is not None
         owned = knowledge.label_counts > 0
         weights = self._weights(knowledge.label_counts)
+        if knowledge.freshness is not None:
+            weights = weights * knowledge.freshness[:, None]
         logits = finite_logits(np.stack(knowledge.extra["label_logits"]))
         of_all = {
             "label_logits": mean_by_label(logits, weights),

@@ -14,6 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
+from fedkd.fusion.extent import TRAINING, Extent
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
@@ -74,6 +75,15 @@ class FedDF(FusionStrategy):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's weights, as flat `parameters` and `counters`."""
         return pack(client.weights())
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what the ensemble's predictions take, and to train a student of each architecture."""
+        if self.server_epochs == 0:
+            return 0.0
+        predicted = sum(cost * number for cost, number in extent.architectures.values())
+        students = sum(cost for cost, _ in extent.architectures.values())
+        an_epoch = TRAINING * (1.0 - self.validation) + self.validation
+        return extent.samples * (predicted + students * an_epoch * self.server_epochs)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return, for each client of an architecture that took part, the weights of its student."""

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
 from fedkd.fusion.client_half import Need
+from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
@@ -92,6 +93,12 @@ class FedGen(FusionStrategy):
         """Return the head that all begin with, without a G."""
         weights = server.initial_weights(server.architecture_of(0))
         return Guidance(targets=None, shared={WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]})
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what it takes to train G, whose features all heads are asked about."""
+        made = dense(extent.classes + self.noise, self.hidden, extent.width)
+        asked = extent.clients * dense(extent.width, extent.classes)
+        return TRAINING * self.server_steps * self.server_batch_size * (made + asked)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the mean head, G (which is the memory too), and the `classes` [C] that anybody has.

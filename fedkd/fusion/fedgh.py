@@ -14,6 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
+from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
@@ -69,6 +70,11 @@ class FedGH(FusionStrategy):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
         return owned_prototypes(client)
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what it takes to train the head on as many means as there can be."""
+        means = extent.clients * extent.classes
+        return TRAINING * self.server_epochs * means * dense(extent.width, extent.classes)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the trained head, `head_weight` `[C, F]` and `head_bias` `[C]`; it is the memory too.

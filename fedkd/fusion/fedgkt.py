@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
 from fedkd.fusion.client_half import Need
+from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
@@ -95,6 +96,11 @@ class FedGKT(FusionStrategy):
         return "all clients with their next message: its model, if it answers; who took part its logits"
 
     # On the server ------------------------------------------------------------------------------------
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what it takes to train on all samples of the clients, and to answer them."""
+        forward = dense(extent.width, *self.server_hidden, extent.classes)
+        return (TRAINING * self.server_epochs + 1) * extent.private * forward
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return what the server's model says of each client's samples, `[S, C]`; its weights are the memory.

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.clustering import cluster
 from fedkd.fusion.confidence import ambiguity, certainty
+from fedkd.fusion.extent import Extent
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import softmax
@@ -69,6 +70,11 @@ class FedHKT(ServerTeacher):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `logits` `[M, C]`, and the weights as flat `parameters` and `counters`."""
         return {"logits": client.logits(), **pack(client.weights())}
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what the server's model takes, and what each group's weights are asked."""
+        asked = sum(cost * min(number, self.clusters) for cost, number in extent.architectures.values())
+        return super().server_work(extent) + extent.samples * asked
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the server model's logits, `[M, C]`, and for each client the mean weights of its group."""

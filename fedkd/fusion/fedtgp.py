@@ -14,6 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
+from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.fedgh import owned_prototypes, prototypes_of
 from fedkd.fusion.fedproto import FedProto
 from fedkd.fusion.kinds import Kind
@@ -82,6 +83,12 @@ class FedTGP(FedProto):
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
         return owned_prototypes(client)
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what all prototypes take in every step, and their distances to what was heard."""
+        means, width = extent.clients * extent.classes, extent.width
+        made = dense(width, width, width) / self.server_batch_size
+        return TRAINING * self.server_epochs * means * extent.classes * (made + 2.0 * width)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the learned `prototypes` `[C, F]`, of which so many `owners` `[C]` were ever heard.

@@ -134,11 +134,8 @@ class KnFu(TemperedLabels):
         p = distributions.estimate(self.distribution, q, knowledge.label_counts)
         kept: dict[str, np.ndarray] = {}
         if self.distribution_momentum > 0:
-            fresh = knowledge.new
-            if fresh is None and knowledge.age is not None:
-                fresh = knowledge.age == 0
             p, kept = distributions.moving_average(
-                p, knowledge.clients, memory, self.distribution_momentum, fresh
+                p, knowledge.clients, memory, self.distribution_momentum, knowledge.has_come
             )
         if self.distribution == "calibrated":
             p = distributions.calibrate(p)

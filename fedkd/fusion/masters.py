@@ -61,6 +61,11 @@ class Masters(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss; teachers are chosen at 1."""
 
+    @property
+    def counts_rounds(self) -> bool:
+        """Whether there is a warm-up, which takes a share of them."""
+        return self.warm_up > 0.0 and self.first_share < 1.0
+
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

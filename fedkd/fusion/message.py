@@ -65,6 +65,9 @@ class Message(SoftLabels):
         " Interactive Communication, arXiv 2310.03188, 2023"
     )
 
+    sends_otherwise_later: ClassVar[bool] = True
+    waits: ClassVar[str | None] = "has clients answer what was asked in the round before"
+
     questions: Annotated[float, Field(ge=0, le=1)] = 0.2
     """κ: share of the transfer set that a client asks about each round. Bytes grow with what all of them ask
     about together: ten clients at 0.2 ask about most of it unless they are unsure about the same. 0 leaves
@@ -122,6 +125,10 @@ class Message(SoftLabels):
             return None
         told = predictions(Answers(guidance[CLASSES], guidance[SHARES]), client.classes)
         return told.astype(np.float32), _members(guidance[ANSWERED])
+
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many answers there are."""
+        return len(guidance[CLASSES]) if ANSWERED in guidance else 0
 
     # On the server ------------------------------------------------------------------------------------
 

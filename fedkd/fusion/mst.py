@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.competence import sample_losses
+from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.gate import largest, new_gate, train_gate
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.similarity import kl, prediction_kl
@@ -72,6 +73,12 @@ class MST(TemperedLabels):
     def needs(self) -> frozenset[Need]:  # type: ignore[override]
         """Labels of the transfer set, where they are the judge."""
         return frozenset({"transfer_labels"} if self.judge == "labels" else ())
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what it takes to train every client's gate."""
+        teachers = min(self.neighbours, extent.clients - 1)
+        gate = dense(extent.classes, 2 * extent.classes, teachers)
+        return TRAINING * self.steps * extent.clients * extent.samples * gate
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`; the weights `[N, N]` are the mean shares of teachers."""

@@ -65,6 +65,7 @@ class FedKD(SharedModel):
         " Communications 13, 2022"
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "server"})
+    waits: ClassVar[str | None] = "sends how the shared model has changed since the round before"
 
     energy_start: Annotated[float, Field(gt=0, le=1)] = 0.95
     """e in the first round; 0.95 in the paper."""
@@ -78,6 +79,11 @@ class FedKD(SharedModel):
     def reach(cls) -> str:
         """Return who receives what: everyone goes on with the newest."""
         return "all clients with their next message: who took part is sent the change, who did not the model"
+
+    @property
+    def counts_rounds(self) -> bool:
+        """Whether e changes on the way to the last round."""
+        return self.energy_start != self.energy_end
 
     def energy(self, round: int, rounds: int) -> float:
         """Return e of a round."""

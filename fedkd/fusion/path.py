@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.combine import class_experts
+from fedkd.fusion.extent import Extent
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.routing import Router, mixed, train_router
 from fedkd.fusion.shift import KnowsStart, shift_cosine
@@ -87,6 +88,11 @@ class Path(KnowsStart):
         if self.guess == "shift":
             wanted.add("gradients")
         return frozenset(wanted)
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what the four products of a step take, for every client's router."""
+        a_step = 4 * 2.0 * extent.clients * extent.samples * extent.classes
+        return self.steps * extent.clients * a_step
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return personal targets `[N, M, C]`; the weights `[N, N]` are the mean gates."""

@@ -95,7 +95,7 @@ class PFedMe(WeightAveraging):
             for _ in range(self.personal_steps):
                 answers = personal(batch.inputs)
                 value = cross_entropy(answers, batch.labels)
-                slopes = torch.autograd.grad(value, theta)
+                slopes = torch.autograd.grad(value, theta, materialize_grads=True)
                 with torch.no_grad():
                     for parameter, w, slope in zip(theta, own, slopes, strict=True):
                         parameter.sub_(self.personal_lr * (slope + self.strength * (parameter - w)))

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.adam import Adam
 from fedkd.fusion.client_half import Need
+from fedkd.fusion.extent import Extent
 from fedkd.fusion.probabilities import finite_logits, log_softmax, softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
@@ -63,6 +64,12 @@ class ScaLearn(TemperedLabels):
     """λ: how strongly factors are held at their start."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss; factors are learned at 1."""
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what it takes to add all logits up for every receiver in each step, and the way back."""
+        labelled = extent.samples if self.labels is None else min(self.labels, extent.samples)
+        once = 2.0 * extent.clients**2 * extent.classes
+        return once * (extent.samples + 2 * (self.steps + 1) * labelled)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`; the weights `[N, N]` are the factors' shares of their amount."""

@@ -69,6 +69,10 @@ class Scarlet(SoftLabels):
         asked = np.setdiff1d(drawn, self._cached(memory))
         return None if len(asked) == transfer_size else asked
 
+    def asks_anew(self, transfer_size: int, generator: np.random.Generator) -> bool:
+        """Return whether rounds ask for different samples: what is in the cache is not asked for again."""
+        return self.cache_rounds > 1 or super().asks_anew(transfer_size, generator)
+
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return what each client lacks of the round's soft labels.
 
@@ -125,6 +129,10 @@ class Scarlet(SoftLabels):
     def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray]:
         """Return the round's samples and their labels, of which most may have come in earlier rounds."""
         return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
+
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return how many samples the round is about, those in the cache included."""
+        return len(guidance["wanted"])
 
     def _cached(self, memory: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the samples whose label is still good, ascending."""

@@ -42,6 +42,7 @@ class SelectiveFD(SoftLabels):
     sends: ClassVar[str] = "logits of the samples it knows"
     kinds: ClassVar[Mapping[str, Kind]] = {"samples": Kind.INDICES, "sample_logits": Kind.SAMPLE_LOGITS}
     guides: ClassVar[Guided] = "all_alike"
+    weighs_age: ClassVar[bool] = True
     over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (
         "Shao, Wu and Zhang, Selective knowledge sharing for privacy-preserving federated distillation"
@@ -77,11 +78,11 @@ class SelectiveFD(SoftLabels):
         """Return probabilities `[K, C]` of the `samples` `[K]` that somebody knows and that are clear."""
         samples, logits = knowledge.extra["samples"], knowledge.extra["sample_logits"]
         size = max((int(indices[-1]) + 1 for indices in samples if len(indices)), default=0)
-        votes = np.zeros(size, dtype=np.int64)
-        total = np.zeros((size, logits[0].shape[-1]))
-        for indices, z in zip(samples, logits, strict=True):
-            votes[indices] += 1
-            total[indices] += softmax(z)
+        votes, total = np.zeros(size), np.zeros((size, logits[0].shape[-1]))
+        fresh = np.ones(len(logits)) if knowledge.freshness is None else knowledge.freshness
+        for indices, z, weight in zip(samples, logits, fresh, strict=True):
+            votes[indices] += weight
+            total[indices] += weight * softmax(z)
         known = np.flatnonzero(votes)
         mean = total[known] / votes[known, None]
         clear = ambiguity(mean) <= self.ambiguity

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.extent import TRAINING, Extent
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 
@@ -91,6 +92,17 @@ class Knowledge:
             for client, array in zip(self.clients, arrays, strict=True):
                 if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
                     raise TrainingDiverged(f"client {client} uploaded {name} that are not numbers")
+
+    @property
+    def has_come(self) -> np.ndarray:
+        """Whose knowledge has come with this round, `[N]` bool: what is made for each is for them alone.
+
+        All others are there by what they said before, and do not receive it: whoever remembers what clients
+        have been told, or have to show for it, does so of these.
+        """
+        if self.new is not None:
+            return self.new
+        return np.ones(len(self.clients), dtype=bool) if self.age is None else self.age == 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +202,12 @@ class FusionStrategy(ClientHalf):
     """Whom `fuse` guides; None: it does not say."""
     over_graph: ClassVar[OverGraph | None] = None
     """How it does without a server; None: it does not."""
+    waits: ClassVar[str | None] = None
+    """What clients send that is about the round before alone, to go on after the strategy's name, so that a
+    server has to wait for all of a round; None: nothing is."""
+
+    server_epochs: int = 0
+    """Passes over the transfer set in which a `server_model` is trained; a hyper-parameter of this name."""
 
     @property
     def fuses(self) -> Literal["probabilities", "logits"]:
@@ -237,6 +255,26 @@ class FusionStrategy(ClientHalf):
             generator: The round's own generator.
         """
         return None
+
+    def asks_anew(self, transfer_size: int, generator: np.random.Generator) -> bool:
+        """Return whether every round asks for other transfer samples, which older predictions are not about.
+
+        Args:
+            transfer_size: Number of transfer samples M.
+            generator: A round's.
+        """
+        return self.request(transfer_size, {}, generator) is not None
+
+    def server_work(self, extent: Extent) -> float:
+        """Return what a fusion computes, about, in operations of products and convolutions.
+
+        By default what it takes to train a `server_model` and ask it; to add up what was sent is next to
+        nothing.
+
+        Args:
+            extent: How much there is in a round.
+        """
+        return extent.model * extent.samples * (TRAINING * self.server_epochs + 1)
 
     @abstractmethod
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

@@ -69,7 +69,9 @@ def check_asynchronous_strategy(scenario: Scenario, strategy: ClientHalf) -> Non
         reason = "exchanges weights that go on from those of a round; use 'fedbuff' or 'fedasync'"
     else:
         size, generator = scenario.data.transfer.size, numpy_generator(scenario.seed, "request", round=1)
-        if strategy.request(size, {}, generator) is not None:
+        if strategy.waits is not None:
+            reason = strategy.waits
+        elif strategy.asks_anew(size, generator):
             reason = "asks for other transfer samples every round, which old predictions are not about"
     if reason is not None:
         raise UserError(f"not allowed: '{name}' {reason}", key=KEY)

@@ -11,7 +11,7 @@ from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
 from fedkd.plan.course_checks import check_courses
 from fedkd.scenario.load import PATH_DATASETS
-from fedkd.scenario.schema import Continual, Data, Scenario, TaskStream, Training
+from fedkd.scenario.schema import Continual, Data, Relations, Scenario, TaskStream, Training
 
 if TYPE_CHECKING:
     from fedkd.fusion.client_half import ClientHalf
@@ -43,6 +43,7 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
     _check_held_out(scenario)
     _check_faults(scenario)
     _check_measured(scenario)
+    _check_unread(scenario)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
@@ -73,6 +74,25 @@ def _check_faults(scenario: Scenario) -> None:
             f"at most the {most} clients of a round can reply, got {faults.min_replies}",
             key="faults.min_replies",
         )
+
+
+def _check_unread(scenario: Scenario) -> None:
+    """Refuse values that nobody would read, because of what another key of their table says."""
+    clock, relations = scenario.clock, scenario.fusion.relations
+    if clock is not None and clock.bandwidth is None and clock.bandwidth_spread:
+        raise UserError(
+            "only with clock.bandwidth, without which bytes take no time", key="clock.bandwidth_spread"
+        )
+    if relations is None:
+        return
+    usual = Relations(kind=relations.kind)
+    others = ("distance", "angle") if relations.kind == "trg" else ("temperature",)
+    for name in others:
+        if getattr(relations, name) != getattr(usual, name):
+            kind = "rkd" if relations.kind == "trg" else "trg"
+            raise UserError(
+                f"only for kind '{kind}', kind is '{relations.kind}'", key=f"fusion.relations.{name}"
+            )
 
 
 def _check_measured(scenario: Scenario) -> None:

@@ -27,7 +27,7 @@ def check_bank(plan: Plan) -> None:
         reason = f"hears no more of a mask once '{plan.learner.name}' has settled it"
     else:
         generator = numpy_generator(scenario.seed, "request", round=1)
-        if strategy.request(scenario.data.transfer.size, {}, generator) is not None:
+        if strategy.asks_anew(scenario.data.transfer.size, generator):
             reason = "asks for other transfer samples every round, which old predictions are not about"
     if reason is not None:
         raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")

@@ -22,8 +22,8 @@ class Clock(Section):
 
     work: Literal["drawn", "steady", "steps"] = "drawn"
     """How long a client takes for one job, times a factor of its own: `drawn` (`seconds` · |N(0, 1)|, anew
-    for every job), `steady` (`seconds`, always), `steps` (`seconds` for each step of its optimiser, those on
-    guidance included)."""
+    for every job), `steady` (`seconds`, always), `steps` (`seconds` for each batch that it learns from, those
+    of guidance included)."""
     seconds: Annotated[float, Field(gt=0.0, le=1e9)] = 1.0
     """Simulated seconds, of a client whose factor is 1."""
     spread: Spread = 1.0

@@ -105,7 +105,7 @@ class Fusion(Section):
     """Samples a distillation step; absent: `training.batch_size`."""
     distill_lr: Annotated[float, Field(gt=0.0)] | None = None
     """Learning rate of distillation; absent: `training.lr`."""
-    private_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    private_weight: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
     """γ: weight of the cross entropy on private batches that is added to the distillation loss."""
     upload_top: PositiveInt | None = None
     """Classes of each uploaded prediction that are sent, the likeliest ones; the server spreads the rest
@@ -116,7 +116,7 @@ class Fusion(Section):
     relations: Relations | None = None
     """Have clients learn how transfer samples are related, too, for strategies whose guidance is targets and
     networks with features; `{}` for its defaults. Absent: each sample's target alone."""
-    rehearse: Annotated[float, Field(ge=0.0)] = 0.0
+    rehearse: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
     """ρ: weight of the distillation loss on a transfer batch of the last guidance that is added in every step
     of local training, so that it does not undo what guidance has taught; for strategies whose guidance is
     targets. Try 0.3 with `private_weight` 1. A step costs two forward and backward passes then."""

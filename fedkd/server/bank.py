@@ -8,6 +8,8 @@ from math import ceil
 
 import numpy as np
 
+from fedkd.clients.fewer_numbers import SENT
+from fedkd.fusion.filters import mean_of_kept
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.views import Arrays
@@ -137,7 +139,7 @@ def fade(
     if not new:
         return dict(uploads)
     names = [name for name, kind in kinds.items() if kind is Kind.TRANSFER_LOGITS]
-    known_now = {name: _mean([softmax(upload.arrays[name]) for upload in new]) for name in names}
+    known_now = {name: _mean_of_sent(new, name) for name in names}
     found = {}
     for client, upload in uploads.items():
         factor = factors[client]
@@ -148,7 +150,8 @@ def fade(
         for name, kind in kinds.items():
             values = arrays[name]
             if kind is Kind.TRANSFER_LOGITS:
-                mixed = factor * softmax(values) + (1.0 - factor) * known_now[name]
+                q, (mean, known) = softmax(values), known_now[name]
+                mixed = np.where(known[:, None], factor * q + (1.0 - factor) * mean, q)
                 arrays[name] = np.log(np.maximum(mixed, LEAST)).astype(values.dtype)
             elif kind is Kind.LABEL_COUNTS:
                 arrays[name] = values * factor
@@ -176,5 +179,9 @@ def evict(shelves: Mapping[int, Shelf], most: int) -> None:
         total -= size
 
 
-def _mean(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    return np.stack(arrays).mean(axis=0, dtype=np.float64)
+def _mean_of_sent(uploads: Sequence[Upload], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of the probabilities that were sent of each sample, `[M, C]`, and of which any were."""
+    q = np.stack([softmax(upload.arrays[name]) for upload in uploads])
+    if SENT in uploads[0].arrays:
+        return mean_of_kept(q, np.stack([upload.arrays[SENT] for upload in uploads]).astype(bool))
+    return q.mean(axis=0, dtype=np.float64), np.ones(q.shape[1], dtype=bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from itertools import groupby
 
@@ -12,6 +12,7 @@ from fedkd.clients.factory import ClientFactory, model_outputs
 from fedkd.clients.upload import arrive, upload_stages
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
+from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.plan.plan import Plan
@@ -28,7 +29,8 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
 
     The latter are their guidance and what they were asked for. Where clients that have learned nothing agree
     on nothing, or where the server would have to train on the transfer set, guidance counts as a float for
-    each class and sample. Nothing is filtered: those that have learned nothing are sure of nothing.
+    each class and sample; a `server_model` is asked untrained. Nothing is filtered: those that have learned
+    nothing are sure of nothing.
 
     Args:
         plan: Its strategy exchanges knowledge of other kinds than weights.
@@ -36,7 +38,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     """
     unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
-    scenario, strategy, schedule = plan.scenario, plan.strategy, plan.schedule
+    scenario, strategy, schedule = plan.scenario, _untrained(plan.strategy), plan.schedule
     assert isinstance(strategy, FusionStrategy)
     rounds = range(1, schedule.rounds + 1)
     round = next((round for round in rounds if schedule.participants(round)), 1)
@@ -72,12 +74,19 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
             uploads[index] = Upload(round, received, client.num_train_samples)
         up += len(clients) * sum(sizes) / len(tried)
     down = 0.0
-    if "server" not in strategy.needs or not strategy.uses_transfer_set:
+    if strategy is not plan.strategy or not ("server" in strategy.needs and strategy.uses_transfer_set):
         fusing.begin([])
         down = fusing.fuse(round, dict(sorted(uploads.items())), uploads) / max(len(uploads), 1)
     question = 0 if request is None else request.astype(np.int32).nbytes
     each = (down or 4 * asked * task.classes) + question
     return int(up / max(len(alike), 1) * len(everyone) + 0.5), int(each * len(everyone) + 0.5)
+
+
+def _untrained(strategy: ClientHalf) -> ClientHalf:
+    """Return a strategy whose server's model, if it has one, says what it says in the beginning."""
+    if strategy.server_model is None or "server_epochs" not in {f.name for f in fields(strategy)}:  # type: ignore[arg-type]
+        return strategy
+    return replace(strategy, server_epochs=0)  # type: ignore[type-var]
 
 
 def _size(arrays: Arrays) -> int:

@@ -45,7 +45,7 @@ def gradient_of(
                 parameter.copy_(torch.from_numpy(np.array(values[name])))
         with torch.enable_grad():
             loss = cross_entropy(model(inputs.index_select(0, index)), labels.index_select(0, index))
-            found = torch.autograd.grad(loss, wanted)
+            found = torch.autograd.grad(loss, wanted, materialize_grads=True)
         return float(loss.detach()), arrays_of(dict(zip(of, found, strict=True)))
 
     return gradient

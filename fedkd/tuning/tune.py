@@ -19,7 +19,7 @@ from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.run_folder import locked
 from fedkd.scenario.toml import NotToml, parse_toml
 from fedkd.tracking.atomic import write_text_atomically
-from fedkd.tracking.folder import SCENARIO
+from fedkd.tracking.folder import SCENARIO, TUNE
 from fedkd.tracking.wording import percent
 from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results
 from fedkd.tuning.sampling import check_optuna, draw
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from fedkd.benchmark.progress import BenchProgress
     from fedkd.benchmark.worker import Outcome
 
-TUNE = "tune.toml"
 MAY_GROW = ("trials", "parallel")
 """Keys of a search that may change from one call to the next."""
 Runner = Callable[[Sequence[Job], Watcher, Work], "dict[int, Outcome]"]

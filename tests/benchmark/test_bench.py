@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow.parquet
@@ -17,14 +18,15 @@ from processes import Fork
 from stopping import StopInRound
 
 import fedkd
-from fedkd.benchmark import scheduler
+from fedkd.benchmark import estimate, scheduler
 from fedkd.benchmark.bench import BenchResult, bench, plan_bench
-from fedkd.benchmark.worker import run_cell
+from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.cli import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 from fedkd.report.statistics import interval
 from fedkd.report.study_file import read_study
+from fedkd.tracking.events import RoundReport
 
 
 def run_folders(out: Path) -> list[Path]:
@@ -300,3 +302,17 @@ def test_a_cell_that_cannot_run_is_named_by_a_dry_run_too(samples, tables, write
         errors.append(capsys.readouterr().err)
     where = f"error: {path}: cell 'samples_per_client=5000 seed=1': data.partition.samples_per_client: "
     assert errors[0] == errors[1] and errors[0].startswith(where) and errors[0].count("\n") == 1
+
+
+def test_rounds_that_wait_for_nobody_are_estimated_by_their_uploads(write, tables, tmp_path, monkeypatch):
+    def timed(scenario_json, folder, observers):
+        with suppress(KeyboardInterrupt):
+            for round, seconds in ((1, 9.0), (2, 3.0), (3, 50.0)):
+                observers[0].round_finished(RoundReport(round, 3, seconds=seconds))
+        return Outcome("interrupted")
+
+    monkeypatch.setattr(estimate, "run_cell", timed)
+    tables = tables | {"grid": {"asynchronous.buffer": [3, 1]}, "baseline": {"asynchronous.buffer": 3}}
+    plan = plan_bench(write(tables), out=tmp_path / "out")
+    # In the second round three uploads took 3 s; of two rounds each, and two seeds.
+    assert estimate.estimate(plan.cells, plan.folder, plan.compared).seconds == 2 * (2 * 3 + 2 * 1)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import fedkd
 from fedkd.clients.memory import checked_models
 from fedkd.clients.workload import Workload, workload
 from fedkd.data.load import load_data
+from fedkd.fusion.extent import Extent
+from fedkd.fusion.fedgen import FedGen
+from fedkd.fusion.fedgh import FedGH
+from fedkd.fusion.fedgkt import FedGKT
+from fedkd.fusion.fedhkt import FedHKT
+from fedkd.fusion.fedtgp import FedTGP
+from fedkd.fusion.mst import MST
+from fedkd.fusion.path import Path
+from fedkd.fusion.scalearn import ScaLearn
 from fedkd.plan.load import parse_plan
 from fedkd.training import evaluate
 
@@ -57,12 +68,31 @@ def estimated(tables) -> tuple[Workload, int]:
             3 * 3 * 80 + 60 + 3 * 60,
             lambda c: 2 * 2 * (20 + c) + 60,
         ),
+        # Two of four uploads end a round; who is not answered stays as it was measured before.
+        (
+            {"asynchronous": {"buffer": 2}, "evaluate_every": 3},
+            (3 * 80 + 60 + 3 * 60) / 2,
+            lambda c: 2 * (20 + c) / 2 + 60 / 2,
+        ),
+        # What the server trains, here a model like the clients'.
+        (
+            {"fusion": {"strategy": "mhat", "server_model": "mlp", "server_epochs": 7}},
+            3 * 80 + 60 + 3 * 60 + 60 * (3 * 7 + 1) / 4,
+            lambda c: 2 * (20 + c) + 60,
+        ),
+        # All clients are asked, and one student learns three quarters in 8 epochs, which all of it ends.
+        (
+            {"fusion": {"strategy": "feddf", "server_epochs": 8, "validation": 0.25}},
+            3 * 80 + 60 * (4 + 8 * (3 * 0.75 + 0.25)) / 4 + 60 + 3 * 60,
+            lambda c: 2 * (20 + c) + 60,
+        ),
         # A shared one of one hidden layer of 64, which nobody asks.
         ({"fusion": {"strategy": "fml"}}, 3 * 80 * (1 + SMALL / FORWARD), lambda c: 2 * (20 + c)),
     ],
     ids=[
         *("local", "knfu", "half of them", "both ways", "weights", "phases"),
-        *("trials", "kappa", "ditto", "pfedme", "two predictors", "a shared one"),
+        *("trials", "kappa", "ditto", "pfedme", "two predictors"),
+        *("asynchronous", "a server's model", "feddf", "a shared one"),
     ],
 )
 def test_by_hand(change, trained, tested, digits_scenario):
@@ -106,6 +136,29 @@ def test_a_stream_is_asked_about_all_tasks_so_far_and_the_next(digits_scenario):
     assert naive.evaluation > 3 * single.evaluation / 5
 
 
+EXTENT = Extent(clients=4, samples=60, classes=10, private=320, width=200)
+"""Four clients with 80 samples each and the default mlp's features."""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (FedGH(server_epochs=3), 3 * 3 * 40 * 2 * 2000),
+        (FedTGP(server_epochs=3, server_batch_size=20), 3 * 3 * 2 * 10 * 2 * (2 * 200**2 + 20 * 200)),
+        (FedGen(server_steps=5, server_batch_size=8), 3 * 40 * 2 * (42 * 256 + 256 * 200 + 4 * 2000)),
+        (FedGKT(server_epochs=2, server_hidden=(16,)), (3 * 2 + 1) * 320 * 2 * (200 * 16 + 160)),
+        (ScaLearn(steps=9, labels=20), 2 * 16 * 10 * (60 + 2 * 10 * 20)),
+        (MST(steps=7, neighbours=8), 3 * 7 * 4 * 60 * 2 * (10 * 20 + 20 * 3)),
+        (Path(steps=6), 6 * 4 * 4 * 2 * 4 * 60 * 10),
+        (FedHKT(server_epochs=2, clusters=2), 60 * (7 * 1e6 + 2 * 1e3)),
+    ],
+    ids=lambda given: getattr(given, "name", ""),
+)
+def test_what_a_server_trains(strategy, expected):
+    extent = replace(EXTENT, model=1e6, architectures={"mlp": (1e3, 4)})
+    assert strategy.server_work(extent) == pytest.approx(expected)
+
+
 def test_remedies_bring_it_down_to_half():
     work = Workload(training=10.0, evaluation=400.0, clients=20, evaluated=20, every=1, test=1000)
     assert work.share == pytest.approx(400 / 410)
@@ -113,5 +166,8 @@ def test_remedies_bring_it_down_to_half():
     assert remedies == {"evaluate_every": 40, "data.test_size": 25}, "half a client is none"
     fewer = Workload(100.0, 400.0, 20, 20, 2, 1000)
     assert fewer.remedies() == {"evaluate_every": 4, "evaluate_clients": 10, "data.test_size": 500}
+    answered = replace(fewer, answered=True)
+    assert answered.share == pytest.approx(400 / 500), "whenever it is told of"
+    assert answered.remedies() == {"evaluate_clients": 5, "data.test_size": 250}
     assert Workload(100.0, 400.0, 20, 20, 4, 1000).remedies() == {}
     assert Workload(0.0, 0.0, 2, 2, 1, 0).share == 0.0

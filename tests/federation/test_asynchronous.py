@@ -83,6 +83,14 @@ def test_a_round_that_waits_takes_as_long_as_what_goes_to_and_fro(tmp_path):
         assert_allclose(series(folder, "virtual_seconds"), expected, rtol=1e-12)
 
 
+def test_what_is_kept_apart_takes_no_steps(tmp_path):
+    """Of 32 own samples 13 are kept apart, 19 are a batch of 20; 40 codes are two more."""
+    clock = {"work": "steps", "spread": 0.0}
+    fusion = {"strategy": "bottleneck", "width": 2}
+    metrics(tmp_path / "run", clock=clock, fusion=fusion, training=SMALL["training"] | {"held_out": 0.4})
+    assert series(tmp_path / "run", "virtual_seconds") == [1.0, 1.0 + 3.0, 1.0 + 2 * 3.0]
+
+
 class StopAtFusion(RunObserver):
     """Stops a run after its fifth round, with jobs under way: of trainings it may have several, or none."""
 
@@ -232,6 +240,14 @@ def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
     assert times == sorted(times) and len(set(times)) == 8
 
 
+def test_what_the_answered_choose_for_themselves_is_recorded(tmp_path):
+    fusion = SMALL["fusion"] | {"own_prior": "auto"}
+    metrics(tmp_path / "run", fusion=fusion, asynchronous={"buffer": 2})
+    chosen = [row for row in read_metrics(tmp_path / "run") if row["metric"] == "own_prior"]
+    for round in (1, 2, 3):
+        assert sum(row["round"] == round and row["client"] is not None for row in chosen) == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -256,6 +272,12 @@ def test_who_is_at_work_is_what_it_was_when_it_was_answered(tmp_path):
             {"fusion": {"strategy": "scarlet", "samples_per_round": 9}},
             "'scarlet' asks for other transfer samples every round",
         ),
+        (
+            {"fusion": {"strategy": "scarlet", "samples_per_round": 40}},
+            "'scarlet' asks for other transfer samples every round",
+        ),
+        ({"fusion": {"strategy": "message"}}, "'message' has clients answer what was asked in the round"),
+        ({"fusion": {"strategy": "fedkd"}}, "'fedkd' sends how the shared model has changed since the round"),
         ({"clock": {"seconds": 0.0}}, "clock.seconds: must be > 0"),
         ({"clock": {"targets": [0]}}, "clock.targets.0: must be ≥ 1"),
     ],

@@ -49,6 +49,19 @@ def test_a_round_by_hand() -> None:
     )
 
 
+def test_who_is_there_by_old_predictions_alone_keeps_its_teacher_until_it_is_heard() -> None:
+    """Nothing is sent to it, so what its reward was for is who taught it last."""
+    logits, nothing = draw_logits(3, 4, 3), np.empty(0, np.float32)
+    first = Bandit().fuse(knowledge_of(logits, extra={"reward": [nothing] * 3}, round=1), {})
+    said = {"reward": [np.array([gain], np.float32) for gain in (0.2, -0.2, 0.2)]}
+    new = np.array([True, False, True])
+    later = {"age": np.array([1, 2, 1]), "new": new, "extra": said, "round": 2}
+    second = Bandit().fuse(knowledge_of(logits, **later), first.memory)
+    assert second.memory["teacher"][1] == first.memory["teacher"][1]
+    assert_array_equal(second.memory["theta"].any(axis=1), new)
+    assert_array_equal(second.weights[1], [0, 1, 0])
+
+
 def test_moments_of_rewards_are_weighted_means() -> None:
     rewards, told = [0.2, -0.1, 0.4, 0.0], (0.0, 0.0, 0.0)
     for number, reward in enumerate(rewards):

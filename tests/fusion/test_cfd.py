@@ -39,6 +39,14 @@ def test_by_hand() -> None:
     assert_allclose(fuse(logits).weights, 1 / 3)
 
 
+def test_an_old_vote_counts_less() -> None:
+    votes = [np.array([0, 1], np.uint8), np.array([1, 1], np.uint8)]
+    extra = {"votes": votes, "classes": [np.array([2], np.uint32)] * 2}
+    knowledge = Knowledge((0, 1), None, np.full(2, 10), extra=extra, freshness=np.array([1.0, 0.25]))
+    assert_allclose(CFD().fuse(knowledge, {}).targets, [[0.8, 0.2], [0, 1]], rtol=1e-6)
+    assert_allclose(CFD().fuse(knowledge, {}).weights, [[0.8, 0.2]] * 2)
+
+
 @pytest.mark.parametrize(("classes", "size"), [(2, 1), (10, 1), (256, 1), (257, 2), (1000, 2)])
 def test_a_vote_is_the_smallest_integer(classes, size) -> None:
     logits = np.zeros((50, classes), np.float32)
@@ -76,14 +84,26 @@ class Federation:
         self.clients = [SmallClient(logits=draw_logits(1, 9, 4, seed=n)[0]) for n in range(3)]
         self.memory: dict[str, np.ndarray] = {}
 
-    def run(self, *present: int) -> Guidance:
-        uploads = [self.strategy.upload(self.clients[n]) for n in present]
+    def run(self, *present: int, stale: tuple[int, ...] = ()) -> Guidance:
+        """Run a round of some clients, and of what is still known of others."""
+        known = tuple(sorted(present + stale))
+        uploads = [self.strategy.upload(self.clients[n]) for n in known]
         extra = {name: [upload[name] for upload in uploads] for name in uploads[0]}
-        knowledge = Knowledge(present, None, np.full(len(present), 10), extra=extra, server=self.server)
+        new = np.array([n in present for n in known])
+        knowledge = Knowledge(
+            known,
+            None,
+            np.full(len(known), 10),
+            extra=extra,
+            server=self.server,
+            age=np.where(new, 1, 2),
+            new=new,
+        )
         guidance = self.strategy.fuse(knowledge, self.memory)
         self.memory = guidance.memory
-        for row, n in enumerate(present):
-            self.strategy.apply(self.clients[n], guidance_for(row, guidance))
+        for row, n in enumerate(known):
+            if n in present:
+                self.strategy.apply(self.clients[n], guidance_for(row, guidance))
         return guidance
 
     def labels(self) -> np.ndarray:
@@ -110,8 +130,9 @@ def test_the_server_learns_the_shares_and_its_labels_are_learned() -> None:
 @pytest.mark.parametrize("bits", [1, 4, 8])
 def test_everyone_present_learns_the_newest_labels(bits) -> None:
     federation = Federation(bits_down=bits, server_epochs=2, server_lr=0.3)
-    for round, present in enumerate([(0,), (0, 1), (1, 2), (2,), (0, 1, 2)], start=1):
-        guidance = federation.run(*present)
+    rounds = [((0,), ()), ((0, 1), ()), ((1, 2), (0,)), ((2,), (0, 1)), ((0, 1, 2), ())]
+    for round, (present, stale) in enumerate(rounds, start=1):
+        guidance = federation.run(*present, stale=stale)
         assert guidance.targets is None and guidance.memory["round"] == round
         newest = [federation.clients[n].distilled[-1][0] for n in present]
         for targets in newest:

@@ -299,6 +299,7 @@ def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, 
         return
     strategy.apply(client, arrays)
     found = strategy.targets_of(client, arrays)
+    assert strategy.taught_samples(arrays) == (0 if found is None else len(found[0]))
     if found is None:
         assert client.distilled == []
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_each_client_hears_the_mean_of_the_others_who_own_the_label(by_count) ->
         assert_array_equal(arrays["owners"], owners[n])
         assert arrays["label_logits"].dtype == np.float32
     assert_array_equal(owners, [[2, 1, 1], [2, 2, 0], [2, 1, 1]])
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_old_answer_counts_less(alone) -> None:
+    fresh = np.array([1.0, 0.5, 0.25])
+    guidance = FD(leave_one_out=alone).fuse(replace(knowledge_of(MEANS, COUNTS), freshness=fresh), {})
+    for label in range(3):
+        who = [n for n in range(3) if COUNTS[n, label] and not (alone and n == 1)]
+        expected = fresh[who] @ MEANS[who, label] / fresh[who].sum() if who else np.zeros(3)
+        assert_allclose(guidance.personal[1]["label_logits"][label], expected, rtol=1e-5)
 
 
 def test_a_client_alone_has_no_teachers() -> None:

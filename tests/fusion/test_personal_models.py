@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from local_steps import batch_of, cross_entropy_by_hand, logits_by_hand, small_model
 from numpy.testing import assert_allclose, assert_array_equal
 from several_networks import SeveralNetworks, assert_weights, gradient, step
@@ -94,6 +95,15 @@ def test_pfedme_finds_a_personal_model_for_each_batch_and_moves_to_it():
     away = sum(((start[n] - theta[n]) ** 2).sum() for n in w)
     assert value == pytest.approx(loss + 1.5 * away, rel=1e-6)
     assert strategy.predictor(client) is client.network(PERSONAL)
+
+
+@pytest.mark.parametrize("strategy", [PFedMe(), APFL(share_lr=0.4)])
+def test_what_a_model_does_not_use_stays_as_it_is(strategy):
+    client = client_of()
+    for network in (client.network(), client.network(PERSONAL)):
+        network.register_parameter("unused", torch.nn.Parameter(torch.ones(2, dtype=torch.float64)))
+    step(strategy, client)
+    assert client.weights(PERSONAL)["unused"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("strategy", [Ditto(inference="shared"), APFL(inference="shared")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,15 @@ def test_the_mean_runs_over_voters_and_ambiguous_samples_are_dropped(limit) -> N
     assert_array_equal(guidance.shared["samples"], sorted(kept))
     assert_allclose(guidance.targets, [kept[i] for i in sorted(kept)], rtol=1e-6)
     assert guidance.targets.dtype == np.float32 and guidance.shared["samples"].dtype == np.int32
+
+
+def test_an_old_vote_counts_less() -> None:
+    fresh = np.array([1.0, 0.5, 0.25])
+    guidance = SelectiveFD(ambiguity=2).fuse(replace(knowledge_of(VOTES, LOGITS), freshness=fresh), {})
+    for sample, target in zip(guidance.shared["samples"], guidance.targets, strict=True):
+        who = [n for n, votes in enumerate(VOTES) if sample in votes]
+        q = np.array([softmax(LOGITS[n, sample]) for n in who])
+        assert_allclose(target, fresh[who] @ q / fresh[who].sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("votes", [([], [], []), ([],)])

@@ -53,6 +53,8 @@ def test_rounds_may_become_more_and_not_fewer(began, digits_scenario):
     [
         ({"training": {"schedule": "cosine"}}, 1, "its learning rates"),
         ({"finish": "trained"}, 3, "it has ended with a training"),
+        ({"fusion": {"strategy": "masters"}}, 1, "what 'masters' did in them"),
+        ({"fusion": {"strategy": "fedkd"}}, 1, "what 'fedkd' did in them"),
     ],
 )
 def test_some_runs_cannot_be_longer(tables, done, reason, digits_scenario):
@@ -61,6 +63,11 @@ def test_some_runs_cannot_be_longer(tables, done, reason, digits_scenario):
     with pytest.raises(UserError, match=f"rounds: a run of 2 rounds cannot be made longer: {reason}"):
         check(began, tables, done=done, rounds=3)
     check(began, tables, done=0, rounds=3)
+
+
+def test_a_strategy_that_goes_by_none_of_its_rounds_may_be_longer(digits_scenario):
+    tables = digits_scenario | {"fusion": {"strategy": "masters", "warm_up": 0.0}}
+    check(decisive(parse_scenario(tables)), tables, rounds=3)
 
 
 def test_changed_keys_are_dotted_and_in_order():

@@ -258,6 +258,28 @@ def test_the_data_root_is_beside_the_scenario_or_below_the_working_folder(tmp_pa
     assert load_scenario(path).data.root == str(tmp_path / "sets")
 
 
+@pytest.mark.parametrize(
+    ("tables", "key", "message"),
+    [
+        ({"clock": {"bandwidth_spread": 0.5}}, "clock.bandwidth_spread", "only with clock.bandwidth"),
+        (
+            {"fusion": {"relations": {"angle": 3.0}}},
+            "fusion.relations.angle",
+            "only for kind 'rkd', kind is 'trg'",
+        ),
+        (
+            {"fusion": {"relations": {"kind": "rkd", "temperature": 1.0}}},
+            "fusion.relations.temperature",
+            "only for kind 'trg', kind is 'rkd'",
+        ),
+    ],
+)
+def test_what_nobody_would_read_is_refused(tables, key, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_scenario(tables)
+    assert caught.value.key == key
+
+
 def test_a_plugged_in_strategy_has_its_hyperparameters_checked(tmp_path):
     write(
         tmp_path,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from fedkd.clients.fewer_numbers import SENT
 from fedkd.fusion.dsfl import DSFL
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.kinds import Kind
@@ -50,6 +53,23 @@ def test_in_a_mean_of_probabilities_the_old_weigh_less_and_the_new_more():
     q /= q.sum(axis=-1, keepdims=True)
     assert_allclose(ours, np.einsum("n,nmc->mc", weights, q), rtol=2e-6)
     assert weights.sum() == pytest.approx(1.0) and weights[0] < weights[3] < 0.25 < weights[1]
+
+
+def test_what_was_not_sent_is_no_part_of_what_the_old_fade_into():
+    """Rows that a client has kept to itself are there as zeros, which would count as even predictions."""
+    sent = [np.array(rows, dtype=np.uint8) for rows in ([1] * M, [1, 0, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0])]
+    uploads = {}
+    for client, rows in enumerate(sent):
+        whole = upload(client, 1 + (client > 0))
+        kept = {"logits": whole.arrays["logits"] * rows[:, None], SENT: rows}
+        uploads[client] = replace(whole, arrays=whole.arrays | kept)
+    q = [softmax(own.arrays["logits"]) for own in uploads.values()]
+    shown = softmax(faded(uploads, 2, 0.25, KINDS)[0].arrays["logits"])
+    for row, others in enumerate([[1, 2], [2], [1], [1, 2], [], []]):
+        expected = (
+            0.25 * q[0][row] + 0.75 * np.mean([q[n][row] for n in others], axis=0) if others else q[0][row]
+        )
+        assert_allclose(shown[row], expected, rtol=1e-5)
 
 
 def test_numbers_of_samples_count_for_less_with_age():

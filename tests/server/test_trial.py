@@ -10,6 +10,7 @@ import tomli_w
 import fedkd
 from fedkd.data.load import load_data
 from fedkd.plan.load import load_plan
+from fedkd.server.models import TransferSetModels
 from fedkd.server.trial import trial_exchange
 
 NETWORKS = [{"model": "mlp", "args": {"hidden": [12]}}, {"model": "mlp", "args": {"hidden": [20, 12]}}]
@@ -73,9 +74,10 @@ def test_one_client_of_several_alike_speaks_for_the_others(write):
     assert up == down == 4 * 60 * 10 * 4, "clients, samples, classes, bytes of a float"
 
 
-@pytest.mark.parametrize("strategy", ["feddf", "fedet"])
-def test_what_the_server_would_have_to_train_counts_as_targets(strategy, write):
-    fusion = {"strategy": strategy} | ({"server_model": "mlp"} if strategy == "fedet" else {})
+@pytest.mark.parametrize(("strategy", "each"), [("fedet", 60 * 10 * 4), ("cfd", 8 + 60 * 10 * 3 // 8 + 8)])
+def test_a_model_of_the_servers_is_not_trained_for_it(strategy, each, write, monkeypatch):
+    monkeypatch.setattr(TransferSetModels, "train", None)
+    fusion = {"strategy": strategy, "server_model": "mlp"} | ({"bits_down": 3} if strategy == "cfd" else {})
     plan = load_plan(write(fusion=fusion))
     up, down = trial_exchange(plan, load_data(plan.scenario))
-    assert up > 0 and down == 4 * 60 * 10 * 4
+    assert up > 0 and down == 4 * each

@@ -34,7 +34,7 @@ def link_figures(record: RunRecord) -> Iterator[Figure]:
         "links",
         "Who heard whom",
         ["receiver", "sender", "rounds", "bytes"],
-        [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in zip(*np.nonzero(rounds), strict=True)],
+        [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in np.argwhere(rounds).tolist()],
         [heat_map(shown, names, names, unit="kB", digits=0)],
         named_axes(x="sender", y="receiver") | {"showlegend": False},
         "Bytes over each link, all rounds together; empty where there was none.",

@@ -13,7 +13,7 @@ from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
 from fedkd.report.study_file import read_study
 from fedkd.tracking.atomic import write_bytes_atomically
-from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY
+from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY, TUNE
 from fedkd.tracking.recorder import METRICS
 
 MOST_BYTES = 30_000_000
@@ -47,6 +47,11 @@ def _page(folders: Sequence[Path]) -> Page:
     for folder in folders:
         if not folder.is_dir():
             raise UserError("no such folder" if not folder.exists() else "is no folder", file=str(folder))
+        if (folder / TUNE).is_file():
+            runs = folder / "runs"
+            raise UserError(
+                f"is a search, whose table is in table.md; its runs have pages: {runs}/*", file=str(folder)
+            )
     if len(folders) > 1:
         for folder in folders:
             if is_bench(folder):

@@ -44,3 +44,10 @@ def test_a_bench_is_no_run(make_run, tmp_path, capsys):
     (tmp_path / "bench" / "runs").mkdir(parents=True)
     assert main(["report", str(make_run()), str(tmp_path / "bench")]) == 2
     assert "is a bench folder, which has a page of its own" in capsys.readouterr().err
+
+
+def test_a_search_has_no_page(tmp_path, capsys):
+    (tmp_path / "search" / "runs").mkdir(parents=True)
+    (tmp_path / "search" / "tune.toml").touch()
+    assert main(["report", str(tmp_path / "search")]) == 2
+    assert "is a search, whose table is in table.md; its runs have pages" in capsys.readouterr().err

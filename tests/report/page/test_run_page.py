@@ -13,6 +13,7 @@ from fedkd.errors import UserError
 from fedkd.report.page.record import read_record
 from fedkd.report.page.stream import forgotten
 from fedkd.report.page.write import report_at_the_end, write_report
+from fedkd.tracking.links import write_links
 from fedkd.tracking.recorder import Recorder
 
 OF_A_FEDERATION = {
@@ -38,6 +39,16 @@ def valid(payload) -> None:
         for frame in frames:
             assert frame["data"]
             Figure(data=frame["data"], layout=figure["layout"])
+
+
+def test_a_run_without_a_server_has_the_map_of_its_links(make_run, payload_of):
+    folder = make_run(clients=3, changes={"topology": {"graph": "ring"}})
+    heard = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=bool)
+    for round in (1, 2):
+        write_links(folder, round, [0, 1, 2], heard, heard * 500)
+    payload = payload_of(write_report([folder]))
+    assert payload["figures"]["links"]["rows"] == [[0, 1, 2, 1000], [1, 0, 2, 1000]]
+    valid(payload)
 
 
 def test_a_run_has_its_figures_and_their_numbers(make_run, payload_of):

@@ -1,0 +1,63 @@
+"""How many uploads lie in memory: by hand, and as a run keeps them."""
+
+from __future__ import annotations
+
+import pytest
+
+import fedkd
+from fedkd.clients import memory
+from fedkd.data.load import load_data
+from fedkd.errors import UserError
+from fedkd.federation.saved_checkpoint import read_checkpoint
+from fedkd.plan.kept import uploads_kept
+from fedkd.plan.load import parse_plan
+
+RELAY = {"graph": "ring", "relay": True}
+
+
+def small(**changes):
+    data = {"clients": 7, "partition": {"samples_per_client": 10}, "transfer": {"size": 10}, "test_size": 10}
+    common = {"rounds": 6, "data": data, "clients": [{"model": "mlp", "args": {"hidden": [4]}}]}
+    return common | {"engine": {"kind": "inline"}} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({}, 0),
+        ({"fusion": {"stale_decay": 0.5}}, 7),
+        ({"asynchronous": {"buffer": 2}}, 7 + 7),
+        ({"asynchronous": {"buffer": 2, "concurrency": 3}}, 3 + 7),
+        ({"asynchronous": {"buffer": 2}, "fusion": {"strategy": "fedbuff"}}, 7),
+        ({"topology": {"graph": "ring"}}, 0),
+        ({"topology": {"graph": "ring"}, "fusion": {"stale_decay": 0.5}}, 7),
+        ({"topology": RELAY, "fusion": {"stale_decay": 0.5}}, 7 * 3),  # three links away, round by round
+        ({"topology": RELAY, "fusion": {"stale_decay": 0.5}, "rounds": 2}, 7 * 2),
+        (
+            {"topology": RELAY, "fusion": {"stale_decay": 0.5}, "rounds": 900, "data": {"clients": 201}},
+            201 * 100,
+        ),
+        ({"topology": {"graph": "complete", "relay": True}, "fusion": {"stale_decay": 0.5}}, 7),
+    ],
+)
+def test_by_hand(changes, number):
+    assert uploads_kept(parse_plan(small(**changes))) == number
+
+
+@pytest.mark.parametrize("graph", ["ring", "matching", "one_peer_exponential"])
+def test_as_many_as_a_run_remembers(graph, tmp_path):
+    tables = small(topology={"graph": graph, "relay": True}, fusion={"stale_decay": 0.5})
+    fedkd.run(tables, out=tmp_path / "run", progress=False)
+    saved, *_ = read_checkpoint(tmp_path / "run" / "checkpoints" / "round-00006")
+    remembered = sum("heard/uploads/" in name and name.endswith("/about") for name in saved.server)
+    assert 7 < remembered <= uploads_kept(parse_plan(tables)) <= 2 * remembered
+
+
+def test_what_has_no_room_is_refused(monkeypatch):
+    plan = parse_plan(small(asynchronous={"buffer": 2}))
+    data = load_data(plan.scenario)
+    monkeypatch.setattr(memory, "uploads_kept", lambda plan: 10**12)
+    with pytest.raises(
+        UserError, match=r"asynchronous: 1,000,000,000,000 uploads that are kept take 200,000"
+    ):
+        memory.checked_models(plan, data)
