@@ -1,12 +1,13 @@
 """What a message costs when the client does nothing: on fedkd, on a bare Ray actor, and on Flower's backend.
 
-    python scripts/bench/messages.py [--clients 10] [--rounds 10] [--actors 2]
+    python scripts/bench/messages.py [--clients 10] [--rounds 60] [--actors 2]
 
 Every round sends one model to every client and gets one back from each, as federated averaging does. The
 client returns what it received. The cost is the wall-clock time of a round over its number of messages; the
-first rounds warm up and are not counted. fedkd's Ray has the settings of one that a run starts, the bare
-actor's has Ray's own. Each engine is measured in a process of its own, one after the
-other, so that neither runs while the other is alive.
+first rounds warm up and are not counted. Large messages want more rounds than small ones: until the store of
+objects has written to all of its memory once, the system finds and clears pages meanwhile. fedkd's Ray has
+the settings of one that a run starts, the bare actor's has Ray's own. Each engine is measured in a process of
+its own, one after the other, so that neither runs while the other is alive.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def main() -> None:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--clients", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--one", nargs=2, metavar=("ENGINE", "SIZE"), help=argparse.SUPPRESS)
