@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -76,6 +76,14 @@ def group_looks(study: Study) -> dict[Labels, Look]:
     return looks
 
 
+FORMATS: Mapping[str, tuple[str, ...]] = {
+    "png": ("Software",),
+    "svg": ("Date", "Creator"),
+    "pdf": ("CreationDate", "Creator", "Producer"),
+}
+"""Kinds of files that a figure is written as, and what each would say of when and by whom it was made."""
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw in the house style while the block runs."""
@@ -88,11 +96,7 @@ def house_style() -> Iterator[None]:
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PNG, SVG and PDF, each whole or not at all, the same bytes every time."""
     files = []
-    for kind, nothing in (
-        ("png", ("Software",)),
-        ("svg", ("Date", "Creator")),
-        ("pdf", ("CreationDate", "Creator", "Producer")),
-    ):
+    for kind, nothing in FORMATS.items():
         drawn = BytesIO()
         figure.savefig(drawn, format=kind, dpi=DOTS_PER_INCH, metadata=dict.fromkeys(nothing))
         files.append(folder / f"{name}.{kind}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from fedkd.benchmark.bench import BenchPlan, bench, plan_bench
 from fedkd.cli import main
 from fedkd.continual.registry import LEARNERS
+from fedkd.fusion.registry import STRATEGIES
+from fedkd.report.style import FORMATS
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "scenarios" / "bench"
 PATHS = sorted(FOLDER.glob("*.toml"))
@@ -51,6 +55,12 @@ def plan_of() -> Callable[[Path], BenchPlan]:
     return cache(plan_bench)
 
 
+@pytest.fixture
+def drawn_once(monkeypatch):
+    """Have figures written in one format, as it is the files that take the time."""
+    monkeypatch.setattr("fedkd.report.style.FORMATS", {"svg": FORMATS["svg"]})
+
+
 def test_there_are_benches():
     assert {path.stem for path in PATHS} > RUN
 
@@ -72,12 +82,15 @@ def test_dry_run(path, plan_of, tmp_path, capsys, small_data_root, read_once, mo
     short = [
         f"{key}=30" for key in ("data.partition.samples_per_client", "data.test_size") if key not in axes
     ]
-    words = ["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--set", "seeds=1", *short]
+    grid = tomllib.loads(path.read_text(encoding="utf-8")).get("grid", {})
+    narrow = [f"grid.{key}={json.dumps(levels[:1])}" for key, levels in grid.items()]
+    words = ["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--set", "seeds=1"]
+    words += [*short, *narrow]
     assert main(words) == 0
     assert "time   about" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("paged")
+@pytest.mark.usefixtures("paged", "drawn_once")
 def test_quickstart_shortened(tmp_path):
     result = bench(
         FOLDER / "quickstart.toml", out=tmp_path, overrides=["rounds=1", "seeds=1", "parallel=false"]
@@ -87,6 +100,7 @@ def test_quickstart_shortened(tmp_path):
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.usefixtures("drawn_once")
 @pytest.mark.parametrize("name", SHORT_STREAMS)
 def test_streams_shortened(name, plan_of, tmp_path, small_data_root, read_once, monkeypatch):
     monkeypatch.setenv("FEDKD_DATA", str(small_data_root))
@@ -120,6 +134,13 @@ def test_strategies_stand_between_their_baselines(path, plan_of):
             block = tuple(level.label for axis, level in cell.levels.items() if axis not in plan.compared)
             blocks.setdefault(block, set()).add(cell.scenario.fusion.strategy)
         assert all(strategies >= ends for strategies in blocks.values())
+
+
+def test_every_strategy_is_in_the_benches_of_all(plan_of):
+    """But for those that need a stream of tasks, or a graph."""
+    benches = [plan_of(FOLDER / f"every-strategy-{kind}.toml") for kind in ("mixed", "alike")]
+    named = {cell.scenario.fusion.strategy for plan in benches for cell in plan.cells}
+    assert set(STRATEGIES.builtin) - named == {"fedmask", "fedweit", "gossip", "target"}
 
 
 def test_every_learner_is_in_the_bench_of_all(plan_of):
