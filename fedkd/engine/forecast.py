@@ -45,7 +45,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Extent:
+class RunSize:
     """How large a run is.
 
     Attributes:
@@ -88,7 +88,7 @@ class Forecast:
     busy: float
 
 
-def forecast(parts: Parts, extent: Extent) -> Forecast:
+def forecast(parts: Parts, extent: RunSize) -> Forecast:
     """Return how long a run takes (see the module).
 
     Actors are taken to be equally fast, and to have equally much to do.

@@ -27,7 +27,7 @@ import numpy as np
 from flwr.app import Context, Message, RecordDict
 
 import fedkd
-from fedkd.engine.forecast import Extent, Parts, forecast
+from fedkd.engine.forecast import Parts, RunSize, forecast
 from fedkd.engine.ray_grid import RayGrid
 from fedkd.engine.ray_pool import connect
 from fedkd.federation.arrays import to_record
@@ -111,7 +111,7 @@ def measured(path: Path, clients: int = 8, rounds: int = 5, **options: Any) -> P
     return Parts(message, seconds["train"], seconds["evaluate"], seconds["save"], seconds["fuse"])
 
 
-def table(parts: Parts, extents: Sequence[Extent]) -> str:
+def table(parts: Parts, extents: Sequence[RunSize]) -> str:
     """Return the parts, and a line for each number of actors."""
     lines = [
         f"a message {1000 * parts.message:.2f} ms, a client's training {1000 * parts.train:.1f} ms,"
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--actors", default="16,64,256,1024")
     args = parser.parse_args()
     extents = [
-        Extent(
+        RunSize(
             clients=args.clients,
             per_round=args.per_round,
             evaluated=args.evaluated,

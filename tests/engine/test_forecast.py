@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.engine.forecast import Extent, Parts, forecast
+from fedkd.engine.forecast import Parts, RunSize, forecast
 
 PARTS = Parts(message=0.002, train=0.5, evaluate=0.1, save=0.01, fuse=3.0, start=20.0)
-EXTENT = Extent(
+SIZE = RunSize(
     clients=1_000_000,
     per_round=1000,
     evaluated=500,
@@ -23,7 +23,7 @@ EXTENT = Extent(
 
 
 def test_by_hand():
-    found = forecast(PARTS, EXTENT)
+    found = forecast(PARTS, SIZE)
     assert found.train == pytest.approx(1000 / 50 * 0.5 + 0.5)  # 10.5: the actors
     assert found.evaluate == pytest.approx(500 / 50 * 0.1 + 0.1)  # 1.1, and the server needs 1.0
     assert found.save == pytest.approx(20_000 * 0.002 + 0.01)  # the server
@@ -33,14 +33,14 @@ def test_by_hand():
 
 
 def test_more_actors_gain_nothing_where_the_server_sends_all_the_time():
-    times = [forecast(PARTS, replace(EXTENT, actors=actors)).train for actors in (1, 10, 250, 251, 100_000)]
+    times = [forecast(PARTS, replace(SIZE, actors=actors)).train for actors in (1, 10, 250, 251, 100_000)]
     assert times == sorted(times, reverse=True)
     assert times[0] == pytest.approx(500.5)
     assert times[2:] == [pytest.approx(2.5)] * 3
 
 
 def test_one_actor_works_through_all_that_changed_and_no_more_clients_than_there_are():
-    few = replace(EXTENT, clients=1000, actors=1, evaluated=0)
+    few = replace(SIZE, clients=1000, actors=1, evaluated=0)
     assert forecast(PARTS, few).save == pytest.approx(1000 * 0.01 + 0.01)
     assert forecast(PARTS, few).evaluate == 0
     with pytest.raises(ValueError, match="actor"):
@@ -55,5 +55,5 @@ def test_the_script_measures_all_parts_of_a_scenario(digits_toml, ray_session):
     spec.loader.exec_module(script)
     parts = script.measured(digits_toml, clients=3, rounds=2, times=1)
     assert min(parts.message, parts.train, parts.evaluate, parts.save, parts.fuse) > 0
-    *_, line = script.table(parts, [EXTENT]).splitlines()
+    *_, line = script.table(parts, [SIZE]).splitlines()
     assert line.split()[0] == "50" and line.endswith("%")
