@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -61,6 +62,16 @@ def drawn(pictureless: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have runs end with their figures."""
     for name, draw in pictureless.items():
         monkeypatch.setattr(name, draw)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Begin every test with the same global generators, so that it does not depend on what ran before it."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)
