@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -28,6 +29,12 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(Path(__file__).parent))  # for `processes`: pytest's importlib mode leaves it off the path
+
+
+def pytest_collection_finish() -> None:
+    """Have the garbage collector pass over thousands of collected tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
