@@ -16,7 +16,15 @@ from fedkd.report.metrics import Metric
 from fedkd.report.scatter import accuracy_against_stored, local_against_global
 from fedkd.report.statistics import Interval
 from fedkd.report.study import Study, final_interval
-from fedkd.report.style import COLOUR_MAP, house_style, new_figure, readable_on, save
+from fedkd.report.style import (
+    COLOUR_MAP,
+    COLOURS,
+    MARKERS,
+    house_style,
+    new_figure,
+    readable_on,
+    save,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,10 +64,14 @@ def _figures(study: Study) -> Iterator[tuple[str, Callable[[], Figure]]]:
     for shown in study.shown:
         if any(len(run.tasks.get(shown.name, ())) > 1 for run in study.runs):
             yield f"tasks-{shown.name}", partial(over_tasks, study, shown)
-    if any({"accuracy_local", "accuracy_global"} <= run.final.keys() for run in study.runs):
-        yield "local-against-global", partial(local_against_global, study)
     groups = {study.group_of(run) for run in study.runs if run.final.keys() >= BOTH_MOMENTS}
-    if len(groups) >= FEWEST_ON_A_CURVE:
+    has_front = len(groups) >= FEWEST_ON_A_CURVE
+    # Which has a panel a block and markers besides colours, and shows the same where these are too few.
+    crowded = len(groups) > len(COLOURS) + 1 or len(study.blocks) > len(MARKERS)
+    both = any({"accuracy_local", "accuracy_global"} <= run.final.keys() for run in study.runs)
+    if both and not (has_front and crowded):
+        yield "local-against-global", partial(local_against_global, study)
+    if has_front:
         yield "front", partial(local_global_front, study)
     if any({"average_accuracy", "stored_bytes_per_task"} <= run.final.keys() for run in study.runs):
         yield "accuracy-against-stored", partial(accuracy_against_stored, study)

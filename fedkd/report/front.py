@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import cycle, product
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from fedkd.report.curves import FEWEST_SEEDS
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.scatter import around
 from fedkd.report.study import Labels, Study, StudyRun, final_interval, group_title
-from fedkd.report.style import LEGEND_LINE, Look, group_looks, new_figure
+from fedkd.report.style import COLOURS, LEGEND_LINE, Look, group_looks, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +27,16 @@ MOMENTS = (
 BOTH_MOMENTS = frozenset(shown.name for axes in MOMENTS for shown in axes)
 """What has to be recorded for this figure."""
 FEWEST_ON_A_CURVE = 3
+PANELS_ACROSS = 4
+"""Blocks that stand side by side; further ones stand below."""
+TITLE = 34
+"""Characters that have room above a panel."""
+NAME: Mapping[str, Any] = {"textcoords": "offset points", "fontsize": 7, "zorder": 4}
+BESIDE: Sequence[Mapping[str, Any]] = (
+    {"xytext": (3, 3), "va": "bottom"},
+    {"xytext": (3, -3), "va": "top"},
+)
+"""Where names stand, by turns, so that those of neighbours do not meet."""
 FRONT: Mapping[str, Any] = {"color": "#404040", "linewidth": 0.9, "linestyle": ":", "zorder": 1}
 CURVE: Mapping[str, Any] = {"linewidth": 0.9, "alpha": 0.7, "zorder": 2}
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -36,40 +48,30 @@ def local_global_front(study: Study) -> Figure:
     """Draw a panel per block and moment: a point a group with its 95 % interval.
 
     Groups whose names differ in one number alone are joined in its order, as `knfu 1`, `knfu 2`, `knfu 10`
-    are; a dotted line joins those that no other group beats in both accuracies. Bounds that are no
-    federation are drawn and beat nobody.
+    are; a dotted line joins those that no other group beats in both accuracies, which have their names beside
+    them where a legend is too long to find them in. Bounds that are no federation are drawn and beat nobody.
     """
     from matplotlib.lines import Line2D
 
     looks, blocks = group_looks(study), list(study.blocks)
-    height = max(2.7 * len(MOMENTS), LEGEND_LINE * (len(looks) + 1) + 0.3)
+    across, down = min(len(blocks), PANELS_ACROSS), math.ceil(len(blocks) / PANELS_ACROSS)
+    height = max(2.7 * down * len(MOMENTS), LEGEND_LINE * (len(looks) + 1) + 0.3)
     longest = max((len(group_title(group)) for group in looks), default=0)
-    figure = new_figure(2.6 * len(blocks) + 0.6 + 0.068 * longest, height)
-    panels = figure.subplots(len(MOMENTS), len(blocks), squeeze=False)
+    figure = new_figure(2.6 * across + 0.6 + 0.068 * longest, height)
+    panels = figure.subplots(down * len(MOMENTS), across, squeeze=False)
     drawn: set[Labels] = set()
-    for (row, (across, up)), (column, block) in product(enumerate(MOMENTS), enumerate(blocks)):
-        axes, groups = panels[row][column], study.blocks[block]
-        placed = {}
-        for group, runs in groups.items():
-            point = _point(axes, runs, (across, up), looks[group])
-            if point is not None:
-                placed[group] = point
-        drawn |= placed.keys()
-        for curve in curves(list(placed)):
-            x, y = zip(*(placed[group] for group in curve), strict=True)
-            axes.plot(x, y, color=looks[curve[0]].colour, **CURVE)
-        real = [at for group, at in placed.items() if not any(run.is_bound for run in groups[group])]
-        if real:
-            x, y = zip(*undominated(real), strict=True)
-            axes.plot(x, y, **FRONT)
-        if placed:  # intervals of few seeds may be wider than all that is to be told apart
-            axes.set_xlim(*around([x for x, _ in placed.values()]))
-            axes.set_ylim(*around([y for _, y in placed.values()]))
-        if row == 0:
-            axes.set_title(study.block_title(block))
-        axes.set_xlabel(across.label)
+    for (number, block), (moment, shown) in product(enumerate(blocks), enumerate(MOMENTS)):
+        band, column = divmod(number, across)
+        axes = panels[band * len(MOMENTS) + moment][column]
+        drawn |= _panel(axes, study.blocks[block], shown, looks)
+        if moment == 0:
+            axes.set_title(fill(study.block_title(block), TITLE))
+        axes.set_xlabel(shown[0].label)
         if column == 0:
-            axes.set_ylabel(up.label)
+            axes.set_ylabel(shown[1].label)
+    for row, column in product(range((down - 1) * len(MOMENTS), down * len(MOMENTS)), range(across)):
+        if (down - 1) * across + column >= len(blocks):
+            panels[row][column].remove()
     handles = [
         Line2D([], [], linestyle="none", color=look.colour, marker=look.marker, label=group_title(group))
         for group, look in looks.items()
@@ -78,6 +80,35 @@ def local_global_front(study: Study) -> Figure:
     handles.append(Line2D([], [], label="beaten by none in both", **FRONT))
     figure.legend(handles=handles, loc="outside right upper")
     return figure
+
+
+def _panel(
+    axes: Axes,
+    groups: Mapping[Labels, tuple[StudyRun, ...]],
+    shown: Sequence[Metric],
+    looks: Mapping[Labels, Look],
+) -> set[Labels]:
+    """Draw the groups of a block at one moment, and return those that have a point."""
+    placed = {}
+    for group, runs in groups.items():
+        point = _point(axes, runs, shown, looks[group])
+        if point is not None:
+            placed[group] = point
+    for curve in curves(list(placed)):
+        x, y = zip(*(placed[group] for group in curve), strict=True)
+        axes.plot(x, y, color=looks[curve[0]].colour, **CURVE)
+    real = {group: at for group, at in placed.items() if not any(run.is_bound for run in groups[group])}
+    if real:
+        best = undominated(list(real.values()))
+        axes.plot(*zip(*best, strict=True), **FRONT)
+        if len(looks) > len(COLOURS) + 1:
+            named = sorted((at, group) for group, at in real.items() if at in best)
+            for (at, group), beside in zip(named, cycle(BESIDE), strict=False):
+                axes.annotate(group_title(group), at, **NAME, **beside)
+    if placed:  # intervals of few seeds may be wider than all that is to be told apart
+        axes.set_xlim(*around([x for x, _ in placed.values()]))
+        axes.set_ylim(*around([y for _, y in placed.values()]))
+    return set(placed)
 
 
 def _point(axes: Axes, runs: tuple[StudyRun, ...], shown: Sequence[Metric], look: Look) -> Point | None:

@@ -88,3 +88,50 @@ def test_a_bound_beats_nobody(both):
 
 def test_not_drawn_without_the_other_moment(study, tmp_path):
     assert "front" not in {path.stem for path in figures.draw_figures(study, tmp_path)}
+
+
+def many(study, blocks: int, groups: int):
+    """A study of so many blocks and groups, of which the last beats all others in both accuracies."""
+    axes = (
+        StudyAxis("data.partition.alpha", tuple(map(str, range(blocks)))),
+        StudyAxis("strategy", ("local", *(f"s{chr(97 + group)}" for group in range(1, groups)))),
+    )
+    runs = tuple(
+        replace(
+            study.runs[0],
+            levels=(block, name),
+            is_bound=False,
+            final={
+                f"accuracy_{moment}{split}": (1 + place) / 20
+                for moment in ("", "trained_")
+                for split in ("local", "global")
+            },
+        )
+        for block in axes[0].levels
+        for place, name in enumerate(axes[1].levels)
+    )
+    return replace(study, axes=axes, compared=("strategy",), runs=runs, baseline=("local",))
+
+
+def test_many_blocks_stand_below_each_other(study):
+    panels = local_global_front(many(study, 6, 3)).axes
+    titles = [axes.get_title() for axes in panels if axes.get_title()]
+    assert titles == [f"Dirichlet α = {block}" for block in range(6)]
+    assert len(panels) == 2 * 6
+    rows = sorted({round(axes.get_subplotspec().rowspan.start) for axes in panels})
+    assert rows == [0, 1, 2, 3]
+
+
+def test_who_is_beaten_by_none_is_named_where_there_are_many(study, tmp_path):
+    few, crowd = many(study, 2, 8), many(study, 2, 9)
+    for shown, names in ((few, set()), (crowd, {"si"})):
+        panels = local_global_front(shown).axes
+        assert all({text.get_text() for text in axes.texts} == names for axes in panels)
+    # Colours alone no longer tell them apart.
+    assert {path.stem for path in figures.draw_figures(few, tmp_path / "few")} >= {
+        "local-against-global",
+        "front",
+    }
+    assert "local-against-global" not in {
+        path.stem for path in figures.draw_figures(crowd, tmp_path / "crowd")
+    }
