@@ -88,7 +88,7 @@ class Forecast:
     busy: float
 
 
-def forecast(parts: Parts, extent: RunSize) -> Forecast:
+def forecast(parts: Parts, size: RunSize) -> Forecast:
     """Return how long a run takes (see the module).
 
     Actors are taken to be equally fast, and to have equally much to do.
@@ -96,15 +96,15 @@ def forecast(parts: Parts, extent: RunSize) -> Forecast:
     Raises:
         ValueError: There is no actor, or no client to train.
     """
-    if extent.actors < 1 or extent.per_round < 1:
+    if size.actors < 1 or size.per_round < 1:
         raise ValueError("there has to be an actor, and a client that is trained")
-    train = _phase(extent.per_round, parts.train, parts.message, extent.actors)
-    evaluate = _phase(extent.evaluated, parts.evaluate, parts.message, extent.actors)
-    changed = min(extent.clients, extent.per_round * extent.checkpoint_every)
-    save = _phase(changed, parts.save, parts.message, extent.actors)
-    a_round = train + parts.fuse + evaluate / extent.evaluate_every + save / extent.checkpoint_every
-    run = parts.start + extent.clients * parts.message + extent.rounds * a_round
-    busy = extent.per_round * parts.train / (min(extent.actors, extent.per_round) * train) if train else 0.0
+    train = _phase(size.per_round, parts.train, parts.message, size.actors)
+    evaluate = _phase(size.evaluated, parts.evaluate, parts.message, size.actors)
+    changed = min(size.clients, size.per_round * size.checkpoint_every)
+    save = _phase(changed, parts.save, parts.message, size.actors)
+    a_round = train + parts.fuse + evaluate / size.evaluate_every + save / size.checkpoint_every
+    run = parts.start + size.clients * parts.message + size.rounds * a_round
+    busy = size.per_round * parts.train / (min(size.actors, size.per_round) * train) if train else 0.0
     return Forecast(train, evaluate, save, a_round, run, busy)
 
 

@@ -18,16 +18,20 @@ from fedkd.report.statistics import Interval
 from fedkd.report.study import Study, final_interval
 from fedkd.report.style import (
     COLOUR_MAP,
-    COLOURS,
     MARKERS,
+    group_looks,
     house_style,
     new_figure,
     readable_on,
     save,
+    told_by_colour,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ONE_MOMENT = frozenset({"accuracy_local", "accuracy_global"})
+"""What has to be recorded for the plane of both accuracies after guidance."""
 
 
 def draw_figures(study: Study, folder: Path, tell: Callable[[str], None] = print) -> list[Path]:
@@ -64,12 +68,12 @@ def _figures(study: Study) -> Iterator[tuple[str, Callable[[], Figure]]]:
     for shown in study.shown:
         if any(len(run.tasks.get(shown.name, ())) > 1 for run in study.runs):
             yield f"tasks-{shown.name}", partial(over_tasks, study, shown)
+    on_plane = {study.group_of(run) for run in study.runs if run.final.keys() >= ONE_MOMENT}
     groups = {study.group_of(run) for run in study.runs if run.final.keys() >= BOTH_MOMENTS}
     has_front = len(groups) >= FEWEST_ON_A_CURVE
-    # Which has a panel a block and markers besides colours, and shows the same where these are too few.
-    crowded = len(groups) > len(COLOURS) + 1 or len(study.blocks) > len(MARKERS)
-    both = any({"accuracy_local", "accuracy_global"} <= run.final.keys() for run in study.runs)
-    if both and not (has_front and crowded):
+    # The front has a panel a block, and markers besides colours: it stands for the plane if these are too few.
+    crowded = not told_by_colour(group_looks(study)) or len(study.blocks) > len(MARKERS)
+    if on_plane and not (crowded and has_front and groups == on_plane):
         yield "local-against-global", partial(local_against_global, study)
     if has_front:
         yield "front", partial(local_global_front, study)

@@ -13,7 +13,7 @@ from fedkd.report.curves import FEWEST_SEEDS
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.scatter import around
 from fedkd.report.study import Labels, Study, StudyRun, final_interval, group_title
-from fedkd.report.style import COLOURS, LEGEND_LINE, Look, group_looks, new_figure
+from fedkd.report.style import LEGEND_LINE, Look, group_looks, new_figure, told_by_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +32,7 @@ PANELS_ACROSS = 4
 TITLE = 34
 """Characters that have room above a panel."""
 NAME: Mapping[str, Any] = {"textcoords": "offset points", "fontsize": 7, "zorder": 4}
+"""How a point's name looks."""
 BESIDE: Sequence[Mapping[str, Any]] = (
     {"xytext": (3, 3), "va": "bottom"},
     {"xytext": (3, -3), "va": "top"},
@@ -101,7 +102,7 @@ def _panel(
     if real:
         best = undominated(list(real.values()))
         axes.plot(*zip(*best, strict=True), **FRONT)
-        if len(looks) > len(COLOURS) + 1:
+        if not told_by_colour(looks):
             named = sorted((at, group) for group, at in real.items() if at in best)
             for (at, group), beside in zip(named, cycle(BESIDE), strict=False):
                 axes.annotate(group_title(group), at, **NAME, **beside)

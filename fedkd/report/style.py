@@ -76,6 +76,11 @@ def group_looks(study: Study) -> dict[Labels, Look]:
     return looks
 
 
+def told_by_colour(looks: Mapping[Labels, Look]) -> bool:
+    """Return whether no two groups have one colour."""
+    return len({look.colour for look in looks.values()}) == len(looks)
+
+
 FORMATS: Mapping[str, tuple[str, ...]] = {
     "png": ("Software",),
     "svg": ("Date", "Creator"),

@@ -111,7 +111,7 @@ def measured(path: Path, clients: int = 8, rounds: int = 5, **options: Any) -> P
     return Parts(message, seconds["train"], seconds["evaluate"], seconds["save"], seconds["fuse"])
 
 
-def table(parts: Parts, extents: Sequence[RunSize]) -> str:
+def table(parts: Parts, sizes: Sequence[RunSize]) -> str:
     """Return the parts, and a line for each number of actors."""
     lines = [
         f"a message {1000 * parts.message:.2f} ms, a client's training {1000 * parts.train:.1f} ms,"
@@ -120,10 +120,10 @@ def table(parts: Parts, extents: Sequence[RunSize]) -> str:
         "",
         f"{'actors':>8}{'training':>12}{'evaluation':>12}{'checkpoint':>12}{'round':>12}{'run':>14}{'busy':>8}",
     ]
-    for extent in extents:
-        told = forecast(parts, extent)
+    for size in sizes:
+        told = forecast(parts, size)
         times = "".join(f"{duration(s):>12}" for s in (told.train, told.evaluate, told.save, told.round))
-        lines.append(f"{extent.actors:>8}{times}{duration(told.run):>14}{told.busy:>8.0%}")
+        lines.append(f"{size.actors:>8}{times}{duration(told.run):>14}{told.busy:>8.0%}")
     return "\n".join(lines)
 
 
@@ -144,7 +144,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--actors", default="16,64,256,1024")
     args = parser.parse_args()
-    extents = [
+    sizes = [
         RunSize(
             clients=args.clients,
             per_round=args.per_round,
@@ -156,7 +156,7 @@ def main() -> None:
         )
         for actors in args.actors.split(",")
     ]
-    print(table(measured(args.scenario), extents))
+    print(table(measured(args.scenario), sizes))
 
 
 if __name__ == "__main__":
