@@ -71,7 +71,7 @@ def _figures(study: Study) -> Iterator[tuple[str, Callable[[], Figure]]]:
     on_plane = {study.group_of(run) for run in study.runs if run.final.keys() >= ONE_MOMENT}
     groups = {study.group_of(run) for run in study.runs if run.final.keys() >= BOTH_MOMENTS}
     has_front = len(groups) >= FEWEST_ON_A_CURVE
-    # The front has a panel a block, and markers besides colours: it stands for the plane if these are too few.
+    # The front has a panel a block and markers besides colours: it stands for the plane if these are too few.
     crowded = not told_by_colour(group_looks(study)) or len(study.blocks) > len(MARKERS)
     if on_plane and not (crowded and has_front and groups == on_plane):
         yield "local-against-global", partial(local_against_global, study)
