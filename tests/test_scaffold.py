@@ -37,7 +37,8 @@ def test_what_is_written_passes_its_own_test_and_runs(kind: str, tmp_path: Path,
     assert f"python -m pytest {folder / 'test_my_idea.py'}" in printed
     assert f"fedkd run {folder / 'my_idea.toml'}" in printed
 
-    words = ["-q", "-p", "no:cacheprovider", folder / "test_my_idea.py"]
+    # A temporary folder of its own: in the shared one it would tidy up after suites long ended, for a minute.
+    words = ["-q", "-p", "no:cacheprovider", "--basetemp", tmp_path / "temporary", folder / "test_my_idea.py"]
     status, said, _ = processes.run(words, tmp_path, main=pytest.main)
     assert status == 0, said
     assert " passed" in said and "failed" not in said and "skipped" not in said
