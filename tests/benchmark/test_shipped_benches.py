@@ -25,11 +25,6 @@ TWO_PAIRS = ["continual.tasks.count=2", "continual.tasks.classes_per_task=2"]
 SHORT_STREAMS = {
     "learners-split-mnist": [*TWO_PAIRS, 'grid.continual.head=["class"]'],
     "learners-permuted-mnist": ["continual.tasks.count=2"],
-    "supermasks-density": [*TWO_PAIRS, "grid.continual.density=[0.02,0.5]"],
-    "supermasks-density-datasets": [
-        'set.continual.tasks.datasets=["digits","mnist"]',
-        "grid.continual.density=[0.5]",
-    ],
     "kkt": ["continual.tasks.count=2", 'grid.continual.learner=["exssnet"]'],
     "backward-transfer": ["continual.tasks.count=2"],
     "federated-backward-transfer": [
@@ -37,7 +32,6 @@ SHORT_STREAMS = {
         *("continual.tasks.count=3", "continual.rounds_per_task=1"),
         "grid.data.partition.samples_per_client=[30]",
     ],
-    "federated-supermasks": ["data.clients=2", "data.dataset=digits", "continual.tasks.count=2"],
     "permuted-100": ["set.continual.tasks.count=2"],
     "fot": [
         *("data.clients=4", "clients_per_round=2", "clients.0.args.hidden=[20]"),
@@ -82,7 +76,8 @@ def test_dry_run(path, plan_of, tmp_path, capsys, small_data_root, read_once, mo
     short = [
         f"{key}=30" for key in ("data.partition.samples_per_client", "data.test_size") if key not in axes
     ]
-    grid = tomllib.loads(path.read_text(encoding="utf-8")).get("grid", {})
+    file = tomllib.loads(path.read_text(encoding="utf-8"))
+    grid = {key: levels for key, levels in file.get("grid", {}).items() if key not in file["baseline"]}
     narrow = [f"grid.{key}={json.dumps(levels[:1])}" for key, levels in grid.items()]
     words = ["bench", str(path), "--out", str(tmp_path / "out"), "--dry-run", "--set", "seeds=1"]
     words += [*short, *narrow]

@@ -149,8 +149,9 @@ def test_a_run_stopped_in_every_round_gives_the_same_bytes(kind, digits_scenario
             fedkd.resume(folder, observers=[StopInRound()])
     fedkd.resume(folder)
     assert (folder / "metrics.jsonl").read_bytes() == unbroken
-    fresh = run(tables | {"training": EVERYTHING | {"optimizer_state": "fresh"}}, tmp_path / "fresh")
-    assert fresh != unbroken
+    if kind == "knfu":
+        fresh = run(tables | {"training": EVERYTHING | {"optimizer_state": "fresh"}}, tmp_path / "fresh")
+        assert fresh != unbroken
 
 
 # Schedules and accumulated batches ------------------------------------------------------------------------
