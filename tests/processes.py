@@ -7,6 +7,7 @@ tested where it matters: the quickstart, Ctrl-C on a terminal, pipes.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -95,7 +96,10 @@ class Fork:
     def wait(self, timeout: float = 60.0) -> int:
         """Return its exit status when it has ended; minus the signal that it died of."""
         self._process.join(timeout)
-        assert not self.running, f"still running after {timeout} s; it said:\n{self.stdout}{self.stderr}"
+        if self.running:
+            self.send_signal(signal.SIGABRT)  # it says where it stands, see `_run`
+            self._process.join()
+            raise AssertionError(f"still running after {timeout} s; it said:\n{self.stdout}{self.stderr}")
         return self._process.exitcode or 0
 
 
@@ -117,6 +121,7 @@ def _run(
         # To be read as well: the first terminal that a process opens so is its controlling one.
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", closefd=False) for descriptor in (1, 2))
+    faulthandler.enable()
     sys.path[:0] = path
     os.environ.update(environment)
     sys.exit(main(words))
