@@ -24,11 +24,12 @@ def script(monkeypatch):
 
 def test_every_driver_is_there(script):
     assert all((script.PEERS / file).is_file() for file in script.DRIVERS.values())
-    assert {*script.PEERS_ALONE, *script.ONE_THREAD} < set(script.DRIVERS)
+    assert {*script.STRANGERS, *script.ONE_THREAD} < set(script.DRIVERS)
 
 
 @pytest.mark.parametrize(
-    ("driver", "lanes"), [("floor", "2"), ("fedkd", "2"), ("pfl", "2"), ("fluke", "2"), ("fluke-1", "1")]
+    ("driver", "lanes"),
+    [("floor", "2"), ("fedkd", "2"), ("pfl", "2"), ("fluke", "2"), ("fluke-1", "1"), ("blazefl", "2")],
 )
 def test_a_driver_is_run_in_as_many_lanes_as_it_can_use(script, driver, lanes, monkeypatch, tmp_path):
     commands = []
@@ -47,9 +48,20 @@ def test_a_driver_is_run_in_as_many_lanes_as_it_can_use(script, driver, lanes, m
     assert env["OMP_NUM_THREADS"] == "1" and env["PYTHONPATH"] == ""  # others do not meet this fedkd
 
 
-def test_who_is_not_installed_here_is_asked_for(script, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["round.py", "--drivers", "floor", "fluke", "fedkd", "fluke-1"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["fluke", "fedkd", "fluke-1"], "fluke, fluke-1: say where it is installed, by --peers-python"),
+        (["blazefl", "fedkd"], "blazefl: say where it is installed, by --blazefl-python"),
+        (
+            ["pfl", "blazefl", "--peers-python", "python3"],
+            "blazefl: say where it is installed, by --blazefl-python",
+        ),
+    ],
+)
+def test_who_is_not_installed_here_is_asked_for(words, told, script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["round.py", "--drivers", "floor", *words])
     with pytest.raises(SystemExit) as stopped:
         script.main()
     assert stopped.value.code == 2
-    assert "fluke, fluke-1: say where it is installed, by --peers-python" in capsys.readouterr().err
+    assert told in capsys.readouterr().err

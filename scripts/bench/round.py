@@ -2,13 +2,15 @@
 
     python scripts/bench/round.py [--rounds 6] [--repeats 5] [--drivers floor fedkd flower]
                                   [--peers-python PATH --drivers floor fedkd flower pfl fluke fluke-1]
+                                  [--blazefl-python PATH --drivers floor fedkd blazefl]
 
 Fashion-MNIST, 20 clients, Dirichlet 0.5, LeNet, plain SGD at 0.05, batches of 32, one epoch, all clients in
 every round; after each the global model is evaluated on the test images. All drivers have the same shards,
 two processes with one thread each, and take turns, each in a process of its own. Printed are medians of the
 steady seconds a round (the first one apart), what they are beside the floor's of the same turn, and the whole
 command's seconds. Other simulators are not installed with fedkd: ``--peers-python`` names the
-interpreter of an environment that has them (pfl 0.6.0 and fluke-fl 0.8.1 go together) and the same torch.
+interpreter of an environment that has them (pfl 0.6.0 and fluke-fl 0.8.1 go together) and the same torch;
+BlazeFL 2.0.1 needs Python 3.12, so ``--blazefl-python`` names another.
 Run it on a machine that does nothing else: threads that share products all but stand still on a busy one.
 
 fluke trains clients in one process whatever there is: ``fluke`` has as many threads in it as the others
@@ -44,9 +46,15 @@ DRIVERS = {
     "pfl": "pfl_driver.py",
     "fluke": "fluke_driver.py",
     "fluke-1": "fluke_driver.py",
+    "blazefl": "blazefl_driver.py",
 }
-PEERS_ALONE = ("pfl", "fluke", "fluke-1")
-"""Drivers of what is not installed with fedkd."""
+STRANGERS = {
+    "pfl": "peers_python",
+    "fluke": "peers_python",
+    "fluke-1": "peers_python",
+    "blazefl": "blazefl_python",
+}
+"""Drivers of what is not installed with fedkd, and the word that names their interpreter."""
 ONE_THREAD = ("fluke-1",)
 """Drivers that have one process with one thread, however many the others have."""
 CLIENTS, ALPHA, SEED, LEAST = 20, 0.5, 1, 64
@@ -153,18 +161,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--samples", type=int, help="of the training images; absent: all")
-    parser.add_argument("--peers-python", help="interpreter of an environment with other simulators")
+    parser.add_argument("--peers-python", help="interpreter of an environment with pfl and fluke")
+    parser.add_argument("--blazefl-python", help="interpreter of an environment with BlazeFL")
     args = parser.parse_args()
     if args.rounds < 2 or args.drivers[0] != "floor":
         parser.error("there have to be 2 rounds, and the floor before all others")
-    if strangers := [name for name in args.drivers if name in PEERS_ALONE and not args.peers_python]:
-        parser.error(f"{', '.join(strangers)}: say where it is installed, by --peers-python")
+    pythons = {name: getattr(args, STRANGERS[name]) for name in args.drivers if name in STRANGERS}
+    for word in dict.fromkeys(STRANGERS.values()):
+        if missing := [name for name, python in pythons.items() if STRANGERS[name] == word and not python]:
+            option = "--" + word.replace("_", "-")
+            parser.error(f"{', '.join(missing)}: say where it is installed, by {option}")
     runs: dict[str, list[Took]] = {name: [] for name in args.drivers}
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), args.samples)
         for _ in range(args.repeats):
             for name in args.drivers:
-                python = args.peers_python if name in PEERS_ALONE else sys.executable
+                python = pythons.get(name, sys.executable)
                 runs[name].append(drive(name, python, Path(folder), args.rounds, args.processes))
                 print(f"{name}: {runs[name][-1].steady:.2f} s a round", file=sys.stderr, flush=True)
     print(f"{machine()}; {args.processes} processes; medians of {args.repeats} runs, and their ranges\n")

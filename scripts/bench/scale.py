@@ -2,12 +2,16 @@
 at once.
 
     python scripts/bench/scale.py [--rounds 20] [--repeats 3] [--engine inline] [--live 500] [--short]
+    python scripts/bench/scale.py --thousand [--rounds 3] [--repeats 3]
 
 Every run is a process of its own, with its own Ray. Runs of the two sizes take turns, and round times are
 compared pair by pair. Of a run are printed the seconds until its first round, the median seconds of a round
 without the first one, from the end of a round to that of the next, checkpoints included, and the peak of the
 memory of all its processes; what several of them share counts once, where Linux says so. The last run has
 1,000 clients of KnFu take part in every round, and be evaluated. It needs nothing but the package.
+
+With ``--thousand`` the 1,000 clients of KnFu have models and samples of the usual size: Fashion-MNIST, of
+whose training images each has 59, and 10,000 test images. Printed is what the parts of a round take.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +37,13 @@ from fedkd.tracking.events import RoundReport, RunObserver
 SIZES = (1_000, 10_000)
 STRATEGIES: dict[str, dict[str, Any]] = {"FedAvg": {"strategy": "flwr:FedAvg"}, "KnFu": {"strategy": "knfu"}}
 POLL_SECONDS = 0.2
+PHASES = ("train", "fuse", "evaluate", "save")
+MODELS: dict[str, dict[str, Any]] = {
+    "MLP 784-200-10": {"model": "mlp", "args": {"hidden": [200]}},
+    "LeNet": {"model": "lenet"},
+}
+CASES = ((1_000, 1_000), (1_000, 100), (200, 100))
+"""Transfer samples, and clients that are evaluated."""
 
 
 class Watch(RunObserver):
@@ -69,16 +81,63 @@ def tables_of(
     }
 
 
+def usual_tables(
+    words: argparse.Namespace, model: dict[str, Any], transfer: int, evaluated: int
+) -> dict[str, Any]:
+    """Return the scenario: 1,000 clients of KnFu that share the images of Fashion-MNIST."""
+    return {
+        "name": "thousand",
+        "rounds": min(words.rounds, 3),
+        "evaluate_clients": evaluated,
+        "data": {
+            "dataset": "fashion-mnist",
+            "clients": SIZES[0],
+            "partition": {"scheme": "dirichlet-per-client", "alpha": 0.5, "samples_per_client": 59},
+            "transfer": {"size": transfer},
+        },
+        "clients": [model],
+        "training": {"optimizer": "sgd", "lr": 0.05, "batch_size": 32},
+        "fusion": STRATEGIES["KnFu"],
+        "engine": {"kind": words.engine},
+    }
+
+
 def one_run(tables: dict[str, Any]) -> None:
-    """Run a scenario in this process, and print when its rounds were over."""
+    """Run a scenario in this process, and print when its rounds were over, and what their parts took."""
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         run(tables, out=Path(folder) / "run", observers=[watch])
-    print(json.dumps(watch.ended))
+        lines = (Path(folder) / "run" / "timings.jsonl").read_text().splitlines()
+    print(json.dumps({"ended": watch.ended, "timings": [json.loads(line) for line in lines]}))
 
 
-def measured(tables: dict[str, Any]) -> tuple[list[float], float]:
-    """Run a scenario in a process of its own; return when its rounds were over, and the peak memory in GB."""
+@dataclass(frozen=True)
+class Measured:
+    """What a run took.
+
+    Attributes:
+        ended: Seconds from its start to the end of each round.
+        timings: Of the parts of rounds, as in the run folder.
+        peak: GB of memory of all its processes at once.
+    """
+
+    ended: list[float]
+    timings: list[dict[str, Any]]
+    peak: float
+
+    @property
+    def round(self) -> float:
+        """Median seconds of a round, without the first, in which processes get going."""
+        return statistics.median([after - before for before, after in pairwise(self.ended)] or self.ended)
+
+    def seconds_of(self, phase: str) -> float:
+        """Return the median seconds of a part of a round, without the first one."""
+        taken = [part["seconds"] for part in self.timings if part["phase"] == phase]
+        return statistics.median(taken[1:] or taken)
+
+
+def measured(tables: dict[str, Any]) -> Measured:
+    """Run a scenario in a process of its own."""
     command = [sys.executable, __file__, "--one", json.dumps(tables)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
@@ -92,7 +151,7 @@ def measured(tables: dict[str, Any]) -> tuple[list[float], float]:
         told = process.stdout.read()
     if process.returncode != 0:
         raise SystemExit(f"a run ended with status {process.returncode}")
-    return json.loads(told.strip().splitlines()[-1]), peak / 1e9
+    return Measured(**json.loads(told.strip().splitlines()[-1]), peak=peak / 1e9)
 
 
 def family_of(process: int) -> list[int]:
@@ -119,11 +178,6 @@ def memory_of(process: int) -> int:
     return 0
 
 
-def round_seconds(ended: list[float]) -> float:
-    """Return the median seconds of a round, without the first, in which processes get going."""
-    return statistics.median([after - before for before, after in pairwise(ended)] or ended)
-
-
 def row(*cells: object) -> None:
     """Print a row of a table."""
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
@@ -134,20 +188,20 @@ def compare_sizes(words: argparse.Namespace) -> None:
     row("strategy", "clients", "first round after", "round", "peak memory", "times the round of the fewest")
     row("---", "--:", "--:", "--:", "--:", "--:")
     for name, fusion in STRATEGIES.items():
-        found: dict[int, list[tuple[list[float], float]]] = {size: [] for size in words.sizes}
+        found: dict[int, list[Measured]] = {size: [] for size in words.sizes}
         for repeat in range(words.repeats):
             for size in words.sizes if repeat % 2 == 0 else words.sizes[::-1]:
                 found[size].append(measured(tables_of(words, size, fusion, words.sampled)))
-        fewest = [round_seconds(ended) for ended, _ in found[words.sizes[0]]]
+        fewest = [one.round for one in found[words.sizes[0]]]
         for size, runs in found.items():
-            rounds = [round_seconds(ended) for ended, _ in runs]
+            rounds = [one.round for one in runs]
             ratios = [own / few for own, few in zip(rounds, fewest, strict=True)]
             row(
                 name,
                 f"{size:,}",
-                f"{statistics.median([ended[0] for ended, _ in runs]):.1f} s",
+                f"{statistics.median([one.ended[0] for one in runs]):.1f} s",
                 f"{statistics.median(rounds):.2f} s",
-                f"{max(peak for _, peak in runs):.2f} GB",
+                f"{max(one.peak for one in runs):.2f} GB",
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
             )
 
@@ -156,11 +210,29 @@ def all_at_once(words: argparse.Namespace) -> None:
     """Print what a round takes in which all of many KnFu clients take part and are evaluated."""
     clients = words.sizes[0]
     words.rounds = min(words.rounds, 3)
-    ended, peak = measured(tables_of(words, clients, STRATEGIES["KnFu"], clients))
+    found = measured(tables_of(words, clients, STRATEGIES["KnFu"], clients))
     print(f"\n{clients:,} clients of KnFu, all of them in every round and evaluated:\n")
     row("first round after", "round", "peak memory")
     row("--:", "--:", "--:")
-    row(f"{ended[0]:.1f} s", f"{round_seconds(ended):.1f} s", f"{peak:.2f} GB")
+    row(f"{found.ended[0]:.1f} s", f"{found.round:.1f} s", f"{found.peak:.2f} GB")
+
+
+def a_thousand(words: argparse.Namespace) -> None:
+    """Print what the parts of a round take in which 1,000 KnFu clients of the usual size take part."""
+    row("model", "transfer samples", "clients evaluated", "round", *PHASES, "peak memory")
+    row("---", *["--:"] * (4 + len(PHASES)))
+    for name, model in MODELS.items():
+        for transfer, evaluated in CASES:
+            runs = [measured(usual_tables(words, model, transfer, evaluated)) for _ in range(words.repeats)]
+            rounds = [one.round for one in runs]
+            row(
+                name,
+                f"{transfer:,}",
+                f"{evaluated:,}",
+                f"{statistics.median(rounds):.1f} s ({min(rounds):.1f} to {max(rounds):.1f})",
+                *(f"{statistics.median(one.seconds_of(phase) for one in runs):.1f} s" for phase in PHASES),
+                f"{max(one.peak for one in runs):.2f} GB",
+            )
 
 
 def main() -> None:
@@ -174,6 +246,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=("ray", "inline"), default="ray")
     parser.add_argument("--live", type=int, help="engine.live_clients; absent: its default")
     parser.add_argument("--short", action="store_true", help="few clients and rounds, to see that it works")
+    parser.add_argument("--thousand", action="store_true", help="1,000 clients of KnFu of the usual size")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     words = parser.parse_args()
     if words.one is not None:
@@ -182,6 +255,9 @@ def main() -> None:
     if words.short:
         words.sizes, words.sampled, words.rounds, words.repeats = (20, 100), 10, 2, 1
     engine = f"{words.engine}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    if words.thousand:
+        print(f"{SIZES[0]:,} clients of KnFu, medians of {words.repeats} runs; {engine}\n")
+        return a_thousand(words)
     print(f"{words.sampled} clients a round, {words.rounds} rounds, {words.repeats} runs of each; {engine}\n")
     compare_sizes(words)
     all_at_once(words)
