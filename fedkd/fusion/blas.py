@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from fedkd.training.thread_pools import thread_pools
 
 
 @contextmanager
@@ -15,5 +15,5 @@ def one_blas_thread() -> Iterator[None]:
     BLAS splits a product among its threads, and the split decides the last bit of a sum: without this the
     same scenario would give different bytes on 1 and on 2 cores.
     """
-    with threadpool_limits(limits=1, user_api="blas"):
+    with thread_pools().limit(limits=1, user_api="blas"):
         yield

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
+from fedkd.training.thread_pools import thread_pools
 
 
 def resolve_device(name: str) -> torch.device:
@@ -49,11 +49,8 @@ def torch_threads(number: int) -> Iterator[None]:
 
 @contextmanager
 def all_threads(number: int) -> Iterator[None]:
-    """Do the same for every pool of threads in the process, such as scikit-learn's.
-
-    Finding them takes a millisecond, too much for whoever computes with torch alone.
-    """
-    with torch_threads(number), threadpool_limits(limits=number):
+    """Do the same for every pool of threads in the process, such as scikit-learn's."""
+    with torch_threads(number), thread_pools().limit(limits=number):
         yield
 
 
