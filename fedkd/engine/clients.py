@@ -25,6 +25,7 @@ from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
 from fedkd.models.build import forward_flops
 from fedkd.models.estimator import Estimator
+from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan, resolve
 from fedkd.scenario.load import scenario_from_json
 from fedkd.training.device import resolve_device
@@ -221,14 +222,18 @@ def client_costs(
         else ESTIMATOR_FLOPS
         for group, model in zip(scenario.clients, models, strict=True)
     }
-    first = first_task(data)
-    fusion = scenario.fusion
-    distilled = len(first.transfer_x) * (3 * fusion.distill_epochs + 1)
-    evaluated = 2 * len(first.test_y)
+    first, strategy, fusion = first_task(data), plan.strategy, scenario.fusion
+    known = len(first.transfer_x) if strategy.uses_transfer_set else 0
+    distilled = known * (3 * fusion.distill_epochs + 1)
+    # Weights that all clients are sent are tested once a process, what each has trained for itself.
+    moments = 1 if strategy.brings_model else 2
+    tested = moments * len(first.test_y) / scenario.evaluate_every
+    evaluated = frozenset(evaluated_clients(scenario))
     costs = []
     for client, group in enumerate(plan.groups):
         start, stop = first.train_bounds[client]
-        epochs = plan.strategy.trained_epochs(scenario.training.local_epochs)
+        epochs = strategy.trained_epochs(scenario.training.local_epochs)
         trained = 3 * (stop - start) * epochs * (2 if fusion.rehearse > 0 else 1)
-        costs.append(float(flops[id(group)] * (trained + distilled + evaluated)))
+        samples = trained + distilled + (tested if client in evaluated else 0)
+        costs.append(float(flops[id(group)] * samples))
     return costs

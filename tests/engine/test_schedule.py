@@ -8,7 +8,11 @@ from statistics import median
 import numpy as np
 import pytest
 
+from fedkd.data.load import load_data
+from fedkd.engine.clients import client_costs
 from fedkd.engine.schedule import assign_work
+from fedkd.plan.evaluated import evaluated_clients
+from fedkd.plan.load import parse_plan
 
 
 def loads(costs, owned) -> list[float]:
@@ -62,3 +66,24 @@ def test_the_same_costs_give_the_same_owners():
 
 def test_more_actors_than_clients_leaves_some_idle():
     assert assign_work([1.0, 2.0], 4) == [[1], [0], [], []]
+
+
+@pytest.mark.parametrize(("strategy", "moments"), [("flwr:FedAvg", 1), ("knfu", 2)])
+def test_who_is_evaluated_has_more_to_do(strategy, moments, digits_scenario):
+    """By the common test set, of samples that are predicted; those that are trained on count thrice."""
+    data = digits_scenario["data"] | {
+        "partition": {"scheme": "iid", "samples_per_client": 100},
+        "transfer": {"size": 0 if strategy == "flwr:FedAvg" else 60},
+        "test_size": 90,
+    }
+    changes = {"data": data, "fusion": {"strategy": strategy}, "evaluate_clients": 2, "evaluate_every": 2}
+    plan = parse_plan(digits_scenario | changes)
+    costs = client_costs(plan, load_data(plan.scenario))
+    shared = 3 * 80 * plan.scenario.training.local_epochs
+    if strategy == "knfu":
+        shared += 60 * (3 * plan.scenario.fusion.distill_epochs + 1)
+    expected = [
+        shared + moments * 90 / 2 * (client in evaluated_clients(plan.scenario)) for client in range(4)
+    ]
+    assert len(set(expected)) == 2
+    assert np.array(costs) / min(costs) == pytest.approx(np.array(expected) / min(expected))
