@@ -42,35 +42,20 @@ DIRECT = {
         "addmv",
         "all",
         "argmax",
+        "as_strided",
+        "bmm",
         "cat",
         "clamp",
-        "div",
-        "dot",
-        "embedding",
-        "eq",
-        "exp",
-        "ge",
-        "index_select",
-        "log",
+        "clone",
     ),
-    *(
-        "minimum",
-        "mm",
-        "mul",
-        "mv",
-        "native_group_norm",
-        "native_layer_norm",
-        "neg",
-        "ones_like",
-        "permute",
-        "relu",
-    ),
-    *("rsqrt", "rsub", "sub", "sum", "t", "where", "zeros_like"),
+    *("div", "dot", "embedding", "empty_like", "eq", "exp", "flip", "ge", "index_select", "log", "maximum"),
+    *("minimum", "mm", "mul", "mv", "native_group_norm", "native_layer_norm", "neg", "ones_like", "permute"),
+    *("relu", "rsqrt", "rsub", "select", "sub", "sum", "t", "where", "zeros_like"),
 }
 """Kernels that `torch` has functions for, which find them faster than the operators of `torch.ops` do."""
 METHODS = {
-    *("add_", "addmm_", "copy_", "expand", "index_add", "mul_", "norm", "pow", "split_with_sizes", "sqrt"),
-    *("square", "transpose", "view"),
+    *("add_", "addmm_", "copy_", "expand", "index_add", "mul_", "new_empty", "new_zeros", "norm", "pow"),
+    *("split_with_sizes", "sqrt", "square", "transpose", "view"),
 }
 """Kernels that tensors have methods for, likewise."""
 
@@ -220,7 +205,8 @@ def _looks(kernel: Any, tensors: Sequence[Tensor]) -> bool:
 _READS_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _VIEW = torch.ops.aten.view.default
 _INDEX = torch.ops.aten.index.Tensor
-_DETACH, _TRANSPOSE = torch.ops.aten.detach.default, torch.ops.aten.t.default
+_SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+_SLICE, _TRANSPOSE = torch.ops.aten.slice.Tensor, torch.ops.aten.t.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
@@ -243,7 +229,7 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
         if call.looks:
             return None
         changed = changed or call.changes_outside
-        if call.kernel is _DETACH:  # the same to whoever keeps no account
+        if call.kernel in _SAME:  # to whoever keeps no account
             nodes[call.result.value] = args[0]
             continue
         if call.kernel is _TRANSPOSE and args[0] in turned:
@@ -271,6 +257,9 @@ def _node(graph: Graph, kernel: Any, args: Any, kwargs: Any) -> Node:
         return graph.call_function(getattr(torch, name), args, kwargs)
     if kernel.namespace == "aten" and name in METHODS:
         return graph.call_method(name, args, kwargs)
+    if kernel is _SLICE and not kwargs and len(args) > 2 and args[1] >= 0:
+        tensor, dimension, *bounds = args
+        return graph.call_function(operator.getitem, (tensor, (*[slice(None)] * dimension, slice(*bounds))))
     return graph.call_function(function_of(kernel), args, kwargs)
 
 
