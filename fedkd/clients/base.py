@@ -247,6 +247,10 @@ class Client(ModelKind):
     def _answers_by_guidance(self) -> bool:
         return bool(self._kept) and self._strategy.infers_from_guidance
 
+    def lent(self, lanes: int) -> AbstractContextManager[None]:
+        """Have so many threads predict while the block runs, as the processors of others are idle."""
+        return nullcontext()
+
     def at_one_moment(self) -> AbstractContextManager[None]:
         """Have what is evaluated several times while the block runs, without training, predicted once."""
         return nullcontext()

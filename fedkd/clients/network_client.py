@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -58,6 +59,7 @@ class NetworkClient(Client):
         self.model: nn.Module = model.network if isinstance(model, SharedModel) else model
         self.begin: Callable[[], nn.Module] | None = None
         self._device = next(self.model.parameters()).device
+        self._lanes = 1
         self._auxiliaries = dict(auxiliaries)
 
     @property
@@ -80,7 +82,16 @@ class NetworkClient(Client):
 
     def logits_of(self, network: nn.Module, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` float32 of a network on the client's device, in evaluation mode."""
-        return predict_logits(network, self._on_device(x)).cpu().numpy()
+        return predict_logits(network, self._on_device(x), lanes=self._lanes).cpu().numpy()
+
+    @contextmanager
+    def lent(self, lanes: int) -> Iterator[None]:
+        """Have so many threads predict while the block runs, as the processors of others are idle."""
+        self._lanes = lanes
+        try:
+            yield
+        finally:
+            self._lanes = 1
 
     def answering(self) -> nn.Module:
         """Return the network that evaluations ask: the client's model, unless its strategy has another.

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message
+from ray import get_runtime_context
 
 from fedkd.engine.heap import keep_freed_memory
 from fedkd.engine.live_clients import LiveClients
@@ -51,8 +52,8 @@ class ClientActor:
             with suppress(Exception):  # which `open` will meet again
                 import_module(module)
 
-    def open(self, note: str, make_workload: Any, *arguments: Any) -> None:
-        """Get ready for messages.
+    def open(self, note: str, make_workload: Any, *arguments: Any) -> str:
+        """Get ready for messages, and return the id of the node that the actor is on.
 
         Args:
             note: The file in which it notes what it works on.
@@ -69,6 +70,7 @@ class ClientActor:
             self._workload: Workload = make_workload(*arguments)
         room = getattr(self._workload, "room", None)  # one that says nothing has room for all
         self._clients = LiveClients(self._workload.app, self._workload.context, self._together, room)
+        return get_runtime_context().get_node_id()
 
     def hold(self, uses: Sequence[tuple[int, int]], *records: ArrayRecord) -> None:
         """Keep records that messages to come share, each as long as there are such.

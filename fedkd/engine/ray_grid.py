@@ -16,6 +16,7 @@ from fedkd.engine.grid import EngineGrid
 from fedkd.engine.live_clients import changed_by
 from fedkd.engine.ray_actor import ClientActor, Part
 from fedkd.engine.ray_batch import Batch
+from fedkd.engine.ray_lending import lend_idle
 from fedkd.engine.ray_nodes import lost_node
 from fedkd.engine.ray_watch import RayWatch
 from fedkd.engine.schedule import assign_work
@@ -82,6 +83,7 @@ class RayGrid(EngineGrid):
         self._actor_class = _actor_class(cpus_per_actor, gpus_per_actor)
         self._spares = list(spares)
         self._opening: dict[int, Any] = {}
+        self._nodes: dict[int, str] = {}  # of each actor
         self._notes = WorkNotes(actors)
         self._actors: list[Any] = [self._start(actor) for actor in range(actors)]
 
@@ -104,13 +106,14 @@ class RayGrid(EngineGrid):
         self._wait_for(range(len(self._actors)))
 
     def _wait_for(self, actors: Sequence[int]) -> None:
-        waiting = [self._opening.pop(actor) for actor in actors]
+        opening = {self._opening.pop(actor): actor for actor in actors}
+        waiting = list(opening)
         deadline = time.monotonic() + self._patience
         while waiting:
             done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)
             self._watch.check()
             for reference in done:
-                self._join(reference)
+                self._nodes[opening[reference]] = self._join(reference)
                 deadline = time.monotonic() + self._patience
             if waiting and time.monotonic() > deadline:
                 free, cpus = (
@@ -121,15 +124,16 @@ class RayGrid(EngineGrid):
                     f" (engine.start_timeout); {free:g} of the cluster's {cpus:g} CPUs are free"
                 )
 
-    def _join(self, reference: Any) -> None:
-        """Take an actor in that has said whether it is up."""
+    def _join(self, reference: Any) -> str:
+        """Take an actor in that has said whether it is up; return the node that it is on."""
         try:
-            ray.get(reference)
+            node: str = ray.get(reference)
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
             self._watch.check_after_failure()
             raise ActorsLost(f"a Ray actor died while it started: {_cause(error)}") from error
+        return node
 
     # A batch of messages --------------------------------------------------------------------------------
 
@@ -138,6 +142,7 @@ class RayGrid(EngineGrid):
             yield from self._work_through(messages)
 
     def _work_through(self, messages: list[Message]) -> Iterator[Message]:
+        lend_idle(messages, self._owner, self._nodes)
         batch = Batch(self._put_shared_records(messages))
         self._hand_out(batch, list(self._calls(messages)))
         while batch.waiting:

@@ -65,11 +65,12 @@ def _at_chance(client: Client) -> ConfigRecord:
 
 def _evaluate(client: Client, message: Message) -> Training[Message]:
     """Apply what the server sent, evaluate, and report the accuracy gained by it."""
-    round = _round_of(message)
-    yield from _receive(client, message.content, round, measured=True)
-    with client.at_one_moment():
-        scores = {split: client.evaluate_fused(split, round) for split in SPLITS}
-        return _evaluated(client, message, round, scores)
+    config, round = message.content.config_records[msg.CONFIG], _round_of(message)
+    with client.lent(int(config.get(msg.LANES, 1))):  # type: ignore[arg-type]
+        yield from _receive(client, message.content, round, measured=True)
+        with client.at_one_moment():
+            scores = {split: client.evaluate_fused(split, round) for split in SPLITS}
+            return _evaluated(client, message, round, scores)
 
 
 def _evaluated(

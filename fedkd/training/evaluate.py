@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import nan
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.models.batch_last import Conv2d
 from fedkd.models.mode import predicting
+from fedkd.training.known_modules import all_known
 from fedkd.training.losses import in_floats
 
 AT_ONCE = 256
@@ -36,7 +38,11 @@ class Score:
 
 
 def predict_in_batches(
-    model: nn.Module, outputs: Callable[[Tensor], Tensor], x: Tensor, batch_size: int | None = None
+    model: nn.Module,
+    outputs: Callable[[Tensor], Tensor],
+    x: Tensor,
+    batch_size: int | None = None,
+    lanes: int = 1,
 ) -> Tensor:
     """Return what `outputs` makes of samples ``[M, *input_shape]``: ``[M, ...]`` float32, on their device.
 
@@ -48,19 +54,31 @@ def predict_in_batches(
         outputs: From a batch ``[B, *input_shape]`` to a tensor ``[B, ...]``.
         x: The samples.
         batch_size: B; the last batch may be smaller. None: what suits the model.
+        lanes: Batches that are predicted side by side, where processors are idle: on a CPU, by a model whose
+            modules are known to keep nothing of a forward pass.
     """
     if batch_size is None:
         own = any(isinstance(module, Conv2d) for module in model.modules())
         batch_size = AT_ONCE_BATCH_LAST if own else AT_ONCE
     starts = range(0, max(len(x), 1), batch_size)  # no samples are one empty batch: its output has C columns
+    parts = [x[start : start + batch_size] for start in starts]
+    lanes = min(lanes, len(parts))
+    if lanes > 1 and (x.device.type != "cpu" or not all_known(model)):
+        lanes = 1
     with predicting(model):
-        batches = [outputs(x[start : start + batch_size]) for start in starts]
-    return in_floats(torch.cat(batches))
+        return in_floats(torch.cat(_each(outputs, parts, lanes)))
 
 
-def predict_logits(model: nn.Module, x: Tensor, batch_size: int | None = None) -> Tensor:
+def _each(outputs: Callable[[Tensor], Tensor], parts: Sequence[Tensor], lanes: int) -> list[Tensor]:
+    if lanes == 1:
+        return [outputs(part) for part in parts]
+    with ThreadPoolExecutor(lanes) as pool:  # where every thread decides for itself whether it keeps account
+        return list(pool.map(torch.no_grad()(outputs), parts))
+
+
+def predict_logits(model: nn.Module, x: Tensor, batch_size: int | None = None, lanes: int = 1) -> Tensor:
     """Return the logits ``[M, C]`` of samples ``[M, *input_shape]`` (see `predict_in_batches`)."""
-    return predict_in_batches(model, model, x, batch_size)
+    return predict_in_batches(model, model, x, batch_size, lanes)
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:

@@ -223,10 +223,3 @@ def together(results: Sequence[FitResult]) -> FitResult:
         samples,
         hits[-1] if hits else None,
     )
-
-
-def reached_into(module: nn.Module) -> bool:
-    """Return whether a module does something besides what its class says: by a hook, or a patched forward."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    hooks = hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in vars(module)

@@ -9,11 +9,11 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from fedkd.training.job import TrainJob, reached_into
+from fedkd.training.job import TrainJob
+from fedkd.training.known_modules import all_known
 from fedkd.training.optimizer_state import names_of, optimizer_state
 from fedkd.training.replay import Replays
 
-KNOWN_MODULES = ("torch.nn.", "fedkd.")
 """Begin the names of modules whose forward pass computes the same whenever it is called."""
 
 
@@ -170,7 +170,7 @@ def _replayable(job: TrainJob) -> bool:
         return False
     if any(tensor.device.type != "cpu" for tensor in [*job.arrays, *job.model.parameters()]):
         return False  # elsewhere autograd goes back on a thread of its own
-    return all(map(_is_known, job.model.modules()))
+    return all_known(job.model)
 
 
 def _kind(job: TrainJob, parameters: Sequence[Tensor]) -> Hashable | None:
@@ -179,11 +179,6 @@ def _kind(job: TrainJob, parameters: Sequence[Tensor]) -> Hashable | None:
     if job.rules is not None and rules is None:
         return None
     return job.signature(), rules, tuple(names_of(parameters, job.model))
-
-
-def _is_known(module: nn.Module) -> bool:
-    """Return whether a module's forward pass is its class's own, and one of `KNOWN_MODULES`."""
-    return f"{type(module).__module__}.".startswith(KNOWN_MODULES) and not reached_into(module)
 
 
 def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:

@@ -17,7 +17,8 @@ from torch.func import functional_call, vmap
 from fedkd.plugins import contained
 from fedkd.training.chance import Hits
 from fedkd.training.executor import Executor, LoopExecutor
-from fedkd.training.job import FitResult, TrainJob, reached_into
+from fedkd.training.job import FitResult, TrainJob
+from fedkd.training.known_modules import reached_into
 from fedkd.training.loop import all_finite, batch_starts, diverged, sum_over_samples
 from fedkd.training.optimizer import make_optimizer
 from fedkd.training.optimizer_state import load_optimizer_state, names_of, optimizer_state

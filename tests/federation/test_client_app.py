@@ -244,6 +244,8 @@ def test_a_training_forgets_guidance_that_nobody_measured(tables):
 @pytest.mark.parametrize("model", ["mlp", "gradient-boosting"])
 def test_a_client_computes_on_as_many_threads_as_the_scenario_says(model, streamed):
     """Whichever library does: scikit-learn's pools are none of torch's."""
+    import sklearn.ensemble  # noqa: F401, so that there are such pools
+
     tables = {key: value for key, value in streamed.items() if key != "continual"}
     plan = parse_plan(tables | {"rounds": 1, "clients": [{"model": model}], "fusion": {"strategy": "knfu"}})
     context = local_context(ClientFactory(plan, load_data(plan.scenario)), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from fedkd.models.batch_last import Conv2d
+from fedkd.models.lenet import lenet
 from fedkd.training.evaluate import (
     AT_ONCE,
     AT_ONCE_BATCH_LAST,
@@ -100,3 +102,34 @@ def test_no_samples_have_no_scores():
     result = score(logits.numpy(), np.zeros(0, dtype=np.int64))
     assert math.isnan(result.accuracy) and math.isnan(result.loss)
     assert result.correct.shape == (0,)
+
+
+@pytest.fixture
+def threads(monkeypatch) -> set[int]:
+    """Those in which a linear layer has predicted."""
+    found, forward = set(), nn.Linear.forward
+
+    def noted(self, x):
+        found.add(threading.get_ident())
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", noted)
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_batches_side_by_side_are_what_they_are_one_by_one(batch_size, threads):
+    model, x = lenet((1, 8, 8), 10).train(), torch.randn(700, 1, 8, 8)
+    alone = predict_logits(model, x, batch_size)
+    assert threads == {threading.get_ident()}
+    together = predict_logits(model, x, batch_size, lanes=3)
+    assert torch.equal(alone, together) and not together.requires_grad
+    assert len(threads) > 1 and model.training
+
+
+def test_what_may_keep_something_of_a_forward_pass_is_left_to_one_thread(threads):
+    class Other(nn.Linear):
+        """A module of somebody else's."""
+
+    predict_logits(Other(4, 3), torch.randn(700, 4), lanes=3)
+    assert threads == {threading.get_ident()}
