@@ -72,7 +72,9 @@ def predict_in_batches(
 def _each(outputs: Callable[[Tensor], Tensor], parts: Sequence[Tensor], lanes: int) -> list[Tensor]:
     if lanes == 1:
         return [outputs(part) for part in parts]
-    with ThreadPoolExecutor(lanes) as pool:  # where every thread decides for itself whether it keeps account
+    # Every thread has to be told itself how many it has for a product, and that nobody will go back.
+    number = torch.get_num_threads()
+    with ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(number,)) as pool:
         return list(pool.map(torch.no_grad()(outputs), parts))
 
 

@@ -8,10 +8,12 @@ import threading
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 from torch import nn
 
 from fedkd.models.batch_last import Conv2d
 from fedkd.models.lenet import lenet
+from fedkd.training.device import torch_threads
 from fedkd.training.evaluate import (
     AT_ONCE,
     AT_ONCE_BATCH_LAST,
@@ -125,6 +127,19 @@ def test_batches_side_by_side_are_what_they_are_one_by_one(batch_size, threads):
     together = predict_logits(model, x, batch_size, lanes=3)
     assert torch.equal(alone, together) and not together.requires_grad
     assert len(threads) > 1 and model.training
+
+
+def test_every_one_of_them_has_as_many_threads_as_it_would_have_alone(monkeypatch):
+    found, forward = [], nn.Linear.forward
+
+    def noted(self, x):
+        found.extend(pool["num_threads"] for pool in threadpool_info() if "torch" in pool["filepath"])
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", noted)
+    with torch_threads(2):
+        predict_logits(nn.Linear(4, 3), torch.randn(700, 4), lanes=3)
+    assert found and set(found) == {2}
 
 
 def test_what_may_keep_something_of_a_forward_pass_is_left_to_one_thread(threads):
