@@ -21,6 +21,9 @@ FEWEST = 16
 MANY = 16
 """Channels of outputs from which on a weight's gradient is formed with these as the product's columns."""
 
+FEW = 8
+"""Channels of outputs up to which a weight's gradient is formed of several rows of outputs at once."""
+
 
 def batch_last(images: Tensor) -> Tensor:
     """Return images ``[B, C, H, W]`` as they are called in memory, ``[H, C, W, B]``: a view."""
@@ -107,12 +110,15 @@ def _windows(images: Tensor, kernel: Sequence[int], padding: tuple[int, int]) ->
     return rows.as_strided(shape, (channels * width * batch, batch, width * batch, batch, 1)).contiguous()
 
 
-def _rows_met(windows: Tensor, tall: int) -> Tensor:
-    """Return what each row of outputs is made from, ``[H', k · k' · C, W' · B]``: views that overlap."""
+def _rows_met(windows: Tensor, tall: int, together: int = 1) -> Tensor:
+    """Return what each row of outputs is made from, ``[H', k · k' · C, W' · B]``: views that overlap.
+
+    Or what so many rows together are made from, ``[H' / together, (together + k - 1) · k' · C, W' · B]``.
+    """
     height, wide, channels, across, batch = windows.shape
     several, length = wide * channels, across * batch
-    shape = (height - tall + 1, tall * several, length)
-    return windows.as_strided(shape, (several * length, length, 1))
+    shape = ((height - tall + 1) // together, (together + tall - 1) * several, length)
+    return windows.as_strided(shape, (together * several * length, length, 1))
 
 
 def _matrix(weight: Tensor) -> Tensor:
@@ -159,12 +165,31 @@ class _Convolution(torch.autograd.Function):
 def _for_weight(outer: Tensor, windows: Tensor, shape: torch.Size) -> Tensor:
     """Return the gradient of a weight, which lies channels last, given that of the outputs."""
     number, channels, tall, wide = shape
+    if number <= FEW and len(outer) % 4 == 0:
+        return _for_small_weight(outer, windows, shape, together=4)
     met = _rows_met(windows, tall)
     if number < MANY:
         found = torch.bmm(outer, met.transpose(1, 2)).sum(dim=0)
     else:
         found = torch.bmm(met, outer.transpose(1, 2)).sum(dim=0).T.contiguous()
     return found.view(number, tall, wide, channels).permute(0, 3, 1, 2)
+
+
+def _for_small_weight(outer: Tensor, windows: Tensor, shape: torch.Size, together: int) -> Tensor:
+    """Return the same by products of several rows of outputs with all that these are made from.
+
+    Each row's own gradient is a part of that. What is computed for nothing takes less time than products of
+    few rows waste.
+    """
+    number, channels, tall, wide = shape
+    met, several = _rows_met(windows, tall, together), wide * channels
+    groups, columns, length = met.shape
+    found = torch.bmm(outer.view(groups, together * number, length), met.transpose(1, 2))
+    own = found.as_strided(
+        (groups, together, number, tall * several),
+        (together * number * columns, number * columns + several, columns, 1),
+    )
+    return own.sum(dim=(0, 1)).view(number, tall, wide, channels).permute(0, 3, 1, 2)
 
 
 def _for_images(
@@ -217,6 +242,31 @@ class HalvingMax(torch.autograd.Function):
         )
         _share(halves, beside, *_columns(whole))
         return batch_first(whole)
+
+
+class Flatten(nn.Flatten):
+    """`torch.nn.Flatten` whose gradient lies batch last where images did, as whoever made them needs it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``[B, C · H · W]`` of images ``[B, C, H, W]``."""
+        if (self.start_dim, self.end_dim) == (1, -1) and torch.is_grad_enabled() and lies_batch_last(input):
+            out: Tensor = _Flattened.apply(input)
+            return out
+        return super().forward(input)
+
+
+class _Flattened(torch.autograd.Function):
+    """Images that lie batch last, flattened."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        ctx.shape = images.shape
+        return images.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return batch_first(batch_last(gradient.view(ctx.shape)).contiguous())
 
 
 def halved_max(images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fedkd.errors import UserError
-from fedkd.models.batch_last import Conv2d
+from fedkd.models.batch_last import Conv2d, Flatten
 from fedkd.models.classifier import Classifier, image_shape, projecting
 from fedkd.models.pooling import MaxPool2d
 
@@ -46,7 +46,7 @@ def lenet(input_shape: tuple[int, ...], classes: int, *, projection: int = 0) ->
         Conv2d(6, 16, 5, padding=second),
         MaxPool2d(2),
         nn.ReLU(),
-        nn.Flatten(),
+        Flatten(),
         nn.Linear(16 * side(height) * side(width), 120),
         nn.ReLU(),
         nn.Linear(120, 84),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from fedkd.models.batch_last import FEWEST, Conv2d, batch_first, batch_last, lies_batch_last
+from fedkd.models.batch_last import FEWEST, Conv2d, Flatten, batch_first, batch_last, lies_batch_last
 from fedkd.models.lenet import lenet
 from fedkd.models.pooling import MaxPool2d
 from fedkd.training.device import prepare_model
@@ -28,6 +28,8 @@ def both(*args, **options) -> tuple[nn.Conv2d, nn.Conv2d]:
     ("shape", "layer", "options"),
     [
         ((16, 1, 9, 9), (1, 6, 5), {"padding": 2}),
+        ((16, 1, 8, 9), (1, 6, 5), {"padding": 2}),  # rows by fours
+        ((17, 3, 6, 7), (3, 8, (3, 5)), {}),
         ((17, 6, 7, 8), (6, 16, 5), {}),
         ((16, 3, 6, 9), (3, 17, (3, 5)), {"padding": (0, 1), "bias": False}),
         ((16, 2, 4, 4), (2, 3, 1), {"padding": 1}),
@@ -130,3 +132,16 @@ def test_a_lenet_is_batch_last_up_to_its_features():
         module.register_forward_hook(lambda _, __, out: seen.append(lies_batch_last(out)))
     model(draws(FEWEST, 1, 8, 8)).sum().backward()
     assert seen == [True] * 6
+
+
+@pytest.mark.parametrize("batch", [1, FEWEST])
+def test_what_is_flattened_goes_back_batch_last(batch):
+    images = batch_first(batch_last(draws(batch, 3, 4, 5)).contiguous()).requires_grad_()
+    out, outer = Flatten()(images), draws(batch, 60)
+    assert torch.equal(out, images.flatten(1))
+    (gradient,) = torch.autograd.grad(out, images, outer)
+    assert torch.equal(gradient, outer.view(batch, 3, 4, 5)) and lies_batch_last(gradient)
+    with torch.no_grad():
+        assert torch.equal(Flatten()(images), out)
+    firsts = images.detach().contiguous()  # as torch has it
+    assert torch.equal(Flatten()(firsts), out) and torch.equal(Flatten(0)(firsts), firsts.flatten())
