@@ -36,7 +36,7 @@ from fedkd.tracking.events import RoundReport, RunObserver
 
 SIZES = (1_000, 10_000)
 STRATEGIES: dict[str, dict[str, Any]] = {"FedAvg": {"strategy": "flwr:FedAvg"}, "KnFu": {"strategy": "knfu"}}
-POLL_SECONDS = 0.2
+POLL_SECONDS = 1.0
 PHASES = ("train", "fuse", "evaluate", "save")
 MODELS: dict[str, dict[str, Any]] = {
     "MLP 784-200-10": {"model": "mlp", "args": {"hidden": [200]}},
