@@ -26,31 +26,12 @@ Step = Callable[[], "list[Tensor]"]
 """Takes a step and returns what it tells, such as the loss."""
 
 DIRECT = {
-    *(
-        "_fused_adam_",
-        "_fused_adamw_",
-        "_fused_sgd_",
-        "_log_softmax",
-        "_log_softmax_backward_data",
-        "_softmax",
-    ),
-    *(
-        "abs",
-        "add",
-        "addcmul",
-        "addmm",
-        "addmv",
-        "all",
-        "argmax",
-        "as_strided",
-        "bmm",
-        "cat",
-        "clamp",
-        "clone",
-    ),
-    *("div", "dot", "embedding", "empty_like", "eq", "exp", "flip", "ge", "index_select", "log", "maximum"),
-    *("minimum", "mm", "mul", "mv", "native_group_norm", "native_layer_norm", "neg", "ones_like", "permute"),
-    *("relu", "rsqrt", "rsub", "select", "sub", "sum", "t", "where", "zeros_like"),
+    *("_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_log_softmax", "_log_softmax_backward_data"),
+    *("_softmax", "abs", "add", "addcmul", "addmm", "addmv", "all", "argmax", "as_strided", "bmm"),
+    *("cat", "clamp", "clone", "div", "dot", "embedding", "empty_like", "eq", "exp", "flip", "ge"),
+    *("index_select", "log", "maximum", "minimum", "mm", "mul", "mv", "native_group_norm"),
+    *("native_layer_norm", "neg", "ones_like", "permute", "relu", "rsqrt", "rsub", "select", "sub"),
+    *("sum", "t", "where", "zeros_like"),
 }
 """Kernels that `torch` has functions for, which find them faster than the operators of `torch.ops` do."""
 METHODS = {
