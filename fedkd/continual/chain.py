@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import nn
 
 from fedkd.continual.layers import Layer
-from fedkd.models.batch_last import Conv2d
+from fedkd.models.batch_last import Conv2d, Flatten
 from fedkd.models.classifier import Classifier
 from fedkd.models.pooling import MaxPool2d
 
@@ -16,7 +16,7 @@ LAYERS = (nn.Linear, nn.Conv2d, Conv2d)
 """What units belong to."""
 
 BETWEEN = (
-    *(nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten),
+    *(nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten, Flatten),
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d),
     *(nn.MaxPool2d, MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
 )

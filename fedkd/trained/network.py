@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fedkd.models.batch_last import Conv2d
+from fedkd.models.batch_last import Conv2d, Flatten
 from fedkd.models.build import blank_inputs
 from fedkd.models.mode import predicting
 from fedkd.models.pooling import MaxPool2d
@@ -34,7 +34,7 @@ def _put(root, path, part, buffer=False):
     else:
         setattr(root, last, part)
 '''
-ZOO = (Conv2d, MaxPool2d)
+ZOO = (Conv2d, MaxPool2d, Flatten)
 """The zoo's own layers, which compute what torch's of the same names do."""
 TRIED = 4
 """Samples that tell whether the source computes what the network does."""
