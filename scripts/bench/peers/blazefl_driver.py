@@ -1,8 +1,8 @@
 """BlazeFL 2.0 by its public interface: its FedAvg on a pool of processes, tensors in shared memory.
 
 It asks for Python 3.12. A round starts a pool and ends it, and every client's job is sent a copy of the data
-set's object. So that carries the number of clients alone: images are in memory before processes are forked,
-and each has them without a copy. A loader takes a batch at once, not sample by sample. The server evaluates
+set's object. So that carries nothing: images are in memory before processes are forked, and each has them
+without a copy. A loader takes a batch at once, not sample by sample. The server evaluates
 the global model with as many threads as there are processes, which have ended by then.
 """
 
