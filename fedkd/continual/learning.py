@@ -231,7 +231,7 @@ class TaskLearning:
     ) -> Training[FitResult]:
         spec = self.learner.optimizer(self.context, job.optimizer)
         model = self.model()
-        batches = len(batch_starts(job.model, len(job.arrays[0]), job.batch_size))
+        batches = len(batch_starts([job.model], len(job.arrays[0]), job.batch_size))
         rules = LearnerRules(
             self.learner,
             self.context,

@@ -197,7 +197,7 @@ def mean_gradients(
     total = [torch.zeros_like(weight) for weight in weights]
     seen = 0
     with _batch_statistics(context.network) as buffers:
-        for start in batch_starts(context.network, len(x), CHUNK):
+        for start in batch_starts([context.network], len(x), CHUNK):
             part = slice(start, start + CHUNK)
             outputs = context.run(x[part], {**buffers, **effective()})
             loss = F.cross_entropy(context.logits_of(outputs, context.task), labels[part], reduction="sum")

@@ -163,13 +163,18 @@ class TrainJob:
         if self.beside and self.kind is not None:
             raise ValueError("a job with networks beside its model is like no other, so its kind is None")
 
-    def signature(self) -> Hashable:
-        """Return what decides, besides the sizes of batches, which kernels a step of the job runs."""
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+    def signature(self, tensors: Mapping[str, Tensor] | None = None) -> Hashable:
+        """Return what decides, besides the sizes of batches, which kernels a step of the job runs.
+
+        Args:
+            tensors: The model's parameters and buffers by name, if they are at hand.
+        """
+        if tensors is None:
+            tensors = dict([*self.model.named_parameters(), *self.model.named_buffers()])
         return (
             self.kind,
             repr(self.model),  # nothing says that equal shapes are of equal layers
-            *((name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for name, t in tensors),
+            *((name, t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for name, t in tensors.items()),
             *((array.shape[1:], array.dtype, array.device) for array in self.arrays),
             None if self.alongside is None else self.alongside.size,
             *((array.shape[1:], array.dtype, array.device) for array in self._arrays_alongside()),

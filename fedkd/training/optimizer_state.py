@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedkd.training.job import TrainJob
 from fedkd.training.optimizer import OptimizerSpec
@@ -15,9 +15,14 @@ LOOSE = "tensor."
 """Begins the names of tensors that are trained and not the model's own, such as a learner's scores."""
 
 
-def names_of(parameters: Sequence[Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return tensors by their names in a model; ``tensor.<index>`` for those that are not the model's own."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+def names_of(parameters: Sequence[Tensor], own: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors by their names.
+
+    Args:
+        parameters: The tensors.
+        own: A model's, with their names; those that are not among them become ``tensor.<index>``.
+    """
+    names = {id(parameter): name for name, parameter in own}
     return {
         names.get(id(parameter), f"{LOOSE}{index}"): parameter for index, parameter in enumerate(parameters)
     }

@@ -65,10 +65,10 @@ class Recording:
             return self._forward(*tensors)
 
 
-def _below_autograd() -> AbstractContextManager[Any]:
-    """Spare every kernel autograd's look at its arguments, where torch lets itself be told so."""
-    guard = getattr(torch._C, "_AutoDispatchBelowAutograd", None)
-    return nullcontext() if guard is None else guard()
+_below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(
+    torch._C, "_AutoDispatchBelowAutograd", nullcontext
+)
+"""Spares every kernel autograd's look at its arguments, where torch lets itself be told so."""
 
 
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:

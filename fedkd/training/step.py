@@ -14,8 +14,6 @@ from fedkd.training.known_modules import all_known
 from fedkd.training.optimizer_state import names_of, optimizer_state
 from fedkd.training.replay import Replays
 
-"""Begin the names of modules whose forward pass computes the same whenever it is called."""
-
 
 class Stepper:
     """Takes the steps of a job.
@@ -38,7 +36,6 @@ class Stepper:
     ) -> None:
         self._clipped = [parameters] if clipped is None else clipped
         self._job, self._parameters, self._optimizer = job, parameters, optimizer
-        self._own = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
         self._replays = replays if _replayable(job) else None
         # What an optimiser remembers may come to be in its first step, which a recording would not repeat.
         self._plain_steps = 1 if job.optimizer.slots else 0
@@ -52,11 +49,14 @@ class Stepper:
         """Look anew for what steps use besides the model's tensors and the batch."""
         self._looks = True
 
-    def take(self, batches: Sequence[Tensor], *, counts: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def take(
+        self, batches: Sequence[Tensor], sizes: Sequence[int], *, counts: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Take a step; return the loss of each batch, and how many of it were classified correctly.
 
         Args:
             batches: Indices of samples ``[B]``.
+            sizes: B of each batch.
             counts: Whether right answers are counted; else there are none.
         """
         job = self._job
@@ -66,9 +66,9 @@ class Stepper:
         )
         if self._replays is None or self._plain_steps > 0:
             self._plain_steps -= 1
-            told = self._step(arrays, [len(index) for index in batches], counts=counts)
+            told = self._step(arrays, sizes, counts=counts)
         else:
-            told = self._replayed(self._replays, next(arrays), len(batches[0]), counts=counts)
+            told = self._replayed(self._replays, next(arrays), sizes[0], counts=counts)
         return told[: len(batches)], told[len(batches) :]
 
     def _replayed(self, replays: Replays, batch: list[Tensor], size: int, *, counts: bool) -> list[Tensor]:
@@ -77,11 +77,12 @@ class Stepper:
             self._look(replays)
         if self._kind is None:
             return self._step([batch], [size], counts=counts)
-        drawn = () if job.rules is None else job.rules.draw()
-        kind, read = (
-            (self._kind, size, counts, *(tensor.shape for tensor in drawn)),
-            [*batch, *drawn, *self._read],
-        )
+        kind: Hashable = (self._kind, size, counts)
+        read = [*batch, *self._read]
+        if job.rules is not None:
+            drawn = job.rules.draw()
+            kind = (kind, *(tensor.shape for tensor in drawn))
+            read = [*batch, *drawn, *self._read]
         told = replays.replay(kind, self._changed, read)
         if told is not None:
             return told
@@ -99,21 +100,22 @@ class Stepper:
     def _look(self, replays: Replays) -> None:
         job = self._job
         self._looks = False
-        kind = _kind(job, self._parameters)
-        if kind is None:
-            self._kind = None
+        self._kind = None
+        rules = None if job.rules is None else job.rules.kind
+        if job.rules is not None and rules is None:
             return
-        state = optimizer_state(self._optimizer, names_of(self._parameters, job.model))
-        own = [*job.model.parameters(), *job.model.buffers()]
-        known = {id(tensor) for tensor in own}
+        own = dict([*job.model.named_parameters(), *job.model.named_buffers()])
+        named = names_of(self._parameters, own.items())
+        state = optimizer_state(self._optimizer, named)
+        known = {id(tensor) for tensor in own.values()}
         loose = [tensor for tensor in self._parameters if id(tensor) not in known]
         self._remembered = [] if job.rules is None else list(job.rules.reads)
-        self._changed = [*own, *loose, *state.values(), *self._remembered]
+        self._changed = [*own.values(), *loose, *state.values(), *self._remembered]
         self._read = [*job.constants, *(job.correction or ())]
         tensors = [*self._changed, *self._read]
         first = {id(tensor): place for place, tensor in reversed(list(enumerate(tensors)))}
         twice = tuple((n, first[id(t)]) for n, t in enumerate(tensors) if first[id(t)] != n)
-        self._kind = replays.number((kind, tuple(state), twice))
+        self._kind = replays.number((job.signature(own), rules, tuple(named), tuple(state), twice))
 
     def _intact(self) -> bool:
         """Return whether rules remember the very tensors that they did when they were last looked at."""
@@ -130,7 +132,8 @@ class Stepper:
             for parameters in self._clipped:
                 nn.utils.clip_grad_norm_(parameters, job.optimizer.clip_norm)
         if job.correction is not None:
-            add_to_gradients(self._own, job.correction)
+            own = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
+            add_to_gradients(own, job.correction)
         if rules is not None:
             rules.after_backward()
         _lay_out_gradients(self._parameters)
@@ -168,17 +171,9 @@ def _replayable(job: TrainJob) -> bool:
     """Return whether steps of a job may be replayed as far as everything but its rules goes."""
     if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
         return False
-    if any(tensor.device.type != "cpu" for tensor in [*job.arrays, *job.model.parameters()]):
+    if any(array.device.type != "cpu" for array in job.arrays):
         return False  # elsewhere autograd goes back on a thread of its own
     return all_known(job.model)
-
-
-def _kind(job: TrainJob, parameters: Sequence[Tensor]) -> Hashable | None:
-    """Return what steps have to agree in to be the same kernels; None: they are not to be replayed."""
-    rules = None if job.rules is None else job.rules.kind
-    if job.rules is not None and rules is None:
-        return None
-    return job.signature(), rules, tuple(names_of(parameters, job.model))
 
 
 def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:

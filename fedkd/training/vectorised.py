@@ -183,7 +183,7 @@ class _Group:
         for job, own in zip(self._jobs, self._trained, strict=True):
             job.model.train()
             if job.optimizer_state is not None:
-                named = names_of(own, job.model)
+                named = names_of(own, job.model.named_parameters())
                 load_optimizer_state(self._optimizer, job.optimizer, named, job.optimizer_state)
         for epoch in range(1, first.epochs + 1):
             self._epoch(epoch, counts=first.scored_loss is not None and epoch == first.epochs)
@@ -198,7 +198,7 @@ class _Group:
             return diverged(f"weights stopped being finite in epoch {job.epochs}")
         state = None
         if job.optimizer_state is not None:
-            state = optimizer_state(self._optimizer, names_of(own, job.model))
+            state = optimizer_state(self._optimizer, names_of(own, job.model.named_parameters()))
         mean = self._totals[place] / samples if samples else math.nan
         return FitResult(mean, self._steps[place], samples, self._hits[place], state)
 
@@ -233,7 +233,7 @@ class _Group:
         """Yield places in the group that stand next to one another, and a batch of the same size for each."""
         size, samples = self._jobs[0].batch_size, [len(order) for order in orders]
         starts = [
-            batch_starts(job.model, number, size) for job, number in zip(self._jobs, samples, strict=True)
+            batch_starts([job.model], number, size) for job, number in zip(self._jobs, samples, strict=True)
         ]
         for step in range(len(starts[0])):
             begun = [

@@ -14,7 +14,7 @@ from fedkd.errors import TrainingDiverged
 from fedkd.training.device import prepare_model
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.job import FitResult, TrainJob
-from fedkd.training.loop import fit
+from fedkd.training.loop import all_finite, fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OPTIMIZERS, OptimizerSpec
 
@@ -196,6 +196,18 @@ def norm_net() -> nn.Module:
 def test_only_a_last_batch_of_one_is_left_out_and_only_for_batchnorm(net, samples, batch_size, steps, seen):
     result = run(net(), data(samples), batch_size=batch_size)
     assert (result.steps, result.samples) == (steps, seen)
+
+
+def test_a_batch_that_is_left_out_takes_no_part_in_a_step_of_several():
+    result = run(norm_net(), data(9), batch_size=4, accumulate=3)
+    assert (result.steps, result.samples) == (1, 8)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_one_number_that_is_not_finite_is_found_and_large_ones_are_none(number):
+    large = torch.full((2, 3), 3e38)  # of which the sum is infinite
+    assert all_finite([torch.zeros(4), large])
+    assert not all_finite([torch.zeros(4), torch.tensor([math.inf, 1.0, number])])
 
 
 def test_divergence_names_the_epoch():
