@@ -7,7 +7,9 @@ Raise them where the cause is known. The command line prints ``error: <one line>
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class FedkdError(Exception):
@@ -141,3 +143,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"allowed: {', '.join(known)}" if known else "nothing is allowed here"
+
+
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Let a script end as the command line does, where an error is one that a person can act on.
+
+    Raises:
+        SystemExit: With the exit status of the error, which is told on stderr.
+    """
+    try:
+        yield
+    except FedkdError as error:
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(error.exit_status) from None

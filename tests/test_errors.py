@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedkd.errors import LONGEST_LINE, described, one_line
+from fedkd.errors import LONGEST_LINE, UserError, described, one_line, told_in_one_line
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,12 @@ class Mute(Exception):
 )
 def test_an_exception_is_described_by_its_first_line(error, words):
     assert described(error) == words
+
+
+def test_a_script_ends_with_one_line_and_the_status_of_the_error(capsys):
+    with pytest.raises(SystemExit) as end, told_in_one_line():
+        raise UserError("must be ≥ 1,\ngot 0", key="rounds")
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: rounds: must be ≥ 1, got 0\n"
+    with pytest.raises(ZeroDivisionError), told_in_one_line():
+        raise ZeroDivisionError

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.clients import network_client
+from fedkd.errors import told_in_one_line
 from fedkd.runner import run
 from fedkd.tracking.events import RoundReport, RunObserver
 from fedkd.tracking.recorder import read_timings
@@ -148,4 +149,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_line():
+        main()

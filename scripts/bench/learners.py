@@ -38,6 +38,7 @@ from fedkd.continual.naive import Naive
 from fedkd.continual.trgp import TRGP
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest, data_root
+from fedkd.errors import told_in_one_line
 from fedkd.models.mlp import mlp
 from fedkd.training.device import prepare_model
 from fedkd.training.executor import LoopExecutor, complete_alone
@@ -222,4 +223,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_line():
+        main()

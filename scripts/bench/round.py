@@ -36,6 +36,7 @@ import numpy as np
 
 from fedkd.data.registry import load_dataset
 from fedkd.data.request import SourceRequest, data_root
+from fedkd.errors import told_in_one_line
 
 PEERS = Path(__file__).resolve().parent / "peers"
 REPOSITORY = PEERS.parents[2]
@@ -187,4 +188,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_line():
+        main()

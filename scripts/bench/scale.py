@@ -31,6 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fedkd.errors import told_in_one_line
 from fedkd.runner import run
 from fedkd.tracking.events import RoundReport, RunObserver
 
@@ -42,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "MLP 784-200-10": {"model": "mlp", "args": {"hidden": [200]}},
     "LeNet": {"model": "lenet"},
 }
-CASES = ((1_000, 1_000), (1_000, 100), (200, 100))
+CASES = ((1_000, 1_000), (200, 1_000), (1_000, 100), (200, 100))
 """Transfer samples, and clients that are evaluated."""
 
 
@@ -149,8 +150,8 @@ def measured(tables: dict[str, Any]) -> Measured:
             process.terminate()
         assert process.stdout is not None
         told = process.stdout.read()
-    if process.returncode != 0:
-        raise SystemExit(f"a run ended with status {process.returncode}")
+    if process.returncode != 0:  # it has told why
+        raise SystemExit(process.returncode)
     return Measured(**json.loads(told.strip().splitlines()[-1]), peak=peak / 1e9)
 
 
@@ -225,11 +226,12 @@ def a_thousand(words: argparse.Namespace) -> None:
         for transfer, evaluated in CASES:
             runs = [measured(usual_tables(words, model, transfer, evaluated)) for _ in range(words.repeats)]
             rounds = [one.round for one in runs]
+            extent = f" ({min(rounds):.1f} to {max(rounds):.1f})" if len(rounds) > 1 else ""
             row(
                 name,
                 f"{transfer:,}",
                 f"{evaluated:,}",
-                f"{statistics.median(rounds):.1f} s ({min(rounds):.1f} to {max(rounds):.1f})",
+                f"{statistics.median(rounds):.1f} s{extent}",
                 *(f"{statistics.median(one.seconds_of(phase) for one in runs):.1f} s" for phase in PHASES),
                 f"{max(one.peak for one in runs):.2f} GB",
             )
@@ -264,4 +266,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told_in_one_line():
+        main()
