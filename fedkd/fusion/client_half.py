@@ -290,7 +290,11 @@ class ClientHalf(ABC):
         return ""
 
     def answerer(self, client: ClientView, name: str) -> nn.Module:
-        """Return one of the `answerers`; what holds for a `predictor` holds for it."""
+        """Return one of the `answerers`; what holds for a `predictor` holds for it.
+
+        Raises:
+            NotImplementedError: The strategy does not define it.
+        """
         raise NotImplementedError(f"'{self.name}' does not define `answerer`")
 
     @property

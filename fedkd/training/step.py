@@ -36,6 +36,9 @@ class Stepper:
     ) -> None:
         self._clipped = [parameters] if clipped is None else clipped
         self._job, self._parameters, self._optimizer = job, parameters, optimizer
+        self._corrected: list[Tensor] = []
+        if job.correction is not None:
+            self._corrected = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
         self._replays = replays if _replayable(job) else None
         # What an optimiser remembers may come to be in its first step, which a recording would not repeat.
         self._plain_steps = 1 if job.optimizer.slots else 0
@@ -132,8 +135,7 @@ class Stepper:
             for parameters in self._clipped:
                 nn.utils.clip_grad_norm_(parameters, job.optimizer.clip_norm)
         if job.correction is not None:
-            own = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
-            add_to_gradients(own, job.correction)
+            add_to_gradients(self._corrected, job.correction)
         if rules is not None:
             rules.after_backward()
         _lay_out_gradients(self._parameters)

@@ -150,7 +150,9 @@ def measured(tables: dict[str, Any]) -> Measured:
             process.terminate()
         assert process.stdout is not None
         told = process.stdout.read()
-    if process.returncode != 0:  # it has told why
+    if process.returncode < 0:
+        raise SystemExit(f"a run was ended by signal {-process.returncode}")
+    if process.returncode > 0:  # it has told why
         raise SystemExit(process.returncode)
     return Measured(**json.loads(told.strip().splitlines()[-1]), peak=peak / 1e9)
 
