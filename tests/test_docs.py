@@ -42,7 +42,7 @@ from fedkd.tuning.schema import load_search
 from fedkd.tuning.trials import check_space
 
 sys.path.append(str(REPOSITORY / "scripts"))
-from reference import keys, markdown, results, uploads
+from reference import keys, markdown, outside, results, uploads
 from reference.pages import PAGES as MADE
 
 SECTION = (DOCS / "architecture.md").read_text(encoding="utf-8")
@@ -208,6 +208,23 @@ def test_links_lead_somewhere(page):
         if anchor and there.suffix == ".md" and name != "api.md":
             written = made(name) if name in MADE else there.read_text(encoding="utf-8")
             assert anchor in anchors(written), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize(
+    "page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(REPOSITORY))
+)
+def test_markdown_that_a_page_links_to_is_a_page_of_the_site(page):
+    """The site carries other files along as they are, where the links of Markdown would lead nowhere."""
+    linked = outside.targets(page.relative_to(DOCS).as_posix(), page.read_text(encoding="utf-8"))
+    assert [target for target in linked if target.endswith(".md")] == []
+
+
+def test_sections_of_the_readme_are_named_as_they_are():
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^#+ (.*)$", without_code(readme), flags=re.MULTILINE))
+    for page in DOCS.rglob("*.md"):
+        named = re.findall(r'README, "([^"]+)"', page.read_text(encoding="utf-8"))
+        assert set(named) <= headings, f"{page.name} names a section that the README lacks"
 
 
 def anchors(text: str) -> set[str]:

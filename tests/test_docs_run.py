@@ -12,6 +12,8 @@ import io
 import os
 import re
 import runpy
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,19 +144,38 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built; a link that leads nowhere fails it."""
+    """The site as a reader builds it: a fresh clone, and the command of `scripts/docs.sh`.
+
+    The clone holds the tracked files as they are now. Its environment is that of the tests.
+    """
     pytest.importorskip("mkdocs")
-    out = tmp_path_factory.mktemp("site")
+    clone = tmp_path_factory.mktemp("clone")
+    for name in tracked():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, clone / name)
+    python = clone / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    (clone / ".venv" / "installed-docs").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(out)],
-        cwd=REPOSITORY,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(REPOSITORY)},
+        ["bash", "scripts/docs.sh", "build"],
+        cwd=clone,
+        env=os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(clone)},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return out
+    return clone / "build" / "site"
+
+
+def tracked() -> list[str]:
+    """Return the files that git tracks and that are there."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a clone, whose files git lists")
+    return [name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
 
 
 def test_the_site_is_whole(site: Path):
