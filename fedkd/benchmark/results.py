@@ -94,8 +94,8 @@ def chance_line(done: Sequence[FinishedCell]) -> str | None:
     named = [f"{label} ({number} client{'s' * (number > 1)})" for label, number in found[:CELLS_NAMED]]
     more = f" and {len(found) - CELLS_NAMED} more" if len(found) > CELLS_NAMED else ""
     return (
-        f"warning: in {len(found)} of {len(done)} cells clients were no better than guessing on what they"
-        f" trained on: {', '.join(named)}{more}; their summary.json says who, as at_chance"
+        f"warning: in {len(found)} of {len(done)} cells clients were no better than the majority class on"
+        f" their training samples: {', '.join(named)}{more}; their summary.json says who, as at_chance"
     )
 
 

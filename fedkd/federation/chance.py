@@ -50,26 +50,27 @@ class ChanceWatch:
             told = replies[client].content.config_records[msg.AT_CHANCE]
             figures = {key: float(told[key]) for key in (msg.ACCURACY, msg.CHANCE)}  # type: ignore[arg-type]
             self._recorder.warning(AT_CHANCE, round=round, client=client, task=task, **figures)
-        return self._line(task_of, replies)
+        return self._line(round, task_of, replies)
 
-    def _line(self, task_of: Mapping[int, int | None], replies: Mapping[int, Message]) -> str:
+    def _line(self, round: int, task_of: Mapping[int, int | None], replies: Mapping[int, Message]) -> str:
         ending, (task, *others) = list(task_of), set(task_of.values())
-        what = "the run" if task is None else f"task {task + 1}/{task_count(self._plan.scenario)}"
+        what = "" if task is None else f" on task {task + 1}/{task_count(self._plan.scenario)}"
         if others:
-            what = "their tasks"
+            what = " on their tasks"
+        when = f"last training{what} (round {round} of {self._plan.last_round})"
         names = architecture_names(self._plan.groups)
         named = [f"client {client} ({names[client]})" for client in ending]
         if len(ending) > 1:
             more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
             return (
-                f"warning: {len(ending)} clients end {what} at chance, no better on their training samples"
-                f" than always guessing the most frequent class: {', '.join(named[:NAMED])}{more}"
+                f"warning: after their {when} {len(ending)} clients are no better than the majority class on"
+                f" their training samples: {', '.join(named[:NAMED])}{more}"
             )
         told = replies[ending[0]].content.config_records[msg.AT_CHANCE]
-        right, guessed = (percent(float(told[key])) for key in (msg.ACCURACY, msg.CHANCE))  # type: ignore[arg-type]
+        right, majority = (percent(float(told[key])) for key in (msg.ACCURACY, msg.CHANCE))  # type: ignore[arg-type]
         return (
-            f"warning: {named[0]} ends {what} at chance: {right} of its training samples right, where always"
-            f" guessing the most frequent class gets {guessed}"
+            f"warning: after its {when} {named[0]} is no better than the majority class on its training"
+            f" samples: {right} are right, {majority} are of the majority class"
         )
 
     def _training_no_more(self, clients: list[int], round: int) -> list[int]:

@@ -297,7 +297,11 @@ def _check_clients(scenario: Scenario) -> None:
     if evaluated is not None and evaluated > clients:
         raise UserError(f"must be ≤ data.clients ({clients}), got {evaluated}", key="evaluate_clients")
     if groups > clients:
-        raise UserError(f"must have at most data.clients ({clients}) entries, got {groups}", key="clients")
+        raise UserError(
+            f"must be at most {clients} tables [[clients]], one model for each of data.clients = {clients},"
+            f" got {groups}",
+            key="clients",
+        )
 
 
 def _check_partition(data: Data) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.evaluated import counted_clients
 from fedkd.plan.schedule import Schedule
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.pace import Pace
@@ -27,6 +28,7 @@ from fedkd.tracking.wording import (
     MISSING,
     closing_lines,
     count,
+    gain,
     moments,
     points,
     protocol_name,
@@ -76,7 +78,7 @@ class LiveProgress(RunObserver):
         self._live: Live | None = None
         self._pace = Pace()
         self._reports: deque[RoundReport] = deque(maxlen=VISIBLE_ROUNDS)
-        self._rounds = self._finished = self._shown_from = 0
+        self._rounds = self._clients = self._finished = self._shown_from = 0
         self._watch = PhaseWatch()
         self._watch.phase = "starting"
         self._round_began = time.monotonic()
@@ -90,7 +92,7 @@ class LiveProgress(RunObserver):
             self._schedule, self._matrix = draw_schedule(scenario), main_matrix(scenario)
             if resumed_from and self._matrix is not None:
                 self._matrix.recall(read_metrics(folder))
-        self._rounds = scenario.last_round
+        self._rounds, self._clients = scenario.last_round, len(counted_clients(scenario))
         self._finished = self._shown_from = resumed_from
         self._watch.round = resumed_from + 1
         self._round_began = time.monotonic()
@@ -176,7 +178,7 @@ class LiveProgress(RunObserver):
             table.add_row("⋮")
         for report in visible:
             neighbours = count(report.effective_neighbours)
-            table.add_row(*whole(_cells(report), self._task(report.task), neighbours))
+            table.add_row(*whole(_cells(report, self._clients), self._task(report.task), neighbours))
         return table
 
     def _task(self, task: int | None) -> str:
@@ -220,14 +222,14 @@ class LiveProgress(RunObserver):
         return " · ".join(parts)
 
 
-def _cells(report: RoundReport) -> list[RenderableType]:
-    gain = points(report.fusion_gain)
-    colour = {"+": "green", "-": "red"}.get(gain[0], "") if gain not in (MISSING, "+0.0 pt") else ""
+def _cells(report: RoundReport, clients: int) -> list[RenderableType]:
+    sign = points(report.fusion_gain)
+    colour = {"+": "green", "-": "red"}.get(sign[0], "") if sign not in (MISSING, "+0.0 pt") else ""
     return [
         f"{report.round}/{report.rounds}",
         moments(report.accuracy_trained_local, report.accuracy_local),
         moments(report.accuracy_trained_global, report.accuracy_global),
-        Text(gain, style=colour),
+        Text(gain(report, clients, of_all=False), style=colour),
         size(report.bytes_up),
         size(report.bytes_down),
         f"{report.seconds:.1f}" if report.seconds < 99.95 else f"{report.seconds:.0f}",

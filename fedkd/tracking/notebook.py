@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.plan.evaluated import counted_clients
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.html import bar, preformatted, table
 from fedkd.tracking.pace import Pace
 from fedkd.tracking.phase_watch import PhaseWatch
 from fedkd.tracking.progress import opening_lines
-from fedkd.tracking.wording import closing_lines, count, duration, moments, points, size, time_left
+from fedkd.tracking.wording import closing_lines, count, duration, gain, moments, size, time_left
 
 if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
@@ -39,13 +40,14 @@ class NotebookProgress(RunObserver):
         self._watch, self._pace = PhaseWatch(clock), Pace()
         self._messages: list[str] = []
         self._reports: deque[RoundReport] = deque(maxlen=VISIBLE_ROUNDS)
-        self._rounds = self._finished = 0
+        self._rounds = self._clients = self._finished = 0
         self._began = self._shown = clock() - EVERY_SECONDS
         self._over = False
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._messages += opening_lines(scenario, folder, resumed_from)
         self._rounds, self._finished = scenario.last_round, resumed_from
+        self._clients = len(counted_clients(scenario))
         self._watch.rest(resumed_from + 1)
         self._began = self._clock()
         self._refresh()
@@ -92,7 +94,7 @@ class NotebookProgress(RunObserver):
         if self._rounds and not self._over:
             parts.append(bar(self._finished, self._rounds, self._status()))
         if self._reports:
-            parts.append(table(TITLES, map(_cells, self._reports), names=0))
+            parts.append(table(TITLES, [_cells(report, self._clients) for report in self._reports], names=0))
         self._show("".join([*parts, preformatted(self._messages)]))
         self._shown = self._clock()
 
@@ -104,12 +106,12 @@ class NotebookProgress(RunObserver):
         return " · ".join(parts)
 
 
-def _cells(report: RoundReport) -> list[str]:
+def _cells(report: RoundReport, clients: int) -> list[str]:
     return [
         f"{report.round}/{report.rounds}",
         moments(report.accuracy_trained_local, report.accuracy_local),
         moments(report.accuracy_trained_global, report.accuracy_global),
-        points(report.fusion_gain),
+        gain(report, clients),
         count(report.effective_neighbours),
         size(report.bytes_up),
         size(report.bytes_down),

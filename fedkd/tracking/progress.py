@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.evaluated import counted_clients
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.stream import task_count
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
@@ -21,9 +22,9 @@ from fedkd.tracking.wording import (
     closing_lines,
     count,
     duration,
+    gain,
     learned_line,
     moments,
-    points,
     size,
     time_left,
 )
@@ -85,7 +86,7 @@ class PlainProgress(RunObserver):
         self._stream: Lines | None = stream
         self._clock = clock
         self._watch = PhaseWatch(clock)
-        self._rounds = 0
+        self._rounds = self._clients = 0
         self._told, self._patience = clock(), QUIET_SECONDS
         self._pace = Pace()
         self._schedule: Schedule | None = None
@@ -94,7 +95,7 @@ class PlainProgress(RunObserver):
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._schedule = draw_schedule(scenario)
         self._matrix = main_matrix(scenario)
-        self._rounds = scenario.last_round
+        self._rounds, self._clients = scenario.last_round, len(counted_clients(scenario))
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
         self._told, self._patience = self._clock(), QUIET_SECONDS
@@ -129,7 +130,7 @@ class PlainProgress(RunObserver):
             *self._task(report),
             f"local {moments(report.accuracy_trained_local, report.accuracy_local):>14}",
             f"global {moments(report.accuracy_trained_global, report.accuracy_global):>14}",
-            f"gain {points(report.fusion_gain):>8}",
+            f"gain {gain(report, self._clients):>8}",
             f"neighbours {count(report.effective_neighbours):>4}",
             f"up {size(report.bytes_up):>8}",
             f"down {size(report.bytes_down):>8}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedkd.tracking.events import RunReport
+from fedkd.tracking.events import RoundReport, RunReport
 
 if TYPE_CHECKING:
     from fedkd.tracking.task_matrix import TaskMatrix
@@ -31,6 +31,20 @@ def points(difference: float | None) -> str:
     """Word a difference of accuracies in percentage points: `+1.2 pt`."""
     # Adding 0.0 turns a rounded -0.0 into 0.0: "-0.0 pt" would claim a loss.
     return MISSING if difference is None else f"{round(100 * difference, 1) + 0.0:+.1f} pt"
+
+
+def gain(report: RoundReport, clients: int, *, of_all: bool = True) -> str:
+    """Word a fusion gain, with its number of clients if they are fewer: `-35.0 pt (10 of 200)`.
+
+    Args:
+        report: A round, whose accuracies are means over all clients that are evaluated.
+        clients: Number of these.
+        of_all: Whether there is room for their number too.
+    """
+    text, guided = points(report.fusion_gain), report.metrics.get("train/guided_clients")
+    if report.fusion_gain is None or guided is None or guided == clients:
+        return text
+    return f"{text} ({guided:.0f}{f' of {clients}' * of_all})"
 
 
 def count(number: float | None) -> str:

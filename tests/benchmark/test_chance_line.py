@@ -18,7 +18,7 @@ def test_cells_are_named_up_to_three_and_the_rest_counted():
     assert chance_line([cell("a"), cell("b")]) is None
     line = chance_line([cell("a"), cell("b", 4, 4), cell("c", 1, 2, 3)])
     assert line is not None and line.startswith("warning: in 2 of 3 cells ")
-    assert "on: b (1 client), c (3 clients); their" in line
+    assert "training samples: b (1 client), c (3 clients); their" in line
     line = chance_line([cell(name, 0) for name in "abcde"])
     assert line is not None and "c (1 client) and 2 more; their" in line
 

@@ -90,8 +90,8 @@ def test_a_run_names_who_ends_it_at_chance(still, tmp_path):
     warnings, rows, summary = run(still, tmp_path / "run")
     (warning,) = warnings
     assert warning == (
-        "warning: 2 clients end the run at chance, no better on their training samples than always guessing"
-        " the most frequent class: client 0 (deaf:deaf), client 2 (deaf:deaf)"
+        "warning: after their last training (round 2 of 2) 2 clients are no better than the majority class on"
+        " their training samples: client 0 (deaf:deaf), client 2 (deaf:deaf)"
     )
     assert [(r["round"], r["client"], r["task"], r["warning"]) for r in rows] == [
         (2, 0, None, "at_chance"),
@@ -115,16 +115,26 @@ def test_a_single_client_is_told_of_with_its_figures(still, tmp_path):
     (warning,), _, (one,) = run(few, tmp_path / "run")
     accuracy, chance = (f"{100 * one[key]:.1f} %" for key in ("accuracy", "chance"))
     assert warning == (
-        f"warning: client {one['client']} ({MODEL}) ends the run at chance: {accuracy} of its training"
-        f" samples right, where always guessing the most frequent class gets {chance}"
+        f"warning: after its last training (round 2 of 2) client {one['client']} ({MODEL}) is no better than"
+        f" the majority class on its training samples: {accuracy} are right, {chance} are of the majority"
+        " class"
     )
+
+
+def test_a_warning_names_the_round_of_the_last_training(still, tmp_path):
+    """A client that is drawn in round 1 of 2 alone is told of then, and not as at the end of the run."""
+    few = still | {"clients": [{"model": MODEL}], "clients_per_round": 3}
+    warnings, rows, _ = run(few, tmp_path / "run")
+    early = [row["client"] for row in rows if row["round"] == 1]
+    assert len(early) == 1 and f"after its last training (round 1 of 2) client {early[0]} " in warnings[0]
+    assert "after their last training (round 2 of 2) 3 clients " in warnings[1]
 
 
 def test_every_task_is_told_of_but_those_of_one_class(stream, tmp_path):
     warnings, rows, summary = run(stream, tmp_path / "run")
-    assert [line[: line.index(",")] for line in warnings] == [
-        "warning: 4 clients end task 1/3 at chance",
-        "warning: 4 clients end task 3/3 at chance",
+    assert [line[: line.index(" are ")] for line in warnings] == [
+        "warning: after their last training on task 1/3 (round 2 of 6) 4 clients",
+        "warning: after their last training on task 3/3 (round 6 of 6) 4 clients",
     ]
     named = ", ".join(f"client {client} ({MODEL})" for client in range(3))
     assert all(line.endswith(f": {named} and 1 more") for line in warnings)
@@ -173,7 +183,7 @@ def test_what_is_told_survives_a_resume(stream, tmp_path):
 def test_every_kind_of_training_is_looked_at(changes, still, tmp_path):
     one = still | {"clients": [{"model": MODEL}], **changes}
     warnings, rows, _ = run(one, tmp_path / "run")
-    assert len(warnings) == 1 and "4 clients end the run at chance" in warnings[0]
+    assert len(warnings) == 1 and "4 clients are no better than the majority class" in warnings[0]
     assert {row["round"] for row in rows} == {3 if "finish" in changes else 2}
 
 

@@ -140,7 +140,7 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ("clients_per_round = 11", "clients_per_round: must be ≤ data.clients (10), got 11"),
         (
             "data.clients = 1\nclients = [{ model = 'mlp' }, { model = 'cnn' }]",
-            "clients: must have at most data.clients (1) entries, got 2",
+            "clients: must be at most 1 tables [[clients]], one model for each of data.clients = 1, got 2",
         ),
         (
             "data.partition.scheme = 'file'",

@@ -96,6 +96,21 @@ def test_plain_lines_are_aligned_and_exact():
     )
 
 
+def test_a_gain_of_fewer_clients_than_the_accuracies_says_of_how_many():
+    few = {"fusion_gain": -0.35, "metrics": {"train/guided_clients": 4.0}}
+    told = []
+    for width, terminal in ((80, False), (80, True)):
+        out = io.StringIO()
+        progress = make_progress(False, _console(out, terminal=terminal, width=width))
+        progress.run_started(SCENARIO, FOLDER, 0)
+        progress.round_finished(_report(1, **few))
+        progress.round_finished(_report(2, metrics={"train/guided_clients": 10.0}))
+        progress.closed()
+        told.append(out.getvalue())
+    assert "gain -35.0 pt (4 of 10)" in told[0] and "gain  +1.2 pt  neigh" in told[0]
+    assert "-35.0 pt (4)" in told[1] and "…" not in told[1]
+
+
 def test_quiet_prints_nothing(capfd):
     _play(make_progress(True))
     assert capfd.readouterr() == ("", "")

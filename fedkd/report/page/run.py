@@ -27,6 +27,8 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.folder import SCENARIO
 from fedkd.tracking.wording import duration, moments, percent, size
 
+WARNINGS = {"at_chance": "no better than the majority class"}
+"""Names of warnings in words."""
 MOST_LISTED = 1000
 """Clients that a table lists."""
 ERROR_FILE = "error.txt"
@@ -187,7 +189,7 @@ def _warnings(record: RunRecord) -> Iterator[Table]:
     if record.warnings:
         rows: Sequence[Sequence[object]] = [
             [
-                str(row.get("warning", "")).replace("_", " "),
+                WARNINGS.get(row.get("warning", ""), row.get("warning")),
                 row.get("round"),
                 row.get("client"),
                 row.get("task"),
@@ -199,9 +201,10 @@ def _warnings(record: RunRecord) -> Iterator[Table]:
         yield Table(
             "warnings",
             "Warnings",
-            ["warning", "round", "client", "task", "training accuracy", "chance"],
+            ["warning", "round", "client", "task", "training accuracy", "majority class"],
             rows,
-            "Clients that training taught nothing: no better on their own samples than by guessing.",
+            "Clients that their last training, of the run or of a task, left no better on their training"
+            " samples than always guessing the majority class; its share stands beside their accuracy.",
         )
 
 

@@ -182,7 +182,9 @@ def test_failed_clients_and_warnings_are_shown(make_run, payload_of):
         recorder.warning("at_chance", round=3, client=0, task=None, accuracy=0.1, chance=0.2)
     payload = payload_of(write_report([folder]))
     assert payload["figures"]["failures"]["rows"] == [[2, 1, "failed in training", 2]]
-    assert payload["tables"]["warnings"]["rows"] == [["at chance", 3, 0, None, "10.0 %", "20.0 %"]]
+    assert payload["tables"]["warnings"]["rows"] == [
+        ["no better than the majority class", 3, 0, None, "10.0 %", "20.0 %"]
+    ]
     valid(payload)
 
 
