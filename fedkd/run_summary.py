@@ -12,6 +12,7 @@ import numpy as np
 from fedkd.installed import versions
 from fedkd.models.mix import architecture_names
 from fedkd.plan.evaluated import accuracies_of_each, counted_clients
+from fedkd.plan.held_models import held_models
 from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RunObserver, RunReport
@@ -183,8 +184,8 @@ def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[i
     from fedkd.continual.outcome import stream_outcome
 
     epochs = read_epochs(folder) if scenario.continual.evaluate_epochs else ()
-    courses = plan.schedule.every_course()
-    return stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted)
+    courses, models = plan.schedule.every_course(), held_models(scenario, plan.schedule, plan.strategy)
+    return stream_outcome(rows, scenario, courses, epochs=epochs, counted=counted, models=models)
 
 
 def _continual(outcome: StreamOutcome) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from fedkd.benchmark.results import FinishedCell
 from fedkd.continual.outcome import StreamOutcome, stream_outcome
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.evaluated import counted_clients
+from fedkd.plan.held_models import held_models
 from fedkd.tracking.recorder import read_metrics
 
 RELATIVE = ("intransigence", "gain_over_single")
@@ -63,12 +64,13 @@ def _learner(cell: FinishedCell) -> str:
 def _outcome(
     cell: FinishedCell, joint: StreamOutcome | None = None, single: StreamOutcome | None = None
 ) -> StreamOutcome:
-    scenario = cell.cell.scenario
+    scenario, schedule = cell.cell.scenario, draw_schedule(cell.cell.scenario)
     return stream_outcome(
         read_metrics(cell.folder),
         scenario,
-        draw_schedule(scenario).every_course(),
+        schedule.every_course(),
         counted=counted_clients(scenario),
+        models=held_models(scenario, schedule),
         joint=joint,
         single=single,
     )

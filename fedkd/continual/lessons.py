@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,7 @@ def learned_tasks(
     steps: Iterable[Mapping[str, Any]],
     courses: Sequence[Course],
     lessons: Sequence[Lessons],
-    *,
-    averaged: bool,
+    models: Sequence[Hashable] | None = None,
 ) -> list[NDArray[np.bool_]]:
     """Return which of its tasks every client learned, N times `[T]`.
 
@@ -57,15 +56,19 @@ def learned_tasks(
         steps: Rows of the losses of local training; those of a client say that it took a step in a round.
         courses: What every client did.
         lessons: Its tasks.
-        averaged: Whether weights are averaged, so that everybody has what anybody learned.
+        models: Which model each client holds, `[N]`: clients that hold one model have all learned what any of
+            them has. None: each holds its own.
     """
     stepped: list[set[int | None]] = [set() for _ in courses]
     for row in steps:
         if row["client"] is not None:
             course = courses[row["client"]]
             stepped[row["client"]].update(task for task, a, b in course if a <= row["round"] <= b)
-    if averaged:
-        stepped = [set().union(*stepped)] * len(courses)
+    if models is not None:
+        of_model: dict[Hashable, set[int | None]] = defaultdict(set)
+        for model, own in zip(models, stepped, strict=True):
+            of_model[model] |= own
+        stepped = [of_model[model] for model in models]
     pairs = zip(stepped, lessons, strict=True)
     return [np.array([task in own for task in taught.tasks]) for own, taught in pairs]
 

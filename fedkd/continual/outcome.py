@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import nan
@@ -128,6 +128,7 @@ def stream_outcome(
     *,
     epochs: Iterable[Row] = (),
     counted: Collection[int] | None = None,
+    models: Sequence[Hashable] | None = None,
     joint: StreamOutcome | None = None,
     single: StreamOutcome | None = None,
 ) -> StreamOutcome:
@@ -146,8 +147,8 @@ def stream_outcome(
     `rounds_to_90_late` over those that somebody met before and nobody meets after it. They need an evaluation
     every round.
 
-    A client has learned a task if it took a training step in one of the task's rounds, or where weights are
-    averaged, if anybody did. What is over tasks that were learned is so for every client on its own, see
+    A client has learned a task if it took a training step in one of the task's rounds, or if a client did
+    that holds the same model. What is over tasks that were learned is so for every client on its own, see
     `fedkd.continual.metrics`; a task that a client missed needs no accuracies or epochs for that.
 
     `task_inference_rate` is there if the learner infers the task of samples that it is not told of: how often
@@ -162,6 +163,7 @@ def stream_outcome(
         courses: What every client did: its tasks, each with the first and the last round spent on it.
         epochs: Rows of `epochs.jsonl`.
         counted: Clients that count in means over clients; None: all of them.
+        models: Which model each client holds, `[N]`: equal entries are one and the same; None: each its own.
         joint: What joint training reached on the same stream.
         single: What learning each task alone reached on the same stream.
     """
@@ -178,7 +180,7 @@ def stream_outcome(
         if (row["metric"], row["split"]) == ("loss", "train"):
             steps.append(row)
     early, late = early_and_late(lessons)
-    learned = learned_tasks(steps, courses, lessons, averaged=scenario.fusion.from_flower)
+    learned = learned_tasks(steps, courses, lessons, models)
     trained: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in epochs:
         trained[row["split"], row["client"]].append(row)

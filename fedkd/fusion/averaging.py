@@ -53,6 +53,11 @@ class WeightAveraging(FusionStrategy):
         """Return who receives the mean: everyone begins with the newest."""
         return "all clients, all the same and as much as each sends, with their next message"
 
+    @property
+    def shares_model(self) -> bool:
+        """Whether the mean is the whole model, and the one that evaluations ask."""
+        return type(self).exchanges is WeightAveraging.exchanges and not self.answers_otherwise
+
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return what is exchanged of the client's weights, as `pack` has it."""
         return pack(self._exchanged(client.weights()))

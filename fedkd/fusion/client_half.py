@@ -99,6 +99,16 @@ class ClientHalf(ABC):
     kinds: ClassVar[Mapping[str, Kind]] = {}
     """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
 
+    @property
+    def shares_model(self) -> bool:
+        """Whether all clients of an architecture hold one model after fusion, the absent ones included."""
+        return self.brings_model
+
+    @property
+    def fuses_by_task(self) -> bool:
+        """Whether a stream's knowledge is fused among the clients at one task. A plain average takes all."""
+        return "weights" not in self.needs or "server" in self.needs
+
     def auxiliaries(self) -> Auxiliaries:
         """Return the networks that every client has besides its model; by default none."""
         return {}

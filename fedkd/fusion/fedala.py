@@ -65,6 +65,11 @@ class FedALA(WeightAveraging):
     passes: Annotated[int, Field(ge=1)] = 100
     """Passes of the first search at most: where batches disagree, losses may never come to rest."""
 
+    @property
+    def shares_model(self) -> bool:
+        """The top layers are a client's own."""
+        return False
+
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the weights, and keep those of the top layers: they are w_n."""
         weights = client.weights()

@@ -72,6 +72,11 @@ class FedDF(FusionStrategy):
         """Return who receives a student: whoever has its architecture."""
         return "all clients of the architectures that took part, with their next message"
 
+    @property
+    def shares_model(self) -> bool:
+        """All clients of an architecture load the same student."""
+        return True
+
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's weights, as flat `parameters` and `counters`."""
         return pack(client.weights())

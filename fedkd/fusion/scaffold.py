@@ -69,6 +69,11 @@ class Scaffold(FusionStrategy):
         """Return who receives x and c: everyone starts from the newest."""
         return "all clients, all the same, with their next message"
 
+    @property
+    def shares_model(self) -> bool:
+        """All clients load the server's x."""
+        return True
+
     # On the server ------------------------------------------------------------------------------------
 
     def prologue(self, server: ServerModels) -> Guidance:

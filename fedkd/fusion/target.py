@@ -105,6 +105,11 @@ class Target(FusionStrategy):
         """Return who receives the average, and the samples: everyone starts from the newest."""
         return "all clients, all the same, with their next message; samples with that which ends a task"
 
+    @property
+    def shares_model(self) -> bool:
+        """All clients load the average."""
+        return True
+
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:

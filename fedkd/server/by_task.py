@@ -21,8 +21,7 @@ TASK = "task/"
 class FusingByTask:
     """Hands a strategy the knowledge of one task at a time, which it takes for the only one.
 
-    Strategies that do no more than average weights are about models, which know no tasks: to them all clients
-    are at one.
+    To a strategy that does not fuse by task (`ClientHalf.fuses_by_task`) all clients are at one.
 
     Args:
         strategy: How knowledge is fused.
@@ -50,7 +49,7 @@ class FusingByTask:
         self._bank = bank
         self._exponent = exponent
         self._known = known
-        self._knows_tasks = "weights" not in strategy.needs or "server" in strategy.needs
+        self._knows_tasks = strategy.fuses_by_task
         self._task_of: dict[int, int] = {}
         self._by_task: dict[int, Fusing] = {}
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from fedkd.continual.metrics import average_accuracy, bwt
 from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.held_models import held_models
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols, task_count
 from fedkd.tracking.events import RoundReport
 
@@ -31,10 +32,8 @@ class TaskMatrix:
     def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
         self._schedule = draw_schedule(scenario)
         rule = self._schedule.participation
-        # Where weights are averaged, everybody has what anybody learned.
-        self._may_miss = not scenario.fusion.from_flower and (
-            rule.dropout > 0 or rule.clients_per_round is not None
-        )
+        self._may_miss = rule.dropout > 0 or rule.clients_per_round is not None
+        self._models = held_models(scenario, self._schedule)
         self.tasks = task_count(scenario)
         self.protocol = protocol or main_protocol(scenario)
         self._rows: dict[int, dict[int, float]] = {}
@@ -83,18 +82,18 @@ class TaskMatrix:
         return {name: value for name, value in found.items() if not isnan(value)}
 
     def _missed_by_some(self, task: int) -> bool:
-        """Return whether a client takes part in no round of a task."""
+        """Return whether a task is learned by none of the clients that hold some model."""
         if not self._may_miss:
             return False
         if task not in self._missed:
             schedule = self._schedule
             there = {
-                client
+                self._models[client]
                 for round in range(1, schedule.rounds + 1)
                 if schedule.task(0, round) == task
                 for client in schedule.participants(round)
             }
-            self._missed[task] = len(there) < schedule.clients
+            self._missed[task] = len(there) < len(set(self._models))
         return self._missed[task]
 
 

@@ -71,6 +71,12 @@ def accuracies(result, **wanted: Any) -> dict[tuple, float]:
     }
 
 
+def test_the_average_has_one_backward_transfer_whoever_missed_a_task(run_once):
+    stream = TABLES["continual"] | {"rounds_per_task": 1}
+    bwt = run_once(clients_per_round=1, continual=stream).summary["continual"]["bwt_task_incremental"]
+    assert bwt["min"] == bwt["max"] != 0.0
+
+
 def test_without_rehearsal_it_is_federated_averaging(run_once):
     alone = run_once(fusion={"strategy": "target", "strength": 0.0})
     data = TABLES["data"] | {"transfer": {"source": "noise", "size": 10}}

@@ -9,6 +9,7 @@ import numpy as np
 
 from fedkd.continual.metrics import forgetting_per_task
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome, stream_outcome
+from fedkd.plan.held_models import held_models
 from fedkd.plan.schedule import Schedule
 from fedkd.report.metrics import metric
 from fedkd.report.page.figure import (
@@ -41,7 +42,12 @@ def outcome_of(record: RunRecord) -> StreamOutcome | None:
         return None
     courses = record.schedule.every_course()
     return stream_outcome(
-        record.rows, record.scenario, courses, epochs=record.epochs(), counted=record.counted
+        record.rows,
+        record.scenario,
+        courses,
+        epochs=record.epochs(),
+        counted=record.counted,
+        models=held_models(record.scenario, record.schedule),
     )
 
 

@@ -1,0 +1,33 @@
+"""Which clients hold one and the same model, and which a model of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from contextlib import suppress
+
+from fedkd.errors import UserError
+from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.registry import STRATEGIES
+from fedkd.models.mix import architecture_names, client_models
+from fedkd.plan.hyperparameters import bind_strategy
+from fedkd.plan.schedule import Schedule
+from fedkd.scenario.schema import Scenario
+
+
+def held_models(
+    scenario: Scenario, schedule: Schedule, strategy: ClientHalf | None = None
+) -> tuple[Hashable, ...]:
+    """Return which model each client holds after fusion, `[N]`: equal entries are one and the same model.
+
+    Args:
+        scenario: What is simulated.
+        schedule: Which task each client is at.
+        strategy: The scenario's; None: it is bound anew. With one that is a plug-in, or that cannot be bound,
+            each client counts as holding a model of its own.
+    """
+    if strategy is None and (scenario.fusion.from_flower or scenario.fusion.strategy in STRATEGIES.builtin):
+        with suppress(UserError):
+            strategy, _ = bind_strategy(scenario.fusion)
+    if strategy is not None and strategy.shares_model and (schedule.in_step or not strategy.fuses_by_task):
+        return tuple(architecture_names(client_models(scenario)))
+    return tuple(range(scenario.data.clients))
