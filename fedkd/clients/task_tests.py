@@ -174,15 +174,16 @@ class TaskTests:
         return float(given.mean()), float(unknown.mean()), rate
 
     def _without_task(self, task: int, given: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return all outputs for samples whose task is not known, and how often it was inferred.
+        """Return all outputs for samples whose task is not given, and how often it was inferred.
 
         Args:
             task: That the samples are of.
-            given: Their outputs with the task given, which stand where it plays no part.
+            given: Their outputs with the task given. They are returned for a learner whose answers depend on
+                the weights alone; any other is asked again with the present task's model.
             x: The samples.
         """
         learner, context = self._learning.learner, self._learning.context
-        if not learner.tells_tasks_apart:
+        if learner.answers_by_weights:
             return given, nan
         present, right = self._learning.model(), list[Tensor]()
         places = [place for place, of_place in enumerate(self._order) if of_place == task]

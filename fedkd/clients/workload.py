@@ -241,7 +241,7 @@ def _asked(plan: Plan, data: Data) -> float:
     # After the t-th task all t are tested, and the one to come.
     met = sum(min(task + 1, number) for task in range(1, number + 1)) / number
     without = plan.scenario.continual is not None and plan.scenario.continual.evaluate_without_task
-    asks = 2 if without and plan.learner.tells_tasks_apart else 1
+    asks = 2 if without and not plan.learner.answers_by_weights else 1
     return met * asks
 
 

@@ -318,7 +318,8 @@ class Learner:
 
         Args:
             context: The client's.
-            model: Of the task that is asked about, in evaluation mode.
+            model: In evaluation mode: of the samples' own task where the task is given, else of the last one
+                met.
             x: ``[B, *input_shape]``.
         """
         return model.outputs(x)
@@ -326,15 +327,17 @@ class Learner:
     # Without the task ---------------------------------------------------------------------------------
 
     def outputs(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
-        """Return all outputs ``[B, O]`` of samples whose task is not known, in evaluation mode.
+        """Return what stands for all outputs ``[B, O]`` of samples whose task is not given.
+
+        By default `answers` with the model of the last task met. The samples' own task must play no part.
 
         Args:
             context: Its ``task`` is the last one met.
-            model: The model of that task.
+            model: The model of that task, in evaluation mode.
             x: ``[B, *input_shape]``.
         """
         with torch.no_grad():
-            return model.outputs(x)
+            return self.answers(context, model, x)
 
     def outputs_and_tasks(
         self, context: LearnerContext, model: TaskModel, x: Tensor

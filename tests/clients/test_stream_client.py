@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.stream_client import StreamClient
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Learner
+from fedkd.continual.task_model import TaskModel
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
 from fedkd.training.job import TrainJob
@@ -127,3 +133,46 @@ def test_a_strategy_that_asks_for_masks_has_to_say_so(joint_client):
     client = joint_client(continual={"learner": "supsup", "tasks": tasks}, fusion={"strategy": "local"})
     with pytest.raises(TypeError, match="'local' asks for masks, so \"masks\" has to be among its `needs`"):
         client.supermask()
+
+
+# Answers without the task -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Closing(Learner):
+    """Train like `naive`; close every output that is not the task's."""
+
+    name: ClassVar[str] = "closing"
+
+    def answers(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
+        outputs = model.outputs(x)
+        closed = torch.ones(outputs.shape[1], dtype=torch.bool)
+        closed[model.units] = False
+        return outputs.masked_fill(closed, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Inferring(Closing):
+    """Answer without the task by an inference of its own: always the first class."""
+
+    name: ClassVar[str] = "inferring"
+
+    def outputs(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
+        return -torch.arange(9.0).expand(len(x), -1)
+
+
+@pytest.mark.parametrize("learner", [Closing(), Inferring()], ids=lambda learner: learner.name)
+def test_class_incremental_accuracy_hides_the_task_of_a_sample(learner, joint_client):
+    tasks = {"kind": "split", "count": 3, "classes_per_task": 3}
+    table = {"learner": "naive", "rounds_per_task": 1, "tasks": tasks}
+    client = joint_client(continual=table, fusion={"strategy": "local"})
+    client.learning.learner = learner
+    given, unknown = client.tests.measure([0, 1])[0][:, 0, :2]
+    tests = [client._tasks.tests(task)[0] for task in (0, 1)]
+    for task, (x, y) in enumerate(tests):
+        own = client.model(torch.from_numpy(x))[:, 3 * task : 3 * task + 3].argmax(dim=1).numpy()
+        assert given[task] == np.mean(own == y) > 0
+    # The second task is the present one, so its model answers, whatever the task of a sample.
+    first = {"closing": 0.0, "inferring": np.mean(tests[0][1] == 0)}[learner.name]
+    second = {"closing": given[1], "inferring": 0.0}[learner.name]
+    assert unknown.tolist() == [first, second]
