@@ -191,7 +191,7 @@ class Client(ModelKind):
             samples: Their indices `[K]`; None: all.
             round: In which they were fused.
         """
-        if self._scenario.fusion.rehearse > 0.0:
+        if self._plan.recipe.rehearse > 0.0:
             self._last_guidance = LastGuidance(targets, samples, round)
         yield from self.distil(targets, samples, round)
 

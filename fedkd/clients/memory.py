@@ -89,7 +89,7 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
     scenario, number = plan.scenario, Counter(map(id, plan.groups))
     guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     # Until an evaluation has measured what it did; and what was learned of it until the next comes.
-    guidance *= max(1, plan.strategy.trials) + (scenario.fusion.rehearse > 0)
+    guidance *= max(1, plan.strategy.trials) + (plan.recipe.rehearse > 0)
     if plan.strategy.brings_model or plan.strategy.pools:
         return OVERHEAD + guidance
     copies = 1 + plan.strategy.keeps_models

@@ -201,9 +201,10 @@ class TorchClient(NetworkClient):
 
     def _rehearsal(self, round: int) -> Rehearsed | None:
         """Return what is rehearsed in a round: the last guidance, or what the strategy has sent for that."""
-        last, strategy, fusion = self._last_guidance, self._strategy, self._scenario.fusion
+        last, strategy = self._last_guidance, self._strategy
         if last is not None and len(last.targets):
-            weight = fusion.rehearse * fusion.rehearse_decay ** last.age(round)
+            decay = self._scenario.fusion.rehearse_decay
+            weight = self._plan.recipe.rehearse * decay ** last.age(round)
             samples = last.of(self.data.transfer_x)
             batches = self._alongside(samples, np.asarray(last.targets, dtype=np.float32), round)
             return Rehearsed(batches, strategy.loss, weight, alike=self._computes_loss_only)
@@ -251,6 +252,7 @@ class TorchClient(NetworkClient):
     def _lesson_of(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> TrainJob:
         """Return the job of distilling targets `[K, C]` of transfer samples `[K]`, None: of all."""
         fusion, strategy = self._scenario.fusion, self._strategy
+        gamma = self._plan.recipe.private_weight
         transfer_x = self.data.transfer_x if samples is None else self.data.transfer_x[samples]
         arrays = [self._on_device(transfer_x), self._on_device(np.asarray(targets, dtype=np.float32))]
         relate = None if fusion.relations is None else RelationLoss(fusion.relations)
@@ -266,10 +268,10 @@ class TorchClient(NetworkClient):
                 value = value + relate(features.flatten(1), others[0])
             if private:
                 own_inputs, labels = private
-                value = value + fusion.private_weight * cross_entropy(model(own_inputs), labels)
+                value = value + gamma * cross_entropy(model(own_inputs), labels)
             return value
 
-        if fusion.private_weight > 0.0:
+        if gamma > 0.0:
             order = self._private_order(len(transfer_x), round)
             labels = self.training_labels()
             arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]

@@ -233,7 +233,7 @@ def client_costs(
     for client, group in enumerate(plan.groups):
         start, stop = first.train_bounds[client]
         epochs = strategy.trained_epochs(scenario.training.local_epochs)
-        trained = 3 * (stop - start) * epochs * (2 if fusion.rehearse > 0 else 1)
+        trained = 3 * (stop - start) * epochs * (2 if plan.recipe.rehearse > 0 else 1)
         samples = trained + distilled + (tested if client in evaluated else 0)
         costs.append(float(flops[id(group)] * samples))
     return costs

@@ -62,6 +62,8 @@ class ClientHalf(ABC):
     """What clients and server must offer; a scenario that cannot is refused."""
     teaches_locally: ClassVar[bool] = False
     """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
+    trains_jointly: ClassVar[bool] = False
+    """Whether the paper minimises the loss on private and on transfer samples at once: γ is 1 by default."""
     brings_model: ClassVar[bool] = False
     """Whether every message brings the whole model along, so that clients keep none of their own."""
     sends_steps: ClassVar[bool] = False

@@ -33,11 +33,12 @@ class Comet(FusionStrategy):
         loss      = λ · mean_i ‖s_n(x_i) − t_n[i]‖²     + private_weight · cross entropy on private samples
 
     A middle way between one mean for all (`clusters` = 1) and personal weights (`knfu`): nobody learns from
-    another cluster at all. The paper minimises both terms of the loss at once: set ``fusion.private_weight``
-    to 1 for that; with 0 a client trains privately first and then learns its centroid.
+    another cluster at all. Clients minimise both terms of the loss at once, as in the paper:
+    `fusion.private_weight` is 1 by default. With 0 a client first trains privately, then learns its centroid.
     """
 
     name: ClassVar[str] = "comet"
+    trains_jointly: ClassVar[bool] = True
     sends: ClassVar[str] = "logits"
     guides: ClassVar[Guided] = "each"
     over_graph: ClassVar[OverGraph | None] = "each"

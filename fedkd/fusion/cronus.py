@@ -27,8 +27,8 @@ class Cronus(SoftLabels):
 
     A prediction has C numbers where a model has millions, and in few dimensions a robust mean is both cheap
     and tight. Predictions are compared as probabilities: a logit has no bound, so one client could pull as
-    far as it likes. The paper trains on private samples and soft-labelled transfer samples together: that is
-    ``fusion.private_weight = 1``; with 0 a client takes them in turn.
+    far as it likes. Clients train on private samples and soft-labelled transfer samples together, as in the
+    paper: `fusion.private_weight` is 1 by default. With 0 a client takes them in turn.
 
     ::
 
@@ -39,6 +39,7 @@ class Cronus(SoftLabels):
     """
 
     name: ClassVar[str] = "cronus"
+    trains_jointly: ClassVar[bool] = True
     sends: ClassVar[str] = "logits"
     guides: ClassVar[Guided] = "all_alike"
     over_graph: ClassVar[OverGraph | None] = "each"

@@ -262,11 +262,6 @@ def _check_online(scenario: Scenario, continual: Continual) -> None:
             "needs clients that learn several tasks, and all of them: order 'same' or 'shuffled'",
             key="continual.tasks.blur",
         )
-    if continual.online and scenario.fusion.private_weight > 0:
-        raise UserError(
-            f"must be 0, as each sample is trained on once, got {scenario.fusion.private_weight:g}",
-            key="fusion.private_weight",
-        )
     if not tasks.boundaries and continual.head == "task":
         raise UserError(
             "must be true with head 'task', whose outputs tell where a task begins",

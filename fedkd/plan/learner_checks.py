@@ -75,18 +75,7 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             f"not allowed: '{learner.name}' trains on what it remembers alone, and keeps none of that apart",
             key="training.early_stopping",
         )
-    if learner.remembers_only and scenario.fusion.private_weight > 0:
-        raise UserError(
-            f"must be 0, as '{learner.name}' trains on what it remembers alone, got"
-            f" {scenario.fusion.private_weight:g}",
-            key="fusion.private_weight",
-        )
-    if learner.remembers_only and scenario.fusion.rehearse > 0:
-        raise UserError(
-            f"must be 0, as '{learner.name}' trains on what it remembers alone, got"
-            f" {scenario.fusion.rehearse:g}",
-            key="fusion.rehearse",
-        )
+    _check_recipe(learner, plan)
     if scenario.fusion.own_prior != 0:
         raise UserError(
             f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
@@ -122,6 +111,19 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
         )
     if scenario.faults.poisoned > 0 and scenario.faults.poison == "imitation":
         raise UserError("'imitation' has no one distribution to imitate in a stream", key="faults.poison")
+
+
+def _check_recipe(learner: Learner, plan: Plan) -> None:
+    """Refuse to bring private samples or targets along where each is trained on once, or by itself."""
+    assert plan.scenario.continual is not None
+    why = "each sample is trained on once" if plan.scenario.continual.online else None
+    remembers = f"'{learner.name}' trains on what it remembers alone" if learner.remembers_only else None
+    for name, given, reason in (
+        ("private_weight", plan.recipe.private_weight, remembers or why),
+        ("rehearse", plan.recipe.rehearse, remembers),
+    ):
+        if given > 0 and reason is not None:
+            raise UserError(f"must be 0, as {reason}, got {given:g}", key=f"fusion.{name}")
 
 
 def _in_step(plan: Plan) -> bool:

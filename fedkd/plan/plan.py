@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
@@ -13,6 +13,7 @@ from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
+from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
 from fedkd.plugins import import_plugins
 from fedkd.scenario.clock import Clock
@@ -81,6 +82,11 @@ class Plan:
         return None if scenario.clock is None else VirtualClock(scenario.seed, scenario.clock)
 
     @property
+    def recipe(self) -> Recipe:
+        """What clients minimise together."""
+        return recipe_of(self.scenario, self.strategy)
+
+    @property
     def last_round(self) -> int:
         """The last round that anything is recorded of."""
         return self.scenario.last_round
@@ -116,7 +122,8 @@ def resolve(scenario: Scenario) -> Plan:
     strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
     check_transfer_size(scenario, strategy)
     check_asynchronous_strategy(scenario, strategy)
-    tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=hyperparameters)}
+    filled_in = hyperparameters | asdict(recipe_of(scenario, strategy))
+    tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=filled_in)}
     learner = None
     if scenario.continual is not None:
         learner, hyperparameters = bind_learner(scenario.continual, scenario.plugin_path)

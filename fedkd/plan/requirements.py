@@ -28,6 +28,7 @@ from fedkd.plan.part_checks import (
 )
 from fedkd.plan.plan import Plan
 from fedkd.plan.prediction_checks import check_filters
+from fedkd.plan.recipe import check_recipe
 from fedkd.plan.stream_checks import (
     check_backward,
     check_bank,
@@ -107,12 +108,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     check_graph(plan)
     if "masks" in needs:
         check_masks(plan)
-    if scenario.fusion.rehearse > 0 and not plan.strategy.teaches_targets:
-        raise UserError(
-            f"must be 0 with '{name}', whose guidance is no targets of transfer samples that a client could"
-            f" rehearse, got {scenario.fusion.rehearse:g}",
-            key="fusion.rehearse",
-        )
+    check_recipe(scenario, plan.strategy)
     check_filters(plan)
     if scenario.fusion.relations is not None:
         check_relations(plan, models)

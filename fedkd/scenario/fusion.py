@@ -105,8 +105,10 @@ class Fusion(Section):
     """Samples a distillation step; absent: `training.batch_size`."""
     distill_lr: Annotated[float, Field(gt=0.0)] | None = None
     """Learning rate of distillation; absent: `training.lr`."""
-    private_weight: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
-    """γ: weight of the cross entropy on private batches that is added to the distillation loss."""
+    private_weight: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
+    """γ: weight of the cross entropy on private batches that is added to the distillation loss. Absent: as
+    `training.recipe` says; with `alternating` 1 for strategies whose papers train on both at once (`cronus`,
+    `comet`), 0 for all others."""
     upload_top: PositiveInt | None = None
     """Classes of each uploaded prediction that are sent, the likeliest ones; the server spreads the rest
     evenly over the others. A value and a byte a class. Absent: all classes."""
@@ -116,10 +118,10 @@ class Fusion(Section):
     relations: Relations | None = None
     """Have clients learn how transfer samples are related, too, for strategies whose guidance is targets and
     networks with features; `{}` for its defaults. Absent: each sample's target alone."""
-    rehearse: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
-    """ρ: weight of the distillation loss on a transfer batch of the last guidance that is added in every step
-    of local training, so that it does not undo what guidance has taught; for strategies whose guidance is
-    targets. Try 0.3 with `private_weight` 1. A step costs two forward and backward passes then."""
+    rehearse: Annotated[float, Field(ge=0.0, le=1e6)] | None = None
+    """ρ: weight of the distillation loss on a transfer batch of the last targets, added in every step of
+    local training. It keeps local training from undoing distillation. Absent: 0, with the recipe `joint` 0.3.
+    Strategies without targets refuse it. A step then costs two forward and backward passes."""
     rehearse_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """What ρ is multiplied by for every round of newer guidance that a client has missed; try 0.9 where few
     clients take part."""

@@ -43,6 +43,8 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     tables["faults"] = {
         key: value for key, value in tables["faults"].items() if key not in HANDLING or value != usual[key]
     }
+    if tables["fusion"]["private_weight"] is not None:  # else the keys that the recipe sets are not resolved
+        del tables["training"]["recipe"]
     for (*path, key), usually in LATER.items():
         table = tables
         for name in path:

@@ -120,6 +120,10 @@ class EarlyStopping(Section):
 class Training(Section):
     """How every client trains on its own samples; distillation has the optimiser's settings in common."""
 
+    recipe: Literal["alternating", "joint"] = "alternating"
+    """How a client trains on private samples and on targets, whatever strategy made them. `alternating`: one
+    after the other, unless the strategy's paper trains on both at once. `joint`: each along with the other;
+    `fusion.private_weight` is then 1 and `fusion.rehearse` 0.3, where they are absent."""
     optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     """The optimiser."""
     optimizer_state: Literal["fresh", "kept"] = "fresh"

@@ -1,0 +1,88 @@
+"""The training recipe: what a client minimises together, and who says so."""
+
+from __future__ import annotations
+
+from dataclasses import astuple
+
+import pytest
+
+from fedkd.cli import main
+from fedkd.clients.memory import checked_models
+from fedkd.data.load import load_data
+from fedkd.errors import UserError
+from fedkd.fusion.registry import STRATEGIES, load_strategy_class
+from fedkd.plan.load import parse_plan, parse_scenario
+from fedkd.scenario.dump import dump_toml
+from fedkd.scenario.identity import digest_of
+from fedkd.scenario.toml import parse_toml
+
+
+def tables(base, strategy="knfu", recipe=None, **fusion):
+    training = {} if recipe is None else {"recipe": recipe}
+    return base | {
+        "fusion": {"strategy": strategy} | fusion,
+        "training": base.get("training", {}) | training,
+    }
+
+
+@pytest.mark.parametrize(
+    ("strategy", "recipe", "keys", "expected"),
+    [
+        ("knfu", None, {}, (0.0, 0.0)),
+        ("knfu", "joint", {}, (1.0, 0.3)),
+        ("knfu", "joint", {"rehearse": 0.1}, (1.0, 0.1)),
+        ("knfu", "joint", {"private_weight": 0.0}, (0.0, 0.3)),
+        ("knfu", None, {"private_weight": 0.5}, (0.5, 0.0)),
+        ("cronus", None, {}, (1.0, 0.0)),
+        ("cronus", None, {"private_weight": 0.0}, (0.0, 0.0)),
+        ("cronus", "joint", {}, (1.0, 0.3)),
+        ("comet", None, {}, (1.0, 0.0)),
+        ("flwr:FedAvg", None, {}, (0.0, 0.0)),
+    ],
+)
+def test_keys_come_before_the_recipe_and_the_recipe_before_the_paper(
+    strategy, recipe, keys, expected, digits_scenario
+):
+    scenario = digits_scenario | {"clients": [{"model": "mlp"}]}
+    plan = parse_plan(tables(scenario, strategy, recipe, **keys))
+    assert astuple(plan.recipe) == expected
+    assert (plan.scenario.fusion.private_weight, plan.scenario.fusion.rehearse) == expected
+
+
+def test_the_resolved_scenario_repeats_the_run(digits_scenario):
+    plan = parse_plan(tables(digits_scenario, "cronus", "joint"))
+    again = parse_plan(parse_toml(dump_toml(plan.scenario)))
+    assert again.scenario == plan.scenario and again.recipe == plan.recipe
+
+
+def test_a_recipe_is_the_keys_that_it_sets(digits_scenario):
+    joint = parse_scenario(tables(digits_scenario, recipe="joint"))
+    keys = parse_scenario(tables(digits_scenario, private_weight=1.0, rehearse=0.3))
+    assert digest_of(joint) == digest_of(keys) != digest_of(parse_scenario(digits_scenario))
+
+
+def test_two_papers_train_on_both_at_once():
+    jointly = {name for name in STRATEGIES.builtin if load_strategy_class(name).trains_jointly}
+    assert jointly == {"cronus", "comet"}
+
+
+def test_an_unknown_recipe_is_refused(digits_scenario):
+    with pytest.raises(UserError, match=r"training\.recipe: must be one of 'alternating', 'joint'"):
+        parse_plan(tables(digits_scenario, recipe="both"))
+
+
+@pytest.mark.parametrize("strategy", ["local", "feddf", "fedproto", "flwr:FedAvg"])
+def test_a_strategy_without_targets_cannot_train_jointly(strategy, digits_scenario, tmp_path, capsys):
+    path = tmp_path / "joint.toml"
+    path.write_text(dump_toml(parse_scenario(tables(digits_scenario, strategy))))
+    assert main(["check", str(path), "--set", "training.recipe=joint"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and f"training.recipe: must be 'alternating' with '{strategy}'" in told[0]
+
+
+@pytest.mark.parametrize("changes", [{"strategy": "cronus"}, {"recipe": "joint"}])
+def test_one_pass_over_a_stream_brings_no_private_batches_along(changes, digits_scenario):
+    stream = {"learner": "naive", "online": True, "tasks": {"kind": "split", "count": 2}}
+    plan = parse_plan(tables(digits_scenario, **changes) | {"continual": stream})
+    with pytest.raises(UserError, match="must be 0, as each sample is trained on once, got 1"):
+        checked_models(plan, load_data(plan.scenario))
