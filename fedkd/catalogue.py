@@ -43,19 +43,11 @@ NEEDS = {
 """What a strategy may need of clients and server, for people; weights are what clients send."""
 
 
-def needs_of(strategy: type) -> frozenset[str]:
-    """Return what a strategy needs at its defaults; some need more at other hyper-parameters."""
-    try:
-        return strategy().needs
-    except Exception:  # a strategy of the user's may not have defaults
-        return frozenset()
-
-
 def strategies() -> Iterator[str]:
     """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
     from flwr.serverapp import strategy as flower
 
-    from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
+    from fedkd.fusion.registry import STRATEGIES, needs_of, strategy_hyperparameters
     from fedkd.plan.flower import flower_hyperparameters, flower_strategy_names
 
     for name, strategy in _parts(STRATEGIES):

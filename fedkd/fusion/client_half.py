@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -110,6 +110,17 @@ class ClientHalf(ABC):
     def fuses_by_task(self) -> bool:
         """Whether a stream's knowledge is fused among the clients at one task. A plain average takes all."""
         return "weights" not in self.needs or "server" in self.needs
+
+    def for_clients(self, *, one_architecture: bool) -> Self:
+        """Return the strategy with those defaults filled in that the clients' models decide.
+
+        Args:
+            one_architecture: Whether all clients have models of one.
+
+        Raises:
+            UserError: A hyper-parameter asks for what these models cannot do.
+        """
+        return self
 
     def auxiliaries(self) -> Auxiliaries:
         """Return the networks that every client has besides its model; by default none."""

@@ -7,56 +7,66 @@ Z. Zhu, J. Hong and J. Zhou, "Data-Free Knowledge Distillation for Heterogeneous
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.averaging import in_body
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.server_model import own_network
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.hyperparameters import STRICT
+from fedkd.namespaces import below, under
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 GENERATOR = "generator"
 WEIGHT, BIAS = "head_weight", "head_bias"
+BODY = "body/"
+"""Begins the names of the packed weights of a body, where whole models are averaged."""
 CLASSES = "classes"
 
 
 @dataclass(frozen=True, config=STRICT)
 class FedGen(FusionStrategy):
-    """Average the heads; train features that all of them recognise; have clients learn from such features.
+    """Average the models; train features that all heads recognise; have clients learn from such features.
 
     ::
 
         G(y, ε): one-hot y and ε ~ N(0, 1)^Z → hidden units, batch normalisation, ReLU → F
         server: min_G E_y Σ_n ω_n[y] CE(head_n(G(y, ε)), y) + exp(−mean_ij ‖ε_i − ε_j‖² ‖G_i − G_j‖₁)
         client: CE(z(x), y) + a CE(head(G(ŷ, ε)), ŷ) + a KL(softmax head(G(y, ε)) held ‖ softmax z(x))
-        head   ← Σ_n S_n head_n / Σ_n S_n
+        w      ← Σ_n S_n w_n / Σ_n S_n                  all weights, or the head's alone: see `share`
 
     ω_n[y] is n's share of the samples of class y; y and ŷ are drawn evenly from the classes that anybody has;
     the norms are means over their elements, and the second term keeps G from making one thing of all ε.
-    Bodies stay with their clients and may be of any architecture, with features of one width F and linear
-    heads. All begin with one head: a mean of heads that began apart would fit nobody's body. Clients learn
+    Features have one width F, and heads are linear. Statistics of normalisation layers are averaged along.
+    With `share = "head"` bodies stay with their clients and may be of any architecture. All clients begin
+    with one head: a mean of heads that began apart would fit nobody's body. Clients learn
     from G in evaluation mode, from the training on for which they have received it, with
     a = strength · decay^round.
 
-    Both public codes draw ε from [0, 1); a library has no second term, weighs clients in the place of labels,
+    The authors' code averages whole models by default; `share = "head"` is its `partial` mode. Both public
+    codes draw ε from [0, 1); a library has no second term, weighs clients in the place of labels,
     and drops G after training it, so that clients learn from one that is random for ever.
     """
 
     name: ClassVar[str] = "fedgen"
-    sends: ClassVar[str] = "heads and label counts"
+    sends: ClassVar[str] = "weights, or heads alone, and label counts"
     kinds: ClassVar[Mapping[str, Kind]] = {
+        f"{BODY}{PARAMETERS}": Kind.WEIGHTS,
+        f"{BODY}{COUNTERS}": Kind.COUNTERS,
         WEIGHT: Kind.WEIGHTS,
         BIAS: Kind.WEIGHTS,
         "label_counts": Kind.LABEL_COUNTS,
@@ -65,14 +75,14 @@ class FedGen(FusionStrategy):
     paper: ClassVar[str] = (
         "Zhu et al., Data-Free Knowledge Distillation for Heterogeneous Federated Learning, ICML 2021"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset(
-        {"gradients", "features", "equal_features", "linear_head", "server"}
-    )
     uses_transfer_set: ClassVar[bool] = False
 
+    share: Literal["model", "head"] | None = None
+    """What clients average: the whole `model`, as in the authors' code, or the `head`, their partial mode.
+    Absent: `model` where all clients have one architecture, `head` where they have several."""
     strength: Annotated[float, Field(ge=0)] = 10.0
-    """Weight of what clients learn from G, before it decays; 10 in the paper. 0 averages heads and no
-    more."""
+    """Weight of what clients learn from G, before it decays; 10 in the paper. 0 leaves the average
+    alone."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.98
     """What that is multiplied by in every round; 0.98 in the paper's code."""
     noise: Annotated[int, Field(gt=0, le=65536)] = 32
@@ -87,10 +97,37 @@ class FedGen(FusionStrategy):
     server_batch_size: Annotated[int, Field(ge=2)] = 32
     """Features of one step on the server; 32 in the paper."""
 
+    @property
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+        """One architecture besides, where whole models are averaged."""
+        always: frozenset[Need] = frozenset(
+            {"gradients", "features", "equal_features", "linear_head", "server"}
+        )
+        return always | {"weights", "one_architecture"} if self.share == "model" else always
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether all clients load one mean of whole models."""
+        return self.share == "model"
+
+    def for_clients(self, *, one_architecture: bool) -> Self:
+        """Return the strategy with `share` filled in.
+
+        Raises:
+            UserError: Whole models of several architectures shall be averaged.
+        """
+        if self.share == "model" and not one_architecture:
+            raise UserError(
+                'must be "head" where clients have several architectures, got "model"', key="fusion.share"
+            )
+        return replace(self, share=self.share or ("model" if one_architecture else "head"))
+
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerModels) -> Guidance:
-        """Return the head that all begin with, without a G."""
+    def prologue(self, server: ServerModels) -> Guidance | None:
+        """Return the head that all begin with, without a G; None where whole models begin alike."""
+        if self.share == "model":
+            return None
         weights = server.initial_weights(server.architecture_of(0))
         return Guidance(targets=None, shared={WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]})
 
@@ -101,7 +138,7 @@ class FedGen(FusionStrategy):
         return TRAINING * self.server_steps * self.server_batch_size * (made + asked)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the mean head, G (which is the memory too), and the `classes` [C] that anybody has.
+        """Return the mean weights, G (which is the memory too), and the `classes` [C] that anybody has.
 
         Raises:
             UserError: The clients' features differ in width.
@@ -135,6 +172,8 @@ class FedGen(FusionStrategy):
             WEIGHT: np.einsum("n,ncf->cf", share, heads[0], dtype=np.float64).astype(np.float32),
             BIAS: np.einsum("n,nc->c", share, heads[1], dtype=np.float64).astype(np.float32),
         }
+        if self.share == "model":
+            shared |= under(BODY, average(packs_of(below(BODY, knowledge.extra)), knowledge.samples))
         made = pack(weights_of(generator))
         known = np.zeros(classes, np.uint8)
         known[owned] = 1
@@ -162,15 +201,19 @@ class FedGen(FusionStrategy):
         }
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return the head, `[C, F]` and `[C]`, and the label counts."""
+        """Return the head, `[C, F]` and `[C]`, the packed body if it is averaged, and the label counts."""
         weights = client.weights()
-        head = {WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]}
-        return head | {"label_counts": client.label_counts()}
+        sent = {WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]}
+        if self.share == "model":
+            sent |= under(BODY, pack(_body(weights)))
+        return sent | {"label_counts": client.label_counts()}
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Put on the mean head, and take G over where there is one."""
-        head = {"head.weight": guidance[WEIGHT], "head.bias": guidance[BIAS]}
-        client.load_weights({**client.weights(), **head})
+        """Load the mean weights, and take G over where there is one."""
+        weights = client.weights()
+        if self.share == "model":
+            weights |= unpack(below(BODY, guidance), _body(weights))
+        client.load_weights(weights | {"head.weight": guidance[WEIGHT], "head.bias": guidance[BIAS]})
         if CLASSES not in guidance:
             return
         packed = {name: guidance[name] for name in (PARAMETERS, COUNTERS)}
@@ -206,6 +249,10 @@ class FedGen(FusionStrategy):
             return value + a * cross_entropy(model.head(features_of(labels)), labels)
 
         return loss
+
+
+def _body(weights: Arrays) -> dict[str, np.ndarray]:
+    return {name: values for name, values in weights.items() if in_body(name)}
 
 
 def server_loss(weights: np.ndarray, biases: np.ndarray, counts: np.ndarray) -> Any:

@@ -109,6 +109,16 @@ def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[Fu
     return cls
 
 
+def needs_of(strategy: type[FusionStrategy]) -> frozenset[str]:
+    """Return what a strategy needs at its defaults; some need more at other hyper-parameters."""
+    if isinstance(strategy.needs, frozenset):
+        return strategy.needs
+    try:
+        return strategy().needs
+    except Exception:  # a strategy of the user's may not have defaults
+        return frozenset()
+
+
 def _problem(cls: type[FusionStrategy]) -> str | None:
     """Return what would otherwise surface in a client, in the middle of a run; None: nothing."""
     distils = cls.sends != "nothing" and not cls.teaches_locally and cls.apply is FusionStrategy.apply
@@ -117,14 +127,14 @@ def _problem(cls: type[FusionStrategy]) -> str | None:
     answers = cls.infers_from_guidance is not FusionStrategy.infers_from_guidance
     if answers and cls.infer is FusionStrategy.infer:
         return "says that guidance answers, but does not define `infer`, which does"
-    if cls.predictor is not FusionStrategy.predictor and "gradients" not in cls.needs:
+    if cls.predictor is not FusionStrategy.predictor and "gradients" not in needs_of(cls):
         return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
-    if cls.answerers and (cls.answerer is FusionStrategy.answerer or "gradients" not in cls.needs):
+    if cls.answerers and (cls.answerer is FusionStrategy.answerer or "gradients" not in needs_of(cls)):
         return 'has several models measured, so it defines `answerer` and `needs` clients of "gradients"'
-    if cls.trials is not FusionStrategy.trials and "gradients" not in cls.needs:
+    if cls.trials is not FusionStrategy.trials and "gradients" not in needs_of(cls):
         return 'has clients try guidance out, so it `needs` clients of "gradients"'
     if cls.auxiliaries is not FusionStrategy.auxiliaries and (
-        "gradients" not in cls.needs or cls.pools or cls.brings_model
+        "gradients" not in needs_of(cls) or cls.pools or cls.brings_model
     ):
         return 'has clients train networks besides theirs, so each has its own, and it `needs` "gradients"'
     if cls.pools and cls.sends != "nothing":

@@ -356,6 +356,12 @@ def check_transfer_size(scenario: Scenario, strategy: ClientHalf) -> None:
     )
 
 
+def has_one_architecture(scenario: Scenario) -> bool:
+    """Return whether all clients have the same model."""
+    first, *others = scenario.clients
+    return all((group.model, group.args) == (first.model, first.args) for group in others)
+
+
 def check_one_architecture(scenario: Scenario, what: str = "averages parameters") -> None:
     """Check that all clients have the same model.
 

@@ -27,7 +27,7 @@ def held_models(
     """
     if strategy is None and (scenario.fusion.from_flower or scenario.fusion.strategy in STRATEGIES.builtin):
         with suppress(UserError):
-            strategy, _ = bind_strategy(scenario.fusion)
+            strategy, _ = bind_strategy(scenario)
     if strategy is not None and strategy.shares_model and (schedule.in_step or not strategy.fuses_by_task):
         return tuple(architecture_names(client_models(scenario)))
     return tuple(range(scenario.data.clients))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fedkd.errors import UserError, did_you_mean
 from fedkd.explain import show_value
 from fedkd.hyperparameters import build_part, hyperparameter_names
-from fedkd.scenario.schema import Continual, Fusion, Section
+from fedkd.plan.checks import has_one_architecture
+from fedkd.scenario.schema import Continual, Fusion, Scenario, Section
 
 if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
@@ -52,23 +53,29 @@ FUSION = Table("fusion", "strategy", Fusion)
 CONTINUAL = Table("continual", "learner", Continual)
 
 
-def bind_strategy(fusion: Fusion, search: Sequence[str] = ()) -> tuple[ClientHalf, dict[str, Any]]:
+def bind_strategy(scenario: Scenario) -> tuple[ClientHalf, dict[str, Any]]:
     """Return the strategy of a scenario, and its hyper-parameters with every default filled in.
 
     Of one of Flower's strategies it is the client's half; the server's is made where the server is.
 
     Args:
-        fusion: The table as the user wrote it; its extra keys are the hyper-parameters.
-        search: Folders of plug-ins.
+        scenario: Its table `fusion` is as the user wrote it; the extra keys are the hyper-parameters.
 
     Raises:
         UserError: No such strategy, or it does not know a key or allow a value.
     """
     from fedkd.fusion.registry import load_strategy_class
 
+    fusion = scenario.fusion
     if fusion.from_flower:
         return _bind_flower(fusion)
-    return _bind(FUSION, fusion.strategy, fusion.model_extra, lambda name: load_strategy_class(name, search))
+    return _bind(
+        FUSION,
+        fusion.strategy,
+        fusion.model_extra,
+        lambda name: load_strategy_class(name, scenario.plugin_path),
+        lambda strategy: strategy.for_clients(one_architecture=has_one_architecture(scenario)),
+    )
 
 
 def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Learner, dict[str, Any]]:
@@ -88,14 +95,18 @@ def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Lear
 
 
 def _bind(
-    table: Table, name: str, extra: Mapping[str, Any] | None, load: Callable[[str], type[Part]]
+    table: Table,
+    name: str,
+    extra: Mapping[str, Any] | None,
+    load: Callable[[str], type[Part]],
+    settle: Callable[[Part], Part] = lambda part: part,
 ) -> tuple[Part, dict[str, Any]]:
     given = dict(extra or {})
     try:
         cls = load(name)
         known = hyperparameter_names(cls)
         table.check_names(name, given, known)
-        part = build_part(cls, name, given, key=table.key)
+        part = settle(build_part(cls, name, given, key=table.key))
     except UserError as error:
         raise error.at(key=table.key) from None
     return part, table.filled_in(given, {name: getattr(part, name) for name in known})

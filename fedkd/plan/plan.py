@@ -119,7 +119,7 @@ def resolve(scenario: Scenario) -> Plan:
     graph = draw_graph(scenario)
     check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
-    strategy, hyperparameters = bind_strategy(scenario.fusion, scenario.plugin_path)
+    strategy, hyperparameters = bind_strategy(scenario)
     check_transfer_size(scenario, strategy)
     check_asynchronous_strategy(scenario, strategy)
     filled_in = hyperparameters | asdict(recipe_of(scenario, strategy))

@@ -77,7 +77,7 @@ def look_at(scenario: Scenario) -> Unopened:
     check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
     if "fusion.strategy" not in foreign:
-        strategy, _ = bind_strategy(scenario.fusion)
+        strategy, _ = bind_strategy(scenario)
         check_transfer_size(scenario, strategy)
     if scenario.continual is not None and "continual.learner" not in foreign:
         bind_learner(scenario.continual)

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from fedkd.catalogue import LIKE_ANY, NEEDS, SCHEME, needs_of
+from fedkd.catalogue import LIKE_ANY, NEEDS, SCHEME
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.data.request import SourceRequest
-from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
+from fedkd.fusion.registry import STRATEGIES, needs_of, strategy_hyperparameters
 from fedkd.hyperparameters import HyperParameter
 from fedkd.models.registry import MODELS
 from fedkd.plan.flower import flower_hyperparameters, flower_strategy_names

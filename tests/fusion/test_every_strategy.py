@@ -64,7 +64,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "margin": st.sampled_from(["farthest", "nearest"]),
         "margin_limit": st.sampled_from([0.0, 1.0]),
     },
-    "fedgen": {"server_steps": st.integers(0, 2), "hidden": st.just(5)},
+    "fedgen": {
+        "share": st.sampled_from(["model", "head"]),
+        "server_steps": st.integers(0, 2),
+        "hidden": st.just(5),
+    },
     "fedgkt": {
         "server_epochs": st.integers(0, 1),
         "server_hidden": st.just((5,)),

@@ -86,6 +86,36 @@ def test_heads_are_averaged_by_samples_and_the_generator_learns():
     assert losses[1] < 0.8 * losses[0]
 
 
+def test_whole_models_are_averaged_by_samples_where_all_have_one_architecture():
+    strategy = FedGen(server_steps=0).for_clients(one_architecture=True)
+    assert strategy.share == "model" and {"weights", "one_architecture"} <= strategy.needs
+    clients = [OfClasses(small_model(seed).float()) for seed in (1, 2)]
+    uploads = [strategy.upload(client) for client in clients]
+    knowledge = Knowledge(
+        clients=(0, 1),
+        logits=None,
+        samples=np.array([1, 3]),
+        label_counts=COUNTS,
+        extra={name: [upload[name] for upload in uploads] for name in uploads[0] if name != "label_counts"},
+        server=SmallServer(np.zeros((1, 3), np.float32), 4, {0: "one", 1: "one"}),
+    )
+    assert strategy.prologue(knowledge.server) is None, "models of one architecture begin alike"
+    before = [client.weights() for client in clients]
+    arriving = client_of(strategy)
+    strategy.apply(arriving, strategy.fuse(knowledge, {}).shared)
+    for name, values in arriving.weights().items():
+        wanted = (before[0][name].astype(np.float64) + 3 * before[1][name].astype(np.float64)) / 4
+        assert_allclose(values, wanted, rtol=0, atol=1e-6, err_msg=name)
+    heads = FedGen().for_clients(one_architecture=False)
+    assert heads.share == "head" and not {"weights", "one_architecture"} & heads.needs
+    assert heads.upload(clients[0]).keys() < uploads[0].keys()
+
+
+class OfClasses(SeveralNetworks):
+    def label_counts(self) -> np.ndarray:
+        return COUNTS[0]
+
+
 def test_all_begin_with_one_head_and_without_a_generator():
     class Headed(SmallServer):
         def model(self, architecture: str) -> torch.nn.Module:

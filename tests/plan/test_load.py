@@ -192,6 +192,11 @@ def test_seed_argument_wins_over_the_file(tmp_path):
             "clients = [{ model = 'mlp' }, { model = 'mlp', args = { hidden = [3] } }]",
             "got 'mlp' and 'mlp' with other args (clients.1)",
         ),
+        (
+            "fusion = { strategy = 'fedgen', share = 'model' }\n"
+            "clients = [{ model = 'mlp' }, { model = 'cnn' }]",
+            'fusion.share: must be "head" where clients have several architectures, got "model"',
+        ),
         ('"a\\nb" = 1', '"a\\nb": unknown key'),
     ],
 )

@@ -53,6 +53,12 @@ def test_another_process_opens_the_same_plan(name):
     assert_same(open_plan(plan.scenario.model_dump_json()), plan)
 
 
+@pytest.mark.parametrize(("models", "share"), [(["mlp"], "model"), (["mlp", "lenet"], "head")])
+def test_the_clients_models_decide_what_fedgen_averages(models, share):
+    plan = parse_plan({"fusion": {"strategy": "fedgen"}, "clients": [{"model": name} for name in models]})
+    assert plan.strategy.share == plan.scenario.fusion.model_extra["share"] == share
+
+
 def test_resolving_fills_in_what_the_file_left_open():
     read = read_scenario({"fusion": {"strategy": "knfu"}, "continual": {"learner": "ewc"}})
     assert read.fusion.model_extra == {}
