@@ -95,6 +95,7 @@ class TorchClient(NetworkClient):
         own = self._shared is None or self._strategy.sends_steps
         sends_weights = "weights" in self._strategy.needs and own
         start = self.weights() if sends_weights else {}
+        proximal_mu = proximal_mu or self._strategy.proximal_mu
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
         rehearsed = self._rehearsal(round)
         loss = self._local_loss(proximal, rehearsed, round)

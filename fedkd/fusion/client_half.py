@@ -77,6 +77,9 @@ class ClientHalf(ABC):
     pretrain_epochs: int = 0
     """Epochs in which a client trains on the labelled transfer set before it does anything else; a
     hyper-parameter of this name turns it on, and scenarios without such labels are refused then."""
+    proximal_mu: float = 0.0
+    """μ of a pull to the weights that local training begins with: it adds ``μ/2 · ‖w − w_received‖²`` to the
+    loss. A hyper-parameter of this name turns it on."""
     server_model: str | None = None
     """Name of a model that the server trains, where it has one of its own; a hyper-parameter of this name,
     and `server_args` for its arguments, are tried out before a run."""

@@ -21,7 +21,8 @@ class FedAsync(ServerSteps):
 
     ::
 
-        x ← (1 − α s(τ)) x + α s(τ) y        y began τ versions of x ago
+        y ≈ argmin_w CE(w) + μ/2 ‖w − x_received‖²      `local_epochs` on own samples
+        x ← (1 − α s(τ)) x + α s(τ) y                   y began τ versions of x ago
 
     This is with `asynchronous.buffer` 1. Of K models at once the mean counts: `x ← x + α (1/K) Σ_i s(τ_i)
     (y_i − x)`. Unlike FedBuff's step, y − x also takes back what others have taught x since the client began,
@@ -34,6 +35,10 @@ class FedAsync(ServerSteps):
 
     mixing: Annotated[float, Field(gt=0, le=1)] = 0.6
     """α: share of a fresh model. 1 replaces the server's model by it; try 0.1 where clients are many."""
+
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.005
+    """μ, the paper's ρ: how hard local training is pulled to the model that it began with; 0.005 in its
+    experiments on images, as recalled. 0 leaves the cross entropy alone."""
 
     @property
     def _rate(self) -> float:

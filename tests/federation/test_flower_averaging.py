@@ -103,6 +103,29 @@ def test_the_proximal_term_holds_clients_near_what_they_received(averaged, tmp_p
     assert moved[0] > moved[1] > moved[2] > 0
 
 
+@pytest.mark.parametrize("mu", [0.0, 3.0])
+def test_fedasyncs_local_objective_by_hand(mu, averaged, tmp_path):
+    """Whole batches of softmax regression: four steps of ``∇CE(w) + μ (w − w_received)``."""
+    lr, steps = 0.3, 4
+    training = {"optimizer": "sgd", "lr": lr, "batch_size": 10_000, "local_epochs": steps}
+    tables = averaged | {"training": training, "clients": [{"model": "mlp", "args": {"hidden": []}}]}
+    plan = load(tables, tmp_path, strategy="fedasync", proximal_mu=mu)
+    client = ClientFactory(plan, load_federated_data(plan.scenario)).build(0)
+    start = {name: values.astype(np.float64) for name, values in client.weights().items()}
+    x, y = (values.numpy() for values in client.train(1).send(None).arrays)
+    x = x.reshape(len(x), -1).astype(np.float64)
+    wanted = dict(start)
+    for _ in range(steps):
+        z = x @ wanted["head.weight"].T + wanted["head.bias"]
+        powers = np.exp(z - z.max(axis=1, keepdims=True))
+        slope = (powers / powers.sum(axis=1, keepdims=True) - np.eye(z.shape[1])[y]) / len(y)
+        slopes = {"head.weight": slope.T @ x, "head.bias": slope.sum(axis=0)}
+        wanted = {n: w - lr * (slopes[n] + mu * (w - start[n])) for n, w in wanted.items()}
+    client.complete(client.train(1))
+    for name, values in client.weights().items():
+        np.testing.assert_allclose(values, wanted[name], rtol=0, atol=1e-5, err_msg=name)
+
+
 def test_a_scenarios_mu_reaches_the_clients(averaged, tmp_path):
     average = weights_after(load(averaged, tmp_path, strategy="flwr:FedAvg"), tmp_path / "fedavg")
     free = weights_after(load(averaged, tmp_path, strategy="flwr:FedProx", proximal_mu=0.0), tmp_path / "0")
