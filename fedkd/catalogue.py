@@ -29,7 +29,7 @@ NEEDS = {
     "one_architecture": "one architecture",
     "masks": "a stream of tasks whose learner has masks (supsup, exssnet)",
     "features": "penultimate features and a head",
-    "plain_sgd": 'training.optimizer = "sgd"',
+    "plain_sgd": 'training.optimizer = "sgd" without momentum',
     "transfer_labels": "labels of the transfer set on the server",
     "server": "a server with a model of its own",
     "equal_features": "features of one width for all clients",

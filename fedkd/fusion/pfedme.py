@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
 from fedkd.fusion.averaging import WeightAveraging
+from fedkd.fusion.client_half import Need
 from fedkd.fusion.ditto import BOTH, PERSONAL, squared_distance
 from fedkd.fusion.parameters import PARAMETERS
 from fedkd.fusion.strategy import Guidance, Knowledge
@@ -35,8 +36,8 @@ class PFedMe(WeightAveraging):
         w_n ← w_n − η λ (w_n − θ)                 λ (w − θ) is the gradient of the envelope
         w   ← (1 − β) w + β Σ_n S_n w_n / Σ_n S_n
 
-    The second line is a step of the scenario's optimiser, which is plain SGD in the paper
-    (``optimizer = "sgd"``, lr 0.005, batches of 20); θ has plain SGD of its own. θ begins every training
+    The second line is a step of plain SGD at `training.lr`: other optimisers and momentum are refused. The
+    paper has lr 0.005 and batches of 20. θ has plain SGD of its own. θ begins every training
     at the w that was received, as in the authors' code, and never leaves the client. The means are weighted
     by samples, as all of fedkd's are. Only clients that take part in a round train in it; the authors train
     all of them in every round, and have a weight decay of 1e-3 that their paper does not mention. A library's
@@ -47,6 +48,7 @@ class PFedMe(WeightAveraging):
     paper: ClassVar[str] = (
         "Dinh et al., Personalized Federated Learning with Moreau Envelopes, NeurIPS 2020, arXiv 2006.08848"
     )
+    needs: ClassVar[frozenset[Need]] = WeightAveraging.needs | {"plain_sgd"}
     answerers: ClassVar[tuple[str, ...]] = BOTH
     asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 

@@ -220,8 +220,9 @@ def _check_generated(plan: Plan, data: Data) -> None:
 
 
 def _check_plain_sgd(scenario: Scenario) -> None:
+    """Refuse whatever makes a local step something else than lr times a gradient."""
     training = scenario.training
-    reason = f"'{scenario.fusion.strategy}' takes a client's way divided by steps × lr for its mean gradient"
+    reason = f"a local step of '{scenario.fusion.strategy}' is lr times a gradient"
     if training.optimizer != "sgd":
         raise UserError(f"must be 'sgd', got '{training.optimizer}': {reason}", key="training.optimizer")
     if training.momentum:

@@ -26,6 +26,7 @@ FORWARD = 2 * (64 * 200 + 200 * 200 + 200 * 10)
 """Operations of the default mlp on 8×8 digits."""
 SMALL = 2 * (64 * 64 + 64 * 10)
 """Of the small shared model."""
+SGD = {"optimizer": "sgd"}
 
 
 def estimated(tables) -> tuple[Workload, int]:
@@ -62,7 +63,11 @@ def estimated(tables) -> tuple[Workload, int]:
         ),
         # A second network as large as the first, which is trained along and asked as well.
         ({"fusion": {"strategy": "ditto"}}, 2 * 3 * 80, lambda c: 2 * 2 * (20 + c)),
-        ({"fusion": {"strategy": "pfedme", "personal_steps": 4}}, 5 * 3 * 80, lambda c: 2 * 2 * (20 + c)),
+        (
+            {"fusion": {"strategy": "pfedme", "personal_steps": 4}, "training": SGD},
+            5 * 3 * 80,
+            lambda c: 2 * 2 * (20 + c),
+        ),
         (
             {"fusion": {"strategy": "two_predictors", "rehearse": 0.3}},
             3 * 3 * 80 + 60 + 3 * 60,

@@ -9,6 +9,7 @@ import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.fusion.ditto import BOTH, PERSONAL
+from fedkd.fusion.registry import make_strategy
 from fedkd.plan.load import parse_plan
 from fedkd.report.metrics import metric
 from fedkd.report.page.federation import accuracy_figures
@@ -30,6 +31,8 @@ def answered_by(make_digits_scenario, tmp_path_factory):
 
     def run(strategy: str, inference: str):
         tables = make_digits_scenario() | {"fusion": {"strategy": strategy, "inference": inference}}
+        if "plain_sgd" in make_strategy(strategy, {}).needs:
+            tables["training"] |= {"optimizer": "sgd"}
         return fedkd.run(tables, out=tmp_path_factory.mktemp("both") / "out")
 
     return run

@@ -42,6 +42,29 @@ def test_poison_that_has_no_meaning_is_refused(strategy, poison, refused, digits
     assert caught.value.key == "faults.poison"
 
 
+@pytest.mark.parametrize("strategy", ["scaffold", "pfedme"])
+@pytest.mark.parametrize(
+    ("training", "key", "message"),
+    [
+        ({"optimizer": "adam"}, "training.optimizer", "must be 'sgd', got 'adam'"),
+        ({"optimizer": "sgd", "momentum": 0.9}, "training.momentum", "must be 0, got 0.9"),
+        ({"optimizer": "sgd"}, None, ""),
+    ],
+)
+def test_steps_defined_as_plain_sgd_need_it(strategy, training, key, message, digits_scenario):
+    tables = digits_scenario | {"clients": [{"model": "mlp"}], "fusion": {"strategy": strategy}}
+    plan = parse_plan(tables | {"training": training})
+    data = load_federated_data(plan.scenario)
+    models = build_group_models(plan.scenario, data.input_shape, data.classes)
+    if key is None:
+        check_requirements(plan, data, models)
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        check_requirements(plan, data, models)
+    assert caught.value.key == key
+    assert f"a local step of '{strategy}' is lr times a gradient" in caught.value.message
+
+
 @pytest.mark.parametrize("strategy", ["cfd", "fedet"])
 @pytest.mark.parametrize(
     ("model", "key", "message"),
