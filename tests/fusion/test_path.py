@@ -64,17 +64,17 @@ def test_each_sample_goes_to_whom_it_belongs():
     assert after < before / 2
 
 
-def test_a_heavy_balance_loss_evens_out_who_is_asked():
-    _, q, wanted, _ = drawn(samples=60)
-    begin = np.array([0.3, 0.0, 0.0, -0.3])
-    even, free = (
-        Router(begin, 4, balance, 0.0).gate(
-            train_router(Router(begin, 4, balance, 0.0), q[0], q, wanted, steps=300, lr=0.3), q[0]
-        )
-        for balance in (20.0, 0.0)
-    )
-    spread = [float(np.ptp(gate.mean(axis=0))) for gate in (even, free)]
-    assert spread[0] < 0.1 < spread[1]
+@pytest.mark.parametrize("seed", range(3))
+def test_a_heavy_balance_loss_evens_out_the_senders(seed):
+    """Steps are so small that gradient descent settles. In large ones the likeliest senders alternate."""
+    _, q, wanted, _ = drawn(seed, samples=60)
+
+    def spread(balance: float, steps: int) -> float:
+        router = Router(np.array([0.3, 0.0, 0.0, -0.3]), 4, balance, 0.0)
+        learned = train_router(router, q[0], q, wanted, steps=steps, lr=0.003)
+        return float(np.ptp(router.gate(learned, q[0]).mean(axis=0)))
+
+    assert 10 * spread(20.0, 300) < min(spread(0.0, 300), spread(20.0, 0))
 
 
 def test_who_is_kept_does_not_depend_on_the_order_of_equals():
