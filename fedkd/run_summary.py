@@ -191,8 +191,8 @@ def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[i
 def _continual(outcome: StreamOutcome) -> dict[str, Any]:
     """Return what the summary of a run over a stream of tasks says of it.
 
-    Every figure (see `StreamOutcome.figures`) is spread over the clients that have it, with the worst one's
-    value; None where nobody has it.
+    Every figure (see `StreamOutcome.figures`) is spread over the n clients that have it, with the worst one's
+    value; None where no client has it.
     """
     from fedkd.report.metrics import metric
 
@@ -205,11 +205,12 @@ def _continual(outcome: StreamOutcome) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, standard deviation (of the population), minimum and maximum."""
+    """Return mean, standard deviation (of the population), minimum, maximum, and the number of values n."""
     array = np.asarray(values, dtype=np.float64)
     return {
         "mean": float(array.mean()),
         "std": float(array.std()),
         "min": float(array.min()),
         "max": float(array.max()),
+        "n": len(array),
     }

@@ -218,6 +218,7 @@ def test_the_summary_keeps_its_schema(finished):
                 "std": math.sqrt(sum((value - mean) ** 2 for value in values) / 4),
                 "min": min(values),
                 "max": max(values),
+                "n": 4,
             }
         )
     # Logits [60, 10] in float32 from three clients a round; guidance of rounds 2 and 3 at their evaluation,

@@ -219,19 +219,20 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
     tests = [name.removeprefix(AVERAGE) for name in table if name.startswith(AVERAGE)]
     tests = [test for test in tests if test.endswith("incremental")]
     tasks = table["tasks"]
+    clients = max((of["n"] for of in table.values() if isinstance(of, Mapping) and "n" in of), default=0)
     rows = [(f"{tasks} task{'s' * (tasks != 1)}", [protocol_name(test) for test in tests])]
     for label, name, word in (
         ("avg. accuracy", "average_accuracy", percent),
         ("BWT", "bwt", points),
         ("forgetting", "forgetting", points),
     ):
-        rows.append((label, [_with_worst(table.get(f"{name}_{test}"), word) for test in tests]))
+        rows.append((label, [_with_worst(table.get(f"{name}_{test}"), word, clients) for test in tests]))
     width = max(len(cells[0]) for _, cells in rows)
     lines = [
         f"{label:<15}  {'  '.join(f'{cell:<{width}}' for cell in cells)}".rstrip() for label, cells in rows
     ]
     if (rate := table.get("task_inference_rate")) is not None:
-        lines.append(f"{'task inferred':<15}  {_with_worst(rate, percent)}")
+        lines.append(f"{'task inferred':<15}  {_with_worst(rate, percent, clients)}")
     stored, most = table.get("stored_bytes_per_task"), table.get("peak_bytes")
     if stored is not None and most is not None:
         lines.append(f"{'stored':<15}  {size(stored['mean'])} a task and client, at most {size(most['max'])}")
@@ -241,9 +242,14 @@ def _continual_lines(table: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def _with_worst(over_clients: Mapping[str, Any] | None, word: Callable[[float], str]) -> str:
-    """Word a mean over clients, and the worst client where they differ: `-0.8 pt (worst -1.7 pt)`."""
+def _with_worst(over_clients: Mapping[str, Any] | None, word: Callable[[float], str], clients: int) -> str:
+    """Word a mean over clients: `-0.8 pt (worst -1.7 pt, 2 of 5 clients)`.
+
+    The worst client is named where clients differ, their number where it is not that of all `clients`.
+    """
     if over_clients is None:
         return MISSING
-    mean = word(over_clients["mean"])
-    return mean if not over_clients["std"] else f"{mean} (worst {word(over_clients['worst'])})"
+    notes = [f"worst {word(over_clients['worst'])}"] if over_clients["std"] else []
+    if (n := over_clients.get("n", clients)) < clients:
+        notes.append(f"{n} of {_clients(clients).strip()}")
+    return word(over_clients["mean"]) + (f" ({', '.join(notes)})" if notes else "")

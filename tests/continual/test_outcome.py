@@ -15,6 +15,7 @@ from fedkd.continual.metrics import forgetting_first_last, learning_area
 from fedkd.continual.outcome import StreamOutcome, stream_outcome
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.load import load_scenario
+from fedkd.run_summary import _continual
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols
 
@@ -142,6 +143,12 @@ def test_a_client_that_learned_the_last_task_alone_has_forgotten_nothing_that_co
     for name in ("bwt", "forgetting", "fwt", "nbt", "temporal_forgetting"):
         assert isnan(figures[name][1])
     assert figures["average_accuracy"][1] == pytest.approx(0.7)
+
+
+def test_a_summary_says_how_many_clients_a_mean_is_over():
+    rows = [*rows_of(FIRST, 0), *rows_of(SECOND, 1), *steps_of(0), *steps_of(1, [2])]
+    table = _continual(outcome_of(rows, scenario_of()))
+    assert (table["average_accuracy"]["n"], table["bwt"]["n"], table["bwt"]["mean"]) == (2, 1, -0.2)
 
 
 def test_clients_with_one_model_have_learned_what_any_of_them_did():
@@ -307,6 +314,7 @@ def test_the_summary_spreads_every_figure_over_honest_clients(finished):
     assert table["average_accuracy"] == table["average_accuracy_task_incremental"]
     assert table["average_accuracy"] == pytest.approx(
         {"mean": np.mean(last), "std": np.std(last), "min": min(last), "max": max(last), "worst": min(last)}
+        | {"n": 2}
     )
     drops = [float(max(m[1, 0], m[2, 0]) - m[3, 0] + m[2, 1] - m[3, 1]) / 2 for m in matrices.values()]
     assert table["forgetting"]["worst"] == pytest.approx(max(drops), abs=1e-12)

@@ -88,7 +88,7 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
     tests = [outcome.test(protocol, "global") for protocol in outcome.protocols]
     data, rows = [], []
     for test, (colour, _, _) in zip(tests, looks(len(tests)), strict=True):
-        lost = forgotten(outcome, test)
+        lost, clients = forgotten(outcome, test)
         shown = [None if isnan(v) else 100 * v for v in lost]
         data.append(
             {
@@ -99,12 +99,14 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
                 "marker": {"color": colour},
             }
         )
-        rows += [[test.protocol, name, number(v)] for name, v in zip(names[:-1], lost, strict=True)]
+        rows += [
+            [test.protocol, name, number(v), n] for name, v, n in zip(names[:-1], lost, clients, strict=True)
+        ]
     if any(value is not None for trace in data for value in trace["y"]):
         yield Figure(
             "forgetting",
             "Forgetting by task",
-            ["protocol", "task", "forgetting"],
+            ["protocol", "task", "forgetting", "clients"],
             rows,
             data,
             named_axes(x="task") | {"yaxis": {"title": {"text": "points"}}, "barmode": "group"},
@@ -130,8 +132,8 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
     )
 
 
-def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> np.ndarray:
-    """Return how much of each task but the last is gone at the end, `[T−1]`.
+def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> tuple[np.ndarray, list[int]]:
+    """Return how much of each task but the last is gone at the end, `[T−1]`, and of how many clients.
 
     It is the mean over the clients that count in means and have learned the task; NaN where there are none.
 
@@ -147,12 +149,13 @@ def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> np.ndarray:
             if outcome.learned:
                 lost[row, ~outcome.learned[client][:-1]] = np.nan
     known = ~np.isnan(lost)
-    return np.divide(
+    mean = np.divide(
         np.where(known, lost, 0.0).sum(axis=0),
         known.sum(axis=0),
         out=np.full(lost.shape[1], np.nan),
         where=known.any(axis=0),
     )
+    return mean, known.sum(axis=0).tolist()
 
 
 def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:

@@ -277,4 +277,6 @@ def test_forgetting_is_of_the_clients_that_count_and_have_learned_the_task():
     outcome = StreamOutcome(
         3, "task_incremental", (test,), {}, frozenset({0, 1}), lessons, in_step=True, learned=learned
     )
-    np.testing.assert_allclose(forgotten(outcome, test), [0.6, (0.2 + 0.1) / 2], atol=1e-12)
+    mean, number = forgotten(outcome, test)
+    np.testing.assert_allclose(mean, [0.6, (0.2 + 0.1) / 2], atol=1e-12)
+    assert number == [1, 2]
