@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.installed import how_to_install
 from fedkd.plugins import Registry
 from fedkd.scenario.explain import section_of
 from fedkd.scenario.shipped import BENCHES, LISTED, Kind, Shipped, shipped, shipped_folder
@@ -173,8 +174,8 @@ def loggers() -> Iterator[str]:
     for name, kind in LOGGERS.items():
         yield _row(name, kind.summary)
         if not kind.is_there:
-            brought = f"fedkd[{kind.extra}]" if kind.extra else kind.package
-            yield _row("", f"  not installed: pip install '{brought}'")
+            how = how_to_install(kind.extra) if kind.extra else f"pip install {kind.package}"
+            yield _row("", f"  not installed; {how}")
         section = section_of(Tracking.model_fields[name].annotation)
         assert section is not None
         for key, field in section.model_fields.items():

@@ -12,6 +12,11 @@ NEEDED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "flwr", "ray
 """What fedkd needs most, where it is run from its source and nobody has written down what it needs."""
 
 
+def how_to_install(extra: str) -> str:
+    """Return how to install an extra of fedkd, which no package index has yet."""
+    return f"in a clone of fedkd: pip install '.[{extra}]'"
+
+
 def dependencies() -> list[str]:
     """Return the packages that fedkd asks for to run, by name."""
     try:

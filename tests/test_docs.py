@@ -227,6 +227,15 @@ def test_sections_of_the_readme_are_named_as_they_are():
         assert set(named) <= headings, f"{page.name} names a section that the README lacks"
 
 
+def test_extras_install_from_a_clone():
+    """No package index has fedkd yet, so `pip install 'fedkd[…]'` finds nothing."""
+    texts = [*LINKING, *(REPOSITORY / "fedkd").rglob("*.py")]
+    named = [
+        path.name for path in texts if re.search(r"pip install '?fedkd", path.read_text(encoding="utf-8"))
+    ]
+    assert named == []
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors of a page's headings that the site and code hosts agree on."""
     found = set()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.installed import how_to_install
 from fedkd.randomness import derive_seed
 from fedkd.tuning.space import Dimension
 
@@ -43,7 +44,7 @@ def check_optuna() -> None:
     from importlib.util import find_spec
 
     if find_spec("optuna") is None:
-        raise UserError(f"fedkd tune needs Optuna; pip install 'fedkd[{EXTRA}]'")
+        raise UserError(f"fedkd tune needs Optuna; {how_to_install(EXTRA)}")
 
 
 def draw(

@@ -251,7 +251,8 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_runs(
     absent, digits_toml, digits_scenario, tmp_path, capsys
 ):
     digits_toml.write_text(digits_toml.read_text() + "\n[tracking.tensorboard]\n")
-    told = "tracking.tensorboard: no_such_package is not installed; pip install 'fedkd[tensorboard]'"
+    how = "in a clone of fedkd: pip install '.[tensorboard]'"
+    told = f"tracking.tensorboard: no_such_package is not installed; {how}"
     for words in (["check", digits_toml], ["run", digits_toml, "--out", tmp_path / "run"]):
         assert main(list(map(str, words))) == 2
         assert capsys.readouterr().err == f"error: {digits_toml}: {told}\n"
@@ -262,7 +263,7 @@ def test_a_logger_that_is_not_installed_is_refused_before_anything_runs(
 
 def test_loggers_are_listed_with_what_brings_them(absent):
     text = "\n".join(loggers())
-    assert "not installed: pip install 'fedkd[tensorboard]'" in text
+    assert "not installed; in a clone of fedkd: pip install '.[tensorboard]'" in text
     assert all(name in text for name in LOGGERS)
     assert 'mode = "offline"' in text and "pictures_every = 10" in text
 

@@ -59,5 +59,5 @@ def test_the_sampler_learns_from_trials_that_are_known():
 def test_without_optuna_it_is_said_what_brings_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'fedkd\[tune\]'"):
+    with pytest.raises(UserError, match=r"in a clone of fedkd: pip install '\.\[tune\]'"):
         check_optuna()

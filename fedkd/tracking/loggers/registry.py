@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
+from fedkd.installed import how_to_install
 from fedkd.tracking.loggers.background import BackgroundLogger
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def check_loggers(scenario: Scenario) -> None:
     for kind, _ in wanted_loggers(scenario):
         if kind.extra and not kind.is_there:
             raise UserError(
-                f"{kind.package} is not installed; pip install 'fedkd[{kind.extra}]'",
+                f"{kind.package} is not installed; {how_to_install(kind.extra)}",
                 key=f"tracking.{kind.name}",
             )
 
