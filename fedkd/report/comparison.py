@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedkd.report.metrics import Metric
-from fedkd.report.statistics import Interval, interval, paired_difference
+from fedkd.report.statistics import LEVEL, Interval, discoveries, interval, paired_difference
 from fedkd.report.study import Labels, Study, StudyRun, values_by_seed
 
 
@@ -19,12 +19,14 @@ class Entry:
         difference: To the baseline, paired by seed; None: there is none, or this is the baseline.
         best: Whether no other group of the block has a better mean.
         tied: Whether the interval of the paired difference to the best group contains 0.
+        differs: Whether the difference is significant among all of the table's differences of its metric.
     """
 
     value: Interval | None = None
     difference: Interval | None = None
     best: bool = False
     tied: bool = False
+    differs: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,58 @@ class Row:
 
 
 def compare(study: Study) -> list[Row]:
-    """Return one row per group, block by block."""
-    rows = []
+    """Return one row per group, block by block.
+
+    The differences of one metric, over all rows, are a family: which of them are significant is decided
+    among them all.
+    """
+    rows: list[Row] = []
     for block, groups in study.blocks.items():
         columns = [_column(groups, metric, study.baseline) for metric in study.shown]
         for group, runs in groups.items():
             entries = tuple(column[group] for column in columns)
             rows.append(Row(block, group, len(runs), entries))
-    return rows
+    marked = [mark_differences(family) for family in zip(*(row.entries for row in rows), strict=True)]
+    return [
+        replace(row, entries=entries) for row, entries in zip(rows, zip(*marked, strict=True), strict=True)
+    ]
+
+
+def mark_differences(family: Sequence[Entry]) -> list[Entry]:
+    """Return entries of one metric, those marked whose difference is significant among them all."""
+    tested = [index for index, entry in enumerate(family) if _p_of(entry) is not None]
+    p_values = [p for entry in family if (p := _p_of(entry)) is not None]
+    found = {index for index, yes in zip(tested, discoveries(p_values), strict=True) if yes}
+    return [replace(entry, differs=index in found) for index, entry in enumerate(family)]
+
+
+def _p_of(entry: Entry) -> float | None:
+    return None if entry.difference is None else entry.difference.p
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many differences of a table were tested, and how many of their intervals exclude 0.
+
+    Attributes:
+        tested: Number of differences that vary over seeds.
+        excluding: Number of their intervals that exclude 0.
+        by_chance: Expected number of intervals that exclude 0 if nothing differs from the baseline.
+        marked: Number of differences that are significant after the correction.
+    """
+
+    tested: int
+    excluding: int
+    by_chance: float
+    marked: int
+
+
+def tally(rows: Sequence[Row]) -> Tally:
+    """Count the differences of a table."""
+    entries = [entry for row in rows for entry in row.entries if _p_of(entry) is not None]
+    excluding = sum(bool(entry.difference and entry.difference.excludes_zero()) for entry in entries)
+    marked = sum(entry.differs for entry in entries)
+    return Tally(len(entries), excluding, (1.0 - LEVEL) * len(entries), marked)
 
 
 def _column(

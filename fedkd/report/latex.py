@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from fedkd.report.comparison import Entry, Row, compare
 from fedkd.report.metrics import Metric
 from fedkd.report.study import Study, group_title
-from fedkd.report.tables import MISSING, explained, number_text
+from fedkd.report.tables import MISSING, difference_text, explained, number_text
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "±": r"$\pm$", "−": "$-$", "–": "--", "×": r"$\times$", "≤": r"$\leq$",
-    "≥": r"$\geq$", "†": r"$^\dagger$", "\u202f": r"\,", "\u00a0": "~",
+    "≥": r"$\geq$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "\u202f": r"\,", "\u00a0": "~",
 }  # fmt: skip
 _GREEK = {
     "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta",
@@ -71,7 +71,7 @@ def _entries(row: Row, study: Study) -> Iterator[str]:
     for shown, entry in zip(study.shown, row.entries, strict=True):
         yield _cell(entry, shown)
         if study.baseline:
-            yield escaped(number_text(entry.difference, shown, sign="+").replace("-", "−"))
+            yield escaped(difference_text(entry, shown).replace("-", "−"))
 
 
 def _cell(entry: Entry, shown: Metric) -> str:

@@ -7,13 +7,14 @@ import io
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from fedkd.report.comparison import Entry, Row, compare
+from fedkd.report.comparison import Entry, Row, Tally, compare, tally
 from fedkd.report.metrics import CONTINUAL_METRICS, Metric
-from fedkd.report.statistics import Interval
+from fedkd.report.statistics import FALSE_DISCOVERY_RATE, Interval
 from fedkd.report.study import Study, group_title
 
 MISSING = "–"
 TIED = "†"
+DIFFERS = "‡"
 
 
 def markdown_table(study: Study) -> str:
@@ -48,7 +49,7 @@ def _cells(row: Row, study: Study) -> list[str]:
     for metric, entry in zip(study.shown, row.entries, strict=True):
         cells.append(_value(entry, metric))
         if study.baseline:
-            cells.append(number_text(entry.difference, metric, sign="+"))
+            cells.append(difference_text(entry, metric))
     return cells
 
 
@@ -57,6 +58,11 @@ def _value(entry: Entry, metric: Metric) -> str:
     if entry.best:
         return f"**{text}**"
     return f"{text} {TIED}" if entry.tied else text
+
+
+def difference_text(entry: Entry, metric: Metric) -> str:
+    """Word the difference to the baseline, marked where it is significant: `+11.0 ± 2.5 ‡`."""
+    return number_text(entry.difference, metric, sign="+") + f" {DIFFERS}" * entry.differs
 
 
 def number_text(value: Interval | None, metric: Metric, sign: str = "") -> str:
@@ -90,6 +96,13 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
         parts.append("One seed: no intervals, and no telling chance from effect.")
     if study.baseline:
         parts.append(f"Δ: difference to {plain(group_title(study.baseline))}{where}, paired by seed.")
+    told = tally(rows)
+    if told.tested:
+        parts.append(
+            f"{DIFFERS}: significant at a false discovery rate of {100 * FALSE_DISCOVERY_RATE:.0f} %"
+            " (Benjamini–Hochberg, over all differences of one metric in this table)."
+        )
+        parts.append(tally_text(told))
     if ranked:
         parts.append(f"{bold}: best mean{where}.")
     if ranked and seeds > 1:
@@ -107,20 +120,28 @@ def _legend(study: Study, rows: Sequence[Row], plain: Callable[[str], str], bold
     return " ".join(parts)
 
 
+def tally_text(told: Tally) -> str:
+    """Word how many differences were tested, and how many would seem to differ by chance."""
+    return (
+        f"Of {told.tested:,} differences {told.excluding:,} have an interval without 0, uncorrected;"
+        f" {told.by_chance:,.1f} would by chance if nothing differed. {told.marked:,} are significant."
+    )
+
+
 def csv_table(study: Study) -> str:
     """Return the same numbers, unscaled, in full precision: one line per group and metric."""
     axes = [*study.block_axes, *study.compared_axes]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    numbers = ("mean", "half_width", "difference", "difference_half_width", "best", "tied")
+    numbers = ("mean", "half_width", "difference", "difference_half_width", "p", "best", "tied", "differs")
     writer.writerow([*(axis.name for axis in axes), "metric", "seeds", *numbers])
     for row in compare(study):
         for metric, entry in zip(study.shown, row.entries, strict=True):
             seeds = entry.value.seeds if entry.value else 0
             writer.writerow(
                 [*row.block, *row.group, metric.name, seeds]
-                + [*_pair(entry.value), *_pair(entry.difference)]
-                + [str(flag).lower() for flag in (entry.best, entry.tied)]
+                + [*_pair(entry.value), *_pair(entry.difference), _p(entry.difference)]
+                + [str(flag).lower() for flag in (entry.best, entry.tied, entry.differs)]
             )
     return text.getvalue()
 
@@ -129,3 +150,7 @@ def _pair(value: Interval | None) -> tuple[float | str, float | str]:
     if value is None:
         return "", ""
     return value.mean, "" if value.half is None else value.half
+
+
+def _p(difference: Interval | None) -> float | str:
+    return "" if difference is None or difference.p is None else difference.p

@@ -12,6 +12,8 @@ from fedkd.report.tables import csv_table, markdown_table
 
 # Half widths: 4.302653 · s / √3. E.g. local at α = 0.1: s = 0.1, so ± 24.8 points; knfu against local there:
 # differences 2, 3, 1 points, s = 1, so 2.0 ± 2.5; local against the best, knfu: contains 0, so †.
+# With 2 degrees of freedom p = 1 − t / √(2 + t²): 0.074, 0.095, 0.0027 and 0.0031 for the differences.
+# Sorted, they are compared with 0.0125, 0.025, 0.0375 and 0.05, so the last two are significant.
 TABLE = """\
 # made-up
 
@@ -21,11 +23,13 @@ TABLE = """\
 | 0.1 | knfu | 3 | **62.0 ± 23.7** | +2.0 ± 2.5 | **2.0 ± 2.5** | – |
 | 0.1 | fedmd | 3 | 30.0 ± 24.8 † | -30.0 ± 43.0 | **2.0 ± 2.5** | – |
 | 10 | local | 3 | 80.0 ± 0.0 | – | – | – |
-| 10 | knfu | 3 | **91.0 ± 2.5** | +11.0 ± 2.5 | **2.0 ± 2.5** | – |
-| 10 | fedmd | 3 | 90.8 ± 2.6 † | +10.8 ± 2.6 | **2.0 ± 2.5** | – |
+| 10 | knfu | 3 | **91.0 ± 2.5** | +11.0 ± 2.5 ‡ | **2.0 ± 2.5** | – |
+| 10 | fedmd | 3 | 90.8 ± 2.6 † | +10.8 ± 2.6 ‡ | **2.0 ± 2.5** | – |
 
 Means over clients after the last round. Mean ± 95 % confidence interval over 3 seeds (Student's t). \
 Δ: difference to local for the same Dirichlet α, paired by seed. \
+‡: significant at a false discovery rate of 5 % (Benjamini–Hochberg, over all differences of one metric in this table). \
+Of 4 differences 2 have an interval without 0, uncorrected; 0.2 would by chance if nothing differed. 2 are significant. \
 **Bold**: best mean for the same Dirichlet α. \
 †: not separable from the best, the 95 % interval of the paired difference contains 0.
 """  # noqa: E501
@@ -43,8 +47,8 @@ def test_without_a_baseline_there_is_no_difference(study):
 def test_what_has_all_samples_in_one_place_is_shown_and_not_ranked(study):
     runs = tuple(replace(run, is_bound=run.levels[1] == "knfu") for run in study.runs)
     table = markdown_table(replace(study, runs=runs, metrics=("accuracy_local",)))
-    assert "| 10 | knfu | 3 | 91.0 ± 2.5 | +11.0 ± 2.5 |" in table
-    assert "| 10 | fedmd | 3 | **90.8 ± 2.6** | +10.8 ± 2.6 |" in table
+    assert "| 10 | knfu | 3 | 91.0 ± 2.5 | +11.0 ± 2.5 ‡ |" in table
+    assert "| 10 | fedmd | 3 | **90.8 ± 2.6** | +10.8 ± 2.6 ‡ |" in table
     assert "Not ranked, because all samples are in one place: knfu." in table
 
 
@@ -85,6 +89,7 @@ def test_the_csv_has_the_same_numbers_in_full(study):
     assert len(rows) == 12
     row = next(r for r in rows if (r["data.partition.alpha"], r["fusion.strategy"]) == ("10", "knfu"))
     assert row["metric"] == "accuracy_local" and row["best"] == "true" and row["tied"] == "false"
+    assert row["differs"] == "true" and float(row["p"]) == pytest.approx(1 - 363**0.5 / 365**0.5)
     assert float(row["mean"]) == pytest.approx(0.91)
     assert float(row["difference"]) == pytest.approx(0.11)
     assert float(row["difference_half_width"]) == pytest.approx(4.30265273 * 0.01 / 3**0.5)

@@ -26,7 +26,7 @@ from fedkd.report.page.figure import (
 from fedkd.report.page.page import Page, Section
 from fedkd.report.study import Labels, Study, StudyRun, final_interval, group_title
 from fedkd.report.style import group_looks
-from fedkd.report.tables import MISSING, TIED, explained, number_text
+from fedkd.report.tables import MISSING, TIED, difference_text, explained, number_text
 from fedkd.tracking.folder import CELLS
 
 DASH = {"-": "solid", "--": "dash", "-.": "dashdot"}
@@ -97,7 +97,7 @@ def _entries(row: Row, study: Study) -> Iterator[Cell]:
         if study.baseline:
             difference = entry.difference
             value = None if difference is None else difference.mean * shown.scale
-            yield Cell(number_text(difference, shown, sign="+"), value)
+            yield Cell(difference_text(entry, shown), value)
 
 
 def _cell(entry: Entry, shown: Metric) -> Cell:
