@@ -65,8 +65,8 @@ def strategies() -> Iterator[str]:
             yield _row("", f"  needs {', '.join(needed)}")
         for parameter in strategy_hyperparameters(name):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
-        if strategy.paper:
-            yield _row("", f"  {strategy.paper}")
+        if strategy.source():
+            yield _row("", f"  {strategy.source()}")
     for name in flower_strategy_names():
         needs = f"{NEEDS['gradients']}, {NEEDS['one_architecture']}"
         yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")

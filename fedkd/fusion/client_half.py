@@ -57,7 +57,9 @@ class ClientHalf(ABC):
     sends: ClassVar[str]
     """What a client uploads, for people; `"nothing"` means that no message carries knowledge."""
     paper: ClassVar[str] = ""
-    """Where the strategy comes from."""
+    """Where the strategy comes from; "after …" if it takes an idea of a paper and not its method."""
+    source_note: ClassVar[str] = ""
+    """How it differs from that paper in one line, or that none was found."""
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What clients and server must offer; a scenario that cannot is refused."""
     teaches_locally: ClassVar[bool] = False
@@ -144,6 +146,11 @@ class ClientHalf(ABC):
     def counts_rounds(self) -> bool:
         """Whether what it does in a round depends on how many there are, so that a run cannot get longer."""
         return False
+
+    @classmethod
+    def source(cls) -> str:
+        """Return where the strategy comes from and how it differs, for people; empty if it is fedkd's own."""
+        return "; ".join(text for text in (cls.paper, cls.source_note) if text)
 
     @property
     def shared_arguments(self) -> dict[str, Any]:

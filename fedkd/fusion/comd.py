@@ -1,7 +1,8 @@
 """`comd`: competitive distillation. On each sample those who do better teach those who do worse.
 
 X. Li, L. Lin, S. Wang and C. Qian, "Unlock the Power: Competitive Distillation for Multi-Modal Large Language
-Models", 2023, arXiv 2311.08213. There two models compete for the part of the teacher; here N do.
+Models", 2023, arXiv 2311.08213. There two multimodal language models are tuned on instructions and compete
+for the part of the teacher; here N classifiers compete for each transfer sample.
 """
 
 from __future__ import annotations
@@ -48,7 +49,13 @@ class CoMD(TemperedLabels):
 
     name: ClassVar[str] = "comd"
     guides: ClassVar[Guided] = "each"
-    paper: ClassVar[str] = "Li et al., Unlock the Power: Competitive Distillation, 2023, arXiv 2311.08213"
+    paper: ClassVar[str] = (
+        "after Li et al., Unlock the Power: Competitive Distillation, 2023, arXiv 2311.08213"
+    )
+    source_note: ClassVar[str] = (
+        "the paper tunes two multimodal language models on instructions; here N classifiers compete for each"
+        " transfer sample"
+    )
 
     judge: Literal["consensus", "labels"] = "consensus"
     """What predictions are measured by: the `consensus` of all others, or the true `labels` of the transfer

@@ -1,7 +1,8 @@
 """`dlf`: dynamic logits fusion. What training has moved in the neighbours' logits is added to one's own.
 
 C. Fan, Z. Lu, W. Wei, J. Tian, X. Qu, D. Chen and Y. Cheng, "On Giant's Shoulders: Effortless Weak to Strong
-by Dynamic Logits Fusion", NeurIPS 2024, arXiv 2406.15480.
+by Dynamic Logits Fusion", NeurIPS 2024, arXiv 2406.15480. There logits are fused while a language model
+decodes; here clients distil the fused logits.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ class DLF(TemperedLabels):
     sends_otherwise_later: ClassVar[bool] = True
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
-        "Fan et al., On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion, NeurIPS 2024"
+        "after Fan et al., On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion,"
+        " NeurIPS 2024"
+    )
+    source_note: ClassVar[str] = (
+        "the paper fuses logits while a language model decodes; here clients distil the fused logits"
     )
 
     beta: Annotated[float, Field(ge=0)] = 10.0

@@ -1,7 +1,7 @@
 """FedHKT: like clients average their weights; the groups' models teach one on the server, and it everybody.
 
 Y. Deng, J. Ren, C. Tang, F. Lyu, Y. Liu and Y. Zhang, "A Hierarchical Knowledge Transfer Framework for
-Heterogeneous Federated Learning", INFOCOM 2023. As reconstructed in our docs, from its abstract.
+Heterogeneous Federated Learning", INFOCOM 2023. Only its abstract was at hand.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class FedHKT(ServerTeacher):
-    """Average weights among like clients, distil the groups into a server model, learn from that.
+    """Average weights in groups of like clients that teach a server model; written from an abstract.
+
+    This is written from the paper's abstract alone: the formulas are fedkd's.
 
     ::
 
@@ -55,8 +57,11 @@ class FedHKT(ServerTeacher):
     }
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
-        "Deng et al., A Hierarchical Knowledge Transfer Framework for Heterogeneous Federated Learning,"
-        " INFOCOM 2023"
+        "after the abstract of Deng et al., A Hierarchical Knowledge Transfer Framework for Heterogeneous"
+        " Federated Learning, INFOCOM 2023"
+    )
+    source_note: ClassVar[str] = (
+        "written from the abstract: grouping, confidence and the choice of samples are fedkd's"
     )
     needs: ClassVar[frozenset[Need]] = frozenset({"server", "weights"})
 

@@ -1,7 +1,8 @@
 """`masters`: weak teachers before strong ones, and on each sample the one that is nearest and not alone.
 
-After curricula of masked teachers: a strong teacher is too far from a student that knows little. There small
-weights of one teacher are left out and restored in the course of training; here weak clients come first.
+After curricula of masked teachers, of which no publication was found: a strong teacher is too far from a
+student that knows little. There small weights of one teacher are left out and restored in the course of
+training; here weak clients come first.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Masters(TemperedLabels):
     sends: ClassVar[str] = "logits, and how strong the client is"
     kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, ACCURACY: Kind.SCORES}
     guides: ClassVar[Guided] = "each"
+    source_note: ClassVar[str] = "after curricula of masked teachers, of which no publication was found"
 
     first_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     """ρ₀: the share of clients that is heard at the beginning; 1 is all of them from the first round on."""

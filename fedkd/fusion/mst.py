@@ -1,6 +1,7 @@
 """`mst`: a mixture of specialised teachers. A gate sends each sample to the two that suit it.
 
 "MST-Distill: Mixture of Specialized Teachers for Cross-Modal Knowledge Distillation", 2025, arXiv 2507.07015.
+Its MaskNets, which adapt each teacher to the student, are absent here.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ class MST(TemperedLabels):
 
     name: ClassVar[str] = "mst"
     guides: ClassVar[Guided] = "each"
-    paper: ClassVar[str] = "MST-Distill: Mixture of Specialized Teachers, 2025, arXiv 2507.07015"
+    paper: ClassVar[str] = "after MST-Distill: Mixture of Specialized Teachers, 2025, arXiv 2507.07015"
+    source_note: ClassVar[str] = (
+        "the paper's MaskNets, which adapt each teacher to the student, are absent; the gate is trained on"
+        " labels"
+    )
 
     judge: Literal["labels", "consensus"] = "labels"
     """What a teacher's answer is measured by: true `labels` of the transfer set, which the server then needs,

@@ -1,7 +1,8 @@
 """`path`: a router of each client's own sends every transfer sample to those of its neighbours that know it.
 
-After Path-PKT, which lets a model of one task route each sample among the models of others by a softmax over
-a few of them, with a balance loss and a z-loss; how the router is trained without a task loss is ours.
+After Path-PKT, of which no publication was found. It is said to let a model of one task route each sample
+among the models of others by a softmax over a few of them, with a balance loss and a z-loss. How the router
+is trained without a task loss is ours.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Path(KnowsStart):
     name: ClassVar[str] = "path"
     sends: ClassVar[str] = "logits"
     guides: ClassVar[Guided] = "each"
-    paper: ClassVar[str] = "after Path-PKT"
+    source_note: ClassVar[str] = "after Path-PKT, of which no publication was found"
 
     guess: Literal["none", "distance", "agreement", "surer", "shift"] = "agreement"
     """Where the scores begin: `distance` (−KL of mean predictions, as KnFu has it), `agreement` (share of

@@ -45,7 +45,10 @@ class ScaLearn(TemperedLabels):
 
     name: ClassVar[str] = "scalearn"
     guides: ClassVar[Guided] = "each"
-    paper: ClassVar[str] = "Frohmann et al., ScaLearn: … Learning to Scale, 2023, arXiv 2310.01217"
+    paper: ClassVar[str] = "after Frohmann et al., ScaLearn: … Learning to Scale, 2023, arXiv 2310.01217"
+    source_note: ClassVar[str] = (
+        "the paper scales outputs of adapters in a language model; here clients' logits are scaled"
+    )
     needs: ClassVar[frozenset[Need]] = frozenset({"transfer_labels"})
 
     beta: Annotated[float, Field(ge=0)] = 10.0

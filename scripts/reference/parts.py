@@ -94,7 +94,7 @@ def _strategy(name: str) -> str:
     if needed:
         facts.append(f"**Needs** {', '.join(needed)}.")
     return _part(
-        name, strategy, facts, strategy_hyperparameters(name), strategy.paper, results.of_strategy(name)
+        name, strategy, facts, strategy_hyperparameters(name), strategy.source(), results.of_strategy(name)
     )
 
 

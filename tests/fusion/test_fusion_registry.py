@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from textwrap import dedent
 
 import pytest
 
+from fedkd import catalogue
 from fedkd.errors import UserError
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.registry import STRATEGIES, make_strategy, strategy_hyperparameters
@@ -141,6 +143,21 @@ def test_wrong_hyperparameters(hyperparameters, message) -> None:
     with pytest.raises(UserError) as caught:
         make_strategy("knfu", hyperparameters)
     assert str(caught.value) == message
+
+
+def test_what_is_not_of_its_paper_says_so_in_the_list_and_in_the_docs() -> None:
+    noted = {name: STRATEGIES.load(name) for name in STRATEGIES.builtin if STRATEGIES.load(name).source_note}
+    assert noted.keys() >= {"mhat", "fedhkt", "comd", "mst", "dlf", "scalearn", "masters", "path"}
+    listed = "\n".join(catalogue.strategies())
+    docs = Path(__file__).parents[2] / "docs" / "strategies.md"
+    section = (
+        docs.read_text(encoding="utf-8").partition("### Strategies after a paper\n")[2].partition("\n#")[0]
+    )
+    for name, strategy in noted.items():
+        assert strategy.source_note in listed and f"| `{name}` |" in section
+        assert not strategy.paper or strategy.paper.startswith("after ")
+    for name in ("mhat", "fedhkt"):
+        assert "abstract" in (inspect.getdoc(noted[name]) or "").partition("\n\n")[0]
 
 
 def test_a_strategy_without_hyperparameters_says_so() -> None:
