@@ -116,7 +116,7 @@ class Measure(Section):
 
 
 class Engine(Section):
-    """Where client work runs. Never changes a result."""
+    """Where client work runs. Results depend on `threads_per_client` and `device`, and on no other key."""
 
     kind: Literal["ray", "inline"] = "ray"
     """`ray`: actors; `inline`: this process."""
@@ -128,9 +128,11 @@ class Engine(Section):
     """GPUs an actor reserves; fractions share a GPU. Absent: the cluster's GPUs, if it has any, are shared
     out among the actors; 0: none."""
     threads_per_client: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Threads of one client's arithmetic, whatever its actor's share of CPUs (results depend on it)."""
+    """Threads of one client's arithmetic, whatever its actor's share of CPUs. Results depend on it: the last
+    bits of sums do."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto`: the GPU where the actor holds a share of one, else the CPU."""
+    """`auto`: the GPU where the actor holds a share of one, else the CPU. Results depend on it: the last bits
+    of sums do."""
     address: str | None = None
     """Address of an existing Ray cluster, or `"auto"`; absent: a local one."""
     live_clients: PositiveInt | None = None

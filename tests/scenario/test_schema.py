@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from fedkd.continual.registry import LEARNERS, learner_hyperparameters
 from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
 from fedkd.plan.json_schema import json_schema
 from fedkd.scenario.explain import known_keys
-from fedkd.scenario.schema import Continual, Fusion, Scenario
+from fedkd.scenario.schema import Continual, Engine, Fusion, Scenario
 
 
 def sections(model: type[BaseModel], seen: list[type[BaseModel]]) -> list[type[BaseModel]]:
@@ -64,6 +65,14 @@ def test_json_schema_accepts_what_loads_and_refuses_what_does_not(digits_scenari
     assert not check.is_valid({"continual": {"tasks": {"kind": "splt"}}})
     assert not check.is_valid({"rounds": 0})
     assert not check.is_valid({"ruonds": 3})
+
+
+def test_the_engines_promise_names_the_keys_that_change_results():
+    told = {name: field.description or "" for name, field in Engine.model_fields.items()}
+    keys = {name for name, text in told.items() if "Results depend on it" in text}
+    promise = " ".join((Engine.__doc__ or "").split())
+    assert keys == {"threads_per_client", "device"} == set(re.findall(r"`(\w+)`", promise))
+    assert "ever changes a result" not in promise
 
 
 def test_json_schema_describes_every_hyperparameter_of_every_strategy():
