@@ -22,7 +22,7 @@ class Poison:
         victim: Class distribution `[C]` that an imitator feigns.
     """
 
-    kind: Literal["random", "flipped", "imitation"]
+    kind: Literal["random", "flipped", "imitation", "constant"]
     victim: np.ndarray
 
     def labels(self, labels: np.ndarray, classes: int) -> np.ndarray:
@@ -42,6 +42,10 @@ class Poison:
             return values
         if kind.is_logits_of_samples and self.kind == "imitation":
             return imitate(len(values), self.victim, generator)
+        if kind.is_logits_of_samples and self.kind == "constant":
+            return constant(values)
+        if kind is Kind.VOTES and self.kind == "constant":
+            return np.zeros_like(values)
         if kind is Kind.MASKS:  # as many weights, but others
             return np.packbits(generator.permutation(np.unpackbits(values)))
         if kind is Kind.SHARES:
@@ -60,6 +64,13 @@ def imitate(samples: int, victim: np.ndarray, generator: np.random.Generator) ->
     """
     drawn = generator.choice(len(victim), samples, p=victim / victim.sum())
     return (10.0 * np.eye(len(victim))[drawn]).astype(np.float32)
+
+
+def constant(logits: np.ndarray) -> np.ndarray:
+    """Return logits `[M, C]` that are all but certain of class 0, whatever the sample is."""
+    rare = 1e-4 / max(logits.shape[1], 1)
+    said = np.where(np.arange(logits.shape[1]) == 0, 1.0 - 1e-4 + rare, rare)
+    return np.broadcast_to(np.log(said), logits.shape).astype(logits.dtype)
 
 
 def poison_of(scenario: Scenario, client: int, label_distribution: Callable[[], np.ndarray]) -> Poison | None:

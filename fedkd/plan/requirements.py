@@ -152,9 +152,10 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     if plan.learner is not None:
         check_learner(plan.learner, plan, data, models)
     sends_weights = "weights" in needs or Kind.WEIGHTS in plan.strategy.kinds.values()
-    if scenario.faults.poisoned > 0 and sends_weights and scenario.faults.poison == "imitation":
+    poison = scenario.faults.poison
+    if scenario.faults.poisoned > 0 and sends_weights and poison in ("imitation", "constant"):
         raise UserError(
-            f"'imitation' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
+            f"'{poison}' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
             key="faults.poison",
         )
 

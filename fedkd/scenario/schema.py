@@ -51,10 +51,10 @@ class Faults(Section):
 
     poisoned: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of clients that are poisoned, drawn once; their own accuracy is left out of the means."""
-    poison: Literal["random", "flipped", "imitation"] = "random"
+    poison: Literal["random", "flipped", "imitation", "constant"] = "random"
     """What a poisoned client uploads: `random` predictions; those of a model trained on `flipped` labels;
     `imitation`: random predictions with the class distribution of a victim's, which fools class-distribution
-    weights."""
+    weights; `constant`: class 0 of every sample, in which all poisoned clients agree."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Probability that a client that was sampled for a round does not take part in it; one always does."""
     stragglers: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

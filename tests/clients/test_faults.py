@@ -75,6 +75,15 @@ def test_random_predictions_say_nothing(scenario_with):
     assert_array_equal(good.upload(1)["logits"], good.predict(good.data.transfer_x))
 
 
+def test_constant_clients_agree_on_class_0():
+    poison, values = Poison("constant", np.full(4, 0.25)), np.zeros((3, 4), np.float32)
+    generator = numpy_generator(0, "constant")
+    found = softmax(poison.fake(Kind.TRANSFER_LOGITS, values, generator))
+    assert_allclose(found, np.tile([1 - 7.5e-5, 2.5e-5, 2.5e-5, 2.5e-5], (3, 1)), rtol=1e-3)
+    assert_array_equal(poison.fake(Kind.VOTES, np.array([3, 1], np.int8), generator), [0, 0])
+    assert_array_equal(poison.fake(Kind.LABEL_COUNTS, np.array([3, 1]), generator), [3, 1])
+
+
 def test_flipped_labels_are_what_a_client_trains_on_and_nothing_else(scenario_with):
     scenario = scenario_with(
         {"poisoned": 0.25, "poison": "flipped"}, training={"lr": 0.01, "local_epochs": 30}

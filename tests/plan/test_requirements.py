@@ -24,6 +24,8 @@ from fedkd.plan.requirements import check_requirements
         ("fedkd", "imitation", True),
         ("fedmrl", "imitation", True),
         ("fedgen", "imitation", True),
+        ("feddf", "constant", True),
+        ("cfd", "constant", False),
         ("fml", "random", False),
         ("fedgkt", "imitation", False),
         ("knfu", "imitation", False),
@@ -37,7 +39,7 @@ def test_poison_that_has_no_meaning_is_refused(strategy, poison, refused, digits
     if not refused:
         check_requirements(plan, data, models)
         return
-    with pytest.raises(UserError, match="'imitation' is for clients that upload predictions") as caught:
+    with pytest.raises(UserError, match=f"'{poison}' is for clients that upload predictions") as caught:
         check_requirements(plan, data, models)
     assert caught.value.key == "faults.poison"
 
