@@ -127,6 +127,8 @@ def _filtered(wanted: Filter) -> str:
     from fedkd.fusion.filters import THRESHOLDS
 
     where = ", which alone is sent" if wanted.at == "upload" else ""
+    if wanted.votes == "equal":
+        where = " of equal votes"
     if wanted.quantile is not None:
         return f"all but the {100 * wanted.quantile:g} % least by {wanted.by}{where}"
     least = THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold

@@ -12,7 +12,7 @@ quantile is one of what filters before it have left.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -34,6 +34,10 @@ class Wanted(Protocol):
         """The least weight that is kept; None: that of `THRESHOLDS`."""
 
     @property
+    def votes(self) -> Literal["equal", "class_shares"]:
+        """How votes of `agreement` are weighed."""
+
+    @property
     def quantile(self) -> float | None:
         """The share that is dropped, whatever its weights; None: the threshold decides."""
 
@@ -52,26 +56,30 @@ def relevance(q: np.ndarray, p: np.ndarray) -> np.ndarray:
     return q.astype(np.float64) @ need
 
 
-def agreement(q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Return the share of others that bear each prediction out, of those who know its class, `[N, M]`.
+def agreement(q: np.ndarray, p: np.ndarray, sent: np.ndarray) -> np.ndarray:
+    """Return the share of the others' votes that bear each prediction out, `[N, M]`.
 
-    ``Σ_{k≠m} p_k[c] [argmax q_k[i] = c] / Σ_{k≠m} p_k[c]`` with ``c = argmax q_m[i]``: whoever has none of a
-    class has no say about it. 1 where nobody else has any, so that there is nobody to contradict.
+    ``Σ_{k≠m} p_k[c] s_k[i] [argmax q_k[i] = c] / Σ_{k≠m} p_k[c] s_k[i]`` with ``c = argmax q_m[i]``. It is 1
+    where no other client has a vote. Votes by class shares leave a class to the clients that have it; the
+    shares are the clients' own claim. Equal votes are ``p = 1``.
 
     Args:
         q: Probabilities, `[N, M, C]`.
-        p: What each has of each class, rows that sum to 1, `[N, C]`.
+        p: What the vote of each counts for each class, `[N, C]`.
+        sent: s, which predictions there are, `[N, M]` bool; one that was not sent has no vote.
     """
     clients, samples, classes = q.shape
     votes = q.argmax(axis=-1)  # [N, M]
-    voters = np.zeros((samples, classes))
+    voters, voting = np.zeros((2, samples, classes))
     rows = np.arange(samples)
-    for own, voted in zip(p, votes, strict=True):
-        voters[rows, voted] += own[voted]
-    own = np.take_along_axis(p, votes, axis=1)
+    for own, voted, there in zip(p, votes, sent, strict=True):
+        voters[rows[there], voted[there]] += own[voted[there]]
+        voting[there] += own
+    own = np.take_along_axis(p, votes, axis=1) * sent
     agreeing = voters[rows[None, :], votes] - own
-    knowing = p.sum(axis=0)[votes] - own
-    nobody = knowing <= 1e-12 * np.maximum(p.sum(axis=0)[votes], 1e-300)
+    whole = voting[rows[None, :], votes]
+    knowing = whole - own
+    nobody = knowing <= 1e-12 * np.maximum(whole, 1e-300)
     share = np.divide(agreeing, knowing, out=np.ones((clients, samples)), where=~nobody)
     return np.clip(share, 0.0, 1.0)
 
@@ -102,11 +110,11 @@ def kept(filters: Sequence[Wanted], q: np.ndarray, sent: np.ndarray) -> Iterator
         sent: Which predictions there are, `[N, M]` bool.
     """
     p = class_shares(q, sent)
-    same = {wanted.by: _weigh(wanted.by, q, p) for wanted in filters if wanted.by != "relevance"}
+    same = [None if wanted.by == "relevance" else _weigh(wanted, q, p, sent) for wanted in filters]
     for receiver in p if is_personal(filters) else p[:1]:
         keep = sent.copy()
-        for wanted in filters:
-            weights = relevance(q, receiver) if wanted.by == "relevance" else same[wanted.by]
+        for wanted, known in zip(filters, same, strict=True):
+            weights = relevance(q, receiver) if known is None else known
             keep &= weights >= least(wanted, weights[keep])
         yield keep
 
@@ -118,8 +126,10 @@ def least(wanted: Wanted, weights: np.ndarray) -> float:
     return THRESHOLDS[wanted.by] if wanted.threshold is None else wanted.threshold
 
 
-def _weigh(by: str, q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    return certainty(q) if by == "confidence" else agreement(q, p)
+def _weigh(wanted: Wanted, q: np.ndarray, p: np.ndarray, sent: np.ndarray) -> np.ndarray:
+    if wanted.by == "confidence":
+        return certainty(q)
+    return agreement(q, np.ones_like(p) if wanted.votes == "equal" else p, sent)
 
 
 def mean_of_kept(values: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,11 +50,16 @@ class Filter(Section):
     too little. A sample of which nobody's prediction is left is not taught."""
 
     by: Literal["confidence", "agreement", "relevance"] = "agreement"
-    """`confidence`: 1 − entropy / log C. `agreement`: the share of the others who say the same, of those who
-    know the class. `relevance`: how likely the sample is of classes that the receiver lacks; for strategies
+    """`confidence`: 1 − entropy / log C. `agreement`: the share of the others' `votes` for the same class.
+    `relevance`: how likely the sample is of classes that the receiver lacks; for strategies
     that mix predictions for each client (`knfu`, `kta`, `ktpfl`, `comet`)."""
     threshold: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """The least weight that is kept; 0 keeps all. Absent: 0.5, for `agreement` 0.3."""
+    votes: Literal["class_shares", "equal"] = "class_shares"
+    """What a vote of `agreement` counts. `class_shares`: the share of the class in the client's predictions,
+    its own claim, so that two colluding clients defeat the filter. `equal`: the same for all clients;
+    colluders pass once they are more than `threshold` of the others, and a class that few clients know is
+    dropped."""
     quantile: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """In its place the share that is dropped of what filters before it have left, whatever it weighs."""
     at: Literal["fusion", "upload"] = "fusion"
@@ -65,6 +70,8 @@ class Filter(Section):
     def _check(self) -> Filter:
         if self.threshold is not None and self.quantile is not None:
             raise ValueError("has a threshold and a quantile; must be one of them")
+        if self.votes == "equal" and self.by != "agreement":
+            raise ValueError(f"votes = 'equal' needs by = 'agreement', got '{self.by}', which takes no votes")
         if self.at == "upload" and self.by != "confidence":
             raise ValueError(
                 f"at = 'upload' needs by = 'confidence', got '{self.by}', which others decide about"

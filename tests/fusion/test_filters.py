@@ -34,7 +34,7 @@ def test_relevance_is_how_likely_a_sample_is_of_what_the_receiver_lacks() -> Non
 
 
 def test_agreement_is_the_share_of_those_who_know_the_class() -> None:
-    votes, found = Q.argmax(axis=-1), agreement(Q, P)
+    votes, found = Q.argmax(axis=-1), agreement(Q, P, SENT)
     for m in range(4):
         for i in range(12):
             c = votes[m, i]
@@ -44,10 +44,49 @@ def test_agreement_is_the_share_of_those_who_know_the_class() -> None:
 
 
 def test_who_is_alone_or_alone_with_a_class_is_not_contradicted() -> None:
-    assert_array_equal(agreement(Q[:1], P[:1]), np.ones((1, 12)))
-    sure = np.eye(2)[[[0, 0], [1, 1], [1, 1]]]
-    found = agreement(sure, class_shares(sure, np.ones((3, 2), dtype=bool)))
+    assert_array_equal(agreement(Q[:1], P[:1], SENT[:1]), np.ones((1, 12)))
+    sure, sent = np.eye(2)[[[0, 0], [1, 1], [1, 1]]], np.ones((3, 2), dtype=bool)
+    found = agreement(sure, class_shares(sure, sent), sent)
     assert_array_equal(found, np.ones((3, 2)))
+
+
+def test_equal_votes_count_heads_by_hand() -> None:
+    votes, sent = Q.argmax(axis=-1), SENT.copy()
+    sent[1, ::2] = sent[2, 3] = False
+    found = agreement(Q, np.ones_like(P), sent)
+    for m in range(4):
+        for i in range(12):
+            others = [k for k in range(4) if k != m and sent[k, i]]
+            agreeing = sum(votes[k, i] == votes[m, i] for k in others)
+            assert found[m, i] == pytest.approx(agreeing / len(others), abs=1e-12)
+    equal = Filter(by="agreement", votes="equal", threshold=0.5)
+    assert_array_equal(only(equal, sent=sent)[0], sent & (found >= 0.5))
+
+
+def test_what_was_not_sent_has_no_vote() -> None:
+    """Such a prediction stands as zeros, and would vote for the first class."""
+    q, sent = np.full((3, 1, 2), 0.5), np.array([[True], [False], [False]])
+    q[0, 0] = [0.9, 0.1]
+    for p in (np.ones((3, 2)), class_shares(q, sent)):
+        assert agreement(q, p, sent)[0, 0] == 1.0, "no other client has said anything"
+        contradicted = q.copy()
+        contradicted[1, 0] = [0.1, 0.9]
+        there = np.array([[True], [True], [False]])
+        assert agreement(contradicted, p, there)[0, 0] == 0.0
+
+
+@pytest.mark.parametrize(("colluders", "kept_equal"), [(1, False), (2, False), (3, False), (4, True)])
+def test_colluders_defeat_votes_by_class_shares(colluders, kept_equal) -> None:
+    """Ten clients, f of which say class 0 always; they pass once f − 1 of the nine others are enough."""
+    honest = np.eye(10)[np.tile(np.arange(1, 10), (10 - colluders, 3))]
+    hostile = np.broadcast_to(np.eye(10)[0], (colluders, 27, 10))
+    q = np.concatenate([honest, hostile])
+    sent = np.ones(q.shape[:2], dtype=bool)
+    by_shares = only(Filter(by="agreement"), q=q, sent=sent)[0]
+    equal = only(Filter(by="agreement", votes="equal"), q=q, sent=sent)[0]
+    assert by_shares[:-colluders].all() and equal[:-colluders].all()
+    assert by_shares[-colluders:].all(), "no honest client claims class 0"
+    assert equal[-colluders:].all() == equal[-colluders:].any() == kept_equal
 
 
 def test_a_share_is_over_what_was_sent() -> None:

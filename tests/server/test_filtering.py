@@ -57,7 +57,7 @@ def test_a_strategy_that_mixes_mixes_what_is_left(filters) -> None:
     p = class_shares(Q, np.ones(Q.shape[:2], dtype=bool))
     same = certainty(Q) >= 0.3
     if BORNE_OUT in filters:
-        same &= agreement(Q, p) >= 0.4
+        same &= agreement(Q, p, np.ones(Q.shape[:2], dtype=bool)) >= 0.4
     keeps = [same & (relevance(Q, p[n]) >= 0.15) if WANTED in filters else same for n in range(4)]
     # What a client seems to know is what it says where it is heard by anybody.
     anywhere = np.logical_or.reduce(keeps)
