@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     (
         "namespaces",
         "randomness",
+        "canonical_basis",
         "signals",
         "supervisor",
         "plugins",

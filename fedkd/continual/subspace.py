@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from fedkd.canonical_basis import canonical_rotation
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import Layer, layers_of
 from fedkd.continual.statistics import present_statistics
@@ -235,16 +236,17 @@ def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Left singular vectors ``[n, m]`` of ``R − B Bᵀ R``, orthonormal among each other and to B, and their
-        energies ``[m]``, squared singular values, descending; those that are rounding are left out.
+        energies ``[m]``, squared singular values, descending; those that are rounding are left out. Order and
+        repetition of the inputs change no direction (see `fedkd.canonical_basis`).
     """
     residual = inputs - basis @ (basis.T @ inputs)
     vectors, values, _ = torch.linalg.svd(residual, full_matrices=False)
     energies = values.square()
-    found = energies > NOISE * inputs.square().sum()
-    vectors = vectors[:, found]
+    floor = NOISE * float(inputs.square().sum())
+    vectors = vectors @ torch.from_numpy(canonical_rotation(vectors.numpy(), energies.numpy(), floor))
     # The basis was rounded, and a weak residual is mostly its rounding: orthonormalise them together.
     vectors, triangle = torch.linalg.qr(vectors - basis @ (basis.T @ vectors))
-    return vectors * triangle.diagonal().sign(), energies[found]
+    return vectors * triangle.diagonal().sign(), energies[: vectors.shape[1]]
 
 
 def number_needed(energies: Tensor, goal: float) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.canonical_basis import canonical_rotation
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import finite_logits, softmax
@@ -26,6 +27,8 @@ from fedkd.namespaces import below, under
 WHOLE, CODES, ABOUT = "whole_logits", "codes", "about"
 CODER, AGAIN, AGE = "coder", "again", "age"
 LEAST = 1e-7
+NOISE = 1e-10
+"""Share of the logits' squares below which a direction is rounding."""
 NO_CODER = np.zeros((0, 0), dtype=np.float32)
 
 
@@ -42,8 +45,11 @@ class Bottleneck(KnFu):
 
     In the first round, and every `refresh` rounds, logits are sent whole and the server finds μ and E anew:
     of all linear codes of b numbers these lose the least of the logits in squares, the less the larger b, and
-    with b = C − 1 nothing. They travel down with every guidance, (b + 1)·C numbers. Who has another code than
-    the server, as at the beginning of a task, is told to send whole logits.
+    with b = C − 1 nothing. They travel down with every guidance, (b + 1)·C numbers. Clients with another code
+    than the server's, as at the beginning of a task, are asked for whole logits.
+
+    E is the same for every order of clients and samples (see `fedkd.canonical_basis`). Logits that span fewer
+    than b dimensions have codes of as many numbers; knowledge that is mixed from them may lose more.
     """
 
     name: ClassVar[str] = "bottleneck"
@@ -168,16 +174,13 @@ def centred(logits: np.ndarray) -> np.ndarray:
 
 
 def best_coder(logits: np.ndarray, width: int) -> np.ndarray:
-    """Return μ and E of logits `[N, M, C]` as rows, `[1 + b, C]` float32; b is at most C.
-
-    Directions have the sign that makes their largest entry positive.
-    """
+    """Return μ and E of logits `[N, M, C]` as rows, `[1 + b, C]` float32; b is at most the rank of z̃ − μ."""
     z = centred(logits).reshape(-1, logits.shape[-1]).astype(np.float64)
     mean = z.mean(axis=0)
-    _, directions = np.linalg.eigh((z - mean).T @ (z - mean))
-    best = directions.T[::-1][:width]
-    largest = np.take_along_axis(best, np.abs(best).argmax(axis=1)[:, None], axis=1)
-    return np.vstack([mean, best * np.sign(largest)]).astype(np.float32)
+    energies, directions = np.linalg.eigh((z - mean).T @ (z - mean))
+    energies, directions = energies[::-1], directions[:, ::-1]
+    best = directions @ canonical_rotation(directions, energies, NOISE * float((z**2).sum()))
+    return np.vstack([mean, best.T[:width]]).astype(np.float32)
 
 
 def encode(coder: np.ndarray, rows: np.ndarray) -> np.ndarray:

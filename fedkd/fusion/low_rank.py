@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedkd.canonical_basis import canonical_rotation
 from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.views import Arrays
 
 FACTORS = "factors"
 RANKS = "ranks"
+NOISE = 1e-14
+"""Share of the squares below which a direction is rounding: factors are float32."""
 WHOLE = -1
 """In the place of a rank: the numbers are sent as they are."""
 
@@ -22,6 +25,7 @@ def compress(change: Arrays, energy: float) -> dict[str, np.ndarray]:
     An array `[O, ...]` is one matrix of O rows. Of ``U diag(σ) Vᵀ`` the first k columns of U, σ and rows of
     Vᵀ are kept, with the smallest k for which ``Σ_{j ≤ k} σ_j² ≥ energy · Σ_j σ_j²``. Where those are not
     fewer numbers than the matrix has, and for vectors, it is sent whole; a change of nothing has rank 0.
+    Factors depend on the matrix alone, singular values of equal size included (see `fedkd.canonical_basis`).
 
     Args:
         change: Real arrays by name.
@@ -46,12 +50,10 @@ def _factors(values: np.ndarray, energy: float) -> tuple[np.ndarray, np.ndarray,
     matrix = values.reshape(len(values), -1).astype(np.float64)
     rows, columns = matrix.shape
     u, sigma, v = np.linalg.svd(matrix, full_matrices=False)
-    # Which sign a pair of vectors has is nobody's business, but it must not hang on a last bit.
-    signs = np.where(u[np.abs(u).argmax(axis=0), np.arange(len(sigma))] < 0, -1.0, 1.0)
-    u, v = u * signs, v * signs[:, None]
-    kept = np.cumsum(sigma**2)
-    rank = int(np.searchsorted(kept, energy * kept[-1])) + 1 if kept[-1] > 0 else 0
-    rank = min(rank, len(sigma))
+    energies = sigma**2
+    rotation = canonical_rotation(u, energies, NOISE * float(energies.sum()))
+    u, v, energies = u @ rotation, rotation.T @ v, energies[: rotation.shape[1]]
+    rank = min(int((np.cumsum(energies) < energy * energies.sum()).sum()) + 1, len(energies))
     if rank * (rows + columns + 1) >= rows * columns:
         return None
     return u[:, :rank], sigma[:rank], v[:rank]

@@ -11,7 +11,16 @@ from torch.func import functional_call
 
 from fedkd.continual.cuber import CUBER
 from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import BASIS, COLUMNS, FLEXIBLE, GRADIENT, REGIME, SCALE, SCRATCH
+from fedkd.continual.layer_memory import (
+    BASIS,
+    COLUMNS,
+    FLEXIBLE,
+    GRADIENT,
+    REGIME,
+    SCALE,
+    SCRATCH,
+    LayerMemory,
+)
 from fedkd.continual.naive import Naive
 from fedkd.continual.registry import make_learner
 from fedkd.continual.trgp import TRGP
@@ -113,6 +122,37 @@ def test_regimes_are_those_of_the_table():
                 assert learning.learner.report(context)[f"regime/{name}/{old}"] == expected
                 seen.add(expected)
     assert seen == {1, 2, 3}
+
+
+@pytest.mark.parametrize("learner", [GPM, TRGP, CUBER])
+def test_bases_follow_neither_order_nor_repetition_of_samples(learner):
+    """Samples of each task span three of twelve dimensions, one of which it shares with the last task."""
+    generator = torch.Generator().manual_seed(3)
+    span, mix = (torch.linalg.qr(torch.randn(n, n, generator=generator).double())[0] for n in (12, 24))
+    tasks = [span[:, 2 * task : 2 * task + 3] @ mix[:3] for task in range(3)]
+
+    def bases(inputs):
+        learning = start(learner(threshold=0.99), network(), alike(3), SHARED[:3])
+        context = learning.context
+        memory = LayerMemory(context, context.layers["body.1"])
+        for context.task in range(3):
+            learning.learner.extend(memory, inputs(tasks[context.task]), 0.99)
+        memory.hold()
+        chosen = [memory.columns(task) for task in range(3)]
+        return memory.basis, memory.projection(torch.eye(12)), [c.tolist() for c in chosen if c is not None]
+
+    basis, projector, chosen = bases(lambda own: own)
+    assert basis.shape == (12, 7)
+    for seed in range(3):
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(seed))
+        for inputs in (
+            lambda own, o=order: own[:, o],
+            lambda own, o=order: torch.cat([own, own[:, o]], dim=1),
+        ):
+            found = bases(inputs)
+            torch.testing.assert_close(found[0], basis, atol=1e-6, rtol=0)
+            torch.testing.assert_close(found[1], projector, atol=1e-6, rtol=0)
+            assert found[2] == chosen
 
 
 def test_a_tasks_gradient_is_kept_as_it_was_at_its_end():

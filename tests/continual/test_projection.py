@@ -38,6 +38,18 @@ def test_projections_with_nothing_and_with_everything(rank):
     assert relatedness(torch.zeros(4, 5), basis) == 0.0
 
 
+@pytest.mark.parametrize("rank", [1, 4, 6])
+def test_the_complement_has_one_projector_for_every_basis_of_a_subspace(rank):
+    """Its own columns are arbitrary, and only their projector is used."""
+    basis = orthonormal(7, rank)
+    left = complement(basis)
+    for seed in range(3):
+        other = complement(
+            (basis @ orthonormal(rank, rank, seed))[:, torch.randperm(rank, generator=g(seed))]
+        )
+        torch.testing.assert_close(other @ other.T, left @ left.T, atol=1e-14, rtol=0)
+
+
 @pytest.mark.parametrize("rank, onto", [(0, False), (3, False), (4, True), (7, True)])
 def test_the_cheaper_projection_leaves_the_same_with_fewer_columns(rank, onto):
     basis, gradient = orthonormal(7, rank), torch.randn(4, 7, generator=g(1)).double()

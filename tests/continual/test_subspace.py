@@ -76,6 +76,28 @@ def test_weak_directions_are_orthogonal_to_a_rounded_basis():
     torch.testing.assert_close(directions.T @ directions, torch.eye(3).double(), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("strength", [[1.0, 1.0, 1.0], [3.0, 1.0, 1.0], [1.0, 1e-3, 1e-4]])
+def test_directions_follow_neither_order_nor_repetition_of_inputs(strength):
+    """Inputs span three dimensions of nine, some of them equally."""
+    span = orthonormal(9, 3, seed=2) * torch.tensor(strength).double()
+    inputs, basis = span @ orthonormal(12, 3, seed=3).T, orthonormal(9, 1, seed=4)
+    span, basis = span - basis @ (basis.T @ span), basis[:, : int(strength[0] == 3.0)]
+    directions, energies = residual_directions(inputs, basis)
+    assert directions.shape == (9, 3)
+    for seed in range(4):
+        order = torch.randperm(12, generator=g(seed))
+        moments = torch.linalg.eigh(inputs @ inputs.T)
+        for same, times in (
+            (inputs[:, order], 1),
+            (torch.cat([inputs[:, order], inputs], dim=1), 2),
+            (torch.cat([inputs[:, order], torch.zeros(9, 2).double()], dim=1), 1),
+            (moments[1] * moments[0].clamp(min=0.0).sqrt(), 1),
+        ):
+            found, their_energies = residual_directions(same, basis)
+            torch.testing.assert_close(found, directions, atol=1e-7, rtol=0)
+            torch.testing.assert_close(their_energies, times * energies)
+
+
 def test_the_smallest_number_of_directions_that_reaches_the_goal():
     energies = torch.tensor([4.0, 3.0, 2.0, 1.0]).double()
     assert [number_needed(energies, goal) for goal in (-1, 0, 0.1, 4, 4.1, 7, 9.5, 10)] == [

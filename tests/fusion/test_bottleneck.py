@@ -10,6 +10,7 @@ from small_views import SmallClient
 
 from fedkd.fusion.bottleneck import Bottleneck, best_coder, centred, decode, encode
 from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import Knowledge
 
 LOGITS = draw_logits(4, 12, 5, seed=4)
@@ -39,6 +40,41 @@ def test_what_codes_lose_is_what_the_smaller_singular_values_hold() -> None:
     assert lost[0] > lost[1] > lost[2] > 1e-3 > 1e-8 > lost[3]  # of five one is the mean of all
 
 
+EYE = 6.0 * np.eye(5, dtype=np.float32)[:, None]
+FEW = {
+    "fewer predictions than classes": draw_logits(3, 1, 5, seed=1),
+    "equal clients": np.repeat(draw_logits(1, 3, 5, seed=2), 4, axis=0),
+    "a constant class": np.concatenate(
+        [draw_logits(3, 1, 4, seed=3), np.ones((3, 1, 1), np.float32)], axis=2
+    ),
+    "each client certain of another class": EYE,
+    "three of them": EYE[:3],
+}
+
+
+@pytest.mark.parametrize("logits", FEW.values(), ids=FEW)
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_the_code_follows_neither_order_nor_repetition_where_predictions_span_little(logits, width) -> None:
+    coder, draws = best_coder(logits, width), np.random.default_rng(0)
+    z = centred(logits).reshape(-1, 5).astype(np.float64)
+    assert len(coder) == 1 + min(width, np.linalg.matrix_rank(z - z.mean(axis=0), tol=1e-4))
+    for _ in range(6):
+        order = draws.permutation(len(logits))
+        for same in (logits[order], np.concatenate([logits, logits[order]]), logits[order][:, ::-1]):
+            assert_allclose(best_coder(same, width), coder, atol=1e-6)
+
+
+def test_equal_predictions_of_all_samples_have_a_code_of_no_numbers() -> None:
+    logits = np.tile(draw_logits(1, 1, 5), (3, 4, 1))
+    strategy, clients = Bottleneck(width=2), {n: SmallClient(logits=own) for n, own in enumerate(logits)}
+    first, _ = round_of(strategy, clients, {})
+    second, uploads = round_of(strategy, clients, first.memory)
+    assert uploads[0]["codes"].shape == (4, 0) and second.memory["coder"].shape == (1, 5)
+    for client in clients.values():
+        for targets, _ in client.distilled:
+            assert_allclose(targets, softmax(logits[0]), rtol=1e-5)
+
+
 @pytest.mark.parametrize("width", [4, 5, 9])
 def test_codes_as_wide_as_classes_are_knfu(width) -> None:
     strategy, clients = Bottleneck(beta=1.0, width=width), federation()
@@ -46,7 +82,7 @@ def test_codes_as_wide_as_classes_are_knfu(width) -> None:
     first, uploads = round_of(strategy, clients, {})
     assert uploads[0]["whole_logits"].shape == (12, 5) and uploads[0]["codes"].size == 0
     second, uploads = round_of(strategy, clients, first.memory)
-    assert uploads[0]["whole_logits"].size == 0 and uploads[0]["codes"].shape == (12, min(width, 5))
+    assert uploads[0]["whole_logits"].size == 0 and uploads[0]["codes"].shape == (12, 4)
     for n, client in clients.items():
         for targets, _ in client.distilled:
             assert_allclose(targets, expected.targets[n], rtol=1e-3, atol=1e-5)

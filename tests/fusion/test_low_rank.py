@@ -68,6 +68,39 @@ def test_all_of_the_energy_is_exact(shape, seed):
         assert_allclose(values, change[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("energy", [0.45, 0.7, 1.0])
+def test_factors_depend_on_the_matrix_alone(monkeypatch, energy):
+    """Of three equally large singular values, and among the many zeros, the solver may return any basis."""
+    change = {"w": low(20, 30, [3.0, 2.0, 2.0, 2.0, 1.0])}
+    before, solve, generator = compress(change, energy), np.linalg.svd, numpy_generator(0, "bases")
+
+    def another(matrix, full_matrices):
+        u, sigma, v = solve(matrix, full_matrices=full_matrices)
+        for same in (slice(0, 1), slice(1, 4), slice(4, 5)):
+            turn, _ = np.linalg.qr(generator.normal(size=(len(sigma[same]), len(sigma[same]))))
+            u[:, same], v[same] = u[:, same] @ turn, turn.T @ v[same]
+        nothing = np.linalg.qr(np.hstack([u[:, :5], generator.normal(size=(20, 15))]))[0][:, 5:]
+        return np.hstack([u[:, :5], nothing]), sigma, v
+
+    monkeypatch.setattr(np.linalg, "svd", another)
+    after = compress(change, energy)
+    assert_array_equal(after[RANKS], before[RANKS])
+    assert_allclose(after[FACTORS], before[FACTORS], atol=1e-6)
+
+
+@pytest.mark.parametrize("energy", [0.45, 0.7, 1.0])
+def test_order_of_rows_and_empty_columns_change_no_factor(energy):
+    matrix = low(20, 30, [3.0, 2.0, 2.0, 2.0, 1.0])
+    order = numpy_generator(1, "rows").permutation(20)
+    wider = np.insert(matrix, 11, 0.0, axis=1)
+    plain, shuffled, padded = (
+        decompress(compress({"w": m}, energy), {"w": m})["w"] for m in (matrix, matrix[order], wider)
+    )
+    assert_allclose(shuffled, plain[order], atol=1e-6)
+    assert_allclose(np.delete(padded, 11, axis=1), plain, atol=1e-6)
+    assert_array_equal(padded[:, 11], 0.0)
+
+
 def test_what_does_not_belong_to_the_arrays_is_refused():
     change = {"w": low(20, 30, [1.0])}
     found = compress(change, 1.0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from local_steps import batch_of, features_by_hand, logits_by_hand, small_model
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.linalg import hadamard
 from several_networks import SeveralNetworks, softmax, step
 from small_views import SmallServer
 from torch import nn
@@ -143,6 +144,29 @@ def test_clients_go_on_with_exactly_what_the_server_has(energy):
         assert error < 1e-9 if energy == 1.0 else error < 0.5
         if energy < 1.0:
             assert guidance.personal[0][FACTORS].nbytes < 0.5 * before[PARAMETERS].nbytes
+
+
+@pytest.mark.parametrize("energy", [0.3, 0.5, 1.0])
+def test_the_mean_change_does_not_follow_the_order_of_clients(energy):
+    """Each client has changed one direction, as much as the others: the mean has equal singular values."""
+    strategy = FedKD(shared_model="plain", energy_start=energy, energy_end=energy)
+    server = SmallServer(np.zeros((1, 40), np.float32), 30, {})
+    memory = strategy.prologue(server).memory
+    u, v = np.zeros((30, 16)), np.zeros((40, 16))
+    u[5:21], v[7:23] = hadamard(16) / 4, hadamard(16)[::-1] / 4  # float32 has these numbers exactly
+    like = server.initial_weights("plain")
+    changes = [{**like, "weight": np.outer(u[:, n], v[:, n]), "bias": np.zeros(30)} for n in range(5)]
+    uploads = [compress(change, 1.0) | {COUNTERS: pack(like)[COUNTERS]} for change in changes]
+    found = []
+    for order in ((0, 1, 2, 3, 4), (3, 1, 4, 0, 2), (4, 3, 2, 1, 0), (2, 0, 1, 4, 3)):
+        extra = {name: [uploads[n][name] for n in order] for name in uploads[0]}
+        knowledge = Knowledge(
+            tuple(range(5)), None, np.ones(5), extra=extra, server=server, round=1, rounds=1
+        )
+        found.append(strategy.fuse(knowledge, memory).personal[0])
+    for other in found[1:]:
+        assert_array_equal(other[RANKS], found[0][RANKS])
+        assert_allclose(other[FACTORS], found[0][FACTORS], atol=1e-6)
 
 
 def test_what_has_never_been_trained_is_told_as_it_is():

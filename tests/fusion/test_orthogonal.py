@@ -64,6 +64,22 @@ def test_bases_stay_orthonormal_over_tasks_and_hold_their_share():
     assert grown <= N
 
 
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
+def test_the_basis_follows_neither_order_nor_repetition_where_sketches_span_little(threshold):
+    """Five clients whose sketches have one direction each, equally strong; two of them say it twice."""
+    directions = np.linalg.qr(drawn(N, 5))[0]
+    sketches = [np.outer(directions[:, n], np.eye(8)[n]) for n in range(5)]
+    sketches += [-np.outer(directions[:, n], np.eye(8)[n + 3]) for n in range(2)]
+    protected = np.linalg.qr(np.hstack([drawn(N, 1, seed=9), directions]))[0][:, :1].astype(np.float32)
+    first = extended(protected, sum(sketches), 1.0, threshold)
+    for seed in range(5):
+        draws = np.random.default_rng(seed)
+        total = sum(sketches[n] for n in draws.permutation(7))
+        for same in (total, total[:, draws.permutation(8)], np.hstack([total, 0.0 * total])):
+            np.testing.assert_allclose(extended(protected, same, 1.0, threshold), first, atol=1e-6)
+    assert first.shape[1] <= 6 and (threshold < 1.0 or first.shape[1] == 6)
+
+
 def test_shares_are_weighted_by_samples():
     assert share_left([0.5, 0.1], [1, 3]) == pytest.approx(0.2)
     assert share_left([0.5, 0.1], [0, 0]) == share_left([], []) == 0.0

@@ -134,6 +134,17 @@ def test_order_of_clients_does_not_matter() -> None:
     assert_allclose(their_weights, weights[order], atol=1e-9)
 
 
+@pytest.mark.parametrize("classes", [3, 12])
+def test_neither_order_nor_a_class_without_probability_matters_where_clients_span_little(classes) -> None:
+    points = np.repeat(draw(3, classes=classes), 2, axis=0)
+    mean, weights = spectral_filter(points, 0.3)
+    wider = np.insert(points, 1, 0.0, axis=2)
+    for order in ([5, 3, 1, 4, 2, 0], [2, 0, 1, 5, 3, 4]):
+        other, their_weights = spectral_filter(wider[order], 0.3)
+        assert_allclose(np.delete(other, 1, axis=1), mean, atol=1e-9)
+        assert_allclose(their_weights, weights[order], atol=1e-9)
+
+
 def test_in_blocks(monkeypatch) -> None:
     points = draw(5, samples=23)
     whole = spectral_filter(points, 0.2)

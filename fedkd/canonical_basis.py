@@ -1,0 +1,50 @@
+"""A canonical basis of the directions that data determine, whichever basis a linear algebra library returns.
+
+Eigenvectors and singular vectors are unique up to their sign. Those of equal energies are unique up to a
+rotation among them, and those without energy are arbitrary. Libraries choose, and the choice depends on the
+processor, on the number of threads and on the order of rows.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+TIED = 1e-6
+"""Energies of a smaller relative difference, and coordinates of one, have no order: rounding would choose."""
+
+
+def canonical_rotation(vectors: np.ndarray, energies: np.ndarray, floor: float) -> np.ndarray:
+    """Return the matrix that turns vectors into the canonical basis of their span, `[m, r]`.
+
+    ``V R`` ``[n, r]`` are the basis's columns. Where ``V σ Wᵀ`` is a matrix, ``Rᵀ Wᵀ`` are the other factor's
+    rows.
+
+    - Vectors whose energy is at most the floor are dropped.
+    - Each vector gets the sign that makes its largest entry positive, the first one of several.
+    - Vectors of equal energies are replaced by another basis of their span. Of the coordinate axes the one
+      nearest to the span is projected onto it, then the one nearest to what is left of the span.
+
+    Args:
+        vectors: Orthonormal columns V, `[n, m]` float64.
+        energies: Their eigenvalues, or squared singular values, descending, `[m]`.
+        floor: Energy that rounding alone reaches.
+    """
+    kept = energies[energies > floor]
+    rotation = np.zeros((len(energies), len(kept)))
+    begins = np.flatnonzero(np.diff(kept, prepend=np.inf) < -TIED * kept)
+    for begin, end in pairwise([*begins, len(kept)]):
+        rotation[begin:end, begin:end] = _rotation_within(vectors[:, begin:end])
+    return rotation
+
+
+def _rotation_within(vectors: np.ndarray) -> np.ndarray:
+    """Return the orthogonal matrix that turns a basis of a span into the canonical one, `[k, k]`."""
+    left, columns = vectors, []
+    for _ in range(vectors.shape[1]):
+        lengths = (left**2).sum(axis=1)
+        axis = int(np.argmax(lengths >= (1.0 - TIED) * lengths.max()))
+        columns.append(left[axis] / np.sqrt(lengths[axis]))
+        left = left - (left * columns[-1]).sum(axis=1, keepdims=True) * columns[-1]
+    return np.stack(columns, axis=1)
