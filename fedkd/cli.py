@@ -17,20 +17,23 @@ from typing import IO, NoReturn
 
 from fedkd import __version__, verbs
 from fedkd.errors import FedkdError, UserError, one_line, words_of
-from fedkd.plugins import contained
+from fedkd.plugins import contained, no_sudden_end
 from fedkd.scenario.shipped import LISTED, Kind
 from fedkd.signals import interrupting, outliving_terminal
+from fedkd.supervisor import INTERRUPTED, has_ended
 from fedkd.verbs import LISTS
 
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
-INTERRUPTED = 130
 READER_LEFT = 141
 """Status of a program that wrote to a closed pipe: 128 + SIGPIPE, as a shell reports it."""
 
 
 def program() -> int:
     """Be the program ``fedkd``: `main`, with a parent process over what runs on Ray."""
-    return main(supervised=True)
+    try:
+        return main(supervised=True)
+    finally:
+        has_ended()
 
 
 def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
@@ -58,7 +61,7 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
             complete(parser)
         args = parser.parse_args(argv)
         args.supervised = supervised
-        with contained():
+        with contained(), no_sudden_end():
             args.verb(args)
         sys.stdout.flush()
         return 0

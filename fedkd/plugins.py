@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fedkd.errors import UserError, described, did_you_mean
 
@@ -186,11 +187,36 @@ def contained() -> Iterator[None]:
     except Exception:
         raise
     except SystemExit as error:
-        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
+        name = "os._exit" if isinstance(error, _SuddenEnd) else "sys.exit"
+        raise RuntimeError(f"it called {name}({error.code!r})") from error
     except BaseException as error:
         if type(error) is KeyboardInterrupt:  # Python's own, not what is derived from it
             raise
         raise RuntimeError(f"it raised {described(error)}") from error
+
+
+class _SuddenEnd(SystemExit):
+    """Somebody's code called `os._exit`."""
+
+
+@contextmanager
+def no_sudden_end() -> Iterator[None]:
+    """Have `os._exit` raise in this process: it would end without a word, and perhaps with status 0.
+
+    Processes that are forked meanwhile end by it as ever.
+    """
+    real, owner = os._exit, os.getpid()
+
+    def refuse(status: int) -> NoReturn:
+        if os.getpid() != owner:
+            real(status)
+        raise _SuddenEnd(status)
+
+    os._exit = refuse
+    try:
+        yield
+    finally:
+        os._exit = real
 
 
 def module_file(module_name: str) -> Path:

@@ -76,6 +76,7 @@ def run(
     observers = _shown(observers, progress)
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
+        _interrupts_told(folder),
         _watched(plan.scenario, observers) as observer,
         started_engine(plan, folder, observer.message) as engine,
     ):
@@ -139,7 +140,7 @@ def resume(
     plan = plan_of_run(folder, rounds)
     refuse_deployed(folder)
     observers = _shown(observers, progress)
-    with locked(folder), _watched(plan.scenario, observers) as observer:
+    with locked(folder), _interrupts_told(folder), _watched(plan.scenario, observers) as observer:
         _check_continuation(plan, folder)
         check_links(folder, plan)
         with started_engine(plan, folder, observer.message) as engine:
@@ -184,15 +185,17 @@ def _work(
     with _quiet_flower(), stop_signals(partial(observer.message, STOPPING)) as stop:
         with suppress(OSError):
             (folder / ERROR_FILE).unlink(missing_ok=True)  # of a run that failed and is resumed now
-        go_on = f"the last checkpoint is saved; go on with: fedkd resume {folder}"
+        go_on = _way_on(folder)
         if_lost(go_on)
         with _writing_to(folder):
             write_clients(folder, plan, engine.data)
         try:
             totals = _rounds(plan, folder, engine, observer, stop.is_set, resume)
         except (Interrupted, KeyboardInterrupt) as error:
-            told = str(error) or "stopped at once; the last checkpoint is saved"
-            raise Interrupted(f"{told}; go on with: fedkd resume {folder}") from None
+            told = (
+                f"{error}; go on with: fedkd resume {folder}" if str(error) else f"stopped at once; {go_on}"
+            )
+            raise Interrupted(told) from None
         except EngineLost as error:
             if stop.is_set():  # whoever signals the whole process group stops Ray's processes too
                 raise Interrupted(f"stopped at once; {go_on}") from None
@@ -256,6 +259,22 @@ def _rounds(
                 renewed = True
             except ActorsLost as loss:
                 lost = loss
+
+
+def _way_on(folder: Path) -> str:
+    """Return what is kept of a run that stops here, and how to go on."""
+    if not (folder / SCENARIO).exists():
+        return "nothing was written; start it again"
+    return f"the last checkpoint is saved; go on with: fedkd resume {folder}"
+
+
+@contextmanager
+def _interrupts_told(folder: Path) -> Iterator[None]:
+    """Say what is kept where a run is interrupted before its rounds or after them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped at once; {_way_on(folder)}") from None
 
 
 @contextmanager

@@ -78,6 +78,22 @@ def _handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[No
 
 
 @contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Put this process's handlers of signals that ask to stop back after the block: Ray sets its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            if callable(handler):  # by default SIGTERM would end the process, and Ray's processes live on
+                signal.signal(number, handler)
+
+
+@contextmanager
 def sheltered_from_hang_up() -> Iterator[None]:
     """Have processes that are started meanwhile outlive the terminal: whoever started them stops them."""
     former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})

@@ -31,6 +31,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.append(str(Path(__file__).parent))  # for `processes`: pytest's importlib mode leaves it off the path
 
 
+class NoSharedRay(Exception):
+    """The Ray that tests share did not start: the first of them fails, the others are skipped."""
+
+    told = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report: Any = yield
+    if call.excinfo is not None and call.excinfo.errisinstance(NoSharedRay):
+        if NoSharedRay.told:
+            report.outcome, report.longrepr = "skipped", (str(item.path), 0, f"Skipped: {call.excinfo.value}")
+        NoSharedRay.told = True
+    return report
+
+
 def pytest_collection_finish() -> None:
     """Have the garbage collector pass over thousands of collected tests, which stay to the end."""
     gc.collect()
@@ -237,8 +253,10 @@ def ray_session():
     import ray
 
     from fedkd.engine.ray_lean import lean
+    from fedkd.engine.ray_patience import twice
+    from fedkd.errors import EngineLost
 
-    with lean():
+    def start() -> None:
         ray.init(
             address="local",
             num_cpus=2,
@@ -248,5 +266,11 @@ def ray_session():
             logging_level=logging.ERROR,
             configure_logging=False,
         )
+
+    try:
+        with lean():
+            twice(start)
+    except EngineLost as error:
+        raise NoSharedRay(str(error)) from error
     yield
     ray.shutdown()

@@ -370,6 +370,7 @@ def test_partition_mistakes_are_told_before_anything_loads(tmp_path: Path, parti
 LEAVES = {
     "sys.exit": "import sys; sys.exit(0)",
     "sys.exit with words": "import sys; sys.exit('goodbye')",
+    "os._exit": "import os; os._exit(0)",
     "a BaseException": "raise type('Away', (BaseException,), {})('gone')",
     "a GeneratorExit": "raise GeneratorExit('Away: gone')",
     "a KeyboardInterrupt of its own": "raise type('Away', (KeyboardInterrupt,), {})('gone')",
@@ -410,7 +411,7 @@ CALLED_WHILE_RUNNING = {"request": 2, "fuse": 2, "loss": 0, "penalty": 0}
 
 @pytest.mark.parametrize(
     ("place", "way"),
-    [*product(PLACES, ["sys.exit"]), *product(["import", "loss"], list(LEAVES)[1:])],
+    [*product(PLACES, ["sys.exit"]), *product(["import", "loss"], list(LEAVES)[1:]), ("fuse", "os._exit")],
     ids="-".join,
 )
 def test_a_plug_in_does_not_decide_how_the_program_ends(place, way, digits_toml, tmp_path, capsys):
@@ -424,7 +425,7 @@ def test_a_plug_in_does_not_decide_how_the_program_ends(place, way, digits_toml,
         checked = CALLED_WHILE_RUNNING.get(place, 2)
         assert status == (3 if verb == "run" and place in CALLED_WHILE_RUNNING else checked), said
         assert said.count("\n") == (status != 0) and "Traceback" not in said
-        assert status == 0 or ("sys.exit" in said or "Away: gone" in said)
+        assert status == 0 or ("sys.exit" in said or "os._exit(0)" in said or "Away: gone" in said)
         assert "internal error" not in said
 
 

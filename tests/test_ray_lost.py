@@ -44,7 +44,8 @@ def test_a_run_that_loses_a_process_of_rays_says_so_and_can_go_on(name, digits_t
                 break
         else:
             raise AssertionError(process.communicate()[1])
-        [victim] = [pid for pid, words in descendants(process.pid).items() if f"/{name} " in words]
+        # The first: what it has just forked is called the same, for a moment.
+        victim = next(pid for pid, words in descendants(process.pid).items() if f"/{name} " in words)
         os.kill(victim, signal.SIGKILL)
         _, error = process.communicate(timeout=60)
     finally:
@@ -62,3 +63,29 @@ def test_a_run_that_loses_a_process_of_rays_says_so_and_can_go_on(name, digits_t
         "fewer rounds are refused, so all of the state is there"
     )
     assert "the run began with 500 rounds" in capsys.readouterr().err
+
+
+@pytest.mark.alone
+def test_sigterm_while_ray_starts_ends_the_run_with_130_and_leaves_nothing(digits_toml, tmp_path):
+    out = tmp_path / "out"
+    process = program(["run", str(digits_toml), "--out", str(out), "--set", "engine.kind=ray"])
+    assert process.stdout is not None
+    started: dict[int, str] = {}
+    try:
+        assert process.stdout.readline().startswith("starting Ray")
+        while not any("/gcs_server " in words for words in started.values()):
+            assert process.poll() is None
+            started |= descendants(process.pid)
+        process.terminate()
+        while process.poll() is None:
+            started |= descendants(process.pid)
+        error = process.communicate()[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert error == "error: stopped at once; nothing was written; start it again\n"
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,stat=", "-p", ",".join(map(str, started))], capture_output=True, text=True
+    )
+    assert not [line for line in listed.stdout.splitlines() if "Z" not in line]
+    assert not out.exists()

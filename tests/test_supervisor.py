@@ -6,13 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
-SPLIT = "import os, signal, sys; from fedkd.supervisor import if_lost, split_off; split_off();"
+SPLIT = (
+    "import os, signal, subprocess, sys, time\n"
+    "from fedkd.supervisor import has_ended, held_signals, if_lost, split_off\n"
+    "split_off()\n"
+)
 
 
 def start(code: str) -> subprocess.Popen[str]:
@@ -25,7 +30,7 @@ def start(code: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("status", [0, 2, 3, 130])
 def test_the_childs_status_is_the_parents(status):
-    process = start(f"print(os.getppid(), flush=True); sys.exit({status})")
+    process = start(f"print(os.getppid(), flush=True); has_ended(); sys.exit({status})")
     said, error = process.communicate(timeout=60)
     assert (process.returncode, said, error) == (status, f"{process.pid}\n", "")
 
@@ -34,6 +39,7 @@ def test_the_childs_status_is_the_parents(status):
     ("end", "told"),
     [
         ("os._exit(1)", "Ray ended it"),
+        ("os._exit(0)", "its process ended with status 0 and without a word"),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
             "killed by SIGKILL, as the system does when memory runs out",
@@ -53,7 +59,6 @@ def test_a_child_that_ends_without_a_word_has_one_said_for_it(end, told):
 @pytest.mark.parametrize("group", [False, True])
 def test_a_signal_reaches_the_child_once(number, group):
     code = f"""
-import time
 seen = []
 signal.signal({int(number)}, lambda *_: seen.append(1))
 print("ready", flush=True)
@@ -62,6 +67,7 @@ while not seen:  # a handler of Python's does not run while a call that blocks i
 print("taken", flush=True)
 sys.stdin.read()
 print(len(seen))
+has_ended()
 """
     process = subprocess.Popen(
         [sys.executable, "-c", SPLIT + code],
@@ -91,3 +97,66 @@ def test_nobody_is_told_where_there_is_no_parent():
     from fedkd.supervisor import if_lost
 
     if_lost("to nobody")
+
+
+HOLDING = """
+seen = []
+signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+with held_signals():
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(len(seen), flush=True)
+while not seen:
+    time.sleep(0.01)
+print("taken", flush=True)
+has_ended()
+"""
+
+
+def test_a_held_signal_reaches_the_child_after_the_block():
+    process = start(HOLDING)
+    assert process.stdout is not None and process.stdin is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    said, error = process.communicate("go on\n", timeout=60)
+    assert (process.returncode, said, error) == (0, "0\ntaken\n", "")
+
+
+def test_a_second_signal_ends_a_child_that_holds_the_first():
+    process = start("if_lost('start it again')\n" + HOLDING)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    while process.poll() is None:  # the kernel keeps one of a kind, until the parent has taken it
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "error: stopped at once; start it again\n")
+
+
+def test_processes_that_ray_leaves_behind_are_ended_and_others_are_not():
+    code = """
+forks = [
+    subprocess.Popen([name, "-c", "import time; time.sleep(600)"], executable=sys.executable,
+                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for name in ("ray::DashboardAgent", "somebody")
+]
+print(*(fork.pid for fork in forks), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    process = start(code)
+    said, _ = process.communicate(timeout=60)
+    agent, other = map(int, said.split())
+    try:
+        assert process.returncode == 3
+        assert not _lives(agent)
+        assert _lives(other)
+    finally:
+        os.kill(other, signal.SIGKILL)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

@@ -17,6 +17,8 @@ from queue import Empty, Queue
 from types import TracebackType
 from typing import IO
 
+from fedkd.supervisor import descendants
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 Word = str | int | Path
@@ -208,18 +210,3 @@ def _read_lines(process: subprocess.Popen[bytes], lines: Queue[bytes | None]) ->
     for line in process.stdout:
         lines.put(line)
     lines.put(None)
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the ids of all processes below one, where `/proc` tells; else none."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError, IndexError):  # gone meanwhile
-            after = path.read_text(errors="replace").rpartition(")")[2].split()
-            children.setdefault(int(after[1]), []).append(int(path.parent.name))
-    found, waiting = [], [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found

@@ -26,14 +26,15 @@ def lean() -> Iterator[None]:
         if params is not None:
             known = inspect.signature(params).parameters
             spared = {name: value for name, value in _SPARED.items() if name in known}
-            changed.enter_context(_replaced(parameter, "RayParams", functools.partial(params, **spared)))
+            changed.enter_context(replaced(parameter, "RayParams", functools.partial(params, **spared)))
         if hasattr(node.Node, "start_api_server"):
-            changed.enter_context(_replaced(node.Node, "start_api_server", _start_none))
+            changed.enter_context(replaced(node.Node, "start_api_server", _start_none))
         yield
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Have an attribute be another one in the block."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

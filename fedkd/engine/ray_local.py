@@ -29,7 +29,7 @@ def secluded() -> Iterator[Seclusion]:
     seclusion = Seclusion()
     is_cluster = ray_constants.ENABLE_RAY_CLUSTER  # read from the environment when Ray was loaded
     ray_constants.ENABLE_RAY_CLUSTER = False
-    with _environment({LOOPBACK_ALONE: "0", **seclusion.begin()}):
+    with environment({LOOPBACK_ALONE: "0", **seclusion.begin()}):
         try:
             yield seclusion
         except BaseException:
@@ -91,7 +91,8 @@ def _ray_library() -> Any:
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Have environment variables be others in the block."""
     before: dict[str, Any] = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -7,20 +7,20 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 from fedkd.engine.ray_lean import lean
 from fedkd.engine.ray_local import Seclusion, allowed_cpus, secluded
 from fedkd.engine.ray_nodes import Node, alive_nodes
+from fedkd.engine.ray_patience import twice
 from fedkd.engine.ray_watch import RayWatch, watch_ray
-from fedkd.errors import EngineLost, UserError, described
+from fedkd.errors import UserError, described
 from fedkd.scenario.schema import Engine
-from fedkd.signals import sheltered_from_hang_up
+from fedkd.signals import kept_handlers, sheltered_from_hang_up
+from fedkd.supervisor import held_signals
 
 # Read by Ray's processes when they start. The first: Ray leaves the visible GPUs as they are where an actor
 # holds no share of one, which it otherwise announces as its future default with a warning.
@@ -95,7 +95,7 @@ def connect(engine: Engine) -> RayCluster:
 
     Raises:
         UserError: There is no cluster at the address.
-        EngineLost: A local one does not start.
+        EngineLost: A local one does not start, twice.
     """
     for name, value in (_ENVIRONMENT | (_JOINING if engine.address is not None else {})).items():
         os.environ.setdefault(name, value)
@@ -106,26 +106,23 @@ def connect(engine: Engine) -> RayCluster:
         return RayCluster(alive_nodes(), False, watch_ray())
     _silence_raylet()
     logging.getLogger("ray").setLevel(logging.ERROR)  # with its own configuration off, Ray does not
-    seclusion = _start_local() if engine.address is None else None
+    seclusion = twice(_start) if engine.address is None else None
     if engine.address is not None:
         _join(engine.address)
     return RayCluster(alive_nodes(), True, watch_ray(), seclusion)
 
 
-def _start_local() -> Seclusion:
+def _start() -> Seclusion:
     import ray
 
-    try:
-        with lean(), secluded() as seclusion, sheltered_from_hang_up():
-            ray.init(
-                address="local",
-                num_cpus=allowed_cpus(),
-                include_dashboard=False,
-                _system_config=LOCAL_CONFIG,
-                **_QUIET,
-            )
-    except Exception as error:
-        raise EngineLost(f"Ray did not start: {described(error)}; its logs: {_logs()}") from error
+    with lean(), secluded() as seclusion, sheltered_from_hang_up(), held_signals(), kept_handlers():
+        ray.init(
+            address="local",
+            num_cpus=allowed_cpus(),
+            include_dashboard=False,
+            _system_config=LOCAL_CONFIG,
+            **_QUIET,
+        )
     return seclusion
 
 
@@ -134,7 +131,7 @@ def _join(address: str) -> None:
 
     _check_reachable(address)
     try:
-        with sheltered_from_hang_up():
+        with sheltered_from_hang_up(), held_signals(), kept_handlers():
             ray.init(address=address, **_QUIET)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError is an OSError
         raise UserError(
@@ -158,10 +155,6 @@ def _import_ray() -> None:
         import ray  # noqa: F401
     finally:
         del os.environ["RAY_RAYLET_PID"]
-
-
-def _logs() -> Path:
-    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
 
 
 def _check_reachable(address: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.engine.ray_local import LOOPBACK_ALONE, _environment
+from fedkd.engine.ray_local import LOOPBACK_ALONE, environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -111,10 +111,10 @@ def test_nobody_else_reaches_a_local_ray():
     assert json.loads(said) == [False, False, True], "a Ray of later is as it would have been"
 
 
-def test_the_environment_is_put_back(monkeypatch):
+def test_theenvironment_is_put_back(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv(LOOPBACK_ALONE, raising=False)
-    with pytest.raises(ZeroDivisionError), _environment({"RAY_AUTH_MODE": "x", LOOPBACK_ALONE: "0"}):
+    with pytest.raises(ZeroDivisionError), environment({"RAY_AUTH_MODE": "x", LOOPBACK_ALONE: "0"}):
         assert (os.environ["RAY_AUTH_MODE"], os.environ[LOOPBACK_ALONE]) == ("x", "0")
         raise ZeroDivisionError
     assert os.environ["RAY_AUTH_MODE"] == "token" and LOOPBACK_ALONE not in os.environ
