@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkd.errors import UserError
+from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.plan import Plan, resolve
+from fedkd.plan.recipe import followed
 from fedkd.plan.unopened import Unopened, look_at, plug_ins_of
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.overrides import apply_overrides, apply_values
@@ -112,6 +114,10 @@ def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> di
         if section is not None and f"{name}.{choice}" in changed:
             for parameter in section.model_extra or {}:
                 mapping[name].pop(parameter, None)
+    if {"fusion.strategy", "training.recipe"} & set(changed):
+        strategy, _ = bind_strategy(scenario.fusion, scenario.plugin_path)
+        for key in followed(scenario, strategy):
+            mapping["fusion"].pop(key, None)
     if scenario.continual is not None and any(key.startswith("continual.") for key in changed):
         mapping.pop("rounds", None)
     return mapping

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fedkd.errors import UserError
@@ -32,16 +32,23 @@ JOINT = Recipe(1.0, 0.3)
 
 def recipe_of(scenario: Scenario, strategy: ClientHalf) -> Recipe:
     """Return the weights that `fusion` gives, else those of the recipe, else those of the paper."""
-    usual = ALTERNATING
-    if scenario.training.recipe == "joint":
-        usual = JOINT
-    elif strategy.trains_jointly:
-        usual = Recipe(JOINT.private_weight, ALTERNATING.rehearse)
-    fusion = scenario.fusion
+    usual, fusion = _usual(scenario, strategy), scenario.fusion
     return Recipe(
         usual.private_weight if fusion.private_weight is None else fusion.private_weight,
         usual.rehearse if fusion.rehearse is None else fusion.rehearse,
     )
+
+
+def _usual(scenario: Scenario, strategy: ClientHalf) -> Recipe:
+    if scenario.training.recipe == "joint":
+        return JOINT
+    return Recipe(1.0, 0.0) if strategy.trains_jointly else ALTERNATING
+
+
+def followed(scenario: Scenario, strategy: ClientHalf) -> list[str]:
+    """Return the weights in `fusion` that are those of the recipe and the strategy, by key."""
+    usual = asdict(_usual(scenario, strategy))
+    return [key for key, value in usual.items() if getattr(scenario.fusion, key) == value]
 
 
 def check_recipe(scenario: Scenario, strategy: ClientHalf) -> None:

@@ -11,7 +11,7 @@ from fedkd.clients.memory import checked_models
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
-from fedkd.plan.load import parse_plan, parse_scenario
+from fedkd.plan.load import parse_plan, parse_scenario, plan_with
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.identity import digest_of
 from fedkd.scenario.toml import parse_toml
@@ -53,6 +53,21 @@ def test_the_resolved_scenario_repeats_the_run(digits_scenario):
     plan = parse_plan(tables(digits_scenario, "cronus", "joint"))
     again = parse_plan(parse_toml(dump_toml(plan.scenario)))
     assert again.scenario == plan.scenario and again.recipe == plan.recipe
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "expected"),
+    [
+        ({}, {"fusion.strategy": "cronus"}, (1.0, 0.0)),
+        ({"strategy": "cronus"}, {"fusion.strategy": "knfu"}, (0.0, 0.0)),
+        ({"recipe": "joint"}, {"training.recipe": "alternating"}, (0.0, 0.0)),
+        ({"recipe": "joint", "rehearse": 0.1}, {"training.recipe": "alternating"}, (0.0, 0.1)),
+        ({"private_weight": 0.5}, {"fusion.strategy": "dsfl"}, (0.5, 0.0)),
+    ],
+)
+def test_what_followed_from_a_choice_goes_with_it(before, changes, expected, digits_scenario):
+    scenario = parse_scenario(tables(digits_scenario, **before))
+    assert astuple(plan_with(scenario, changes).recipe) == expected
 
 
 def test_a_recipe_is_the_keys_that_it_sets(digits_scenario):
