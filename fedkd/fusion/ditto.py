@@ -34,7 +34,8 @@ class Ditto(WeightAveraging):
         w   ← w − η ∇CE(w)                                  averaged over clients after every round
         v_n ← v_n − η (∇CE(v_n) + λ (v_n − w_received))     never sent
 
-    Both take their steps on the same batches, so a round costs two trainings. What answers in evaluations is
+    Both take their steps on the same batches, so a round costs two trainings. The formulas are plain SGD;
+    another optimiser of the scenario steps by the same gradients. What answers in evaluations is
     v, which guidance does not change: it shows in the next training. The accuracies of both are recorded,
     `accuracy_personal` and `accuracy_shared`. A library's default of λ = 0 makes
     v the model of a client that is alone.

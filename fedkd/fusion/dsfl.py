@@ -34,6 +34,8 @@ class DSFL(SoftLabels):
     Clients with unlike data disagree, so their mean is vaguer than any of them; ERA makes it decide. It works
     on probabilities, not on logits, and its reach depends on the number of classes: it sharpens a vague mean
     where C < 1 / T_era, and softens one that is nearly certain already. `scarlet` has neither limit.
+
+    The paper's server trains a global model on the targets as well; here only clients have models.
     """
 
     name: ClassVar[str] = "dsfl"

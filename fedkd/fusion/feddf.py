@@ -32,7 +32,7 @@ class FedDF(FusionStrategy):
 
     ::
 
-        z̄(x_i) = mean over all clients of z_n(x_i)                       the server runs the received models
+        z̄(x_i) = mean over the round's clients of z_n(x_i)               the server runs the received models
         w_a    = Σ_n samples_n w_n / Σ_n samples_n                       over the clients of architecture a
         w_a   ← minimise mean_i KL(softmax(z̄(x_i)) ‖ softmax(z_a(x_i)))  Adam, cosine, early stop
 

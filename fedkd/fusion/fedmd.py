@@ -29,8 +29,9 @@ class FedMD(TeacherLogits):
     The plain form of averaging: no client is judged, all weigh the same. It does well where clients are alike
     or are measured on balanced data, and costs points on a client's own skewed data.
 
-    In the paper every party first trains on the public samples with their labels: `pretrain_epochs`. Then,
-    and without it at once, rounds of digest and revisit begin.
+    In the paper every party first trains on the public samples with their labels, and then on its own until
+    it converges. Here `pretrain_epochs` does the former, and the first round's local training stands for the
+    latter. Rounds of digest and revisit follow.
     """
 
     name: ClassVar[str] = "fedmd"

@@ -24,13 +24,13 @@ class FedRep(FedPer):
 
     ::
 
-        head_n ← some epochs of SGD on head_n, the body as received
-        body_n ← `local_epochs` of SGD on the body, head_n as it is now
+        head_n ← `head_epochs` of training head_n, the body as received
+        body_n ← `local_epochs` of training the body, head_n as it is now
         body   ← Σ_n S_n body_n / Σ_n S_n
 
-    What differs from `fedper` is that the two are never trained together. In the paper SGD has lr 0.01,
-    momentum 0.5 and batches of 10. A training after the last fusion (`finish = "trained"`) is of the head
-    alone, for the body that came last.
+    What differs from `fedper` is that the two are never trained together. Both phases have the scenario's
+    optimiser; the paper has SGD with lr 0.01, momentum 0.5 and batches of 10. A training after the last
+    fusion (`finish = "trained"`) is of the head alone, for the body that came last.
     """
 
     name: ClassVar[str] = "fedrep"
