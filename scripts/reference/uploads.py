@@ -20,7 +20,7 @@ from reference.markdown import code, page, prose, table
 INPUTS, UNITS = 32, 17
 TRANSFER, CLASSES, FEATURES, OWN, STATISTICS = 101, 7, 13, 29, 5
 BODY, HEAD = (UNITS, INPUTS), (CLASSES, UNITS)
-PARAMETERS = prod(BODY) + prod(HEAD)
+PARAMETERS = prod(BODY) + prod(HEAD) + CLASSES
 SIZES = {
     TRANSFER: "M",
     CLASSES: "C",
@@ -45,8 +45,9 @@ def uploads_page() -> str:
     return page(
         "What leaves a client",
         "What a client sends after its local training, strategy by strategy. The table is measured: every"
-        " strategy's `upload` is called, at its defaults, for a client whose sizes are known, and each array"
-        " is of the kind that the strategy declares. A run counts the bytes it really sends (`bytes_up`).",
+        " strategy's `upload` is called, at its defaults for one architecture, for a client whose sizes are"
+        " known, and each array is of the kind that the strategy declares. A run counts the bytes it really"
+        " sends (`bytes_up`).",
         LEGEND,
         table(("strategy", "array", "kind", "shape and type", "bytes a client and round"), _rows()),
         'With `fusion.upload_dtype = "float16"` predictions and weights of type float32 have half of these'
@@ -83,7 +84,7 @@ def sent_by(strategy: ClientHalf) -> list[Sent]:
 
 def _rows() -> Iterator[list[str]]:
     for name in STRATEGIES.builtin:
-        yield from _rows_of(name, STRATEGIES.load(name)())
+        yield from _rows_of(name, STRATEGIES.load(name)().for_clients(one_architecture=True))
     yield from _flower()
 
 
@@ -114,7 +115,7 @@ def _variants() -> Iterator[list[str]]:
     """Yield what else is sent where one hyper-parameter that chooses among a few values has another one."""
     for name in STRATEGIES.builtin:
         cls = STRATEGIES.load(name)
-        usual = {array.name for array in sent_by(cls())}
+        usual = {array.name for array in sent_by(cls().for_clients(one_architecture=True))}
         for key, value in _choices(cls):
             try:
                 other = cls(**{key: value})
@@ -207,10 +208,11 @@ class _Client:
             "layer.running_mean": np.ones(STATISTICS, np.float32),
             "layer.batches": np.ones((), np.int64),
             "head.weight": np.ones(HEAD, np.float32),
+            "head.bias": np.ones(CLASSES, np.float32),
         }
 
     def trainable(self) -> tuple[str, ...]:
-        return ("layer.weight", "head.weight")
+        return ("layer.weight", "head.weight", "head.bias")
 
     def supermask(self) -> _Mask:
         return _Mask()
