@@ -34,8 +34,9 @@ class Cronus(SoftLabels):
 
         q_n[i] = softmax(z_n(x_i)),   t[i] = robust mean over n of q_n[i]
 
-    Robust means take the minority for wrong. Where clients own different classes, those who know a class may
-    be that minority; look at `local` accuracy before trusting a strong filter without attackers.
+    Robust means take the minority for wrong, so honest clients have to know the same classes. Where clients
+    own different classes, the clients that know a class are a minority, and their predictions are lost even
+    without an attacker.
     """
 
     name: ClassVar[str] = "cronus"

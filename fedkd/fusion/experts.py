@@ -33,6 +33,9 @@ class Experts(TemperedLabels):
     target is nobody's own, so that it reaches clients that were absent too. Like every shared target it is
     good on common test data and costs a client accuracy on data like its own, unless it is rehearsed
     together with private samples: `private_weight` 1 and `rehearse` 0.3.
+
+    A client states its own expertise, by what it predicts. A poisoned client that always predicts one class
+    becomes the expert of that class, so all clients have to be trusted.
     """
 
     name: ClassVar[str] = "experts"
