@@ -8,22 +8,32 @@ With A the inputs of a layer, of all clients side by side, and U ``[n, r]`` the 
     Y_c = (A_c − U Uᵀ A_c) Ω_c          each client, at the end of a task; Ω_c uniform in [−1, 1]
     ρ_c = ‖A_c − U Uᵀ A_c‖² / ‖A_c‖²
     Σ_c Y_c = V Σ Wᵀ                    the server, which needs the sums alone
-    U ← QR [U, v_1 … v_k]               smallest k with Σ_{i ≤ k} σ_i² ≥ (1 − (1 − ε)/ρ) ‖Σ_c Y_c‖²
+    U ← QR [U, v_1 … v_k]               smallest k with e(k) ≥ 1 − (1 − ε)/ρ
     Δ ← Δ − Δ U Uᵀ                      in every round, Δ the step of the average
 
-where ρ is the mean of ρ_c, weighted by samples. Ω has independent entries of one variance, so in expectation
-the energies of Y are those of what U leaves of A, up to a factor; of those ``1 − (1 − ε)/ρ`` have to be
-protected for U to hold ε of all. Energies are squares on both sides.
+where ρ is the mean of ρ_c, weighted by samples, and e(k) the share of the energy of ``A − U Uᵀ A`` that the
+first k directions hold. U holds ε of all energy once e is ``1 − (1 − ε)/ρ``. Energies are squares on both
+sides.
+
+Ω has independent entries of one variance, so the energies of Y along a fixed direction are those of what U
+leaves of A, in expectation and up to a factor. The v_i are not fixed: they fit the Ω that Y was made with, and
+hold more of Y than of A. So a tenth of the columns, H, is kept apart from the SVD, and measures::
+
+    e(k) = Σ_{i ≤ k} ‖v_iᵀ H‖² / ‖H‖²            unbiased, as the v_i know nothing of H's numbers
+    e(k) = Σ_{i ≤ k} σ_i² / ‖Σ_c Y_c‖²           the authors' code, without H: an overestimate
+
+On permuted MNIST with ε = 0.94 the latter protects 92 % of the energy, and 79 % with sketches of 100 columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from fedkd.continual.subspace import number_needed, residual_directions
+from fedkd.continual.subspace import energies_along, number_needed, residual_directions
 from fedkd.fusion.kinds import Kind
 from fedkd.training.device import torch_threads
 
@@ -48,23 +58,57 @@ def share_left(shares: Sequence[float], samples: Sequence[int]) -> float:
     return float(np.clip(np.average(shares, weights=samples), 0.0, 1.0))
 
 
-def extended(basis: np.ndarray, sketch: np.ndarray, left: float, threshold: float) -> np.ndarray:
-    """Return U with what of a task is to be protected besides, ``[n, r + k]`` orthonormal float32.
+Measure = Literal["measured", "sketch"]
+"""What the energy that directions hold is taken from: columns kept apart, or those that they were made of."""
+APART = 10
+"""One column of so many is kept apart."""
+TINY = 1e-300
+"""Keeps a share of no energy from being 0 / 0."""
+
+
+class Protected(NamedTuple):
+    """What is protected once a task is over.
+
+    Attributes:
+        basis: U, ``[n, r + k]`` orthonormal float32.
+        energy: An estimate of the share of the energy of the task's inputs that it holds.
+    """
+
+    basis: np.ndarray
+    energy: float
+
+
+def extended(
+    basis: np.ndarray, sketch: np.ndarray, left: float, threshold: float, measure: Measure = "measured"
+) -> Protected:
+    """Return U with what of a task is to be protected besides.
+
+    Where the directions of the sketch hold less than what is wanted, all of them are taken.
 
     Args:
         basis: U, ``[n, r]``.
-        sketch: ``Σ_c Y_c``, ``[n, width]``.
+        sketch: ``Σ_c Y_c``, ``[n, width]``; a single column, of a layer with one input, measures itself.
         left: ρ.
         threshold: ε.
+        measure: What k is chosen by. The energy is measured in either case; with `sketch` of as many directions
+            of the other columns, which hold a little less than those that are taken.
     """
     wanted = 1.0 - (1.0 - threshold) / left if left > 0.0 else 0.0
     if wanted <= 0.0 or basis.shape[1] == len(basis):
-        return basis
+        return Protected(basis, 1.0 if basis.shape[1] == len(basis) else 1.0 - left)
     with torch_threads(1):  # how many threads share a sum decides its last bit
-        columns = torch.from_numpy(sketch.astype(np.float64))
-        directions, energies = residual_directions(columns, torch.from_numpy(basis.astype(np.float64)))
-        count = number_needed(energies, wanted * float(columns.square().sum()))
-        return np.concatenate([basis, directions[:, :count].numpy().astype(np.float32)], axis=1)
+        columns, held = (torch.from_numpy(a.astype(np.float64)) for a in (sketch, basis))
+        width = columns.shape[1]
+        apart, others = columns.split([-(-width // APART), width - -(-width // APART)], dim=1)
+        directions, _ = residual_directions(others if width > 1 else columns, held)
+        shares = energies_along(apart, directions) / apart.square().sum().clamp(min=TINY)
+        count = number_needed(shares, wanted)
+        if measure == "sketch":
+            directions, energies = residual_directions(columns, held)
+            count = number_needed(energies, wanted * float(columns.square().sum()))
+        found = float(shares[:count].sum())
+        grown = np.concatenate([basis, directions[:, :count].numpy().astype(np.float32)], axis=1)
+    return Protected(grown, 1.0 - left * (1.0 - min(found, 1.0)))
 
 
 def outside(step: np.ndarray, basis: np.ndarray) -> np.ndarray:

@@ -40,9 +40,14 @@ class Orthogonal(Section):
     evenly and 0.94 where by labels."""
     threshold_increment: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """What ε grows by with every task, up to 1; 0.001 in the paper on streams other than permuted MNIST."""
-    width: PositiveInt | None = None
+    energy: Literal["measured", "sketch"] = "measured"
+    """Whose energy ε is a share of. `measured`: that of the inputs, estimated without bias from a tenth of
+    the sketch's columns. `sketch`: that of the sketch, as in the authors' code. Its directions hold more of
+    the sketch than of the inputs: on permuted MNIST 0.94 protects 0.92, with 100 columns 0.79."""
+    width: Annotated[int, Field(ge=2)] | None = None
     """Columns of a client's sketch of a layer's inputs; absent: as many as the layer has inputs. Fewer weigh
-    less, and protect less than ε: some energy of what is left looks like that of directions already taken."""
+    less. A task adds no more directions than a sketch has columns, so that narrow ones may fall short of ε:
+    `protected_energy` says by how much."""
 
 
 class Filter(Section):

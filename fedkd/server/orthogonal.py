@@ -93,6 +93,7 @@ class OrthogonalTraining:
         self._ended = 0  # tasks that are over
         self.bases: dict[str, np.ndarray] = {}
         """U ``[n, r]`` float32 of every layer of which something is protected, by name."""
+        self._energies: dict[str, float] = {}  # of the task that has just ended
 
     def confined(self, before: Arrays, after: Arrays, task: int) -> dict[str, np.ndarray]:
         """Return what becomes of an average: where it was, and what of its step is allowed.
@@ -129,6 +130,7 @@ class OrthogonalTraining:
             sketches: Of every client that sent one, in client order.
             samples: Training samples of each.
         """
+        self._energies.clear()
         if not sketches:
             return
         threshold = min(self._settings.threshold + self._settings.threshold_increment * self._ended, 1.0)
@@ -139,17 +141,22 @@ class OrthogonalTraining:
             for own in sketches:
                 total += own[SKETCH + layer]
             basis = self.bases.get(layer, np.zeros((fan_in, 0), dtype=np.float32))
-            basis = extended(basis, total, left, threshold)
+            basis, self._energies[layer] = extended(basis, total, left, threshold, self._settings.energy)
             if basis.shape[1]:
                 self.bases[layer] = basis
 
     def figures(self) -> dict[str, float]:
-        """Return how many directions of every layer are protected, and their share of all."""
+        """Return how many directions of every layer are protected, and their share of all.
+
+        With them an estimate of the share of the energy of the last task's inputs that they hold.
+        """
         found = {}
         for layer, fan_in in self._weights.fan_in.items():
             rank = self.bases[layer].shape[1] if layer in self.bases else 0
             found[f"rank/{layer}"] = float(rank)
             found[f"protected_share/{layer}"] = rank / fan_in
+            if layer in self._energies:
+                found[f"protected_energy/{layer}"] = self._energies[layer]
         return found
 
     # State --------------------------------------------------------------------------------------------

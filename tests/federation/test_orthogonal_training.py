@@ -116,6 +116,7 @@ def test_what_is_protected_holds_its_share_of_the_inputs_of_those_who_took_part(
     figures = {row["metric"]: row["value"] for row in result.metrics() if row["client"] is None}
     for layer, inputs in LAYERS.items():
         assert 0.85 < kept[layer] / energy[layer] < 0.99
+        assert figures[f"protected_energy/{layer}"] == pytest.approx(kept[layer] / energy[layer], abs=0.1)
         rank = server[f"orthogonal/basis/{layer}"].shape[1]
         assert figures[f"rank/{layer}"] == rank
         assert figures[f"protected_share/{layer}"] == pytest.approx(rank / inputs)
@@ -160,7 +161,10 @@ def test_outputs_of_other_tasks_stay_where_every_task_has_its_own():
 
 def test_the_threshold_grows_with_the_tasks():
     weights = Weights({"head": 4}, {"head.weight": "head"}, frozenset(), frozenset({"head.weight"}), {})
-    held, ranks = OrthogonalTraining(Orthogonal(threshold=0.5, threshold_increment=0.4), weights), []
+    held, ranks = (
+        OrthogonalTraining(Orthogonal(threshold=0.5, threshold_increment=0.4, energy="sketch"), weights),
+        [],
+    )
     for _ in range(3):  # each task as if nothing were protected
         held.bases = {}
         held.end_task([{"sketch/head": np.eye(4), "left/head": np.array(1.0)}], [3])

@@ -24,7 +24,7 @@ def spanned(inputs, threshold, basis=None):
         sketch += left @ omega
         shares.append((left**2).sum() / (own**2).sum())
         samples.append(own.shape[1])
-    return extended(basis, sketch, share_left(shares, samples), threshold)
+    return extended(basis, sketch, share_left(shares, samples), threshold).basis
 
 
 def kept(basis, inputs):
@@ -37,7 +37,7 @@ def test_leading_directions_are_taken_until_the_share_of_energy_is_reached():
     sketch = directions * np.array([5.0, 4.0, 3.0, 2.0, 1.0, *[0.0] * 7])  # squares 25 16 9 4 1, of 55
     none = np.zeros((N, 0), np.float32)
     for threshold, rank in [(25 / 55 - 1e-6, 1), (25 / 55 + 1e-6, 2), (0.9, 3), (0.95, 4), (1.0, 5)]:
-        basis = extended(none, sketch, 1.0, threshold)
+        basis = extended(none, sketch, 1.0, threshold, "sketch").basis
         assert basis.shape == (N, rank)
         np.testing.assert_allclose(basis @ basis.T, directions[:, :rank] @ directions[:, :rank].T, atol=1e-6)
 
@@ -48,8 +48,43 @@ def test_the_threshold_counts_what_is_protected_already_in_squares():
     basis = directions[:, :3].astype(np.float32)
     rest = directions[:, 3:7] * np.array([4.0, 3.0, 2.0, 1.0])  # squares 16 9 4 1 of 30; ρ = 1/2: 60 in all
     for threshold, rank in [(0.5, 3), (45 / 60, 4), (47 / 60, 5), (55.5 / 60, 6), (1.0, 7)]:
-        assert extended(basis, rest, 0.5, threshold).shape[1] == rank
-    assert extended(basis, rest, 0.0, 1.0) is basis
+        assert extended(basis, rest, 0.5, threshold, "sketch").basis.shape[1] == rank
+    unchanged = extended(basis, rest, 0.0, 1.0)
+    assert unchanged.basis is basis and unchanged.energy == 1.0
+
+
+def inputs_of_many_directions(seed=0):
+    """Return inputs ``[n, k]`` whose energies fall slowly, so that a sketch of few columns misjudges them."""
+    mixing = np.linalg.qr(drawn(60, 60, seed=seed))[0] * np.linspace(3.0, 0.2, 60)
+    return mixing @ drawn(60, 400, seed=seed + 1)
+
+
+@pytest.mark.parametrize("width", [60, 20])
+def test_the_energy_of_inputs_is_measured_where_that_of_the_sketch_is_more(width):
+    """A mean over sketches: each is a draw of Ω, and what the measure says is unbiased."""
+    none, inputs, threshold = np.zeros((60, 0), np.float32), inputs_of_many_directions(), 0.7
+    true = dict.fromkeys(("measured", "sketch"), 0.0)
+    told, draws = dict(true), 20
+    for draw in range(draws):
+        sketch = inputs @ np.random.default_rng(draw).uniform(-1.0, 1.0, (400, width))
+        for measure in true:
+            basis, energy = extended(none, sketch, 1.0, threshold, measure)
+            true[measure] += kept(basis, [inputs]) / draws
+            told[measure] += energy / draws
+    assert true["sketch"] < threshold - 0.2 and true["measured"] > true["sketch"] + 0.15
+    for measure in true:  # the figure of the authors' rule is that of the inputs too
+        assert told[measure] == pytest.approx(true[measure], abs=0.06)
+    # A narrow sketch has too few directions for the threshold.
+    assert true["measured"] == pytest.approx(threshold, abs=0.05) or width == 20
+
+
+def test_a_sketch_too_narrow_for_the_threshold_gives_all_its_directions_and_says_what_they_hold():
+    none, inputs = np.zeros((60, 0), np.float32), inputs_of_many_directions()
+    sketch = inputs @ np.random.default_rng(0).uniform(-1.0, 1.0, (400, 20))
+    basis, energy = extended(none, sketch, 1.0, 0.99)
+    assert basis.shape == (60, 18) and energy < 0.9
+    one = extended(np.zeros((1, 0), np.float32), np.array([[2.0]]), 1.0, 0.9)
+    assert one.basis.shape == (1, 1) and one.energy == pytest.approx(1.0)
 
 
 def test_bases_stay_orthonormal_over_tasks_and_hold_their_share():
