@@ -169,7 +169,7 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
             raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
     except OSError as error:  # a name that no folder can have
         raise UserError(f"not a run folder: {error.strerror}", file=str(folder)) from None
-    return load_plan(folder / SCENARIO, [] if rounds is None else [f"rounds={rounds}"])
+    return load_plan(folder / SCENARIO, [] if rounds is None else [f"rounds={rounds}"], written=False)
 
 
 def check_links(folder: Path, plan: Plan) -> None:

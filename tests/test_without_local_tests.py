@@ -48,7 +48,7 @@ def test_all_samples_of_a_client_are_trained_on(tables):
 
 @pytest.mark.parametrize("model", ["mlp", "random-forest"])
 def test_a_run_measures_what_there_is(model, tables, tmp_path):
-    tables["clients"] = [{"model": model}]
+    tables |= {"clients": [{"model": model}], "training": {} if model != "mlp" else tables["training"]}
     live = LiveProgress()
     folder = fedkd.run(parse_scenario(tables), out=tmp_path / "run", observers=[live]).folder
     rows = read_metrics(folder)

@@ -47,7 +47,7 @@ class CellCheck:
                 check_loggers(scenario)
                 if data is None or dealt != loaded:
                     loaded, data = dealt, load_data(scenario, self._tell)
-                for _ in check_with(resolve(scenario), data):
+                for _ in check_with(resolve(scenario, written=False), data):
                     continue
             except UserError as error:
                 raise in_cell(error, cell.label, self._file) from error

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged
+from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged, set_keys
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
 from fedkd.plan.load import parse_scenario, parse_unopened
+from fedkd.plan.readers import Layers
 from fedkd.plan.unopened import plug_ins_of
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.identity import INERT, digest_of
@@ -252,6 +253,18 @@ def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str
     return tables
 
 
+def cell_layers(bench: Bench, axes: Mapping[str, Mapping[str, Any]]) -> Layers:
+    """Return what is set over a cell's base scenario: for all cells, by ``--set``, by each axis.
+
+    Args:
+        bench: The bench.
+        axes: Name of each axis to what it sets in the cell.
+    """
+    common, fixed, *levels = (set_keys(layer) for layer in (bench.spec.set, bench.fixed, *axes.values()))
+    varied = [bench.varied.get(name, keys) for name, keys in zip(axes, levels, strict=True)]
+    return Layers([common, fixed], levels, varied)
+
+
 def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool = True) -> Cell:
     """Return a cell of a bench.
 
@@ -263,10 +276,11 @@ def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bo
         changes |= level.changes
     try:
         tables = cell_tables(bench, changes, seed)
+        layers = cell_layers(bench, {name: level.changes for name, level in levels.items()})
         if plug_ins:
-            scenario = parse_scenario(tables, folder=bench.folder)
+            scenario = parse_scenario(tables, folder=bench.folder, layers=layers)
         else:
-            scenario = parse_unopened(tables, folder=bench.folder).scenario
+            scenario = parse_unopened(tables, folder=bench.folder, layers=layers).scenario
         if scenario.faults.timeout is not None:
             raise UserError(
                 "a cell works in one process, where nobody can interrupt a client", key="faults.timeout"

@@ -27,6 +27,11 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def set_keys(table: Mapping[str, Any]) -> set[str]:
+    """Return the dotted keys that a table sets, whole tables by their own name."""
+    return {key.removesuffix(REPLACE) for key in flatten(table)}
+
+
 def merged(tables: Mapping[str, Any], *steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `tables` with the changes of all `steps` applied, one key at a time.
 

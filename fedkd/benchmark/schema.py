@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from fedkd.benchmark.merge import flatten
+from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError
 from fedkd.explain import explain_error, show_value
 from fedkd.report.metrics import CONTINUAL_METRICS
@@ -111,6 +112,16 @@ class Bench:
     def seeds(self) -> Sequence[int]:
         """The seeds, in order."""
         return seeds_of(self.spec.seeds)
+
+    @cached_property
+    def varied(self) -> dict[str, set[str]]:
+        """Name of each axis to the dotted keys that it sets at some of its levels."""
+        found: dict[str, set[str]] = {}
+        for key, values in flatten(self.spec.grid).items():
+            found[key] = {own for value in values for own in set_keys({key: value})}
+        for axis, variants in self.spec.variants.items():
+            found[axis] = {own for changes in variants.values() for own in set_keys(changes)}
+        return found
 
 
 def seeds_of(said: Sequence[int] | int) -> Sequence[int]:

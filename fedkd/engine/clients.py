@@ -81,7 +81,7 @@ class ScenarioWorkload:
         lodging: Lodging | None = None,
         folders: Sequence[ShippedFolder] = (),
     ) -> None:
-        plan = resolve(placed(scenario_from_json(scenario_json), folders))
+        plan = resolve(placed(scenario_from_json(scenario_json), folders), written=False)
         self._clients = ClientFactory(plan, data)
         self.room = Room() if lodging is None else lodging.room(plan)
 

@@ -111,7 +111,7 @@ def _read_once(folder: Path, written: int) -> Participant:
     share = read_share(folder)
     if not (folder / SCENARIO).is_file():
         raise UserError(f"has no {SCENARIO} beside the share of {share.owner}", file=str(folder))
-    plan = alone(load_plan(folder / SCENARIO))
+    plan = alone(load_plan(folder / SCENARIO, written=False))
     clients = plan.scenario.data.clients
     if share.data.num_clients != clients:
         raise UserError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from fedkd.plugins import Registry
 
+ESTIMATORS = ("random-forest", "gradient-boosting", "sgd")
+"""The models that are no networks: they learn from guidance by weighted refitting."""
 MODELS = Registry(
     "model",
     {
@@ -16,7 +18,6 @@ MODELS = Registry(
         "cnn": "fedkd.models.cnn:cnn",
         "resnet8": "fedkd.models.resnet:resnet8",
         "resnet20": "fedkd.models.resnet:resnet20",
-        # Not networks: they learn from guidance by weighted refitting.
         "random-forest": "fedkd.models.estimator:random_forest",
         "gradient-boosting": "fedkd.models.estimator:gradient_boosting",
         "sgd": "fedkd.models.estimator:sgd",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedkd.data.partition_replacement import SCHEMES
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError
 from fedkd.models.registry import MODELS
 from fedkd.plan.course_checks import check_courses
 from fedkd.scenario.load import PATH_DATASETS
-from fedkd.scenario.schema import Continual, Data, Relations, Scenario, TaskStream, Training
+from fedkd.scenario.schema import Continual, Data, Scenario, TaskStream, Training
 
 if TYPE_CHECKING:
     from fedkd.fusion.client_half import ClientHalf
@@ -20,18 +19,12 @@ DRAWN_TRANSFERS = ("holdout", "noise")
 """Transfer sources that are no other data set."""
 
 
-def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
+def check_scenario(scenario: Scenario) -> None:
     """Check the fields of a scenario against each other.
-
-    Args:
-        scenario: What to check.
-        names: Whether what it names must be known by now.
 
     Raises:
         UserError: The first contradiction, at the key that is the easiest to change.
     """
-    if names:
-        _check_names(scenario)
     _check_clients(scenario)
     _check_partition(scenario.data)
     _check_data_sets(scenario.data)
@@ -40,10 +33,8 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
             "'trained' is for runs without a stream: the last task is over with its last round", key="finish"
         )
     _check_training(scenario.training)
-    _check_held_out(scenario)
     _check_faults(scenario)
     _check_measured(scenario)
-    _check_unread(scenario)
     if scenario.continual is not None:
         _check_stream(scenario.continual.tasks)
         _check_stream_data(scenario.continual.tasks, scenario.data)
@@ -51,48 +42,14 @@ def check_scenario(scenario: Scenario, *, names: bool = True) -> None:
     check_courses(scenario)
 
 
-def _check_held_out(scenario: Scenario) -> None:
-    """Refuse samples kept apart to choose by, where others are or where nothing could be chosen."""
-    key = "training.held_out"
-    if scenario.training.held_out is None:
-        return
-    if scenario.training.early_stopping is not None:
-        raise UserError("not beside training.early_stopping, whose kept samples serve for both", key=key)
-    if scenario.continual is not None:
-        raise UserError("not in a stream of tasks, in which clients choose nothing by them", key=key)
-
-
 def _check_faults(scenario: Scenario) -> None:
     faults = scenario.faults
-    if faults.timeout is not None and scenario.engine.kind == "inline":
-        raise UserError(
-            "only the Ray engine can interrupt a client, and engine.kind is 'inline'", key="faults.timeout"
-        )
     most = scenario.clients_per_round or scenario.data.clients
     if faults.min_replies > most:
         raise UserError(
             f"at most the {most} clients of a round can reply, got {faults.min_replies}",
             key="faults.min_replies",
         )
-
-
-def _check_unread(scenario: Scenario) -> None:
-    """Refuse values that nobody would read, because of what another key of their table says."""
-    clock, relations = scenario.clock, scenario.fusion.relations
-    if clock is not None and clock.bandwidth is None and clock.bandwidth_spread:
-        raise UserError(
-            "only with clock.bandwidth, without which bytes take no time", key="clock.bandwidth_spread"
-        )
-    if relations is None:
-        return
-    usual = Relations(kind=relations.kind)
-    others = ("distance", "angle") if relations.kind == "trg" else ("temperature",)
-    for name in others:
-        if getattr(relations, name) != getattr(usual, name):
-            kind = "rkd" if relations.kind == "trg" else "trg"
-            raise UserError(
-                f"only for kind '{kind}', kind is '{relations.kind}'", key=f"fusion.relations.{name}"
-            )
 
 
 def _check_measured(scenario: Scenario) -> None:
@@ -109,7 +66,12 @@ def _check_measured(scenario: Scenario) -> None:
         )
 
 
-def _check_names(scenario: Scenario) -> None:
+def check_names(scenario: Scenario) -> None:
+    """Check that the data sets, the partition scheme and the models that a scenario names exist.
+
+    Raises:
+        UserError: One does not.
+    """
     scheme = scenario.data.partition.scheme
     named = [
         (PARTITIONS, "data.partition.scheme", scheme),
@@ -127,16 +89,6 @@ def _check_names(scenario: Scenario) -> None:
 
 def _check_data_sets(data: Data) -> None:
     transfer = data.transfer
-    if transfer.args and transfer.source in DRAWN_TRANSFERS:
-        raise UserError(
-            f"only another data set takes arguments, the source is '{transfer.source}'",
-            key="data.transfer.args",
-        )
-    if transfer.alpha is not None and transfer.source != "holdout":
-        raise UserError(
-            f"only held-out samples are drawn by a label mix, the source is '{transfer.source}'",
-            key="data.transfer.alpha",
-        )
     named = ((data.dataset, data.args, "data.args"), (transfer.source, transfer.args, "data.transfer.args"))
     for name, args, key in named:
         if name in PATH_DATASETS and not isinstance(args.get("path"), str):
@@ -147,21 +99,6 @@ def _check_data_sets(data: Data) -> None:
 
 
 def _check_training(training: Training) -> None:
-    if training.momentum and training.optimizer not in ("sgd", "rmsprop"):
-        raise UserError(
-            f"only sgd and rmsprop have a momentum, training.optimizer is '{training.optimizer}'",
-            key="training.momentum",
-        )
-    if training.lr_decay is not None and training.schedule not in ("step", "exponential"):
-        raise UserError(
-            f"only 'step' and 'exponential' have a decay, training.schedule is '{training.schedule}'",
-            key="training.lr_decay",
-        )
-    if training.lr_step_rounds is not None and training.schedule != "step":
-        raise UserError(
-            f"only for schedule 'step', training.schedule is '{training.schedule}'",
-            key="training.lr_step_rounds",
-        )
     if training.lr_step_rounds is None and training.schedule == "step":
         raise UserError(
             "schedule 'step' needs the rounds between two drops, e.g. lr_step_rounds = 10",
@@ -170,35 +107,13 @@ def _check_training(training: Training) -> None:
 
 
 def _check_stream(tasks: TaskStream) -> None:
-    """Check the keys of a stream against its kind; what depends on the data is checked with them."""
-    only_for = {
-        "classes": ("split", "overlapping"),
-        "first_classes": ("split",),
-        "classes_per_task": ("split", "overlapping"),
-        "stride": ("overlapping",),
-        "class_order": ("split", "overlapping"),
-        "class_seed": ("split", "overlapping"),
-        "blur": ("split",),
-        "permute_first": ("permuted",),
-        "max_angle": ("rotated",),
-        "datasets": ("datasets",),
-        "shape": ("datasets",),
-    }
-    for name, kinds in only_for.items():
-        if getattr(tasks, name) != TaskStream.model_fields[name].default and tasks.kind not in kinds:
-            raise UserError(
-                f"only for {' and '.join(kinds)} tasks, kind is '{tasks.kind}'", key=f"continual.tasks.{name}"
-            )
+    """Check the keys of a stream against each other; what depends on the data is checked with them."""
     if tasks.shape is not None and len(tasks.shape) != 3:
         raise UserError(f"must be channels, height and width, got {tasks.shape}", key="continual.tasks.shape")
     if tasks.kind == "datasets" and tasks.datasets and (tasks.count or 0) > len(tasks.datasets):
         raise UserError(
             f"must be ≤ {len(tasks.datasets)}, the data sets there are, got {tasks.count}",
             key="continual.tasks.count",
-        )
-    if tasks.class_seed is not None and tasks.class_order != "shuffled" and tasks.classes is None:
-        raise UserError(
-            "only for a 'shuffled' class_order, which is drawn from it", key="continual.tasks.class_seed"
         )
     if tasks.first_classes is not None and tasks.count == 1:
         raise UserError("needs tasks after the first: count must be ≥ 2", key="continual.tasks.first_classes")
@@ -216,13 +131,7 @@ def _check_stream(tasks: TaskStream) -> None:
 
 
 def _check_class_lists(tasks: TaskStream, lists: Sequence[Sequence[int]]) -> None:
-    """Check lists of classes against each other and against the keys that would say the same."""
-    for name in ("first_classes", "classes_per_task", "stride", "class_order", "class_seed"):
-        if getattr(tasks, name) != TaskStream.model_fields[name].default:
-            raise UserError(
-                "not beside continual.tasks.classes, which names the classes of every task",
-                key=f"continual.tasks.{name}",
-            )
+    """Check lists of classes against each other and against the number of tasks."""
     if tasks.count not in (None, len(lists)):
         raise UserError(
             f"must be {len(lists)}, the lists of continual.tasks.classes, or left out, got {tasks.count}",
@@ -302,22 +211,10 @@ def _check_clients(scenario: Scenario) -> None:
 def _check_partition(data: Data) -> None:
     partition = data.partition
     scheme, samples = partition.scheme, partition.samples_per_client
-    plugged_in = scheme not in PARTITIONS.builtin
-    if partition.args and not plugged_in:
-        raise UserError(
-            f"only a scheme of your own takes arguments, scheme is '{scheme}'", key="data.partition.args"
-        )
     if scheme == "file" and partition.path is None:
         raise UserError(
             "scheme 'file' needs the path of a JSON file with a list of sample indices per client",
             key="data.partition.path",
-        )
-    if scheme != "file" and partition.path is not None:
-        raise UserError(f"only scheme 'file' reads a file, scheme is '{scheme}'", key="data.partition.path")
-    if partition.replacement and scheme not in SCHEMES:
-        raise UserError(
-            f"only {', '.join(SCHEMES)} draw with replacement, scheme is '{scheme}'",
-            key="data.partition.replacement",
         )
     if partition.replacement and data.validation is not None:
         raise UserError(
@@ -328,11 +225,7 @@ def _check_partition(data: Data) -> None:
     key = "data.partition.samples_per_client"
     if partition.replacement and samples is None:
         raise UserError("must say how many a client draws with replacement", key=key)
-    if samples is None:
-        return
-    if scheme in ("file", "natural") or plugged_in:
-        raise UserError(f"not allowed with scheme '{scheme}', which decides the sizes itself", key=key)
-    if samples < partition.min_samples:
+    if samples is not None and samples < partition.min_samples:
         raise UserError(
             f"must be ≥ data.partition.min_samples ({partition.min_samples}), got {samples}", key=key
         )

@@ -7,13 +7,6 @@ from fedkd.plan.schedule import Schedule
 from fedkd.scenario.schema import MOST_ROUNDS, MOST_TASKS, Population, Scenario, TaskStream
 from fedkd.scenario.stream import task_count
 
-ORDER_KEYS = {"tasks_per_client": ("overlapping",), "visits": ("same", "shuffled", "overlapping")}
-CLOCK_KEYS = {
-    "groups": ("groups",),
-    "pace": ("groups", "uniform"),
-    "max_lag": ("lockstep", "groups", "uniform", "poisson"),
-}
-
 
 def check_courses(scenario: Scenario) -> None:
     """Check the keys that decide when a client learns what against each other.
@@ -24,8 +17,6 @@ def check_courses(scenario: Scenario) -> None:
     if scenario.continual is None:
         return
     tasks, key = scenario.continual.tasks, "continual.tasks"
-    _check_owner(tasks, "order", ORDER_KEYS)
-    _check_owner(tasks, "clock", CLOCK_KEYS)
     count = task_count(scenario)
     if (tasks.tasks_per_client or 0) > count:
         raise UserError(
@@ -54,15 +45,6 @@ def check_courses(scenario: Scenario) -> None:
     _check_file(tasks, scenario.population)
 
 
-def _check_owner(tasks: TaskStream, name: str, keys: dict[str, tuple[str, ...]]) -> None:
-    """Refuse a key that the order or the clock does not look at."""
-    chosen = getattr(tasks, name)
-    for key, owners in keys.items():
-        if getattr(tasks, key) != TaskStream.model_fields[key].default and chosen not in owners:
-            allowed = ", ".join(f"'{owner}'" for owner in owners)
-            raise UserError(f"only for {name} {allowed}; {name} is '{chosen}'", key=f"continual.tasks.{key}")
-
-
 def _check_file(tasks: TaskStream, population: Population) -> None:
     key = "continual.tasks"
     if tasks.clock == "file" and tasks.order != "file":
@@ -72,10 +54,6 @@ def _check_file(tasks: TaskStream, population: Population) -> None:
     reads = tasks.order == "file"
     if reads and tasks.schedule is None:
         raise UserError("order 'file' needs the path of a JSON file with the schedule", key=f"{key}.schedule")
-    if not reads and tasks.schedule is not None:
-        raise UserError(
-            f"only order 'file' reads a schedule, order is '{tasks.order}'", key=f"{key}.schedule"
-        )
     if tasks.clock == "file" and population != Population():
         changed = next(iter(population.model_dump(exclude_defaults=True)))
         raise UserError(

@@ -170,7 +170,6 @@ def draw_graph(scenario: Scenario) -> Graph | None:
         UserError: The graph cannot be drawn for so many clients, or its file is missing or does not fit.
     """
     topology, clients = scenario.topology, scenario.data.clients
-    _check_keys(scenario)
     if topology.graph == "star":
         return None
     if clients > MOST_CLIENTS:
@@ -179,36 +178,18 @@ def draw_graph(scenario: Scenario) -> Graph | None:
             key="topology.graph",
         )
     if topology.graph == "file":
+        if topology.path is None:
+            raise UserError(
+                "graph 'file' needs the path of a JSON file with whom each client hears", key="topology.path"
+            )
         search = map(Path, scenario.plugin_path)
-        graph, _ = read_named(topology.path or "", clients, search, Graph.from_json, key="topology.path")
+        graph, _ = read_named(topology.path, clients, search, Graph.from_json, key="topology.path")
     else:
         k = USUAL_K if topology.k is None else topology.k
         if (problem := _misfit(topology.graph, clients, k)) is not None:
             raise UserError(problem, key="topology.k")
         graph = Graph(clients, topology.graph, scenario.seed, k, topology.order)
     return graph
-
-
-def _check_keys(scenario: Scenario) -> None:
-    """Check the keys of the table against each other."""
-    topology = scenario.topology
-    kind = topology.graph
-    if topology.k is not None and kind not in WITH_K:
-        raise UserError(f"only for {' and '.join(WITH_K)}, graph is '{kind}'", key="topology.k")
-    if topology.order != "numbered" and kind not in PLACED:
-        raise UserError(f"only for {', '.join(PLACED)}, graph is '{kind}'", key="topology.order")
-    if kind == "file" and topology.path is None:
-        raise UserError(
-            "graph 'file' needs the path of a JSON file with whom each client hears", key="topology.path"
-        )
-    if kind != "file" and topology.path is not None:
-        raise UserError(f"only graph 'file' reads a file, graph is '{kind}'", key="topology.path")
-    if kind == "star" and topology.mixing is not None:
-        raise UserError(
-            "only for weights that clients mix without a server, graph is 'star'", key="topology.mixing"
-        )
-    if kind == "star" and topology.relay:
-        raise UserError("only for clients that speak to each other, graph is 'star'", key="topology.relay")
 
 
 def _misfit(kind: str, clients: int, k: int) -> str | None:

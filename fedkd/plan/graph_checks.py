@@ -60,12 +60,6 @@ def check_graph(plan: Plan) -> None:
             key="clock",
         )
     assert isinstance(strategy, FusionStrategy)
-    mixes = strategy.over_graph == "mixed"
-    if scenario.topology.mixing is not None and not mixes:
-        raise UserError(
-            f"only for strategies that mix weights, such as 'gossip'; strategy is '{name}'",
-            key="topology.mixing",
-        )
     if scenario.topology.mixing == "metropolis" and not all(map(is_mutual, some_rounds(plan, graph))):
         raise UserError(
             f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkd.errors import UserError
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.plan import Plan, resolve
+from fedkd.plan.readers import FILE_ALONE, Layers
 from fedkd.plan.recipe import followed
 from fedkd.plan.unopened import Unopened, look_at, plug_ins_of
 from fedkd.scenario.load import read_scenario, read_toml
@@ -20,18 +22,23 @@ from fedkd.scenario.shipped import find_shipped
 Found = TypeVar("Found")
 
 
-def load_plan(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Plan:
+def load_plan(
+    path: str | Path, overrides: Sequence[str] = (), seed: int | None = None, *, written: bool = True
+) -> Plan:
     """Read, check and resolve a scenario file.
 
     Args:
         path: The TOML file, or the name of a scenario that is shipped.
-        overrides: ``key=value`` texts of ``--set``, applied in order.
+        overrides: ``key=value`` texts of ``--set``, applied in order. A key of the file that they make moot
+            is left out.
         seed: Replaces the file's seed.
+        written: Whether somebody wrote the file, so that a key that nothing reads is a mistake; otherwise it
+            is what a run left.
 
     Raises:
         UserError: The first thing that is wrong, with the file and the key.
     """
-    return _load(path, overrides, seed, parse_plan)
+    return _load(path, overrides, seed, partial(parse_plan, written=written))
 
 
 def load_unopened(path: str | Path, overrides: Sequence[str] = ()) -> Plan | Unopened:
@@ -51,7 +58,7 @@ def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: C
         mapping["seed"] = seed
         from_command_line.add("seed")
     try:
-        return parse(mapping, file=str(path), folder=Path(path).parent)
+        return parse(mapping, file=str(path), folder=Path(path).parent, layers=Layers([from_command_line]))
     except UserError as error:
         if any(f"{error.key}.".startswith(f"{key}.") for key in from_command_line):
             error = UserError(f"{error.message} (set on the command line)", key=error.key, file=error.file)
@@ -59,7 +66,12 @@ def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: C
 
 
 def parse_plan(
-    mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
+    mapping: Mapping[str, Any],
+    *,
+    file: str | None = None,
+    folder: str | Path | None = None,
+    layers: Layers = FILE_ALONE,
+    written: bool = True,
 ) -> Plan:
     """Check and resolve a scenario given as nested tables.
 
@@ -67,11 +79,13 @@ def parse_plan(
         mapping: What the TOML file would hold.
         file: Name for error messages.
         folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
+        layers: What was set over the file.
+        written: Whether somebody wrote it (see `fedkd.plan.plan.resolve`).
 
     Raises:
         UserError: The first thing that is wrong.
     """
-    return _parse(mapping, file, folder, resolve)
+    return _parse(mapping, file, folder, lambda s: resolve(s, layers, written=written))
 
 
 def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Plan:
@@ -98,7 +112,7 @@ def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapp
         mapping = copy.deepcopy(dict(scenario))
     changed = apply_values(mapping, changes)
     try:
-        return parse_plan(mapping, file=file, folder=folder)
+        return parse_plan(mapping, file=file, folder=folder, layers=Layers([changed]))
     except UserError as error:
         if any(f"{error.key}.".startswith(f"{key}.") for key in changed):
             error = UserError(f"{error.message} (given as an argument)", key=error.key, file=error.file)
@@ -107,7 +121,7 @@ def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapp
 
 def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tables of a resolved scenario without what was filled in because of a value that changes."""
-    mapping = scenario.model_dump(exclude_none=True)
+    mapping = scenario.model_dump(exclude_defaults=True)
     changed = apply_values({}, {key: value for key, value in changes.items() if key.split(".")[0] in mapping})
     for name, choice in (("fusion", "strategy"), ("continual", "learner")):
         section = getattr(scenario, name)
@@ -115,7 +129,7 @@ def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> di
             for parameter in section.model_extra or {}:
                 mapping[name].pop(parameter, None)
     if {"fusion.strategy", "training.recipe"} & set(changed):
-        strategy, _ = bind_strategy(scenario.fusion, scenario.plugin_path)
+        strategy, _ = bind_strategy(scenario)
         for key in followed(scenario, strategy):
             mapping["fusion"].pop(key, None)
     if scenario.continual is not None and any(key.startswith("continual.") for key in changed):
@@ -124,12 +138,17 @@ def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> di
 
 
 def parse_unopened(
-    mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
+    mapping: Mapping[str, Any],
+    *,
+    file: str | None = None,
+    folder: str | Path | None = None,
+    layers: Layers = FILE_ALONE,
 ) -> Plan | Unopened:
     """Check a scenario given as nested tables without importing a plug-in (see `parse_plan`)."""
 
     def look(scenario: Scenario) -> Plan | Unopened:
-        return look_at(scenario) if plug_ins_of(scenario) else resolve(scenario)
+        open = look_at if plug_ins_of(scenario) else resolve
+        return open(scenario, layers)
 
     return _parse(mapping, file, folder, look)
 
@@ -156,7 +175,11 @@ def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | N
 
 
 def parse_scenario(
-    mapping: Mapping[str, Any], *, file: str | None = None, folder: str | Path | None = None
+    mapping: Mapping[str, Any],
+    *,
+    file: str | None = None,
+    folder: str | Path | None = None,
+    layers: Layers = FILE_ALONE,
 ) -> Scenario:
     """Return the resolved scenario of nested tables (see `parse_plan`)."""
-    return parse_plan(mapping, file=file, folder=folder).scenario
+    return parse_plan(mapping, file=file, folder=folder, layers=layers).scenario

@@ -72,6 +72,11 @@ def check_relations(plan: Plan, models: Sequence[Any]) -> None:
             )
 
 
+def most_classes(data: Data) -> int:
+    """Return the classes of a prediction; of a stream, those of the task that has most."""
+    return data.classes if isinstance(data, FederatedData) else max(len(task.units) for task in data)
+
+
 def check_three_classes(name: str, data: Data) -> None:
     """Refuse classes of which no more than one is not true.
 

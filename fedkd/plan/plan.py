@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
 from fedkd.plan.asynchronous_checks import check_asynchronous, check_asynchronous_strategy
-from fedkd.plan.checks import check_one_architecture, check_scenario, check_transfer_size
+from fedkd.plan.checks import check_names, check_one_architecture, check_scenario, check_transfer_size
 from fedkd.plan.clock import VirtualClock
 from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
+from fedkd.plan.readers import FILE_ALONE, Layers, with_read_keys
 from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
 from fedkd.plugins import import_plugins
@@ -102,14 +103,22 @@ class Plan:
         return replace(self, scenario=self.scenario.model_copy(update={"engine": engine}))
 
 
-def resolve(scenario: Scenario) -> Plan:
+def resolve(scenario: Scenario, layers: Layers = FILE_ALONE, *, written: bool = True) -> Plan:
     """Resolve a scenario; one that is resolved already stays equal.
+
+    Args:
+        scenario: What to simulate.
+        layers: What was set over its file.
+        written: Whether somebody wrote it, so that a key that nothing reads is a mistake.
 
     Raises:
         UserError: The first thing that is wrong: a name that nobody has, values that contradict each other, a
             hyper-parameter that its strategy or learner does not know or allow.
     """
     import_plugins(scenario.plugins, scenario.plugin_path)
+    check_names(scenario)
+    if written:
+        scenario = with_read_keys(scenario, None, layers)
     scenario = resolve_stream(scenario)
     check_scenario(scenario)
     if scenario.asynchronous is not None:
@@ -120,6 +129,8 @@ def resolve(scenario: Scenario) -> Plan:
     check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
     strategy, hyperparameters = bind_strategy(scenario)
+    if written:
+        scenario = with_read_keys(scenario, strategy, layers)
     check_transfer_size(scenario, strategy)
     check_asynchronous_strategy(scenario, strategy)
     filled_in = hyperparameters | asdict(recipe_of(scenario, strategy))
@@ -136,4 +147,4 @@ def resolve(scenario: Scenario) -> Plan:
 
 def open_plan(scenario_json: str) -> Plan:
     """Return the plan of a scenario that travelled as ``scenario.model_dump_json()``."""
-    return resolve(scenario_from_json(scenario_json))
+    return resolve(scenario_from_json(scenario_json), written=False)

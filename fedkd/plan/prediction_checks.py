@@ -9,17 +9,21 @@ from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
 
 
-def check_filters(plan: Plan) -> None:
-    """Refuse filters, or fewer classes, where no predictions are exchanged for targets.
+def check_filters(plan: Plan, classes: int) -> None:
+    """Refuse filters where no predictions are exchanged for targets, and more classes than there are.
+
+    Args:
+        plan: What to simulate.
+        classes: Classes of a prediction; of a stream, those of the task that has most.
 
     Raises:
         UserError: What does not go with what.
     """
     fusion, strategy = plan.scenario.fusion, plan.strategy
     kinds = strategy.kinds.values()
-    if fusion.upload_top is not None and not any(kind.is_logits_of_samples for kind in kinds):
+    if fusion.upload_top is not None and fusion.upload_top > classes:
         raise UserError(
-            f"not allowed with '{fusion.strategy}', whose clients send no predictions of samples",
+            f"must be ≤ {classes}, the classes of a prediction, got {fusion.upload_top}",
             key="fusion.upload_top",
         )
     if not fusion.filters:

@@ -25,6 +25,7 @@ from fedkd.plan.part_checks import (
     check_relations,
     check_three_classes,
     has_linear_head,
+    most_classes,
 )
 from fedkd.plan.plan import Plan
 from fedkd.plan.prediction_checks import check_filters
@@ -109,7 +110,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     if "masks" in needs:
         check_masks(plan)
     check_recipe(scenario, plan.strategy)
-    check_filters(plan)
+    check_filters(plan, most_classes(data))
     if scenario.fusion.relations is not None:
         check_relations(plan, models)
     if scenario.fusion.bank is not None:

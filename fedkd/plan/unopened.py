@@ -18,6 +18,7 @@ from fedkd.plan.checks import DRAWN_TRANSFERS, check_one_architecture, check_sce
 from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
+from fedkd.plan.readers import FILE_ALONE, Layers, with_read_keys
 from fedkd.plugins import Registry
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import resolve_rounds, resolve_stream
@@ -58,13 +59,12 @@ def foreign_modules(scenario: Scenario) -> list[str]:
     return list(dict.fromkeys(modules))
 
 
-def look_at(scenario: Scenario) -> Unopened:
-    """Check what can be known of a scenario without its plug-ins.
+def look_at(scenario: Scenario, layers: Layers = FILE_ALONE) -> Unopened:
+    """Check what can be known of a scenario without its plug-ins (see `fedkd.plan.plan.resolve`).
 
     Raises:
         UserError: The first thing that is wrong.
     """
-    scenario = resolve_stream(scenario)
     foreign = _foreign(scenario)
     if not scenario.plugins:  # else their modules may register any name
         for key, (registry, name) in foreign.items():
@@ -72,12 +72,14 @@ def look_at(scenario: Scenario) -> Unopened:
                 registry.check(name)
             except UserError as error:
                 raise error.at(key=key) from None
-    check_scenario(scenario, names=False)
+    scenario = resolve_stream(with_read_keys(scenario, None, layers))
+    check_scenario(scenario)
     schedule = draw_schedule(scenario)
     check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
     if "fusion.strategy" not in foreign:
         strategy, _ = bind_strategy(scenario)
+        scenario = with_read_keys(scenario, strategy, layers)
         check_transfer_size(scenario, strategy)
     if scenario.continual is not None and "continual.learner" not in foreign:
         bind_learner(scenario.continual)

@@ -20,6 +20,8 @@ from fedkd.scenario.toml import NotToml, parse_toml
 
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}
 """Keys by which a bench file gives itself away."""
+WRITTEN_OUT = {name for name, field in Scenario.model_fields.items() if field.default is not None}
+"""Keys of a scenario that was resolved: it has every default written out, which nobody chose."""
 PATH_DATASETS = ("npz", "image-folder")
 """Data sets that are read from the ``path`` of their arguments."""
 
@@ -35,7 +37,8 @@ def read_scenario(
         folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
 
     Returns:
-        The scenario with absolute folders, its own among them where files beside it are named.
+        The scenario with absolute folders, its own among them where files beside it are named. Of a resolved
+        one, defaults do not count as set.
 
     Raises:
         UserError: The first thing that is wrong.
@@ -45,7 +48,10 @@ def read_scenario(
     if BENCH_KEYS & mapping.keys():
         raise UserError(f"is a bench, not a scenario; run it with: fedkd bench {file or 'FILE'}", file=file)
     try:
-        return _located(Scenario.model_validate(dict(mapping)), folder)
+        scenario = Scenario.model_validate(dict(mapping))
+        if mapping.keys() >= WRITTEN_OUT:
+            scenario = Scenario.model_validate(scenario.model_dump(exclude_defaults=True))
+        return _located(scenario, folder)
     except ValidationError as error:
         raise scenario_error(error, file=file) from None
 

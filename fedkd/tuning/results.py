@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedkd.benchmark.cells import cell_tables
+from fedkd.benchmark.cells import cell_layers, cell_tables
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
@@ -27,7 +27,8 @@ def found_scenario(search: Search, trial: Trial) -> Scenario:
     seed = search.seeds[0]
     tables = cell_tables(search.bench, scenario_keys(trial.values), seed)
     tables["data"] = {key: value for key, value in tables.get("data", {}).items() if key != "validation"}
-    scenario = parse_scenario(tables, folder=search.bench.folder)
+    layers = cell_layers(search.bench, {"search": scenario_keys(trial.values)})
+    scenario = parse_scenario(tables, folder=search.bench.folder, layers=layers)
     return scenario.model_copy(update={"name": f"{search.spec.name}-best"})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedkd.benchmark.cells import Cell, cell_tables, in_cell, level_of, make_cell
+from fedkd.benchmark.cells import Cell, cell_layers, cell_tables, in_cell, level_of, make_cell
 from fedkd.benchmark.merge import flatten
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_scenario
@@ -107,8 +107,11 @@ def check_space(search: Search) -> None:
 
 def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> None:
     try:
+        changes = scenario_keys(values)
         parse_scenario(
-            cell_tables(search.bench, scenario_keys(values), search.seeds[0]), folder=search.bench.folder
+            cell_tables(search.bench, changes, search.seeds[0]),
+            folder=search.bench.folder,
+            layers=cell_layers(search.bench, {"search": changes}),
         )
     except UserError as error:
         key = dimension.key.removesuffix("!")

@@ -90,6 +90,8 @@ def tables(digits_scenario) -> dict[str, Any]:
 def write(folder: Path, tables: dict[str, Any], **changes: Any) -> Path:
     (folder / "mine.py").write_text(PLUGIN)
     path = folder / "scenario.toml"
+    if MLP not in changes.get("clients", [MLP]):
+        changes |= {"training": {}}  # what is in it is for networks
     path.write_text(tomli_w.dumps(tables | changes))
     return path
 

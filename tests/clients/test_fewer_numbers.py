@@ -111,6 +111,7 @@ def test_wrong_values_are_named(fusion, key, message) -> None:
         ({"strategy": "dsfl", "filters": [{"by": "agreement"}, {"by": "relevance"}]}, "fusion.filters.1.by"),
         ({"strategy": "knfu", "per_class": True, "filters": [{"by": "relevance"}]}, "fusion.filters.0.by"),
         ({"strategy": "fedproto", "upload_top": 2}, "fusion.upload_top"),
+        ({"strategy": "dsfl", "upload_top": 11}, "fusion.upload_top"),
     ],
 )
 def test_where_there_is_nothing_to_filter_it_is_refused(fusion, key, tmp_path) -> None:

@@ -140,9 +140,8 @@ def test_a_frozen_model_stays_as_it_is(stream, clients_with):
 
 
 def test_an_estimator_has_no_frozen_model(digits_scenario):
-    plan = parse_plan(
-        digits_scenario | {"clients": [{"model": "random-forest"}], "fusion": {"strategy": "local"}}
-    )
+    forest = {"clients": [{"model": "random-forest"}], "training": {}, "fusion": {"strategy": "local"}}
+    plan = parse_plan(digits_scenario | forest)
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
     assert isinstance(client, EstimatorClient)
     with pytest.raises(TypeError, match='"gradients" has to be among its `needs`'):

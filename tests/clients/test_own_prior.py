@@ -17,6 +17,9 @@ FOREST = [{"model": "random-forest", "args": {"trees": 5}}]
 
 
 def client_with(tables, kappa: float, **changes):
+    if changes.get("clients") == FOREST:
+        apart = {"held_out": changes["training"]["held_out"]} if "training" in changes else {}
+        changes["training"] = apart  # what else is in it is for networks
     plan = parse_plan(tables | {"fusion": {"strategy": "knfu", "own_prior": kappa}} | changes)
     return ClientFactory(plan, load_data(plan.scenario)).build(0)
 
@@ -138,9 +141,9 @@ def test_kappas_are_recorded_and_the_card_says_so(digits_scenario, tmp_path):
         ({"training": {"held_out": 1.0}}, r"training.held_out: must be < 1, got 1.0"),
         (
             {"training": {"held_out": 0.1, "early_stopping": {}}},
-            r"training.held_out: not beside training.early_stopping",
+            r"training.held_out: must be left out: it is for runs without training.early_stopping",
         ),
-        ({"training": {"held_out": 0.1}, "continual": {}}, r"training.held_out: not in a stream of tasks"),
+        ({"training": {"held_out": 0.1}, "continual": {}}, r"training.held_out: must be left out"),
         (
             {"fusion": {"strategy": "pooled", "own_prior": "auto"}},
             r"fusion.own_prior: 'pooled' trains on all",

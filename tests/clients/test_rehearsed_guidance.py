@@ -242,7 +242,7 @@ def test_an_estimator_with_a_distill_of_its_own_distils_again(client_with):
 
 def test_a_refitted_estimator_is_fitted_to_both_once_there_is_guidance(client_with):
     """It always is; without distillation too, where guidance is rehearsed."""
-    forest = {"clients": [{"model": "random-forest", "args": {"trees": 5}}]}
+    forest = {"clients": [{"model": "random-forest", "args": {"trees": 5}}], "training": {}}
     predicted = {}
     for name, fusion in {
         "distilled": {},

@@ -59,7 +59,10 @@ def test_a_step_of_guidance_is_that_of_both_losses(strategy, relations) -> None:
     [
         ({"fusion": {"strategy": "fd", "relations": {}}}, "not allowed with 'fd'"),
         ({"fusion": {"strategy": "flwr:FedAvg", "relations": {}}}, "not allowed with 'flwr:FedAvg'"),
-        ({"clients": [{"model": "random-forest"}]}, "model 'random-forest' has no `features`"),
+        (
+            {"clients": [{"model": "random-forest"}], "training": {}},
+            "model 'random-forest' has no `features`",
+        ),
     ],
 )
 def test_who_cannot_have_it_is_told(changes, message) -> None:

@@ -91,7 +91,7 @@ def test_choices_are_recorded_and_what_they_cost_is_counted(digits_scenario, tmp
     ("changes", "told"),
     [
         ({"continual": {}}, "'chosen_beta' has clients try guidance out and go back"),
-        ({"clients": [{"model": "random-forest"}]}, "model 'random-forest' is not a network"),
+        ({"clients": [{"model": "random-forest"}], "training": {}}, "model 'random-forest' is not a network"),
     ],
 )
 def test_refused(changes, told, digits_scenario):

@@ -247,7 +247,8 @@ def test_a_client_computes_on_as_many_threads_as_the_scenario_says(model, stream
     import sklearn.ensemble  # noqa: F401, so that there are such pools
 
     tables = {key: value for key, value in streamed.items() if key != "continual"}
-    plan = parse_plan(tables | {"rounds": 1, "clients": [{"model": model}], "fusion": {"strategy": "knfu"}})
+    tables |= {"rounds": 1, "clients": [{"model": model}], "training": {}, "fusion": {"strategy": "knfu"}}
+    plan = parse_plan(tables)
     context = local_context(ClientFactory(plan, load_data(plan.scenario)), 0)
     with threadpool_limits(limits=2), client_behind(context):
         assert torch.get_num_threads() == 1

@@ -182,7 +182,10 @@ def test_the_end_of_a_task_cannot_be_skipped(tables, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("faults", "key"),
-    [({"timeout": 5.0}, "faults.timeout"), ({"min_replies": 5}, "faults.min_replies")],
+    [
+        ({"timeout": 5.0}, "faults.timeout"),
+        ({"min_replies": 5, "on_client_error": "skip"}, "faults.min_replies"),
+    ],
 )
 def test_what_cannot_be_is_refused(faults, key, tables, tmp_path):
     with pytest.raises(UserError) as caught:

@@ -48,6 +48,7 @@ def parts_in(arrays) -> set[tuple[int, int]]:
 def test_stopped_and_resumed_where_clients_are_away_and_lie(tables, tmp_path):
     tasks = tables["continual"]["tasks"] | {"count": 2, "clock": "uniform", "pace": [1, 2]}
     tables["continual"] = tables["continual"] | {"tasks": tasks}
+    tables["continual"].pop("rounds_per_task")
     tables |= {"clients_per_round": 2, "evaluate_every": 2}
     tables["faults"] = {"dropout": 0.2, "poisoned": 0.3, "poison": "random"}
     tables["training"] = tables["training"] | {"optimizer": "adam", "optimizer_state": "kept"}

@@ -154,7 +154,7 @@ def test_stopped_and_resumed(learner, tables, tmp_path):
         ({"learner": "ssnet"}, "'ssnet' trains weights that earlier masks have"),
         ({"boundaries": "unknown"}, "'supsup' finds tasks by itself"),
         ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, "averages masks, so all clients need one arch"),
-        ({"clients": [{"model": "random-forest"}]}, "model 'random-forest' is not a network"),
+        ({"clients": [{"model": "random-forest"}], "training": {}}, "model 'random-forest' is not a network"),
         ({"learner": "exssnet", "rounds_per_task": 1}, "settles one in the middle of round 1 of 1; choose"),
         ({"learner": "exssnet", "fusion": {"bank": {}}}, "once 'exssnet' has settled it"),
         ({"fusion": {"bank": {}, "backward": True}}, "guidance of 'fedmask' shapes what clients keep"),
@@ -164,7 +164,7 @@ def test_what_cannot_be_is_refused(changes, message, tables):
     tables["training"]["local_epochs"] = 2
     tables["continual"]["tasks"]["order"] = "shuffled"
     tables["fusion"] |= changes.get("fusion", {})
-    tables["clients"] = changes.get("clients", tables["clients"])
+    tables |= {key: changes[key] for key in ("clients", "training") if key in changes}
     inner = ("learner", "boundaries", "rounds_per_task")
     tables["continual"] |= {key: changes[key] for key in inner if key in changes}
     if changes.get("learner") in ("er", "packnet"):

@@ -271,7 +271,11 @@ def test_after_an_evaluation_all_clients_have_the_servers_weights(plan_with, dig
         ({"training": {"optimizer": "adam"}}, "training.optimizer", "must be 'sgd', got 'adam'"),
         ({"training": {"optimizer": "sgd", "momentum": 0.9}}, "training.momentum", "must be 0, got 0.9"),
         ({"clients": [{"model": "mlp"}, {"model": "lenet"}]}, "clients", "one architecture.*mlp.*lenet"),
-        ({"clients": [{"model": "random-forest"}]}, "fusion.strategy", "'random-forest' is not a network"),
+        (
+            {"clients": [{"model": "random-forest"}], "training": {}},
+            "fusion.strategy",
+            "'random-forest' is not a network",
+        ),
     ],
 )
 def test_what_it_cannot_work_with_is_refused(changes, key, message, plan_with):

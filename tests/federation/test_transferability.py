@@ -123,7 +123,7 @@ def test_the_check_says_what_it_takes(small):
             {"fusion": {"strategy": "flwr:FedAvg"}, "clients": [{"model": "mlp"}]},
             "every message brings the model",
         ),
-        ({"clients": [{"model": "random-forest"}]}, "'random-forest' is not a network"),
+        ({"clients": [{"model": "random-forest"}], "training": {}}, "'random-forest' is not a network"),
         (
             {
                 "fusion": {"strategy": "local"},

@@ -22,7 +22,9 @@ def check(began, tables, done=1, **changes):
 def test_where_and_how_it_runs_may_change(began, digits_scenario):
     engine = {"kind": "ray", "actors": 2}
     check(began, digits_scenario, name="other", engine=engine, checkpoint_every=5, plugin_path=["elsewhere"])
-    check(began, digits_scenario, data=digits_scenario["data"] | {"root": "/elsewhere"})
+    mnist = digits_scenario | {"data": digits_scenario["data"] | {"dataset": "mnist"}}
+    moved = mnist["data"] | {"root": "/elsewhere"}
+    check(decisive(parse_scenario(mnist)), mnist, data=moved)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,10 @@ N, T = 12, 5
 
 
 def plan_of(tasks=None, *, seed=3, clients=N, rounds_per_task=2, **tables):
-    continual = {"rounds_per_task": rounds_per_task, "tasks": {"count": T, **(tasks or {})}}
+    tasks = {"count": T, **(tasks or {})}
+    continual = {"tasks": tasks}
+    if "pace" not in tasks and tasks.get("clock") != "file":
+        continual["rounds_per_task"] = rounds_per_task
     return parse_plan({"seed": seed, "data": {"clients": clients}, "continual": continual, **tables})
 
 

@@ -133,7 +133,7 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ),
         (
             "training.momentum = 0.9",
-            "training.momentum: only sgd and rmsprop have a momentum, training.optimizer is 'adam'",
+            "training.momentum: must be left out: it is for 'sgd' or 'rmsprop', and training.optimizer is",
         ),
         ("data.dataset = 'mnits'", "data.dataset: no data set named 'mnits'; did you mean 'mnist'?"),
         ("data.transfer.source = 'nois'", "data.transfer.source: no data set named 'nois'"),
@@ -146,10 +146,10 @@ def test_seed_argument_wins_over_the_file(tmp_path):
             "data.partition.scheme = 'file'",
             "data.partition.path: scheme 'file' needs the path of a JSON file",
         ),
-        ("data.partition.path = 'p.json'", "data.partition.path: only scheme 'file' reads a file"),
+        ("data.partition.path = 'p.json'", "data.partition.path: must be left out: it is for 'file'"),
         (
             "data.partition = { scheme = 'file', path = 'p.json', samples_per_client = 50 }",
-            "data.partition.samples_per_client: not allowed with scheme 'file'",
+            "data.partition.samples_per_client: must be left out",
         ),
         (
             "data.partition = { samples_per_client = 5 }",
@@ -160,10 +160,10 @@ def test_seed_argument_wins_over_the_file(tmp_path):
             "data.transfer.source = 'npz'",
             "data.transfer.args.path: data set 'npz' needs the path of its files",
         ),
-        ("data.transfer.args = { path = 'x' }", "data.transfer.args: only another data set takes arguments"),
+        ("data.transfer.args = { path = 'x' }", "data.transfer.args: must be left out"),
         (
             "data.transfer = { source = 'noise', alpha = 0.5 }",
-            "data.transfer.alpha: only held-out samples are drawn by a label mix, the source is 'noise'",
+            "data.transfer.alpha: must be left out",
         ),
         (
             "fusion.strategy = 'knuf'",
@@ -257,32 +257,10 @@ def test_the_data_root_is_beside_the_scenario_or_below_the_working_folder(tmp_pa
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    path = write(tmp_path, "data.root = 'sets'")
+    path = write(tmp_path, "data = { root = 'sets', dataset = 'mnist' }")
     assert load_scenario(path).data.root == str(elsewhere / "sets")
     (tmp_path / "sets").mkdir()
     assert load_scenario(path).data.root == str(tmp_path / "sets")
-
-
-@pytest.mark.parametrize(
-    ("tables", "key", "message"),
-    [
-        ({"clock": {"bandwidth_spread": 0.5}}, "clock.bandwidth_spread", "only with clock.bandwidth"),
-        (
-            {"fusion": {"relations": {"angle": 3.0}}},
-            "fusion.relations.angle",
-            "only for kind 'rkd', kind is 'trg'",
-        ),
-        (
-            {"fusion": {"relations": {"kind": "rkd", "temperature": 1.0}}},
-            "fusion.relations.temperature",
-            "only for kind 'trg', kind is 'rkd'",
-        ),
-    ],
-)
-def test_what_nobody_would_read_is_refused(tables, key, message):
-    with pytest.raises(UserError, match=message) as caught:
-        parse_scenario(tables)
-    assert caught.value.key == key
 
 
 def test_a_plugged_in_strategy_has_its_hyperparameters_checked(tmp_path):
@@ -337,7 +315,7 @@ def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
         ("[continual.tasks]\nkind = 'overlapping'", "continual.tasks.count: must say how many windows"),
         (
             "[continual.tasks]\nstride = 2",
-            "continual.tasks.stride: only for overlapping tasks, kind is 'split'",
+            "continual.tasks.stride: must be left out: it is for",
         ),
         (
             "[continual.tasks]\nkind = 'datasets'\ndatasets = ['mnist', 'digits']\ncount = 3",
@@ -376,11 +354,11 @@ def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
         ),
         (
             "[continual.tasks]\nclasses = [[0], [1]]\nclass_order = 'shuffled'",
-            "continual.tasks.class_order: not beside continual.tasks.classes",
+            "continual.tasks.class_order: must be left out: it is for",
         ),
         (
             "[continual.tasks]\nclass_seed = 3",
-            "continual.tasks.class_seed: only for a 'shuffled' class_order",
+            "continual.tasks.class_seed: must be left out: it is for",
         ),
         (
             "[continual.tasks]\nfirst_classes = 3\ncount = 1",
@@ -388,15 +366,15 @@ def test_a_stream_of_tasks_decides_head_and_rounds(tmp_path):
         ),
         (
             "[continual.tasks]\nkind = 'overlapping'\ncount = 2\nfirst_classes = 3",
-            "continual.tasks.first_classes: only for split tasks, kind is 'overlapping'",
+            "continual.tasks.first_classes: must be left out: it is for",
         ),
         (
             "[continual.tasks]\nkind = 'rotated'\npermute_first = true",
-            "continual.tasks.permute_first: only for permuted tasks, kind is 'rotated'",
+            "continual.tasks.permute_first: must be left out: it is for",
         ),
         (
             "[continual.tasks]\nkind = 'permuted'\nclasses = [[0]]",
-            "continual.tasks.classes: only for split and overlapping tasks, kind is 'permuted'",
+            "continual.tasks.classes: must be left out: it is for",
         ),
     ],
 )

@@ -114,7 +114,7 @@ def test_again_and_elsewhere(run, exported, tmp_path, capsys):
 
 
 def test_a_federation_without_networks(make_digits_scenario, tmp_path):
-    tables = make_digits_scenario() | {"rounds": 1, "clients": [{"model": "sgd"}]}
+    tables = make_digits_scenario() | {"rounds": 1, "clients": [{"model": "sgd"}], "training": {}}
     result = fedkd.run(tables, out=tmp_path / "run")
     with pytest.raises(UserError, match=r"no client of this run is a network of tensors.*SGDClassifier"):
         fedkd.export(result.folder)
