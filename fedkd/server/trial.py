@@ -17,8 +17,9 @@ from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.plan.plan import Plan
 from fedkd.server.bank import Upload
+from fedkd.server.contracts import Kept, UntrainedModels, check_pure, check_targets
 from fedkd.server.fusing import Fusing, ServerKnowledge
-from fedkd.server.models import TransferSet, TransferSetModels
+from fedkd.server.models import TransferSet
 
 TRIED = 2
 """Clients of every architecture that are tried: guidance of one may lack what there is among several."""
@@ -28,18 +29,21 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     """Return the bytes that those send who take part first, and those that they are sent for it.
 
     The latter are their guidance and what they were asked for. Where clients that have learned nothing agree
-    on nothing, or where the server would have to train on the transfer set, guidance counts as a float for
-    each class and sample; a `server_model` is asked untrained. Nothing is filtered: those that have learned
-    nothing are sure of nothing.
+    on nothing, guidance counts as a float for each class and sample. The server's models are asked untrained.
+    Nothing is filtered: those that have learned nothing are sure of nothing.
 
     Args:
         plan: Its strategy exchanges knowledge of other kinds than weights.
         data: The federation's data; of a stream the first task's are taken.
+
+    Raises:
+        UserError: The strategy breaks a promise (see `fedkd.server.contracts`).
     """
     unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
     scenario, strategy, schedule = plan.scenario, _untrained(plan.strategy), plan.schedule
     assert isinstance(strategy, FusionStrategy)
+    kept = Kept.of(strategy)
     rounds = range(1, schedule.rounds + 1)
     round = next((round for round in rounds if schedule.participants(round)), 1)
     everyone = schedule.participants(round)
@@ -50,7 +54,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     known = ServerKnowledge(
         len(task.transfer_x),
         task.transfer_y,
-        models=partial(TransferSetModels, plan, seen),
+        models=partial(UntrainedModels, plan, seen),
         seed=scenario.seed,
         rounds=scenario.rounds,
     )
@@ -73,10 +77,16 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
             received = arrive(stages, arrays, strategy.kinds_of(arrays))
             uploads[index] = Upload(round, received, client.num_train_samples)
         up += len(clients) * sum(sizes) / len(tried)
-    down = 0.0
-    if strategy is not plan.strategy or not ("server" in strategy.needs and strategy.uses_transfer_set):
-        fusing.begin([])
-        down = fusing.fuse(round, dict(sorted(uploads.items())), uploads) / max(len(uploads), 1)
+    uploads = dict(sorted(uploads.items()))
+    again = Fusing(strategy, known)
+    for server in (fusing, again):
+        server.begin([])
+        server.request(round)
+    down = fusing.fuse(round, uploads, uploads) / max(len(uploads), 1)
+    again.fuse(round, uploads, uploads)
+    check_pure(strategy, fusing.state(), again.state(), kept)
+    parcels = (fusing.mailbox.take(client) for client in uploads)
+    check_targets(strategy, next((parcel.arrays for parcel in parcels if parcel), {}))
     question = 0 if request is None else request.astype(np.int32).nbytes
     each = (down or 4 * asked * task.classes) + question
     return int(up / max(len(alike), 1) * len(everyone) + 0.5), int(each * len(everyone) + 0.5)
