@@ -16,8 +16,8 @@ first k directions hold. U holds ε of all energy once e is ``1 − (1 − ε)/�
 sides.
 
 Ω has independent entries of one variance, so the energies of Y along a fixed direction are those of what U
-leaves of A, in expectation and up to a factor. The v_i are not fixed: they fit the Ω that Y was made with, and
-hold more of Y than of A. So a tenth of the columns, H, is kept apart from the SVD, and measures::
+leaves of A, in expectation and up to a factor. The v_i are not fixed. They fit the Ω that Y was made with,
+and hold more of Y than of A. So a tenth of the columns, H, is kept apart from the SVD, and measures::
 
     e(k) = Σ_{i ≤ k} ‖v_iᵀ H‖² / ‖H‖²            unbiased, as the v_i know nothing of H's numbers
     e(k) = Σ_{i ≤ k} σ_i² / ‖Σ_c Y_c‖²           the authors' code, without H: an overestimate
@@ -90,8 +90,8 @@ def extended(
         sketch: ``Σ_c Y_c``, ``[n, width]``; a single column, of a layer with one input, measures itself.
         left: ρ.
         threshold: ε.
-        measure: What k is chosen by. The energy is measured in either case; with `sketch` of as many directions
-            of the other columns, which hold a little less than those that are taken.
+        measure: What k is chosen by. The energy is measured in either case. With `sketch` it is that of as
+            many directions of the other columns, which hold a little less than the directions taken.
     """
     wanted = 1.0 - (1.0 - threshold) / left if left > 0.0 else 0.0
     if wanted <= 0.0 or basis.shape[1] == len(basis):
