@@ -178,14 +178,12 @@ def _told(entry: Entry, name: str, *, brackets: bool) -> str:
     if entry.value is None:
         return MISSING
     difference = _signed(difference_text(entry, shown)) if entry.difference is not None else ""
-    if brackets:
-        mean = number_text(replace(entry.value, half=None), shown)
-        text = f"{mean} ({difference})" if difference else number_text(entry.value, shown)
-    else:
-        text = difference or number_text(entry.value, shown)
-    if entry.best:
-        return f"**{text}**"
-    return f"{text} {TIED}" if entry.tied else text
+    text, added = number_text(entry.value, shown), ""
+    if brackets and difference:
+        text, added = number_text(replace(entry.value, half=None), shown), f" ({difference})"
+    elif difference:
+        text = difference
+    return f"**{text}**{added}" if entry.best else f"{text}{added}{f' {TIED}' * entry.tied}"
 
 
 def _megabytes(study: Study, group: Labels) -> str:

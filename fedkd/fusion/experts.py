@@ -28,11 +28,18 @@ class Experts(TemperedLabels):
         e_m     = smooth(mean_i q_m[i])                           what client m seems to know
         F[i, c] ∝ Σ_m e_m[c] q_m[i, c] / Σ_m e_m[c]               rows renormalised, one target for all
 
-    A plain mean asks everybody about everything: of ten clients nine may never have seen a class, and nine
-    times "something else" outvotes the one that knows. It is KnFu's `per_class` at β = 0, except that its
-    target is nobody's own, so that it reaches clients that were absent too. Like every shared target it is
-    good on common test data and costs a client accuracy on data like its own, unless it is rehearsed
-    together with private samples: `private_weight` 1 and `rehearse` 0.3.
+    A plain mean asks all clients about all classes. Of ten clients nine may never have seen a class, and nine
+    predictions of other classes outvote the one that knows. It is KnFu's `per_class` at β = 0, except that
+    one target serves all, so that it reaches clients that were absent too.
+
+    This is class weighting alone. Like every shared target it costs a client accuracy on data like its own
+    where clients train in turn; `training.recipe = "joint"` is what changes that, with any strategy. Under
+    the recipe class weighting adds up to a tenth to the gain of the plain mean, and more under partial
+    participation.
+
+    Weighting sources by their distributions is due to Mansour, Mohri and Rostamizadeh ("Domain Adaptation
+    with Multiple Sources", 2008). FedGen weighs clients by their label counts (Zhu et al., 2021), UWA by
+    uncertainty (arXiv 2509.15147). Here class shares are estimated from mean predictions alone.
 
     A client states its own expertise, by what it predicts. A poisoned client that always predicts one class
     becomes the expert of that class, so all clients have to be trusted.

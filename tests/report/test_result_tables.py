@@ -66,6 +66,8 @@ def test_a_table_is_of_some_rows_with_a_baseline_of_their_own(accuracies):
     words = "made-up; long; data.partition.alpha = 10; rows = knfu | fedmd*; baseline = knfu"
     text = result_tables.renewed(page(words), {"made-up": accuracies})
     assert "| knfu | 81.0 ± 2.5 | 91.0 ± 2.5 |" in text
+    whole = result_tables.renewed(page("made-up; long"), {"made-up": accuracies})
+    assert "| 10 | knfu | **81.0** (+11.0 ± 2.5 ‡) | **91.0** (+11.0 ± 2.5 ‡) |" in whole
     # Differences of 0.5, −1 and 0 points; fedmd* is not ranked, so knfu has no rival.
     assert "| fedmd* | 80.8 (−0.2 ± 1.9) | 90.8 (−0.2 ± 1.9) |" in text and "local" not in text
 
