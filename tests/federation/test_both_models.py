@@ -99,10 +99,10 @@ def test_pages_and_comparisons_have_them(answered_by):
     for model in BOTH:
         mean = record.series("global", f"accuracy_{model}").means[2]
         assert compared[f"global accuracy, guided, {model} model"].ours == pytest.approx(mean)
-        assert told[f"{model} model, after guidance"] == mean
+        assert told[f"{model} model, after fusion"] == mean
         trained = record.series("global", f"accuracy_trained_{model}").means[2]
         assert (f"global accuracy, {model} model", moments(trained, mean)) in dict(facts(record)).items()
-    assert told["personal model, after training"] != told["shared model, after training"]
+    assert told["personal model, before fusion"] != told["shared model, before fusion"]
 
 
 def test_others_have_nothing_of_it(digits_scenario, tmp_path):

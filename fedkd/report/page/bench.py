@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from fedkd.report.page.figure import (
     axes,
     band,
     line,
+    log_axis,
     over_rounds,
     over_tasks,
     plain,
@@ -160,7 +162,7 @@ def _curves(
     kind: str,
     words: str,
     curve: Callable[[StudyRun], Points],
-    layout: dict[str, object],
+    layout: dict[str, Any],
     *,
     by_place: bool = False,
 ) -> Iterator[Figure]:
@@ -168,12 +170,14 @@ def _curves(
     for place, block, groups in _blocks(study):
         data: list[Trace] = []
         rows: list[list[object]] = []
+        reached: list[float] = []
         for (group, runs), (colour, dash, symbol) in zip(groups.items(), _looks(study, groups), strict=True):
             found = curve_over_seeds([own for run in runs if len(own := curve(run)) > 1], by_place=by_place)
             if found is None:
                 continue
             title = group_title(group) or study.name
             x, mean = found.x.tolist(), found.mean * shown.scale
+            reached.append(x[-1])
             half = None if found.half is None else found.half * shown.scale
             if half is not None and len(groups) <= MOST_BANDS:
                 ends = _within(mean - half, shown), _within(mean + half, shown)
@@ -189,13 +193,14 @@ def _curves(
             rows += [[title, *row] for row in zip(x, found.mean.tolist(), halves, strict=True)]
         if data:
             where = study.block_title(block)
+            across = layout["xaxis"] | (log_axis(reached) if by_place else {})
             yield Figure(
                 f"{kind}-{shown.name}-{place}",
                 f"{words.capitalize()}{f': {where}' if where else ''}",
                 ["group", "x", "mean", "half_width"],
                 rows,
                 data,
-                layout,
+                layout | {"xaxis": across},
                 "Means over seeds; bands are 95 % intervals, from three seeds on; thin lines are seeds.",
                 360,
             )

@@ -7,7 +7,7 @@ from math import isnan
 
 import numpy as np
 
-from fedkd.report.page.figure import Cell, Figure, Table, axes, line, looks, over_rounds, over_tasks
+from fedkd.report.page.figure import Cell, Figure, Table, axes, line, log_axis, looks, over_rounds, over_tasks
 from fedkd.report.page.page import Page, Section
 from fedkd.report.page.record import RunRecord
 from fedkd.report.page.run import final_mean, folder_name
@@ -16,7 +16,9 @@ from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.tracking.wording import protocol_name
 
 HIDDEN_FROM = 8
-"""Runs from which only means after guidance are drawn: two lines a run would be too many."""
+"""Runs from which on each has one line, its mean after fusion."""
+MOMENTS = {"before": "accuracy_trained", "after": "accuracy"}
+"""Measurements of a round, relative to fusion, and their metrics."""
 OF_A_RUN = ("name", "seed")
 CURVES = (
     ("fusion-gain", "Fusion gain on the common test set", "global", "fusion_gain", 100.0, "points"),
@@ -63,13 +65,14 @@ def run_names(records: Sequence[RunRecord]) -> list[str]:
 
 
 def _results(runs: Mapping[str, RunRecord]) -> Table:
-    columns = ["run", "strategy", "seed", "rounds", "global, trained (%)", "global, guided (%)"]
-    columns += ["local, trained (%)", "local, guided (%)", "sent (MB)", "time (s)"]
+    columns = ["run", "strategy", "seed", "rounds"]
+    columns += [f"{split}, {moment} fusion (%)" for split in ("global", "local") for moment in MOMENTS]
+    columns += ["sent (MB)", "time (s)"]
     rows = []
     for name, record in runs.items():
         row: list[object] = [name, record.scenario.fusion.strategy, record.scenario.seed, record.last_round]
         for split in ("global", "local"):
-            for metric in ("accuracy_trained", "accuracy"):
+            for metric in MOMENTS.values():
                 value = final_mean(record, split, metric)
                 row.append(Cell("–") if value is None else Cell(f"{100 * value:.1f}", 100 * value))
         sent = sum(_sent(record).values()) / 1e6
@@ -105,16 +108,16 @@ def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
     for split, where in (("global", "on the common test set"), ("local", "on clients' own test data")):
         data, rows = [], []
         for (name, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
-            for metric, moment in (("accuracy", "after guidance"), ("accuracy_trained", "after training")):
+            for moment, metric in reversed(MOMENTS.items()):
                 series = record.series(split, metric)
-                rows += [[name, round, moment, series.means[round]] for round in series.rounds]
-                if series.means and (few or metric == "accuracy"):
-                    own = {"dash": "dot", "width": 1.2} if metric == "accuracy_trained" else {"dash": dash}
+                rows += [[name, round, f"{moment} fusion", series.means[round]] for round in series.rounds]
+                if series.means and (metric == "accuracy" or (few and record.fused)):
+                    own = {"dash": dash} if metric == "accuracy" else {"dash": "dot", "width": 1.2}
                     y = [100 * series.means[round] for round in series.rounds]
-                    label = f"{name}, {moment}" if few else name
+                    label = f"{name}, {moment} fusion" if few and record.fused else name
                     data.append(line(label, series.rounds, y, colour, symbol=symbol, **own))
         if data:
-            more = "" if few else " After guidance; the numbers at both moments are in the CSV."
+            more = "" if few else " After fusion; the CSV has the values before fusion too."
             yield Figure(
                 f"accuracy-{split}",
                 f"Accuracy {where}",
@@ -170,23 +173,26 @@ def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
 
 def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
     """Yield accuracy against what was sent, of runs that send something."""
-    data, rows = [], []
+    data, rows, ends = [], [], []
     for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
         series, sent = record.series("global", "accuracy"), _sent(record)
         so_far = [sum(b for at, b in sent.items() if at <= round) for round in series.rounds]
         if not series.means or not so_far[-1]:
             continue
+        ends.append(so_far[-1])
         y = [100 * series.means[round] for round in series.rounds]
         data.append(line(run, [b / 1e6 for b in so_far], y, colour, dash=dash, symbol=symbol))
         rows += [[run, r, b, series.means[r]] for r, b in zip(series.rounds, so_far, strict=True)]
     if data:
+        layout = axes("sent so far, up and down (MB)", "accuracy after fusion (%)", hovermode="closest")
+        layout["xaxis"] |= log_axis(ends)
         yield Figure(
             "traffic",
             "Global accuracy against bytes",
             ["run", "round", "bytes", "accuracy"],
             rows,
             data,
-            axes("sent so far, up and down (MB)", "accuracy after guidance (%)", hovermode="closest"),
+            layout,
             "Payload of the method's own messages, of all clients. Runs that send nothing are not in it.",
         )
 

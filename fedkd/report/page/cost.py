@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fedkd.report.page.figure import Figure, line, looks, over_rounds, plain
+from fedkd.report.page.figure import DASHES, Figure, line, log_axis, looks, over_rounds, plain
 from fedkd.report.page.record import RunRecord
 
 MOST_PHASE_BARS = 120
@@ -44,8 +44,8 @@ def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
     rounds = sorted(sent)
     totals = np.cumsum([sent[round] for round in rounds], axis=0)
     data = [
-        line(name, rounds, totals[:, at] / 1e6, colour, dash=dash)
-        for at, (name, (colour, dash, _)) in enumerate(
+        line(name, rounds, totals[:, at] / 1e6, colour, dash=DASHES[at])
+        for at, (name, (colour, _, _)) in enumerate(
             zip(
                 ("between clients" if between else "to the server", "to the clients", "for evaluation alone"),
                 looks(3),
@@ -55,13 +55,15 @@ def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
         if totals[-1, at] and not (between and at == 1)
     ]
     rows = [[round, *map(int, sent[round])] for round in rounds]
+    layout = over_rounds("MB")
+    layout["yaxis"] |= log_axis(totals[-1])
     return Figure(
         "bytes",
         "Bytes sent since the start",
         ["round", "bytes_up", "bytes_down", "evaluation_bytes"],
         rows,
         data,
-        over_rounds("MB"),
+        layout,
         "Payload of all clients' messages.",
     )
 

@@ -1,10 +1,11 @@
-"""The figures of a federation: accuracy at both moments, and what fusion did."""
+"""The figures of a federation: accuracy before and after fusion, and the effects of fusion."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from fedkd.report.page.figure import (
     axes,
     band,
     line,
+    log_axis,
     looks,
     over_rounds,
 )
@@ -27,68 +29,75 @@ MOST_BARS = 40
 MOST_PHASE_BARS = 120
 ALL_IN_BAND = 10
 """Clients below which a band is of all of them, from the lowest to the highest."""
+THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}
+"""Look of all lines beside the mean."""
+MOMENTS = (("before", "accuracy_trained", SECOND), ("after", "accuracy", MAIN))
+"""Measurements of a round, relative to fusion: word, metric, colour."""
 SPLITS = (("global", "on the common test set"), ("local", "on clients' own test data"))
 
 
 def accuracy_figures(record: RunRecord) -> Iterator[Figure]:
     """Yield accuracy over rounds, on the common test set and on clients' own."""
     for split, where in SPLITS:
-        guided, trained = record.series(split, "accuracy"), record.series(split, "accuracy_trained")
-        if guided.means:
-            yield _accuracy(record, split, where, guided, trained)
+        fused, trained = record.series(split, "accuracy"), record.series(split, "accuracy_trained")
+        if fused.means:
+            yield _accuracy(record, split, where, fused, trained)
 
 
-def _accuracy(record: RunRecord, split: str, where: str, guided: Series, trained: Series) -> Figure:
-    rounds = guided.rounds
+def _accuracy(record: RunRecord, split: str, where: str, fused: Series, trained: Series) -> Figure:
+    rounds = fused.rounds
     counted = record.counted
-    low, high, words = spread_of(guided, rounds, counted)
+    low, high, words = spread_of(fused, rounds, counted)
+    after = "after fusion, mean" if record.fused else "mean"
+    several = any(len(_of(fused, round, counted)) > 1 for round in rounds)
+    columns: dict[str, Sequence[float | None]] = {after: _means(fused, rounds)}
     data: list[Trace] = []
-    columns: dict[str, Sequence[float | None]] = {"mean after guidance": _means(guided, rounds)}
-    several = any(len(_of(guided, round, counted)) > 1 for round in rounds)
     if several:
         data.append(band(words, rounds, 100 * low, 100 * high, MAIN))
         columns |= {f"{words}, low": low.tolist(), f"{words}, high": high.tolist()}
+
+    def draw(label: str, values: Sequence[float | None], colour: str, **look: Any) -> None:
+        columns[label] = values
+        data.append(line(label, rounds, _percent(values), colour, **look))
+
     groups = _architectures(record, counted)
     for (name, own), (colour, dash, _) in zip(groups.items(), looks(len(groups) + 2)[2:], strict=True):
-        means = _means_over(guided, rounds, own)
-        columns[f"mean of {name}"] = means
-        data.append(line(f"{name} ({len(own)})", rounds, _percent(means), colour, dash=dash, width=1.5))
+        draw(f"{name} ({len(own)})", _means_over(fused, rounds, own), colour, dash=dash, **THIN)
     for name, dash in zip(record.models_told_apart, cycle(("dot", "dashdot"))):
-        for metric, moment, colour in (
-            ("accuracy_trained", "training", SECOND),
-            ("accuracy", "guidance", MAIN),
-        ):
-            label = f"{name} model, after {moment}"
-            columns[label] = means = _means(record.series(split, f"{metric}_{name}"), rounds)
-            data.append(line(label, rounds, _percent(means), colour, dash=dash, width=1.2))
-    if trained.means:
-        columns["mean after training"] = means = _means(trained, rounds)
-        data.append(line("after training, mean", rounds, _percent(means), SECOND, dash="dash"))
-    data.append(line("after guidance, mean", rounds, _percent(_means(guided, rounds)), MAIN, width=3))
+        for moment, metric, colour in MOMENTS:
+            values = _means(record.series(split, f"{metric}_{name}"), rounds)
+            draw(f"{name} model, {moment} fusion", values, colour, dash=dash, **THIN)
     if several:
-        ends = zip(("worst", "best"), ("dot", "dashdot"), _ends(guided, rounds, counted), strict=True)
-        for word, dash, client in ends:
-            values = [guided.clients.get(round, {}).get(client) for round in rounds]
-            label = f"{word} at the end: {record.client_name(client)}"
-            columns[label] = values
-            data.append(line(label, rounds, _percent(values), MUTED, width=1, dash=dash))
-    caption = (
-        "After guidance and after the clients' own training, before it. "
-        + (f"The band is of clients after guidance: {words}. " if several else "")
-        + ("Lines of architectures are means of their clients after guidance. " if groups else "")
-        + ("Thin lines are what clients' models reach each for itself." if record.models_told_apart else "")
-    )
-    rows = [[round, *(values[at] for values in columns.values())] for at, round in enumerate(rounds)]
+        for word, dash, client in zip(
+            ("worst", "best"), ("dot", "dashdot"), _ends(fused, rounds, counted), strict=True
+        ):
+            values = [fused.clients.get(round, {}).get(client) for round in rounds]
+            draw(f"{word}: {record.client_name(client)}", values, MUTED, dash=dash, **THIN)
+    if trained.means and record.fused:
+        draw("before fusion, mean", _means(trained, rounds), SECOND, dash="dash", legendrank=2)
+    data.append(line(after, rounds, _percent(columns[after]), MAIN, width=4, legendrank=1))
     return Figure(
         f"accuracy-{split}",
         f"Accuracy {where}",
         ["round", *columns],
-        rows,
+        [[round, *(values[at] for values in columns.values())] for at, round in enumerate(rounds)],
         data,
         over_rounds("accuracy (%)"),
-        caption.strip(),
+        _how_to_read(record, words if several else "", bool(groups)),
         400,
     )
+
+
+def _how_to_read(record: RunRecord, spread: str, architectures: bool) -> str:
+    when = " after fusion" if record.fused else ""
+    told = [
+        "Each client is measured before fusion, after its local training, and after fusion." * record.fused,
+        f"The band spans the clients{when} ({spread})." if spread else "",
+        f"Lines of architectures are means of their clients{when}." if architectures else "",
+        "Worst and best are those of the last round." if spread else "",
+        "Dotted lines show each of a client's models alone." if record.models_told_apart else "",
+    ]
+    return " ".join(filter(None, told))
 
 
 def time_figures(record: RunRecord) -> Iterator[Figure]:
@@ -97,16 +106,14 @@ def time_figures(record: RunRecord) -> Iterator[Figure]:
     data: list[Trace] = []
     columns: dict[str, Mapping[int, float]] = {}
     for (split, where), colour in zip(SPLITS, (MAIN, SECOND), strict=True):
-        for name, words, dash in (
-            ("accuracy", "guidance", "solid"),
-            ("accuracy_trained", "training", "dash"),
-        ):
+        for moment, name, _ in reversed(MOMENTS if record.fused else MOMENTS[1:]):
             means = record.series(split, name).means
             rounds = [round for round in sorted(means) if round in passed]
             if rounds:
                 columns[f"{name}_{split}"] = means
                 values = _percent([means[round] for round in rounds])
-                title = f"{where}, after {words}"
+                title = f"{where}, {moment} fusion" if record.fused else where
+                dash = "solid" if name == "accuracy" else "dash"
                 data.append(line(title, [passed[round] for round in rounds], values, colour, dash=dash))
     rows = [[round, passed[round], *(of.get(round) for of in columns.values())] for round in sorted(passed)]
     if data:
@@ -129,7 +136,7 @@ def spread_of(
     few = max(map(len, values), default=0) < ALL_IN_BAND
     ends = (0, 100) if few else (10, 90)
     low, high = (np.array([np.percentile(of_round, end) for of_round in values]) for end in ends)
-    return low, high, "lowest to highest client" if few else "10th to 90th percentile of clients"
+    return low, high, "lowest to highest client" if few else "10th to 90th percentile"
 
 
 def _of(series: Series, round: int, clients: Collection[int]) -> dict[int, float]:
@@ -177,7 +184,8 @@ def effect_figures(record: RunRecord) -> Iterator[Figure]:
         "points",
         100,
         [("global", "fusion_gain", "on the common test set"), ("local", "fusion_gain", "on own test data")],
-        "Accuracy after guidance minus before, of the clients that received some: above zero it helped.",
+        "Accuracy after fusion minus accuracy before fusion, over clients that received targets or weights."
+        " Fusion helped above zero.",
     )
     yield from _bands(
         record,
@@ -256,4 +264,13 @@ def _bands(
     if data:
         columns = ["round", "split", "metric", "mean", "low", "high"]
         layout = over_rounds(unit, showlegend=len(lines) > 1)
+        if unit == "loss":
+            layout["yaxis"] |= _loss_axis(rows)
         yield Figure(name, title, columns, rows, data, layout, caption + of_what)
+
+
+def _loss_axis(rows: Sequence[Sequence[Any]]) -> dict[str, str]:
+    """Return a logarithmic axis where one mean is far above most, as when a training diverges."""
+    means, lows = (np.array([row[at] for row in rows], dtype=float) for at in (3, 4))
+    positive = lows[np.isfinite(lows)].min(initial=np.inf) > 0
+    return log_axis([means.max(), float(np.median(means))]) if positive else {}

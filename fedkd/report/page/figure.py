@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.report.style import COLOURS
+from fedkd.report.style import COLOURS, LOG_RATIO
 
 Trace = dict[str, Any]
 Rows = Sequence[Sequence[Any]]
@@ -22,6 +22,10 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
 SCALE = "Cividis"
 BAND_OPACITY = 0.18
+MOST_MARKERS = 30
+"""Points below which each has a marker."""
+FEW_CELLS = 200
+"""Cells up to which a heat map has its numbers in them."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def line(name: str, x: Sequence[float], y: Iterable[float | None], colour: str, 
     """Return a line; single points have a marker to be seen by."""
     y = numbers(y)
     style = {"color": colour, "width": look.pop("width", 2), "dash": look.pop("dash", "solid")}
-    mode = "lines+markers" if len(x) < 30 else "lines"
+    mode = "lines+markers" if len(x) < MOST_MARKERS else "lines"
     marker = {"size": 5, "color": colour, "symbol": look.pop("symbol", "circle")}
     return {"type": "scatter", "mode": mode, "name": plain(name), "x": list(x), "y": y, "line": style,
             "marker": marker, **look}  # fmt: skip
@@ -146,16 +150,38 @@ def translucent(colour: str, opacity: float = BAND_OPACITY) -> str:
 def heat_map(
     z: np.ndarray, x: Sequence[Any], y: Sequence[Any], *, unit: str = "", digits: int = 1, **look: Any
 ) -> Trace:
-    """Return a heat map of a matrix, first row on top; small ones have their numbers in the cells."""
+    """Return a heat map of a matrix, first row on top.
+
+    Small ones have their numbers in the cells. A constant has no colour scale.
+    """
     trace: Trace = {
         "type": "heatmap", "z": grid(z), "x": [plain(v) for v in x], "y": [plain(v) for v in y],
         "colorscale": SCALE, "hoverongaps": False, "xgap": 1, "ygap": 1,
         "colorbar": {"title": {"text": plain(unit), "side": "right"}, "thickness": 12, "outlinewidth": 0},
-        **look,
+        "showscale": constant(z) is None, **look,
     }  # fmt: skip
-    if z.size <= 200 and "text" not in look:
+    if z.size <= FEW_CELLS and "text" not in look:
         trace["texttemplate"] = f"%{{z:.{digits}f}}"
     return trace
+
+
+def constant(z: np.ndarray) -> float | None:
+    """Return the only number in a matrix; None if there are several, or none."""
+    known = np.unique(z[np.isfinite(z)])
+    return float(known[0]) if known.size == 1 else None
+
+
+def bar(name: str, x: Sequence[Any], y: Sequence[float | None], colour: str) -> Trace:
+    """Return bars that show a zero as a line; a missing value has none."""
+    lines = {"color": colour, "width": [4 if value == 0 else 0 for value in y]}
+    return {"type": "bar", "name": plain(name), "x": list(x), "y": numbers(y),
+            "marker": {"color": colour, "line": lines}}  # fmt: skip
+
+
+def log_axis(sizes: Iterable[float]) -> dict[str, str]:
+    """Return what makes an axis logarithmic if one of several sizes is far above another."""
+    known = [size for size in sizes if size > 0]
+    return {"type": "log"} if known and max(known) > LOG_RATIO * min(known) else {}
 
 
 def named_axes(**titles: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedkd.report.page.figure import Figure, Trace, axes, heat_map, looks, named_axes, plain
+from fedkd.report.page.figure import Figure, Trace, axes, constant, heat_map, looks, named_axes, plain
 from fedkd.report.page.record import Labels
 
 MOST_BARS = 40
@@ -21,7 +21,7 @@ def label_figures(labels: Sequence[Labels]) -> Iterator[Figure]:
     clients = len(shown)
     bars = clients <= MOST_BARS
     draw = _label_bars if bars else _label_map
-    frames = [(task.name, draw(task, shown)) for task in labels]
+    frames = [(f"task {task.name}", draw(task, shown)) for task in labels]
     rows = [
         [task.name, client, task.classes[label], count]
         for task in labels
@@ -33,6 +33,13 @@ def label_figures(labels: Sequence[Labels]) -> Iterator[Figure]:
     )
     if bars:
         layout["xaxis"] |= {"dtick": 1 if clients <= 20 else 5, "tickformat": "d"}
+        layout["legend"] = {"title": {"text": "class  "}}
+    caption = "Training samples of each class, as the partition dealt them to the clients."
+    if shown.step > 1:
+        caption += f" One client in {shown.step} is shown."
+    alike = {constant(task.train[shown].astype(float)) for task in labels}
+    if not bars and len(alike) == 1 and None not in alike:
+        caption += f" Every count is {alike.pop():g}."
     yield Figure(
         "labels",
         "Label distribution",
@@ -40,8 +47,7 @@ def label_figures(labels: Sequence[Labels]) -> Iterator[Figure]:
         rows,
         [] if len(frames) > 1 else frames[0][1],
         layout,
-        "Training samples of each class, as the partition dealt them to the clients."
-        + (f" One client in {shown.step} is shown." if shown.step > 1 else ""),
+        caption,
         height=380,
         frames=frames if len(frames) > 1 else (),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedkd.report.page.figure import Figure, heat_map, named_axes
+from fedkd.report.page.figure import Figure, constant, heat_map, named_axes
 from fedkd.report.page.record import RunRecord
 from fedkd.tracking.links import read_links, recorded_link_rounds
 
@@ -30,6 +30,8 @@ def link_figures(record: RunRecord) -> Iterator[Figure]:
         return
     names = [str(client) for client in range(clients)]
     shown = np.where(rounds > 0, sizes / 1e3, np.nan)
+    alike = constant(shown)
+    told = "" if alike is None else f" Every link carried {alike:.4g} kB."
     yield Figure(
         "links",
         "Who heard whom",
@@ -37,6 +39,6 @@ def link_figures(record: RunRecord) -> Iterator[Figure]:
         [[n, m, int(rounds[n, m]), int(sizes[n, m])] for n, m in np.argwhere(rounds).tolist()],
         [heat_map(shown, names, names, unit="kB", digits=0)],
         named_axes(x="sender", y="receiver") | {"showlegend": False},
-        "Bytes over each link, all rounds together; empty where there was none.",
+        f"Bytes over each link, all rounds together; empty where there was none.{told}",
         height=min(240 + 22 * clients, 640),
     )

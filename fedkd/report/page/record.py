@@ -15,6 +15,7 @@ from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names, client_models
 from fedkd.plan.evaluated import counted_clients, models_told_apart
+from fedkd.plan.graph import USUAL_K
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.schema import Scenario
@@ -94,8 +95,19 @@ class RunRecord:
 
     @property
     def title(self) -> str:
-        """Name and seed."""
-        return f"{self.scenario.name}, seed {self.scenario.seed}"
+        """Name, seed, and the topology of a run without a server."""
+        return ", ".join(filter(None, (self.scenario.name, f"seed {self.scenario.seed}", self.topology)))
+
+    @property
+    def topology(self) -> str:
+        """The graph of a run without a server, such as `ring` or `k-regular (k = 4)`; empty: a server."""
+        topology = self.scenario.topology
+        if topology.graph == "star":
+            return ""
+        k = USUAL_K if topology.k is None else topology.k
+        told = {"file": Path(topology.path or "").name, "k_regular": f"k = {k}", "random_regular": f"k = {k}"}
+        name = topology.graph.replace("_", "-")
+        return f"{name} ({told[topology.graph]})" if topology.graph in told else name
 
     @property
     def done(self) -> bool:
@@ -130,6 +142,15 @@ class RunRecord:
             elif row["task"] is None:
                 means[key][row["round"]] = value
         return {key: Series(clients.get(key, {}), of_all) for key, of_all in means.items()}
+
+    @cached_property
+    def fused(self) -> bool:
+        """Whether clients were measured before and after fusion: strategies such as `local` have none."""
+        return any(
+            self.series(split, "fusion_gain").means
+            or self.series(split, "accuracy").means != self.series(split, "accuracy_trained").means
+            for split in ("global", "local")
+        )
 
     def series(self, split: str, metric: str) -> Series:
         """Return a metric over rounds that is about no single task; empty: it was not recorded."""

@@ -39,10 +39,11 @@ def run_page(record: RunRecord) -> Page:
     schedule, fates = record.schedule, list(failure_figures(record))
     view = neighbour_view(record)
     whom: list[Item] = [view] if view is not None else []
+    effects = [*effect_figures(record), *whom, *link_figures(record)]
     sections = [
         Section("Accuracy", [*accuracy_figures(record), *time_figures(record)]),
         Section("Stream of tasks", list(_stream(record))),
-        Section("Fusion", [*effect_figures(record), *whom, *link_figures(record)]),
+        Section("Fusion" if record.fused else "Local training", effects),
         Section("Transferability", list(transfer_figures(record))),
         Section("Clients", [*label_figures(record.labels), *_clients(record)]),
         Section(
@@ -100,6 +101,8 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         ("data", describe_data(scenario)),
         ("strategy", scenario.fusion.strategy),
     ]
+    if record.topology:
+        told.append(("topology, no server", record.topology))
     if scenario.continual is not None:
         told.append(("learner", scenario.continual.learner))
     for split, name in (("global", "global accuracy"), ("local", "local accuracy")):
@@ -143,13 +146,15 @@ def final_mean(record: RunRecord, split: str, name: str) -> float | None:
 
 
 def _clients(record: RunRecord) -> Iterator[Table]:
+    measured = (("before", "accuracy_trained"), ("after", "accuracy"))
     series = [
         (record.series(split, name), heading)
         for heading, split, name in (
-            ("local, after training (%)", "local", "accuracy_trained"),
-            ("local, after guidance (%)", "local", "accuracy"),
-            ("global, after training (%)", "global", "accuracy_trained"),
-            ("global, after guidance (%)", "global", "accuracy"),
+            *(
+                (f"{split}, {moment} fusion (%)" if record.fused else f"{split} accuracy (%)", split, name)
+                for split in ("local", "global")
+                for moment, name in measured[not record.fused :]
+            ),
             *(
                 (f"{split}, {model} model (%)", split, f"accuracy_{model}")
                 for split in ("local", "global")

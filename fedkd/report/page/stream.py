@@ -17,8 +17,10 @@ from fedkd.report.page.figure import (
     Figure,
     Table,
     axes,
+    bar,
     heat_map,
     line,
+    log_axis,
     looks,
     named_axes,
     number,
@@ -76,7 +78,7 @@ def matrix_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure
             ["after", "task", "accuracy"],
             rows,
             [heat_map(shown, names, after, unit="accuracy (%)", digits=0, zmin=0, zmax=100)],
-            named_axes(x="accuracy on task") | {"showlegend": False},
+            named_axes(x=f"accuracy on {_axis(record)}") | {"showlegend": False},
             f"Mean over clients, on the tasks' common test sets.{own}",
             height=min(220 + 26 * len(after), 640),
         )
@@ -90,15 +92,7 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
     for test, (colour, _, _) in zip(tests, looks(len(tests)), strict=True):
         lost, clients = forgotten(outcome, test)
         shown = [None if isnan(v) else 100 * v for v in lost]
-        data.append(
-            {
-                "type": "bar",
-                "name": protocol_name(test.protocol),
-                "x": [plain(n) for n in names[:-1]],
-                "y": shown,
-                "marker": {"color": colour},
-            }
-        )
+        data.append(bar(protocol_name(test.protocol), [plain(n) for n in names[:-1]], shown, colour))
         rows += [
             [test.protocol, name, number(v), n] for name, v, n in zip(names[:-1], lost, clients, strict=True)
         ]
@@ -109,7 +103,7 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
             ["protocol", "task", "forgetting", "clients"],
             rows,
             data,
-            named_axes(x="task") | {"yaxis": {"title": {"text": "points"}}, "barmode": "group"},
+            named_axes(x=_axis(record)) | {"yaxis": {"title": {"text": "points"}}, "barmode": "group"},
             "Best accuracy on the task since it was learned, before the last task, minus that at the end;"
             " mean over the clients that learned it.",
         )
@@ -265,6 +259,8 @@ def _by_task(
         data.append(line(titles[name], learned, [scale * v for v in ordered], colour, dash=dash))
     rows = [[name, r, task, v] for name, values in own.items() for (r, task), v in sorted(values.items())]
     layout = over_tasks(unit, max(map(len, own.values())))
+    if unit == "kB":
+        layout["yaxis"] |= log_axis(scale * max(values.values()) for values in own.values())
     return Figure(
         key,
         title,
@@ -314,6 +310,12 @@ def continual_table(outcome: StreamOutcome) -> Table:
     return Table(
         "continual", "Continual metrics", ["metric", "mean", "worst client", "clients"], rows, open=False
     )
+
+
+def _axis(record: RunRecord) -> str:
+    """Return the title of an axis of tasks: their names are those of their classes where they are split."""
+    split = all(task.name.split() == " ".join(task.classes).split() for task in record.labels)
+    return "task, by its classes" if record.labels and split else "task"
 
 
 def _unlike(names: list[str]) -> list[str]:

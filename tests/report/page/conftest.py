@@ -29,6 +29,8 @@ def make_run(tmp_path) -> MakeRun:
         models: Sequence[str] = ("mlp", "cnn"),
         changes: Mapping[str, Any] | None = None,
         strong: float = 0.0,
+        fused: bool = True,
+        sent: int = 1000,
     ) -> Path:
         folder = tmp_path / name
         tables = {
@@ -39,6 +41,7 @@ def make_run(tmp_path) -> MakeRun:
             **(changes or {}),
         }
         draws = np.random.default_rng(clients)
+        values: dict[tuple[str, str], np.ndarray] = {}
         with Recorder(folder) as recorder:
             for round in range(1, rounds + 1):
                 for split, metric, scale in (
@@ -49,11 +52,15 @@ def make_run(tmp_path) -> MakeRun:
                     ("global", "fusion_gain", 0.1),
                     ("train", "agreement", 1.0),
                 ):
-                    values = draws.uniform(0, scale, clients) + strong
-                    for client, value in enumerate(values):
+                    values[split, metric] = found = draws.uniform(0, scale, clients) + strong
+                    if not fused and metric in ("effective_neighbours", "fusion_gain", "agreement"):
+                        continue
+                    if not fused and metric == "accuracy":
+                        found = values[split, "accuracy_trained"]
+                    for client, value in enumerate(found):
                         recorder.metric(metric, value, round=round, client=client, split=split)
-                    recorder.metric(metric, values.mean(), round=round, split=split)
-                recorder.timing(round=round, phase="train", seconds=1.5, bytes_up=1000, bytes_down=0)
+                    recorder.metric(metric, found.mean(), round=round, split=split)
+                recorder.timing(round=round, phase="train", seconds=1.5, bytes_up=sent, bytes_down=0)
                 recorder.timing(round=round, phase="fuse", seconds=0.25, bytes_down=2000)
                 if clients <= 50:
                     weights = draws.dirichlet(np.ones(clients), size=clients)

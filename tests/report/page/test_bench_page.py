@@ -60,6 +60,22 @@ def test_a_bench_has_a_page_of_its_own(study, tmp_path, payload_of):
     assert {trace["name"] for trace in traffic} == {"knfu", "fedmd"}, "the others send nothing"
 
 
+def test_bytes_far_apart_have_a_logarithmic_axis(study, tmp_path, payload_of):
+    def sent(times: int) -> str | None:
+        runs = tuple(
+            replace(run, traffic=tuple((r, times * b) for r, b in run.traffic))
+            if "knfu" in run.levels
+            else run
+            for run in study.runs
+        )
+        write_study(replace(study, runs=runs), tmp_path)
+        figures = payload_of(write_report([tmp_path]))["figures"]
+        assert "type" not in figures["rounds-accuracy_local-0"]["layout"]["xaxis"]
+        return figures["traffic-accuracy_local-0"]["layout"]["xaxis"].get("type")
+
+    assert (sent(20), sent(21)) == (None, "log")
+
+
 def test_two_seeds_are_drawn_as_they_are(study, tmp_path, payload_of):
     write_study(replace(study, runs=tuple(run for run in study.runs if run.seed < 3)), tmp_path)
     data = payload_of(write_report([tmp_path]))["figures"]["rounds-accuracy_local-1"]["data"]

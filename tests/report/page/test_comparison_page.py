@@ -17,8 +17,22 @@ def test_runs_side_by_side(make_run, payload_of, tmp_path, monkeypatch, capsys):
     assert differences["fusion.strategy"] == ["knfu", "fedmd"]
     assert differences["seed"] == ["0", "9"] and differences["rounds"] == ["3", "2"]
     names = [trace["name"] for trace in payload["figures"]["accuracy-global"]["data"]]
-    assert names == [f"{run}, after {moment}" for run in "ab" for moment in ("guidance", "training")]
-    assert [trace["x"][-1] for trace in payload["figures"]["traffic"]["data"]] == [0.009, 0.006]
+    assert names == [f"{run}, {moment} fusion" for run in "ab" for moment in ("after", "before")]
+    traffic = payload["figures"]["traffic"]
+    assert [trace["x"][-1] for trace in traffic["data"]] == [0.009, 0.006]
+    assert "type" not in traffic["layout"]["xaxis"]
+
+
+def test_bytes_of_runs_far_apart_have_a_logarithmic_axis(make_run, payload_of, tmp_path):
+    write_report([make_run("a"), make_run("b", sent=100_000)], tmp_path / "page.html")
+    traffic = payload_of(tmp_path / "page.html")["figures"]["traffic"]
+    assert traffic["layout"]["xaxis"]["type"] == "log"
+
+
+def test_a_run_without_fusion_has_one_line_beside_others(make_run, payload_of, tmp_path):
+    write_report([make_run("a"), make_run("alone", fused=False)], tmp_path / "page.html")
+    data = payload_of(tmp_path / "page.html")["figures"]["accuracy-global"]["data"]
+    assert [trace["name"] for trace in data] == ["a, after fusion", "a, before fusion", "alone"]
 
 
 def test_folders_of_one_name_are_told_apart(make_run, payload_of, tmp_path):
@@ -35,7 +49,7 @@ def test_many_runs_have_a_line_each(make_run, payload_of, tmp_path):
     write_report(runs, tmp_path / "page.html")
     figure = payload_of(tmp_path / "page.html")["figures"]["accuracy-global"]
     assert [trace["name"] for trace in figure["data"]] == [f"run{number}" for number in range(9)]
-    assert len(figure["rows"]) == 9 * 2 * 2, "both moments are in the CSV"
+    assert len(figure["rows"]) == 9 * 2 * 2, "the CSV has both measurements"
     looks = {(trace["line"]["color"], trace["line"]["dash"]) for trace in figure["data"]}
     assert len(looks) == 9
 

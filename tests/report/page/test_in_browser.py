@@ -101,12 +101,49 @@ def test_a_run_on_a_phone(make_run, show):
     assert told == sorted(row, reverse=True)
 
 
+def test_figures_have_a_place_before_they_are_drawn(make_run, show):
+    browser = show(write_report([make_run()]))
+    last = "[...document.querySelectorAll('[data-figure] .plot')].at(-1)"
+    height = f"return {last}.getBoundingClientRect().height"
+    told = f"return getComputedStyle({last}, '::before').content"
+    assert "drawing" in browser.execute_script(told)
+    reserved = browser.execute_script(height)
+    draw_all(browser)
+    assert browser.execute_script(told) == "none" and browser.execute_script(height) == reserved
+
+
+def test_a_legend_stands_below_its_figure_on_a_phone(make_run, show):
+    path = write_report([make_run()])
+    where = (
+        "return ['.legend', '.xtitle'].map(part => document.querySelector('.plot').querySelector(part)"
+        ".getBoundingClientRect().top)"
+    )
+    below = {}
+    for size in (PHONE, DESKTOP):
+        browser = show(path, size)
+        until(browser, "document.querySelector('.plot .legend')")
+        legend, axis = browser.execute_script(where)
+        below[size] = legend > axis
+    assert below == {PHONE: True, DESKTOP: False}
+
+
+def test_a_cut_table_says_that_it_scrolls(make_run, show):
+    path = write_report([make_run()])
+    hint = "document.querySelector('[data-table=clients] .hint').hidden"
+    cut = "document.querySelector('[data-table=clients] .scroll').classList.contains('cut')"
+    browser = show(path, PHONE)
+    until(browser, f"!{hint} && {cut}")
+    browser.execute_script("document.querySelector('[data-table=clients] .scroll').scrollLeft = 10000")
+    until(browser, f"!{hint} && !{cut}")
+    until(show(path, DESKTOP), f"{hint} && !{cut}")
+
+
 def test_light_dark_and_files(make_run, show, tmp_path):
     browser = show(write_report([make_run()]))
     ground = "return getComputedStyle(document.body).backgroundColor"
     browser.execute_script("document.getElementById('theme').click()")
     assert browser.execute_script(ground) == "rgb(255, 255, 255)"
-    line = "document.querySelector('.plot').data.at(-3).line.color"
+    line = "document.querySelector('.plot').data.at(-1).line.color"
     until(browser, "document.querySelector('.plot .main-svg')")
     assert browser.execute_script(f"return {line}") == "#0072B2"
     browser.execute_script("document.getElementById('theme').click()")
@@ -124,7 +161,7 @@ def test_light_dark_and_files(make_run, show, tmp_path):
             time.sleep(0.05)
     lines = (tmp_path / "accuracy-global.csv").read_text().splitlines()
     assert len(lines) == 4 and lines[0].startswith(
-        'round,mean after guidance,"lowest to highest client, low"'
+        'round,"after fusion, mean","lowest to highest client, low"'
     )
 
 
@@ -157,4 +194,4 @@ def test_runs_side_by_side(make_run, show, tmp_path):
     legend = (
         "[...document.querySelectorAll('.plot')[0].querySelectorAll('.legendtext')].map(t => t.textContent)"
     )
-    assert "b<b>, after guidance" in browser.execute_script(f"return {legend}")
+    assert "b<b>, after fusion" in browser.execute_script(f"return {legend}")

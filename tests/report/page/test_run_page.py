@@ -10,7 +10,9 @@ from fedkd.cli import main
 from fedkd.continual.lessons import Lessons
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.errors import UserError
-from fedkd.report.page.record import read_record
+from fedkd.report.page.federation import effect_figures
+from fedkd.report.page.figure import bar, heat_map
+from fedkd.report.page.record import Series, read_record
 from fedkd.report.page.stream import forgotten
 from fedkd.report.page.write import report_at_the_end, write_report
 from fedkd.tracking.links import write_links
@@ -51,6 +53,65 @@ def test_a_run_without_a_server_has_the_map_of_its_links(make_run, payload_of):
     valid(payload)
 
 
+def test_the_topology_stands_in_title_and_tiles(make_run):
+    for topology, told in (
+        ({"graph": "ring"}, "ring"),
+        ({"graph": "k_regular"}, "k-regular (k = 4)"),
+        ({"graph": "file", "path": "/somewhere/mine.json"}, "file (mine.json)"),
+    ):
+        text = write_report(
+            [make_run(topology["graph"], clients=6, changes={"topology": topology})]
+        ).read_text()
+        assert f"<h1>made-up, seed 0, {told}</h1>" in text
+        assert f"<div><dt>topology, no server</dt><dd>{told}</dd></div>" in text
+    assert "topology, no server" not in write_report([make_run("star")]).read_text()
+
+
+def test_a_constant_has_no_colour_scale(make_run, payload_of):
+    folder = make_run(clients=3, changes={"topology": {"graph": "ring"}})
+    heard = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0]], dtype=bool)
+    write_links(folder, 1, [0, 1, 2], heard, heard * 500)
+    path = write_report([folder])
+    (trace,) = payload_of(path)["figures"]["links"]["data"]
+    assert not trace["showscale"] and "Every link carried 0.5 kB." in path.read_text()
+    assert heat_map(np.array([[1.0, 2.0]]), "ab", "c")["showscale"]
+
+
+def test_a_run_without_fusion_speaks_of_none(make_run, payload_of):
+    path = write_report([make_run(fused=False, changes={"fusion": {"strategy": "local"}})])
+    payload, text = payload_of(path), path.read_text()
+    assert "<h2>Local training</h2>" in text and "<h2>Fusion</h2>" not in text
+    figure = payload["figures"]["accuracy-global"]
+    said = [*figure["columns"], *(trace["name"] for trace in figure["data"])]
+    said += payload["tables"]["clients"]["columns"]
+    assert not [words for words in said if "fusion" in words]
+    assert said.count("mean") == 2 and "global accuracy (%)" in said and "after fusion" not in text
+
+
+def test_the_mean_stands_out(make_run, payload_of):
+    data = payload_of(write_report([make_run()]))["figures"]["accuracy-global"]["data"]
+    *others, mean = data
+    lines = [trace for trace in others if trace.get("fill") is None]
+    assert len(lines) == 5 and mean["name"] == "after fusion, mean"
+    assert all(2 * trace["line"]["width"] <= mean["line"]["width"] for trace in lines)
+    ranks = [trace.get("legendrank", 1000) for trace in data]
+    assert ranks.index(min(ranks)) == len(data) - 1
+
+
+def test_a_zero_is_a_line_and_a_missing_value_nothing():
+    made = bar("forgetting", "abc", [0.0, 2.5, float("nan")], "#0072B2")
+    assert made["y"] == [0.0, 2.5, None] and made["marker"]["line"]["width"] == [4, 0, 0]
+
+
+@pytest.mark.parametrize(("losses", "kind"), [((90.0, 2.0, 1.0, 0.9), "log"), ((2.0, 1.5, 0.5, 0.08), None)])
+def test_a_loss_far_above_the_others_has_a_logarithmic_axis(make_run, losses, kind):
+    record = read_record(make_run())
+    series = Series(means=dict(enumerate(losses, 1)), clients={r: {0: v} for r, v in enumerate(losses, 1)})
+    record.__dict__["_series"] = {("train", "loss"): series}
+    (figure,) = effect_figures(record)
+    assert figure.layout["yaxis"].get("type") == kind
+
+
 def test_a_run_has_its_figures_and_their_numbers(make_run, payload_of):
     folder = make_run()
     path = write_report([folder])
@@ -63,16 +124,16 @@ def test_a_run_has_its_figures_and_their_numbers(make_run, payload_of):
     table = {row[0]: dict(zip(figure["columns"], row, strict=True)) for row in figure["rows"]}
     for round in (1, 2, 3):
         values = [series.clients[round][client] for client in range(4)]
-        assert table[round]["mean after guidance"] == series.means[round]
+        assert table[round]["after fusion, mean"] == series.means[round]
         assert table[round]["lowest to highest client, low"] == min(values)
         assert table[round]["lowest to highest client, high"] == max(values)
-        assert table[round]["mean of mlp"] == pytest.approx(np.mean(values[::2]))
+        assert table[round]["mlp (2)"] == pytest.approx(np.mean(values[::2]))
     ends = series.clients[3]
     worst, best = min(ends, key=ends.get), max(ends, key=ends.get)
     names = [trace["name"] for trace in figure["data"]]
-    assert f"worst at the end: {record.client_name(worst)}" in names
-    assert f"best at the end: {record.client_name(best)}" in names
-    assert {"mlp (2)", "cnn (2)", "after training, mean", "after guidance, mean"} < set(names)
+    assert f"worst: {record.client_name(worst)}" in names
+    assert f"best: {record.client_name(best)}" in names
+    assert {"mlp (2)", "cnn (2)", "before fusion, mean", "after fusion, mean"} < set(names)
 
 
 def test_who_learned_from_whom_is_there_for_every_round_and_why(make_run, payload_of):
@@ -90,6 +151,7 @@ def test_what_was_sent_and_what_it_took(make_run, payload_of):
     assert payload["bytes"]["rows"] == [[round, 1000, 2000, 0] for round in (1, 2, 3)]
     assert payload["time"]["rows"][0] == [1, "train", 1.5]
     assert [row[1:] for row in payload["labels"]["rows"][:2]] == [[0, "zero", 0], [0, "one", 5]]
+    assert payload["labels"]["layout"]["legend"]["title"]["text"].strip() == "class"
 
 
 def test_accuracy_over_simulated_time(make_run, payload_of):
@@ -108,7 +170,7 @@ def test_thousands_of_clients_are_a_few_lines(make_run, payload_of):
     path = write_report([make_run(clients=1000, rounds=2)])
     payload = payload_of(path)
     assert all(len(figure["data"]) <= 8 for figure in payload["figures"].values())
-    assert "10th to 90th percentile of clients" in path.read_text()
+    assert "10th to 90th percentile" in path.read_text()
     assert path.stat().st_size < 600_000
 
 
@@ -197,7 +259,7 @@ def test_names_are_names(make_run, payload_of):
     path = write_report([folder])
     assert "<script>alert" not in path.read_text() and "<a href='x'" not in path.read_text()
     frames = payload_of(path)["figures"]["labels"]["frames"]
-    assert [frame["label"] for frame in frames] == [evil, "b"], "the script sets it as text"
+    assert [frame["label"] for frame in frames] == [f"task {evil}", "task b"], "the script sets it as text"
     assert frames[0]["data"][0]["name"].startswith("&lt;/script&gt;"), "Plotly takes tags for its own"
 
 
@@ -257,7 +319,7 @@ def test_a_stream_ends_with_its_page(digits_scenario, tmp_path, payload_of):
     mean = result.summary["continual"]["forgetting"]["mean"]
     assert lost[result.summary["continual"]["evaluation"]] == pytest.approx(mean)
     assert [row[0] for row in figures["masks"]["rows"]].count("free_share") == 2
-    assert [frame["label"] for frame in figures["labels"]["frames"]] == ["0 1", "2 3"]
+    assert [frame["label"] for frame in figures["labels"]["frames"]] == ["task 0 1", "task 2 3"]
     assert {row[1] for row in figures["schedule"]["rows"]} == {0, 1}
     # The same, half-way: what is not known yet is missing.
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)

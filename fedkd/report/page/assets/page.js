@@ -4,6 +4,7 @@
   const root = document.documentElement;
   const touch = matchMedia("(pointer: coarse)").matches;
   const systemDark = matchMedia("(prefers-color-scheme: dark)");
+  const NARROW = 560; // pixels of a figure below which its legend stands under it
   const CONFIG = { responsive: true, displayModeBar: false, doubleClick: "reset" };
   // Colours of lines that white paper suits and a dark screen does not.
   const ON_DARK = {
@@ -11,6 +12,8 @@
     "rgba(0,114,178,0.18)": "rgba(90,176,232,0.22)", "rgba(213,94,0,0.18)": "rgba(255,143,71,0.22)",
   };
   const drawn = new Map(); // element to the function that draws it anew
+  const pen = document.createElement("canvas").getContext("2d");
+  pen.font = "11px system-ui, sans-serif";
 
   function isDark() {
     return root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches;
@@ -30,22 +33,30 @@
   function legendRows(data, width) {
     const named = data.filter((trace) => trace.name && trace.showlegend !== false);
     if (named.length < 2) return 0;
-    const longest = Math.max(...named.map((trace) => trace.name.length));
-    const columns = Math.max(1, Math.floor(width / (longest * 6.6 + 50)));
-    return Math.ceil(named.length / columns);
+    const widths = named.map((trace) => pen.measureText(trace.name).width + 50);
+    const columns = Math.max(1, Math.floor(width / Math.max(...widths)));
+    return widths.reduce((sum, one) => sum + one, 0) < width ? 1 : Math.ceil(named.length / columns);
+  }
+
+  function fullHeight(own, height, data, width) {
+    return height + 20 * (own.showlegend === false ? 0 : legendRows(data, width - (width < NARROW ? 20 : 80)));
   }
 
   function laidOut(own, height, data, width) {
     const grid = inkOf("--grid");
-    const rows = own.showlegend === false ? 0 : legendRows(data, width - 80);
+    const full = fullHeight(own, height, data, width);
+    const below = width < NARROW;
     const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true };
     const layout = {
-      autosize: true, height: height + 20 * rows, margin: { l: 48, r: 12, t: 8, b: 40 },
+      autosize: true, height: full, margin: { l: 48, r: 12, t: 8, b: 40 + (below ? full - height : 0) },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: inkOf("--ink") },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11 }, traceorder: "normal" },
       hoverlabel: { bgcolor: inkOf("--raised"), bordercolor: grid, font: { color: inkOf("--ink") } },
       dragmode: touch ? false : "zoom", xaxis: {}, yaxis: {}, ...structuredClone(own),
+    };
+    layout.legend = {
+      orientation: "h", x: 0, xref: below ? "container" : "paper", y: below ? 0 : 1.02, yref: below ? "container" : "paper",
+      yanchor: "bottom", font: { size: 11 }, traceorder: "normal", ...layout.legend,
     };
     for (const name of ["xaxis", "yaxis"]) layout[name] = { ...axis, ...layout[name] };
     const x = layout.xaxis.tickformat === "d" && !layout.xaxis.dtick ? data.flatMap((trace) => trace.x || []) : [];
@@ -58,7 +69,12 @@
 
   function plot(element, data, layout, height) {
     const shown = themed(data);
+    reserve(element, data, layout, height);
     return Plotly.react(element, shown, laidOut(layout, height, shown, element.clientWidth || 480), CONFIG);
+  }
+
+  function reserve(element, data, layout, height) { // so that the page does not jump when the figure is drawn
+    element.style.minHeight = `${fullHeight(layout, height, data, element.clientWidth || 480)}px`;
   }
 
   // Saving ----------------------------------------------------------------------------------------------
@@ -112,6 +128,7 @@
       return plot(element, frame ? frame.data : figure.data, figure.layout, figure.height);
     };
     if (slider) slider.addEventListener("input", draw);
+    reserve(element, slider ? figure.frames[0].data : figure.data, figure.layout, figure.height);
     tools(box, name, () => figure, () => [[name, element]]);
     whenSeen(box, draw);
   }
@@ -161,6 +178,7 @@
       }));
       const trace = {
         type: "heatmap", z: round.w, x: names, y: names, customdata: more, colorscale: "Cividis", zmin: 0, zmax: 1,
+        showscale: new Set(round.w.flat()).size > 1,
         xgap: 1, ygap: 1, colorbar: { thickness: 12, outlinewidth: 0 },
         hovertemplate: "%{y} took %{z:.3f} from %{x}%{customdata}<extra></extra>",
       };
@@ -296,6 +314,20 @@
     tools(box, box.dataset.table, () => payload.tables[box.dataset.table], () => []);
   }
 
+  function hintAtCut(scroll) {
+    const hint = document.createElement("p");
+    hint.className = "hint";
+    hint.textContent = "Scroll inside the table to see all of it.";
+    scroll.before(hint);
+    const look = () => {
+      const beyond = scroll.scrollWidth - scroll.clientWidth;
+      scroll.classList.toggle("cut", beyond - scroll.scrollLeft > 2);
+      hint.hidden = beyond <= 2 && scroll.scrollHeight - scroll.clientHeight <= 2;
+    };
+    new ResizeObserver(look).observe(scroll);
+    scroll.addEventListener("scroll", look);
+  }
+
   function makeSource(box) {
     box.querySelector("button").addEventListener("click", () => {
       save(`${box.querySelector("summary").textContent.trim()}`, "text/plain", box.querySelector("pre").textContent);
@@ -338,8 +370,10 @@
   }
 
   async function begin() {
+    root.dataset.drawing = "";
     document.querySelectorAll("[data-table]").forEach(makeTable);
     document.querySelectorAll(".source").forEach(makeSource);
+    document.querySelectorAll(".scroll").forEach(hintAtCut);
     const figures = document.querySelectorAll("[data-figure], [data-neighbours]");
     if (figures.length) {
       const script = document.createElement("script");
@@ -352,6 +386,7 @@
   }
 
   begin().catch((error) => {
+    delete root.dataset.drawing;
     const trouble = document.getElementById("trouble");
     trouble.textContent = `The figures cannot be drawn: ${error.message}. The page needs a browser of 2023 or later.`;
     trouble.hidden = false;
