@@ -16,6 +16,9 @@ The first word is the name of the bench, the second the form of the table:
 - ``at a glance``: a row a strategy; differences averaged over all settings, and in brackets the number of
   settings in which it is significantly above and below the baseline.
 
+- ``recipe``: a row a strategy that is there twice, as `A` and as `A, joint`; what the recipe adds to it, with
+  numbers of settings as above.
+
 Then come `rows = A | B` (these alone), `but = A | B` (all but these), `baseline = A`, and levels of
 axes that are held fixed. All differences of one metric in one table are a family, as in `table.md`.
 """
@@ -33,9 +36,10 @@ from statistics import fmean
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fedkd.errors import UserError
-from fedkd.report.comparison import Entry, Row, compare, tally
+from fedkd.report.comparison import Entry, Row, compare, mark_differences, tally
 from fedkd.report.metrics import metric
-from fedkd.report.study import Labels, Study
+from fedkd.report.statistics import paired_difference
+from fedkd.report.study import Labels, Study, values_by_seed
 from fedkd.report.study_file import read_study
 from fedkd.report.tables import DIFFERS, MISSING, TIED, difference_text, number_text, tally_text
 
@@ -47,6 +51,8 @@ MOMENTS = {
 ACCURACIES = tuple(name for pair in MOMENTS.values() for name in pair)
 TITLES = ("own data, before fusion", "own data, after fusion", "all classes, before fusion")
 TITLES = (*TITLES, "all classes, after fusion")
+JOINT = ", joint"
+"""Ends the name of a strategy under the joint recipe."""
 WITH_LABELS = re.compile(r"\*($|,)")
 """Strategies with a star have labels of the transfer set: they are shown and not ranked."""
 
@@ -117,13 +123,13 @@ def chosen(study: Study, wanted: Wanted) -> Study:
     )  # fmt: skip
 
 
-def side_by_side(study: Study, wanted: Wanted) -> list[list[str]]:
+def side_by_side(study: Study, rows: Sequence[Row], wanted: Wanted) -> list[list[str]]:
     """Return the lines of a table with a pair of columns for each level of an axis."""
     (columns,) = (axis for axis in study.axes if axis.name == wanted.options["columns"])
     titles = [f"{level}: {title}" for level in columns.levels for title in MOMENTS]
     table = [["strategy", *titles, "up (MB)"]]
     by_group: dict[Labels, dict[Labels, Row]] = {}
-    for row in compare(study):
+    for row in rows:
         by_group.setdefault(row.group, {})[row.block] = row
     for group, blocks in by_group.items():
         cells = [cell for level in columns.levels for cell in _pairs(blocks[(level,)], study)]
@@ -138,28 +144,28 @@ def _pairs(row: Row, study: Study) -> Iterator[str]:
         yield " → ".join(dict.fromkeys(told))
 
 
-def long(study: Study, wanted: Wanted) -> list[list[str]]:
+def long(study: Study, rows: Sequence[Row], wanted: Wanted) -> list[list[str]]:
     """Return the lines of a table with a row for each setting and strategy."""
     shown = dict(zip(ACCURACIES, TITLES, strict=True))
     titles = [*map(study.title, study.block_axes), "strategy", *(shown[name] for name in study.metrics)]
     lines = [
         [*row.block, ", ".join(row.group)]
         + [_told(entry, name, brackets=True) for name, entry in zip(study.metrics, row.entries, strict=True)]
-        for row in compare(study)
+        for row in rows
     ]
     return [titles, *lines]
 
 
-def at_a_glance(study: Study, wanted: Wanted) -> list[list[str]]:
+def at_a_glance(study: Study, rows: Sequence[Row], wanted: Wanted) -> list[list[str]]:
     """Return the lines of a table of mean differences and numbers of settings, a row a strategy."""
     shown = dict(zip(ACCURACIES, TITLES, strict=True))
     table = [["strategy", *(shown[name] for name in study.metrics), "up (MB)"]]
     by_group: dict[Labels, list[Row]] = {}
-    for row in compare(study):
+    for row in rows:
         by_group.setdefault(row.group, []).append(row)
-    for group, rows in by_group.items():
+    for group, own in by_group.items():
         if group != study.baseline:
-            columns = zip(*(row.entries for row in rows), strict=True)
+            columns = zip(*(row.entries for row in own), strict=True)
             table.append([", ".join(group), *map(_counted, columns), _megabytes(study, group)])
     return table
 
@@ -195,10 +201,27 @@ def _signed(text: str) -> str:
     return text.replace("-", "−")
 
 
-FORMS: Mapping[str, Callable[[Study, Wanted], list[list[str]]]] = {
+def with_and_without(study: Study) -> list[Row]:
+    """Return a row a setting and strategy: what the recipe adds to it, paired by seed."""
+    found = []
+    for block, groups in study.blocks.items():
+        for (*others, label), runs in groups.items():
+            joint = groups.get((*others, f"{label}{JOINT}"))
+            if joint is not None:
+                pairs = [(values_by_seed(joint, name), values_by_seed(runs, name)) for name in study.metrics]
+                entries = tuple(Entry(difference=paired_difference(*pair)) for pair in pairs)
+                found.append(Row(block, (*others, label), len(runs), entries))
+    families = [mark_differences(family) for family in zip(*(row.entries for row in found), strict=True)]
+    return [
+        replace(row, entries=entries) for row, entries in zip(found, zip(*families, strict=True), strict=True)
+    ]
+
+
+FORMS: Mapping[str, Callable[[Study, Sequence[Row], Wanted], list[list[str]]]] = {
     "side by side": side_by_side,
     "long": long,
     "at a glance": at_a_glance,
+    "recipe": at_a_glance,
 }
 
 
@@ -211,10 +234,11 @@ def table_text(study: Study, wanted: Wanted) -> str:
     if wanted.form not in FORMS:
         raise UserError(f"no form '{wanted.form}'; allowed: {', '.join(FORMS)}")
     part = chosen(study, wanted)
-    titles, *lines = FORMS[wanted.form](part, wanted)
-    rows = [titles, ["---"] * len(titles), *lines]
-    text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-    told = tally(compare(part))
+    of_table = with_and_without(part) if wanted.form == "recipe" else compare(part)
+    titles, *lines = FORMS[wanted.form](part, of_table, wanted)
+    cells = [titles, ["---"] * len(titles), *lines]
+    text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells)
+    told = tally(of_table)
     counted = f"\n\n{tally_text(told).removesuffix('.')} ({DIFFERS})." if told.tested else ""
     return f"{text}{counted}\n"
 
