@@ -124,7 +124,7 @@ def tally_text(told: Tally) -> str:
     """Word how many differences were tested, and how many would seem to differ by chance."""
     return (
         f"Of {told.tested:,} differences {told.excluding:,} have an interval without 0, uncorrected;"
-        f" {told.by_chance:,.1f} would by chance if nothing differed. {told.marked:,} are significant."
+        f" {told.by_chance:,.1f} would by chance if nothing differed. Significant: {told.marked:,}."
     )
 
 

@@ -29,7 +29,7 @@ TABLE = """\
 Means over clients after the last round. Mean ± 95 % confidence interval over 3 seeds (Student's t). \
 Δ: difference to local for the same Dirichlet α, paired by seed. \
 ‡: significant at a false discovery rate of 5 % (Benjamini–Hochberg, over all differences of one metric in this table). \
-Of 4 differences 2 have an interval without 0, uncorrected; 0.2 would by chance if nothing differed. 2 are significant. \
+Of 4 differences 2 have an interval without 0, uncorrected; 0.2 would by chance if nothing differed. Significant: 2. \
 **Bold**: best mean for the same Dirichlet α. \
 †: not separable from the best, the 95 % interval of the paired difference contains 0.
 """  # noqa: E501
