@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, did_you_mean
+from fedkd.families import (
+    FAMILIES,
+    FLOWERS,
+    LEARNER_FAMILIES,
+    SHORT,
+    Line,
+    family_of_learner,
+    grouped,
+    told_of_strategy,
+)
 from fedkd.installed import how_to_install
 from fedkd.plugins import Registry
 from fedkd.scenario.explain import section_of
@@ -45,6 +55,30 @@ NEEDS = {
 
 
 def strategies() -> Iterator[str]:
+    """Yield every fusion strategy in a line, by family and by what it needs; details come by name."""
+    from flwr.serverapp import strategy as flower
+
+    from fedkd.fusion.registry import STRATEGIES, needs_of
+    from fedkd.plan.flower import flower_strategy_names
+
+    families: dict[str, list[Line]] = {}
+    for name, strategy in _parts(STRATEGIES):
+        if isinstance(strategy, UserError):
+            families.setdefault("Cannot be used", []).append(("", name, str(strategy)))
+            continue
+        family, needed = told_of_strategy(strategy, needs_of(strategy))
+        families.setdefault(family, []).append((needed, name, _summary(strategy)))
+    for name in flower_strategy_names():
+        what = f"Flower's {_summary(getattr(flower, name))}"
+        families.setdefault(FLOWERS, []).append((SHORT["one_architecture"], f"flwr:{name}", what))
+    yield from grouped(families, FAMILIES, "strategies")
+    yield ""
+    yield "Names of the field lead to these: " + ", ".join(
+        f"{alias} = {name}" for alias, name in STRATEGIES.aliases.items()
+    )
+
+
+def strategy_details() -> Iterator[str]:
     """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
     from flwr.serverapp import strategy as flower
 
@@ -92,6 +126,41 @@ def models() -> Iterator[str]:
 
 
 def learners() -> Iterator[str]:
+    """Yield every continual learner in a line, by family; details come by name."""
+    from fedkd.continual.registry import LEARNERS
+
+    families: dict[str, list[Line]] = {}
+    for name, learner in _parts(LEARNERS):
+        if isinstance(learner, UserError):
+            families.setdefault("Cannot be used", []).append(("", name, str(learner)))
+            continue
+        families.setdefault(family_of_learner(learner), []).append(("", name, _summary(learner)))
+    yield from grouped(families, LEARNER_FAMILIES, "learners")
+
+
+def details(what: str, name: str) -> Iterator[str]:
+    """Yield all that there is to say of one part of a list.
+
+    Raises:
+        UserError: The list has no such part.
+    """
+    from fedkd.continual.registry import LEARNERS
+    from fedkd.plan.names import canonical_strategy
+
+    rows = {"strategies": strategy_details, "learners": learner_details}.get(what) or globals()[what]
+    wanted = {"strategies": canonical_strategy, "learners": LEARNERS.canonical}.get(what, str)(name)
+    names, found = [], False
+    for line in rows():
+        if line and not line.startswith(" "):
+            names.append(line.split(maxsplit=1)[0])
+            found = names[-1] == wanted
+        if found and line:
+            yield line
+    if wanted not in names:
+        raise UserError(f"no '{name}' among the {what}; {did_you_mean(name, names)}", key="NAME")
+
+
+def learner_details() -> Iterator[str]:
     """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
     from fedkd.continual.registry import LEARNERS, learner_hyperparameters
     from fedkd.fusion.registry import STRATEGIES

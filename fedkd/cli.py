@@ -213,6 +213,9 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = verb("list", verbs.list_verb, "list what a scenario can name")
     listing.add_argument("what", nargs="?", choices=LISTS, metavar="|".join(LISTS), help="default: all")
+    listing.add_argument(
+        "name", nargs="?", metavar="NAME", help="all about one of them, e.g. strategies knfu"
+    )
 
     text = "write a strategy, model or learner of your own to start from, with a scenario and a test"
     new = verb("new", verbs.new_verb, text)

@@ -136,13 +136,33 @@ def described(error: BaseException) -> str:
     return f"{kind}: {words.splitlines()[0]}" if words else kind
 
 
+NEAR = 0.7
+"""How alike two names are, from 0 to 1, for one to be taken for a slip of the other."""
+LISTED = 30
+"""Names that an error lists."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that another one is a slip of; None: there is none."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR)
+    return next(iter([*near, *(other for other in known if _is_slip(name, other))]), None)
+
+
+def _is_slip(one: str, other: str) -> bool:
+    """Return whether two short names differ in the order of their letters, or in one of three or more."""
+    wrong = sum(a != b for a, b in zip(one, other, strict=False))
+    return sorted(one) == sorted(other) or (len(one) == len(other) >= 3 and wrong == 1)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean 'x'?`` for the nearest known name, else the list of what is allowed."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"allowed: {', '.join(known)}" if known else "nothing is allowed here"
+    near = nearest(name, known)
+    if near is not None:
+        return f"did you mean '{near}'?"
+    more = f", … ({len(known)} in all)" if len(known) > LISTED else ""
+    return f"allowed: {', '.join(known[:LISTED])}{more}" if known else "nothing is allowed here"
 
 
 @contextmanager

@@ -37,12 +37,18 @@ class Registry:
         kind: Singular name used in messages, e.g. ``"model"``.
         builtin: Name to ``"module:attribute"``.
         group: Entry-point group in which installed packages declare theirs, e.g. ``"fedkd.models"``.
+        aliases: What else people call a part, in any spelling, to its name.
     """
 
-    def __init__(self, kind: str, builtin: Mapping[str, str], group: str) -> None:
+    def __init__(
+        self, kind: str, builtin: Mapping[str, str], group: str, aliases: Mapping[str, str] | None = None
+    ) -> None:
         self.kind = kind
         self.group = group
+        self.aliases = dict(aliases or {})
         self._builtin = dict(builtin)
+        self._spelled = {_plain(name): name for name in builtin}
+        self._spelled |= {_plain(alias): name for alias, name in self.aliases.items()}
         self._registered: dict[str, Any] = {}
 
     @property
@@ -53,6 +59,12 @@ class Registry:
     def names(self) -> list[str]:
         """Return the built-in names in the order they were listed, then those of plug-ins."""
         return list(dict.fromkeys([*self._builtin, *self._registered, *sorted(self._installed)]))
+
+    def canonical(self, name: str) -> str:
+        """Return the name of a part that is called otherwise: in another case, or as the field calls it."""
+        if name in self._builtin or name in self._registered or name in self._installed:
+            return name
+        return self._spelled.get(_plain(name), name)
 
     def register(self, name: str) -> Callable[[Part], Part]:
         """Return a decorator that registers what it decorates under `name`.
@@ -112,7 +124,7 @@ class Registry:
             claims.insert(0, self._builtin[name])
         if not claims:
             raise UserError(
-                f"no {self.kind} named '{name}'; {did_you_mean(name, self.names())}"
+                f"no {self.kind} named '{name}'; {did_you_mean(name, [*self.names(), *self.aliases])}"
                 f' (a {self.kind} of your own is "module:Name")'
             )
         if len(claims) > 1:
@@ -263,6 +275,11 @@ def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any 
             raise
         return module
     return None
+
+
+def _plain(name: str) -> str:
+    """Return a name without case, hyphens, underscores and spaces."""
+    return "".join(letter for letter in name.casefold() if letter not in "-_ ")
 
 
 def _origin(part: Any) -> str:

@@ -177,6 +177,10 @@ def list_verb(args: argparse.Namespace) -> None:
     """List what a scenario can name."""
     from fedkd import catalogue
 
+    if args.name is not None:
+        for line in catalogue.details(args.what, args.name):
+            print(line)
+        return
     chosen = [args.what] if args.what else LISTS
     for position, what in enumerate(chosen):
         if len(chosen) > 1:

@@ -13,6 +13,7 @@ import pytest
 from fedkd.check_data import skew
 from fedkd.cli import main
 from fedkd.errors import Interrupted, RunFailed, UserError
+from fedkd.fusion.registry import STRATEGIES
 from fedkd.plan.load import load_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.tracking.wording import size
@@ -285,12 +286,18 @@ def test_check_schema_needs_no_file(capsys):
     [
         (
             "strategies",
-            ["knfu", "beta = 10.0", "flwr:FedAdam", "Flower's FedAdam", "beta_1 = 0.9", "q = 0.1", "arXiv"],
+            [
+                "Predictions on public data\n",
+                "  knfu ",
+                "[labelled public data]",
+                "flwr:FedAdam",
+                "fedavg = flwr:",
+            ],
         ),
         ("models", ["resnet20", "hidden = [200, 200]"]),
         (
             "learners",
-            ["naive", "ewc", "memory_size = 1000 (int ≥ 0)", "gives each task weights of its own", "arXiv"],
+            ["Weights of each task's own\n", "  naive ", "fedkd list learners NAME"],
         ),
         ("datasets", ["digits", "fashion-mnist", "image-folder"]),
     ],
@@ -300,6 +307,29 @@ def test_list_names_what_there_is(what, expected, capsys):
     assert (status, err) == (0, "")
     for text in expected:
         assert text in out
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "expected"),
+    [
+        ("strategies", "KnFu", ["knfu ", "beta = 10.0 (float ≥ 0)", "arXiv"]),
+        ("strategies", "fedadam", ["flwr:FedAdam ", "Flower's FedAdam", "beta_1 = 0.9"]),
+        ("learners", "er", ["er ", "memory_size = 1000 (int ≥ 0)", "arXiv"]),
+        ("models", "mlp", ["mlp ", "hidden = [200, 200]"]),
+    ],
+)
+def test_list_says_all_about_one_part(what, name, expected, capsys):
+    status, out, err = run_main(capsys, "list", what, name)
+    assert (status, err) == (0, "") and out.startswith(expected[0])
+    assert all(text in out for text in expected) and all(row[0] == " " for row in out.splitlines()[1:])
+
+
+def test_list_of_strategies_has_a_line_for_each(capsys):
+    lines = run_main(capsys, "list", "strategies")[1].splitlines()
+    named = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert set(STRATEGIES.builtin) < set(named) and len(set(named)) == len(named)
+    status, _, err = run_main(capsys, "list", "strategies", "kufn")
+    assert (status, err) == (2, "error: NAME: no 'kufn' among the strategies; did you mean 'knfu'?\n")
 
 
 def test_list_names_what_is_shipped_and_what_lies_in_the_working_folder(tmp_path, capsys, monkeypatch):

@@ -50,6 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "check_data",
         "check_traffic",
         "catalogue",
+        "families",
         "completion",
         "doctor",
         "scaffold",

@@ -82,7 +82,7 @@ def test_what_cannot_be_checked_without_is_one_line(changes, named, knows_data, 
         ({"fusion": {"strategy": "knfu", "bta": 1}}, "fusion.bta: unknown key"),
         ({"fusion": {"strategy": "flwr:FedAdm"}}, "did you mean 'FedAdam'"),
         ({"training": {"lr": -1.0}}, "training.lr: must be"),
-        ({"training": {"optimizer": "adam", "momentum": 0.5}}, "only sgd and rmsprop have a momentum"),
+        ({"training": {"optimizer": "adam", "momentum": 0.5}}, "training.momentum: must be left out"),
         ({"clients": [{"model": "trap:m"}, {"model": "mpl"}]}, "clients.1.model: no model named 'mpl'"),
     ],
 )

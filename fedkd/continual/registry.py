@@ -43,6 +43,18 @@ LEARNERS = Registry(
         "fedweit": "fedkd.continual.fedweit:FedWeIT",
     },
     group="fedkd.learners",
+    aliases={
+        "finetune": "naive",
+        "finetuning": "naive",
+        "sequential": "naive",
+        "multitask": "joint",
+        "experience_replay": "er",
+        "derpp": "der++",
+        "a_gem": "agem",
+        "synaptic_intelligence": "si",
+        "learning_without_forgetting": "lwf",
+        "elastic_weight_consolidation": "ewc",
+    },
 )
 
 

@@ -76,6 +76,23 @@ STRATEGIES = Registry(
         "gossip": "fedkd.fusion.gossip:Gossip",
     },
     group="fedkd.strategies",
+    aliases={
+        "fedavg": "flwr:FedAvg",
+        "fedavgm": "flwr:FedAvgM",
+        "fedprox": "flwr:FedProx",
+        "fedadam": "flwr:FedAdam",
+        "fedyogi": "flwr:FedYogi",
+        "fedadagrad": "flwr:FedAdagrad",
+        "fedmedian": "flwr:FedMedian",
+        "fedtrimmedavg": "flwr:FedTrimmedAvg",
+        "krum": "flwr:Krum",
+        "multikrum": "flwr:MultiKrum",
+        "bulyan": "flwr:Bulyan",
+        "qfedavg": "flwr:QFedAvg",
+        "standalone": "local",
+        "centralized": "pooled",
+        "max_confidence": "dp",
+    },
 )
 
 

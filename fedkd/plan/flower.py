@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -32,6 +34,9 @@ _HIDDEN = {
     "train_loss_key",
     "selection_rule",
 }
+# What Flower's own default makes something else of: FedProx with μ = 0 is FedAvg.
+_DEFAULTS: dict[str, dict[str, Any]] = {"FedProx": {"proximal_mu": 0.01}}
+_HINTS = {"client_learning_rate": ", such as that of training.lr"}
 # Wrappers around another strategy, and strategies of tree models: neither averages a network's weights.
 _NOT_OFFERED = {"FedXgbBagging", "FedXgbCyclic"}
 
@@ -51,7 +56,7 @@ def flower_strategy_names() -> tuple[str, ...]:
 
 
 def flower_hyperparameters(name: str) -> dict[str, Any]:
-    """Return the hyper-parameters of a Flower strategy and their defaults.
+    """Return the hyper-parameters of a Flower strategy and their defaults; FedProx has μ = 0.01.
 
     Args:
         name: With or without the ``flwr:`` prefix.
@@ -62,8 +67,10 @@ def flower_hyperparameters(name: str) -> dict[str, Any]:
     Raises:
         UserError: Flower ships no such strategy.
     """
-    parameters = inspect.signature(_strategy_class(name)).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.name not in _HIDDEN}
+    cls = _strategy_class(name)
+    parameters = inspect.signature(cls).parameters.values()
+    theirs = {parameter.name: parameter.default for parameter in parameters if parameter.name not in _HIDDEN}
+    return theirs | _DEFAULTS.get(cls.__name__, {})
 
 
 def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strategy:
@@ -79,15 +86,27 @@ def make_flower_strategy(name: str, hyperparameters: Mapping[str, Any]) -> Strat
             raise UserError(f"unknown key; {did_you_mean(key, known)}", key=f"fusion.{key}")
     for key, default in known.items():
         if default is inspect.Parameter.empty and key not in hyperparameters:
-            raise UserError(f"flwr:{cls.__name__} needs a value", key=f"fusion.{key}")
+            raise UserError(f"flwr:{cls.__name__} needs a value{_HINTS.get(key, '')}", key=f"fusion.{key}")
     accepted = inspect.signature(cls).parameters
     for key, value in hyperparameters.items():
         _check_type(key, value, accepted[key].annotation)
     own = {key: value for key, value in _OWN_ARGUMENTS.items() if key in accepted}
     try:
-        return cls(**own, **hyperparameters)
+        with _quiet():
+            return cls(**own, **{**_DEFAULTS.get(cls.__name__, {}), **hyperparameters})
     except (TypeError, ValueError) as error:
         raise UserError(f"flwr:{cls.__name__}: {error}", key="fusion") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have Flower's logger say nothing of values that the scenario chose on purpose."""
+    logger = logging.getLogger("flwr")
+    was, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was
 
 
 def _check_type(key: str, value: Any, wanted: Any) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fedkd.errors import UserError, did_you_mean
+from fedkd.errors import UserError
 from fedkd.explain import show_value
 from fedkd.hyperparameters import build_part, hyperparameter_names
 from fedkd.plan.checks import has_one_architecture
+from fedkd.scenario.explain import unknown_key
 from fedkd.scenario.schema import Continual, Fusion, Scenario, Section
 
 if TYPE_CHECKING:
@@ -37,10 +38,8 @@ class Table:
         allowed = [*known, *self.section.model_fields]
         for name in given:
             if name not in allowed:
-                raise UserError(
-                    f"unknown key for {self.kind} '{part}'; {did_you_mean(name, allowed)}",
-                    key=f"{self.name}.{name}",
-                )
+                told = unknown_key(name, allowed, f" for {self.kind} '{part}'")
+                raise UserError(told, key=f"{self.name}.{name}")
 
     def filled_in(self, given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         """Return all hyper-parameters as the table may hold them, once those given have the right types."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fedkd.errors import UserError
 from fedkd.plan.hyperparameters import bind_strategy
+from fedkd.plan.names import with_canonical_names
 from fedkd.plan.plan import Plan, resolve
 from fedkd.plan.readers import FILE_ALONE, Layers
 from fedkd.plan.recipe import followed
@@ -147,6 +148,7 @@ def parse_unopened(
     """Check a scenario given as nested tables without importing a plug-in (see `parse_plan`)."""
 
     def look(scenario: Scenario) -> Plan | Unopened:
+        scenario = with_canonical_names(scenario)
         open = look_at if plug_ins_of(scenario) else resolve
         return open(scenario, layers)
 

@@ -13,6 +13,7 @@ from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
+from fedkd.plan.names import with_canonical_names
 from fedkd.plan.readers import FILE_ALONE, Layers, with_read_keys
 from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
@@ -116,6 +117,7 @@ def resolve(scenario: Scenario, layers: Layers = FILE_ALONE, *, written: bool = 
             hyper-parameter that its strategy or learner does not know or allow.
     """
     import_plugins(scenario.plugins, scenario.plugin_path)
+    scenario = with_canonical_names(scenario)
     check_names(scenario)
     if written:
         scenario = with_read_keys(scenario, None, layers)

@@ -325,7 +325,7 @@ TABLE: tuple[Reader, ...] = (
         _paced_by_tasks,
     ),
     # [engine]
-    *map(_of_ray, ("actors", "cpus_per_actor", "gpus_per_actor", "address", "start_timeout", "restarts")),
+    *map(_of_ray, ("actors", "cpus_per_actor", "gpus_per_actor", "address", "start_timeout")),
 )
 """When each key is read that is not always read."""
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
-from typing import Any, get_args
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from fedkd.errors import UserError
+from fedkd.errors import UserError, did_you_mean, nearest
 from fedkd.explain import explain_error
+from fedkd.scenario.asked import asked_for
 from fedkd.scenario.schema import Scenario
 
 
@@ -21,6 +23,8 @@ def scenario_error(error: ValidationError, *, file: str | None = None) -> UserEr
     first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = first["loc"]
     message = explain_error(first, known_keys(location[:-1]))
+    if first["type"] == "extra_forbidden":
+        message = unknown_key(str(location[-1]), known_keys(location[:-1]))
     if first["type"] == "string_pattern_mismatch" and location == ("name",):
         message = (
             "must be letters, digits, '.', '_' and '-', starting with a letter or digit"
@@ -29,6 +33,40 @@ def scenario_error(error: ValidationError, *, file: str | None = None) -> UserEr
     if len(problems) > 1:
         message += f" (and {len(problems) - 1} more)"
     return UserError(message, key=dotted(location), file=file)
+
+
+def unknown_key(name: str, known: Iterable[str], of: str = "") -> str:
+    """Return what is wrong with a key that its table does not have, and what was meant.
+
+    Args:
+        name: The key.
+        known: The keys of its table.
+        of: Whose key it would be, such as ``" for strategy 'knfu'"``.
+    """
+    told = asked_for(name)
+    if told is None and nearest(name, known) is None and (elsewhere := _places().get(name)):
+        told = f"did you mean {' or '.join(elsewhere[:MOST_PLACES])}?"
+    return f"unknown key{of}; {told or did_you_mean(name, known)}"
+
+
+MOST_PLACES = 3
+"""Tables that an error names for a key."""
+
+
+@cache
+def _places() -> Mapping[str, list[str]]:
+    """Return every key of a scenario by its last name, dotted."""
+    found: dict[str, list[str]] = {}
+
+    def walk(model: type[BaseModel], path: tuple[str, ...]) -> None:
+        for name, field in model.model_fields.items():
+            found.setdefault(name, []).append(".".join((*path, name)))
+            section = section_of(field.annotation)
+            if section is not None and get_origin(field.annotation) is not list and name != "tracking":
+                walk(section, (*path, name))
+
+    walk(Scenario, ())
+    return found
 
 
 def known_keys(location: Iterable[Any]) -> Collection[str]:

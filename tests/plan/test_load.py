@@ -120,7 +120,7 @@ def test_seed_argument_wins_over_the_file(tmp_path):
         ("training.lr = true", "training.lr: must be a number, got true"),
         ("training.lr = inf", "training.lr: must be a finite number, got inf"),
         ("training.autocast = 1", "training.autocast: must be true or false, got 1"),
-        ("training.batchsize = 1", "training.batchsize: unknown key; did you mean 'batch_size'?"),
+        ("training.batchsize = 1", "training.batchsize: unknown key; it is training.batch_size"),
         ("data.partition.alhpa = 1", "data.partition.alhpa: unknown key; did you mean 'alpha'?"),
         ("tracking.wandb.projct = 'x'", "tracking.wandb.projct: unknown key; did you mean 'project'?"),
         ("[[clients]]\nmodle = 'mlp'", "clients.0.modle: unknown key; did you mean 'model'?"),

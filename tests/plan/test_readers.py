@@ -119,7 +119,6 @@ EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
             "gpus_per_actor": 0.5,
             "address": "auto",
             "start_timeout": 9.0,
-            "restarts": 1,
         }.items()
     ),
 ]

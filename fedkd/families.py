@@ -1,0 +1,89 @@
+"""Families of strategies and learners, for lists of a line each: what clients send, and what is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+Line = tuple[str, str, str]
+"""What a part needs, its name, and what it does."""
+FLOWERS = "Averages of all weights, by Flower"
+BASELINES, PUBLIC, STATISTICS, WEIGHTS, SECOND, STREAMS = FAMILIES = (
+    "Baselines",
+    "Predictions on public data",
+    "Statistics of classes, no public data",
+    "Weights",
+    "A second model at each client",
+    "Streams of tasks",
+)
+"""Families of fedkd's own strategies, in the order of a list."""
+REPLAY, OWN, ONE = LEARNER_FAMILIES = (
+    "Samples of old tasks",
+    "Weights of each task's own",
+    "One model, protected or not",
+)
+"""Families of learners, in the order of a list."""
+SHORT = {
+    "transfer_labels": "labelled public data",
+    "server": "server model",
+    "one_architecture": "one architecture",
+    "masks": "masks of a learner",
+    "class_stream": "class-incremental stream",
+    "linear_head": "linear heads",
+    "parts": "body and head",
+    "equal_features": "features of one width",
+    "plain_sgd": "plain SGD",
+    "graph": "no server",
+}
+"""What sets a strategy's needs apart, in a list."""
+WIDEST = 96
+"""Letters that a list has for what a part does."""
+
+
+def told_of_strategy(strategy: Any, needs: Collection[str]) -> tuple[str, str]:
+    """Return a strategy's family, by what its clients send, and what it needs besides.
+
+    Args:
+        strategy: Its class.
+        needs: What it needs at its defaults.
+    """
+    from fedkd.fusion.client_half import ClientHalf
+
+    if strategy.sends == "nothing":
+        family = BASELINES
+    elif strategy.learner is not None or {"masks", "class_stream"} & set(needs):
+        family = STREAMS
+    elif strategy.auxiliaries is not ClientHalf.auxiliaries:
+        family = SECOND
+    elif "weights" in needs:
+        family = WEIGHTS
+    else:
+        family = PUBLIC if strategy.uses_transfer_set else STATISTICS
+    public = ["public data"] * (strategy.uses_transfer_set and family != PUBLIC)
+    return family, ", ".join(public + [text for need, text in SHORT.items() if need in needs])
+
+
+def family_of_learner(learner: Any) -> str:
+    """Return a learner's family, by what it keeps of old tasks."""
+    names = {field.name for field in fields(learner)}
+    if "memory_size" in names or learner.overrides("training_tasks", "rehearsed"):
+        return REPLAY
+    return OWN if learner.isolates else ONE
+
+
+def grouped(families: Mapping[str, Sequence[Line]], order: Sequence[str], what: str) -> Iterator[str]:
+    """Yield parts in lines, a heading for each family; those that need least come first.
+
+    Args:
+        families: Family to its parts.
+        order: The families that come first.
+        what: Name of the list.
+    """
+    for family in dict.fromkeys([*(name for name in order if name in families), *families]):
+        yield family
+        for needed, name, text in sorted(families[family], key=lambda line: line[0]):
+            short = text if len(text) <= WIDEST else f"{text[: WIDEST - 1].rstrip()}…"
+            yield f"{f'  {name}':<23} {short}" + f" [{needed}]" * bool(needed)
+    yield ""
+    yield f"[…]: what it needs. Hyper-parameters and paper of one: fedkd list {what} NAME"

@@ -1,0 +1,54 @@
+"""Keys that are not there: what was meant, and what there is none of."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedkd.errors import UserError
+from fedkd.plan.load import parse_plan
+from fedkd.scenario.asked import ASKED
+from fedkd.scenario.explain import known_keys
+from fedkd.scenario.overrides import apply_values
+from fedkd.scenario.schema import Scenario
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("training.lora", "there are no adapters here"),
+        ("fusion.secure_aggregation", "there is no secure aggregation here"),
+        ("participation", "it is clients_per_round"),
+        ("fraction_fit", "it is clients_per_round"),
+        ("privacy.epsilon", "there is no differential privacy here"),
+        ("data.num_clients", "it is data.clients"),
+        ("num_rounds", "it is rounds"),
+        ("training.local_steps", "it is training.local_epochs"),
+        ("training.learning_rate", "it is training.lr"),
+        ("fusion.mu", "is fusion.proximal_mu, with fusion.strategy = 'fedprox'"),
+        ("dropout", "faults.dropout; of a network it is args"),
+        ("training.batchsize", "it is training.batch_size"),
+        ("model", "models stand in [[clients]]"),
+        ("lr", "did you mean training.lr?"),
+        ("fusion.momentum", "did you mean training.momentum?"),
+        ("data.alpha", "did you mean data.partition.alpha or data.transfer.alpha?"),
+        ("ruonds", "did you mean 'rounds'?"),
+        ("fusion.bta", "did you mean 'beta'?"),
+        ("engine.quux", "allowed: "),
+    ],
+)
+def test_what_was_meant_is_told(key, told, digits_scenario):
+    apply_values(digits_scenario, {key: 1})
+    with pytest.raises(UserError) as caught:
+        parse_plan(digits_scenario)
+    assert key.startswith(str(caught.value.key))
+    assert caught.value.message.startswith("unknown key") and told in caught.value.message
+
+
+def test_no_sentence_is_about_a_key_that_there_is():
+    top = {name.replace("_", "") for name in Scenario.model_fields}
+    assert not top & ASKED.keys()
+    for sentence in ASKED.values():
+        for word in sentence.replace(",", " ").replace(":", " ").replace(";", " ").split():
+            table, dot, key = word.partition(".")
+            if dot and table in Scenario.model_fields and table != "fusion":
+                assert key.split(".")[0] in known_keys((table,)), word
