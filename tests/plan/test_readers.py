@@ -127,7 +127,7 @@ EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
 def moot(tables: dict[str, Any]) -> UserError | None:
     scenario = Scenario.model_validate(tables)
     try:
-        with_read_keys(with_read_keys(scenario), bind_strategy(scenario.fusion)[0])
+        with_read_keys(with_read_keys(scenario), bind_strategy(scenario)[0])
     except UserError as error:
         return error
     return None
@@ -155,7 +155,7 @@ def test_every_row_has_an_example():
     def is_violated(row: Reader) -> bool:
         for key, value, without, _ in EXAMPLES:
             scenario = Scenario.model_validate(nested(key, value, without))
-            strategy = bind_strategy(scenario.fusion)[0] if row.asks_strategy else None
+            strategy = bind_strategy(scenario)[0] if row.asks_strategy else None
             if row.key == key and is_set(scenario, key) and not row.reads(scenario, strategy):
                 return True
         return False

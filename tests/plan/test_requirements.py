@@ -99,7 +99,7 @@ def test_a_server_model_that_cannot_be_built_is_refused(strategy, model, key, me
 )
 def test_a_model_that_lacks_what_the_strategy_needs_is_named(changes, key, message, digits_scenario):
     forest = {"model": "random-forest", "args": {"trees": 2}}
-    plan = parse_plan(digits_scenario | {"clients": [forest]} | changes)
+    plan = parse_plan(digits_scenario | {"clients": [forest], "training": {}} | changes)
     data = load_federated_data(plan.scenario)
     with pytest.raises(UserError, match=message) as caught:
         check_requirements(plan, data, build_group_models(plan.scenario, data.input_shape, data.classes))
