@@ -35,10 +35,12 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
         UserError: The first thing that would stop a run.
     """
     from fedkd.data.load import load_data
+    from fedkd.engine.gpus import check_local_gpus
     from fedkd.tracking.loggers.registry import check_loggers
 
     scenario = plan.scenario
     check_loggers(scenario)
+    check_local_gpus(scenario.engine)
     yield row("scenario", f"{scenario.name}, {counted(scenario.rounds, 'round')}, seed {scenario.seed}")
     data = load_data(scenario, progress)
     parameters, work, sketches = yield from check_with(plan, data)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedkd.errors import one_line
 from fedkd.tracking.wording import counted
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ HEADS = {
 SHOWN_TASKS = 5
 """Tasks of a stream that are told of one by one."""
 SHOWN_CLASSES = 6
+SHOWN_OWNERS = 8
 
 
 def row(label: str, text: str) -> str:
@@ -38,6 +40,9 @@ def data_rows(scenario: Scenario, data: FederatedData, held_out: float | None = 
     yield row("data", f"{data.name}: {data.classes} classes, samples of {shape}{_kind(data)}, {testing}")
     yield row("partition", _partition(scenario))
     yield from _size_rows(scenario, [data], "client", held_out)
+    if data.owners:
+        more = f", … ({len(data.owners)} in all)" if len(data.owners) > SHOWN_OWNERS else ""
+        yield row("", f"clients are {', '.join(map(one_line, data.owners[:SHOWN_OWNERS]))}{more}")
     yield row("", f"label skew: {skew(data.label_distribution())}")
     if data.skew:
         yield row("", f"clients differ by {_differences(data.skew)}")

@@ -89,7 +89,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 
 def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
-    """Write who takes part: every client's model, and how many training samples of each class it was dealt.
+    """Write who takes part: every client's model, its owner's name, and its training samples of each class.
 
     Of a stream of tasks that is told task by task, before what `blur` adds. Where there are too many numbers
     (see `MOST_COUNTS`) they are left out.
@@ -111,8 +111,9 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
         {"name": name, "classes": part.class_names, "train": part.label_counts().tolist()}
         for name, part in parts
     ]
+    owners = {"owners": parts[0][1].owners} if parts[0][1].owners else {}
     models = architecture_names(plan.groups)
-    text = json.dumps({"models": models, "tasks": tasks if told else []})
+    text = json.dumps({"models": models, **owners, "tasks": tasks if told else []})
     write_text_atomically(folder / CLIENTS, f"{text}\n")
 
 

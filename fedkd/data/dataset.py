@@ -26,7 +26,7 @@ class Dataset:
         train_y: [n] int64 labels in 0..C-1.
         test_x: [m, *shape], of the same dtype as `train_x`.
         test_y: [m] int64.
-        owners: [n] int64 whose each train sample is, by any numbers; None: the data do not say.
+        owners: [n] whose each train sample is, by any numbers (int64) or by names; None: the data do not say.
     """
 
     name: str
@@ -72,7 +72,7 @@ def dataset_from_arrays(
         test_x: Samples of the test split.
         test_y: Their labels.
         class_names: Names of the classes; absent: the labels 0..C-1 themselves, each of which must occur.
-        owners: Whose each train sample is: integers [n]; absent: the data do not say.
+        owners: Whose each train sample is: integers or names [n]; absent: the data do not say.
         integers: Whether integers other than uint8 become int64 instead.
         key: Scenario key to blame.
 
@@ -167,10 +167,10 @@ def _labels(values: Any, what: str, samples: int, key: str) -> np.ndarray:
 
 def _owners(values: Any, samples: int, key: str) -> np.ndarray:
     owners = _as_array(values, "owners", key)
-    if owners.dtype.kind not in "ui" or owners.shape != (samples,):
+    if owners.dtype.kind not in "uiU" or owners.shape != (samples,):
         raise UserError(
-            f"owners must be an integer for each of {samples} train samples, got {owners.dtype} of shape"
-            f" {owners.shape}",
+            f"owners must be an integer or a name for each of {samples} train samples, got {owners.dtype} of"
+            f" shape {owners.shape}",
             key=key,
         )
-    return owners.astype(np.int64)
+    return owners if owners.dtype.kind == "U" else owners.astype(np.int64)

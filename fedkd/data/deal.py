@@ -76,7 +76,7 @@ def deal(
         search: The scenario's folders.
         task: Index of the task whose samples these are, if they are a task's alone.
         written: Every client's train indices where a file gave them; absent: what the scheme says.
-        owners: [n] int64 whose each sample of the train split is; absent: nobody's.
+        owners: [n] whose each sample of the train split is; absent: nobody's.
 
     Raises:
         UserError: More samples asked for than there are, or no partition.

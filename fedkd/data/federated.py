@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.data.budget import check_fits
 from fedkd.data.dataset import Dataset
-from fedkd.data.deal import Bounds, deal
+from fedkd.data.deal import Bounds, Deal, deal
 from fedkd.data.heterogeneity import Skew, add_noise, draw_skews, replace_labels, skew_images
 from fedkd.data.normalise import Statistics, is_integer
 from fedkd.data.partition_replacement import SIZE
@@ -79,6 +79,7 @@ class FederatedData:
         foreign_y: [M] int64 labels of a transfer set from another data set, in that one's classes; else None.
         skew: What was drawn for every client; empty if clients differ in their labels only.
         statistics: What the samples were normalised by, for samples that come later; None: not known.
+        owners: Name of the owner that each client is; empty where the data name none.
     """
 
     name: str
@@ -96,6 +97,7 @@ class FederatedData:
     foreign_y: np.ndarray | None = None
     skew: tuple[Skew, ...] = ()
     statistics: Statistics | None = None
+    owners: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -233,7 +235,15 @@ def federate(
         foreign_y=None if public is None else public.y,
         skew=skew,
         statistics=statistics,
+        owners=_owner_names(dataset.owners, dealt) if scenario.data.partition.scheme == "natural" else (),
     )
+
+
+def _owner_names(owners: np.ndarray | None, dealt: Deal) -> tuple[str, ...]:
+    """Return the name of each client's owner; nothing where owners are numbers."""
+    if owners is None or owners.dtype.kind != "U":
+        return ()
+    return tuple(str(owners[dealt.private[start]]) for start, _ in dealt.shares)
 
 
 def _check_integers(heterogeneity: Heterogeneity) -> None:

@@ -22,7 +22,7 @@ def deal_by_owner(
     every owner has to have enough, so that clients are the same in all tasks.
 
     Args:
-        owners: [n] int64 owner of every sample that may be dealt, by any numbers; None: the data name none.
+        owners: [n] owner of every sample that may be dealt, a number or a name; None: the data name none.
         clients: Number of clients N.
         scheme: Says the fewest samples of a client.
         seed: The scenario's seed.
@@ -53,9 +53,10 @@ def deal_by_owner(
     chosen = np.sort(numpy_generator(seed, "owners").choice(fit, clients, replace=False))
     if sizes[chosen].min() < floor:
         client = int(sizes[chosen].argmin())
+        named = f" ('{names[chosen[client]]}')" if names.dtype.kind == "U" else ""
         raise UserError(
-            f"the owner that client {client} stands for has {int(sizes[chosen].min())} samples of the task,"
-            f" needs {floor}",
+            f"the owner that client {client}{named} stands for has {int(sizes[chosen].min())} samples of the"
+            f" task, needs {floor}",
             key="data.partition.min_samples",
         )
     return [by_owner[place] for place in chosen]

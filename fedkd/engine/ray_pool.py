@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any
 
+from fedkd.engine.gpus import check_gpus
 from fedkd.engine.ray_lean import lean
 from fedkd.engine.ray_local import Seclusion, allowed_cpus, secluded
 from fedkd.engine.ray_nodes import Node, alive_nodes
@@ -223,21 +224,7 @@ def count_actors(engine: Engine, cluster: RayCluster, num_clients: int) -> int:
             f"asks for {engine.cpus_per_actor:g} CPUs an actor, but {where} {most_cpus:g}",
             key="engine.cpus_per_actor",
         )
-    if gpus_per_actor > 0:
-        if most_gpus == 0:
-            raise UserError(
-                f"asks for {gpus_per_actor:g} GPU an actor, but Ray sees no GPU here; set it to 0",
-                key="engine.gpus_per_actor",
-            )
-        if most_gpus < gpus_per_actor:
-            raise UserError(
-                f"asks for {gpus_per_actor:g} GPUs an actor, but {where} {most_gpus:g}",
-                key="engine.gpus_per_actor",
-            )
-        if gpus_per_actor > 1 and gpus_per_actor % 1:
-            raise UserError(
-                f"must be a whole number above 1, got {gpus_per_actor:g}", key="engine.gpus_per_actor"
-            )
+    check_gpus(gpus_per_actor, most_gpus, where)
     fits = fitting(engine, cluster.nodes, gpus_per_actor)
     if fits == 0:
         raise UserError(

@@ -248,8 +248,12 @@ def _check_forward(model: nn.Module, inputs: Tensor, classes: int) -> None:
             output = model(inputs)
     except Exception as error:
         kind = "" if inputs.is_floating_point() else " of integers"
+        looks_up = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in model.modules())
+        hint = "; an embedding looks up integers, which stay such with data.normalise = false"
         raise UserError(
-            f"fails on an input {list(inputs.shape)}{kind} with {described(error)}", key="clients.model"
+            f"fails on an input {list(inputs.shape)}{kind} with {described(error)}"
+            + hint * (looks_up and inputs.is_floating_point()),
+            key="clients.model",
         ) from error
     got = str(list(output.shape)) if isinstance(output, Tensor) else f"a {type(output).__name__}"
     if got != str([2, classes]):

@@ -12,7 +12,7 @@ from fedkd.continual.learner import Learner
 from fedkd.data.load import first_task, task_names
 from fedkd.data.pixels import Rotation
 from fedkd.data.stream import FederatedStream
-from fedkd.errors import UserError
+from fedkd.errors import UserError, one_line
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.recorder import read_metrics
@@ -38,6 +38,7 @@ class Entry:
         parameters: Trainable scalars.
         file: Where its tensors are.
         network: The class that takes them; None: it could not be written down.
+        owner: Name of the owner whose samples the client holds; None: the data name none.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Entry:
     parameters: int
     file: str
     network: str | None
+    owner: str | None = None
 
 
 def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str]) -> str:
@@ -90,20 +92,25 @@ def _tests(scenario: Scenario) -> str:
 
 def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:
     found = _accuracies(run)
+    named = any(entry.owner is not None for entry in entries)
     lines = [
-        "| client | model | parameters | local | global | file |",
-        "| --: | --- | --: | --: | --: | --- |",
+        f"| client |{' owner |' * named} model | parameters | local | global | file |",
+        f"| --: |{' --- |' * named} --- | --: | --: | --: | --- |",
     ]
     for entry in entries:
         own = [
             moments(*(found.get((entry.index, split, metric)) for metric in ("accuracy_trained", "accuracy")))
             for split in ("local", "global")
         ]
-        name = re.sub(r"([\\`*\[\]<>|$])", r"\\\1", entry.architecture)
-        lines.append(
-            f"| {entry.index} | {name} | {entry.parameters:,} | {own[0]} | {own[1]} | `{entry.file}` |"
-        )
+        owner = f" {_escaped(one_line(entry.owner or ''))} |" * named
+        model = f"{_escaped(entry.architecture)} | {entry.parameters:,}"
+        lines.append(f"| {entry.index} |{owner} {model} | {own[0]} | {own[1]} | `{entry.file}` |")
     return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Return a text as Markdown shows it letter by letter."""
+    return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", text)
 
 
 def _accuracies(run: TrainedRun) -> dict[tuple[int, str, str], float]:

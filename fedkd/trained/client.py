@@ -17,6 +17,7 @@ from fedkd.clients.factory import ClientFactory
 from fedkd.clients.stream_client import StreamClient
 from fedkd.clients.torch_client import TorchClient
 from fedkd.continual.task_model import TaskModel
+from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, load_data
 from fedkd.data.normalise import Statistics
 from fedkd.data.pixels import Transform
@@ -57,6 +58,7 @@ class TrainedClient:
         task: The task of the stream that the model is of; None without a stream.
         task_name: What people call it.
         tasks: The tasks that the client has met, in the order of their last visits; none without a stream.
+        owner: Name of the owner whose samples the client holds; None: the data name none.
     """
 
     index: int
@@ -73,6 +75,7 @@ class TrainedClient:
     """What the task does to normalised samples; None: nothing."""
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
     _of_task: Callable[[int], TrainedClient] | None = field(repr=False)
+    owner: str | None = None
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
         """Return samples as the model was trained on them.
@@ -188,6 +191,7 @@ class TrainedRun:
             transform=None,
             _answer=client.answer,
             _of_task=None,
+            owner=_owner(self.data, index),
         )
 
     def _saved(self, index: int) -> SavedClient:
@@ -230,7 +234,13 @@ class TrainedRun:
             transform=task.transform,
             _answer=answer,
             _of_task=lambda wanted: self._of_stream(client, client.tests.place_of(wanted)),
+            owner=_owner(task.data, client.index),
         )
+
+
+def _owner(data: FederatedData, client: int) -> str | None:
+    """Return the name of a client's owner; None: the data name none."""
+    return data.owners[client] if data.owners else None
 
 
 class TrainedNode(TrainedRun):

@@ -150,11 +150,17 @@ class _Writer:
         source = network_source(networks[0], "Network", client.input_shape, dtype)
         name = None if source is None else self._classes.setdefault(source, f"Network{len(self._classes)}")
         entry = Entry(
-            client.index, client.architecture, count_parameters(networks[0]), models[-1]["file"], name
+            client.index,
+            client.architecture,
+            count_parameters(networks[0]),
+            models[-1]["file"],
+            name,
+            client.owner,
         )
         self._entries.append(entry)
         return {
             "architecture": client.architecture,
+            **({} if client.owner is None else {"owner": client.owner}),
             "parameters": entry.parameters,
             "network": name,
             "models": models,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
+import fedkd
+from fedkd.check import check
 from fedkd.data.dataset import Dataset
 from fedkd.data.federated import load_federated_data
 from fedkd.data.partition_natural import deal_by_owner
@@ -14,6 +18,7 @@ from fedkd.data.stream import load_stream
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
 from fedkd.randomness import numpy_generator
+from fedkd.report.page.write import write_report
 from fedkd.scenario.schema import Partition
 
 
@@ -188,5 +193,81 @@ def test_an_npz_file_may_say_whose_samples_are(tmp_path):
     split = load_dataset(SourceRequest("npz", tmp_path, {"path": "split.npz"}))
     assert np.array_equal(split.owners, owners)
     np.savez(tmp_path / "wrong.npz", train_x=x, train_y=y, test_x=x[:9], test_y=y[:9], owners=owners[:9])
-    with pytest.raises(UserError, match="an integer for each of 60 train samples"):
+    with pytest.raises(UserError, match="an integer or a name for each of 60 train samples"):
         load_dataset(SourceRequest("npz", tmp_path, {"path": "wrong.npz"}))
+
+
+CITIES = """
+import numpy as np
+from torch import nn
+
+CITY = ["Rome", "Oslo", "Berlin", "Bonn|*"]
+
+def visits():
+    draw = np.random.default_rng(0)
+    x, y, owners = draw.random((160, 3)), np.arange(160) % 2, np.repeat(CITY, 40)
+    return {"train_x": x, "train_y": y, "test_x": x[:20], "test_y": y[:20], "owners": owners}
+
+def words():
+    x, y = np.arange(480).reshape(160, 3) % 50, np.arange(160) % 2
+    return x, y, x[:20], y[:20]
+
+class Words(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.look_up, self.head = nn.Embedding(50, 4), nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.head(self.look_up(x).mean(dim=1))
+
+def make_words(input_shape, classes):
+    return Words(classes)
+"""
+
+
+@pytest.fixture
+def cities(digits_scenario, tmp_path):
+    (tmp_path / "cities.py").write_text(CITIES)
+    data = {"dataset": "cities:visits", "clients": 3, "transfer": {"size": 10}}
+    data["partition"] = {"scheme": "natural", "min_samples": 2}
+    tables = digits_scenario | {"rounds": 1, "data": data, "plugin_path": [str(tmp_path)]}
+    return tables | {"clients": [{"model": "mlp", "args": {"hidden": [4]}}]}
+
+
+def test_names_of_owners_stay_with_clients(cities, tmp_path):
+    told = [line for line in check(parse_plan(cities)) if "clients are" in line]
+    run = fedkd.run(cities, out=tmp_path / "run").folder
+    owners = json.loads((run / "clients.json").read_text())["owners"]
+    assert (
+        owners == sorted(owners) and set(owners) < {"Rome", "Oslo", "Berlin", "Bonn|*"} and len(owners) == 3
+    )
+    assert told == [f"{'':<10}clients are {', '.join(owners)}"]
+    data = load_federated_data(parse_plan(cities).scenario)
+    assert data.owners == tuple(owners)
+    assert fedkd.load_client(run, 1).owner == owners[1]
+    exported = fedkd.export(run).folder
+    described = json.loads((exported / "clients.json").read_text())["clients"]
+    assert [described[str(n)]["owner"] for n in range(3)] == owners
+    card = (exported / "README.md").read_text()
+    assert "| client | owner | model |" in card and "| Bonn|* |" not in card
+    page = write_report([run]).read_text()
+    assert all(json.dumps(owner)[1:-1] in page for owner in owners)
+
+
+def test_an_embedding_without_integers_is_told_how_to_get_them(cities):
+    words = cities["data"] | {"dataset": "cities:words", "partition": {"scheme": "iid"}}
+    tables = cities | {"data": words, "clients": [{"model": "cities:make_words"}]}
+    with pytest.raises(UserError, match=r"which stay such with data\.normalise = false$"):
+        list(check(parse_plan(tables)))
+    tables["data"] = words | {"normalise": False}
+    assert any(line.startswith("model") for line in check(parse_plan(tables)))
+
+
+def test_a_share_of_a_gpu_that_is_not_there_is_refused(cities, monkeypatch):
+    tables = cities | {"engine": {"kind": "ray", "gpus_per_actor": 0.5}}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"asks for 0\.5 GPU an actor, but Ray sees no GPU here") as caught:
+        list(check(parse_plan(tables)))
+    assert caught.value.key == "engine.gpus_per_actor"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert any(line.startswith("engine") for line in check(parse_plan(tables)))

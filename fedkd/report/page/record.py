@@ -80,6 +80,7 @@ class RunRecord:
         schedule: Who is at which task when; None: the file is not there.
         models: Name of every client's architecture.
         labels: Who was dealt what, task by task; empty: it is not told.
+        owners: Name of each client's owner; empty: the data name none.
     """
 
     folder: Path
@@ -92,6 +93,7 @@ class RunRecord:
     schedule: Schedule | None
     models: tuple[str, ...]
     labels: tuple[Labels, ...]
+    owners: tuple[str, ...]
 
     @property
     def title(self) -> str:
@@ -199,6 +201,7 @@ def read_record(folder: Path) -> RunRecord:
         schedule=_schedule(folder / SCHEDULE),
         models=models,
         labels=_labels(folder / CLIENTS, len(models)),
+        owners=_owners(folder / CLIENTS, len(models)),
     )
 
 
@@ -241,6 +244,13 @@ def _schedule(path: Path) -> Schedule | None:
         return Schedule.from_json(path.read_text(encoding="utf-8"), file=str(path))
     except (OSError, UnicodeDecodeError, UserError):
         return None
+
+
+def _owners(path: Path, clients: int) -> tuple[str, ...]:
+    """Return the name of each client's owner; nothing where the file names none."""
+    table = _json(path)
+    found = table.get("owners") if isinstance(table, dict) else None
+    return tuple(map(str, found)) if isinstance(found, list) and len(found) == clients else ()
 
 
 def _labels(path: Path, clients: int) -> tuple[Labels, ...]:

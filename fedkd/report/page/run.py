@@ -166,11 +166,13 @@ def _clients(record: RunRecord) -> Iterator[Table]:
     neighbours = record.series("train", "effective_neighbours")
     poisoned = poisoned_clients(record.scenario)
     samples = sum(task.train.sum(axis=1) for task in record.labels) if record.labels else None
-    columns = ["client", "model", *(["training samples"] if samples is not None else [])]
+    columns = ["client", *["owner"] * bool(record.owners), "model"]
+    columns += ["training samples"] if samples is not None else []
     columns += [heading for _, heading in known] + ["effective neighbours"] * bool(neighbours.means)
     rows = []
     for client, model in enumerate(record.models[:MOST_LISTED]):
-        row: list[object] = [client, model + " (poisoned)" * (client in poisoned)]
+        row: list[object] = [client, *record.owners[client : client + 1]]
+        row.append(model + " (poisoned)" * (client in poisoned))
         row += [int(samples[client])] if samples is not None else []
         row += [_last(found.clients, client, 100) for found, _ in known]
         row += [_last(neighbours.clients, client, 1)] if neighbours.means else []
