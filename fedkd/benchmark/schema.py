@@ -57,6 +57,7 @@ class BenchFile(Section):
 
     Hyper-parameters belong to their strategy, or learner: a cell with another than the base's starts without
     those of the base. Those that this file sets stay, and a cell whose strategy does not know one is refused.
+    A key that nothing reads in a cell is left out where an axis makes it moot, and refused otherwise.
     """
 
     name: str = Field("bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
