@@ -17,6 +17,7 @@ from typing import IO, NoReturn
 
 from fedkd import __version__, verbs
 from fedkd.errors import FedkdError, UserError, one_line, words_of
+from fedkd.paths import expanded
 from fedkd.plugins import contained, no_sudden_end
 from fedkd.scenario.shipped import LISTED, Kind
 from fedkd.signals import interrupting, outliving_terminal
@@ -234,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
 def _folder(text: str) -> Path:
     if not text or "\0" in text:
         raise UserError(f"a folder has a name without NULs, got {text!r}")
-    return Path(text)
+    return expanded(text)
 
 
 def _add_scenario(parser: argparse.ArgumentParser, kind: Kind = "scenario") -> None:

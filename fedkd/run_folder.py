@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedkd.errors import UserError
+from fedkd.errors import RunFailed, UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
+from fedkd.paths import expanded
 from fedkd.plan.graph import Graph
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.identity import digest_of
 from fedkd.scenario.schema import Scenario
-from fedkd.tracking.atomic import TEMPORARY, write_json_atomically, write_text_atomically
+from fedkd.tracking.atomic import write_json_atomically, write_text_atomically
 from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE, TOPOLOGY
+from fedkd.tracking.leftovers import sweep
 
 if TYPE_CHECKING:
     from fedkd.data.load import Data
 
 LOCK = ".lock"
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Numbers of what the system says of a disk that takes no more."""
 MOST_COUNTS = 5_000_000
 """Numbers of labels, over clients, classes and tasks, up to which a run folder says who has how many."""
 
@@ -46,11 +51,10 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
         UserError: `out` holds a run already, cannot be made, or another process works in it.
     """
     try:
-        folder = _free_folder(scenario) if out is None else out.expanduser().absolute()
+        folder = _free_folder(scenario) if out is None else expanded(out, key="--out").absolute()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # the latter: a home folder of nobody
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot write to {out or 'runs'}: {reason}", key="--out") from error
+    except OSError as error:
+        raise UserError(f"cannot write to {out or 'runs'}: {error.strerror}", key="--out") from error
     with locked(folder):
         if (folder / SCENARIO).exists():
             raise UserError(
@@ -61,7 +65,8 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
             yield folder
         finally:
             if not (folder / SCENARIO).exists():
-                (folder / LOCK).unlink(missing_ok=True)
+                for name in (SCHEDULE, TOPOLOGY, LOCK):  # written before it, on a disk that was full then
+                    (folder / name).unlink(missing_ok=True)
                 with suppress(OSError):  # somebody else's files are in it
                     folder.rmdir()
 
@@ -115,6 +120,25 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
     models = architecture_names(plan.groups)
     text = json.dumps({"models": models, **owners, "tasks": tasks if told else []})
     write_text_atomically(folder / CLIENTS, f"{text}\n")
+
+
+@contextmanager
+def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
+    """Say of a disk that takes no more which folder is on it, what is kept, and how to go on.
+
+    Args:
+        folder: Where the block writes.
+        kept: Returns what is kept and how to go on; asked when the disk has failed.
+
+    Raises:
+        RunFailed: The block could not write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise RunFailed(f"cannot write to {folder}: {error.strerror}; {kept()}") from error
 
 
 def write_deployment(folder: Path, federation: str) -> None:
@@ -241,8 +265,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError("another process is running in this folder", file=str(folder)) from error
-        for unfinished in folder.glob(TEMPORARY):
-            unfinished.unlink(missing_ok=True)
+        sweep(folder)
         yield
 
 

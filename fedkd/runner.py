@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.engine.started import StartedEngine, started_engine
 from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
+from fedkd.paths import expanded
 from fedkd.plan.continuation import check_continuation
 from fedkd.plan.load import load_plan, parse_plan, plan_with
 from fedkd.plan.plan import Plan
@@ -22,6 +23,7 @@ from fedkd.run_folder import (
     SCENARIO,
     check_beginning,
     check_links,
+    disk_told,
     locked,
     new_run_folder,
     plan_of_run,
@@ -76,7 +78,7 @@ def run(
     observers = _shown(observers, progress)
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
-        _interrupts_told(folder),
+        _end_told(folder),
         _watched(plan.scenario, observers) as observer,
         started_engine(plan, folder, observer.message) as engine,
     ):
@@ -136,11 +138,11 @@ def resume(
     """
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
-    folder = Path(folder).absolute()
+    folder = expanded(folder).absolute()
     plan = plan_of_run(folder, rounds)
     refuse_deployed(folder)
     observers = _shown(observers, progress)
-    with locked(folder), _interrupts_told(folder), _watched(plan.scenario, observers) as observer:
+    with locked(folder), _end_told(folder), _watched(plan.scenario, observers) as observer:
         _check_continuation(plan, folder)
         check_links(folder, plan)
         with started_engine(plan, folder, observer.message) as engine:
@@ -269,21 +271,31 @@ def _way_on(folder: Path) -> str:
 
 
 @contextmanager
-def _interrupts_told(folder: Path) -> Iterator[None]:
-    """Say what is kept where a run is interrupted before its rounds or after them."""
+def _end_told(folder: Path) -> Iterator[None]:
+    """Say what is kept where a run is interrupted before its rounds or after them, or the disk is full."""
     try:
-        yield
+        with disk_told(folder, partial(_kept, folder)):
+            yield
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; {_way_on(folder)}") from None
 
 
+def _kept(folder: Path) -> str:
+    """Return which round of a run is saved, and how to go on once there is room."""
+    from fedkd.federation.checkpoint import CheckpointStore
+
+    saved = CheckpointStore(folder).rounds()
+    kept = f"round {saved[-1]} is saved" if saved else "no round is saved yet"
+    return f"{kept}; make room, then go on with: fedkd resume {folder}"
+
+
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
-    """Say which folder cannot be written to."""
+    """Say which folder cannot be written to, for whatever reason."""
     try:
         yield
     except OSError as error:
-        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise RunFailed(f"cannot write to {folder}: {error.strerror or error}; {_kept(folder)}") from error
 
 
 def _explained(error: RunFailed, folder: Path) -> RunFailed:

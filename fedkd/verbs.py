@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fedkd.address_space import check_address_space
 from fedkd.errors import RunFailed, UserError
 from fedkd.scenario.shipped import LISTED, Kind, find_shipped, names_of
 
@@ -14,6 +15,7 @@ LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers"
 
 def run_verb(args: argparse.Namespace) -> None:
     """Simulate a scenario."""
+    check_address_space()
     from fedkd.plan.load import load_plan
 
     path, overrides = _scenario_words(args)
@@ -31,6 +33,7 @@ def run_verb(args: argparse.Namespace) -> None:
 
 def resume_verb(args: argparse.Namespace) -> None:
     """Go on with a run."""
+    check_address_space()
     from fedkd.run_folder import plan_of_run
 
     _supervise(args, lambda: plan_of_run(args.folder).scenario.engine.kind == "ray")
@@ -43,6 +46,7 @@ def resume_verb(args: argparse.Namespace) -> None:
 
 def bench_verb(args: argparse.Namespace) -> None:
     """Run every cell of a bench, or say what it would run."""
+    check_address_space()
     from fedkd.benchmark.bench import bench, describe_plan, plan_bench
     from fedkd.benchmark.schema import load_bench
 
@@ -66,6 +70,7 @@ def bench_verb(args: argparse.Namespace) -> None:
 
 def tune_verb(args: argparse.Namespace) -> None:
     """Search for hyper-parameters, or say what would be searched."""
+    check_address_space()
     from fedkd.tuning.results import SHOWN
     from fedkd.tuning.schema import load_search
     from fedkd.tuning.tune import describe_tune, plan_tune, tune
@@ -125,6 +130,7 @@ def compare_verb(args: argparse.Namespace) -> None:
 
 def export_verb(args: argparse.Namespace) -> None:
     """Write trained clients."""
+    check_address_space()
     from fedkd.trained.export import export
 
     made = export(args.folder, args.out, round=args.round, progress=lambda line: print(line, flush=True))
@@ -137,6 +143,7 @@ def export_verb(args: argparse.Namespace) -> None:
 
 def deal_verb(args: argparse.Namespace) -> None:
     """Write every participant's share of a scenario's data."""
+    check_address_space()
     from fedkd.deployment.deal import deal
     from fedkd.plan.load import load_plan
 

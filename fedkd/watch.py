@@ -12,6 +12,7 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
+from fedkd.paths import expanded
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import is_held, plan_of_run
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
@@ -52,7 +53,7 @@ def watch(
     Raises:
         UserError: Not a run folder, or not one any more.
     """
-    folder = folder.expanduser().absolute()
+    folder = expanded(folder).absolute()
     plan = plan_of_run(folder)
     if observer is None:
         observer = PlainProgress(sys.stdout) if once else make_progress(quiet=False)

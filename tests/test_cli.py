@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import subprocess
 import sys
 import types
@@ -97,7 +98,7 @@ MALFORMED = {
     ),
     "nobody's home": (
         ["check", "FILE", "--set", "data.root=~nobody-here/x"],
-        ["FILE: data.root: is no folder"],
+        ["FILE: data.root: must begin with a home folder that there is, got '~nobody-here/x'"],
     ),
     "more clients than anybody": (
         ["check", "FILE", "--set", "data.clients=100000000"],
@@ -417,3 +418,40 @@ def test_a_file_of_the_other_kind_is_known_for_what_it_is(verb, path, advice, ca
     file = Path(__file__).resolve().parent.parent / path
     assert main([verb, str(file)]) == 2
     assert advice in capsys.readouterr().err
+
+
+NO_HOME = "~nobody-of-this-name/x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", NO_HOME, "RUN"],
+        ["watch", NO_HOME],
+        ["runs", NO_HOME],
+        ["resume", NO_HOME],
+        ["export", NO_HOME],
+        ["report", NO_HOME],
+        ["report", "RUN", "--out", NO_HOME],
+        ["deal", "FILE", "--out", NO_HOME],
+        ["bench", "FILE", "--out", NO_HOME],
+        ["tune", "FILE", "--out", NO_HOME],
+        ["run", "FILE", "--out", NO_HOME],
+        ["new", "strategy", "idea", "--out", NO_HOME],
+    ],
+    ids=" ".join,
+)
+def test_a_home_folder_of_no_user_is_one_line(words, digits_toml, capsys):
+    assert main([str(digits_toml) if word == "FILE" else word for word in words]) == 2
+    told = f"error: must begin with a home folder that there is, got '{NO_HOME}'\n"
+    assert capsys.readouterr().err == told
+
+
+def test_too_small_an_address_space_is_told_before_a_library_aborts(digits_toml, monkeypatch, capsys):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (600_000 * 1024, resource.RLIM_INFINITY))
+    assert main(["run", str(digits_toml)]) == 3
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: this needs more memory than there is: the address space is limited to 614 MB"
+    )
+    assert error.count("\n") == 1

@@ -27,6 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "explain",
         "hyperparameters",
         "json_text",
+        "paths",
+        "address_space",
         "installed",
     ),
     ("scenario",),

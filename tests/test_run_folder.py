@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from processes import Fork
 import fedkd
 from fedkd.cli import main
 from fedkd.errors import UserError
+from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.plan.load import load_scenario
 from fedkd.run_folder import locked, new_run_folder
 
@@ -60,7 +65,7 @@ def test_what_a_killed_process_was_writing_goes_away(digits_toml, tmp_path):
 
 def test_a_place_where_nobody_can_write_is_one_line(digits_toml, tmp_path, capsys):
     (tmp_path / "file").touch()
-    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("~nosuchuser/out")):
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert main(["run", str(digits_toml), "--out", str(out), "--quiet"]) == 2
         assert capsys.readouterr().err.startswith(f"error: --out: cannot write to {out}: ")
     for words in (["run", str(digits_toml), "--out", ""], ["resume", ""]):
@@ -108,3 +113,49 @@ def test_a_scenario_that_was_changed_before_anything_was_saved_is_told_of(digits
         fedkd.resume(folder)
     (folder / "scenario.toml").write_text(text.replace('name = "digits-test"', 'name = "other"'))
     assert fedkd.resume(folder).summary["name"] == "other", "which decides no result"
+
+
+@pytest.mark.parametrize(
+    ("size", "status", "told"),
+    [
+        (1000, 2, "File too large\n"),  # not even the scenario
+        (20_000, 3, "File too large; no round is saved yet; make room, then go on with: fedkd resume "),
+    ],
+)
+def test_a_full_disk_is_one_line_with_what_is_kept_and_the_way_on(
+    size, status, told, digits_toml, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    with _files_up_to(size):
+        assert main(["run", str(digits_toml), "--out", str(out), "--quiet"]) == status
+    error = capsys.readouterr().err
+    assert f"cannot write to {out}: {told}" in error and error.count("\n") == 1
+    assert out.exists() == (status == 3)
+    if status == 3:
+        assert main(["resume", str(out), "--quiet"]) == 0
+
+
+def test_a_disk_that_fills_up_leaves_the_rounds_that_are_saved(digits_toml, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    save = CheckpointStore.save
+
+    def fail(store, checkpoint):
+        if checkpoint.round == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(store, checkpoint)
+
+    monkeypatch.setattr(CheckpointStore, "save", fail)
+    assert main(["run", str(digits_toml), "--out", str(out), "--quiet"]) == 3
+    told = f"error: cannot write to {out}: No space left on device; round 1 is saved; make room, then go on"
+    assert capsys.readouterr().err.startswith(told)
+
+
+@contextmanager
+def _files_up_to(size: int) -> Iterator[None]:
+    """Have the system refuse files of more bytes, as a full disk does."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)

@@ -23,6 +23,7 @@ from fedkd.benchmark.cells import (
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
 from fedkd.errors import Interrupted, UserError
+from fedkd.paths import expanded
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.folder import BENCH, CELLS
 
@@ -126,7 +127,7 @@ def plan_bench(
     baseline = resolve_baseline(bench, axes)
     cells = tuple(make_cells(bench, plug_ins=plug_ins))
     folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
-    folder = folder.expanduser().absolute()
+    folder = expanded(folder, key="--out").absolute()
     unopened = {} if plug_ins else plug_ins_of_cells(cells)
     if not unopened:
         check_folder(cells, folder)
@@ -155,7 +156,8 @@ def bench(
         Interrupted: Stopped by a signal; the same call goes on.
     """
     from fedkd.benchmark.progress import make_bench_progress
-    from fedkd.run_folder import locked
+    from fedkd.benchmark.scheduler import GO_ON
+    from fedkd.run_folder import disk_told, locked
 
     plan = plan_bench(path, overrides, out)
     waiting = plan.waiting()
@@ -163,7 +165,7 @@ def bench(
         plan.runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {plan.folder}: {error.strerror}", key="--out") from error
-    with locked(plan.folder):
+    with locked(plan.folder), disk_told(plan.folder, lambda: f"make room; {GO_ON}"):
         progress = make_bench_progress(waiting, len(plan.cells) - len(waiting), plan.compared, quiet=quiet)
         try:
             for line in _opening(plan, len(waiting)):

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from fedkd.benchmark.merge import flatten, set_keys
 from fedkd.errors import UserError
 from fedkd.explain import explain_error, show_value
+from fedkd.paths import expanded
 from fedkd.report.metrics import CONTINUAL_METRICS
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.load import read_toml
@@ -257,7 +258,7 @@ def base_scenario(named: str | None, given: dict[str, Any] | None, path: Path) -
     """
     if named is None:
         return path.parent, dict(given or {})
-    base = path.parent / Path(named).expanduser()
+    base = path.parent / expanded(named, key="base")
     if not base.is_file():
         shipped = names_of("scenario").get(named)
         if shipped is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,7 +95,8 @@ def _inline(engine: Engine, gpus: float | None) -> Engine:
 
 
 def _keep(folder: Path, text: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / ERROR_FILE).exists():  # the runner has written the traceback of a client
-        printable = text.encode(errors="backslashreplace").decode()
-        write_text_atomically(folder / ERROR_FILE, f"{printable}\n")
+    with suppress(OSError):  # on a full disk the outcome alone tells it
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / ERROR_FILE).exists():  # the runner has written the traceback of a client
+            printable = text.encode(errors="backslashreplace").decode()
+            write_text_atomically(folder / ERROR_FILE, f"{printable}\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError, did_you_mean
+from fedkd.paths import expanded
 
 Progress = Callable[[str], None]
 
@@ -26,7 +27,7 @@ def user_cache() -> Path:
 def data_root(root: str | None) -> Path:
     """Return the data root: `root` as the scenario gives it, else `$FEDKD_DATA`, else the user cache."""
     chosen = root or os.environ.get("FEDKD_DATA")
-    return Path(chosen).expanduser() if chosen else user_cache()
+    return expanded(chosen, key="data.root") if chosen else user_cache()
 
 
 def writable(folder: Path) -> bool:
@@ -102,7 +103,7 @@ class SourceRequest:
         """
         if not value:
             raise UserError(f"'{self.name}' needs the path of its file or folder", key="data.args.path")
-        given = Path(value).expanduser()
+        given = expanded(value, key="data.args.path")
         tried = [given] if given.is_absolute() else [b / given for b in (self.root, *self.search, Path())]
         for candidate in tried:
             if candidate.exists():

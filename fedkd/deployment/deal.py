@@ -11,6 +11,7 @@ from fedkd.data.load import load_data
 from fedkd.data.share import Share, share_of_client, share_of_server
 from fedkd.data.share_file import write_share
 from fedkd.errors import UserError
+from fedkd.paths import expanded
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import SCENARIO
 from fedkd.scenario.dump import dump_toml
@@ -74,7 +75,7 @@ def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None)
         UserError: The scenario can only be simulated, its data are not there, or there is something in `out`.
     """
     check_deployable(plan)
-    out = out.expanduser().absolute()
+    out = expanded(out, key="--out").absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already; choose another, or remove it", key="--out")
     data = load_data(plan.scenario, tell)

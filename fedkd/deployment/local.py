@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 
 import tomli_w
 
@@ -37,6 +36,7 @@ from fedkd.federation.node import DATA, PARTITION, alone, participant
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import SCENARIO
 from fedkd.scenario.identity import digest_anywhere
+from fedkd.tracking.leftovers import TemporaryFolder
 
 HOST = "127.0.0.1"
 STARTUP = 120.0
@@ -85,12 +85,14 @@ class Local:
         if (self.out / SCENARIO).exists():
             raise UserError(f"{self.out} holds a run already; choose another", key="OUT")
         port = _check_port(self.port) if self.port else 0
-        folder = Path(mkdtemp(prefix="fedkd-federation-")) if self.folder is None else self.folder.absolute()
+        if self.folder is not None:
+            _Running(self, self.folder.absolute(), port).run()
+            return
+        temporary = TemporaryFolder("fedkd-federation-")
         try:
-            _Running(self, folder, port).run()
+            _Running(self, temporary.path, port).run()
         finally:
-            if self.folder is None:
-                shutil.rmtree(folder, ignore_errors=True)
+            temporary.close()
 
 
 class _Running:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedkd.address_space import limited_to
 from fedkd.engine.ray_lean import replaced
 from fedkd.engine.ray_local import environment
 from fedkd.errors import EngineLost, described
@@ -49,7 +50,7 @@ def twice(start: Callable[[], Started]) -> Started:
             end_processes_of_ray(others)
     logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "session_latest" / "logs"
     raise EngineLost(
-        f"Ray did not start, twice: {described(failure)}{_busy()}; its logs: {logs}"
+        f"Ray did not start, twice: {described(failure)}{_likely_cause()}; its logs: {logs}"
     ) from failure
 
 
@@ -90,8 +91,10 @@ def _has_raylet() -> bool:
     return False
 
 
-def _busy() -> str:
-    """Return, as the end of a sentence, that the machine is busy; nothing where it is not."""
+def _likely_cause() -> str:
+    """Return, as the end of a sentence, why Ray may not have started; nothing where nothing hints at it."""
+    if (limit := limited_to()) is not None:
+        return f"; the address space is limited to {limit}, which is the likely cause"
     load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     if load <= cpus:
         return ""

@@ -9,8 +9,9 @@ client's work.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
+
+from fedkd.tracking.leftovers import TemporaryFolder
 
 ID_BYTES = 32
 """Length of a message's id; see `fedkd.federation.identity.give_id`."""
@@ -36,15 +37,15 @@ class WorkNote:
 
 
 class WorkNotes:
-    """The driver's end: one file for each actor, gone when the driver is.
+    """The driver's end: one file for each actor. The next driver removes what a killed one leaves.
 
     Args:
         actors: Number of actors.
     """
 
     def __init__(self, actors: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fedkd-actors-")
-        self.paths = [str(Path(self._folder.name) / str(actor)) for actor in range(actors)]
+        self._folder = TemporaryFolder("fedkd-actors-")
+        self.paths = [str(self._folder.path / str(actor)) for actor in range(actors)]
         for actor in range(actors):
             self.clear(actor)
 
@@ -61,4 +62,4 @@ class WorkNotes:
 
     def close(self) -> None:
         """Remove the files."""
-        self._folder.cleanup()
+        self._folder.close()

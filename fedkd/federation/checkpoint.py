@@ -60,6 +60,7 @@ from fedkd.federation.saved_checkpoint import (
     server_arrays,
 )
 from fedkd.tracking.atomic import sync_folder
+from fedkd.tracking.leftovers import sweep
 
 KEPT = 2
 _NAME = re.compile(r"round-(\d+)")
@@ -241,8 +242,9 @@ class CheckpointStore:
         was killed while it wrote.
         """
         done = round_of(self._previous) if self._previous else 0
-        for path in [*self._complete(), *self._folder.glob(".*.partial")]:
-            if path.name.startswith(".") or round_of(path) > done:
+        sweep(self._folder)
+        for path in self._complete():
+            if round_of(path) > done:
                 shutil.rmtree(path)
 
     def _adopt(self, pool: Path) -> None:

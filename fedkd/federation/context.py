@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,6 +17,7 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.identity import RUN_ID, node_id_of
 from fedkd.federation.node import alone, client_of_node, node_of
+from fedkd.paths import expanded
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan, open_plan
 from fedkd.training.device import torch_threads
@@ -105,7 +105,7 @@ def plan_of(context: Context) -> Plan:
     Keys: ``scenario`` (a file; relative to the working folder, else to the app's folder), ``set``
     (overrides separated by spaces).
     """
-    path = Path(os.path.expanduser(str(context.run_config.get("scenario", ""))))
+    path = expanded(str(context.run_config.get("scenario", "")), key="run-config.scenario")
     if not path.is_absolute() and not path.exists():
         path = Path(__file__).resolve().parents[2] / path
     if not path.is_file():

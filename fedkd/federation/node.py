@@ -22,6 +22,7 @@ from fedkd.data.share import Share
 from fedkd.data.share_file import MANIFEST, read_share
 from fedkd.errors import UserError
 from fedkd.federation.node_state import NodeState
+from fedkd.paths import expanded
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import SCENARIO
@@ -98,7 +99,7 @@ def participant(folder: str) -> Participant:
     Raises:
         UserError: It is not one.
     """
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder).absolute()
     try:
         written = (path / MANIFEST).stat().st_mtime_ns
     except OSError:

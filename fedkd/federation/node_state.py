@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from fedkd.errors import UserError
 from fedkd.federation.saved_arrays import Arrays
 from fedkd.tracking.atomic import replacing, sync_folder
+from fedkd.tracking.leftovers import sweep
 
 RUNS = "runs"
 NOW, BEFORE, LOCK = "now.safetensors", "before.safetensors", ".lock"
@@ -56,6 +57,7 @@ class NodeState:
             ) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            sweep(self._folder)  # what a killed process leaves is a private model
             yield
 
     def at(self, step: str) -> Arrays | None:

@@ -34,6 +34,7 @@ from fedkd.federation.transferability import PHASE, transfer_probe
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
+from fedkd.run_folder import DISK_ERRORS
 from fedkd.scenario.identity import decisive
 from fedkd.server.by_task import waits
 from fedkd.tracking.atomic import replacing
@@ -114,6 +115,8 @@ class Rounds:
                         store.wait()
                         raise Interrupted(f"stopped after round {round} of {last}; the state is saved")
         except OSError as error:
+            if error.errno in DISK_ERRORS:  # told of with what is kept (see `disk_told`)
+                raise
             raise RunFailed(f"cannot write to {control.folder}: {error.strerror or error}") from error
         finally:
             store.close()

@@ -26,7 +26,7 @@ from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import new_run_folder, write_clients, write_deployment, write_plan
+from fedkd.run_folder import disk_told, new_run_folder, write_clients, write_deployment, write_plan
 from fedkd.run_summary import finish_run
 from fedkd.server.fusing import ServerKnowledge
 from fedkd.server.models import TransferSet, TransferSetModels
@@ -164,6 +164,7 @@ def _main(grid: Grid, context: Context) -> None:
     out = str(context.run_config.get("out", ""))
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
+        disk_told(folder, lambda: "make room, then start it again"),
         Observers([make_progress(quiet=False), PresentFile(), RunLog()]) as observer,
     ):
         data = factory_of(plan).data if own is None else own.share.data

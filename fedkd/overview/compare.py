@@ -12,6 +12,7 @@ from typing import Any
 
 from fedkd.catalogue import toml_value
 from fedkd.errors import UserError
+from fedkd.paths import expanded
 from fedkd.plan.evaluated import counted_clients, models_told_apart
 from fedkd.report.metrics import metric
 from fedkd.report.statistics import Interval, paired_difference
@@ -158,7 +159,7 @@ def compare(ours: str | Path, theirs: str | Path) -> Comparison:
 def _folder(path: str | Path) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
-    return Path(path).expanduser()
+    return expanded(path)
 
 
 def _scenario(folder: Path) -> Scenario:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
+from fedkd.paths import expanded
 from fedkd.run_folder import SCENARIO, is_held
 from fedkd.scenario.load import read_toml
 from fedkd.tracking.html import table
@@ -111,7 +112,7 @@ def runs(folder: str | Path = "runs") -> RunList:
     """
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     try:
         if not root.is_dir():
             raise UserError("no such folder", file=str(folder))

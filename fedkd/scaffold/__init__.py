@@ -12,6 +12,7 @@ from string import Template
 from typing import Literal, get_args
 
 from fedkd.errors import UserError
+from fedkd.paths import expanded
 
 Kind = Literal["strategy", "model", "learner"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -49,7 +50,7 @@ def new(kind: Kind, name: str, out: str | Path = ".") -> Iterator[str]:
         UserError: No name for a module, a name that is taken, files in the way, or a folder that takes none.
     """
     _check_spelling(kind, name)
-    folder = Path(out).expanduser()
+    folder = expanded(out, key="--out")
     made = {folder / target.format(name=name): source for source, target in FILES.items()}
     for path in made:
         if path.exists():

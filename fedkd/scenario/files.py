@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedkd.errors import UserError, described
+from fedkd.paths import expanded
 
 
 def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
@@ -19,11 +20,11 @@ def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
     Raises:
         UserError: There is none, or none can have such a name.
     """
+    given = expanded(name, key=key)
     try:
-        given = Path(name).expanduser()
         tried = [given] if given.is_absolute() else [base / given for base in (*search, Path())]
         path = next((candidate for candidate in tried if candidate.is_file()), None)
-    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL in it, the home of nobody
+    except (OSError, ValueError) as error:  # too long, with a NUL in it
         raise UserError(f"is no file that there can be: {described(error)}", key=key) from None
     if path is None:
         places = ", ".join(str(candidate.absolute()) for candidate in tried)

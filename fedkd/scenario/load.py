@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedkd.errors import UserError
+from fedkd.paths import expanded
 from fedkd.plugins import module_file
 from fedkd.scenario.explain import scenario_error
 from fedkd.scenario.schema import Scenario
@@ -119,7 +120,9 @@ def _naming(key: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:  # too long, with a NUL in it, the home of nobody
+    except UserError as error:
+        raise error.at(key=key) from None
+    except (OSError, ValueError) as error:  # too long, with a NUL in it
         reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".").lower()
         raise UserError(f"is no folder that there can be: {reason}", key=key) from None
 
@@ -132,7 +135,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _absolute(path: str, home: Path) -> str:
-    return str((home / Path(path).expanduser()).resolve())
+    return str((home / expanded(path)).resolve())
 
 
 def _named_files(scenario: Scenario) -> list[Path]:

@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TEMPORARY = ".*.tmp"
-"""What matches the names of files that are being written; left over, their writer was killed."""
-
 
 def write_text_atomically(path: Path | str, text: str) -> None:
     """Replace the file at `path` by `text` (UTF-8), durably; see `write_bytes_atomically`."""

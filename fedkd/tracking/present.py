@@ -118,8 +118,9 @@ class PresentFile(RunObserver):
         )
         # Whole or not at all, but not durable: after a power cut nobody needs it, and a disk may be slow.
         temporary = self._path.with_name(f".{PROGRESS}.tmp")
-        temporary.write_text(json.dumps(asdict(now)) + "\n", encoding="utf-8")
-        temporary.replace(self._path)
+        with suppress(OSError):  # a disk that takes no more is told of by what a run depends on
+            temporary.write_text(json.dumps(asdict(now)) + "\n", encoding="utf-8")
+            temporary.replace(self._path)
         self._written = self._clock()
 
 

@@ -48,6 +48,9 @@ class MetricRow(TypedDict):
     """None: not a finite number."""
 
 
+_ROW = MetricRow.__required_keys__
+
+
 class Recorder:
     """Appends to the tidy files of a run folder.
 
@@ -215,9 +218,16 @@ def read_metrics(folder: Path | str) -> list[MetricRow]:
     A last line that a killed run left half-written is skipped.
 
     Raises:
-        UserError: There is no such file, or another line is not JSON.
+        UserError: There is no such file, or another line is not JSON, or no row of metrics.
     """
-    return cast("list[MetricRow]", _read_rows(Path(folder) / METRICS))
+    path = Path(folder) / METRICS
+    rows = _read_rows(path)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or not row.keys() >= _ROW:
+            lacks = sorted(_ROW - row.keys()) if isinstance(row, dict) else []
+            told = f"it lacks '{lacks[0]}'" if lacks else f"it is a {type(row).__name__}"
+            raise UserError(f"line {number} is no row of metrics: {told}", file=str(path))
+    return cast("list[MetricRow]", rows)
 
 
 def read_epochs(folder: Path | str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ It is for people. Nothing in it is deterministic, and nothing reads it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -42,10 +43,10 @@ class RunLog(RunObserver):
         """Put what was taken into the file, if there is one already."""
         if self._file is None:
             return
-        for when, line in self._waiting:
-            print(f"{when:%Y-%m-%d %H:%M:%S%z}  {line}", file=self._file)
+        lines = [f"{when:%Y-%m-%d %H:%M:%S%z}  {line}" for when, line in self._waiting]
         self._waiting.clear()
-        self._file.flush()
+        with suppress(OSError):  # a disk that takes no more is told of by what a run depends on
+            print(*lines, sep="\n", end="\n" * bool(lines), file=self._file, flush=True)
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._file = (folder / RUN_LOG).open("a", encoding="utf-8", errors="backslashreplace")
@@ -77,4 +78,5 @@ class RunLog(RunObserver):
     def closed(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
-            file.close()
+            with suppress(OSError):
+                file.close()

@@ -12,10 +12,10 @@ from fedkd.continual.learner import Learner
 from fedkd.data.load import first_task, task_names
 from fedkd.data.pixels import Rotation
 from fedkd.data.stream import FederatedStream
-from fedkd.errors import UserError, one_line
+from fedkd.errors import one_line
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
-from fedkd.tracking.recorder import read_metrics
+from fedkd.tracking.recorder import METRICS, read_metrics
 from fedkd.tracking.wording import moments
 from fedkd.trained.client import TrainedRun
 
@@ -114,13 +114,11 @@ def _escaped(text: str) -> str:
 
 
 def _accuracies(run: TrainedRun) -> dict[tuple[int, str, str], float]:
-    try:
-        rows = read_metrics(run.folder)
-    except UserError:  # a card without figures is still one
+    if not (run.folder / METRICS).exists():  # a card without figures is still one
         return {}
     return {
         (row["client"], row["split"], row["metric"]): row["value"]
-        for row in rows
+        for row in read_metrics(run.folder)
         if row["round"] == run.round
         and row["client"] is not None
         and row["value"] is not None

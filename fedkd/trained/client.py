@@ -31,6 +31,7 @@ from fedkd.federation.node_state import newest_state
 from fedkd.federation.saved_checkpoint import SavedClient
 from fedkd.models.mix import architecture_names
 from fedkd.namespaces import below
+from fedkd.paths import expanded
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import plan_of_run
 from fedkd.trained.network import of_units, with_tensors
@@ -143,7 +144,7 @@ class TrainedRun:
     ) -> None:
         if not isinstance(folder, str | os.PathLike):
             raise UserError(f"must be the path of a run folder, got a {type(folder).__name__}")
-        self.folder = Path(folder).absolute()
+        self.folder = expanded(folder).absolute()
         self.plan: Plan = plan_of_run(self.folder).on_device("cpu")
         self._store = CheckpointStore(self.folder)
         kept = self._store.rounds()

@@ -25,6 +25,8 @@ from fedkd import __version__
 from fedkd.data.pixels import Permutation, Rotation
 from fedkd.errors import UserError
 from fedkd.models.build import count_parameters
+from fedkd.paths import expanded
+from fedkd.tracking.leftovers import sweep
 from fedkd.trained import standalone
 from fedkd.trained.card import Entry, model_card
 from fedkd.trained.client import TrainedClient, TrainedRun
@@ -72,7 +74,7 @@ def export(
             something else or cannot be written to.
     """
     run = TrainedRun(folder, round, progress)
-    target = Path(out).expanduser().absolute() if out else run.folder / FOLDER
+    target = expanded(out, key="--out").absolute() if out else run.folder / FOLDER
     if (
         target.exists()
         and not (target / CLIENTS).is_file()
@@ -81,6 +83,7 @@ def export(
         raise UserError(f"{target} holds something that is no export; choose another folder", key="--out")
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
+        sweep(target.parent, target.name)
         partial.mkdir(parents=True)
         try:
             made = _Writer(run, partial).write()

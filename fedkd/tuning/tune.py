@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.cell_check import CellCheck
 from fedkd.benchmark.cells import level_of
 from fedkd.benchmark.finished import damage
-from fedkd.benchmark.scheduler import Job, Watcher, Work, on_ray, run_in_turn
+from fedkd.benchmark.scheduler import GO_ON, Job, Watcher, Work, on_ray, run_in_turn
 from fedkd.errors import Interrupted, RunFailed, UserError
-from fedkd.run_folder import locked
+from fedkd.paths import expanded
+from fedkd.run_folder import disk_told, locked
 from fedkd.scenario.toml import NotToml, parse_toml
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.folder import SCENARIO, TUNE
@@ -113,7 +114,7 @@ def plan_tune(
     read = load_search(path, overrides, search)
     check_space(read)
     folder = Path(out) if out is not None else Path("runs") / f"tune-{read.spec.name}"
-    plan = TunePlan(read, folder.expanduser().absolute(), base_values(read))
+    plan = TunePlan(read, expanded(folder, key="--out").absolute(), base_values(read))
     runs_of(read, 0, plan.first or {})
     _check_folder(plan)
     return plan
@@ -152,7 +153,7 @@ def tune(
     except OSError as error:
         raise UserError(f"cannot write to {plan.folder}: {error.strerror}", key="--out") from error
     spec = plan.search.spec
-    with locked(plan.folder):
+    with locked(plan.folder), disk_told(plan.folder, lambda: f"make room; {GO_ON}"):
         write_text_atomically(plan.folder / TUNE, dump_search(plan.search))
         total = spec.trials * len(plan.search.seeds)
         progress = make_bench_progress([], 0, (), quiet=quiet, unknown=total)

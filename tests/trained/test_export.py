@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -99,6 +100,16 @@ def test_the_card_says_what_it_is(run, exported):
         'strategy = "knfu"',
     ):
         assert told in card
+
+
+def test_rows_of_metrics_that_lack_a_key_are_one_line(run, tmp_path, capsys):
+    copy = shutil.copytree(run.folder, tmp_path / "copy")
+    rows = (copy / "metrics.jsonl").read_text().splitlines()
+    damaged = {key: value for key, value in json.loads(rows[1]).items() if key != "client"}
+    (copy / "metrics.jsonl").write_text("\n".join([rows[0], json.dumps(damaged), *rows[2:]]) + "\n")
+    assert main(["export", str(copy)]) == 2
+    told = f"error: {copy / 'metrics.jsonl'}: line 2 is no row of metrics: it lacks 'client'\n"
+    assert capsys.readouterr().err == told
 
 
 def test_again_and_elsewhere(run, exported, tmp_path, capsys):

@@ -14,6 +14,7 @@ from fedkd.report.page.run import run_page
 from fedkd.report.study_file import read_study
 from fedkd.tracking.atomic import write_bytes_atomically
 from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY, TUNE
+from fedkd.tracking.leftovers import sweep
 from fedkd.tracking.recorder import METRICS
 
 MOST_BYTES = 30_000_000
@@ -37,6 +38,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     path = out if out is not None else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
     _check_replaceable(path)
     try:
+        sweep(path.parent, path.name)
         write_bytes_atomically(path, render(page).encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(f"cannot be written: {error.strerror}", file=str(path)) from error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedkd.paths import expanded
 from fedkd.scenario.dump import dump_toml
 from fedkd.tracking.loggers.logger import Ending, Figures, LoggedRun
 from fedkd.tracking.loggers.picture import heat_map
@@ -33,7 +33,11 @@ class TensorBoardLogger:
         from torch.utils.tensorboard import SummaryWriter
 
         wanted = self._wanted.folder
-        folder = run.folder / FOLDER if wanted is None else Path(wanted).expanduser() / run.folder.name
+        folder = (
+            run.folder / FOLDER
+            if wanted is None
+            else expanded(wanted, key="tracking.tensorboard.folder") / run.folder.name
+        )
         purged = run.resumed_from + 1 if run.resumed_from else None
         self._writer = SummaryWriter(str(folder), purge_step=purged)
         if not run.resumed_from:

@@ -1,0 +1,24 @@
+"""Paths as people write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedkd.errors import UserError
+
+
+def expanded(path: str | os.PathLike[str], *, key: str | None = None) -> Path:
+    """Return a path with a leading ``~`` or ``~name`` replaced by that home folder.
+
+    Args:
+        path: What was written.
+        key: Where, for error messages.
+
+    Raises:
+        UserError: There is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"must begin with a home folder that there is, got '{path}'", key=key) from None

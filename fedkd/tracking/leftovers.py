@@ -1,0 +1,82 @@
+"""What killed processes leave behind: half-written files, and folders among the temporary ones."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+UNFINISHED = ("tmp", "partial")
+"""Endings of what is being written, under a name that begins with a dot."""
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what was not finished in a folder and in the folders directly below it.
+
+    It is for the process that holds the folder's lock: others may be writing.
+
+    Args:
+        folder: The folder.
+        name: Of the files that were to be written; in their own folder alone if it is not all of them.
+    """
+    for ending in UNFINISHED:
+        patterns = [f".{name}.{ending}", f"*/.{name}.{ending}"] if name == "*" else [f".{name}.*.{ending}"]
+        for pattern in patterns:
+            for path in folder.glob(pattern):
+                with suppress(OSError):  # on another disk, say, that takes no more
+                    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class TemporaryFolder:
+    """A folder among the temporary ones until it is closed; those that killed processes left are removed.
+
+    Its process holds a lock on it, which goes with the process.
+
+    Args:
+        prefix: Begins its name, and the names of those that are removed.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+            _remove_if_dead(left)
+        while True:
+            self._folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+            self.path = Path(self._folder.name)
+            with suppress(FileNotFoundError):  # another process has swept it before it was held
+                self._held = os.open(self.path, os.O_RDONLY)
+                fcntl.flock(self._held, fcntl.LOCK_SH)
+                if self.path.is_dir():
+                    return
+                os.close(self._held)
+
+    def close(self) -> None:
+        """Remove it."""
+        self._folder.cleanup()
+        os.close(self._held)
+
+
+def _remove_if_dead(folder: Path) -> None:
+    """Remove a temporary folder of this user's that no process holds."""
+    with suppress(OSError):  # another user's, or gone meanwhile
+        descriptor = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        try:
+            if os.fstat(descriptor).st_uid == os.getuid():
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+        finally:
+            os.close(descriptor)

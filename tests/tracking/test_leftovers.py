@@ -1,0 +1,75 @@
+"""What killed processes leave is removed by the next one that holds the lock, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+from fedkd.federation.node_state import NodeState
+from fedkd.run_folder import locked
+from fedkd.tracking.leftovers import TemporaryFolder, sweep
+
+LEFT = (
+    "fusion/.round-00001.npz.4711.tmp",
+    ".report.html.4711.tmp",
+    ".export.4711.partial/load.py",
+    "checkpoints/.round-00003.partial/manifest.json",
+    "checkpoints/server/.array.partial",
+)
+KEPT = ("fusion/round-00001.npz", "notes.tmp", ".mine", "checkpoints/round-00002/manifest.json")
+
+
+def test_the_holder_of_a_run_folder_removes_what_was_not_finished(tmp_path):
+    for name in (*LEFT, *KEPT):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with locked(tmp_path):
+        sweep(tmp_path / "checkpoints")  # a store does so before it writes
+        assert not [name for name in LEFT if (tmp_path / name).exists()]
+    assert all((tmp_path / name).exists() for name in KEPT)
+
+
+def test_a_node_removes_the_model_that_it_had_not_finished_writing(tmp_path):
+    state = NodeState(tmp_path, 1)
+    with state.held():
+        state.keep("train 1", {"weights": np.ones(3)})
+    [now] = tmp_path.rglob("now.safetensors")
+    now.with_name(".now.safetensors.4711.tmp").touch()
+    with state.held():
+        assert list(now.parent.glob(".*.tmp")) == []
+    assert now.exists()
+
+
+def test_only_the_files_of_one_name_are_removed_where_there_is_no_lock(tmp_path):
+    for name in (".page.html.4711.tmp", ".other.html.4711.tmp"):
+        (tmp_path / name).touch()
+    sweep(tmp_path, "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == [".other.html.4711.tmp"]
+
+
+KILLED = """
+import os, signal
+from fedkd.tracking.leftovers import TemporaryFolder
+folder = TemporaryFolder("fedkd-test-")
+print(folder.path, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_temporary_folders_of_killed_processes_are_removed_and_held_ones_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "fedkd-test-strange").touch()
+    held = TemporaryFolder("fedkd-test-")
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True)
+    left = killed.stdout.strip()
+    assert os.path.isdir(left) and held.path.is_dir()
+    another = TemporaryFolder("fedkd-test-")
+    assert not os.path.exists(left) and held.path.is_dir()
+    for folder in (held, another):
+        folder.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["fedkd-test-strange"]
