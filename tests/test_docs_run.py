@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import http.server
 import io
 import os
 import re
@@ -16,14 +17,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import browsing
 import numpy as np
 import prose
 import pytest
 import tomli_w
+from browsing import until
 from conftest import digits_tables
 from prose import PAGES, REPOSITORY, Block
 
@@ -193,3 +198,50 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path):
         loaded = re.findall(r'<(?:script|img|iframe)[^>]+src="(https?:[^"]+)"', text)
         loaded += re.findall(r'<link[^>]+rel="(?:stylesheet|preconnect)"[^>]+href="(https?:[^"]+)"', text)
         assert loaded == [], page
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from browsing.started()
+
+
+@pytest.fixture(scope="module")
+def served(site: Path) -> Iterator[str]:
+    """The address of the site, served as its front page says."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    handler.log_message = lambda *arguments: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+SEARCH = "document.querySelector('.md-search__input')"
+
+
+def test_search_finds_a_key_when_the_site_is_served(browser: Any, served: str):
+    browsing.show(browser, f"{served}/index.html")
+    assert browser.execute_script("return document.getElementById('serve').hidden")
+    browser.execute_script(
+        f"{SEARCH}.focus(); {SEARCH}.value = 'clients_per_round'; {SEARCH}.dispatchEvent(new Event('keyup'))"
+    )
+    until(browser, "document.querySelector('.md-search-result__item a[href*=\"reference/scenario\"]')")
+
+
+def test_the_site_says_how_to_serve_it_when_it_is_opened_as_files(browser: Any, site: Path):
+    browsing.show(browser, (site / "index.html").as_uri())
+    until(browser, "!document.getElementById('serve').hidden")
+    browsing.show(browser, (site / "reference" / "scenario.html").as_uri())
+    assert "served" in browser.execute_script(f"return {SEARCH}.placeholder")
+
+
+@pytest.mark.parametrize("size", [browsing.DESKTOP, browsing.PHONE])
+def test_keys_of_the_reference_stand_in_one_piece(browser: Any, site: Path, size: tuple[int, int]):
+    for page in ("scenario", "bench", "strategies"):
+        browsing.show(browser, (site / "reference" / f"{page}.html").as_uri(), size)
+        keys = "[...document.querySelectorAll('.md-typeset td:first-child code')]"
+        broken = f"return {keys}.filter(key => key.getClientRects().length > 1).map(key => key.textContent)"
+        assert browser.execute_script(f"return {keys}.length") > 0
+        assert browser.execute_script(broken) == []
+        width = browser.execute_script("return document.documentElement.scrollWidth")
+        assert width <= size[0], "tables scroll, pages do not"

@@ -1,45 +1,22 @@
-"""The pages in headless Chromium: nothing goes wrong, nothing is asked for, and what can be touched works.
-
-Chromium and its driver are those of the system (Debian: chromium and chromium-driver).
-"""
+"""The pages in headless Chromium: nothing goes wrong, nothing is asked for, and what can be touched works."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from pathlib import Path
 
+import browsing
 import pytest
+from browsing import DESKTOP, LONGEST, PHONE, until
 
 from fedkd.report.page.write import write_report
 from fedkd.report.study_file import write_study
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-ARGUMENTS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-extensions"),
-)
-PHONE, DESKTOP = (390, 844), (1280, 900)
-LONGEST = 120
-"""Seconds to wait for what takes a moment, on a machine that has other things to do."""
-
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("needs Chromium and its driver (Debian: chromium, chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in ARGUMENTS:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(LONGEST)
-    yield driver
-    driver.quit()
+    yield from browsing.started()
 
 
 @pytest.fixture
@@ -48,9 +25,7 @@ def show(browser, pageless, monkeypatch):
     monkeypatch.setattr("fedkd.report.page.page.library", pageless["library"])
 
     def open_page(path: Path, size: tuple[int, int] = DESKTOP):
-        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(path.as_uri())
+        browsing.show(browser, path.as_uri(), size)
         until(browser, "document.documentElement.dataset.ready !== undefined")
         return browser
 
@@ -59,13 +34,6 @@ def show(browser, pageless, monkeypatch):
     asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     addresses = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
     assert addresses and all(url.startswith(("file:", "data:", "blob:")) for url in addresses)
-
-
-def until(browser, condition: str) -> None:
-    end = time.monotonic() + LONGEST
-    while not browser.execute_script(f"return Boolean({condition})"):
-        assert time.monotonic() < end, f"never came true: {condition}"
-        time.sleep(0.05)
 
 
 def draw_all(browser) -> None:
