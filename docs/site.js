@@ -1,7 +1,3 @@
-// Browsers allow the search of this site no access to its index where pages are opened as files.
-if (location.protocol === "file:") {
-  const input = document.querySelector(".md-search__input");
-  if (input) input.placeholder = "Search works when served (see Home)";
-  const note = document.getElementById("serve");
-  if (note) note.hidden = false;
-}
+// Opened as files, pages have no search: browsers keep its index from them. The front page says how to serve the site.
+const note = document.getElementById("serve");
+if (note && location.protocol === "file:") note.hidden = false;

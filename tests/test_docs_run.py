@@ -231,8 +231,6 @@ def test_search_finds_a_key_when_the_site_is_served(browser: Any, served: str):
 def test_the_site_says_how_to_serve_it_when_it_is_opened_as_files(browser: Any, site: Path):
     browsing.show(browser, (site / "index.html").as_uri())
     until(browser, "!document.getElementById('serve').hidden")
-    browsing.show(browser, (site / "reference" / "scenario.html").as_uri())
-    assert "served" in browser.execute_script(f"return {SEARCH}.placeholder")
 
 
 @pytest.mark.parametrize("size", [browsing.DESKTOP, browsing.PHONE])
