@@ -59,7 +59,10 @@ MALFORMED = {
     "set into a value": (["run", "FILE", "--set", "seed.x=1"], ["--set", "seed is a single value"]),
     "rounds too small": (["run", "FILE", "--set", "rounds=0"], ["FILE: rounds", "≥ 1", "got 0"]),
     "rounds is a word": (["run", "FILE", "--set", "rounds=ten"], ["FILE: rounds", "an integer", "'ten'"]),
-    "unknown key": (["run", "FILE", "--set", "training.batchsize=2"], ["it is training.batch_size"]),
+    "unknown key": (
+        ["run", "FILE", "--set", "training.batchsize=2"],
+        ["training.batchsize", "training.batch_size"],
+    ),
     "unknown table": (["check", "FILE", "--set", "trainnig.lr=1"], ["FILE: trainnig", "'training'"]),
     "unknown optimizer": (
         ["run", "FILE", "--set", "training.optimizer=lion"],

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged, set_keys
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
+from fedkd.plan.layers import Layers
 from fedkd.plan.load import parse_scenario, parse_unopened
-from fedkd.plan.readers import Layers
 from fedkd.plan.unopened import plug_ins_of
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.identity import INERT, digest_of

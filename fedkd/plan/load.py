@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from fedkd.errors import UserError
 from fedkd.plan.hyperparameters import bind_strategy
+from fedkd.plan.layers import FILE_ALONE, Layers
 from fedkd.plan.names import with_canonical_names
 from fedkd.plan.plan import Plan, resolve
-from fedkd.plan.readers import FILE_ALONE, Layers
 from fedkd.plan.recipe import followed
 from fedkd.plan.unopened import Unopened, look_at, plug_ins_of
 from fedkd.scenario.load import read_scenario, read_toml

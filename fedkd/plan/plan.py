@@ -13,8 +13,9 @@ from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
+from fedkd.plan.layers import FILE_ALONE, Layers
 from fedkd.plan.names import with_canonical_names
-from fedkd.plan.readers import FILE_ALONE, Layers, with_read_keys
+from fedkd.plan.read_keys import with_read_keys
 from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
 from fedkd.plugins import import_plugins

@@ -1,62 +1,19 @@
-"""Which keys of a scenario are read only together with others: a table, and the one rule that it serves.
-
-A key that nothing reads says something that does not happen, so it is refused. It counts where somebody wrote
-it, be it at its default. Where something written above it, such as ``--set``, made it moot, it is left out.
-"""
+"""Which keys of a scenario are read only together with others: a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
-
 from fedkd.data.partition_replacement import SCHEMES
 from fedkd.data.registry import PARTITIONS
-from fedkd.errors import UserError
-from fedkd.explain import show_value
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.registry import ESTIMATORS
 from fedkd.plan.graph import PLACED, WITH_K
 from fedkd.scenario.schema import Scenario
-
-
-@dataclass(frozen=True)
-class Layers:
-    """What was set over a scenario file, as dotted keys.
-
-    Attributes:
-        over: By ``--set``, by arguments or for all cells of a bench, the lowest layer first.
-        axes: By each axis of a bench, for one of its cells. None: it is no cell.
-        varied: By each axis at some of its levels.
-    """
-
-    over: Sequence[Collection[str]] = ()
-    axes: Sequence[Collection[str]] | None = None
-    varied: Sequence[Collection[str]] = ()
-
-    def of(self, key: str) -> int:
-        """Return the highest layer that sets a key; 0: the file does."""
-        return _highest(key, [*self.over, *(self.axes or ())])
-
-    def of_any(self, keys: Collection[str]) -> int:
-        """Return the highest layer that may set one of some keys; 0: only the file does."""
-        return max(_highest(key, [*self.over, *self.varied]) for key in keys)
-
-    def is_axis(self, layer: int) -> bool:
-        """Return whether a layer is an axis."""
-        return layer > len(self.over)
-
-
-def _highest(key: str, layers: Sequence[Collection[str]]) -> int:
-    found = [n for n, keys in enumerate(layers, start=1) if any(_touch(key, own) for own in keys)]
-    return max(found, default=0)
-
-
-FILE_ALONE = Layers()
 
 
 @dataclass(frozen=True)
@@ -330,79 +287,9 @@ TABLE: tuple[Reader, ...] = (
 """When each key is read that is not always read."""
 
 
-def with_read_keys(
-    scenario: Scenario, strategy: ClientHalf | None = None, layers: Layers = FILE_ALONE
-) -> Scenario:
-    """Return a scenario without keys that something written above them made moot.
-
-    Args:
-        scenario: Its names are known.
-        strategy: Its strategy, for the rows that ask it; None: all other rows are looked at.
-        layers: What was set over the file.
-
-    Raises:
-        UserError: A key that nothing reads, beside or above what it depends on.
-    """
-    for row in _moot(scenario, strategy):
-        own, above = layers.of(row.key), layers.of_any(row.by)
-        crosses = own != above and layers.is_axis(own) and layers.is_axis(above)
-        if crosses or (layers.axes is not None and row.key.startswith("engine.")):
-            continue  # another cell of the bench reads the key, or the bench itself
-        if above > own:
-            scenario = _left_out(scenario, row.key.split("."))
-            continue
-        raise UserError(
-            f"must be left out: it is for {row.only}, and {_shown(scenario, row.by[0])}", key=row.key
-        )
-    return scenario
-
-
-def _moot(scenario: Scenario, strategy: ClientHalf | None) -> Iterator[Reader]:
-    for row in TABLE:
-        asked = row.asks_strategy == (strategy is not None) and is_set(scenario, row.key)
-        if asked and not row.reads(scenario, strategy):
-            yield row
-
-
 def at(scenario: Scenario, key: str) -> Any:
     """Return the value at a dotted key; None where a table on the way is absent."""
     value: Any = scenario
     for part in key.split("."):
         value = getattr(value, part, None)
     return value
-
-
-def is_set(scenario: Scenario, key: str) -> bool:
-    """Return whether somebody wrote a dotted key, other than to say that something usually off is off."""
-    table: Any = None
-    value: Any = scenario
-    for part in key.split("."):
-        table = value
-        if not isinstance(table, BaseModel) or part not in table.model_fields_set:
-            return False
-        value = getattr(table, part)
-    return bool(value) or bool(type(table).model_fields[part].default)
-
-
-def _touch(one: str, other: str) -> bool:
-    """Return whether two dotted keys are one, or one is a table around the other."""
-    return f"{one}.".startswith(f"{other}.") or other.startswith(f"{one}.")
-
-
-def _left_out(section: Any, path: Sequence[str]) -> Any:
-    """Return a table with a key of it, or of a table in it, at its default, as if nobody had written it."""
-    name, *rest = path
-    field = type(section).model_fields[name]
-    value = _left_out(getattr(section, name), rest) if rest else field.get_default(call_default_factory=True)
-    changed = section.model_copy(update={name: value})
-    if not rest:
-        changed.model_fields_set.discard(name)
-    return changed
-
-
-def _shown(scenario: Scenario, key: str) -> str:
-    """Return what a key says, to go on after "and": `data.partition.scheme is 'iid'`."""
-    if key == "clients":
-        return f"clients are of {', '.join(sorted({group.model for group in scenario.clients}))}"
-    value = at(scenario, key)
-    return f"{key} is {'set' if isinstance(value, BaseModel) else show_value(value)}"

@@ -18,7 +18,8 @@ from fedkd.plan.checks import DRAWN_TRANSFERS, check_one_architecture, check_sce
 from fedkd.plan.course_checks import check_orthogonal
 from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
-from fedkd.plan.readers import FILE_ALONE, Layers, with_read_keys
+from fedkd.plan.layers import FILE_ALONE, Layers
+from fedkd.plan.read_keys import with_read_keys
 from fedkd.plugins import Registry
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import resolve_rounds, resolve_stream

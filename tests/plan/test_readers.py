@@ -12,7 +12,8 @@ from fedkd.benchmark.schema import load_bench
 from fedkd.errors import UserError
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.load import load_plan, parse_plan, plan_with
-from fedkd.plan.readers import TABLE, Reader, is_set, with_read_keys
+from fedkd.plan.read_keys import is_set, with_read_keys
+from fedkd.plan.readers import TABLE, Reader
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.overrides import apply_values
 from fedkd.scenario.schema import Scenario
