@@ -13,6 +13,7 @@ from typing import Literal
 from fedkd.benchmark.finished import seal, unseal
 from fedkd.errors import FedkdError, Interrupted, RunFailed, described, one_line
 from fedkd.plan.continuation import check_continuation
+from fedkd.plan.plan import resolve
 from fedkd.run_folder import SCENARIO, plan_of_run
 from fedkd.runner import ERROR_FILE, resume, run
 from fedkd.scenario.identity import decisive, settled
@@ -74,7 +75,8 @@ def run_cell(
             resume(path, observers=observers, progress=False, report=False)
         else:
             inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})
-            run(inline, out=path, observers=observers, progress=False, report=False)
+            plan = resolve(inline, written=False)
+            run(plan, out=path, observers=observers, progress=False, report=False)
         seal(path)
     except (Interrupted, KeyboardInterrupt):
         return outcome("interrupted")

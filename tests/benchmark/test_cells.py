@@ -120,7 +120,7 @@ def test_variants_name_sets_of_keys(write, tables):
     tables |= {"baseline": {"method": "FedAvg"}, "seeds": 1}
     knfu, fedavg, fedmd = cells_of(write, tables)
     assert (knfu.scenario.fusion.model_extra["beta"], knfu.scenario.fusion.distill_epochs) == (2.0, 4)
-    assert (fedavg.scenario.clients[0].model, fedavg.scenario.fusion.distill_epochs) == ("lenet", 4)
+    assert (fedavg.scenario.clients[0].model, fedavg.scenario.fusion.distill_epochs) == ("lenet", 1)
     assert fedmd.scenario.fusion.distill_epochs == 1
     assert knfu.run_name == "KnFu-2-seed1"
 
