@@ -10,9 +10,12 @@ from small_learning import fit_task, small_stream, start
 
 from fedkd.continual import episodes
 from fedkd.continual.cumulative import Cumulative
-from fedkd.continual.gdumb import GDumb, greedily_balanced
+from fedkd.continual.gdumb import GDumb, greedily_balanced, pasted, restarted
+from fedkd.continual.learner import Step
+from fedkd.errors import UserError
 from fedkd.models.mlp import mlp
 from fedkd.randomness import seeded_torch
+from fedkd.training.optimizer import OptimizerSpec
 
 
 def network():
@@ -78,3 +81,78 @@ def test_cumulative_goes_on_where_it_is():
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     assert tuple(learning.learner.training_tasks(learning.context)) == (0, 1)
     assert learning.context.stored_bytes() == 0
+
+
+# The authors' training -------------------------------------------------------------------------------
+
+
+def test_learning_rates_are_those_of_a_cosine_with_warm_restarts():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([weight], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(sgd, T_0=1, T_mult=2, eta_min=5e-4)
+    expected = [0.005]  # the first epoch warms up; torch's schedule begins with the second
+    for _ in range(40):
+        expected.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        schedule.step()
+    assert [restarted(epoch, 0.05, 5e-4) for epoch in range(41)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_every_epoch_is_a_phase_with_its_learning_rate_unless_the_scenario_trains():
+    stream, spec = small_stream(1), OptimizerSpec("adam", 0.3)
+    for learner, lrs in ((GDumb(), [0.005, 0.05, 0.05]), (GDumb(schedule="training"), [0.3] * 3)):
+        learning, found = start(learner, network(), stream), []
+        learning.enter(0)
+        for epoch in range(3):
+            learning.context.phase = learner.phase_of(epoch, 3)
+            found.append(learner.optimizer(learning.context, spec).lr)
+        assert found == pytest.approx(lrs)
+    assert learner.optimizer(learning.context, spec) == spec
+
+
+def test_a_pasted_image_is_another_one_within_a_rectangle():
+    images = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 2, 8, 10).clone()
+    shares = []
+    for seed in range(20):
+        mixed, order, share = pasted(images, torch.Generator().manual_seed(seed))
+        inside = (mixed != images).any(dim=1)
+        for own, other, mask in zip(mixed, images[order], inside, strict=True):
+            assert torch.equal(own[:, mask], other[:, mask])
+            rows, columns = mask.any(dim=1), mask.any(dim=0)
+            assert torch.equal(mask, rows[:, None] & columns)
+        moved = order != torch.arange(6)
+        assert (1.0 - inside[moved].double().mean(dim=(1, 2))).tolist() == pytest.approx(
+            [share] * int(moved.sum())
+        )
+        shares.append(share)
+    assert min(shares) < 0.5 and max(shares) > 0.9
+
+
+def test_the_loss_of_a_mixed_batch_is_that_of_both_labels_by_their_shares():
+    stream = small_stream(1, shape=(1, 4, 4))
+    with seeded_torch(4):
+        net = mlp((1, 4, 4), 2, hidden=(8,))
+    learner = GDumb(cutmix=1.0)
+    learning = start(learner, net, stream)
+    learning.enter(0)
+    x, y = stream[0]
+    loss = torch.tensor(5.0)
+    step = Step(x, learning.model(), loss, y, torch.zeros_like(y))
+    total = loss + learner.penalty(learning.context, step)
+    generator = learning.context.generator("cutmix-0")
+    torch.rand((), generator=generator)
+    mixed, order, share = pasted(x, generator)
+    log_p = net(mixed).log_softmax(dim=1)
+    rows = torch.arange(len(y))
+    expected = -(share * log_p[rows, y] + (1 - share) * log_p[rows, y[order]]).mean()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    # Drawn anew for each step; never for guidance, and never where nothing is mixed.
+    assert learner.penalty(learning.context, step) + loss != total
+    assert learner.penalty(learning.context, Step(x, learning.model(), loss)) is None
+    assert GDumb().penalty(learning.context, step) is None
+
+
+def test_only_images_can_be_mixed():
+    with pytest.raises(UserError, match="must be 0, as samples are no images") as caught:
+        start(GDumb(cutmix=0.5), network(), small_stream(1))
+    assert caught.value.key == "continual.cutmix"
