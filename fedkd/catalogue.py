@@ -18,6 +18,7 @@ from fedkd.families import (
     Line,
     family_of_learner,
     grouped,
+    marked,
     told_of_strategy,
 )
 from fedkd.installed import how_to_install
@@ -67,7 +68,7 @@ def strategies() -> Iterator[str]:
             families.setdefault("Cannot be used", []).append(("", name, str(strategy)))
             continue
         family, needed = told_of_strategy(strategy, needs_of(strategy))
-        families.setdefault(family, []).append((needed, name, _summary(strategy)))
+        families.setdefault(family, []).append((needed, marked(name, strategy), _summary(strategy)))
     for name in flower_strategy_names():
         what = f"Flower's {_summary(getattr(flower, name))}"
         families.setdefault(FLOWERS, []).append((SHORT["one_architecture"], f"flwr:{name}", what))
@@ -134,7 +135,9 @@ def learners() -> Iterator[str]:
         if isinstance(learner, UserError):
             families.setdefault("Cannot be used", []).append(("", name, str(learner)))
             continue
-        families.setdefault(family_of_learner(learner), []).append(("", name, _summary(learner)))
+        families.setdefault(family_of_learner(learner), []).append(
+            ("", marked(name, learner), _summary(learner))
+        )
     yield from grouped(families, LEARNER_FAMILIES, "learners")
 
 
@@ -184,8 +187,8 @@ def learner_details() -> Iterator[str]:
             yield _row("", "  trains on old tasks too: not with strategies that shape local training")
         for parameter in learner_hyperparameters(learner):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
-        if learner.paper:
-            yield _row("", f"  {learner.paper}")
+        if learner.source():
+            yield _row("", f"  {learner.source()}")
     yield _row('"mod:Class"', "Your own: a dataclass derived from fedkd.continual.learner.Learner.")
 
 

@@ -72,6 +72,11 @@ def family_of_learner(learner: Any) -> str:
     return OWN if learner.isolates else ONE
 
 
+def marked(name: str, part: Any) -> str:
+    """Return a part's name, with a star where it departs from its paper or has none."""
+    return name + "*" * bool(part.source_note)
+
+
 def grouped(families: Mapping[str, Sequence[Line]], order: Sequence[str], what: str) -> Iterator[str]:
     """Yield parts in lines, a heading for each family; those that need least come first.
 
@@ -86,4 +91,5 @@ def grouped(families: Mapping[str, Sequence[Line]], order: Sequence[str], what: 
             short = text if len(text) <= WIDEST else f"{text[: WIDEST - 1].rstrip()}…"
             yield f"{f'  {name}':<23} {short}" + f" [{needed}]" * bool(needed)
     yield ""
+    yield "*: departs from its paper, or no paper was found; the details say how."
     yield f"[…]: what it needs. Hyper-parameters and paper of one: fedkd list {what} NAME"

@@ -13,6 +13,7 @@ import pytest
 
 from fedkd.check_data import skew
 from fedkd.cli import main
+from fedkd.continual.registry import LEARNERS
 from fedkd.errors import Interrupted, RunFailed, UserError
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.plan.load import load_scenario
@@ -328,9 +329,17 @@ def test_list_says_all_about_one_part(what, name, expected, capsys):
     assert all(text in out for text in expected) and all(row[0] == " " for row in out.splitlines()[1:])
 
 
+@pytest.mark.parametrize("name", ["icarl", "packnet", "er", "gdumb", "fedweit"])
+def test_list_says_how_a_learner_departs_from_its_paper(name, capsys):
+    assert f"  {name}* " in run_main(capsys, "list", "learners")[1]
+    assert LEARNERS.load(name).source_note in run_main(capsys, "list", "learners", name)[1]
+
+
 def test_list_of_strategies_has_a_line_for_each(capsys):
     lines = run_main(capsys, "list", "strategies")[1].splitlines()
-    named = [line.split()[0] for line in lines if line.startswith("  ")]
+    starred = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert {"mhat*", "path*", "knfu"} < set(starred)
+    named = [name.rstrip("*") for name in starred]
     assert set(STRATEGIES.builtin) < set(named) and len(set(named)) == len(named)
     status, _, err = run_main(capsys, "list", "strategies", "kufn")
     assert (status, err) == (2, "error: NAME: no 'kufn' among the strategies; did you mean 'knfu'?\n")

@@ -19,6 +19,9 @@ from fedkd.hyperparameters import STRICT
 class ExperienceReplay(Learner):
     """Add samples of earlier tasks to every batch.
 
+    It departs from the paper in its memory: shares of it are equal by task and class, and are filled when a
+    task ends, where the paper fills it while it trains (reservoir, ring buffer, k-means, mean of features).
+
     ::
 
         L = mean of CE over the B new samples             the training loss, or that of guidance
@@ -36,6 +39,7 @@ class ExperienceReplay(Learner):
     paper: ClassVar[str] = (
         "Chaudhry et al., On Tiny Episodic Memories in Continual Learning, arXiv 1902.10486, 2019"
     )
+    source_note: ClassVar[str] = "the memory is equal by class and filled when a task ends"
 
     steps_only_read: ClassVar[bool] = True
 

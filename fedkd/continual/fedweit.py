@@ -47,6 +47,7 @@ class FedWeIT(Learner):
 
         θ_t = B ⊙ m_t + A_t + Σ_i α_{t,i} A_i                 m_t = σ(s_t), one number for each output unit
         loss + λ1 (Σ_{i ≤ t} ‖A_i‖₁ + ‖m_t‖₁) + λ2 Σ_{i < t} ‖(B ⊙ m_i + A_i) − (B ⊙ m_i + A_i)*‖²
+             + λ/2 (‖A_t‖² + ‖s_t‖²), and in the first task λ/2 ‖B‖²         A_t begins at B/3, m_t at 1/2
 
     B is the base; A_t the task's own part; the A_i of the sum are those of other clients, as they were when
     the task began, with an attention α for each of them and layer. * marks what an earlier task had when the
@@ -69,6 +70,9 @@ class FedWeIT(Learner):
         "Yoon, Jeong, Lee, Yang & Hwang, Federated Continual Learning with Weighted Inter-client Transfer,"
         " ICML 2021, arXiv 2003.03196"
     )
+    source_note: ClassVar[str] = (
+        "units rank by σ(s) and attention begins at 0, where the authors' code ranks by |s| and draws it"
+    )
     isolates: ClassVar[bool] = True
     task_statistics: ClassVar[bool] = True
 
@@ -86,6 +90,12 @@ class FedWeIT(Learner):
     initial_mask: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Every unit's mask when a task begins; about 0.5 in the authors' code. Nearer to 1 a task begins nearer
     to the base, but the sigmoid learns slower."""
+    initial_part: Annotated[float, Field(ge=0, le=1)] = 1 / 3
+    """A task's own part when it begins, as a share of the base: with the mask at 0.5 a task begins at 0.83 B.
+    A third in the authors' code, there of the initial base; 0 begins with an empty part."""
+    decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight decay of the present part and of its mask's scores, and in the first task of the base; 1e-4 in
+    the authors' code."""
     borrow: Literal["latest", "all", "nothing"] = "latest"
     """Whose parts a task is lent when it begins: the `latest` of every other client, as in the authors' code;
     `all` that are known, as in the paper's sum, at a whole set of weights a part and step; or `nothing`."""
@@ -128,7 +138,7 @@ class FedWeIT(Learner):
         memory[LENDERS] = torch.tensor(lenders, dtype=torch.int64, device=context.device).view(-1, 2)
         for name, base in _bases(context).items():
             memory[f"{MASK}{task}/{name}"] = base.new_full((len(base),), score)
-            memory[f"{PART}{task}/{name}"] = base.new_zeros(base.shape)
+            memory[f"{PART}{task}/{name}"] = self.initial_part * base.detach()
             if lenders:
                 memory[ATTENTION + name] = base.new_full((len(lenders),), self.initial_attention)
         for name, own in _others(context).items():
@@ -189,7 +199,8 @@ class FedWeIT(Learner):
     def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return the task's weights and all else that is its own; of one not begun, the base under masks."""
         if not _has_begun(context, task):
-            return {name: base * self.initial_mask for name, base in _bases(context).items()}
+            share = self.initial_mask + self.initial_part
+            return {name: base * share for name, base in _bases(context).items()}
         tensors, lent = self._kept(context, task), self._borrowed(context, task)
         for name, borrowed in lent.items():
             tensors[name] = tensors[name] + borrowed
@@ -209,6 +220,11 @@ class FedWeIT(Learner):
         if masks:
             gates = [_gate(context, present, name) for name in _bases(context)]
             total = total + masks * torch.stack([gate.sum() for gate in gates]).sum()
+        if self.decay:
+            decayed = [memory[f"{kind}{present}/{name}"] for kind in (PART, MASK) for name in _bases(context)]
+            if present == 0:
+                decayed += _bases(context).values()
+            total = total + 0.5 * self.decay * torch.stack([t.square().sum() for t in decayed]).sum()
         if self.retention:
             for earlier in _begun(context):
                 if earlier != present:

@@ -34,6 +34,9 @@ FARTHER = 5.0
 class ICaRL(Learner):
     """Train a network with exemplars of old classes, and answer with the class whose exemplars are nearest.
 
+    It departs from the paper in one point: herding aims at the mean μ of a class as it is, where the paper
+    gives means length 1.
+
     ::
 
         train:   own samples and all exemplars in the same batches; g_y(x) = σ(z_y(x)) for every unit y,
@@ -58,6 +61,7 @@ class ICaRL(Learner):
         "Rebuffi et al., iCaRL: Incremental Classifier and Representation Learning, CVPR 2017, arXiv"
         " 1611.07725"
     )
+    source_note: ClassVar[str] = "herding aims at the mean as it is, which the paper gives length 1"
 
     memory_size: Annotated[int, Field(ge=1)] = 1000
     """K: exemplars of all classes together; 2,000 for 100 classes of CIFAR in the paper. Classes beyond K

@@ -74,6 +74,8 @@ class Learner:
     """Name in scenarios and reports."""
     paper: ClassVar[str] = ""
     """Where the learner comes from."""
+    source_note: ClassVar[str] = ""
+    """How it differs from that paper, in one line."""
     isolates: ClassVar[bool] = False
     """Whether a task has weights of its own that no other client's may be averaged into."""
     scales_own_subspaces: ClassVar[bool] = False
@@ -100,6 +102,11 @@ class Learner:
     before anything has changed."""
     task_statistics: ClassVar[bool] = False
     """Whether every task has its own running statistics in normalisation layers."""
+
+    @classmethod
+    def source(cls) -> str:
+        """Return where the learner comes from and how it differs, for people; empty if it is fedkd's own."""
+        return "; ".join(text for text in (cls.paper, cls.source_note) if text)
 
     @classmethod
     def overrides(cls, *names: str) -> bool:

@@ -29,6 +29,9 @@ VECTORS = "vectors/"
 class PackNet(Learner):
     """Train the free weights, keep the largest of them, retrain those; the rest is left to later tasks.
 
+    It departs from the paper in one point: free weights start every further task at random, with the spread
+    of the initial ones, where the paper's start at 0.
+
     With owner the task that each weight belongs to, layer by layer::
 
         train:    all free weights learn, those of earlier tasks are used but frozen
@@ -36,8 +39,8 @@ class PackNet(Learner):
         retrain:  the weights just taken learn, to make up for the loss of the others
         task j:   W ⊙ (owner ≤ j), from then on
 
-    So the logits of a task stay the same to the last bit whatever is learned later. Free weights start every
-    further task at random, with the spread of the initial ones. The task must be told to predict.
+    So the logits of a task stay the same to the last bit whatever is learned later. The task must be told to
+    predict.
 
     The head is shared out unit by unit, among the tasks that have the unit: a unit of one task alone keeps
     all its weights. Running statistics of normalisation layers are every task's own. The owners are one byte
@@ -51,6 +54,7 @@ class PackNet(Learner):
         "Mallya and Lazebnik, PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning,"
         " CVPR 2018, arXiv 1711.05769"
     )
+    source_note: ClassVar[str] = "free weights restart at random, where the paper's restart at 0"
     isolates: ClassVar[bool] = True
     confines: ClassVar[bool] = True
     task_statistics: ClassVar[bool] = True

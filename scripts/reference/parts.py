@@ -108,7 +108,7 @@ def _learner(name: str) -> str:
     if learner.overrides("training_tasks", "rehearsed"):
         facts.append("Trains on old tasks too: not with strategies that shape local training.")
     return _part(
-        name, learner, facts, learner_hyperparameters(learner), learner.paper, results.of_learner(name)
+        name, learner, facts, learner_hyperparameters(learner), learner.source(), results.of_learner(name)
     )
 
 

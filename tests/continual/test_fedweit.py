@@ -78,14 +78,17 @@ def test_effective_weights_are_base_under_masks_own_part_and_attended_parts_of_o
 
 
 def test_penalty_is_that_of_sparse_parts_and_masks_and_of_what_old_tasks_have_moved_by():
-    learner = FedWeIT(sparsity=0.01, mask_sparsity=0.02, retention=3.0)
+    learner = FedWeIT(sparsity=0.01, mask_sparsity=0.02, retention=3.0, decay=0.1)
     learning = learn(learner, network(), STREAM[:2], small_units(3), optimizer=ADAM)
     fit_task(learning, STREAM, 2, epochs=1, optimizer=ADAM)
     context = learning.context
     expected = 0.0
     for name in LAYERS:
-        gate = 1 / (1 + np.exp(-context.memory[f"mask/2/{name}"].detach().double().numpy()))
-        expected += 0.02 * gate.sum()
+        score, part = (
+            context.memory[f"{kind}/2/{name}"].detach().double().numpy() for kind in ("mask", "part")
+        )
+        expected += 0.02 * (1 / (1 + np.exp(-score))).sum()
+        expected += 0.05 * (np.square(score).sum() + np.square(part).sum())
         for task in range(3):
             expected += 0.01 * np.abs(context.memory[f"part/{task}/{name}"].detach().double().numpy()).sum()
         for task in range(2):
@@ -94,6 +97,22 @@ def test_penalty_is_that_of_sparse_parts_and_masks_and_of_what_old_tasks_have_mo
     loss = torch.zeros(())
     got = learner.penalty(context, Step(STREAM[2][0], learning.model(), loss))
     assert_allclose(got.item(), expected, rtol=1e-5)
+
+
+def test_a_task_begins_at_its_share_of_the_base_which_decays_in_the_first_task():
+    learner = FedWeIT(sparsity=0.0, decay=0.1)
+    learning = start(learner, network(), STREAM)
+    learning.enter(0)
+    unmet = learner.effective(learning.context, 0)
+    learner.begin_phase(learning.context)
+    effective, squares = learner.effective(learning.context, 0), 0.0
+    for name in LAYERS:
+        base = network().get_parameter(name).detach()
+        assert_allclose(effective[name].detach(), base * (0.5 + 1 / 3), rtol=1e-6)
+        assert_allclose(unmet[name].detach(), base * (0.5 + 1 / 3), rtol=1e-6)
+        squares += float(base.double().square().sum()) * (1 + 1 / 9)  # the scores of masks are 0
+    got = learner.penalty(learning.context, Step(STREAM[0][0], learning.model(), torch.zeros(())))
+    assert_allclose(got.item(), 0.05 * squares, rtol=1e-5)
 
 
 def moved(learning, task) -> float:
@@ -124,7 +143,7 @@ def test_own_parts_of_old_tasks_make_up_for_the_base_the_more_the_harder_they_ar
 
 
 def test_without_a_part_and_without_lenders_it_is_the_base_under_its_mask():
-    learning = begun(FedWeIT(borrow="nothing", initial_mask=0.25), [lent(1, 0, 1)[0]])
+    learning = begun(FedWeIT(borrow="nothing", initial_mask=0.25, initial_part=0.0), [lent(1, 0, 1)[0]])
     context = learning.context
     assert len(context.memory["lenders"]) == 0 and not any(
         name.startswith("known/") for name in context.memory
