@@ -246,6 +246,7 @@ def test_check_says_how_many_clients_live_where_it_is_not_all(digits_toml, capsy
             ['fusion.filters=[{by="confidence",quantile=0.2,at="upload"},{}]'],
             "hears all but the 20 % least by confidence, which alone is sent, then by agreement ≥ 0.3",
         ),
+        (['fusion.filters=[{votes="equal"}]'], "hears by agreement ≥ 0.3 of equal votes"),
         (
             ["fusion.strategy=flwr:FedAvg", "clients_per_round=2"],
             "441.7 kB up, 441.7 kB down in a round (weights)",

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from pydantic import ValidationError
 from rounds import draw_logits
 
 from fedkd.fusion import filters
@@ -61,6 +62,11 @@ def test_equal_votes_count_heads_by_hand() -> None:
             assert found[m, i] == pytest.approx(agreeing / len(others), abs=1e-12)
     equal = Filter(by="agreement", votes="equal", threshold=0.5)
     assert_array_equal(only(equal, sent=sent)[0], sent & (found >= 0.5))
+
+
+def test_only_agreement_takes_votes() -> None:
+    with pytest.raises(ValidationError, match="votes = 'equal' needs by = 'agreement'"):
+        Filter(by="confidence", votes="equal")
 
 
 def test_what_was_not_sent_has_no_vote() -> None:
