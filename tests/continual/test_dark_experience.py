@@ -174,4 +174,4 @@ def test_old_answers_are_not_lost_to_contrary_ones():
         learning = learn(learner, network(2), stream, small_units(2, shared=True), epochs=25)
         return float((learning.model(1)(x).argmax(1) == stream[0][1]).float().mean())
 
-    assert first_task(Naive()) < 0.75 < 0.83 < first_task(DERpp(memory_size=500))
+    assert first_task(Naive()) + 0.1 < first_task(DERpp(memory_size=500))

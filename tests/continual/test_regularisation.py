@@ -272,15 +272,15 @@ def test_learns_a_task_without_unlearning_another(learner):
         ((torch.stack([-sign, sign], 1) + noise[1]).double(), y),
     ]
 
-    def losses(learner):
+    def losses(learner, tasks):
         with seeded_torch(1):
             net = mlp((2,), 2, hidden=()).double()
-        learn(learner, net, data, small_units(2, shared=True), epochs=10)
+        learn(learner, net, data[:tasks], small_units(tasks, shared=True), epochs=10)
         return [F.cross_entropy(net(x), y).item() for x, y in data]
 
-    naive, found = losses(Naive()), losses(learner)
-    assert naive[0] > 0.69 and naive[1] < 0.1  # worse than chance at the old task
-    assert found[0] < naive[0] / 2 and found[1] < 0.69
+    first, naive, found = losses(Naive(), 1), losses(Naive(), 2), losses(learner, 2)
+    assert naive[0] > 3 * first[0] and naive[1] < first[1] / 3
+    assert found[0] < naive[0] / 2 and found[1] < first[1] / 2
 
 
 # Learning without forgetting --------------------------------------------------------------------------
@@ -328,7 +328,8 @@ def test_lwf_distils_the_heads_of_old_tasks(distil, data, outputs, units, heads)
     fit_task(learning, data, 2, epochs=10)
     x = data[2][0]
     value, gradient = penalty_and_gradient(learning, x)
-    np.testing.assert_allclose(value, 1.5 * expected_lwf(teacher, net, x, heads, 3.0), rtol=2e-5)
+    # A divergence near zero is a sum of float32 terms near one: their rounding stays.
+    np.testing.assert_allclose(value, 1.5 * expected_lwf(teacher, net, x, heads, 3.0), rtol=2e-5, atol=1e-6)
     assert np.abs(gradient).max() > 0
 
 
