@@ -15,6 +15,7 @@ from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import LayerMemory, TrustRegion, layer_memories, scales_of
 from fedkd.continual.learner import Tensors
 from fedkd.continual.subspace import (
+    NOISE,
     draw,
     energies_along,
     mean_gradients,
@@ -124,7 +125,11 @@ class TRGP(GPM):
         directions, new = residual_directions(inputs, basis)
         energies = torch.cat([energies_along(inputs, basis), new])
         order = energies.argsort(descending=True, stable=True)
-        count = number_needed(energies[order], share * float(inputs.square().sum()))
+        total = float(inputs.square().sum())
+        count = number_needed(energies[order], share * total)
+        # The union is rounded to float32: its columns may hold less than all of the inputs they span, and
+        # some of those that are orthogonal to them.
+        count = min(count, int((energies > NOISE * total).sum()))
         chosen = order[:count].sort().values
         # New directions are sorted by energy, so that those chosen are the first ones.
         fresh = int((chosen >= basis.shape[1]).sum())

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import BASIS, COLUMNS, SCALE
+from fedkd.continual.layer_memory import BASIS, COLUMNS, SCALE, LayerMemory
 from fedkd.continual.naive import Naive
 from fedkd.continual.trgp import TRGP
 from fedkd.models.mlp import mlp
@@ -116,6 +116,18 @@ def test_a_task_that_has_been_before_adds_nothing_and_takes_old_columns():
         == [0, 1, 2]
     )
     assert learning.learner.report(context)["rank/body.1"] == 6
+
+
+@pytest.mark.parametrize("rounding", [1.0 - 1e-7, 1.0, 1.0 + 1e-7])
+def test_columns_without_energy_are_no_tasks_own(rounding):
+    """Columns are kept in float32. Their rounding must not make others part of a task's basis."""
+    learning = start(trgp(threshold=1.0), network(), flat_stream(2), SHARED[:2])
+    memory = LayerMemory(learning.context, learning.context.layers["body.1"])
+    span = torch.linalg.qr(torch.randn(12, 6, generator=torch.Generator().manual_seed(3)).double())[0]
+    memory.append(rounding * span)
+    learning.context.task = 1
+    learning.learner.extend(memory, span[:, :3] @ torch.randn(3, 20).double(), 1.0)
+    assert memory.columns(1).tolist() == [0, 1, 2] and memory.basis.shape[1] == 6
 
 
 # Related tasks ----------------------------------------------------------------------------------------------
