@@ -182,7 +182,7 @@ def test_feddf_without_distillation_is_fedavg(who, evaluate_every, tables, tmp_p
             if row["metric"] in ("loss", "accuracy")
         }
     assert rows["feddf"].keys() == rows["fedavg"].keys()
-    assert rows["fedavg"][ROUNDS, None, "global", "accuracy"] > 0.4
+    assert rows["fedavg"][ROUNDS, None, "global", "accuracy"] > 0.25  # a tenth by chance
     assert_allclose(list(rows["feddf"].values()), list(rows["fedavg"].values()), rtol=1e-4)
 
     server = saved(tmp_path / "fedavg").server
