@@ -55,7 +55,7 @@ def choose(
         clock: Tells the seconds.
         tell: Told before something is measured.
     """
-    if plan.scenario.faults.on_client_error != "fail":
+    if plan.scenario.faults.goes_on:
         return Choice("loop", "loop: clients that may be skipped or tried again work alone")
     together = plan.with_executor("vectorised")
     total = StepSeconds(0.0, 0.0)

@@ -15,9 +15,11 @@ from fedkd.clients.faults import Poison
 from fedkd.clients.fewer_numbers import SENT as SENT
 from fedkd.clients.fewer_numbers import Sifting, TopClasses
 from fedkd.errors import TrainingDiverged
+from fedkd.fusion.forms import LARGEST
 from fedkd.fusion.kinds import Kind
 from fedkd.scenario.schema import Filter, Fusion
 
+HALF = float(np.finfo(np.float16).max)
 Kinds = Mapping[str, Kind]
 """What each array of an upload is, as the strategy says."""
 Generators = Callable[[str], np.random.Generator]
@@ -61,18 +63,27 @@ class Finite:
     def leave(
         self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
     ) -> dict[str, np.ndarray]:
-        """Return the arrays.
+        """Return the arrays; predictions that the server would refuse for their size are clipped.
 
         Raises:
-            TrainingDiverged: Some values are NaN.
+            TrainingDiverged: Some values are NaN, or too large and no predictions.
         """
+        found = dict(arrays)
         for name, values in arrays.items():
-            if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
+            if not values.size or not np.issubdtype(values.dtype, np.floating):
+                continue
+            low, high = values.min(), values.max()  # NaN, if there is one
+            if low >= -LARGEST and high <= LARGEST:
+                continue
+            if np.isnan(low):
                 raise TrainingDiverged(f"{name} are not numbers (NaN); a lower training.lr may help")
-        return arrays
+            if not kinds[name].is_prediction:
+                raise TrainingDiverged(f"{name} are beyond ±{LARGEST:g}; a lower training.lr may help")
+            found[name] = np.clip(values, -LARGEST, LARGEST)
+        return found
 
     def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
-        """Return the arrays; what strategies are handed is checked once more, whoever it is from."""
+        """Return the arrays, which the server checks once they are open."""
         return arrays
 
 
@@ -90,7 +101,11 @@ class Precision:
 
     def _rounded(self, kind: Kind, values: np.ndarray) -> np.ndarray:
         rounds = (kind.is_prediction or kind is Kind.WEIGHTS) and np.issubdtype(values.dtype, np.floating)
-        return values.astype(self.dtype) if rounds else values
+        if not rounds:
+            return values
+        if self.dtype == "float16":  # else what is beyond its range would be infinite
+            values = np.clip(values, -HALF, HALF)
+        return values.astype(self.dtype)
 
     def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
         """Return weights in float32, in which they are averaged; how to read predictions strategies know."""

@@ -179,7 +179,7 @@ def ray_grid(
 
 def _keeps_states(plan: Plan) -> bool:
     """Return whether a run goes on after a client has failed."""
-    return plan.scenario.faults.on_client_error != "fail"
+    return plan.scenario.faults.goes_on
 
 
 def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:

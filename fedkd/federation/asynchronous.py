@@ -119,7 +119,8 @@ class AsynchronousRounds(Rounds):
         """Have all clients do their jobs whose messages wait, together."""
         started = time.perf_counter()
         waiting, self._messages.waiting = self._messages.waiting, {}
-        replies = self._messenger.send(round, "train", [waiting[client] for client in sorted(waiting)])
+        answers = self._messenger.send(round, "train", [waiting[client] for client in sorted(waiting)])
+        replies = self._admitted(round, "train", answers)
         self._changed.update(replies)
         for client, message in replies.items():
             job, reply = self._flights.jobs[client], Reply.of(message)

@@ -20,6 +20,7 @@ from fedkd.clients.torch_client import TorchClient
 from fedkd.clients.trials import shown, try_out
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
+from fedkd.federation.arriving import refuse_message
 from fedkd.federation.context import client_behind
 from fedkd.federation.leaving import check_leaving, refuse_to_answer
 from fedkd.federation.node import node_of
@@ -255,6 +256,8 @@ def _answer(message: Message, context: Context) -> Message:
     if node is not None:
         refuse_to_answer(kind)
     with client_behind(context, _step_of(message)) as client:
+        if node is not None:
+            refuse_message(node, client, message)
         reply = client.complete(HANDLERS[kind](client, message))
         if node is not None:
             check_leaving(node.plan, kind, reply.content)

@@ -12,10 +12,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedkd.clients.upload import Stage, arrive
+from fedkd.clients.upload import Stage
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.gate import Opened, check_reply, opened, refusal
 from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.forms import Unfit, check_like
 from fedkd.fusion.orthogonal import kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
@@ -56,6 +58,7 @@ class FlowerAveraging:
         self._orthogonal = orthogonal
         self._task = 0  # that all clients are at, where anything depends on it
         self._took_part: frozenset[int] = frozenset()  # nodes in this round
+        self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
@@ -98,10 +101,16 @@ class FlowerAveraging:
         if self._orthogonal is None:
             return {}
         asked = [reply for reply in replies if reply.metadata.src_node_id in self._took_part]
-        sent = [from_record(reply.content.array_records[msg.ARRAYS]) for reply in asked]
-        sketches = [arrive(self._stages, arrays, kinds_of(arrays)) for arrays in sent]
-        samples = [int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES]) for reply in asked]  # type: ignore[arg-type]
-        self._orthogonal.end_task(sketches, samples)
+        sent = []
+        for reply in asked:
+            try:
+                check_reply(msg.sender(reply), reply, (msg.NUM_EXAMPLES,))
+                upload = opened(reply, self._stages, kinds_of)
+                self._orthogonal.check_sketches(upload.arrays)
+            except Unfit as misfit:
+                raise refusal(misfit, msg.sender(reply), round) from None
+            sent.append(upload)
+        self._orthogonal.end_task([one.arrays for one in sent], [one.samples for one in sent])
         return self._orthogonal.figures()
 
     def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
@@ -127,15 +136,34 @@ class FlowerAveraging:
         self._took_part = frozenset(reply.metadata.src_node_id for reply in replies)
         if not replies:
             return
+        for client, misfit in self.misfits(replies).items():
+            raise refusal(misfit, client, round)
         for reply in replies:
-            arrays = from_record(reply.content.array_records[msg.ARRAYS])
-            reply.content[msg.ARRAYS] = to_record(arrive(self._stages, arrays, self._half.kinds_of(arrays)))
+            reply.content[msg.ARRAYS] = to_record(self._opened[id(reply)][1].arrays)
+        self._opened.clear()
         weights, _ = self._strategy.aggregate_train(round, list(replies))
         if weights is not None and self._orthogonal is not None:
             before, after = from_record(self._weights), from_record(weights)
             weights = to_record(self._orthogonal.confined(before, after, self._task))
         if weights is not None:
             self._weights = in_precision_of(self._weights, weights)
+
+    def misfits(self, replies: Sequence[Message]) -> dict[int, Unfit]:
+        """Open uploads and return why those are refused that are no weights of the model, by client."""
+        found: dict[int, Unfit] = {}
+        model = from_record(self._weights)
+        for reply in replies:
+            if id(reply) in self._opened:
+                continue
+            try:
+                upload = opened(reply, self._stages, self._half.kinds_of)
+                _check_names(upload.arrays, model)
+                for name, values in upload.arrays.items():
+                    check_like(name, values, model[name])
+                self._opened[id(reply)] = reply, upload
+            except Unfit as misfit:
+                found[msg.sender(reply)] = misfit
+        return found
 
     def sent_bytes(self) -> int:
         """Return the payload that the method has sent to clients since this was last asked."""
@@ -167,6 +195,16 @@ class FlowerAveraging:
         restore_strategy(self._strategy, below(STRATEGY, arrays))
         if self._orthogonal is not None:
             self._orthogonal.restore(below(ORTHOGONAL, arrays))
+
+
+def _check_names(arrays: Arrays, model: Arrays) -> None:
+    """Refuse an upload that has other weights than the model, or in another order."""
+    if list(arrays) == list(model):
+        return
+    missing = [name for name in model if name not in arrays]
+    strange = [name for name in arrays if name not in model]
+    told = f"array {missing[0]} is missing" if missing else f"the model has no array {strange[0]}"
+    raise Unfit(told if missing or strange else "its arrays are in another order than the model's")
 
 
 def strategy_state(strategy: Strategy) -> dict[str, np.ndarray]:

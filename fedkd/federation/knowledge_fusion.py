@@ -14,11 +14,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
-from fedkd.clients.upload import Stage, arrive
+from fedkd.clients.upload import Stage
 from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.gate import Opened, check_reply, opened, refusal
+from fedkd.fusion.forms import Unfit, check_alike, check_upload
 from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.views import Arrays
 from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
@@ -69,6 +72,7 @@ class KnowledgeFusion(Strategy):
         self._stages = stages
         self._client_of_node: dict[int, int] = {}
         self._records: dict[int, tuple[Mapping[str, np.ndarray], ArrayRecord]] = {}
+        self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
@@ -222,19 +226,59 @@ class KnowledgeFusion(Strategy):
             begun: The rounds in which clients began what they send, where that was not this one.
             awaited: Replies of the round that come with another call.
         """
+        for client, misfit in self.misfits(replies).items():
+            raise refusal(misfit, client, round)
         uploads = {}
         for reply in replies:
-            client = msg.sender(reply)
-            self._client_of_node[reply.metadata.src_node_id] = client
-            arrays = from_record(reply.content.array_records[msg.ARRAYS])
-            received = arrive(self._stages, arrays, self.strategy.kinds_of(arrays))
-            samples = int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES])  # type: ignore[arg-type]
-            uploads[client] = Upload(
-                begun.get(client, round), received, samples, payload_bytes(reply.content)
-            )
+            client = self._client_of_node[reply.metadata.src_node_id]
+            found = self._opened[id(reply)][1]
+            begin = begun.get(client, round)
+            uploads[client] = Upload(begin, found.arrays, found.samples, found.size)
         self._records.clear()
+        self._opened.clear()
         everyone = self._client_of_node.values()
         self._sent += self._fusing.fuse(round, uploads, everyone, awaited=awaited)
+
+    def misfits(self, replies: Sequence[Message]) -> dict[int, Unfit]:
+        """Open uploads; return why some are refused, by client (see `fedkd.fusion.forms`).
+
+        Uploads that fit are kept open for `fuse`.
+        """
+        found: dict[int, Unfit] = {}
+        alike: dict[tuple[int, str], dict[int, Arrays]] = {}
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if id(reply) in self._opened:
+                continue
+            client = self._client_of_node.get(node)
+            try:
+                if client is None:
+                    client = self._meet(reply)
+                check_reply(client, reply, (msg.NUM_EXAMPLES,))
+                upload = opened(reply, self._stages, self.strategy.kinds_of)
+                if self.strategy.sends != "nothing":
+                    fusing = self._fusing.of(client)
+                    check_upload(self.strategy, upload.arrays, fusing.sizes_of(client))
+                    group = self._fusing.task_of(client), fusing.architecture_of(client)
+                    alike.setdefault(group, {})[client] = upload.arrays
+                self._opened[id(reply)] = reply, upload
+            except Unfit as misfit:
+                found[msg.sender(reply) if client is None else client] = misfit
+        for uploads in alike.values():
+            found |= check_alike(dict(sorted(uploads.items())), self.strategy)
+        return dict(sorted(found.items()))
+
+    def _meet(self, reply: Message) -> int:
+        """Return the client that a node says it is, of a node that nobody has introduced.
+
+        Raises:
+            Unfit: It does not say, or another node is that client.
+        """
+        client, node = msg.sender(reply), reply.metadata.src_node_id
+        if client in self._client_of_node.values():
+            raise Unfit(f"it says that it is client {client}, which another node is")
+        self._client_of_node[node] = client
+        return client
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -256,8 +300,7 @@ class KnowledgeFusion(Strategy):
         answered = _answered(replies)
         for reply in answered:
             if reply.metadata.src_node_id not in self._client_of_node:
-                self._client_of_node[reply.metadata.src_node_id] = msg.sender(reply)
-                client = msg.sender(reply)
+                client = self._meet(reply)
                 self._fusing.of(client).mailbox.meet(client)
         return _mean_metrics(answered)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from flwr.app import RecordDict
 
+from fedkd.clients.fewer_numbers import CLASSES, SENT, WIDTH
 from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record
-from fedkd.fusion.kinds import Kind
+from fedkd.fusion.forms import is_declared
 from fedkd.plan.plan import Plan
 
 ASKED_IN_SIMULATIONS = frozenset({msg.EXPORT_STATE, msg.IMPORT_STATE, msg.SHOW, msg.TRY_OUT})
@@ -56,7 +57,9 @@ def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
         return  # sketches of what layers receive, which is what it exchanges
     if kind != msg.TRAIN or plan.strategy.sends == "nothing":
         raise UserError(f"'{strategy}' exchanges no arrays upon a '{kind}' message: {', '.join(arrays)}")
-    weights = plan.strategy.brings_model or bool(plan.strategy.needs & {"weights", "masks"})
-    for name, found in plan.strategy.kinds_of(arrays).items():
-        if found is Kind.WEIGHTS and not weights:
-            raise UserError(f"'{strategy}' exchanges no weights: {name}")
+    if not is_declared(plan.strategy):
+        return
+    for name in arrays:
+        stages = name == SENT or name.endswith((CLASSES, WIDTH))
+        if name not in plan.strategy.kinds and not stages:
+            raise UserError(f"'{strategy}' exchanges no array '{name}'")

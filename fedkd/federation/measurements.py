@@ -12,6 +12,7 @@ from flwr.app import Message
 
 from fedkd.clients.task_metrics import TaskMetric, is_task_metric
 from fedkd.federation import messages as msg
+from fedkd.federation.gate import TRAIN_FIGURES, TRAIN_LOSS
 from fedkd.federation.replies import metrics_of
 from fedkd.fusion.transferability import chance, hits, off_diagonal_mean, rank_correlation
 from fedkd.fusion.weights import effective_neighbours
@@ -61,9 +62,18 @@ class Measurements:
         self._folder = folder
         self._poisoned = poisoned_clients(plan.scenario)
 
+    def figures(self, phase: str) -> tuple[str, ...]:
+        """Return the metrics that a reply has to have."""
+        measured = (msg.NUM_EXAMPLES, *(key for _, _, key in self._evaluated))
+        if phase == "train":
+            return TRAIN_FIGURES
+        if phase == "finish":
+            return (*measured, TRAIN_LOSS)
+        return measured if phase == "evaluate" else ()
+
     def training(self, round: int, replies: Replies) -> float | None:
         """Record a round's local training; return the mean loss, None if nobody took a step."""
-        losses = {client: metrics_of(reply)["train_loss"] for client, reply in replies.items()}
+        losses = {client: metrics_of(reply)[TRAIN_LOSS] for client, reply in replies.items()}
         trained = {client: loss for client, loss in losses.items() if not isnan(loss)}
         self._record_curves(round, replies)
         return self._record(round, "train", "loss", trained) if trained else None
@@ -87,7 +97,12 @@ class Measurements:
         if report is None:
             return None
         write_neighbours(
-            self._folder, round, report.clients, report.weights, report.distances, report.left_out
+            self._folder,
+            round,
+            report.clients,
+            report.weights,
+            report.distances,
+            report.left_out,
         )
         if report.heard is not None:
             self._recorder.metric("predictions_heard", report.heard, round=round, split="train")

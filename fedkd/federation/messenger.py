@@ -10,9 +10,11 @@ from flwr.serverapp import Grid
 
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import messages as msg
+from fedkd.federation.gate import refusal
 from fedkd.federation.introduction import identify
 from fedkd.federation.replies import failure_of, first_line
 from fedkd.federation.run_control import RunControl
+from fedkd.fusion.forms import Unfit
 from fedkd.scenario.schema import Faults
 from fedkd.tracking.recorder import Split
 
@@ -45,6 +47,7 @@ class Messenger:
         self._deployment = control.deployment
         self.node_of_client = identify(grid, clients, control.deployment)
         self._client_of_node = {node: client for client, node in self.node_of_client.items()}
+        self._refused: set[int] = set()  # clients that were told of
         self.failures: Counter[tuple[int, Split, str]] = Counter()
 
     def send(self, round: int, phase: str, messages: Iterable[Message]) -> dict[int, Message]:
@@ -59,6 +62,7 @@ class Messenger:
         """
         sent = sorted(messages, key=lambda message: self._client_of_node[message.metadata.dst_node_id])
         replies = self._exchange(round, phase, sent)
+        self._leave_out_diverged(round, phase, replies)
         failed = self._failed(replies, round)
         for _ in range(self._faults.retries if self._faults.on_client_error == "retry" else 0):
             if not failed:
@@ -66,6 +70,7 @@ class Messenger:
             self._note(failed, round, phase, "asking once more")
             again = [_anew(message) for message in sent if self.client_of(message) in failed]
             replies |= self._exchange(round, phase, again)
+            self._leave_out_diverged(round, phase, replies)
             failed = self._failed(replies, round)
         if not failed:
             return dict(sorted(replies.items()))
@@ -84,6 +89,52 @@ class Messenger:
         causes = [client for client, reply in failed.items() if reply.error.code != msg.NOT_HANDLED]
         client = (causes or list(failed))[0]
         raise failure_of(failed[client], client, round)
+
+    def _leave_out_diverged(self, round: int, phase: str, replies: dict[int, Message]) -> None:
+        """Take out replies of clients whose training led to no numbers, where the scenario goes on then."""
+        if self._faults.on_bad_upload == "fail" or phase not in SKIPPABLE:
+            return
+        misfits = {
+            client: Unfit(first_line(replies[client]).partition(": ")[2], diverged=True)
+            for client in sorted(replies)
+            if replies[client].has_error() and _diverged(replies[client])
+        }
+        if misfits:
+            self.refuse(round, phase, misfits, len(replies))
+        for client in misfits:
+            del replies[client]
+
+    def refuse(self, round: int, phase: str, misfits: Mapping[int, Unfit], answered: int) -> None:
+        """Leave replies out that were refused, or end the run (see `Faults.on_bad_upload`).
+
+        Args:
+            round: 1-based.
+            phase: What was asked.
+            misfits: What is wrong, by client, ascending.
+            answered: Number of replies, these included.
+
+        Raises:
+            RunFailed: The scenario has the run end, or too few replies are left.
+        """
+        client = next(iter(misfits))
+        if self._faults.on_bad_upload == "fail" or phase not in SKIPPABLE:
+            raise refusal(misfits[client], client, round)
+        left = answered - len(misfits)
+        if left < min(self._faults.min_replies, answered):
+            raise RunFailed(
+                f"{left} of {answered} replies to the {phase} message are left, fewer than"
+                f" faults.min_replies = {self._faults.min_replies}; client {client}: {misfits[client]}",
+                round=round,
+            )
+        for client, misfit in misfits.items():
+            if phase in RECORDED:
+                self.failures[client, RECORDED[phase], "refused"] += 1
+            if client not in self._refused:
+                self._refused.add(client)
+                self._control.observer.message(
+                    f"client {client}, round {round}: reply refused: {misfit}; left out, as later ones are"
+                    " that are refused"
+                )
 
     def _exchange(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
         """Send messages in client order; return the reply of each, errors included."""
@@ -117,7 +168,8 @@ class Messenger:
             return
         seconds = reply.content.config_records[msg.IDENTITY].get(msg.SECONDS)
         if isinstance(seconds, float):
-            self._control.observer.answered(round, phase, msg.sender(reply), seconds)
+            client = self._client_of_node[reply.metadata.src_node_id]
+            self._control.observer.answered(round, phase, client, seconds)
 
     @property
     def _goes_on(self) -> bool:
@@ -159,6 +211,10 @@ def _anew(message: Message) -> Message:
         message.metadata.message_type,
         group_id=message.metadata.group_id,
     )
+
+
+def _diverged(reply: Message) -> bool:
+    return first_line(reply).partition(": ")[0] == TrainingDiverged.__name__
 
 
 def _first_failure(failed: Mapping[int, Message]) -> str:

@@ -22,6 +22,7 @@ from fedkd.federation.arrays import payload_bytes
 from fedkd.federation.chance import ChanceWatch
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.client_states import fetched, hand_back
+from fedkd.federation.gate import check_reply
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
@@ -31,6 +32,7 @@ from fedkd.federation.saved_arrays import Arrays, write_arrays
 from fedkd.federation.saved_checkpoint import SERVER, Checkpoint
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.federation.transferability import PHASE, transfer_probe
+from fedkd.fusion.forms import Unfit
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
@@ -268,7 +270,9 @@ class Rounds:
         clients = self._schedule.participants(round)
         nodes = {client: self._node_of_client[client] for client in sorted(clients)}
         found, sent = self._probe.measure(
-            round, nodes, lambda messages: self._messenger.send(round, PHASE, messages)
+            round,
+            nodes,
+            lambda messages: self._admitted(round, PHASE, self._messenger.send(round, PHASE, messages)),
         )
         if found is not None:
             self._measurements.transferability(found)
@@ -320,8 +324,11 @@ class Rounds:
     def _send_phase(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
         """Send the messages of a phase, record what they cost, and return the replies (see `Messenger`)."""
         started = time.perf_counter()
-        replies = self._messenger.send(round, phase, sent)
-        answered = {reply.metadata.src_node_id for reply in replies.values()}
+        answers = self._messenger.send(round, phase, sent)
+        replies = self._admitted(round, phase, answers)
+        # A client whose reply is refused has done its work all the same.
+        self._changed.update(answers.keys() - replies.keys())
+        answered = {self._node_of_client[client] for client in answers}
         self._strategy.take_back([m for m in sent if m.metadata.dst_node_id not in answered])
         if self._job_time is not None and phase in ("evaluate", "end task"):
             self._job_time.hand([m for m in sent if m.metadata.dst_node_id in answered])
@@ -340,6 +347,27 @@ class Rounds:
             memory_mb=peak_memory_mb(),
         )
         return replies
+
+    def _admitted(self, round: int, phase: str, answers: Mapping[int, Message]) -> dict[int, Message]:
+        """Return the replies that pass the gate (see `fedkd.federation.gate`), in client order.
+
+        Raises:
+            RunFailed: One does not, and the scenario has the run end then.
+        """
+        figures = self._measurements.figures(phase)
+        misfits: dict[int, Unfit] = {}
+        for client, reply in answers.items():
+            try:
+                check_reply(client, reply, figures)
+            except Unfit as misfit:
+                misfits[client] = misfit
+        sound = {client: reply for client, reply in answers.items() if client not in misfits}
+        if phase == "train":
+            misfits |= self._strategy.misfits(list(sound.values()))
+        if not misfits:
+            return sound
+        self._messenger.refuse(round, phase, dict(sorted(misfits.items())), len(answers))
+        return {client: reply for client, reply in answers.items() if client not in misfits}
 
     def _account(self, bytes_up: int = 0) -> int:
         """Add what the method has sent to the totals; return the bytes that went to clients."""

@@ -108,6 +108,7 @@ def _server_knowledge(plan: Plan, data: Data, task: int) -> ServerKnowledge:
         classes_met=partial(_classes_met, plan, data) if isinstance(data, FederatedStream) else None,
         rounds=plan.scenario.rounds,
         filters=at_fusion(plan.scenario.fusion),
+        classes=of_task.classes,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from fedkd.fusion.forms import Unfit
 from fedkd.server.fusing import FusionReport
 from fedkd.server.peers import Links
 
@@ -53,6 +54,13 @@ class ServerStrategy(Protocol):
         """Return the payload that the method has sent to clients since this was last asked.
 
         It is what would be sent if nobody were evaluated.
+        """
+
+    def misfits(self, replies: Sequence[Message]) -> Mapping[int, Unfit]:
+        """Return why uploads are refused, by client; they wait to be fused otherwise.
+
+        Args:
+            replies: To a training, without errors, in client order.
         """
 
     def fuse(self, round: int, replies: Sequence[Message]) -> None:

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
@@ -44,6 +44,8 @@ class WeightAveraging(FusionStrategy):
 
     sends: ClassVar[str] = "weights"
     kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    shapes: ClassVar[Mapping[str, str]] = PACKED
+    receives: ClassVar[Mapping[str, str]] = PACKED
     guides: ClassVar[Guided] = "all_alike"
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
     uses_transfer_set: ClassVar[bool] = False

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.client_half import TAUGHT
 from fedkd.fusion.combine import combine
 from fedkd.fusion.competence import held_out_accuracy
 from fedkd.fusion.kinds import Kind
@@ -50,6 +51,8 @@ class Bandit(TemperedLabels):
     name: ClassVar[str] = "bandit"
     sends: ClassVar[str] = "logits, and what the last guidance gained"
     kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, REWARD: Kind.SCORES}
+    shapes: ClassVar[Mapping[str, str]] = {REWARD: "1?"}
+    receives: ClassVar[Mapping[str, str]] = TAUGHT
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "after Fu et al., Reinforcement-based Meta-Transfer Learning, arXiv 2409.19075"
 

@@ -60,6 +60,8 @@ class Bottleneck(KnFu):
         ABOUT: Kind.CONSTANT,
         "label_counts": Kind.LABEL_COUNTS,
     }
+    shapes: ClassVar[Mapping[str, str]] = {WHOLE: "M? C", CODES: "M? b?", ABOUT: "1"}
+    receives: ClassVar[Mapping[str, str]] = {"coder": "w? C", "again": "1", CODES: "M? b?"}
     sends_otherwise_later: ClassVar[bool] = True
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (

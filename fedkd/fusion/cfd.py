@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.client_half import TAUGHT, Need
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.probabilities import softmax
@@ -57,6 +57,8 @@ class CFD(SoftLabels):
     name: ClassVar[str] = "cfd"
     sends: ClassVar[str] = "hard labels"
     kinds: ClassVar[Mapping[str, Kind]] = {"votes": Kind.VOTES, "classes": Kind.CONSTANT}
+    shapes: ClassVar[Mapping[str, str]] = {"classes": "1=C"}
+    receives: ClassVar[Mapping[str, str]] = {**TAUGHT, "changed": "Y", "labels": "n", "shape": "2"}
     guides: ClassVar[Guided] = "all_alike"
     sends_otherwise_later: ClassVar[bool] = True
     weighs_age: ClassVar[bool] = True

@@ -48,6 +48,7 @@ class ChosenBeta(TemperedLabels):
     """
 
     name: ClassVar[str] = "chosen_beta"
+    receives: ClassVar[Mapping[str, str]] = {EXPERTS: "M", "targets_*": "M C"}
     guides: ClassVar[Guided] = "each"
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
 

@@ -41,6 +41,9 @@ server; a server that has models of its own; a stream of tasks that all clients 
 their classes; samples of real numbers with mean 0 and variance 1; models whose weights' names tell body and
 head apart; heads of one shape; three classes or more; clients that speak to each other over a graph."""
 
+TAUGHT: Mapping[str, str] = {"targets": "k C", "samples": "k<M"}
+"""Shapes of targets, and of the transfer samples that they are of; without these, of all of them."""
+
 
 class ClientHalf(ABC):
     """The half of a strategy that works on clients; what the server does with it all is the other half.
@@ -104,7 +107,15 @@ class ClientHalf(ABC):
     keeps_models: ClassVar[int] = 0
     """Models of its own kind that a client keeps besides the one that it trains."""
     kinds: ClassVar[Mapping[str, Kind]] = {}
-    """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`."""
+    """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`. The server
+    refuses an upload that lacks one of these."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Those of `kinds` that an upload may lack."""
+    shapes: ClassVar[Mapping[str, str]] = {}
+    """Shapes of arrays by name, where the kind does not tell, as in `fedkd.fusion.forms`: ``"C F"``."""
+    receives: ClassVar[Mapping[str, str] | None] = None
+    """Shapes of the arrays of guidance by name, of a strategy that overrides `apply`; None: it does not say.
+    A name may end with ``*``. A deployed client refuses guidance with other arrays."""
 
     @property
     def shares_model(self) -> bool:
@@ -171,6 +182,13 @@ class ClientHalf(ABC):
     def kinds_of(self, upload: Arrays) -> dict[str, Kind]:
         """Return what each array of an upload is."""
         return {name: self.kinds.get(name, Kind.OTHER) for name in upload}
+
+    def misfit(self, upload: Arrays) -> str | None:
+        """Return why arrays that fit one by one do not fit each other; None: they do.
+
+        The server refuses such an upload and names its client.
+        """
+        return None
 
     def exchanges(self, weight: str) -> bool:
         """Return whether a weight of this name leaves the client, of a strategy that needs `weights`."""

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.client_half import TAUGHT, Need
 from fedkd.fusion.competence import sample_losses
 from fedkd.fusion.probabilities import log_softmax, row_kl, softmax
 from fedkd.fusion.soft_labels import TemperedLabels
@@ -48,6 +48,7 @@ class CoMD(TemperedLabels):
     """
 
     name: ClassVar[str] = "comd"
+    receives: ClassVar[Mapping[str, str]] = TAUGHT
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "after Li et al., Unlock the Power: Competitive Distillation, 2023, arXiv 2311.08213"

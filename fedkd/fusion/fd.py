@@ -50,6 +50,7 @@ class FD(FusionStrategy):
         "label_logits": Kind.LABEL_LOGITS,
         "label_counts": Kind.LABEL_COUNTS,
     }
+    receives: ClassVar[Mapping[str, str]] = {"label_logits": "C C", "owners": "C"}
     guides: ClassVar[Guided] = "each"
     over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (

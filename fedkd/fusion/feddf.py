@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.extent import TRAINING, Extent
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import Architecture, Arrays, ClientView, ServerModels
@@ -48,6 +48,8 @@ class FedDF(FusionStrategy):
     name: ClassVar[str] = "feddf"
     sends: ClassVar[str] = "weights"
     kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    shapes: ClassVar[Mapping[str, str]] = PACKED
+    receives: ClassVar[Mapping[str, str]] = PACKED
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "Lin et al., Ensemble Distillation for Robust Model Fusion in Federated Learning, NeurIPS 2020"

@@ -71,6 +71,21 @@ class FedGen(FusionStrategy):
         BIAS: Kind.WEIGHTS,
         "label_counts": Kind.LABEL_COUNTS,
     }
+    shapes: ClassVar[Mapping[str, str]] = {
+        f"{BODY}{PARAMETERS}": "W",
+        f"{BODY}{COUNTERS}": "V",
+        WEIGHT: "O F",
+        BIAS: "O",
+    }
+    receives: ClassVar[Mapping[str, str]] = {
+        f"{BODY}{PARAMETERS}": "W",
+        f"{BODY}{COUNTERS}": "V",
+        WEIGHT: "O F",
+        BIAS: "O",
+        PARAMETERS: "g",
+        COUNTERS: "c",
+        "classes": "C",
+    }
     guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Zhu et al., Data-Free Knowledge Distillation for Heterogeneous Federated Learning, ICML 2021"
@@ -104,6 +119,12 @@ class FedGen(FusionStrategy):
             {"gradients", "features", "equal_features", "linear_head", "server"}
         )
         return always | {"weights", "one_architecture"} if self.share == "model" else always
+
+    @property
+    def optional(self) -> frozenset[str]:  # type: ignore[override]
+        """Bodies, where heads alone are averaged."""
+        bodies = frozenset({f"{BODY}{PARAMETERS}", f"{BODY}{COUNTERS}"})
+        return frozenset() if self.share == "model" else bodies
 
     @property
     def shares_model(self) -> bool:

@@ -49,6 +49,8 @@ class FedGH(FusionStrategy):
     name: ClassVar[str] = "fedgh"
     sends: ClassVar[str] = "mean features per class"
     kinds: ClassVar[Mapping[str, Kind]] = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
+    shapes: ClassVar[Mapping[str, str]] = {"prototypes": "C F"}
+    receives: ClassVar[Mapping[str, str]] = {"head_weight": "O F", "head_bias": "O"}
     guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Yi et al., FedGH: Heterogeneous Federated Learning with Generalized Global Header, ACM MM 2023"

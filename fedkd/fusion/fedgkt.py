@@ -66,6 +66,8 @@ class FedGKT(FusionStrategy):
         LOGITS: Kind.SAMPLE_LOGITS,
         LABELS: Kind.SAMPLE_LABELS,
     }
+    shapes: ClassVar[Mapping[str, str]] = {FEATURES: "s F", LOGITS: "s C"}
+    receives: ClassVar[Mapping[str, str]] = {PARAMETERS: "p", COUNTERS: "c", ANSWERS: "n C"}
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "He et al., Group Knowledge Transfer: Federated Learning of Large CNNs at the Edge, NeurIPS 2020"

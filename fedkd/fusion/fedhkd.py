@@ -57,6 +57,8 @@ class FedHKD(FusionStrategy):
         LOGITS: Kind.LABEL_LOGITS,
         "label_counts": Kind.LABEL_COUNTS,
     }
+    shapes: ClassVar[Mapping[str, str]] = {FEATURES: "C F"}
+    receives: ClassVar[Mapping[str, str]] = {FEATURES: "C F", "probabilities": "C C", "owners": "C"}
     guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Chen, Wang and Vikalo, The Best of Both Worlds: Accurate Global and Personalized Models through"

@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.client_half import TAUGHT, Need
 from fedkd.fusion.clustering import cluster
 from fedkd.fusion.confidence import ambiguity, certainty
 from fedkd.fusion.extent import Extent
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.server_teacher import ServerTeacher
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
@@ -55,6 +55,8 @@ class FedHKT(ServerTeacher):
         PARAMETERS: Kind.WEIGHTS,
         COUNTERS: Kind.COUNTERS,
     }
+    shapes: ClassVar[Mapping[str, str]] = PACKED
+    receives: ClassVar[Mapping[str, str]] = {**TAUGHT, **PACKED}
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "after the abstract of Deng et al., A Hierarchical Knowledge Transfer Framework for Heterogeneous"

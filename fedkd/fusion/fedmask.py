@@ -53,6 +53,9 @@ class FedMask(FusionStrategy):
         "taken": Kind.MASKS,
         "fingerprint": Kind.CONSTANT,
     }
+    optional: ClassVar[frozenset[str]] = frozenset({"taken"})
+    shapes: ClassVar[Mapping[str, str]] = {"mask": "W?", "taken": "W?", "fingerprint": "8?"}
+    receives: ClassVar[Mapping[str, str]] = {"votes": "v", "voters": "", "taken": "W"}
     guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Isik et al., Sparse Random Networks for Communication-Efficient Federated Learning, ICLR 2023,"

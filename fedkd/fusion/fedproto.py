@@ -48,6 +48,8 @@ class FedProto(FusionStrategy):
         "prototypes": Kind.FEATURES,
         "label_counts": Kind.LABEL_COUNTS,
     }
+    shapes: ClassVar[Mapping[str, str]] = {"prototypes": "C F"}
+    receives: ClassVar[Mapping[str, str]] = {"prototypes": "C F", "owners": "C"}
     guides: ClassVar[Guided] = "all_alike"
     over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (

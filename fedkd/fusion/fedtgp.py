@@ -54,6 +54,8 @@ class FedTGP(FedProto):
 
     name: ClassVar[str] = "fedtgp"
     kinds: ClassVar[Mapping[str, Kind]] = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
+    shapes: ClassVar[Mapping[str, str]] = {"prototypes": "C F"}
+    receives: ClassVar[Mapping[str, str]] = {"prototypes": "C F", "owners": "C"}
     paper: ClassVar[str] = (
         "Zhang et al., FedTGP: Trainable Global Prototypes with Adaptive-Margin-Enhanced Contrastive"
         " Learning, AAAI 2024"

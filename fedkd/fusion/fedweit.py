@@ -66,6 +66,8 @@ class FedWeIT(FusionStrategy):
         PART_BITS: Kind.INDICES,
         TASKS: Kind.INDICES,
     }
+    shapes: ClassVar[Mapping[str, str]] = {BASE: "b", UNITS: "U", PARTS: "p", PART_BITS: "t Q", TASKS: "t"}
+    receives: ClassVar[Mapping[str, str]] = {BASE: "b", UNITS: "U", KNOWN + "*": "*"}
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "Yoon, Jeong, Lee, Yang & Hwang, Federated Continual Learning with Weighted Inter-client Transfer,"

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
+from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
@@ -52,6 +52,8 @@ class Gossip(FusionStrategy):
         COUNTERS: Kind.COUNTERS,
         MASS: Kind.MASS,
     }
+    shapes: ClassVar[Mapping[str, str]] = PACKED
+    receives: ClassVar[Mapping[str, str]] = {**PACKED, MASS: "1"}
     guides: ClassVar[Guided] = "each"
     over_graph: ClassVar[OverGraph | None] = "mixed"
     paper: ClassVar[str] = (

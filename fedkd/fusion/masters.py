@@ -46,6 +46,7 @@ class Masters(TemperedLabels):
     name: ClassVar[str] = "masters"
     sends: ClassVar[str] = "logits, and how strong the client is"
     kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, ACCURACY: Kind.SCORES}
+    shapes: ClassVar[Mapping[str, str]] = {ACCURACY: "1?"}
     guides: ClassVar[Guided] = "each"
     source_note: ClassVar[str] = "after curricula of masked teachers, of which no publication was found"
 

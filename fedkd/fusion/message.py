@@ -59,6 +59,19 @@ class Message(SoftLabels):
         SHARES: Kind.SHARES,
         ABOUT: Kind.CONSTANT,
     }
+    shapes: ClassVar[Mapping[str, str]] = {
+        ASKED: "Y",
+        BETWEEN: "q 2<C",
+        CLASSES: "r 2<C",
+        SHARES: "r 2",
+        ABOUT: "2",
+    }
+    receives: ClassVar[Mapping[str, str]] = {
+        QUESTIONS: "Y",
+        ANSWERED: "Y",
+        CLASSES: "q 2<C",
+        SHARES: "q 2",
+    }
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "after Wang et al., Talking Models: Distill Pre-trained Knowledge to Downstream Models via"

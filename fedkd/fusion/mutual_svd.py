@@ -17,7 +17,7 @@ from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.low_rank import FACTORS, RANKS, compress, decompress, moved, real
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
+from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, unpack
 from fedkd.fusion.shared_model import SHARED, SharedModel
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
@@ -59,6 +59,8 @@ class FedKD(SharedModel):
         RANKS: Kind.INDICES,
         COUNTERS: Kind.COUNTERS,
     }
+    shapes: ClassVar[Mapping[str, str]] = {FACTORS: "f", RANKS: "R", COUNTERS: "B"}
+    receives: ClassVar[Mapping[str, str]] = {**PACKED, FACTORS: "f", RANKS: "R"}
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "Wu et al., Communication-Efficient Federated Learning via Knowledge Distillation, Nature"

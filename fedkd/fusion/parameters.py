@@ -10,6 +10,8 @@ from fedkd.fusion.views import Arrays
 
 PARAMETERS = "parameters"
 COUNTERS = "counters"
+PACKED = {PARAMETERS: "P", COUNTERS: "B"}
+"""Shapes of both (see `fedkd.fusion.forms`)."""
 
 
 def pack(weights: Arrays) -> dict[str, np.ndarray]:

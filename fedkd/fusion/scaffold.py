@@ -53,6 +53,8 @@ class Scaffold(FusionStrategy):
         STATISTICS: Kind.WEIGHTS,
         COUNTERS: Kind.COUNTERS,
     }
+    shapes: ClassVar[Mapping[str, str]] = {STEP: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"}
+    receives: ClassVar[Mapping[str, str]] = {PARAMETERS: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"}
     guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020"

@@ -45,6 +45,7 @@ class Scarlet(SoftLabels):
 
     name: ClassVar[str] = "scarlet"
     sends: ClassVar[str] = "logits of samples that are not in the cache"
+    receives: ClassVar[Mapping[str, str]] = {"wanted": "w<M", "new_samples": "n<M", "new_labels": "n C"}
     guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "Azuma et al., Soft-Label Caching and Sharpening, arXiv 2504.19602, 2025"
 

@@ -41,6 +41,7 @@ class SelectiveFD(SoftLabels):
     name: ClassVar[str] = "selective_fd"
     sends: ClassVar[str] = "logits of the samples it knows"
     kinds: ClassVar[Mapping[str, Kind]] = {"samples": Kind.INDICES, "sample_logits": Kind.SAMPLE_LOGITS}
+    shapes: ClassVar[Mapping[str, str]] = {"samples": "k<M"}
     guides: ClassVar[Guided] = "all_alike"
     weighs_age: ClassVar[bool] = True
     over_graph: ClassVar[OverGraph | None] = "each"

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, packs_of, unpack
+from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
@@ -38,6 +38,8 @@ class ServerSteps(FusionStrategy):
     """
 
     kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    shapes: ClassVar[Mapping[str, str]] = PACKED
+    receives: ClassVar[Mapping[str, str]] = PACKED
     guides: ClassVar[Guided] = "all_alike"
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
     brings_model: ClassVar[bool] = True

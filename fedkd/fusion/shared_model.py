@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
@@ -31,6 +31,8 @@ class SharedModel(FusionStrategy):
 
     sends: ClassVar[str] = "the weights of a small shared model"
     kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    shapes: ClassVar[Mapping[str, str]] = PACKED
+    receives: ClassVar[Mapping[str, str]] = PACKED
     guides: ClassVar[Guided] = "all_alike"
     needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
     uses_transfer_set: ClassVar[bool] = False

@@ -60,6 +60,11 @@ class KnowsStart(TemperedLabels):
     kinds: ClassVar[Mapping[str, Kind]] = {**FusionStrategy.kinds, START: Kind.UNTRAINED}
 
     @property
+    def optional(self) -> frozenset[str]:  # type: ignore[override]
+        """The start, where clients do not tell it; and label counts."""
+        return FusionStrategy.optional | (frozenset() if self.tells_start else {START})
+
+    @property
     def tells_start(self) -> bool:
         """Whether clients tell it."""
         return True

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from fedkd.errors import TrainingDiverged
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.extent import TRAINING, Extent
 from fedkd.fusion.kinds import Kind
@@ -51,7 +50,6 @@ class Knowledge:
 
     Raises:
         ValueError: The arrays disagree about N.
-        TrainingDiverged: A client uploaded what is not a number; fused, it would spoil everyone's.
     """
 
     clients: tuple[int, ...]
@@ -79,19 +77,11 @@ class Knowledge:
             array = getattr(self, name)
             if array is not None and len(array) != len(self.clients):
                 raise ValueError(f"{name} has {len(array)} rows for {len(self.clients)} clients")
-        if self.logits is not None:
-            if self.logits.ndim != 3:
-                raise ValueError(f"logits must be [N, M, C], got shape {self.logits.shape}")
-            broken = np.isnan(self.logits).any(axis=(1, 2))
-            if broken.any():
-                client = self.clients[int(broken.argmax())]
-                raise TrainingDiverged(f"client {client} uploaded logits that are not numbers")
+        if self.logits is not None and self.logits.ndim != 3:
+            raise ValueError(f"logits must be [N, M, C], got shape {self.logits.shape}")
         for name, arrays in self.extra.items():
             if len(arrays) != len(self.clients):
                 raise ValueError(f"{name} has {len(arrays)} arrays for {len(self.clients)} clients")
-            for client, array in zip(self.clients, arrays, strict=True):
-                if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
-                    raise TrainingDiverged(f"client {client} uploaded {name} that are not numbers")
 
     @property
     def has_come(self) -> np.ndarray:
@@ -194,7 +184,9 @@ class FusionStrategy(ClientHalf):
         "logits": Kind.TRANSFER_LOGITS,
         "label_counts": Kind.LABEL_COUNTS,
     }
-    """What each array of an `upload` is, by name; whoever overrides `upload` says it of all that it sends."""
+    """What each array of an `upload` is, by name; a strategy that overrides `upload` says it of all arrays
+    that it sends."""
+    optional: ClassVar[frozenset[str]] = frozenset({"label_counts"})
     weighs_age: ClassVar[bool] = False
     """Whether `fuse` counts every row as much as `Knowledge.freshness` says; otherwise old predictions fade
     before it is handed them, where rounds are asynchronous."""

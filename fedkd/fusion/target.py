@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
+from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Rehearsal, ServerModels
@@ -53,6 +53,8 @@ class Target(FusionStrategy):
     name: ClassVar[str] = "target"
     sends: ClassVar[str] = "weights"
     kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
+    shapes: ClassVar[Mapping[str, str]] = PACKED
+    receives: ClassVar[Mapping[str, str]] = {**PACKED, SYNTHETIC: "*", SOFT_LABELS: "n K", CLASSES: "K"}
     guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Zhang et al., TARGET: Federated Class-Continual Learning via Exemplar-Free Distillation, ICCV 2023"

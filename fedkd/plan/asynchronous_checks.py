@@ -38,6 +38,7 @@ def check_asynchronous(scenario: Scenario) -> None:
         ("finish", scenario.finish != "guided", "as it does not end for all clients at once"),
         ("faults.dropout", scenario.faults.dropout > 0, "in which nobody is waited for in any case"),
         ("faults.on_client_error", scenario.faults.on_client_error == "skip", "use 'fail' or 'retry'"),
+        ("faults.on_bad_upload", scenario.faults.on_bad_upload == "drop", "use 'fail'"),
         ("population", scenario.population != Population(), "use asynchronous.concurrency"),
         ("topology.graph", scenario.topology.graph != "star", "whose server nobody waits for"),
         ("measure.transferability", mapped, "in which clients are never all between two rounds"),

@@ -13,7 +13,7 @@ from fedkd.scenario.topology import Topology
 INERT = ("name", "engine", "tracking", "checkpoint_every")
 """Parts of a scenario that decide no result: where and how it runs, and its name. Two keys of `engine` change
 last bits: `decisive` counts `threads_per_client`, and `device` may change with the machine."""
-HANDLING = ("timeout", "on_client_error", "retries", "min_replies")
+HANDLING = ("timeout", "on_client_error", "on_bad_upload", "retries", "min_replies")
 """Keys of `faults` that say what is done about clients that fail. Where none does, they decide nothing."""
 LATER: Mapping[tuple[str, ...], Any] = {
     ("clock",): None,

@@ -67,12 +67,21 @@ class Faults(Section):
     on_client_error: Literal["fail", "skip", "retry"] = "fail"
     """What is done when a client raises an error, dies with its process, or does not answer in time: `fail`
     ends the run; `skip` counts the client as absent, in the state it had before; `retry` asks it once more
-    from that state. A loss that is no number ends the run whatever is said here."""
+    from that state. A loss that is no number is `on_bad_upload`'s business."""
+    on_bad_upload: Literal["fail", "drop"] = "fail"
+    """What is done about a reply that the server refuses, because it names another client, or its numbers,
+    shapes or types cannot be: `fail` ends the run; `drop` leaves it out as if the client had not replied, and
+    counts it. With `drop` a client whose loss or upload is no number goes back to its state before, too."""
     retries: PositiveInt = 1
     """How often `retry` asks once more before the run ends."""
     min_replies: PositiveInt = 1
-    """Replies that a message to several clients needs after `skip` has left some out; with fewer the run
-    ends."""
+    """Replies that a message to several clients needs after `skip` or `drop` has left some out; with fewer
+    the run ends."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a run goes on after some client has failed, which then is what it was before."""
+        return self.on_client_error != "fail" or self.on_bad_upload == "drop"
 
 
 class Population(Section):

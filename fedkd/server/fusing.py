@@ -10,6 +10,7 @@ import numpy as np
 
 from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.filters import Wanted
+from fedkd.fusion.forms import sizes_of
 from fedkd.fusion.given import check_arrays
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.left_out import is_cheap, left_out
@@ -41,6 +42,7 @@ class ServerKnowledge:
         classes_met: From a round to `Knowledge.classes_met`; None: there is no stream of tasks.
         rounds: Rounds of the whole run.
         filters: Which predictions are heard, in order.
+        classes: Number of classes C; None: nobody has said.
     """
 
     transfer_size: int | None = None
@@ -50,6 +52,7 @@ class ServerKnowledge:
     classes_met: Callable[[int], tuple[int, ...] | None] | None = None
     rounds: int = 1
     filters: Sequence[Wanted] = ()
+    classes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +113,32 @@ class Fusing:
         self._decay = decay
         self._exponent = exponent
         self.model: Arrays = {}
+        self._of_architecture: dict[str, dict[str, int]] = {}
+
+    def architecture_of(self, client: int) -> str:
+        """Return the architecture of a client's model, empty where the server does not know it."""
+        models = self._models_of(0)
+        return "" if models is None else models.architecture_of(client)
+
+    def sizes_of(self, client: int) -> dict[str, int]:
+        """Return what is known of a client's upload (see `fedkd.fusion.forms`)."""
+        found: dict[str, int] = {}
+        samples = self._known.transfer_size if self._request is None else len(self._request)
+        if samples is not None and self.strategy.uses_transfer_set:
+            found |= {"M": samples, "Y": -(-samples // 8)}
+        if self._known.classes is not None:
+            found["C"] = self._known.classes
+        models = self._models_of(0)
+        if models is None or Kind.WEIGHTS not in self.strategy.kinds.values():
+            return found
+        shared = self.strategy.shared_model
+        own = models.architecture_of(client)
+        architecture = own if shared is None else models.architecture(shared, self.strategy.shared_arguments)
+        if architecture not in self._of_architecture:
+            weights = models.initial_weights(architecture)
+            known = sizes_of(self.strategy, weights, models.trainable(architecture))
+            self._of_architecture[architecture] = known
+        return found | self._of_architecture[architecture]
 
     def begin(self, clients: Iterable[int]) -> None:
         """Leave the strategy's first words for all clients, before the first round and only then."""
@@ -268,8 +297,10 @@ class Fusing:
         )
 
     def _models(self, round: int) -> ServerModels | None:
-        wanted = self.strategy.needs & {"weights", "server"}
-        return self._known.models(round) if wanted and self._known.models is not None else None
+        return self._models_of(round) if self.strategy.needs & {"weights", "server"} else None
+
+    def _models_of(self, round: int) -> ServerModels | None:
+        return None if self._known.models is None else self._known.models(round)
 
     # State --------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from torch import nn
 from fedkd.continual.layers import head_names, layers_of
 from fedkd.continual.subspace import have_own_heads, protected_layers
 from fedkd.fusion.blas import one_blas_thread
+from fedkd.fusion.forms import Unfit, check_like
 from fedkd.fusion.orthogonal import LEFT, SKETCH, extended, outside, share_left
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below
@@ -122,6 +123,19 @@ class OrthogonalTraining:
         else:
             return before
         return (before + step).astype(before.dtype)
+
+    def check_sketches(self, arrays: Arrays) -> None:
+        """Check what a client sends at the end of a task.
+
+        Raises:
+            Unfit: It is not a sketch of every protected layer, and how much of it is left.
+        """
+        for layer, fan_in in self._weights.fan_in.items():
+            width = self._settings.width or fan_in
+            for name, shape in ((SKETCH + layer, (fan_in, width)), (LEFT + layer, ())):
+                if name not in arrays:
+                    raise Unfit(f"array {name} is missing")
+                check_like(name, arrays[name], np.empty(shape, np.float32))
 
     def end_task(self, sketches: Sequence[Arrays], samples: Sequence[int]) -> None:
         """Protect what the clients' sketches say of a task.

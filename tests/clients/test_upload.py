@@ -71,14 +71,17 @@ def test_what_is_not_a_number_does_not_leave(kind):
         leave(upload_stages(Fusion(upload_dtype="float32")), arrays, dict.fromkeys(arrays, kind), generators)
 
 
-def test_infinite_predictions_may_leave():
-    sent = leave(
-        upload_stages(Fusion(upload_dtype="float32")),
-        {"z": np.array([np.inf])},
-        {"z": Kind.SAMPLE_LOGITS},
-        generators,
-    )
-    assert np.isinf(sent["z"]).all()
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e15), ("float16", 65504.0)])
+def test_infinite_predictions_leave_as_large_numbers(dtype, bound):
+    arrays, kinds = {"z": np.array([np.inf, -np.inf, 2.0], np.float32)}, {"z": Kind.SAMPLE_LOGITS}
+    sent = leave(upload_stages(Fusion(upload_dtype=dtype)), arrays, kinds, generators)["z"]
+    assert_array_equal(sent, np.array([bound, -bound, 2.0], dtype))
+
+
+def test_infinite_weights_do_not_leave():
+    arrays = {"weight": np.array([1.0, -np.inf])}
+    with pytest.raises(TrainingDiverged, match="weight are beyond ±1e"):
+        leave(upload_stages(Fusion(upload_dtype="float32")), arrays, {"weight": Kind.WEIGHTS}, generators)
 
 
 def test_weights_travel_as_half_and_arrive_as_single_precision():

@@ -120,6 +120,8 @@ def test_what_the_strategy_does_not_exchange_does_not_leave(dealt):
         check_leaving(plan, msg.TRAIN, RecordDict({msg.STATE: logits}))
     with pytest.raises(UserError, match="'knfu' exchanges no arrays upon a 'evaluate' message: logits"):
         check_leaving(plan, msg.EVALUATE, RecordDict({msg.ARRAYS: logits}))
+    with pytest.raises(UserError, match=r"'knfu' exchanges no array 'head\.weight'"):
+        check_leaving(plan, msg.TRAIN, RecordDict({msg.ARRAYS: to_record({"head.weight": np.zeros(3)})}))
     with pytest.raises(UserError, match=r"'knfu' exchanges no arrays upon a 'query\.end_task'"):
         check_leaving(plan, msg.END_TASK, RecordDict({msg.ARRAYS: logits}))
 

@@ -41,13 +41,16 @@ def run(tables: dict[str, Any], folder: Path, observers=(), **faults: Any) -> li
     return fedkd.run(write(tables, folder, **faults), out=folder / "run", observers=observers).metrics()
 
 
+COUNTS = ("failed", "timed_out", "refused")
+
+
 def without_failures(rows: list[dict]) -> list[dict]:
-    return [row for row in rows if row["metric"] not in ("failed", "timed_out")]
+    return [row for row in rows if row["metric"] not in COUNTS]
 
 
 def failures(rows: list[dict]) -> list[tuple]:
     names = ("round", "client", "split", "metric", "value")
-    return [tuple(row[n] for n in names) for row in rows if row["metric"] in ("failed", "timed_out")]
+    return [tuple(row[n] for n in names) for row in rows if row["metric"] in COUNTS]
 
 
 def break_training(monkeypatch, error: Exception, times: int = 10**6) -> list[int]:
@@ -67,9 +70,18 @@ def break_training(monkeypatch, error: Exception, times: int = 10**6) -> list[in
 
 
 @pytest.mark.parametrize(
+    ("error", "faults", "count"),
+    [
+        (OSError("the disk is gone"), {"on_client_error": "skip"}, "failed"),
+        (TrainingDiverged("the loss is nan"), {"on_bad_upload": "drop"}, "refused"),
+    ],
+)
+@pytest.mark.parametrize(
     "strategy", [{"strategy": "knfu"}, {"strategy": "scarlet"}, {"strategy": "flwr:FedAvg"}]
 )
-def test_a_client_that_is_skipped_counts_as_absent(strategy, tables, tmp_path, monkeypatch):
+def test_a_client_that_is_skipped_counts_as_absent(
+    strategy, error, faults, count, tables, tmp_path, monkeypatch
+):
     tables |= {"fusion": strategy, "evaluate_every": 2}  # guidance of round 1 goes along with the message
     with monkeypatch.context() as patched:
         present = Schedule.participants
@@ -81,9 +93,9 @@ def test_a_client_that_is_skipped_counts_as_absent(strategy, tables, tmp_path, m
             ),
         )
         absent = run(tables, tmp_path / "absent")
-    break_training(monkeypatch, OSError("the disk is gone"))
-    skipped = run(tables, tmp_path / "skipped", on_client_error="skip")
-    assert failures(skipped) == [(ROUND, CLIENT, "train", "failed", 1), (ROUND, None, "train", "failed", 1)]
+    break_training(monkeypatch, error)
+    skipped = run(tables, tmp_path / "skipped", **faults)
+    assert failures(skipped) == [(ROUND, CLIENT, "train", count, 1), (ROUND, None, "train", count, 1)]
     assert without_failures(skipped) == absent
 
 
@@ -158,6 +170,37 @@ def test_too_few_replies_end_the_run(tables, tmp_path, monkeypatch):
         run(tables, tmp_path / "run", on_client_error="skip", min_replies=4)
 
 
+def break_upload(monkeypatch) -> None:
+    """Have a client send what no server expects, once it has trained."""
+    upload = Client.upload
+
+    def broken(self, round, request=None):
+        sent = upload(self, round, request)
+        if (self.index, round) == (CLIENT, ROUND):
+            sent = {name: values[..., None] for name, values in sent.items()}
+        return sent
+
+    monkeypatch.setattr(Client, "upload", broken)
+
+
+@pytest.mark.parametrize("strategy", ["knfu", "flwr:FedAvg"])
+def test_a_run_that_dropped_an_upload_resumes_to_the_byte(strategy, tables, tmp_path, monkeypatch):
+    tables |= {"fusion": {"strategy": strategy}}
+    break_upload(monkeypatch)
+    with pytest.raises(
+        RunFailed, match=rf"^client {CLIENT}, round {ROUND}: reply refused: array \S+ has shape"
+    ):
+        run(tables, tmp_path / "failed")
+    whole = run(tables, tmp_path / "whole", on_bad_upload="drop")
+    assert failures(whole) == [(ROUND, CLIENT, "train", "refused", 1), (ROUND, None, "train", "refused", 1)]
+    with pytest.raises(Interrupted):
+        run(tables, tmp_path / "cut", [StopInRound(ROUND)], on_bad_upload="drop")
+    assert fedkd.resume(tmp_path / "cut" / "run").metrics() == whole
+    scenario = tmp_path / "failed" / "run" / "scenario.toml"
+    scenario.write_text(scenario.read_text().replace('on_bad_upload = "fail"', 'on_bad_upload = "drop"'))
+    assert fedkd.resume(scenario.parent).metrics() == whole, "of a run that ended with it, too"
+
+
 @pytest.mark.parametrize("measure", ["skip", "retry"])
 def test_a_loss_that_is_no_number_is_nobodys_fault_and_ends_the_run(measure, tables, tmp_path, monkeypatch):
     seen = break_training(monkeypatch, TrainingDiverged("the loss is nan"))
@@ -213,6 +256,8 @@ class Trouble(nn.Sequential):
 
     def forward(self, x):
         self.steps += self.training
+        if self.how == "diverge":
+            return super().forward(x) * (float("nan") if self.training else 1.0)
         if self.steps == 7 and not self.marker.exists():
             self.marker.touch()
             os._exit(3) if self.how == "die" else time.sleep(10**6)
@@ -247,6 +292,14 @@ def test_a_process_that_dies_takes_nothing_of_its_other_clients_along(
     [(_, client, *rest), (_, everyone, *_)] = failures(rows)
     assert (client, rest, everyone) == (CLIENT, ["train", "failed", 1], None)
     assert without_failures(rows) == unbroken
+
+
+@pytest.mark.alone
+def test_a_client_whose_training_diverges_is_dropped_alike_on_actors(troubled, tmp_path, ray_session):
+    troubled["clients"][1]["args"]["how"] = "diverge"
+    inline = run(troubled, tmp_path / "inline", on_bad_upload="drop")
+    assert [row[:2] for row in failures(inline) if row[1] is not None] == [(r, CLIENT) for r in (1, 2, 3, 4)]
+    assert run(on_ray(troubled), tmp_path / "ray", on_bad_upload="drop") == inline
 
 
 @pytest.mark.slow

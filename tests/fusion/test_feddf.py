@@ -11,7 +11,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 from small_views import SmallClient, SmallServer, state_of
 from torch import nn
 
-from fedkd.errors import TrainingDiverged
 from fedkd.fusion.feddf import FedDF
 from fedkd.fusion.parameters import average, pack, unpack
 from fedkd.fusion.strategy import Guidance, Knowledge
@@ -154,13 +153,6 @@ def test_packing_keeps_every_array(module) -> None:
     packed = pack(weights)
     assert packed["parameters"].dtype == np.float32 and packed["counters"].dtype == np.int64
     assert_same(unpack(packed, weights), weights)
-
-
-def test_broken_weights_name_their_client() -> None:
-    server, weights = federation({3: "plain", 7: "plain"})
-    weights[1]["bias"][0] = np.nan
-    with pytest.raises(TrainingDiverged, match="client 7 uploaded parameters"):
-        fuse(server, weights)
 
 
 def test_loss_is_kl_to_the_ensemble() -> None:

@@ -100,7 +100,7 @@ def failure_figures(record: RunRecord) -> Iterator[Figure]:
     """Yield how many clients failed or came too late, round by round; nothing if none did."""
     found = {
         f"{word} in {phase}": record.series(split, name)
-        for name, word in (("failed", "failed"), ("timed_out", "timed out"))
+        for name, word in (("failed", "failed"), ("timed_out", "timed out"), ("refused", "refused"))
         for split, phase in (("train", "training"), ("local", "evaluation"))
     }
     found = {name: series for name, series in found.items() if series.means}

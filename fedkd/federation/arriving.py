@@ -1,0 +1,216 @@
+"""What a deployed node accepts: the messages that its own plan has a server send, and nothing else.
+
+A message is held against the node's own scenario and its own samples before any of it is applied. A message
+that does not fit leaves the client as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedkd.clients.base import Client
+from fedkd.data.federated import FederatedData
+from fedkd.data.stream import FederatedStream
+from fedkd.errors import FedkdError, UserError
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record
+from fedkd.federation.node import Participant
+from fedkd.fusion.forms import Unfit, check_guidance, check_like, sizes_of
+from fedkd.fusion.shared_model import SHARED
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.views import Arrays
+from fedkd.plan.plan import Plan
+
+_NUMBERS: Mapping[str, tuple[type, float]] = {
+    msg.SERVER_ROUND: (int, inf),
+    msg.GUIDANCE_ROUND: (int, inf),
+    msg.MISSED_ROUND: (int, inf),
+    msg.MEASURE_TRAINED: (bool, 1),
+    msg.TELL_TRAINED: (bool, 1),
+    msg.LANES: (int, 1024),
+    msg.PROXIMAL_MU: (float, 1e15),
+}
+"""Keys of a message's configuration: type and largest value."""
+OF_NETWORK = frozenset("PBTSOF")
+"""Letters of shapes that a client's network decides."""
+
+
+def kinds_accepted(plan: Plan) -> frozenset[str]:
+    """Return the kinds of messages that a plan's server sends."""
+    kinds = {msg.TRAIN, msg.EVALUATE}
+    if plan.learner is not None:
+        kinds.add(msg.END_TASK)
+    if plan.scenario.finish == "trained":
+        kinds.add(msg.FINISH)
+    return frozenset(kinds)
+
+
+def records_accepted(plan: Plan, kind: str) -> frozenset[str]:
+    """Return the records that a message of a kind may have; a name may end with ``*``."""
+    strategy, fusion = plan.strategy, plan.scenario.fusion
+    found = {msg.CONFIG}
+    if strategy.brings_model:
+        found.add(msg.ARRAYS)
+    elif strategy.sends != "nothing":
+        found |= msg.GUIDED
+        asks = isinstance(strategy, FusionStrategy) and type(strategy).request is not FusionStrategy.request
+        if kind == msg.TRAIN and asks:
+            found.add(msg.REQUEST)
+        if kind == msg.TRAIN and fusion.backward:
+            found |= {f"{msg.OLD}{task}" for task in range(_tasks(plan))}
+    if kind == msg.END_TASK and fusion.orthogonal is not None:
+        found.add(msg.BASES)
+    return frozenset(found)
+
+
+def _tasks(plan: Plan) -> int:
+    return max((span.task or 0 for course in plan.schedule.courses for span in course), default=0) + 1
+
+
+def refuse_message(node: Participant, client: Client, message: Message) -> None:
+    """Refuse a message that is not one of the plan's server.
+
+    Args:
+        node: Whose scenario and samples it is held against.
+        client: The node's, as it meets the message.
+        message: From the server.
+
+    Raises:
+        UserError: Which message, and why.
+    """
+    kind = message.metadata.message_type
+    try:
+        check_message(node, client, kind, message.content)
+    except Unfit as misfit:
+        raise UserError(f"the '{kind}' message is refused: {misfit}") from None
+
+
+def check_message(node: Participant, client: Client, kind: str, content: RecordDict) -> None:
+    """Check everything in a message.
+
+    Raises:
+        Unfit: The first thing that a plan's server would not send.
+    """
+    plan = node.plan
+    if kind not in kinds_accepted(plan):
+        raise Unfit(f"'{plan.scenario.fusion.strategy}' under this scenario sends no such message")
+    allowed = records_accepted(plan, kind)
+    for name in content:
+        if name not in allowed:
+            raise Unfit(f"record '{name}' is not what '{plan.scenario.fusion.strategy}' sends")
+    if msg.CONFIG not in content.config_records:
+        raise Unfit(f"record '{msg.CONFIG}' is missing")
+    round = _check_config(plan, content)
+    if plan.strategy.brings_model:
+        _check_model(client, _arrays(content, msg.ARRAYS))
+    sizes = _Sizes(node, client)
+    task = plan.schedule.task(client.index, round) or 0
+    for record in sorted(content.keys() & msg.GUIDED):
+        check_guidance(plan.strategy, _arrays(content, record), sizes.of(task))
+    for old in msg.old_tasks(content):
+        check_guidance(plan.strategy, _arrays(content, f"{msg.OLD}{old}"), sizes.of(old))
+    if msg.REQUEST in content:
+        _check_request(_arrays(content, msg.REQUEST), sizes.of(task)["M"])
+    if msg.BASES in content:
+        for name, values in _arrays(content, msg.BASES).items():
+            check_like(name, values, np.empty(values.shape if values.ndim == 2 else (0, 0), np.float32))
+
+
+def _arrays(content: RecordDict, record: str) -> Arrays:
+    """Return the arrays of a record.
+
+    Raises:
+        Unfit: They are missing, or cannot be read.
+    """
+    if record not in content.array_records:
+        raise Unfit(f"record '{record}' is missing, or has no arrays")
+    try:
+        return from_record(content.array_records[record])
+    except Exception as error:  # somebody else's bytes
+        raise Unfit(f"record '{record}' cannot be read: {type(error).__name__}") from None
+
+
+def _check_config(plan: Plan, content: RecordDict) -> int:
+    """Check the configuration of a message; return its round."""
+    config: ConfigRecord = content.config_records[msg.CONFIG]
+    for name, value in config.items():
+        old = name.startswith(msg.OLD) and name in content
+        expected = (int, inf) if old else _NUMBERS.get(name)
+        if expected is None:
+            raise Unfit(f"{msg.CONFIG} has '{name}', which no server of this scenario sends")
+        _check_number(name, value, *expected)
+    for record, key in ((msg.GUIDANCE, msg.GUIDANCE_ROUND), (msg.MISSED, msg.MISSED_ROUND)):
+        if record in content and key not in config:
+            raise Unfit(f"{msg.CONFIG} has no '{key}' for the record '{record}'")
+    for task in msg.old_tasks(content):
+        if f"{msg.OLD}{task}" not in config:
+            raise Unfit(f"{msg.CONFIG} has no round for the record '{msg.OLD}{task}'")
+    round: Any = config.get(msg.SERVER_ROUND)
+    if round is None or round > plan.last_round:
+        raise Unfit(f"{msg.SERVER_ROUND} is {round!r}, must be in 0 … {plan.last_round}")
+    for key in (msg.GUIDANCE_ROUND, msg.MISSED_ROUND):
+        told: Any = config.get(key, 0)
+        if told > round:
+            raise Unfit(f"{key} is {told}, later than the message's round {round}")
+    return int(round)
+
+
+def _check_number(name: str, value: object, kind: type, most: float) -> None:
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if not fits or not 0 <= value <= most:  # type: ignore[operator]
+        raise Unfit(f"{msg.CONFIG} has {name} = {value!r}, must be {kind.__name__} in 0 … {most:g}")
+
+
+def _check_model(client: Client, arrays: Arrays) -> None:
+    """Check the weights that take the place of the client's."""
+    own = client.weights()
+    if strange := sorted(own.keys() ^ arrays.keys()):
+        raise Unfit(f"the model has other arrays than the client's, such as {strange[0]}")
+    for name, values in arrays.items():
+        check_like(name, values, own[name])
+
+
+def _check_request(arrays: Arrays, size: int) -> None:
+    asked = arrays.get(msg.SAMPLES)
+    if asked is None or len(arrays) > 1 or asked.ndim != 1 or asked.dtype.kind not in "iu":
+        raise Unfit(f"record '{msg.REQUEST}' must have one array '{msg.SAMPLES}' of indices")
+    if len(asked) and (asked[0] < 0 or asked[-1] >= size or (np.diff(asked.astype(np.int64)) <= 0).any()):
+        raise Unfit(f"array {msg.SAMPLES} must have indices in 0 … {size - 1}, ascending")
+
+
+class _Sizes:
+    """What a client knows of the arrays that concern it (see `fedkd.fusion.forms`).
+
+    Args:
+        node: The client's.
+        client: The client.
+    """
+
+    def __init__(self, node: Participant, client: Client) -> None:
+        self._node = node
+        self._client = client
+
+    def of(self, task: int) -> dict[str, int]:
+        """Return the sizes in a task; without a stream there is task 0 alone."""
+        data = self._node.share.data
+        part: FederatedData = data[task].data if isinstance(data, FederatedStream) else data
+        samples = len(part.transfer_x)
+        return {"M": samples, "Y": -(-samples // 8), "C": part.classes} | self._of_network()
+
+    def _of_network(self) -> dict[str, int]:
+        strategy = self._node.plan.strategy
+        letters = {letter for shape in (strategy.receives or {}).values() for letter in shape.split()}
+        if not letters & OF_NETWORK:
+            return {}
+        try:
+            weights = (
+                self._client.weights() if strategy.shared_model is None else self._client.weights(SHARED)
+            )
+            return sizes_of(strategy, weights, self._client.trainable())
+        except FedkdError:  # the client's model is no network
+            return {}

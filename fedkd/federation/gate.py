@@ -1,0 +1,122 @@
+"""What a server accepts of a reply: the sender that was asked, sound figures, and an upload that fits.
+
+A reply passes here once, before anything reads it. A reply that does not pass is refused with one line that
+names the client, the array or record, and the reason; `faults.on_bad_upload` says what is done then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, isnan
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MetricRecord
+
+from fedkd.clients.upload import Stage, arrive
+from fedkd.errors import RunFailed
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record, payload_bytes
+from fedkd.fusion.forms import Unfit
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.views import Arrays
+
+MOST_SAMPLES = 2**40
+"""Training samples that a client may say it has."""
+LARGEST_FIGURE = 1e15
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """An upload past the server's half of all stages.
+
+    Attributes:
+        arrays: By name.
+        samples: The client's training samples.
+        size: Bytes on the way.
+    """
+
+    arrays: dict[str, np.ndarray]
+    samples: int
+    size: int
+
+
+def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
+    """Check all of a reply but its arrays.
+
+    Args:
+        client: Who was asked.
+        reply: Without an error.
+        figures: Metrics that it has to have.
+
+    Raises:
+        Unfit: The first thing that is wrong with it.
+    """
+    content = reply.content
+    told = content.config_records[msg.IDENTITY].get(msg.CLIENT) if msg.IDENTITY in content else None
+    if told != client or isinstance(told, bool):
+        raise Unfit(f"it says that it is client {told!r}")
+    metrics: Mapping[str, Any] = content.metric_records.get(msg.METRICS, MetricRecord())
+    for name in figures:
+        if name not in metrics:
+            raise Unfit(f"metric {name} is missing")
+    for name, value in metrics.items():
+        _check_figure(name, value)
+    for record in (msg.CURVES, msg.AT_CHANCE, msg.LEARNER):
+        for name, value in content.config_records.get(record, ConfigRecord()).items():
+            for figure in value if isinstance(value, list) else [value]:
+                _check_figure(f"{record}/{name}", figure)
+
+
+def _check_figure(name: str, value: Any) -> None:
+    """Check a number that a client tells; NaN declares that it was not measured."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Unfit(f"metric {name} is {value!r}, must be a number")
+    if name == msg.NUM_EXAMPLES and not (isinstance(value, int) and 0 <= value <= MOST_SAMPLES):
+        raise Unfit(f"metric {name} is {value!r}, must be in 0 … {MOST_SAMPLES}")
+    if name == TRAIN_LOSS and not (isnan(value) or (isfinite(value) and value >= -LARGEST_FIGURE)):
+        raise Unfit(f"metric {name} is {value!r}, must be finite, or NaN if nothing was trained")
+    if name.startswith("accuracy") and not (isnan(value) or 0.0 <= value <= 1.0):
+        raise Unfit(f"metric {name} is {value!r}, must be in 0 … 1")
+
+
+TRAIN_LOSS = "train_loss"
+TRAIN_FIGURES = (msg.NUM_EXAMPLES, TRAIN_LOSS)
+
+
+def opened(
+    reply: Message, stages: Sequence[Stage], kinds_of: Callable[[Arrays], Mapping[str, Kind]]
+) -> Opened:
+    """Return what a reply uploads.
+
+    Args:
+        reply: Without an error.
+        stages: What the upload has passed on its way.
+        kinds_of: Says what each array is.
+
+    Raises:
+        Unfit: It cannot be read.
+    """
+    try:
+        size = payload_bytes(reply.content)
+        arrays = from_record(reply.content.array_records[msg.ARRAYS])
+        wrong = next((name for name, values in arrays.items() if values.dtype.kind not in "biuf"), None)
+    except Exception as error:  # somebody else's bytes
+        raise Unfit(f"its arrays cannot be read: {type(error).__name__}") from None
+    if wrong is not None:
+        raise Unfit(f"array {wrong} is of type {arrays[wrong].dtype}, must be real numbers")
+    try:
+        with np.errstate(all="ignore"):
+            received = arrive(stages, arrays, kinds_of(arrays))
+    except Exception:
+        names = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
+        raise Unfit(
+            f"its arrays do not fit what the scenario has clients send: {names or 'nothing'}"
+        ) from None
+    return Opened(received, int(reply.content.metric_records[msg.METRICS][msg.NUM_EXAMPLES]), size)  # type: ignore[arg-type]
+
+
+def refusal(misfit: Unfit, client: int, round: int) -> RunFailed:
+    """Return the error of a run that ends with a reply that was refused."""
+    return RunFailed(f"reply refused: {misfit}", client=client, round=round, diverged=misfit.diverged)

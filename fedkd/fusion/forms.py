@@ -1,0 +1,311 @@
+"""What an array of an upload has to look like, by its kind and by what the server knows of the client.
+
+A shape is written with a letter for each dimension, ``"M C"``. Numbers stand for themselves. A capital letter
+is known to the server or the same for all clients of an architecture; a small one is the client's own, and
+the same in all arrays of the upload. ``?`` behind a letter allows for 0. ``<C`` at the end of a shape keeps
+every value below a size, ``=C`` asks for that value.
+
+Letters that the server may know:
+
+    M  transfer samples asked for           P  parameters and statistics that are exchanged
+    Y  ⌈M/8⌉, a bit for each                B  buffers that are not real numbers
+    C  classes of the task                  T  parameters that are trained
+    O  outputs of the model                 S  statistics, which are not
+    F  features of the last hidden layer
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+import numpy as np
+
+from fedkd.fusion.client_half import TAUGHT, ClientHalf
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack
+from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.views import Arrays
+
+LARGEST = 1e15
+"""Real numbers of an upload lie within ± this: their squares are summed in float32."""
+MOST = 2**53
+"""Whole numbers of an upload are at most this: float64 holds all up to here."""
+LABEL_COUNTS = "label_counts"
+
+T = TypeVar("T")
+Sizes = Mapping[str, int]
+"""What the letters of shapes stand for."""
+
+
+class Unfit(Exception):
+    """An upload is refused; says which array and why.
+
+    Args:
+        reason: One line.
+        diverged: Whether there are values that are no finite numbers, as training may lead to.
+    """
+
+    def __init__(self, reason: str, *, diverged: bool = False) -> None:
+        super().__init__(reason)
+        self.diverged = diverged
+
+
+@dataclass(frozen=True)
+class Form:
+    """What arrays of a kind look like.
+
+    Attributes:
+        types: Letters of the NumPy types: f real, i and u whole, b true or false.
+        shape: As above; None: any.
+        least: Smallest value.
+        most: Largest value.
+    """
+
+    types: str
+    shape: str | None
+    least: float = -LARGEST
+    most: float = LARGEST
+
+
+FORMS: Mapping[Kind, Form] = {
+    Kind.TRANSFER_LOGITS: Form("f", "M C"),
+    Kind.SAMPLE_LOGITS: Form("f", "k C"),
+    Kind.LABEL_LOGITS: Form("f", "C C"),
+    Kind.CODES: Form("f", "M b"),
+    Kind.LABEL_COUNTS: Form("biuf", "C", 0, MOST),
+    Kind.FEATURES: Form("f", None),
+    Kind.WEIGHTS: Form("f", None),
+    Kind.MASKS: Form("u", None, 0, 255),
+    Kind.COUNTERS: Form("biu", None, 0, MOST),
+    Kind.MASS: Form("f", "1", float(np.finfo(np.float32).tiny)),
+    Kind.SAMPLE_LABELS: Form("iu", "s<C", 0),
+    Kind.VOTES: Form("iu", "M<C", 0),
+    Kind.SAMPLE_CLASSES: Form("iu", "k n<C", 0),
+    Kind.SHARES: Form("u", "k n", 0, 255),
+    Kind.SCORES: Form("f", None),
+    Kind.INDICES: Form("biu", None, -1, MOST),
+    Kind.UNTRAINED: Form("f", "C"),
+    Kind.CONSTANT: Form("biuf", None),
+    Kind.OTHER: Form("biuf", None),
+}
+_SHAPE = re.compile(r"(?P<dimensions>[^<=]*)(?:(?P<relation>[<=])(?P<size>\w))?")
+
+
+def check_upload(strategy: ClientHalf, arrays: Arrays, sizes: Sizes) -> None:
+    """Check the arrays of one upload: names, types, shapes, values.
+
+    Args:
+        strategy: Says what they have to be.
+        arrays: By name, past the server's half of all stages.
+        sizes: What is known of the client; a letter that is missing stands for any number.
+
+    Raises:
+        Unfit: The first array that does not fit, and why.
+    """
+    kinds = strategy.kinds_of(arrays)
+    for name in sorted(required(strategy) - arrays.keys()):
+        raise Unfit(f"array {name} is missing; it sent {', '.join(arrays) or 'nothing'}")
+    known = dict(sizes)
+    for name, values in arrays.items():
+        form = FORMS[kinds[name]]
+        if values.dtype.kind not in form.types:
+            raise Unfit(f"array {name} is of type {values.dtype}, which {_kind(kinds[name])} cannot be")
+        shape = strategy.shapes.get(name, form.shape)
+        bounds = (form.least, form.most)
+        if shape is not None:
+            bounds = _check_shape(name, values.shape, shape, known, bounds)
+        _check_values(name, values, *bounds)
+    if (reason := strategy.misfit(arrays)) is not None:
+        raise Unfit(reason)
+
+
+def required(strategy: ClientHalf) -> set[str]:
+    """Return the arrays that every upload of a strategy has."""
+    if not isinstance(strategy, FusionStrategy):
+        return set(strategy.kinds) - strategy.optional
+    counts = {LABEL_COUNTS} if strategy.needs_label_counts else set()
+    if not is_declared(strategy):
+        return counts
+    return set(strategy.kinds) - strategy.optional | (counts & strategy.kinds.keys())
+
+
+def is_declared(strategy: ClientHalf) -> bool:
+    """Return whether a strategy says what it sends: an `upload` of its own needs `kinds` of its own."""
+    if not isinstance(strategy, FusionStrategy):
+        return bool(strategy.kinds)
+    own_upload = type(strategy).upload is not FusionStrategy.upload
+    return strategy.kinds is not FusionStrategy.kinds or not own_upload
+
+
+def check_like(name: str, values: np.ndarray, like: np.ndarray) -> None:
+    """Check a weight or a buffer against the server's own.
+
+    Raises:
+        Unfit: It is of another shape or type, or has values that no weight has.
+    """
+    real = like.dtype.kind == "f"
+    form = FORMS[Kind.WEIGHTS if real else Kind.COUNTERS]
+    if values.dtype.kind not in form.types:
+        raise Unfit(f"array {name} is of type {values.dtype}, must be like {like.dtype}")
+    if values.shape != like.shape:
+        raise Unfit(f"array {name} has shape {list(values.shape)}, must be {list(like.shape)}")
+    _check_values(name, values, form.least, form.most)
+
+
+def check_guidance(strategy: ClientHalf, arrays: Arrays, sizes: Sizes) -> None:
+    """Check the arrays of guidance: names, shapes, values.
+
+    Args:
+        strategy: Says what its clients receive.
+        arrays: By name.
+        sizes: What the client knows of itself.
+
+    Raises:
+        Unfit: The first array that does not fit, and why.
+    """
+    shapes = strategy.receives
+    known = dict(sizes)
+    if shapes is None and not (strategy.teaches_locally or type(strategy).apply is not ClientHalf.apply):
+        shapes = TAUGHT
+    if shapes is TAUGHT and "targets" not in arrays:
+        raise Unfit(f"array targets is missing; it has {', '.join(arrays) or 'nothing'}")
+    if shapes is not None and "samples" in shapes and "samples" not in arrays and "M" in known:
+        known["k"] = known["M"]
+    for name, values in arrays.items():
+        pattern = next((p for p in shapes or () if fnmatchcase(name, p)), None)
+        if shapes is not None and pattern is None:
+            raise Unfit(f"array {name} is not what '{strategy.name}' sends")
+        if values.dtype.kind not in "biuf":
+            raise Unfit(f"array {name} is of type {values.dtype}, must be real numbers")
+        bounds = (-LARGEST, LARGEST) if values.dtype.kind == "f" else (-MOST, MOST)
+        if shapes is not None and pattern is not None and shapes[pattern] != "*":
+            bounds = _check_shape(name, values.shape, shapes[pattern], known, bounds)
+        _check_values(name, values, *bounds)
+
+
+def check_alike(uploads: Mapping[int, Arrays], strategy: ClientHalf) -> dict[int, Unfit]:
+    """Compare uploads of clients that have one architecture; return who differs from most, and how.
+
+    Most decide about names, and about capital letters that the server does not know; of as many, those of the
+    first client.
+
+    Args:
+        uploads: Each by itself fits, by client, ascending.
+        strategy: Whose they are.
+    """
+    found: dict[int, Unfit] = {}
+    names = _most(tuple(sorted(arrays)) for arrays in uploads.values())
+    sizes = {client: _sizes(strategy, arrays) for client, arrays in uploads.items()}
+    agreed = {
+        letter: _most(own[letter] for own in sizes.values() if own.get(letter))
+        for letter in sorted({letter for own in sizes.values() for letter in own})
+        if any(own.get(letter) for own in sizes.values())
+    }
+    for client, arrays in uploads.items():
+        if tuple(sorted(arrays)) != names:
+            sent = ", ".join(arrays) or "nothing"
+            found[client] = Unfit(f"sent {sent}; most clients sent {', '.join(names) or 'nothing'}")
+            continue
+        for letter, size in sizes[client].items():
+            if size and size != agreed[letter]:
+                array = next(name for name in arrays if letter in _letters(strategy, arrays, name))
+                found[client] = Unfit(
+                    f"array {array} has shape {list(arrays[array].shape)}; {letter} is {agreed[letter]} for"
+                    " most clients of its architecture"
+                )
+                break
+    return found
+
+
+def sizes_of(strategy: ClientHalf, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
+    """Return what a network's weights say of what its client sends.
+
+    Args:
+        strategy: Says which weights leave the client.
+        weights: All parameters and buffers by name.
+        trainable: Those that are trained.
+    """
+    trained = set(trainable)
+    packed = pack({name: values for name, values in weights.items() if strategy.exchanges(name)})
+    real = {name: values.size for name, values in weights.items() if values.dtype.kind == "f"}
+    found = {
+        "P": len(packed[PARAMETERS]),
+        "B": len(packed[COUNTERS]),
+        "T": sum(size for name, size in real.items() if name in trained),
+        "S": sum(size for name, size in real.items() if name not in trained),
+    }
+    if (head := weights.get("head.weight")) is not None and head.ndim == 2:
+        found |= {"O": head.shape[0], "F": head.shape[1]}
+    return found
+
+
+def _check_shape(
+    name: str,
+    found: tuple[int, ...],
+    shape: str,
+    known: dict[str, int],
+    bounds: tuple[float, float],
+) -> tuple[float, float]:
+    """Check a shape, take down what its letters stand for, and return the bounds of the values."""
+    match = _SHAPE.fullmatch(shape)
+    assert match is not None
+    letters = match["dimensions"].split()
+    fits, before = len(found) == len(letters), dict(known)
+    for size, letter in zip(found, letters, strict=False):
+        bare = letter.removesuffix("?")
+        if size == 0 and letter != bare:
+            continue
+        fits = fits and size == (int(bare) if bare.isdigit() else known.setdefault(bare, size))
+    if not fits:
+        wanted_shape = ", ".join(str(before.get(letter.removesuffix("?"), letter)) for letter in letters)
+        raise Unfit(f"array {name} has shape {list(found)}, must be [{wanted_shape}]")
+    if match["relation"] is None:
+        return bounds
+    limit = known.get(match["size"])
+    if match["relation"] == "<":
+        return 0, bounds[1] if limit is None else limit - 1
+    return bounds if limit is None else (limit, limit)
+
+
+def _check_values(name: str, values: np.ndarray, least: float, most: float) -> None:
+    """Check that all values are finite and within bounds: two reductions, and no copy."""
+    if not values.size or values.dtype.kind == "b":
+        return
+    low, high = values.min(), values.max()  # NaN, if there is one
+    if low >= least and high <= most:
+        return
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise Unfit(f"array {name} has values that are not numbers (NaN or infinite)", diverged=True)
+    wrong = low if low < least else high
+    raise Unfit(f"array {name} has {wrong:g}, must be in {least:g} … {most:g}")
+
+
+def _sizes(strategy: ClientHalf, arrays: Arrays) -> dict[str, int]:
+    """Return what capital letters stand for in an upload."""
+    return {
+        letter: size
+        for name, values in arrays.items()
+        for letter, size in zip(_letters(strategy, arrays, name), values.shape, strict=False)
+        if letter.isupper()
+    }
+
+
+def _letters(strategy: ClientHalf, arrays: Arrays, name: str) -> list[str]:
+    shape = strategy.shapes.get(name, FORMS[strategy.kinds_of(arrays)[name]].shape)
+    match = _SHAPE.fullmatch(shape or "")
+    assert match is not None
+    return [letter.removesuffix("?") for letter in match["dimensions"].split()]
+
+
+def _most(found: Iterable[T]) -> T:
+    """Return what there is most of; of as many the first."""
+    return Counter(found).most_common(1)[0][0]
+
+
+def _kind(kind: Kind) -> str:
+    return kind.name.lower().replace("_", " ")

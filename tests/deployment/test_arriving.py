@@ -1,0 +1,176 @@
+"""What a node accepts from a server: messages of its own plan, and nothing that would replace its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from deployed_nodes import SMALL, Deployed, node_context
+from flwr.app import ConfigRecord, Message, RecordDict
+from safetensors.numpy import load_file
+
+from fedkd.clients.factory import ClientFactory
+from fedkd.data.load import load_data
+from fedkd.data.share import share_of_client
+from fedkd.errors import UserError
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import to_record
+from fedkd.federation.arriving import check_message, kinds_accepted, records_accepted
+from fedkd.federation.client_app import app as client_app
+from fedkd.federation.identity import assume_identity, node_id_of
+from fedkd.federation.node import Participant
+from fedkd.fusion.forms import Unfit
+from fedkd.fusion.registry import STRATEGIES, make_strategy
+from fedkd.plan.load import parse_plan
+
+MLP = [{"model": "mlp", "args": {"hidden": [12]}}]
+KINDS = (msg.TRAIN, msg.EVALUATE, msg.END_TASK, msg.FINISH, msg.SHOW, msg.TRY_OUT, msg.EXPORT_STATE)
+RECORDS = (msg.ARRAYS, msg.GUIDANCE, msg.MISSED, msg.REQUEST, msg.BASES, msg.STATE, f"{msg.OLD}0")
+NAMES = sorted(
+    name
+    for name in STRATEGIES.builtin
+    if STRATEGIES.load(name).learner is None
+    and not {"class_stream", "masks", "graph"} & make_strategy(name, {}).needs
+    and not STRATEGIES.load(name).pools
+)
+
+
+def config(**more: Any) -> ConfigRecord:
+    return ConfigRecord({msg.SERVER_ROUND: 1, msg.GUIDANCE_ROUND: 1, msg.MISSED_ROUND: 1, **more})
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return load_data(parse_plan(SMALL).scenario)
+
+
+def node_of(name: str, samples) -> tuple[Participant, Any]:
+    """Return a node of a strategy, and its client."""
+    sgd = {"optimizer": "sgd"} if "plain_sgd" in make_strategy(name, {}).needs else {}
+    fusion: dict[str, Any] = {"strategy": name}
+    if make_strategy(name, {}).shared_model is not None:
+        fusion["shared_args"] = {"hidden": [4]}
+    plan = parse_plan(SMALL | {"clients": MLP, "fusion": fusion, "training": {"batch_size": 10, **sgd}})
+    share = share_of_client(samples, 0)
+    return Participant(None, plan, share), ClientFactory(plan, share.data).build(0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "flwr:FedAvg", "flwr:FedProx"])
+def test_every_message_with_any_record_is_held_against_the_strategy(samples, name):
+    """Zeros under every record's name: what the strategy does not send is refused, and the record named."""
+    node, client = node_of(name, samples) if name in NAMES else node_of_flower(name, samples)
+    zeros = {weight: np.zeros_like(values) for weight, values in client.weights().items()}
+    stranger = to_record({"stranger": np.zeros(3, np.float32)})
+    for kind in KINDS:
+        sent = RecordDict({msg.CONFIG: config()})
+        if kind not in kinds_accepted(node.plan):
+            with pytest.raises(Unfit, match="sends no such message"):
+                check_message(node, client, kind, sent)
+            continue
+        accepted = records_accepted(node.plan, kind)
+        if node.plan.strategy.brings_model:
+            check_message(node, client, kind, RecordDict({**sent, msg.ARRAYS: to_record(zeros)}))
+        for record in RECORDS:
+            for arrays in (to_record(zeros), stranger):
+                content = RecordDict({msg.CONFIG: config(), record: arrays})
+                if record == msg.ARRAYS and record in accepted and arrays is not stranger:
+                    continue
+                with pytest.raises(Unfit) as refused:
+                    check_message(node, client, kind, content)
+                if record not in accepted:
+                    assert f"record '{record}' is not what '{name}' sends" in str(refused.value)
+
+
+def node_of_flower(name: str, samples) -> tuple[Participant, Any]:
+    plan = parse_plan(SMALL | {"clients": MLP, "fusion": {"strategy": name}})
+    share = share_of_client(samples, 0)
+    return Participant(None, plan, share), ClientFactory(plan, share.data).build(0)  # type: ignore[arg-type]
+
+
+def spoiled_targets() -> dict[str, tuple[np.ndarray, str]]:
+    good = np.full((20, 10), 0.1, np.float32)
+    return {
+        "NaN": (np.where(np.eye(20, 10) > 0, np.nan, good), "array targets has values that are not numbers"),
+        "huge": (good + np.float32(3e38), r"array targets has 3e\+38"),
+        "transposed": (good.T, r"array targets has shape \[10, 20\], must be \[20, 10\]"),
+        "fewer samples": (good[:5], r"array targets has shape \[5, 10\], must be \[20, 10\]"),
+        "complex": (good.astype(np.complex64), "array targets is of type complex64"),
+    }
+
+
+@pytest.mark.parametrize("what", spoiled_targets())
+def test_guidance_has_to_fit_the_nodes_own_transfer_set(samples, what):
+    node, client = node_of("knfu", samples)
+    good = to_record({"targets": np.full((20, 10), 0.1, np.float32)})
+    check_message(node, client, msg.TRAIN, RecordDict({msg.CONFIG: config(), msg.GUIDANCE: good}))
+    targets, reason = spoiled_targets()[what]
+    content = RecordDict({msg.CONFIG: config(), msg.GUIDANCE: to_record({"targets": targets})})
+    with pytest.raises(Unfit, match=reason):
+        check_message(node, client, msg.TRAIN, content)
+
+
+WRONG_CONFIG: dict[str, tuple[dict[str, Any], str]] = {
+    "no such round": ({msg.SERVER_ROUND: 9}, "server-round is 9, must be in 0 … 2"),
+    "a negative round": ({msg.SERVER_ROUND: -1}, "config has server-round = -1"),
+    "text": ({msg.SERVER_ROUND: "1"}, "config has server-round = '1', must be int"),
+    "later guidance": ({msg.GUIDANCE_ROUND: 2}, "guidance-round is 2, later than the message's round 1"),
+    "not a number": ({msg.PROXIMAL_MU: float("nan")}, "config has proximal-mu = nan"),
+    "another key": ({"dump": True}, "config has 'dump', which no server of this scenario sends"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_CONFIG)
+def test_a_configuration_has_to_be_one_of_this_run(samples, what):
+    node, client = node_of("knfu", samples)
+    more, reason = WRONG_CONFIG[what]
+    with pytest.raises(Unfit, match=reason):
+        check_message(node, client, msg.TRAIN, RecordDict({msg.CONFIG: config(**more)}))
+
+
+def test_a_server_cannot_replace_a_nodes_model(dealt, tmp_path):
+    """It sends zeros for weights along with a training, and is refused; the client stays what it was."""
+    assume_identity()
+    found: Deployed = dealt(clients=MLP)
+    context = node_context(found.of_client(0), 0, run=77)
+    first = Message(RecordDict({msg.CONFIG: ConfigRecord({msg.SERVER_ROUND: 1})}), node_id_of(0), msg.TRAIN)
+    client_app(first, context)
+    kept = found.of_client(0) / "runs" / "77" / "now.safetensors"
+    before = kept.read_bytes()
+    weights = {name: values for name, values in load_file(kept).items() if name.startswith("model/")}
+    zeros = to_record({name.removeprefix("model/"): np.zeros_like(v) for name, v in weights.items()})
+    content = RecordDict({msg.CONFIG: ConfigRecord({msg.SERVER_ROUND: 2}), msg.ARRAYS: zeros})
+    with pytest.raises(
+        UserError, match=r"^the 'train' message is refused: record 'arrays' is not what 'knfu' sends"
+    ):
+        client_app(Message(content, node_id_of(0), msg.TRAIN), context)
+    assert kept.read_bytes() == before
+
+
+STREAM = {
+    "rounds": None,
+    "clients": MLP,
+    "continual": {"learner": "naive", "rounds_per_task": 2, "tasks": {"kind": "permuted", "count": 2}},
+}
+WHOLE: dict[str, dict[str, Any]] = {
+    "asked": {"fusion": {"strategy": "dsfl", "samples_per_round": 8}, "clients_per_round": 2, "rounds": 3},
+    "averaged": {"clients": MLP, "fusion": {"strategy": "scaffold"}, "training": {"optimizer": "sgd"}},
+    "shared model": {"clients": MLP, "fusion": {"strategy": "fedkd", "shared_args": {"hidden": [4]}}},
+    "finished": {"finish": "trained"},
+    "old tasks": {
+        **STREAM,
+        "continual": {
+            "learner": "naive",
+            "rounds_per_task": 1,
+            "tasks": {"kind": "permuted", "count": 3, "order": "shuffled"},
+        },
+        "fusion": {"strategy": "knfu", "bank": {}, "backward": True},
+    },
+    "protected": {**STREAM, "fusion": {"strategy": "flwr:FedAvg", "orthogonal": {}}},
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_nodes_accept_all_that_their_own_server_sends(dealt, simulated, tmp_path, kind):
+    found: Deployed = dealt(**WHOLE[kind])
+    assert found.run(tmp_path / "run") == simulated(found)
