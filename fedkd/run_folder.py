@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import RunFailed, UserError
 from fedkd.json_text import NotJson, parse_json
@@ -20,11 +21,14 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.scenario.dump import dump_toml
-from fedkd.scenario.identity import digest_of
+from fedkd.scenario.identity import digest_of, run_digest
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import write_json_atomically, write_text_atomically
+from fedkd.tracking.digests import read_table
 from fedkd.tracking.folder import CLIENTS, DEPLOYMENT, SCENARIO, SCHEDULE, TOPOLOGY
 from fedkd.tracking.leftovers import sweep
+from fedkd.tracking.neighbours import FUSION
+from fedkd.tracking.transferability import FOLDER
 
 if TYPE_CHECKING:
     from fedkd.data.load import Data
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Numbers of what the system says of a disk that takes no more."""
+TABLES = (FUSION, FOLDER)
+"""Folders of tables, one a round."""
 MOST_COUNTS = 5_000_000
 """Numbers of labels, over clients, classes and tasks, up to which a run folder says who has how many."""
 
@@ -83,14 +89,73 @@ def write_plan(folder: Path, plan: Plan) -> None:
         UserError: They cannot be written.
     """
     try:
-        schedule = json.loads(plan.schedule.to_json())
-        text = json.dumps({"scenario": digest_of(plan.scenario), **schedule})
-        write_text_atomically(folder / SCHEDULE, f"{text}\n")
+        _write_schedule(folder, plan)
         if plan.graph is not None:
             write_text_atomically(folder / TOPOLOGY, plan.graph.to_json())
         write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
+
+
+def _write_schedule(folder: Path, plan: Plan) -> None:
+    table = {"scenario": digest_of(plan.scenario), **json.loads(plan.schedule.to_json())}
+    text = json.dumps({**table, "digest": _digest_of(table)})
+    write_text_atomically(folder / SCHEDULE, f"{text}\n")
+
+
+def _digest_of(table: object) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def _read_schedule(folder: Path) -> dict[str, Any] | None:
+    """Return what `schedule.json` holds; None: it is missing or damaged.
+
+    A file of a release that wrote no digest is taken as it is.
+    """
+    try:
+        table = parse_json((folder / SCHEDULE).read_bytes())
+    except (OSError, NotJson):
+        return None
+    if not isinstance(table, dict):
+        return None
+    digest = table.pop("digest", None)
+    return table if digest in (None, _digest_of(table)) else None
+
+
+def mend(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
+    """Check the files of a run that goes on and that its checkpoints do not speak of.
+
+    `schedule.json` follows from the scenario, and tables of rounds follow from these rounds. Damaged files,
+    and those of another run, are told of and made again, but for tables of rounds that are done.
+
+    Args:
+        folder: The run folder.
+        plan: What its scenario says, with the rounds that it began with.
+        done: Rounds that are not run again.
+        tell: Told of what is made again.
+
+    Raises:
+        UserError: A table of a round that is done is damaged, or another run's.
+    """
+    run = run_digest(plan.scenario)
+    for path in sorted(path for kind in TABLES for path in (folder / kind).glob("*.npz")):
+        number = path.stem.rpartition("-")[2]
+        if not number.isdigit() or read_table(path, run) is not None:
+            continue
+        if int(number) > done:
+            path.unlink()
+            tell(f"{path.parent.name}/{path.name} was damaged; it is made again")
+        else:
+            raise UserError(
+                "is not what was written: it is damaged, or another run's; put it back, or remove it to go on"
+                " without it",
+                file=str(path),
+            )
+    schedule = _read_schedule(folder)
+    expected = json.loads(plan.schedule.to_json())
+    if schedule is None or {key: schedule.get(key) for key in expected} != expected:
+        _write_schedule(folder, plan)
+        tell(f"{SCHEDULE} was missing, damaged or another run's; it is made again")
 
 
 def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
@@ -230,11 +295,10 @@ def check_beginning(folder: Path, plan: Plan) -> None:
     Raises:
         UserError: It was changed.
     """
-    try:
-        schedule = parse_json((folder / SCHEDULE).read_bytes())
-    except (OSError, NotJson):  # lost, and with it nothing but what could be told of the scenario
+    schedule = _read_schedule(folder)
+    if schedule is None:  # lost, and with it nothing but what could be told of the scenario
         return
-    known = schedule.get("scenario") if isinstance(schedule, dict) else None
+    known = schedule.get("scenario")
     if known not in (None, digest_of(plan.scenario)):
         raise UserError(
             "was changed since the run began, and no round of it is saved; put it back, or start a run of its"

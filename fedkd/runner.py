@@ -25,6 +25,7 @@ from fedkd.run_folder import (
     check_links,
     disk_told,
     locked,
+    mend,
     new_run_folder,
     plan_of_run,
     refuse_deployed,
@@ -143,25 +144,28 @@ def resume(
     refuse_deployed(folder)
     observers = _shown(observers, progress)
     with locked(folder), _end_told(folder), _watched(plan.scenario, observers) as observer:
-        _check_continuation(plan, folder)
+        done = _check_continuation(plan, folder)
         check_links(folder, plan)
+        mend(folder, plan_of_run(folder), done, observer.message)
         with started_engine(plan, folder, observer.message) as engine:
             if rounds is not None:
                 write_plan(folder, engine.plan)
             return _work(engine.plan, folder, engine, observer, resume=True, report=report)
 
 
-def _check_continuation(plan: Plan, folder: Path) -> None:
+def _check_continuation(plan: Plan, folder: Path) -> int:
+    """Refuse to go on under another scenario; return the rounds that are saved."""
     from fedkd.federation.checkpoint import CheckpointStore
 
     began = CheckpointStore(folder).began()
     if began is None:
         check_beginning(folder, plan_of_run(folder))  # without the rounds that it may now have
-        return
+        return 0
     try:
         check_continuation(*began, plan.scenario)
     except UserError as error:
         raise error.at(file=str(folder / SCENARIO)) from None
+    return began[1]
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:

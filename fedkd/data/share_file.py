@@ -4,13 +4,14 @@
     share.safetensors  the arrays
 
 Samples lie there as their client sees them: normalised and, in a stream, changed as the task changes pixels.
-The JSON is written last and names the digest of the arrays, so that nothing half-written is read. Nothing is
-a pickle.
+The JSON is written last. It has a digest of itself and one of the arrays, so that nothing half-written and
+nothing damaged is read. Nothing is a pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,6 +39,9 @@ SAMPLES = {"x": "y", "transfer_x": None, "test_x": "test_y"}
 """Arrays of samples, each with that of their labels."""
 
 Count = Annotated[int, Field(ge=0, le=2**40)]
+
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Form(BaseModel):
@@ -75,7 +79,14 @@ class _Manifest(_Form):
     clients: Annotated[int, Field(ge=1, le=MOST_CLIENTS)]
     parts: list[_Part] = Field(min_length=1)
     stream: _Stream | None
-    arrays: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    arrays: Digest
+    digest: Digest | None = None
+    """Of all the rest; None: an earlier release wrote none."""
+
+    def own_digest(self) -> str:
+        """Return the SHA-256 of all that is said here."""
+        text = json.dumps(self.model_dump(mode="json", exclude={"digest"}), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_share(folder: Path, share: Share) -> None:
@@ -127,6 +138,7 @@ def write_share(folder: Path, share: Share) -> None:
         ),
         arrays=hashlib.sha256(data).hexdigest(),
     )
+    manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
     (folder / MANIFEST).unlink(missing_ok=True)
     (folder / ARRAYS).write_bytes(data)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -178,6 +190,8 @@ def _read_manifest(path: Path) -> _Manifest:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or None
         raise UserError(first["msg"], key=key, file=str(path)) from None
+    if found.digest not in (None, found.own_digest()):
+        raise UserError("is not what was written: it is damaged", file=str(path))
     if found.client is not None and found.client >= found.clients:
         raise UserError(
             f"must be below {found.clients}, the clients, got {found.client}", key="client", file=str(path)

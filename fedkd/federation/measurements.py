@@ -19,6 +19,7 @@ from fedkd.fusion.weights import effective_neighbours
 from fedkd.plan.evaluated import accuracies_of_each
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
+from fedkd.scenario.identity import run_digest
 from fedkd.server.fusing import FusionReport
 from fedkd.server.peers import Links
 from fedkd.tracking.links import write_links
@@ -60,6 +61,7 @@ class Measurements:
         self._evaluated = (*EVALUATED, *accuracies_of_each(plan.strategy))
         self._recorder = recorder
         self._folder = folder
+        self._run = run_digest(plan.scenario)
         self._poisoned = poisoned_clients(plan.scenario)
 
     def figures(self, phase: str) -> tuple[str, ...]:
@@ -103,6 +105,7 @@ class Measurements:
             report.weights,
             report.distances,
             report.left_out,
+            run=self._run,
         )
         if report.heard is not None:
             self._recorder.metric("predictions_heard", report.heard, round=round, split="train")
@@ -112,7 +115,7 @@ class Measurements:
 
     def transferability(self, found: TransferMap) -> None:
         """Record how well each predictor ranks the senders of every receiver, and keep the whole map."""
-        write_transfer_map(self._folder, found)
+        write_transfer_map(self._folder, found, self._run)
         for split, gain in found.gains.items():
             told = {"transfer_gain": off_diagonal_mean(gain), "hit_chance": chance(gain)}
             for name, guess in found.predicted.items():
@@ -144,7 +147,7 @@ class Measurements:
         """Record what every client sent and received over its links, and keep what went over which."""
         if links is None:
             return
-        write_links(self._folder, round, links.clients, links.heard, links.sizes)
+        write_links(self._folder, round, links.clients, links.heard, links.sizes, run=self._run)
         of_client = (("bytes_sent", links.sizes.sum(axis=0)), ("bytes_received", links.sizes.sum(axis=1)))
         for metric, sizes in of_client:
             self._record(round, "train", metric, dict(zip(links.clients, sizes.tolist(), strict=True)))

@@ -139,7 +139,7 @@ def client_of_node(node: Participant, run: int, step: str) -> Iterator[Client]:
         step: Names the message.
     """
     assert node.share.client is not None
-    state = NodeState(node.folder, run)
+    state = NodeState(node.folder, run, node.share.client, node.federation)
     with state.held():
         client = ClientFactory(node.plan, node.share.data).build(node.share.client)
         with client.threads(node.plan.scenario.engine.threads_per_client):

@@ -3,6 +3,8 @@
     runs/RUN/now.safetensors     the client after the last message that it has answered
              before.safetensors  and before it
 
+Each file says whose state it is, of which run and federation, and has a digest of all that it says.
+
 A node has a process for every message, and may be stopped and started again between two of them. It goes on
 with what is here. A message that comes once more, because its answer was lost, is answered from what the
 client was before it: the same arithmetic again, and no training twice.
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,11 +25,13 @@ from safetensors.numpy import save_file
 from fedkd.errors import UserError
 from fedkd.federation.saved_arrays import Arrays
 from fedkd.tracking.atomic import replacing, sync_folder
+from fedkd.tracking.digests import content_digest
 from fedkd.tracking.leftovers import sweep
 
 RUNS = "runs"
 NOW, BEFORE, LOCK = "now.safetensors", "before.safetensors", ".lock"
-STEP = "step"
+STEP, CLIENT, RUN, FEDERATION, DIGEST = "step", "client", "run", "federation", "digest"
+"""What a file says of its arrays, and the SHA-256 of all of it."""
 
 
 class NodeState:
@@ -36,10 +40,13 @@ class NodeState:
     Args:
         folder: The node's.
         run: Id of the run.
+        client: Whose states they are.
+        federation: Digest of what all participants have in common.
     """
 
-    def __init__(self, folder: Path, run: int) -> None:
+    def __init__(self, folder: Path, run: int, client: int, federation: str) -> None:
         self._folder = folder / RUNS / str(run)
+        self._owner = {CLIENT: str(client), RUN: str(run), FEDERATION: federation}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -67,12 +74,12 @@ class NodeState:
             step: Names the message. It meets what the client was before it, if it was answered already.
 
         Raises:
-            UserError: What was kept is damaged.
+            UserError: What was kept is damaged, or another client's.
         """
-        now = _read(self._folder / NOW)
+        now = _read(self._folder / NOW, self._owner)
         if now is not None and now[0] != step:
             return now[1]
-        before = _read(self._folder / BEFORE)
+        before = _read(self._folder / BEFORE, self._owner)
         return None if before is None else before[1]
 
     def keep(self, step: str, state: Arrays) -> None:
@@ -83,38 +90,59 @@ class NodeState:
         """
         now = self._folder / NOW
         try:
-            if (found := _read(now)) is not None and found[0] != step:
+            if (found := _read(now, self._owner)) is not None and found[0] != step:
                 os.replace(now, self._folder / BEFORE)
                 sync_folder(self._folder)
             with replacing(now) as file:
                 arrays = {name: np.asarray(values, order="C") for name, values in state.items()}
-                save_file(arrays, file, metadata={STEP: step})
+                said = {STEP: step, **self._owner}
+                save_file(arrays, file, metadata={**said, DIGEST: content_digest(said, arrays)})
         except OSError as error:
             raise UserError(
                 f"the client's state cannot be kept: {error.strerror or error}", file=str(now)
             ) from error
 
 
-def newest_state(folder: Path) -> tuple[str, Arrays] | None:
+def newest_state(folder: Path, client: int, federation: str) -> tuple[str, Arrays] | None:
     """Return the last message that a node's client has answered, in whatever run, and its state after it.
 
     Args:
         folder: The node's.
+        client: Whose it is.
+        federation: Digest of what all participants have in common.
 
     Raises:
         UserError: What was kept is damaged.
     """
     kept = sorted((folder / RUNS).glob(f"*/{NOW}"), key=lambda path: path.stat().st_mtime_ns)
-    return _read(kept[-1]) if kept else None
+    owner = {CLIENT: str(client), FEDERATION: federation}
+    return _read(kept[-1], owner | {RUN: kept[-1].parent.name}) if kept else None
 
 
-def _read(path: Path) -> tuple[str, Arrays] | None:
-    """Return the step that a file names, and its arrays; None: there is no such file."""
+def _read(path: Path, owner: Mapping[str, str]) -> tuple[str, Arrays] | None:
+    """Return the step that a file names, and its arrays; None: there is no such file.
+
+    Raises:
+        UserError: It is not what was written, or it is of another client, run or federation.
+    """
     try:
         if not path.exists():
             return None
         with safe_open(path, framework="np") as file:
-            step = (file.metadata() or {})[STEP]
-            return step, {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (OSError, SafetensorError, KeyError) as error:
+            said = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"cannot be read: {error}", file=str(path)) from error
+    digest = said.pop(DIGEST, None)
+    if digest is None:
+        raise UserError(
+            "has no digest: it is damaged, or an earlier release of fedkd wrote it; read it with that"
+            " release, or remove the folder to begin anew",
+            file=str(path),
+        )
+    if digest != content_digest(said, arrays):
+        raise UserError("is not what was written: it is damaged", file=str(path))
+    for key, value in owner.items():
+        if said.get(key) != value:
+            raise UserError(f"is of another {key}: {said.get(key)}, not {value}", file=str(path))
+    return said[STEP], arrays

@@ -67,7 +67,20 @@ def settled(tables: Mapping[str, Any], run: Scenario) -> dict[str, Any]:
 
 def digest_of(scenario: Scenario) -> str:
     """Return the SHA-256 of all that decides a scenario's results (64 hexadecimal digits)."""
-    canonical = json.dumps(decisive(scenario), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _sha256(decisive(scenario))
+
+
+def run_digest(scenario: Scenario) -> str:
+    """Return a digest like `digest_of` that stays when a run is moved, made longer, or deals with faults."""
+    usual = {key: getattr(Faults(), key) for key in HANDLING}
+    data = scenario.data.model_copy(update={"root": None})
+    faults = scenario.faults.model_copy(update=usual)
+    tables = decisive(scenario.model_copy(update={"plugin_path": [], "data": data, "faults": faults}))
+    return _sha256({key: value for key, value in tables.items() if key != "rounds"})
+
+
+def _sha256(tables: Mapping[str, Any]) -> str:
+    canonical = json.dumps(tables, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -11,15 +11,13 @@ Arrays, one number a link; the same bytes in every repetition of a run:
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from fedkd.tracking.atomic import write_bytes_atomically
+from fedkd.tracking.digests import NO_RUN, read_table, write_table
 from fedkd.tracking.neighbours import FUSION
 
 
@@ -41,7 +39,13 @@ class LinkTable:
 
 
 def write_links(
-    folder: Path, round: int, clients: Sequence[int], heard: np.ndarray, sizes: np.ndarray
+    folder: Path,
+    round: int,
+    clients: Sequence[int],
+    heard: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    run: str = NO_RUN,
 ) -> None:
     """Write a round's links into a run folder.
 
@@ -51,19 +55,17 @@ def write_links(
         clients: Ascending, N of them.
         heard: Who heard whom, `[N, N]` bool.
         sizes: Bytes over each link, `[N, N]`.
+        run: Digest of the run's scenario.
     """
     names = np.array(clients)
     receiver, sender = np.nonzero(heard)
-    content = BytesIO()
-    np.savez(
-        content,
-        clients=names,
-        receiver=names[receiver],
-        sender=names[sender],
-        bytes=sizes[receiver, sender].astype(np.int64),
-    )
-    (folder / FUSION).mkdir(exist_ok=True)
-    write_bytes_atomically(_path(folder, round), content.getvalue())
+    arrays = {
+        "clients": names,
+        "receiver": names[receiver],
+        "sender": names[sender],
+        "bytes": sizes[receiver, sender].astype(np.int64),
+    }
+    write_table(_path(folder, round), arrays, run)
 
 
 def recorded_link_rounds(folder: Path) -> list[int]:
@@ -76,16 +78,16 @@ def recorded_link_rounds(folder: Path) -> list[int]:
 
 def read_links(folder: Path, round: int) -> LinkTable | None:
     """Return a round's links; None: there are none, or they cannot be read as such."""
+    arrays = read_table(_path(folder, round))
+    if arrays is None:
+        return None
     try:
-        with np.load(_path(folder, round), allow_pickle=False) as file:
-            names, receiver, sender, sizes = (
-                file[name] for name in ("clients", "receiver", "sender", "bytes")
-            )
+        names, receiver, sender, sizes = (arrays[name] for name in ("clients", "receiver", "sender", "bytes"))
         if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in (names, receiver, sender, sizes)):
             return None
         if not len(receiver) == len(sender) == len(sizes) or not np.isin([*receiver, *sender], names).all():
             return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, TypeError):
         return None
     heard = np.zeros((len(names), len(names)), dtype=bool)
     table = np.zeros(heard.shape, dtype=np.int64)

@@ -7,6 +7,8 @@ Arrays, receivers first; the same bytes in every repetition of a run:
     distances  [N, N]  what decided about it, where that was a distance
     left_out   [N, N]  how far a receiver's guidance would move without the sender, where that was worked out
 
+A digest of all this, and that of the run's scenario, are in the file too (see `fedkd.tracking.digests`).
+
 Of more than `MOST_WHOLE` clients every receiver's `KEPT` greatest weights are kept: all tables are
 `[N, KEPT]` then, and `senders` `[N, KEPT]` says which client each is about.
 """
@@ -14,16 +16,14 @@ Of more than `MOST_WHOLE` clients every receiver's `KEPT` greatest weights are k
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedkd.tracking.atomic import write_bytes_atomically
+from fedkd.tracking.digests import NO_RUN, read_table, write_table
 
 FUSION = "fusion"
 MOST_WHOLE = 500
@@ -59,6 +59,8 @@ def write_neighbours(
     weights: np.ndarray,
     distances: np.ndarray | None = None,
     left_out: np.ndarray | None = None,
+    *,
+    run: str = NO_RUN,
 ) -> None:
     """Write a round's tables into a run folder.
 
@@ -69,6 +71,7 @@ def write_neighbours(
         weights: `[N, N]`.
         distances: `[N, N]`; None: there are none.
         left_out: `[N, N]`; None: it was not worked out.
+        run: Digest of the run's scenario.
     """
     tables = {"weights": weights, "distances": distances, "left_out": left_out}
     known = {name: table.astype(np.float32) for name, table in tables.items() if table is not None}
@@ -79,10 +82,7 @@ def write_neighbours(
         places = np.argsort(-known["weights"], axis=1, kind="stable")[:, :KEPT]
         arrays = {name: np.take_along_axis(table, places, axis=1) for name, table in known.items()}
         arrays |= {"clients": names, "senders": names[places]}
-    content = BytesIO()
-    np.savez(content, **arrays)
-    (folder / FUSION).mkdir(exist_ok=True)
-    write_bytes_atomically(folder / FUSION / f"round-{round:05d}.npz", content.getvalue())
+    write_table(folder / FUSION / f"round-{round:05d}.npz", arrays, run)
 
 
 def recorded_rounds(folder: Path) -> list[int]:
@@ -95,16 +95,16 @@ def recorded_rounds(folder: Path) -> list[int]:
 
 def read_neighbours(folder: Path, round: int) -> Neighbours | None:
     """Return a round's tables; None: there are none, or they cannot be read as such."""
-    path = folder / FUSION / f"round-{round:05d}.npz"
+    arrays = read_table(folder / FUSION / f"round-{round:05d}.npz")
+    if arrays is None:
+        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
         clients = tuple(map(int, arrays["clients"]))
         weights, senders = arrays["weights"], arrays.get("senders")
         tables = [weights, *(arrays[name] for name in ("distances", "left_out", "senders") if name in arrays)]
         columns = len(clients) if senders is None else weights.shape[-1]
         if any(table.shape != (len(clients), columns) or table.dtype.kind not in "fiu" for table in tables):
             return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, TypeError):
         return None
     return Neighbours(round, clients, weights, arrays.get("distances"), arrays.get("left_out"), senders)

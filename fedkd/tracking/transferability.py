@@ -15,16 +15,14 @@ The last two are there where labels of the transfer set are known. NaN: there is
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from fedkd.tracking.atomic import write_bytes_atomically
+from fedkd.tracking.digests import NO_RUN, read_table, write_table
 
 FOLDER = "transferability"
 PREDICTED = "predicted_"
@@ -59,16 +57,14 @@ class TransferMap:
         return {"local": self.gain_local, "global": self.gain_global}
 
 
-def write_transfer_map(folder: Path, found: TransferMap) -> None:
-    """Write a round's map into a run folder."""
+def write_transfer_map(folder: Path, found: TransferMap, run: str = NO_RUN) -> None:
+    """Write a round's map into the folder of a run, whose scenario has the digest `run`."""
     tables: dict[str, Any] = {"gain_local": found.gain_local, "gain_global": found.gain_global}
     tables |= {f"{PREDICTED}{name}": table for name, table in found.predicted.items()}
     tables |= {"complement_by_class": found.complement_by_class, "transfer_rate": found.transfer_rate}
     known = {name: table.astype(np.float64) for name, table in tables.items() if table is not None}
-    content = BytesIO()
-    np.savez(content, clients=np.array(found.clients, dtype=np.int64), **known)
-    (folder / FOLDER).mkdir(exist_ok=True)
-    write_bytes_atomically(folder / FOLDER / f"round-{found.round:05d}.npz", content.getvalue())
+    clients = np.array(found.clients, dtype=np.int64)
+    write_table(folder / FOLDER / f"round-{found.round:05d}.npz", {"clients": clients, **known}, run)
 
 
 def mapped_rounds(folder: Path) -> list[int]:
@@ -79,17 +75,17 @@ def mapped_rounds(folder: Path) -> list[int]:
 
 def read_transfer_map(folder: Path, round: int) -> TransferMap | None:
     """Return a round's map; None: there is none, or it cannot be read as such."""
-    path = folder / FOLDER / f"round-{round:05d}.npz"
+    arrays = read_table(folder / FOLDER / f"round-{round:05d}.npz")
+    if arrays is None:
+        return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
         clients = tuple(map(int, arrays.pop("clients")))
         if list(clients) != sorted(set(clients)) or min(clients, default=0) < 0:
             return None
         if not all(_fits(name, table, len(clients)) for name, table in arrays.items()):
             return None
         local, common = arrays["gain_local"], arrays["gain_global"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, TypeError):
         return None
     predicted = {
         name.removeprefix(PREDICTED): table for name, table in arrays.items() if name.startswith(PREDICTED)

@@ -260,13 +260,14 @@ class TrainedNode(TrainedRun):
         self.plan = found.plan.on_device("cpu")
         self.data = found.share.data
         self.architectures = architecture_names(self.plan.groups)
-        newest = newest_state(self.folder)
+        own = found.share.client
+        newest = None if own is None else newest_state(self.folder, own, found.federation)
         if newest is None or self.plan.strategy.brings_model:
             why = "its client has taken part in no run yet" if newest is None else "its model is the server's"
             raise UserError(f"has no trained client: {why}", file=str(self.folder))
         step, self._state = newest
         self.round = int(step.rpartition(" ")[2])
-        self._own = found.share.client
+        self._own = own
 
     def _saved(self, index: int) -> SavedClient:
         if index != self._own:

@@ -79,6 +79,7 @@ def folder(dealt, tmp_path) -> Path:
 def edited(folder: Path, change: Callable[[dict], object]) -> None:
     said = json.loads((folder / MANIFEST).read_text())
     change(said)
+    del said["digest"]  # as a share that an earlier release wrote
     (folder / MANIFEST).write_text(json.dumps(said))
 
 
@@ -96,6 +97,10 @@ def resaved(folder: Path, change: Callable[[dict], object]) -> None:
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: (f / MANIFEST).unlink(), "there is no share.json: not the share of a client"),
     "no arrays": (lambda f: (f / ARRAYS).unlink(), "cannot be read: No such file"),
+    "another name of a class": (
+        lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text().replace('"9"', '"8"')),
+        "share.json: is not what was written: it is damaged",
+    ),
     "no JSON": (lambda f: (f / MANIFEST).write_text("{"), "is no JSON"),
     "another format": (lambda f: edited(f, lambda s: s.update(format=2)), "format: Input should be 1"),
     "unknown key": (lambda f: edited(f, lambda s: s.update(pickle=1)), "pickle: Extra inputs"),

@@ -1,0 +1,74 @@
+"""Digests of tables of arrays, and files of arrays that hold their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from fedkd.tracking.atomic import write_bytes_atomically
+
+DIGEST, RUN = "digest", "run"
+"""Arrays of a file besides its own: SHA-256 of all that it says, `[32]` uint8; and of the run it is of."""
+NO_RUN = 64 * "0"
+"""Stands for the digest of a run that nobody names."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def content_digest(said: Mapping[str, str], arrays: Arrays) -> str:
+    """Return the SHA-256 of a table of arrays and of what is said of them (64 hexadecimal digits)."""
+    found = hashlib.sha256(json.dumps(dict(sorted(said.items()))).encode())
+    for name in sorted(arrays):
+        values = np.asarray(arrays[name], order="C")
+        found.update(json.dumps([name, values.dtype.str, values.shape]).encode())
+        found.update(values.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def write_table(path: Path, arrays: Arrays, run: str) -> None:
+    """Write arrays as a ``.npz`` that says which run it is of; the same bytes for the same arrays.
+
+    Args:
+        path: Where; the name of the file is part of what is digested.
+        arrays: By name.
+        run: Digest of the run's scenario, in hexadecimal digits.
+    """
+    told = {**arrays, RUN: np.frombuffer(bytes.fromhex(run), np.uint8)}
+    digest = bytes.fromhex(content_digest({"file": path.name}, told))
+    content = BytesIO()
+    np.savez(content, **told, **{DIGEST: np.frombuffer(digest, np.uint8)})  # type: ignore[arg-type]
+    path.parent.mkdir(exist_ok=True)
+    write_bytes_atomically(path, content.getvalue())
+
+
+def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | None:
+    """Return the arrays of a file; None: there is none, or it is not what was written.
+
+    A file of a release that wrote no digests is taken as it is.
+
+    Args:
+        path: Where.
+        run: The run that it has to be of, if it says so; None: any.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        digest = arrays.pop(DIGEST, None)
+        if digest is not None and digest.tobytes().hex() != content_digest({"file": path.name}, arrays):
+            return None
+        of_run = arrays.pop(RUN, None)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile):
+        return None
+    except Exception as error:  # zlib's, of a member that claims to be compressed
+        if type(error).__name__ != "error":
+            raise
+        return None
+    if run is not None and of_run is not None and of_run.tobytes().hex() != run:
+        return None
+    return arrays
