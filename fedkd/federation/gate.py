@@ -12,7 +12,7 @@ from math import isfinite, isnan
 from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedkd.clients.upload import Stage, arrive
 from fedkd.errors import RunFailed
@@ -54,19 +54,26 @@ def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> N
         Unfit: The first thing that is wrong with it.
     """
     content = reply.content
-    told = content.config_records[msg.IDENTITY].get(msg.CLIENT) if msg.IDENTITY in content else None
+    # Flower's views by type are tables made anew each time they are asked for.
+    told = _record(content, msg.IDENTITY, ConfigRecord).get(msg.CLIENT)
     if told != client or isinstance(told, bool):
         raise Unfit(f"it says that it is client {told!r}")
-    metrics: Mapping[str, Any] = content.metric_records.get(msg.METRICS, MetricRecord())
+    metrics = _record(content, msg.METRICS, MetricRecord)
     for name in figures:
         if name not in metrics:
             raise Unfit(f"metric {name} is missing")
     for name, value in metrics.items():
         _check_figure(name, value)
     for record in (msg.CURVES, msg.AT_CHANCE, msg.LEARNER):
-        for name, value in content.config_records.get(record, ConfigRecord()).items():
+        for name, value in _record(content, record, ConfigRecord).items():
             for figure in value if isinstance(value, list) else [value]:
                 _check_figure(f"{record}/{name}", figure)
+
+
+def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, Any]:
+    """Return a record of a type; empty: there is none."""
+    found = content.get(name)
+    return found if isinstance(found, kind) else {}  # type: ignore[return-value]
 
 
 def _check_figure(name: str, value: Any) -> None:
