@@ -158,5 +158,5 @@ def test_before_the_first_round_it_interrupts_too(
     monkeypatch.setattr("fedkd.data.load.load_data", lambda *args, **keys: os.kill(os.getpid(), number))
     terminate = signal.getsignal(signal.SIGTERM)
     assert main(["run", str(digits_toml), "--out", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == "error: interrupted\n"
+    assert capsys.readouterr().err == "error: stopped at once; nothing was written; start it again\n"
     assert signal.getsignal(signal.SIGTERM) == terminate and not (tmp_path / "run").exists()

@@ -276,7 +276,7 @@ def _check_values(name: str, values: np.ndarray, least: float, most: float) -> N
     """Check that all values are finite and within bounds: two reductions, and no copy."""
     if not values.size or values.dtype.kind == "b":
         return
-    low, high = values.min(), values.max()  # NaN, if there is one
+    low, high = values.min().item(), values.max().item()  # NaN, if there is one
     if low >= least and high <= most:
         return
     if not (np.isfinite(low) and np.isfinite(high)):

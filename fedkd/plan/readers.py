@@ -224,7 +224,12 @@ TABLE: tuple[Reader, ...] = (
     _above_0("faults.straggler_work", "faults.stragglers", "slow clients"),
     _with("faults.timeout", "engine.kind", "ray", only="the Ray engine, which can interrupt a client"),
     _with("faults.retries", "faults.on_client_error", "retry"),
-    _with("faults.min_replies", "faults.on_client_error", "skip"),
+    Reader(
+        "faults.min_replies",
+        ("faults.on_client_error", "faults.on_bad_upload"),
+        "on_client_error = 'skip' or on_bad_upload = 'drop'",
+        lambda s, _: s.faults.on_client_error == "skip" or s.faults.on_bad_upload == "drop",
+    ),
     _above_0("population.late_by", "population.late", "late clients"),
     _above_0("population.break_rounds", "population.breaks", "clients on a break"),
     Reader(

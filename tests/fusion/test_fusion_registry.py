@@ -148,13 +148,13 @@ def test_wrong_hyperparameters(hyperparameters, message) -> None:
 def test_what_is_not_of_its_paper_says_so_in_the_list_and_in_the_docs() -> None:
     noted = {name: STRATEGIES.load(name) for name in STRATEGIES.builtin if STRATEGIES.load(name).source_note}
     assert noted.keys() >= {"mhat", "fedhkt", "comd", "mst", "dlf", "scalearn", "masters", "path"}
-    listed = "\n".join(catalogue.strategies())
+    listed, told = "\n".join(catalogue.strategies()), "\n".join(catalogue.strategy_details())
     docs = Path(__file__).parents[2] / "docs" / "strategies.md"
     section = (
         docs.read_text(encoding="utf-8").partition("### Strategies after a paper\n")[2].partition("\n#")[0]
     )
     for name, strategy in noted.items():
-        assert strategy.source_note in listed and f"| `{name}` |" in section
+        assert f"  {name}* " in listed and strategy.source_note in told and f"| `{name}` |" in section
         assert not strategy.paper or strategy.paper.startswith("after ")
     for name in ("mhat", "fedhkt"):
         assert "abstract" in (inspect.getdoc(noted[name]) or "").partition("\n\n")[0]

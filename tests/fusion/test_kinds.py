@@ -34,7 +34,9 @@ def client_of_all_trades() -> SmallClient:
 @pytest.mark.parametrize("name", STRATEGIES.builtin)
 def test_every_strategy_declares_what_it_uploads_and_nothing_else(name) -> None:
     strategy, found = make_strategy(name, {}), set()
-    for options in ({}, {"distribution": "shared"}) if name in ("knfu", "bottleneck") else ({},):
+    shared, whole_model = {"distribution": "shared"}, {"share": "model"}
+    others = {"knfu": [shared], "bottleneck": [shared], "fedgen": [whole_model]}
+    for options in ({}, *others.get(name, [])):
         upload = make_strategy(name, options).upload(client_of_all_trades())
         kinds = strategy.kinds_of(upload)
         assert Kind.OTHER not in kinds.values()

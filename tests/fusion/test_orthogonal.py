@@ -106,12 +106,13 @@ def test_the_basis_follows_neither_order_nor_repetition_where_sketches_span_litt
     sketches = [np.outer(directions[:, n], np.eye(8)[n]) for n in range(5)]
     sketches += [-np.outer(directions[:, n], np.eye(8)[n + 3]) for n in range(2)]
     protected = np.linalg.qr(np.hstack([drawn(N, 1, seed=9), directions]))[0][:, :1].astype(np.float32)
-    first = extended(protected, sum(sketches), 1.0, threshold)
+    first = extended(protected, sum(sketches), 1.0, threshold, "sketch").basis
     for seed in range(5):
         draws = np.random.default_rng(seed)
         total = sum(sketches[n] for n in draws.permutation(7))
         for same in (total, total[:, draws.permutation(8)], np.hstack([total, 0.0 * total])):
-            np.testing.assert_allclose(extended(protected, same, 1.0, threshold), first, atol=1e-6)
+            found = extended(protected, same, 1.0, threshold, "sketch").basis
+            np.testing.assert_allclose(found, first, atol=1e-6)
     assert first.shape[1] <= 6 and (threshold < 1.0 or first.shape[1] == 6)
 
 

@@ -34,7 +34,7 @@ def test_the_holder_of_a_run_folder_removes_what_was_not_finished(tmp_path):
 
 
 def test_a_node_removes_the_model_that_it_had_not_finished_writing(tmp_path):
-    state = NodeState(tmp_path, 1)
+    state = NodeState(tmp_path, 1, 0, "f")
     with state.held():
         state.keep("train 1", {"weights": np.ones(3)})
     [now] = tmp_path.rglob("now.safetensors")
