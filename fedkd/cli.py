@@ -172,8 +172,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "folders", nargs="+", type=_folder, metavar="DIR", help="run folders, or a bench folder"
     )
-    text = "the page (default: report.html in the folder, or for several here)"
-    report.add_argument("--out", type=_folder, metavar="FILE", help=text)
+    text = "folder of report.html, or a file .html (default: the run's or bench's folder; for several, here)"
+    report.add_argument("--out", type=_folder, metavar="DIR", help=text)
     text = "follow a run from another terminal, or another machine that sees its folder, until it ends"
     watch = verb("watch", verbs.watch_verb, text)
     watch.add_argument("folder", type=_folder, metavar="DIR", help="run folder")

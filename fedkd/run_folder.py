@@ -21,7 +21,7 @@ from fedkd.plan.graph import Graph
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 from fedkd.scenario.dump import dump_toml
-from fedkd.scenario.identity import digest_of, run_digest
+from fedkd.scenario.identity import digest_anywhere, digest_of, run_digest
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import write_json_atomically, write_text_atomically
 from fedkd.tracking.digests import read_table
@@ -92,13 +92,13 @@ def write_plan(folder: Path, plan: Plan) -> None:
         _write_schedule(folder, plan)
         if plan.graph is not None:
             write_text_atomically(folder / TOPOLOGY, plan.graph.to_json())
-        write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario))
+        write_text_atomically(folder / SCENARIO, dump_toml(plan.scenario, folder))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
 
 
 def _write_schedule(folder: Path, plan: Plan) -> None:
-    table = {"scenario": digest_of(plan.scenario), **json.loads(plan.schedule.to_json())}
+    table = {"scenario": digest_anywhere(plan.scenario), **json.loads(plan.schedule.to_json())}
     text = json.dumps({**table, "digest": _digest_of(table)})
     write_text_atomically(folder / SCHEDULE, f"{text}\n")
 
@@ -299,7 +299,8 @@ def check_beginning(folder: Path, plan: Plan) -> None:
     if schedule is None:  # lost, and with it nothing but what could be told of the scenario
         return
     known = schedule.get("scenario")
-    if known not in (None, digest_of(plan.scenario)):
+    # Earlier versions wrote the other digest, which changes with the place.
+    if known not in (None, digest_anywhere(plan.scenario), digest_of(plan.scenario)):
         raise UserError(
             "was changed since the run began, and no round of it is saved; put it back, or start a run of its"
             f" own: fedkd run {folder / SCENARIO}",

@@ -93,9 +93,11 @@ def tune_verb(args: argparse.Namespace) -> None:
 
 def report_verb(args: argparse.Namespace) -> None:
     """Make a page."""
+    from fedkd.benchmark.so_far import study_so_far
     from fedkd.report.page.write import write_report
 
-    print(f"report  {write_report(args.folders, args.out)}")
+    study = study_so_far(args.folders[0]) if len(args.folders) == 1 else None
+    print(f"report  {write_report(args.folders, args.out, study)}")
 
 
 def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:

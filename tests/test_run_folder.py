@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import shutil
 from collections.abc import Iterator
@@ -11,14 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import tomli_w
 from processes import Fork
+from stopping import StopInRound
 
 import fedkd
 from fedkd.cli import main
-from fedkd.errors import UserError
+from fedkd.errors import Interrupted, UserError
 from fedkd.federation.checkpoint import CheckpointStore
-from fedkd.plan.load import load_scenario
-from fedkd.run_folder import locked, new_run_folder
+from fedkd.plan.load import load_plan, load_scenario
+from fedkd.plan.plan import resolve
+from fedkd.run_folder import check_beginning, locked, new_run_folder, plan_of_run, write_plan
+from fedkd.scenario.schema import Scenario
 
 
 def test_of_two_runs_at_once_one_gives_way(digits_toml, tmp_path):
@@ -148,6 +153,47 @@ def test_a_disk_that_fills_up_leaves_the_rounds_that_are_saved(digits_toml, tmp_
     assert main(["run", str(digits_toml), "--out", str(out), "--quiet"]) == 3
     told = f"error: cannot write to {out}: No space left on device; round 1 is saved; make room, then go on"
     assert capsys.readouterr().err.startswith(told)
+
+
+def test_a_hard_linked_copy_goes_on_and_the_original_stays(digits_toml, tmp_path):
+    folder = fedkd.run(load_scenario(digits_toml), out=tmp_path / "out").folder
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=os.link)
+    fedkd.resume(copy, rounds=3)
+    assert {path: path.read_bytes() for path in before} == before
+    assert (copy / "metrics.jsonl").read_bytes().startswith((folder / "metrics.jsonl").read_bytes())
+
+
+def test_a_project_that_has_moved_goes_on_and_its_files_do_not_name_the_place(digits_scenario, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "mine.py").write_text("from fedkd.models.mlp import mlp as small\n")
+    tables = digits_scenario | {"clients": [{"model": "mine:small"}]}
+    (project / "digits.toml").write_text(tomli_w.dumps(tables))
+    plan = load_plan(project / "digits.toml")
+    with pytest.raises(Interrupted):
+        fedkd.run(plan, out=project / "runs" / "a", observers=[StopInRound(1)])
+    assert 'plugin_path = [\n    "../..",\n]' in (project / "runs" / "a" / "scenario.toml").read_text()
+    moved = tmp_path / "elsewhere" / "project"
+    moved.parent.mkdir()
+    project.rename(moved)
+    assert main(["resume", str(moved / "runs" / "a"), "--quiet"]) == 0
+    assert main(["export", str(moved / "runs" / "a")]) == 0
+    assert main(["report", str(moved / "runs" / "a")]) == 0
+    for name in ("scenario.toml", "report.html", "export/README.md", "export/clients.json"):
+        assert str(tmp_path) not in (moved / "runs" / "a" / name).read_text(), name
+
+
+def test_a_scenario_that_moves_before_a_round_is_saved_is_still_the_same(digits_scenario, tmp_path):
+    place = tmp_path / "sets"
+    place.mkdir()
+    data = digits_scenario["data"] | {"root": str(place)}
+    folder = tmp_path / "a" / "out"
+    folder.mkdir(parents=True)
+    plan = resolve(Scenario.model_validate(digits_scenario | {"data": data}), written=False)
+    write_plan(folder, plan)
+    folder.rename(tmp_path / "out")
+    check_beginning(tmp_path / "out", plan_of_run(tmp_path / "out"))
 
 
 @contextmanager

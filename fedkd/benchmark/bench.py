@@ -166,6 +166,7 @@ def bench(
     except OSError as error:
         raise UserError(f"cannot write to {plan.folder}: {error.strerror}", key="--out") from error
     with locked(plan.folder), disk_told(plan.folder, lambda: f"make room; {GO_ON}"):
+        write_text_atomically(plan.folder / BENCH, dump_bench(plan.bench))
         progress = make_bench_progress(waiting, len(plan.cells) - len(waiting), plan.compared, quiet=quiet)
         try:
             for line in _opening(plan, len(waiting)):
@@ -217,24 +218,23 @@ def _run(plan: BenchPlan, waiting: Sequence[Cell], progress: BenchProgress) -> d
 
 def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[str], None]) -> BenchResult:
     from fedkd.benchmark.references import beside_references
-    from fedkd.benchmark.results import chance_line, collect, study_run, write_cells, write_results
+    from fedkd.benchmark.results import chance_line, collect, write_cells, write_results
     from fedkd.report.figures import draw_figures
     from fedkd.report.latex import latex_table
     from fedkd.report.page.write import report_at_the_end
-    from fedkd.report.study import Study, StudyAxis
     from fedkd.report.study_file import write_study
     from fedkd.report.tables import csv_table, markdown_table
 
     finished = beside_references(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
-    study = Study(
-        name=plan.bench.spec.name,
-        axes=tuple(StudyAxis(axis.name, tuple(level.label for level in axis.levels)) for axis in plan.axes),
-        compared=plan.compared,
-        baseline=tuple(plan.baseline[name] for name in plan.compared if name in plan.baseline),
-        metrics=shown_metrics(plan.bench, plan.cells),
-        runs=tuple(study_run(cell, plan.axes) for cell in done),
-        missing=len(finished) - len(done),
+    study = study_of(
+        plan.bench,
+        plan.axes,
+        plan.baseline,
+        plan.compared,
+        done,
+        shown_metrics(plan.bench, plan.cells),
+        len(finished),
     )
     write_results(finished, plan.axes, plan.folder)
     write_cells(finished, plan.axes, plan.folder / CELLS)
@@ -242,13 +242,46 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
     write_text_atomically(plan.folder / "table.csv", csv_table(study))
     write_text_atomically(plan.folder / "table.tex", latex_table(study))
     write_study(study, plan.folder)
-    write_text_atomically(plan.folder / BENCH, dump_bench(plan.bench))
     if done:
         draw_figures(study, plan.folder / "figures", tell)
     report_at_the_end(plan.folder, tell)
     if (warning := chance_line(done)) is not None:
         tell(warning)
     return BenchResult(plan.folder, tuple(finished), study)
+
+
+def study_of(
+    bench: Bench,
+    axes: Sequence[Axis],
+    baseline: Mapping[str, str],
+    compared: Sequence[str],
+    done: Sequence[FinishedCell],
+    metrics: Sequence[str],
+    cells: int,
+) -> Study:
+    """Return the study of a bench.
+
+    Args:
+        bench: The bench file.
+        axes: What varies.
+        baseline: Axis to the label that others are compared with.
+        compared: Axes along which cells are compared.
+        done: The cells that have a result.
+        metrics: Names of what is shown.
+        cells: Number of all cells.
+    """
+    from fedkd.benchmark.results import study_run
+    from fedkd.report.study import Study, StudyAxis
+
+    return Study(
+        name=bench.spec.name,
+        axes=tuple(StudyAxis(axis.name, tuple(level.label for level in axis.levels)) for axis in axes),
+        compared=tuple(compared),
+        baseline=tuple(baseline[name] for name in compared if name in baseline),
+        metrics=tuple(metrics),
+        runs=tuple(study_run(cell, axes) for cell in done),
+        missing=cells - len(done),
+    )
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:

@@ -87,11 +87,16 @@ class Cell:
     @property
     def run_name(self) -> str:
         """The cell as a name of a run: ``alpha0.1-fedmd-seed1``."""
+        return self.name_of(self.levels, self.seed)
+
+    @staticmethod
+    def name_of(levels: Mapping[str, Level], seed: int) -> str:
+        """Return the name of the run of a cell with these levels."""
         words = [
             level.label if isinstance(level.value, str) else axis.rpartition(".")[2] + level.label
-            for axis, level in self.levels.items()
+            for axis, level in levels.items()
         ]
-        return _slug("-".join([*words, f"seed{self.seed}"]))
+        return _slug("-".join([*words, f"seed{seed}"]))
 
 
 def cell_label(levels: Mapping[str, Level], seed: int) -> str:
@@ -180,7 +185,7 @@ def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
     axes = make_axes(bench)
     _check_fixed(bench, axes)
     _check_number(bench, axes)
-    cells = [make_cell(bench, levels, seed, plug_ins) for seed, levels in _combinations(bench, axes)]
+    cells = [make_cell(bench, levels, seed, plug_ins) for seed, levels in combinations(bench, axes)]
     seen: dict[str, Cell] = {}
     for cell in cells:
         twin = seen.setdefault(cell.hash, cell)
@@ -217,7 +222,8 @@ def _check_number(bench: Bench, axes: tuple[Axis, ...]) -> None:
         )
 
 
-def _combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, dict[str, Level]]]:
+def combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, dict[str, Level]]]:
+    """Yield the seed and the levels of every cell."""
     for seed in bench.seeds:
         for levels in product(*(axis.levels for axis in axes)):
             yield seed, dict(zip((axis.name for axis in axes), levels, strict=True))

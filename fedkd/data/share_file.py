@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -140,7 +141,10 @@ def write_share(folder: Path, share: Share) -> None:
     )
     manifest = manifest.model_copy(update={"digest": manifest.own_digest()})
     (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / ARRAYS).write_bytes(data)
+    (folder / ARRAYS).unlink(missing_ok=True)
+    private = os.open(folder / ARRAYS, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(private, "wb") as file:
+        file.write(data)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 

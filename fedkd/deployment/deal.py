@@ -81,16 +81,22 @@ def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None)
     data = load_data(plan.scenario, tell)
     checked_models(plan, data)
     unfinished = out.with_name(f".{out.name}.unfinished")
-    scenario = dump_toml(plan.scenario)
     clients = range(plan.scenario.data.clients)
+
+    def write(name: str, share: Share) -> None:
+        (unfinished / name).mkdir(parents=True, mode=0o700)
+        write_share(unfinished / name, share)
+        text = dump_toml(plan.scenario, out / name)
+        (unfinished / name / SCENARIO).write_text(text, encoding="utf-8")
+
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         labels = "transfer_labels" in plan.strategy.needs
-        _write(unfinished / SERVER, share_of_server(data, transfer_labels=labels), scenario)
+        write(SERVER, share_of_server(data, transfer_labels=labels))
         pretrains = plan.strategy.pretrain_epochs > 0
         for client in clients:
             share = share_of_client(data, client, public_labels=pretrains)
-            _write(unfinished / client_folder(client), share, scenario)
+            write(client_folder(client), share)
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
@@ -99,9 +105,3 @@ def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return out
-
-
-def _write(folder: Path, share: Share, scenario: str) -> None:
-    folder.mkdir(parents=True)
-    write_share(folder, share)
-    (folder / SCENARIO).write_text(scenario, encoding="utf-8")

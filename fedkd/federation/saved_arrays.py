@@ -115,7 +115,8 @@ def write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> SavedFile:
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a file, and wait until it is on disk unless told otherwise."""
+    """Write a new file in the place of what is there, and wait until it is on disk unless told otherwise."""
+    path.unlink(missing_ok=True)  # not written through: it may be a hard link
     with path.open("wb") as file:
         file.write(data)
         file.flush()

@@ -38,7 +38,7 @@ class FedAsync(ServerSteps):
 
     proximal_mu: Annotated[float, Field(ge=0)] = 0.005
     """μ, the paper's ρ: how hard local training is pulled to the model that it began with; 0.005 in its
-    experiments on images, as recalled. 0 leaves the cross entropy alone."""
+    experiments on images. 0 leaves the cross entropy alone."""
 
     @property
     def _rate(self) -> float:

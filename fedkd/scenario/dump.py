@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from fedkd.scenario.schema import Scenario
 
 
-def dump_toml(scenario: Scenario) -> str:
+def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
     """Return `scenario` as TOML with every default written out; it loads back to an equal scenario.
 
     TOML has no null: a key that is absent is ``None``.
+
+    Args:
+        scenario: The scenario.
+        folder: Where the file goes, if its paths are to be relative.
     """
     import tomli_w
 
     header = "# The resolved scenario: running it again repeats the run.\n"
-    return header + tomli_w.dumps(_without_none(scenario.model_dump()))
+    placed = scenario if folder is None else relative_to(scenario, folder)
+    return header + tomli_w.dumps(_without_none(placed.model_dump()))
+
+
+def relative_to(scenario: Scenario, folder: Path) -> Scenario:
+    """Return a scenario that names its folders relative to another one, as a file that lies there does.
+
+    So a run folder tells nothing of the machine above what both have in common, and a project may move.
+    """
+    home = folder.resolve()
+    root = scenario.data.root
+    data = scenario.data.model_copy(update={"root": root and os.path.relpath(root, home)})
+    search = [os.path.relpath(path, home) for path in scenario.plugin_path]
+    return scenario.model_copy(update={"data": data, "plugin_path": search})
 
 
 def _without_none(value: Any) -> Any:

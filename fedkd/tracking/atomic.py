@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,13 @@ def replacing(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def unshare(path: Path) -> None:
+    """Give a file that is to be written in place an inode of its own: hard-linked copies stay as they are."""
+    if path.exists() and path.stat().st_nlink > 1:
+        with replacing(path) as temporary:
+            shutil.copy2(path, temporary)
 
 
 def write_json_atomically(path: Path | str, value: Any) -> None:

@@ -21,7 +21,7 @@ from typing import IO, Any, Literal, Self, SupportsFloat, TypedDict, cast
 
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
-from fedkd.tracking.atomic import sync_folder, write_json_atomically
+from fedkd.tracking.atomic import sync_folder, unshare, write_json_atomically
 
 METRICS = "metrics.jsonl"
 TIMINGS = "timings.jsonl"
@@ -302,6 +302,7 @@ def _checked_hash(path: Path, offset: int, digest: str | None) -> hashlib._Hash:
 
 
 def _open_at(path: Path, offset: int) -> IO[bytes]:
+    unshare(path)
     file = path.open("ab")
     file.truncate(offset)
     return file

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from fedkd.errors import FedkdError, Interrupted, described, one_line
+from fedkd.tracking.atomic import unshare
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.progress import PlainProgress
 
@@ -49,6 +50,7 @@ class RunLog(RunObserver):
             print(*lines, sep="\n", end="\n" * bool(lines), file=self._file, flush=True)
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        unshare(folder / RUN_LOG)
         self._file = (folder / RUN_LOG).open("a", encoding="utf-8", errors="backslashreplace")
         self._lines.run_started(scenario, folder, resumed_from)
 

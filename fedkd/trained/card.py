@@ -12,7 +12,6 @@ from fedkd.continual.learner import Learner
 from fedkd.data.load import first_task, task_names
 from fedkd.data.pixels import Rotation
 from fedkd.data.stream import FederatedStream
-from fedkd.errors import one_line
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.recorder import METRICS, read_metrics
@@ -23,7 +22,7 @@ USE = """```python
 from load import load  # load.py lies beside this file
 
 client = load({index}{task})
-client.predict(x)      # places in client.classes, of samples {samples} as the data set stores them
+client.predict(x)      # names of classes, of samples {samples} as the data set stores them
 client.model           # torch module in evaluation mode, of normalised samples: client.normalise(x)
 ```"""
 
@@ -60,7 +59,7 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
     scenario = run.plan.scenario
     learner = f" Tasks are learned with `{scenario.continual.learner}`." if scenario.continual else ""
     parts = [
-        f"# {scenario.name}: {len(entries)} trained clients",
+        f"# {_plain(scenario.name)}: {len(entries)} trained clients",
         f"Clients of a federation simulated with fedkd {__version__}: strategy"
         f" `{scenario.fusion.strategy}`, seed"
         f" {scenario.seed}, after round {run.round} of {scenario.last_round}.{learner}",
@@ -76,9 +75,20 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
         *_data(run),
         *_notes(run, entries, left_out),
         "## Scenario",
-        f"```toml\n{dump_toml(scenario).strip()}\n```",
+        _code(dump_toml(scenario, run.folder).strip()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return a name that somebody gave as Markdown that shows it, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|$~&])", r"\\\1", " ".join(text.split()))
+
+
+def _code(toml: str) -> str:
+    """Return a block of code whose fence is longer than any in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", toml)), default=0))
+    return f"{fence}toml\n{toml}\n{fence}"
 
 
 def _tests(scenario: Scenario) -> str:
@@ -102,15 +112,10 @@ def _table(run: TrainedRun, entries: Sequence[Entry]) -> str:
             moments(*(found.get((entry.index, split, metric)) for metric in ("accuracy_trained", "accuracy")))
             for split in ("local", "global")
         ]
-        owner = f" {_escaped(one_line(entry.owner or ''))} |" * named
-        model = f"{_escaped(entry.architecture)} | {entry.parameters:,}"
+        owner = f" {_plain(entry.owner or '')} |" * named
+        model = f"{_plain(entry.architecture)} | {entry.parameters:,}"
         lines.append(f"| {entry.index} |{owner} {model} | {own[0]} | {own[1]} | `{entry.file}` |")
     return "\n".join(lines)
-
-
-def _escaped(text: str) -> str:
-    """Return a text as Markdown shows it letter by letter."""
-    return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", text)
 
 
 def _accuracies(run: TrainedRun) -> dict[tuple[int, str, str], float]:
@@ -136,14 +141,14 @@ def _use(run: TrainedRun, entries: Sequence[Entry]) -> str:
 def _data(run: TrainedRun) -> list[str]:
     data, scenario = run.data, run.plan.scenario
     shape = "×".join(map(str, data.input_shape))
-    names = ", ".join(data.class_names)
+    names = ", ".join(map(_plain, data.class_names))
     partition = scenario.data.partition.scheme
     told = [
-        f"`{data.name}`, samples of {shape}, classes {names}; dealt to {scenario.data.clients}"
+        f"{_plain(data.name)}, samples of {shape}, classes {names}; dealt to {scenario.data.clients}"
         f" clients by `{partition}`."
     ]
     if isinstance(data, FederatedStream):
-        tasks = "; ".join(f"{n}: {name}" for n, name in enumerate(task_names(data)))
+        tasks = "; ".join(f"{n}: {_plain(name)}" for n, name in enumerate(task_names(data)))
         told.append(f"Tasks: {tasks}. A model answers with the classes of its task.")
     if not scenario.data.normalise:
         told.append("Samples are taken as they are stored; uint8 is divided by 255.")
@@ -190,7 +195,7 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
     if isinstance(run.data, FederatedStream):
         turned = [task for task in run.data if isinstance(task.transform, Rotation)]
         notes += [
-            f"Task {task.index} is of images turned by {task.name}, which `load.py` does not do."
+            f"Task {task.index} is of images turned by {_plain(task.name)}, which `load.py` does not do."
             for task in turned
         ]
     if plan.strategy.brings_model:

@@ -70,8 +70,10 @@ class Loaded:
             return self.model(torch.from_numpy(self.normalise(x))).numpy()
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """Return the likeliest class of every sample, [n] places in `classes`."""
-        return self.logits(x).argmax(axis=1)
+        """Return the likeliest class of every sample, [n]: its name, or its number if it has none."""
+        places = self.logits(x).argmax(axis=1)
+        numbered = self.classes == [str(number) for number in range(len(self.classes))]
+        return places if numbered else np.array(self.classes)[places]
 
 
 def clients() -> dict[str, Any]:

@@ -102,7 +102,7 @@ def write_results(search: Search, trials: Sequence[Trial], folder: Path) -> None
             f"# {search.spec.metric} was {percent(best.value)} there. This scenario trains on all training\n"
             "# samples, and is tested on test samples, which the search has not looked at.\n"
         )
-        write_text_atomically(folder / BEST, header + dump_toml(found_scenario(search, best)))
+        write_text_atomically(folder / BEST, header + dump_toml(found_scenario(search, best), folder))
 
 
 def _csv(search: Search, trials: Sequence[Trial], folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import time
@@ -20,12 +21,13 @@ from stopping import StopInRound
 import fedkd
 from fedkd.benchmark import estimate, scheduler
 from fedkd.benchmark.bench import BenchResult, bench, plan_bench
+from fedkd.benchmark.so_far import study_so_far
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.cli import main
 from fedkd.errors import Interrupted
 from fedkd.plan.load import load_scenario
 from fedkd.report.statistics import interval
-from fedkd.report.study_file import read_study
+from fedkd.report.study_file import read_study, write_study
 from fedkd.tracking.events import RoundReport
 
 
@@ -282,6 +284,29 @@ def test_ctrl_c_saves_what_runs_and_says_how_to_go_on(running, tables, write, tm
     assert process.wait() == 130
     assert process.stderr == "error: stopped with 0/4 done; go on with the same command\n"
     assert len(list(out.glob("runs/*/checkpoints/round-*"))) >= running
+
+
+def test_a_killed_bench_has_the_page_of_the_cells_that_are_done(copied, capsys):
+    whole = read_study(copied)
+    for name in ("study.json", "cells.csv", "report.html"):
+        (copied / name).unlink(missing_ok=True)
+    shutil.rmtree(run_folders(copied)[0])
+    assert main(["report", str(copied)]) == 0
+    assert f"1 of {len(whole.runs)} runs are missing." in (copied / "report.html").read_text()
+    for folder in run_folders(copied):
+        shutil.rmtree(folder)
+    assert main(["report", str(copied)]) == 2
+    assert capsys.readouterr().err == f"error: {copied}: no cell of the bench is done yet\n"
+
+
+def test_cells_that_are_newer_than_the_study_are_in_the_page(copied):
+    assert study_so_far(copied) is None, "the study has them all"
+    whole = read_study(copied)
+    os.utime(copied / "study.json", (0, 0))
+    study = study_so_far(copied)
+    assert study is not None and study.missing == 0
+    write_study(study, copied)
+    assert read_study(copied) == whole
 
 
 def test_two_benches_do_not_share_a_folder(in_turn, tmp_path):

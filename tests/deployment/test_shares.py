@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,13 @@ def test_nobody_finds_a_sample_of_another(dealt):
     labels = {name for name in load_file(found.folder / "server" / ARRAYS) if "_y" in name}
     assert labels == {"0/test_y"}, "of the transfer set it has none"
     assert of(found, 0).client(1).train_x.shape == (0, 1, 8, 8)
+
+
+def test_the_samples_are_for_their_owner_alone(dealt):
+    found = dealt()
+    for folder in (found.folder / "server", *map(found.of_client, range(found.clients))):
+        modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / ARRAYS)]
+        assert modes == [0o700, 0o600]
 
 
 def test_the_servers_strategy_has_the_labels_that_it_needs(dealt):

@@ -219,6 +219,26 @@ def test_a_network_that_cannot_be_written_down_is_handed_to_the_loader(
     np.testing.assert_allclose(loaded.logits(SAMPLES), client.logits(SAMPLES), rtol=1e-4, atol=1e-4)
 
 
+def test_classes_with_names_are_predicted_by_name_and_shown_as_they_are(make_digits_scenario, tmp_path):
+    names = ["<script>alert(1)</script>", "a|b", "[c](http://c)", "d\n# e", "`f`"]
+    (tmp_path / "named.py").write_text(
+        "import numpy as np\n\n\ndef load():\n"
+        "    x = np.random.default_rng(0).normal(size=(400, 6)).astype('float32')\n"
+        "    y = np.arange(400) % 5\n"
+        f"    return dict(train_x=x, train_y=y, test_x=x[:50], test_y=y[:50], class_names={names!r})\n"
+    )
+    tables = make_digits_scenario() | {"rounds": 1, "plugin_path": [str(tmp_path)]}
+    tables["data"] = {"dataset": "named:load", "clients": 2, "transfer": {"source": "holdout", "size": 20}}
+    result = fedkd.run(tables, out=tmp_path / "run")
+    folder = fedkd.export(result.folder).folder
+    card = (folder / "README.md").read_text()
+    told = r"classes \<script\>alert(1)\</script\>, a\|b, \[c\](http://c), d # e, \`f\`; dealt to"
+    assert told in card
+    samples = np.random.default_rng(1).normal(size=(20, 6)).astype(np.float32)
+    places = fedkd.load_client(result.folder, 0).predict(samples)
+    assert loader(folder)(0).predict(samples).tolist() == [names[place] for place in places]
+
+
 @pytest.mark.parametrize("model", ["mlp", "lenet", "cnn", "resnet8"])
 def test_networks_of_the_zoo_can_be_written_down(model):
     network = MODELS.load(model)((1, 8, 8), 10)

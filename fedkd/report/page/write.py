@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedkd.errors import UserError
+from fedkd.paths import expanded
 from fedkd.report.page.bench import bench_page
 from fedkd.report.page.comparison import comparison_page
 from fedkd.report.page.page import MARK, Page, render
 from fedkd.report.page.record import read_record
 from fedkd.report.page.run import run_page
+from fedkd.report.study import Study
 from fedkd.report.study_file import read_study
 from fedkd.tracking.atomic import write_bytes_atomically
 from fedkd.tracking.folder import BENCH, CELLS, REPORT, SCENARIO, STUDY, TUNE
@@ -21,12 +23,14 @@ MOST_BYTES = 30_000_000
 """Size of `metrics.jsonl` up to which a run ends with its page: about a second's reading."""
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], out: Path | None = None, study: Study | None = None) -> Path:
     """Write the page of a run, of a bench, or of several runs side by side.
 
     Args:
         folders: Run folders, or one bench folder.
-        out: The file; absent: `report.html` in the folder, or for several here.
+        out: The file, or the folder that `report.html` goes into; absent: the run's or bench's folder, or for
+            several runs this one.
+        study: Of a bench folder; absent: the one that is in it.
 
     Returns:
         The file.
@@ -34,10 +38,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     Raises:
         UserError: A folder is none, something in it cannot be read, or the file cannot be written.
     """
-    page = _page(folders)
-    path = out if out is not None else (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
+    page = _page(folders, study)
+    path = _target(folders, out)
     _check_replaceable(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, path.name)
         write_bytes_atomically(path, render(page).encode("utf-8", "backslashreplace"))
     except OSError as error:
@@ -45,7 +50,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return path
 
 
-def _page(folders: Sequence[Path]) -> Page:
+def _target(folders: Sequence[Path], out: Path | None) -> Path:
+    """Return the file that a page goes into."""
+    if out is None:
+        return folders[0] / REPORT if len(folders) == 1 else Path(REPORT)
+    out = expanded(out, key="--out")
+    return out if out.suffix.lower() in (".html", ".htm") or out.is_file() else out / REPORT
+
+
+def _page(folders: Sequence[Path], study: Study | None) -> Page:
     for folder in folders:
         if not folder.is_dir():
             raise UserError("no such folder" if not folder.exists() else "is no folder", file=str(folder))
@@ -64,7 +77,7 @@ def _page(folders: Sequence[Path]) -> Page:
                 )
         return comparison_page([read_record(folder) for folder in folders])
     if is_bench(folders[0]):
-        return bench_page(read_study(folders[0]), folders[0], _text(folders[0] / BENCH))
+        return bench_page(study or read_study(folders[0]), folders[0], _text(folders[0] / BENCH))
     return run_page(read_record(folders[0]))
 
 

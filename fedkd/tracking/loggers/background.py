@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedkd.errors import Interrupted, one_line
+from fedkd.scenario.dump import relative_to
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.loggers.figures import FigureMaker, Span
 from fedkd.tracking.loggers.logger import Ending, LoggedRun, Logger
@@ -69,7 +70,7 @@ class BackgroundLogger(RunObserver):
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._folder, self._last, self._rounds = folder, resumed_from, scenario.last_round
         self._read = self._recorded()
-        run = LoggedRun(scenario, folder, resumed_from, self._told.put)
+        run = LoggedRun(relative_to(scenario, folder), folder, resumed_from, self._told.put)
 
         def begin() -> None:
             self._maker = FigureMaker(scenario, folder, resumed_from, self._pictures_every)

@@ -65,3 +65,11 @@ def test_a_search_has_no_page(tmp_path, capsys):
     (tmp_path / "search" / "tune.toml").touch()
     assert main(["report", str(tmp_path / "search")]) == 2
     assert "is a search, whose table is in table.md; its runs have pages" in capsys.readouterr().err
+
+
+def test_out_is_a_folder_or_a_page(make_run, tmp_path, capsys):
+    run = make_run("run")
+    for out, page in (("pages/all", "pages/all/report.html"), ("x/mine.html", "x/mine.html")):
+        assert main(["report", str(run), "--out", str(tmp_path / out)]) == 0
+        assert capsys.readouterr().out == f"report  {tmp_path / page}\n"
+        assert (tmp_path / page).is_file()
