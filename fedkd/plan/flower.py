@@ -110,11 +110,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_type(key: str, value: Any, wanted: Any) -> None:
-    """Refuse a value that Flower would only stumble over when it computes with it."""
+    """Refuse a value that Flower would only stumble over when it computes with it, and a negative μ."""
     allowed = {int: (int,), float: (int, float)}.get(wanted)
     if allowed and (isinstance(value, bool) or not isinstance(value, allowed)):
         name = "a whole number" if wanted is int else "a number"
         raise UserError(f"must be {name}, got {value!r}", key=f"fusion.{key}")
+    if key == "proximal_mu" and not value >= 0:
+        raise UserError(f"must be ≥ 0, got {value!r}", key=f"fusion.{key}")
 
 
 def _strategy_class(name: str) -> Any:

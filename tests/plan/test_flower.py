@@ -32,6 +32,8 @@ def test_hyperparameters_are_flowers_without_what_the_scenario_decides():
         ("FedAvgM", {"server_momentum": "much"}, "fusion.server_momentum", "must be a number, got 'much'"),
         ("Krum", {"num_malicious_nodes": 0.5}, "fusion.num_malicious_nodes", "must be a whole number"),
         ("FedProx", {"proximal_mu": True}, "fusion.proximal_mu", "must be a number"),
+        ("FedProx", {"proximal_mu": -1}, "fusion.proximal_mu", "must be ≥ 0, got -1"),
+        ("FedProx", {"proximal_mu": float("nan")}, "fusion.proximal_mu", "must be ≥ 0, got nan"),
     ],
 )
 def test_what_is_wrong_with_a_value_is_told_with_its_key(name, given, key, text):
