@@ -111,9 +111,8 @@ def _watch(child: int, told: int, shared: mmap.mmap) -> NoReturn:
             os.kill(os.getpid(), signal.SIGSTOP)
             os.killpg(child, signal.SIGCONT)
         elif number in HELD_BACK and shared[_HOLDS]:
-            insisted = insisted or (
-                bool(held) and number != signal.SIGHUP
-            )  # a closed terminal sends it twice
+            # A closed terminal sends SIGHUP twice.
+            insisted = insisted or (bool(held) and number != signal.SIGHUP)
             held.append(number)
         elif number not in (signal.SIGCHLD, None):
             os.kill(child, number)

@@ -25,6 +25,10 @@ from fedkd.fusion.views import Arrays
 MOST_SAMPLES = 2**40
 """Training samples that a client may say it has."""
 LARGEST_FIGURE = 1e15
+TRAIN_LOSS = "train_loss"
+TRAIN_FIGURES = (msg.NUM_EXAMPLES, TRAIN_LOSS)
+Misfits = Callable[[Sequence[Message]], Mapping[int, Unfit]]
+"""Says which of some replies have uploads that are refused, and why, by client."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +74,28 @@ def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> N
                 _check_figure(f"{record}/{name}", figure)
 
 
+def sift(
+    answers: Mapping[int, Message], figures: Collection[str], misfits_of: Misfits | None = None
+) -> tuple[dict[int, Message], dict[int, Unfit]]:
+    """Return the replies that pass, and why the others do not, both in client order.
+
+    Args:
+        answers: Replies without an error, by client, ascending.
+        figures: Metrics that each has to have.
+        misfits_of: Checks the uploads; None: the replies bring none.
+    """
+    misfits: dict[int, Unfit] = {}
+    for client, reply in answers.items():
+        try:
+            check_reply(client, reply, figures)
+        except Unfit as misfit:
+            misfits[client] = misfit
+    if misfits_of is not None:
+        misfits |= misfits_of([reply for client, reply in answers.items() if client not in misfits])
+    sound = {client: reply for client, reply in answers.items() if client not in misfits}
+    return sound, dict(sorted(misfits.items()))
+
+
 def _record(content: RecordDict, name: str, kind: type) -> Mapping[str, Any]:
     """Return a record of a type; empty: there is none."""
     found = content.get(name)
@@ -86,10 +112,6 @@ def _check_figure(name: str, value: Any) -> None:
         raise Unfit(f"metric {name} is {value!r}, must be finite, or NaN if nothing was trained")
     if name.startswith("accuracy") and not (isnan(value) or 0.0 <= value <= 1.0):
         raise Unfit(f"metric {name} is {value!r}, must be in 0 … 1")
-
-
-TRAIN_LOSS = "train_loss"
-TRAIN_FIGURES = (msg.NUM_EXAMPLES, TRAIN_LOSS)
 
 
 def opened(

@@ -22,7 +22,7 @@ from fedkd.federation.arrays import payload_bytes
 from fedkd.federation.chance import ChanceWatch
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.client_states import fetched, hand_back
-from fedkd.federation.gate import check_reply
+from fedkd.federation.gate import sift
 from fedkd.federation.job_time import JobTime
 from fedkd.federation.measurements import Measurements
 from fedkd.federation.messenger import Messenger
@@ -32,7 +32,6 @@ from fedkd.federation.saved_arrays import Arrays, write_arrays
 from fedkd.federation.saved_checkpoint import SERVER, Checkpoint
 from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.federation.transferability import PHASE, transfer_probe
-from fedkd.fusion.forms import Unfit
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
@@ -354,20 +353,11 @@ class Rounds:
         Raises:
             RunFailed: One does not, and the scenario has the run end then.
         """
-        figures = self._measurements.figures(phase)
-        misfits: dict[int, Unfit] = {}
-        for client, reply in answers.items():
-            try:
-                check_reply(client, reply, figures)
-            except Unfit as misfit:
-                misfits[client] = misfit
-        sound = {client: reply for client, reply in answers.items() if client not in misfits}
-        if phase == "train":
-            misfits |= self._strategy.misfits(list(sound.values()))
-        if not misfits:
-            return sound
-        self._messenger.refuse(round, phase, dict(sorted(misfits.items())), len(answers))
-        return {client: reply for client, reply in answers.items() if client not in misfits}
+        uploads = self._strategy.misfits if phase == "train" else None
+        sound, misfits = sift(answers, self._measurements.figures(phase), uploads)
+        if misfits:
+            self._messenger.refuse(round, phase, misfits, len(answers))
+        return sound
 
     def _account(self, bytes_up: int = 0) -> int:
         """Add what the method has sent to the totals; return the bytes that went to clients."""

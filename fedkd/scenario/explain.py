@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from fedkd.errors import UserError, did_you_mean, nearest
+from fedkd.errors import UserError, did_you_mean
 from fedkd.explain import explain_error
 from fedkd.scenario.asked import asked_for
 from fedkd.scenario.schema import Scenario
@@ -44,7 +44,7 @@ def unknown_key(name: str, known: Iterable[str], of: str = "") -> str:
         of: Whose key it would be, such as ``" for strategy 'knfu'"``.
     """
     told = asked_for(name)
-    if told is None and nearest(name, known) is None and (elsewhere := _places().get(name)):
+    if told is None and (elsewhere := _places().get(name)):
         told = f"did you mean {' or '.join(elsewhere[:MOST_PLACES])}?"
     return f"unknown key{of}; {told or did_you_mean(name, known)}"
 

@@ -31,6 +31,7 @@ from fedkd.scenario.schema import Scenario
         ("lr", "did you mean training.lr?"),
         ("fusion.momentum", "did you mean training.momentum?"),
         ("data.alpha", "did you mean data.partition.alpha or data.transfer.alpha?"),
+        ("dataset", "did you mean data.dataset?"),
         ("ruonds", "did you mean 'rounds'?"),
         ("fusion.bta", "did you mean 'beta'?"),
         ("engine.quux", "allowed: "),
