@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import fedkd
+from fedkd.continual.registry import LEARNERS
+from fedkd.fusion.registry import STRATEGIES
 from fedkd.plan.load import parse_scenario
 
 FOLDER = Path(__file__).resolve().parent / "metrics"
@@ -107,6 +109,97 @@ RUNS: dict[str, dict[str, Any]] = {
     "stream-exssnet": SHORT_STREAM | {"continual": stream("exssnet", "split", kkt=True), "clients": [MLP]},
 }
 """What each run changes in `BASE`, table by table."""
+
+
+# One short run of every strategy and learner ----------------------------------------------------------
+
+SMALL: dict[str, Any] = {
+    "name": "golden-method",
+    "seed": 7,
+    "rounds": 2,
+    "data": BASE["data"]
+    | {
+        "clients": 3,
+        "partition": {"scheme": "dirichlet", "alpha": 1.0, "samples_per_client": 40},
+        "transfer": {"source": "holdout", "size": 40},
+        "test_size": 60,
+    },
+    "clients": [MLP],
+    # Plain SGD: Adam's first steps are as large as the sign of a gradient, which last bits may turn.
+    "training": {"optimizer": "sgd", "lr": 0.1, "batch_size": 20},
+    "engine": {"kind": "inline"},
+}
+SERVER = {"server_model": "mlp", "server_args": {"hidden": [16]}, "server_epochs": 2}
+SHARED = {"shared_args": {"hidden": [8]}}
+OWN: dict[str, dict[str, Any]] = {
+    "bottleneck": {"width": 2, "refresh": 2},
+    "cfd": SERVER,
+    "feddf": {"server_epochs": 2},
+    "fedet": SERVER,
+    "fedgen": {"server_steps": 5},
+    "fedgkt": {"server_epochs": 2, "server_hidden": [16]},
+    "fedhkt": SERVER | {"clusters": 2},
+    "fedkd": SHARED,
+    "fedmrl": SHARED,
+    "fml": SHARED,
+    "mhat": SERVER,
+    "target": {"samples": 20, "synthesis_batch_size": 20, "generator_steps": 2},
+}
+"""What a strategy wants besides its name, and what makes it cheap."""
+STREAMS = {"fedmask": ("supsup", {}), "fedweit": ("fedweit", {}), "target": ("naive", {"head": "class"})}
+"""Learner and keys of the stream that a strategy needs."""
+
+
+def short_stream(learner: str, **keys: Any) -> dict[str, Any]:
+    """Return the table of a stream of two tasks, a round each."""
+    tasks = {"kind": "split", "count": 2, "classes_per_task": 3}
+    return {"learner": learner, "rounds_per_task": 1, "tasks": tasks, **keys}
+
+
+def of_strategy(name: str) -> dict[str, Any]:
+    """Return the scenario of a strategy's run."""
+    tables = SMALL | {"fusion": {"strategy": name} | OWN.get(name, {})}
+    if name in STREAMS:
+        learner, keys = STREAMS[name]
+        tables = tables | {"rounds": None, "continual": short_stream(learner, **keys)}
+    if name == "gossip":
+        tables = tables | {"topology": {"graph": "ring"}}
+    if name == "moon":
+        tables = tables | {"clients": [{"model": "mlp", "args": {"hidden": [16], "projection": 8}}]}
+    return tables
+
+
+def of_learner(name: str) -> dict[str, Any]:
+    """Return the scenario of a learner's run."""
+    fusion = {"strategy": "fedweit" if name == "fedweit" else "knfu"}
+    stream = short_stream(name) | {"rounds_per_task": 2}
+    training = SMALL["training"] | {"local_epochs": 2}
+    return SMALL | {"rounds": None, "fusion": fusion, "continual": stream, "training": training}
+
+
+METHODS = {f"strategy {name}": of_strategy(name) for name in sorted(STRATEGIES.builtin)} | {
+    f"learner {name}": of_learner(name) for name in sorted(LEARNERS.builtin)
+}
+"""The scenario of each method's run."""
+OF_METHODS = Path(__file__).resolve().parent / "methods.json"
+
+
+def method_figures(name: str) -> dict[str, Any]:
+    """Run a method; return the federation's mean losses, round after round, and the bytes that travelled."""
+    tables = {key: value for key, value in METHODS[name].items() if value is not None}
+    losses: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        result = fedkd.run(parse_scenario(tables), out=Path(folder) / "run")
+        rows, final = result.metrics(), result.summary["final"]
+    for row in rows:
+        if row["metric"] == "loss" and row["client"] is None and row["task"] is None:
+            losses[f"{row['split']} loss"].append(rounded(row["value"]))
+    return {**losses, "bytes": [final["bytes_up"], final["bytes_down"]]}
+
+
+def kept_methods() -> dict[str, dict[str, Any]]:
+    """Return the figures of all methods that lie in the repository."""
+    return json.loads(OF_METHODS.read_text(encoding="utf-8")) if OF_METHODS.exists() else {}
 
 
 # Figures ----------------------------------------------------------------------------------------------

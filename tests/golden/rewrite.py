@@ -1,12 +1,13 @@
 """Write the figures of golden runs anew, after a change of behaviour that is meant.
 
-    python tests/golden/rewrite.py [RUN …]
+    python tests/golden/rewrite.py [RUN OR METHOD …]
 
 Figures that still agree with those kept are left as they are, so that the difference in review is the change.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -20,7 +21,14 @@ import golden_runs
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
-    for name in sys.argv[1:] or golden_runs.RUNS:
+    names = sys.argv[1:] or [*golden_runs.RUNS, *golden_runs.METHODS]
+    methods = golden_runs.kept_methods()
+    for name in filter(golden_runs.METHODS.__contains__, names):
+        methods[name] = golden_runs.method_figures(name)
+    methods = {name: methods[name] for name in golden_runs.METHODS}
+    lines = [f"  {json.dumps(name)}: {json.dumps(figures)}" for name, figures in methods.items()]
+    golden_runs.OF_METHODS.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    for name in filter(golden_runs.RUNS.__contains__, names):
         kept, got = golden_runs.kept_figures(name), golden_runs.run_figures(name)
         lines = golden_runs.differences(kept, got)
         path = golden_runs.FOLDER / f"{name}.json"

@@ -15,6 +15,20 @@ def test_a_run_gives_the_figures_that_are_kept(name):
         pytest.fail("\n".join([first, *lines, meant]), pytrace=False)
 
 
+@pytest.mark.parametrize("name", golden_runs.METHODS)
+def test_a_method_gives_the_losses_and_bytes_that_are_kept(name):
+    """Losses agree to five thousandths: kernels of other processors change a thousandth at most (iCaRL)."""
+    kept, got = golden_runs.kept_methods().get(name, {}), golden_runs.method_figures(name)
+    meant = f"if the change is meant: python tests/golden/rewrite.py '{name}'"
+    assert kept.keys() == got.keys() and kept["bytes"] == got["bytes"], meant
+    for series in kept.keys() - {"bytes"}:
+        assert got[series] == pytest.approx(kept[series], rel=5e-3), f"{series}; {meant}"
+
+
+def test_every_method_has_its_line():
+    assert golden_runs.kept_methods().keys() == golden_runs.METHODS.keys()
+
+
 def test_every_file_is_that_of_a_run():
     assert {path.stem for path in golden_runs.FOLDER.iterdir()} == set(golden_runs.RUNS)
 
