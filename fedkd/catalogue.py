@@ -59,8 +59,8 @@ def strategies() -> Iterator[str]:
     """Yield every fusion strategy in a line, by family and by what it needs; details come by name."""
     from flwr.serverapp import strategy as flower
 
+    from fedkd.federation.flower_strategies import flower_strategy_names
     from fedkd.fusion.registry import STRATEGIES, needs_of
-    from fedkd.plan.flower import flower_strategy_names
 
     families: dict[str, list[Line]] = {}
     for name, strategy in _parts(STRATEGIES):
@@ -83,8 +83,8 @@ def strategy_details() -> Iterator[str]:
     """Yield every fusion strategy: what it does, what clients send, its hyper-parameters, its paper."""
     from flwr.serverapp import strategy as flower
 
+    from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
     from fedkd.fusion.registry import STRATEGIES, needs_of, strategy_hyperparameters
-    from fedkd.plan.flower import flower_hyperparameters, flower_strategy_names
 
     for name, strategy in _parts(STRATEGIES):
         if isinstance(strategy, UserError):

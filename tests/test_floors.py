@@ -66,7 +66,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "__init__"),
 )
 WITHOUT_FLOWER_AND_RAY = (
-    *("scenario", "data", "models", "training", "continual", "fusion", "clients", "server"),
+    *("scenario", "data", "models", "training", "continual", "fusion", "plan", "clients", "server"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

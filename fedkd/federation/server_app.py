@@ -81,7 +81,7 @@ def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
             exponent=None if unwaiting is None else unwaiting.staleness,
             peers=peers,
         )
-    from fedkd.plan.flower import make_flower_strategy
+    from fedkd.federation.flower_strategies import make_flower_strategy
 
     fusion = plan.scenario.fusion
     strategy = make_flower_strategy(fusion.strategy, fusion.model_extra or {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedkd.errors import UserError
@@ -50,6 +51,8 @@ class Table:
 
 FUSION = Table("fusion", "strategy", Fusion)
 CONTINUAL = Table("continual", "learner", Continual)
+_FLOWER = "fedkd.federation.flower_strategies"
+"""Loaded by name, as registries load their parts: other plans need no Flower."""
 
 
 def bind_strategy(scenario: Scenario) -> tuple[ClientHalf, dict[str, Any]]:
@@ -113,14 +116,14 @@ def _bind(
 
 def _bind_flower(fusion: Fusion) -> tuple[ClientHalf, dict[str, Any]]:
     from fedkd.fusion.weight_exchange import WeightExchange
-    from fedkd.plan.flower import flower_hyperparameters, make_flower_strategy
 
+    flower = import_module(_FLOWER)
     given = dict(fusion.model_extra or {})
-    defaults = flower_hyperparameters(fusion.strategy)
+    defaults = flower.flower_hyperparameters(fusion.strategy)
     FUSION.check_names(fusion.strategy, given, defaults)
     for name, value in given.items():
         _check_like(value, defaults[name], key=f"fusion.{name}")
-    make_flower_strategy(fusion.strategy, given)
+    flower.make_flower_strategy(fusion.strategy, given)
     # What has no default was given: Flower's strategy was built without complaint.
     return WeightExchange(fusion.strategy), FUSION.filled_in({}, {**defaults, **given})
 

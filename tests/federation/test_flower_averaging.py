@@ -13,11 +13,11 @@ import fedkd
 from fedkd.clients.factory import ClientFactory, initial_weights
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import RunFailed
+from fedkd.federation import flower_strategies
 from fedkd.federation.checkpoint import CheckpointStore
 from fedkd.federation.flower_averaging import restore_strategy, strategy_state
+from fedkd.federation.flower_strategies import flower_strategy_names, make_flower_strategy
 from fedkd.namespaces import below
-from fedkd.plan import flower
-from fedkd.plan.flower import flower_strategy_names, make_flower_strategy
 from fedkd.plan.load import load_plan
 from fedkd.plan.plan import Plan
 
@@ -177,7 +177,7 @@ def test_state_is_whole_and_in_order(name, averaged, tmp_path, monkeypatch):
         used.append(make_flower_strategy(*arguments))
         return used[-1]
 
-    monkeypatch.setattr(flower, "make_flower_strategy", make)
+    monkeypatch.setattr(flower_strategies, "make_flower_strategy", make)
     fedkd.run(plan, out=tmp_path / "run")
     state = strategy_state(used[0])
     assert state

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from fedkd.errors import UserError
+from fedkd.federation.flower_strategies import flower_strategy_names
 from fedkd.fusion.registry import STRATEGIES
-from fedkd.plan.flower import flower_strategy_names
 from fedkd.plan.load import parse_plan, parse_unopened
 from fedkd.scenario.schema import FLOWER_PREFIX
 

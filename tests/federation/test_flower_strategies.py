@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.plan.flower import flower_hyperparameters, flower_strategy_names, make_flower_strategy
+from fedkd.federation.flower_strategies import (
+    flower_hyperparameters,
+    flower_strategy_names,
+    make_flower_strategy,
+)
 
 
 def test_the_strategies_of_the_papers_are_there():
