@@ -35,7 +35,7 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
         UserError: The first thing that would stop a run.
     """
     from fedkd.data.load import load_data
-    from fedkd.engine.gpus import check_local_gpus
+    from fedkd.engine.ray_placement import check_local_gpus
     from fedkd.tracking.loggers.registry import check_loggers
 
     scenario = plan.scenario

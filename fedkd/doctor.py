@@ -97,8 +97,7 @@ def _ray_resources() -> str:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    from fedkd.engine.ray_lean import lean
-    from fedkd.engine.ray_local import allowed_cpus, secluded
+    from fedkd.engine.compat import allowed_cpus, lean, secluded
 
     with lean(), secluded() as seclusion:
         ray.init(

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.engine.started import StartedEngine, started_engine
+from fedkd.engine.started_engine import StartedEngine, started_engine
 from fedkd.errors import ActorsLost, EngineLost, Interrupted, RunFailed, UserError
 from fedkd.paths import expanded
 from fedkd.plan.continuation import check_continuation
@@ -233,14 +233,16 @@ def _rounds(
         What the rounds cost that count: not those that were lost.
 
     Raises:
-        EngineLost: Too much was lost (see `Losses`), or what is left is not enough.
+        EngineLost: Too much was lost (see `RestartPolicy`), or what is left is not enough.
     """
-    from fedkd.engine.losses import Losses, place
+    from fedkd.engine.restart_policy import RestartPolicy, restart_point
     from fedkd.federation.checkpoint import CheckpointStore
     from fedkd.federation.run_control import RunControl
     from fedkd.federation.server_app import ServerContext, app
 
-    losses = Losses(plan.scenario.engine.restarts, tolerant=plan.scenario.faults.on_client_error != "fail")
+    policy = RestartPolicy(
+        plan.scenario.engine.restarts, tolerant=plan.scenario.faults.on_client_error != "fail"
+    )
     control = RunControl(folder, observer, stopping, resume)
     while True:
         context = ServerContext(plan, engine.data, control)
@@ -257,9 +259,9 @@ def _rounds(
                 raise lost
             began = CheckpointStore(folder).began()
             saved = 0 if began is None else began[1]
-            if (end := losses.suffer(lost, saved)) is not None:
+            if (end := policy.record(lost, saved)) is not None:
                 raise end from lost
-            observer.message(f"{lost}; going back to {place(saved)} ({losses.count})")
+            observer.message(f"{lost}; going back to {restart_point(saved)} ({policy.count})")
             try:
                 engine.renew()
                 renewed = True

@@ -258,8 +258,8 @@ def ray_session():
 
     import ray
 
-    from fedkd.engine.ray_lean import lean
-    from fedkd.engine.ray_patience import twice
+    from fedkd.engine.compat import lean
+    from fedkd.engine.ray_cluster import start_with_retry
     from fedkd.errors import EngineLost
 
     def start() -> None:
@@ -275,7 +275,7 @@ def ray_session():
 
     try:
         with lean():
-            twice(start)
+            start_with_retry(start)
     except EngineLost as error:
         raise NoSharedRay(str(error)) from error
     yield

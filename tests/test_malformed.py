@@ -514,7 +514,7 @@ def test_on_a_ray_of_its_own_ray_keeps_quiet(places):
     """A GPU where there is none, and a client that takes its process with it: a line each, fedkd's own."""
     code = f"""
 from fedkd.cli import main
-from fedkd.engine.ray_pool import connect
+from fedkd.engine.ray_cluster import connect
 from fedkd.scenario.schema import Engine
 connect(Engine())
 words = ["run", {places["FILE"]!r}, "--engine", "ray", "--quiet", "--out", {places["OUT"]!r}]

@@ -17,9 +17,9 @@ import numpy as np
 
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, load_data
-from fedkd.engine.ray_check import check_nodes, other_nodes
-from fedkd.engine.ray_pool import RayCluster
-from fedkd.engine.shipped import shipped
+from fedkd.engine.node_check import check_nodes, other_nodes
+from fedkd.engine.plugin_shipping import files_to_ship
+from fedkd.engine.ray_cluster import RayCluster
 from fedkd.errors import EngineLost, FedkdError, UserError
 from fedkd.plan.plan import open_plan
 from fedkd.scenario.load import scenario_from_json
@@ -89,7 +89,7 @@ def check_places(jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCl
         scenario = scenario_from_json(scenario_json)
         tried.setdefault(scenario.data.model_dump_json(), scenario_json)
     scenario = scenario_from_json(jobs[0][0])
-    check_nodes(scenario, cluster, share, shipped(scenario))
+    check_nodes(scenario, cluster, share, files_to_ship(scenario))
     folder = Path(jobs[0][1]).parent
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / MARK

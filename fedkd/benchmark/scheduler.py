@@ -9,7 +9,8 @@ from typing import Any
 
 from fedkd.benchmark.places import check_places
 from fedkd.benchmark.worker import Outcome, run_cell
-from fedkd.engine.ray_pool import RayCluster, connect, count_actors, gpu_share
+from fedkd.engine.ray_cluster import RayCluster, connect
+from fedkd.engine.ray_placement import count_actors, gpu_share
 from fedkd.errors import EngineLost
 from fedkd.scenario.schema import Engine
 from fedkd.signals import stop_signals

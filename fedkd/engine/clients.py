@@ -9,40 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
-from torch import nn
 
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.memory import bytes_of_client, checked_models, clients_that_fit
-from fedkd.data.load import Data, first_task
-from fedkd.engine.blocks import Blocks
+from fedkd.data.load import Data
+from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room
-from fedkd.engine.ray_check import check_nodes
-from fedkd.engine.ray_pool import RayCluster, gpu_share
-from fedkd.engine.ray_room import room_for_actors
-from fedkd.engine.shipped import ShippedFolder, placed, shipped
+from fedkd.engine.node_check import check_nodes
+from fedkd.engine.plugin_shipping import ShippedFolder, files_to_ship, with_shipped_files
+from fedkd.engine.ray_cluster import RayCluster
+from fedkd.engine.ray_placement import gpu_share, room_for_actors
+from fedkd.engine.work_assignment import client_costs
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.context import local_context
-from fedkd.models.build import forward_flops
-from fedkd.models.estimator import Estimator
-from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan, resolve
 from fedkd.scenario.load import scenario_from_json
 from fedkd.training.device import resolve_device
 
-ESTIMATOR_FLOPS = 1_000_000
-"""What a sample is taken to cost a model that is not a network: about as much as a small one."""
-
 
 @dataclass(frozen=True)
-class Lodging:
-    """What a process has to know to say how many clients it has room for.
+class MemoryShare:
+    """What a process needs to know to say how many clients it has room for.
 
     Attributes:
         client_bytes: What a client takes in memory, about.
         processes: Processes that share the memory of a machine, at most.
         gpu_share: Share of a GPU that each has.
-        folder: Where what has no room lies, if there is such a folder on the process's machine.
+        folder: Where the states of idle clients lie, if the process's machine has it.
     """
 
     client_bytes: int
@@ -67,7 +61,7 @@ class ScenarioWorkload:
     Args:
         scenario_json: The resolved scenario.
         data: The federation's data; its arrays lie in shared memory.
-        lodging: Says how many clients the actor has room for; absent: all of its own.
+        memory: Says how many clients the actor has room for; absent: all of its own.
         folders: Files of the scenario's plug-ins, where the actor may be on another machine.
 
     Attributes:
@@ -78,12 +72,12 @@ class ScenarioWorkload:
         self,
         scenario_json: str,
         data: Data,
-        lodging: Lodging | None = None,
+        memory: MemoryShare | None = None,
         folders: Sequence[ShippedFolder] = (),
     ) -> None:
-        plan = resolve(placed(scenario_from_json(scenario_json), folders), written=False)
+        plan = resolve(with_shipped_files(scenario_from_json(scenario_json), folders), written=False)
         self._clients = ClientFactory(plan, data)
-        self.room = Room() if lodging is None else lodging.room(plan)
+        self.room = Room() if memory is None else memory.room(plan)
 
     def app(self, message: Message, context: Context) -> Message:
         """Handle a message."""
@@ -118,8 +112,8 @@ def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGri
         plan.scenario.data.clients,
         blocks=Blocks(plan.blocks),
         together=answer_together,
-        keeps_states=_keeps_states(plan),
-        room=Lodging(bytes_of_client(plan, data, models), folder=folder).room(here),
+        keeps_states=plan.scenario.faults.goes_on,
+        room=MemoryShare(bytes_of_client(plan, data, models), folder=folder).room(here),
     )
 
 
@@ -130,7 +124,7 @@ def ray_grid(
     folder: Path | None = None,
     spares: Sequence[Any] = (),
     tell: Callable[[str], None] = lambda line: None,
-):
+) -> EngineGrid:
     """Return a grid that runs the plan's clients on Ray actors.
 
     Args:
@@ -138,7 +132,7 @@ def ray_grid(
         data: The federation's data.
         cluster: Where.
         folder: Where the states of idle clients lie, on machines that have it; else where temporary files do.
-        spares: Actors that have been started already (see `fedkd.engine.ray_early`).
+        spares: Actors that have been started already.
         tell: Told a line where others work on the cluster too.
 
     Raises:
@@ -152,20 +146,20 @@ def ray_grid(
     share = gpu_share(engine, cluster, number)
     models = checked_models(plan, data)
     actors, costs = room_for_actors(engine, cluster, number, tell), client_costs(plan, data, models)
-    lodging = Lodging(bytes_of_client(plan, data, models), actors, share, folder)
-    folders = () if cluster.alone else shipped(plan.scenario)
+    memory = MemoryShare(bytes_of_client(plan, data, models), actors, share, folder)
+    folders = () if cluster.alone else files_to_ship(plan.scenario)
     check_nodes(plan.scenario, cluster, share, folders)
     with cluster.watch.guard():
         grid = RayGrid(
             ScenarioWorkload,
-            (on_its_device(plan, share).scenario.model_dump_json(), data, lodging, folders),
+            (on_its_device(plan, share).scenario.model_dump_json(), data, memory, folders),
             costs,
             actors=actors,
             cpus_per_actor=engine.cpus_per_actor,
             gpus_per_actor=share,
             blocks=Blocks(plan.blocks),
             timeout=plan.scenario.faults.timeout,
-            keeps_states=_keeps_states(plan),
+            keeps_states=plan.scenario.faults.goes_on,
             spares=spares,
             watch=cluster.watch,
         )
@@ -177,11 +171,6 @@ def ray_grid(
     return grid
 
 
-def _keeps_states(plan: Plan) -> bool:
-    """Return whether a run goes on after a client has failed."""
-    return plan.scenario.faults.goes_on
-
-
 def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
     """Return the plan on the CPU where clients shall have no GPU: Ray does not hide one from them."""
     if plan.scenario.engine.device != "auto" or gpus_per_actor != 0:
@@ -190,50 +179,9 @@ def on_its_device(plan: Plan, gpus_per_actor: float | None) -> Plan:
 
 
 def expected_room(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return how many clients a process of this machine would have room for, and the bytes of each, about.
-
-    Args:
-        plan: What to simulate.
-        data: The federation's data.
-    """
+    """Return how many clients a process of this machine would have room for, and the bytes of each, about."""
     engine, of_client = plan.scenario.engine, bytes_of_client(plan, data, checked_models(plan, data))
     processes = 1 if engine.kind == "inline" else engine.actors or len(plan.blocks)
-    room = Lodging(of_client, min(processes, len(plan.blocks)), engine.gpus_per_actor or 1.0).room(plan)
+    room = MemoryShare(of_client, min(processes, len(plan.blocks)), engine.gpus_per_actor or 1.0).room(plan)
     assert room.clients is not None
     return room.clients, of_client
-
-
-def client_costs(
-    plan: Plan, data: Data, models: Sequence[nn.Module | Estimator] | None = None
-) -> list[float]:
-    """Return an estimate of each client's work in a round, in floating-point operations.
-
-    A training step costs about three forward passes. The estimate only decides which actor owns a client.
-
-    Args:
-        plan: What to simulate.
-        data: The federation's data.
-        models: One of each group, if they have been built.
-    """
-    scenario, models = plan.scenario, models or checked_models(plan, data)
-    flops = {
-        id(group): forward_flops(model, data.input_shape, data.input_dtype)
-        if isinstance(model, nn.Module)
-        else ESTIMATOR_FLOPS
-        for group, model in zip(scenario.clients, models, strict=True)
-    }
-    first, strategy, fusion = first_task(data), plan.strategy, scenario.fusion
-    known = len(first.transfer_x) if strategy.uses_transfer_set else 0
-    distilled = known * (3 * fusion.distill_epochs + 1)
-    # Weights that all clients are sent are tested once a process, what each has trained for itself.
-    moments = 1 if strategy.brings_model else 2
-    tested = moments * len(first.test_y) / scenario.evaluate_every
-    evaluated = frozenset(evaluated_clients(scenario))
-    costs = []
-    for client, group in enumerate(plan.groups):
-        start, stop = first.train_bounds[client]
-        epochs = strategy.trained_epochs(scenario.training.local_epochs)
-        trained = 3 * (stop - start) * epochs * (2 if plan.recipe.rehearse > 0 else 1)
-        samples = trained + distilled + (tested if client in evaluated else 0)
-        costs.append(float(flops[id(group)] * samples))
-    return costs

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 
 from flwr.app import Context, Message
 
-from fedkd.engine.blocks import Blocks
-from fedkd.engine.grid import EngineGrid
-from fedkd.engine.heap import keep_freed_memory
+from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.live_clients import LiveClients, Room, Together
+from fedkd.engine.malloc import keep_freed_memory
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.identity import assume_identity, client_of
 

@@ -1,4 +1,4 @@
-"""The actor of the Ray engine: a process that owns some of the clients."""
+"""The actor of the Ray engine: a process that owns some of the clients, and notes what it works on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message
 from ray import get_runtime_context
 
-from fedkd.engine.heap import keep_freed_memory
 from fedkd.engine.live_clients import LiveClients
-from fedkd.engine.work_note import WorkNote
+from fedkd.engine.malloc import keep_freed_memory
 from fedkd.federation.identity import assume_identity, client_of
 from fedkd.plugins import contained
+from fedkd.tracking.leftovers import TemporaryFolder
+
+ID_BYTES = 32
+"""Length of a message's id; see `fedkd.federation.identity.give_id`."""
 
 Part = tuple[Message, Mapping[str, int]]
 """A message, and the numbers of the held records that belong into it, by name."""
@@ -143,3 +147,59 @@ class _Held:
 
     record: ArrayRecord
     uses: int
+
+
+# Work notes -----------------------------------------------------------------------------------------------
+
+# Which message was an actor at work on when it died? A reply that is done may die with its actor before it is
+# sent, so the first message without a reply need not be the culprit. Each actor therefore notes the message
+# that it begins in a small file. That costs microseconds; a message of its own to the driver would cost as
+# much as a small client's work.
+
+
+class WorkNote:
+    """An actor's end: says which message it works on.
+
+    Args:
+        path: The file that the driver made; on another node than the driver's there is none, and no note.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            self._file: int | None = os.open(path, os.O_WRONLY)
+        except OSError:
+            self._file = None
+
+    def begin(self, message_id: str) -> None:
+        """Note that the work on a message begins."""
+        if self._file is not None:
+            os.pwrite(self._file, message_id.encode().ljust(ID_BYTES)[:ID_BYTES], 0)
+
+
+class WorkNotes:
+    """The driver's end: one file for each actor. The next driver removes what a killed one leaves.
+
+    Args:
+        actors: Number of actors.
+    """
+
+    def __init__(self, actors: int) -> None:
+        self._folder = TemporaryFolder("fedkd-actors-")
+        self.paths = [str(self._folder.path / str(actor)) for actor in range(actors)]
+        for actor in range(actors):
+            self.clear(actor)
+
+    def clear(self, actor: int) -> None:
+        """Begin an actor's note anew."""
+        Path(self.paths[actor]).write_bytes(bytes(ID_BYTES))  # room, so that no note finds the disk full
+
+    def read(self, actor: int) -> str | None:
+        """Return the id of the last message that an actor began, or None where there is no telling."""
+        try:
+            return Path(self.paths[actor]).read_bytes().strip(b"\0 ").decode() or None
+        except (OSError, UnicodeDecodeError):  # gone, or what nobody wrote as a note
+            return None
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._folder.close()

@@ -4,28 +4,76 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import ray
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from ray.exceptions import RayError, RayTaskError
 
-from fedkd.engine.blocks import Blocks
-from fedkd.engine.grid import EngineGrid
+from fedkd.engine.grid import Blocks, EngineGrid
 from fedkd.engine.live_clients import changed_by
-from fedkd.engine.ray_actor import ClientActor, Part
-from fedkd.engine.ray_batch import Batch
-from fedkd.engine.ray_lending import lend_idle
+from fedkd.engine.ray_actor import ClientActor, Part, WorkNotes
 from fedkd.engine.ray_nodes import lost_node
 from fedkd.engine.ray_watch import RayWatch
-from fedkd.engine.schedule import assign_work
-from fedkd.engine.work_note import WorkNotes
+from fedkd.engine.work_assignment import assign_work
 from fedkd.errors import ActorsLost, EngineLost
+from fedkd.federation import messages as msg
 from fedkd.federation.identity import assume_identity, client_of, with_content
 from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED, TIMED_OUT
 
 POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What an actor has been handed.
+
+    Attributes:
+        actor: The actor.
+        messages: What it is to handle; none: it makes a client anew.
+        number: Calls are worked through, and told of, in this order.
+        states: Where what the clients are then will lie, if it is kept.
+    """
+
+    actor: int
+    messages: tuple[Message, ...]
+    number: int
+    states: Any = None
+
+
+class Batch:
+    """Messages on their way.
+
+    Args:
+        shared: Where records lie that more than one message carries, by their `id`.
+
+    Attributes:
+        waiting: What actors have yet to answer, in the order in which each works through it.
+        since: When each actor began with the first of it.
+    """
+
+    def __init__(self, shared: dict[int, Any]) -> None:
+        self.shared = shared
+        self.waiting: dict[Any, Call] = {}
+        self.since: dict[int, float] = {}
+        self._numbers = count()
+
+    def add(self, reference: Any, actor: int, messages: Sequence[Message], states: Any = None) -> None:
+        """Take down a call."""
+        if not any(call.actor == actor for call in self.waiting.values()):  # found soon, among thousands
+            self.since[actor] = time.monotonic()
+        self.waiting[reference] = Call(actor, tuple(messages), next(self._numbers), states)
+
+    def of(self, actor: int) -> list[Call]:
+        """Return what one actor has yet to answer."""
+        return [call for call in self.waiting.values() if call.actor == actor]
+
+    def forget(self, actor: int) -> None:
+        """Wait for an actor no longer."""
+        self.waiting = {ref: call for ref, call in self.waiting.items() if call.actor != actor}
 
 
 class RayGrid(EngineGrid):
@@ -350,3 +398,23 @@ def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
         return message, places
     kept = RecordDict({name: record for name, record in message.content.items() if name not in places})
     return with_content(message, kept), places
+
+
+def lend_idle(messages: Sequence[Message], owner: Mapping[int, int], nodes: Mapping[int, str]) -> None:
+    """Let clients that are to be evaluated know how many threads may predict.
+
+    So it is where few are evaluated, such as one for all whose weights are averaged: their actors share the
+    processors that actors of their node have and do not need.
+
+    Args:
+        messages: All that are under way.
+        owner: Client index to its actor.
+        nodes: Actor to its node.
+    """
+    actor_of = [owner[client_of(message.metadata.dst_node_id)] for message in messages]
+    busy = Counter(nodes[actor] for actor in set(actor_of))
+    there = Counter(nodes.values())
+    for message, actor in zip(messages, actor_of, strict=True):
+        lanes = there[nodes[actor]] // busy[nodes[actor]]
+        if lanes > 1 and message.metadata.message_type == msg.EVALUATE and msg.CONFIG in message.content:
+            message.content.config_records[msg.CONFIG][msg.LANES] = lanes

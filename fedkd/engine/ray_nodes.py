@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedkd.engine.compat import free_resources, node_of_actor
+
 DEATH_SECONDS = 60.0
-"""How long Ray is waited for to say whether a node is dead that cannot be reached: it takes some fifteen
-seconds of silence for a sign of it, and more where it is busy."""
+"""How long to wait for Ray to say whether a silent node is dead: that takes it fifteen seconds and more."""
 POLL_SECONDS = 0.2
 
 
@@ -53,15 +53,10 @@ def alive_nodes() -> tuple[Node, ...]:
 
 
 def free_nodes(nodes: Iterable[Node]) -> tuple[Node, ...]:
-    """Return the nodes with what nobody has reserved of them, as of a moment ago.
-
-    Through Ray's own client server (``ray://``) nobody can tell: all of them then.
-    """
-    from ray._private import state, worker
-
-    if not worker.global_worker.connected:
+    """Return the nodes with what was free on them a moment ago; all of it where Ray cannot tell."""
+    free = free_resources()
+    if free is None:
         return tuple(nodes)
-    free = state.available_resources_per_node()  # Ray (2.55) has the sum alone in public
     return tuple(
         replace(node, cpus=free.get(node.id, {}).get("CPU", 0.0), gpus=free.get(node.id, {}).get("GPU", 0.0))
         for node in nodes
@@ -86,7 +81,7 @@ def lost_node(actor: Any, error: Exception) -> str | None:
     """
     from ray.exceptions import ActorDiedError
 
-    node_id = _node_of(actor)
+    node_id = node_of_actor(actor)
     if node_id is None:
         return None
     deadline = time.monotonic() + (0.0 if isinstance(error, ActorDiedError) else DEATH_SECONDS)
@@ -108,15 +103,6 @@ def _dead(node_id: str) -> str | None:
 
     dead = (node for node in ray.nodes() if node["NodeID"] == node_id and not node["Alive"])
     return next((node["NodeManagerAddress"] for node in dead), None)
-
-
-def _node_of(actor: Any) -> str | None:
-    """Return the id of the node that an actor is on, or was."""
-    from ray._private import state
-
-    with suppress(Exception):  # Ray (2.55) tells the actor itself alone, in public
-        return state.actors(actor._actor_id.hex())["Address"]["NodeID"] or None
-    return None
 
 
 def _is_settled(actor: Any) -> bool:

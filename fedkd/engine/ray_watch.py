@@ -1,8 +1,7 @@
-"""Whether the processes that Ray needs are alive.
+"""Watch over the processes that Ray needs.
 
-Ray ends the program that uses it, with status 1 and without a word, when that program reads or writes an
-object after the raylet has died; and after a minute without the GCS. So whoever is about to call Ray asks
-here first.
+Ray ends the program that uses it, with status 1 and without a word, in two cases: it reads or writes an
+object after the raylet has died, or the GCS is away for a minute. So callers of Ray ask here first.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
+from fedkd.engine.compat import own_ray_node
 from fedkd.errors import EngineLost
 
 SETTLE_SECONDS = 1.0
@@ -90,9 +90,7 @@ class RayWatch:
 
 def watch_ray() -> RayWatch:
     """Return a watch over what this process's connection to Ray depends on."""
-    from ray._private import worker
-
-    node = getattr(worker, "_global_node", None)
+    node = own_ray_node()
     if node is None:  # Ray's own client server stands between
         return RayWatch()
     started = {name: infos[0].process for name, infos in node.all_processes.items() if infos}

@@ -88,8 +88,8 @@ def measure_fedkd(weights: np.ndarray, clients: int, actors: int, rounds: int) -
     """Measure fedkd's Ray engine."""
     import ray
 
+    from fedkd.engine.ray_cluster import LOCAL_CONFIG
     from fedkd.engine.ray_grid import RayGrid
-    from fedkd.engine.ray_pool import LOCAL_CONFIG
 
     _start_ray(ray, actors, LOCAL_CONFIG)
     grid = RayGrid(EchoWorkload, (), [1.0] * clients, actors=actors)

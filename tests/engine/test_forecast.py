@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fedkd.engine.forecast import Parts, RunSize, forecast
+PATH = Path(__file__).resolve().parents[2] / "scripts" / "cluster" / "forecast.py"
+SPEC = importlib.util.spec_from_file_location("forecast_script", PATH)
+SCRIPT = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = SCRIPT  # where dataclasses look their annotations up
+SPEC.loader.exec_module(SCRIPT)
+Parts, RunSize, forecast = SCRIPT.Parts, SCRIPT.RunSize, SCRIPT.forecast
 
 PARTS = Parts(message=0.002, train=0.5, evaluate=0.1, save=0.01, fuse=3.0, start=20.0)
 SIZE = RunSize(
@@ -49,11 +55,7 @@ def test_one_actor_works_through_all_that_changed_and_no_more_clients_than_there
 
 @pytest.mark.slow
 def test_the_script_measures_all_parts_of_a_scenario(digits_toml, ray_session):
-    path = Path(__file__).resolve().parents[2] / "scripts" / "cluster" / "forecast.py"
-    spec = importlib.util.spec_from_file_location("forecast_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    parts = script.measured(digits_toml, clients=3, rounds=2, times=1)
+    parts = SCRIPT.measured(digits_toml, clients=3, rounds=2, times=1)
     assert min(parts.message, parts.train, parts.evaluate, parts.save, parts.fuse) > 0
-    *_, line = script.table(parts, [SIZE]).splitlines()
+    *_, line = SCRIPT.table(parts, [SIZE]).splitlines()
     assert line.split()[0] == "50" and line.endswith("%")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedkd.engine.blocks import Blocks
+from fedkd.engine.grid import Blocks
 from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.inline import InlineGrid
 from fedkd.engine.live_clients import Room

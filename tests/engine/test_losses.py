@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedkd.engine.losses import Losses
+from fedkd.engine.restart_policy import RestartPolicy
 from fedkd.errors import ActorsLost
 
 
@@ -15,36 +15,36 @@ def client(index: int, round: int) -> ActorsLost:
 
 
 def test_a_run_goes_back_so_often_from_one_checkpoint_and_anew_from_the_next():
-    losses = Losses(2)
-    assert [losses.suffer(node(), 3) for _ in range(2)] == [None, None]
-    assert losses.count == "2 of 2"
-    assert losses.suffer(node(), 4) is None
-    assert losses.suffer(node(), 4) is None
-    end = losses.suffer(node(), 4)
+    policy = RestartPolicy(2)
+    assert [policy.record(node(), 3) for _ in range(2)] == [None, None]
+    assert policy.count == "2 of 2"
+    assert policy.record(node(), 4) is None
+    assert policy.record(node(), 4) is None
+    end = policy.record(node(), 4)
     assert str(end) == (
         "node 10.0.0.7 was lost; the run has gone back to the checkpoint of round 4 2 times (engine.restarts)"
     )
 
 
 def test_a_client_that_takes_its_process_down_again_is_named():
-    losses = Losses(9)
-    assert losses.suffer(client(2, 5), 4) is None
-    assert losses.suffer(client(3, 5), 4) is None, "another one"
-    assert losses.suffer(client(3, 6), 5) is None, "further on"
-    assert losses.suffer(node(), 5) is None
-    assert losses.suffer(client(3, 6), 5) is None, "a node was lost in between"
-    end = losses.suffer(client(3, 6), 5)
+    policy = RestartPolicy(9)
+    assert policy.record(client(2, 5), 4) is None
+    assert policy.record(client(3, 5), 4) is None, "another one"
+    assert policy.record(client(3, 6), 5) is None, "further on"
+    assert policy.record(node(), 5) is None
+    assert policy.record(client(3, 6), 5) is None, "a node was lost in between"
+    end = policy.record(client(3, 6), 5)
     assert (end.client, end.round) == (3, 6)
     assert str(end).endswith("died; as it did before the run went back to the checkpoint of round 5")
 
 
 def test_none_at_all():
     loss = client(1, 1)
-    assert Losses(0).suffer(loss, 0) is loss
+    assert RestartPolicy(0).record(loss, 0) is loss
 
 
 def test_where_clients_may_die_the_loss_of_a_node_alone_is_made_up_for():
-    losses = Losses(3, tolerant=True)
-    assert losses.suffer(node(), 0) is None
+    policy = RestartPolicy(3, tolerant=True)
+    assert policy.record(node(), 0) is None
     loss = client(1, 2)
-    assert losses.suffer(loss, 0) is loss
+    assert policy.record(loss, 0) is loss

@@ -7,8 +7,8 @@ from copy import deepcopy
 import pytest
 
 import fedkd
+from fedkd.engine.node_check import DECIDING, differences
 from fedkd.engine.node_probe import look_around
-from fedkd.engine.ray_check import DECIDING, differences
 from fedkd.plan.load import parse_plan
 from fedkd.plan.unopened import foreign_modules
 

@@ -16,12 +16,14 @@ from ray.exceptions import RayActorError
 
 import fedkd.engine.ray_grid as module
 from fedkd.data.federated import load_federated_data
-from fedkd.engine.blocks import Blocks
 from fedkd.engine.clients import ScenarioWorkload, on_its_device
+from fedkd.engine.grid import Blocks
+from fedkd.engine.ray_actor import WorkNote
+from fedkd.engine.ray_cluster import RayCluster
 from fedkd.engine.ray_grid import RayGrid, start_spares
-from fedkd.engine.ray_pool import Node, RayCluster, count_actors, gpu_share
+from fedkd.engine.ray_nodes import Node
+from fedkd.engine.ray_placement import count_actors, gpu_share
 from fedkd.engine.ray_watch import RayWatch
-from fedkd.engine.work_note import WorkNote
 from fedkd.errors import EngineLost, UserError
 from fedkd.federation.arrays import from_record, to_record, values_of
 from fedkd.federation.messages import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedkd.engine.ray_lending import lend_idle
+from fedkd.engine.ray_grid import lend_idle
 from fedkd.federation import messages as msg
 from fedkd.federation.identity import assume_identity, node_id_of
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.engine.ray_local import LOOPBACK_ALONE, environment
+from fedkd.engine.compat import LOOPBACK_ALONE, environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -19,8 +19,8 @@ import json, os, sys
 from pathlib import Path
 
 before = dict(os.environ)
-from fedkd.engine.ray_local import LOOPBACK_ALONE
-from fedkd.engine.ray_pool import connect
+from fedkd.engine.compat import LOOPBACK_ALONE
+from fedkd.engine.ray_cluster import connect
 from fedkd.scenario.schema import Engine
 
 cluster = connect(Engine(cpus_per_actor=0.1))

@@ -9,7 +9,7 @@ import pytest
 import ray
 from ray._private import services
 
-from fedkd.engine import ray_patience, ray_pool
+from fedkd.engine import compat, ray_cluster
 from fedkd.errors import EngineLost
 from fedkd.scenario.schema import Engine
 
@@ -35,7 +35,7 @@ def test_a_second_start_has_longer_limits_and_names_a_busy_machine(starts, monke
     with pytest.raises(
         EngineLost, match=r"did not start, twice: .*timed out.*load 4000, .* likely cause; its logs"
     ):
-        ray_pool.connect(Engine(kind="ray"))
+        ray_cluster.connect(Engine(kind="ray"))
     assert starts == [None, "180000"]
     assert LIMIT not in os.environ
 
@@ -43,7 +43,7 @@ def test_a_second_start_has_longer_limits_and_names_a_busy_machine(starts, monke
 def test_an_idle_machine_is_not_blamed(starts, monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     with pytest.raises(EngineLost) as failure:
-        ray_pool.connect(Engine(kind="ray"))
+        ray_cluster.connect(Engine(kind="ray"))
     assert "likely cause" not in str(failure.value)
 
 
@@ -57,9 +57,9 @@ def test_a_node_that_registers_late_is_waited_for(monkeypatch):
         return answer
 
     monkeypatch.setattr(services, "get_node", get_node)
-    monkeypatch.setattr(ray_patience, "_has_raylet", lambda: True)
-    monkeypatch.setattr(ray_patience.time, "sleep", lambda seconds: None)
-    with ray_patience.patient():
+    monkeypatch.setattr(compat, "_has_raylet", lambda: True)
+    monkeypatch.setattr(compat.time, "sleep", lambda seconds: None)
+    with compat.patient():
         assert services.get_node("address", "a") == {"NodeID": "a"}
     assert services.get_node is get_node
 
@@ -69,9 +69,9 @@ def test_a_node_whose_raylet_is_dead_is_not_waited_for(monkeypatch):
         raise RuntimeError("not yet")
 
     monkeypatch.setattr(services, "get_node", get_node)
-    monkeypatch.setattr(ray_patience.time, "sleep", lambda seconds: pytest.fail("it waits"))
-    monkeypatch.setattr(ray_patience, "descendants", lambda pid: [])
-    with ray_patience.patient(), pytest.raises(RuntimeError, match="not yet"):
+    monkeypatch.setattr(compat.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    monkeypatch.setattr(compat, "descendants", lambda pid: [])
+    with compat.patient(), pytest.raises(RuntimeError, match="not yet"):
         services.get_node("address", "a")
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-import fedkd.engine.ray_room as module
-from fedkd.engine.ray_local import Seclusion
+import fedkd.engine.ray_placement as module
+from fedkd.engine.compat import Seclusion
+from fedkd.engine.ray_cluster import RayCluster
 from fedkd.engine.ray_nodes import Node
-from fedkd.engine.ray_pool import RayCluster
-from fedkd.engine.ray_room import room_for_actors
+from fedkd.engine.ray_placement import room_for_actors
 from fedkd.errors import EngineLost, UserError
 from fedkd.scenario.schema import Engine
 

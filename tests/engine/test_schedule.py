@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from fedkd.data.load import load_data
-from fedkd.engine.clients import client_costs
-from fedkd.engine.schedule import assign_work
+from fedkd.engine.work_assignment import assign_work, client_costs
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.load import parse_plan
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedkd.engine import shipped as module
-from fedkd.engine.shipped import ShippedFolder, placed, shipped
+from fedkd.engine import plugin_shipping as module
+from fedkd.engine.plugin_shipping import ShippedFolder, files_to_ship, with_shipped_files
 from fedkd.errors import UserError
 from fedkd.plugins import load_object
 from fedkd.scenario.schema import Scenario
@@ -44,13 +44,13 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_what_was_imported_travels_with_its_neighbours_and_whole_packages(folder):
     scenario = Scenario(plugin_path=[str(folder)])
-    assert shipped(scenario) == ()
+    assert files_to_ship(scenario) == ()
     load_object("travelling:Class", [folder])
-    [sent] = shipped(scenario)
+    [sent] = files_to_ship(scenario)
     assert (sent.path, sorted(sent.files)) == (str(folder), ["sibling_of_travelling.py", "travelling.py"])
     assert sent.files["travelling.py"] == (folder / "travelling.py").read_bytes()
     load_object("travelling_pack.part:Class", [folder])
-    [sent] = shipped(scenario)
+    [sent] = files_to_ship(scenario)
     assert sorted(file for file in sent.files if "/" in file) == [
         "travelling_pack/__init__.py",
         "travelling_pack/deep/lazy.py",
@@ -61,19 +61,19 @@ def test_what_was_imported_travels_with_its_neighbours_and_whole_packages(folder
 def test_files_that_are_there_are_used_there(folder):
     scenario = Scenario(plugin_path=[str(folder)])
     sent = ShippedFolder(str(folder), {"travelling.py": (folder / "travelling.py").read_bytes()})
-    assert placed(scenario, [sent]) == scenario
+    assert with_shipped_files(scenario, [sent]) == scenario
 
 
 @pytest.mark.parametrize("there", ["nothing", "another"])
 def test_elsewhere_they_are_written_once_and_are_what_was_sent(there, folder):
     load_object("travelling:Class", [folder])
     scenario = Scenario(plugin_path=[str(folder), "/somewhere"])
-    sent = shipped(scenario)
+    sent = files_to_ship(scenario)
     if there == "nothing":
         shutil.rmtree(folder)
     else:
         (folder / "travelling.py").write_text("Class = None\n")
-    first, second = placed(scenario, sent), placed(scenario, sent)
+    first, second = with_shipped_files(scenario, sent), with_shipped_files(scenario, sent)
     place = Path(first.plugin_path[0])
     assert first == second and first.plugin_path[1] == "/somewhere" and place != folder
     assert {path.name: path.read_bytes() for path in place.iterdir()} == dict(sent[0].files)
@@ -82,21 +82,21 @@ def test_elsewhere_they_are_written_once_and_are_what_was_sent(there, folder):
 
 def test_what_somebody_else_put_there_is_not_trusted(folder):
     load_object("travelling:Class", [folder])
-    sent = shipped(Scenario(plugin_path=[str(folder)]))
+    sent = files_to_ship(Scenario(plugin_path=[str(folder)]))
     shutil.rmtree(folder)
     scenario = Scenario(plugin_path=[str(folder)])
-    place = Path(placed(scenario, sent).plugin_path[0])
+    place = Path(with_shipped_files(scenario, sent).plugin_path[0])
     (place / "travelling.py").write_text("Class = None\n")
-    assert placed(scenario, sent).plugin_path != [str(place)]
+    assert with_shipped_files(scenario, sent).plugin_path != [str(place)]
     (place / "travelling.py").write_bytes(sent[0].files["travelling.py"])
-    assert placed(scenario, sent).plugin_path == [str(place)]
+    assert with_shipped_files(scenario, sent).plugin_path == [str(place)]
     place.chmod(0o777)
-    assert placed(scenario, sent).plugin_path != [str(place)]
+    assert with_shipped_files(scenario, sent).plugin_path != [str(place)]
 
 
 def test_what_is_no_source_code_by_its_size_is_refused(folder, monkeypatch):
     load_object("travelling:Class", [folder])
     monkeypatch.setattr(module, "MOST_BYTES", 20)
     with pytest.raises(UserError) as caught:
-        shipped(Scenario(plugin_path=[str(folder)]))
+        files_to_ship(Scenario(plugin_path=[str(folder)]))
     assert caught.value.key == "plugin_path.0" and "a folder of their own" in caught.value.message

@@ -1,4 +1,4 @@
-"""Settling what a scenario leaves open, where its clients will work: ``training.executor = "auto"``."""
+"""Select the executor of ``training.executor = "auto"``, measured where clients will work."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from fedkd.clients.executor_choice import Choice, choose
 from fedkd.data.load import Data
 from fedkd.engine.clients import on_its_device
-from fedkd.engine.ray_pool import RayCluster, gpu_share
+from fedkd.engine.ray_cluster import RayCluster
+from fedkd.engine.ray_placement import gpu_share
 from fedkd.errors import described
 from fedkd.plan.plan import Plan, open_plan
 
 WAIT_SECONDS = 0.5
 
 
-def settled_plan(
+def with_selected_executor(
     plan: Plan, data: Data, tell: Callable[[str], None], cluster: RayCluster | None = None
 ) -> Plan:
     """Return a plan whose executor is one of the two, measured if the scenario leaves it open.
@@ -34,16 +35,16 @@ def settled_plan(
     engine = plan.scenario.engine
     share = engine.gpus_per_actor if cluster is None else gpu_share(engine, cluster, len(plan.blocks))
     placed = on_its_device(plan, share)
-    if cluster is None or cluster.seclusion is not None:  # what this process sees, actors will
+    if cluster is None or cluster.alone:  # what this process sees, actors will
         choice = choose(placed, data, tell=tell)
     else:
         tell("finding out on the cluster whether clients train quicker one by one or together")
-        choice = _choose_there(placed, data, cluster, share or 0.0)
+        choice = _choose_on_cluster(placed, data, cluster, share or 0.0)
     tell(f"executor {choice.told}")
     return plan.with_executor(choice.executor)
 
 
-def _choose_there(plan: Plan, data: Data, cluster: RayCluster, gpus: float) -> Choice:
+def _choose_on_cluster(plan: Plan, data: Data, cluster: RayCluster, gpus: float) -> Choice:
     """Choose in a process of a cluster that has what an actor will have."""
     import ray
 

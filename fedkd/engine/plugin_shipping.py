@@ -1,7 +1,7 @@
-"""Plug-ins on their way to other machines: the Python files of a scenario's folders travel with its actors.
+"""Plug-ins on other machines: the Python files of a scenario's folders travel with its actors.
 
-What a plug-in imports lazily is not known before it does. So of a folder that a module was imported from
-travel all Python files that lie in it directly, and packages whole. Other files stay where they are.
+A plug-in may import lazily. So all Python files of a folder that a module was imported from travel, and
+whole packages. Other files stay where they are.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ShippedFolder:
     files: Mapping[str, bytes]
 
 
-def shipped(scenario: Scenario) -> tuple[ShippedFolder, ...]:
+def files_to_ship(scenario: Scenario) -> tuple[ShippedFolder, ...]:
     """Return the files of the folders that this process has imported plug-ins from.
 
     Args:
@@ -52,12 +52,12 @@ def shipped(scenario: Scenario) -> tuple[ShippedFolder, ...]:
         folder, files = Path(name).resolve(), {}
         for path in sorted(_files(folder, sorted(_imported_from(folder)))):
             try:
-                files[path.relative_to(folder).as_posix()] = path.read_bytes()
+                data = files[path.relative_to(folder).as_posix()] = path.read_bytes()
             except OSError as error:
                 raise UserError(
                     f"{path} cannot be sent to the nodes: {error.strerror}", key=f"plugin_path.{index}"
                 ) from error
-            size += len(files[path.relative_to(folder).as_posix()])
+            size += len(data)
             if size > MOST_BYTES:
                 raise UserError(
                     f"the Python files of {folder} are more than {MOST_BYTES >> 20} MiB, too much to send to"
@@ -69,11 +69,11 @@ def shipped(scenario: Scenario) -> tuple[ShippedFolder, ...]:
     return tuple(folders)
 
 
-def placed(scenario: Scenario, folders: Sequence[ShippedFolder]) -> Scenario:
-    """Return a scenario whose plug-ins are imported from files that are, to the byte, those that were sent.
+def with_shipped_files(scenario: Scenario, folders: Sequence[ShippedFolder]) -> Scenario:
+    """Return a scenario that imports its plug-ins from files equal to those that were sent.
 
-    Where they lie at the same place on this machine, they are used there; else they are written into a folder
-    of this user's alone among the temporary ones.
+    Files that lie at the same place on this machine are used there. Others are written into a temporary
+    folder of this user's alone.
     """
     here = {folder.path: folder.path if _is_here(folder) else str(_written(folder)) for folder in folders}
     search = [here.get(path, path) for path in scenario.plugin_path]

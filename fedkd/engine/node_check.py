@@ -1,4 +1,4 @@
-"""Whether every node of a cluster has what the run needs, to the version: before the first round."""
+"""Check, before the first round, that every node of a cluster has what the run needs, to the version."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedkd.engine import node_probe
+from fedkd.engine.plugin_shipping import ShippedFolder
+from fedkd.engine.ray_cluster import RayCluster
 from fedkd.engine.ray_nodes import Node, is_dead, own_node
-from fedkd.engine.ray_pool import RayCluster, fitting
-from fedkd.engine.shipped import ShippedFolder
+from fedkd.engine.ray_placement import fitting
 from fedkd.errors import ActorsLost, EngineLost, UserError
 from fedkd.plan.unopened import foreign_modules
 from fedkd.plugins import module_file

@@ -1,0 +1,251 @@
+"""Private names of Ray, and what it has no setting for. A test has passed under Ray 2.55.
+
+No other module of this room touches a private name. The range of the dependency in `pyproject.toml` ends
+where the tested versions do.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fedkd.supervisor import descendants
+
+LOOPBACK_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, it has Ray take the loopback address for that of the node, on Linux too."""
+PATIENT_SECONDS = 180
+"""How long each step of a patient start may take, instead of 5 to 60 seconds."""
+_PATIENCE = {
+    "RAY_agent_register_timeout_ms": str(1000 * PATIENT_SECONDS),
+    "RAY_gcs_rpc_server_connect_timeout_s": str(PATIENT_SECONDS),
+    "RAY_gcs_server_request_timeout_seconds": str(PATIENT_SECONDS),
+    "RAY_py_gcs_connect_timeout_s": str(PATIENT_SECONDS),
+    "RAY_worker_register_timeout_seconds": str(PATIENT_SECONDS),
+}
+"""Environment variables that Ray's processes read when they start."""
+_SPARED = {"no_monitor": True, "include_log_monitor": False}
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an attribute another value in the block."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Give environment variables other values in the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def import_ray() -> None:
+    """Load Ray so that it takes no part in deciding when this process ends.
+
+    Where the parent process is process 1, as after a log-out or in a container, Ray takes that for a dead
+    raylet. It then ends this process with status 1 at the first call that fails, as during shutdown. It does
+    not if it is told, when it is loaded, which process the raylet is.
+    """
+    if "ray" in sys.modules or "RAY_RAYLET_PID" in os.environ:
+        return
+    with environment({"RAY_RAYLET_PID": str(os.getpid())}):
+        import ray  # noqa: F401
+
+
+# Starting a Ray of one's own ------------------------------------------------------------------------------
+
+
+@contextmanager
+def lean() -> Iterator[None]:
+    """Start Ray in the block without processes that a single run does not need.
+
+    These are an autoscaler's monitor, a reader of logs and a web server for a dashboard. `ray.init` waits
+    for them even where there is to be none: one and a half seconds of a CPU.
+    """
+    from ray._private import node, parameter
+
+    with ExitStack() as changed:
+        params = getattr(parameter, "RayParams", None)
+        if params is not None:
+            known = inspect.signature(params).parameters
+            spared = {name: value for name, value in _SPARED.items() if name in known}
+            changed.enter_context(replaced(parameter, "RayParams", functools.partial(params, **spared)))
+        if hasattr(node.Node, "start_api_server"):
+            changed.enter_context(replaced(node.Node, "start_api_server", _start_no_server))
+        yield
+
+
+def _start_no_server(self: Any, *args: Any, **options: Any) -> None:
+    self._webui_url = ""
+
+
+@contextmanager
+def secluded() -> Iterator[Seclusion]:
+    """Keep the Ray that is started in the block to this process; yield what ends that.
+
+    Left to itself, Ray listens on all addresses of the machine and runs what anybody sends. In the block it
+    takes the loopback address alone and asks for a token. Afterwards the environment is what it was: other
+    processes that this one starts learn no token.
+    """
+    from ray._private import ray_constants
+
+    seclusion = Seclusion()
+    # ENABLE_RAY_CLUSTER was read from the environment when Ray was loaded.
+    with (
+        replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),
+        environment({LOOPBACK_ALONE: "0", **seclusion.begin()}),
+    ):
+        try:
+            yield seclusion
+        except BaseException:
+            seclusion.end()
+            raise
+
+
+class Seclusion:
+    """The token of a local Ray, which this process shows with every call."""
+
+    def __init__(self) -> None:
+        self._mode: str | None = None
+
+    def begin(self) -> dict[str, str]:
+        """Have this process ask for a token; return the environment in which Ray's processes do.
+
+        It is empty where Ray has no tokens.
+        """
+        from ray import _raylet as library
+
+        raylet: Any = library
+        if not hasattr(raylet, "AuthenticationTokenLoader"):
+            return {}
+        had_token = raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
+        self._mode = "token" if had_token else "disabled"
+        self._set_mode("token")
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+    def end(self) -> None:
+        """Put this process's mode back; Ray has to have been shut down."""
+        if self._mode is not None:
+            self._set_mode(self._mode)
+            self._mode = None
+
+    @staticmethod
+    def _set_mode(mode: str) -> None:
+        from ray import _raylet as library
+
+        raylet: Any = library
+        raylet.Config.initialize(json.dumps({"AUTH_MODE": mode}))
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Have a Ray that is started in the block wait longer for its own processes."""
+    from ray._private import services
+
+    # Ray waits 30 seconds for its node to register and has no setting for it.
+    get_node = functools.partial(_wait_for_node, services.get_node)
+    with environment(_PATIENCE), replaced(services, "get_node", get_node):
+        yield
+
+
+def _wait_for_node(get_node: Any, gcs_address: str, node_id: str) -> Any:
+    deadline = time.monotonic() + PATIENT_SECONDS
+    while True:
+        try:
+            return get_node(gcs_address, node_id)
+        except RuntimeError:
+            if time.monotonic() >= deadline or not _has_raylet():
+                raise
+            time.sleep(0.5)
+
+
+def _has_raylet() -> bool:
+    """Return whether a raylet runs below this process, as far as the system tells."""
+    if not Path("/proc/self/cmdline").exists():
+        return True
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):
+            if b"/raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return True
+    return False
+
+
+def silence_raylet() -> None:
+    """Keep Ray's lines about a worker that died off standard output: fedkd names the client and the round.
+
+    ``log_to_driver=False`` only silences what workers print.
+    """
+    from ray._private import worker
+
+    printed = getattr(worker, "print_to_stdstream", None)
+    if printed is None or hasattr(printed, "__wrapped__"):
+        return
+
+    @functools.wraps(printed)
+    def without_raylet(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        if data.get("pid") != "raylet":
+            printed(data, *args, **options)
+
+    worker.print_to_stdstream = without_raylet
+
+
+def allowed_cpus() -> int | None:
+    """Return the CPUs that this process may run on, where they are fewer than Ray would count.
+
+    Ray asks the machine, or its container, but not what a batch system or ``taskset`` leaves to this process.
+    """
+    from ray._private.utils import get_num_cpus
+
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < get_num_cpus(override_docker_cpu_warning=True) else None
+
+
+# What Ray knows -------------------------------------------------------------------------------------------
+
+
+def own_ray_node() -> Any | None:
+    """Return Ray's node of this process; None where Ray's client server (``ray://``) stands between."""
+    from ray._private import worker
+
+    return getattr(worker, "_global_node", None)
+
+
+def free_resources() -> Mapping[str, Mapping[str, float]] | None:
+    """Return what is free on each node, by its id; None through Ray's client server, which cannot tell."""
+    from ray._private import state, worker
+
+    return state.available_resources_per_node() if worker.global_worker.connected else None
+
+
+def node_of_actor(actor: Any) -> str | None:
+    """Return the id of the node that an actor is on, or was; None where Ray does not say."""
+    from ray._private import state
+
+    with suppress(Exception):  # in public, Ray tells the actor itself alone
+        return state.actors(actor._actor_id.hex())["Address"]["NodeID"] or None
+    return None

@@ -1,0 +1,201 @@
+"""An engine started for one run, with its data; and once more, when actors are lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedkd.errors import EngineLost, UserError
+from fedkd.plan.plan import Plan
+from fedkd.scenario.schema import Scenario
+
+if TYPE_CHECKING:
+    from fedkd.data.load import Data
+    from fedkd.engine.grid import EngineGrid
+    from fedkd.engine.ray_cluster import RayCluster
+
+POLL_SECONDS = 0.5
+WORKLOAD = "fedkd.engine.clients"
+"""The module that actors import while there is nothing else to do for them."""
+
+Tell = Callable[[str], None]
+
+
+class StartedEngine:
+    """A started engine, the data that its clients have, and the plan with nothing left open.
+
+    Args:
+        plan: The plan.
+        data: The data.
+        make: Returns a grid of clients as they are in the beginning.
+        remake: Does so on what is left, after actors were lost.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: Data,
+        make: Callable[[], EngineGrid],
+        remake: Callable[[], EngineGrid] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.data = data
+        self._remake = remake or make
+        self.grid = make()
+
+    def renew(self) -> None:
+        """Take another grid.
+
+        Raises:
+            ActorsLost: More was lost meanwhile.
+            EngineLost: It does not come up on what is left.
+        """
+        self.grid.close()
+        self.grid = self._remake()
+
+    def close(self) -> None:
+        """Stop its actors."""
+        self.grid.close()
+
+
+@contextmanager
+def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngine]:
+    """Load the data, start the engine, and stop it at the end.
+
+    Args:
+        plan: What to simulate.
+        folder: The run folder.
+        tell: Told what takes long.
+
+    Raises:
+        UserError: The data are not there, or the scenario asks for what there is not.
+        EngineLost: Ray does not start, or the actors do not come up.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    with ExitStack() as stack:
+        if plan.scenario.engine.kind == "inline":
+            data = _load(plan.scenario, tell)
+            from fedkd.engine.clients import inline_grid
+            from fedkd.engine.select_executor import with_selected_executor
+
+            plan = with_selected_executor(plan, data, tell)
+            engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder))
+        else:
+            from fedkd.engine.ray_cluster import connect
+
+            tell("starting Ray and loading the data")
+            # Ray takes seconds to start, and so do imports, in actors and here; all of it at once.
+            with ThreadPoolExecutor(max_workers=1) as background:
+                imported = background.submit(_import_all)
+                loading: Future[Data] = background.submit(_load, plan.scenario, tell)
+                cluster = connect(plan.scenario.engine)
+                stack.callback(cluster.close)
+                imported.result()  # two threads must not import the same packages at once
+                spares = _start_early(plan, cluster)
+                data = loading.result()
+            from fedkd.engine.clients import ray_grid
+            from fedkd.engine.select_executor import with_selected_executor
+
+            plan = with_selected_executor(plan, data, tell, cluster)
+            engine = StartedEngine(
+                plan,
+                data,
+                partial(ray_grid, plan, data, cluster, folder, spares, tell=tell),
+                partial(_ray_grid_again, plan, data, cluster, folder, tell),
+            )
+        stack.callback(engine.close)
+        yield engine
+
+
+def _import_all() -> None:
+    """Import what a run on Ray needs, but Ray."""
+    import fedkd.engine.select_executor
+    import fedkd.federation.server_app  # noqa: F401
+
+
+def _load(scenario: Scenario, tell: Tell) -> Data:
+    from fedkd.data.load import load_data
+
+    return load_data(scenario, progress=tell)
+
+
+def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
+    """Start actors of a Ray of its own before there is work, so that they import what they need meanwhile.
+
+    On a cluster of others, which may need the room, there are none.
+    """
+    from fedkd.engine.ray_grid import start_spares
+    from fedkd.engine.ray_placement import count_actors, gpu_share
+
+    if not cluster.alone or plan.scenario.training.executor == "auto":  # which may want fewer
+        return []
+    engine, number = plan.scenario.engine, len(plan.blocks)
+    try:
+        actors, share = count_actors(engine, cluster, number), gpu_share(engine, cluster, number)
+    except UserError:  # which is told of when they are needed
+        return []
+    with cluster.watch.guard():
+        return start_spares(actors, WORKLOAD, engine.cpus_per_actor, share)
+
+
+def _ray_grid_again(
+    plan: Plan, data: Data, cluster: RayCluster, folder: Path | None, tell: Tell
+) -> EngineGrid:
+    """Return a grid as `ray_grid` does, on what is left of a cluster that has lost some of its actors.
+
+    Where that is not enough for one actor, the function waits for another node: a cluster that is looked
+    after brings one up. Clients that were on a GPU are on one again: on the CPU the last bits of their
+    results would be others.
+
+    Raises:
+        ActorsLost: A node, or an actor while it started, was lost meanwhile.
+        EngineLost: What is left is not enough, after `Engine.start_timeout`.
+    """
+    from fedkd.engine.clients import ray_grid
+    from fedkd.engine.ray_placement import gpu_share
+
+    number, scenario = len(plan.blocks), plan.scenario
+    on_gpus = gpu_share(scenario.engine, cluster, number) > 0
+    # Fewer actors than were asked for are better than none.
+    engine = scenario.engine.model_copy(update={"actors": None})
+    plan = replace(plan, scenario=scenario.model_copy(update={"engine": engine}))
+    began, waits = time.monotonic(), False
+    while True:
+        cluster.watch.check()
+        left = cluster.now()
+        lacking = _lacking(plan, left, number, on_gpus)
+        if lacking is None:
+            break
+        if time.monotonic() - began >= engine.start_timeout:
+            raise EngineLost(
+                f"what is left of the Ray cluster is not enough: {lacking}, and no other node came within"
+                f" {engine.start_timeout:g} s (engine.start_timeout)"
+            )
+        if not waits:
+            waits = True
+            tell(f"waiting for another node: {lacking}")
+        time.sleep(POLL_SECONDS)
+    try:
+        return ray_grid(plan, data, left, folder, tell=tell)
+    except UserError as error:
+        raise EngineLost(f"the run cannot go on with what is left of the Ray cluster: {error}") from error
+
+
+def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str | None:
+    """Return why not even one actor of the run fits a cluster; None: one does."""
+    from fedkd.engine.ray_placement import count_actors, gpu_share
+
+    try:
+        count_actors(plan.scenario.engine, cluster, number)
+    except UserError as error:
+        return str(error)
+    if on_gpus and gpu_share(plan.scenario.engine, cluster, number) == 0:
+        return "its clients were on GPUs, and no node has one"
+    return None

@@ -1,0 +1,80 @@
+"""Which actor owns which clients: an estimate of each client's work, dealt longest first."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from statistics import median
+
+from torch import nn
+
+from fedkd.clients.memory import checked_models
+from fedkd.data.load import Data, first_task
+from fedkd.models.build import forward_flops
+from fedkd.models.estimator import Estimator
+from fedkd.plan.evaluated import evaluated_clients
+from fedkd.plan.plan import Plan
+
+ESTIMATOR_FLOPS = 1_000_000
+"""What a sample is taken to cost a model that is not a network: about as much as a small one."""
+
+
+def client_costs(
+    plan: Plan, data: Data, models: Sequence[nn.Module | Estimator] | None = None
+) -> list[float]:
+    """Return an estimate of each client's work in a round, in floating-point operations.
+
+    A training step costs about three forward passes. The estimate only decides which actor owns a client.
+
+    Args:
+        plan: What to simulate.
+        data: The federation's data.
+        models: One of each group, if they have been built.
+    """
+    scenario, models = plan.scenario, models or checked_models(plan, data)
+    flops = {
+        id(group): forward_flops(model, data.input_shape, data.input_dtype)
+        if isinstance(model, nn.Module)
+        else ESTIMATOR_FLOPS
+        for group, model in zip(scenario.clients, models, strict=True)
+    }
+    first, strategy, fusion = first_task(data), plan.strategy, scenario.fusion
+    known = len(first.transfer_x) if strategy.uses_transfer_set else 0
+    distilled = known * (3 * fusion.distill_epochs + 1)
+    # Weights that all clients are sent are tested once a process, what each has trained for itself.
+    moments = 1 if strategy.brings_model else 2
+    tested = moments * len(first.test_y) / scenario.evaluate_every
+    evaluated = frozenset(evaluated_clients(scenario))
+    epochs = strategy.trained_epochs(scenario.training.local_epochs)
+    costs = []
+    for client, group in enumerate(plan.groups):
+        start, stop = first.train_bounds[client]
+        trained = 3 * (stop - start) * epochs * (2 if plan.recipe.rehearse > 0 else 1)
+        samples = trained + distilled + (tested if client in evaluated else 0)
+        costs.append(float(flops[id(group)] * samples))
+    return costs
+
+
+def assign_work(costs: Sequence[float], actors: int) -> list[list[int]]:
+    """Deal blocks of clients to actors so that the busiest has little to do: longest processing time first.
+
+    The most expensive block left goes to the actor with the least work (Graham, "Bounds on Multiprocessing
+    Timing Anomalies", 1969). Every block is charged one median cost on top of its own, for the work of a
+    round that does not depend on its size.
+
+    Args:
+        costs: Cost of each block's round, in any unit.
+        actors: Number of actors, at least 1.
+
+    Returns:
+        For each actor its blocks, most expensive first. Every block is in exactly one list.
+    """
+    base = median(costs) if costs else 0.0
+    order = sorted(range(len(costs)), key=lambda block: (-costs[block], block))
+    owned: list[list[int]] = [[] for _ in range(actors)]
+    heap = [(0.0, 0, actor) for actor in range(actors)]  # ties: to the actor with the fewest blocks
+    for block in order:
+        load, blocks, actor = heapq.heappop(heap)
+        owned[actor].append(block)
+        heapq.heappush(heap, (load + costs[block] + base, blocks + 1, actor))
+    return owned
