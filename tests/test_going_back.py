@@ -201,7 +201,7 @@ def test_a_killed_actor_costs_a_round_and_changes_nothing(deadly, tmp_path, ray_
     (tmp_path / "marker").touch()
     unbroken = written(fedkd.run(deadly(), out=tmp_path / "unbroken").folder)
     (tmp_path / "marker").unlink()
-    plan, send = deadly(engine={"kind": "ray", "actors": 1, "cpus_per_actor": 0.1}), engine_clients.shipped
+    plan, send = deadly(engine={"kind": "ray", "actors": 1, "cpus_per_actor": 0.1}), engine_clients.files_to_ship
 
     def send_and_remove(sent):
         """Leave actors nothing of the plug-in but what is sent to them, as on another machine."""
@@ -210,7 +210,7 @@ def test_a_killed_actor_costs_a_round_and_changes_nothing(deadly, tmp_path, ray_
         shutil.rmtree(tmp_path / "plug-ins")
         return folders
 
-    monkeypatch.setattr(engine_clients, "shipped", send_and_remove)
+    monkeypatch.setattr(engine_clients, "files_to_ship", send_and_remove)
     diary = Diary()
     result = fedkd.run(plan, out=tmp_path / "run", observers=[diary])
     assert written(result.folder) == unbroken
