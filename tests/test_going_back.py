@@ -201,7 +201,10 @@ def test_a_killed_actor_costs_a_round_and_changes_nothing(deadly, tmp_path, ray_
     (tmp_path / "marker").touch()
     unbroken = written(fedkd.run(deadly(), out=tmp_path / "unbroken").folder)
     (tmp_path / "marker").unlink()
-    plan, send = deadly(engine={"kind": "ray", "actors": 1, "cpus_per_actor": 0.1}), engine_clients.files_to_ship
+    plan, send = (
+        deadly(engine={"kind": "ray", "actors": 1, "cpus_per_actor": 0.1}),
+        engine_clients.files_to_ship,
+    )
 
     def send_and_remove(sent):
         """Leave actors nothing of the plug-in but what is sent to them, as on another machine."""

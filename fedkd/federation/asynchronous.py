@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import nan
 
 import numpy as np
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkd.clients.guidance_effect import SPLITS
@@ -25,7 +25,6 @@ from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.saved_arrays import Arrays
 from fedkd.namespaces import below, under
-from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.server.in_flight import InFlight, Job
 from fedkd.tracking.memory import peak_memory_mb
@@ -76,7 +75,7 @@ class AsynchronousRounds(Rounds):
         while len(arrived) < self._buffer:
             job = self._next(round)
             self._flights.land(job.client, hold=not self._brings_model)
-            self._totals = replace(self._totals, virtual_seconds=job.over)
+            self._exchange.totals = replace(self._exchange.totals, virtual_seconds=job.over)
             arrived.append((job, self._messages.done.pop(job.client)))
             # What arrives at one instant comes before what departs then.
             if self._brings_model and len(arrived) < self._buffer:
@@ -87,22 +86,20 @@ class AsynchronousRounds(Rounds):
         replies = {client: self._message(client, reply) for client, reply in self._arrived.items()}
         self._fuse_arrived(round, arrived)
         self._flights.release()
-        return self._trained(round, replies)
+        return self._record_training(round, replies)
 
     def _depart(self, round: int) -> None:
         """Write the messages to all that begin a job now; they are sent when their replies are needed."""
         clients = self._flights.departing()
         if not clients:
             return
-        config = ConfigRecord({msg.TELL_TRAINED: self._brings_model})
-        with self._charged_to_strategy(round):
-            messages = self._strategy.train_messages(round, config, self._nodes_of(clients))
-        for message in messages:
+        write, tells = self._strategy.train_messages, {msg.TELL_TRAINED: self._brings_model}
+        for message in self._exchange.write(round, write, clients, **tells):
             client = self._messenger.client_of(message)
             key, handed = self._flights.key(client, round), self._time.begin(message)
             message.content.config_records[msg.CONFIG][msg.SERVER_ROUND] = key
             least = self._time.before_work(client, handed) + self._time.work(client, key, handed, 0)
-            start = self._totals.virtual_seconds
+            start = self._exchange.totals.virtual_seconds
             self._flights.depart(Job(client, round, key, start, least, handed.size, handed.steps))
             self._messages.waiting[client] = message
 
@@ -120,8 +117,8 @@ class AsynchronousRounds(Rounds):
         started = time.perf_counter()
         waiting, self._messages.waiting = self._messages.waiting, {}
         answers = self._messenger.send(round, "train", [waiting[client] for client in sorted(waiting)])
-        replies = self._admitted(round, "train", answers)
-        self._changed.update(replies)
+        replies = self._exchange.admitted(round, "train", answers)
+        self._exchange.changed.update(replies)
         for client, message in replies.items():
             job, reply = self._flights.jobs[client], Reply.of(message)
             handed = Handed(job.size, job.steps)
@@ -130,10 +127,7 @@ class AsynchronousRounds(Rounds):
             over = job.start + (working + self._time.after_work(client, reply.size))
             self._flights.done(client, working, over)
             self._messages.done[client] = reply
-        seconds = time.perf_counter() - started
-        self._recorder.timing(
-            round=round, phase="train", seconds=seconds, clients=len(replies), memory_mb=peak_memory_mb()
-        )
+        self._exchange.record_time(round, "train", started, clients=len(replies), memory_mb=peak_memory_mb())
 
     def _fuse_arrived(self, round: int, arrived: Arrived) -> None:
         """Fuse what has arrived; what a client has sent in addition, by a call of its own."""
@@ -144,11 +138,10 @@ class AsynchronousRounds(Rounds):
             awaited -= len(layer)
             own = [self._message(job.client, reply) for job, reply in layer]
             begun = {job.client: job.began for job, _ in layer}
-            with self._charged_to_strategy(round):
+            with self._exchange.charged_to_strategy(round):
                 self._fusing.fuse(round, own, begun=begun, awaited=awaited)
-        up = sum(reply.size for _, reply in arrived)
-        cost = {"bytes_up": up, "bytes_down": self._account(bytes_up=up)}
-        self._recorder.timing(round=round, phase="fuse", seconds=time.perf_counter() - started, **cost)
+        cost = self._exchange.account(bytes_up=sum(reply.size for _, reply in arrived))
+        self._exchange.record_time(round, "fuse", started, **cost)
 
     def _message(self, client: int, reply: Reply) -> Message:
         return reply.message(client, self._node_of_client[client])
@@ -158,40 +151,39 @@ class AsynchronousRounds(Rounds):
     def _begin(self) -> None:
         """Find out how clients do before any training: that stands until they are answered."""
         if not self._brings_model:
-            self._measure(0, evaluated_clients(self._plan.scenario))
+            self._measure(0, self._evaluated)
             self._record_failures(0)
 
-    def _go_on_without_evaluation(self, round: int) -> None:
-        """Evaluate those that are answered: they will have changed when the next evaluation is told of."""
-        if not self._brings_model:
+    def _evaluate_if_due(self, round: int) -> dict[str, float]:
+        """Evaluate those that are answered, in any case: they will have changed by the next evaluation."""
+        if not self._plan.evaluates(round) and not self._brings_model:
             self._measure(round, self._answered())
+        return super()._evaluate_if_due(round)
 
     def _evaluate(self, round: int) -> dict[str, float]:
-        clients = evaluated_clients(self._plan.scenario)
         if self._brings_model:
-            replies = self._measure(round, clients)
+            replies = self._measure(round, self._evaluated)
             rows = {client: metrics_of(reply) for client, reply in replies.items()}
             for client, row in rows.items():
                 self._set_two_moments(row, self._arrived.get(client))
         else:
             replies = self._measure(round, self._answered())
             found = {client: metrics_of(reply) for client, reply in replies.items()}
-            rows = {client: found.get(client) or self._as_before(client) for client in clients}
+            rows = {client: found.get(client) or self._as_before(client) for client in self._evaluated}
         return self._measurements.measured(round, rows) | self._measurements.choices(round, replies)
 
     def _answered(self) -> list[int]:
         """Return those who are evaluated of the clients whose uploads the round has fused."""
-        return [client for client in evaluated_clients(self._plan.scenario) if client in self._arrived]
+        return [client for client in self._evaluated if client in self._arrived]
 
     def _measure(self, round: int, clients: Sequence[int]) -> dict[int, Message]:
         """Evaluate some clients, and keep what stays true; return their replies."""
         if not clients:
             return {}
-        with self._charged_to_strategy(round):
-            messages = self._strategy.evaluate_messages(round, ConfigRecord(), self._nodes_of(clients))
-        replies = self._send_phase(round, "evaluate", messages)
-        guided = [message for message in messages if msg.GUIDED & message.content.keys()]
-        self._changed.update(map(self._messenger.client_of, guided))
+        sent = self._exchange.write(round, self._strategy.evaluate_messages, clients)
+        replies = self._exchange.send(round, "evaluate", sent)
+        guided = [message for message in sent if msg.GUIDED & message.content.keys()]
+        self._exchange.changed.update(map(self._messenger.client_of, guided))
         for client, reply in replies.items():
             row = metrics_of(reply)
             self._measured[client] = [row[name] for name in LASTING]

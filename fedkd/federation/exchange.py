@@ -1,0 +1,186 @@
+"""One phase of a round: messages out, replies in, both counted."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedkd.clients.memory import STATES_AT_ONCE
+from fedkd.errors import RunFailed, TrainingDiverged, UserError, described
+from fedkd.federation import messages as msg
+from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.gate import sift
+from fedkd.federation.job_time import JobTime
+from fedkd.federation.measurements import Measurements
+from fedkd.federation.messenger import Messenger
+from fedkd.federation.node_subset import NodeSubset, nodes_in_client_order
+from fedkd.federation.saved_arrays import Arrays
+from fedkd.federation.server_strategy import ServerStrategy
+from fedkd.plan.plan import Plan
+from fedkd.plugins import contained
+from fedkd.tracking.memory import peak_memory_mb
+from fedkd.tracking.recorder import Recorder
+from fedkd.tracking.totals import Totals
+
+Write = Callable[[int, ConfigRecord, Grid], list[Message]]
+"""Writes the messages of a phase: a method of `ServerStrategy`."""
+
+
+class Exchange:
+    """Sends what a strategy writes, and takes the replies that pass the gate.
+
+    Args:
+        plan: What to simulate.
+        grid: The federation; one node per client.
+        messenger: Knows the nodes, and what is done about a client that fails.
+        strategy: Writes the messages.
+        recorder: Where timings are written.
+        measurements: Says which metrics a reply has to have.
+        job_time: Counts simulated time; None: there is no clock.
+
+    Attributes:
+        changed: Clients whose states are no longer those of the last checkpoint.
+        totals: What the run has cost so far.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        grid: Grid,
+        messenger: Messenger,
+        strategy: ServerStrategy,
+        recorder: Recorder,
+        measurements: Measurements,
+        job_time: JobTime | None,
+    ) -> None:
+        self._plan = plan
+        self._grid = grid
+        self._messenger = messenger
+        self._strategy = strategy
+        self._recorder = recorder
+        self._measurements = measurements
+        self._job_time = job_time
+        self._node_of_client = messenger.node_of_client
+        self.changed: set[int] = set()
+        self.totals = Totals()
+
+    # Messages -----------------------------------------------------------------------------------------
+
+    def write(self, round: int, write: Write, clients: Iterable[int], **config: bool) -> list[Message]:
+        """Return the messages that the strategy writes to some clients."""
+        nodes = NodeSubset(self._grid, nodes_in_client_order(self._node_of_client, clients))
+        with self.charged_to_strategy(round):
+            return write(round, ConfigRecord({**config}), nodes)
+
+    def send(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
+        """Send the messages of a phase, record what they cost, and return the replies (see `Messenger`)."""
+        started = time.perf_counter()
+        answers = self._messenger.send(round, phase, sent)
+        replies = self.admitted(round, phase, answers)
+        # A client whose reply is refused has done its work all the same.
+        self.changed.update(answers.keys() - replies.keys())
+        answered = {self._node_of_client[client] for client in answers}
+        self._strategy.take_back([m for m in sent if m.metadata.dst_node_id not in answered])
+        if self._job_time is not None and phase in ("evaluate", "end task"):
+            self._job_time.hand([m for m in sent if m.metadata.dst_node_id in answered])
+        up = 0  # without a server it is counted by links, once it is fused
+        if self._plan.graph is None:
+            up = sum(payload_bytes(reply.content) for reply in replies.values())
+        cost = self.account(bytes_up=up)
+        if phase == "evaluate":
+            cost = {"evaluation_bytes": _evaluation_bytes(sent)}
+            self.add(**cost)
+        self.record_time(round, phase, started, clients=len(sent), **cost, memory_mb=peak_memory_mb())
+        return replies
+
+    def probe(self, round: int, phase: str, sent: Sequence[Message]) -> dict[int, Message]:
+        """Send messages of a measurement, which cost the method nothing; return the replies."""
+        return self.admitted(round, phase, self._messenger.send(round, phase, sent))
+
+    def admitted(self, round: int, phase: str, answers: Mapping[int, Message]) -> dict[int, Message]:
+        """Return the replies that pass the gate (see `fedkd.federation.gate`), in client order.
+
+        Raises:
+            RunFailed: One does not, and the scenario has the run end then.
+        """
+        uploads = self._strategy.misfits if phase == "train" else None
+        sound, misfits = sift(answers, self._measurements.figures(phase), uploads)
+        if misfits:
+            self._messenger.refuse(round, phase, misfits, len(answers))
+        return sound
+
+    @contextmanager
+    def charged_to_strategy(self, round: int) -> Iterator[None]:
+        """Name the strategy, which may be a plug-in, for what it raises.
+
+        Raises:
+            RunFailed: It raised something.
+        """
+        try:
+            # Numbers out of range are reported by the checks of what was made, not by NumPy, in passing.
+            with contained(), np.errstate(all="ignore"):
+                yield
+        except (UserError, RunFailed):
+            raise
+        except TrainingDiverged as error:
+            raise RunFailed(str(error), round=round, diverged=True) from error
+        except Exception as error:
+            raise RunFailed(
+                f"strategy '{self._plan.scenario.fusion.strategy}' raised {described(error)}",
+                round=round,
+                details=traceback.format_exc(),
+            ) from error
+
+    # Costs --------------------------------------------------------------------------------------------
+
+    def account(self, **up: int) -> dict[str, int]:
+        """Add what clients and the method have sent to the totals; return both as a timing has them."""
+        cost = {**up, "bytes_down": self._strategy.sent_bytes()}
+        self.add(**cost)
+        return cost
+
+    def add(self, **more: float) -> None:
+        """Add to the totals, by name."""
+        sums: dict[str, Any] = {name: getattr(self.totals, name) + value for name, value in more.items()}
+        self.totals = replace(self.totals, **sums)
+
+    def record_time(self, round: int, phase: str, started: float, **more: Any) -> None:
+        """Record how long a phase has taken since `time.perf_counter` said `started`."""
+        self._recorder.timing(round=round, phase=phase, seconds=time.perf_counter() - started, **more)
+
+    # Clients' states, as many at a time as there is room for ------------------------------------------
+
+    def fetch_states(self, round: int) -> Iterator[dict[int, Arrays]]:
+        """Yield the states of clients that have changed, in client order, portion by portion."""
+        for portion in _portions(sorted(self.changed)):
+            sent = [Message(RecordDict(), self._node_of_client[c], msg.EXPORT_STATE) for c in portion]
+            yield {
+                client: from_record(reply.content.array_records[msg.STATE])
+                for client, reply in self._messenger.send(round, "save", sent).items()
+            }
+
+    def hand_back(self, round: int, states: Mapping[int, Arrays]) -> None:
+        """Make clients what they were; of a checkpoint's states those of one portion are read at a time."""
+        for portion in _portions(sorted(states)):
+            contents = {client: RecordDict({msg.STATE: to_record(states[client])}) for client in portion}
+            sent = [Message(c, self._node_of_client[n], msg.IMPORT_STATE) for n, c in contents.items()]
+            self._messenger.send(round, "restore", sent)
+
+
+def _portions(clients: Sequence[int]) -> list[Sequence[int]]:
+    return [clients[start : start + STATES_AT_ONCE] for start in range(0, len(clients), STATES_AT_ONCE)]
+
+
+def _evaluation_bytes(sent: Sequence[Message]) -> int:
+    """Return what was sent for the evaluation alone; guidance that rode along is the method's."""
+    contents = [message.content for message in sent]
+    own = [RecordDict({msg.GUIDANCE: c[msg.GUIDANCE]}) for c in contents if msg.GUIDANCE in c]
+    return sum(map(payload_bytes, contents)) - sum(map(payload_bytes, own))
