@@ -12,7 +12,7 @@ from flwr.app import Context, Message
 from fedkd.data.load import Data
 from fedkd.engine.clients import ScenarioWorkload
 from fedkd.engine.ray_grid import RayGrid
-from fedkd.federation.identity import node_id_of
+from fedkd.federation.compat import node_id_of
 from fedkd.federation.node_subset import NodeSubset
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_app import run_rounds

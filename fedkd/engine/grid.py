@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedkd.errors import described
 from fedkd.federation import messages as msg
-from fedkd.federation.identity import RUN_ID, Run, client_of, give_id, node_id_of
+from fedkd.federation.compat import RUN_ID, Run, client_of, give_id, node_id_of
 from fedkd.plugins import contained
 
 OnReply = Callable[[int, int], None]

@@ -11,7 +11,7 @@ from fedkd.engine.idle_states import IdleStates
 from fedkd.engine.live_clients import LiveClients, Room, Together
 from fedkd.engine.malloc import keep_freed_memory
 from fedkd.federation.arrays import from_record, to_record
-from fedkd.federation.identity import assume_identity, client_of
+from fedkd.federation.compat import assume_identity, client_of
 
 
 class InlineGrid(EngineGrid):

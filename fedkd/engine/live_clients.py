@@ -14,7 +14,7 @@ from fedkd.engine.idle_states import IdleStates
 from fedkd.errors import described
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
-from fedkd.federation.identity import client_of
+from fedkd.federation.compat import client_of
 from fedkd.plugins import contained
 
 App = Callable[[Message, Context], Message]

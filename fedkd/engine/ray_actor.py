@@ -15,12 +15,12 @@ from ray import get_runtime_context
 
 from fedkd.engine.live_clients import LiveClients
 from fedkd.engine.malloc import keep_freed_memory
-from fedkd.federation.identity import assume_identity, client_of
+from fedkd.federation.compat import assume_identity, client_of
 from fedkd.plugins import contained
 from fedkd.tracking.leftovers import TemporaryFolder
 
 ID_BYTES = 32
-"""Length of a message's id; see `fedkd.federation.identity.give_id`."""
+"""Length of a message's id; see `fedkd.federation.compat.give_id`."""
 
 Part = tuple[Message, Mapping[str, int]]
 """A message, and the numbers of the held records that belong into it, by name."""

@@ -21,7 +21,7 @@ from fedkd.engine.ray_watch import RayWatch
 from fedkd.engine.work_assignment import assign_work
 from fedkd.errors import ActorsLost, EngineLost
 from fedkd.federation import messages as msg
-from fedkd.federation.identity import assume_identity, client_of, with_content
+from fedkd.federation.compat import assume_identity, client_of, with_content
 from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED, TIMED_OUT
 
 POLL_SECONDS = 0.1

@@ -15,7 +15,7 @@ from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
-from fedkd.federation.identity import RUN_ID, node_id_of
+from fedkd.federation.compat import RUN_ID, node_id_of
 from fedkd.federation.node import alone, client_of_node, node_of
 from fedkd.paths import expanded
 from fedkd.plan.load import load_plan

@@ -12,12 +12,12 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 from fedkd.clients.upload import Stage
 from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
+from fedkd.federation.compat import sample_nodes
 from fedkd.federation.gate import Opened, check_reply, opened, refusal
 from fedkd.fusion.forms import Unfit, check_alike, check_upload
 from fedkd.fusion.strategy import FusionStrategy

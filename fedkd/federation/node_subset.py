@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedkd.federation.identity import Run
+from fedkd.federation.compat import Run
 
 
 class NodeSubset(Grid):

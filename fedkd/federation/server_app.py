@@ -16,9 +16,9 @@ from fedkd.data.load import Data, first_task, task_names
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described, one_line
 from fedkd.federation.asynchronous import AsynchronousRounds
+from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID
 from fedkd.federation.context import factory_of, plan_of
 from fedkd.federation.flower_averaging import FlowerAveraging
-from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.node import Participant, server_of
 from fedkd.federation.rounds import Rounds

@@ -18,7 +18,7 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
 from fedkd.federation.arriving import check_message, kinds_accepted, records_accepted
 from fedkd.federation.client_app import app as client_app
-from fedkd.federation.identity import assume_identity, node_id_of
+from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.node import Participant
 from fedkd.fusion.forms import Unfit
 from fedkd.fusion.registry import STRATEGIES, make_strategy

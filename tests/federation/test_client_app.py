@@ -19,8 +19,8 @@ from fedkd.errors import TrainingDiverged
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.client_app import answer_together, app
+from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.context import client_behind, local_context
-from fedkd.federation.identity import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.replies import metrics_of
 from fedkd.plan.load import parse_plan
 from fedkd.plan.plan import Plan

@@ -15,7 +15,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from fedkd.engine.inline import InlineGrid
-from fedkd.federation.identity import RUN_ID, SERVER_NODE_ID, node_id_of
+from fedkd.federation.compat import RUN_ID, SERVER_NODE_ID, node_id_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 APP = REPOSITORY / "scenarios" / "flower-app"

@@ -15,7 +15,7 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
-from fedkd.federation.identity import node_id_of
+from fedkd.federation.compat import node_id_of
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.node_subset import NodeSubset
 from fedkd.fusion.fedmd import FedMD

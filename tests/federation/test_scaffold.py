@@ -19,7 +19,7 @@ from fedkd.engine.inline import InlineGrid
 from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
-from fedkd.federation.identity import node_id_of
+from fedkd.federation.compat import node_id_of
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.node_subset import NodeSubset
 from fedkd.federation.server_app import server_strategy

@@ -21,7 +21,7 @@ from fedkd.cli import main
 from fedkd.errors import Interrupted, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
-from fedkd.federation.identity import assume_identity
+from fedkd.federation.compat import assume_identity
 from fedkd.federation.transferability import TransferProbe
 from fedkd.plan.load import load_scenario, parse_plan
 from fedkd.scenario.schema import Transferability

@@ -1,7 +1,10 @@
-"""The one place where fedkd touches what is not public in Flower. Holds for flwr 1.39 to 1.42.
+"""Private names of Flower, and the node ids of fedkd's engines. Holds for flwr 1.39 to 1.42.
+
+No other module of this room touches a private name. The range of the dependency in `pyproject.toml` ends
+where `scripts/test-flwr.sh` has passed.
 
 Building a `flwr.app.Message` reads the identity of the running task. Flower's own runtimes set it, and give
-messages their ids; an engine that is not one of them has to.
+messages their ids; other engines have to.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -20,6 +24,7 @@ __all__ = [
     "client_of",
     "give_id",
     "node_id_of",
+    "sample_nodes",
     "with_content",
 ]
 
@@ -35,7 +40,7 @@ def assume_identity(node_id: int = SERVER_NODE_ID) -> None:
 
 
 def give_id(message: Message) -> None:
-    """Give a message that is about to be sent an id of its own, which its reply names."""
+    """Give a message that is about to be sent an id, which its reply names."""
     message.metadata.__dict__["_message_id"] = uuid4().hex
 
 
