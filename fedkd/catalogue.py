@@ -148,7 +148,7 @@ def details(what: str, name: str) -> Iterator[str]:
         UserError: The list has no such part.
     """
     from fedkd.continual.registry import LEARNERS
-    from fedkd.plan.names import canonical_strategy
+    from fedkd.plan.hyperparameters import canonical_strategy
 
     rows = {"strategies": strategy_details, "learners": learner_details}.get(what) or globals()[what]
     wanted = {"strategies": canonical_strategy, "learners": LEARNERS.canonical}.get(what, str)(name)

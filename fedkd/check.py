@@ -14,8 +14,8 @@ from fedkd.tracking.wording import counted, size
 if TYPE_CHECKING:
     from fedkd.clients.workload import Workload
     from fedkd.data.load import Data
+    from fedkd.plan.no_plugins import WithoutPlugins
     from fedkd.plan.plan import Plan
-    from fedkd.plan.unopened import Unopened
     from fedkd.scenario.schema import Filter, Scenario
 
 SHOWN_CLIENTS, SHOWN_ROUNDS = 12, 72
@@ -54,7 +54,9 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
     yield row("testing", testing(work))
 
 
-def check_unopened(unopened: Unopened, progress: Callable[[str], None] | None = None) -> Iterator[str]:
+def check_without_plugins(
+    unopened: WithoutPlugins, progress: Callable[[str], None] | None = None
+) -> Iterator[str]:
     """Do what `check` does as far as it needs nobody else's code; yield a line each, the last of the rest.
 
     Raises:

@@ -69,7 +69,7 @@ def _targets(plan: Plan, data: Data) -> int:
 
 def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
     """Say how many uploads lie in memory from one round to the next, if any do, and what they take."""
-    from fedkd.plan.kept import uploads_kept
+    from fedkd.plan.upload_memory import uploads_kept
 
     if (kept := uploads_kept(plan)) == 0:
         return

@@ -169,14 +169,14 @@ def check_verb(args: argparse.Namespace) -> None:
             from fedkd.plan.json_schema import json_schema as schema
         print(json.dumps(schema(), indent=2, ensure_ascii=False))
         return
-    from fedkd.check import check, check_unopened
-    from fedkd.plan.load import load_plan, load_unopened
-    from fedkd.plan.unopened import Unopened
+    from fedkd.check import check, check_without_plugins
+    from fedkd.plan.load import load_plan, load_without_plugins
+    from fedkd.plan.no_plugins import WithoutPlugins
 
     path, overrides = _scenario_words(args)
-    plan = (load_unopened if args.no_plugins else load_plan)(path, overrides)
+    plan = (load_without_plugins if args.no_plugins else load_plan)(path, overrides)
     with _naming(path):
-        lines = check_unopened(plan, print) if isinstance(plan, Unopened) else check(plan, print)
+        lines = check_without_plugins(plan, print) if isinstance(plan, WithoutPlugins) else check(plan, print)
         for line in lines:
             print(line)
     print("ok")

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from fedkd.benchmark.merge import flatten, forget_hyperparameters, merged, set_keys
 from fedkd.benchmark.schema import Bench
 from fedkd.errors import UserError, did_you_mean
-from fedkd.plan.layers import Layers
-from fedkd.plan.load import parse_scenario, parse_unopened
-from fedkd.plan.unopened import plug_ins_of
+from fedkd.plan.load import parse_scenario, parse_without_plugins
+from fedkd.plan.no_plugins import plug_ins_of
+from fedkd.plan.unread_keys import OverrideLayers
 from fedkd.scenario.explain import dotted
 from fedkd.scenario.identity import INERT, digest_of
 from fedkd.scenario.schema import Scenario
@@ -259,7 +259,7 @@ def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str
     return tables
 
 
-def cell_layers(bench: Bench, axes: Mapping[str, Mapping[str, Any]]) -> Layers:
+def cell_layers(bench: Bench, axes: Mapping[str, Mapping[str, Any]]) -> OverrideLayers:
     """Return what is set over a cell's base scenario: for all cells, by ``--set``, by each axis.
 
     Args:
@@ -268,7 +268,7 @@ def cell_layers(bench: Bench, axes: Mapping[str, Mapping[str, Any]]) -> Layers:
     """
     common, fixed, *levels = (set_keys(layer) for layer in (bench.spec.set, bench.fixed, *axes.values()))
     varied = [bench.varied.get(name, keys) for name, keys in zip(axes, levels, strict=True)]
-    return Layers([common, fixed], levels, varied)
+    return OverrideLayers([common, fixed], levels, varied)
 
 
 def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool = True) -> Cell:
@@ -286,7 +286,7 @@ def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bo
         if plug_ins:
             scenario = parse_scenario(tables, folder=bench.folder, layers=layers)
         else:
-            scenario = parse_unopened(tables, folder=bench.folder, layers=layers).scenario
+            scenario = parse_without_plugins(tables, folder=bench.folder, layers=layers).scenario
         if scenario.faults.timeout is not None:
             raise UserError(
                 "a cell works in one process, where nobody can interrupt a client", key="faults.timeout"

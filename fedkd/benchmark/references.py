@@ -17,7 +17,7 @@ from statistics import fmean
 from fedkd.benchmark.cells import Axis, Cell, what_decides_data
 from fedkd.benchmark.results import FinishedCell
 from fedkd.continual.outcome import StreamOutcome, stream_outcome
-from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.evaluated import counted_clients
 from fedkd.plan.held_models import held_models
 from fedkd.tracking.recorder import read_metrics
@@ -64,7 +64,7 @@ def _learner(cell: FinishedCell) -> str:
 def _outcome(
     cell: FinishedCell, joint: StreamOutcome | None = None, single: StreamOutcome | None = None
 ) -> StreamOutcome:
-    scenario, schedule = cell.cell.scenario, draw_schedule(cell.cell.scenario)
+    scenario, schedule = cell.cell.scenario, build_schedule(cell.cell.scenario)
     return stream_outcome(
         read_metrics(cell.folder),
         scenario,

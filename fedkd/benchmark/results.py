@@ -14,7 +14,7 @@ from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import Outcome
 from fedkd.continual.lessons import Lessons
 from fedkd.errors import UserError
-from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.report.study import Curve, StudyRun
 from fedkd.scenario.stream import accuracy_name, protocols
 from fedkd.tracking.atomic import replacing
@@ -284,7 +284,7 @@ def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> di
     """Return the average accuracy on all tasks so far after each task, on the common test sets."""
     if scenario.continual is None:
         return {}
-    schedule = draw_schedule(scenario)
+    schedule = build_schedule(scenario)
     if not schedule.in_step:  # no round is the end of the same task for all
         return {}
     lessons, curves = Lessons.of(schedule.course(0)), {}

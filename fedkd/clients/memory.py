@@ -18,9 +18,9 @@ from fedkd.errors import UserError
 from fedkd.models.build import build_group_models
 from fedkd.models.estimator import Estimator
 from fedkd.plan.auxiliaries import make_auxiliaries
-from fedkd.plan.kept import uploads_kept
 from fedkd.plan.plan import Plan
 from fedkd.plan.requirements import check_requirements
+from fedkd.plan.upload_memory import uploads_kept
 from fedkd.training.device import resolve_device
 
 STATES_AT_ONCE = 128

@@ -12,7 +12,7 @@ from fedkd.engine.ray_cluster import RayCluster
 from fedkd.engine.ray_nodes import Node, is_dead, own_node
 from fedkd.engine.ray_placement import fitting
 from fedkd.errors import ActorsLost, EngineLost, UserError
-from fedkd.plan.unopened import foreign_modules
+from fedkd.plan.no_plugins import foreign_modules
 from fedkd.plugins import module_file
 from fedkd.scenario.schema import Engine, Scenario
 

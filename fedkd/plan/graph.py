@@ -10,8 +10,8 @@ import numpy as np
 
 from fedkd.errors import UserError, described
 from fedkd.json_text import parse_json
-from fedkd.plan.named_file import read_named
 from fedkd.randomness import numpy_generator
+from fedkd.scenario.files import read_file_of_clients
 from fedkd.scenario.schema import Scenario
 
 MOST_CLIENTS = 10_000
@@ -183,7 +183,7 @@ def draw_graph(scenario: Scenario) -> Graph | None:
                 "graph 'file' needs the path of a JSON file with whom each client hears", key="topology.path"
             )
         search = map(Path, scenario.plugin_path)
-        graph, _ = read_named(topology.path, clients, search, Graph.from_json, key="topology.path")
+        graph, _ = read_file_of_clients(topology.path, clients, search, Graph.from_json, key="topology.path")
     else:
         k = USUAL_K if topology.k is None else topology.k
         if (problem := _misfit(topology.graph, clients, k)) is not None:

@@ -1,4 +1,4 @@
-"""The strategy's own keys of ``[fusion]``, the learner's of ``[continual]``: checked and bound."""
+"""A scenario's strategy and learner: their names, and their own keys of ``[fusion]`` and ``[continual]``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fedkd.continual.registry import LEARNERS, load_learner_class
 from fedkd.errors import UserError
 from fedkd.explain import show_value
+from fedkd.fusion.registry import STRATEGIES, load_strategy_class
 from fedkd.hyperparameters import build_part, hyperparameter_names
 from fedkd.plan.checks import has_one_architecture
 from fedkd.scenario.explain import unknown_key
-from fedkd.scenario.schema import Continual, Fusion, Scenario, Section
+from fedkd.scenario.schema import FLOWER_PREFIX, Continual, Fusion, Scenario, Section
 
 if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
@@ -66,8 +68,6 @@ def bind_strategy(scenario: Scenario) -> tuple[ClientHalf, dict[str, Any]]:
     Raises:
         UserError: No such strategy, or it does not know a key or allow a value.
     """
-    from fedkd.fusion.registry import load_strategy_class
-
     fusion = scenario.fusion
     if fusion.from_flower:
         return _bind_flower(fusion)
@@ -90,8 +90,6 @@ def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Lear
     Raises:
         UserError: No such learner, or it does not know a key or allow a value.
     """
-    from fedkd.continual.registry import load_learner_class
-
     name = continual.learner
     return _bind(CONTINUAL, name, continual.model_extra, lambda name: load_learner_class(name, search))
 
@@ -139,3 +137,26 @@ def _check_like(value: Any, model: Any, *, key: str) -> None:
 
 def _as_toml(value: Any) -> Any:
     return [_as_toml(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+# Names ------------------------------------------------------------------------------------------------------
+
+
+def canonical_strategy(name: str) -> str:
+    """Return the name of a strategy, fedkd's or Flower's: `FedAvg` and `flwr:fedavg` are `flwr:FedAvg`."""
+    found = STRATEGIES.canonical(name.removeprefix(FLOWER_PREFIX))
+    of_flower = found.startswith(FLOWER_PREFIX)
+    return found if of_flower or not name.startswith(FLOWER_PREFIX) else name
+
+
+def with_canonical_names(scenario: Scenario) -> Scenario:
+    """Return a scenario that names its strategy and its learner as they are called here."""
+    strategy = canonical_strategy(scenario.fusion.strategy)
+    changed: dict[str, Any] = {}
+    if strategy != scenario.fusion.strategy:
+        changed["fusion"] = scenario.fusion.model_copy(update={"strategy": strategy})
+    if scenario.continual is not None:
+        learner = LEARNERS.canonical(scenario.continual.learner)
+        if learner != scenario.continual.learner:
+            changed["continual"] = scenario.continual.model_copy(update={"learner": learner})
+    return scenario.model_copy(update=changed) if changed else scenario

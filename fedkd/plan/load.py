@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fedkd.errors import UserError
-from fedkd.plan.hyperparameters import bind_strategy
-from fedkd.plan.layers import FILE_ALONE, Layers
-from fedkd.plan.names import with_canonical_names
+from fedkd.plan.hyperparameters import bind_strategy, with_canonical_names
+from fedkd.plan.no_plugins import WithoutPlugins, open_without_plugins, plug_ins_of
 from fedkd.plan.plan import Plan, resolve
 from fedkd.plan.recipe import followed
-from fedkd.plan.unopened import Unopened, look_at, plug_ins_of
+from fedkd.plan.unread_keys import NO_OVERRIDES, OverrideLayers
 from fedkd.scenario.load import read_scenario, read_toml
 from fedkd.scenario.overrides import apply_overrides, apply_values
 from fedkd.scenario.schema import Scenario
@@ -33,8 +33,7 @@ def load_plan(
         overrides: ``key=value`` texts of ``--set``, applied in order. A key of the file that they make moot
             is left out.
         seed: Replaces the file's seed.
-        written: Whether somebody wrote the file, so that a key that nothing reads is a mistake; otherwise it
-            is what a run left.
+        written: Whether a person wrote the file, so that a key that nothing reads is a mistake; else a run.
 
     Raises:
         UserError: The first thing that is wrong, with the file and the key.
@@ -42,13 +41,13 @@ def load_plan(
     return _load(path, overrides, seed, partial(parse_plan, written=written))
 
 
-def load_unopened(path: str | Path, overrides: Sequence[str] = ()) -> Plan | Unopened:
+def load_without_plugins(path: str | Path, overrides: Sequence[str] = ()) -> Plan | WithoutPlugins:
     """Read and check a scenario file without importing a plug-in (see `load_plan`).
 
     Returns:
         The plan; where the scenario names plug-ins, what can be known without them.
     """
-    return _load(path, overrides, None, parse_unopened)
+    return _load(path, overrides, None, parse_without_plugins)
 
 
 def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: Callable[..., Found]) -> Found:
@@ -58,11 +57,18 @@ def _load(path: str | Path, overrides: Sequence[str], seed: int | None, parse: C
     if seed is not None:
         mapping["seed"] = seed
         from_command_line.add("seed")
+    with _told_of(from_command_line, "set on the command line"):
+        return parse(mapping, file=str(path), folder=path.parent, layers=OverrideLayers([from_command_line]))
+
+
+@contextmanager
+def _told_of(keys: Collection[str], how: str) -> Iterator[None]:
+    """Say of an error about one of some keys how it was set."""
     try:
-        return parse(mapping, file=str(path), folder=Path(path).parent, layers=Layers([from_command_line]))
+        yield
     except UserError as error:
-        if any(f"{error.key}.".startswith(f"{key}.") for key in from_command_line):
-            error = UserError(f"{error.message} (set on the command line)", key=error.key, file=error.file)
+        if any(f"{error.key}.".startswith(f"{key}.") for key in keys):
+            error = UserError(f"{error.message} ({how})", key=error.key, file=error.file)
         raise error from None
 
 
@@ -71,7 +77,7 @@ def parse_plan(
     *,
     file: str | None = None,
     folder: str | Path | None = None,
-    layers: Layers = FILE_ALONE,
+    layers: OverrideLayers = NO_OVERRIDES,
     written: bool = True,
 ) -> Plan:
     """Check and resolve a scenario given as nested tables.
@@ -112,12 +118,8 @@ def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapp
     else:
         mapping = copy.deepcopy(dict(scenario))
     changed = apply_values(mapping, changes)
-    try:
-        return parse_plan(mapping, file=file, folder=folder, layers=Layers([changed]))
-    except UserError as error:
-        if any(f"{error.key}.".startswith(f"{key}.") for key in changed):
-            error = UserError(f"{error.message} (given as an argument)", key=error.key, file=error.file)
-        raise error from None
+    with _told_of(changed, "given as an argument"):
+        return parse_plan(mapping, file=file, folder=folder, layers=OverrideLayers([changed]))
 
 
 def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,18 +140,18 @@ def _without_what_followed(scenario: Scenario, changes: Mapping[str, Any]) -> di
     return mapping
 
 
-def parse_unopened(
+def parse_without_plugins(
     mapping: Mapping[str, Any],
     *,
     file: str | None = None,
     folder: str | Path | None = None,
-    layers: Layers = FILE_ALONE,
-) -> Plan | Unopened:
+    layers: OverrideLayers = NO_OVERRIDES,
+) -> Plan | WithoutPlugins:
     """Check a scenario given as nested tables without importing a plug-in (see `parse_plan`)."""
 
-    def look(scenario: Scenario) -> Plan | Unopened:
+    def look(scenario: Scenario) -> Plan | WithoutPlugins:
         scenario = with_canonical_names(scenario)
-        open = look_at if plug_ins_of(scenario) else resolve
+        open = open_without_plugins if plug_ins_of(scenario) else resolve
         return open(scenario, layers)
 
     return _parse(mapping, file, folder, look)
@@ -181,7 +183,7 @@ def parse_scenario(
     *,
     file: str | None = None,
     folder: str | Path | None = None,
-    layers: Layers = FILE_ALONE,
+    layers: OverrideLayers = NO_OVERRIDES,
 ) -> Scenario:
     """Return the resolved scenario of nested tables (see `parse_plan`)."""
     return parse_plan(mapping, file=file, folder=folder, layers=layers).scenario

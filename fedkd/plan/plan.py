@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
 from fedkd.plan.asynchronous_checks import check_asynchronous, check_asynchronous_strategy
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.checks import check_names, check_one_architecture, check_scenario, check_transfer_size
 from fedkd.plan.clock import VirtualClock
 from fedkd.plan.course_checks import check_orthogonal
-from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.graph import Graph, draw_graph
-from fedkd.plan.hyperparameters import bind_learner, bind_strategy
-from fedkd.plan.layers import FILE_ALONE, Layers
-from fedkd.plan.names import with_canonical_names
-from fedkd.plan.read_keys import with_read_keys
+from fedkd.plan.hyperparameters import bind_learner, bind_strategy, with_canonical_names
 from fedkd.plan.recipe import Recipe, recipe_of
 from fedkd.plan.schedule import Schedule
+from fedkd.plan.unread_keys import NO_OVERRIDES, OverrideLayers, without_moot_keys
 from fedkd.plugins import import_plugins
 from fedkd.scenario.clock import Clock
 from fedkd.scenario.load import scenario_from_json
@@ -105,7 +103,7 @@ class Plan:
         return replace(self, scenario=self.scenario.model_copy(update={"engine": engine}))
 
 
-def resolve(scenario: Scenario, layers: Layers = FILE_ALONE, *, written: bool = True) -> Plan:
+def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:
     """Resolve a scenario; one that is resolved already stays equal.
 
     Args:
@@ -121,19 +119,19 @@ def resolve(scenario: Scenario, layers: Layers = FILE_ALONE, *, written: bool = 
     scenario = with_canonical_names(scenario)
     check_names(scenario)
     if written:
-        scenario = with_read_keys(scenario, None, layers)
+        scenario = without_moot_keys(scenario, None, layers)
     scenario = resolve_stream(scenario)
     check_scenario(scenario)
     if scenario.asynchronous is not None:
         check_asynchronous(scenario)
         scenario = scenario.model_copy(update={"clock": scenario.clock or Clock()})
-    schedule = draw_schedule(scenario)
+    schedule = build_schedule(scenario)
     graph = draw_graph(scenario)
     check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
     strategy, hyperparameters = bind_strategy(scenario)
     if written:
-        scenario = with_read_keys(scenario, strategy, layers)
+        scenario = without_moot_keys(scenario, strategy, layers)
     check_transfer_size(scenario, strategy)
     check_asynchronous_strategy(scenario, strategy)
     filled_in = hyperparameters | asdict(recipe_of(scenario, strategy))

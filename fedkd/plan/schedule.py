@@ -1,6 +1,6 @@
 """Who takes part in which round, and which task each client learns then.
 
-A schedule is drawn once for a run (`fedkd.plan.drawing`); nobody else computes a task from a round.
+A schedule is drawn once for a run (`fedkd.plan.build_schedule`); nobody else computes a task from a round.
 """
 
 from __future__ import annotations
@@ -139,10 +139,6 @@ class Schedule:
         """Return the task that every client is at in a round (see `task`), N of them."""
         spans = self._spans(round)
         return tuple(spans[course].task for course in self._courses())
-
-    def task_ends(self, client: int) -> tuple[int, ...]:
-        """Return the rounds with which the client's spans end, in their order."""
-        return tuple(span.last for span in self.course(client))
 
     def joins(self, client: int, round: int) -> bool:
         """Return whether a client is there for the first time in a round."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from fedkd.errors import UserError, described
 from fedkd.paths import expanded
@@ -30,3 +31,38 @@ def find_file(name: str, search: Iterable[Path], *, key: str) -> Path:
         places = ", ".join(str(candidate.absolute()) for candidate in tried)
         raise UserError(f"no file '{name}'; looked for {places}", key=key)
     return path
+
+
+class _OfClients(Protocol):
+    @property
+    def clients(self) -> int: ...
+
+
+Read = TypeVar("Read", bound=_OfClients)
+
+
+def read_file_of_clients(
+    name: str, clients: int, search: Iterable[Path], parse: Callable[[str], Read], *, key: str
+) -> tuple[Read, Path]:
+    """Read a schedule or a graph of N clients from a JSON file; return it, and where it was found.
+
+    Args:
+        name: The file; see `find_file`, as for `search` and `key`.
+        clients: Number of clients N.
+        search: The scenario's folders.
+        parse: Makes it of the file's text.
+        key: Of the scenario, for error messages.
+
+    Raises:
+        UserError: No such file, it is not for so many clients, or `parse` refuses it.
+    """
+    path = find_file(name, search, key=key)
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", key=key) from None
+    except UserError as error:
+        raise UserError(f"{path} is {error.message}", key=key) from None
+    if found.clients != clients:
+        raise UserError(f"{path} is for {found.clients} clients, data.clients is {clients}", key=key)
+    return found, path

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.evaluated import counted_clients
 from fedkd.plan.schedule import Schedule
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
@@ -89,7 +89,7 @@ class LiveProgress(RunObserver):
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
         if scenario.continual is not None:
-            self._schedule, self._matrix = draw_schedule(scenario), main_matrix(scenario)
+            self._schedule, self._matrix = build_schedule(scenario), main_matrix(scenario)
             if resumed_from and self._matrix is not None:
                 self._matrix.recall(read_metrics(folder))
         self._rounds, self._clients = scenario.last_round, len(counted_clients(scenario))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.evaluated import counted_clients
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.stream import task_count
@@ -93,7 +93,7 @@ class PlainProgress(RunObserver):
         self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
-        self._schedule = draw_schedule(scenario)
+        self._schedule = build_schedule(scenario)
         self._matrix = main_matrix(scenario)
         self._rounds, self._clients = scenario.last_round, len(counted_clients(scenario))
         for line in opening_lines(scenario, folder, resumed_from):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedkd.continual.metrics import average_accuracy, bwt
-from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.held_models import held_models
 from fedkd.scenario.stream import accuracy_name, main_protocol, protocols, task_count
 from fedkd.tracking.events import RoundReport
@@ -30,7 +30,7 @@ class TaskMatrix:
     """
 
     def __init__(self, scenario: Scenario, protocol: Protocol | None = None) -> None:
-        self._schedule = draw_schedule(scenario)
+        self._schedule = build_schedule(scenario)
         rule = self._schedule.participation
         self._may_miss = rule.dropout > 0 or rule.clients_per_round is not None
         self._models = held_models(scenario, self._schedule)
@@ -107,6 +107,6 @@ def matrices(scenario: Scenario) -> list[TaskMatrix]:
 
     None without a stream, nor where clients are not in step: then no row is that of one task.
     """
-    if scenario.continual is None or not draw_schedule(scenario).in_step:
+    if scenario.continual is None or not build_schedule(scenario).in_step:
         return []
     return [TaskMatrix(scenario, protocol) for protocol in protocols(scenario)]

@@ -13,7 +13,7 @@ import tomli_w
 import fedkd
 from fedkd.continual.metrics import forgetting_first_last, learning_area
 from fedkd.continual.outcome import StreamOutcome, stream_outcome
-from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.load import load_scenario
 from fedkd.run_summary import _continual
 from fedkd.scenario.schema import Scenario
@@ -32,7 +32,7 @@ def scenario_of(tasks: int = 3, head: str = "task", clients: int = 2, **training
 
 
 def outcome_of(rows, scenario: Scenario, **options: Any) -> StreamOutcome:
-    return stream_outcome(rows, scenario, draw_schedule(scenario).every_course(), **options)
+    return stream_outcome(rows, scenario, build_schedule(scenario).every_course(), **options)
 
 
 def row(round: int, client: int | None, task: int | None, metric: str, value: float | None, split="global"):

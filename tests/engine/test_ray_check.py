@@ -10,7 +10,7 @@ import fedkd
 from fedkd.engine.node_check import DECIDING, differences
 from fedkd.engine.node_probe import look_around
 from fedkd.plan.load import parse_plan
-from fedkd.plan.unopened import foreign_modules
+from fedkd.plan.no_plugins import foreign_modules
 
 
 @pytest.fixture(scope="module")

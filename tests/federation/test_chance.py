@@ -10,7 +10,7 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.errors import Interrupted
-from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.load import parse_scenario
 from fedkd.tracking.events import RunObserver
 from fedkd.tracking.recorder import read_warnings
@@ -145,7 +145,7 @@ def test_every_task_is_told_of_but_those_of_one_class(stream, tmp_path):
 def test_a_client_that_misses_the_end_of_a_task_is_told_of_when_it_was_last_there(stream, tmp_path):
     stream = stream | {"clients_per_round": 2, "seed": 3}
     _, rows, _ = run(stream, tmp_path / "run")
-    schedule = draw_schedule(parse_scenario(stream))
+    schedule = build_schedule(parse_scenario(stream))
     last: dict[tuple[int, int], int] = {}
     for round in range(1, 7):
         for client in schedule.participants(round):

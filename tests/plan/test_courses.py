@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.plan.courses import _settle
+from fedkd.plan.build_schedule import _settle
 from fedkd.plan.load import parse_plan
 from fedkd.plan.schedule import Schedule, Span
 

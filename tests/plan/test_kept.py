@@ -9,8 +9,8 @@ from fedkd.clients import memory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.federation.saved_checkpoint import read_checkpoint
-from fedkd.plan.kept import uploads_kept
 from fedkd.plan.load import parse_plan
+from fedkd.plan.upload_memory import uploads_kept
 
 RELAY = {"graph": "ring", "relay": True}
 

@@ -9,7 +9,7 @@ import pytest
 from fedkd.errors import UserError
 from fedkd.federation.flower_strategies import flower_strategy_names
 from fedkd.fusion.registry import STRATEGIES
-from fedkd.plan.load import parse_plan, parse_unopened
+from fedkd.plan.load import parse_plan, parse_without_plugins
 from fedkd.scenario.schema import FLOWER_PREFIX
 
 
@@ -27,7 +27,7 @@ from fedkd.scenario.schema import FLOWER_PREFIX
     ],
 )
 def test_a_strategy_is_found_by_what_it_is_called(given, meant, digits_scenario):
-    for parse in (parse_plan, parse_unopened):
+    for parse in (parse_plan, parse_without_plugins):
         assert parse(digits_scenario | {"fusion": {"strategy": given}}).scenario.fusion.strategy == meant
 
 

@@ -12,8 +12,8 @@ from fedkd.benchmark.schema import load_bench
 from fedkd.errors import UserError
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.load import load_plan, parse_plan, plan_with
-from fedkd.plan.read_keys import is_set, with_read_keys
 from fedkd.plan.readers import TABLE, Reader
+from fedkd.plan.unread_keys import is_set, without_moot_keys
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.overrides import apply_values
 from fedkd.scenario.schema import Scenario
@@ -128,7 +128,7 @@ EXAMPLES: list[tuple[str, Any, Beside, Beside]] = [
 def moot(tables: dict[str, Any]) -> UserError | None:
     scenario = Scenario.model_validate(tables)
     try:
-        with_read_keys(with_read_keys(scenario), bind_strategy(scenario)[0])
+        without_moot_keys(without_moot_keys(scenario), bind_strategy(scenario)[0])
     except UserError as error:
         return error
     return None

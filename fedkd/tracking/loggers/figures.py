@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.plan.drawing import draw_schedule
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.tracking.events import RoundReport
 from fedkd.tracking.loggers.logger import Figures
 from fedkd.tracking.neighbours import read_neighbours
@@ -43,7 +43,7 @@ class FigureMaker:
     def __init__(self, scenario: Scenario, folder: Path, resumed_from: int, pictures_every: int) -> None:
         self._folder = folder
         self._pictures_every = pictures_every
-        self._schedule = draw_schedule(scenario)
+        self._schedule = build_schedule(scenario)
         self._matrices: list[TaskMatrix] = matrices(scenario)
         if self._matrices and resumed_from:
             rows = [row for row in read_metrics(folder) if row["round"] <= resumed_from]

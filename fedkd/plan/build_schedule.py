@@ -1,25 +1,79 @@
-"""The course of every client: in which order it meets tasks, for how long, and when it is away.
+"""Build the schedule of a scenario: drawn from the seed, or read from a file.
 
-Everything is drawn from the scenario's seed, each client's part by itself. Times are settled round by round,
-as a bound on the lag makes what one client does depend on where all others are.
+The course of a client says in which order it meets tasks, for how long, and when it is away. Each client's
+part is drawn by itself. Times are settled round by round: a bound on the lag makes what one client does
+depend on where all others are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
+from pathlib import Path
 
 import numpy as np
 
 from fedkd.errors import UserError
 from fedkd.plan.poisoned import round_half_up
-from fedkd.plan.schedule import Course, Schedule, Span
+from fedkd.plan.schedule import Course, Participation, Schedule, Span
 from fedkd.randomness import numpy_generator
-from fedkd.scenario.schema import Continual, Population, Scenario
+from fedkd.scenario.files import read_file_of_clients
+from fedkd.scenario.schema import MOST_ROUNDS, Continual, Population, Scenario
 from fedkd.scenario.stream import task_count
+
+KEY = "continual.tasks.schedule"
 
 Orders = Sequence[tuple[int, ...]]
 """The tasks of every client, 0-based, in the order in which it learns them."""
+
+
+def build_schedule(scenario: Scenario) -> Schedule:
+    """Return the schedule of a scenario whose number of tasks is known.
+
+    Its rounds are those of the scenario where there is no stream, else those that the last client takes.
+
+    Raises:
+        UserError: The file it is read from is missing or does not fit, or it takes more rounds than can be.
+    """
+    tasks = None if scenario.continual is None else scenario.continual.tasks
+    from_file = None
+    if tasks is not None and "file" in (tasks.order, tasks.clock):
+        search = map(Path, scenario.plugin_path)
+        from_file = read_schedule(tasks.schedule or "", scenario.data.clients, task_count(scenario), search)
+    courses = draw_courses(scenario, from_file)
+    distinct: dict[Course, int] = {}
+    course_of = tuple(distinct.setdefault(course, len(distinct)) for course in courses)
+    last = max(course[-1].last for course in distinct)
+    if last > MOST_ROUNDS:
+        raise UserError(
+            f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
+            key=KEY if from_file is not None else "continual.rounds_per_task",
+        )
+    return Schedule(
+        clients=scenario.data.clients,
+        rounds=scenario.rounds if tasks is None else last,
+        courses=tuple(distinct),
+        participation=Participation(scenario.seed, scenario.clients_per_round, scenario.faults.dropout),
+        course_of=() if len(distinct) == 1 else course_of,
+    )
+
+
+def read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path] = ()) -> Schedule:
+    """Read a schedule of N clients and T tasks from a JSON file (see `read_file_of_clients`).
+
+    Raises:
+        UserError: No such file, or it is no schedule of so many clients and tasks.
+    """
+    schedule, path = read_file_of_clients(name, clients, search, Schedule.from_json, key=KEY)
+    for client in range(clients):
+        for span in schedule.course(client):
+            if span.task is None or span.task >= tasks:
+                named = "no task" if span.task is None else f"task {span.task}"
+                raise UserError(
+                    f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}",
+                    key=KEY,
+                )
+    return schedule
 
 
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
@@ -34,7 +88,7 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
     """
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
-    late, pauses = _late(population, clients, seed), _pauses(population, clients, seed)
+    late, pauses = _late(population, clients, seed), _chosen(population.breaks, clients, seed, "breaks")
     same = continual is None or (continual.tasks.order, continual.tasks.clock) == ("same", "lockstep")
     if same and population == Population():
         return (_shared_course(scenario),) * clients
@@ -149,7 +203,6 @@ def _settle(
         breaks: Of clients that pause, the place of the task before which they do.
         break_rounds: Rounds of a break.
         max_lag: Tasks between the fastest and the slowest.
-
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])
@@ -193,10 +246,6 @@ def _late(population: Population, clients: int, seed: int) -> np.ndarray:
     for n in _chosen(population.late, clients, seed, "late"):
         after[n] = numpy_generator(seed, "late-by", client=n).integers(1, population.late_by, endpoint=True)
     return after
-
-
-def _pauses(population: Population, clients: int, seed: int) -> frozenset[int]:
-    return frozenset(_chosen(population.breaks, clients, seed, "breaks"))
 
 
 def _break_place(tasks: int, client: int, seed: int) -> int:

@@ -1,12 +1,13 @@
-"""The one rule about keys that nothing reads (see `fedkd.plan.readers`).
+"""The rule about keys that nothing reads (see `fedkd.plan.readers`).
 
-Such a key says something that does not happen, so it is refused. It counts where somebody wrote it, be it at
-its default. Where something written above it, such as ``--set``, made it moot, it is left out.
+Such a key says something that does not happen, so it is refused where somebody wrote it, even at its default.
+It is left out where a higher layer, such as ``--set``, made it moot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,19 +15,58 @@ from pydantic import BaseModel
 from fedkd.errors import UserError
 from fedkd.explain import show_value
 from fedkd.fusion.client_half import ClientHalf
-from fedkd.plan.layers import FILE_ALONE, Layers
 from fedkd.plan.readers import TABLE, Reader, at
 from fedkd.scenario.schema import Scenario
 
 
-def with_read_keys(
-    scenario: Scenario, strategy: ClientHalf | None = None, layers: Layers = FILE_ALONE
+@dataclass(frozen=True)
+class OverrideLayers:
+    """What was set over a scenario file, as dotted keys.
+
+    Attributes:
+        over: By ``--set``, by arguments or for all cells of a bench, the lowest layer first.
+        axes: For one cell of a bench, what each axis sets. None: it is no cell.
+        varied: What each axis of the bench sets at some of its levels.
+    """
+
+    over: Sequence[Collection[str]] = ()
+    axes: Sequence[Collection[str]] | None = None
+    varied: Sequence[Collection[str]] = ()
+
+    def of(self, key: str) -> int:
+        """Return the highest layer that sets a key; 0: the file does."""
+        return _highest(key, [*self.over, *(self.axes or ())])
+
+    def of_any(self, keys: Collection[str]) -> int:
+        """Return the highest layer that may set one of some keys; 0: only the file does."""
+        return max(_highest(key, [*self.over, *self.varied]) for key in keys)
+
+    def is_axis(self, layer: int) -> bool:
+        """Return whether a layer is an axis."""
+        return layer > len(self.over)
+
+
+def _highest(key: str, layers: Sequence[Collection[str]]) -> int:
+    found = [n for n, keys in enumerate(layers, start=1) if any(_touch(key, own) for own in keys)]
+    return max(found, default=0)
+
+
+NO_OVERRIDES = OverrideLayers()
+
+
+def _touch(one: str, other: str) -> bool:
+    """Return whether two dotted keys are one, or one is a table around the other."""
+    return f"{one}.".startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+def without_moot_keys(
+    scenario: Scenario, strategy: ClientHalf | None = None, layers: OverrideLayers = NO_OVERRIDES
 ) -> Scenario:
-    """Return a scenario without keys that something written above them made moot.
+    """Return a scenario without keys that a higher layer made moot.
 
     Args:
         scenario: Its names are known.
-        strategy: Its strategy, for the rows that ask it; None: all other rows are looked at.
+        strategy: Its strategy, for the rows that ask it; None: all other rows apply.
         layers: What was set over the file.
 
     Raises:

@@ -14,19 +14,18 @@ from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.errors import UserError
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.models.registry import MODELS
+from fedkd.plan.build_schedule import build_schedule
 from fedkd.plan.checks import DRAWN_TRANSFERS, check_one_architecture, check_scenario, check_transfer_size
 from fedkd.plan.course_checks import check_orthogonal
-from fedkd.plan.drawing import draw_schedule
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy
-from fedkd.plan.layers import FILE_ALONE, Layers
-from fedkd.plan.read_keys import with_read_keys
+from fedkd.plan.unread_keys import NO_OVERRIDES, OverrideLayers, without_moot_keys
 from fedkd.plugins import Registry
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import resolve_rounds, resolve_stream
 
 
 @dataclass(frozen=True, eq=False)
-class Unopened:
+class WithoutPlugins:
     """A scenario of which nothing was imported.
 
     Attributes:
@@ -60,7 +59,7 @@ def foreign_modules(scenario: Scenario) -> list[str]:
     return list(dict.fromkeys(modules))
 
 
-def look_at(scenario: Scenario, layers: Layers = FILE_ALONE) -> Unopened:
+def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES) -> WithoutPlugins:
     """Check what can be known of a scenario without its plug-ins (see `fedkd.plan.plan.resolve`).
 
     Raises:
@@ -73,20 +72,20 @@ def look_at(scenario: Scenario, layers: Layers = FILE_ALONE) -> Unopened:
                 registry.check(name)
             except UserError as error:
                 raise error.at(key=key) from None
-    scenario = resolve_stream(with_read_keys(scenario, None, layers))
+    scenario = resolve_stream(without_moot_keys(scenario, None, layers))
     check_scenario(scenario)
-    schedule = draw_schedule(scenario)
+    schedule = build_schedule(scenario)
     check_orthogonal(scenario, schedule)
     scenario = resolve_rounds(scenario, schedule.rounds)
     if "fusion.strategy" not in foreign:
         strategy, _ = bind_strategy(scenario)
-        scenario = with_read_keys(scenario, strategy, layers)
+        scenario = without_moot_keys(scenario, strategy, layers)
         check_transfer_size(scenario, strategy)
     if scenario.continual is not None and "continual.learner" not in foreign:
         bind_learner(scenario.continual)
     if scenario.fusion.from_flower:
         check_one_architecture(scenario)
-    return Unopened(scenario, plug_ins_of(scenario))
+    return WithoutPlugins(scenario, plug_ins_of(scenario))
 
 
 def _foreign(scenario: Scenario) -> dict[str, tuple[Registry, str]]:
