@@ -21,9 +21,8 @@ from fedkd.fusion.forms import Unfit, check_like
 from fedkd.fusion.orthogonal import kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
-from fedkd.server.fusing import FusionReport
+from fedkd.server.fusing import FusionReport, Links
 from fedkd.server.orthogonal import OrthogonalTraining
-from fedkd.server.peers import Links
 
 WEIGHTS = "weights/"
 STRATEGY = "strategy/"
@@ -170,7 +169,7 @@ class FlowerAveraging:
         sent, self._sent = self._sent, 0
         return sent
 
-    def kept_bytes(self) -> int | None:
+    def cache_bytes(self) -> int | None:
         """Return None: there is no bank of weights."""
         return None
 

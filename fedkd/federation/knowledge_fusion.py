@@ -25,9 +25,9 @@ from fedkd.fusion.views import Arrays
 from fedkd.scenario.schema import Bank
 from fedkd.server.bank import Upload
 from fedkd.server.by_task import FusingByTask
-from fedkd.server.fusing import FusionReport, ServerKnowledge
+from fedkd.server.fusing import FusionReport, Links, ServerKnowledge
 from fedkd.server.mailbox import Parcel
-from fedkd.server.peers import Links, Mixing
+from fedkd.server.peers import Mixing
 
 
 class KnowledgeFusion(Strategy):
@@ -313,9 +313,9 @@ class KnowledgeFusion(Strategy):
         sent, self._sent = self._sent, 0
         return sent
 
-    def kept_bytes(self) -> int | None:
+    def cache_bytes(self) -> int | None:
         """Return the bytes that the knowledge bank keeps; None: there is none."""
-        return self._fusing.kept_bytes()
+        return self._fusing.cache_bytes()
 
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion, where the strategy has weights."""

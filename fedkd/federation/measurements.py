@@ -20,8 +20,7 @@ from fedkd.plan.evaluated import accuracies_of_each
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.scenario.identity import run_digest
-from fedkd.server.fusing import FusionReport
-from fedkd.server.peers import Links
+from fedkd.server.fusing import FusionReport, Links
 from fedkd.tracking.links import write_links
 from fedkd.tracking.neighbours import write_neighbours
 from fedkd.tracking.recorder import Recorder, Split
@@ -138,8 +137,8 @@ class Measurements:
         """Record how much simulated time has passed with the end of a round."""
         self._recorder.metric("virtual_seconds", seconds, round=round, split="train")
 
-    def bank(self, round: int, kept: int | None) -> None:
-        """Record the bytes that the knowledge bank keeps."""
+    def knowledge_cache(self, round: int, kept: int | None) -> None:
+        """Record the bytes that the knowledge cache keeps."""
         if kept is not None:
             self._recorder.metric("bank_bytes", kept, round=round, split="train")
 

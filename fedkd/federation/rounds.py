@@ -273,7 +273,7 @@ class Rounds:
     def _record_fusion(self, round: int) -> float | None:
         """Record what the fusion says of itself; return the mean number of effective neighbours."""
         neighbours = self._measurements.fusion(round, self._strategy.report())
-        self._measurements.bank(round, self._strategy.kept_bytes())
+        self._measurements.knowledge_cache(round, self._strategy.cache_bytes())
         self._measurements.links(round, self._strategy.links())
         return neighbours
 

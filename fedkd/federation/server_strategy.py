@@ -10,8 +10,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from fedkd.fusion.forms import Unfit
-from fedkd.server.fusing import FusionReport
-from fedkd.server.peers import Links
+from fedkd.server.fusing import FusionReport, Links
 
 
 class ServerStrategy(Protocol):
@@ -71,7 +70,7 @@ class ServerStrategy(Protocol):
             replies: Without errors, in client order.
         """
 
-    def kept_bytes(self) -> int | None:
+    def cache_bytes(self) -> int | None:
         """Return the bytes of knowledge that is kept of earlier rounds; None: it keeps no bank of it."""
 
     def report(self) -> FusionReport | None:

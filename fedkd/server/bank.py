@@ -1,4 +1,4 @@
-"""The knowledge bank: what every client last knew of a task, with its age."""
+"""The knowledge cache: what every client last knew of a task, with its age."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Upload:
         return replace(self, arrays={name: values.copy() for name, values in self.arrays.items()})
 
 
-class Shelf:
-    """The last knowledge of one task that every client has sent."""
+class KnowledgeCache:
+    """The last knowledge of one task that every client has sent (FedCache: Wu et al., 2024)."""
 
     def __init__(self) -> None:
         self._last: dict[int, Upload] = {}
@@ -89,29 +89,6 @@ class Shelf:
             self._last[client] = Upload(int(own["round"]), below("arrays/", own), int(own["samples"]))
 
 
-def faded(
-    uploads: Mapping[int, Upload], round: int, decay: float, kinds: Mapping[str, Kind]
-) -> dict[int, Upload]:
-    """Return knowledge as it counts in a round: the older it is, the less it says of its own.
-
-    With ``f = decay ** age``, probabilities on the transfer set become ``f · q + (1 − f) · mean of what was
-    sent in this round``, and numbers of samples that weigh them ``f`` times what they were. In a mean of
-    probabilities that is a weight of ``f`` for the old and of more than 1 for the new; a strategy that
-    compares clients finds them the nearer to what is known now, the older they are.
-
-    Args:
-        uploads: By client; some of this round.
-        round: The round.
-        decay: In (0, 1]; 1: age does not count.
-        kinds: What the arrays are, by name.
-    """
-    new = [upload for upload in uploads.values() if upload.round == round]
-    if decay == 1.0:
-        return dict(uploads)
-    factors = {client: decay ** (round - upload.round) for client, upload in uploads.items()}
-    return fade(uploads, factors, new, kinds)
-
-
 def staleness(age: np.ndarray, exponent: float) -> np.ndarray:
     """Return s(τ) = (1 + τ)^−a, what an upload counts by the versions that have come since it began, `[N]`.
 
@@ -128,15 +105,19 @@ def fade(
     new: Sequence[Upload],
     kinds: Mapping[str, Kind],
 ) -> dict[int, Upload]:
-    """Return knowledge of which some counts less than all of it (see `faded`).
+    """Return knowledge as it counts now: the older it is, the less it says of its own.
+
+    Probabilities on the transfer set become ``f · q + (1 − f) · mean of what is new``, and numbers of samples
+    that weigh them ``f`` times what they were. In a mean of probabilities the old weighs ``f`` then, and the
+    new more than 1. A strategy that compares clients finds the old ones near to what is known now.
 
     Args:
         uploads: By client.
-        factors: f of every client.
-        new: What has just come, whose mean takes the place of what fades; nothing: nothing can.
+        factors: f of every client, in (0, 1].
+        new: What has just come; empty: nothing fades.
         kinds: What the arrays are, by name.
     """
-    if not new:
+    if not new or all(factor == 1.0 for factor in factors.values()):
         return dict(uploads)
     names = [name for name, kind in kinds.items() if kind is Kind.TRANSFER_LOGITS]
     known_now = {name: _mean_of_sent(new, name) for name in names}
@@ -159,23 +140,21 @@ def fade(
     return found
 
 
-def evict(shelves: Mapping[int, Shelf], most: int) -> None:
-    """Forget what is oldest until no more than `most` bytes are kept; of equals, the highest client first.
+def evict(caches: Mapping[int, KnowledgeCache], most: int) -> None:
+    """Forget what is oldest in the caches of all tasks until at most `most` bytes are kept.
 
-    Args:
-        shelves: By task.
-        most: Bytes.
+    Of uploads of equal age, that of the highest client goes first.
     """
     kept = [
         (upload.round, -client, task, upload.size)
-        for task, shelf in shelves.items()
-        for client, upload in shelf.all().items()
+        for task, cache in caches.items()
+        for client, upload in cache.all().items()
     ]
     total = sum(size for *_, size in kept)
     for _, minus_client, task, size in sorted(kept):
         if total <= most:
             return
-        shelves[task].drop(-minus_client)
+        caches[task].drop(-minus_client)
         total -= size
 
 

@@ -9,11 +9,10 @@ import numpy as np
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.namespaces import below, under
 from fedkd.scenario.schema import Bank
-from fedkd.server.bank import Shelf, Upload, evict
-from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, ServerKnowledge
+from fedkd.server.bank import KnowledgeCache, Upload, evict
+from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, Links, ServerKnowledge
 from fedkd.server.mailbox import Parcel
-from fedkd.server.peers import Links, Mixing, PeerFusing
-from fedkd.server.peers import together as links_together
+from fedkd.server.peers import Mixing, PeerFusing
 
 TASK = "task/"
 
@@ -99,7 +98,7 @@ class FusingByTask:
         if client is None or not self._backward:
             return found
         for task, fusing in sorted(self._by_task.items()):
-            if task != self.task_of(client) and fusing.shelf.has(client):
+            if task != self.task_of(client) and fusing.cache.has(client):
                 parcel = fusing.mailbox.take_missed(client)
                 if parcel is not None:
                     found[task] = parcel
@@ -119,9 +118,7 @@ class FusingByTask:
         """Fuse the knowledge of a round, task by task (see `Fusing.fuse`)."""
         known = list(everyone)
         for fusing in self._by_task.values():
-            fusing.report = None
-            if isinstance(fusing, PeerFusing):
-                fusing.links = None
+            fusing.report = fusing.links = None
         sent = 0
         for task, fusing in self.of_clients(uploads).items():
             own = {client: upload for client, upload in uploads.items() if self.task_of(client) == task}
@@ -129,26 +126,25 @@ class FusingByTask:
             elsewhere = set(known).difference(here)
             sent += fusing.fuse(round, own, here, elsewhere, backward=self._backward, awaited=awaited)
         if self._bank is not None and self._bank.megabytes is not None:
-            evict(self._shelves(), int(self._bank.megabytes * 1e6))
+            evict(self._caches(), int(self._bank.megabytes * 1e6))
         return sent
 
-    def kept_bytes(self) -> int | None:
+    def cache_bytes(self) -> int | None:
         """Return the bytes of what the bank keeps; None: there is none."""
-        return None if self._bank is None else sum(shelf.size for shelf in self._shelves().values())
+        return None if self._bank is None else sum(cache.size for cache in self._caches().values())
 
-    def _shelves(self) -> dict[int, Shelf]:
-        return {task: fusing.shelf for task, fusing in self._by_task.items()}
+    def _caches(self) -> dict[int, KnowledgeCache]:
+        return {task: fusing.cache for task, fusing in self._by_task.items()}
 
     def report(self) -> FusionReport | None:
         """Return who learned from whom in the last fusion: nobody from those at another task."""
-        fused = sorted(self._by_task.items())
-        reports = [fusing.report for _, fusing in fused if fusing.report is not None]
-        return together(reports) if reports else None
+        found = [fusing.report for _, fusing in sorted(self._by_task.items()) if fusing.report is not None]
+        return merged_reports(found) if found else None
 
     def links(self) -> Links | None:
         """Return who sent what to whom in the last fusion; None: there is a server, or nobody spoke."""
-        fused = [fusing for _, fusing in sorted(self._by_task.items()) if isinstance(fusing, PeerFusing)]
-        return links_together(fusing.links for fusing in fused if fusing.links is not None)
+        found = [fusing.links for _, fusing in sorted(self._by_task.items()) if fusing.links is not None]
+        return merged_links(found) if found else None
 
     # State --------------------------------------------------------------------------------------------
 
@@ -177,33 +173,47 @@ def waits(name: str) -> bool:
     return name.removeprefix(TASK).partition("/")[2].startswith(PENDING) if name.startswith(TASK) else False
 
 
-def together(reports: Sequence[FusionReport]) -> FusionReport:
+def merged_reports(reports: Sequence[FusionReport]) -> FusionReport:
     """Return several reports on different clients as one, in client order, with no weight between them."""
     if len(reports) == 1:
         return reports[0]
     clients = sorted(client for report in reports for client in report.clients)
-    place = {client: position for position, client in enumerate(clients)}
 
-    def table(part: Callable[[FusionReport], np.ndarray | None], between: float) -> np.ndarray | None:
-        parts = [(report, values) for report in reports if (values := part(report)) is not None]
-        whole = np.full((len(clients), len(clients)), between)
-        for report, values in parts:
-            own = [place[client] for client in report.clients]
-            whole[np.ix_(own, own)] = values
-        return whole if parts else None
+    def table(name: str, between: float = np.nan) -> np.ndarray | None:
+        parts = [
+            (report.clients, values) for report in reports if (values := getattr(report, name)) is not None
+        ]
+        return _merged(clients, parts, between) if parts else None
 
-    weights = table(lambda report: report.weights, 0.0)
+    weights = table("weights", between=0.0)
     assert weights is not None
+    told = [(report.heard, len(report.clients)) for report in reports if report.heard is not None]
     return FusionReport(
         clients=tuple(clients),
         weights=weights.astype(reports[0].weights.dtype),
         present=tuple(sorted(client for report in reports for client in report.present)),
-        distances=table(lambda report: report.distances, np.nan),
-        left_out=table(lambda report: report.left_out, np.nan),
-        heard=_mean_heard(reports),
+        distances=table("distances"),
+        left_out=table("left_out"),
+        heard=sum(heard * n for heard, n in told) / sum(n for _, n in told) if told else None,
     )
 
 
-def _mean_heard(reports: Sequence[FusionReport]) -> float | None:
-    told = [(report.heard, len(report.clients)) for report in reports if report.heard is not None]
-    return sum(heard * n for heard, n in told) / sum(n for _, n in told) if told else None
+def merged_links(links: Sequence[Links]) -> Links:
+    """Return the links among different clients as one, in client order."""
+    if len(links) == 1:
+        return links[0]
+    clients = sorted(client for own in links for client in own.clients)
+    heard = _merged(clients, [(own.clients, own.heard) for own in links], 0.0)
+    sizes = _merged(clients, [(own.clients, own.sizes) for own in links], 0.0)
+    return Links(tuple(clients), heard.astype(bool), sizes.astype(np.int64))
+
+
+def _merged(
+    clients: Sequence[int], parts: Sequence[tuple[Sequence[int], np.ndarray]], between: float
+) -> np.ndarray:
+    """Return tables of some clients each as one of all, `[N, N]` float64, with `between` in other places."""
+    whole = np.full((len(clients), len(clients)), between)
+    for own, values in parts:
+        places = np.searchsorted(clients, own)
+        whole[np.ix_(places, places)] = values
+    return whole

@@ -18,7 +18,7 @@ from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ServerModels
 from fedkd.namespaces import below, under
 from fedkd.randomness import numpy_generator
-from fedkd.server.bank import Shelf, Upload, fade, faded, staleness
+from fedkd.server.bank import KnowledgeCache, Upload, fade, staleness
 from fedkd.server.filtering import fuse_filtered
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Mailbox, Parcel
@@ -34,15 +34,14 @@ class ServerKnowledge:
     """What the server knows besides what clients upload, of a federation or of one of its tasks.
 
     Args:
-        transfer_size: Number of transfer samples M, for strategies that ask for some of them; None: the whole
-            transfer set is always used.
+        transfer_size: Number of transfer samples M; None: the whole transfer set is always used.
         labels: True labels of the transfer set `[M]`, for strategies that need them.
-        models: Makes, for a round, what the server can train; for strategies that train models there.
-        seed: What the server's own draws derive from.
+        models: From a round to what the server can train, for strategies that train models there.
+        seed: Seeds the server's draws.
         classes_met: From a round to `Knowledge.classes_met`; None: there is no stream of tasks.
         rounds: Rounds of the whole run.
         filters: Which predictions are heard, in order.
-        classes: Number of classes C; None: nobody has said.
+        classes: Number of classes C; None: unknown.
     """
 
     transfer_size: int | None = None
@@ -77,13 +76,33 @@ class FusionReport:
     heard: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Links:
+    """What clients sent each other in a round, where there is no server.
+
+    Attributes:
+        clients: Those that took part, ascending, N of them.
+        heard: Who heard whom, receiver first, `[N, N]` bool; the diagonal is false.
+        sizes: Bytes that went over each link, `[N, N]` int64.
+    """
+
+    clients: tuple[int, ...]
+    heard: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """Bytes over all links: what all clients have sent, and what all have received."""
+        return int(self.sizes.sum())
+
+
 class Fusing:
     """Fuses what clients upload, in client order, and keeps what it makes of it until it is sent.
 
     Args:
         strategy: How knowledge is fused.
         known: What the server knows besides.
-        decay: What knowledge of an earlier round counts, a round (see `faded`); None: only that of the round
+        decay: What knowledge of an earlier round counts, a round (see `fade`); None: only that of the round
             is fused, unless the strategy itself weighs old knowledge.
         exponent: That of `staleness`, where the server does not wait for everybody; None: it does.
 
@@ -91,7 +110,8 @@ class Fusing:
         strategy: As given.
         mailbox: Guidance that waits to be sent.
         report: On the last fusion, where the strategy has weights; else None.
-        shelf: The last knowledge of every client, where more than that of the round is fused.
+        links: Of the last fusion, where clients speak to each other; else None.
+        cache: The last knowledge of every client, where more than that of the round is fused.
         model: The newest weights by name, of a strategy whose messages bring the model.
     """
 
@@ -105,11 +125,12 @@ class Fusing:
         self.strategy = strategy
         self.mailbox = Mailbox()
         self.report: FusionReport | None = None
+        self.links: Links | None = None
         self._known = known
         self._request: np.ndarray | None = None
         self._started = False
         self._memory: dict[str, np.ndarray] = {}
-        self.shelf = Shelf()
+        self.cache = KnowledgeCache()
         self._decay = decay
         self._exponent = exponent
         self.model: Arrays = {}
@@ -220,23 +241,25 @@ class Fusing:
         return self._post(round, here, knowledge, uploads.keys(), everyone)
 
     def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:
-        """Return what is fused in a round, in client order: what was sent, and what is on the shelf."""
+        """Return what is fused in a round, in client order: what was sent, and what the cache has."""
         ages_itself = self.strategy.stale_decay is not None
         waits = self._exponent is None
         if self.strategy.brings_model or (not ages_itself and self._decay is None and waits):
             return dict(sorted(uploads.items()))
-        self.shelf.put(uploads)
-        known = self.shelf.all()
+        self.cache.put(uploads)
+        known = self.cache.all()
         if ages_itself or (self.strategy.weighs_age and not waits):
             return known
+        ages = {client: round - upload.round for client, upload in known.items()}
         if self._exponent is not None:
-            ages = np.array([round - upload.round for upload in known.values()])
-            factors = dict(zip(known, staleness(ages, self._exponent).tolist(), strict=True))
-            new = [known[client] for client in sorted(uploads)]
-            return fade(known, factors, new, self.strategy.kinds_of(new[0].arrays))
-        if self._decay is None:
+            counts = staleness(np.array(list(ages.values())), self._exponent)
+            factors = dict(zip(known, counts.tolist(), strict=True))
+        elif self._decay is not None:
+            factors = {client: self._decay**age for client, age in ages.items()}
+        else:
             return known
-        return faded(known, round, self._decay, self.strategy.kinds_of(next(iter(uploads.values())).arrays))
+        new = [known[client] for client in sorted(uploads)]
+        return fade(known, factors, new, self.strategy.kinds_of(new[0].arrays))
 
     def _freshness(self, round: int, uploads: Mapping[int, Upload], exponent: float) -> np.ndarray | None:
         """Return what each upload counts by its age, where that is left to the strategy; else None."""
@@ -307,14 +330,14 @@ class Fusing:
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a later round depends on, keyed by client."""
         arrays = under("memory/", self._memory) | under(PENDING, self.mailbox.state())
-        return arrays | under("last/", self.shelf.state()) | under(MODEL, self.model)
+        return arrays | under("last/", self.cache.state()) | under(MODEL, self.model)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
         self._started = True
         self._memory = below("memory/", arrays)
         self.mailbox.restore(below(PENDING, arrays))
-        self.shelf.restore(below("last/", arrays))
+        self.cache.restore(below("last/", arrays))
         self.model = below(MODEL, arrays)
 
 

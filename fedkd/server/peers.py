@@ -19,45 +19,11 @@ from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.plan.graph import Graph
 from fedkd.server.bank import Upload
-from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge, report_of
+from fedkd.server.fusing import Fusing, FusionReport, Links, ServerKnowledge, report_of
 from fedkd.server.guidance import check_guidance, tables_of
 from fedkd.server.mailbox import Parcel
 
 MEMORIES, HEARD = "memories/", "heard/"
-
-
-@dataclass(frozen=True, eq=False)
-class Links:
-    """What clients sent each other in a round.
-
-    Attributes:
-        clients: Those that took part, ascending, N of them.
-        heard: Who heard whom, receiver first, `[N, N]` bool; the diagonal is false.
-        sizes: Bytes that went over each link, `[N, N]` int64.
-    """
-
-    clients: tuple[int, ...]
-    heard: np.ndarray
-    sizes: np.ndarray
-
-    @property
-    def total(self) -> int:
-        """Bytes over all links: what all clients have sent, and what all have received."""
-        return int(self.sizes.sum())
-
-
-def together(found: Iterable[Links]) -> Links | None:
-    """Return the links among different clients as one, in client order; None: there are none."""
-    parts = list(found)
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    clients = sorted(client for links in parts for client in links.clients)
-    heard = np.zeros((len(clients), len(clients)), dtype=bool)
-    sizes = np.zeros(heard.shape, dtype=np.int64)
-    for links in parts:
-        own = np.ix_(*[np.searchsorted(clients, links.clients)] * 2)
-        heard[own], sizes[own] = links.heard, links.sizes
-    return Links(tuple(clients), heard, sizes)
 
 
 @dataclass(frozen=True)
@@ -104,14 +70,10 @@ class PeerFusing(Fusing):
         strategy: How knowledge is fused.
         known: What is known besides what clients say.
         peers: Who hears whom.
-
-    Attributes:
-        links: Who sent what to whom in the last fusion; None: nobody anything.
     """
 
     def __init__(self, strategy: FusionStrategy, known: ServerKnowledge, peers: Mixing) -> None:
         super().__init__(strategy, known)
-        self.links: Links | None = None
         self._peers = peers
         self._memories: dict[int, Mapping[str, np.ndarray]] = {}
         self._heard: dict[int, dict[int, Upload]] = {}
@@ -131,10 +93,10 @@ class PeerFusing(Fusing):
         Args:
             round: 1-based.
             uploads: By client.
-            everyone: All clients that are known; those that took no part hear nothing.
-            elsewhere: As for `Fusing.fuse`; there is nothing for them.
-            backward: As for `Fusing.fuse`; it needs a server.
-            awaited: As for `Fusing.fuse`; over a graph a round waits for everyone.
+            everyone: Not used, as clients that took no part hear nothing.
+            elsewhere: Not used.
+            backward: Not used: it needs a server.
+            awaited: Not used: over a graph a round waits for everyone.
 
         Returns:
             The bytes that clients received from each other.

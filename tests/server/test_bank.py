@@ -15,7 +15,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import softmax
 from fedkd.scenario.schema import Bank
-from fedkd.server.bank import Shelf, Upload, evict, faded
+from fedkd.server.bank import KnowledgeCache, Upload, evict, fade
 from fedkd.server.by_task import FusingByTask
 from fedkd.server.fusing import ServerKnowledge
 
@@ -35,6 +35,11 @@ def known(task: int) -> ServerKnowledge:
 
 def targets(fusing: FusingByTask, client: int) -> np.ndarray:
     return fusing.of(client).mailbox.take(client).arrays["targets"]
+
+
+def faded(uploads: dict[int, Upload], round: int, decay: float, kinds: dict[str, Kind]) -> dict[int, Upload]:
+    factors = {client: decay ** (round - own.round) for client, own in uploads.items()}
+    return fade(uploads, factors, [own for own in uploads.values() if own.round == round], kinds)
 
 
 # Fading ---------------------------------------------------------------------------------------------------
@@ -119,7 +124,7 @@ def test_without_a_bank_a_late_learner_learns_alone():
     fusing.move({0: 1, 1: 0})
     fusing.fuse(2, {1: upload(1, 2)}, range(2))
     assert_array_equal(targets(fusing, 1), upload(1, 2).arrays["logits"])
-    assert fusing.kept_bytes() is None
+    assert fusing.cache_bytes() is None
 
 
 def test_those_who_are_not_at_the_task_are_not_guided():
@@ -145,15 +150,15 @@ def test_a_strategy_that_ages_knowledge_itself_is_handed_it_as_it_was():
 
 
 def test_the_oldest_is_forgotten_first_and_of_equals_the_highest_client():
-    shelves = {0: Shelf(), 1: Shelf()}
-    shelves[0].put({0: upload(0, 2), 1: upload(1, 1), 2: upload(2, 1)})
-    shelves[1].put({0: upload(0, 3)})
+    caches = {0: KnowledgeCache(), 1: KnowledgeCache()}
+    caches[0].put({0: upload(0, 2), 1: upload(1, 1), 2: upload(2, 1)})
+    caches[1].put({0: upload(0, 3)})
     each = upload(0, 1).size
-    assert shelves[0].size == 3 * each
+    assert caches[0].size == 3 * each
     left = []
     for most in (4, 3, 2.5, 1, 0):
-        evict(shelves, int(most * each))
-        left.append([(task, client) for task, shelf in shelves.items() for client in shelf.all()])
+        evict(caches, int(most * each))
+        left.append([(task, client) for task, shelf in caches.items() for client in shelf.all()])
     assert left == [
         [(0, 0), (0, 1), (0, 2), (1, 0)],
         [(0, 0), (0, 1), (1, 0)],
@@ -168,7 +173,7 @@ def test_a_bound_in_megabytes_holds_over_all_tasks():
     fusing = FusingByTask(FedMD(), known, Bank(megabytes=2.5 * each / 1e6))
     fusing.move({0: 0, 1: 0, 2: 1})
     fusing.fuse(1, {n: upload(n, 1) for n in range(3)}, range(3))
-    assert fusing.kept_bytes() == 2 * each
+    assert fusing.cache_bytes() == 2 * each
 
 
 def test_a_restored_bank_goes_on_where_the_other_stopped():
@@ -178,7 +183,7 @@ def test_a_restored_bank_goes_on_where_the_other_stopped():
     for fusing in (straight, restored):
         fusing.move({0: 1, 1: 1, 2: 1})
     restored.restore(straight.state())
-    assert restored.kept_bytes() == straight.kept_bytes() > 0
+    assert restored.cache_bytes() == straight.cache_bytes() > 0
     for fusing in (straight, restored):
         fusing.move({0: 1, 1: 1, 2: 0})
         fusing.fuse(2, {n: upload(n, 2) for n in range(3)}, range(3))

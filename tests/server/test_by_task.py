@@ -11,7 +11,7 @@ from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.server.bank import Upload
-from fedkd.server.by_task import FusingByTask, together
+from fedkd.server.by_task import FusingByTask, merged_reports
 from fedkd.server.fusing import Fusing, FusionReport, ServerKnowledge
 
 N, C = 5, 3
@@ -133,4 +133,4 @@ def test_a_restored_one_goes_on_where_the_other_stopped():
 
 def test_a_report_on_one_task_stays_as_it_is():
     report = FusionReport((0, 2), np.eye(2), (0, 2))
-    assert together([report]) is report
+    assert merged_reports([report]) is report
