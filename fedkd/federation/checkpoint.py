@@ -11,10 +11,7 @@ folder, which is renamed when it is complete. Its manifest says which file the s
 and until it is there nobody looks for them. The last two are kept: should the newest be damaged, the one
 before it is still there. Files that neither speaks of are removed. What the server keeps for clients that
 take no part for many rounds is written twice: with the checkpoint that it is new in, and once more by itself.
-What is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
-
-A checkpoint of the layout before, whose folder holds every client as ``client-00004.safetensors``, is read
-too, and gone on from.
+A file that is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
 """
 
 from __future__ import annotations
@@ -37,7 +34,6 @@ from fedkd.federation.saved_arrays import (
     Arrays,
     Damaged,
     SavedFile,
-    link_or_copy,
     sync_file,
     write_arrays,
     write_bytes,
@@ -206,7 +202,6 @@ class CheckpointStore:
         if not self._added:
             pool.mkdir(parents=True, exist_ok=True)
             self._clear()
-            self._adopt(pool)
         written = {client: pool / f"client-{client:05d}@{round:05d}.safetensors" for client in clients}
         for client, path in written.items():
             self._added[client] = write_arrays(path, clients[client], sync=False)
@@ -246,15 +241,6 @@ class CheckpointStore:
         for path in self._complete():
             if round_of(path) > done:
                 shutil.rmtree(path)
-
-    def _adopt(self, pool: Path) -> None:
-        """Take states over that lie in a checkpoint's own folder, as of old, which will be removed."""
-        for client, file in self._states.items():
-            if file.path.parent != pool:
-                adopted = pool / f"client-{client:05d}@{round_of(file.path.parent):05d}.safetensors"
-                adopted.unlink(missing_ok=True)
-                link_or_copy(file.path, adopted)
-                self._states[client] = SavedFile(adopted, file.digest)
 
     def _fill(
         self,

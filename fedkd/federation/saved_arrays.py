@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,14 +127,6 @@ def sync_file(path: Path) -> None:
     """Wait until a file is on disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Have a file under another name too."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
 
 
 def sha256(data: bytes) -> str:

@@ -19,7 +19,6 @@ CLIENTS = "clients"
 SERVER_POOL = "server"
 ARRAY = "array"
 STATE = re.compile(r"client-(\d+)@\d+\.safetensors")
-_OLD_STATE = re.compile(r"client-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,7 @@ def server_arrays(path: Path, manifest: Mapping[str, Any]) -> Arrays:
     Raises:
         Damaged: It is not what was written.
     """
-    digest = manifest["server"] if "server" in manifest else manifest["files"][SERVER]
-    server = dict(SavedFile(path / SERVER, digest).read())
+    server = dict(SavedFile(path / SERVER, manifest["server"]).read())
     for name, file in lasting_files(path, manifest).items():
         server[name] = file.read()[ARRAY]
     return dict(sorted(server.items()))
@@ -111,12 +109,10 @@ def server_arrays(path: Path, manifest: Mapping[str, Any]) -> Arrays:
 
 def client_files(path: Path, manifest: Mapping[str, Any]) -> dict[int, SavedFile]:
     """Return where the state of every client is that a manifest speaks of."""
-    if "clients" in manifest:
-        found, folder, pattern = manifest["clients"], path.parent / CLIENTS, STATE
-    else:
-        found, folder, pattern = manifest["files"], path, _OLD_STATE
-    matches = {name: pattern.fullmatch(name) for name in found}
-    return {int(match[1]): SavedFile(folder / name, found[name]) for name, match in matches.items() if match}
+    found = manifest["clients"]
+    matches = {name: STATE.fullmatch(name) for name in found}
+    pool = path.parent / CLIENTS
+    return {int(match[1]): SavedFile(pool / name, found[name]) for name, match in matches.items() if match}
 
 
 def lasting_files(path: Path, manifest: Mapping[str, Any]) -> dict[str, SavedFile]:
@@ -137,6 +133,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise Damaged(f"{MANIFEST} cannot be read") from None
     if not isinstance(manifest, dict) or manifest.pop("digest", None) != digest_of(manifest):
         raise Damaged(f"{MANIFEST} is not what was written")
+    if "clients" not in manifest:
+        raise Damaged("an earlier release of fedkd wrote it")
     if manifest["round"] != round_of(path):
         raise Damaged(f"it is that of round {manifest['round']}")
     return manifest

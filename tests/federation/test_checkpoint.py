@@ -208,38 +208,16 @@ def test_what_waits_is_known_again_after_a_resume(tmp_path):
     assert all("array-" in line and "is not what was written" in line for line in told) and len(told) == 2
 
 
-def in_old_layout(folder: Path) -> None:
-    """Lay a run's only checkpoint out as it was once: all clients in its own folder."""
-    (checkpoint,) = (folder / "checkpoints").glob("round-*")
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["files"] = {"server.safetensors": manifest.pop("server")}
-    assert not manifest.pop("lasting")
-    for name, digest in manifest.pop("clients").items():
-        old = f"{name.partition('@')[0]}.safetensors"
-        (folder / "checkpoints" / "clients" / name).rename(checkpoint / old)
-        manifest["files"][old] = digest
-    (folder / "checkpoints" / "clients").rmdir()
+def test_a_checkpoint_of_an_earlier_release_is_told_of(tmp_path):
+    written(tmp_path, at(1, {0: 1.0}))
+    (path,) = (tmp_path / "checkpoints").glob("round-*/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["files"] = manifest.pop("clients")
     del manifest["digest"]
-    manifest["digest"] = digest_of(manifest)
-    replace_bytes(checkpoint / "manifest.json", json.dumps(manifest).encode())
-
-
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_a_run_that_was_saved_in_the_old_layout_goes_on(links, tmp_path, monkeypatch):
-    def refuse(source, target):
-        raise OSError("not supported")
-
-    if not links:
-        monkeypatch.setattr("os.link", refuse)
-    written(tmp_path, at(1, {0: 1.0, 1: 1.0}))
-    in_old_layout(tmp_path)
-    store = CheckpointStore(tmp_path)
-    assert states(store.latest()) == {0: 1.0, 1: 1.0}
-    for round in (2, 3):
-        store.save(at(round, {1: float(round)}))
-    store.close()
-    assert folders(tmp_path) == ["round-00002", "round-00003"]
-    assert states(latest(tmp_path)) == {0: 1.0, 1: 3.0}
+    replace_bytes(path, json.dumps(manifest | {"digest": digest_of(manifest)}).encode())
+    told: list[str] = []
+    assert CheckpointStore(tmp_path, told.append).latest() is None
+    assert told == ["checkpoint round-00001 is damaged and not used: an earlier release of fedkd wrote it"]
 
 
 def test_the_last_two_are_kept_and_complete(tmp_path):
