@@ -250,7 +250,8 @@ def _executor_of(clients: Mapping[int, Client]) -> Executor:
 # Flower's side of it --------------------------------------------------------------------------------------
 
 
-def _answer(message: Message, context: Context) -> Message:
+def answer(message: Message, context: Context) -> Message:
+    """Have the client behind a context handle a message (see `HANDLERS`)."""
     began = time.perf_counter()
     kind, node = message.metadata.message_type, node_of(context)
     if node is not None:
@@ -276,18 +277,6 @@ def _timed(reply: Message, seconds: float) -> Message:
     return reply
 
 
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Apply pending guidance, train locally, and upload knowledge or weights."""
-    return _answer(message, context)
-
-
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Apply what the server sent, evaluate, and report the accuracy gained by it."""
-    return _answer(message, context)
-
-
 @app.query("identify")
 def identify(message: Message, context: Context) -> Message:
     """Say which client this node is, and of which federation, if it has a share of its own."""
@@ -298,37 +287,7 @@ def identify(message: Message, context: Context) -> Message:
     return Message(RecordDict({msg.IDENTITY: said}), reply_to=message)
 
 
-@app.query("end_task")
-def end_task(message: Message, context: Context) -> Message:
-    """Apply what the server sent, and end the task under way."""
-    return _answer(message, context)
-
-
-@app.query("finish")
-def finish(message: Message, context: Context) -> Message:
-    """Apply what the server sent, train once more, and evaluate."""
-    return _answer(message, context)
-
-
-@app.query("show")
-def show(message: Message, context: Context) -> Message:
-    """Return what the client knows and what it began with."""
-    return _answer(message, context)
-
-
-@app.query("try_out")
-def try_out_senders(message: Message, context: Context) -> Message:
-    """Have copies of the client learn from one sender each, and return what came of it."""
-    return _answer(message, context)
-
-
-@app.query("export_state")
-def export_state(message: Message, context: Context) -> Message:
-    """Return the client's whole state, for a checkpoint."""
-    return _answer(message, context)
-
-
-@app.query("import_state")
-def import_state(message: Message, context: Context) -> Message:
-    """Take over a state from a checkpoint."""
-    return _answer(message, context)
+app.train()(answer)
+app.evaluate()(answer)
+for _kind in HANDLERS.keys() - {msg.TRAIN, msg.EVALUATE}:
+    app.query(_kind.removeprefix("query."))(answer)

@@ -16,12 +16,12 @@ from fedkd.clients.upload import Stage
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.gate import Opened, check_reply, opened, refusal
+from fedkd.federation.server_strategy import ServerStrategy
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.forms import Unfit, check_like
 from fedkd.fusion.orthogonal import kinds_of
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
-from fedkd.server.fusing import FusionReport, Links
 from fedkd.server.orthogonal import OrthogonalTraining
 
 WEIGHTS = "weights/"
@@ -29,8 +29,8 @@ STRATEGY = "strategy/"
 ORTHOGONAL = "orthogonal/"
 
 
-class FlowerAveraging:
-    """Has one of Flower's strategies average the clients' weights (see `ServerStrategy`).
+class FlowerAveraging(ServerStrategy):
+    """Has one of Flower's strategies average the clients' weights.
 
     Every message brings the newest average along, which is all that clients start from.
 
@@ -59,12 +59,6 @@ class FlowerAveraging:
         self._took_part: frozenset[int] = frozenset()  # nodes in this round
         self._opened: dict[int, tuple[Message, Opened]] = {}  # by the reply's id, which holding it keeps
         self._sent = 0
-
-    def introduce(self, node_of_client: Mapping[int, int]) -> None:
-        """Take no notice: every node is sent the same."""
-
-    def take_back(self, messages: Sequence[Message]) -> None:
-        """Take no notice: the next message brings the newest weights in any case."""
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
         """Take down the task, for what may depend on it; weights themselves know no tasks."""
@@ -168,18 +162,6 @@ class FlowerAveraging:
         """Return the payload that the method has sent to clients since this was last asked."""
         sent, self._sent = self._sent, 0
         return sent
-
-    def cache_bytes(self) -> int | None:
-        """Return None: there is no bank of weights."""
-        return None
-
-    def links(self) -> Links | None:
-        """Return None: clients speak to a server."""
-        return None
-
-    def report(self) -> FusionReport | None:
-        """Return None: everybody receives the same."""
-        return None
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the average, and what Flower's strategy carries from round to round."""

@@ -16,12 +16,13 @@ from fedkd.server.fusing import FusionReport, Links
 class ServerStrategy(Protocol):
     """Decides what clients are sent, and makes something of what they send back.
 
-    Met by `KnowledgeFusion`, which fuses knowledge, and by `FlowerAveraging`, which has one of Flower's
-    strategies average weights.
+    `KnowledgeFusion` fuses knowledge, `FlowerAveraging` has one of Flower's strategies average weights. The
+    latter inherits what it has no part in.
     """
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
         """Say which node simulates each client."""
+        return None
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
         """Say which task of a stream every client is at from now on; 0 for all without one."""
@@ -42,12 +43,14 @@ class ServerStrategy(Protocol):
             round: 1-based.
             replies: Of those whose task is over, in client order.
         """
+        return {}
 
     def finish_messages(self, round: int, config: ConfigRecord, nodes: Grid) -> list[Message]:
         """Return the messages that have the nodes train once more and evaluate, with what waits for them."""
 
     def take_back(self, messages: Sequence[Message]) -> None:
         """Keep what waited for clients for their next message: these were sent, and had no effect."""
+        return None
 
     def sent_bytes(self) -> int:
         """Return the payload that the method has sent to clients since this was last asked.
@@ -71,13 +74,16 @@ class ServerStrategy(Protocol):
         """
 
     def cache_bytes(self) -> int | None:
-        """Return the bytes of knowledge that is kept of earlier rounds; None: it keeps no bank of it."""
+        """Return the bytes of the knowledge cache; None: there is none."""
+        return None
 
     def report(self) -> FusionReport | None:
-        """Return who learned from whom in the last fusion, where that is known."""
+        """Return who learned from whom in the last fusion; None: everybody receives the same."""
+        return None
 
     def links(self) -> Links | None:
         """Return who sent what to whom in the last fusion; None: clients speak to a server."""
+        return None
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all that a later round depends on."""
