@@ -124,11 +124,7 @@ def error_reply(message: Message, error: Exception) -> Message:
 
 
 class Blocks:
-    """Blocks of clients: an engine hands the messages of one kind to those of a block over at once.
-
-    Args:
-        blocks: Clients' indices, each in one block.
-    """
+    """Blocks of clients that train together: messages of one kind to a block are handed over at once."""
 
     def __init__(self, blocks: Sequence[Sequence[int]]) -> None:
         self._blocks = [tuple(block) for block in blocks]

@@ -1,4 +1,4 @@
-"""What clients are of which nothing is asked: their states, in a file without a name."""
+"""States of clients that are put aside, in a file without a name."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from safetensors.numpy import load, save
 
 @dataclass(frozen=True)
 class Place:
-    """Where a client's state lies.
-
-    Attributes:
-        start: First byte in the file.
-        stop: First byte after it.
-        names: Of its arrays, in their order, which the bytes do not keep.
-    """
+    """Where a client's state lies in the file, and the order of its arrays, which its bytes do not keep."""
 
     start: int
     stop: int
@@ -29,14 +23,12 @@ class Place:
 
 
 class IdleStates:
-    """States of clients on disk.
+    """States of clients on disk, read as they were written, to the bit.
 
-    The file has no name, so that nothing is left of it however the process ends, and it is made when it is
-    first needed. What is read is what was written, to the bit.
+    The file is made when it is first needed. It has no name, so nothing is left however the process ends.
 
     Args:
-        folder: Where it lies; None, or where there is no such folder on this machine: where temporary files
-            do.
+        folder: Where it lies; None, or a folder that this machine lacks: among temporary files.
     """
 
     def __init__(self, folder: Path | None = None) -> None:

@@ -22,9 +22,9 @@ class InlineGrid(EngineGrid):
         make_context: Client index to the context it keeps for the whole run.
         num_clients: Number of clients N.
         blocks: Clients that are handed their messages together; absent: each is handed its own alone.
-        together: Handles messages of one kind to several clients at once; no matter without blocks.
-        keeps_states: Whether a client that fails is again what it was before the message: the state of every
-            client is kept once more, after each message.
+        together: Handles messages of one kind to several clients at once; not used without blocks.
+        keeps_states: Whether a client that fails goes back to what it was before the message. The state of
+            every client is then kept after each message.
         room: How many clients live at a time; absent: all.
     """
 

@@ -1,4 +1,4 @@
-"""The clients that live in a process, those put aside, and how one that failed becomes again what it was."""
+"""The clients that live in a process; some are put aside, and some go back to an earlier state."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ App = Callable[[Message, Context], Message]
 Together = Callable[[Sequence[tuple[Message, Context]]], "list[Message | Exception]"]
 """Returns the replies in the order of the requests; an exception where a client failed."""
 
-LEAVE_NO_TRACE = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
-"""Messages that no client is another one after."""
+STATELESS = frozenset({msg.IDENTIFY, msg.EXPORT_STATE, msg.SHOW, msg.TRY_OUT})
+"""Message types that leave client state unchanged."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Room:
     Attributes:
         clients: So many, unless more are handed their messages together; None: all of them.
         folder: Where the states of the others lie (see `IdleStates`).
-        evaluation_changes: Whether a client may be another one after an evaluation that brought it nothing,
-            as where a task may begin with it.
+        evaluation_changes: Whether an evaluation that brings nothing may change a client, as when it begins
+            a task.
     """
 
     clients: int | None = None
@@ -44,14 +44,14 @@ class Room:
 class LiveClients:
     """Clients' contexts, made when they are needed.
 
-    Where there is room for some of them only, the one that nothing was asked of for the longest time is put
-    aside for one that is needed: its state is written down, unless it is known already, and it is made anew
-    from that. One that nothing has ever happened to has no state. Nobody can tell the difference.
+    Where there is room for some of them only, the least recently used one is put aside. Its state is written
+    down, unless it is known already, and it is made anew from that: to the same bytes. A client that has
+    never handled a message has no state.
 
     Args:
         app: Handles a message.
         make_context: Client index to the context that it keeps.
-        together: Handles messages of one kind to several clients at once; None: nobody hands over such.
+        together: Handles messages of one kind to several clients at once; None: there are none such.
         room: How many live at a time; absent: all.
     """
 
@@ -110,12 +110,7 @@ class LiveClients:
         return self._app(message, context)
 
     def context(self, client: int, needed: Collection[int] = ()) -> Context:
-        """Return the context of a client.
-
-        Args:
-            client: Client index.
-            needed: Clients that are not put aside for it.
-        """
+        """Return the context of a client; those that are `needed` are not put aside for it."""
         if client in self._contexts:
             self._contexts[client] = self._contexts.pop(client)
             return self._contexts[client]
@@ -160,7 +155,7 @@ class LiveClients:
         kind = message.metadata.message_type
         if kind == msg.EVALUATE and not self._room.evaluation_changes:
             return bool(msg.GUIDED & message.content.keys())
-        return kind not in LEAVE_NO_TRACE
+        return kind not in STATELESS
 
     def _forget(self, client: int) -> None:
         self._contexts.pop(client, None)
@@ -191,12 +186,7 @@ class LiveClients:
         return to_record({name: values.copy() for name, values in state.items()})
 
     def renew(self, client: int, state: ArrayRecord | None) -> None:
-        """Have a client made anew before it handles another message.
-
-        Args:
-            client: Client index.
-            state: What it is then; None: as in the beginning.
-        """
+        """Have a client made anew from a state before its next message; None: as in the beginning."""
         self._forget(client)
         self._states.drop(client)
         if state is not None:
@@ -213,8 +203,8 @@ class LiveClients:
 
 
 def changed_by(message: Message, reply: Message) -> bool:
-    """Return whether a client may be another one after it has answered a message."""
-    return not reply.has_error() and message.metadata.message_type not in LEAVE_NO_TRACE
+    """Return whether a client may have changed once it has answered a message."""
+    return not reply.has_error() and message.metadata.message_type not in STATELESS
 
 
 def _reply(message: Message, client: int, state: ArrayRecord | None = None) -> Message:

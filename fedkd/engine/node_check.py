@@ -33,13 +33,11 @@ def check_nodes(
 ) -> None:
     """Compare the nodes that actors may be placed on with this machine.
 
-    The node that this process is on is this machine; the data, and the plug-ins of `folders`, are sent along.
-
     Args:
         scenario: What is to be run, resolved.
         cluster: The cluster.
         share: GPUs that an actor reserves.
-        folders: Plug-ins that travel.
+        folders: Plug-ins that travel, as the data do.
 
     Raises:
         UserError: A node lacks something, or has another version of it.
@@ -60,12 +58,7 @@ def check_nodes(
 
 
 def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return what a node lacks or has otherwise, as the ends of sentences about it.
-
-    Args:
-        own: What there is here (see `node_probe.look_around`).
-        other: What there is on the node.
-    """
+    """Return what a node lacks or has otherwise, as the ends of sentences (see `node_probe.look_around`)."""
     told = []
     if other["fedkd"] is None:
         told.append("has no fedkd; install it there")

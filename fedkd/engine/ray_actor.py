@@ -57,15 +57,12 @@ class ClientActor:
                 import_module(module)
 
     def open(self, note: str, make_workload: Any, *arguments: Any) -> str:
-        """Get ready for messages, and return the id of the node that the actor is on.
+        """Make the workload, and return the id of the node that the actor is on.
 
         Args:
             note: The file in which it notes what it works on.
-            make_workload: Called with `arguments` to make the `Workload`, in the actor's process.
+            make_workload: Makes the `Workload`, in the actor's process.
             arguments: Its arguments; object references have been resolved to shared, read-only arrays.
-
-        Raises:
-            Exception: What the workload raised while it was being made.
         """
         assume_identity()
         keep_freed_memory()
@@ -77,23 +74,17 @@ class ClientActor:
         return get_runtime_context().get_node_id()
 
     def hold(self, uses: Sequence[tuple[int, int]], *records: ArrayRecord) -> None:
-        """Keep records that messages to come share, each as long as there are such.
-
-        They are fetched from the object store here, once, and not for one message after the other.
+        """Keep records that messages to come share, fetched from the object store once.
 
         Args:
             uses: For every record a number that parts name it by, and how often they do.
-            records: The records, read from the object store.
+            records: The records.
         """
         for (number, times), record in zip(uses, records, strict=True):
             self._held[number] = _Held(record, times)
 
     def handle(self, parts: Sequence[Part]) -> list[Message]:
-        """Handle one message, or messages of one kind to several clients together.
-
-        Args:
-            parts: Messages without the records that they share with others, and where these go (see `hold`).
-        """
+        """Handle one message, or messages of one kind to several clients together."""
         messages = self._whole(parts)
         self._begin(messages)
         return self._clients.handle_together(messages)
@@ -114,12 +105,7 @@ class ClientActor:
         return [reply for reply, _ in done], states
 
     def renew(self, client: int, states: Mapping[int, ArrayRecord] | None) -> None:
-        """Have a client made anew before it handles another message.
-
-        Args:
-            client: Client index.
-            states: The client's among them is what it is then; None: as in the beginning.
-        """
+        """Have a client made anew: of its state among `states`; None: as in the beginning."""
         self._clients.renew(client, None if states is None else states[client])
 
     def _together(self, requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
@@ -158,10 +144,9 @@ class _Held:
 
 
 class WorkNote:
-    """An actor's end: says which message it works on.
+    """An actor's end: notes the message that it works on, in the file that the driver made.
 
-    Args:
-        path: The file that the driver made; on another node than the driver's there is none, and no note.
+    On another node than the driver's there is none, and no note.
     """
 
     def __init__(self, path: str) -> None:
@@ -177,11 +162,7 @@ class WorkNote:
 
 
 class WorkNotes:
-    """The driver's end: one file for each actor. The next driver removes what a killed one leaves.
-
-    Args:
-        actors: Number of actors.
-    """
+    """The driver's end: one file for each actor. The next driver removes what a killed one leaves."""
 
     def __init__(self, actors: int) -> None:
         self._folder = TemporaryFolder("fedkd-actors-")

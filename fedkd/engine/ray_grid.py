@@ -22,7 +22,6 @@ from fedkd.engine.work_assignment import assign_work
 from fedkd.errors import ActorsLost, EngineLost
 from fedkd.federation import messages as msg
 from fedkd.federation.compat import assume_identity, client_of, with_content
-from fedkd.federation.messages import CLIENT_DIED, NOT_HANDLED, TIMED_OUT
 
 POLL_SECONDS = 0.1
 
@@ -47,10 +46,8 @@ class Call:
 class Batch:
     """Messages on their way.
 
-    Args:
-        shared: Where records lie that more than one message carries, by their `id`.
-
     Attributes:
+        shared: Where records lie that more than one message carries, by their `id`.
         waiting: What actors have yet to answer, in the order in which each works through it.
         since: When each actor began with the first of it.
     """
@@ -89,12 +86,12 @@ class RayGrid(EngineGrid):
         actors: Number of actors.
         cpus_per_actor: CPUs each reserves.
         gpus_per_actor: GPUs each reserves; fractions share one.
-        blocks: Clients that are handed their messages together, and so are owned by one actor; absent: each
-            is handed its own alone. Replies come, and progress is told, block by block.
+        blocks: Clients that are handed their messages together, by one actor; absent: each alone. Replies
+            come, and progress is told, block by block.
         timeout: Seconds that a client may take for a message; None: as long as it likes.
-        keeps_states: Whether a client that raised, died or was late is again what it was before the message,
-            and an actor that was lost with it is replaced: what every client is lies in Ray's object store
-            too, written after each of its messages.
+        keeps_states: Whether a client that raised, died or was late goes back to what it was before the
+            message, and a lost actor is replaced. The state of every client then lies in Ray's object store,
+            written after each of its messages.
         spares: Actors that have been started already (see `start_spares`): it takes them first.
         watch: Says whether Ray is still there.
     """
@@ -141,10 +138,7 @@ class RayGrid(EngineGrid):
         return started
 
     def wait_until_ready(self, patience: float = 120.0) -> None:
-        """Return when every actor is up.
-
-        Args:
-            patience: Seconds after which one has to be up, counted from when the last one was.
+        """Return when every actor is up, each within `patience` seconds after the one before.
 
         Raises:
             EngineLost: One is not, or died.
@@ -262,7 +256,7 @@ class RayGrid(EngineGrid):
             if number and time.monotonic() - batch.since[actor] > number * timeout:
                 ray.kill(self._actors[actor])
                 first, *others = self._suspects(batch, actor)
-                failure = Error(TIMED_OUT, f"gave no answer within {timeout:g} s (faults.timeout)")
+                failure = Error(msg.TIMED_OUT, f"gave no answer within {timeout:g} s (faults.timeout)")
                 reason = f"its Ray actor was stopped while it worked for client {_one_of([first, *others])}"
                 yield from self._give_up(batch, actor, first, failure, reason)
 
@@ -271,17 +265,12 @@ class RayGrid(EngineGrid):
         self._check_node(actor, error)
         first, *others = self._suspects(batch, actor)
         doubt = f" in the work for it or for client {_one_of(others)}" if others else ""
-        failure = Error(CLIENT_DIED, f"its Ray actor died{doubt}: {_cause(error)}")
+        failure = Error(msg.CLIENT_DIED, f"its Ray actor died{doubt}: {_cause(error)}")
         reason = f"its Ray actor died while it worked for client {_one_of([first, *others])}"
         yield from self._give_up(batch, actor, first, failure, reason)
 
     def _check_node(self, actor: int, error: RayError) -> None:
-        """Return if an actor was lost alone, and neither with Ray nor with its node.
-
-        Raises:
-            EngineLost: Ray itself is gone.
-            ActorsLost: The node is: clients on it are, and what they were after their last messages.
-        """
+        """Raise `EngineLost` if an actor was lost with Ray, `ActorsLost` if with its node and all on it."""
         self._watch.check_after_failure()
         node = lost_node(self._actors[actor], error)
         if node is not None:
@@ -290,10 +279,9 @@ class RayGrid(EngineGrid):
     def _give_up(
         self, batch: Batch, actor: int, culprit: int, failure: Error, reason: str
     ) -> Iterator[Message]:
-        """Yield what a dead actor does not answer.
+        """Yield error replies for what a dead actor does not answer, sent replies that got lost included.
 
-        All that it had yet to do is lost with it, and so may replies be that it had yet to send. Where the
-        states of its clients are kept, another actor takes its place, and one client's message alone fails.
+        Where the states of its clients are kept, another actor takes its place, and one client alone fails.
         """
         lost = [message for call in batch.of(actor) for message in call.messages]
         batch.forget(actor)
@@ -306,7 +294,7 @@ class RayGrid(EngineGrid):
             elif self._keeps_states:
                 again.append(message)
             else:
-                failed.append(Message(Error(NOT_HANDLED, reason), reply_to=message))
+                failed.append(Message(Error(msg.NOT_HANDLED, reason), reply_to=message))
         self._hand_out(batch, [(actor, [message]) for message in again])
         yield from failed
 
@@ -365,11 +353,7 @@ class RayGrid(EngineGrid):
 def start_spares(number: int, module: str, cpus_per_actor: float, gpus_per_actor: float) -> list[Any]:
     """Start actors for a grid that is still to come; return at once.
 
-    Args:
-        number: How many.
-        module: What they import meanwhile: where the workload is defined.
-        cpus_per_actor: As of the grid.
-        gpus_per_actor: As of the grid.
+    They import `module`, where the workload is defined, and reserve what the grid's actors do.
     """
     make = _actor_class(cpus_per_actor, gpus_per_actor)
     return [make.remote(module) for _ in range(number)]
@@ -401,10 +385,9 @@ def _without_shared(message: Message, shared: dict[int, ray.ObjectRef]) -> Part:
 
 
 def lend_idle(messages: Sequence[Message], owner: Mapping[int, int], nodes: Mapping[int, str]) -> None:
-    """Let clients that are to be evaluated know how many threads may predict.
+    """Lend processors of idle actors to clients that are evaluated: say how many threads may predict.
 
-    So it is where few are evaluated, such as one for all whose weights are averaged: their actors share the
-    processors that actors of their node have and do not need.
+    Few are evaluated where weights are averaged, one for all. Their actors share what is idle on their node.
 
     Args:
         messages: All that are under way.

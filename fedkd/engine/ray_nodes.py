@@ -17,14 +17,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of a Ray cluster.
-
-    Attributes:
-        cpus: Its CPUs.
-        gpus: Its GPUs.
-        name: Its address; with a port where several nodes are at one address.
-        id: Ray's name for it.
-    """
+    """A machine of a Ray cluster: its name is its address, with a port where several nodes share one."""
 
     cpus: float
     gpus: float = 0.0
@@ -71,9 +64,9 @@ def own_node() -> str:
 
 
 def lost_node(actor: Any, error: Exception) -> str | None:
-    """Find out whether it was a node that an actor was lost with; return the node's address if so.
+    """Return the address of the node that an actor was lost with; None: it was lost alone.
 
-    A connection that breaks off comes before Ray knows why. It is waited for then, up to `DEATH_SECONDS`.
+    A connection that breaks off comes before Ray knows why. It is waited for, up to `DEATH_SECONDS`.
 
     Args:
         actor: A handle to the actor.

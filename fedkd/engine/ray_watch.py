@@ -38,9 +38,6 @@ class Watched(Protocol):
 class RayWatch:
     """Watches what one connection to Ray depends on.
 
-    Args:
-        watched: By name.
-
     Attributes:
         lost: Whether something has been found dead. From then on no call of Ray's is safe.
     """
@@ -50,11 +47,7 @@ class RayWatch:
         self.lost = False
 
     def check(self) -> None:
-        """Return if all are alive.
-
-        Raises:
-            EngineLost: One is not.
-        """
+        """Raise `EngineLost` if one of them is dead."""
         for name, process in self._watched.items():
             how = process.end()
             if how is not None:
@@ -62,11 +55,7 @@ class RayWatch:
                 raise EngineLost(f"Ray's {name} {how}")
 
     def check_after_failure(self) -> None:
-        """Return if all stay alive for a moment: of two that die together, either may be seen first.
-
-        Raises:
-            EngineLost: One is not.
-        """
+        """Check for a moment: of two that die together, either may be seen first."""
         deadline = time.monotonic() + (SETTLE_SECONDS if self._watched else 0.0)
         while True:
             self.check()
@@ -76,11 +65,7 @@ class RayWatch:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Have no error of Ray's sockets be taken for one of the run's own files.
-
-        Raises:
-            EngineLost: An `OSError` was raised in the block.
-        """
+        """Turn an `OSError` of Ray's sockets into `EngineLost`, so that no file of the run is blamed."""
         try:
             yield
         except OSError as error:
@@ -123,38 +108,27 @@ class _Child:
 
 
 class _Stranger:
-    """A process on this machine that somebody else has started."""
+    """A process on this machine that somebody else has started.
+
+    Raises:
+        AttributeError: The system has no such files.
+        OSError: There is no such process.
+    """
 
     def __init__(self, pid: int) -> None:
-        self._pid = pid
         # A number alone could be another process's by then, or stay behind as a zombie.
-        self._file = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        self._file = os.pidfd_open(pid)
 
     def end(self) -> str | None:
-        if self._file is not None:
-            return "died" if select.select([self._file], [], [], 0)[0] else None
-        try:
-            os.kill(self._pid, 0)
-        except ProcessLookupError:
-            return "died"
-        except PermissionError:
-            pass
-        return None
+        return "died" if select.select([self._file], [], [], 0)[0] else None
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            os.close(self._file)  # type: ignore[arg-type]
+        with suppress(AttributeError):
+            os.close(self._file)
 
 
 class _Gcs:
-    """The GCS of a cluster, wherever it runs: it is there if it can be reached.
-
-    Args:
-        address: Host and port.
-
-    Raises:
-        ValueError: It is not an address.
-    """
+    """The GCS of a cluster at ``host:port``, wherever it runs: it is there if it can be reached."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
