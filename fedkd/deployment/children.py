@@ -98,9 +98,6 @@ class Children:
 
         Args:
             name: What people call it; its log is named so.
-            command: The words.
-            environment: All of its environment.
-            folder: Where it works.
         """
         log = self._folder / f"{name.replace(' ', '-')}.log"
         with log.open("ab") as file:
@@ -119,9 +116,6 @@ class Children:
         """Run a process to its end and return its exit status.
 
         Args:
-            command: The words.
-            environment: All of its environment.
-            folder: Where it works.
             each: Handed every line that it says.
             meanwhile: Called between two lines, and about once a second where there are none; what it raises
                 ends the wait.

@@ -64,7 +64,6 @@ def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None)
     """Write every participant's share of a scenario's data, each into a folder of its own.
 
     Args:
-        plan: What is to be run.
         out: The folder they go into, as ``server`` and ``client-0`` …; there when all of them are whole.
         tell: Told of what takes long.
 

@@ -57,14 +57,12 @@ class Local:
     """A federation on this machine.
 
     Args:
-        plan: What is run.
         out: The run folder.
         folder: Where everything else goes, kept at the end; absent: a temporary one that is removed. Shares
             and certificates that are there already are used.
         port: Of the SuperLink; 0: a free one.
         wait: Seconds that nodes have to come.
         reply_within: Seconds that a node has for a reply; 0: as long as Flower keeps a message.
-        tell: Told what happens, line by line.
     """
 
     plan: Plan

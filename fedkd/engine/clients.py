@@ -96,8 +96,6 @@ def inline_grid(plan: Plan, data: Data, folder: Path | None = None) -> InlineGri
     """Return a grid that runs the plan's clients in this process.
 
     Args:
-        plan: What to simulate.
-        data: The federation's data.
         folder: Where the states of idle clients lie; None: where temporary files do.
 
     Raises:
@@ -128,8 +126,6 @@ def ray_grid(
     """Return a grid that runs the plan's clients on Ray actors.
 
     Args:
-        plan: What to simulate.
-        data: The federation's data.
         cluster: Where.
         folder: Where the states of idle clients lie, on machines that have it; else where temporary files do.
         spares: Actors that have been started already.

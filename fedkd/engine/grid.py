@@ -22,9 +22,6 @@ OnAnswer = Callable[[Message], None]
 class EngineGrid(Grid):
     """A Flower grid over `num_clients` numbered clients.
 
-    Args:
-        num_clients: Number of clients N.
-
     Attributes:
         on_answer: Called with every reply when it arrives, before `on_reply`.
         on_reply: Called with (replies so far, messages sent) whenever a reply arrives.

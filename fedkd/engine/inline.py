@@ -18,9 +18,7 @@ class InlineGrid(EngineGrid):
     """Runs a ClientApp in this process.
 
     Args:
-        app: The ClientApp.
         make_context: Client index to the context it keeps for the whole run.
-        num_clients: Number of clients N.
         blocks: Clients that are handed their messages together; absent: each is handed its own alone.
         together: Handles messages of one kind to several clients at once; not used without blocks.
         keeps_states: Whether a client that fails goes back to what it was before the message. The state of

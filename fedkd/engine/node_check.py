@@ -35,7 +35,6 @@ def check_nodes(
 
     Args:
         scenario: What is to be run, resolved.
-        cluster: The cluster.
         share: GPUs that an actor reserves.
         folders: Plug-ins that travel, as the data do.
 

@@ -83,7 +83,6 @@ class RayGrid(EngineGrid):
         make_workload: Called in every actor with `arguments`; returns its `Workload`.
         arguments: Arguments of `make_workload`; large ones are put into the object store once and shared.
         costs: Cost of every client's round, in any unit.
-        actors: Number of actors.
         cpus_per_actor: CPUs each reserves.
         gpus_per_actor: GPUs each reserves; fractions share one.
         blocks: Clients that are handed their messages together, by one actor; absent: each alone. Replies

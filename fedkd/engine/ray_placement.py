@@ -76,7 +76,6 @@ def room_for_actors(
 
     Args:
         engine: What an actor reserves, and how long to wait.
-        cluster: The cluster.
         number: Blocks of clients: there are no more actors than that.
         tell: Told that others hold the room.
 

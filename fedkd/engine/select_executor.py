@@ -22,8 +22,6 @@ def with_selected_executor(
     """Return a plan whose executor is one of the two, measured if the scenario leaves it open.
 
     Args:
-        plan: What to simulate.
-        data: The federation's data.
         tell: Told that it is measured, and what was found.
         cluster: Where clients will work; None: in this process.
 

@@ -32,8 +32,6 @@ class StartedEngine:
     """A started engine, the data that its clients have, and the plan with nothing left open.
 
     Args:
-        plan: The plan.
-        data: The data.
         make: Returns a grid of clients as they are in the beginning.
         remake: Does so on what is left, after actors were lost.
     """
@@ -70,8 +68,6 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
     """Load the data, start the engine, and stop it at the end.
 
     Args:
-        plan: What to simulate.
-        folder: The run folder.
         tell: Told what takes long.
 
     Raises:

@@ -27,8 +27,6 @@ def client_costs(
     A training step costs about three forward passes. The estimate only decides which actor owns a client.
 
     Args:
-        plan: What to simulate.
-        data: The federation's data.
         models: One of each group, if they have been built.
     """
     scenario, models = plan.scenario, models or checked_models(plan, data)

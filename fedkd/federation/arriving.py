@@ -184,12 +184,7 @@ def _check_request(arrays: Arrays, size: int) -> None:
 
 
 class _Sizes:
-    """What a client knows of the arrays that concern it (see `fedkd.fusion.forms`).
-
-    Args:
-        node: The client's.
-        client: The client.
-    """
+    """What a client knows of the arrays that concern it (see `fedkd.fusion.forms`)."""
 
     def __init__(self, node: Participant, client: Client) -> None:
         self._node = node

@@ -48,7 +48,6 @@ class AsynchronousRounds(Rounds):
 
     Args:
         plan: What to simulate; its scenario is asynchronous.
-        grid: The federation; one node per client.
         strategy: Makes something of what clients send.
         control: Where to write and whom to tell.
     """

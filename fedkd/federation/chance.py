@@ -24,10 +24,6 @@ class ChanceWatch:
 
     What counts is a client's last training on a task: by then there was time to learn. Nothing is kept from
     round to round, so a run that is resumed tells the same.
-
-    Args:
-        plan: What is simulated.
-        recorder: Where it is written.
     """
 
     def __init__(self, plan: Plan, recorder: Recorder) -> None:

@@ -71,7 +71,6 @@ class CheckpointStore:
     Writing happens in a thread of its own, so that the next round need not wait for the disk.
 
     Args:
-        run_folder: The run folder.
         tell: Told of a checkpoint that is passed over because it is damaged.
     """
 

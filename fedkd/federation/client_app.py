@@ -163,7 +163,6 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
 
     Args:
         client: Takes it.
-        content: Of the message.
         round: The message's.
         measured: Whether to take down how the client does just before guidance of this very round. What is
             older would have come with an earlier evaluation, had there been one, and what others made may

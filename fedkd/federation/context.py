@@ -27,8 +27,6 @@ class LocalContext(Context):
     """The context of a client that lives in this process for the whole run.
 
     Args:
-        client: Client index.
-        threads: Threads of the client's arithmetic.
         build: Makes the live client, on first use.
     """
 

@@ -38,8 +38,6 @@ class Exchange:
     """Sends what a strategy writes, and takes the replies that pass the gate.
 
     Args:
-        plan: What to simulate.
-        grid: The federation; one node per client.
         messenger: Knows the nodes, and what is done about a client that fails.
         strategy: Writes the messages.
         recorder: Where timings are written.

@@ -51,7 +51,6 @@ def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> N
 
     Args:
         client: Who was asked.
-        reply: Without an error.
         figures: Metrics that it has to have.
 
     Raises:
@@ -120,7 +119,6 @@ def opened(
     """Return what a reply uploads.
 
     Args:
-        reply: Without an error.
         stages: What the upload has passed on its way.
         kinds_of: Says what each array is.
 

@@ -23,7 +23,6 @@ def identify(grid: Grid, expected: int, deployment: Deployment | None = None) ->
     """Find out which client every node is; ids on Flower's runtimes say nothing, so all are asked.
 
     Args:
-        grid: The federation.
         expected: Number of clients N.
         deployment: Of nodes with data of their own; None: a simulation.
 

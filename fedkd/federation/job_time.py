@@ -35,8 +35,6 @@ class JobTime:
     run evaluates does not change its time. What only an evaluation needs takes none.
 
     Args:
-        plan: What is simulated.
-        clock: Its clock.
         client_of: From a message to the client that it is for.
     """
 
@@ -71,7 +69,6 @@ class JobTime:
         """Return how long a client works.
 
         Args:
-            client: Client index.
             job: The round whose draws it takes.
             handed: What it has to learn besides its own samples.
             samples: Its training samples, those that it keeps apart included.
@@ -86,7 +83,6 @@ class JobTime:
         """Return how long a round takes whose server waits for all: as long as its slowest client.
 
         Args:
-            round: 1-based.
             sent: What has clients train.
             replies: Theirs, by client; who failed is waited for no longer.
         """

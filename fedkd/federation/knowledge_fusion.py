@@ -38,7 +38,6 @@ class KnowledgeFusion(Strategy):
     any app that keeps to the layout in `fedkd.federation.messages`.
 
     Args:
-        strategy: How knowledge is fused.
         known: What the server knows besides the messages, of each task of a stream or of the only one; only
             some strategies need it.
         stages: What uploads have passed on their way (see `fedkd.clients.upload`).
@@ -221,7 +220,6 @@ class KnowledgeFusion(Strategy):
         """Fuse the knowledge of all replies and keep every client's guidance for later.
 
         Args:
-            round: 1-based.
             replies: Without errors, in client order.
             begun: The rounds in which clients began what they send, where that was not this one.
             awaited: Replies of the round that come with another call.

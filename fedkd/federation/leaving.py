@@ -25,9 +25,6 @@ FIGURES = frozenset({msg.IDENTITY, msg.METRICS, msg.CURVES, msg.AT_CHANCE, msg.L
 def refuse_to_answer(kind: str) -> None:
     """Refuse a message that a deployed client answers to nobody.
 
-    Args:
-        kind: The message's type.
-
     Raises:
         UserError: It is for simulations.
     """
@@ -40,8 +37,6 @@ def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
 
     Args:
         plan: The node's own.
-        kind: Type of the message that is answered.
-        content: Of the reply.
 
     Raises:
         UserError: There is something else in it.

@@ -47,13 +47,7 @@ Replies = Mapping[int, Message]
 
 
 class Measurements:
-    """Records what replies say, one metric after another.
-
-    Args:
-        plan: What is simulated.
-        recorder: Where it is written.
-        folder: The run folder.
-    """
+    """Records what replies say, one metric after another."""
 
     def __init__(self, plan: Plan, recorder: Recorder, folder: Path) -> None:
         self._schedule = plan.schedule
@@ -237,7 +231,6 @@ class Measurements:
         Args:
             round: 0: before any training.
             split: Samples it was measured on.
-            metric: Its name.
             values: Of every client.
             task: The task it is about; None: none alone, and a client's own value is told with the task that
                 the client is at.

@@ -30,8 +30,6 @@ class Messenger:
     """Sends messages to clients, and turns a client's failure into the run's.
 
     Args:
-        grid: The federation; one node per client.
-        clients: Number of clients.
         control: Whom to tell of the progress, and when the run is being stopped.
         faults: What is done about a client that fails.
 
@@ -108,7 +106,6 @@ class Messenger:
         """Leave replies out that were refused, or end the run (see `Faults.on_bad_upload`).
 
         Args:
-            round: 1-based.
             phase: What was asked.
             misfits: What is wrong, by client, ascending.
             answered: Number of replies, these included.

@@ -38,7 +38,6 @@ class Participant:
     """A client or a server as its folder has it.
 
     Attributes:
-        folder: Where.
         plan: Of the scenario in it.
         share: Its data.
     """
@@ -134,8 +133,6 @@ def client_of_node(node: Participant, run: int, step: str) -> Iterator[Client]:
     What the message leaves behind is kept if the block ends well; else the client is what it was.
 
     Args:
-        node: The node.
-        run: Id of the run.
         step: Names the message.
     """
     assert node.share.client is not None

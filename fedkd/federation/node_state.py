@@ -39,7 +39,6 @@ class NodeState:
 
     Args:
         folder: The node's.
-        run: Id of the run.
         client: Whose states they are.
         federation: Digest of what all participants have in common.
     """

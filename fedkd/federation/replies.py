@@ -33,7 +33,6 @@ def failure_of(reply: Message, client: int | None, round: int | None) -> Excepti
     """Return the error that an error reply stands for.
 
     Args:
-        reply: The error reply.
         client: The client it is from; None: it did not come to say.
         round: The round it happened in; None: before the first.
     """

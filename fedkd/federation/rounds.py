@@ -41,8 +41,6 @@ class Rounds:
     """Runs the rounds of one scenario on one grid.
 
     Args:
-        plan: What to simulate.
-        grid: The federation; one node per client.
         strategy: Makes something of what clients send.
         control: Where to write and whom to tell.
         transfer_labels: True labels of the transfer set `[M]`, for what is measured; None: not known.

@@ -28,7 +28,6 @@ class SavedFile:
     """A file of arrays.
 
     Attributes:
-        path: Where.
         digest: SHA-256 of what was written.
     """
 
@@ -70,11 +69,7 @@ class SavedFile:
 
 
 class SavedStates(Mapping[int, Arrays]):
-    """Clients' states, each read when it is asked for.
-
-    Args:
-        files: By client.
-    """
+    """Clients' states, each read when it is asked for."""
 
     def __init__(self, files: Mapping[int, SavedFile]) -> None:
         self._files = files
@@ -104,8 +99,6 @@ def write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> SavedFile:
     """Write a file of arrays.
 
     Args:
-        path: Where.
-        arrays: What.
         sync: Whether to wait until it is on disk; else see `sync_file`.
     """
     data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})

@@ -49,7 +49,6 @@ class ServerContext(Context):
     """The context under which one of fedkd's engines runs the ServerApp.
 
     Args:
-        plan: What to simulate.
         data: The federation's data, of which the server touches the transfer set unwaiting.
         control: Where to write and whom to tell.
     """

@@ -40,7 +40,6 @@ class ServerStrategy(Protocol):
         """Take what clients say as they end their task; return figures of the server's own, by metric name.
 
         Args:
-            round: 1-based.
             replies: Of those whose task is over, in client order.
         """
         return {}
@@ -69,7 +68,6 @@ class ServerStrategy(Protocol):
         """Make something of what clients sent after training.
 
         Args:
-            round: 1-based.
             replies: Without errors, in client order.
         """
 

@@ -35,7 +35,6 @@ class TransferProbe:
     """Measures who would gain how much from whom, in the rounds of a scenario that say so.
 
     Args:
-        scenario: What is simulated.
         wanted: Its `measure.transferability`.
         labels: True labels of the transfer set `[M]`; None: they are not known.
     """
@@ -58,7 +57,6 @@ class TransferProbe:
         a sender in it, and as a receiver has no numbers.
 
         Args:
-            round: 1-based.
             node_of_client: Nodes of the clients that train in it; where nobody answers there is no map.
             send: Has messages answered.
         """
@@ -126,8 +124,6 @@ def transfer_probe(
     """Return what measures the map; None: the scenario wants none.
 
     Args:
-        scenario: What is simulated.
-        control: Of the run.
         labels: True labels of the transfer set `[M]`; None: they are not known.
 
     Raises:

@@ -28,7 +28,6 @@ def make_auxiliaries(
         strategy: Says which.
         factory: Of the client's model.
         model: The client's model, or one like it.
-        seed: The scenario's.
         client: Client index, for what each begins with alone.
 
     Raises:

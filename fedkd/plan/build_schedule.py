@@ -136,7 +136,6 @@ def draw_orders(
         continual: Says how.
         clients: Number of clients N.
         count: Number of tasks T.
-        seed: The scenario's seed.
         from_file: What the stream's `schedule` file says.
     """
     tasks = continual.tasks

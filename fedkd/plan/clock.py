@@ -22,7 +22,6 @@ class VirtualClock:
         its message:      latency + 8 · bytes / (g_n · bandwidth)    ln g_n ~ N(0, bandwidth_spread²)
 
     Attributes:
-        seed: The scenario's.
         settings: What is typical of clients, and how far they differ.
     """
 
@@ -33,7 +32,6 @@ class VirtualClock:
         """Return how long a client takes for a job.
 
         Args:
-            client: Client index.
             job: The round whose draws it takes, as every other draw of the client's.
             steps: Steps of its optimiser.
         """

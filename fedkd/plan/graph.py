@@ -34,7 +34,6 @@ class Graph:
     Attributes:
         clients: Number of clients N.
         kind: As `topology.graph`, but for a star.
-        seed: The scenario's seed.
         k: Others that each hears, where the kind has such a number.
         order: As `topology.order`.
         listed: Of kind `file`: whom each hears, for as many rounds as there are, taken in turn.
@@ -48,11 +47,7 @@ class Graph:
     listed: tuple[Hears, ...] = ()
 
     def edges(self, round: int) -> np.ndarray:
-        """Return who hears whom in a round, receiver first, `[N, N]` bool; everyone hears itself.
-
-        Args:
-            round: 1-based.
-        """
+        """Return who hears whom in a round, receiver first, `[N, N]` bool; everyone hears itself."""
         clients = self.clients
         heard = np.eye(clients, dtype=bool)
         match self.kind:

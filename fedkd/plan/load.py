@@ -83,7 +83,6 @@ def parse_plan(
     """Check and resolve a scenario given as nested tables.
 
     Args:
-        mapping: What the TOML file would hold.
         file: Name for error messages.
         folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
         layers: What was set over the file.

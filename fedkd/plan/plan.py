@@ -107,7 +107,6 @@ def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, writte
     """Resolve a scenario; one that is resolved already stays equal.
 
     Args:
-        scenario: What to simulate.
         layers: What was set over its file.
         written: Whether somebody wrote it, so that a key that nothing reads is a mistake.
 

@@ -34,7 +34,6 @@ class Participation:
     """By which rule those clients that are there take part in a round, or do not.
 
     Attributes:
-        seed: The scenario's seed.
         clients_per_round: Clients that are sampled, without replacement; None: all of them.
         dropout: Probability that a sampled client does not take part; one always does.
     """
@@ -48,7 +47,6 @@ class Participation:
 
         Args:
             members: Those that are there, ascending.
-            round: 1-based.
         """
         sampled = list(members)
         if self.clients_per_round is not None and self.clients_per_round < len(members):

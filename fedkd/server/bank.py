@@ -112,7 +112,6 @@ def fade(
     new more than 1. A strategy that compares clients finds the old ones near to what is known now.
 
     Args:
-        uploads: By client.
         factors: f of every client, in (0, 1].
         new: What has just come; empty: nothing fades.
         kinds: What the arrays are, by name.

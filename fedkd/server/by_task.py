@@ -23,7 +23,6 @@ class FusingByTask:
     To a strategy that does not fuse by task (`ClientHalf.fuses_by_task`) all clients are at one.
 
     Args:
-        strategy: How knowledge is fused.
         known: What the server knows besides, of each task.
         bank: What is kept of clients that have gone on to another task, or are away; None: nothing.
         backward: Whether guidance is also for those who have gone on to another task, and are known by what

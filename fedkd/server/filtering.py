@@ -44,7 +44,6 @@ def fuse_filtered(
     not taught. Where nothing is dropped, it is the strategy's own `fuse`, to the last bit.
 
     Args:
-        strategy: The strategy.
         knowledge: The round's; it may say which predictions were sent.
         memory: As for `FusionStrategy.fuse`.
         filters: On the server, in order; none of them was applied yet.

@@ -100,7 +100,6 @@ class Fusing:
     """Fuses what clients upload, in client order, and keeps what it makes of it until it is sent.
 
     Args:
-        strategy: How knowledge is fused.
         known: What the server knows besides.
         decay: What knowledge of an earlier round counts, a round (see `fade`); None: only that of the round
             is fused, unless the strategy itself weighs old knowledge.
@@ -201,8 +200,6 @@ class Fusing:
         """Fuse the knowledge of a round and leave every client's guidance in the mailbox.
 
         Args:
-            round: 1-based.
-            uploads: By client.
             everyone: All clients that are known.
             elsewhere: Clients that this is no guidance for, whatever the strategy makes for those who took no
                 part.

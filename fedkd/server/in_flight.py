@@ -20,7 +20,6 @@ class Job:
     """What a client does between a download and an upload.
 
     Attributes:
-        client: Client index.
         began: The round that was under way when it began.
         key: The round whose draws it takes.
         start: When it began, in simulated seconds.
@@ -57,9 +56,7 @@ class InFlight:
     which of them is over first: all that wait for that at once, as none depends on another.
 
     Args:
-        clients: Clients N.
         concurrency: Jobs at a time, at most.
-        seed: The scenario's.
     """
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:

@@ -58,7 +58,6 @@ class TransferSetModels:
     clients run.
 
     Args:
-        plan: What to simulate.
         data: What it sees.
         round: The round whose draws are used.
     """

@@ -67,7 +67,6 @@ class PeerFusing(Fusing):
     it has, each thing once.
 
     Args:
-        strategy: How knowledge is fused.
         known: What is known besides what clients say.
         peers: Who hears whom.
     """
@@ -91,8 +90,6 @@ class PeerFusing(Fusing):
         """Fuse the knowledge of a round at every client, and leave its guidance in the mailbox.
 
         Args:
-            round: 1-based.
-            uploads: By client.
             everyone: Not used, as clients that took no part hear nothing.
             elsewhere: Not used.
             backward: Not used: it needs a server.
