@@ -20,7 +20,7 @@ from fedkd.federation import messages as msg
 from fedkd.federation.held_messages import HeldMessages, Reply, is_kept
 from fedkd.federation.job_time import Handed
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
-from fedkd.federation.replies import metrics_of
+from fedkd.federation.messages import metrics_of
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.saved_arrays import Arrays

@@ -20,10 +20,9 @@ from fedkd.clients.torch_client import TorchClient
 from fedkd.clients.trials import shown, try_out
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
-from fedkd.federation.arriving import refuse_message
 from fedkd.federation.context import client_behind
-from fedkd.federation.leaving import check_leaving, refuse_to_answer
 from fedkd.federation.node import node_of
+from fedkd.federation.node_gate import check_leaving, refuse_message, refuse_to_answer
 from fedkd.plugins import contained
 from fedkd.training.evaluate import Score
 from fedkd.training.executor import Executor, Training, complete

@@ -11,7 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
-from fedkd.federation.replies import metrics_of
+from fedkd.federation.messages import metrics_of
 from fedkd.namespaces import below, under
 
 SHARED = "shared/"

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 
 from fedkd.errors import RunFailed, UserError
 from fedkd.federation import messages as msg
-from fedkd.federation.replies import failure_of
+from fedkd.federation.messages import failure_of
 from fedkd.federation.run_control import Deployment
 
 PATIENCE = 60.0

@@ -11,7 +11,7 @@ from flwr.app import Message, RecordDict
 from fedkd.clients.own_samples import number_kept_apart, share_kept_apart
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes
-from fedkd.federation.replies import metrics_of
+from fedkd.federation.messages import metrics_of
 from fedkd.plan.clock import VirtualClock
 from fedkd.plan.plan import Plan
 

@@ -13,7 +13,7 @@ from flwr.app import Message
 from fedkd.clients.task_metrics import TaskMetric, is_task_metric
 from fedkd.federation import messages as msg
 from fedkd.federation.gate import TRAIN_FIGURES, TRAIN_LOSS
-from fedkd.federation.replies import metrics_of
+from fedkd.federation.messages import metrics_of
 from fedkd.fusion.transferability import chance, hits, off_diagonal_mean, rank_correlation
 from fedkd.fusion.weights import effective_neighbours
 from fedkd.plan.evaluated import accuracies_of_each

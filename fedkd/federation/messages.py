@@ -1,4 +1,4 @@
-"""What the messages of a round carry.
+"""What the messages of a round carry, and what replies say.
 
 | message              | to the client                              | back                                   |
 |----------------------|--------------------------------------------|----------------------------------------|
@@ -30,7 +30,12 @@ ConfigRecord `config`; knowledge keeps the same keys, so both kinds speak to the
 
 from __future__ import annotations
 
+import re
+
 from flwr.app import ConfigRecord, Message, RecordDict
+
+from fedkd.errors import ActorsLost, RunFailed, TrainingDiverged, UserError
+from fedkd.scenario.schema import Scenario
 
 ARRAYS = "arrays"
 AT_CHANCE = "at-chance"
@@ -94,6 +99,9 @@ NOT_HANDLED = 4
 CLIENT_DIED = 5
 TIMED_OUT = 1001  # Flower has none for this
 
+_OF_FLOWER = re.compile(r"<class '(?:[\w.]+\.)?(\w+)'>:<'(.*)'>", re.DOTALL)
+"""How Flower's runtimes write down what a ClientApp has raised."""
+
 
 def identity(client: int) -> ConfigRecord:
     """Return the record by which a reply says which client it is from."""
@@ -114,3 +122,32 @@ def sender(reply: Message) -> int:
     if IDENTITY in content:
         return int(content.config_records[IDENTITY][CLIENT])  # type: ignore[arg-type]
     return reply.metadata.src_node_id
+
+
+def metrics_of(reply: Message) -> dict[str, float]:
+    """Return the metrics of a reply by name."""
+    return {name: float(value) for name, value in reply.content.metric_records[METRICS].items()}  # type: ignore[arg-type]
+
+
+def first_line(reply: Message) -> str:
+    """Return the first line of the reason of an error reply: what kind of error it was, and its words."""
+    reason = reply.error.reason or ""
+    raised = _OF_FLOWER.fullmatch(reason)
+    if raised is not None:
+        reason = f"{raised[1]}: {raised[2]}" if raised[2] else raised[1]
+    return (reason.strip().removeprefix("Error: ") or "failed without saying why").splitlines()[0]
+
+
+def failure_of(reply: Message, client: int | None, round: int | None) -> Exception:
+    """Return the error that an error reply stands for; None: the client, or the round, is not known."""
+    reason = first_line(reply)
+    if reply.error.code == CLIENT_DIED:
+        return ActorsLost(reason.removesuffix("."), client=client, round=round)
+    name, _, message = reason.partition(": ")
+    if name == UserError.__name__:
+        key, separator, rest = message.partition(": ")
+        named = bool(separator) and key.split(".")[0] in Scenario.model_fields
+        return UserError(rest, key=key) if named else UserError(message)
+    diverged = name == TrainingDiverged.__name__
+    plain, details = message if diverged else reason, reply.error.reason or ""
+    return RunFailed(plain, client=client, round=round, details=details, diverged=diverged)

@@ -12,7 +12,7 @@ from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.gate import refusal
 from fedkd.federation.introduction import identify
-from fedkd.federation.replies import failure_of, first_line
+from fedkd.federation.messages import failure_of, first_line
 from fedkd.federation.run_control import RunControl
 from fedkd.fusion.forms import Unfit
 from fedkd.scenario.schema import Faults

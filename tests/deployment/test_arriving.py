@@ -16,10 +16,10 @@ from fedkd.data.share import share_of_client
 from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import to_record
-from fedkd.federation.arriving import check_message, kinds_accepted, records_accepted
 from fedkd.federation.client_app import app as client_app
 from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.node import Participant
+from fedkd.federation.node_gate import check_message, kinds_accepted, records_accepted
 from fedkd.fusion.forms import Unfit
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import parse_plan

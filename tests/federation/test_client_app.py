@@ -21,7 +21,7 @@ from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.client_app import answer_together, app
 from fedkd.federation.compat import RUN_ID, assume_identity, node_id_of
 from fedkd.federation.context import client_behind, local_context
-from fedkd.federation.replies import metrics_of
+from fedkd.federation.messages import metrics_of
 from fedkd.plan.load import parse_plan
 from fedkd.plan.plan import Plan
 from fedkd.scenario.dump import dump_toml

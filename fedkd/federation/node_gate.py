@@ -1,12 +1,13 @@
-"""What a deployed node accepts: the messages that its own plan has a server send, and nothing else.
+"""What a deployed node accepts from a server that is somebody else's, and what may leave it.
 
-A message is held against the node's own scenario and its own samples before any of it is applied. A message
-that does not fit leaves the client as it was.
+A message is held against the node's own scenario and samples before any of it is applied. One that does not
+fit leaves the client as it was. Out go what the strategy exchanges, and figures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from math import inf
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedkd.clients.base import Client
+from fedkd.clients.fewer_numbers import CLASSES, SENT, WIDTH
 from fedkd.data.federated import FederatedData
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record
 from fedkd.federation.node import Participant
-from fedkd.fusion.forms import Unfit, check_guidance, check_like, sizes_of
+from fedkd.fusion.forms import Unfit, check_guidance, check_like, is_declared, sizes_of
 from fedkd.fusion.shared_model import SHARED
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays
@@ -38,6 +40,13 @@ _NUMBERS: Mapping[str, tuple[type, float]] = {
 """Keys of a message's configuration: type and largest value."""
 OF_NETWORK = frozenset("PBTSOF")
 """Letters of shapes that a client's network decides."""
+ASKED_IN_SIMULATIONS = frozenset({msg.EXPORT_STATE, msg.IMPORT_STATE, msg.SHOW, msg.TRY_OUT})
+"""Messages of a simulation: they move a client's whole state, or predictions that it would not exchange."""
+FIGURES = frozenset({msg.IDENTITY, msg.METRICS, msg.CURVES, msg.AT_CHANCE, msg.LEARNER})
+"""Records of numbers about a client."""
+
+
+# In -------------------------------------------------------------------------------------------------------
 
 
 def kinds_accepted(plan: Plan) -> frozenset[str]:
@@ -73,12 +82,7 @@ def _tasks(plan: Plan) -> int:
 
 
 def refuse_message(node: Participant, client: Client, message: Message) -> None:
-    """Refuse a message that is not one of the plan's server.
-
-    Args:
-        node: Whose scenario and samples it is held against.
-        client: The node's, as it meets the message.
-        message: From the server.
+    """Refuse a message that the server of the node's plan would not send.
 
     Raises:
         UserError: Which message, and why.
@@ -91,11 +95,7 @@ def refuse_message(node: Participant, client: Client, message: Message) -> None:
 
 
 def check_message(node: Participant, client: Client, kind: str, content: RecordDict) -> None:
-    """Check everything in a message.
-
-    Raises:
-        Unfit: The first thing that a plan's server would not send.
-    """
+    """Raise `Unfit` for the first thing in a message that a plan's server would not send."""
     plan = node.plan
     if kind not in kinds_accepted(plan):
         raise Unfit(f"'{plan.scenario.fusion.strategy}' under this scenario sends no such message")
@@ -108,25 +108,19 @@ def check_message(node: Participant, client: Client, kind: str, content: RecordD
     round = _check_config(plan, content)
     if plan.strategy.brings_model:
         _check_model(client, _arrays(content, msg.ARRAYS))
-    sizes = _Sizes(node, client)
     task = plan.schedule.task(client.index, round) or 0
     for record in sorted(content.keys() & msg.GUIDED):
-        check_guidance(plan.strategy, _arrays(content, record), sizes.of(task))
+        check_guidance(plan.strategy, _arrays(content, record), _sizes(node, client, task))
     for old in msg.old_tasks(content):
-        check_guidance(plan.strategy, _arrays(content, f"{msg.OLD}{old}"), sizes.of(old))
+        check_guidance(plan.strategy, _arrays(content, f"{msg.OLD}{old}"), _sizes(node, client, old))
     if msg.REQUEST in content:
-        _check_request(_arrays(content, msg.REQUEST), sizes.of(task)["M"])
+        _check_request(_arrays(content, msg.REQUEST), _sizes(node, client, task)["M"])
     if msg.BASES in content:
         for name, values in _arrays(content, msg.BASES).items():
             check_like(name, values, np.empty(values.shape if values.ndim == 2 else (0, 0), np.float32))
 
 
 def _arrays(content: RecordDict, record: str) -> Arrays:
-    """Return the arrays of a record.
-
-    Raises:
-        Unfit: They are missing, or cannot be read.
-    """
     if record not in content.array_records:
         raise Unfit(f"record '{record}' is missing, or has no arrays")
     try:
@@ -183,29 +177,50 @@ def _check_request(arrays: Arrays, size: int) -> None:
         raise Unfit(f"array {msg.SAMPLES} must have indices in 0 … {size - 1}, ascending")
 
 
-class _Sizes:
-    """What a client knows of the arrays that concern it (see `fedkd.fusion.forms`)."""
+def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
+    """Return a client's sizes of arrays in a task (see `fedkd.fusion.forms`); without a stream in task 0."""
+    data = node.share.data
+    part: FederatedData = data[task].data if isinstance(data, FederatedStream) else data
+    samples = len(part.transfer_x)
+    found = {"M": samples, "Y": -(-samples // 8), "C": part.classes}
+    strategy = node.plan.strategy
+    letters = {letter for shape in (strategy.receives or {}).values() for letter in shape.split()}
+    if letters & OF_NETWORK:
+        with suppress(FedkdError):  # the client's model is no network
+            weights = client.weights() if strategy.shared_model is None else client.weights(SHARED)
+            found |= sizes_of(strategy, weights, client.trainable())
+    return found
 
-    def __init__(self, node: Participant, client: Client) -> None:
-        self._node = node
-        self._client = client
 
-    def of(self, task: int) -> dict[str, int]:
-        """Return the sizes in a task; without a stream there is task 0 alone."""
-        data = self._node.share.data
-        part: FederatedData = data[task].data if isinstance(data, FederatedStream) else data
-        samples = len(part.transfer_x)
-        return {"M": samples, "Y": -(-samples // 8), "C": part.classes} | self._of_network()
+# Out ------------------------------------------------------------------------------------------------------
 
-    def _of_network(self) -> dict[str, int]:
-        strategy = self._node.plan.strategy
-        letters = {letter for shape in (strategy.receives or {}).values() for letter in shape.split()}
-        if not letters & OF_NETWORK:
-            return {}
-        try:
-            weights = (
-                self._client.weights() if strategy.shared_model is None else self._client.weights(SHARED)
-            )
-            return sizes_of(strategy, weights, self._client.trainable())
-        except FedkdError:  # the client's model is no network
-            return {}
+
+def refuse_to_answer(kind: str) -> None:
+    """Refuse a message that is for simulations alone."""
+    if kind in ASKED_IN_SIMULATIONS:
+        raise UserError(f"a deployed client keeps its state to itself; '{kind}' is for simulations")
+
+
+def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
+    """Refuse to send what the strategy does not exchange.
+
+    Raises:
+        UserError: There is something else in the reply.
+    """
+    for name in content:
+        if name != msg.ARRAYS and name not in FIGURES:
+            raise UserError(f"'{name}' is not for others to see: no strategy exchanges it")
+    arrays = from_record(content.array_records.get(msg.ARRAYS, {}))  # type: ignore[arg-type]
+    if not arrays:
+        return
+    strategy = plan.scenario.fusion.strategy
+    if kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None:
+        return  # sketches of what layers receive, which is what it exchanges
+    if kind != msg.TRAIN or plan.strategy.sends == "nothing":
+        raise UserError(f"'{strategy}' exchanges no arrays upon a '{kind}' message: {', '.join(arrays)}")
+    if not is_declared(plan.strategy):
+        return
+    for name in arrays:
+        stages = name == SENT or name.endswith((CLASSES, WIDTH))
+        if name not in plan.strategy.kinds and not stages:
+            raise UserError(f"'{strategy}' exchanges no array '{name}'")
