@@ -12,16 +12,12 @@ NUMPY_STYPE = "numpy.ndarray"
 
 
 class NumpyArray(Array):
-    """A Flower `Array` over a live NumPy array.
+    """A Flower `Array` over a live NumPy array, which must not be written to afterwards.
 
-    Flower's own class serialises every array with `np.save` when it is made and parses it when it is read:
-    two copies a message that an engine on one machine has no use for. Here the bytes are made only when
-    somebody asks for them (Flower's runtimes do); pickling hands the array itself over, so that Ray
-    moves it through shared memory. `values` is the array itself, read-only; `numpy` copies it, because
-    whoever knows only Flower's class may write into what it returns (q-FedAvg does).
-
-    Args:
-        values: The array; it must not be written to afterwards.
+    Flower's own class serialises every array with `np.save` and parses it again: two copies a message. Here
+    the bytes are made when Flower's runtimes ask for them; pickling hands over the array itself, so that Ray
+    moves it through shared memory. `values` is the array, read-only. `numpy` copies it, as users of Flower's
+    class may write into the result (q-FedAvg does).
     """
 
     def __init__(self, values: np.ndarray) -> None:

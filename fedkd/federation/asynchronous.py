@@ -38,18 +38,11 @@ Arrived = Sequence[tuple[Job, Reply]]
 
 
 class AsynchronousRounds(Rounds):
-    """Runs rounds that end after K uploads, whoever they are of.
+    """Runs rounds that end after K uploads, of any clients.
 
-    Whoever has uploaded is handed the next job. Where every message brings the server's model along, that is
-    at once; where clients are answered with guidance, it is with the fusion that their upload has a part in.
-
-    A client that is at work is what it was before: it is evaluated when it is answered, and that stands until
-    it is answered again. Where every message brings the model along, all are evaluated with the newest.
-
-    Args:
-        plan: What to simulate; its scenario is asynchronous.
-        strategy: Makes something of what clients send.
-        control: Where to write and whom to tell.
+    A client that has uploaded is handed the next job: at once where every message brings the server's model,
+    else with the fusion that its upload has a part in. It is evaluated when it is answered, and that stands
+    until it is answered again. Where every message brings the model, all are evaluated with the newest.
     """
 
     def __init__(self, plan: Plan, grid: Grid, strategy: KnowledgeFusion, control: RunControl) -> None:

@@ -31,11 +31,9 @@ class ChanceWatch:
         self._recorder = recorder
 
     def look(self, round: int, replies: Mapping[int, Message]) -> str | None:
-        """Record who is at chance after the last training on a task; return the line to tell, None: nobody.
+        """Record the clients at chance after their last training on a task; return the warning, if any.
 
-        Args:
-            round: Round of the training, 1-based.
-            replies: Of every client that trained, in client order.
+        The replies are of every client that trained in a round, in client order.
         """
         at_chance = [client for client, reply in replies.items() if msg.AT_CHANCE in reply.content]
         ending = self._training_no_more(sorted(at_chance), round)

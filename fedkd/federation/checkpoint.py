@@ -6,11 +6,10 @@
                             manifest.json               round, totals, offsets of the run's files, the
                                                         scenario; SHA-256 of every file and of its own content
 
-A checkpoint writes the clients that have changed since the last one; then, under another name, its own
-folder, which is renamed when it is complete. Its manifest says which file the state of every client is in,
-and until it is there nobody looks for them. The last two are kept: should the newest be damaged, the one
-before it is still there. Files that neither speaks of are removed. What the server keeps for clients that
-take no part for many rounds is written twice: with the checkpoint that it is new in, and once more by itself.
+A checkpoint writes the clients that have changed since the last one. Then it writes its own folder under
+another name and renames it when it is complete. Its manifest names the file of every client's state. The last
+two are kept, in case the newest is damaged; files that neither names are removed. What the server keeps for
+absent clients for many rounds is written twice: with the checkpoint that it is new in, and by itself.
 A file that is not, to the bit, what was written is told of by name and not used. Nothing is a pickle.
 """
 
@@ -66,11 +65,10 @@ LEAST_BYTES = 4096
 
 
 class CheckpointStore:
-    """Writes and reads the checkpoints of one run folder.
-
-    Writing happens in a thread of its own, so that the next round need not wait for the disk.
+    """Writes and reads the checkpoints of one run folder, in a thread of its own.
 
     Args:
+        run_folder: Where.
         tell: Told of a checkpoint that is passed over because it is damaged.
     """
 
@@ -86,9 +84,7 @@ class CheckpointStore:
         self._spoken_of: dict[str, set[str]] = {}  # names of files in the two pools, by checkpoint
 
     def add(self, round: int, clients: Mapping[int, Arrays]) -> None:
-        """Write some clients' states in the background, ahead of the checkpoint that they belong to.
-
-        So that no more of them need be in memory than are handed over at once.
+        """Write some clients' states in the background, ahead of their checkpoint, to save memory.
 
         Raises:
             OSError: What was to be written before could not be.
@@ -108,11 +104,7 @@ class CheckpointStore:
         self._writing = self._writer.submit(self._write, checkpoint)
 
     def wait(self) -> None:
-        """Return when everything is on disk.
-
-        Raises:
-            OSError: It could not be written.
-        """
+        """Return when everything is on disk; raise the `OSError` if it could not be written."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -209,8 +201,7 @@ class CheckpointStore:
             sync_file(path)
 
     def _write_lasting(self, checkpoint: Checkpoint) -> dict[str, SavedFile]:
-        """Return the files of the server's arrays that were in the checkpoint before, by name, all
-        written."""
+        """Write the server's arrays that were in the checkpoint before; return their files by name."""
         found = {}
         for name in sorted(checkpoint.lasting):
             array = checkpoint.server[name]
@@ -230,11 +221,7 @@ class CheckpointStore:
         return file
 
     def _clear(self) -> None:
-        """Remove what is later than what the run goes on from.
-
-        A run left it that was resumed from an earlier checkpoint because the later ones are damaged, or that
-        was killed while it wrote.
-        """
+        """Remove what is later than what the run goes on from: damaged, or not written to the end."""
         done = round_of(self._previous) if self._previous else 0
         sweep(self._folder)
         for path in self._complete():

@@ -78,8 +78,7 @@ def _evaluated(
 ) -> Message:
     """Return how the client does now, by its scores, and what else is told.
 
-    What is not measured, like the gain of a client that nothing was fused for this round, is NaN: every reply
-    has to have the same keys.
+    Every reply has the same keys: what is not measured is NaN, such as the gain of a client without guidance.
     """
     metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, **told}
     for split, score in scores.items():
@@ -156,16 +155,10 @@ def _import_state(client: Client, message: Message) -> Training[Message]:
 
 
 def _receive(client: Client, content: RecordDict, round: int, *, measured: bool = False) -> Training[None]:
-    """Take what the server sent along: weights, or guidance.
+    """Take what the server sent along: weights, or guidance that was fused in this round or before.
 
-    The round of guidance is that in which it was fused: an earlier one than the message's, as a rule.
-
-    Args:
-        client: Takes it.
-        round: The message's.
-        measured: Whether to take down how the client does just before guidance of this very round. What is
-            older would have come with an earlier evaluation, had there been one, and what others made may
-            meet any model: neither can say what a round's guidance is worth.
+    With `measured`, the client is measured just before guidance of this very round. Older guidance would have
+    come with an earlier evaluation, and says nothing of this round's worth.
     """
     if content.array_records.get(msg.ARRAYS):
         client.load_weights(from_record(content.array_records[msg.ARRAYS]))
@@ -207,13 +200,9 @@ HANDLERS: dict[str, Callable[[Client, Message], Training[Message]]] = {
 
 
 def answer_together(requests: Sequence[tuple[Message, Context]]) -> list[Message | Exception]:
-    """Handle messages to several clients, whose jobs of training run together where they can.
+    """Handle messages of one kind to different clients, whose jobs of training run together if they can.
 
-    Args:
-        requests: Messages of one kind, to different clients, each with the client's context.
-
-    Returns:
-        The replies in the order of the requests; an exception where a client failed.
+    The replies are in the order of the requests; where a client failed, there is an exception.
     """
     outcomes: dict[int, Message | Exception] = {}
     began = time.perf_counter()

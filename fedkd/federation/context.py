@@ -57,15 +57,11 @@ def local_context(factory: ClientFactory, client: int) -> LocalContext:
 
 @contextmanager
 def client_behind(context: Context, step: str = "") -> Iterator[Client]:
-    """Yield the client behind a context.
+    """Yield the client behind a context, for the message named `step`.
 
     On fedkd's engines the live client stays in the process that owns it. A deployed node keeps its client in
-    its own folder. Flower's simulation moves the context between processes, so there the client is rebuilt
-    from the context's state and written back to it.
-
-    Args:
-        context: Of the client.
-        step: Names the message that the client is wanted for.
+    its own folder. Flower's simulation moves the context between processes: there the client is rebuilt from
+    the context's state and written back to it.
     """
     if isinstance(context, LocalContext):
         with torch_threads(context.threads):

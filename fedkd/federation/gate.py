@@ -1,7 +1,7 @@
-"""What a server accepts of a reply: the sender that was asked, sound figures, and an upload that fits.
+"""The server's gate for replies: the sender that was asked, sound figures, and an upload that fits.
 
-A reply passes here once, before anything reads it. A reply that does not pass is refused with one line that
-names the client, the array or record, and the reason; `faults.on_bad_upload` says what is done then.
+A reply passes here once, before anything reads it. A refusal names the client, the array or record, and the
+reason in one line; `faults.on_bad_upload` says what is done then.
 """
 
 from __future__ import annotations
@@ -47,14 +47,9 @@ class Opened:
 
 
 def check_reply(client: int, reply: Message, figures: Collection[str] = ()) -> None:
-    """Check all of a reply but its arrays.
+    """Raise `Unfit` for the first thing that is wrong with a client's reply, its arrays left aside.
 
-    Args:
-        client: Who was asked.
-        figures: Metrics that it has to have.
-
-    Raises:
-        Unfit: The first thing that is wrong with it.
+    It has to have the metrics `figures`.
     """
     content = reply.content
     # Flower's views by type are tables made anew each time they are asked for.
@@ -116,11 +111,7 @@ def _check_figure(name: str, value: Any) -> None:
 def opened(
     reply: Message, stages: Sequence[Stage], kinds_of: Callable[[Arrays], Mapping[str, Kind]]
 ) -> Opened:
-    """Return what a reply uploads.
-
-    Args:
-        stages: What the upload has passed on its way.
-        kinds_of: Says what each array is.
+    """Return what a reply uploads past some stages; `kinds_of` says what each array is.
 
     Raises:
         Unfit: It cannot be read.

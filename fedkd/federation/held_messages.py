@@ -21,13 +21,7 @@ DONE = "done/"
 
 @dataclass(frozen=True, eq=False)
 class Reply:
-    """What a client sends after a job.
-
-    Attributes:
-        arrays: Its upload.
-        figures: Its metrics.
-        chance: How it does on its own samples, if that is no better than guessing.
-    """
+    """What a client sends after a job: its upload, its metrics, and, if it is at chance, its accuracy."""
 
     arrays: Mapping[str, np.ndarray]
     figures: Mapping[str, float]
@@ -86,11 +80,11 @@ class Reply:
 
 
 class HeldMessages:
-    """What lies between a server that waits for nobody and its clients.
+    """What lies between a server that waits for nobody and its clients, by client.
 
     Attributes:
-        waiting: Messages to clients that have not been sent yet, by client.
-        done: What clients have answered that has yet to arrive, by client.
+        waiting: Messages to clients that have not been sent yet.
+        done: Replies of clients that have yet to arrive.
     """
 
     def __init__(self) -> None:

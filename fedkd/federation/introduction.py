@@ -1,4 +1,4 @@
-"""Who is there: which node is which client, before the first round."""
+"""Find out, before the first round, which node is which client."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ KEY = "data.clients"
 
 
 def identify(grid: Grid, expected: int, deployment: Deployment | None = None) -> dict[int, int]:
-    """Find out which client every node is; ids on Flower's runtimes say nothing, so all are asked.
+    """Return the node id of every client, in client order; on Flower's runtimes all nodes are asked.
 
     Args:
+        grid: The federation.
         expected: Number of clients N.
         deployment: Of nodes with data of their own; None: a simulation.
 
-    Returns:
-        Client index to node id, in client order.
-
     Raises:
-        UserError: Somebody is missing, is there twice, or is of another federation.
+        UserError: A client is missing, is there twice, or is of another federation.
         RunFailed: A node could not say who it is.
     """
     if hasattr(grid, "node_of_client"):
@@ -56,11 +54,7 @@ def _check_all_there(
 ) -> None:
     """Refuse a federation in which a client is missing, or two nodes are one client.
 
-    Args:
-        nodes_of: The nodes that say they are a client.
-        expected: Number of clients N.
-        nodes: Nodes that were asked.
-        patience: Seconds that there were to come; None: it is a simulation.
+    The nodes, of which `nodes` were asked, had `patience` seconds to come; None: it is a simulation.
     """
     for client, claimed in sorted(nodes_of.items()):
         if client >= expected:

@@ -29,13 +29,10 @@ class Handed(NamedTuple):
 
 
 class JobTime:
-    """Tells how long a job takes: what is handed out for it comes, it is done, what it led to is sent.
+    """Counts how long a job takes: download, work, upload.
 
-    Guidance belongs to the job that begins with it, be it that it came with an evaluation before: how often a
+    Guidance belongs to the job that begins with it, even if it came with an evaluation before. So how often a
     run evaluates does not change its time. What only an evaluation needs takes none.
-
-    Args:
-        client_of: From a message to the client that it is for.
     """
 
     def __init__(self, plan: Plan, clock: VirtualClock, client_of: Callable[[Message], int]) -> None:
@@ -66,9 +63,10 @@ class JobTime:
         return self._clock.way(client, size)
 
     def work(self, client: int, job: int, handed: Handed, samples: int) -> float:
-        """Return how long a client works.
+        """Return how long a client works on a job.
 
         Args:
+            client: Client index.
             job: The round whose draws it takes.
             handed: What it has to learn besides its own samples.
             samples: Its training samples, those that it keeps apart included.
@@ -82,9 +80,7 @@ class JobTime:
     def of_round(self, round: int, sent: Iterable[Message], replies: Mapping[int, Message]) -> float:
         """Return how long a round takes whose server waits for all: as long as its slowest client.
 
-        Args:
-            sent: What has clients train.
-            replies: Theirs, by client; who failed is waited for no longer.
+        Clients that failed are waited for no longer.
         """
         longest = 0.0
         for message in sent:

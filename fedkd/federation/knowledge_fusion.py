@@ -38,13 +38,13 @@ class KnowledgeFusion(Strategy):
     any app that keeps to the layout in `fedkd.federation.messages`.
 
     Args:
+        strategy: How knowledge is fused.
         known: What the server knows besides the messages, of each task of a stream or of the only one; only
             some strategies need it.
         stages: What uploads have passed on their way (see `fedkd.clients.upload`).
-        bank: What is kept of clients that are at another task or away, and fused along; None: nothing.
-        backward: Whether clients are taught old tasks too, with the bank (see `FusingByTask`).
-        exponent: What uploads count by their age, where the server does not wait for everybody (see
-            `fedkd.server.bank.staleness`); None: it does.
+        bank: The knowledge cache, of clients that are at another task or away; None: there is none.
+        backward: Whether clients are taught old tasks too, with the cache (see `FusingByTask`).
+        exponent: Of uploads' ages in asynchronous rounds (see `fedkd.server.bank.staleness`).
         min_available_nodes: Nodes that a round of Flower's own loop waits for, as Flower's strategies do.
         peers: Who hears whom, where clients fuse by themselves what they hear; None: there is a server.
     """
@@ -75,11 +75,7 @@ class KnowledgeFusion(Strategy):
         self._sent = 0
 
     def introduce(self, node_of_client: Mapping[int, int]) -> None:
-        """Say which node simulates each client.
-
-        Of a node that was not introduced it is known once it has replied, so guidance can find a client that
-        has never taken part only if it is introduced.
-        """
+        """Say which node simulates each client; other nodes are known once they have replied."""
         self._client_of_node |= {node: client for client, node in node_of_client.items()}
 
     def begin_round(self, task_of: Mapping[int, int]) -> None:
@@ -267,11 +263,7 @@ class KnowledgeFusion(Strategy):
         return dict(sorted(found.items()))
 
     def _meet(self, reply: Message) -> int:
-        """Return the client that a node says it is, of a node that nobody has introduced.
-
-        Raises:
-            Unfit: It does not say, or another node is that client.
-        """
+        """Return the client that a node says it is; raise `Unfit` if another node is that client."""
         client, node = msg.sender(reply), reply.metadata.src_node_id
         if client in self._client_of_node.values():
             raise Unfit(f"it says that it is client {client}, which another node is")
@@ -305,8 +297,8 @@ class KnowledgeFusion(Strategy):
     def sent_bytes(self) -> int:
         """Return the payload that the method has sent to clients since this was last asked.
 
-        What a round's guidance weighs counts with that round, whichever message takes it along. Without a
-        server it is what clients received from each other.
+        Guidance counts with its round, whichever message takes it along. Without a server it is what clients
+        received from each other.
         """
         sent, self._sent = self._sent, 0
         return sent

@@ -1,4 +1,4 @@
-"""What the clients of a round measured: every value into the record, and the federation's means out of it."""
+"""Record what clients measured in a round, and the federation's means of it."""
 
 from __future__ import annotations
 
@@ -74,12 +74,7 @@ class Measurements:
         return self._record(round, "train", "loss", trained) if trained else None
 
     def failures(self, round: int, counts: Mapping[tuple[int, Split, str], int]) -> None:
-        """Record how often clients failed in a round that went on; of the federation that is the sum.
-
-        Args:
-            round: 1-based; 0 is before any training.
-            counts: By client, split and name of the metric.
-        """
+        """Record how often clients failed in a round, by client, split and metric, and the sum."""
         for split, metric in sorted({(split, metric) for _, split, metric in counts}):
             of_clients = {client: n for (client, *kind), n in counts.items() if kind == [split, metric]}
             for client in sorted(of_clients):
@@ -87,8 +82,7 @@ class Measurements:
             self._recorder.metric(metric, sum(of_clients.values()), round=round, split=split)
 
     def fusion(self, round: int, report: FusionReport | None) -> float | None:
-        """Record the effective number of neighbours, and the share of predictions that filters have left;
-        keep the whole matrix beside the metrics."""
+        """Record effective neighbours and the share of predictions left by filters; keep the whole matrix."""
         if report is None:
             return None
         write_neighbours(
@@ -226,14 +220,8 @@ class Measurements:
     ) -> float:
         """Record one metric of every client, in client order, then the federation's mean; return the mean.
 
-        Poisoned clients are recorded and left out of the mean, unless there are no others.
-
-        Args:
-            round: 0: before any training.
-            split: Samples it was measured on.
-            values: Of every client.
-            task: The task it is about; None: none alone, and a client's own value is told with the task that
-                the client is at.
+        Poisoned clients are recorded and left out of the mean, unless there are no others. Without a task
+        that it is about, a client's value is recorded with the task that the client is at.
         """
         for client in sorted(values):
             own = self._schedule.task(client, round) if task is None else task

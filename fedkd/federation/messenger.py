@@ -1,4 +1,4 @@
-"""Messages out, replies in: every client's, in client order, whatever node it runs on."""
+"""Messages to clients, and their replies, in client order; what is done about a client that fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SKIPPABLE = frozenset({"train", "evaluate", "finish", "transferability"})
 RECORDED: dict[str, Split] = {"train": "train", "end task": "train", "finish": "train", "evaluate": "local"}
 """Phases whose failures are recorded, and under which split."""
 BEYOND_REPAIR = frozenset({UserError.__name__, TrainingDiverged.__name__})
-"""Errors that no other try is right after: they are told, however the scenario has others dealt with."""
+"""Errors that end the run however the scenario has others dealt with: another try would not help."""
 
 
 class Messenger:
@@ -106,7 +106,8 @@ class Messenger:
         """Leave replies out that were refused, or end the run (see `Faults.on_bad_upload`).
 
         Args:
-            phase: What was asked.
+            round: 1-based.
+            phase: "train" or the like.
             misfits: What is wrong, by client, ascending.
             answered: Number of replies, these included.
 
@@ -149,10 +150,7 @@ class Messenger:
         return replies
 
     def _client_behind(self, reply: Message, sent: Sequence[Message]) -> int:
-        """Return the client that a reply is of.
-
-        A SuperLink answers for a node that is gone in its own name: then the message tells.
-        """
+        """Return the client of a reply; a SuperLink answers in its own name for a node that is gone."""
         node = reply.metadata.src_node_id
         if node not in self._client_of_node:
             answered = reply.metadata.reply_to_message_id
@@ -173,12 +171,7 @@ class Messenger:
         return self._faults.on_client_error != "fail"
 
     def _failed(self, replies: Mapping[int, Message], round: int) -> dict[int, Message]:
-        """Return the error replies, in client order.
-
-        Raises:
-            Interrupted: An actor was stopped together with the run.
-            Exception: Of an error that nothing can be done about: the scenario is to blame, or the training.
-        """
+        """Return the error replies, in client order, unless one ends the run."""
         failed = {client: replies[client] for client in sorted(replies) if replies[client].has_error()}
         for client, reply in failed.items():
             if reply.error.code == msg.CLIENT_DIED and self._control.stop_requested():

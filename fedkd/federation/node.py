@@ -1,8 +1,8 @@
 """A deployed node: a client that has its own samples in a folder of its own, and no one else's.
 
-The folder is the client's share of the data (`fedkd.data.share_file`) with the scenario beside it, which the
-node's owner can read before agreeing to it. The node follows that one, whatever the server's says, and names
-its digest, so that a server with another one hears of it before anything is trained.
+The folder is the client's share of the data (`fedkd.data.share_file`) with the scenario beside it, for the
+node's owner to read. The node follows that scenario and names its digest, so that a server with another one
+hears of it before anything is trained.
 """
 
 from __future__ import annotations
@@ -35,12 +35,7 @@ PARTITION = "partition-id"
 
 @dataclass(frozen=True, eq=False)
 class Participant:
-    """A client or a server as its folder has it.
-
-    Attributes:
-        plan: Of the scenario in it.
-        share: Its data.
-    """
+    """A client or a server as its folder has it: the plan of its scenario, and its data."""
 
     folder: Path
     plan: Plan
@@ -128,12 +123,9 @@ def alone(plan: Plan) -> Plan:
 
 @contextmanager
 def client_of_node(node: Participant, run: int, step: str) -> Iterator[Client]:
-    """Yield a node's client as a message meets it, and keep what becomes of it.
+    """Yield a node's client as the message named `step` meets it, and keep what becomes of it.
 
-    What the message leaves behind is kept if the block ends well; else the client is what it was.
-
-    Args:
-        step: Names the message.
+    That is kept if the block ends well; else the client is what it was.
     """
     assert node.share.client is not None
     state = NodeState(node.folder, run, node.share.client, node.federation)

@@ -35,13 +35,7 @@ STEP, CLIENT, RUN, FEDERATION, DIGEST = "step", "client", "run", "federation", "
 
 
 class NodeState:
-    """The client of one node in one run.
-
-    Args:
-        folder: The node's.
-        client: Whose states they are.
-        federation: Digest of what all participants have in common.
-    """
+    """The state of one node's client in one run of a federation, which a digest names."""
 
     def __init__(self, folder: Path, run: int, client: int, federation: str) -> None:
         self._folder = folder / RUNS / str(run)
@@ -69,8 +63,7 @@ class NodeState:
     def at(self, step: str) -> Arrays | None:
         """Return the client's state as a message meets it; None: the client as it was at the beginning.
 
-        Args:
-            step: Names the message. It meets what the client was before it, if it was answered already.
+        A message (`step`) that was answered already meets what the client was before it.
 
         Raises:
             UserError: What was kept is damaged, or another client's.
@@ -104,11 +97,6 @@ class NodeState:
 
 def newest_state(folder: Path, client: int, federation: str) -> tuple[str, Arrays] | None:
     """Return the last message that a node's client has answered, in whatever run, and its state after it.
-
-    Args:
-        folder: The node's.
-        client: Whose it is.
-        federation: Digest of what all participants have in common.
 
     Raises:
         UserError: What was kept is damaged.

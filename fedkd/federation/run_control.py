@@ -11,11 +11,11 @@ from fedkd.tracking.events import RunObserver
 
 @dataclass(frozen=True)
 class Deployment:
-    """What the server of deployed nodes goes by.
+    """The server's settings for deployed nodes.
 
     Args:
         federation: Digest of what all participants have in common; a node with another one is refused.
-        patience: Seconds that nodes have to come, all of them, before the first round.
+        patience: Seconds that all nodes have to come before the first round.
         reply_within: Seconds that a node has for a reply; None: as long as Flower keeps a message.
     """
 

@@ -25,21 +25,13 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class SavedFile:
-    """A file of arrays.
-
-    Attributes:
-        digest: SHA-256 of what was written.
-    """
+    """A file of arrays, and the SHA-256 of what was written."""
 
     path: Path
     digest: str
 
     def read(self) -> Arrays:
-        """Return its arrays, in the order of their names.
-
-        Raises:
-            Damaged: They are not what was written, to the bit.
-        """
+        """Return its arrays in the order of their names; raise `Damaged` if they were changed."""
         with self._told_of():
             data = self.path.read_bytes()
             if sha256(data) == self.digest:
@@ -48,11 +40,7 @@ class SavedFile:
         raise Damaged(f"{self.path.name} is not what was written")
 
     def check(self) -> None:
-        """Look through it, without keeping it in memory.
-
-        Raises:
-            Damaged: It is not what was written.
-        """
+        """Raise `Damaged` if it is not what was written; nothing of it stays in memory."""
         with self._told_of():
             if file_digest(self.path) == self.digest:
                 return
@@ -96,11 +84,7 @@ class SavedStates(Mapping[int, Arrays]):
 
 
 def write_arrays(path: Path, arrays: Arrays, *, sync: bool = True) -> SavedFile:
-    """Write a file of arrays.
-
-    Args:
-        sync: Whether to wait until it is on disk; else see `sync_file`.
-    """
+    """Write a file of arrays, and wait until it is on disk unless told otherwise (see `sync_file`)."""
     data = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
     write_bytes(path, data, sync=sync)
     return SavedFile(path, sha256(data))

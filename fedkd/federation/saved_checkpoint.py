@@ -26,7 +26,7 @@ class Checkpoint:
     """The state after a round.
 
     Attributes:
-        round: Last finished round.
+        round: The last finished one.
         totals: Bytes and seconds spent up to here.
         offsets: Length of the run folder's tidy files at this point.
         digests: SHA-256 of each of them, up to there.
@@ -53,13 +53,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class SavedClient:
-    """What a checkpoint has of one client.
-
-    Attributes:
-        round: Last finished round.
-        state: The client's state; None: it has taken no part, and is what it was at the beginning.
-        server: Arrays of the server's strategy.
-    """
+    """What a checkpoint has of one client; its state is None if it has taken no part yet."""
 
     round: int
     state: Arrays | None
@@ -73,8 +67,7 @@ def round_of(path: Path) -> int:
 def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[str, SavedFile]]:
     """Return the checkpoint in a folder, and what lies outside of it: clients' states, the server's arrays.
 
-    Raises:
-        Damaged: It is not what was written, to the bit.
+    `Damaged` is raised, here and below, for what is not as it was written, to the bit.
     """
     manifest = read_manifest(path)
     states, lasting = client_files(path, manifest), lasting_files(path, manifest)
@@ -96,11 +89,7 @@ def read_checkpoint(path: Path) -> tuple[Checkpoint, dict[int, SavedFile], dict[
 
 
 def server_arrays(path: Path, manifest: Mapping[str, Any]) -> Arrays:
-    """Return what the server strategy carries, wherever it lies.
-
-    Raises:
-        Damaged: It is not what was written.
-    """
+    """Return what the server strategy carries, wherever it lies."""
     server = dict(SavedFile(path / SERVER, manifest["server"]).read())
     for name, file in lasting_files(path, manifest).items():
         server[name] = file.read()[ARRAY]

@@ -32,11 +32,9 @@ Send = Callable[[Sequence[Message]], "dict[int, Message]"]
 
 
 class TransferProbe:
-    """Measures who would gain how much from whom, in the rounds of a scenario that say so.
+    """Measures who would gain how much from whom, in the rounds that `measure.transferability` names.
 
-    Args:
-        wanted: Its `measure.transferability`.
-        labels: True labels of the transfer set `[M]`; None: they are not known.
+    The true labels of the transfer set, `[M]`, may be unknown.
     """
 
     def __init__(self, scenario: Scenario, wanted: Transferability, labels: np.ndarray | None = None) -> None:
@@ -51,14 +49,10 @@ class TransferProbe:
     def measure(
         self, round: int, node_of_client: Mapping[int, int], send: Send
     ) -> tuple[TransferMap | None, int]:
-        """Return the map of a round, and the bytes of all messages.
+        """Return the map of a round, and the bytes of all messages; without a reply there is no map.
 
-        Who shows nothing, because it failed and is skipped, is not in the map; who is lost while it learns is
-        a sender in it, and as a receiver has no numbers.
-
-        Args:
-            node_of_client: Nodes of the clients that train in it; where nobody answers there is no map.
-            send: Has messages answered.
+        A client that failed to show its predictions is not in the map. One that is lost while it learns is a
+        sender in it, and has no numbers as a receiver.
         """
         if not node_of_client:
             return None, 0
@@ -104,10 +98,7 @@ def _results(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what came of learning from each, by receiver: gains `[N, N, 2]` and answers `[N, N, M]`.
 
-    Args:
-        clients: All N, in order.
-        tried: Replies by client; of one that was lost there is none, and its gains are NaN.
-        samples: M.
+    Gains of a client that was lost are NaN.
     """
     gains = np.full((len(clients), len(clients), 2), np.nan)
     answers = np.full((len(clients), len(clients), samples), -1, dtype=np.int64)
@@ -122,9 +113,6 @@ def transfer_probe(
     scenario: Scenario, control: RunControl, labels: np.ndarray | None
 ) -> TransferProbe | None:
     """Return what measures the map; None: the scenario wants none.
-
-    Args:
-        labels: True labels of the transfer set `[M]`; None: they are not known.
 
     Raises:
         UserError: Clients are deployed nodes, which tell nobody what their strategy does not exchange.

@@ -23,11 +23,11 @@ class FusingByTask:
     To a strategy that does not fuse by task (`ClientHalf.fuses_by_task`) all clients are at one.
 
     Args:
+        strategy: How knowledge is fused.
         known: What the server knows besides, of each task.
-        bank: What is kept of clients that have gone on to another task, or are away; None: nothing.
-        backward: Whether guidance is also for those who have gone on to another task, and are known by what
-            the bank has kept of them.
-        exponent: That of `staleness`, where the server does not wait for everybody; None: it does.
+        bank: The knowledge cache, of clients at another task or away; None: there is none.
+        backward: Whether guidance is also for clients at another task whose knowledge the cache has.
+        exponent: That of `staleness`, in asynchronous rounds; None: they are synchronous.
         peers: Who hears whom; None: there is a server.
     """
 
@@ -52,10 +52,7 @@ class FusingByTask:
         self._by_task: dict[int, Fusing] = {}
 
     def move(self, task_of: Mapping[int, int]) -> None:
-        """Say which task every client is at from now on.
-
-        Without a bank, what was fused of a task that all have left is forgotten.
-        """
+        """Say which task every client is at; without a cache, tasks that all have left are forgotten."""
         if not self._knows_tasks:
             return
         self._task_of = dict(task_of)
@@ -89,10 +86,7 @@ class FusingByTask:
         return {task: self.at(task) for task in sorted({self.task_of(client) for client in clients})}
 
     def take_old(self, client: int | None) -> dict[int, Parcel]:
-        """Return the newest guidance of every other task that waits for a client who knows it, by task.
-
-        It is taken: nobody is handed it twice.
-        """
+        """Take the newest guidance of every other task that waits for a client who knows it, by task."""
         found: dict[int, Parcel] = {}
         if client is None or not self._backward:
             return found
@@ -104,9 +98,9 @@ class FusingByTask:
         return found
 
     def begin(self, clients: Collection[int]) -> None:
-        """Leave the strategy's first words for all clients, before the first round of a task.
+        """Leave the strategy's first guidance for all clients, before the first round of a task.
 
-        Of clients that are not known yet the first task is the only one.
+        Clients that are not known yet are at the first task.
         """
         for task, fusing in self.of_clients(clients or [None]).items():
             fusing.begin([client for client in clients if self.task_of(client) == task])
@@ -129,7 +123,7 @@ class FusingByTask:
         return sent
 
     def cache_bytes(self) -> int | None:
-        """Return the bytes of what the bank keeps; None: there is none."""
+        """Return the bytes of what the cache keeps; None: there is none."""
         return None if self._bank is None else sum(cache.size for cache in self._caches().values())
 
     def _caches(self) -> dict[int, KnowledgeCache]:

@@ -1,4 +1,4 @@
-"""What a strategy promises that no type says, looked at in the trial of a round.
+"""Promises of a strategy that no type says, checked in the trial of a round.
 
 `fuse` is pure: a resumed run depends on it. Targets of a loss that compares distributions are distributions.
 """
@@ -54,11 +54,7 @@ class UntrainedModels(TransferSetModels):
 
 @dataclass(frozen=True)
 class Kept:
-    """What a strategy and its classes hold.
-
-    Attributes:
-        values: By the class's name and the attribute's; hyper-parameters by their names alone.
-    """
+    """What a strategy and its classes hold, by class and attribute; hyper-parameters by their names."""
 
     values: Mapping[str, Any]
 
@@ -81,13 +77,10 @@ def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: 
     """Refuse a strategy that remembers outside of `Guidance.memory`.
 
     Args:
-        strategy: As it is after two fusions.
-        first: What the server holds after one fusion.
-        second: What it holds after another one of equal knowledge.
+        strategy: As it is after two fusions of equal knowledge.
+        first: State of the server after one of them.
+        second: State of the server after the other.
         before: What the strategy held before both.
-
-    Raises:
-        UserError: What it keeps, or that it answers equal knowledge differently.
     """
     advice = "keep what must last in Guidance.memory, and draw from Knowledge.seed"
     changed = before.changed(Kept.of(strategy))
@@ -105,12 +98,8 @@ def check_pure(strategy: FusionStrategy, first: Arrays, second: Arrays, before: 
 def check_targets(strategy: FusionStrategy, guidance: Arrays) -> None:
     """Refuse targets that are no distributions where the loss takes them for some.
 
-    A loss takes its targets for distributions if it sees no more of a student than its softmax, and more of
-    the targets than theirs: a constant added to all logits of a sample changes nothing, and to its targets it
-    does.
-
-    Raises:
-        UserError: What the targets are.
+    Such a loss does not change with a constant added to all logits of a student's sample, and does with one
+    added to its targets.
     """
     targets = guidance.get("targets")
     asked = type(strategy).targets_of is ClientHalf.targets_of and strategy.teaches_targets

@@ -18,12 +18,7 @@ LEAST = 1e-30
 
 @dataclass(frozen=True, eq=False)
 class Filtered:
-    """Guidance, and how much was heard for it.
-
-    Attributes:
-        guidance: Of what was kept.
-        heard: Share of all predictions that was, over receivers; None: nothing is filtered.
-    """
+    """Guidance, and the share of all predictions that was kept for it, over receivers; None: no filters."""
 
     guidance: Guidance
     heard: float | None = None
@@ -37,11 +32,11 @@ def fuse_filtered(
 ) -> Filtered:
     """Fuse what filters leave.
 
-    A strategy that mixes predictions under weights (`FusionStrategy.mixes`) mixes those that are left, the
-    weights of each receiver on each sample made to sum to 1 again; what is dropped has no part in what a
-    client seems to know, as it stands in with the mean of that client's others. To any other strategy who is
-    dropped from a sample says what those that are left say on average. A sample of which nobody is left is
-    not taught. Where nothing is dropped, it is the strategy's own `fuse`, to the last bit.
+    A strategy that mixes predictions under weights (`FusionStrategy.mixes`) mixes those that are left; the
+    weights of each receiver on each sample sum to 1 again. In what a client seems to know, the mean of its
+    others stands in for what is dropped. To any other strategy, a client that is dropped from a sample says
+    what the others say on average. A sample of which nobody is left is not taught. Where nothing is dropped,
+    the result is that of the strategy's own `fuse`, to the last bit.
 
     Args:
         knowledge: The round's; it may say which predictions were sent.

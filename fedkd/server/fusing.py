@@ -59,12 +59,12 @@ class FusionReport:
     """Who learned how much from whom in a fusion.
 
     Attributes:
-        clients: The clients whose knowledge was fused, N of them; some may be there with old knowledge.
+        clients: The clients whose knowledge was fused, N of them, some with old knowledge.
         weights: Their effectiveness weights, receiver first, `[N, N]`.
         present: Those who took part in the round.
-        distances: What decided about the weights, `[N, N]`; None: it was no distance.
+        distances: What the weights follow from, `[N, N]`; None: no distance.
         left_out: How far each receiver's guidance would move without each sender, `[N, N]` (see
-            `fedkd.fusion.left_out`); None: there is no telling, or there are too many for it.
+            `fedkd.fusion.left_out`); None: unknown, or too many clients.
         heard: Share of all predictions that filters have left; None: there are no filters.
     """
 
@@ -197,18 +197,15 @@ class Fusing:
         backward: bool = False,
         awaited: int = 0,
     ) -> int:
-        """Fuse the knowledge of a round and leave every client's guidance in the mailbox.
+        """Fuse a round's uploads, and put guidance into the mailbox; return its bytes for participants.
 
         Args:
+            round: 1-based.
+            uploads: By client.
             everyone: All clients that are known.
-            elsewhere: Clients that this is no guidance for, whatever the strategy makes for those who took no
-                part.
-            backward: Whether it is for those of them whose knowledge was fused along: as something that they
-                missed, of which the newest waits.
+            elsewhere: Clients that this is no guidance for, whatever the strategy makes for absent ones.
+            backward: Whether those of them whose knowledge was fused get it, as guidance that they missed.
             awaited: Uploads of the round that come with another call.
-
-        Returns:
-            The bytes of the guidance for those who took part.
         """
         self.report = None
         if not uploads or self.strategy.sends == "nothing":
@@ -341,26 +338,14 @@ class Fusing:
 def report_of(
     guidance: Guidance, weights: np.ndarray, clients: tuple[int, ...], present: tuple[int, ...]
 ) -> FusionReport:
-    """Return who learned from whom by some guidance.
-
-    Args:
-        guidance: Its distances and what it mixed.
-        weights: `[N, N]`.
-        clients: Whose knowledge was fused, N of them.
-        present: Those who took part in the round.
-    """
+    """Return who learned from whom by some guidance, with weights `[N, N]` among N clients."""
     mixed = guidance.mixed
     moves = left_out(weights, mixed) if mixed is not None and is_cheap(mixed) else None
     return FusionReport(clients, weights, present, guidance.distances, moves)
 
 
 def _check_request(request: Any, size: int) -> None:
-    """Check what a strategy asks for.
-
-    Raises:
-        TypeError: It is no array of indices.
-        ValueError: They are not those of transfer samples, ascending.
-    """
+    """Check that a strategy asks for indices of transfer samples, ascending."""
     if request is None:
         return
     if not isinstance(request, np.ndarray) or request.ndim != 1 or request.dtype.kind not in "iu":
@@ -371,11 +356,7 @@ def _check_request(request: Any, size: int) -> None:
 
 
 def _check_alike(uploads: Mapping[int, Upload]) -> None:
-    """Check that all clients sent arrays of the same names.
-
-    Raises:
-        ValueError: Who sent others.
-    """
+    """Check that all clients sent arrays of the same names."""
     (first, upload), *others = uploads.items()
     for client, other in others:
         if other.arrays.keys() != upload.arrays.keys():

@@ -1,4 +1,4 @@
-"""Who is at work on the simulated clock, since when and until when, where a server waits for nobody."""
+"""Jobs of clients on the simulated clock, in rounds that wait for nobody."""
 
 from __future__ import annotations
 
@@ -50,13 +50,10 @@ class Job:
 
 
 class InFlight:
-    """The jobs that are under way, each client at one of them at most.
+    """The jobs that are under way, at most `concurrency` of them, and one a client.
 
-    Every event has its place in the order of (time, client). Jobs are done in reality when it must be known
-    which of them is over first: all that wait for that at once, as none depends on another.
-
-    Args:
-        concurrency: Jobs at a time, at most.
+    Events are in the order of (time, client). Jobs are really done when it must be known which of them is
+    over first: all at once, as none depends on another.
     """
 
     def __init__(self, clients: int, concurrency: int, seed: int) -> None:
@@ -74,10 +71,7 @@ class InFlight:
         return self._jobs
 
     def departing(self) -> list[int]:
-        """Return the clients that begin a job now, ascending: as many as there is room for.
-
-        Whoever is idle comes into question, and is drawn where they are too many.
-        """
+        """Return the clients that begin a job now, ascending: idle ones, as many as there is room for."""
         idle = sorted(set(range(self._clients)) - self._jobs.keys() - self._held)
         room = min(self._concurrency - len(self._jobs), len(idle))
         if room == len(idle):
@@ -89,10 +83,7 @@ class InFlight:
         return chosen
 
     def key(self, client: int, round: int) -> int:
-        """Return the round whose draws a client's next job takes, 1-based: no two jobs of a client take one.
-
-        That is the round under way, unless the client has done a job of it before.
-        """
+        """Return the round whose draws a client's next job takes: this one, or one not used yet."""
         return max(round, int(self._keys[client]) + 1)
 
     def depart(self, job: Job) -> None:
@@ -111,12 +102,7 @@ class InFlight:
         return job if job.is_done and all(job.over < earliest for earliest in waiting) else None
 
     def land(self, client: int, *, hold: bool) -> None:
-        """Take down that an upload has arrived.
-
-        Args:
-            client: Whose.
-            hold: Whether the client waits to be answered, until it is released.
-        """
+        """Take down that a client's upload has arrived; if held, the client waits to be released."""
         del self._jobs[client]
         if hold:
             self._held.add(client)

@@ -13,12 +13,7 @@ from fedkd.namespaces import below, under
 
 @dataclass(frozen=True, eq=False)
 class Parcel:
-    """Guidance on its way.
-
-    Attributes:
-        round: Round it was fused in.
-        arrays: What it is made of; one table for all where it is shared.
-    """
+    """Guidance on its way: the round it was fused in, and its arrays, in one table where they are shared."""
 
     round: int
     arrays: Arrays
@@ -30,9 +25,9 @@ class Parcel:
 
 
 class Mailbox:
-    """What waits for each client: guidance of a round it took part in, and the newest that it missed since.
+    """Guidance that waits: of a round that a client took part in, and the newest that it missed since.
 
-    The former goes along with the next message of any kind, the latter with the next one of the method's own.
+    The former goes along with any next message, the latter with the next one of the method's own.
     """
 
     def __init__(self) -> None:
@@ -66,11 +61,9 @@ class Mailbox:
         return None if client is None else self._own.pop(client, None)
 
     def take_missed(self, client: int | None, *, leave: bool = False) -> Parcel | None:
-        """Return the newest that a client missed.
+        """Return the newest that a client missed, or what is for all if the client is not known (None).
 
-        Args:
-            client: Client index; None: it is not known who that is, and what is for all can be no mistake.
-            leave: Whether it stays, to be sent once more.
+        With `leave` it stays, to be sent once more.
         """
         if client is None:
             return self._for_all

@@ -61,12 +61,8 @@ class Weights:
 def exchanged_bytes(settings: Orthogonal, fan_in: Mapping[str, int]) -> tuple[int, int]:
     """Return the bytes that a client sends at the end of a task, and the most that it is sent for it.
 
-    It sends a sketch and a share of energy of every protected layer, and is sent what is protected already:
-    nothing at the end of the first task, at most as many directions as a layer has inputs.
-
-    Args:
-        settings: How wide sketches are.
-        fan_in: Inputs of every protected layer, by name.
+    It sends a sketch and a share of energy of every protected layer, whose inputs `fan_in` counts. It is sent
+    what is protected already: at most as many directions as a layer has inputs.
     """
     up = sum(4 * (inputs * (settings.width or inputs) + 1) for inputs in fan_in.values())
     return up, sum(4 * inputs * inputs for inputs in fan_in.values())
@@ -97,13 +93,7 @@ class OrthogonalTraining:
         self._energies: dict[str, float] = {}  # of the task that has just ended
 
     def confined(self, before: Arrays, after: Arrays, task: int) -> dict[str, np.ndarray]:
-        """Return what becomes of an average: where it was, and what of its step is allowed.
-
-        Args:
-            before: The average of the round before, by name.
-            after: What the round made of it.
-            task: The task that all clients are at.
-        """
+        """Return the average of the round before, and of the step to the new one what is allowed."""
         if not self._ended:
             return dict(after)
         with one_blas_thread():
@@ -125,11 +115,7 @@ class OrthogonalTraining:
         return (before + step).astype(before.dtype)
 
     def check_sketches(self, arrays: Arrays) -> None:
-        """Check what a client sends at the end of a task.
-
-        Raises:
-            Unfit: It is not a sketch of every protected layer, and how much of it is left.
-        """
+        """Raise `Unfit` unless there are a sketch and its share of energy of every protected layer."""
         for layer, fan_in in self._weights.fan_in.items():
             width = self._settings.width or fan_in
             for name, shape in ((SKETCH + layer, (fan_in, width)), (LEFT + layer, ())):

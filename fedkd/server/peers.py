@@ -1,7 +1,6 @@
 """Fusion without a server: every client fuses what it has heard from those that it is linked to.
 
-A run works it all out in one place, from the same uploads; who hears what, and what it weighs, is as if each
-client did so by itself.
+A run works it out in one place, as if each client did so by itself.
 """
 
 from __future__ import annotations
@@ -28,24 +27,14 @@ MEMORIES, HEARD = "memories/", "heard/"
 
 @dataclass(frozen=True)
 class Mixing:
-    """What decides who takes part of whom without a server.
-
-    Attributes:
-        graph: Who hears whom.
-        mixing: As `topology.mixing`.
-        relay: Whether clients pass on what they have heard.
-    """
+    """Who hears whom without a server, as the scenario's `topology` says."""
 
     graph: Graph
     mixing: str | None = None
     relay: bool = False
 
     def matrix(self, heard: np.ndarray) -> np.ndarray:
-        """Return how much each takes of each, `[N, N]` float64 (see `fedkd.fusion.mixing`).
-
-        Args:
-            heard: Links among those that mix with each other, `[N, N]` bool.
-        """
+        """Return how much each takes of each over links `[N, N]`, float64 (see `fedkd.fusion.mixing`)."""
         plain = is_mutual(heard) if self.mixing is None else self.mixing == "metropolis"
         return metropolis(heard) if plain else push_sum(heard)
 
@@ -87,16 +76,10 @@ class PeerFusing(Fusing):
         backward: bool = False,
         awaited: int = 0,
     ) -> int:
-        """Fuse the knowledge of a round at every client, and leave its guidance in the mailbox.
+        """Fuse the knowledge of a round at every client; return the bytes that clients received.
 
-        Args:
-            everyone: Not used, as clients that took no part hear nothing.
-            elsewhere: Not used.
-            backward: Not used: it needs a server.
-            awaited: Not used: over a graph a round waits for everyone.
-
-        Returns:
-            The bytes that clients received from each other.
+        Absent clients hear nothing, old tasks need a server, and a round waits for everyone: the other
+        arguments are not used.
         """
         self.report = self.links = None
         if not uploads or self.strategy.sends == "nothing":
@@ -192,12 +175,7 @@ class PeerFusing(Fusing):
     def _newer(
         self, table: Mapping[int, Upload], senders: Iterable[tuple[int, int]]
     ) -> list[tuple[int, int]]:
-        """Return the authors of whom a sender had something newer before the round, and who sends it.
-
-        Args:
-            table: What the receiver has.
-            senders: Their indices, and their columns.
-        """
+        """Return the authors of whom a sender had something newer before the round, and its column."""
         newest: dict[int, tuple[int, int]] = {}
         for sender, column in senders:
             for author, upload in self._heard.get(sender, {}).items():

@@ -1,4 +1,4 @@
-"""What a round would send: found out from a few clients that have not learned anything yet."""
+"""Try out what a round would send, on a few clients that have not learned anything yet."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ TRIED = 2
 
 
 def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
-    """Return the bytes that those send who take part first, and those that they are sent for it.
+    """Return the bytes that the participants of the first round send, and those that they are sent for it.
 
-    The latter are their guidance and what they were asked for. Where clients that have learned nothing agree
-    on nothing, guidance counts as a float for each class and sample. The server's models are asked untrained.
-    Nothing is filtered: those that have learned nothing are sure of nothing.
+    The latter are guidance and requests. Where untrained clients agree on nothing, guidance counts as a float
+    for each class and sample. The server's models are untrained, and nothing is filtered.
 
     Args:
         plan: Its strategy exchanges knowledge of other kinds than weights.
