@@ -38,15 +38,22 @@ class Registry:
         builtin: Name to ``"module:attribute"``.
         group: Entry-point group in which installed packages declare theirs, e.g. ``"fedkd.models"``.
         aliases: What else people call a part, in any spelling, to its name.
+        absent: Parts that people ask for and that do not exist, in any spelling, to a sentence each.
     """
 
     def __init__(
-        self, kind: str, builtin: Mapping[str, str], group: str, aliases: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        builtin: Mapping[str, str],
+        group: str,
+        aliases: Mapping[str, str] | None = None,
+        absent: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.group = group
         self.aliases = dict(aliases or {})
         self._builtin = dict(builtin)
+        self._absent = {_plain(name): sentence for name, sentence in (absent or {}).items()}
         self._spelled = {_plain(name): name for name in builtin}
         self._spelled |= {_plain(alias): name for alias, name in self.aliases.items()}
         self._registered: dict[str, Any] = {}
@@ -123,9 +130,9 @@ class Registry:
         if name in self._builtin:
             claims.insert(0, self._builtin[name])
         if not claims:
+            advice = self._absent.get(_plain(name)) or did_you_mean(name, [*self.names(), *self.aliases])
             raise UserError(
-                f"no {self.kind} named '{name}'; {did_you_mean(name, [*self.names(), *self.aliases])}"
-                f' (a {self.kind} of your own is "module:Name")'
+                f"no {self.kind} named '{name}'; {advice} (a {self.kind} of your own is \"module:Name\")"
             )
         if len(claims) > 1:
             raise UserError(

@@ -93,6 +93,14 @@ STRATEGIES = Registry(
         "centralized": "pooled",
         "max_confidence": "dp",
     },
+    absent={
+        "fedbn": "local BatchNorm statistics need a strategy of your own whose `exchanges` leaves them out",
+        "fednova": "'fedavg' averages weights of clients that take unequal numbers of steps",
+        "feddyn": "'fedprox' and 'scaffold' are its relatives here",
+        "fedopt": "its server optimisers are 'fedadam', 'fedyogi', 'fedadagrad' and 'fedavgm'",
+        "perfedavg": "'fedavg' with finish = 'trained' trains every client once more after the last average",
+        "feddistill": "'fd' exchanges mean logits of each label, and 'fedmd' logits of transfer samples",
+    },
 )
 
 

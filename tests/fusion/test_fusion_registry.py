@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,18 @@ def test_a_strategy_without_hyperparameters_says_so() -> None:
 def test_unknown_strategy_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match=r"^fusion\.strategy: .*did you mean 'knfu'\?"):
         make_strategy("knuf", {})
+
+
+@pytest.mark.parametrize(
+    "name", ["fedbn", "FedBN", "fed-nova", "FedDyn", "FedOpt", "perfedavg", "FedDistill"]
+)
+def test_a_method_that_is_not_here_is_told_with_its_relatives(name):
+    with pytest.raises(UserError) as caught:
+        make_strategy(name, {})
+    told = caught.value.message
+    assert told.startswith(f"no fusion strategy named '{name}'; ") and "did you mean" not in told
+    for relative in set(re.findall("'([a-z]+)'", told.split(";")[1])) - {"trained"}:
+        assert ":" in STRATEGIES.canonical(relative) or relative in STRATEGIES.builtin
 
 
 def test_a_plain_dataclass_is_a_strategy(plugins) -> None:
