@@ -252,7 +252,7 @@ class KnowledgeFusion(Strategy):
                 upload = opened(reply, self._stages, self.strategy.kinds_of)
                 if self.strategy.sends != "nothing":
                     fusing = self._fusing.of(client)
-                    check_upload(self.strategy, upload.arrays, fusing.sizes_of(client))
+                    check_upload(self.strategy, upload.arrays, *fusing.expects(client))
                     group = self._fusing.task_of(client), fusing.architecture_of(client)
                     alike.setdefault(group, {})[client] = upload.arrays
                 self._opened[id(reply)] = reply, upload

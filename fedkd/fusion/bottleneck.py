@@ -20,7 +20,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
-from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
 
@@ -105,6 +105,13 @@ class Bottleneck(KnFu):
             sent["label_counts"] = client.label_counts()
         return sent
 
+    def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
+        """Refuse uploads that have both whole logits and codes, or neither."""
+        whole, codes = len(upload[WHOLE]), len(upload[CODES])
+        if (whole == 0) == (codes == 0):
+            return f"array {WHOLE} has {whole} rows and array {CODES} {codes}, one of them must have 0"
+        return None
+
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Take the code over, unless whole logits are asked for, and learn what guidance says by it."""
         client.memory[CODER] = NO_CODER if guidance[AGAIN][0] else np.array(guidance[CODER])
@@ -128,8 +135,12 @@ class Bottleneck(KnFu):
         """Return each client's effective knowledge as `codes` `[M, b]`, and the code for all."""
         coder = memory.get(CODER, NO_CODER)
         whole, codes = knowledge.extra[WHOLE], knowledge.extra[CODES]
-        known = crc32(coder.tobytes()) if coder.size else None
-        read = [n for n, logits in enumerate(whole) if len(logits) or knowledge.extra[ABOUT][n][0] == known]
+        known = (crc32(coder.tobytes()), len(coder) - 1) if coder.size else None
+        read = [
+            n
+            for n, (about, code) in enumerate(zip(knowledge.extra[ABOUT], codes, strict=True))
+            if len(whole[n]) or (int(about[0]), code.shape[1]) == known
+        ]
         if not read:
             return Guidance(None, shared=_shared(NO_CODER, again=True))
         logits = [whole[n] if len(whole[n]) else decode(coder, codes[n]) for n in read]

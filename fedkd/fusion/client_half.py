@@ -11,7 +11,7 @@ import numpy as np
 
 from fedkd.fusion.auxiliary import OWN, Auxiliaries
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Phase, Rehearsal
+from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Network, Phase, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -183,10 +183,15 @@ class ClientHalf(ABC):
         """Return what each array of an upload is."""
         return {name: self.kinds.get(name, Kind.OTHER) for name in upload}
 
-    def misfit(self, upload: Arrays) -> str | None:
+    def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
         """Return why arrays that fit one by one do not fit each other; None: they do.
 
         The server refuses such an upload and names its client.
+
+        Args:
+            upload: Arrays that fit one by one.
+            sizes: The letters of their shapes (see `fedkd.fusion.forms`), as far as the server knows them.
+            network: Shapes of the network whose weights are sent; None: unknown, or no weights are sent.
         """
         return None
 

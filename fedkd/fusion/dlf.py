@@ -21,7 +21,7 @@ from fedkd.fusion.roster import enrol
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
-from fedkd.fusion.views import ClientView
+from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
 
@@ -110,6 +110,13 @@ class DLF(TemperedLabels):
         initial = client.memory[INITIAL] if INITIAL in client.memory else client.logits()
         client.memory[INITIAL] = initial[:0]
         return super().upload(client) | {INITIAL: initial}
+
+    def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
+        """Refuse logits from before training that are neither of all transfer samples nor of none."""
+        told, samples = len(upload[INITIAL]), len(upload["logits"])
+        if told in (0, samples):
+            return None
+        return f"array {INITIAL} has {told} rows, must have {samples} or 0"
 
 
 def matched_strength(z: np.ndarray, shift: np.ndarray, moved: np.ndarray, most: float) -> np.ndarray:

@@ -115,7 +115,8 @@ class FedGKT(FusionStrategy):
         assert knowledge.server is not None
         uploads = knowledge.extra
         check_feature_widths(self.name, knowledge.clients, [own.shape[1] for own in uploads[FEATURES]])
-        features, labels = np.concatenate(uploads[FEATURES]), np.concatenate(uploads[LABELS])
+        own_features = [own.astype(np.float32) for own in uploads[FEATURES]]
+        features, labels = np.concatenate(own_features), np.concatenate(uploads[LABELS])
         logits = [finite_logits(own) for own in uploads[LOGITS]]
         said = softmax(np.concatenate(logits), self.temperature)
         classes = said.shape[1]
@@ -135,7 +136,7 @@ class FedGKT(FusionStrategy):
         return Guidance(
             targets=None,
             shared=shared,
-            personal=[{ANSWERS: _answers(network, own)} for own in uploads[FEATURES]],
+            personal=[{ANSWERS: _answers(network, own)} for own in own_features],
             for_absent={} if shared else None,
             memory=trained,
         )

@@ -18,7 +18,7 @@ from fedkd.continual.decomposition import Layout
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
-from fedkd.fusion.views import Arrays, ClientView, ServerModels
+from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
 
@@ -146,6 +146,22 @@ class FedWeIT(FusionStrategy):
             PART_BITS: np.packbits(stacked != 0, axis=1),
             TASKS: np.array(list(flat), np.int32),
         }
+
+    def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
+        """Refuse rows and parts that are not as many numbers as their bits say."""
+        told = {PARTS: int(np.unpackbits(upload[PART_BITS]).sum())}
+        if network is not None:
+            layout = _layout(network.weights, network.trainable)
+            for name, bits in ((UNITS, layout.units), (PART_BITS, layout.size)):
+                if upload[name].shape[-1] != -(-bits // 8):
+                    return f"array {name} has {upload[name].shape[-1]} bytes, must have {-(-bits // 8)}"
+            if np.unpackbits(upload[PART_BITS], axis=1)[:, layout.size :].any():
+                return f"array {PART_BITS} has bits of more than {layout.size} weights"
+            told[BASE] = int(layout.fan_in()[_unpacked(upload[UNITS], layout.fan_in())].sum())
+        for name, numbers in told.items():
+            if len(upload[name]) != numbers:
+                return f"array {name} has {len(upload[name])} numbers, must have {numbers}"
+        return None
 
     def _kept(self, mask: np.ndarray) -> np.ndarray:
         """Return which of a layer's units are sent, `[out]` bool: of equal ones the first."""

@@ -29,7 +29,7 @@ from fedkd.fusion.client_half import TAUGHT, ClientHalf
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.fusion.views import Arrays
+from fedkd.fusion.views import Arrays, Network
 
 LARGEST = 1e15
 """Real numbers of an upload lie within ± this: their squares are summed in float32."""
@@ -96,13 +96,14 @@ FORMS: Mapping[Kind, Form] = {
 _SHAPE = re.compile(r"(?P<dimensions>[^<=]*)(?:(?P<relation>[<=])(?P<size>\w))?")
 
 
-def check_upload(strategy: ClientHalf, arrays: Arrays, sizes: Sizes) -> None:
-    """Check the arrays of one upload: names, types, shapes, values.
+def check_upload(strategy: ClientHalf, arrays: Arrays, sizes: Sizes, network: Network | None = None) -> None:
+    """Check the arrays of one upload: names, types, shapes, values, and whether they fit each other.
 
     Args:
         strategy: Says what they have to be.
         arrays: By name, past the server's half of all stages.
         sizes: What is known of the client; a letter that is missing stands for any number.
+        network: Whose weights it sends; None: unknown, or it sends none.
 
     Raises:
         Unfit: The first array that does not fit, and why.
@@ -120,7 +121,7 @@ def check_upload(strategy: ClientHalf, arrays: Arrays, sizes: Sizes) -> None:
         if shape is not None:
             bounds = _check_shape(name, values.shape, shape, known, bounds)
         _check_values(name, values, *bounds)
-    if (reason := strategy.misfit(arrays)) is not None:
+    if (reason := strategy.misfit(arrays, known, network)) is not None:
         raise Unfit(reason)
 
 

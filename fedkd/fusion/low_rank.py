@@ -75,9 +75,9 @@ def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
         raise ValueError(f"got ranks of {len(ranks)} arrays; must be {len(like)}")
     start = 0
     change = {}
-    for (name, values), rank in zip(like.items(), ranks.tolist(), strict=True):
-        rows, columns = (len(values), values[0].size) if values.ndim > 1 and values.size else (values.size, 1)
-        sizes = [values.size] if rank == WHOLE else [rows * rank, rank, rank * columns]
+    all_sizes = factor_sizes(ranks, like)
+    for (name, values), rank, sizes in zip(like.items(), ranks.tolist(), all_sizes, strict=True):
+        rows, columns = _matrix(values)
         if start + sum(sizes) > len(flat):
             raise ValueError(f"got {len(flat)} factors, too few for {name}")
         parts = np.split(flat[start : start + sum(sizes)], np.cumsum(sizes)[:-1])
@@ -90,6 +90,25 @@ def decompress(compressed: Arrays, like: Arrays) -> dict[str, np.ndarray]:
     if start != len(flat):
         raise ValueError(f"got {len(flat)} factors; must be {start}")
     return change
+
+
+def factor_sizes(ranks: np.ndarray, like: Arrays) -> list[list[int]]:
+    """Return for each array how many numbers U, σ and Vᵀ have, or the array where it is sent whole.
+
+    Args:
+        ranks: As many as there are arrays.
+        like: The arrays.
+    """
+    sizes = []
+    for values, rank in zip(like.values(), ranks.tolist(), strict=True):
+        rows, columns = _matrix(values)
+        sizes.append([values.size] if rank == WHOLE else [rows * rank, rank, rank * columns])
+    return sizes
+
+
+def _matrix(values: np.ndarray) -> tuple[int, int]:
+    """Return the rows and columns that an array has as one matrix."""
+    return (len(values), values[0].size) if values.ndim > 1 and values.size else (values.size, 1)
 
 
 def real(weights: Arrays) -> dict[str, np.ndarray]:

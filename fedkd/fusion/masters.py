@@ -19,7 +19,7 @@ from fedkd.fusion.confidence import log_confidence
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import log_softmax, softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
 from fedkd.fusion.views import ClientView
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -46,7 +46,7 @@ class Masters(TemperedLabels):
     name: ClassVar[str] = "masters"
     sends: ClassVar[str] = "logits, and how strong the client is"
     kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, ACCURACY: Kind.SCORES}
-    shapes: ClassVar[Mapping[str, str]] = {ACCURACY: "1?"}
+    shapes: ClassVar[Mapping[str, str]] = {ACCURACY: "1"}
     guides: ClassVar[Guided] = "each"
     source_note: ClassVar[str] = "after curricula of masked teachers, of which no publication was found"
 
@@ -63,6 +63,11 @@ class Masters(TemperedLabels):
     confidence, which costs no samples and which overfitted clients have most of."""
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss; teachers are chosen at 1."""
+
+    @property
+    def optional(self) -> frozenset[str]:  # type: ignore[override]
+        """What an upload may lack: the accuracy, where nothing is kept apart."""
+        return FusionStrategy.optional | (frozenset() if self.held_out_share > 0.0 else {ACCURACY})
 
     @property
     def counts_rounds(self) -> bool:

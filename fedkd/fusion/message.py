@@ -20,7 +20,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
-from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.hyperparameters import STRICT
 
 ASKED, BETWEEN, CLASSES, SHARES, ABOUT = "asked", "between", "classes", "shares", "about"
@@ -119,11 +119,29 @@ class Message(SoftLabels):
             ABOUT: np.array([q.shape[-1], crc32(questions.tobytes())], dtype=np.uint32),
         }
 
+    def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
+        """Refuse a wrong number of questions, or of classes."""
+        asked, between = np.unpackbits(upload[ASKED]), len(upload[BETWEEN])
+        samples, classes = sizes.get("M", len(asked)), sizes.get("C", int(upload[ABOUT][0]))
+        if asked[samples:].any():
+            return f"array {ASKED} has bits of more than {samples} transfer samples"
+        if asked.sum() != between:
+            return f"array {BETWEEN} has {between} rows, must have {asked.sum()}: one a bit of {ASKED}"
+        if "M" in sizes and between != self._number(samples):
+            return f"array {BETWEEN} has {between} rows, must have {self._number(samples)}"
+        if upload[ABOUT][0] != classes:
+            return f"array {ABOUT} tells {upload[ABOUT][0]} classes, must tell {classes}"
+        return None
+
+    def _number(self, samples: int) -> int:
+        """Return Q, of so many transfer samples."""
+        return int(self.questions * samples + 0.5)
+
     def _unsure(self, q: np.ndarray) -> np.ndarray:
         """Return the samples of the smallest margins, ascending."""
         top = np.take_along_axis(q, two_likeliest(q), axis=-1)
         order = np.argsort(top[:, 0] - top[:, 1], kind="stable")
-        return np.sort(order[: int(self.questions * len(q) + 0.5)])
+        return np.sort(order[: self._number(len(q))])
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Keep what is asked, for the next answers, and learn the answers to the client's own questions."""
@@ -208,8 +226,12 @@ class _Heard(NamedTuple):
         """Return the answers to what was asked in the round before; None: there are none."""
         if not memory or not memory[QUESTIONS].any():
             return None
-        of_these = crc32(memory[QUESTIONS].tobytes())
-        teachers = [m for m, about in enumerate(uploads[ABOUT]) if int(about[1]) == of_these]
+        of_these, samples = crc32(memory[QUESTIONS].tobytes()), _members(memory[QUESTIONS])
+        teachers = [
+            m
+            for m, about in enumerate(uploads[ABOUT])
+            if int(about[1]) == of_these and len(uploads[CLASSES][m]) == len(samples)
+        ]
         if not teachers:
             return None
         answers = [Answers(uploads[CLASSES][m], uploads[SHARES][m]) for m in teachers]
@@ -218,7 +240,7 @@ class _Heard(NamedTuple):
             np.array(teachers),
             Answers(*(np.stack(parts) for parts in zip(*answers, strict=True))),
             said * said.mean(axis=1, keepdims=True),
-            _members(memory[QUESTIONS]),
+            samples,
         )
 
     def to(

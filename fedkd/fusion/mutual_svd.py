@@ -16,11 +16,11 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
 from fedkd.fusion.client_half import Need
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.low_rank import FACTORS, RANKS, compress, decompress, moved, real
+from fedkd.fusion.low_rank import FACTORS, RANKS, compress, decompress, factor_sizes, moved, real
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, unpack
 from fedkd.fusion.shared_model import SHARED, SharedModel
 from fedkd.fusion.strategy import Guidance, Guided, Knowledge
-from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
+from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, Network, ServerModels
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -148,14 +148,26 @@ class FedKD(SharedModel):
         counters = {COUNTERS: pack(now)[COUNTERS]}
         return compress(change, self.energy(client.round, client.rounds)) | counters
 
+    def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
+        """Refuse factors that are not as many as the ranks say."""
+        if network is None:
+            return None
+        like, ranks = real(network.weights), upload[RANKS]
+        if len(ranks) != len(like):
+            return f"array {RANKS} has {len(ranks)} numbers, must have {len(like)}"
+        numbers = sum(map(sum, factor_sizes(ranks, like)))
+        if len(upload[FACTORS]) != numbers:
+            return f"array {FACTORS} has {len(upload[FACTORS])} numbers, must have {numbers} of these ranks"
+        return None
+
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Go on with g: as it is sent, or from where it was received last by the change that is sent."""
         like = client.weights(SHARED)
-        packed = dict(guidance)
         if FACTORS in guidance:
             received = unpack(client.memory, like)
-            packed |= {PARAMETERS: pack(moved(received, decompress(guidance, real(like))))[PARAMETERS]}
-        client.load_weights(unpack(packed, like), SHARED)
+            parameters = pack(moved(received, decompress(guidance, real(like))))[PARAMETERS]
+            guidance = {PARAMETERS: parameters, COUNTERS: guidance[COUNTERS]}
+        client.load_weights(unpack(guidance, like), SHARED)
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return ``L_z + L_g``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -103,6 +103,25 @@ class Trial:
     kept_logits: np.ndarray
     kept_labels: np.ndarray
     transfer_logits: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network as a server knows it before it has seen any weights.
+
+    Attributes:
+        weights: Arrays of the shapes and types of all parameters and buffers, by name; their values are 0.
+        trainable: Names of the parameters that are trained.
+    """
+
+    weights: Arrays
+    trainable: tuple[str, ...]
+
+    @classmethod
+    def like(cls, weights: Arrays, trainable: Iterable[str]) -> Network:
+        """Return the network that has such weights; it takes no memory for their values."""
+        zeros = {name: np.broadcast_to(np.zeros((), w.dtype), w.shape) for name, w in weights.items()}
+        return cls(zeros, tuple(trainable))
 
 
 class Supermask(Protocol):

@@ -15,7 +15,7 @@ from fedkd.fusion.given import check_arrays
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.left_out import is_cheap, left_out
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ServerModels
+from fedkd.fusion.views import Arrays, Network, ServerModels
 from fedkd.namespaces import below, under
 from fedkd.randomness import numpy_generator
 from fedkd.server.bank import KnowledgeCache, Upload, fade, staleness
@@ -133,15 +133,19 @@ class Fusing:
         self._decay = decay
         self._exponent = exponent
         self.model: Arrays = {}
-        self._of_architecture: dict[str, dict[str, int]] = {}
+        self._networks: dict[str, tuple[Network, dict[str, int]]] = {}
 
     def architecture_of(self, client: int) -> str:
         """Return the architecture of a client's model, empty where the server does not know it."""
         models = self._models_of(0)
         return "" if models is None else models.architecture_of(client)
 
-    def sizes_of(self, client: int) -> dict[str, int]:
-        """Return what is known of a client's upload (see `fedkd.fusion.forms`)."""
+    def expects(self, client: int) -> tuple[dict[str, int], Network | None]:
+        """Return what is known of a client's upload (see `fedkd.fusion.forms`).
+
+        Returns:
+            Sizes by letter, and the network whose weights it has; None: unknown, or it has none.
+        """
         found: dict[str, int] = {}
         samples = self._known.transfer_size if self._request is None else len(self._request)
         if samples is not None and self.strategy.uses_transfer_set:
@@ -150,15 +154,16 @@ class Fusing:
             found["C"] = self._known.classes
         models = self._models_of(0)
         if models is None or Kind.WEIGHTS not in self.strategy.kinds.values():
-            return found
+            return found, None
         shared = self.strategy.shared_model
         own = models.architecture_of(client)
         architecture = own if shared is None else models.architecture(shared, self.strategy.shared_arguments)
-        if architecture not in self._of_architecture:
-            weights = models.initial_weights(architecture)
-            known = sizes_of(self.strategy, weights, models.trainable(architecture))
-            self._of_architecture[architecture] = known
-        return found | self._of_architecture[architecture]
+        if architecture not in self._networks:
+            weights, trainable = models.initial_weights(architecture), models.trainable(architecture)
+            network = Network.like(weights, trainable)
+            self._networks[architecture] = network, sizes_of(self.strategy, weights, trainable)
+        network, sizes = self._networks[architecture]
+        return found | sizes, network
 
     def begin(self, clients: Iterable[int]) -> None:
         """Leave the strategy's first words for all clients, before the first round and only then."""

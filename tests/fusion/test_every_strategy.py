@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,13 +228,18 @@ class Round:
             for network in ("model", *strategy.auxiliaries()):
                 client.load_weights({f"{of}weight": weight, f"{of}bias": bias}, network)
 
-    def knowledge(self) -> Knowledge:
-        """Return what the clients upload, as the server puts it together."""
-        samples, clients = len(self.everyone.labels), len(self.clients)
-        request = self.strategy.request(samples, self.memory, numpy_generator(0, "request"))
+    def uploads(self) -> list[dict[str, np.ndarray]]:
+        """Return what the clients upload."""
+        samples, generator = len(self.everyone.labels), numpy_generator(0, "request")
+        request = self.strategy.request(samples, self.memory, generator)
         for client in self.clients:
             client.request = request
-        uploads = [self.strategy.upload(client) for client in self.clients]
+        return [self.strategy.upload(client) for client in self.clients]
+
+    def knowledge(self, uploads: Sequence[Mapping[str, np.ndarray]] | None = None) -> Knowledge:
+        """Return these uploads, or what the clients upload, as the server puts it together."""
+        clients, uploads = len(self.clients), uploads or self.uploads()
+        request = self.clients[0].request
         arrays = {name: [upload[name] for upload in uploads] for name in uploads[0]}
         kinds = self.strategy.kinds_of(uploads[0])
         stacked = {kind: np.stack(arrays.pop(name)) for name, kind in kinds.items() if kind.is_stacked}

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
+from rounds import guidance_for
 from test_every_strategy import FUSING, Round, draw
 
+from fedkd.errors import UserError
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.forms import FORMS, Unfit, check_alike, check_guidance, check_upload, required, sizes_of
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.strategy import FusionStrategy, Guidance
+from fedkd.fusion.views import Network
 from fedkd.fusion.weight_exchange import WeightExchange
 from fedkd.server.guidance import tables_of
 
@@ -74,6 +77,151 @@ def test_an_upload_fits_and_a_spoiled_one_does_not(name):
     for array in required(strategy):
         with pytest.raises(Unfit, match=f"array {array} is missing"):
             check_upload(strategy, {n: v for n, v in uploads[0].items() if n != array}, sizes)
+
+
+def altered(values: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield arrays that may fit by themselves, and not the rest of the upload."""
+    if values.dtype.kind in "iu" and values.size:
+        yield np.zeros_like(values)
+        yield np.full_like(values, np.iinfo(values.dtype).max)
+        yield np.ones_like(values) * values.dtype.type(255 if values.dtype.kind == "u" else -1)
+        yield generator.integers(0, 4, values.shape).astype(values.dtype)
+    if values.dtype.kind == "f":
+        yield values.astype(np.float64)
+    for axis in range(values.ndim):
+        shape = [1 if place == axis else size for place, size in enumerate(values.shape)]
+        yield np.concatenate([values, np.zeros(shape, values.dtype)], axis)
+        for fewer in {0, max(values.shape[axis] - 1, 0)}:
+            yield values.take(range(fewer), axis)
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize("name", FUSING)
+def test_what_passes_the_gate_can_be_fused(name, rounds):
+    """Arrays of one upload that fit one by one are refused, or fused; they end in no exception."""
+    strategy, _, sizes = uploads_of(name)
+    generator = np.random.default_rng(0)
+
+    def begun() -> tuple[Round, list[dict[str, np.ndarray]]]:
+        round = Round(strategy, draw((CLIENTS, M, C), seed=3))
+        for _ in range(rounds):
+            guidance = round.fuse()
+            for row, client in enumerate(round.clients):
+                if (arrays := guidance_for(row, guidance)) and not strategy.teaches_locally:
+                    strategy.apply(client, arrays)
+        return round, round.uploads()
+
+    round, sound = begun()
+    network = Network.like(round.clients[0].weights(), round.clients[0].trainable())
+    fused = 0
+    for array in sound[0]:
+        for wrong in altered(sound[0][array], generator):
+            round, uploads = begun()
+            uploads[0] = uploads[0] | {array: wrong}
+            sizes["M"] = M if round.clients[0].request is None else len(round.clients[0].request)
+            try:
+                check_upload(strategy, uploads[0], sizes, network)
+            except Unfit:
+                continue
+            if check_alike(dict(enumerate(uploads)), strategy):
+                continue
+            try:
+                strategy.fuse(round.knowledge(uploads), round.memory)
+                fused += 1
+            except UserError as error:  # clients that differ, told in the scenario's words
+                assert error.key == "clients.model"
+    assert fused
+
+
+PLAIN = Network({"weight": np.zeros((5, 4), np.float32), "bias": np.zeros(5, np.float32)}, ("weight", "bias"))
+DEEP = Network(
+    {"body": np.zeros((3, 4), np.float32), "head.weight": np.zeros((5, 3), np.float32)},
+    ("body", "head.weight"),
+)
+
+
+def refusal(name: str, upload: dict[str, np.ndarray], network: Network | None = None) -> str | None:
+    return make_strategy(name, {}).misfit(upload, SIZES, network)
+
+
+def test_arrays_that_do_not_fit_together_are_named():
+    logits, none = np.zeros((M, C), np.float32), np.zeros((0, C), np.float32)
+    for initial in (logits, none):
+        assert refusal("dlf", {"logits": logits, "initial": initial}) is None
+    assert refusal("dlf", {"logits": logits, "initial": logits[1:]}) == (
+        "array initial has 6 rows, must have 7 or 0"
+    )
+    assert refusal("bottleneck", {"whole_logits": logits, "codes": none[:, :0]}) is None
+    for both in (logits, none):
+        assert "one of them must have 0" in str(refusal("bottleneck", {"whole_logits": both, "codes": both}))
+    change = {"ranks": np.array([1, -1], np.int32), "factors": np.zeros(15, np.float32)}
+    assert refusal("fedkd", change, PLAIN) is None and refusal("fedkd", change) is None
+    assert refusal("fedkd", change | {"factors": np.zeros(14, np.float32)}, PLAIN) == (
+        "array factors has 14 numbers, must have 15 of these ranks"
+    )
+    assert refusal("fedkd", change | {"ranks": np.array([1], np.int32)}, PLAIN) == (
+        "array ranks has 1 numbers, must have 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "told"),
+    [
+        ({}, None),
+        ({"asked": [1, 0, 0, 0, 0, 0, 0, 1]}, "array asked has bits of more than 7 transfer samples"),
+        ({"asked": [1, 0, 0, 0, 0, 0, 1, 0]}, "array between has 1 rows, must have 2: one a bit of asked"),
+        ({"asked": [0] * 8, "between": 0}, "array between has 0 rows, must have 1"),
+        ({"about": 9}, "array about tells 9 classes, must tell 5"),
+    ],
+)
+def test_questions_of_message_are_as_many_as_their_bits(spoiled, told):
+    wanted = {"asked": [1, 0, 0, 0, 0, 0, 0, 0], "between": 1, "about": C} | spoiled
+    upload = {
+        "asked": np.packbits(np.array(wanted["asked"], np.uint8)),
+        "between": np.zeros((wanted["between"], 2), np.uint8),
+        "about": np.array([wanted["about"], 0], np.uint32),
+    }
+    assert refusal("message", upload) == told
+
+
+def test_answers_to_another_number_of_questions_are_not_heard():
+    strategy, _, _ = uploads_of("message")
+    round = Round(strategy, draw((CLIENTS, M, C), seed=3))
+    guidance = round.fuse()
+    for row, client in enumerate(round.clients):
+        strategy.apply(client, guidance_for(row, guidance))
+    uploads = round.uploads()
+    assert len(uploads[0]["classes"]) > 1
+    uploads[0] |= {name: uploads[0][name][1:] for name in ("classes", "shares")}
+    weights = strategy.fuse(round.knowledge(uploads), round.memory).weights
+    assert weights is not None and not weights[1:, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "told"),
+    [
+        ("parts", np.zeros(3, np.float32), "array parts has 3 numbers, must have 2"),
+        ("base", np.zeros(4, np.float32), "array base has 4 numbers, must have 8"),
+        ("units", np.zeros(2, np.uint8), "array units has 2 bytes, must have 1"),
+        ("part_bits", np.zeros((1, 1), np.uint8), "array part_bits has 1 bytes, must have 2"),
+        ("part_bits", np.array([[0, 3]], np.uint8), "array part_bits has bits of more than 12 weights"),
+    ],
+)
+def test_bits_of_fedweit_say_how_many_numbers_there_are(name, wrong, told):
+    upload = {
+        "base": np.zeros(8, np.float32),
+        "units": np.packbits(np.array([1, 0, 1], np.uint8)),
+        "parts": np.zeros(2, np.float32),
+        "part_bits": np.array([[9, 0]], np.uint8),
+        "tasks": np.zeros(1, np.int32),
+    }
+    assert refusal("fedweit", upload, DEEP) is None and refusal("fedweit", upload) is None
+    assert refusal("fedweit", upload | {name: wrong}, DEEP) == told
+
+
+def test_masters_sends_no_accuracy_where_nothing_is_held_out():
+    assert required(make_strategy("masters", {"held_out_share": 0.0})) == {"logits"}
+    assert required(make_strategy("masters", {})) == {"logits", "accuracy"}
 
 
 def test_infinite_values_count_as_a_training_that_diverged():
