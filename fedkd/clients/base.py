@@ -22,7 +22,7 @@ from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.upload import leave, upload_stages
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.fusion.given import check_arrays
+from fedkd.fusion.given import Received, check_arrays
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
@@ -176,8 +176,9 @@ class Client(ModelKind):
         yield from self.set_out()
         self.applied_round = round
         if self.teaches_locally:
-            self._kept = dict(guidance)
+            self._kept = Received(guidance)
             return
+        guidance = Received(guidance)
         self.effect.follow(guidance)
         view = RoundView(self, round)
         self._strategy.apply(view, guidance)
@@ -314,7 +315,7 @@ class Client(ModelKind):
         """Continue from a state that `state` returned."""
         self.applied_round = int(arrays[APPLIED_ROUND])
         self.effect.restore(below(EFFECT, arrays))
-        self._kept = below(KEPT, arrays)
+        self._kept = Received(below(KEPT, arrays))
         self._last_guidance = LastGuidance.restored(below(REHEARSED, arrays))
         self.memory.clear()
         self.memory.update(below(MEMORY, arrays))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+
+from fedkd.errors import UserError
 
 
 def check_arrays(given: Any, what: str) -> None:
@@ -26,3 +28,12 @@ def check_arrays(given: Any, what: str) -> None:
         if not isinstance(values, np.ndarray | np.generic) or values.dtype.kind not in "biuf":
             kind = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
             raise TypeError(f"{what} has {name} of type {kind}; must be a NumPy array of numbers")
+
+
+class Received(dict[str, np.ndarray]):
+    """Guidance as a client has received it: a strategy that asks for an array that is missing names it."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise UserError(
+            f"guidance is refused: array {name} is missing; it has {', '.join(self) or 'nothing'}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -12,6 +13,7 @@ from test_every_strategy import FUSING, Round, draw
 from fedkd.errors import UserError
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.forms import FORMS, Unfit, check_alike, check_guidance, check_upload, required, sizes_of
+from fedkd.fusion.given import Received
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.strategy import FusionStrategy, Guidance
@@ -291,3 +293,31 @@ def test_guidance_fits_what_its_clients_expect(name):
                 check_guidance(strategy, table, known)
                 with pytest.raises(Unfit, match="array stranger is not what"):
                     check_guidance(strategy, table | {"stranger": np.zeros(3)}, known)
+
+
+@pytest.mark.parametrize("name", FUSING)
+def test_guidance_that_lacks_an_array_is_refused_by_its_name(name):
+    strategy, _, _ = uploads_of(name)
+
+    def learned() -> tuple[Round, list[dict[str, np.ndarray]]]:
+        round = Round(strategy, draw((CLIENTS, M, C), seed=3))
+        for _ in range(2):
+            guidance = strategy.fuse(round.knowledge(), round.memory)
+            round.memory = guidance.memory
+            tables = [guidance_for(row, guidance) for row in range(CLIENTS)]
+            if not strategy.teaches_locally:
+                for client, table in zip(round.clients, tables, strict=True):
+                    if table:
+                        strategy.apply(client, table)
+        return round, tables
+
+    round, tables = learned()
+    for array in sorted(tables[0]) if not strategy.teaches_locally else ():
+        round, tables = learned()
+        fewer = Received({name: values for name, values in tables[0].items() if name != array})
+        try:
+            strategy.apply(round.clients[0], fewer)
+        except UserError as error:
+            assert re.fullmatch(r"guidance is refused: array \S+ is missing; it has .*", str(error))
+        except KeyError as error:  # `apply` itself, where there are no targets at all
+            assert array == "targets" and "guidance without targets" in str(error)
