@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,13 +19,11 @@ from fedkd.benchmark.cells import (
     shown_metrics,
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
-from fedkd.errors import Interrupted, UserError
 from fedkd.paths import expanded
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.folder import BENCH, CELLS
 
 if TYPE_CHECKING:
-    from fedkd.benchmark.progress import BenchProgress
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
     from fedkd.report.study import Study
@@ -42,7 +37,6 @@ class BenchPlan:
         bench: The bench file.
         axes: What varies.
         cells: Every run, in the order in which they run.
-        baseline: Axis to the label that others are compared with.
         compared: Axes along which cells are compared.
         folder: Where everything goes.
         unopened: Dotted key to the plug-in that a cell names there, where none was imported.
@@ -51,7 +45,6 @@ class BenchPlan:
     bench: Bench
     axes: tuple[Axis, ...]
     cells: tuple[Cell, ...]
-    baseline: Mapping[str, str]
     compared: tuple[str, ...]
     folder: Path
     unopened: Mapping[str, str] = field(default_factory=dict)
@@ -124,14 +117,14 @@ def plan_bench(
 
     bench = load_bench(path, overrides)
     axes = make_axes(bench)
-    baseline = resolve_baseline(bench, axes)
+    compared = compared_axes(axes, resolve_baseline(bench, axes))
     cells = tuple(make_cells(bench, plug_ins=plug_ins))
     folder = Path(out) if out is not None else Path("runs") / f"bench-{bench.spec.name}"
     folder = expanded(folder, key="--out").absolute()
     unopened = {} if plug_ins else plug_ins_of_cells(cells)
     if not unopened:
         check_folder(cells, folder)
-    return BenchPlan(bench, axes, cells, baseline, compared_axes(axes, baseline), folder, unopened)
+    return BenchPlan(bench, axes, cells, compared, folder, unopened)
 
 
 def bench(
@@ -156,67 +149,31 @@ def bench(
         Interrupted: Stopped by a signal; the same call goes on.
     """
     from fedkd.benchmark.progress import make_bench_progress
-    from fedkd.benchmark.scheduler import GO_ON
-    from fedkd.run_folder import disk_told, locked
+    from fedkd.benchmark.scheduler import scheduling
 
     plan = plan_bench(path, overrides, out)
     waiting = plan.waiting()
-    try:
-        plan.runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {plan.folder}: {error.strerror}", key="--out") from error
-    with locked(plan.folder), disk_told(plan.folder, lambda: f"make room; {GO_ON}"):
-        write_text_atomically(plan.folder / BENCH, dump_bench(plan.bench))
-        progress = make_bench_progress(waiting, len(plan.cells) - len(waiting), plan.compared, quiet=quiet)
-        try:
-            for line in _opening(plan, len(waiting)):
-                progress.message(line)
-            _clear_damaged(plan, waiting, progress.message)
-            outcomes = _run(plan, waiting, progress)
-        finally:
-            progress.closed()
-        progress.message("writing tables and figures")
-        return _report(plan, outcomes, progress.message)
+    done = len(plan.cells) - len(waiting)
+    spec = plan.bench.spec
+    with scheduling(
+        plan.folder,
+        plan.bench.file,
+        (BENCH, dump_bench(plan.bench)),
+        spec.parallel,
+        lambda: make_bench_progress(waiting, done, plan.compared, quiet=quiet),
+    ) as scheduler:
+        tell = scheduler.progress.message
+        tell(f"{spec.name}: {len(plan.cells)} cells, {done} done → {plan.folder}")
+        outcomes: dict[Cell, Outcome] = {}
+        if waiting:
+            tell("checking data and models")
+            outcomes = scheduler.run(waiting)
+        scheduler.close()
+        tell("writing tables and figures")
+        return _report(plan, outcomes, tell)
 
 
-def _opening(plan: BenchPlan, waiting: int) -> Iterator[str]:
-    done = len(plan.cells) - waiting
-    yield f"{plan.bench.spec.name}: {len(plan.cells)} cells, {done} done → {plan.folder}"
-
-
-def _clear_damaged(plan: BenchPlan, waiting: Sequence[Cell], tell: Callable[[str], None]) -> None:
-    """Remove the runs that were done and are damaged, so that their cells begin anew; tell of each."""
-    from fedkd.benchmark.finished import damage
-
-    for cell in waiting:
-        run = plan.runs / cell.folder_name
-        if reason := damage(run):
-            tell(f"{cell.label} is damaged and runs anew: {reason} (runs/{cell.folder_name})")
-            shutil.rmtree(run)
-
-
-def _run(plan: BenchPlan, waiting: Sequence[Cell], progress: BenchProgress) -> dict[str, Outcome]:
-    """Run the cells that wait; return the outcome of each by its hash."""
-    from fedkd.benchmark.scheduler import run_in_turn, run_on_ray
-
-    if not waiting:
-        return {}
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    progress.message("checking data and models")
-    CellCheck(plan.bench.file, progress.message).check(waiting)
-    jobs = [(cell.scenario.model_dump_json(), str(plan.runs / cell.folder_name)) for cell in waiting]
-    outcomes: dict[int, Outcome] = {}
-    with suppress(KeyboardInterrupt):
-        if plan.bench.spec.parallel:
-            outcomes = run_on_ray(jobs, waiting[0].scenario.engine, progress)
-        else:
-            outcomes = run_in_turn(jobs, progress)
-    if len(outcomes) < len(jobs) or any(outcome.status == "interrupted" for outcome in outcomes.values()):
-        raise Interrupted(f"stopped with {progress.counts()}; go on with the same command")
-    return {waiting[job].hash: outcome for job, outcome in outcomes.items()}
-
-
-def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[str], None]) -> BenchResult:
+def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[str], None]) -> BenchResult:
     from fedkd.benchmark.references import beside_references
     from fedkd.benchmark.results import chance_line, collect, write_cells, write_results
     from fedkd.report.figures import draw_figures
@@ -227,15 +184,7 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
 
     finished = beside_references(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
-    study = study_of(
-        plan.bench,
-        plan.axes,
-        plan.baseline,
-        plan.compared,
-        done,
-        shown_metrics(plan.bench, plan.cells),
-        len(finished),
-    )
+    study = study_of(plan.bench, plan.axes, done, shown_metrics(plan.bench, plan.cells), len(finished))
     write_results(finished, plan.axes, plan.folder)
     write_cells(finished, plan.axes, plan.folder / CELLS)
     write_text_atomically(plan.folder / "table.md", markdown_table(study))
@@ -251,21 +200,13 @@ def _report(plan: BenchPlan, outcomes: Mapping[str, Outcome], tell: Callable[[st
 
 
 def study_of(
-    bench: Bench,
-    axes: Sequence[Axis],
-    baseline: Mapping[str, str],
-    compared: Sequence[str],
-    done: Sequence[FinishedCell],
-    metrics: Sequence[str],
-    cells: int,
+    bench: Bench, axes: tuple[Axis, ...], done: Sequence[FinishedCell], metrics: Sequence[str], cells: int
 ) -> Study:
     """Return the study of a bench.
 
     Args:
         bench: The bench file.
         axes: What varies.
-        baseline: Axis to the label that others are compared with.
-        compared: Axes along which cells are compared.
         done: The cells that have a result.
         metrics: Names of what is shown.
         cells: Number of all cells.
@@ -273,10 +214,12 @@ def study_of(
     from fedkd.benchmark.results import study_run
     from fedkd.report.study import Study, StudyAxis
 
+    baseline = resolve_baseline(bench, axes)
+    compared = compared_axes(axes, baseline)
     return Study(
         name=bench.spec.name,
         axes=tuple(StudyAxis(axis.name, tuple(level.label for level in axis.levels)) for axis in axes),
-        compared=tuple(compared),
+        compared=compared,
         baseline=tuple(baseline[name] for name in compared if name in baseline),
         metrics=tuple(metrics),
         runs=tuple(study_run(cell, axes) for cell in done),
@@ -295,27 +238,22 @@ def describe_plan(plan: BenchPlan) -> Iterator[str]:
     from fedkd.catalogue import toml_value
     from fedkd.tracking.wording import duration
 
-    yield from _describe_axes(plan)
+    for axis in plan.axes:
+        yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"
+    yield f"seeds  {', '.join(map(str, plan.bench.seeds))}"
     if plan.unopened:
         yield f"cells  {len(plan.cells)} → {plan.folder}"
         yield from (f"  {cell.label}" for cell in plan.cells)
         told = ", ".join(f"{key} = {toml_value(name)}" for key, name in plan.unopened.items())
         yield f"unchecked  which cells are done, and how long the rest takes: not without {told}"
         return
-    damages = {cell.hash: damage(plan.runs / cell.folder_name) for cell in plan.waiting()}
+    damages = {cell: damage(plan.runs / cell.folder_name) for cell in plan.waiting()}
     done = len(plan.cells) - len(damages)
     yield f"cells  {len(plan.cells)}, {done} done → {plan.folder}"
     for cell in plan.cells:
-        reason = damages.get(cell.hash)
-        again = f" (damaged: {reason})" if reason else ""
-        yield f"  {'to do' if cell.hash in damages else 'done ':<6} {cell.label}  {cell.folder_name}{again}"
-    CellCheck(plan.bench.file).check(plan.waiting())
+        again = f" (damaged: {damages[cell]})" if damages.get(cell) else ""
+        yield f"  {'to do' if cell in damages else 'done':<6} {cell.label}  {cell.folder_name}{again}"
+    CellCheck(plan.bench.file).check(list(damages))
     guess = estimate(plan.cells, plan.runs, plan.compared)
     yield f"time   about {duration(guess.seconds)} if one cell runs at a time"
     yield f"       ({guess.basis})"
-
-
-def _describe_axes(plan: BenchPlan) -> Iterator[str]:
-    for axis in plan.axes:
-        yield f"axis   {axis.name}: {', '.join(level.label for level in axis.levels)}"
-    yield f"seeds  {', '.join(map(str, plan.bench.seeds))}"

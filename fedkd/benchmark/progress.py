@@ -6,11 +6,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.estimate import CellPace
-from fedkd.benchmark.scheduler import Watcher
 from fedkd.benchmark.worker import Outcome
 from fedkd.tracking.wording import duration, time_left
 
@@ -20,111 +19,109 @@ if TYPE_CHECKING:
 VISIBLE_RUNNING = 8
 
 
-class BenchProgress(Watcher):
+class BenchProgress:
     """Counts cells and estimates the time left; subclasses show it.
 
     Args:
         cells: The cells that are to run, in order.
         already_done: Cells that need not run.
         compared: Axes along which the time of a cell is most likely to differ.
-        unknown: Further ones of which it is not known yet what they are (see `add`).
+        unknown: Further cells, of which more is known later (see `add`).
     """
 
     def __init__(
-        self, cells: Sequence[Cell], already_done: int, compared: Sequence[str], unknown: int = 0
+        self, cells: Sequence[Cell], already_done: int, compared: Sequence[str] = (), unknown: int = 0
     ) -> None:
-        self.cells = list(cells)
         self.total = len(cells) + already_done + unknown
-        self._unknown = unknown
         self.already_done = already_done
         self.done = self.failed = 0
-        self.running: dict[int, float] = {}
+        self.running: dict[Cell, float] = {}
+        self._unknown = unknown
         self._slots = 1
         self._pace = CellPace(compared=compared)
-        self._waiting = dict(enumerate(cells))
+        self._waiting = dict.fromkeys(cells)
+        self._usual = 0.0
 
     def add(self, cells: Sequence[Cell], known: int) -> None:
-        """Take up cells that were not known so far; their jobs are numbered on from the last.
+        """Take up cells that were not known so far.
 
         Args:
             cells: Those that are to run, in order.
             known: How many there are with those that need not run.
         """
-        self._waiting |= dict(enumerate(cells, start=len(self.cells)))
-        self.cells += cells
+        self._waiting |= dict.fromkeys(cells)
         self.already_done += known - len(cells)
         self._unknown -= known
 
     def slots(self, count: int) -> None:
+        """At most `count` cells run at a time."""
         self._slots = count
 
-    def started(self, job: int) -> None:
-        self.running[job] = time.monotonic()
+    def started(self, cell: Cell) -> None:
+        """A cell has been handed out."""
+        self.running[cell] = time.monotonic()
 
-    def finished(self, job: int, outcome: Outcome) -> None:
-        self.running.pop(job, None)
-        self._waiting.pop(job, None)
+    def finished(self, cell: Cell, outcome: Outcome) -> None:
+        """A cell is over."""
+        self.running.pop(cell, None)
+        self._waiting.pop(cell, None)
         if outcome.status == "done":
-            self._pace.add(self.cells[job], outcome.seconds)
-            self.done += 1
-        elif outcome.status == "pruned":
-            self.done += 1
-        elif outcome.status == "failed":
-            self.failed += 1
+            self._pace.add(cell, outcome.seconds)
+            self._usual = self._pace.of(cell) or 0.0
+        self.done += outcome.status in ("done", "pruned")
+        self.failed += outcome.status == "failed"
+
+    def message(self, text: str) -> None:
+        """Show a line."""
+
+    def closed(self) -> None:
+        """Give back the terminal."""
 
     def left(self) -> float | None:
         """Return the seconds left, estimated from the cells that finished since the bench was started."""
-        known = list(self._waiting.values())
-        everything = self._pace.of_all(known)
+        everything = self._pace.of_all(list(self._waiting))
         if everything is None:
             return None
-        if self._unknown and self.cells:
-            usual = everything / len(known) if known else self._pace.of(self.cells[-1])
-            everything += self._unknown * (usual or 0.0)
+        if self._unknown:
+            known = len(self._waiting)
+            usual = everything / known if known else self._usual
+            everything += self._unknown * usual
         now = time.monotonic()
-        running = [
-            (self._pace.of(self.cells[job]) or 0.0, now - since) for job, since in self.running.items()
-        ]
-        spent = sum(min(usual, elapsed) for usual, elapsed in running)
+        spent = sum(min(self._pace.of(cell) or 0.0, now - since) for cell, since in self.running.items())
         return (everything - spent) / max(1, min(self._slots, len(self._waiting) + self._unknown))
 
-    @property
-    def leaves(self) -> bool:
-        """Whether anything is left to do."""
-        return bool(self._waiting) or self._unknown > 0
+    def counts(self, *, left: bool = False) -> str:
+        """Word how far it is: ``12/27 done, 1 failed, 2 running``.
 
-    def counts(self) -> str:
-        """Word how far it is: ``12/27 done, 1 failed, 2 running``."""
+        Args:
+            left: Whether to say how long the rest takes, where that is known.
+        """
         words = [f"{self.already_done + self.done}/{self.total} done"]
         if self.failed:
             words.append(f"{self.failed} failed")
         if self.running:
             words.append(f"{len(self.running)} running")
+        if left and (self._waiting or self._unknown > 0):
+            words.append(f"{time_left(self.left())} left")
         return ", ".join(words)
-
-    def closed(self) -> None:
-        """Give back the terminal."""
 
 
 class PlainProgress(BenchProgress):
-    """One line per finished cell; silent once there is nobody to read them."""
+    """One line per finished cell; silent once there is nobody to read them.
 
-    def __init__(
-        self,
-        cells: Sequence[Cell],
-        already_done: int,
-        compared: Sequence[str],
-        stream: IO[str],
-        unknown: int = 0,
-    ) -> None:
-        super().__init__(cells, already_done, compared, unknown)
+    Args:
+        stream: Where lines go.
+        counted: Arguments of `BenchProgress`.
+        more: The same.
+    """
+
+    def __init__(self, stream: IO[str], *counted: Any, **more: Any) -> None:
+        super().__init__(*counted, **more)
         self._stream: IO[str] | None = stream
 
-    def finished(self, job: int, outcome: Outcome) -> None:
-        super().finished(job, outcome)
-        for line in finished_lines(self.cells[job], outcome):
-            left = f", {time_left(self.left())} left" if self.leaves else ""
-            self.message(f"{line}  ({self.counts()}{left})")
+    def finished(self, cell: Cell, outcome: Outcome) -> None:
+        super().finished(cell, outcome)
+        self.message(f"{finished_line(cell, outcome)}  ({self.counts(left=True)})")
 
     def message(self, text: str) -> None:
         if self._stream is None:
@@ -136,28 +133,26 @@ class PlainProgress(BenchProgress):
 
 
 class LiveProgress(BenchProgress):
-    """A bar with the cells that are running; failures stay on the screen above it."""
+    """A bar with the cells that are running; failures stay on the screen above it.
 
-    def __init__(
-        self,
-        cells: Sequence[Cell],
-        already_done: int,
-        compared: Sequence[str],
-        console: Console,
-        unknown: int = 0,
-    ) -> None:
-        super().__init__(cells, already_done, compared, unknown)
+    Args:
+        console: Where the display goes.
+        counted: Arguments of `BenchProgress`.
+        more: The same.
+    """
+
+    def __init__(self, console: Console, *counted: Any, **more: Any) -> None:
+        super().__init__(*counted, **more)
         from rich.live import Live
 
         self._console = console
         self._live = Live(get_renderable=self._display, console=console, refresh_per_second=4)
         self._live.start()
 
-    def finished(self, job: int, outcome: Outcome) -> None:
-        super().finished(job, outcome)
+    def finished(self, cell: Cell, outcome: Outcome) -> None:
+        super().finished(cell, outcome)
         if outcome.status == "failed" or outcome.told:
-            for line in finished_lines(self.cells[job], outcome):
-                self.message(line)
+            self.message(finished_line(cell, outcome))
 
     def message(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -171,40 +166,40 @@ class LiveProgress(BenchProgress):
         from rich.table import Table
         from rich.text import Text
 
+        def line(text: str) -> Text:
+            return Text(text, no_wrap=True, overflow="ellipsis")
+
         bar = Table.grid(padding=(0, 2))
-        left = self.left() if self.leaves else None
-        status = self.counts() + (f", {time_left(left)} left" if left is not None else "")
         completed = self.already_done + self.done + self.failed
         bar.add_row(
             ProgressBar(total=max(1, self.total), completed=completed, width=24),
-            Text(status, no_wrap=True, overflow="ellipsis"),
+            line(self.counts(left=self.left() is not None)),
         )
-        # Called from the refreshing thread as well: what runs is copied before it is counted.
+        # The refreshing thread calls this too: what runs is copied before it is counted.
         running, now = list(self.running.items()), time.monotonic()
         lines = [
-            Text(f"  {self.cells[job].label}  {duration(now - since)}", no_wrap=True, overflow="ellipsis")
-            for job, since in running[:VISIBLE_RUNNING]
+            line(f"  {cell.label}  {duration(now - since)}") for cell, since in running[:VISIBLE_RUNNING]
         ]
         if len(running) > VISIBLE_RUNNING:
             lines.append(Text(f"  and {len(running) - VISIBLE_RUNNING} more"))
         return Group(bar, *lines)
 
 
-def finished_lines(cell: Cell, outcome: Outcome) -> list[str]:
+def finished_line(cell: Cell, outcome: Outcome) -> str:
     """Return the line that says how a cell ended."""
     ending = f": {outcome.error}" if outcome.error else f"  {duration(outcome.seconds)}"
-    ending += f"  {outcome.told}" if outcome.told else ""
-    return [f"{outcome.status:<6}  {cell.label}{ending}"]
+    return f"{outcome.status:<6}  {cell.label}{ending}" + (f"  {outcome.told}" if outcome.told else "")
 
 
 def make_bench_progress(
-    cells: Sequence[Cell], already_done: int, compared: Sequence[str], *, quiet: bool, unknown: int = 0
+    cells: Sequence[Cell], already_done: int, compared: Sequence[str] = (), *, quiet: bool, unknown: int = 0
 ) -> BenchProgress:
     """Return the display that suits where the output goes."""
+    counted = (cells, already_done, compared, unknown)
     if quiet:
-        return BenchProgress(cells, already_done, compared, unknown)
+        return BenchProgress(*counted)
     if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
-        return PlainProgress(cells, already_done, compared, sys.stdout, unknown)
+        return PlainProgress(sys.stdout, *counted)
     from rich.console import Console
 
-    return LiveProgress(cells, already_done, compared, Console(), unknown)
+    return LiveProgress(Console(), *counted)

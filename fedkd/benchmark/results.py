@@ -67,14 +67,14 @@ class FinishedCell:
         return {} if self.summary is None else final_values(self.summary) | self.relative
 
 
-def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[str, Outcome]) -> list[FinishedCell]:
+def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, Outcome]) -> list[FinishedCell]:
     """Return all cells with what became of them; cells without an outcome were done before, or never ran."""
     finished = []
     for cell in cells:
         run_folder = folder / cell.folder_name
         summary = read_summary(run_folder)
         usual = Outcome("done") if summary is not None else Outcome("pending")
-        finished.append(FinishedCell(cell, run_folder, outcomes.get(cell.hash, usual), summary))
+        finished.append(FinishedCell(cell, run_folder, outcomes.get(cell, usual), summary))
     return finished
 
 

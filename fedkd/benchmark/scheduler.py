@@ -1,90 +1,165 @@
-"""Runs cells, or trials of a search, side by side on Ray, or one after the other in this process."""
+"""Runs the cells of a bench, or the trials of a search: in this process, or side by side on Ray."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from fedkd.benchmark.cell_check import CellCheck
+from fedkd.benchmark.finished import damage
 from fedkd.benchmark.places import check_places
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.engine.ray_cluster import RayCluster, connect
 from fedkd.engine.ray_placement import count_actors, gpu_share
-from fedkd.errors import EngineLost
+from fedkd.errors import EngineLost, Interrupted, UserError
+from fedkd.run_folder import disk_told, locked
 from fedkd.scenario.schema import Engine
 from fedkd.signals import stop_signals
 from fedkd.supervisor import if_lost
+from fedkd.tracking.atomic import write_text_atomically
+
+if TYPE_CHECKING:
+    from fedkd.benchmark.cells import Cell
+    from fedkd.benchmark.progress import BenchProgress
 
 POLL_SECONDS = 0.2
 GO_ON = "cells that are done stay so; go on with the same command"
-Job = tuple[str, str]
-"""Scenario as JSON, and run folder: the arguments of `run_cell`."""
+Jobs = Mapping["Cell", tuple[str, str]]
+"""Cell to its scenario as JSON and its run folder: the arguments of `run_cell`."""
 Work = Callable[[str, str, float | None], Outcome]
-"""What is done with a job, called with its GPUs as well: `run_cell`, or the like; it travels to workers."""
+"""Runs a job, called with its GPUs as well: `run_cell`, or the like; workers receive it."""
 
 
-class Watcher:
-    """Told what happens to jobs, by their number. The hooks do nothing until a subclass overrides them."""
+class Scheduler:
+    """Runs cells that are not done yet; all calls share one set of worker processes.
 
-    def slots(self, count: int) -> None:
-        """At most `count` jobs run at a time."""
+    Args:
+        runs: Folder of the run folders.
+        file: Name for error messages.
+        parallel: Whether cells run side by side on Ray.
+        progress: Shows what happens.
+    """
 
-    def started(self, job: int) -> None:
-        """A job has been handed out."""
+    def __init__(self, runs: Path, file: str, parallel: bool, progress: BenchProgress) -> None:
+        self.progress = progress
+        self._runs = runs
+        self._check = CellCheck(file, progress.message)
+        self._parallel = parallel
+        self._ray: RayRunner | None = None
+        self._stack = ExitStack()
 
-    def finished(self, job: int, outcome: Outcome) -> None:
-        """A job is over."""
+    def run(
+        self,
+        cells: Sequence[Cell],
+        work: Work = run_cell,
+        damaged: Callable[[Path], str | None] = damage,
+    ) -> dict[Cell, Outcome]:
+        """Check cells, then run them; a cell whose files are damaged begins anew.
 
-    def message(self, text: str) -> None:
-        """A line for the user."""
+        Args:
+            cells: Those that are not done.
+            work: Runs one of them.
+            damaged: Says what is wrong with the files in a run folder.
+
+        Raises:
+            UserError: A cell cannot run, or the cluster lacks something.
+            EngineLost: Ray does not come up, or breaks down.
+            KeyboardInterrupt: A signal came. Running cells saved their state.
+        """
+        self._check.check(cells)
+        for cell in cells:
+            folder = self._runs / cell.folder_name
+            if reason := damaged(folder):
+                self.progress.message(f"{cell.label} is damaged and runs anew: {reason} (runs/{folder.name})")
+                shutil.rmtree(folder)
+        jobs = {cell: (cell.scenario.model_dump_json(), str(self._runs / cell.folder_name)) for cell in cells}
+        if self._parallel:
+            if self._ray is None:
+                self._ray = self._stack.enter_context(on_ray(cells[0].scenario.engine, self.progress))
+            outcomes = self._ray.run(jobs, work)
+        else:
+            outcomes = run_in_turn(jobs, self.progress, work)
+        if len(outcomes) < len(jobs) or any(each.status == "interrupted" for each in outcomes.values()):
+            raise KeyboardInterrupt
+        return outcomes
+
+    def close(self) -> None:
+        """Stop the workers and give back the terminal."""
+        self._stack.close()
+        self.progress.closed()
 
 
-def run_in_turn(jobs: Sequence[Job], watcher: Watcher, work: Work = run_cell) -> dict[int, Outcome]:
+@contextmanager
+def scheduling(
+    folder: Path, file: str, dumped: tuple[str, str], parallel: bool, progress: Callable[[], BenchProgress]
+) -> Iterator[Scheduler]:
+    """Hold the folder of a bench or a search while its cells run.
+
+    Args:
+        folder: Made where it is missing; `runs` in it holds the run folders.
+        file: Name for error messages.
+        dumped: Name and text of the file that describes the bench or the search; written into the folder.
+        parallel: Whether cells run side by side on Ray.
+        progress: Makes the display.
+
+    Raises:
+        UserError: Nobody may write there, or another process does.
+        RunFailed: The disk is full.
+        Interrupted: A signal came.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    try:
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}", key="--out") from error
+    with locked(folder), disk_told(folder, lambda: f"make room; {GO_ON}"):
+        write_text_atomically(folder / dumped[0], dumped[1])
+        scheduler = Scheduler(folder / "runs", file, parallel, progress())
+        try:
+            yield scheduler
+        except KeyboardInterrupt:
+            told = f"stopped with {scheduler.progress.counts()}; go on with the same command"
+            raise Interrupted(told) from None
+        finally:
+            scheduler.close()
+
+
+def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> dict[Cell, Outcome]:
     """Run jobs in this process, one after the other.
 
     Returns:
         The outcome of every job that ran. Ctrl-C lets the running job save its state; no other one starts.
     """
-    watcher.slots(1)
-    outcomes: dict[int, Outcome] = {}
-    for number, (scenario_json, folder) in enumerate(jobs):
-        watcher.started(number)
-        outcomes[number] = work(scenario_json, folder, None)
-        watcher.finished(number, outcomes[number])
-        if outcomes[number].status == "interrupted":
+    progress.slots(1)
+    outcomes: dict[Cell, Outcome] = {}
+    for cell, (scenario_json, folder) in jobs.items():
+        progress.started(cell)
+        outcomes[cell] = work(scenario_json, folder, None)
+        progress.finished(cell, outcomes[cell])
+        if outcomes[cell].status == "interrupted":
             break
     return outcomes
 
 
-def run_on_ray(jobs: Sequence[Job], engine: Engine, watcher: Watcher) -> dict[int, Outcome]:
-    """Run jobs as Ray tasks, as many at a time as fit the cluster.
-
-    Returns:
-        The outcome of every job that ran. The first Ctrl-C lets the running jobs save their state and no
-        other one starts; the second stops at once.
+@contextmanager
+def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
+    """Start Ray, or join the cluster, and leave it after the block.
 
     Raises:
         UserError: There is no such cluster, not even one job fits it, or a node lacks what the jobs need.
         EngineLost: Ray does not come up, or breaks down.
     """
-    with on_ray(engine, watcher) as runner:
-        return runner.run(jobs, watcher)
-
-
-@contextmanager
-def on_ray(engine: Engine, watcher: Watcher) -> Iterator[RayRunner]:
-    """Start Ray, or join the cluster, for several calls to run jobs; it is left after the block.
-
-    Raises:
-        UserError: As `run_on_ray`.
-        EngineLost: As `run_on_ray`.
-    """
-    watcher.message("starting Ray")
+    progress.message("starting Ray")
     if_lost(GO_ON)
     cluster = connect(engine)
     try:
-        yield RayRunner(engine, cluster)
+        yield RayRunner(engine, cluster, progress)
     except EngineLost as error:
         raise EngineLost(f"{error.message}; {GO_ON}") from error
     finally:
@@ -92,61 +167,72 @@ def on_ray(engine: Engine, watcher: Watcher) -> Iterator[RayRunner]:
 
 
 class RayRunner:
-    """Runs jobs as Ray tasks on one cluster.
+    """Runs jobs as Ray tasks on one cluster, as many at a time as fit.
 
     Args:
         engine: What a job reserves.
         cluster: Where they run.
+        progress: Shows what happens.
     """
 
-    def __init__(self, engine: Engine, cluster: RayCluster) -> None:
+    def __init__(self, engine: Engine, cluster: RayCluster, progress: BenchProgress) -> None:
         self._engine = engine
         self._cluster = cluster
+        self._progress = progress
         self._is_up = False
+        self._running: dict[Any, Cell] = {}
 
-    def run(self, jobs: Sequence[Job], watcher: Watcher, work: Work = run_cell) -> dict[int, Outcome]:
-        """Run jobs, as many at a time as fit the cluster; see `run_on_ray`."""
-        engine, cluster = self._engine, self._cluster
-        slots = count_actors(engine, cluster, len(jobs))
-        share = gpu_share(engine, cluster, len(jobs))
-        check_places(jobs, engine, cluster, share)
-        with cluster.watch.guard():
-            tasks = _Tasks(jobs, engine, share, watcher, cluster, work)
-            if not self._is_up:
-                tasks.wait_for_a_worker()
-                self._is_up = True
-            watcher.slots(slots)
-            return tasks.run(slots)
+    def run(self, jobs: Jobs, work: Work = run_cell) -> dict[Cell, Outcome]:
+        """Run jobs; after a signal those that run save their state, and no other one starts.
 
+        A second signal stops at once.
 
-class _Tasks:
-    """The jobs of one bench on Ray: what waits, what runs."""
+        Returns:
+            The outcome of every job that ran.
 
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        engine: Engine,
-        gpus: float,
-        watcher: Watcher,
-        cluster: RayCluster,
-        work: Work,
-    ) -> None:
+        Raises:
+            UserError: Not even one job fits, or a node lacks what the jobs need.
+            EngineLost: Ray breaks down.
+        """
         import ray
 
-        self._watch = cluster.watch
-        self._patience = engine.start_timeout
+        watch = self._cluster.watch
+        slots = count_actors(self._engine, self._cluster, len(jobs))
+        gpus = gpu_share(self._engine, self._cluster, len(jobs))
+        check_places(list(jobs.values()), self._engine, self._cluster, gpus)
         # A job that dies is recorded, not repeated behind the user's back.
-        options = {"num_cpus": engine.cpus_per_actor, "num_gpus": gpus, "max_retries": 0}
-        self._task: Any = ray.remote(_do).options(**options)
-        self._work = work
-        self._nothing: Any = ray.remote(_nothing).options(**options)
-        self._jobs = jobs
-        self._gpus = gpus
-        self._watcher = watcher
-        self._running: dict[Any, int] = {}
-        self._outcomes: dict[int, Outcome] = {}
+        options = {"num_cpus": self._engine.cpus_per_actor, "num_gpus": gpus, "max_retries": 0}
+        task: Any = ray.remote(_do).options(**options)
+        waiting = iter(jobs.items())
+        outcomes: dict[Cell, Outcome] = {}
 
-    def wait_for_a_worker(self) -> None:
+        def start(count: int) -> None:
+            for cell, job in islice(waiting, count):
+                self._running[task.remote(work, *job, gpus)] = cell
+                self._progress.started(cell)
+
+        with watch.guard():
+            if not self._is_up:
+                self._wait_for_a_worker(options)
+                self._is_up = True
+            self._progress.slots(slots)
+            with stop_signals(self._on_signal) as stop:
+                try:
+                    start(slots)
+                    while self._running:
+                        ended = self._collect(stop.is_set())
+                        outcomes |= ended
+                        if not stop.is_set():
+                            start(len(ended))
+                except EngineLost:
+                    if not stop.is_set():  # else the signal went to the whole process group, Ray's included
+                        raise
+                finally:
+                    for reference in () if watch.lost else self._running:
+                        ray.cancel(reference, force=True)
+        return outcomes
+
+    def _wait_for_a_worker(self, options: Mapping[str, Any]) -> None:
         """Return when a process for cells is up; a cell that waits for one looks like one that runs.
 
         Raises:
@@ -154,70 +240,36 @@ class _Tasks:
         """
         import ray
 
-        waiting = [self._nothing.remote()]
-        deadline = time.monotonic() + self._patience
+        nothing: Any = ray.remote(_nothing).options(**options)
+        waiting, patience = [nothing.remote()], self._engine.start_timeout
+        deadline = time.monotonic() + patience
         while waiting:
             done, waiting = ray.wait(waiting, timeout=POLL_SECONDS)
-            self._watch.check()
+            self._cluster.watch.check()
             for reference in done:
                 try:
                     ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    self._watch.check_after_failure()
+                    self._cluster.watch.check_after_failure()
                     raise EngineLost(f"no process for cells came up: {_first_line(error)}") from error
             if waiting and time.monotonic() > deadline:
-                raise EngineLost(
-                    f"no process for cells came up within {self._patience:g} s (engine.start_timeout)"
-                )
+                raise EngineLost(f"no process for cells came up within {patience:g} s (engine.start_timeout)")
 
-    def run(self, slots: int) -> dict[int, Outcome]:
-        """Run every job, or, after a signal, let those finish that are running."""
-        waiting = iter(enumerate(self._jobs))
-        with stop_signals(self._on_signal) as stop:
-            try:
-                self._start(waiting, slots)
-                while self._running:
-                    done = self._collect(stop.is_set())
-                    if not stop.is_set():
-                        self._start(waiting, done)
-            except EngineLost:
-                if not stop.is_set():  # else whoever signalled the whole process group stopped Ray's too
-                    raise
-            finally:
-                for reference in () if self._watch.lost else self._running:
-                    self._cancel(reference, force=True)
-        return self._outcomes
-
-    def _start(self, waiting: Iterator[tuple[int, Job]], count: int) -> None:
-        for _, (number, job) in zip(range(count), waiting, strict=False):
-            self._running[self._task.remote(self._work, *job, self._gpus)] = number
-            self._watcher.started(number)
-
-    def _collect(self, stopping: bool) -> int:
+    def _collect(self, stopping: bool) -> dict[Cell, Outcome]:
+        """Return the outcomes of jobs that ended, having waited a moment for one."""
         import ray
 
         done, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         if not done:
             done, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
-        self._watch.check()
+        self._cluster.watch.check()
+        outcomes = {}
         for reference in done:
             outcome = self._outcome(reference, stopping)
-            number = self._running.pop(reference)
-            self._outcomes[number] = outcome
-            self._watcher.finished(number, self._outcomes[number])
-        return len(done)
-
-    def _on_signal(self) -> None:
-        self._watcher.message("stopping after the round of each running cell; Ctrl-C again stops at once")
-        for reference in self._running:
-            self._cancel(reference, force=False)
-
-    @staticmethod
-    def _cancel(reference: Any, *, force: bool) -> None:
-        import ray
-
-        # Not forced, it interrupts the worker's main thread, where the runner saves and stops.
-        ray.cancel(reference, force=force)
+            cell = self._running.pop(reference)
+            outcomes[cell] = outcome
+            self._progress.finished(cell, outcome)
+        return outcomes
 
     def _outcome(self, reference: Any, stopping: bool) -> Outcome:
         import ray
@@ -229,10 +281,17 @@ class _Tasks:
         except ray.exceptions.RayError as error:
             if stopping:
                 return Outcome("interrupted")
-            self._watch.check_after_failure()
-            return Outcome(
-                "failed", error=f"its Ray worker died: {type(error).__name__}: {_first_line(error)}"
-            )
+            self._cluster.watch.check_after_failure()
+            told = f"its Ray worker died: {type(error).__name__}: {_first_line(error)}"
+            return Outcome("failed", error=told)
+
+    def _on_signal(self) -> None:
+        import ray
+
+        self._progress.message("stopping after the round of each running cell; Ctrl-C again stops at once")
+        for reference in self._running:
+            # Not forced, it interrupts the worker's main thread, where the runner saves and stops.
+            ray.cancel(reference, force=False)
 
 
 def _do(work: Work, scenario_json: str, folder: str, gpus: float | None) -> Outcome:
@@ -244,5 +303,4 @@ def _nothing() -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
     return str(error).strip().splitlines()[0]

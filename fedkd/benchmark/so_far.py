@@ -8,15 +8,7 @@ from math import prod
 from pathlib import Path
 
 from fedkd.benchmark.bench import study_of
-from fedkd.benchmark.cells import (
-    Axis,
-    Cell,
-    combinations,
-    compared_axes,
-    make_axes,
-    resolve_baseline,
-    shown_metrics,
-)
+from fedkd.benchmark.cells import Axis, Cell, combinations, make_axes, shown_metrics
 from fedkd.benchmark.finished import DIGESTS, read_summary
 from fedkd.benchmark.references import beside_references
 from fedkd.benchmark.results import FinishedCell
@@ -47,9 +39,7 @@ def study_so_far(folder: Path) -> Study | None:
     if not done:
         raise UserError("no cell of the bench is done yet", file=str(folder))
     cells = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
-    baseline = resolve_baseline(bench, axes)
-    metrics = shown_metrics(bench, [cell.cell for cell in done])
-    return study_of(bench, axes, baseline, compared_axes(axes, baseline), done, metrics, cells)
+    return study_of(bench, axes, done, shown_metrics(bench, [cell.cell for cell in done]), cells)
 
 
 def _done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[FinishedCell]:

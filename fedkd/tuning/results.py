@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.benchmark.cells import cell_layers, cell_tables
+from fedkd.benchmark.merge import flatten
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.dump import dump_toml
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import write_json_atomically, write_text_atomically
 from fedkd.tracking.wording import percent
 from fedkd.tuning.schema import Search
-from fedkd.tuning.trials import Trial, best_of, scenario_keys, single
+from fedkd.tuning.trials import Trial, best_of, in_words, single
 
 BEST, TABLE, TRIALS, SUMMARY = "best.toml", "table.md", "trials.csv", "search.json"
 SHOWN = 20
@@ -25,9 +26,10 @@ WORDS = {"pruned": "stopped", "diverged": "diverged", "done": ""}
 def found_scenario(search: Search, trial: Trial) -> Scenario:
     """Return the scenario with a trial's values, which trains on all samples and is tested on tests."""
     seed = search.seeds[0]
-    tables = cell_tables(search.bench, scenario_keys(trial.values), seed)
+    changes = flatten(trial.values)
+    tables = cell_tables(search.bench, changes, seed)
     tables["data"] = {key: value for key, value in tables.get("data", {}).items() if key != "validation"}
-    layers = cell_layers(search.bench, {"search": scenario_keys(trial.values)})
+    layers = cell_layers(search.bench, {"search": changes})
     scenario = parse_scenario(tables, folder=search.bench.folder, layers=layers)
     return scenario.model_copy(update={"name": f"{search.spec.name}-best"})
 
@@ -96,9 +98,8 @@ def write_results(search: Search, trials: Sequence[Trial], folder: Path) -> None
     }
     write_json_atomically(folder / SUMMARY, told)
     if best is not None:
-        values = ", ".join(f"{key} = {word}" for key, word in single(best.values).items())
         header = (
-            f"# The best of {len(trials)} trials, number {best.number}: {values}.\n"
+            f"# The best of {len(trials)} trials, number {best.number}: {in_words(best.values, ' = ')}.\n"
             f"# {search.spec.metric} was {percent(best.value)} there. This scenario trains on all training\n"
             "# samples, and is tested on test samples, which the search has not looked at.\n"
         )

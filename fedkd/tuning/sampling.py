@@ -7,32 +7,17 @@ earlier batches ended, in their order: not on which of them ended first, nor on 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import UserError
 from fedkd.installed import how_to_install
 from fedkd.randomness import derive_seed
 from fedkd.tuning.space import Dimension
 
+if TYPE_CHECKING:
+    from fedkd.tuning.trials import Trial
+
 EXTRA = "tune"
-
-
-@dataclass(frozen=True)
-class Told:
-    """What is known of a trial.
-
-    Attributes:
-        values: By key of the space.
-        status: `done`, `pruned`, or `diverged`.
-        value: What it reached; None unless it is done.
-        curve: Round to what was reached by it, the mean over seeds.
-    """
-
-    values: Mapping[str, Any]
-    status: str
-    value: float | None
-    curve: Mapping[int, float] = field(default_factory=dict)
 
 
 def check_optuna() -> None:
@@ -49,7 +34,7 @@ def check_optuna() -> None:
 
 def draw(
     space: Sequence[Dimension],
-    known: Sequence[Told],
+    known: Sequence[Trial],
     number: int,
     *,
     sampler: str,
@@ -105,7 +90,7 @@ def _distribution(dimension: Dimension) -> Any:
     return FloatDistribution(float(found.low), float(found.high), log=found.log, step=found.step)
 
 
-def _told(trial: Told, space: Sequence[Dimension], distributions: Mapping[str, Any]) -> Any:
+def _told(trial: Trial, space: Sequence[Dimension], distributions: Mapping[str, Any]) -> Any:
     from optuna.trial import TrialState, create_trial
 
     params = {

@@ -15,7 +15,6 @@ from fedkd.errors import UserError
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.explain import dotted
 from fedkd.tuning.objective import check_metric_of
-from fedkd.tuning.sampling import Told
 from fedkd.tuning.schema import Search
 from fedkd.tuning.space import Dimension
 from fedkd.tuning.trial import TrialRecord
@@ -58,12 +57,7 @@ class Trial:
     value: float | None
     rounds: int
     curve: Mapping[int, float]
-    folders: tuple[Path, ...]
-
-    @property
-    def told(self) -> Told:
-        """What the sampler is told of it."""
-        return Told(self.values, self.status, self.value, self.curve)
+    folders: tuple[Path, ...] = ()
 
 
 def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[TrialRun]:
@@ -107,7 +101,7 @@ def check_space(search: Search) -> None:
 
 def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> None:
     try:
-        changes = scenario_keys(values)
+        changes = flatten(values)
         parse_scenario(
             cell_tables(search.bench, changes, search.seeds[0]),
             folder=search.bench.folder,
@@ -178,9 +172,9 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
 
 def single(values: Mapping[str, Any]) -> dict[str, str]:
     """Return values as words of one line, by their keys, those of tables by their parts."""
-    return {key: level_of(key, value).label for key, value in values.items()} if values else {}
+    return {key: level_of(key, value).label for key, value in values.items()}
 
 
-def scenario_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dotted scenario keys that values set."""
-    return flatten(values)
+def in_words(values: Mapping[str, Any], equals: str = "=") -> str:
+    """Return values as one line."""
+    return ", ".join(f"{key}{equals}{word}" for key, word in single(values).items())

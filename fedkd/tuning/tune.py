@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.benchmark.cell_check import CellCheck
 from fedkd.benchmark.cells import level_of
 from fedkd.benchmark.finished import damage
-from fedkd.benchmark.scheduler import GO_ON, Job, Watcher, Work, on_ray, run_in_turn
-from fedkd.errors import Interrupted, RunFailed, UserError
+from fedkd.errors import RunFailed, UserError
 from fedkd.paths import expanded
-from fedkd.run_folder import disk_told, locked
 from fedkd.scenario.toml import NotToml, parse_toml
-from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.folder import SCENARIO, TUNE
 from fedkd.tracking.wording import percent
 from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results
 from fedkd.tuning.sampling import check_optuna, draw
 from fedkd.tuning.schema import Search, dump_search, load_search
-from fedkd.tuning.trial import TRIAL, Rule, TrialRecord, read_record, run_trial
-from fedkd.tuning.trials import Trial, TrialRun, base_values, best_of, check_space, ended, runs_of, single
+from fedkd.tuning.trial import TRIAL, Rule, read_record, run_trial
+from fedkd.tuning.trials import Trial, base_values, best_of, check_space, ended, in_words, runs_of
 
 if TYPE_CHECKING:
-    from fedkd.benchmark.progress import BenchProgress
-    from fedkd.benchmark.worker import Outcome
+    from fedkd.benchmark.scheduler import Scheduler
 
 MAY_GROW = ("trials", "parallel")
 """Keys of a search that may change from one call to the next."""
-Runner = Callable[[Sequence[Job], Watcher, Work], "dict[int, Outcome]"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +74,7 @@ class TuneResult:
         return f"{markdown_table(self.search, self.trials, most)}\n{legend(self.search)}"
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{key}={word}" for key, word in single(self.best.values).items())
-        return f"<TuneResult {values}: {percent(self.best.value)}, {self.folder}>"
+        return f"<TuneResult {in_words(self.best.values)}: {percent(self.best.value)}, {self.folder}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the table with its legend, and where everything is."""
@@ -146,24 +136,21 @@ def tune(
         Interrupted: Stopped by a signal; the same call goes on.
     """
     from fedkd.benchmark.progress import make_bench_progress
+    from fedkd.benchmark.scheduler import scheduling
 
     plan = plan_tune(path, overrides, search, out)
-    try:
-        plan.runs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {plan.folder}: {error.strerror}", key="--out") from error
     spec = plan.search.spec
-    with locked(plan.folder), disk_told(plan.folder, lambda: f"make room; {GO_ON}"):
-        write_text_atomically(plan.folder / TUNE, dump_search(plan.search))
-        total = spec.trials * len(plan.search.seeds)
-        progress = make_bench_progress([], 0, (), quiet=quiet, unknown=total)
-        try:
-            progress.message(f"{spec.name}: {spec.trials} trials → {plan.folder}")
-            trials = _Trials(plan, progress).run()
-        except KeyboardInterrupt:
-            raise Interrupted(f"stopped with {progress.counts()}; go on with the same command") from None
-        finally:
-            progress.closed()
+    total = spec.trials * len(plan.search.seeds)
+    with scheduling(
+        plan.folder,
+        plan.search.bench.file,
+        (TUNE, dump_search(plan.search)),
+        spec.parallel,
+        lambda: make_bench_progress([], 0, quiet=quiet, unknown=total),
+    ) as scheduler:
+        scheduler.progress.message(f"{spec.name}: {spec.trials} trials → {plan.folder}")
+        trials = _run_trials(plan, scheduler)
+        scheduler.close()
         write_results(plan.search, trials, plan.folder)
     best = best_of(trials)
     if best is None:
@@ -171,136 +158,65 @@ def tune(
     return TuneResult(plan.folder, tuple(trials), best, plan.search)
 
 
-class _Trials:
-    """The trials of a search, batch after batch."""
-
-    def __init__(self, plan: TunePlan, progress: BenchProgress) -> None:
-        self._plan = plan
-        self._progress = progress
-        self._check = CellCheck(plan.search.bench.file, progress.message)
-        self._trials: list[Trial] = []
-        self._curves: dict[int, list[Mapping[int, float]]] = {}
-        self._runner: Runner | None = None
-
-    def run(self) -> list[Trial]:
-        """Run what has not run, and return all trials."""
-        os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-        spec = self._plan.search.spec
-        with self._runners() as start:
-            for batch, first in enumerate(range(0, spec.trials, spec.together)):
-                self._run_batch(batch, first, min(spec.together, spec.trials - first), start)
-        return self._trials
-
-    @contextmanager
-    def _runners(self) -> Iterator[Callable[[TrialRun], Runner]]:
-        """Yield what starts Ray when the first trial wants it, and have it stopped after the block."""
-        from contextlib import ExitStack
-
-        with ExitStack() as stack:
-
-            def start(run: TrialRun) -> Runner:
-                if not self._plan.search.spec.parallel:
-                    return run_in_turn
-                return stack.enter_context(on_ray(run.scenario.engine, self._progress)).run
-
-            yield start
-
-    def _run_batch(self, batch: int, first: int, number: int, start: Callable[[TrialRun], Runner]) -> None:
-        values = self._values(batch, number)
-        trials = [
-            (first + n, own, runs_of(self._plan.search, first + n, own)) for n, own in enumerate(values)
-        ]
-        runs = {run.hash: run for _, _, of_trial in trials for run in of_trial}  # two may try the same
-        waiting = [run for run in runs.values() if self._record(run) is None]
-        self._progress.add(waiting, sum(len(of_trial) for _, _, of_trial in trials))
+def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
+    """Run the trials that are not done, batch after batch; return all of them."""
+    spec, tell = plan.search.spec, scheduler.progress.message
+    trials: list[Trial] = []
+    curves: dict[int, list[Mapping[int, float]]] = {}
+    for batch, first in enumerate(range(0, spec.trials, spec.together)):
+        values = _batch_values(plan, trials, batch, min(spec.together, spec.trials - first))
+        runs_of_trials = [runs_of(plan.search, n, own) for n, own in enumerate(values, start=first)]
+        runs = {run.hash: run for runs in runs_of_trials for run in runs}  # two may try the same
+        folders = {hash: plan.runs / run.folder_name for hash, run in runs.items()}
+        waiting = [run for hash, run in runs.items() if read_record(folders[hash]) is None]
+        scheduler.progress.add(waiting, sum(map(len, runs_of_trials)))
         if waiting:
-            self._run_runs(waiting, start)
-        for trial, own, of_trial in trials:
-            found = [(self._folder(run), self._record(run)) for run in of_trial]
-            known = [(path, record) for path, record in found if record is not None]
-            assert len(known) == len(found)
-            self._trials.append(ended(trial, own, known))
-        for run in runs.values():
-            record = self._record(run)
+            known = {seed: tuple(some) for seed, some in curves.items()}
+            rule = Rule(spec.metric, spec.pruner != "none", max(1, spec.startup), spec.warmup, known)
+            outcomes = scheduler.run(waiting, partial(run_trial, rule), _damage)
+            for run in waiting:
+                if outcomes[run].status == "failed" and not outcomes[run].diverged:
+                    raise RunFailed(
+                        f"{run.label}: {outcomes[run].error}; nothing is known of what comes after, the same"
+                        " command tries it again"
+                    )
+        records = {hash: read_record(folder) for hash, folder in folders.items()}
+        for number, (own, of_trial) in enumerate(zip(values, runs_of_trials, strict=True), start=first):
+            found = [(folders[run.hash], record) for run in of_trial if (record := records[run.hash])]
+            assert len(found) == len(of_trial)
+            trials.append(ended(number, own, found))
+        for hash, record in records.items():
             if record is not None and record.status == "done":
-                self._curves.setdefault(run.seed, []).append(record.curve)
-        best = best_of(self._trials)
+                curves.setdefault(runs[hash].seed, []).append(record.curve)
+        best = best_of(trials)
         if waiting and best is not None:
-            told = ", ".join(f"{key}={word}" for key, word in single(best.values).items())
-            self._progress.message(f"best so far: {percent(best.value)}, trial {best.number}: {told}")
-
-    def _values(self, batch: int, number: int) -> list[Mapping[str, Any]]:
-        """Return the values of a batch's trials; the very first are the base's own."""
-        search = self._plan.search
-        own = [self._plan.first] if batch == 0 and self._plan.first is not None else []
-        drawn = draw(
-            search.space,
-            [trial.told for trial in self._trials],
-            number - len(own),
-            sampler=search.spec.sampler,
-            startup=search.spec.startup,
-            seed=search.seeds[0],
-            batch=batch,
-        )
-        return [*own, *drawn]
-
-    def _run_runs(self, waiting: Sequence[TrialRun], start: Callable[[TrialRun], Runner]) -> None:
-        spec = self._plan.search.spec
-        self._check.check(waiting)
-        for run in waiting:
-            _clear_damaged(self._folder(run), run, self._progress.message)
-        if self._runner is None:
-            self._runner = start(waiting[0])
-        known = {seed: tuple(curves) for seed, curves in self._curves.items()}
-        rule = Rule(spec.metric, spec.pruner != "none", max(1, spec.startup), spec.warmup, known)
-        jobs = [(run.scenario.model_dump_json(), str(self._folder(run))) for run in waiting]
-        offset = len(self._progress.cells) - len(waiting)
-        watcher = _Numbered(self._progress, offset)
-        outcomes = self._runner(jobs, watcher, partial(run_trial, rule))
-        if len(outcomes) < len(jobs) or any(outcome.status == "interrupted" for outcome in outcomes.values()):
-            raise KeyboardInterrupt
-        for job, outcome in sorted(outcomes.items()):
-            if outcome.status == "failed" and not outcome.diverged:
-                raise RunFailed(
-                    f"{waiting[job].label}: {outcome.error}; nothing is known of what comes after, the same"
-                    " command tries it again"
-                )
-
-    def _folder(self, run: TrialRun) -> Path:
-        return self._plan.runs / run.folder_name
-
-    def _record(self, run: TrialRun) -> TrialRecord | None:
-        return read_record(self._folder(run))
+            tell(f"best so far: {percent(best.value)}, trial {best.number}: {in_words(best.values)}")
+    return trials
 
 
-class _Numbered(Watcher):
-    """Tells a display of jobs whose numbers begin anew with every batch."""
-
-    def __init__(self, progress: Watcher, offset: int) -> None:
-        self._progress = progress
-        self._offset = offset
-
-    def slots(self, count: int) -> None:
-        self._progress.slots(count)
-
-    def started(self, job: int) -> None:
-        self._progress.started(self._offset + job)
-
-    def finished(self, job: int, outcome: Outcome) -> None:
-        self._progress.finished(self._offset + job, outcome)
-
-    def message(self, text: str) -> None:
-        self._progress.message(text)
+def _batch_values(
+    plan: TunePlan, trials: Sequence[Trial], batch: int, number: int
+) -> list[Mapping[str, Any]]:
+    """Return the values of a batch's trials; the very first are the base's own."""
+    spec = plan.search.spec
+    own = [plan.first] if batch == 0 and plan.first is not None else []
+    drawn = draw(
+        plan.search.space,
+        trials,
+        number - len(own),
+        sampler=spec.sampler,
+        startup=spec.startup,
+        seed=plan.search.seeds[0],
+        batch=batch,
+    )
+    return [*own, *drawn]
 
 
-def _clear_damaged(folder: Path, run: TrialRun, tell: Callable[[str], None]) -> None:
-    """Have a run begin anew that had ended, and whose files are not what was written."""
-    reason = damage(folder)
-    if reason is None and (folder / TRIAL).exists():
-        reason = f"{TRIAL} is not what was written"
-    if reason is not None:
-        tell(f"{run.label} is damaged and runs anew: {reason} (runs/{folder.name})")
-        shutil.rmtree(folder)
+def _damage(folder: Path) -> str | None:
+    """Return what is wrong with a run that had ended."""
+    if (reason := damage(folder)) is not None:
+        return reason
+    return f"{TRIAL} is not what was written" if (folder / TRIAL).exists() else None
 
 
 def _check_folder(plan: TunePlan) -> None:
@@ -343,6 +259,6 @@ def describe_tune(plan: TunePlan) -> Iterator[str]:
     yield f"seeds    {seeds}"
     yield f"pruner   {spec.pruner}" + f", once {spec.startup} runs are known" * (spec.pruner != "none")
     if plan.first is not None:
-        yield f"first    the base: {', '.join(f'{key}={word}' for key, word in single(plan.first).items())}"
+        yield f"first    the base: {in_words(plan.first)}"
     else:
         yield "first    drawn: the base's values are not among those that are searched"

@@ -8,8 +8,9 @@ import os
 import shutil
 import signal
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet
 import pytest
@@ -139,12 +140,16 @@ def test_only_what_is_missing_runs(in_turn, copied, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["ray", "inline"])
 def test_cells_run_side_by_side_whatever_the_engine_of_the_base(kind, tables, write, tmp_path, monkeypatch):
-    def on_ray(jobs, engine, watcher):
+    @contextmanager
+    def on_ray(engine, progress):
+        yield SimpleNamespace(run=lambda jobs, work: run(jobs, progress, work))
+
+    def run(jobs, progress, work):
         seen.append(len(jobs))
-        return scheduler.run_in_turn(jobs, watcher)
+        return scheduler.run_in_turn(jobs, progress, work)
 
     seen: list[int] = []
-    monkeypatch.setattr(scheduler, "run_on_ray", on_ray)
+    monkeypatch.setattr(scheduler, "on_ray", on_ray)
     tables["scenario"]["engine"] = {"kind": kind}
     assert not bench(write(tables), out=tmp_path / "out", overrides=["rounds=1", "seeds=1"]).failed
     assert seen == [2]

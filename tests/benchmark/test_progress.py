@@ -29,14 +29,14 @@ def test_the_pace_looks_at_similar_cells_first(cells):
 
 def test_plain_lines(cells):
     stream = io.StringIO()
-    progress = PlainProgress(cells[1:], 1, ("fusion.strategy",), stream)
+    progress = PlainProgress(stream, cells[1:], 1, ("fusion.strategy",))
     progress.slots(2)
-    progress.started(0)
-    progress.started(1)
-    progress.finished(0, Outcome("done", 4.0))
-    progress.finished(1, Outcome("failed", 1.0, "client 2, round 1: broke"))
-    progress.started(2)
-    progress.finished(2, Outcome("done", 4.0))
+    progress.started(cells[1])
+    progress.started(cells[2])
+    progress.finished(cells[1], Outcome("done", 4.0))
+    progress.finished(cells[2], Outcome("failed", 1.0, "client 2, round 1: broke"))
+    progress.started(cells[3])
+    progress.finished(cells[3], Outcome("done", 4.0))
     first, second, third = stream.getvalue().splitlines()
     assert first == "done    strategy=knfu seed=1  4.0 s  (2/4 done, 1 running, 4 s left)"
     assert second.startswith("failed  strategy=local seed=2: client 2, round 1: broke  (2/4 done, 1 failed")
@@ -45,11 +45,11 @@ def test_plain_lines(cells):
 
 def test_live_display(cells):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    progress = LiveProgress(cells, 0, ("fusion.strategy",), console)
+    progress = LiveProgress(console, cells, 0, ("fusion.strategy",))
     progress.slots(1)
-    progress.started(0)
-    progress.finished(0, Outcome("failed", 1.0, "client 2, round 1: broke"))
-    progress.started(1)
+    progress.started(cells[0])
+    progress.finished(cells[0], Outcome("failed", 1.0, "client 2, round 1: broke"))
+    progress.started(cells[1])
     progress.closed()
     shown = console.file.getvalue()
     assert "failed  strategy=local seed=1: client 2, round 1: broke" in shown

@@ -66,7 +66,7 @@ def test_is_described_and_named_like_its_file(path, plan_of):
     assert lines[0].startswith("# ") and "on 2 cores" in comment
     plan = plan_of(path)
     assert plan.bench.spec.name == path.stem
-    assert plan.baseline and len(plan.bench.seeds) > 1
+    assert plan.bench.spec.baseline and len(plan.bench.seeds) > 1
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.stem not in RUN], ids=lambda path: path.stem)

@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from fedkd.errors import UserError
-from fedkd.tuning.sampling import Told, check_optuna, draw
+from fedkd.tuning.sampling import check_optuna, draw
 from fedkd.tuning.space import dimensions
+from fedkd.tuning.trials import Trial
 
 pytest.importorskip("optuna")
 
@@ -26,7 +27,7 @@ def drawn(number=4, known=(), batch=0, seed=1, sampler="tpe", startup=4):
 
 
 def told(values, value, status="done"):
-    return Told(values, status, value, {} if value is None else {1: value})
+    return Trial(0, values, status, value, 1, {} if value is None else {1: value})
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -47,7 +48,7 @@ def test_fewer_trials_are_the_first_of_more():
 
 def test_the_sampler_learns_from_trials_that_are_known():
     """Where few epochs are good and many diverge, it comes to draw few."""
-    known: list[Told] = []
+    known: list[Trial] = []
     for batch in range(8):
         for values in drawn(4, known, batch=batch):
             bad = values["epochs"] > 5

@@ -110,7 +110,7 @@ def test_the_same_call_goes_on_and_more_trials_only_add_some(ran, tables, tmp_pa
     fedkd.tune(path, out=out)
     assert told(out) == before
 
-    monkeypatch.setattr(module, "run_in_turn", lambda *arguments: pytest.fail("nothing is left to run"))
+    monkeypatch.setattr(scheduler, "run_in_turn", lambda *arguments: pytest.fail("nothing is left to run"))
     fedkd.tune(path, out=out)
     monkeypatch.undo()
     more = fedkd.tune(path, out=out, overrides=["trials=7"])
@@ -122,17 +122,17 @@ def ran_folder(out: Path, ran: module.TuneResult, number: int) -> Path:
 
 
 def test_a_stopped_search_goes_on_to_what_an_unbroken_one_finds(ran, tables, tmp_path, monkeypatch):
-    started = []
+    started, run_in_turn = [], scheduler.run_in_turn
 
-    def stopped(jobs, watcher, work):
+    def stopped(jobs, progress, work):
         started.append(len(jobs))
         if len(started) == 2:
-            first = scheduler.run_in_turn(jobs[:1], watcher, work)
-            assert first[0].status in ("done", "pruned")
+            first = run_in_turn(dict([*jobs.items()][:1]), progress, work)
+            assert [outcome.status in ("done", "pruned") for outcome in first.values()] == [True]
             return first
-        return scheduler.run_in_turn(jobs, watcher, work)
+        return run_in_turn(jobs, progress, work)
 
-    monkeypatch.setattr(module, "run_in_turn", stopped)
+    monkeypatch.setattr(scheduler, "run_in_turn", stopped)
     path = write(tmp_path, tables)
     with pytest.raises(Interrupted, match="4/6 done; go on with the same command"):
         fedkd.tune(path, out=tmp_path / "out")
@@ -143,11 +143,12 @@ def test_a_stopped_search_goes_on_to_what_an_unbroken_one_finds(ran, tables, tmp
 
 
 def test_the_order_in_which_trials_end_does_not_matter(ran, tables, tmp_path, monkeypatch):
-    def backwards(jobs, watcher, work):
-        found = scheduler.run_in_turn(jobs[::-1], watcher, work)
-        return {len(jobs) - 1 - job: outcome for job, outcome in found.items()}
+    run_in_turn = scheduler.run_in_turn
 
-    monkeypatch.setattr(module, "run_in_turn", backwards)
+    def backwards(jobs, progress, work):
+        return run_in_turn(dict(reversed(jobs.items())), progress, work)
+
+    monkeypatch.setattr(scheduler, "run_in_turn", backwards)
     fedkd.tune(write(tmp_path, tables), out=tmp_path / "out")
     assert told(tmp_path / "out") == told(ran.folder)
 
@@ -174,9 +175,7 @@ def test_trials_that_diverge_are_the_worst_and_stop_nothing(tables, tmp_path):
 
 def test_a_trial_that_fails_otherwise_stops_the_search(tables, tmp_path, monkeypatch):
     broken = scheduler.Outcome("failed", error="its Ray worker died")
-    monkeypatch.setattr(
-        module, "run_in_turn", lambda jobs, watcher, work: {n: broken for n in range(len(jobs))}
-    )
+    monkeypatch.setattr(scheduler, "run_in_turn", lambda jobs, progress, work: dict.fromkeys(jobs, broken))
     with pytest.raises(RunFailed, match=r"trial 0: .*its Ray worker died.*tries it again"):
         fedkd.tune(write(tmp_path, tables), out=tmp_path / "out")
 
