@@ -231,14 +231,15 @@ def combinations(bench: Bench, axes: tuple[Axis, ...]) -> Iterator[tuple[int, di
 
 def _check_fixed(bench: Bench, axes: tuple[Axis, ...]) -> None:
     for key in bench.fixed:
-        axis = next((a.name for a in axes if any(_touches(level, key) for level in a.levels)), None)
+        changes = ((axis.name, own) for axis in axes for level in axis.levels for own in level.changes)
+        # A table that an axis replaces as a whole (`fusion!`) may still have keys set for all cells.
+        axis = next((name for name, own in changes if _steps_into(own, key) or _steps_into(key, own)), None)
         if axis is not None:
             raise UserError(f"varies along the axis '{axis}'; it cannot be set for all cells", key=key)
 
 
-def _touches(level: Level, key: str) -> bool:
-    """Return whether a level changes what is at a key, or something above or below it."""
-    return any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in level.changes)
+def _steps_into(table: str, key: str) -> bool:
+    return f"{key}.".startswith(f"{table}.")
 
 
 def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str, Any]:

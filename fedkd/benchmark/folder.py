@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedkd.benchmark.cells import Cell
+from fedkd.benchmark.merge import value_at
 from fedkd.errors import UserError
 from fedkd.plan.continuation import TOLD
 from fedkd.run_folder import SCENARIO
@@ -67,22 +68,11 @@ def _difference(run: Path, cells: Sequence[Cell]) -> str:
 
 def _now(key: str, nearest: Any, cells: Sequence[Cell]) -> str:
     """Say which values the cells have at a dotted key, that of the nearest cell among them."""
-    others = (_word(_at(key, decisive(cell.scenario))) for cell in cells)
+    others = (_word(value_at(decisive(cell.scenario), key)) for cell in cells)
     *first, last = list(dict.fromkeys([_word(nearest), *others]))[: SHOWN_VALUES + 1]
     if len(first) == SHOWN_VALUES:
         last = "…"
     return f"{', '.join(first)} or {last}" if first else last
-
-
-def _at(key: str, tables: Any) -> Any:
-    for part in key.split("."):
-        if isinstance(tables, Mapping):
-            tables = tables.get(part)
-        elif isinstance(tables, list) and part.isdecimal() and int(part) < len(tables):
-            tables = tables[int(part)]
-        else:
-            return None
-    return tables
 
 
 def _word(value: Any) -> str:

@@ -32,6 +32,24 @@ def set_keys(table: Mapping[str, Any]) -> set[str]:
     return {key.removesuffix(REPLACE) for key in flatten(table)}
 
 
+def overlapping(one: str, other: str) -> bool:
+    """Return whether two dotted keys are the same, or one is within the other."""
+    one, other = one.removesuffix(REPLACE) + ".", other.removesuffix(REPLACE) + "."
+    return one.startswith(other) or other.startswith(one)
+
+
+def value_at(tables: Any, key: str, missing: Any = None) -> Any:
+    """Return what is at a dotted key; a number steps into a list."""
+    for part in key.split("."):
+        if isinstance(tables, Mapping) and part in tables:
+            tables = tables[part]
+        elif isinstance(tables, list) and part.isdecimal() and int(part) < len(tables):
+            tables = tables[int(part)]
+        else:
+            return missing
+    return tables
+
+
 def merged(tables: Mapping[str, Any], *steps: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `tables` with the changes of all `steps` applied, one key at a time.
 

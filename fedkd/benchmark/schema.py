@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -46,10 +47,32 @@ OF_MODELS = tuple(
 )
 """What strategies record whose clients have a model of their own beside the average."""
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, lt=2**63)]
 
 
-class BenchFile(Section):
+class ExperimentFile(Section):
+    """Keys that the files of benches and of searches share."""
+
+    name: str = Field("bench", pattern=NAME)
+    """Name of the bench, or of the search; letters, digits, `.`, `_` and `-`."""
+    base: str | None = None
+    """The scenario file that every cell or trial starts from, relative to this file, or a shipped one's name;
+    or `[scenario]` instead. Other relative paths and plug-ins are looked for beside it."""
+    scenario: dict[str, Any] | None = None
+    """The base scenario itself, as a scenario file has it."""
+    seeds: Seeds | None = None
+    """Every cell or trial runs once with each of these seeds; a number n means 1, 2, …, n."""
+    parallel: bool = True
+    """Whether cells or trials run side by side on Ray, whatever the engine of the base, each on
+    `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor` GPUs; false: one after the other in this process,
+    for debugging. Never changes a result."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Scenario keys that differ from the base in every cell or trial."""
+
+
+class BenchFile(ExperimentFile):
     """What to run and what to compare.
 
     Wherever a table of scenario keys stands (`set`, `grid`, a variant, `baseline`), `"a.b" = 1`, `a.b = 1`
@@ -61,31 +84,18 @@ class BenchFile(Section):
     A key that nothing reads in a cell is left out where an axis makes it moot, and refused otherwise.
     """
 
-    name: str = Field("bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Name of the bench; letters, digits, `.`, `_` and `-`."""
-    base: str | None = None
-    """The scenario file that every cell starts from, relative to the bench file, or a shipped one's name; or
-    `[scenario]` instead. Other relative paths and plug-ins are looked for beside it."""
-    scenario: dict[str, Any] | None = None
-    """The base scenario itself, as a scenario file has it."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, lt=2**63)] = 3
+    seeds: Seeds = 3
     """Every cell runs once with each of these seeds; a number n means 1, 2, …, n."""
     baseline: dict[str, Any] = Field(default_factory=dict)
     """Axis to value: the cells that the others are compared with, paired by seed and by all other axes."""
     metrics: Annotated[list[str], Field(min_length=1)] | None = None
     """What the table and the figures show: `METRIC_SPLIT` of the last round, averaged over clients
-    (`accuracy_trained_local` after the clients' own training, `accuracy_local` after guidance, `loss_global`,
-    `fusion_gain_local`, `loss_train`, …), `bytes_up`, `bytes_down`, `seconds`, or a continual metric of the
-    summary (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …).
+    (`accuracy_trained_local` before fusion, `accuracy_local` after it, `loss_global`, `fusion_gain_local`,
+    `loss_train`, …), `bytes_up`, `bytes_down`, `seconds`, or a continual metric of the summary
+    (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …).
     `intransigence` and `gain_over_single` are there where the learners `joint` and `single` are among those
-    compared. Absent: accuracies at both moments; where cells learn a stream of tasks, average accuracies with
-    and without the task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
-    parallel: bool = True
-    """Whether cells run side by side on Ray, whatever the engine of the base, each on `engine.cpus_per_actor`
-    CPUs and `engine.gpus_per_actor` GPUs; false: one after the other in this process, for debugging. Never
-    changes a result."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Scenario keys that differ from the base in every cell."""
+    compared. Absent: accuracies before and after fusion; where cells learn a stream of tasks, average
+    accuracies with and without the task given, `bwt`, `forgetting`, bytes stored, `seconds`."""
     grid: dict[str, Any] = Field(default_factory=dict)
     """Axes: scenario key to the list of its values."""
     variants: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
@@ -113,7 +123,8 @@ class Bench:
     @property
     def seeds(self) -> Sequence[int]:
         """The seeds, in order."""
-        return seeds_of(self.spec.seeds)
+        said = self.spec.seeds
+        return range(1, said + 1) if isinstance(said, int) else said
 
     @cached_property
     def varied(self) -> dict[str, set[str]]:
@@ -124,11 +135,6 @@ class Bench:
         for axis, variants in self.spec.variants.items():
             found[axis] = {own for changes in variants.values() for own in set_keys(changes)}
         return found
-
-
-def seeds_of(said: Sequence[int] | int) -> Sequence[int]:
-    """Return seeds as a file gives them: themselves, or their number."""
-    return range(1, said + 1) if isinstance(said, int) else said
 
 
 def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
@@ -151,59 +157,89 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
         raise UserError(f"is a search, not a bench; run it with: fedkd tune {file}", file=file)
     if mapping.keys() & {"data", "fusion", "rounds"} and not mapping.keys() & {"base", "scenario"}:
         raise UserError(f"is a scenario, not a bench; run it with: fedkd run {file}", file=file)
-    fixed = {}
-    for text in overrides:
-        key, value = parse_override(text)
-        if key[0] in BenchFile.model_fields:
-            set_in_file(mapping, key, value)
-        else:
-            fixed[".".join(key)] = value
-    try:
+    fixed = apply_overrides(mapping, overrides, BenchFile.model_fields)
+    with explaining(file, BenchFile):
         spec = BenchFile.model_validate(mapping)
         _check_spec(spec)
-        folder, base = base_scenario(spec.base, spec.scenario, path)
-    except ValidationError as error:
-        raise explained(error, file, BenchFile) from None
-    except UserError as error:
-        raise error.at(file=file) from None
+        folder, base = base_scenario(spec, path)
     return Bench(spec, base, folder, fixed, file)
+
+
+def apply_overrides(
+    mapping: dict[str, Any], overrides: Sequence[str], keys: Collection[str]
+) -> dict[str, Any]:
+    """Set keys of a file of a bench or a search; return the others, which are scenario keys, dotted.
+
+    Args:
+        mapping: Tables of the file; changed.
+        overrides: ``key=value`` texts of ``--set``.
+        keys: Those of the file.
+
+    Raises:
+        UserError: A key steps into a single value, or into variants.
+    """
+    fixed = {}
+    for text in overrides:
+        (first, *rest), value = parse_override(text)
+        if first not in keys:
+            fixed[".".join([first, *rest])] = value
+        elif not rest:
+            mapping[first] = value
+        else:
+            table = mapping.setdefault(first, {})
+            if not isinstance(table, dict):
+                key = ".".join([first, *rest])
+                raise UserError(f"{first} is a single value, so {key} cannot be set", key="--set")
+            if first == "variants":
+                raise UserError("variants are changed in the bench file", key="--set")
+            mapping[first] = (flatten(table) if first == "grid" else table) | {".".join(rest): value}
+    return fixed
+
+
+@contextmanager
+def explaining(file: str, model: type[ExperimentFile]) -> Iterator[None]:
+    """Have errors of the block name the file and the key.
+
+    Raises:
+        UserError: The first thing that is wrong.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+        location = first["loc"]
+        known = model.model_fields if len(location) == 1 else ()
+        key, message = dotted(location), explain_error(first, known)
+        if location[0] == "seeds":
+            got = show_value(first["input"])
+            key, message = "seeds", f"must be a list of integers ≥ 0, or a number of seeds ≥ 1, got {got}"
+        raise UserError(message, key=key, file=file) from None
+    except UserError as error:
+        on_command_line = error.key is not None and error.key.startswith("--")
+        raise error if on_command_line else error.at(file=file) from None
 
 
 def dump_bench(bench: Bench) -> str:
     """Return a bench as one TOML file, with its base scenario in it and what ``--set`` has changed."""
-    import tomli_w
-
     told = bench.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     told.pop("base", None)
     fixed = {"set": told.get("set", {}) | bench.fixed} if bench.fixed else {}
+    return dump_file("bench", told | fixed | {"scenario": bench.base})
+
+
+def dump_file(kind: str, tables: Mapping[str, Any]) -> str:
+    """Return the tables of a bench, or another kind of file with a base scenario, as TOML."""
+    import tomli_w
+
     header = (
-        "# The bench with its base scenario; relative paths are those of the file that it was read from.\n"
+        f"# The {kind} with its base scenario; relative paths are those of the file that it was read from.\n"
     )
-    return header + tomli_w.dumps(told | fixed | {"scenario": bench.base})
-
-
-def set_in_file(mapping: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
-    """Set a key of a bench file, or of one like it, in its tables.
-
-    Raises:
-        UserError: The key steps into what is no table, or into variants.
-    """
-    first, rest = key[0], key[1:]
-    if not rest:
-        mapping[first] = value
-        return
-    table = mapping.setdefault(first, {})
-    if not isinstance(table, dict):
-        raise UserError(f"{first} is a single value, so {'.'.join(key)} cannot be set", key="--set")
-    if first == "grid":
-        table = flatten(table)
-    elif first == "variants":
-        raise UserError("variants are changed in the bench file", key="--set")
-    mapping[first] = table | {".".join(rest): value}
+    return header + tomli_w.dumps(tables)
 
 
 def _check_spec(spec: BenchFile) -> None:
-    check_base_and_seeds(spec.base, spec.scenario, spec.seeds)
+    check_base_and_seeds(spec)
     _check_metrics(spec.metrics or [])
     for key, values in flatten(spec.grid).items():
         if not isinstance(values, list) or not values:
@@ -213,19 +249,17 @@ def _check_spec(spec: BenchFile) -> None:
             raise UserError("must have at least one variant", key=dotted(("variants", axis)))
 
 
-def check_base_and_seeds(
-    base: str | None, scenario: dict[str, Any] | None, seeds: Sequence[int] | int
-) -> None:
+def check_base_and_seeds(spec: ExperimentFile) -> None:
     """Check that there is one base scenario, and no seed twice.
 
     Raises:
         UserError: What is wrong.
     """
-    if (base is None) == (scenario is None):
-        given = "both are given" if base else "neither is given"
+    if (spec.base is None) == (spec.scenario is None):
+        given = "both are given" if spec.base else "neither is given"
         raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
-    if not isinstance(seeds, int) and len(set(seeds)) < len(seeds):
-        raise UserError(f"must be different, got {seeds}", key="seeds")
+    if isinstance(spec.seeds, list) and len(set(spec.seeds)) < len(spec.seeds):
+        raise UserError(f"must be different, got {spec.seeds}", key="seeds")
 
 
 def _check_metrics(metrics: list[str]) -> None:
@@ -245,37 +279,22 @@ def _check_metrics(metrics: list[str]) -> None:
         raise UserError(f"must be different, got {metrics}", key="metrics")
 
 
-def base_scenario(named: str | None, given: dict[str, Any] | None, path: Path) -> tuple[Path, dict[str, Any]]:
+def base_scenario(spec: ExperimentFile, path: Path) -> tuple[Path, dict[str, Any]]:
     """Return the folder that a base scenario's paths are relative to, and its tables.
 
     Args:
-        named: Its file, relative to that at `path`, or a shipped one's name; None: it is given.
-        given: Its tables.
+        spec: Names the base, or holds it.
         path: The file that says so.
 
     Raises:
         UserError: There is no such file, or it is none.
     """
-    if named is None:
-        return path.parent, dict(given or {})
-    base = path.parent / expanded(named, key="base")
+    if spec.base is None:
+        return path.parent, dict(spec.scenario or {})
+    base = path.parent / expanded(spec.base, key="base")
     if not base.is_file():
-        shipped = names_of("scenario").get(named)
+        shipped = names_of("scenario").get(spec.base)
         if shipped is None:
             raise UserError(f"no such file: {base}", key="base")
         base = shipped
     return base.parent, read_toml(base)
-
-
-def explained(error: ValidationError, file: str, model: type[Section]) -> UserError:
-    """Return the first thing that is wrong with a file of a kind of `model`."""
-    problems = error.errors(include_url=False)
-    first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = first["loc"]
-    if location[0] == "seeds":
-        message = (
-            f"must be a list of integers ≥ 0, or a number of seeds ≥ 1, got {show_value(first['input'])}"
-        )
-        return UserError(message, key="seeds", file=file)
-    known = model.model_fields if len(location) == 1 else ()
-    return UserError(explain_error(first, known), key=dotted(location), file=file)

@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from fedkd.benchmark.merge import flatten
+from fedkd.benchmark.merge import flatten, overlapping
 from fedkd.benchmark.schema import (
+    NAME,
     Bench,
     BenchFile,
-    Seed,
+    ExperimentFile,
+    Seeds,
+    apply_overrides,
     base_scenario,
     check_base_and_seeds,
-    explained,
-    seeds_of,
-    set_in_file,
+    dump_file,
+    explaining,
 )
 from fedkd.errors import UserError
 from fedkd.scenario.load import read_toml
-from fedkd.scenario.overrides import parse_override
-from fedkd.scenario.schema import PositiveInt, Scenario, Section
+from fedkd.scenario.schema import PositiveInt, Scenario
 from fedkd.scenario.shipped import find_shipped
 from fedkd.tuning.objective import DEFAULT, check_metric
 from fedkd.tuning.space import Dimension, dimensions, parse_search
@@ -34,33 +35,28 @@ SHARE = 0.2
 """Of every client's training samples that is held out, unless somebody says otherwise."""
 
 
-class TuneFile(Section):
+class TuneFile(ExperimentFile):
     """What to vary and what to look for.
 
     Keys of `set` and `search` are those of a scenario, dotted or nested, as in a bench file; one that ends in
     `!` replaces the whole table: `"fusion!" = [{ strategy = "fedmd" }, { strategy = "knfu", beta = 10.0 }]`.
     """
 
-    name: str = Field("search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field("search", pattern=NAME)
     """Name of the search; letters, digits, `.`, `_` and `-`."""
-    base: str | None = None
-    """The scenario file that every trial starts from, relative to this file, or a shipped one's name; or
-    `[scenario]` instead. Other relative paths and plug-ins are looked for beside it."""
-    scenario: dict[str, Any] | None = None
-    """The base scenario itself, as a scenario file has it."""
+    seeds: Seeds | None = None
+    """Every trial runs once with each of these seeds, and its value is the mean; a number n means 1, 2, …, n.
+    Absent: the base's seed alone."""
     metric: str = DEFAULT
     """What is to be high, on samples that clients hold out of their training samples, the mean over clients:
     `validation/accuracy_local` (each client on its own) or `validation/accuracy_global` (each on those of all
-    clients), `validation/accuracy_trained_local` and `…_global` (before guidance); of a stream of tasks
+    clients), `validation/accuracy_trained_local` and `…_global` (before fusion); of a stream of tasks
     `validation/average_accuracy_task_incremental`, `…_domain_incremental`, `…_class_incremental`."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Share of each client's training samples that is held out; absent: the base's `data.validation`, else
     0.2. No trial is measured on test samples."""
     trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 20
     """How many; the first is the base itself, where its values are among those that are searched."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] | Annotated[int, Field(ge=1, lt=2**63)] | None = None
-    """Every trial runs once with each of these seeds, and its value is the mean; a number n means 1, 2, …, n.
-    Absent: the base's seed alone."""
     together: PositiveInt = 4
     """Trials that are drawn at a time and run side by side: each knows of those of earlier batches alone. So
     what a search tries depends on this, and not on how many trials there is room for."""
@@ -74,12 +70,6 @@ class TuneFile(Section):
     earlier batches had reached by the same round."""
     warmup: Annotated[int, Field(ge=0)] = 1
     """Rounds at the beginning in which no run is stopped."""
-    parallel: bool = True
-    """Whether trials run side by side on Ray, whatever the engine of the base, each on
-    `engine.cpus_per_actor` CPUs and `engine.gpus_per_actor` GPUs; false: one after the other in this
-    process."""
-    set: dict[str, Any] = Field(default_factory=dict)
-    """Scenario keys that differ from the base in every trial, and in what is found."""
     search: dict[str, Any] = Field(default_factory=dict)
     """What varies: scenario key to `{ low = 1e-4, high = 1e-1, log = true }`, whole numbers where both are,
     or with a `step`; or to a list of values."""
@@ -128,24 +118,13 @@ def load_search(
         raise UserError(f"is a bench, not a search; run it with: fedkd bench {file}", file=file)
     if not mapping.keys() & {"base", "scenario", "search"}:
         mapping = {"name": mapping.get("name", path.stem), "scenario": mapping}
-    fixed = {}
-    for text in overrides:
-        key, value = parse_override(text)
-        if key[0] in TuneFile.model_fields and key[0] not in ("name", "search"):
-            set_in_file(mapping, key, value)
-        else:
-            fixed[".".join(key)] = value
+    fixed = apply_overrides(mapping, overrides, TuneFile.model_fields.keys() - {"name", "search"})
     more = dict(search) if isinstance(search, Mapping) else parse_search(search)
-    try:
+    with explaining(file, TuneFile):
         spec = TuneFile.model_validate(mapping)
         if more:
             spec = spec.model_copy(update={"search": flat_search(spec.search) | more})
         return _read(spec, path, fixed)
-    except ValidationError as error:
-        raise explained(error, file, TuneFile) from None
-    except UserError as error:
-        on_command_line = error.key is not None and error.key.startswith("--")
-        raise error if on_command_line else error.at(file=file) from None
 
 
 def flat_search(search: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,12 +138,12 @@ def flat_search(search: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(spec: TuneFile, path: Path, fixed: dict[str, Any]) -> Search:
-    check_base_and_seeds(spec.base, spec.scenario, spec.seeds or 1)
+    check_base_and_seeds(spec)
     check_metric(spec.metric)
     space = dimensions(spec.search)
-    folder, base = base_scenario(spec.base, spec.scenario, path)
+    folder, base = base_scenario(spec, path)
     for key in [*flatten(spec.set), *fixed]:
-        varied = next((found.key for found in space if _touches(key, found.key)), None)
+        varied = next((found.key for found in space if overlapping(key, found.key)), None)
         if varied is not None:
             raise UserError(f"is searched; it cannot be set for all trials ({varied})", key=key)
     seeds = [_own_seed(spec, base, fixed)] if spec.seeds is None else spec.seeds
@@ -190,24 +169,14 @@ def share_of(spec: TuneFile, base: Mapping[str, Any]) -> float:
     return SHARE if said is None else said
 
 
-def _touches(one: str, other: str) -> bool:
-    one, other = one.removesuffix("!") + ".", other.removesuffix("!") + "."
-    return one.startswith(other) or other.startswith(one)
-
-
 def dump_search(search: Search) -> str:
     """Return a search as one TOML file, with its base scenario in it and what the command line says."""
-    import tomli_w
-
     told = search.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     for key in ("base", "scenario", "search"):
         told.pop(key, None)
     fixed = {key: value for key, value in search.bench.fixed.items() if key != "data.validation"}
-    told |= {"validation": search.bench.fixed["data.validation"], "seeds": list(seeds_of(search.seeds))}
+    told |= {"validation": search.bench.fixed["data.validation"], "seeds": list(search.seeds)}
     if fixed:
         told["set"] = told.get("set", {}) | fixed
-    header = (
-        "# The search with its base scenario; relative paths are those of the file that it was read from.\n"
-    )
     varied = {"search": flat_search(search.spec.search)}
-    return header + tomli_w.dumps(told | varied | {"scenario": search.bench.base})
+    return dump_file("search", told | varied | {"scenario": search.bench.base})

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from fedkd.benchmark.merge import overlapping
 from fedkd.errors import UserError
 from fedkd.explain import explain_error
 from fedkd.scenario.explain import dotted
@@ -116,16 +117,11 @@ def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
                 " searched",
                 key=dotted(("search", *key.split("."))),
             )
-        if any(other != dimension.key and _within_each_other(other, dimension.key) for other in names):
+        if any(other != dimension.key and overlapping(other, dimension.key) for other in names):
             raise UserError(
                 "is searched twice, as a whole and in part", key=dotted(("search", *key.split(".")))
             )
     return tuple(found)
-
-
-def _within_each_other(one: str, other: str) -> bool:
-    one, other = one.removesuffix("!") + ".", other.removesuffix("!") + "."
-    return one.startswith(other) or other.startswith(one)
 
 
 def _within(table: Mapping[str, Any], prefix: str) -> list[Dimension]:

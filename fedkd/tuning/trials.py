@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from fedkd.benchmark.cells import Cell, cell_layers, cell_tables, in_cell, level_of, make_cell
-from fedkd.benchmark.merge import flatten
+from fedkd.benchmark.merge import flatten, value_at
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_scenario
 from fedkd.scenario.explain import dotted
@@ -124,14 +124,7 @@ def base_values(search: Search) -> dict[str, Any] | None:
         raise in_cell(error, "base", search.bench.file) if error.key else error from None
     found = {}
     for dimension in search.space:
-        value: Any = tables
-        for part in dimension.key.split("."):
-            if isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-                value = value[int(part)]
-            elif isinstance(value, dict) and part in value:
-                value = value[part]
-            else:
-                return None
+        value = value_at(tables, dimension.key, missing=...)
         if dimension.whole and isinstance(value, float) and value.is_integer():
             value = int(value)  # the range says so, where the scenario would have any number
         if not dimension.holds(value):
