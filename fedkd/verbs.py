@@ -93,7 +93,7 @@ def tune_verb(args: argparse.Namespace) -> None:
 
 def report_verb(args: argparse.Namespace) -> None:
     """Make a page."""
-    from fedkd.benchmark.so_far import study_so_far
+    from fedkd.benchmark.bench import study_so_far
     from fedkd.report.page.write import write_report
 
     study = study_so_far(args.folders[0]) if len(args.folders) == 1 else None
@@ -162,9 +162,9 @@ def check_verb(args: argparse.Namespace) -> None:
         import json
 
         if args.schema == "bench":
-            from fedkd.benchmark.json_schema import bench_json_schema as schema
+            from fedkd.benchmark.schema import bench_json_schema as schema
         elif args.schema == "search":
-            from fedkd.tuning.json_schema import search_json_schema as schema
+            from fedkd.tuning.schema import search_json_schema as schema
         else:
             from fedkd.plan.json_schema import json_schema as schema
         print(json.dumps(schema(), indent=2, ensure_ascii=False))

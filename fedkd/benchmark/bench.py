@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from fedkd.benchmark.cell_check import CellCheck
 from fedkd.benchmark.cells import (
     Axis,
     Cell,
+    combinations,
     compared_axes,
     make_axes,
     make_cells,
@@ -19,9 +22,10 @@ from fedkd.benchmark.cells import (
     shown_metrics,
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
+from fedkd.errors import UserError
 from fedkd.paths import expanded
 from fedkd.tracking.atomic import write_text_atomically
-from fedkd.tracking.folder import BENCH, CELLS
+from fedkd.tracking.folder import BENCH, CELLS, STUDY
 
 if TYPE_CHECKING:
     from fedkd.benchmark.results import FinishedCell
@@ -225,6 +229,61 @@ def study_of(
         runs=tuple(study_run(cell, axes) for cell in done),
         missing=cells - len(done),
     )
+
+
+def study_so_far(folder: Path) -> Study | None:
+    """Return the study of what is done of a bench; None: the one in its folder has all of it.
+
+    Args:
+        folder: The bench folder; of another folder there is none.
+
+    Raises:
+        UserError: Its bench file cannot be read, or no cell is done.
+    """
+    from fedkd.benchmark.finished import DIGESTS
+    from fedkd.benchmark.references import beside_references
+
+    newest = max((_written(path) for path in (folder / "runs").glob(f"*/{DIGESTS}")), default=0)
+    if not (folder / BENCH).is_file() or 0 < newest <= _written(folder / STUDY):
+        return None
+    bench = load_bench(folder / BENCH)
+    axes = make_axes(bench)
+    done = beside_references(list(_cells_done(bench, axes, folder / "runs")), axes)
+    if not done:
+        raise UserError("no cell of the bench is done yet", file=str(folder))
+    cells = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
+    return study_of(bench, axes, done, shown_metrics(bench, [cell.cell for cell in done]), cells)
+
+
+def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[FinishedCell]:
+    """Yield the cells that are done.
+
+    Run folders are found by the names of cells: hashes need plug-ins and the place of the bench's file.
+    """
+    from fedkd.benchmark.finished import read_summary
+    from fedkd.benchmark.results import FinishedCell
+    from fedkd.benchmark.worker import Outcome
+    from fedkd.run_folder import SCENARIO
+    from fedkd.scenario.load import read_scenario, read_toml
+
+    folders = {path.name[:-9]: path for path in sorted(runs.glob("*-????????"))}
+    for seed, levels in combinations(bench, axes):
+        name = Cell.name_of(levels, seed)
+        if name not in folders or (summary := read_summary(folders[name])) is None:
+            continue
+        with suppress(UserError):  # its scenario was damaged since
+            run = folders[name]
+            scenario = read_scenario(read_toml(run / SCENARIO), folder=run)
+            cell = Cell(levels, seed, scenario, run.name[-8:])
+            yield FinishedCell(cell, run, Outcome("done"), summary)
+
+
+def _written(path: Path) -> int:
+    """Return when a file was written, in nanoseconds; 0: there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:

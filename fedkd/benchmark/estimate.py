@@ -1,12 +1,12 @@
-"""How long a bench will take, and how one knows."""
+"""Estimates how long a bench takes."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
+from typing import NamedTuple
 
 from fedkd.benchmark.cells import Cell
 from fedkd.benchmark.finished import read_summary
@@ -17,8 +17,7 @@ from fedkd.scenario.tracking import Tracking
 from fedkd.tracking.events import RoundReport, RunObserver
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """Seconds that the cells to run take one after the other, and what that is based on."""
 
     seconds: float
@@ -45,8 +44,7 @@ class CellPace:
 
     def of(self, cell: Cell) -> float | None:
         """Return the seconds that `cell` is likely to take; None: nothing is done yet."""
-        similar = self._seconds.get(self._kind(cell))
-        if similar:
+        if similar := self._seconds.get(self._kind(cell)):
             return median(similar)  # the first cells of a worker take longer: it imports torch
         everything = [seconds for some in self._seconds.values() for seconds in some]
         return fmean(everything) if everything else None
@@ -61,7 +59,7 @@ class CellPace:
 
 
 def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Estimate:
-    """Estimate what is still to do: from finished cells if there are any, else by timing one round of one.
+    """Estimate the time of the cells to run, from finished cells, else from one round of one cell.
 
     Args:
         cells: All cells.
@@ -82,8 +80,8 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Es
         return Estimate(seconds, f"measured on {len(spent)} finished cells; loading and starting come on top")
     tried = waiting[0]
     a_round = _time_one_round(tried)
-    of_a_client = a_round / _at_work(tried.scenario)
-    seconds = sum(of_a_client * _at_work(cell.scenario) * cell.scenario.rounds for cell in waiting)
+    of_a_client = a_round / _clients_per_round(tried.scenario)
+    seconds = sum(of_a_client * _clients_per_round(cell.scenario) * cell.scenario.rounds for cell in waiting)
     later = "" if tried.scenario.continual is None else ", nor is what later tasks cost"
     return Estimate(
         seconds,
@@ -92,19 +90,15 @@ def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Es
     )
 
 
-def _at_work(scenario: Scenario) -> int:
-    """Return how many clients train in a round: where nobody waits it is over after so many uploads."""
+def _clients_per_round(scenario: Scenario) -> int:
+    """Return how many clients train in a round; an asynchronous one is over after so many uploads."""
     if scenario.asynchronous is not None:
         return scenario.asynchronous.buffer
     return scenario.clients_per_round or scenario.data.clients
 
 
 class _FirstRounds(RunObserver):
-    """Stops a run after its first round, or some more, and keeps how long the last of them took.
-
-    Args:
-        number: Of rounds.
-    """
+    """Stops a run after a number of rounds, and keeps how long the last of them took."""
 
     def __init__(self, number: int) -> None:
         self.seconds: float | None = None
@@ -113,13 +107,13 @@ class _FirstRounds(RunObserver):
     def round_finished(self, report: RoundReport) -> None:
         self.seconds = report.seconds
         if report.round >= self._number:
-            raise KeyboardInterrupt  # whatever else an observer raises, the run goes on
+            raise KeyboardInterrupt  # after any other exception of an observer, the run goes on
 
 
 def _time_one_round(cell: Cell) -> float:
-    """Return the seconds of a cell's first round, evaluation included, which nobody is told of.
+    """Return the seconds of a cell's first round, evaluation included; of an asynchronous run, the second.
 
-    Where nobody waits it is the second one: in the first all clients do a job, whoever is over first.
+    In an asynchronous run's first round all clients do a job.
     """
     with tempfile.TemporaryDirectory() as folder:
         tried = cell.scenario.model_copy(update={"evaluate_every": 1, "tracking": Tracking()})

@@ -5,13 +5,13 @@ runs/CELL/digests.json      SHA-256 of every file there that tables and figures 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.json_text import NotJson, parse_json
 from fedkd.tracking.atomic import write_json_atomically
 from fedkd.tracking.recorder import METRICS, SUMMARY, TIMINGS, file_digest, read_metrics, read_timings
 
@@ -57,19 +57,24 @@ def whole_summary(folder: Path) -> dict[str, Any] | None:
         Damaged: It was done, but one of the files that are read of it is not what was written.
     """
     try:
-        summary = json.loads((folder / SUMMARY).read_bytes())
+        summary = parse_json((folder / SUMMARY).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError):
+    except (OSError, NotJson):
         raise Damaged(f"{SUMMARY} cannot be read") from None
     if not _is_summary(summary):
         raise Damaged(f"{SUMMARY} is not that of a run that is done")
-    digests = _digests(folder)
-    if digests is None:
+    try:
+        digests = parse_json((folder / DIGESTS).read_bytes())
+    except FileNotFoundError:  # no bench finished it
         _check_rows(folder)
-    else:
-        for name in READ:
-            _check_file(folder / name, digests.get(name))
+        return summary
+    except (OSError, NotJson):
+        digests = None
+    if not isinstance(digests, dict):
+        raise Damaged(f"{DIGESTS} cannot be read")
+    for name in READ:
+        _check_file(folder / name, digests.get(name))
     return summary
 
 
@@ -80,29 +85,7 @@ def _is_summary(summary: Any) -> bool:
     return isinstance(seconds, int | float) and all(isinstance(table, Mapping) for table in tables)
 
 
-def _digests(folder: Path) -> Mapping[str, str] | None:
-    """Return what was taken down of a run; None: nothing, somebody finished it otherwise than by a bench.
-
-    Raises:
-        Damaged: It cannot be read.
-    """
-    try:
-        digests = json.loads((folder / DIGESTS).read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError):
-        digests = None
-    if not isinstance(digests, dict):
-        raise Damaged(f"{DIGESTS} cannot be read")
-    return digests
-
-
 def _check_file(path: Path, digest: str | None) -> None:
-    """Check a file against its digest.
-
-    Raises:
-        Damaged: It is not what was written.
-    """
     try:
         found = file_digest(path)
     except FileNotFoundError:
@@ -114,11 +97,7 @@ def _check_file(path: Path, digest: str | None) -> None:
 
 
 def _check_rows(folder: Path) -> None:
-    """Check that the tidy files of a run are rows, the last one whole.
-
-    Raises:
-        Damaged: They are not.
-    """
+    """Check that the tidy files of a run are rows, the last one whole."""
     for name, read in ((METRICS, read_metrics), (TIMINGS, read_timings)):
         try:
             whole = all(isinstance(row, dict) for row in read(folder))

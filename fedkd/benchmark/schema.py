@@ -298,3 +298,33 @@ def base_scenario(spec: ExperimentFile, path: Path) -> tuple[Path, dict[str, Any
             raise UserError(f"no such file: {base}", key="base")
         base = shipped
     return base.parent, read_toml(base)
+
+
+def bench_json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a bench, its `[scenario]` included as far as a scenario's own schema goes.
+
+    It does not check keys of `set`, `grid`, `variants` and `baseline`: reading a bench does.
+    """
+    return with_scenario(BenchFile.model_json_schema(), "fedkd bench")
+
+
+def with_scenario(schema: dict[str, Any], title: str) -> dict[str, Any]:
+    """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it.
+
+    Args:
+        schema: Of the file's model; changed.
+        title: Of the schema.
+    """
+    from fedkd.plan.json_schema import json_schema
+
+    scenario = json_schema()
+    definitions = schema.setdefault("$defs", {}) | scenario.pop("$defs")
+    del scenario["$schema"], scenario["title"]
+    schema["$defs"] = definitions | {"Scenario": scenario}
+    properties = schema["properties"]
+    properties["scenario"] = {
+        "anyOf": [{"$ref": "#/$defs/Scenario"}, {"type": "null"}],
+        "default": None,
+        "description": properties["scenario"]["description"],
+    }
+    return schema | {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedkd.catalogue import toml_value
 from fedkd.errors import UserError
+from fedkd.overview.runs import aligned
 from fedkd.paths import expanded
 from fedkd.plan.evaluated import counted_clients, models_told_apart
 from fedkd.report.metrics import metric
@@ -48,11 +49,11 @@ class Compared:
     """One figure of two runs.
 
     Attributes:
-        label: What it is.
-        ours: Its mean over the clients of A that have it; None: nobody has.
+        label: Its name.
+        ours: Its mean over the clients of A that have it; None: no client has.
         theirs: The same of B.
         difference: B minus A, paired by client, with its 95 % interval over clients; None: nothing to pair.
-        better: For how many clients B is better.
+        better: Number of clients for which B is better.
     """
 
     label: str
@@ -69,8 +70,8 @@ class Comparison:
     Attributes:
         folders: Of A and B.
         rounds: The last evaluated round of each, which the figures are of.
-        changed: Dotted scenario key to its values in A and in B, None where it is not there.
-        figures: What was compared, client by client.
+        changed: Dotted scenario key to its values in A and in B; None: absent.
+        figures: The figures, compared client by client.
         costs: Label to the costs of A and of B: bytes sent up and down, seconds.
     """
 
@@ -87,26 +88,22 @@ class Comparison:
 
     def lines(self) -> Iterator[str]:
         """Yield what there is to say, a line each."""
-        for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
-            yield f"{letter}  {folder}, round {round}"
+        yield from (f"{letter}  {told}" for letter, told in self._runs())
         yield ""
         yield from self._differences()
         yield ""
-        rows = [TITLES, *self._rows()]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
-        for label, *others in rows:
-            cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-            yield "  ".join([f"{label:<{widths[0]}}", *cells]).rstrip()
+        yield from aligned([TITLES, *self._rows()])
         yield ""
         yield from self._notes()
 
     def _repr_html_(self) -> str:
-        told = "".join(
-            f"{letter}: {escape(str(folder))}, round {round}<br>"
-            for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True)
-        )
+        told = "".join(f"{letter}: {escape(told)}<br>" for letter, told in self._runs())
         parts = (preformatted(self._differences()), table(TITLES, self._rows()), preformatted(self._notes()))
         return told + "".join(parts)
+
+    def _runs(self) -> Iterator[tuple[str, str]]:
+        for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
+            yield letter, f"{folder}, round {round}"
 
     def _differences(self) -> Iterator[str]:
         if not self.changed:
@@ -144,15 +141,14 @@ def compare(ours: str | Path, theirs: str | Path) -> Comparison:
     folders = (_folder(ours), _folder(theirs))
     scenarios = tuple(map(_scenario, folders))
     found = [_figures(folder, scenario) for folder, scenario in zip(folders, scenarios, strict=True)]
-    (our_round, our_figures), (their_round, their_figures) = found
-    labels = [label for label in our_figures if label in their_figures]
-    costs = [_costs(folder) for folder in folders]
+    (our_round, ours_at), (their_round, theirs_at) = found
+    our_costs, their_costs = map(_costs, folders)
     return Comparison(
         folders,
         (our_round, their_round),
         changed_keys(*map(decisive, scenarios)),
-        tuple(_compared(label, our_figures[label], their_figures[label]) for label in labels),
-        {label: (costs[0][label], costs[1][label]) for label in costs[0]},
+        tuple(_compared(label, ours_at[label], theirs_at[label]) for label in ours_at if label in theirs_at),
+        {label: (cost, their_costs[label]) for label, cost in our_costs.items()},
     )
 
 
@@ -209,11 +205,8 @@ def _compared(name: str, ours: Mapping[int, float], theirs: Mapping[int, float])
     shared = [client for client in ours if client in theirs]
     better = sum((theirs[c] < ours[c]) if lower else (theirs[c] > ours[c]) for c in shared)
     label = LABELS.get(name) or name.replace("_", " ")
-    return Compared(label, _mean(ours), _mean(theirs), paired_difference(theirs, ours), better)
-
-
-def _mean(values: Mapping[int, float]) -> float | None:
-    return sum(values.values()) / len(values) if values else None
+    our_mean, their_mean = (sum(some.values()) / len(some) if some else None for some in (ours, theirs))
+    return Compared(label, our_mean, their_mean, paired_difference(theirs, ours), better)
 
 
 def _costs(folder: Path) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""``fedkd runs``: what runs there are below a folder, and how far each has come."""
+"""``fedkd runs``: the runs below a folder, and how far each has come."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,25 +21,25 @@ from fedkd.tracking.recorder import METRICS, SUMMARY
 from fedkd.tracking.wording import MISSING, duration, percent
 
 CELLS = "runs"
-"""Where a bench folder has the runs of its cells."""
+"""Folder of the run folders in a bench folder."""
 SIGNS_OF_A_BENCH = ("cells.csv", "bench.toml")
 DEEPEST = 4
-"""Folders within each other that are looked through."""
+"""Levels of folders that are searched."""
 TITLES = ("run", "name", "strategy", "status", "rounds", "local", "global", "time", "when")
 NAMES = 4
-"""Columns, from the left, that are no figures."""
+"""Columns of text, from the left."""
 
 
 @dataclass(frozen=True)
 class RunEntry:
-    """A run, or all of a bench's, as far as its folder tells.
+    """A run, or all runs of a bench, as far as the folder tells.
 
     Attributes:
         folder: The run folder, or the bench folder.
         name: Of its scenario.
         strategy: Its fusion strategy.
-        status: `done`, `running`, `interrupted`, `failed`, or `stopped`: it went without a word, and can be
-            gone on with; of a bench how many of its runs are done; `unreadable`.
+        status: `done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a
+            word and can be resumed. Of a bench: how many of its runs are done.
         finished: Its last finished round.
         rounds: Rounds that it is to have.
         accuracy_local: Mean over clients at the end, in [0, 1]; None: not there yet.
@@ -82,23 +82,24 @@ class RunList:
 
     def lines(self) -> Iterator[str]:
         """Yield a table, a line a run."""
-        if not self.entries:
+        if self.entries:
+            yield from aligned([TITLES, *self._rows()], NAMES)
+        else:
             yield f"no runs in {self.folder}"
-            return
-        rows = [TITLES, *self._rows()]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
-        for row in rows:
-            cells = [
-                f"{cell:<{width}}" if column < NAMES else f"{cell:>{width}}"
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            yield "  ".join(cells).rstrip()
 
     def _repr_html_(self) -> str:
         return table(TITLES, self._rows(), names=NAMES)
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [_cells(entry, self.folder) for entry in self.entries]
+
+
+def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> Iterator[str]:
+    """Yield rows with their columns below each other, the first `names` of them flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip("<" * names + ">" * (len(row) - names), row, widths, strict=True)
+        yield "  ".join(f"{cell:{side}{width}}" for side, cell, width in cells).rstrip()
 
 
 def runs(folder: str | Path = "runs") -> RunList:
@@ -129,7 +130,7 @@ def _below(folder: Path, depth: int) -> Iterator[RunEntry]:
         inner = sorted(
             child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
         )
-    except OSError:  # a folder that nobody may look into has no runs to tell of
+    except OSError:  # an unreadable folder shows no runs
         return
     for child in inner:
         if _is_run(child):
@@ -157,22 +158,15 @@ def _entry(folder: Path) -> RunEntry:
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return RunEntry(folder, folder.name, MISSING, "unreadable")
     summary, present = _summary(folder), read_present(folder)
-    done = (
-        summary is not None
-        and summary.get("rounds") == rounds
-        and (present is None or present.status == "done")
-    )
+    said = "done" if present is None else present.status
+    done = summary.get("rounds") == rounds and said == "done"
     if done:
         status = "done"
     elif is_held(folder):
         status = "running"
     else:
-        status = (
-            present.status
-            if present is not None and present.status in ("failed", "interrupted")
-            else "stopped"
-        )
-    final: Mapping[str, Any] = (summary or {}).get("final") or {} if done else {}
+        status = said if said in ("failed", "interrupted") else "stopped"
+    final: Mapping[str, Any] = summary.get("final") or {} if done else {}
     return RunEntry(
         folder,
         name,
@@ -182,7 +176,7 @@ def _entry(folder: Path) -> RunEntry:
         rounds=rounds,
         accuracy_local=(final.get("accuracy_local") or {}).get("mean"),
         accuracy_global=(final.get("accuracy_global") or {}).get("mean"),
-        seconds=summary.get("seconds") if done and summary is not None else None,
+        seconds=summary.get("seconds") if done else None,
         when=_when(folder / SUMMARY if done else folder / METRICS),
     )
 
@@ -202,12 +196,13 @@ def _bench_entry(folder: Path) -> RunEntry:
     )
 
 
-def _summary(folder: Path) -> Mapping[str, Any] | None:
+def _summary(folder: Path) -> Mapping[str, Any]:
+    """Return the summary of a run; empty: there is none that can be read."""
     with suppress(OSError, NotJson):
         found = parse_json((folder / SUMMARY).read_bytes())
         if isinstance(found, dict):
             return found
-    return None
+    return {}
 
 
 def _when(path: Path) -> datetime | None:
@@ -218,17 +213,13 @@ def _when(path: Path) -> datetime | None:
 
 def _cells(entry: RunEntry, root: Path) -> tuple[str, ...]:
     shown = entry.folder.relative_to(root) if entry.folder.is_relative_to(root) else entry.folder
-    rounds = (
-        MISSING
-        if entry.rounds is None
-        else f"{MISSING if entry.finished is None else entry.finished}/{entry.rounds}"
-    )
+    finished = MISSING if entry.finished is None else entry.finished
     return (
         str(shown),
         entry.name,
         entry.strategy,
         entry.status,
-        rounds,
+        MISSING if entry.rounds is None else f"{finished}/{entry.rounds}",
         percent(entry.accuracy_local),
         percent(entry.accuracy_global),
         MISSING if entry.seconds is None else duration(entry.seconds),

@@ -22,13 +22,14 @@ from fedkd.benchmark.schema import (
     check_base_and_seeds,
     dump_file,
     explaining,
+    with_scenario,
 )
 from fedkd.errors import UserError
 from fedkd.scenario.load import read_toml
 from fedkd.scenario.schema import PositiveInt, Scenario
 from fedkd.scenario.shipped import find_shipped
-from fedkd.tuning.objective import DEFAULT, check_metric
-from fedkd.tuning.space import Dimension, dimensions, parse_search
+from fedkd.tuning.objective import DEFAULT, OBJECTIVES, check_metric
+from fedkd.tuning.space import Dimension, Range, dimensions, parse_search
 
 MOST_TRIALS = 100_000
 SHARE = 0.2
@@ -180,3 +181,16 @@ def dump_search(search: Search) -> str:
         told["set"] = told.get("set", {}) | fixed
     varied = {"search": flat_search(search.spec.search)}
     return dump_file("search", told | varied | {"scenario": search.bench.base})
+
+
+def search_json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a search, its `[scenario]` included as far as a scenario's own schema goes.
+
+    It does not check keys of `set` and `search`: reading a search does.
+    """
+    schema = with_scenario(TuneFile.model_json_schema(), "fedkd search")
+    schema["properties"]["metric"]["enum"] = list(OBJECTIVES)
+    schema["$defs"]["Range"] = Range.model_json_schema()
+    varied = [{"$ref": "#/$defs/Range"}, {"type": "array", "minItems": 2}, {"type": "object"}]
+    schema["properties"]["search"]["additionalProperties"] = {"anyOf": varied}
+    return schema

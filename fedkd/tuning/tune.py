@@ -18,8 +18,19 @@ from fedkd.tracking.wording import percent
 from fedkd.tuning.results import BEST, SHOWN, legend, markdown_table, write_results
 from fedkd.tuning.sampling import check_optuna, draw
 from fedkd.tuning.schema import Search, dump_search, load_search
-from fedkd.tuning.trial import TRIAL, Rule, read_record, run_trial
-from fedkd.tuning.trials import Trial, base_values, best_of, check_space, ended, in_words, runs_of
+from fedkd.tuning.trials import (
+    TRIAL,
+    Rule,
+    Trial,
+    base_values,
+    best_of,
+    check_space,
+    ended,
+    in_words,
+    read_record,
+    run_trial,
+    runs_of,
+)
 
 if TYPE_CHECKING:
     from fedkd.benchmark.scheduler import Scheduler

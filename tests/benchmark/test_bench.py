@@ -21,8 +21,7 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.benchmark import estimate, scheduler
-from fedkd.benchmark.bench import BenchResult, bench, plan_bench
-from fedkd.benchmark.so_far import study_so_far
+from fedkd.benchmark.bench import BenchResult, bench, plan_bench, study_so_far
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.cli import main
 from fedkd.errors import Interrupted

@@ -11,7 +11,7 @@ from fedkd.errors import UserError
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RoundReport
 from fedkd.tuning.objective import OBJECTIVES, PREFIX, Curve, check_metric, check_metric_of, final_value
-from fedkd.tuning.trial import TRIAL, Rule, _Follower, read_record
+from fedkd.tuning.trials import TRIAL, Rule, _Follower, read_record
 
 METRIC = "validation/accuracy_local"
 OTHERS = ({1: 0.2, 2: 0.5, 3: 0.6}, {1: 0.3, 2: 0.4, 3: 0.9}, {1: 0.1, 2: 0.7, 3: 0.8})

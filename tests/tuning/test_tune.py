@@ -21,7 +21,7 @@ from fedkd.scenario.load import read_toml
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tuning import tune as module
 from fedkd.tuning.schema import load_search
-from fedkd.tuning.trial import TRIAL, read_record
+from fedkd.tuning.trials import TRIAL, read_record
 
 pytest.importorskip("optuna")
 
@@ -242,8 +242,7 @@ def test_other_verbs_say_which_one_is_meant(tables, tmp_path, capsys):
 
 
 def test_the_schema_of_a_search_has_what_a_search_has():
-    from fedkd.tuning.json_schema import search_json_schema
-    from fedkd.tuning.schema import TuneFile
+    from fedkd.tuning.schema import TuneFile, search_json_schema
 
     schema = search_json_schema()
     assert set(schema["properties"]) == set(TuneFile.model_fields)
