@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -13,13 +13,11 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
-from fedkd.continual.moving import Agreement, Move, MovingScaling, agree
-from fedkd.continual.moving_steps import as_move, moving_scaling, moving_weight, settle
+from fedkd.continual.moving_steps import CoordinateSteps
 from fedkd.continual.reopened import Reopened
 from fedkd.continual.reopened_subspace import ReopenedSubspace
+from fedkd.continual.step_form import StepForm
 from fedkd.continual.subspace import draw, mean_gradients
-from fedkd.continual.thin import ThinWeight
-from fedkd.continual.thin_steps import thin_weights
 from fedkd.continual.trgp import TRGP
 from fedkd.hyperparameters import STRICT
 from fedkd.training.optimizer import OptimizerSpec
@@ -61,6 +59,8 @@ class CUBER(TRGP):
         "Lin, Yang, Fan & Zhang, Beyond Not-Forgetting: Continual Learning with Backward Knowledge Transfer,"
         " NeurIPS 2022, arXiv 2211.00789"
     )
+
+    step_form: ClassVar[StepForm[Any]] = CoordinateSteps()
 
     correlation: Annotated[float, Field(ge=-1)] = 0.0
     """ε2: the least cosine between old and new gradients for which old weights may change. 0 asks for
@@ -104,6 +104,14 @@ class CUBER(TRGP):
             context.memory[DRIFTS] = torch.ones(1, dtype=torch.bool)
         return spec
 
+    def rate(self, context: LearnerContext) -> Tensor:
+        """Return the learning rate of the present phase, a scalar."""
+        return context.memory[RATE]
+
+    def drifts(self, context: LearnerContext) -> bool:
+        """Return whether the optimiser may leave a subspace in which the gradient has no part."""
+        return DRIFTS in context.memory
+
     def end_task(self, context: LearnerContext) -> None:
         """Keep the task's gradient besides its basis."""
         x, labels = draw(context, "gradient", self.samples)
@@ -135,101 +143,40 @@ class CUBER(TRGP):
 
     def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``w̃``; the gradient of w goes through Q where it is not projected out."""
-        if task != context.task:
-            return self.scaled(context, task)
-        thin = thin_weights(context, self.thin)
-        through = [memory.layer.name for memory in layer_memories(context) if memory.flexible]
-        return {**self.scaled(context, task, through, besides=thin), **thin}
-
-    def thin(self, memory: LayerMemory) -> ThinWeight | None:
-        """Return what scales inputs instead of the weight; by plain SGD in R3, where that moves besides."""
-        region = memory.trust_region(memory.context.task)
-        if region is None or not memory.flexible or not self.may_move_alone(memory):
-            return super().thin(memory)
-        rate = memory.context.memory[RATE]
-        limits = {"strength": self.strength, "correlation": self.correlation}
-        moving = moving_weight(memory, region, lambda: MovingScaling(memory, region, rate=rate, **limits))
-        return super().thin(memory) if moving is None else moving
-
-    def may_move_alone(self, memory: LayerMemory) -> bool:
-        """Return whether nothing but the filtered gradient, times the learning rate, changes a weight.
-
-        So far: whether something else takes part is seen in the first step of an epoch.
-        """
-        cache = memory.context.step_cache
-        if cache is None or memory.settled in cache or DRIFTS in memory.context.memory:
-            return False
-        if memory.context.device.type != "cpu":  # elsewhere large products cost less than many small ones
-            return False
-        return not self.overrides("penalty", "after_step")  # as classes derived from this one may
+        flexible = [memory.layer.name for memory in layer_memories(context) if memory.flexible]
+        return self.scaled(context, task, through=flexible if task == context.task else ())
 
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ."""
-        flexible = [
-            memory
+        flexible = {
+            memory.layer.weight_name: memory
             for memory in layer_memories(context)
             if memory.layer.weight_name in gradients and memory.flexible
-        ]
-        # Decisions come first, before anything changes: steps that take the same ones may be replayed.
-        moves = self.decide(flexible, gradients)
-        filtered = super().filter(
-            context, {n: gradient for n, gradient in gradients.items() if n not in moves}
-        )
-        for memory in flexible:
-            name = memory.layer.weight_name
-            if name in moves:
-                moving_scaling(memory).advance(moves[name].inside)
-                filtered[name] = moves[name].outside
-            else:
-                held = self.held_back(memory, memory.layer.matrix(filtered[name]))
-                filtered[name] = held.view_as(filtered[name])
+        }
+        for name, memory in flexible.items():
+            gradient = memory.layer.matrix(gradients[name])
+            failed = [old for old in memory.flexible if not self.agree(memory, old, gradient)]
+            self.move_to_forward(memory, failed)
+        filtered = super().filter(context, gradients)
+        for name, memory in flexible.items():
+            held = self.held_back(memory, memory.layer.matrix(filtered[name]))
+            filtered[name] = held.view_as(filtered[name])
         return filtered
 
-    def decide(self, flexible: Sequence[LayerMemory], gradients: Tensors) -> dict[str, Move]:
-        """Move the tasks in R3 that a step's gradients disagree with to R2.
-
-        Returns:
-            By the names of weights, the gradients of those that move in coordinates.
-        """
-        moves: dict[str, Move] = {}
-        agreements: dict[str, Agreement] = {}
-        for memory in flexible:
-            name, gradient = memory.layer.weight_name, gradients[memory.layer.weight_name]
-            move = as_move(memory, gradient)
-            if move is None:
-                matrix = memory.layer.matrix(gradient)
-                self.move_to_forward(memory, [self.agree(memory, old, matrix) for old in memory.flexible])
-            else:
-                moves[name], agreements[name] = move, moving_scaling(memory).agreement(move)
-        if agreements and not bool(agree(*map(list, zip(*agreements.values(), strict=True)))):
-            for memory in flexible:
-                name = memory.layer.weight_name
-                if name in moves and not all(agreements[name].holds()):
-                    settle(memory)
-                    self.move_to_forward(memory, agreements[name].holds())
-                    del moves[name]
-        return moves
-
-    def move_to_forward(self, memory: LayerMemory, agree: Sequence[bool]) -> None:
-        """Move those of a layer's flexible tasks to R2 that do not agree."""
-        failed = [old for old, lets in zip(memory.flexible, agree, strict=True) if not lets]
-        for old in failed:
+    def move_to_forward(self, memory: LayerMemory, olds: Sequence[int]) -> None:
+        """Move some of a layer's tasks from R3 to R2."""
+        for old in olds:
             memory.fasten(old)
             memory.regimes[1, old] = FORWARD
-        if failed:
+        if olds:
             memory.hold_all_but_flexible()
-
-    def end_steps(self, context: LearnerContext) -> None:
-        """Give weights what they are owed."""
-        for memory in layer_memories(context):
-            settle(memory)
 
     def held_back(self, memory: LayerMemory, gradient: Tensor) -> Tensor:
         """Return a gradient ``[out, n]`` with ``λ d / ‖d‖`` of every task in R3 added, cut to ``d / lr``."""
         flexible = memory.flexible  # the step may have moved the last one to R2
         if self.strength == 0.0 or not flexible:  # nothing over nothing is not a number
             return gradient
-        basis, rate = memory.related_basis, memory.context.memory[RATE]
+        basis, rate = memory.related_basis, self.rate(memory.context)
         # All bases are columns of one orthonormal matrix, so both are in their coordinates, [out, R].
         moved = memory.layer.matrix(memory.layer.module.weight.detach()) - memory.start
         arrivals = (moved - rate * gradient) @ basis

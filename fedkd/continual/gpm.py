@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, forget_scratch, layer_memories
 from fedkd.continual.layers import Layer, head_names
 from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.step_form import HasFastForm, StepForm
 from fedkd.continual.subspace import (
     check_layers,
     draw,
@@ -24,8 +25,7 @@ from fedkd.continual.subspace import (
     protected_layers,
     residual_directions,
 )
-from fedkd.continual.thin import ThinWeight
-from fedkd.continual.thin_steps import leave_protected, thin_weight, thin_weights
+from fedkd.continual.thin_steps import FactoredSteps
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 
@@ -36,7 +36,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class GPM(Learner):
+class GPM(HasFastForm, Learner):
     """Change weights only outside the subspaces that the layers' inputs of old tasks lie in.
 
     After a task, for the inputs R ``[n, samples]`` of every layer (patches of a convolution) and the basis B
@@ -58,6 +58,7 @@ class GPM(Learner):
     confines: ClassVar[bool] = True
     task_statistics: ClassVar[bool] = True
     steps_only_read: ClassVar[bool] = True
+    step_form: ClassVar[StepForm[Any]] = FactoredSteps()
 
     threshold: Share | list[Share] = 0.97
     """ε: share of the energy of a layer's inputs that is protected; one number, or a list with one for every
@@ -165,14 +166,6 @@ class GPM(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
-        """Return weights that, in a training step, know what their gradients are products of."""
-        return thin_weights(context, self.thin) if task == context.task else {}
-
-    def thin(self, memory: LayerMemory) -> ThinWeight | None:
-        """Return a protected layer's weight for steps of few inputs; None: there are too many."""
-        return thin_weight(memory)
-
     def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected."""
         return {**gradients, **self.projected(context, gradients)}
@@ -187,7 +180,8 @@ class GPM(Learner):
         for memory in layer_memories(context):
             name = memory.layer.weight_name
             if name in gradients and memory.protects:
-                left[name] = leave_protected(memory, gradients[name])
+                gradient = gradients[name]
+                left[name] = memory.projection(memory.layer.matrix(gradient)).view_as(gradient)
         rows = context.memory.get(ROWS)
         if rows is not None:
             for name in head_names(context.layers) & gradients.keys():

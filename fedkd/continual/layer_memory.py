@@ -52,6 +52,21 @@ class TrustRegion(NamedTuple):
     places: list[Tensor]
     scales: list[Tensor]
 
+    def scaled(self, weight: Tensor, *, through: bool = False) -> Tensor:
+        """Return ``w̃ = w + Σ_j w B_j (Q_j − I) B_jᵀ``, shaped like the layer's weight w.
+
+        Args:
+            weight: w ``[out, n]`` as a matrix.
+            through: Whether the gradient of w goes through Q too.
+        """
+        known = (weight if through else weight.detach()).reshape(len(weight), -1) @ self.basis
+        shift = torch.zeros_like(known)
+        # Related tasks share most of their columns: multiply by each once.
+        for place, scale in zip(self.places, self.scales, strict=True):
+            own = known.index_select(1, place)
+            shift = shift.index_add(1, place, own @ scale - own)
+        return weight + (shift @ self.basis.T).view_as(weight)
+
 
 @dataclass(frozen=True)
 class LayerMemory:
@@ -92,8 +107,6 @@ class LayerMemory:
         memory, name = self.context.memory, self.layer.name
         memory.pop(INSIDE + name, None)
         memory.pop(OUTSIDE + name, None)
-        if self.context.step_cache is not None:
-            self.context.step_cache.pop(name, None)
         projection = cheaper_projection(self.basis if part is None else part)
         if projection.onto:
             memory[OUTSIDE + name] = projection.basis
@@ -231,11 +244,6 @@ class LayerMemory:
     def fasten(self, old: int) -> None:
         """Undo `loosen`."""
         del self.context.memory[f"{FLEXIBLE}{self.layer.name}/{old}"]
-
-    @property
-    def settled(self) -> str:
-        """Name in the step cache of a note: something besides its own gradient changes the weight."""
-        return f"settled/{self.layer.name}"
 
     def free_columns(self) -> Tensor:
         """Return 1 for every column of the basis that none but flexible tasks have, else 0, ``[r]``."""

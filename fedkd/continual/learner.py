@@ -246,12 +246,6 @@ class Learner:
         Called when an epoch begins if its steps may be recorded; they look at no values that are found here.
         """
 
-    def end_steps(self, context: LearnerContext) -> None:
-        """Make the weights what they are, if steps left something of them in ``context.step_cache``.
-
-        Called when an epoch's steps are over, before the cache is forgotten and anybody looks at the weights.
-        """
-
     def draw(self, context: LearnerContext) -> Sequence[Tensor]:
         """Return what is drawn for the next step, which it finds in ``context.drawn``.
 

@@ -20,6 +20,7 @@ from fedkd.continual.statistics import (
     reset_statistics,
     statistics_names,
 )
+from fedkd.continual.step_form import step_form
 from fedkd.continual.task_model import TaskModel
 from fedkd.namespaces import below, under
 from fedkd.training.executor import Training
@@ -48,6 +49,7 @@ class TaskLearning:
         client: Client index.
         batch_size: Samples a training step.
         common_tasks: As for `LearnerContext`.
+        fast: Whether steps take the learner's fast form, if it has one.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class TaskLearning:
         client: int,
         batch_size: int,
         common_tasks: Sequence[int] | None = None,
+        fast: bool = True,
     ) -> None:
         learner.check(network)
         self.learner = learner
+        self._form = step_form(learner, fast=fast)
         self.context = LearnerContext(
             network,
             units,
@@ -135,6 +139,8 @@ class TaskLearning:
         return self._substitutes(max(self.context.task, 0))
 
     def _substitutes(self, task: int) -> dict[str, Tensor]:
+        if task == self.context.task and self.context.step_cache is not None:
+            return self._completed(task, self._form.effective(self.learner, self.context))
         return self._completed(task, self.learner.effective(self.context, task))
 
     def _completed(self, task: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -242,6 +248,7 @@ class TaskLearning:
             steps=-(-batches // job.accumulate),
             accumulate=job.accumulate,
             labelled=labelled,
+            form=self._form,
         )
         units = None if model.units is None else tuple(model.units.tolist())
         kind = None if job.kind is None else (job.kind, units)
@@ -249,7 +256,7 @@ class TaskLearning:
             result = yield replace(job, model=model, optimizer=spec, rules=rules, kind=kind)
         except BaseException:
             if self.context.step_cache is not None:
-                self.learner.end_steps(self.context)
+                self._form.end(self.learner, self.context)
             raise
         finally:
             self.context.step_cache, self.context.position, self.context.drawn = None, None, None

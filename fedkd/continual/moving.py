@@ -1,10 +1,12 @@
-"""Steps in which a weight moves within subspaces that it is scaled in: what moves there are coordinates.
+"""Subspace coordinates: steps in which a weight moves within the subspaces that it is scaled in.
 
 With B ``[n, r]`` the orthonormal columns of all that is protected in a layer, plain gradient steps change
-``w B`` ``[out, r]`` by products of few inputs that a step has anyway: ``∇ B = δᵀ (X' B)``. So the weight
-itself keeps, within the span of B, what it has where an epoch begins, and its coordinates K = ``w B`` go
-beside it: ``x wᵀ = (x − x B Bᵀ) wᵀ + (x B) Kᵀ``. Products of the whole weight with B and Bᵀ are taken once an
-epoch.
+``w B`` ``[out, r]`` by products of few inputs: ``∇ B = δᵀ (X' B)``. So the weight keeps, within the span of
+B, its values of the epoch's start, and its coordinates K = ``w B`` stand beside it:
+``x wᵀ = (x − x B Bᵀ) wᵀ + (x B) Kᵀ``. Products of the whole weight with B and Bᵀ are taken once an epoch.
+
+Sums are taken in another order than by the plain code: in float64, weights agree within 1e-10 after a small
+stream (``tests/continual/test_thin.py``).
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedkd.continual.layer_memory import LayerMemory, TrustRegion
-from fedkd.continual.thin import Factors, Scaling, Seen
+from fedkd.continual.thin import Factors, Saved, Scaling
 from fedkd.training.own_kernels import own_kernel
 
 
-class Move(NamedTuple):
+class GradientParts(NamedTuple):
     """A gradient G ``[out, n]`` in two parts, ``G = outside + inside Bᵀ``.
 
     Attributes:
@@ -35,18 +37,17 @@ class Move(NamedTuple):
     inside: Tensor
 
 
-class MovingScaling(Scaling):
+class SubspaceCoordinates(Scaling):
     """Scales of a layer with flexible tasks, in whose subspaces its weight moves (regime R3 of CUBER).
 
-    The weight w of which products are asked for is that of where the epoch began, but for what it has outside
-    of the basis: see `owed`. On a CPU alone.
+    Within the basis the weight w keeps its values of the epoch's start (see `pending`). On a CPU alone.
 
     Args:
         memory: The layer's.
-        region: What the present task scales.
+        region: Scaled by the present task.
         rate: Learning rate, a scalar.
-        strength: λ: how hard the weight is held back.
-        correlation: ε2: the least cosine between a flexible task's gradient and a step's.
+        strength: λ of CUBER.
+        correlation: ε2 of CUBER.
     """
 
     def __init__(
@@ -84,47 +85,47 @@ class MovingScaling(Scaling):
         products = [self._across, self._known, self._coordinates, self._coordinates_across]
         held = [self._centre, self._pace, self._groups, self._members, self._reach]
         agreed = [self._stored, self._stored_inside, self._least, self._nothing]
-        return [*self.scales, self.basis, self._places, *self._turned, *products, *held, *agreed]
+        return [*self.scales, self.basis, self._places, *self._scales_across, *products, *held, *agreed]
 
     # Products -----------------------------------------------------------------------------------------
 
-    def outputs(self, inputs: Tensor, plain: Tensor, bias: Tensor | None) -> tuple[Tensor, Seen]:
-        """Return ``x w̃ᵀ + b`` of inputs ``[B, n]``, with what the weight is owed."""
-        seen = self._seen(inputs)
-        scaled = seen.inside.index_add(1, self._places, self._less_own(seen.along, self._turned))
-        outside = torch.addmm(inputs, seen.inside, self._across, alpha=-1.0)
+    def outputs(self, inputs: Tensor, plain: Tensor, bias: Tensor | None) -> tuple[Tensor, Saved]:
+        """Return ``x w̃ᵀ + b`` of inputs ``[B, n]``, the pending change included."""
+        saved = self._save(inputs)
+        scaled = saved.inside.index_add(1, self._places, self._less_own(saved.along, self._scales_across))
+        outside = torch.addmm(inputs, saved.inside, self._across, alpha=-1.0)
         outputs = F.linear(outside, plain, bias).addmm_(scaled, self._coordinates_across)
-        return outputs, seen._replace(inputs=outside, inside=scaled)
+        return outputs, saved._replace(inputs=outside, inside=scaled)
 
     def back(
-        self, outer: Tensor, plain: Tensor, seen: Seen, *, for_inputs: bool
+        self, outer: Tensor, plain: Tensor, saved: Saved, *, for_inputs: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Return the gradients of the inputs and of the scales (see `Scaling.back`)."""
         inside = outer @ self._coordinates
         back = self._parts(inside.index_select(1, self._places))
-        gradients = self._gradients(seen.along, back)
+        gradients = self._gradients(saved.along, back)
         if not for_inputs:
             return None, gradients
         inside = inside.index_add(1, self._places, self._less_own(back, self.scales))
         inside = torch.addmm(inside, outer, self._known, alpha=-1.0)  # in the place of what w has there
         return (outer @ plain).addmm_(inside, self._across), gradients
 
-    def factors(self, outer: Tensor, seen: Seen) -> Factors:
+    def factors(self, outer: Tensor, saved: Saved) -> Factors:
         """Return what the gradient of w is a product of, through the scales."""
-        inputs = torch.addmm(seen.inputs, seen.inside, self._across)
-        return Factors(outer, inputs, seen.inside, seen.inputs)
+        inputs = torch.addmm(saved.inputs, saved.inside, self._across)
+        return Factors(outer, inputs, saved.inside, saved.inputs)
 
     # Steps --------------------------------------------------------------------------------------------
 
-    def move(self, factors: Factors) -> Move:
+    def parts(self, factors: Factors) -> GradientParts:
         """Return the gradient that is the product of these factors, which have to come from here."""
         assert factors.inside is not None and factors.outside is not None
         across = factors.outputs.T
-        return Move(across @ factors.outside, across @ factors.inside)
+        return GradientParts(across @ factors.outside, across @ factors.inside)
 
-    def agreement(self, move: Move) -> Agreement:
+    def agreement(self, parts: GradientParts) -> Agreement:
         """Return what it takes to say which flexible tasks agree with a gradient."""
-        outside, inside = move.outside.view(-1), move.inside.view(-1)
+        outside, inside = parts.outside.view(-1), parts.inside.view(-1)
         products = torch.addmv(torch.mv(self._stored, outside), self._stored_inside, inside)
         if not self._compares:
             return Agreement(products, self._nothing, self._nothing, self._least)
@@ -139,7 +140,7 @@ class MovingScaling(Scaling):
         columns = self._groups, self._members
         hold_back(self._coordinates, self._centre, inside, self._pace, *columns, self._reach)
 
-    def owed(self) -> Tensor:
+    def pending(self) -> Tensor:
         """Return what the weight has to be given to be what it is, ``[out, n]``."""
         return (self._coordinates - self._known) @ self._across
 
@@ -192,7 +193,7 @@ def hold_back(
     members: Tensor,
     reach: Tensor,
 ) -> None:
-    """Take a step of coordinates ``[out, r]`` (see `MovingScaling.advance`).
+    """Take a step of coordinates ``[out, r]`` (see `SubspaceCoordinates.advance`).
 
     Args:
         coordinates: K, changed in place.

@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step
+from fedkd.continual.step_form import PLAIN, StepForm
 from fedkd.continual.task_model import TaskModel
-from fedkd.continual.thin import ThinWeight
+from fedkd.continual.thin import FactoredWeight
 from fedkd.training.optimizer import OptimizerSpec
 
 
@@ -30,6 +31,7 @@ class LearnerRules:
         labelled: Whether the batches are the client's own samples, labels second and, where the learner
             `shapes_training`, their tasks third; else guidance.
         after_epoch: Called after every epoch.
+        form: How steps are computed; `substitutes` go by it in a step.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class LearnerRules:
         steps: int = 1,
         accumulate: int = 1,
         labelled: bool = False,
+        form: StepForm[Any] = PLAIN,
     ) -> None:
+        self._form = form
         self._learner, self._context, self._model = learner, context, model
         self._substitutes = substitutes
         self._after_epoch = after_epoch
@@ -128,7 +132,7 @@ class LearnerRules:
 
     def after_backward(self) -> None:
         gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-        filtered = self._learner.filter(self._context, gradients)
+        filtered = self._form.filter(self._learner, self._context, gradients)
         for name, gradient in filtered.items():
             self._trainable[name].grad = gradient
         if self._confines or self._learner.follows_path:
@@ -151,7 +155,7 @@ class LearnerRules:
     def after_epoch(self) -> None:
         # Also if nobody looks on, which must not make a difference.
         if self._context.step_cache is not None:
-            self._learner.end_steps(self._context)
+            self._form.end(self._learner, self._context)
         self._context.step_cache, self._context.position, self._context.drawn = None, None, None
         self._batches = 0
         if self._after_epoch is not None:
@@ -166,7 +170,7 @@ def _tensors_in(cached: Sequence[Any]) -> list[Tensor]:
     """Return the tensors that a step takes out of what its learner keeps for an epoch."""
     found: list[Tensor] = []
     for kept in tree_leaves(cached):
-        if isinstance(kept, ThinWeight):
+        if isinstance(kept, FactoredWeight):
             found += kept.tensors
         elif isinstance(kept, Tensor):
             found.append(kept)

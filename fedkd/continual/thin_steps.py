@@ -1,25 +1,83 @@
-"""Training steps of few inputs: when inputs are transformed in the place of weights and gradients.
+"""Training steps of GPM and TRGP with factored gradients, where a batch has few inputs.
 
-Which it is, is decided once an epoch for every protected layer, and kept in the context's step cache.
+Each protected layer is decided on once an epoch; its factored weight stands in the step cache by its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layer_memory import LayerMemory, TrustRegion, layer_memories
 from fedkd.continual.learner import Tensors
-from fedkd.continual.thin import LearnedScaling, Scaling, ThinWeight
+from fedkd.continual.step_form import StepForm
+from fedkd.continual.thin import FactoredWeight, LearnedScaling, Scaling
+
+if TYPE_CHECKING:
+    from fedkd.continual.gpm import GPM
 
 
-def most_inputs(memory: LayerMemory, scaled: int = 0, rank: int | None = None) -> int:
-    """Return up to how many inputs it takes less to transform those than the weight and its gradient.
+G = TypeVar("G", bound="GPM")
+
+
+class FactoredSteps(StepForm[G]):
+    """Steps of `GPM`, and of learners that scale subspaces besides."""
+
+    def effective(self, learner: G, context: LearnerContext) -> Tensors:
+        """Return factored weights of the layers that have few inputs, effective weights of the others."""
+        cache, weights = context.step_cache, {}
+        assert cache is not None
+        for memory in layer_memories(context):
+            name, factored = memory.layer.name, None
+            if memory.protects:
+                if name not in cache:
+                    cache[name] = self.factored_weight(learner, memory)
+                factored = cache[name]
+            if factored is not None:
+                factored.forget()
+                weights[memory.layer.weight_name] = factored
+                continue
+            region = memory.trust_region(context.task)
+            if region is not None:
+                weight = memory.layer.module.weight
+                weights[memory.layer.weight_name] = region.scaled(weight, through=bool(memory.flexible))
+        return weights
+
+    def factored_weight(self, learner: G, memory: LayerMemory) -> FactoredWeight | None:
+        """Return a protected layer's weight for steps of few inputs; None: a batch has too many."""
+        weight = memory.layer.module.weight  # in a step, the module's own is the factored one
+        region = memory.trust_region(memory.context.task)
+        most = max_inputs(memory, 0 if region is None else region.basis.shape[1])
+        if memory.context.batch_size > most:
+            return None
+        if region is None:
+            return FactoredWeight.make(weight, lambda: weight, most)
+        through = bool(memory.flexible)
+        kind = LearnedScaling if through else Scaling
+        scaling = kind(weight.detach(), *_basis_and_places(memory, region), region.scales)
+        return FactoredWeight.make(weight, lambda: region.scaled(weight, through=through), most, scaling)
+
+    def filter(self, learner: G, context: LearnerContext, gradients: Tensors) -> Tensors:
+        """Return gradients outside of what is protected, products of their factors where these are known."""
+        projected = {}
+        for memory in layer_memories(context):
+            name = memory.layer.weight_name
+            if name in gradients and memory.protects:
+                product = _projected_product(memory, gradients[name])
+                if product is not None:
+                    projected[name] = product
+        others = {name: gradient for name, gradient in gradients.items() if name not in projected}
+        return {**others, **learner.projected(context, others), **projected}
+
+
+def max_inputs(memory: LayerMemory, scaled: int = 0, rank: int | None = None) -> int:
+    """Return the largest number of inputs that cost less to transform than the weight and its gradient.
 
     Args:
-        memory: Of a protected layer; 0 if it is a convolution, which has many inputs.
+        memory: Of a protected layer; the result is 0 for a convolution, which has many inputs.
         scaled: Number of directions in which the weight is scaled.
         rank: Number of columns that gradients are projected with; None: those of the memory's projection.
     """
@@ -32,76 +90,25 @@ def most_inputs(memory: LayerMemory, scaled: int = 0, rank: int | None = None) -
     return outputs * (2 * rank + 3 * scaled) // (2 * rank + scaled + outputs)
 
 
-def thin_weight(
-    memory: LayerMemory,
-    region: TrustRegion | None = None,
-    effective: Callable[[], Tensor] | None = None,
-    *,
-    through: bool = False,
-) -> ThinWeight | None:
-    """Return a protected layer's weight for steps of few inputs; None: a batch has too many.
+def _basis_and_places(memory: LayerMemory, region: TrustRegion) -> tuple[Tensor, Sequence[Tensor]]:
+    """Return a basis that has all columns of a region, and their places in it.
 
-    Args:
-        memory: The layer's.
-        region: What the present task scales, if anything.
-        effective: Gives the scaled weight ``w̃``, with a graph; None: w itself.
-        through: Whether the weight's gradient goes through the scales.
+    It is the projection's where that has all that is protected: inputs are multiplied by it anyway.
     """
-    weight = memory.layer.module.weight
-    most = most_inputs(memory, 0 if region is None else region.basis.shape[1])
-    if memory.context.batch_size > most:
-        return None
-    scaling = None
-    if region is not None:
-        kind = LearnedScaling if through else Scaling
-        scaling = kind(weight.detach(), *_within(memory, region), region.scales)
-    return ThinWeight.make(weight, effective or (lambda: weight), most, scaling)
-
-
-def _within(memory: LayerMemory, region: TrustRegion) -> tuple[Tensor, Sequence[Tensor]]:
-    """Return a basis that has all columns of a region, and where.
-
-    If gradients are projected out of all that is protected, it is the basis of that: a step's inputs have to
-    be multiplied by it anyway.
-    """
-    project = memory.projection
-    if project.onto or project.basis.shape[1] != memory.basis.shape[1]:
+    projection = memory.projection
+    if projection.onto or projection.basis.shape[1] != memory.basis.shape[1]:
         return region.basis, region.places
-    return project.basis, memory.places(memory.related(memory.context.task))
+    return projection.basis, memory.places(memory.related(memory.context.task))
 
 
-def thin_weights(context: LearnerContext, make: Callable[[LayerMemory], ThinWeight | None]) -> Tensors:
-    """Return the weights of the protected layers that have few inputs; in training steps only.
-
-    Args:
-        context: The client's.
-        make: Returns a protected layer's (see `thin_weight`); asked once an epoch.
-    """
-    weights: Tensors = {}
-    cache = context.step_cache
-    if cache is None:
-        return weights
-    for memory in layer_memories(context):
-        if memory.protects:
-            name = memory.layer.name
-            if name not in cache:
-                cache[name] = make(memory)
-            weight = cache[name]
-            if weight is not None:
-                weight.forget()
-                weights[memory.layer.weight_name] = weight
-    return weights
-
-
-def leave_protected(memory: LayerMemory, gradient: Tensor) -> Tensor:
-    """Return a protected layer's gradient, or change, outside of what is held: ``∇ − ∇ B Bᵀ``."""
-    cache, layer, project = memory.context.step_cache, memory.layer, memory.projection
-    thin: ThinWeight | None = cache.get(layer.name) if cache is not None else None
-    factors = thin.factors_of(gradient) if thin is not None else None
-    if thin is None or factors is None:
-        return project(layer.matrix(gradient)).view_as(gradient)
-    inputs = factors.inputs
-    scaling = thin.scaling
-    if factors.inside is not None and scaling is not None and scaling.basis is project.basis:
-        return factors.outputs.T @ project.less(inputs, factors.inside)
-    return factors.outputs.T @ project(inputs)
+def _projected_product(memory: LayerMemory, gradient: Tensor) -> Tensor | None:
+    """Return ``δᵀ (X − X B Bᵀ)``; None: the factors of the gradient are not known."""
+    cache, projection = memory.context.step_cache, memory.projection
+    weight: FactoredWeight | None = None if cache is None else cache.get(memory.layer.name)
+    factors = None if weight is None else weight.factors_of(gradient)
+    if weight is None or factors is None:
+        return None
+    scaling = weight.scaling
+    if factors.inside is not None and scaling is not None and scaling.basis is projection.basis:
+        return factors.outputs.T @ projection.less(factors.inputs, factors.inside)
+    return factors.outputs.T @ projection(factors.inputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.gpm import GPM
-from fedkd.continual.layer_memory import LayerMemory, TrustRegion, layer_memories, scales_of
+from fedkd.continual.layer_memory import LayerMemory, layer_memories, scales_of
 from fedkd.continual.learner import Tensors
+from fedkd.continual.step_form import StepForm
 from fedkd.continual.subspace import (
     NOISE,
     draw,
@@ -23,26 +24,8 @@ from fedkd.continual.subspace import (
     relatedness,
     residual_directions,
 )
-from fedkd.continual.thin import ThinWeight
-from fedkd.continual.thin_steps import thin_weight
+from fedkd.continual.thin_steps import FactoredSteps
 from fedkd.hyperparameters import STRICT
-
-
-def scaled_weight(weight: Tensor, region: TrustRegion, *, through: bool = False) -> Tensor:
-    """Return ``w̃ = w + Σ_j w B_j (Q_j − I) B_jᵀ``, shaped like the layer's weight.
-
-    Args:
-        weight: The layer's, w ``[out, n]`` as a matrix.
-        region: All B_j and Q_j.
-        through: Whether the gradient of w goes through Q too.
-    """
-    known = (weight if through else weight.detach()).reshape(len(weight), -1) @ region.basis
-    shift = torch.zeros_like(known)
-    # Related tasks share most of their columns: multiply by each once.
-    for place, scale in zip(region.places, region.scales, strict=True):
-        own = known.index_select(1, place)
-        shift = shift.index_add(1, place, own @ scale - own)
-    return weight + (shift @ region.basis.T).view_as(weight)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -73,6 +56,7 @@ class TRGP(GPM):
     )
 
     scales_own_subspaces: ClassVar[bool] = True
+    step_form: ClassVar[StepForm[Any]] = FactoredSteps()
 
     relatedness: Annotated[float, Field(ge=0)] = 0.5
     """ε1: share of the new gradient's norm within an old task's subspace from which on that task is related;
@@ -151,42 +135,20 @@ class TRGP(GPM):
 
     def effective(self, context: LearnerContext, task: int) -> Tensors:
         """Return ``w̃`` of the layers in which a task is related to others."""
-        thin = super().effective(context, task)
-        return {**self.scaled(context, task, besides=thin), **thin}
+        return self.scaled(context, task)
 
-    def scaled(
-        self,
-        context: LearnerContext,
-        task: int,
-        through: Collection[str] = (),
-        besides: Collection[str] = (),
-    ) -> Tensors:
+    def scaled(self, context: LearnerContext, task: int, through: Collection[str] = ()) -> Tensors:
         """Return ``w̃`` by the names of the weights.
 
         Args:
             context: Its memory has the matrices Q.
             task: Any.
             through: Names of layers in which the gradient of w goes through Q too.
-            besides: Names of weights that are not asked for.
         """
         weights = {}
         for memory in layer_memories(context):
-            layer = memory.layer
-            if layer.weight_name not in besides:
-                region = memory.trust_region(task)
-                if region is not None:
-                    weights[layer.weight_name] = scaled_weight(
-                        layer.module.weight, region, through=layer.name in through
-                    )
+            layer, region = memory.layer, memory.trust_region(task)
+            if region is not None:
+                weight = layer.module.weight
+                weights[layer.weight_name] = region.scaled(weight, through=layer.name in through)
         return weights
-
-    def thin(self, memory: LayerMemory) -> ThinWeight | None:
-        """Return what scales inputs instead of the weight."""
-        region = memory.trust_region(memory.context.task)
-        if region is None:
-            return super().thin(memory)
-        weight = memory.layer.module.weight  # in a step, the module's own is the thin one
-        through = bool(memory.flexible)
-        return thin_weight(
-            memory, region, lambda: scaled_weight(weight, region, through=through), through=through
-        )

@@ -141,7 +141,7 @@ class Way:
         learner = self._learning.learner
         assert isinstance(learner, CUBER)
         for memory in layer_memories(self._learning.context)[1:]:
-            learner.move_to_forward(memory, [False] * len(memory.flexible))
+            learner.move_to_forward(memory, memory.flexible)
 
     def regimes(self) -> str:
         """Return how many layers of the network have old tasks in which regimes now, for CUBER."""

@@ -32,13 +32,14 @@ def small_units(tasks, classes=2, *, shared=False):
     ]
 
 
-def start(learner, network, stream, units=None, *, batch_size=8, seed=1):
+def start(learner, network, stream, units=None, *, batch_size=8, seed=1, fast=True):
     """Return a learner at the start of a stream."""
     units = units or small_units(len(stream))
     outputs = 1 + max(unit for own in units for unit in own)
     return TaskLearning(
-        learner, network, units, outputs, lambda t: stream[t], seed=seed, client=0, batch_size=batch_size
-    )
+        learner, network, units, outputs, lambda t: stream[t], seed=seed, client=0, batch_size=batch_size,
+        fast=fast,
+    )  # fmt: skip
 
 
 def train(

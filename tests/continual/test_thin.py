@@ -12,8 +12,11 @@ from torch.func import functional_call, vmap
 from fedkd.continual.cuber import CUBER
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import BASIS, REGIME, SCALE
-from fedkd.continual.moving import MovingScaling
-from fedkd.continual.thin import Scaling, ThinWeight
+from fedkd.continual.moving import SubspaceCoordinates
+from fedkd.continual.moving_steps import CoordinateSteps
+from fedkd.continual.step_form import PLAIN as PLAIN_FORM
+from fedkd.continual.step_form import step_form
+from fedkd.continual.thin import FactoredWeight, Scaling
 from fedkd.continual.trgp import TRGP
 from fedkd.models.mlp import mlp
 from fedkd.training.evaluate import predict_logits
@@ -39,7 +42,7 @@ def draw(*shape, seed=0):
 
 
 def layer(*, bias=True, dtype=torch.float64):
-    """Return a layer 7 → 9, a thin weight of it that is scaled, its scales, and w̃ with a graph to them."""
+    """Return a layer 7 → 9, its scaled factored weight, its scales, and w̃ with a graph to them."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         linear = nn.Linear(7, 9, bias=bias, dtype=dtype)
@@ -56,13 +59,14 @@ def layer(*, bias=True, dtype=torch.float64):
         return weight + sum(added)
 
     scaling = Scaling(weight.detach(), basis, places, scales)
-    return linear, ThinWeight.make(weight, dense, 6, scaling), scales, dense
+    return linear, FactoredWeight.make(weight, dense, 6, scaling), scales, dense
 
 
-def is_thin(outputs):
+def is_factored(outputs):
     """Return whether outputs were computed from transformed inputs; a view of them may have been taken."""
     node = outputs.grad_fn
-    return "Thin" in type(node).__name__ or any("Thin" in type(n).__name__ for n, _ in node.next_functions)
+    names = [type(found).__name__ for found in (node, *(before for before, _ in node.next_functions))]
+    return any("Factored" in name for name in names)
 
 
 def gradients(value, tensors):
@@ -82,7 +86,7 @@ def test_products_and_their_gradients_are_those_of_the_effective_weight(shape, b
     theirs = functional_call(linear, {"weight": dense()}, (x,))
     assert type(ours) is torch.Tensor
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    assert is_thin(ours) == (shape != (7, 7))
+    assert is_factored(ours) == (shape != (7, 7))
     for one, other in zip(gradients(ours, tensors), gradients(theirs, tensors), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -105,7 +109,7 @@ def test_reduced_precision_is_that_of_the_effective_weight():
     _, thin, _, dense = layer(bias=False, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         found = F.linear(draw(4, 7).float(), thin)
-        assert found.dtype == torch.bfloat16 and not is_thin(found)
+        assert found.dtype == torch.bfloat16 and not is_factored(found)
         assert torch.equal(found, F.linear(draw(4, 7).float(), dense()))
 
 
@@ -188,27 +192,20 @@ def double_stream(tasks):
     return [(x.double(), y) for x, y in small_stream(tasks, shape=(12,), seed=2)]
 
 
-def counted(monkeypatch, learner, *, never=False):
-    """Return a learner whose layers are never thin, or one that counts the projections that were."""
+def counted(monkeypatch):
+    """Return a list that gets the factors of every gradient that they are asked of."""
     known = []
-    factors_of = ThinWeight.factors_of
+    factors_of = FactoredWeight.factors_of
 
     def watch(weight, gradient):
         known.append(factors_of(weight, gradient))
         return known[-1]
 
-    monkeypatch.setattr(ThinWeight, "factors_of", watch)
-    if not never:
-        return learner, known
-
-    class Never(type(learner)):
-        def thin(self, memory):
-            return None
-
-    return Never(**vars(learner)), known
+    monkeypatch.setattr(FactoredWeight, "factors_of", watch)
+    return known
 
 
-def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=False, accumulate=1):
+def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=False, accumulate=1, fast=True):
     """Return a network and context after three tasks.
 
     Args:
@@ -219,10 +216,11 @@ def course(learner, *, optimizer, bias=False, drag=0.0, corrected=False, many=Fa
         corrected: Whether something is added to the gradients.
         many: Whether the model is called for more inputs besides.
         accumulate: Batches a step.
+        fast: Whether steps take their fast form.
     """
     stream = double_stream(3)
     net = wide(bias=bias)
-    learning = start(learner, net, stream, small_units(3, shared=True), batch_size=4)
+    learning = start(learner, net, stream, small_units(3, shared=True), batch_size=4, fast=fast)
     first = {name: p.detach().clone() for name, p in net.named_parameters()}
     options = {"accumulate": accumulate}
     if corrected:
@@ -275,44 +273,55 @@ OTHER = {
     ],
 )
 def test_learners_learn_what_they_would_without(monkeypatch, learner, way):
-    thin, known = counted(monkeypatch, learner)
+    known = counted(monkeypatch)
     options = (PLAIN | OTHER)[way]
-    net, context = course(thin, **options)
+    net, context = course(learner, **options)
     used = sum(factors is not None for factors in known)
     if way in PLAIN:
         assert used
     else:  # there were others, by a penalty, a correction, ...
         assert len(known) > used
-    dense, _ = counted(monkeypatch, learner, never=True)
-    other, others = course(dense, **options)
+    other, others = course(learner, fast=False, **options)
     for (name, ours), theirs in zip(net.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10, msg=name)
     assert context.memory.keys() == others.memory.keys()
     assert any(name.startswith(SCALE) for name in context.memory) == (learner.name != "gpm")
     for task in range(3):  # directions of either sign are the same
-        theirs = dense.effective(others, task)
-        for name, weight in thin.effective(context, task).items():
+        theirs = learner.effective(others, task)
+        for name, weight in learner.effective(context, task).items():
             torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-10)
+
+
+def test_a_derived_class_that_overrides_a_step_has_the_plain_form():
+    class Mine(GPM):
+        def filter(self, context, gradients):
+            return super().filter(context, gradients)
+
+    class Named(GPM):
+        """Overrides nothing that a form computes."""
+
+    assert step_form(Mine()) is step_form(GPM(), fast=False) is PLAIN_FORM
+    assert step_form(Named()) is step_form(GPM()) is GPM.step_form is not PLAIN_FORM
 
 
 @pytest.mark.parametrize("strength", [1e3, 0.3, 0.05, 0.0])
 def test_weights_that_move_in_coordinates_arrive_where_they_would(monkeypatch, strength):
     """Held at the centre, let go now and then, and free; some tasks leave R3 on the way."""
     learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-0.3, strength=strength)
-    advanced, owed = [], []
-    advance, give = MovingScaling.advance, MovingScaling.owed
-    monkeypatch.setattr(MovingScaling, "advance", lambda s, inside: advanced.append(advance(s, inside)))
+    advanced, pending = [], []
+    advance, give = SubspaceCoordinates.advance, SubspaceCoordinates.pending
+    monkeypatch.setattr(SubspaceCoordinates, "advance", lambda s, inside: advanced.append(advance(s, inside)))
 
     def noted(self):
-        owed.append(give(self))
-        return owed[-1]
+        pending.append(give(self))
+        return pending[-1]
 
-    monkeypatch.setattr(MovingScaling, "owed", noted)
+    monkeypatch.setattr(SubspaceCoordinates, "pending", noted)
     net, context = course(learner, optimizer=SGD)
     steps = len(advanced)
     assert steps > 20
-    assert (max(float(part.norm()) for part in owed) > 1e-3) == (strength < 1e3)
-    monkeypatch.setattr(CUBER, "may_move_alone", lambda self, memory: False)
+    assert (max(float(part.norm()) for part in pending) > 1e-3) == (strength < 1e3)
+    monkeypatch.setattr(CoordinateSteps, "applies", lambda self, learner, memory: False)
     other, others = course(learner, optimizer=SGD)
     assert len(advanced) == steps
     for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
@@ -329,12 +338,12 @@ def test_weights_move_as_a_whole_where_anything_else_takes_part(monkeypatch, way
     """By momentum and Adam from the beginning; else from where the first step of an epoch has shown it."""
     learner = CUBER(threshold=0.8, relatedness=0.0, correlation=-1.0, strength=0.05)
     advanced = []
-    advance = MovingScaling.advance
-    monkeypatch.setattr(MovingScaling, "advance", lambda s, inside: advanced.append(advance(s, inside)))
+    advance = SubspaceCoordinates.advance
+    monkeypatch.setattr(SubspaceCoordinates, "advance", lambda s, inside: advanced.append(advance(s, inside)))
     options = (PLAIN | OTHER)[way]
     net, _ = course(learner, **options)
     assert not advanced
-    monkeypatch.setattr(CUBER, "may_move_alone", lambda self, memory: False)
+    monkeypatch.setattr(CoordinateSteps, "applies", lambda self, learner, memory: False)
     other, _ = course(learner, **options)
     for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
@@ -362,7 +371,7 @@ def test_a_weight_is_whole_after_a_step_that_failed(monkeypatch):
                 learning, stream[1], loss, optimizer=SGD, epochs=range(1), task_epochs=1, batch_size=4,
                 generator=g(), seed=0,
             )  # fmt: skip
-        monkeypatch.setattr(CUBER, "may_move_alone", lambda self, memory: False)
+        monkeypatch.setattr(CoordinateSteps, "applies", lambda self, learner, memory: False)
     assert (nets[0].body[1].weight - begun).norm() > 1e-2
     for ours, theirs in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
@@ -403,7 +412,7 @@ def test_nothing_moves_within_old_subspaces_whatever_the_loss(learner):
 
 @pytest.mark.parametrize("learner", LEARNERS, ids=["gpm", "trgp", "cuber", "cuber-bold"])
 def test_a_restored_learner_goes_on_to_the_last_bit(monkeypatch, learner):
-    learner, known = counted(monkeypatch, learner)
+    known = counted(monkeypatch)
     stream = [(x.float(), y) for x, y in double_stream(3)]
     nets = [wide().float(), wide().float()]
     learning, other = (start(learner, net, stream, small_units(3, shared=True), batch_size=4) for net in nets)
@@ -438,7 +447,7 @@ def test_the_cache_is_for_the_steps_of_an_epoch_only():
         def evaluate(learning=learning):
             assert learning.context.step_cache is None
             found = learning.learner.effective(learning.context, 1)
-            assert found and not any(isinstance(weight, ThinWeight) for weight in found.values())
+            assert found and not any(isinstance(weight, FactoredWeight) for weight in found.values())
             predict_logits(learning.model(1), stream[1][0])
             learning.context.network.train()
 
@@ -453,5 +462,5 @@ def test_the_cache_is_for_the_steps_of_an_epoch_only():
                 batch_size=4, generator=g(), seed=0,
             )  # fmt: skip
         assert learning.context.step_cache is None
-    assert all(isinstance(found["body.1"], ThinWeight) for found in seen)
+    assert all(isinstance(found["body.1"], FactoredWeight) for found in seen)
     assert all(torch.equal(a, b) for a, b in zip(*(net.parameters() for net in nets), strict=True))
