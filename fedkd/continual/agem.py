@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fedkd.continual import episodes
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Tensors
 from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class AGem(Learner):
+class AGem(FastSteps, Learner):
     """Take away from a gradient what goes against the gradient of samples of earlier tasks.
 
     With g the gradient of a step and r that of the mean cross entropy of a batch drawn from memory, at the
@@ -34,8 +35,6 @@ class AGem(Learner):
     paper: ClassVar[str] = (
         "Chaudhry et al., Efficient Lifelong Learning with A-GEM, ICLR 2019, arXiv 1812.00420"
     )
-
-    steps_only_read: ClassVar[bool] = True
 
     memory_size: Annotated[int, Field(ge=0)] = 1000
     """Samples kept of all tasks together, equally many of each. More make the reference less dependent on a

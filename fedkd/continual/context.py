@@ -38,7 +38,7 @@ class LearnerContext:
             epoch's steps.
         position: How far an epoch has come in the present step: 0 in its first, 1 in its last (also if there
             is but one), evenly between; None outside of an epoch's steps.
-        drawn: What the learner has drawn for the present step ahead of it (see `Learner.draw`); None: it was
+        drawn: Samples of the present step, drawn ahead of it (see `FastSteps.draw`); None: the learner was
             not asked to.
 
     Args:

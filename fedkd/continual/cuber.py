@@ -11,12 +11,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import StepForm
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, layer_memories
 from fedkd.continual.learner import Tensors
 from fedkd.continual.moving_steps import CoordinateSteps
 from fedkd.continual.reopened import Reopened
 from fedkd.continual.reopened_subspace import ReopenedSubspace
-from fedkd.continual.step_form import StepForm
 from fedkd.continual.subspace import draw, mean_gradients
 from fedkd.continual.trgp import TRGP
 from fedkd.hyperparameters import STRICT

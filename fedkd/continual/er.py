@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fedkd.continual import episodes
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Step
 from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class ExperienceReplay(Learner):
+class ExperienceReplay(FastSteps, Learner):
     """Add samples of earlier tasks to every batch.
 
     It departs from the paper in its memory: shares of it are equal by task and class, and are filled when a
@@ -40,8 +41,6 @@ class ExperienceReplay(Learner):
         "Chaudhry et al., On Tiny Episodic Memories in Continual Learning, arXiv 1902.10486, 2019"
     )
     source_note: ClassVar[str] = "the memory is equal by class and filled when a task ends"
-
-    steps_only_read: ClassVar[bool] = True
 
     memory_size: Annotated[int, Field(ge=0)] = 1000
     """Samples kept of all tasks together. A few for every class of every task go a long way; more help more,

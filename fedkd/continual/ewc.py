@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.fisher import Labels, Samples, fisher_diagonal
 from fedkd.continual.learner import Learner, Step
 from fedkd.hyperparameters import STRICT
@@ -19,7 +20,7 @@ CONSTANT = "constant"
 
 
 @dataclass(frozen=True, config=STRICT)
-class EWC(Learner):
+class EWC(FastSteps, Learner):
     """Hold every weight to where it was after each old task, as hard as that task's Fisher information says.
 
     ::
@@ -51,7 +52,6 @@ class EWC(Learner):
         "Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 114 (13), 2017,"
         " arXiv 1612.00796"
     )
-    steps_only_read: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """λ. Sweep it over powers of ten: F is small where a task was learned well, and λ with it large. Split

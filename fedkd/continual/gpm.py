@@ -11,10 +11,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps, StepForm
 from fedkd.continual.layer_memory import SCRATCH, LayerMemory, forget_scratch, layer_memories
 from fedkd.continual.layers import Layer, head_names
 from fedkd.continual.learner import Learner, Tensors
-from fedkd.continual.step_form import HasFastForm, StepForm
 from fedkd.continual.subspace import (
     check_layers,
     draw,
@@ -36,7 +36,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, config=STRICT)
-class GPM(HasFastForm, Learner):
+class GPM(FastSteps, Learner):
     """Change weights only outside the subspaces that the layers' inputs of old tasks lie in.
 
     After a task, for the inputs R ``[n, samples]`` of every layer (patches of a convolution) and the basis B
@@ -57,7 +57,6 @@ class GPM(HasFastForm, Learner):
     paper: ClassVar[str] = "Saha, Garg & Roy, Gradient Projection Memory for Continual Learning, ICLR 2021"
     confines: ClassVar[bool] = True
     task_statistics: ClassVar[bool] = True
-    steps_only_read: ClassVar[bool] = True
     step_form: ClassVar[StepForm[Any]] = FactoredSteps()
 
     threshold: Share | list[Share] = 0.97

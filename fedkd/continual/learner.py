@@ -95,11 +95,6 @@ class Learner:
     trains_masked_weights: ClassVar[bool] = False
     """Whether weights under a task's mask are trained once it is found, so that clients no longer have the
     same; of no account for a learner that has no masks."""
-    steps_only_read: ClassVar[bool] = False
-    """Whether what the learner makes of a step follows from the weights, what it remembers, what it has drawn
-    ahead (`draw`), the task and the phase, and changes nothing but what is trained and, in place, what it
-    remembers. Then steps may be recorded and replayed. It may decide by values, and remember otherwise then,
-    before anything has changed."""
     task_statistics: ClassVar[bool] = False
     """Whether every task has its own running statistics in normalisation layers."""
 
@@ -239,19 +234,6 @@ class Learner:
         with gradients, and for evaluation of any task, those not met yet included.
         """
         return {}
-
-    def prepare_steps(self, context: LearnerContext) -> None:
-        """Fill ``context.step_cache`` with what would be dear to compute anew in each step, if anything.
-
-        Called when an epoch begins if its steps may be recorded; they look at no values that are found here.
-        """
-
-    def draw(self, context: LearnerContext) -> Sequence[Tensor]:
-        """Return what is drawn for the next step, which it finds in ``context.drawn``.
-
-        It may not be asked: where steps are never recorded, a step draws for itself.
-        """
-        return ()
 
     def penalty(self, context: LearnerContext, step: Step) -> Tensor | None:
         """Return what is added to the loss, a scalar; None: nothing."""

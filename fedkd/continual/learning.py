@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext, Samples
+from fedkd.continual.fast_steps import step_form
 from fedkd.continual.learner import Learner
 from fedkd.continual.reopened import ReopenedRules
 from fedkd.continual.rules import LearnerRules
@@ -20,7 +21,6 @@ from fedkd.continual.statistics import (
     reset_statistics,
     statistics_names,
 )
-from fedkd.continual.step_form import step_form
 from fedkd.continual.task_model import TaskModel
 from fedkd.namespaces import below, under
 from fedkd.training.executor import Training
@@ -140,7 +140,7 @@ class TaskLearning:
 
     def _substitutes(self, task: int) -> dict[str, Tensor]:
         if task == self.context.task and self.context.step_cache is not None:
-            return self._completed(task, self._form.effective(self.learner, self.context))
+            return self._completed(task, self._form.parameters(self.learner, self.context))
         return self._completed(task, self.learner.effective(self.context, task))
 
     def _completed(self, task: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

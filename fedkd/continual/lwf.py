@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.masks import pack, unpack
 from fedkd.continual.met import is_shared, meet, met_units, present_units
@@ -24,7 +25,7 @@ HEADS = "heads"
 
 
 @dataclass(frozen=True, config=STRICT)
-class LwF(Learner):
+class LwF(FastSteps, Learner):
     """Keep to what the network said of the present samples before the task, among the classes it knew.
 
     ::
@@ -52,8 +53,6 @@ class LwF(Learner):
     paper: ClassVar[str] = (
         "Li & Hoiem, Learning without Forgetting, IEEE TPAMI 40 (12), 2018, arXiv 1606.09282"
     )
-
-    steps_only_read: ClassVar[bool] = True
 
     weight: Annotated[float, Field(ge=0)] = 1.0
     """λ; 1 in the paper. With a head a task more is safe; with a shared head 3 already leaves little room for

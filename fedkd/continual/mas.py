@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.importance import some_samples, summed_gradients
 from fedkd.continual.learner import Learner, Step
 from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class MAS(Learner):
+class MAS(FastSteps, Learner):
     """Hold every weight to where the last task left it, as hard as the old tasks' outputs depend on it.
 
     ::
@@ -32,7 +33,6 @@ class MAS(Learner):
     paper: ClassVar[str] = (
         "Aljundi et al., Memory Aware Synapses: Learning what (not) to forget, ECCV 2018, arXiv 1711.09601"
     )
-    steps_only_read: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ; 1 in the paper. Sweep it over powers of ten. Split MNIST with Adam: 0.1 to 10. Plain SGD needs

@@ -61,7 +61,7 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
 
         return FactoredWeight.make(weight, effective, most, coordinates)
 
-    def filter(self, learner: CUBER, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def gradients(self, learner: CUBER, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, and that of λ; coordinates take their step."""
         flexible = {
             memory.layer.weight_name: memory
@@ -69,7 +69,7 @@ class CoordinateSteps(FactoredSteps["CUBER"]):
             if memory.layer.weight_name in gradients and memory.flexible
         }
         parts = self._decide(learner, flexible, gradients)
-        filtered = super().filter(learner, context, {n: g for n, g in gradients.items() if n not in parts})
+        filtered = super().gradients(learner, context, {n: g for n, g in gradients.items() if n not in parts})
         for name, memory in flexible.items():
             if name in parts:
                 _coordinates(memory).advance(parts[name].inside)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered, squared_distance
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.fisher import Labels, Samples, fisher_diagonal
 from fedkd.continual.learner import Learner, Step
 from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class OnlineEWC(Learner):
+class OnlineEWC(FastSteps, Learner):
     """Hold every weight to where the last task left it, as hard as all old tasks' Fisher information says.
 
     ::
@@ -32,7 +33,6 @@ class OnlineEWC(Learner):
         "Schwarz et al., Progress & Compress: A scalable framework for continual learning, ICML 2018,"
         " arXiv 1805.06370"
     )
-    steps_only_read: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """λ, as in `ewc`: sweep it over powers of ten from 1e2. Plain SGD needs ``lr · λ · max F`` below 2, or

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import PLAIN, FastSteps, StepForm
 from fedkd.continual.learner import Learner, Step
-from fedkd.continual.step_form import PLAIN, StepForm
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.thin import FactoredWeight
 from fedkd.training.optimizer import OptimizerSpec
@@ -73,7 +73,9 @@ class LearnerRules:
     def kind(self) -> Hashable | None:
         learner, context = self._learner, self._context
         own = type(learner).__module__.startswith("fedkd.")  # of a plug-in nobody knows what else it does
-        if not own or not (learner.leaves_steps_alone or learner.steps_only_read):
+        if not own or not (
+            learner.leaves_steps_alone or (isinstance(learner, FastSteps) and learner.steps_only_read)
+        ):
             return None
         self._prepare()
         remembered = [(name, t.shape, t.stride(), t.dtype) for name, t in sorted(context.memory.items())]
@@ -97,10 +99,11 @@ class LearnerRules:
         if not self._learner.leaves_steps_alone:
             with torch.no_grad():
                 self._substitutes(self._context.task)
-                self._learner.prepare_steps(self._context)
+                if isinstance(self._learner, FastSteps):
+                    self._learner.prepare_steps(self._context)
 
     def draw(self) -> Sequence[Tensor]:
-        if not self._learner.overrides("draw"):
+        if not isinstance(self._learner, FastSteps) or type(self._learner).draw is FastSteps.draw:
             return ()
         self._context.drawn = self._learner.draw(self._context)
         return self._context.drawn
@@ -132,7 +135,7 @@ class LearnerRules:
 
     def after_backward(self) -> None:
         gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-        filtered = self._form.filter(self._learner, self._context, gradients)
+        filtered = self._form.gradients(self._learner, self._context, gradients)
         for name, gradient in filtered.items():
             self._trainable[name].grad = gradient
         if self._confines or self._learner.follows_path:

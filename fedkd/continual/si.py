@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Tensors
 from fedkd.hyperparameters import STRICT
 
@@ -17,7 +18,7 @@ PATH = "path/"
 
 
 @dataclass(frozen=True, config=STRICT)
-class SI(Learner):
+class SI(FastSteps, Learner):
     """Hold every weight to where the task began, as hard as it has earned in earlier tasks.
 
     ::
@@ -36,7 +37,6 @@ class SI(Learner):
         " arXiv 1703.04200"
     )
     follows_path: ClassVar[bool] = True
-    steps_only_read: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """c. Sweep it over powers of ten. Split MNIST with Adam: 1e2 to 1e3 with a head a task, 1e3 to 1e4 with

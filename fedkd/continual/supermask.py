@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fedkd.continual import kkt, masks
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Step, Tensors
 from fedkd.continual.mask_memory import MaskMemory
 from fedkd.continual.statistics import present_statistics, recall_statistics
@@ -34,7 +35,7 @@ DEFAULT_SUPERFLUOUS = 100
 
 
 @dataclass(frozen=True, config=STRICT)
-class SupermaskLearner(Learner):
+class SupermaskLearner(FastSteps, Learner):
     """Base of the learners that give every task a mask over the same weights.
 
     Only the weights of linear and convolutional layers count, the classifier's included; biases are zero and
@@ -43,7 +44,6 @@ class SupermaskLearner(Learner):
     """
 
     isolates: ClassVar[bool] = True
-    steps_only_read: ClassVar[bool] = True
     task_statistics: ClassVar[bool] = True
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import StepForm
 from fedkd.continual.layer_memory import LayerMemory, TrustRegion, layer_memories
 from fedkd.continual.learner import Tensors
-from fedkd.continual.step_form import StepForm
 from fedkd.continual.thin import FactoredWeight, LearnedScaling, Scaling
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ G = TypeVar("G", bound="GPM")
 class FactoredSteps(StepForm[G]):
     """Steps of `GPM`, and of learners that scale subspaces besides."""
 
-    def effective(self, learner: G, context: LearnerContext) -> Tensors:
+    def parameters(self, learner: G, context: LearnerContext) -> Tensors:
         """Return factored weights of the layers that have few inputs, effective weights of the others."""
         cache, weights = context.step_cache, {}
         assert cache is not None
@@ -60,7 +60,7 @@ class FactoredSteps(StepForm[G]):
         scaling = kind(weight.detach(), *_basis_and_places(memory, region), region.scales)
         return FactoredWeight.make(weight, lambda: region.scaled(weight, through=through), most, scaling)
 
-    def filter(self, learner: G, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def gradients(self, learner: G, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients outside of what is protected, products of their factors where these are known."""
         projected = {}
         for memory in layer_memories(context):

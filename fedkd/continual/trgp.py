@@ -11,10 +11,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.fast_steps import StepForm
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import LayerMemory, layer_memories, scales_of
 from fedkd.continual.learner import Tensors
-from fedkd.continual.step_form import StepForm
 from fedkd.continual.subspace import (
     NOISE,
     draw,

@@ -10,12 +10,12 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from fedkd.continual.cuber import CUBER
+from fedkd.continual.fast_steps import PLAIN as PLAIN_FORM
+from fedkd.continual.fast_steps import step_form
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import BASIS, REGIME, SCALE
 from fedkd.continual.moving import SubspaceCoordinates
 from fedkd.continual.moving_steps import CoordinateSteps
-from fedkd.continual.step_form import PLAIN as PLAIN_FORM
-from fedkd.continual.step_form import step_form
 from fedkd.continual.thin import FactoredWeight, Scaling
 from fedkd.continual.trgp import TRGP
 from fedkd.models.mlp import mlp

@@ -1,0 +1,77 @@
+"""Optional hooks that make a learner's training steps faster: recorded steps, and another form of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Learner, Tensors
+
+L = TypeVar("L", bound=Learner)
+
+
+class StepForm(Generic[L]):
+    """Computes steps as the learner's methods say; faster forms derive from this one.
+
+    A form computes the same as the learner up to rounding. It is used within an epoch's steps alone, where
+    ``context.step_cache`` keeps results that steps share.
+    """
+
+    def parameters(self, learner: L, context: LearnerContext) -> Tensors:
+        """Return the effective parameters of the present task (see `Learner.effective`)."""
+        return learner.effective(context, context.task)
+
+    def gradients(self, learner: L, context: LearnerContext, gradients: Tensors) -> Tensors:
+        """Return the filtered gradients (see `Learner.filter`)."""
+        return learner.filter(context, gradients)
+
+    def end(self, learner: L, context: LearnerContext) -> None:
+        """Write pending changes in ``context.step_cache`` to the weights, after the last step of an epoch."""
+
+
+PLAIN: StepForm[Any] = StepForm()
+
+
+class FastSteps:
+    """Mixin of learners that let the executor record a training step and replay it.
+
+    A step then depends on the weights, the memory, samples drawn ahead (`draw`), the task and the phase. It
+    changes in place the trained tensors and the memory, and nothing else. It may branch on values, and write
+    to the memory for another branch, before the first change.
+    """
+
+    steps_only_read: ClassVar[bool] = True
+    """Whether steps keep that promise; a derived class takes it back with False."""
+    step_form: ClassVar[StepForm[Any]] = PLAIN
+    """Form in which steps are computed."""
+
+    def prepare_steps(self, context: LearnerContext) -> None:
+        """Fill ``context.step_cache`` with results that all steps of an epoch share.
+
+        The executor calls it when an epoch begins. Recorded steps read no values of the cache.
+        """
+
+    def draw(self, context: LearnerContext) -> Sequence[Tensor]:
+        """Return the random samples of the next step, which finds them in ``context.drawn``.
+
+        Steps that are never recorded draw for themselves.
+        """
+        return ()
+
+
+def step_form(learner: Learner, *, fast: bool = True) -> StepForm[Any]:
+    """Return the fast form of a learner's steps, or the plain one.
+
+    A class that overrides what a form computes has no fast form, unless it declares one of its own.
+    """
+    if fast:
+        for cls in type(learner).__mro__:
+            if "step_form" in vars(cls):
+                found: StepForm[Any] = vars(cls)["step_form"]
+                return found
+            if {"effective", "filter"} & vars(cls).keys():
+                break
+    return PLAIN
