@@ -32,6 +32,7 @@ class AGem(FastSteps, Learner):
     """
 
     name: ClassVar[str] = "agem"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Chaudhry et al., Efficient Lifelong Learning with A-GEM, ICLR 2019, arXiv 1812.00420"
     )

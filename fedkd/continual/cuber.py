@@ -55,6 +55,7 @@ class CUBER(TRGP):
     """
 
     name: ClassVar[str] = "cuber"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Lin, Yang, Fan & Zhang, Beyond Not-Forgetting: Continual Learning with Backward Knowledge Transfer,"
         " NeurIPS 2022, arXiv 2211.00789"

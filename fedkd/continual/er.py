@@ -37,6 +37,7 @@ class ExperienceReplay(FastSteps, Learner):
     """
 
     name: ClassVar[str] = "er"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Chaudhry et al., On Tiny Episodic Memories in Continual Learning, arXiv 1902.10486, 2019"
     )

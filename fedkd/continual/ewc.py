@@ -48,6 +48,7 @@ class EWC(FastSteps, Learner):
     """
 
     name: ClassVar[str] = "ewc"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 114 (13), 2017,"
         " arXiv 1612.00796"

@@ -32,6 +32,7 @@ class ExSSNeT(SSNeT):
     """
 
     name: ClassVar[str] = "exssnet"
+    recordable: ClassVar[bool] = True
     trains_masked_weights: ClassVar[bool] = True
 
     @property

@@ -36,15 +36,12 @@ PLAIN: StepForm[Any] = StepForm()
 
 
 class FastSteps:
-    """Mixin of learners that let the executor record a training step and replay it.
+    """Mixin of learners whose training steps may be recorded and replayed, or have a faster form."""
 
-    A step then depends on the weights, the memory, samples drawn ahead (`draw`), the task and the phase. It
-    changes in place the trained tensors and the memory, and nothing else. It may branch on values, and write
-    to the memory for another branch, before the first change.
-    """
-
-    steps_only_read: ClassVar[bool] = True
-    """Whether steps keep that promise; a derived class takes it back with False."""
+    recordable: ClassVar[bool] = False
+    """Whether a step depends only on the weights, the memory, samples drawn ahead (`draw`), the task and the
+    phase, and changes in place only the trained tensors and the memory. It may branch on values, and write
+    to the memory for another branch, before the first change. Each derived class declares it anew."""
     step_form: ClassVar[StepForm[Any]] = PLAIN
     """Form in which steps are computed."""
 

@@ -54,6 +54,7 @@ class GPM(FastSteps, Learner):
     """
 
     name: ClassVar[str] = "gpm"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = "Saha, Garg & Roy, Gradient Projection Memory for Continual Learning, ICLR 2021"
     confines: ClassVar[bool] = True
     task_statistics: ClassVar[bool] = True

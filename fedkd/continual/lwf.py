@@ -50,6 +50,7 @@ class LwF(FastSteps, Learner):
     """
 
     name: ClassVar[str] = "lwf"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Li & Hoiem, Learning without Forgetting, IEEE TPAMI 40 (12), 2018, arXiv 1606.09282"
     )

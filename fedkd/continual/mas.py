@@ -30,6 +30,7 @@ class MAS(FastSteps, Learner):
     """
 
     name: ClassVar[str] = "mas"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Aljundi et al., Memory Aware Synapses: Learning what (not) to forget, ECCV 2018, arXiv 1711.09601"
     )

@@ -29,6 +29,7 @@ class OnlineEWC(FastSteps, Learner):
     """
 
     name: ClassVar[str] = "online_ewc"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Schwarz et al., Progress & Compress: A scalable framework for continual learning, ICML 2018,"
         " arXiv 1805.06370"

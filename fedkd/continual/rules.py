@@ -14,6 +14,7 @@ from fedkd.continual.fast_steps import PLAIN, FastSteps, StepForm
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.thin import FactoredWeight
+from fedkd.training.known_modules import declares
 from fedkd.training.optimizer import OptimizerSpec
 
 
@@ -72,10 +73,7 @@ class LearnerRules:
     @property
     def kind(self) -> Hashable | None:
         learner, context = self._learner, self._context
-        own = type(learner).__module__.startswith("fedkd.")  # of a plug-in nobody knows what else it does
-        if not own or not (
-            learner.leaves_steps_alone or (isinstance(learner, FastSteps) and learner.steps_only_read)
-        ):
+        if not (learner.leaves_steps_alone or declares(learner)):
             return None
         self._prepare()
         remembered = [(name, t.shape, t.stride(), t.dtype) for name, t in sorted(context.memory.items())]

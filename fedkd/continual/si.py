@@ -32,6 +32,7 @@ class SI(FastSteps, Learner):
     """
 
     name: ClassVar[str] = "si"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, ICML 2017,"
         " arXiv 1703.04200"

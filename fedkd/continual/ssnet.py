@@ -33,6 +33,7 @@ class SSNeT(SupermaskLearner):
     """
 
     name: ClassVar[str] = "ssnet"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Yadav & Bansal, Exclusive Supermask Subnetwork Training for Continual Learning, 2022, "
         "arXiv 2210.10209"

@@ -50,6 +50,7 @@ class SupSup(SupermaskLearner):
     """
 
     name: ClassVar[str] = "supsup"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = "Wortsman et al., Supermasks in Superposition, NeurIPS 2020, arXiv 2006.14769"
 
     boundaries: Literal["known", "unknown"] = "known"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -27,6 +27,8 @@ class TaskModel(nn.Module):
             every batch, by names of a learner's choosing. A model that is evaluated lives no longer than its
             weights stay as they are.
     """
+
+    recordable: ClassVar[bool] = True
 
     def __init__(
         self, network: nn.Module, units: Tensor | None, substitutes: Mapping[str, Tensor] | None = None
@@ -77,6 +79,8 @@ class TaskModel(nn.Module):
 
 class _Features(nn.Module):
     """Makes the features of a network what a call of the module returns."""
+
+    recordable: ClassVar[bool] = True
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

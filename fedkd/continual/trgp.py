@@ -51,6 +51,7 @@ class TRGP(GPM):
     """
 
     name: ClassVar[str] = "trgp"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = (
         "Lin, Yang, Fan & Zhang, TRGP: Trust Region Gradient Projection for Continual Learning, ICLR 2022"
     )

@@ -57,6 +57,9 @@ class ClientHalf(ABC):
         def name(self) -> str:
             """Name in scenarios and reports."""
 
+    recordable: ClassVar[bool] = False
+    """Whether `loss` computes the same from the same tensors at each call, and does nothing else. Then steps
+    of distillation may be recorded and replayed. A class that overrides `loss` declares it anew."""
     sends: ClassVar[str]
     """What a client uploads, for people; `"nothing"` means that no message carries knowledge."""
     paper: ClassVar[str] = ""

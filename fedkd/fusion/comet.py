@@ -38,6 +38,7 @@ class Comet(FusionStrategy):
     """
 
     name: ClassVar[str] = "comet"
+    recordable: ClassVar[bool] = True
     trains_jointly: ClassVar[bool] = True
     sends: ClassVar[str] = "logits"
     guides: ClassVar[Guided] = "each"

@@ -229,6 +229,8 @@ def _stacked(below: nn.Module, above: nn.Module) -> nn.Module:
     class Stacked(nn.Module):
         """A model of features on top of those that another one makes."""
 
+        recordable: ClassVar[bool] = True
+
         def __init__(self) -> None:
             super().__init__()
             self.below, self.above = below, above

@@ -37,6 +37,7 @@ class FedMD(TeacherLogits):
     name: ClassVar[str] = "fedmd"
     guides: ClassVar[Guided] = "all_alike"
     over_graph: ClassVar[OverGraph | None] = "each"
+    recordable: ClassVar[bool] = True
     paper: ClassVar[str] = "Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019"
 
     matching: Literal["mae", "mse", "kl"] = "mae"

@@ -110,6 +110,8 @@ def _together(own: Any, shared: Any, projection: nn.Module) -> nn.Module:
     class Together(nn.Module):
         """Answers by the own head, from the features of both."""
 
+        recordable: ClassVar[bool] = True
+
         def __init__(self) -> None:
             super().__init__()
             self.own, self.shared, self.projection = own, shared, projection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class SoftLabels(FusionStrategy):
     """Base of strategies whose clients learn soft labels by cross entropy."""
 
+    recordable: ClassVar[bool] = True
+
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return ``−mean_i Σ_c t_ic log softmax(z_i)_c`` of logits `[B, C]` and soft labels `[B, C]`."""
         from fedkd.training.losses import soft_cross_entropy
@@ -26,6 +28,8 @@ class SoftLabels(FusionStrategy):
 
 class TemperedLabels(FusionStrategy):
     """Base of strategies whose targets are probabilities at temperature T already, learned by KL at T."""
+
+    recordable: ClassVar[bool] = True
 
     temperature: float
 
@@ -42,6 +46,8 @@ class TemperedLabels(FusionStrategy):
 
 class TeacherLogits(FusionStrategy):
     """Base of strategies whose targets are logits, learned by KL at temperature T."""
+
+    recordable: ClassVar[bool] = True
 
     temperature: float
 

@@ -70,6 +70,8 @@ def _together(alone: nn.Module, guided: nn.Module, lacked: list[float]) -> nn.Mo
     class Together(nn.Module):
         """Mixes the answers of both by how likely the guided one finds a class that is lacked."""
 
+        recordable: ClassVar[bool] = True
+
         lacked: Tensor
 
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ every kernel is quick. To whoever looks at such a tensor it is ``[B, C, H, W]`` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class Conv2d(nn.Conv2d):
     clients that train together, are left to torch. Last bits are others than torch's, as sums are formed in
     another order.
     """
+
+    recordable: ClassVar[bool] = True
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``[B, O, H', W']`` of images ``[B, C, H, W]``."""
@@ -246,6 +248,8 @@ class HalvingMax(torch.autograd.Function):
 
 class Flatten(nn.Flatten):
     """`torch.nn.Flatten` whose gradient lies batch last where images did, as whoever made them needs it."""
+
+    recordable: ClassVar[bool] = True
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``[B, C · H · W]`` of images ``[B, C, H, W]``."""

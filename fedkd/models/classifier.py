@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
@@ -16,6 +18,8 @@ class Classifier(nn.Module):
         classes: Number of classes C.
         bias: Whether the head has one.
     """
+
+    recordable: ClassVar[bool] = True
 
     def __init__(self, body: nn.Module, width: int, classes: int, *, bias: bool = True) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ class Generator(nn.Module):
         width: Channels of the last hidden layer of images, of which there are twice as many before; vectors
             have hidden layers of 8 and 16 times as many units.
     """
+
+    recordable: ClassVar[bool] = True
 
     def __init__(self, input_shape: Sequence[int], classes: int, noise: int, width: int) -> None:
         super().__init__()
@@ -60,6 +63,8 @@ class Generator(nn.Module):
 
 class _Growing(nn.Module):
     """Makes images before they are normalised."""
+
+    recordable: ClassVar[bool] = True
 
     def __init__(self, entries: int, shape: tuple[int, int, int], width: int) -> None:
         super().__init__()

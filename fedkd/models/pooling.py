@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,8 @@ class MaxPool2d(nn.MaxPool2d):
     channels of one pixel at a time: of a LeNet's 6 it can take but 6 at once. This takes whole rows of images
     that lie batch last and, without gradients, of those that are stored channels last.
     """
+
+    recordable: ClassVar[bool] = True
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the maxima ``[B, C, H', W']`` of windows of images ``[B, C, H, W]``."""

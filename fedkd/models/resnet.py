@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +22,8 @@ class BasicBlock(nn.Module):
         stride: 2 halves the image; the shortcut then drops every other pixel and pads channels with zeros.
         norm: ``"group"`` or ``"batch"``.
     """
+
+    recordable: ClassVar[bool] = True
 
     def __init__(self, channels: int, width: int, stride: int, norm: str) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ import builtins
 import re
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class OfUnits(nn.Module):
         network: Maps ``[B, *input_shape]`` to all outputs ``[B, O]``.
         units: Those to read ``[C]``.
     """
+
+    recordable: ClassVar[bool] = True
 
     def __init__(self, network: nn.Module, units: Tensor) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.models.batch_last import Conv2d
 from fedkd.models.mode import predicting
-from fedkd.training.known_modules import all_known
+from fedkd.training.known_modules import all_recordable
 from fedkd.training.losses import in_floats
 
 AT_ONCE = 256
@@ -55,7 +55,7 @@ def predict_in_batches(
         x: The samples.
         batch_size: B; the last batch may be smaller. None: what suits the model.
         lanes: Batches that are predicted side by side, where processors are idle: on a CPU, by a model whose
-            modules are known to keep nothing of a forward pass.
+            modules are recordable, so that they keep nothing of a forward pass.
     """
     if batch_size is None:
         own = any(isinstance(module, Conv2d) for module in model.modules())
@@ -63,7 +63,7 @@ def predict_in_batches(
     starts = range(0, max(len(x), 1), batch_size)  # no samples are one empty batch: its output has C columns
     parts = [x[start : start + batch_size] for start in starts]
     lanes = min(lanes, len(parts))
-    if lanes > 1 and (x.device.type != "cpu" or not all_known(model)):
+    if lanes > 1 and (x.device.type != "cpu" or not all_recordable(model)):
         lanes = 1
     with predicting(model):
         return in_floats(torch.cat(_each(outputs, parts, lanes)))

@@ -1,24 +1,46 @@
-"""Modules of which it is known what a forward pass does: torch's and fedkd's own, that nobody has changed."""
+"""Recordable code: it computes the same from the same tensors at each call, and does nothing else.
+
+A class declares that by ``recordable: ClassVar[bool] = True``; then its training steps may be recorded and
+replayed. The declaration does not pass on to code that a derived class adds.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
-KNOWN_MODULES = ("torch.nn.", "fedkd.")
+TORCH = "torch.nn."
+"""Torch's own modules declare nothing, and are recordable."""
 
 
-def all_known(model: nn.Module) -> bool:
-    """Return whether a model is made of such modules alone."""
-    return all(map(is_known, model.modules()))
+def all_recordable(model: nn.Module) -> bool:
+    """Return whether all modules of a model are recordable."""
+    return all(map(is_recordable, model.modules()))
 
 
-def is_known(module: nn.Module) -> bool:
-    """Return whether a module's forward pass is its class's own, and one of `KNOWN_MODULES`."""
-    return f"{type(module).__module__}.".startswith(KNOWN_MODULES) and not reached_into(module)
+def is_recordable(module: nn.Module) -> bool:
+    """Return whether a module is torch's or declares itself recordable, and has no hook or patch."""
+    return (f"{type(module).__module__}.".startswith(TORCH) or declares(module)) and not reached_into(module)
+
+
+def declares(part: object, *methods: str) -> bool:
+    """Return whether the class of an object declares itself recordable.
+
+    Args:
+        part: A module, a strategy or a learner.
+        methods: Methods that steps call. A class that overrides none of them has its base's declaration;
+            without methods, each class speaks for itself alone.
+    """
+    for cls in type(part).__mro__:
+        own = vars(cls)
+        if "recordable" in own:
+            return bool(own["recordable"])
+        if not methods or any(method in own for method in methods):
+            return False
+    return False
 
 
 def reached_into(module: nn.Module) -> bool:
-    """Return whether a module does something besides what its class says: by a hook, or a patched forward."""
+    """Return whether a hook or a patched forward adds to what a module's class says."""
     hooks = module._forward_hooks or module._forward_pre_hooks
     hooks = hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in vars(module)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.training.job import TrainJob
-from fedkd.training.known_modules import all_known
+from fedkd.training.known_modules import all_recordable
 from fedkd.training.optimizer_state import names_of, optimizer_state
 from fedkd.training.replay import Replays
 
@@ -175,7 +175,7 @@ def _replayable(job: TrainJob) -> bool:
         return False
     if any(array.device.type != "cpu" for array in job.arrays):
         return False  # elsewhere autograd goes back on a thread of its own
-    return all_known(job.model)
+    return all_recordable(job.model)
 
 
 def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor]) -> None:

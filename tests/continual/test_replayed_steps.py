@@ -13,7 +13,6 @@ from small_learning import SGD, small_stream, small_units, start, train
 
 import fedkd
 from fedkd.continual.cuber import CUBER
-from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.registry import LEARNERS
 from fedkd.models.mlp import mlp
 from fedkd.plan.load import load_scenario
@@ -38,7 +37,7 @@ OPTIONS = {
 
 
 def test_these_are_all():
-    only_read = [name for name in LEARNERS.names() if issubclass(LEARNERS.load(name), FastSteps)]
+    only_read = [name for name in LEARNERS.names() if vars(LEARNERS.load(name)).get("recordable")]
     assert sorted(["naive", *only_read]) == sorted(READING)
 
 
@@ -117,3 +116,72 @@ def test_layers_whose_tasks_change_their_regime_on_the_way(monkeypatch):
     assert all(torch.equal(*pair) for pair in zip(regimes[:half], regimes[half:], strict=True))
     assert any(bool((now != begun).any()) for begun, now in regimes), "none has changed"
     assert sum(replayed) > 40
+
+
+PLUG_IN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedkd.continual.fast_steps import FastSteps
+from fedkd.continual.learner import Learner
+from fedkd.fusion.fedmd import FedMD
+from fedkd.training.losses import logits_mse
+
+
+@dataclass(frozen=True)
+class Mean(FedMD):
+    name: ClassVar[str] = "mean"
+    {flag}
+
+    def loss(self, student_logits, targets):
+        return 0.5 * logits_mse(student_logits, targets)
+
+
+@dataclass(frozen=True)
+class Decay(FastSteps, Learner):
+    name: ClassVar[str] = "decay"
+    {flag}
+
+    def penalty(self, context, step):
+        return 0.01 * sum(p.square().sum() for p in context.network.parameters())
+"""
+
+
+@pytest.mark.parametrize("part", ["fusion", "continual"])
+def test_declared_plug_ins_are_replayed_to_the_byte(part, digits_scenario, tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "PATIENCE", 2)
+    replays: list[int] = []
+    run = Recording.replay
+
+    def noted(self, tensors):
+        replays.append(len(tensors))
+        return run(self, tensors)
+
+    monkeypatch.setattr(Recording, "replay", noted)
+    data = digits_scenario["data"] | {"partition": {"scheme": "iid", "samples_per_client": 50}, "clients": 2}
+    training = {"lr": 0.01, "batch_size": 5, "local_epochs": 2}
+    tables = digits_scenario | {"training": training, "data": data}
+    runs, counts = [], []
+    for number, flag in enumerate(("", "recordable: ClassVar[bool] = True")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / f"plug_in_{part}_{number}.py").write_text(PLUG_IN.format(flag=flag))
+        if part == "fusion":
+            tables["fusion"] = {"strategy": f"plug_in_{part}_{number}:Mean", "distill_epochs": 3}
+        else:
+            tables.pop("rounds", None)
+            tables["fusion"] = {"strategy": "local"}
+            tables["continual"] = {
+                "learner": f"plug_in_{part}_{number}:Decay",
+                "rounds_per_task": 1,
+                "tasks": {"kind": "split", "count": 2, "classes_per_task": 3},
+            }
+        (folder / "scenario.toml").write_text(tomli_w.dumps(tables))
+        before = len(replays)
+        fedkd.run(load_scenario(folder / "scenario.toml"), out=folder / "run")
+        runs.append((folder / "run" / "metrics.jsonl").read_bytes())
+        counts.append(len(replays) - before)
+    assert runs[0] == runs[1]
+    assert counts[1] > counts[0] + 20
+    if part == "continual":
+        assert not counts[0]
