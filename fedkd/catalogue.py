@@ -60,14 +60,15 @@ def strategies() -> Iterator[str]:
     from flwr.serverapp import strategy as flower
 
     from fedkd.federation.flower_strategies import flower_strategy_names
-    from fedkd.fusion.registry import STRATEGIES, needs_of
+    from fedkd.fusion.capabilities import capabilities_of
+    from fedkd.fusion.registry import STRATEGIES
 
     families: dict[str, list[Line]] = {}
     for name, strategy in _parts(STRATEGIES):
         if isinstance(strategy, UserError):
             families.setdefault("Cannot be used", []).append(("", name, str(strategy)))
             continue
-        family, needed = told_of_strategy(strategy, needs_of(strategy))
+        family, needed = told_of_strategy(strategy, capabilities_of(strategy))
         families.setdefault(family, []).append((needed, marked(name, strategy), _summary(strategy)))
     for name in flower_strategy_names():
         what = f"Flower's {_summary(getattr(flower, name))}"
@@ -84,18 +85,20 @@ def strategy_details() -> Iterator[str]:
     from flwr.serverapp import strategy as flower
 
     from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
-    from fedkd.fusion.registry import STRATEGIES, needs_of, strategy_hyperparameters
+    from fedkd.fusion.capabilities import capabilities_of
+    from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
 
     for name, strategy in _parts(STRATEGIES):
         if isinstance(strategy, UserError):
             yield _row(name, f"cannot be used: {strategy}")
             continue
-        yield _row(name, f"{_summary(strategy)} Clients send {strategy.sends}.")
-        if strategy.reach():
-            yield _row("", f"  guides {strategy.reach()}")
-        needed = [text for need, text in NEEDS.items() if need in needs_of(strategy)]
-        if strategy.learner is not None:
-            needed.append(f"the learner {strategy.learner}")
+        can = capabilities_of(strategy)
+        yield _row(name, f"{_summary(strategy)} Clients send {can.sends}.")
+        if can.audience:
+            yield _row("", f"  guides {can.audience}")
+        needed = [text for need, text in NEEDS.items() if need in can.needs]
+        if can.learner is not None:
+            needed.append(f"the learner {can.learner}")
         if needed:
             yield _row("", f"  needs {', '.join(needed)}")
         for parameter in strategy_hyperparameters(name):
@@ -166,9 +169,12 @@ def details(what: str, name: str) -> Iterator[str]:
 def learner_details() -> Iterator[str]:
     """Yield every continual learner: what it does, what it keeps apart, its hyper-parameters, its paper."""
     from fedkd.continual.registry import LEARNERS, learner_hyperparameters
+    from fedkd.fusion.capabilities import capabilities_of
     from fedkd.fusion.registry import STRATEGIES
 
-    made_for = {s.learner: name for name, s in _parts(STRATEGIES) if not isinstance(s, UserError)}
+    made_for = {
+        capabilities_of(s).learner: name for name, s in _parts(STRATEGIES) if not isinstance(s, UserError)
+    }
     for name, learner in _parts(LEARNERS):
         if isinstance(learner, UserError):
             yield _row(name, f"cannot be used: {learner}")

@@ -34,26 +34,28 @@ def traffic(plan: Plan, data: Data, parameters: int) -> str:
     sampled = scenario.clients_per_round or scenario.data.clients
     if scenario.asynchronous is not None:
         sampled = scenario.asynchronous.buffer
-    if strategy.sends == "nothing":
+    if strategy.capabilities.sends == "nothing":
         return "none"
     if plan.graph is not None:
         return _links_traffic(plan, data, parameters)
-    if "weights" in strategy.needs:
+    if "weights" in strategy.capabilities.needs:
         from fedkd.fusion.averaging import WeightAveraging
 
         number = np.dtype(scenario.fusion.upload_dtype).itemsize
         logits = _targets(plan, data)
         weights = size(sampled * (parameters + logits) * number)
         # What is made for a learner leaves some of them out, and sends something else now and then.
-        weighed = strategy.brings_model or isinstance(strategy, WeightAveraging)
-        least = "about" if weighed or strategy.learner is not None else "at least"
+        weighed = strategy.capabilities.brings_model or isinstance(strategy, WeightAveraging)
+        least = "about" if weighed or strategy.capabilities.learner is not None else "at least"
         back = size(sampled * (parameters + logits) * 4)
-        return f"{least} {weights} up, {back} down in a round ({strategy.sends})"
+        return f"{least} {weights} up, {back} down in a round ({strategy.capabilities.sends})"
     up, down = _tried(plan, data)
     if scenario.asynchronous is not None:  # a round of all clients is tried
         up, down = (round(sent * sampled / scenario.data.clients) for sent in (up, down))
-    when = "the first round" if strategy.sends_otherwise_later else "a round"
-    return f"about {size(up)} up, {size(down)} down in {when} ({strategy.sends} up, guidance down)"
+    when = "the first round" if strategy.capabilities.upload_changes else "a round"
+    return (
+        f"about {size(up)} up, {size(down)} down in {when} ({strategy.capabilities.sends} up, guidance down)"
+    )
 
 
 def _targets(plan: Plan, data: Data) -> int:
@@ -61,7 +63,7 @@ def _targets(plan: Plan, data: Data) -> int:
     from fedkd.data.load import first_task
     from fedkd.fusion.kinds import Kind
 
-    if Kind.TRANSFER_LOGITS not in plan.strategy.kinds.values():
+    if Kind.TRANSFER_LOGITS not in plan.capabilities.kinds.values():
         return 0
     first = first_task(data)
     return len(first.transfer_x) * first.classes
@@ -74,7 +76,7 @@ def kept_rows(plan: Plan, data: Data, parameters: int) -> Iterator[str]:
     if (kept := uploads_kept(plan)) == 0:
         return
     each = 4.0 * parameters
-    if "weights" not in plan.strategy.needs:
+    if "weights" not in plan.capabilities.needs:
         each = _tried(plan, data)[0] / max(len(_first_to_train(plan)[1]), 1)
     told = f"about {size(int(kept * each))} in memory from one round to the next"
     yield row("", f"{told}: {counted(kept, 'upload')} at most")
@@ -107,16 +109,15 @@ def _links_traffic(plan: Plan, data: Data, parameters: int) -> str:
     scenario = plan.scenario
     round, clients = _first_to_train(plan)
     heard = plan.graph.edges(round)[np.ix_(clients, clients)]
-    if "weights" in plan.strategy.needs:
+    if "weights" in plan.capabilities.needs:
         groups = np.array([id(plan.groups[client]) for client in clients])
         heard = heard & (groups[:, None] == groups[None, :])
         each = parameters * np.dtype(scenario.fusion.upload_dtype).itemsize
     else:
         each = _tried(plan, data)[0] // max(len(clients), 1)
     links = int(heard.sum()) - len(clients)
-    told = (
-        f"about {size(links * each)} over {counted(links, 'link')} in round {round} ({plan.strategy.sends})"
-    )
+    told = f"about {size(links * each)} over {counted(links, 'link')} in round {round}"
+    told += f" ({plan.capabilities.sends})"
     return told + ", and what is passed on" * scenario.topology.relay
 
 

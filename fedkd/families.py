@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedkd.fusion.capabilities import Capabilities
 
 Line = tuple[str, str, str]
 """What a part needs, its name, and what it does."""
@@ -41,27 +44,27 @@ WIDEST = 96
 """Letters that a list has for what a part does."""
 
 
-def told_of_strategy(strategy: Any, needs: Collection[str]) -> tuple[str, str]:
+def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
     """Return a strategy's family, by what its clients send, and what it needs besides.
 
     Args:
         strategy: Its class.
-        needs: What it needs at its defaults.
+        can: What it needs and can at its defaults.
     """
     from fedkd.fusion.client_half import ClientHalf
 
-    if strategy.sends == "nothing":
+    if can.sends == "nothing":
         family = BASELINES
-    elif strategy.learner is not None or {"masks", "class_stream"} & set(needs):
+    elif can.learner is not None or {"masks", "class_stream"} & can.needs:
         family = STREAMS
     elif strategy.auxiliaries is not ClientHalf.auxiliaries:
         family = SECOND
-    elif "weights" in needs:
+    elif "weights" in can.needs:
         family = WEIGHTS
     else:
-        family = PUBLIC if strategy.uses_transfer_set else STATISTICS
-    public = ["public data"] * (strategy.uses_transfer_set and family != PUBLIC)
-    return family, ", ".join(public + [text for need, text in SHORT.items() if need in needs])
+        family = PUBLIC if can.uses_transfer_set else STATISTICS
+    public = ["public data"] * (can.uses_transfer_set and family != PUBLIC)
+    return family, ", ".join(public + [text for need, text in SHORT.items() if need in can.needs])
 
 
 def family_of_learner(learner: Any) -> str:

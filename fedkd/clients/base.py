@@ -88,7 +88,7 @@ class Client(ModelKind):
     @property
     def teaches_locally(self) -> bool:
         """Whether guidance has its effect in the next local training, not when it arrives."""
-        return self._strategy.teaches_locally
+        return self._strategy.capabilities.uses_local_loss
 
     @property
     def guidance_changes_predictions(self) -> bool:
@@ -143,7 +143,7 @@ class Client(ModelKind):
         Raises:
             TrainingDiverged: The model predicts nothing any more.
         """
-        if self._strategy.sends == "nothing":
+        if self._strategy.capabilities.sends == "nothing":
             return {}
         view = RoundView(self, round, request)
         arrays = self._strategy.upload(view)
@@ -246,7 +246,7 @@ class Client(ModelKind):
 
     @property
     def _answers_by_guidance(self) -> bool:
-        return bool(self._kept) and self._strategy.infers_from_guidance
+        return bool(self._kept) and self._strategy.capabilities.infers_from_guidance
 
     def lent(self, lanes: int) -> AbstractContextManager[None]:
         """Have so many threads predict while the block runs, as the processors of others are idle."""

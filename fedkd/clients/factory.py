@@ -69,7 +69,7 @@ class ClientFactory:
             assert isinstance(model, nn.Module | SharedModel)
             return StreamClient(plan, index, data, model, poison)
         own = data.client(index)
-        if plan.strategy.pretrain_epochs > 0:
+        if plan.capabilities.pretrain_epochs > 0:
             own = replace(own, public_y=data.public_y)
         if isinstance(model, PooledModel):
             return PooledClient(plan, index, own, model, poison)
@@ -82,13 +82,13 @@ class ClientFactory:
         return EstimatorClient(plan, index, own, estimator, poison)
 
     def _model(self, index: int) -> object:
-        if self.plan.strategy.brings_model:
+        if self.plan.capabilities.brings_model:
             place = self._place[index]
             if place not in self._shared:
                 network = prepare_model(initial_network(self.plan, self._models[index]), self._device)
                 self._shared[place] = SharedModel(network, self._measured)
             return self._shared[place]
-        if self.plan.strategy.pools:
+        if self.plan.capabilities.pools:
             if self._pool is None:
                 assert isinstance(self.data, FederatedData)
                 self._pool = Pool(self.plan, self.data, self._models, self._device)
@@ -98,7 +98,7 @@ class ClientFactory:
     def _own_model(self, index: int) -> object:
         """Return a client's own model as it is before any training."""
         # Weights can be averaged, and masks compared, only among networks that began alike.
-        alike = bool(self.plan.strategy.needs & {"weights", "masks"})
+        alike = bool(self.plan.capabilities.needs & {"weights", "masks"})
         seed = self.plan.scenario.seed
         model = self._models[index].make(
             derive_seed(seed, "initial-weights", client=None if alike else index)
@@ -143,7 +143,7 @@ def initial_network(plan: Plan, factory: ModelFactory) -> nn.Module:
 
 def initial_weights(plan: Plan, data: Data) -> dict[str, np.ndarray]:
     """Return the weights that a strategy starts from whose messages bring the model along; else nothing."""
-    if not plan.strategy.brings_model:
+    if not plan.capabilities.brings_model:
         return {}
     network = prepare_model(initial_network(plan, model_factories(plan, data)[0]), "cpu")
     return weights_of(network)

@@ -89,10 +89,10 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
     scenario, number = plan.scenario, Counter(map(id, plan.groups))
     guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     # Until an evaluation has measured what it did; and what was learned of it until the next comes.
-    guidance *= max(1, plan.strategy.trials) + (plan.recipe.rehearse > 0)
-    if plan.strategy.brings_model or plan.strategy.pools:
+    guidance *= max(1, plan.capabilities.trials) + (plan.recipe.rehearse > 0)
+    if plan.capabilities.brings_model or plan.capabilities.pools:
         return OVERHEAD + guidance
-    copies = 1 + plan.strategy.keeps_models
+    copies = 1 + plan.capabilities.keeps_models
     if scenario.training.optimizer_state == "kept":
         copies += copies_in_training(plan) - 2
     if isinstance(data, FederatedStream):
@@ -138,7 +138,7 @@ def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator], besides: Seq
     clients, at_work = scenario.data.clients, 1
     if scenario.engine.kind == "ray":
         at_work = min(clients, scenario.engine.actors or os.cpu_count() or 1)
-    if plan.strategy.brings_model or plan.strategy.pools:  # one of an architecture in every process
+    if plan.capabilities.brings_model or plan.capabilities.pools:  # one of an architecture in every process
         kept = 2.0 * sum(sizes)
     else:
         number = Counter(map(id, plan.groups))
@@ -165,7 +165,7 @@ def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator])
         UserError: What they would take.
     """
     each = 2 * len(first_task(data).transfer_x) * model_outputs(plan, data)
-    if "weights" in plan.strategy.needs:
+    if "weights" in plan.capabilities.needs:
         each = max((_size(model) for model in models if isinstance(model, nn.Module)), default=0)
     kept = uploads_kept(plan) * each
     if kept > machine_memory():

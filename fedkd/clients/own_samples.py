@@ -58,9 +58,9 @@ def share_held_out(plan: Plan) -> float | None:
 
     It is the scenario's, or what its strategy measures clients on if that is more.
     """
-    chooses = plan.scenario.fusion.own_prior == "auto" or plan.strategy.trials > 0
+    chooses = plan.scenario.fusion.own_prior == "auto" or plan.capabilities.trials > 0
     wanted = plan.scenario.training.held_out or (HELD_OUT if chooses else 0.0)
-    return max(wanted, plan.strategy.held_out_share) or None
+    return max(wanted, plan.capabilities.held_out_share) or None
 
 
 def share_kept_apart(plan: Plan) -> float | None:

@@ -87,7 +87,7 @@ class StreamClient(TorchClient):
             seed=scenario.seed,
             client=index,
             batch_size=scenario.training.batch_size,
-            common_tasks=self._order if "masks" in plan.strategy.needs else None,
+            common_tasks=self._order if "masks" in plan.capabilities.needs else None,
         )
         alike: Measured | None = None
         if self._shared is not None and plan.learner.answers_by_weights:
@@ -97,7 +97,7 @@ class StreamClient(TorchClient):
         # Accuracies [protocols, splits, tasks]: just before this round's guidance, and when last measured.
         self._tasks_before: tuple[int, np.ndarray] = (0, self.tests.nothing())
         self._tasks_after = self.tests.nothing()
-        self._begun_with = self._fingerprint() if "masks" in plan.strategy.needs else None
+        self._begun_with = self._fingerprint() if "masks" in plan.capabilities.needs else None
 
     def _fingerprint(self) -> np.ndarray:
         learner = self.learning.learner
@@ -131,7 +131,7 @@ class StreamClient(TorchClient):
             return
         self.data = self._tasks[self._order[place]]
         self._last_guidance = None
-        if "weights" not in self._strategy.needs:
+        if "weights" not in self._strategy.capabilities.needs:
             self._kept = {}
             self.memory.clear()
         # A learner's own tensors of a task, such as its scores, are not those of the last one.

@@ -93,8 +93,8 @@ class TorchClient(NetworkClient):
         x, y, epochs = self._training_work(training.local_epochs, round)
         self.effect.forget()
         optimizer = self._optimizer(round, training.lr)
-        own = self._shared is None or self._strategy.sends_steps
-        sends_weights = "weights" in self._strategy.needs and own
+        own = self._shared is None or self._strategy.capabilities.sends_steps
+        sends_weights = "weights" in self._strategy.capabilities.needs and own
         start = self.weights() if sends_weights else {}
         proximal_mu = proximal_mu or self._strategy.proximal_mu
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
@@ -136,7 +136,7 @@ class TorchClient(NetworkClient):
 
     def set_out(self) -> Training[None]:
         """Train on the labelled transfer set, where the strategy begins with that."""
-        if self._strategy.pretrain_epochs == 0 or self._has_set_out:
+        if self._strategy.capabilities.pretrain_epochs == 0 or self._has_set_out:
             return
         self._has_set_out = True
         training = self._scenario.training
@@ -146,7 +146,7 @@ class TorchClient(NetworkClient):
             (self._on_device(self.data.transfer_x), self._on_device(self.data.public_y)),
             lambda model, inputs, labels: cross_entropy(model(inputs), labels),
             self._optimizer(1, training.lr),
-            self._strategy.pretrain_epochs,
+            self._strategy.capabilities.pretrain_epochs,
             training.batch_size,
             generator=self._batches("pretrain-batches", 0),
             seed=self._seed("pretrain", 0),
@@ -231,7 +231,9 @@ class TorchClient(NetworkClient):
         taught = strategy.local_loss(self._kept) if self._kept else None
         step = strategy.local_step(RoundView(self, round), self._kept)
         shaped = taught is not None or step is not None
-        return LocalLoss(proximal, taught, shaped and "features" in strategy.needs, rehearsed, step)
+        return LocalLoss(
+            proximal, taught, shaped and "features" in strategy.capabilities.needs, rehearsed, step
+        )
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""

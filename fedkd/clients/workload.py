@@ -99,12 +99,14 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     unwaiting = scenario.asynchronous
     at_work = scenario.clients_per_round or clients if unwaiting is None else unwaiting.buffer
     sampled = at_work / clients
-    answered = unwaiting is not None and not strategy.brings_model
+    answered = unwaiting is not None and not strategy.capabilities.brings_model
     # Clients whose model guidance has changed are measured at both moments, the others at one.
-    guided = 0.0 if strategy.sends == "nothing" or strategy.teaches_locally else sampled
+    guided = (
+        0.0 if strategy.capabilities.sends == "nothing" or strategy.capabilities.uses_local_loss else sampled
+    )
     moments = sampled * (1 + bool(guided)) if answered else 1 + guided
     # Of weights that all clients are sent, the common test set is predicted once for all.
-    once = 1.0 / clients if strategy.brings_model else 1.0
+    once = 1.0 / clients if strategy.capabilities.brings_model else 1.0
     # A batch of the other kind goes along with each: private ones while guidance is learned, and vice versa.
     with_private = 2 if plan.recipe.private_weight > 0 else 1
     with_transfer = 2 if plan.recipe.rehearse > 0 else 1
@@ -117,15 +119,15 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
         trained = tested = 0.0
         for task in tasks:
             train, test = (b[client][1] - b[client][0] for b in (task.train_bounds, task.test_bounds))
-            known = len(task.transfer_x) if strategy.uses_transfer_set else 0
+            known = len(task.transfer_x) if strategy.capabilities.uses_transfer_set else 0
             epochs = strategy.trained_epochs(scenario.training.local_epochs)
             kept = number_kept_apart(train, held_out)
             trained += cost * (TRAINING * (train - kept) * epochs * with_transfer + known)
             trained += cost * TRAINING * known * scenario.fusion.distill_epochs * with_private
             trained += others.training * TRAINING * (train - kept) * epochs
-            learned = strategy.trial_share * known
+            learned = strategy.capabilities.trial_share * known
             a_trial = TRAINING * learned * with_private + known - learned + kept
-            trained += cost * strategy.trials * a_trial
+            trained += cost * strategy.capabilities.trials * a_trial
             both = moments * (test + by_kept * kept) + (moments - 1 + once) * len(task.test_y)
             tested += asked * both + cost * guided * known
         training += sampled * trained / len(tasks)
@@ -167,7 +169,9 @@ def _on_server(
             samples=len(task.transfer_x),
             classes=task.classes,
             private=int(private * share),
-            width=_width(networks[id(plan.groups[0])], task) if "features" in strategy.needs else 0,
+            width=_width(networks[id(plan.groups[0])], task)
+            if "features" in strategy.capabilities.needs
+            else 0,
             model=own,
             architectures=architectures,
         )

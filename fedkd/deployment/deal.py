@@ -32,7 +32,7 @@ def check_deployable(plan: Plan) -> None:
             speak to each other.
     """
     scenario = plan.scenario
-    if plan.strategy.pools:
+    if plan.capabilities.pools:
         raise UserError(
             f"'{scenario.fusion.strategy}' trains on all samples together, and each node has its own",
             key="fusion.strategy",
@@ -90,9 +90,9 @@ def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None)
 
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        labels = "transfer_labels" in plan.strategy.needs
+        labels = "transfer_labels" in plan.capabilities.needs
         write(SERVER, share_of_server(data, transfer_labels=labels))
-        pretrains = plan.strategy.pretrain_epochs > 0
+        pretrains = plan.capabilities.pretrain_epochs > 0
         for client in clients:
             share = share_of_client(data, client, public_labels=pretrains)
             write(client_folder(client), share)

@@ -37,10 +37,10 @@ def client_costs(
         for group, model in zip(scenario.clients, models, strict=True)
     }
     first, strategy, fusion = first_task(data), plan.strategy, scenario.fusion
-    known = len(first.transfer_x) if strategy.uses_transfer_set else 0
+    known = len(first.transfer_x) if strategy.capabilities.uses_transfer_set else 0
     distilled = known * (3 * fusion.distill_epochs + 1)
     # Weights that all clients are sent are tested once a process, what each has trained for itself.
-    moments = 1 if strategy.brings_model else 2
+    moments = 1 if strategy.capabilities.brings_model else 2
     tested = moments * len(first.test_y) / scenario.evaluate_every
     evaluated = frozenset(evaluated_clients(scenario))
     epochs = strategy.trained_epochs(scenario.training.local_epochs)

@@ -54,7 +54,7 @@ class AsynchronousRounds(Rounds):
         self._buffer = scenario.asynchronous.buffer
         self._flights = InFlight(clients, scenario.asynchronous.concurrency or clients, scenario.seed)
         self._messages = HeldMessages()
-        self._brings_model = plan.strategy.brings_model
+        self._brings_model = plan.capabilities.brings_model
         self._arrived: dict[int, Reply] = {}  # the last of every client's in the round under way
         self._measured = np.full((clients, len(LASTING)), nan)
 

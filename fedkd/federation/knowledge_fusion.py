@@ -172,7 +172,7 @@ class KnowledgeFusion(Strategy):
             mailbox = self._fusing.of(client).mailbox
             settings = ConfigRecord({**config, msg.SERVER_ROUND: round})
             content = RecordDict({msg.CONFIG: settings})
-            if self.strategy.brings_model:
+            if self.strategy.capabilities.brings_model:
                 model = self._fusing.of(client).model
                 content[msg.ARRAYS] = self._record(model)
                 self._sent += 0 if measures else sum(values.nbytes for values in model.values())
@@ -180,7 +180,7 @@ class KnowledgeFusion(Strategy):
             if own is not None:
                 settings[msg.GUIDANCE_ROUND], content[msg.GUIDANCE] = own.round, self._record(own.arrays)
             # Weights replace others, whenever they come; all else must not depend on who is evaluated when.
-            if not measures or "weights" in self.strategy.needs:
+            if not measures or "weights" in self.strategy.capabilities.needs:
                 missed = mailbox.take_missed(client, leave=measures)
                 if missed is not None:
                     settings[msg.MISSED_ROUND], content[msg.MISSED] = (
@@ -250,7 +250,7 @@ class KnowledgeFusion(Strategy):
                     client = self._meet(reply)
                 check_reply(client, reply, (msg.NUM_EXAMPLES,))
                 upload = opened(reply, self._stages, self.strategy.kinds_of)
-                if self.strategy.sends != "nothing":
+                if self.strategy.capabilities.sends != "nothing":
                     fusing = self._fusing.of(client)
                     check_upload(self.strategy, upload.arrays, *fusing.expects(client))
                     group = self._fusing.task_of(client), fusing.architecture_of(client)

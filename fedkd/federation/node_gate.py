@@ -63,9 +63,9 @@ def records_accepted(plan: Plan, kind: str) -> frozenset[str]:
     """Return the records that a message of a kind may have; a name may end with ``*``."""
     strategy, fusion = plan.strategy, plan.scenario.fusion
     found = {msg.CONFIG}
-    if strategy.brings_model:
+    if strategy.capabilities.brings_model:
         found.add(msg.ARRAYS)
-    elif strategy.sends != "nothing":
+    elif strategy.capabilities.sends != "nothing":
         found |= msg.GUIDED
         asks = isinstance(strategy, FusionStrategy) and type(strategy).request is not FusionStrategy.request
         if kind == msg.TRAIN and asks:
@@ -106,7 +106,7 @@ def check_message(node: Participant, client: Client, kind: str, content: RecordD
     if msg.CONFIG not in content.config_records:
         raise Unfit(f"record '{msg.CONFIG}' is missing")
     round = _check_config(plan, content)
-    if plan.strategy.brings_model:
+    if plan.capabilities.brings_model:
         _check_model(client, _arrays(content, msg.ARRAYS))
     task = plan.schedule.task(client.index, round) or 0
     for record in sorted(content.keys() & msg.GUIDED):
@@ -184,7 +184,9 @@ def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
     samples = len(part.transfer_x)
     found = {"M": samples, "Y": -(-samples // 8), "C": part.classes}
     strategy = node.plan.strategy
-    letters = {letter for shape in (strategy.receives or {}).values() for letter in shape.split()}
+    letters = {
+        letter for shape in (strategy.capabilities.receives or {}).values() for letter in shape.split()
+    }
     if letters & OF_NETWORK:
         with suppress(FedkdError):  # the client's model is no network
             weights = client.weights() if strategy.shared_model is None else client.weights(SHARED)
@@ -216,11 +218,11 @@ def check_leaving(plan: Plan, kind: str, content: RecordDict) -> None:
     strategy = plan.scenario.fusion.strategy
     if kind == msg.END_TASK and plan.scenario.fusion.orthogonal is not None:
         return  # sketches of what layers receive, which is what it exchanges
-    if kind != msg.TRAIN or plan.strategy.sends == "nothing":
+    if kind != msg.TRAIN or plan.capabilities.sends == "nothing":
         raise UserError(f"'{strategy}' exchanges no arrays upon a '{kind}' message: {', '.join(arrays)}")
     if not is_declared(plan.strategy):
         return
     for name in arrays:
         stages = name == SENT or name.endswith((CLASSES, WIDTH))
-        if name not in plan.strategy.kinds and not stages:
+        if name not in plan.capabilities.kinds and not stages:
             raise UserError(f"'{strategy}' exchanges no array '{name}'")

@@ -180,7 +180,7 @@ class Rounds:
             self._fuse(round, [])
             return None
         # A client's own model is gone when the average arrives; otherwise there is time until guidance comes.
-        measured = self._plan.evaluates(round) and self._plan.strategy.brings_model
+        measured = self._plan.evaluates(round) and self._plan.capabilities.brings_model
         write = self._strategy.train_messages
         sent = self._exchange.write(round, write, clients, **{msg.MEASURE_TRAINED: measured})
         replies = self._exchange.send(round, "train", sent)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -30,6 +30,20 @@ def in_body(name: str) -> bool:
     return not in_head(name)
 
 
+AVERAGED = Capabilities(
+    sends="weights",
+    kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
+    shapes=PACKED,
+    receives=PACKED,
+    guides="all_alike",
+    needs={"gradients", "weights", "one_architecture"},
+    uses_transfer_set=False,
+    reach="all clients, all the same and as much as each sends, with their next message",
+    shares_model=True,
+)
+"""Capabilities of a strategy that averages all weights of one architecture."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class WeightAveraging(FusionStrategy):
     """Base of strategies whose server does no more than FedAvg's, if perhaps with a part of the weights.
@@ -42,23 +56,7 @@ class WeightAveraging(FusionStrategy):
     clients begin with the same weights, which their seed makes, so that the first round brings nothing down.
     """
 
-    sends: ClassVar[str] = "weights"
-    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
-    shapes: ClassVar[Mapping[str, str]] = PACKED
-    receives: ClassVar[Mapping[str, str]] = PACKED
-    guides: ClassVar[Guided] = "all_alike"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
-    uses_transfer_set: ClassVar[bool] = False
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives the mean: everyone begins with the newest."""
-        return "all clients, all the same and as much as each sends, with their next message"
-
-    @property
-    def shares_model(self) -> bool:
-        """Whether the mean is the whole model, and the one that evaluations ask."""
-        return type(self).exchanges is WeightAveraging.exchanges and not self.answers_otherwise
+    capabilities: ClassVar[Capabilities] = AVERAGED
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return what is exchanged of the client's weights, as `pack` has it."""

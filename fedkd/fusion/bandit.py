@@ -8,20 +8,21 @@ network; here it is a softmax over clients.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import TAUGHT
+from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.combine import combine
 from fedkd.fusion.competence import held_out_accuracy
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -49,11 +50,6 @@ class Bandit(TemperedLabels):
     """
 
     name: ClassVar[str] = "bandit"
-    sends: ClassVar[str] = "logits, and what the last guidance gained"
-    kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, REWARD: Kind.SCORES}
-    shapes: ClassVar[Mapping[str, str]] = {REWARD: "1?"}
-    receives: ClassVar[Mapping[str, str]] = TAUGHT
-    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "after Fu et al., Reinforcement-based Meta-Transfer Learning, arXiv 2409.19075"
 
     step: Annotated[float, Field(ge=0, le=1e6)] = 0.5
@@ -69,6 +65,18 @@ class Bandit(TemperedLabels):
     """Temperature T of targets and of the loss."""
 
     # On the server ------------------------------------------------------------------------------------
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            sends="logits, and what the last guidance gained",
+            kinds={"logits": Kind.TRANSFER_LOGITS, REWARD: Kind.SCORES},
+            shapes={REWARD: "1?"},
+            receives=TAUGHT,
+            guides="each",
+            held_out_share=self.held_out_share,
+        )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`; the weights `[N, N]` say whom each client drew."""

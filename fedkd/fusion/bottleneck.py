@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 from zlib import crc32
 
@@ -16,10 +17,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.canonical_basis import canonical_rotation
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -53,17 +55,6 @@ class Bottleneck(KnFu):
     """
 
     name: ClassVar[str] = "bottleneck"
-    sends: ClassVar[str] = "codes of logits"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        WHOLE: Kind.SAMPLE_LOGITS,
-        CODES: Kind.CODES,
-        ABOUT: Kind.CONSTANT,
-        "label_counts": Kind.LABEL_COUNTS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {WHOLE: "M? C", CODES: "M? b?", ABOUT: "1"}
-    receives: ClassVar[Mapping[str, str]] = {"coder": "w? C", "again": "1", CODES: "M? b?"}
-    sends_otherwise_later: ClassVar[bool] = True
-    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "after Wang et al., Talking Models, arXiv 2310.03188, 2023, and Seyedmohammadi et al., KnFu, arXiv"
         " 2403.11892, 2024"
@@ -76,15 +67,25 @@ class Bottleneck(KnFu):
     """Rounds after which whole logits are sent again, because models have learned what codes do not tell; 1:
     always, so that only guidance is coded."""
 
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives what: everybody the code."""
-        return "every client: the code; and who took part, what is made for it"
-
-    @property
-    def mixes(self) -> bool:
-        """False: what is mixed is coded once more."""
-        return False
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return replace(
+            super().capabilities,
+            sends="codes of logits",
+            kinds={
+                WHOLE: Kind.SAMPLE_LOGITS,
+                CODES: Kind.CODES,
+                ABOUT: Kind.CONSTANT,
+                "label_counts": Kind.LABEL_COUNTS,
+            },
+            shapes={WHOLE: "M? C", CODES: "M? b?", ABOUT: "1"},
+            receives={"coder": "w? C", "again": "1", CODES: "M? b?"},
+            upload_changes=True,
+            guides="each",
+            reach="every client: the code; and who took part, what is made for it",
+            mixes=False,
+        )
 
     # On a client --------------------------------------------------------------------------------------
 
@@ -101,7 +102,7 @@ class Bottleneck(KnFu):
             coder = NO_CODER
             sent = {WHOLE: logits, CODES: none[:, :0]}
         sent[ABOUT] = np.array([crc32(coder.tobytes())], dtype=np.uint32)
-        if self.needs_label_counts:
+        if self.capabilities.label_counts:
             sent["label_counts"] = client.label_counts()
         return sent
 

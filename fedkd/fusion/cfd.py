@@ -7,6 +7,7 @@ Soft-Label Quantization and Delta Coding", IEEE TNSE, 2021, arXiv 2012.00632.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
-from fedkd.fusion.client_half import TAUGHT, Need
+from fedkd.fusion.capabilities import REACH, TAUGHT, Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.probabilities import softmax
@@ -22,7 +23,7 @@ from fedkd.fusion.quantised import SHAPE, Version, difference, put_together, qua
 from fedkd.fusion.roster import enrol
 from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
 
@@ -55,14 +56,6 @@ class CFD(SoftLabels):
     """
 
     name: ClassVar[str] = "cfd"
-    sends: ClassVar[str] = "hard labels"
-    kinds: ClassVar[Mapping[str, Kind]] = {"votes": Kind.VOTES, "classes": Kind.CONSTANT}
-    shapes: ClassVar[Mapping[str, str]] = {"classes": "1=C"}
-    receives: ClassVar[Mapping[str, str]] = {**TAUGHT, "changed": "Y", "labels": "n", "shape": "2"}
-    guides: ClassVar[Guided] = "all_alike"
-    sends_otherwise_later: ClassVar[bool] = True
-    weighs_age: ClassVar[bool] = True
-    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Sattler et al., CFD: Communication-Efficient Federated Distillation, 2021"
 
     server_model: str | None = None
@@ -81,15 +74,21 @@ class CFD(SoftLabels):
     """b: bits of a class in what the server's model says, which is sent back. 1 is its most likely class
     alone, and changes least from round to round."""
 
-    @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        """A server that trains, if it has a model."""
-        return frozenset({"server"} if self.server_model is not None else ())
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives guidance: with a server model it is made for each."""
-        return f"{super().reach()}; with a server model only who took part"
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            sends="hard labels",
+            kinds={"votes": Kind.VOTES, "classes": Kind.CONSTANT},
+            shapes={"classes": "1=C"},
+            receives={**TAUGHT, "changed": "Y", "labels": "n", "shape": "2"},
+            guides="all_alike",
+            upload_changes=True,
+            weighs_age=True,
+            over_graph="each",
+            needs=frozenset({"server"} if self.server_model is not None else ()),
+            reach=f"{REACH['all_alike']}; with a server model only who took part",
+        )
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's `votes` `[M]` and the number of `classes`, which votes alone do not tell.

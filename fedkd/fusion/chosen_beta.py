@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -11,12 +12,12 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import class_experts, combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights import effectiveness, log_prior
 from fedkd.hyperparameters import STRICT
@@ -48,9 +49,6 @@ class ChosenBeta(TemperedLabels):
     """
 
     name: ClassVar[str] = "chosen_beta"
-    receives: ClassVar[Mapping[str, str]] = {EXPERTS: "M", "targets_*": "M C"}
-    guides: ClassVar[Guided] = "each"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
 
     betas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 5, 10)
     """The β that clients try, as in `knfu`: 0 weighs all clients alike, a large one leaves each alone."""
@@ -74,15 +72,18 @@ class ChosenBeta(TemperedLabels):
         if len(set(self.betas)) < len(self.betas):
             raise UserError(f"must be different, got {list(self.betas)}", key="fusion.betas")
 
-    @property
-    def needs_label_counts(self) -> bool:
-        """True for the oracle distribution alone."""
-        return self.distribution == "shared"
-
-    @property
-    def trials(self) -> int:
-        """As many as there are β, if there is a choice."""
-        return len(self.betas) if len(self.betas) > 1 else 0
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            receives={EXPERTS: "M", "targets_*": "M C"},
+            guides="each",
+            needs={"gradients"},
+            label_counts=self.distribution == "shared",
+            trials=len(self.betas) if len(self.betas) > 1 else 0,
+            trial_share=self.trial_share,
+            stale_decay=self.stale_decay,
+        )
 
     # On the server ------------------------------------------------------------------------------------
 
@@ -95,7 +96,7 @@ class ChosenBeta(TemperedLabels):
         d = kl(p)
         fused = [combine(effectiveness(d, beta, log_prior=prior), q) for beta in self.betas]
         personal = [{_targets(place): own[n] for place, own in enumerate(fused)} for n in range(len(q))]
-        if not self.trials:
+        if not self.capabilities.trials:
             return Guidance(None, personal=personal)
         everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
         classes = class_experts(everyone[0], q, p).argmax(axis=1)
@@ -106,7 +107,7 @@ class ChosenBeta(TemperedLabels):
 
     def apply(self, client: ClientView, guidance: Arrays) -> None:
         """Try all targets, and learn the best."""
-        chosen = self._best(client, guidance) if self.trials else 0
+        chosen = self._best(client, guidance) if self.capabilities.trials else 0
         client.memory[CHOICE] = np.array(chosen, dtype=np.int64)
         client.distil(guidance[_targets(chosen)])
 

@@ -5,44 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 from fedkd.fusion.auxiliary import OWN, Auxiliaries
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss, LocalStep, Network, Phase, Rehearsal
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-Need = Literal[
-    "gradients",
-    "features",
-    "equal_features",
-    "linear_head",
-    "weights",
-    "masks",
-    "one_architecture",
-    "plain_sgd",
-    "transfer_labels",
-    "server",
-    "class_stream",
-    "normalised_samples",
-    "parts",
-    "like_heads",
-    "three_classes",
-    "graph",
-]
-"""What a strategy cannot do without: clients trained by gradients, with `.features` and `.head`, features of
-one width for all, a head that is one linear layer; with weights to send, with a learner whose masks mean
-something to others, of one architecture, trained by SGD without momentum; labels of the transfer set on the
-server; a server that has models of its own; a stream of tasks that all clients learn in step, told apart by
-their classes; samples of real numbers with mean 0 and variance 1; models whose weights' names tell body and
-head apart; heads of one shape; three classes or more; clients that speak to each other over a graph."""
-
-TAUGHT: Mapping[str, str] = {"targets": "k C", "samples": "k<M"}
-"""Shapes of targets, and of the transfer samples that they are of; without these, of all of them."""
 
 
 class ClientHalf(ABC):
@@ -57,34 +30,20 @@ class ClientHalf(ABC):
         def name(self) -> str:
             """Name in scenarios and reports."""
 
+        @property
+        def capabilities(self) -> Capabilities:
+            """What the strategy needs and can."""
+
+    else:
+        capabilities = Capabilities()
+
     recordable: ClassVar[bool] = False
     """Whether `loss` computes the same from the same tensors at each call, and does nothing else. Then steps
     of distillation may be recorded and replayed. A class that overrides `loss` declares it anew."""
-    sends: ClassVar[str]
-    """What a client uploads, for people; `"nothing"` means that no message carries knowledge."""
     paper: ClassVar[str] = ""
     """Where the strategy comes from; "after …" if it takes an idea of a paper and not its method."""
     source_note: ClassVar[str] = ""
     """How it differs from that paper in one line, or that none was found."""
-    needs: ClassVar[frozenset[Need]] = frozenset()
-    """What clients and server must offer; a scenario that cannot is refused."""
-    teaches_locally: ClassVar[bool] = False
-    """Whether guidance is kept and shapes local training (`local_loss`), instead of being learned at once."""
-    trains_jointly: ClassVar[bool] = False
-    """Whether the paper minimises the loss on private and on transfer samples at once: γ is 1 by default."""
-    brings_model: ClassVar[bool] = False
-    """Whether every message brings the whole model along, so that clients keep none of their own."""
-    sends_steps: ClassVar[bool] = False
-    """Whether a client sends how far training has moved a model that came along, and so remembers it."""
-    pools: ClassVar[bool] = False
-    """Whether every client's model is trained on all clients' samples."""
-    uses_transfer_set: ClassVar[bool] = True
-    """Whether clients or server look at transfer samples; where nobody does there may be none."""
-    learner: ClassVar[str | None] = None
-    """Name of the one learner that it works with, which keeps what is exchanged; None: it needs none."""
-    pretrain_epochs: int = 0
-    """Epochs in which a client trains on the labelled transfer set before it does anything else; a
-    hyper-parameter of this name turns it on, and scenarios without such labels are refused then."""
     proximal_mu: float = 0.0
     """μ of a pull to the weights that local training begins with: it adds ``μ/2 · ‖w − w_received‖²`` to the
     loss. A hyper-parameter of this name turns it on."""
@@ -98,37 +57,6 @@ class ClientHalf(ABC):
     hyper-parameter of this name, and `shared_args` for its arguments."""
     shared_args: Mapping[str, Any] = MappingProxyType({})
     """Keyword arguments of that model."""
-    samples: int = 0
-    """Samples that the server generates, and that every client keeps; a hyper-parameter of this name says how
-    many, and where so many do not fit into the memory a scenario is refused."""
-    held_out_share: float = 0.0
-    """Share of its training samples that every client keeps apart, to be measured on (`held_out` of its
-    view). They are drawn once by class share, are never trained on, and count among its training samples; a
-    scenario that stops training early does so on the same ones."""
-    sends_otherwise_later: ClassVar[bool] = False
-    """Whether what is sent in the first round says little of what is sent in others, be it less or more."""
-    keeps_models: ClassVar[int] = 0
-    """Models of its own kind that a client keeps besides the one that it trains."""
-    kinds: ClassVar[Mapping[str, Kind]] = {}
-    """What each array of an `upload` is, by name; one that is missing here is `Kind.OTHER`. The server
-    refuses an upload that lacks one of these."""
-    optional: ClassVar[frozenset[str]] = frozenset()
-    """Those of `kinds` that an upload may lack."""
-    shapes: ClassVar[Mapping[str, str]] = {}
-    """Shapes of arrays by name, where the kind does not tell, as in `fedkd.fusion.forms`: ``"C F"``."""
-    receives: ClassVar[Mapping[str, str] | None] = None
-    """Shapes of the arrays of guidance by name, of a strategy that overrides `apply`; None: it does not say.
-    A name may end with ``*``. A deployed client refuses guidance with other arrays."""
-
-    @property
-    def shares_model(self) -> bool:
-        """Whether all clients of an architecture hold one model after fusion, the absent ones included."""
-        return self.brings_model
-
-    @property
-    def fuses_by_task(self) -> bool:
-        """Whether a stream's knowledge is fused among the clients at one task. A plain average takes all."""
-        return "weights" not in self.needs or "server" in self.needs
 
     def for_clients(self, *, one_architecture: bool) -> Self:
         """Return the strategy with those defaults filled in that the clients' models decide.
@@ -144,22 +72,6 @@ class ClientHalf(ABC):
     def auxiliaries(self) -> Auxiliaries:
         """Return the networks that every client has besides its model; by default none."""
         return {}
-
-    @property
-    def trials(self) -> int:
-        """How often a client tries guidance out (`ClientView.trial`) before it learns some; 0: never.
-
-        If it does, it keeps samples of its own apart for it, which it never trains on.
-        """
-        return 0
-
-    trial_share: float = 1.0
-    """Share of the transfer set that a trial learns from."""
-
-    @property
-    def counts_rounds(self) -> bool:
-        """Whether what it does in a round depends on how many there are, so that a run cannot get longer."""
-        return False
 
     @classmethod
     def source(cls) -> str:
@@ -184,7 +96,7 @@ class ClientHalf(ABC):
 
     def kinds_of(self, upload: Arrays) -> dict[str, Kind]:
         """Return what each array of an upload is."""
-        return {name: self.kinds.get(name, Kind.OTHER) for name in upload}
+        return {name: self.capabilities.kinds.get(name, Kind.OTHER) for name in upload}
 
     def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
         """Return why arrays that fit one by one do not fit each other; None: they do.
@@ -240,7 +152,7 @@ class ClientHalf(ABC):
         return None
 
     def local_loss(self, guidance: Arrays) -> LocalLoss | None:
-        """Return what kept guidance adds to the loss of local training, if the strategy `teaches_locally`.
+        """Return what kept guidance adds to the loss of local training, if the strategy `uses_local_loss`.
 
         Args:
             guidance: The client's last guidance.
@@ -255,7 +167,7 @@ class ClientHalf(ABC):
 
         Args:
             client: Its weights are those that training begins with.
-            guidance: The client's last guidance if the strategy `teaches_locally`; else, or if there is none
+            guidance: The client's last guidance if the strategy `uses_local_loss`; else, or if there is none
                 yet, empty.
         """
         return None
@@ -293,7 +205,7 @@ class ClientHalf(ABC):
     def shapes_local_loss(self) -> bool:
         """Whether clients minimise more than the cross entropy of private samples in local training."""
         changed = type(self).rehearsal is not ClientHalf.rehearsal or self.steps_locally
-        return self.teaches_locally or changed
+        return self.capabilities.uses_local_loss or changed
 
     @property
     def steps_locally(self) -> bool:
@@ -303,15 +215,7 @@ class ClientHalf(ABC):
     @property
     def teaches_targets(self) -> bool:
         """Whether clients distil targets of transfer samples, so that they can rehearse them."""
-        return not self.teaches_locally and type(self).loss is not ClientHalf.loss
-
-    @property
-    def infers_from_guidance(self) -> bool:
-        """Whether kept guidance answers in evaluations (`infer`), if the strategy `teaches_locally`.
-
-        It does from the moment it arrives, so that it changes accuracies then and not only by training.
-        """
-        return False
+        return not self.capabilities.uses_local_loss and type(self).loss is not ClientHalf.loss
 
     def infer(self, features: np.ndarray, guidance: Arrays) -> np.ndarray:
         """Return the logits `[n, C]` that an evaluation takes for the model's own.
@@ -359,7 +263,7 @@ class ClientHalf(ABC):
     @property
     def answers_otherwise(self) -> bool:
         """Whether evaluations may be answered by something else than the client's model."""
-        return self.infers_from_guidance or type(self).predictor is not ClientHalf.predictor
+        return self.capabilities.infers_from_guidance or type(self).predictor is not ClientHalf.predictor
 
     def choices(self, client: ClientView) -> Mapping[str, float]:
         """Return what the client has chosen for itself, by metric name; every evaluation records it."""

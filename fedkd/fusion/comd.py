@@ -8,17 +8,18 @@ for the part of the teacher; here N classifiers compete for each transfer sample
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import TAUGHT, Need
+from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.competence import sample_losses
 from fedkd.fusion.probabilities import log_softmax, row_kl, softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -48,8 +49,6 @@ class CoMD(TemperedLabels):
     """
 
     name: ClassVar[str] = "comd"
-    receives: ClassVar[Mapping[str, str]] = TAUGHT
-    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "after Li et al., Unlock the Power: Competitive Distillation, 2023, arXiv 2311.08213"
     )
@@ -70,10 +69,14 @@ class CoMD(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss (who is better is decided at 1)."""
 
-    @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        """Labels of the transfer set, where they are the judge."""
-        return frozenset({"transfer_labels"} if self.judge == "labels" else ())
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            receives=TAUGHT,
+            guides="each",
+            needs=frozenset({"transfer_labels"} if self.judge == "labels" else ()),
+        )
 
     # On the server ------------------------------------------------------------------------------------
 

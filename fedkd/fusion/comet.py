@@ -7,15 +7,17 @@ with Clustered Knowledge Transfer", 2021, arXiv 2109.08119.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.clustering import cluster
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -39,10 +41,6 @@ class Comet(FusionStrategy):
 
     name: ClassVar[str] = "comet"
     recordable: ClassVar[bool] = True
-    trains_jointly: ClassVar[bool] = True
-    sends: ClassVar[str] = "logits"
-    guides: ClassVar[Guided] = "each"
-    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (
         "Cho et al., Personalized FL with Clustered Knowledge Transfer, arXiv 2109.08119, 2021"
     )
@@ -57,15 +55,17 @@ class Comet(FusionStrategy):
     """λ: weight of the distance to the centroid, relative to `private_weight` and as a factor of the learning
     rate. A squared distance of probabilities is at most 2: if clients hardly move, raise λ to 10."""
 
-    @property
-    def mixes(self) -> bool:
-        """Whether centroids are means of probabilities."""
-        return self.space == "probabilities"
-
-    @property
-    def fuses(self) -> Literal["probabilities", "logits"]:
-        """What centroids are means of."""
-        return self.space
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            trains_jointly=True,
+            sends="logits",
+            guides="each",
+            over_graph="each",
+            mixes=self.space == "probabilities",
+            averages=self.space,
+        )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return each client's nearest centroid, `[N, M, C]`, with the weights `[N, N]` of its cluster."""

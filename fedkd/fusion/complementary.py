@@ -8,19 +8,20 @@ On the Existence and Prospect of General Knowledge Transfer between Any Pretrain
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import combine
 from fedkd.fusion.complement import complement, surer
 from fedkd.fusion.confidence import log_confidence
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
 
@@ -41,7 +42,6 @@ class Complementary(TemperedLabels):
     """
 
     name: ClassVar[str] = "complementary"
-    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "after Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024"
 
     judge: Literal["labels", "confidence"] = "labels"
@@ -52,10 +52,12 @@ class Complementary(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss."""
 
-    @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        """Labels of the transfer set, where they are the judge."""
-        return frozenset({"transfer_labels"} if self.judge == "labels" else ())
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            guides="each", needs=frozenset({"transfer_labels"} if self.judge == "labels" else ())
+        )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return K `[N, M, C]`, personal, and the weights `[N, N]` that made it."""

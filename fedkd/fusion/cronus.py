@@ -13,11 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.robust import complete, geometric_median, median, trimmed_mean
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.spectral_filter import spectral_filter
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 
@@ -40,10 +41,9 @@ class Cronus(SoftLabels):
     """
 
     name: ClassVar[str] = "cronus"
-    trains_jointly: ClassVar[bool] = True
-    sends: ClassVar[str] = "logits"
-    guides: ClassVar[Guided] = "all_alike"
-    over_graph: ClassVar[OverGraph | None] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        trains_jointly=True, sends="logits", guides="all_alike", over_graph="each"
+    )
     paper: ClassVar[str] = "Chang et al., Cronus: Robust and Heterogeneous Collaborative Learning, 2019"
 
     aggregate: Literal["spectral", "median", "trimmed_mean", "geometric_median", "mean"] = "spectral"

@@ -8,6 +8,7 @@ On the Existence and Prospect of General Knowledge Transfer between Any Pretrain
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -15,12 +16,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.confidence import log_confidence
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 
@@ -42,8 +43,6 @@ class DataPartitioned(TemperedLabels):
     """
 
     name: ClassVar[str] = "dp"
-    guides: ClassVar[Guided] = "each"
-    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Roth et al., Fantastic Gains and Where to Find Them, ICLR 2024, arXiv 2310.17653"
 
     confidence: Literal["maximum", "true_class"] = "maximum"
@@ -56,10 +55,14 @@ class DataPartitioned(TemperedLabels):
     """T of targets and of the loss (confidences are taken at 1). Above 1 it also teaches how the surest
     client ranks the other classes."""
 
-    @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        """Labels of the transfer set, for the supervised confidence alone."""
-        return frozenset({"transfer_labels"} if self.confidence == "true_class" else ())
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            guides="each",
+            over_graph="each",
+            needs=frozenset({"transfer_labels"} if self.confidence == "true_class" else ()),
+        )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return targets `[N, M, C]`; the weights `[N, N]` say which share of samples each teacher won."""

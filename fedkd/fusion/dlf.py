@@ -15,12 +15,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import distribution as distributions
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import finite_logits, log_softmax, row_kl, softmax
 from fedkd.fusion.roster import enrol
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
@@ -46,10 +47,12 @@ class DLF(TemperedLabels):
     """
 
     name: ClassVar[str] = "dlf"
-    sends: ClassVar[str] = "logits, and once those before training"
-    kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, INITIAL: Kind.SAMPLE_LOGITS}
-    sends_otherwise_later: ClassVar[bool] = True
-    guides: ClassVar[Guided] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="logits, and once those before training",
+        kinds={"logits": Kind.TRANSFER_LOGITS, INITIAL: Kind.SAMPLE_LOGITS},
+        upload_changes=True,
+        guides="each",
+    )
     paper: ClassVar[str] = (
         "after Fan et al., On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion,"
         " NeurIPS 2024"

@@ -14,10 +14,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.selection import asked_samples
 from fedkd.fusion.sharpen import entropy_reduction, mean_probabilities
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 
@@ -39,9 +40,7 @@ class DSFL(SoftLabels):
     """
 
     name: ClassVar[str] = "dsfl"
-    sends: ClassVar[str] = "logits"
-    guides: ClassVar[Guided] = "all_alike"
-    over_graph: ClassVar[OverGraph | None] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(guides="all_alike", over_graph="each")
     paper: ClassVar[str] = "Itahara et al., Distillation-Based Semi-Supervised Federated Learning, 2020"
 
     sharpen: Literal["era", "mean"] = "era"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -10,10 +11,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import distribution as distributions
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import class_experts
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness, log_prior
 from fedkd.hyperparameters import STRICT
 
@@ -46,9 +48,6 @@ class Experts(TemperedLabels):
     """
 
     name: ClassVar[str] = "experts"
-    guides: ClassVar[Guided] = "all_alike"
-    weighs_age: ClassVar[bool] = True
-    over_graph: ClassVar[OverGraph | None] = "each"
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and brings experts and
@@ -67,10 +66,16 @@ class Experts(TemperedLabels):
     """ρ: a client that misses the round is represented by its last knowledge, of age a rounds, with
     weight · ρ^a; absent: it is left out. Try 0.5 to 0.9 when few clients take part."""
 
-    @property
-    def needs_label_counts(self) -> bool:
-        """True for the oracle distribution alone."""
-        return self.distribution == "shared"
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            guides="all_alike",
+            weighs_age=True,
+            over_graph="each",
+            label_counts=self.distribution == "shared",
+            stale_decay=self.stale_decay,
+        )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the experts' target `[M, C]`, shared by all, with what each sender weighs, `[N, N]`."""

@@ -14,11 +14,11 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label, mean_by_label_of_others
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
 
@@ -45,22 +45,26 @@ class FD(FusionStrategy):
     """
 
     name: ClassVar[str] = "fd"
-    sends: ClassVar[str] = "mean logits per label"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        "label_logits": Kind.LABEL_LOGITS,
-        "label_counts": Kind.LABEL_COUNTS,
-    }
-    receives: ClassVar[Mapping[str, str]] = {"label_logits": "C C", "owners": "C"}
-    guides: ClassVar[Guided] = "each"
-    over_graph: ClassVar[OverGraph | None] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="mean logits per label",
+        kinds={
+            "label_logits": Kind.LABEL_LOGITS,
+            "label_counts": Kind.LABEL_COUNTS,
+        },
+        receives={"label_logits": "C C", "owners": "C"},
+        guides="each",
+        over_graph="each",
+        needs={"gradients"},
+        uses_local_loss=True,
+        weighs_age=True,
+        uses_transfer_set=False,
+        reach="every client, for its next training: the means of the others that took part",
+        label_counts=True,
+    )
     paper: ClassVar[str] = (
         "Jeong et al., Communication-Efficient On-Device Machine Learning: Federated Distillation and"
         " Augmentation under Non-IID Private Data, 2018"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
-    teaches_locally: ClassVar[bool] = True
-    weighs_age: ClassVar[bool] = True
-    uses_transfer_set: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: weight of the others' answer beside the cross entropy. Lower it (0.1) if clients own few labels:
@@ -89,16 +93,6 @@ class FD(FusionStrategy):
                 " false",
                 key="fusion.owners_only",
             )
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives answers: everybody, and in its next local training they have their effect."""
-        return "every client, for its next training: the means of the others that took part"
-
-    @property
-    def needs_label_counts(self) -> bool:
-        """True: the server must know who owns which label."""
-        return True
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `label_logits` `[C, C]`, row l the mean logits of label l, and `label_counts` `[C]`."""

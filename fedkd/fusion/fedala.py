@@ -7,13 +7,15 @@ Personalized Federated Learning", AAAI 2023, arXiv 2212.01197.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.averaging import WeightAveraging
+from fedkd.fusion.averaging import AVERAGED, WeightAveraging
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.parameters import unpack
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
@@ -48,6 +50,7 @@ class FedALA(WeightAveraging):
     """
 
     name: ClassVar[str] = "fedala"
+    capabilities: ClassVar[Capabilities] = replace(AVERAGED, shares_model=False)
     paper: ClassVar[str] = (
         "Zhang et al., FedALA: Adaptive Local Aggregation for Personalized Federated Learning, AAAI 2023,"
         " arXiv 2212.01197"
@@ -64,11 +67,6 @@ class FedALA(WeightAveraging):
     """Standard deviation of the last losses below which the first search is over."""
     passes: Annotated[int, Field(ge=1)] = 100
     """Passes of the first search at most: where batches disagree, losses may never come to rest."""
-
-    @property
-    def shares_model(self) -> bool:
-        """The top layers are a client's own."""
-        return False
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the weights, and keep those of the top layers: they are w_n."""

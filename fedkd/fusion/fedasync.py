@@ -5,12 +5,14 @@ C. Xie, S. Koyejo and I. Gupta, "Asynchronous Federated Optimization", OPT 2020,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.server_steps import ServerSteps
 from fedkd.hyperparameters import STRICT
 
@@ -30,7 +32,7 @@ class FedAsync(ServerSteps):
     """
 
     name: ClassVar[str] = "fedasync"
-    sends: ClassVar[str] = "weights"
+    capabilities: ClassVar[Capabilities] = replace(ServerSteps.capabilities, sends="weights")
     paper: ClassVar[str] = "Xie, Koyejo and Gupta, Asynchronous Federated Optimization, OPT 2020"
 
     mixing: Annotated[float, Field(gt=0, le=1)] = 0.6

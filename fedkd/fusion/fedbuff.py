@@ -6,12 +6,14 @@ Buffered Asynchronous Aggregation", AISTATS 2022, arXiv 2106.06639.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.parameters import PARAMETERS, pack
 from fedkd.fusion.server_steps import ServerSteps
 from fedkd.fusion.views import ClientView
@@ -32,8 +34,9 @@ class FedBuff(ServerSteps):
     """
 
     name: ClassVar[str] = "fedbuff"
-    sends: ClassVar[str] = "steps of weights"
-    sends_steps: ClassVar[bool] = True
+    capabilities: ClassVar[Capabilities] = replace(
+        ServerSteps.capabilities, sends="steps of weights", sends_steps=True
+    )
     paper: ClassVar[str] = (
         "Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022"
     )

@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.extent import TRAINING, Extent
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Architecture, Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
 
@@ -46,15 +46,19 @@ class FedDF(FusionStrategy):
     """
 
     name: ClassVar[str] = "feddf"
-    sends: ClassVar[str] = "weights"
-    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
-    shapes: ClassVar[Mapping[str, str]] = PACKED
-    receives: ClassVar[Mapping[str, str]] = PACKED
-    guides: ClassVar[Guided] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="weights",
+        kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
+        shapes=PACKED,
+        receives=PACKED,
+        guides="each",
+        needs={"gradients", "weights", "server"},
+        reach="all clients of the architectures that took part, with their next message",
+        shares_model=True,
+    )
     paper: ClassVar[str] = (
         "Lin et al., Ensemble Distillation for Robust Model Fusion in Federated Learning, NeurIPS 2020"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "server"})
 
     server_epochs: Annotated[int, Field(ge=0)] = 50
     """Passes over the transfer set per round and architecture, at most; 0 leaves the plain average. With a
@@ -68,16 +72,6 @@ class FedDF(FusionStrategy):
     epochs."""
     patience: Annotated[int, Field(ge=0)] = 5
     """Stop after so many epochs without a lower validation loss, and keep the best weights; 0 never stops."""
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives a student: whoever has its architecture."""
-        return "all clients of the architectures that took part, with their next message"
-
-    @property
-    def shares_model(self) -> bool:
-        """All clients of an architecture load the same student."""
-        return True
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's weights, as flat `parameters` and `counters`."""

@@ -7,15 +7,17 @@ Training Large Models in Federated Learning", IJCAI 2022, arXiv 2204.12703.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.server_teacher import ServerTeacher
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -40,7 +42,9 @@ class FedET(ServerTeacher):
     """
 
     name: ClassVar[str] = "fedet"
-    guides: ClassVar[Guided] = "all_alike"
+    capabilities: ClassVar[Capabilities] = replace(
+        ServerTeacher.capabilities, guides="all_alike", averages="logits"
+    )
     paper: ClassVar[str] = (
         "Cho et al., Heterogeneous Ensemble Knowledge Transfer for Training Large Models in Federated"
         " Learning, IJCAI 2022"
@@ -49,11 +53,6 @@ class FedET(ServerTeacher):
     diversity: Annotated[float, Field(ge=0)] = 0.05
     """λ: weight of those who disagree with the consensus; 0.05 in the authors' experiments. Raise it if
     clients are skewed, where a minority may be the one that has the class."""
-
-    @property
-    def fuses(self) -> Literal["probabilities", "logits"]:
-        """Logits."""
-        return "logits"
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Train the server model and return its logits, `[M, C]`, shared by all; its weights are the

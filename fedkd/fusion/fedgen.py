@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,13 +18,13 @@ from pydantic.dataclasses import dataclass
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
 from fedkd.fusion.averaging import in_body
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities, Need
 from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -63,34 +64,9 @@ class FedGen(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedgen"
-    sends: ClassVar[str] = "weights, or heads alone, and label counts"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        f"{BODY}{PARAMETERS}": Kind.WEIGHTS,
-        f"{BODY}{COUNTERS}": Kind.COUNTERS,
-        WEIGHT: Kind.WEIGHTS,
-        BIAS: Kind.WEIGHTS,
-        "label_counts": Kind.LABEL_COUNTS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {
-        f"{BODY}{PARAMETERS}": "W",
-        f"{BODY}{COUNTERS}": "V",
-        WEIGHT: "O F",
-        BIAS: "O",
-    }
-    receives: ClassVar[Mapping[str, str]] = {
-        f"{BODY}{PARAMETERS}": "W",
-        f"{BODY}{COUNTERS}": "V",
-        WEIGHT: "O F",
-        BIAS: "O",
-        PARAMETERS: "g",
-        COUNTERS: "c",
-        "classes": "C",
-    }
-    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Zhu et al., Data-Free Knowledge Distillation for Heterogeneous Federated Learning, ICML 2021"
     )
-    uses_transfer_set: ClassVar[bool] = False
 
     share: Literal["model", "head"] | None = None
     """What clients average: the whole `model`, as in the authors' code, or the `head`, their partial mode.
@@ -112,24 +88,43 @@ class FedGen(FusionStrategy):
     server_batch_size: Annotated[int, Field(ge=2)] = 32
     """Features of one step on the server; 32 in the paper."""
 
-    @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        """One architecture besides, where whole models are averaged."""
-        always: frozenset[Need] = frozenset(
-            {"gradients", "features", "equal_features", "linear_head", "server"}
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        needs: set[Need] = {"gradients", "features", "equal_features", "linear_head", "server"}
+        whole = self.share == "model"
+        if whole:
+            needs |= {"weights", "one_architecture"}
+        return Capabilities(
+            needs=needs,
+            optional=frozenset() if whole else {f"{BODY}{PARAMETERS}", f"{BODY}{COUNTERS}"},
+            sends="weights, or heads alone, and label counts",
+            kinds={
+                f"{BODY}{PARAMETERS}": Kind.WEIGHTS,
+                f"{BODY}{COUNTERS}": Kind.COUNTERS,
+                WEIGHT: Kind.WEIGHTS,
+                BIAS: Kind.WEIGHTS,
+                "label_counts": Kind.LABEL_COUNTS,
+            },
+            shapes={
+                f"{BODY}{PARAMETERS}": "W",
+                f"{BODY}{COUNTERS}": "V",
+                WEIGHT: "O F",
+                BIAS: "O",
+            },
+            receives={
+                f"{BODY}{PARAMETERS}": "W",
+                f"{BODY}{COUNTERS}": "V",
+                WEIGHT: "O F",
+                BIAS: "O",
+                PARAMETERS: "g",
+                COUNTERS: "c",
+                "classes": "C",
+            },
+            guides="all_alike",
+            uses_transfer_set=False,
+            shares_model=self.share == "model",
         )
-        return always | {"weights", "one_architecture"} if self.share == "model" else always
-
-    @property
-    def optional(self) -> frozenset[str]:  # type: ignore[override]
-        """Bodies, where heads alone are averaged."""
-        bodies = frozenset({f"{BODY}{PARAMETERS}", f"{BODY}{COUNTERS}"})
-        return frozenset() if self.share == "model" else bodies
-
-    @property
-    def shares_model(self) -> bool:
-        """Whether all clients load one mean of whole models."""
-        return self.share == "model"
 
     def for_clients(self, *, one_architecture: bool) -> Self:
         """Return the strategy with `share` filled in.

@@ -13,13 +13,13 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -47,18 +47,18 @@ class FedGH(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedgh"
-    sends: ClassVar[str] = "mean features per class"
-    kinds: ClassVar[Mapping[str, Kind]] = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
-    shapes: ClassVar[Mapping[str, str]] = {"prototypes": "C F"}
-    receives: ClassVar[Mapping[str, str]] = {"head_weight": "O F", "head_bias": "O"}
-    guides: ClassVar[Guided] = "all_alike"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="mean features per class",
+        kinds={"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS},
+        shapes={"prototypes": "C F"},
+        receives={"head_weight": "O F", "head_bias": "O"},
+        guides="all_alike",
+        needs={"gradients", "features", "equal_features", "linear_head", "server"},
+        uses_transfer_set=False,
+    )
     paper: ClassVar[str] = (
         "Yi et al., FedGH: Heterogeneous Federated Learning with Generalized Global Header, ACM MM 2023"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset(
-        {"gradients", "features", "equal_features", "linear_head", "server"}
-    )
-    uses_transfer_set: ClassVar[bool] = False
 
     server_epochs: Annotated[int, Field(ge=0)] = 10
     """Passes over all means a round; 1 in the paper, whose runs have hundreds of rounds. A round has few

@@ -15,14 +15,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.server_model import own_network
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -60,20 +60,23 @@ class FedGKT(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedgkt"
-    sends: ClassVar[str] = "features, logits and label of every own sample"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        FEATURES: Kind.FEATURES,
-        LOGITS: Kind.SAMPLE_LOGITS,
-        LABELS: Kind.SAMPLE_LABELS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {FEATURES: "s F", LOGITS: "s C"}
-    receives: ClassVar[Mapping[str, str]] = {PARAMETERS: "p", COUNTERS: "c", ANSWERS: "n C"}
-    guides: ClassVar[Guided] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="features, logits and label of every own sample",
+        kinds={
+            FEATURES: Kind.FEATURES,
+            LOGITS: Kind.SAMPLE_LOGITS,
+            LABELS: Kind.SAMPLE_LABELS,
+        },
+        shapes={FEATURES: "s F", LOGITS: "s C"},
+        receives={PARAMETERS: "p", COUNTERS: "c", ANSWERS: "n C"},
+        guides="each",
+        needs={"gradients", "features", "equal_features", "server"},
+        uses_transfer_set=False,
+        reach="all clients with their next message: its model, if it answers; who took part its logits",
+    )
     paper: ClassVar[str] = (
         "He et al., Group Knowledge Transfer: Federated Learning of Large CNNs at the Edge, NeurIPS 2020"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "equal_features", "server"})
-    uses_transfer_set: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """α: weight of the server's logits for clients, and of labels for the server; 1 in the paper."""
@@ -91,11 +94,6 @@ class FedGKT(FusionStrategy):
     inference: Literal["server", "model"] = "server"
     """What evaluations ask: the `server`'s model on the client's features, once there is one, or the client's
     own `model`."""
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives what."""
-        return "all clients with their next message: its model, if it answers; who took part its logits"
 
     # On the server ------------------------------------------------------------------------------------
 

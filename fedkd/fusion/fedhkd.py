@@ -13,12 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label, mean_of_label
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -51,22 +51,25 @@ class FedHKD(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedhkd"
-    sends: ClassVar[str] = "mean features and mean predictions per class"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        FEATURES: Kind.FEATURES,
-        LOGITS: Kind.LABEL_LOGITS,
-        "label_counts": Kind.LABEL_COUNTS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {FEATURES: "C F"}
-    receives: ClassVar[Mapping[str, str]] = {FEATURES: "C F", "probabilities": "C C", "owners": "C"}
-    guides: ClassVar[Guided] = "all_alike"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="mean features and mean predictions per class",
+        kinds={
+            FEATURES: Kind.FEATURES,
+            LOGITS: Kind.LABEL_LOGITS,
+            "label_counts": Kind.LABEL_COUNTS,
+        },
+        shapes={FEATURES: "C F"},
+        receives={FEATURES: "C F", "probabilities": "C C", "owners": "C"},
+        guides="all_alike",
+        needs={"gradients", "features", "equal_features"},
+        uses_local_loss=True,
+        uses_transfer_set=False,
+        label_counts=True,
+    )
     paper: ClassVar[str] = (
         "Chen, Wang and Vikalo, The Best of Both Worlds: Accurate Global and Personalized Models through"
         " Federated Learning with Data-Free Hyper-Knowledge Distillation, ICLR 2023"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "equal_features"})
-    teaches_locally: ClassVar[bool] = True
-    uses_transfer_set: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 0.05
     """λ: weight of what the head learns of class means; 0.05 in the paper. It is what can teach a client
@@ -78,11 +81,6 @@ class FedHKD(FusionStrategy):
     noise: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of the Gaussian noise on every number of H_n. The paper's is calibrated to be a
     guarantee of differential privacy; here it says how much of it the method bears, and no more."""
-
-    @property
-    def needs_label_counts(self) -> bool:
-        """True: they are the weights of the means."""
-        return True
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `features` `[C, F]`, `label_logits` `[C, C]`, log Q_n, and `label_counts` `[C]`."""

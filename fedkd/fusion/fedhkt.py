@@ -7,13 +7,14 @@ Heterogeneous Federated Learning", INFOCOM 2023. Only its abstract was at hand.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import TAUGHT, Need
+from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.clustering import cluster
 from fedkd.fusion.confidence import ambiguity, certainty
 from fedkd.fusion.extent import Extent
@@ -21,7 +22,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.server_teacher import ServerTeacher
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -49,15 +50,19 @@ class FedHKT(ServerTeacher):
     """
 
     name: ClassVar[str] = "fedhkt"
-    sends: ClassVar[str] = "logits and weights"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        "logits": Kind.TRANSFER_LOGITS,
-        PARAMETERS: Kind.WEIGHTS,
-        COUNTERS: Kind.COUNTERS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = PACKED
-    receives: ClassVar[Mapping[str, str]] = {**TAUGHT, **PACKED}
-    guides: ClassVar[Guided] = "each"
+    capabilities: ClassVar[Capabilities] = replace(
+        ServerTeacher.capabilities,
+        sends="logits and weights",
+        kinds={
+            "logits": Kind.TRANSFER_LOGITS,
+            PARAMETERS: Kind.WEIGHTS,
+            COUNTERS: Kind.COUNTERS,
+        },
+        shapes=PACKED,
+        receives={**TAUGHT, **PACKED},
+        guides="each",
+        needs={"server", "weights"},
+    )
     paper: ClassVar[str] = (
         "after the abstract of Deng et al., A Hierarchical Knowledge Transfer Framework for Heterogeneous"
         " Federated Learning, INFOCOM 2023"
@@ -65,7 +70,6 @@ class FedHKT(ServerTeacher):
     source_note: ClassVar[str] = (
         "written from the abstract: grouping, confidence and the choice of samples are fedkd's"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"server", "weights"})
 
     clusters: Annotated[int, Field(ge=1)] = 3
     """k: how many groups of like clients there are to be found, at most. 1 averages all of an architecture,

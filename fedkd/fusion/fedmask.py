@@ -13,9 +13,9 @@ import numpy as np
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -47,22 +47,24 @@ class FedMask(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedmask"
-    sends: ClassVar[str] = "masks"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        "mask": Kind.MASKS,
-        "taken": Kind.MASKS,
-        "fingerprint": Kind.CONSTANT,
-    }
-    optional: ClassVar[frozenset[str]] = frozenset({"taken"})
-    shapes: ClassVar[Mapping[str, str]] = {"mask": "W?", "taken": "W?", "fingerprint": "8?"}
-    receives: ClassVar[Mapping[str, str]] = {"votes": "v", "voters": "", "taken": "W"}
-    guides: ClassVar[Guided] = "all_alike"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="masks",
+        kinds={
+            "mask": Kind.MASKS,
+            "taken": Kind.MASKS,
+            "fingerprint": Kind.CONSTANT,
+        },
+        optional={"taken"},
+        shapes={"mask": "W?", "taken": "W?", "fingerprint": "8?"},
+        receives={"votes": "v", "voters": "", "taken": "W"},
+        guides="all_alike",
+        needs={"gradients", "masks", "one_architecture"},
+        uses_transfer_set=False,
+    )
     paper: ClassVar[str] = (
         "Isik et al., Sparse Random Networks for Communication-Efficient Federated Learning, ICLR 2023,"
         " arXiv 2209.15328"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "masks", "one_architecture"})
-    uses_transfer_set: ClassVar[bool] = False
 
     weight_by_count: bool = False
     """Count each client by its number of training samples, instead of all alike as in the paper; for clients

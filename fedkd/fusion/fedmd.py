@@ -6,16 +6,18 @@ D. Li and J. Wang, "FedMD: Heterogenous Federated Learning via Model Distillatio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.probabilities import finite_logits
 from fedkd.fusion.selection import asked_samples
 from fedkd.fusion.soft_labels import TeacherLogits
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ class FedMD(TeacherLogits):
     """
 
     name: ClassVar[str] = "fedmd"
-    guides: ClassVar[Guided] = "all_alike"
-    over_graph: ClassVar[OverGraph | None] = "each"
     recordable: ClassVar[bool] = True
     paper: ClassVar[str] = "Li and Wang, FedMD: Heterogenous Federated Learning via Model Distillation, 2019"
 
@@ -54,10 +54,12 @@ class FedMD(TeacherLogits):
     none. Labels are there if `data.transfer.source` is `holdout` or another data set, of which label k
     trains output k. It is for few private samples: clients set out from what all know."""
 
-    @property
-    def fuses(self) -> Literal["probabilities", "logits"]:
-        """Logits."""
-        return "logits"
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            guides="all_alike", over_graph="each", averages="logits", pretrain_epochs=self.pretrain_epochs
+        )
 
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator

@@ -6,13 +6,14 @@ Learning", NeurIPS 2024, arXiv 2406.00488.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary, Maker
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -45,7 +46,9 @@ class FedMRL(SharedModel):
     paper: ClassVar[str] = (
         "Yi et al., Federated Model Heterogeneous Matryoshka Representation Learning, NeurIPS 2024"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "linear_head"})
+    capabilities: ClassVar[Capabilities] = replace(
+        SharedModel.capabilities, needs={"gradients", "features", "linear_head"}
+    )
 
     asked: ClassVar[tuple[str, ...]] = (OWN, SHARED, PROJECTION)
 

@@ -6,13 +6,14 @@ Distillation in Federated Learning", NeurIPS 2022, arXiv 2106.03097.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.averaging import WeightAveraging
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.averaging import AVERAGED, WeightAveraging
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -33,11 +34,11 @@ class FedNTD(WeightAveraging):
     """
 
     name: ClassVar[str] = "fedntd"
+    capabilities: ClassVar[Capabilities] = replace(AVERAGED, needs=AVERAGED.needs | {"three_classes"})
     paper: ClassVar[str] = (
         "Lee et al., Preservation of the Global Knowledge by Not-True Distillation in Federated Learning,"
         " NeurIPS 2022, arXiv 2106.03097"
     )
-    needs: ClassVar[frozenset[Need]] = WeightAveraging.needs | {"three_classes"}
 
     beta: Annotated[float, Field(ge=0)] = 1.0
     """β: weight of the distillation beside the cross entropy; 0 is FedAvg."""

@@ -6,12 +6,13 @@ Layers", 2019, arXiv 1912.00818.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.averaging import WeightAveraging, in_body
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.averaging import AVERAGED, WeightAveraging, in_body
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.hyperparameters import STRICT
 
 
@@ -28,11 +29,15 @@ class FedPer(WeightAveraging):
     """
 
     name: ClassVar[str] = "fedper"
-    sends: ClassVar[str] = "the body's weights"
+    capabilities: ClassVar[Capabilities] = replace(
+        AVERAGED,
+        sends="the body's weights",
+        needs=AVERAGED.needs | {"parts"},
+        shares_model=False,
+    )
     paper: ClassVar[str] = (
         "Arivazhagan et al., Federated Learning with Personalization Layers, 2019, arXiv 1912.00818"
     )
-    needs: ClassVar[frozenset[Need]] = WeightAveraging.needs | {"parts"}
 
     def exchanges(self, weight: str) -> bool:
         """Return whether it is the body's."""

@@ -7,17 +7,18 @@ Heterogeneous Clients", AAAI 2022, arXiv 2105.00243.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
 
@@ -43,21 +44,9 @@ class FedProto(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedproto"
-    sends: ClassVar[str] = "mean features per class"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        "prototypes": Kind.FEATURES,
-        "label_counts": Kind.LABEL_COUNTS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {"prototypes": "C F"}
-    receives: ClassVar[Mapping[str, str]] = {"prototypes": "C F", "owners": "C"}
-    guides: ClassVar[Guided] = "all_alike"
-    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = (
         "Tan et al., FedProto: Federated Prototype Learning across Heterogeneous Clients, AAAI 2022"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "equal_features"})
-    teaches_locally: ClassVar[bool] = True
-    uses_transfer_set: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: weight of the distance to prototypes; 1 in the paper for MNIST, 0.1 for CIFAR-10. Too much of it
@@ -68,15 +57,25 @@ class FedProto(FusionStrategy):
     that it has received, as in the paper (the model's until there are any). A class without a prototype is
     never answered; prototypes know classes that a client has no sample of."""
 
-    @property
-    def infers_from_guidance(self) -> bool:
-        """Whether prototypes answer in evaluations."""
-        return self.inference == "prototypes"
-
-    @property
-    def needs_label_counts(self) -> bool:
-        """True: they are the weights of the mean."""
-        return True
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            sends="mean features per class",
+            kinds={
+                "prototypes": Kind.FEATURES,
+                "label_counts": Kind.LABEL_COUNTS,
+            },
+            shapes={"prototypes": "C F"},
+            receives={"prototypes": "C F", "owners": "C"},
+            guides="all_alike",
+            over_graph="each",
+            needs={"gradients", "features", "equal_features"},
+            uses_local_loss=True,
+            uses_transfer_set=False,
+            infers_from_guidance=self.inference == "prototypes",
+            label_counts=True,
+        )
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `prototypes` `[C, F]` and `label_counts` `[C]`."""

@@ -7,13 +7,15 @@ Contrastive Learning for Data and Model Heterogeneity in Federated Learning", AA
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.fedgh import owned_prototypes, prototypes_of
 from fedkd.fusion.fedproto import FedProto
@@ -53,14 +55,10 @@ class FedTGP(FedProto):
     """
 
     name: ClassVar[str] = "fedtgp"
-    kinds: ClassVar[Mapping[str, Kind]] = {"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS}
-    shapes: ClassVar[Mapping[str, str]] = {"prototypes": "C F"}
-    receives: ClassVar[Mapping[str, str]] = {"prototypes": "C F", "owners": "C"}
     paper: ClassVar[str] = (
         "Zhang et al., FedTGP: Trainable Global Prototypes with Adaptive-Margin-Enhanced Contrastive"
         " Learning, AAAI 2024"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "equal_features", "server"})
 
     strength: Annotated[float, Field(ge=0)] = 10.0
     """λ: weight of the distance to prototypes; 10 in the paper. Prototypes that keep apart allow for more of
@@ -77,10 +75,17 @@ class FedTGP(FedProto):
     server_batch_size: Annotated[int, Field(gt=0)] = 10
     """Means of one step on the server; 10 in the paper."""
 
-    @property
-    def needs_label_counts(self) -> bool:
-        """False: all that is sent of them is which are above 0."""
-        return False
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return replace(
+            super().capabilities,
+            kinds={"prototypes": Kind.FEATURES, "owned": Kind.LABEL_COUNTS},
+            shapes={"prototypes": "C F"},
+            receives={"prototypes": "C F", "owners": "C"},
+            needs={"gradients", "features", "equal_features", "server"},
+            label_counts=False,
+        )
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""

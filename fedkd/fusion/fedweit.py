@@ -15,9 +15,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual.decomposition import Layout
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -58,33 +58,31 @@ class FedWeIT(FusionStrategy):
     """
 
     name: ClassVar[str] = "fedweit"
-    sends: ClassVar[str] = "the weights of units that a mask keeps, and sparse parts of tasks"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        BASE: Kind.WEIGHTS,
-        UNITS: Kind.INDICES,
-        PARTS: Kind.WEIGHTS,
-        PART_BITS: Kind.INDICES,
-        TASKS: Kind.INDICES,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {BASE: "b", UNITS: "U", PARTS: "p", PART_BITS: "t Q", TASKS: "t"}
-    receives: ClassVar[Mapping[str, str]] = {BASE: "b", UNITS: "U", KNOWN + "*": "*"}
-    guides: ClassVar[Guided] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="the weights of units that a mask keeps, and sparse parts of tasks",
+        kinds={
+            BASE: Kind.WEIGHTS,
+            UNITS: Kind.INDICES,
+            PARTS: Kind.WEIGHTS,
+            PART_BITS: Kind.INDICES,
+            TASKS: Kind.INDICES,
+        },
+        shapes={BASE: "b", UNITS: "U", PARTS: "p", PART_BITS: "t Q", TASKS: "t"},
+        receives={BASE: "b", UNITS: "U", KNOWN + "*": "*"},
+        guides="each",
+        needs={"gradients", "weights", "one_architecture"},
+        uses_transfer_set=False,
+        learner="fedweit",
+        reach="everyone, with the next message: the base, and own parts of the others that are new",
+    )
     paper: ClassVar[str] = (
         "Yoon, Jeong, Lee, Yang & Hwang, Federated Continual Learning with Weighted Inter-client Transfer,"
         " ICML 2021, arXiv 2003.03196"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
-    uses_transfer_set: ClassVar[bool] = False
-    learner: ClassVar[str | None] = "fedweit"
 
     keep: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Share of each layer's units whose rows of the base a client sends; 0.7 in the authors' code. Fewer
     bytes the smaller, and fewer clients to average over; 1 averages everything, as FedAvg does."""
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives what: everyone, though not the same."""
-        return "everyone, with the next message: the base, and own parts of the others that are new"
 
     # On the server ------------------------------------------------------------------------------------
 

@@ -25,7 +25,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedkd.fusion.client_half import TAUGHT, ClientHalf
+from fedkd.fusion.capabilities import PREDICTIONS, TAUGHT
+from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack
 from fedkd.fusion.strategy import FusionStrategy
@@ -116,7 +117,7 @@ def check_upload(strategy: ClientHalf, arrays: Arrays, sizes: Sizes, network: Ne
         form = FORMS[kinds[name]]
         if values.dtype.kind not in form.types:
             raise Unfit(f"array {name} is of type {values.dtype}, which {_kind(kinds[name])} cannot be")
-        shape = strategy.shapes.get(name, form.shape)
+        shape = strategy.capabilities.shapes.get(name, form.shape)
         bounds = (form.least, form.most)
         if shape is not None:
             bounds = _check_shape(name, values.shape, shape, known, bounds)
@@ -127,20 +128,17 @@ def check_upload(strategy: ClientHalf, arrays: Arrays, sizes: Sizes, network: Ne
 
 def required(strategy: ClientHalf) -> set[str]:
     """Return the arrays that every upload of a strategy has."""
-    if not isinstance(strategy, FusionStrategy):
-        return set(strategy.kinds) - strategy.optional
-    counts = {LABEL_COUNTS} if strategy.needs_label_counts else set()
+    can = strategy.capabilities
+    counts = {LABEL_COUNTS} if can.label_counts else set()
     if not is_declared(strategy):
         return counts
-    return set(strategy.kinds) - strategy.optional | (counts & strategy.kinds.keys())
+    return set(can.kinds) - can.optional | (counts & can.kinds.keys())
 
 
 def is_declared(strategy: ClientHalf) -> bool:
     """Return whether a strategy says what it sends: an `upload` of its own needs `kinds` of its own."""
-    if not isinstance(strategy, FusionStrategy):
-        return bool(strategy.kinds)
-    own_upload = type(strategy).upload is not FusionStrategy.upload
-    return strategy.kinds is not FusionStrategy.kinds or not own_upload
+    kinds = strategy.capabilities.kinds
+    return bool(kinds) and (kinds is not PREDICTIONS or type(strategy).upload is FusionStrategy.upload)
 
 
 def check_like(name: str, values: np.ndarray, like: np.ndarray) -> None:
@@ -169,9 +167,10 @@ def check_guidance(strategy: ClientHalf, arrays: Arrays, sizes: Sizes) -> None:
     Raises:
         Unfit: The first array that does not fit, and why.
     """
-    shapes = strategy.receives
+    shapes = strategy.capabilities.receives
     known = dict(sizes)
-    if shapes is None and not (strategy.teaches_locally or type(strategy).apply is not ClientHalf.apply):
+    own = strategy.capabilities.uses_local_loss or type(strategy).apply is not ClientHalf.apply
+    if shapes is None and not own:
         shapes = TAUGHT
     if shapes is TAUGHT and "targets" not in arrays:
         raise Unfit(f"array targets is missing; it has {', '.join(arrays) or 'nothing'}")
@@ -297,7 +296,7 @@ def _sizes(strategy: ClientHalf, arrays: Arrays) -> dict[str, int]:
 
 
 def _letters(strategy: ClientHalf, arrays: Arrays, name: str) -> list[str]:
-    shape = strategy.shapes.get(name, FORMS[strategy.kinds_of(arrays)[name]].shape)
+    shape = strategy.capabilities.shapes.get(name, FORMS[strategy.kinds_of(arrays)[name]].shape)
     match = _SHAPE.fullmatch(shape or "")
     assert match is not None
     return [letter.removesuffix("?") for letter in match["dimensions"].split()]

@@ -14,10 +14,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -46,27 +46,25 @@ class Gossip(FusionStrategy):
     """
 
     name: ClassVar[str] = "gossip"
-    sends: ClassVar[str] = "weights"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        PARAMETERS: Kind.WEIGHTS,
-        COUNTERS: Kind.COUNTERS,
-        MASS: Kind.MASS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = PACKED
-    receives: ClassVar[Mapping[str, str]] = {**PACKED, MASS: "1"}
-    guides: ClassVar[Guided] = "each"
-    over_graph: ClassVar[OverGraph | None] = "mixed"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="weights",
+        kinds={
+            PARAMETERS: Kind.WEIGHTS,
+            COUNTERS: Kind.COUNTERS,
+            MASS: Kind.MASS,
+        },
+        shapes=PACKED,
+        receives={**PACKED, MASS: "1"},
+        guides="each",
+        over_graph="mixed",
+        needs={"gradients", "weights", "graph"},
+        uses_transfer_set=False,
+        reach="the clients that took part, each with the mean of those of its architecture that it hears",
+    )
     paper: ClassVar[str] = (
         "Lian et al., Can Decentralized Algorithms Outperform Centralized Algorithms?, NeurIPS 2017, arXiv"
         " 1705.09056"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "graph"})
-    uses_transfer_set: ClassVar[bool] = False
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives a mean: who took part, one of its own."""
-        return "the clients that took part, each with the mean of those of its architecture that it hears"
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return x as `parameters` `[P]`, the `counters` `[B]` and the `mass` `[1]`."""

@@ -7,6 +7,7 @@ arXiv 2403.11892. The formulas are the natural reading of the paper, as reconstr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -15,11 +16,12 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
 from fedkd.fusion import distribution as distributions
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import class_experts, combine, fill_in
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import DIVERGENCES, prediction_cosine, prediction_kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness, log_prior, matched_beta, nearest, within
 from fedkd.hyperparameters import STRICT
 
@@ -43,9 +45,6 @@ class KnFu(TemperedLabels):
     """
 
     name: ClassVar[str] = "knfu"
-    guides: ClassVar[Guided] = "each"
-    weighs_age: ClassVar[bool] = True
-    over_graph: ClassVar[OverGraph | None] = "each"
     paper: ClassVar[str] = "Seyedmohammadi et al., KnFu: Effective Knowledge Fusion, arXiv 2403.11892, 2024"
 
     beta: Annotated[float, Field(ge=0)] = 10.0
@@ -100,15 +99,17 @@ class KnFu(TemperedLabels):
         if self.threshold is not None and self.threshold_kind == "quantile" and self.threshold > 1:
             raise UserError(f"must be ≤ 1 as a quantile, got {self.threshold:g}", key="fusion.threshold")
 
-    @property
-    def needs_label_counts(self) -> bool:
-        """True for the oracle distribution alone."""
-        return self.distribution == "shared"
-
-    @property
-    def mixes(self) -> bool:
-        """Whether targets are means under the weights alone, without experts."""
-        return not (self.per_class or self.absent_by_experts)
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            guides="each",
+            weighs_age=True,
+            over_graph="each",
+            label_counts=self.distribution == "shared",
+            mixes=not (self.per_class or self.absent_by_experts),
+            stale_decay=self.stale_decay,
+        )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return effective knowledge `[N, M, C]`, personal, with the weights `[N, N]` that made it."""
@@ -122,7 +123,7 @@ class KnFu(TemperedLabels):
             prior = self._log_prior(knowledge)
             everyone = effectiveness(np.zeros((1, len(q))), 0.0, log_prior=prior)
             targets = fill_in(targets, class_experts(everyone[0], q, p), p)
-        return Guidance(targets, weights, kept, distances=d, mixed=q if self.mixes else None)
+        return Guidance(targets, weights, kept, distances=d, mixed=q if self.capabilities.mixes else None)
 
     @property
     def _smoothing(self) -> float:

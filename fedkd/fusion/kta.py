@@ -15,12 +15,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import prediction_cosine, prediction_kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness, nearest
 from fedkd.hyperparameters import STRICT
 
@@ -45,10 +45,10 @@ class KTA(TemperedLabels):
     """
 
     name: ClassVar[str] = "kta"
-    guides: ClassVar[Guided] = "each"
-    over_graph: ClassVar[OverGraph | None] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        guides="each", over_graph="each", needs={"transfer_labels"}, mixes=True
+    )
     paper: ClassVar[str] = "Du, Prediction-space knowledge markets, arXiv 2512.00841, 2025"
-    needs: ClassVar[frozenset[Need]] = frozenset({"transfer_labels"})
 
     beta: Annotated[float, Field(ge=0)] = 1.0
     """β: how sharply a distant client loses weight. Mean KL between skewed clients is several nats, so start
@@ -68,11 +68,6 @@ class KTA(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of predictions and of the loss. Above 1 it teaches more about unlikely classes and draws clients
     closer together, so raise β with it."""
-
-    @property
-    def mixes(self) -> bool:
-        """True: targets are means of predictions under weights."""
-        return True
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return personal soft targets `[N, M, C]` and the weights `[N, N]` that made them."""

@@ -13,12 +13,13 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
 from fedkd.fusion.similarity import gram
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 
@@ -44,9 +45,7 @@ class KTpFL(TemperedLabels):
     """
 
     name: ClassVar[str] = "ktpfl"
-    sends: ClassVar[str] = "logits"
-    guides: ClassVar[Guided] = "each"
-    over_graph: ClassVar[OverGraph | None] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(guides="each", over_graph="each", mixes=True)
     paper: ClassVar[str] = "Zhang et al., Parameterized Knowledge Transfer for Personalized FL, NeurIPS 2021"
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 10.0
@@ -61,11 +60,6 @@ class KTpFL(TemperedLabels):
     coefficient_temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 0.2
     """τ of the softmax over a client's coefficients: below 0.2 c decides for few teachers within a few
     rounds, at 1 it stays near uniform."""
-
-    @property
-    def mixes(self) -> bool:
-        """True: targets are means of predictions under weights."""
-        return True
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return each client's mix of all predictions, `[N, M, C]`, with the coefficients `[N, N]`."""

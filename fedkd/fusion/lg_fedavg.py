@@ -7,12 +7,13 @@ P. P. Liang, T. Liu, L. Ziyin, N. B. Allen, R. P. Auerbach, D. Brent, R. Salakhu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.averaging import WeightAveraging, in_head
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.averaging import AVERAGED, WeightAveraging, in_head
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.strategy import Guidance
 from fedkd.fusion.views import ServerModels
@@ -35,12 +36,16 @@ class LGFedAvg(WeightAveraging):
     """
 
     name: ClassVar[str] = "lg_fedavg"
-    sends: ClassVar[str] = "the head's weights"
+    capabilities: ClassVar[Capabilities] = replace(
+        AVERAGED,
+        sends="the head's weights",
+        needs={"gradients", "weights", "parts", "like_heads"},
+        shares_model=False,
+    )
     paper: ClassVar[str] = (
         "Liang et al., Think Locally, Act Globally: Federated Learning with Local and Global Representations,"
         " 2020, arXiv 2001.01523"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "parts", "like_heads"})
 
     def exchanges(self, weight: str) -> bool:
         """Return whether it is the head's."""

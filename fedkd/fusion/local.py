@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 
@@ -17,9 +18,9 @@ class Local(FusionStrategy):
     """Every client trains alone, on its own samples; the transfer set is never touched."""
 
     name: ClassVar[str] = "local"
-    sends: ClassVar[Literal["logits", "nothing"]] = "nothing"
-    guides: ClassVar[Guided] = "nobody"
-    uses_transfer_set: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="nothing", guides="nobody", uses_transfer_set=False
+    )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return no guidance."""

@@ -8,18 +8,20 @@ training; here weak clients come first.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.competence import held_out_accuracy
 from fedkd.fusion.confidence import log_confidence
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import log_softmax, softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import ClientView
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -44,10 +46,6 @@ class Masters(TemperedLabels):
     """
 
     name: ClassVar[str] = "masters"
-    sends: ClassVar[str] = "logits, and how strong the client is"
-    kinds: ClassVar[Mapping[str, Kind]] = {"logits": Kind.TRANSFER_LOGITS, ACCURACY: Kind.SCORES}
-    shapes: ClassVar[Mapping[str, str]] = {ACCURACY: "1"}
-    guides: ClassVar[Guided] = "each"
     source_note: ClassVar[str] = "after curricula of masked teachers, of which no publication was found"
 
     first_share: Annotated[float, Field(ge=0, le=1)] = 0.3
@@ -64,15 +62,18 @@ class Masters(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss; teachers are chosen at 1."""
 
-    @property
-    def optional(self) -> frozenset[str]:  # type: ignore[override]
-        """What an upload may lack: the accuracy, where nothing is kept apart."""
-        return FusionStrategy.optional | (frozenset() if self.held_out_share > 0.0 else {ACCURACY})
-
-    @property
-    def counts_rounds(self) -> bool:
-        """Whether there is a warm-up, which takes a share of them."""
-        return self.warm_up > 0.0 and self.first_share < 1.0
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            sends="logits, and how strong the client is",
+            kinds={"logits": Kind.TRANSFER_LOGITS, ACCURACY: Kind.SCORES},
+            shapes={ACCURACY: "1"},
+            optional=frozenset({"label_counts"} if self.held_out_share > 0.0 else {"label_counts", ACCURACY}),
+            guides="each",
+            counts_rounds=self.warm_up > 0.0 and self.first_share < 1.0,
+            held_out_share=self.held_out_share,
+        )
 
     # On the server ------------------------------------------------------------------------------------
 

@@ -16,10 +16,11 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.answers import Answers, answers_of, predictions, two_likeliest
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Network
 from fedkd.hyperparameters import STRICT
 
@@ -51,45 +52,42 @@ class Message(SoftLabels):
     """
 
     name: ClassVar[str] = "message"
-    sends: ClassVar[str] = "questions, and answers of two classes"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        ASKED: Kind.INDICES,
-        BETWEEN: Kind.SAMPLE_CLASSES,
-        CLASSES: Kind.SAMPLE_CLASSES,
-        SHARES: Kind.SHARES,
-        ABOUT: Kind.CONSTANT,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {
-        ASKED: "Y",
-        BETWEEN: "q 2<C",
-        CLASSES: "r 2<C",
-        SHARES: "r 2",
-        ABOUT: "2",
-    }
-    receives: ClassVar[Mapping[str, str]] = {
-        QUESTIONS: "Y",
-        ANSWERED: "Y",
-        CLASSES: "q 2<C",
-        SHARES: "q 2",
-    }
-    guides: ClassVar[Guided] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="questions, and answers of two classes",
+        kinds={
+            ASKED: Kind.INDICES,
+            BETWEEN: Kind.SAMPLE_CLASSES,
+            CLASSES: Kind.SAMPLE_CLASSES,
+            SHARES: Kind.SHARES,
+            ABOUT: Kind.CONSTANT,
+        },
+        shapes={
+            ASKED: "Y",
+            BETWEEN: "q 2<C",
+            CLASSES: "r 2<C",
+            SHARES: "r 2",
+            ABOUT: "2",
+        },
+        receives={
+            QUESTIONS: "Y",
+            ANSWERED: "Y",
+            CLASSES: "q 2<C",
+            SHARES: "q 2",
+        },
+        guides="each",
+        upload_changes=True,
+        requires_sync="has clients answer what was asked in the round before",
+        reach="every client: what is asked; and who asked in the round before, its answers",
+    )
     paper: ClassVar[str] = (
         "after Wang et al., Talking Models: Distill Pre-trained Knowledge to Downstream Models via"
         " Interactive Communication, arXiv 2310.03188, 2023"
     )
 
-    sends_otherwise_later: ClassVar[bool] = True
-    waits: ClassVar[str | None] = "has clients answer what was asked in the round before"
-
     questions: Annotated[float, Field(ge=0, le=1)] = 0.2
     """κ: share of the transfer set that a client asks about each round. Bytes grow with what all of them ask
     about together: ten clients at 0.2 ask about most of it unless they are unsure about the same. 0 leaves
     every client alone."""
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives answers: whoever asked in the round before."""
-        return "every client: what is asked; and who asked in the round before, its answers"
 
     # On a client --------------------------------------------------------------------------------------
 

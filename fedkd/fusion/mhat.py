@@ -7,14 +7,16 @@ scheme for federated learning", Information Sciences 560, 2021. Only its abstrac
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.server_teacher import ServerTeacher
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ class MHAT(ServerTeacher):
     """
 
     name: ClassVar[str] = "mhat"
-    guides: ClassVar[Guided] = "all_alike"
+    capabilities: ClassVar[Capabilities] = replace(ServerTeacher.capabilities, guides="all_alike")
     paper: ClassVar[str] = (
         "after the abstract of Hu et al., MHAT: An efficient model-heterogenous aggregation training scheme"
         " for federated learning, Information Sciences 560, 2021"

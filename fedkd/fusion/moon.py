@@ -6,14 +6,15 @@ Q. Li, B. He and D. Song, "Model-Contrastive Federated Learning", CVPR 2021, arX
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.averaging import WeightAveraging
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.averaging import AVERAGED, WeightAveraging
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -39,9 +40,10 @@ class Moon(WeightAveraging):
     """
 
     name: ClassVar[str] = "moon"
+    capabilities: ClassVar[Capabilities] = replace(
+        AVERAGED, needs=AVERAGED.needs | {"features"}, keeps_models=1
+    )
     paper: ClassVar[str] = "Li, He & Song, Model-Contrastive Federated Learning, CVPR 2021, arXiv 2103.16257"
-    needs: ClassVar[frozenset[Need]] = WeightAveraging.needs | {"features"}
-    keeps_models: ClassVar[int] = 1
 
     mu: Annotated[float, Field(ge=0)] = 5.0
     """μ: weight of the contrast. The paper tunes it for each data set, over 0.1, 1, 5 and 10; where accuracy

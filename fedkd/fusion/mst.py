@@ -7,6 +7,7 @@ Its MaskNets, which adapt each teacher to the student, are absent here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -14,14 +15,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.competence import sample_losses
 from fedkd.fusion.extent import TRAINING, Extent, dense
 from fedkd.fusion.gate import largest, new_gate, train_gate
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.similarity import kl, prediction_kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import nearest
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -48,7 +49,6 @@ class MST(TemperedLabels):
     """
 
     name: ClassVar[str] = "mst"
-    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "after MST-Distill: Mixture of Specialized Teachers, 2025, arXiv 2507.07015"
     source_note: ClassVar[str] = (
         "the paper's MaskNets, which adapt each teacher to the student, are absent; the gate is trained on"
@@ -74,10 +74,12 @@ class MST(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 4.0
     """T of teachers and of the loss (gate and ℓ are at 1); 4 also teaches how teachers rank other classes."""
 
-    @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        """Labels of the transfer set, where they are the judge."""
-        return frozenset({"transfer_labels"} if self.judge == "labels" else ())
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            guides="each", needs=frozenset({"transfer_labels"} if self.judge == "labels" else ())
+        )
 
     def server_work(self, extent: Extent) -> float:
         """Return what it takes to train every client's gate."""

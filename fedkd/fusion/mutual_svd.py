@@ -7,6 +7,8 @@ Distillation", Nature Communications 13, 2022, arXiv 2108.13323.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -14,12 +16,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.low_rank import FACTORS, RANKS, compress, decompress, factor_sizes, moved, real
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, unpack
 from fedkd.fusion.shared_model import SHARED, SharedModel
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep, Network, ServerModels
 from fedkd.hyperparameters import STRICT
 
@@ -53,21 +55,10 @@ class FedKD(SharedModel):
     """
 
     name: ClassVar[str] = "fedkd"
-    sends: ClassVar[str] = "changes of a small shared model, as factors of low rank"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        FACTORS: Kind.WEIGHTS,
-        RANKS: Kind.INDICES,
-        COUNTERS: Kind.COUNTERS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {FACTORS: "f", RANKS: "R", COUNTERS: "B"}
-    receives: ClassVar[Mapping[str, str]] = {**PACKED, FACTORS: "f", RANKS: "R"}
-    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = (
         "Wu et al., Communication-Efficient Federated Learning via Knowledge Distillation, Nature"
         " Communications 13, 2022"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features", "server"})
-    waits: ClassVar[str | None] = "sends how the shared model has changed since the round before"
 
     energy_start: Annotated[float, Field(gt=0, le=1)] = 0.95
     """e in the first round; 0.95 in the paper."""
@@ -77,15 +68,26 @@ class FedKD(SharedModel):
     """What D is at least. The paper has no such bound; without any, teaching grows without end where both
     models are right about all their samples."""
 
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives what: everyone goes on with the newest."""
-        return "all clients with their next message: who took part is sent the change, who did not the model"
-
-    @property
-    def counts_rounds(self) -> bool:
-        """Whether e changes on the way to the last round."""
-        return self.energy_start != self.energy_end
+    @cached_property
+    def capabilities(self) -> Capabilities:  # type: ignore[override]
+        """Needs and abilities at these hyper-parameters."""
+        return replace(
+            SharedModel.capabilities,
+            sends="changes of a small shared model, as factors of low rank",
+            kinds={
+                FACTORS: Kind.WEIGHTS,
+                RANKS: Kind.INDICES,
+                COUNTERS: Kind.COUNTERS,
+            },
+            shapes={FACTORS: "f", RANKS: "R", COUNTERS: "B"},
+            receives={**PACKED, FACTORS: "f", RANKS: "R"},
+            guides="each",
+            needs={"gradients", "features", "server"},
+            requires_sync="sends how the shared model has changed since the round before",
+            reach="all clients with their next message: who took part is sent the change, who did not the"
+            " model",
+            counts_rounds=self.energy_start != self.energy_end,
+        )
 
     def energy(self, round: int, rounds: int) -> float:
         """Return e of a round."""

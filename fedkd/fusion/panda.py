@@ -9,16 +9,19 @@ prediction since before any training.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.combine import combine
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.shift import KnowsStart, shift_cosine
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 
@@ -43,13 +46,17 @@ class Panda(KnowsStart):
     """
 
     name: ClassVar[str] = "panda"
-    sends: ClassVar[str] = "logits and a mean prediction"
-    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "after Zhong et al., PanDa, arXiv 2208.10160, 2022"
-    needs = frozenset({"gradients"})
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss (shifts are taken at 1). Above 1 it teaches more of unlikely classes."""
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return replace(
+            super().capabilities, sends="logits and a mean prediction", guides="each", needs={"gradients"}
+        )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return personal targets `[N, M, C]` and the weights `[N, N]` that made them."""

@@ -8,6 +8,8 @@ is trained without a task loss is ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -15,13 +17,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import distribution as distributions
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities, Need
 from fedkd.fusion.combine import class_experts
 from fedkd.fusion.extent import Extent
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.routing import Router, mixed, train_router
 from fedkd.fusion.shift import KnowsStart, shift_cosine
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.transferability import UNLABELLED
 from fedkd.hyperparameters import STRICT
 
@@ -48,8 +50,6 @@ class Path(KnowsStart):
     """
 
     name: ClassVar[str] = "path"
-    sends: ClassVar[str] = "logits"
-    guides: ClassVar[Guided] = "each"
     source_note: ClassVar[str] = "after Path-PKT, of which no publication was found"
 
     guess: Literal["none", "distance", "agreement", "surer", "shift"] = "agreement"
@@ -75,20 +75,20 @@ class Path(KnowsStart):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss (gates are learned at 1)."""
 
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        needs: set[Need] = set()
+        if self.supervision == "labels":
+            needs.add("transfer_labels")
+        if self.guess == "shift":  # which untrained networks answer
+            needs.add("gradients")
+        return replace(super().capabilities, guides="each", needs=needs)
+
     @property
     def tells_start(self) -> bool:
         """Whether clients tell what they predicted before any training."""
         return self.guess == "shift"
-
-    @property
-    def needs(self) -> frozenset[Need]:  # type: ignore[override]
-        """Labels of the transfer set for `labels`; networks, which answer untrained, for `shift`."""
-        wanted: set[Need] = set()
-        if self.supervision == "labels":
-            wanted.add("transfer_labels")
-        if self.guess == "shift":
-            wanted.add("gradients")
-        return frozenset(wanted)
 
     def server_work(self, extent: Extent) -> float:
         """Return what the four products of a step take, for every client's router."""

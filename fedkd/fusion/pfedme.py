@@ -7,6 +7,7 @@ C. T. Dinh, N. H. Tran and T. D. Nguyen, "Personalized Federated Learning with M
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -14,8 +15,8 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
-from fedkd.fusion.averaging import WeightAveraging
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.averaging import AVERAGED, WeightAveraging
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.ditto import BOTH, PERSONAL, squared_distance
 from fedkd.fusion.parameters import PARAMETERS
 from fedkd.fusion.strategy import Guidance, Knowledge
@@ -45,10 +46,10 @@ class PFedMe(WeightAveraging):
     """
 
     name: ClassVar[str] = "pfedme"
+    capabilities: ClassVar[Capabilities] = replace(AVERAGED, needs=AVERAGED.needs | {"plain_sgd"})
     paper: ClassVar[str] = (
         "Dinh et al., Personalized Federated Learning with Moreau Envelopes, NeurIPS 2020, arXiv 2006.08848"
     )
-    needs: ClassVar[frozenset[Need]] = WeightAveraging.needs | {"plain_sgd"}
     answerers: ClassVar[tuple[str, ...]] = BOTH
     asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 

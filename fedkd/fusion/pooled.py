@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.hyperparameters import STRICT
 
 
@@ -26,11 +26,9 @@ class Pooled(FusionStrategy):
     """
 
     name: ClassVar[str] = "pooled"
-    sends: ClassVar[Literal["logits", "nothing"]] = "nothing"
-    guides: ClassVar[Guided] = "nobody"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
-    pools: ClassVar[bool] = True
-    uses_transfer_set: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="nothing", guides="nobody", needs={"gradients"}, pools=True, uses_transfer_set=False
+    )
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return no guidance."""

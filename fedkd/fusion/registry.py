@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.hyperparameters import HyperParameter, build_part, hyperparameters_of, load_part
 from fedkd.plugins import Registry
@@ -117,7 +119,9 @@ def make_strategy(
     Raises:
         UserError: No such strategy, a class that is not one, an unknown key or a value out of range.
     """
-    return build_part(load_strategy_class(name, search), name, hyperparameters, key=KEY)
+    made = build_part(load_strategy_class(name, search), name, hyperparameters, key=KEY)
+    _refuse(name, made)
+    return made
 
 
 def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[FusionStrategy]:
@@ -128,43 +132,46 @@ def load_strategy_class(name: str, search: Sequence[str | Path] = ()) -> type[Fu
             leaves open how its clients learn.
     """
     cls = load_part(STRATEGIES, FusionStrategy, name, search, key=KEY)  # type: ignore[type-abstract]
-    problem = _problem(cls)
-    if problem:
-        raise UserError(f"'{name}' {problem}", key=KEY)
+    _refuse(name, cls)
     return cls
 
 
-def needs_of(strategy: type[FusionStrategy]) -> frozenset[str]:
-    """Return what a strategy needs at its defaults; some need more at other hyper-parameters."""
-    if isinstance(strategy.needs, frozenset):
-        return strategy.needs
-    try:
-        return strategy().needs
-    except Exception:  # a strategy of the user's may not have defaults
-        return frozenset()
+def _refuse(name: str, strategy: FusionStrategy | type[FusionStrategy]) -> None:
+    problem = _problem(strategy)
+    if problem:
+        raise UserError(f"'{name}' {problem}", key=KEY)
 
 
-def _problem(cls: type[FusionStrategy]) -> str | None:
-    """Return what would otherwise surface in a client, in the middle of a run; None: nothing."""
-    distils = cls.sends != "nothing" and not cls.teaches_locally and cls.apply is FusionStrategy.apply
+def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
+    """Return the defect that would surface in a client in the middle of a run; None: none.
+
+    Capabilities that depend on hyper-parameters are looked at once these are known.
+    """
+    cls = strategy if isinstance(strategy, type) else type(strategy)
+    can, own = strategy.capabilities, getattr(cls, "__dataclass_fields__", {})
+    for field in fields(Capabilities):
+        if hasattr(cls, field.name) and field.name not in own:
+            return f"has `{field.name}` of its own, which is a field of its `capabilities`"
+    if not isinstance(can, Capabilities):
+        return None
+    distils = can.sends != "nothing" and not can.uses_local_loss and cls.apply is FusionStrategy.apply
     if distils and cls.loss is FusionStrategy.loss:
         return "does not define `loss`, what its clients minimise when they learn from guidance"
-    answers = cls.infers_from_guidance is not FusionStrategy.infers_from_guidance
-    if answers and cls.infer is FusionStrategy.infer:
+    if can.infers_from_guidance and cls.infer is FusionStrategy.infer:
         return "says that guidance answers, but does not define `infer`, which does"
-    if cls.predictor is not FusionStrategy.predictor and "gradients" not in needs_of(cls):
+    if cls.predictor is not FusionStrategy.predictor and "gradients" not in can.needs:
         return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
-    if cls.answerers and (cls.answerer is FusionStrategy.answerer or "gradients" not in needs_of(cls)):
+    if cls.answerers and (cls.answerer is FusionStrategy.answerer or "gradients" not in can.needs):
         return 'has several models measured, so it defines `answerer` and `needs` clients of "gradients"'
-    if cls.trials is not FusionStrategy.trials and "gradients" not in needs_of(cls):
+    if can.trials and "gradients" not in can.needs:
         return 'has clients try guidance out, so it `needs` clients of "gradients"'
     if cls.auxiliaries is not FusionStrategy.auxiliaries and (
-        "gradients" not in needs_of(cls) or cls.pools or cls.brings_model
+        "gradients" not in can.needs or can.pools or can.brings_model
     ):
         return 'has clients train networks besides theirs, so each has its own, and it `needs` "gradients"'
-    if cls.pools and cls.sends != "nothing":
+    if can.pools and can.sends != "nothing":
         return "pools all clients' samples, so its clients are one model with nothing to send"
-    stacked = [kind for kind in cls.kinds.values() if kind.is_stacked]
+    stacked = [kind for kind in can.kinds.values() if kind.is_stacked]
     if len(set(stacked)) < len(stacked):
         return "declares two arrays of a kind in its `kinds` of which there can only be one"
     return None

@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
 
@@ -46,35 +46,29 @@ class Scaffold(FusionStrategy):
     """
 
     name: ClassVar[str] = "scaffold"
-    sends: ClassVar[str] = "weights and control variates"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        STEP: Kind.WEIGHTS,
-        CONTROL: Kind.WEIGHTS,
-        STATISTICS: Kind.WEIGHTS,
-        COUNTERS: Kind.COUNTERS,
-    }
-    shapes: ClassVar[Mapping[str, str]] = {STEP: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"}
-    receives: ClassVar[Mapping[str, str]] = {PARAMETERS: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"}
-    guides: ClassVar[Guided] = "all_alike"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="weights and control variates",
+        kinds={
+            STEP: Kind.WEIGHTS,
+            CONTROL: Kind.WEIGHTS,
+            STATISTICS: Kind.WEIGHTS,
+            COUNTERS: Kind.COUNTERS,
+        },
+        shapes={STEP: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
+        receives={PARAMETERS: "T", CONTROL: "T", STATISTICS: "S", COUNTERS: "B"},
+        guides="all_alike",
+        needs={"gradients", "weights", "one_architecture", "plain_sgd"},
+        uses_transfer_set=False,
+        reach="all clients, all the same, with their next message",
+        shares_model=True,
+    )
     paper: ClassVar[str] = (
         "Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture", "plain_sgd"})
-    uses_transfer_set: ClassVar[bool] = False
 
     server_lr: Annotated[float, Field(gt=0)] = 1.0
     """η_g: share of the clients' mean step that the server takes; 1 is the mean itself, as in most of the
     paper's experiments. Below 1 damps rounds with few clients."""
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives x and c: everyone starts from the newest."""
-        return "all clients, all the same, with their next message"
-
-    @property
-    def shares_model(self) -> bool:
-        """All clients load the server's x."""
-        return True
 
     # On the server ------------------------------------------------------------------------------------
 

@@ -16,12 +16,12 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.adam import Adam
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.extent import Extent
 from fedkd.fusion.probabilities import finite_logits, log_softmax, softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.weights import effectiveness
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -44,12 +44,11 @@ class ScaLearn(TemperedLabels):
     """
 
     name: ClassVar[str] = "scalearn"
-    guides: ClassVar[Guided] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(guides="each", needs={"transfer_labels"})
     paper: ClassVar[str] = "after Frohmann et al., ScaLearn: … Learning to Scale, 2023, arXiv 2310.01217"
     source_note: ClassVar[str] = (
         "the paper scales outputs of adapters in a language model; here clients' logits are scaled"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset({"transfer_labels"})
 
     beta: Annotated[float, Field(ge=0)] = 10.0
     """β of KnFu's weights, from which the factors start."""

@@ -7,17 +7,19 @@ Communication-Efficient Federated Distillation", 2025, arXiv 2504.19602.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.roster import enlarge, enrol
 from fedkd.fusion.selection import draw_samples
 from fedkd.fusion.sharpen import mean_probabilities, power
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
@@ -44,9 +46,6 @@ class Scarlet(SoftLabels):
     """
 
     name: ClassVar[str] = "scarlet"
-    sends: ClassVar[str] = "logits of samples that are not in the cache"
-    receives: ClassVar[Mapping[str, str]] = {"wanted": "w<M", "new_samples": "n<M", "new_labels": "n C"}
-    guides: ClassVar[Guided] = "each"
     paper: ClassVar[str] = "Azuma et al., Soft-Label Caching and Sharpening, arXiv 2504.19602, 2025"
 
     exponent: Annotated[float, Field(gt=0)] = 2.0
@@ -61,6 +60,16 @@ class Scarlet(SoftLabels):
     of 10,000). The size of the transfer set draws all of it each round, but then every label dates from round
     1 until D rounds are over."""
 
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            sends="logits of samples that are not in the cache",
+            receives={"wanted": "w<M", "new_samples": "n<M", "new_labels": "n C"},
+            guides="each",
+            requests_vary=self.cache_rounds > 1,
+        )
+
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
@@ -69,10 +78,6 @@ class Scarlet(SoftLabels):
         drawn = draw_samples(transfer_size, count, generator)
         asked = np.setdiff1d(drawn, self._cached(memory))
         return None if len(asked) == transfer_size else asked
-
-    def asks_anew(self, transfer_size: int, generator: np.random.Generator) -> bool:
-        """Return whether rounds ask for different samples: what is in the cache is not asked for again."""
-        return self.cache_rounds > 1 or super().asks_anew(transfer_size, generator)
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return what each client lacks of the round's soft labels.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from fedkd.fusion.strategy import FusionStrategy
 
 
 def asked_samples(size: int, count: int | None, generator: np.random.Generator) -> np.ndarray | None:
@@ -27,3 +32,15 @@ def draw_samples(size: int, count: int | None, generator: np.random.Generator) -
     if count is None or count >= size:
         return np.arange(size)
     return np.sort(generator.choice(size, count, replace=False))
+
+
+def asks_anew(strategy: FusionStrategy, transfer_size: int, generator: np.random.Generator) -> bool:
+    """Return whether each round asks for other transfer samples, which older predictions miss.
+
+    Args:
+        strategy: With its `request`.
+        transfer_size: Number of transfer samples M.
+        generator: A round's.
+    """
+    varies = strategy.capabilities.requests_vary
+    return varies or strategy.request(transfer_size, {}, generator) is not None

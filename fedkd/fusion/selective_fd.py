@@ -13,11 +13,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.confidence import FAMILIARITY, ambiguity
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import SoftLabels
-from fedkd.fusion.strategy import Guidance, Guided, Knowledge, OverGraph
+from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -39,12 +40,14 @@ class SelectiveFD(SoftLabels):
     """
 
     name: ClassVar[str] = "selective_fd"
-    sends: ClassVar[str] = "logits of the samples it knows"
-    kinds: ClassVar[Mapping[str, Kind]] = {"samples": Kind.INDICES, "sample_logits": Kind.SAMPLE_LOGITS}
-    shapes: ClassVar[Mapping[str, str]] = {"samples": "k<M"}
-    guides: ClassVar[Guided] = "all_alike"
-    weighs_age: ClassVar[bool] = True
-    over_graph: ClassVar[OverGraph | None] = "each"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="logits of the samples it knows",
+        kinds={"samples": Kind.INDICES, "sample_logits": Kind.SAMPLE_LOGITS},
+        shapes={"samples": "k<M"},
+        guides="all_alike",
+        weighs_age=True,
+        over_graph="each",
+    )
     paper: ClassVar[str] = (
         "Shao, Wu and Zhang, Selective knowledge sharing for privacy-preserving federated distillation"
         " without a good teacher, Nature Communications 15, 2024"

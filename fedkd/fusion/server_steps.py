@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, packs_of, unpack
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -37,19 +37,17 @@ class ServerSteps(FusionStrategy):
     Every message brings x along, so clients keep no model.
     """
 
-    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
-    shapes: ClassVar[Mapping[str, str]] = PACKED
-    receives: ClassVar[Mapping[str, str]] = PACKED
-    guides: ClassVar[Guided] = "all_alike"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
-    brings_model: ClassVar[bool] = True
-    uses_transfer_set: ClassVar[bool] = False
-    weighs_age: ClassVar[bool] = True
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives x: it is with every message."""
-        return "all clients, all the same, with every message"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
+        shapes=PACKED,
+        receives=PACKED,
+        guides="all_alike",
+        needs={"gradients", "weights", "one_architecture"},
+        brings_model=True,
+        uses_transfer_set=False,
+        weighs_age=True,
+        reach="all clients, all the same, with every message",
+    )
 
     # On the server ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import TeacherLogits
@@ -22,7 +22,7 @@ from fedkd.hyperparameters import STRICT
 class ServerTeacher(TeacherLogits):
     """Base of strategies whose clients learn the logits of the server's model on the transfer set."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset({"server"})
+    capabilities: ClassVar[Capabilities] = Capabilities(needs={"server"})
 
     server_model: str = "resnet20"
     """The server's model: a zoo name or `"pkg.mod:factory"`. Larger than the clients', and fit for the data:

@@ -10,10 +10,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
 
@@ -29,13 +29,16 @@ class SharedModel(FusionStrategy):
     all begin with the same weights, which their seed makes, so that the first round brings nothing down.
     """
 
-    sends: ClassVar[str] = "the weights of a small shared model"
-    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
-    shapes: ClassVar[Mapping[str, str]] = PACKED
-    receives: ClassVar[Mapping[str, str]] = PACKED
-    guides: ClassVar[Guided] = "all_alike"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
-    uses_transfer_set: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="the weights of a small shared model",
+        kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
+        shapes=PACKED,
+        receives=PACKED,
+        guides="all_alike",
+        needs={"gradients"},
+        uses_transfer_set=False,
+        reach="all clients, all the same, with their next message",
+    )
 
     shared_model: str = "mlp"
     """The small model: a zoo name or `"pkg.mod:factory"`. The default takes samples of any shape; for images
@@ -48,11 +51,6 @@ class SharedModel(FusionStrategy):
         """The small model's arguments, those that it has if none are given included."""
         is_default = self.shared_model == "mlp" and not self.shared_args
         return {"hidden": [64]} if is_default else dict(self.shared_args)
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives the small model: everyone goes on with the newest."""
-        return "all clients, all the same, with their next message"
 
     def auxiliaries(self) -> Auxiliaries:
         """Return the small model."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from functools import cached_property
 
 import numpy as np
 
+from fedkd.fusion.capabilities import PREDICTIONS, Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import TemperedLabels
-from fedkd.fusion.strategy import FusionStrategy, Knowledge
+from fedkd.fusion.strategy import Knowledge
 from fedkd.fusion.views import ClientView
 
 START = "start"
@@ -57,12 +57,13 @@ class KnowsStart(TemperedLabels):
     of the first one, or of the first with so many classes.
     """
 
-    kinds: ClassVar[Mapping[str, Kind]] = {**FusionStrategy.kinds, START: Kind.UNTRAINED}
-
-    @property
-    def optional(self) -> frozenset[str]:  # type: ignore[override]
-        """The start, where clients do not tell it; and label counts."""
-        return FusionStrategy.optional | (frozenset() if self.tells_start else {START})
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            kinds={**PREDICTIONS, START: Kind.UNTRAINED},
+            optional={"label_counts"} | (frozenset() if self.tells_start else {START}),
+        )
 
     @property
     def tells_start(self) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.extent import TRAINING, Extent
-from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
 
 
@@ -26,7 +25,7 @@ class Knowledge:
         clients: Client indices, ascending; N of them.
         logits: Predictions on the transfer set, `[N, M, C]` float32 or float16; None where nothing is sent.
         samples: Number of training samples of each client, `[N]` int64.
-        label_counts: Training samples of each class, `[N, C]`; only for a strategy that `needs_label_counts`.
+        label_counts: Training samples of each class, `[N, C]`; only for a strategy with `label_counts`.
         age: Rounds since each row was computed, `[N]`; 0 is this round, and None means all are. Above 0 only
             for a strategy with a `stale_decay`, with a bank of knowledge, or where rounds are asynchronous.
         new: Whether each row has come with this round, however old it is, `[N]` bool; None: those of age 0
@@ -137,24 +136,6 @@ class Guidance:
         return bool(self.personal) or (self.targets is not None and self.targets.ndim == 3)
 
 
-Guided = Literal["all_alike", "each", "nobody"]
-"""Whom a strategy guides: all clients by the same guidance, each by guidance of its own, or nobody."""
-
-REACH: Mapping[Guided, str] = {
-    "all_alike": "all clients alike: who took part with the next message, who did not with the next training",
-    "each": "the clients that took part, each with what is made for it, with the next message",
-    "nobody": "nobody",
-}
-"""Who receives guidance, for people, by what a strategy's `fuse` makes."""
-
-OverGraph = Literal["each", "mixed"]
-"""How a strategy does without a server, where clients speak to each other over a graph.
-
-`each`: every client runs `fuse` by itself, on what it and those that it hears have sent, and takes what is
-made for it. `mixed`: `fuse` is handed how much each takes of each (`Knowledge.mixing`).
-"""
-
-
 class FusionStrategy(ClientHalf):
     """Base of every fusion strategy: a frozen dataclass whose fields are its hyper-parameters.
 
@@ -179,52 +160,8 @@ class FusionStrategy(ClientHalf):
 
     name: ClassVar[str]
     """Name in scenarios and reports."""
-    sends: ClassVar[str] = "logits"
-    kinds: ClassVar[Mapping[str, Kind]] = {
-        "logits": Kind.TRANSFER_LOGITS,
-        "label_counts": Kind.LABEL_COUNTS,
-    }
-    """What each array of an `upload` is, by name; a strategy that overrides `upload` says it of all arrays
-    that it sends."""
-    optional: ClassVar[frozenset[str]] = frozenset({"label_counts"})
-    weighs_age: ClassVar[bool] = False
-    """Whether `fuse` counts every row as much as `Knowledge.freshness` says; otherwise old predictions fade
-    before it is handed them, where rounds are asynchronous."""
-    guides: ClassVar[Guided | None] = None
-    """Whom `fuse` guides; None: it does not say."""
-    over_graph: ClassVar[OverGraph | None] = None
-    """How it does without a server; None: it does not."""
-    waits: ClassVar[str | None] = None
-    """What clients send that is about the round before alone, to go on after the strategy's name, so that a
-    server has to wait for all of a round; None: nothing is."""
-
     server_epochs: int = 0
     """Passes over the transfer set in which a `server_model` is trained; a hyper-parameter of this name."""
-
-    @property
-    def fuses(self) -> Literal["probabilities", "logits"]:
-        """What is averaged where predictions are: who is kept out of an average says its mean instead."""
-        return "probabilities"
-
-    @property
-    def mixes(self) -> bool:
-        """Whether personal targets are means of predictions under weights, and `Guidance.mixed` is given."""
-        return False
-
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives guidance and when, for people; empty if the strategy does not say."""
-        return "" if cls.guides is None else REACH[cls.guides]
-
-    @property
-    def needs_label_counts(self) -> bool:
-        """Whether clients must also upload their label histogram, which tells the server more about them."""
-        return False
-
-    @property
-    def stale_decay(self) -> float | None:
-        """Weight factor per round of age of a missing client's last knowledge; None: it is left out."""
-        return None
 
     # On the server ------------------------------------------------------------------------------------
 
@@ -247,15 +184,6 @@ class FusionStrategy(ClientHalf):
             generator: The round's own generator.
         """
         return None
-
-    def asks_anew(self, transfer_size: int, generator: np.random.Generator) -> bool:
-        """Return whether every round asks for other transfer samples, which older predictions are not about.
-
-        Args:
-            transfer_size: Number of transfer samples M.
-            generator: A round's.
-        """
-        return self.request(transfer_size, {}, generator) is not None
 
     def server_work(self, extent: Extent) -> float:
         """Return what a fusion computes, about, in operations of products and convolutions.
@@ -286,6 +214,6 @@ class FusionStrategy(ClientHalf):
         `Knowledge.extra`.
         """
         arrays = {"logits": client.logits()}
-        if self.needs_label_counts:
+        if self.capabilities.label_counts:
             arrays["label_counts"] = client.label_counts()
         return arrays

@@ -7,17 +7,18 @@ Distillation", ICCV 2023, arXiv 2303.06937.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import softmax
-from fedkd.fusion.strategy import FusionStrategy, Guidance, Guided, Knowledge
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Rehearsal, ServerModels
 from fedkd.hyperparameters import STRICT
 
@@ -51,18 +52,9 @@ class Target(FusionStrategy):
     """
 
     name: ClassVar[str] = "target"
-    sends: ClassVar[str] = "weights"
-    kinds: ClassVar[Mapping[str, Kind]] = {PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS}
-    shapes: ClassVar[Mapping[str, str]] = PACKED
-    receives: ClassVar[Mapping[str, str]] = {**PACKED, SYNTHETIC: "*", SOFT_LABELS: "n K", CLASSES: "K"}
-    guides: ClassVar[Guided] = "all_alike"
     paper: ClassVar[str] = (
         "Zhang et al., TARGET: Federated Class-Continual Learning via Exemplar-Free Distillation, ICCV 2023"
     )
-    needs: ClassVar[frozenset[Need]] = frozenset(
-        {"gradients", "weights", "one_architecture", "class_stream", "normalised_samples"}
-    )
-    uses_transfer_set: ClassVar[bool] = False
 
     strength: Annotated[float, Field(ge=0)] = 6.0
     """λ: weight of what is rehearsed beside the cross entropy; the released 25 counts without T², which makes
@@ -102,15 +94,21 @@ class Target(FusionStrategy):
     student_lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate of the student's Adam, on batches as large as the generator's."""
 
-    @classmethod
-    def reach(cls) -> str:
-        """Return who receives the average, and the samples: everyone starts from the newest."""
-        return "all clients, all the same, with their next message; samples with that which ends a task"
-
-    @property
-    def shares_model(self) -> bool:
-        """All clients load the average."""
-        return True
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return Capabilities(
+            sends="weights",
+            kinds={PARAMETERS: Kind.WEIGHTS, COUNTERS: Kind.COUNTERS},
+            shapes=PACKED,
+            receives={**PACKED, SYNTHETIC: "*", SOFT_LABELS: "n K", CLASSES: "K"},
+            guides="all_alike",
+            needs={"gradients", "weights", "one_architecture", "class_stream", "normalised_samples"},
+            uses_transfer_set=False,
+            reach="all clients, all the same, with their next message; samples with that which ends a task",
+            shares_model=True,
+            generated_samples=self.samples,
+        )
 
     # On the server ------------------------------------------------------------------------------------
 

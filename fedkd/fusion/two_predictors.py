@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.experts import Experts
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -36,9 +38,13 @@ class TwoPredictors(Experts):
     """
 
     name: ClassVar[str] = "two_predictors"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
 
     asked: ClassVar[tuple[str, ...]] = (OWN, ALONE)
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """Needs and abilities at these hyper-parameters."""
+        return replace(super().capabilities, needs={"gradients"})
 
     def auxiliaries(self) -> Auxiliaries:
         """Return a, each client's with a start of its own, as models have that are not averaged."""

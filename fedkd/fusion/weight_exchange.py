@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedkd.fusion.client_half import ClientHalf, Need
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.views import Arrays, ClientView
 
@@ -21,10 +22,14 @@ class WeightExchange(ClientHalf):
     """
 
     name: str
-    sends: ClassVar[str] = "weights"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "weights", "one_architecture"})
-    brings_model: ClassVar[bool] = True
-    uses_transfer_set: ClassVar[bool] = False
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        sends="weights",
+        needs={"gradients", "weights", "one_architecture"},
+        kinds={},
+        by_flower=True,
+        brings_model=True,
+        uses_transfer_set=False,
+    )
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's parameters and buffers, by the names that its model gives them."""

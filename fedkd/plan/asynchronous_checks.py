@@ -54,6 +54,7 @@ def check_asynchronous_strategy(scenario: Scenario, strategy: ClientHalf) -> Non
     Raises:
         UserError: Why it has to.
     """
+    from fedkd.fusion.selection import asks_anew
     from fedkd.fusion.strategy import FusionStrategy
     from fedkd.randomness import numpy_generator
 
@@ -62,17 +63,17 @@ def check_asynchronous_strategy(scenario: Scenario, strategy: ClientHalf) -> Non
     name, reason = scenario.fusion.strategy, None
     if not isinstance(strategy, FusionStrategy):
         reason = "averages what all clients of a round send; use 'fedbuff' or 'fedasync'"
-    elif strategy.pools:
+    elif strategy.capabilities.pools:
         reason = "trains on all clients' samples in one place"
-    elif strategy.brings_model or strategy.sends == "nothing":
+    elif strategy.capabilities.brings_model or strategy.capabilities.sends == "nothing":
         return
-    elif "weights" in strategy.needs:
+    elif "weights" in strategy.capabilities.needs:
         reason = "exchanges weights that go on from those of a round; use 'fedbuff' or 'fedasync'"
     else:
         size, generator = scenario.data.transfer.size, numpy_generator(scenario.seed, "request", round=1)
-        if strategy.waits is not None:
-            reason = strategy.waits
-        elif strategy.asks_anew(size, generator):
+        if strategy.capabilities.requires_sync is not None:
+            reason = strategy.capabilities.requires_sync
+        elif asks_anew(strategy, size, generator):
             reason = "asks for other transfer samples every round, which old predictions are not about"
     if reason is not None:
         raise UserError(f"not allowed: '{name}' {reason}", key=KEY)

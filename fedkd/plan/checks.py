@@ -237,11 +237,13 @@ def check_transfer_size(scenario: Scenario, strategy: ClientHalf) -> None:
     Raises:
         UserError: It has none.
     """
-    if scenario.data.transfer.size > 0 or not strategy.uses_transfer_set:
+    if scenario.data.transfer.size > 0 or not strategy.capabilities.uses_transfer_set:
         return
+    from fedkd.fusion.capabilities import capabilities_of
     from fedkd.fusion.registry import STRATEGIES, load_strategy_class
 
-    without = [name for name in STRATEGIES.builtin if not load_strategy_class(name).uses_transfer_set]
+    found = {name: capabilities_of(load_strategy_class(name)) for name in STRATEGIES.builtin}
+    without = [name for name, can in found.items() if not can.uses_transfer_set]
     raise UserError(
         f"must be ≥ 1 for strategy '{scenario.fusion.strategy}'; only {', '.join(without)} and Flower's own"
         " strategies do without transfer samples",

@@ -51,7 +51,7 @@ def _check_longer(scenario: Scenario, before: int, done: int) -> None:
         reason = "its tasks say how many rounds a stream takes"
     elif scenario.training.schedule == "cosine":
         reason = "its learning rates, by schedule 'cosine', were those of a run that ends there"
-    elif bind_strategy(scenario)[0].counts_rounds:
+    elif bind_strategy(scenario)[0].capabilities.counts_rounds:
         reason = f"what '{scenario.fusion.strategy}' did in them was that of a run that ends there"
     elif scenario.population.breaks or scenario.population.leaving:
         reason = "when its clients are away was drawn for its rounds"

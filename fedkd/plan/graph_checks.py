@@ -28,14 +28,14 @@ def check_graph(plan: Plan) -> None:
     strategy, scenario, graph = plan.strategy, plan.scenario, plan.graph
     name, kind = scenario.fusion.strategy, scenario.topology.graph
     if graph is None:
-        if "graph" in strategy.needs:
+        if "graph" in strategy.capabilities.needs:
             raise UserError(
                 f"'{name}' is for clients that speak to each other, and topology.graph is 'star'; choose"
                 " another, such as 'ring', or for a star 'flwr:FedAvg'",
                 key=KEY,
             )
         return
-    if strategy.sends == "nothing":
+    if strategy.capabilities.sends == "nothing":
         return
     reason = _needs_server(plan)
     if reason is not None:
@@ -65,7 +65,7 @@ def check_graph(plan: Plan) -> None:
             f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
             key="topology.mixing",
         )
-    if scenario.topology.relay and strategy.stale_decay is None:
+    if scenario.topology.relay and strategy.capabilities.stale_decay is None:
         raise UserError(
             "needs a strategy that weighs what comes from far by its age: set fusion.stale_decay, e.g. 0.5,"
             " with 'knfu' or 'experts'",
@@ -78,12 +78,12 @@ def _needs_server(plan: Plan) -> str | None:
     strategy = plan.strategy
     if not isinstance(strategy, FusionStrategy):
         return "averages weights on a server: take 'gossip', which has clients mix them"
-    if "server" in strategy.needs:
+    if "server" in strategy.capabilities.needs:
         return "trains a model on the server"
-    if "transfer_labels" in strategy.needs:
+    if "transfer_labels" in strategy.capabilities.needs:
         return "needs the labels of the transfer set, which a server alone has"
-    if strategy.over_graph is None:
-        if "weights" in strategy.needs:
+    if strategy.capabilities.over_graph is None:
+        if "weights" in strategy.capabilities.needs:
             return "makes one model of all clients' weights: take 'gossip', which has clients mix them"
         return "makes on a server what no client can by itself (it has no `over_graph`)"
     return None
@@ -104,12 +104,12 @@ def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]
         with nobody: it is one part, and is there too.
     """
     strategy = plan.strategy
-    if strategy.sends == "nothing":
+    if strategy.capabilities.sends == "nothing":
         return []
     union = np.eye(graph.clients, dtype=bool)
     for heard in islice(some_rounds(plan, graph), LOOKED_AT):
         union |= heard
-    mixes = isinstance(strategy, FusionStrategy) and strategy.over_graph == "mixed"
+    mixes = strategy.capabilities.over_graph == "mixed"
     names = architecture_names(plan.groups) if mixes else ("",) * graph.clients
     found = []
     for name in dict.fromkeys(names):

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from contextlib import suppress
 
 from fedkd.errors import UserError
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.registry import STRATEGIES
 from fedkd.models.mix import architecture_names, client_models
@@ -27,6 +28,9 @@ def held_models(
     if strategy is None and (scenario.fusion.from_flower or scenario.fusion.strategy in STRATEGIES.builtin):
         with suppress(UserError):
             strategy, _ = bind_strategy(scenario)
-    if strategy is not None and strategy.shares_model and (schedule.in_step or not strategy.fuses_by_task):
+    can = Capabilities() if strategy is None else strategy.capabilities
+    shares = can.shares_model or can.brings_model
+    answers_otherwise = strategy is not None and strategy.answers_otherwise
+    if shares and not answers_otherwise and (schedule.in_step or not can.fuses_by_task):
         return tuple(architecture_names(client_models(scenario)))
     return tuple(range(scenario.data.clients))

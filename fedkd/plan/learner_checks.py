@@ -24,7 +24,7 @@ KEY = "fusion.strategy"
 def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any]) -> None:
     """Refuse a learner that cannot keep its word with these models and this strategy."""
     assert isinstance(data, FederatedStream)
-    scenario, needs = plan.scenario, plan.strategy.needs
+    scenario, needs = plan.scenario, plan.capabilities.needs
     for index, (group, model) in enumerate(zip(scenario.clients, models, strict=True)):
         if not isinstance(model, nn.Module):
             raise UserError(
@@ -34,7 +34,7 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             )
         _prepare(learner, scenario, data, model)
     strategy = scenario.fusion.strategy
-    made_for_it = plan.strategy.learner == learner.name
+    made_for_it = plan.capabilities.learner == learner.name
     if "weights" in needs and learner.isolates and not made_for_it:
         raise UserError(
             f"'{strategy}' averages weights, and '{learner.name}' gives each task weights of its own that"
@@ -82,7 +82,7 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             f" {show_value(scenario.fusion.own_prior)}",
             key="fusion.own_prior",
         )
-    if plan.strategy.infers_from_guidance:
+    if plan.capabilities.infers_from_guidance:
         raise UserError(
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
             key="fusion.inference",
@@ -94,7 +94,9 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             key=KEY,
         )
     if plan.strategy.shapes_local_loss and learner.shapes_training:
-        what = "teaches the present task's classes" if plan.strategy.teaches_locally else "rehearses others"
+        what = (
+            "teaches the present task's classes" if plan.capabilities.uses_local_loss else "rehearses others"
+        )
         what = "has a loss of its own" if plan.strategy.steps_locally else what
         old = learner.trains_on_old_tasks
         why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"

@@ -29,9 +29,9 @@ def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int)
         return
     if plan.learner is not None:
         raise UserError("is for runs without a stream of tasks", key=KEY)
-    if plan.strategy.pools:
+    if plan.capabilities.pools:
         raise UserError(f"with '{name}' no client has a model of its own to teach or to learn", key=KEY)
-    if plan.strategy.brings_model:
+    if plan.capabilities.brings_model:
         raise UserError(
             f"with '{name}' every message brings the model along, and clients have none of their own; use a"
             " strategy that exchanges predictions, or 'local'",

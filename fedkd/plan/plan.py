@@ -24,7 +24,8 @@ from fedkd.scenario.stream import resolve_rounds, resolve_stream
 
 if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
-    from fedkd.fusion.strategy import ClientHalf
+    from fedkd.fusion.capabilities import Capabilities
+    from fedkd.fusion.client_half import ClientHalf
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,11 @@ class Plan:
     schedule: Schedule
     groups: tuple[ClientGroup, ...]
     graph: Graph | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the strategy needs and can."""
+        return self.strategy.capabilities
 
     def evaluates(self, round: int) -> bool:
         """Return whether a round is evaluated: every so many, the last, and every one that ends a task."""

@@ -20,7 +20,7 @@ def check_filters(plan: Plan, classes: int) -> None:
         UserError: What does not go with what.
     """
     fusion, strategy = plan.scenario.fusion, plan.strategy
-    kinds = strategy.kinds.values()
+    kinds = strategy.capabilities.kinds.values()
     if fusion.upload_top is not None and fusion.upload_top > classes:
         raise UserError(
             f"must be ≤ {classes}, the classes of a prediction, got {fusion.upload_top}",
@@ -37,7 +37,9 @@ def check_filters(plan: Plan, classes: int) -> None:
             key=key,
         )
     for place, wanted in enumerate(fusion.filters):
-        if wanted.by == "relevance" and not (isinstance(strategy, FusionStrategy) and strategy.mixes):
+        if wanted.by == "relevance" and not (
+            isinstance(strategy, FusionStrategy) and strategy.capabilities.mixes
+        ):
             raise UserError(
                 f"'relevance' needs a strategy that mixes predictions for each client, such as 'knfu'; here"
                 f" '{fusion.strategy}' does not",

@@ -10,7 +10,6 @@ from fedkd.data.partition_replacement import SCHEMES
 from fedkd.data.registry import PARTITIONS
 from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.registry import ESTIMATORS
 from fedkd.plan.graph import PLACED, WITH_K
 from fedkd.scenario.schema import Scenario
@@ -99,14 +98,16 @@ def _rehearses(scenario: Scenario, _: Any) -> bool:
 
 
 def _weighs_age_itself(strategy: ClientHalf) -> bool:
-    return isinstance(strategy, FusionStrategy) and strategy.stale_decay is not None
+    return strategy.capabilities.stale_decay is not None
 
 
 def _sends(scenario: Scenario, strategy: ClientHalf, is_meant: Callable[[Kind], bool]) -> bool:
     """Return whether clients send something of a kind; a strategy that finds kinds out may."""
     if type(strategy).kinds_of is not ClientHalf.kinds_of:
         return True
-    return strategy.sends != "nothing" and any(is_meant(kind) for kind in strategy.kinds.values())
+    return strategy.capabilities.sends != "nothing" and any(
+        is_meant(kind) for kind in strategy.capabilities.kinds.values()
+    )
 
 
 def _waits_for_slower(scenario: Scenario, _: Any) -> bool:
@@ -208,7 +209,7 @@ TABLE: tuple[Reader, ...] = (
     _of_strategy(
         "fusion.upload_top",
         "strategies whose clients send predictions of samples",
-        lambda s, h: any(kind.is_logits_of_samples for kind in h.kinds.values()),
+        lambda s, h: any(kind.is_logits_of_samples for kind in h.capabilities.kinds.values()),
     ),
     _of_strategy(
         "fusion.bank.decay",
@@ -241,7 +242,7 @@ TABLE: tuple[Reader, ...] = (
     _of_strategy(
         "asynchronous.staleness",
         "strategies whose clients send something, and that have no stale_decay of their own",
-        lambda s, h: h.sends != "nothing" and not _weighs_age_itself(h),
+        lambda s, h: h.capabilities.sends != "nothing" and not _weighs_age_itself(h),
         "fusion.stale_decay",
     ),
     _with("topology.k", "topology.graph", *WITH_K),
@@ -254,7 +255,7 @@ TABLE: tuple[Reader, ...] = (
     _of_strategy(
         "topology.mixing",
         "strategies that mix weights, such as 'gossip'",
-        lambda s, h: isinstance(h, FusionStrategy) and h.over_graph == "mixed",
+        lambda s, h: h.capabilities.over_graph == "mixed",
         "topology.graph",
     ),
     # [continual]

@@ -42,7 +42,7 @@ def recipe_of(scenario: Scenario, strategy: ClientHalf) -> Recipe:
 def _usual(scenario: Scenario, strategy: ClientHalf) -> Recipe:
     if scenario.training.recipe == "joint":
         return JOINT
-    return Recipe(1.0, 0.0) if strategy.trains_jointly else ALTERNATING
+    return Recipe(1.0, 0.0) if strategy.capabilities.trains_jointly else ALTERNATING
 
 
 def followed(scenario: Scenario, strategy: ClientHalf) -> list[str]:

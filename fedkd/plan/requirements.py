@@ -53,14 +53,14 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     Raises:
         UserError: What is missing, and whose model or which data lacks it.
     """
-    scenario, needs = plan.scenario, plan.strategy.needs
+    scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
-    if plan.strategy.pools and plan.learner is not None:
+    if plan.capabilities.pools and plan.learner is not None:
         raise UserError(
             f"'{name}' knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
             key=KEY,
         )
-    if plan.strategy.pools and (scenario.training.held_out or scenario.fusion.own_prior == "auto"):
+    if plan.capabilities.pools and (scenario.training.held_out or scenario.fusion.own_prior == "auto"):
         raise UserError(
             f"'{name}' trains on all samples of all clients, so that none is left to choose by",
             key="training.held_out" if scenario.training.held_out else "fusion.own_prior",
@@ -86,7 +86,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f" that of model '{group.model}' is not",
                 key=KEY,
             )
-    if plan.strategy.trials and plan.learner is not None:
+    if plan.capabilities.trials and plan.learner is not None:
         raise UserError(
             f"'{name}' has clients try guidance out and go back, which a learner of a stream of tasks cannot;"
             " use 'knfu'",
@@ -136,14 +136,14 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         )
     if plan.strategy.server_model is not None:
         _check_server_model(plan, first_task(data))
-    if plan.strategy.pretrain_epochs > 0:
+    if plan.capabilities.pretrain_epochs > 0:
         _check_pretraining(plan, first_task(data), models)
     check_transferability(plan, models, len(first_task(data).transfer_x))
     if scenario.fusion.backward:
         check_backward(plan)
     if scenario.fusion.orthogonal is not None:
         check_orthogonal(plan, models[0])
-    partner = plan.strategy.learner
+    partner = plan.capabilities.learner
     if partner is not None and (plan.learner is None or plan.learner.name != partner):
         raise UserError(
             f"'{name}' exchanges what the learner '{partner}' keeps of a stream of tasks; set"
@@ -152,7 +152,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         )
     if plan.learner is not None:
         check_learner(plan.learner, plan, data, models)
-    sends_weights = "weights" in needs or Kind.WEIGHTS in plan.strategy.kinds.values()
+    sends_weights = "weights" in needs or Kind.WEIGHTS in plan.capabilities.kinds.values()
     poison = scenario.faults.poison
     if scenario.faults.poisoned > 0 and sends_weights and poison in ("imitation", "constant"):
         raise UserError(
@@ -182,7 +182,7 @@ def _check_server_model(plan: Plan, data: FederatedData) -> None:
 def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -> None:
     """Refuse to train clients on transfer samples that have no labels, or none that they could learn."""
     key, source = "fusion.pretrain_epochs", plan.scenario.data.transfer.source
-    given, labels = plan.strategy.pretrain_epochs, data.public_y
+    given, labels = plan.capabilities.pretrain_epochs, data.public_y
     if plan.learner is not None:
         raise UserError(f"must be 0 in a stream of tasks, got {given}", key=key)
     for group, model in zip(plan.scenario.clients, models, strict=True):
@@ -204,7 +204,11 @@ def _check_pretraining(plan: Plan, data: FederatedData, models: Sequence[Any]) -
 
 def _check_generated(plan: Plan, data: Data) -> None:
     """Refuse samples that cannot be made without having seen one, or not be kept."""
-    name, count, clients = plan.scenario.fusion.strategy, plan.strategy.samples, plan.scenario.data.clients
+    name, count, clients = (
+        plan.scenario.fusion.strategy,
+        plan.capabilities.generated_samples,
+        plan.scenario.data.clients,
+    )
     if np.issubdtype(data.input_dtype, np.integer):
         raise UserError(
             f"'{name}' generates samples of real numbers; those of the data are integers", key=KEY

@@ -8,6 +8,7 @@ from fedkd.continual.statistics import statistics_names
 from fedkd.continual.subspace import check_layers
 from fedkd.errors import UserError
 from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.selection import asks_anew
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
 from fedkd.randomness import numpy_generator
@@ -18,16 +19,17 @@ KEY = "fusion.strategy"
 def check_bank(plan: Plan) -> None:
     """Refuse to keep what could not be fused with anything later."""
     strategy, scenario = plan.strategy, plan.scenario
-    reason = None
-    if not isinstance(strategy, FusionStrategy) or "weights" in strategy.needs:
+    can, reason = strategy.capabilities, None
+    if can.by_flower or "weights" in can.needs:
         reason = "exchanges weights, which are of no task and soon out of date"
-    elif strategy.sends == "nothing":
+    elif can.sends == "nothing":
         reason = "sends nothing that could be kept"
-    elif "masks" in strategy.needs and plan.learner is not None and plan.learner.trains_masked_weights:
+    elif "masks" in can.needs and plan.learner is not None and plan.learner.trains_masked_weights:
         reason = f"hears no more of a mask once '{plan.learner.name}' has settled it"
     else:
+        assert isinstance(strategy, FusionStrategy)
         generator = numpy_generator(scenario.seed, "request", round=1)
-        if strategy.asks_anew(scenario.data.transfer.size, generator):
+        if asks_anew(strategy, scenario.data.transfer.size, generator):
             reason = "asks for other transfer samples every round, which old predictions are not about"
     if reason is not None:
         raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
@@ -74,7 +76,7 @@ def check_backward(plan: Plan) -> None:
             "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
             " clock = 'uniform'; here all go on at once, and nobody knows more of an old task"
         )
-    elif strategy.teaches_locally or type(strategy).apply is not ClientHalf.apply:
+    elif strategy.capabilities.uses_local_loss or type(strategy).apply is not ClientHalf.apply:
         reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
     elif learner.keeps_closed is not None:
         reason = f"not allowed: '{learner.name}' {learner.keeps_closed}"

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
 
@@ -24,17 +23,17 @@ def uploads_kept(plan: Plan) -> int:
     Those of clients that are at work or wait, where rounds are asynchronous; the newest of everyone, where
     old knowledge is fused along; and without a server, what clients have heard and remember.
     """
-    scenario, strategy = plan.scenario, plan.strategy
-    if not isinstance(strategy, FusionStrategy) or strategy.sends == "nothing":
+    scenario, can = plan.scenario, plan.capabilities
+    if can.by_flower or can.sends == "nothing":
         return 0
     clients, unwaiting, bank = scenario.data.clients, scenario.asynchronous, scenario.fusion.bank
     if plan.graph is not None:
-        remembers = strategy.stale_decay is not None
+        remembers = can.stale_decay is not None
         return _remembered(plan.graph, scenario.rounds, relay=scenario.topology.relay) if remembers else 0
     kept = 0 if unwaiting is None else unwaiting.concurrency or clients
     if bank is not None and scenario.continual is not None:
         kept += clients * (scenario.continual.tasks.count or 1)
-    elif not strategy.brings_model and (unwaiting is not None or strategy.stale_decay is not None):
+    elif not can.brings_model and (unwaiting is not None or can.stale_decay is not None):
         kept += clients
     return kept
 

@@ -47,7 +47,7 @@ class FusingByTask:
         self._bank = bank
         self._exponent = exponent
         self._known = known
-        self._knows_tasks = strategy.fuses_by_task
+        self._knows_tasks = strategy.capabilities.fuses_by_task
         self._task_of: dict[int, int] = {}
         self._by_task: dict[int, Fusing] = {}
 

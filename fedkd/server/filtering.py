@@ -58,12 +58,12 @@ def fuse_filtered(
     heard = float(np.mean(number))
     if heard == 1.0:
         return Filtered(strategy.fuse(knowledge, memory), heard)
-    if strategy.mixes:
+    if strategy.capabilities.mixes:
         by_receiver = kept(filters, q, sent)
         stood_in = replace(knowledge, logits=_by_own_mean(knowledge.logits, q, anywhere))
         guidance = _mixed(strategy.fuse(stood_in, memory), by_receiver, knowledge, filters)
     else:
-        filled = _by_others(knowledge.logits, q, anywhere, strategy.fuses)
+        filled = _by_others(knowledge.logits, q, anywhere, strategy.capabilities.averages)
         guidance = _left(strategy.fuse(replace(knowledge, logits=filled), memory), anywhere, knowledge)
     return Filtered(guidance, heard)
 

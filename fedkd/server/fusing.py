@@ -148,12 +148,12 @@ class Fusing:
         """
         found: dict[str, int] = {}
         samples = self._known.transfer_size if self._request is None else len(self._request)
-        if samples is not None and self.strategy.uses_transfer_set:
+        if samples is not None and self.strategy.capabilities.uses_transfer_set:
             found |= {"M": samples, "Y": -(-samples // 8)}
         if self._known.classes is not None:
             found["C"] = self._known.classes
         models = self._models_of(0)
-        if models is None or Kind.WEIGHTS not in self.strategy.kinds.values():
+        if models is None or Kind.WEIGHTS not in self.strategy.capabilities.kinds.values():
             return found, None
         shared = self.strategy.shared_model
         own = models.architecture_of(client)
@@ -178,7 +178,7 @@ class Fusing:
             check_arrays(guidance.memory, "the first guidance's memory")
             check_arrays(guidance.shared, "what the first guidance gives clients")
             self._memory = dict(guidance.memory)
-            if self.strategy.brings_model:
+            if self.strategy.capabilities.brings_model:
                 self.model = dict(guidance.shared)
                 return
             self.mailbox.put_for_all(clients, Parcel(0, dict(guidance.shared)))
@@ -213,7 +213,7 @@ class Fusing:
             awaited: Uploads of the round that come with another call.
         """
         self.report = None
-        if not uploads or self.strategy.sends == "nothing":
+        if not uploads or self.strategy.capabilities.sends == "nothing":
             return 0
         recalled = self._recalled(round, uploads)
         knowledge = self._knowledge(round, recalled)
@@ -226,7 +226,7 @@ class Fusing:
         guidance = fused.guidance
         check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
-        if self.strategy.brings_model:
+        if self.strategy.capabilities.brings_model:
             self.model = dict(guidance.shared) or self.model
             return 0  # it goes along with every message, which is when its bytes count
         if guidance.weights is not None:
@@ -241,13 +241,13 @@ class Fusing:
 
     def _recalled(self, round: int, uploads: Mapping[int, Upload]) -> dict[int, Upload]:
         """Return what is fused in a round, in client order: what was sent, and what the cache has."""
-        ages_itself = self.strategy.stale_decay is not None
+        ages_itself = self.strategy.capabilities.stale_decay is not None
         waits = self._exponent is None
-        if self.strategy.brings_model or (not ages_itself and self._decay is None and waits):
+        if self.strategy.capabilities.brings_model or (not ages_itself and self._decay is None and waits):
             return dict(sorted(uploads.items()))
         self.cache.put(uploads)
         known = self.cache.all()
-        if ages_itself or (self.strategy.weighs_age and not waits):
+        if ages_itself or (self.strategy.capabilities.weighs_age and not waits):
             return known
         ages = {client: round - upload.round for client, upload in known.items()}
         if self._exponent is not None:
@@ -262,7 +262,7 @@ class Fusing:
 
     def _freshness(self, round: int, uploads: Mapping[int, Upload], exponent: float) -> np.ndarray | None:
         """Return what each upload counts by its age, where that is left to the strategy; else None."""
-        if self.strategy.stale_decay is not None or not self.strategy.weighs_age:
+        if self.strategy.capabilities.stale_decay is not None or not self.strategy.capabilities.weighs_age:
             return None
         return staleness(np.array([round - upload.round for upload in uploads.values()]), exponent)
 
@@ -299,7 +299,7 @@ class Fusing:
         _check_alike(uploads)
         kinds = self.strategy.kinds_of(items[0].arrays)
         stacked = {kind: np.stack(by_name.pop(name)) for name, kind in kinds.items() if kind.is_stacked}
-        labels = self._known.labels if "transfer_labels" in self.strategy.needs else None
+        labels = self._known.labels if "transfer_labels" in self.strategy.capabilities.needs else None
         if labels is not None and self._request is not None:
             labels = labels[self._request]
         return Knowledge(
@@ -319,7 +319,7 @@ class Fusing:
         )
 
     def _models(self, round: int) -> ServerModels | None:
-        return self._models_of(round) if self.strategy.needs & {"weights", "server"} else None
+        return self._models_of(round) if self.strategy.capabilities.needs & {"weights", "server"} else None
 
     def _models_of(self, round: int) -> ServerModels | None:
         return None if self._known.models is None else self._known.models(round)

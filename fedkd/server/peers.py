@@ -82,13 +82,13 @@ class PeerFusing(Fusing):
         arguments are not used.
         """
         self.report = self.links = None
-        if not uploads or self.strategy.sends == "nothing":
+        if not uploads or self.strategy.capabilities.sends == "nothing":
             return 0
         clients = tuple(sorted(uploads))
         heard = self._peers.graph.edges(round)[np.ix_(clients, clients)]
         uploads = {client: uploads[client] for client in clients}
         with one_blas_thread():
-            if self.strategy.over_graph == "mixed":
+            if self.strategy.capabilities.over_graph == "mixed":
                 self._mix(round, uploads, heard)
             else:
                 self._fuse_each(round, uploads, heard)
@@ -147,7 +147,7 @@ class PeerFusing(Fusing):
     def _hear(self, uploads: Mapping[int, Upload], heard: np.ndarray) -> dict[int, dict[int, Upload]]:
         """Return what every client of the round knows after it, by author, and take down what was sent."""
         clients = tuple(uploads)
-        keeps = self.strategy.stale_decay is not None
+        keeps = self.strategy.capabilities.stale_decay is not None
         if keeps:  # copied: the arrays may lie in shared memory that is only lent for the round
             uploads = {client: upload.kept() for client, upload in uploads.items()}
         others = heard & ~np.eye(len(heard), dtype=bool)

@@ -174,7 +174,7 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
             " could not be traced."
             " Pass yours: `load(index, network=…)`."
         )
-    if plan.strategy.infers_from_guidance:
+    if plan.capabilities.infers_from_guidance:
         notes.append(
             f"The strategy answers from what the server sent (`{plan.strategy.name}`), not from"
             " the model's outputs:"
@@ -198,7 +198,7 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
             f"Task {task.index} is of images turned by {_plain(task.name)}, which `load.py` does not do."
             for task in turned
         ]
-    if plan.strategy.brings_model:
+    if plan.capabilities.brings_model:
         notes.append("The server averages weights: all clients of this round are the same network.")
         if plan.scenario.finish == "trained":
             notes.append("A last private training is in the accuracies and not in the average.")

@@ -201,7 +201,7 @@ class TrainedRun:
     def _restore(self, client: Client, saved: SavedClient) -> None:
         if saved.state is not None:
             client.restore(saved.state)
-        if self.plan.strategy.brings_model:  # clients have none of their own: they work in the server's
+        if self.plan.capabilities.brings_model:  # clients have none of their own: they work in the server's
             from fedkd.federation.flower_averaging import WEIGHTS
             from fedkd.server.by_task import model_in
 
@@ -262,7 +262,7 @@ class TrainedNode(TrainedRun):
         self.architectures = architecture_names(self.plan.groups)
         own = found.share.client
         newest = None if own is None else newest_state(self.folder, own, found.federation)
-        if newest is None or self.plan.strategy.brings_model:
+        if newest is None or self.plan.capabilities.brings_model:
             why = "its client has taken part in no run yet" if newest is None else "its model is the server's"
             raise UserError(f"has no trained client: {why}", file=str(self.folder))
         step, self._state = newest

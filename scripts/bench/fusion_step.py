@@ -58,7 +58,10 @@ class Predictor:
 
 def exchanges_predictions(strategy: FusionStrategy) -> bool:
     """Return whether a client that can do no more than predict is enough for the strategy."""
-    if strategy.sends == "nothing" or strategy.needs - {"gradients", "transfer_labels"}:
+    if strategy.capabilities.sends == "nothing" or strategy.capabilities.needs - {
+        "gradients",
+        "transfer_labels",
+    }:
         return False
     try:
         return bool(strategy.upload(Predictor(np.zeros((4, 3), np.float32))))  # type: ignore[arg-type]
@@ -98,7 +101,7 @@ def fuse(strategy: FusionStrategy, clients: int, samples: int, classes: int) -> 
             extra=arrays,
             request=request,
             labels=(labels if request is None else labels[request])
-            if "transfer_labels" in strategy.needs
+            if "transfer_labels" in strategy.capabilities.needs
             else None,
         )
         started = time.process_time()

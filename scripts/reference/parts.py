@@ -12,7 +12,8 @@ from fedkd.continual.registry import LEARNERS, learner_hyperparameters
 from fedkd.data.registry import DATASETS, PARTITIONS
 from fedkd.data.request import SourceRequest
 from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
-from fedkd.fusion.registry import STRATEGIES, needs_of, strategy_hyperparameters
+from fedkd.fusion.capabilities import capabilities_of
+from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
 from fedkd.hyperparameters import HyperParameter
 from fedkd.models.registry import MODELS
 from fedkd.scenario.schema import Partition
@@ -85,12 +86,13 @@ def partitions_page() -> str:
 
 def _strategy(name: str) -> str:
     strategy = STRATEGIES.load(name)
-    facts = [f"**Clients send** {prose(strategy.sends)}."]
-    if strategy.reach():
-        facts.append(f"**Guides** {prose(strategy.reach())}.")
-    needed = [text for need, text in NEEDS.items() if need in needs_of(strategy)]
-    if strategy.learner is not None:
-        needed.append(f"the learner `{strategy.learner}`")
+    can = capabilities_of(strategy)
+    facts = [f"**Clients send** {prose(can.sends)}."]
+    if can.audience:
+        facts.append(f"**Guides** {prose(can.audience)}.")
+    needed = [text for need, text in NEEDS.items() if need in can.needs]
+    if can.learner is not None:
+        needed.append(f"the learner `{can.learner}`")
     if needed:
         facts.append(f"**Needs** {', '.join(needed)}.")
     return _part(

@@ -72,12 +72,14 @@ class Sent:
 
 def sent_by(strategy: ClientHalf) -> list[Sent]:
     """Return what a strategy's clients send, in the order of the upload."""
-    if strategy.sends == "nothing":
+    if strategy.capabilities.sends == "nothing":
         return []
     try:
         upload = strategy.upload(_Client())
     except Exception:  # it asks for something that this client has not got
-        return [Sent(name, kind, "not measured here", "") for name, kind in strategy.kinds.items()]
+        return [
+            Sent(name, kind, "not measured here", "") for name, kind in strategy.capabilities.kinds.items()
+        ]
     kinds = strategy.kinds_of(upload)
     return [_described(name, kinds[name], values) for name, values in upload.items()]
 

@@ -20,7 +20,7 @@ from fedkd.clients.view import RoundView
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import Auxiliary
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.local import Local
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.training.weights import weights_of
@@ -33,7 +33,7 @@ class Beside(Local):
     """Trains a small model, a copy like the own one and a projection of its own, and answers by the first."""
 
     name: ClassVar[str] = "beside"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features"})
+    capabilities: ClassVar[Capabilities] = Capabilities(needs={"gradients", "features"})
     shared_model: str = "mlp"
     shared_args: Any = None
     projection: Callable[..., Any] = lambda make: nn.Linear(make.width("small"), make.width())

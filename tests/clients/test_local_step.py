@@ -15,7 +15,7 @@ from fedkd.clients.factory import ClientFactory
 from fedkd.clients.view import RoundView
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.local import Local
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.models.build import build_group_models
@@ -30,7 +30,7 @@ class Watching(Local):
     """Minimises the cross entropy, as if it said nothing, and takes down what it is shown."""
 
     name: ClassVar[str] = "watching"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients", "features"})
+    capabilities: ClassVar[Capabilities] = Capabilities(needs={"gradients", "features"})
     seen: list[LocalBatch] = field(default_factory=list)
     guided: list[Arrays] = field(default_factory=list)
 

@@ -16,7 +16,7 @@ from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.fusion.client_half import Need
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.local import Local
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
 from fedkd.fusion.views import ClientView
@@ -42,7 +42,7 @@ class Moved(Local):
     """Answers class 3, whatever the client's model says."""
 
     name: ClassVar[str] = "moved"
-    needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
+    capabilities: ClassVar[Capabilities] = Capabilities(needs={"gradients"})
     made: Callable[[nn.Module], Any] = lambda network: Answers(network, 1e6 * torch.eye(10)[3])
 
     def predictor(self, client: ClientView) -> Any:
@@ -113,15 +113,13 @@ def test_what_measures_several_or_tries_says_so_before_a_run(monkeypatch):
         """Names two models and has none."""
 
         answerers: ClassVar[tuple[str, ...]] = ("one", "other")
-        needs: ClassVar[frozenset[Need]] = frozenset({"gradients"})
+        capabilities: ClassVar[Capabilities] = replace(Local.capabilities, needs={"gradients"})
 
     @dataclass(frozen=True)
     class Tries(Local):
         """Would have forests try guidance out."""
 
-        @property
-        def trials(self) -> int:
-            return 2
+        capabilities: ClassVar[Capabilities] = replace(Local.capabilities, trials=2)
 
     for cls, told in ((Nameless, "defines `answerer`"), (Tries, "try guidance out, so it `needs`")):
         monkeypatch.setattr(STRATEGIES, "load", lambda name, search=(), cls=cls: cls)

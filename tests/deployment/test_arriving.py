@@ -20,6 +20,7 @@ from fedkd.federation.client_app import app as client_app
 from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.node import Participant
 from fedkd.federation.node_gate import check_message, kinds_accepted, records_accepted
+from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.forms import Unfit
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import parse_plan
@@ -30,8 +31,8 @@ RECORDS = (msg.ARRAYS, msg.GUIDANCE, msg.MISSED, msg.REQUEST, msg.BASES, msg.STA
 NAMES = sorted(
     name
     for name in STRATEGIES.builtin
-    if STRATEGIES.load(name).learner is None
-    and not {"class_stream", "masks", "graph"} & make_strategy(name, {}).needs
+    if capabilities_of(STRATEGIES.load(name)).learner is None
+    and not {"class_stream", "masks", "graph"} & make_strategy(name, {}).capabilities.needs
     and not STRATEGIES.load(name).pools
 )
 
@@ -47,7 +48,7 @@ def samples():
 
 def node_of(name: str, samples) -> tuple[Participant, Any]:
     """Return a node of a strategy, and its client."""
-    sgd = {"optimizer": "sgd"} if "plain_sgd" in make_strategy(name, {}).needs else {}
+    sgd = {"optimizer": "sgd"} if "plain_sgd" in make_strategy(name, {}).capabilities.needs else {}
     fusion: dict[str, Any] = {"strategy": name}
     if make_strategy(name, {}).shared_model is not None:
         fusion["shared_args"] = {"hidden": [4]}
@@ -69,7 +70,7 @@ def test_every_message_with_any_record_is_held_against_the_strategy(samples, nam
                 check_message(node, client, kind, sent)
             continue
         accepted = records_accepted(node.plan, kind)
-        if node.plan.strategy.brings_model:
+        if node.plan.strategy.capabilities.brings_model:
             check_message(node, client, kind, RecordDict({**sent, msg.ARRAYS: to_record(zeros)}))
         for record in RECORDS:
             for arrays in (to_record(zeros), stranger):

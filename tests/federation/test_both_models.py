@@ -31,7 +31,7 @@ def answered_by(make_digits_scenario, tmp_path_factory):
 
     def run(strategy: str, inference: str):
         tables = make_digits_scenario() | {"fusion": {"strategy": strategy, "inference": inference}}
-        if "plain_sgd" in make_strategy(strategy, {}).needs:
+        if "plain_sgd" in make_strategy(strategy, {}).capabilities.needs:
             tables["training"] |= {"optimizer": "sgd"}
         return fedkd.run(tables, out=tmp_path_factory.mktemp("both") / "out")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from math import isnan, nan
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fedkd.federation.arrays import to_record
 from fedkd.federation.compat import node_id_of
 from fedkd.federation.knowledge_fusion import KnowledgeFusion
 from fedkd.federation.node_subset import NodeSubset
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.local import Local
@@ -172,9 +174,7 @@ def test_knowledge_of_missing_clients_ages():
     class Remembers(FusionStrategy):
         name = "remembers"
 
-        @property
-        def stale_decay(self):
-            return 0.5
+        capabilities: ClassVar[Capabilities] = Capabilities(stale_decay=0.5)
 
         def fuse(self, knowledge, memory):
             seen.append(knowledge)

@@ -15,6 +15,7 @@ from stopping import StopInRound
 import fedkd
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted
+from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import load_scenario
 
@@ -74,14 +75,15 @@ TABLES: dict[str, Any] = {
 ALL = sorted(
     name
     for name in STRATEGIES.builtin
-    if STRATEGIES.load(name).learner is None and not {"class_stream", "masks"} & make_strategy(name, {}).needs
+    if capabilities_of(STRATEGIES.load(name)).learner is None
+    and not {"class_stream", "masks"} & make_strategy(name, {}).capabilities.needs
 )
 """Those without a stream of tasks."""
 
 
 def clients_for(strategy: str) -> list[dict[str, Any]]:
     """Return the most mixed federation that a strategy can serve."""
-    needs = make_strategy(strategy, {}).needs
+    needs = make_strategy(strategy, {}).capabilities.needs
     if "one_architecture" in needs:
         return [MLP]
     return NETWORKS if needs & {"gradients", "features", "weights"} else [*NETWORKS, FOREST]
@@ -89,12 +91,12 @@ def clients_for(strategy: str) -> list[dict[str, Any]]:
 
 def write(folder: Path, strategy: str, **changes: Any) -> Path:
     training = {"lr": 0.01, "batch_size": 20}
-    if "plain_sgd" in make_strategy(strategy, {}).needs:
+    if "plain_sgd" in make_strategy(strategy, {}).capabilities.needs:
         training |= {"optimizer": "sgd"}
     path = folder / "scenario.toml"
     fusion = {"strategy": strategy, **SMALL.get(strategy, {})}
     # Links that go one way, and of two architectures: masses are no longer 1.
-    graph = "one_peer_exponential" if "graph" in make_strategy(strategy, {}).needs else "star"
+    graph = "one_peer_exponential" if "graph" in make_strategy(strategy, {}).capabilities.needs else "star"
     tables = TABLES | {"training": training, "fusion": fusion, "topology": {"graph": graph}}
     path.write_text(tomli_w.dumps(tables | changes))
     return path

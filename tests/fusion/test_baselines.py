@@ -62,5 +62,5 @@ def test_fedmd_losses() -> None:
 def test_local_and_pooled_exchange_nothing(strategy) -> None:
     nothing = Knowledge(clients=(0, 1), logits=None, samples=np.array([3, 4]))
     guidance = strategy().fuse(nothing, {})
-    assert strategy.sends == "nothing"
+    assert strategy.capabilities.sends == "nothing"
     assert guidance.targets is None and guidance.weights is None and guidance.memory == {}

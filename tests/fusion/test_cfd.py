@@ -151,7 +151,7 @@ def test_labels_that_stay_the_same_are_not_sent_again() -> None:
 
 
 def test_it_needs_a_server_only_with_a_model() -> None:
-    assert CFD().needs == frozenset() and CFD(server_model="plain").needs == {"server"}
+    assert not CFD().capabilities.needs and CFD(server_model="plain").capabilities.needs == {"server"}
 
 
 @pytest.mark.parametrize("wrong", [{"bits_down": 0}, {"bits_down": 9}, {"server_lr": 0}])

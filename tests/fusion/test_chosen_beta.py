@@ -77,7 +77,7 @@ def test_one_beta_is_knfu_and_is_not_tried():
     assert_array_equal(guidance_for(1, found)["targets_0"], KnFu(beta=2).fuse(knowledge, {}).targets[1])
     client = TriedClient([], logits=knowledge.logits[1])
     strategy.apply(client, guidance_for(1, found))
-    assert strategy.trials == 0 and client.trials == [] and not found.shared
+    assert strategy.capabilities.trials == 0 and client.trials == [] and not found.shared
     assert_array_equal(client.distilled[0][0], guidance_for(1, found)["targets_0"])
     assert strategy.choices(client) == {"beta": 2.0}
 

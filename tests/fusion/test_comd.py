@@ -77,7 +77,7 @@ def test_the_best_on_a_sample_is_taught_its_own_prediction_there_and_with_a_larg
 def test_without_labels_who_stands_apart_learns() -> None:
     logits = np.array([[[3, 0, 0]], [[3, 0, 0]], [[0, 0, 3]]], dtype=np.float32)
     blind, seeing = CoMD(), CoMD(judge="labels")
-    assert blind.needs == frozenset() and seeing.needs == {"transfer_labels"}
+    assert blind.capabilities.needs == frozenset() and seeing.capabilities.needs == {"transfer_labels"}
     assert_array_equal(blind.fuse(knowledge_of(logits), {}).targets.argmax(axis=-1).ravel(), [0, 0, 0])
     told = seeing.fuse(knowledge_of(logits, labels=np.array([2])), {})
     assert_array_equal(told.targets.argmax(axis=-1).ravel(), [2, 2, 2])

@@ -52,5 +52,5 @@ def test_who_has_nothing_to_add_is_not_heard() -> None:
 
 
 def test_it_needs_labels_only_as_a_judge() -> None:
-    assert Complementary().needs == {"transfer_labels"}
-    assert Complementary(judge="confidence").needs == frozenset()
+    assert Complementary().capabilities.needs == {"transfer_labels"}
+    assert Complementary(judge="confidence").capabilities.needs == frozenset()

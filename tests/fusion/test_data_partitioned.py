@@ -127,5 +127,5 @@ def test_a_missing_client_teaches_nobody() -> None:
 
 
 def test_it_needs_labels_only_for_the_supervised_confidence() -> None:
-    assert DataPartitioned().needs == frozenset()
-    assert DataPartitioned(confidence="true_class").needs == {"transfer_labels"}
+    assert DataPartitioned().capabilities.needs == frozenset()
+    assert DataPartitioned(confidence="true_class").capabilities.needs == {"transfer_labels"}

@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import assert_distributions, guidance_for
 from small_views import SmallClient, SmallServer
 
+from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.soft_labels import TeacherLogits
@@ -201,7 +202,7 @@ class Round:
         self.strategy, self.everyone = strategy, everyone
         clients, _, classes = everyone.logits.shape
         self.indices = tuple(range(clients)) if indices is None else indices
-        server = HeadsServer if "linear_head" in strategy.needs else SmallServer
+        server = HeadsServer if "linear_head" in strategy.capabilities.needs else SmallServer
         self.server = server(everyone.transfer, classes, dict.fromkeys(self.indices, "plain"))
         start = SmallServer.initial_weights(self.server, "plain")
         self.clients = [
@@ -214,7 +215,7 @@ class Round:
             )
             for n in range(clients)
         ]
-        speaks_first = strategy.needs & {"weights", "server"}
+        speaks_first = strategy.capabilities.needs & {"weights", "server"}
         first = strategy.prologue(self.server) if speaks_first else None
         self.memory = {} if first is None else dict(first.memory)
         for client, row in zip(self.clients, everyone.weights, strict=True):
@@ -224,7 +225,7 @@ class Round:
             split = start["weight"].size
             weight, bias = row[:split].reshape(start["weight"].shape), row[split:]
             strategy.before_training(client)
-            of = "head." if "linear_head" in strategy.needs else ""
+            of = "head." if "linear_head" in strategy.capabilities.needs else ""
             for network in ("model", *strategy.auxiliaries()):
                 client.load_weights({f"{of}weight": weight, f"{of}bias": bias}, network)
 
@@ -252,7 +253,7 @@ class Round:
             request=request,
             labels=self.everyone.labels if request is None else self.everyone.labels[request],
             server=self.server,
-            mixing=uniform(clients) if self.strategy.over_graph == "mixed" else None,
+            mixing=uniform(clients) if self.strategy.capabilities.over_graph == "mixed" else None,
         )
 
     def fuse(self) -> Guidance:
@@ -278,7 +279,7 @@ def options_of(name: str, *, far: bool = False) -> st.SearchStrategy[dict[str, A
 
 
 every_strategy = pytest.mark.parametrize("name", STRATEGIES.builtin)
-FUSING = [name for name in STRATEGIES.builtin if STRATEGIES.load(name).sends != "nothing"]
+FUSING = [name for name in STRATEGIES.builtin if capabilities_of(STRATEGIES.load(name)).sends != "nothing"]
 strategies_that_fuse = pytest.mark.parametrize("name", FUSING)
 
 
@@ -304,7 +305,7 @@ def test_guidance_is_sound_whatever_is_uploaded(name, data, size, seed) -> None:
 def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, np.ndarray], size) -> None:
     for values in arrays.values():
         assert not np.issubdtype(values.dtype, np.floating) or values.dtype == np.float32  # bytes are counted
-    if strategy.teaches_locally or not arrays:
+    if strategy.capabilities.uses_local_loss or not arrays:
         return
     strategy.apply(client, arrays)
     found = strategy.targets_of(client, arrays)
@@ -396,10 +397,10 @@ def test_guidance_is_for_whom_the_strategy_says(name) -> None:
     guidance = fused.fuse()
     own = len(guidance.personal) > 0 or (guidance.targets is not None and guidance.targets.ndim == 3)
     alike = not own and (guidance.targets is not None or len(guidance.shared) > 0)
-    strategy = STRATEGIES.load(name)
+    can = capabilities_of(STRATEGIES.load(name))
     assert (own, alike) == {"each": (True, False), "all_alike": (False, True), "nobody": (False, False)}[
-        strategy.guides
+        can.guides
     ]
     _, for_absent = tables_of(guidance, fused.knowledge())
-    said = strategy.reach().startswith(("all clients", "every client"))
+    said = can.audience.startswith(("all clients", "every client"))
     assert said == bool(for_absent) or name == "feddf"  # whose students are for those who are absent by name

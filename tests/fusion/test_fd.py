@@ -161,7 +161,11 @@ def test_upload() -> None:
     upload = FD().upload(client)
     assert upload.keys() == {"label_logits", "label_counts"}
     assert_array_equal(upload["label_logits"], MEANS[0])
-    assert FD().needs == {"gradients"} and FD().teaches_locally and FD().needs_label_counts
+    assert (
+        FD().capabilities.needs == {"gradients"}
+        and FD().capabilities.uses_local_loss
+        and FD().capabilities.label_counts
+    )
 
 
 def test_weighted_means_by_label() -> None:

@@ -163,4 +163,4 @@ def test_loss_is_kl_to_the_ensemble() -> None:
     assert loss.item() == pytest.approx(0.3 * math.log(0.3 / q) + 0.7 * math.log(0.7 / (1 - q)), rel=1e-5)
     loss.backward()
     assert_allclose(student.grad, [[q - 0.3, 1 - q - 0.7]], atol=1e-6)
-    assert FedDF().needs == {"gradients", "weights", "server"}
+    assert FedDF().capabilities.needs == {"gradients", "weights", "server"}

@@ -136,4 +136,4 @@ def test_the_server_learns_the_consensus() -> None:
 
 
 def test_it_needs_a_server_that_trains() -> None:
-    assert FedET().needs == {"server"}
+    assert FedET().capabilities.needs == {"server"}

@@ -88,7 +88,7 @@ def test_heads_are_averaged_by_samples_and_the_generator_learns():
 
 def test_whole_models_are_averaged_by_samples_where_all_have_one_architecture():
     strategy = FedGen(server_steps=0).for_clients(one_architecture=True)
-    assert strategy.share == "model" and {"weights", "one_architecture"} <= strategy.needs
+    assert strategy.share == "model" and {"weights", "one_architecture"} <= strategy.capabilities.needs
     clients = [OfClasses(small_model(seed).float()) for seed in (1, 2)]
     uploads = [strategy.upload(client) for client in clients]
     knowledge = Knowledge(
@@ -107,7 +107,7 @@ def test_whole_models_are_averaged_by_samples_where_all_have_one_architecture():
         wanted = (before[0][name].astype(np.float64) + 3 * before[1][name].astype(np.float64)) / 4
         assert_allclose(values, wanted, rtol=0, atol=1e-6, err_msg=name)
     heads = FedGen().for_clients(one_architecture=False)
-    assert heads.share == "head" and not {"weights", "one_architecture"} & heads.needs
+    assert heads.share == "head" and not {"weights", "one_architecture"} & heads.capabilities.needs
     assert heads.upload(clients[0]).keys() < uploads[0].keys()
 
 

@@ -94,8 +94,8 @@ def test_prototypes_answer_for_themselves() -> None:
 
 
 def test_the_model_answers_unless_told_otherwise() -> None:
-    assert not FedProto().infers_from_guidance
-    assert FedProto(inference="prototypes").infers_from_guidance
+    assert not FedProto().capabilities.infers_from_guidance
+    assert FedProto(inference="prototypes").capabilities.infers_from_guidance
 
 
 def test_upload() -> None:
@@ -103,5 +103,5 @@ def test_upload() -> None:
     upload = FedProto().upload(client)
     assert upload.keys() == {"prototypes", "label_counts"}
     assert_array_equal(upload["prototypes"], MEANS[0])
-    assert FedProto().needs == {"gradients", "features", "equal_features"}
-    assert FedProto().teaches_locally and FedProto().needs_label_counts
+    assert FedProto().capabilities.needs == {"gradients", "features", "equal_features"}
+    assert FedProto().capabilities.uses_local_loss and FedProto().capabilities.label_counts

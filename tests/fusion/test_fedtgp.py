@@ -95,4 +95,4 @@ def test_the_local_loss_is_fedprotos() -> None:
 def test_an_upload_says_which_classes_are_owned_and_not_how_often() -> None:
     client = SmallClient(means={"features": HEARD[0]}, counts=np.array([9, 4, 0, 0]))
     assert_array_equal(FedTGP().upload(client)["owned"], [1, 1, 0, 0])
-    assert not FedTGP().needs_label_counts
+    assert not FedTGP().capabilities.label_counts

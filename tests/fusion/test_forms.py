@@ -70,7 +70,7 @@ def test_an_upload_fits_and_a_spoiled_one_does_not(name):
     kinds = strategy.kinds_of(uploads[0])
     assert Kind.OTHER not in kinds.values()
     for array, values in uploads[0].items():
-        shape = strategy.shapes.get(array, FORMS[kinds[array]].shape)
+        shape = strategy.capabilities.shapes.get(array, FORMS[kinds[array]].shape)
         assert shape is not None, "a strategy of fedkd's says what its arrays look like"
         for what, wrong in spoiled(values, kinds[array], shape):
             with pytest.raises(Unfit, match=r"^array "):
@@ -288,7 +288,7 @@ def test_guidance_fits_what_its_clients_expect(name):
         guidance = strategy.fuse(knowledge, round.memory)
         round.memory = guidance.memory
         for table in tables_of(guidance, knowledge)[0].values():
-            if table and not strategy.brings_model:
+            if table and not strategy.capabilities.brings_model:
                 known = SIZES | sizes | {"M": M}
                 check_guidance(strategy, table, known)
                 with pytest.raises(Unfit, match="array stranger is not what"):

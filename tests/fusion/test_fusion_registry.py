@@ -23,6 +23,7 @@ PLUGIN = """
     from dataclasses import dataclass
     from typing import Annotated, ClassVar
     from pydantic import Field
+    from fedkd.fusion.capabilities import Capabilities
     from fedkd.fusion.kinds import Kind
     from fedkd.fusion.strategy import FusionStrategy, Guidance
 
@@ -66,27 +67,29 @@ PLUGIN = """
     @dataclass(frozen=True)
     class Local(Lossless):
         name: ClassVar[str] = "local_teacher"
-        teaches_locally: ClassVar[bool] = True
+        capabilities: ClassVar[Capabilities] = Capabilities(uses_local_loss=True)
 
     @dataclass(frozen=True)
     class Mute(Local):
         name: ClassVar[str] = "mute"
-        infers_from_guidance = True
+        capabilities: ClassVar[Capabilities] = Capabilities(uses_local_loss=True, infers_from_guidance=True)
 
     @dataclass(frozen=True)
     class Silent(Lossless):
         name: ClassVar[str] = "silent"
-        sends: ClassVar[str] = "nothing"
+        capabilities: ClassVar[Capabilities] = Capabilities(sends="nothing")
 
     @dataclass(frozen=True)
     class Sociable(First):
         name: ClassVar[str] = "sociable"
-        pools: ClassVar[bool] = True
+        capabilities: ClassVar[Capabilities] = Capabilities(pools=True)
 
     @dataclass(frozen=True)
     class TwoLogits(First):
         name: ClassVar[str] = "two_logits"
-        kinds = {"before": Kind.TRANSFER_LOGITS, "after": Kind.TRANSFER_LOGITS}
+        capabilities: ClassVar[Capabilities] = Capabilities(
+            kinds={"before": Kind.TRANSFER_LOGITS, "after": Kind.TRANSFER_LOGITS}
+        )
 
     @dataclass(frozen=True)
     class Odd(First):
@@ -185,8 +188,8 @@ def test_a_method_that_is_not_here_is_told_with_its_relatives(name):
 
 def test_a_plain_dataclass_is_a_strategy(plugins) -> None:
     strategy = make_strategy("my_strategies:First", {"sharpness": 5}, plugins)
-    assert strategy.sharpness == 5.0 and strategy.sends == "logits"
-    assert strategy.stale_decay is None and strategy.needs_label_counts is False
+    assert strategy.sharpness == 5.0 and strategy.capabilities.sends == "logits"
+    assert strategy.capabilities.stale_decay is None and strategy.capabilities.label_counts is False
     parameters = strategy_hyperparameters("my_strategies:First", plugins)
     assert parameters == [("sharpness", 2.0, "How sharp.", "float > 0"), ("rounds", 3, "", "int")]
 

@@ -52,7 +52,7 @@ def test_every_strategy_declares_what_it_uploads_and_nothing_else(name) -> None:
             }
             assert np.issubdtype(upload[array].dtype, np.floating) != whole
     if "kinds" in vars(type(strategy)):
-        assert found == set(strategy.kinds)
+        assert found == set(strategy.capabilities.kinds)
 
 
 def test_what_precision_imitation_and_honesty_apply_to() -> None:
@@ -71,8 +71,12 @@ def test_a_name_that_is_not_declared_is_something_else() -> None:
 
 def test_weight_exchange_sends_the_model_and_learns_nothing() -> None:
     client, half = client_of_all_trades(), WeightExchange("flwr:FedAvg")
-    assert half.name == "flwr:FedAvg" and half.sends == "weights" and not half.teaches_locally
-    assert half.needs == {"gradients", "weights", "one_architecture"}
+    assert (
+        half.name == "flwr:FedAvg"
+        and half.capabilities.sends == "weights"
+        and not half.capabilities.uses_local_loss
+    )
+    assert half.capabilities.needs == {"gradients", "weights", "one_architecture"}
     upload = half.upload(client)
     assert upload.keys() == client.weights().keys()
     kinds = half.kinds_of(upload)

@@ -159,8 +159,8 @@ def test_stale_knowledge_weighs_rho_to_the_age() -> None:
     stale = fuse(logits, beta=1.0, stale_decay=0.5, knowledge={"age": age}).weights
     expected = fresh * np.array([1.0, 0.125, 1.0, 0.5])
     assert_allclose(stale, expected / expected.sum(axis=1, keepdims=True), rtol=1e-12)
-    assert KnFu().stale_decay is None
-    assert KnFu(stale_decay=0.5).stale_decay == 0.5
+    assert KnFu().capabilities.stale_decay is None
+    assert KnFu(stale_decay=0.5).capabilities.stale_decay == 0.5
 
 
 def test_thresholds_cut_far_clients_and_keep_self() -> None:
@@ -250,7 +250,7 @@ def test_memory_is_empty_where_nothing_is_remembered() -> None:
 
 
 def test_only_the_oracle_asks_for_label_counts() -> None:
-    assert [KnFu(distribution=kind).needs_label_counts for kind in DISTRIBUTIONS] == [0, 0, 1, 0]
+    assert [KnFu(distribution=kind).capabilities.label_counts for kind in DISTRIBUTIONS] == [0, 0, 1, 0]
     with pytest.raises(ValueError, match="label_counts"):
         fuse(draw_logits(), distribution="shared")
 

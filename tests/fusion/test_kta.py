@@ -107,4 +107,4 @@ def test_a_missing_client_has_no_weight() -> None:
 
 
 def test_it_needs_labels_of_the_transfer_set() -> None:
-    assert KTA().needs == {"transfer_labels"}
+    assert KTA().capabilities.needs == {"transfer_labels"}

@@ -109,7 +109,10 @@ def test_alone_it_learns_from_itself_and_labels_are_needed_only_as_a_judge() -> 
     logits = draw_logits(1, 12, 3)
     alone = MST(temperature=1.0).fuse(knowledge_of(logits, labels=LABELS), {})
     assert_array_equal(alone.targets, softmax(logits))
-    assert MST().needs == {"transfer_labels"} and MST(judge="consensus").needs == frozenset()
+    assert (
+        MST().capabilities.needs == {"transfer_labels"}
+        and MST(judge="consensus").capabilities.needs == frozenset()
+    )
     untrained = MST(steps=0, neighbours=2, temperature=1.0, judge="consensus")
     told = untrained.fuse(knowledge_of(draw_logits(3, 12, 3)), {})
     assert_allclose(told.weights, (1 - np.eye(3)) / 2)

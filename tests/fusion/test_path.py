@@ -115,9 +115,9 @@ def test_labels_are_believed_more_than_experts():
 
 
 def test_what_it_needs_and_sends_follows_from_its_options():
-    assert Path().needs == frozenset() and not Path().tells_start
-    assert Path(guess="shift").needs == {"gradients"} and Path(guess="shift").tells_start
-    assert Path(supervision="labels").needs == {"transfer_labels"}
+    assert Path().capabilities.needs == frozenset() and not Path().tells_start
+    assert Path(guess="shift").capabilities.needs == {"gradients"} and Path(guess="shift").tells_start
+    assert Path(supervision="labels").capabilities.needs == {"transfer_labels"}
     with pytest.raises(UserError, match=r"fusion\.guess"):
         make_strategy("path", {"guess": "best"})
 

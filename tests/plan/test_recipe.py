@@ -10,6 +10,7 @@ from fedkd.cli import main
 from fedkd.clients.memory import checked_models
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
+from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
 from fedkd.plan.load import parse_plan, parse_scenario, plan_with
 from fedkd.scenario.dump import dump_toml
@@ -77,7 +78,9 @@ def test_a_recipe_is_the_keys_that_it_sets(digits_scenario):
 
 
 def test_two_papers_train_on_both_at_once():
-    jointly = {name for name in STRATEGIES.builtin if load_strategy_class(name).trains_jointly}
+    jointly = {
+        name for name in STRATEGIES.builtin if capabilities_of(load_strategy_class(name)).trains_jointly
+    }
     assert jointly == {"cronus", "comet"}
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.testing import assert_array_equal
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
@@ -90,7 +92,7 @@ def test_to_strategies_that_exchange_weights_all_clients_are_at_one_task():
     @dataclass(frozen=True)
     class Weights(FusionStrategy):
         name = "weights"
-        needs = frozenset({"weights"})
+        capabilities: ClassVar[Capabilities] = Capabilities(needs={"weights"})
         seen: list[Knowledge] = field(default_factory=list)
 
         def fuse(self, knowledge, memory):

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from fedkd.fusion.strategy import FusionStrategy, Guidance
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.probabilities import softmax
 from fedkd.training.losses import kd_kl
 
@@ -33,7 +34,7 @@ class Mean(FusionStrategy):
 class Trained(Mean):
     """Trains a model on the server, and fails where asked to."""
 
-    needs: ClassVar[frozenset] = frozenset({"server"})
+    capabilities: ClassVar[Capabilities] = Capabilities(needs={"server"})
     fails: bool = False
 
     def fuse(self, knowledge, memory):

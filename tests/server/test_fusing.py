@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.fedmd import FedMD
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.local import Local
@@ -101,7 +103,7 @@ def test_where_nothing_is_sent_nothing_is_fused():
 def test_labels_are_those_of_the_samples_asked_for():
     @dataclass(frozen=True)
     class Labelled(Asking):
-        needs = frozenset({"transfer_labels"})
+        capabilities: ClassVar[Capabilities] = Capabilities(needs={"transfer_labels"})
 
     strategy, labels = Labelled(), np.arange(100, 130)
     fusing = Fusing(strategy, ServerKnowledge(transfer_size=30, labels=labels, seed=3))

@@ -193,7 +193,7 @@ def test_without_passing_on_what_was_heard_oneself_is_kept():
 )
 def test_goes_on_from_its_state(strategy):
     def fusing() -> PeerFusing:
-        return peers(strategy, "matching", relay=strategy.stale_decay is not None)
+        return peers(strategy, "matching", relay=strategy.capabilities.stale_decay is not None)
 
     unbroken, before, after = fusing(), fusing(), fusing()
     for round in (1, 2, 3):

@@ -1,0 +1,160 @@
+"""What a fusion strategy needs of a scenario, and how its clients and server work: one frozen value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedkd.fusion.kinds import Kind
+from fedkd.plugins import contained
+
+if TYPE_CHECKING:
+    from fedkd.fusion.strategy import FusionStrategy
+
+Need = Literal[
+    "gradients",  # clients trained by gradients
+    "features",  # models with `features` and `head`
+    "equal_features",  # penultimate features of one width
+    "linear_head",  # heads that are one linear layer with biases
+    "weights",  # weights to send
+    "masks",  # a learner whose masks mean something to others
+    "one_architecture",  # one architecture for all clients
+    "plain_sgd",  # local steps of SGD without momentum
+    "transfer_labels",  # labels of the transfer set on the server
+    "server",  # models on the server
+    "class_stream",  # a class-incremental stream that all clients learn in step
+    "normalised_samples",  # real samples with mean 0 and variance 1
+    "parts",  # names of weights that tell body and head apart
+    "like_heads",  # heads of one shape
+    "three_classes",  # three classes or more
+    "graph",  # clients that exchange over a graph
+]
+
+Guided = Literal["all_alike", "each", "nobody"]
+"""Receivers of guidance: all clients the same, each client its own, or nobody."""
+
+REACH: Mapping[Guided, str] = {
+    "all_alike": "all clients alike: who took part with the next message, who did not with the next training",
+    "each": "the clients that took part, each with what is made for it, with the next message",
+    "nobody": "nobody",
+}
+"""Receivers of guidance in words."""
+
+OverGraph = Literal["each", "mixed"]
+"""How a strategy works over a graph, without a server.
+
+`each`: every client calls `fuse` on its own upload and on those of its neighbours. `mixed`: `fuse` gets the
+mixing weights of the graph (`Knowledge.mixing`).
+"""
+
+PREDICTIONS: Mapping[str, Kind] = {"logits": Kind.TRANSFER_LOGITS, "label_counts": Kind.LABEL_COUNTS}
+"""Arrays of the default `upload`."""
+
+TAUGHT: Mapping[str, str] = {"targets": "k C", "samples": "k<M"}
+"""Shapes of targets and of the indices of their transfer samples; without `samples`, they are of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What a strategy needs and can. Checks, estimates and engines read it before and during a run.
+
+    A strategy states it once: ``capabilities: ClassVar[Capabilities] = Capabilities(guides="each")``. A
+    `functools.cached_property` returns it where it depends on hyper-parameters. `dataclasses.replace` changes
+    that of a base class.
+
+    Attributes:
+        needs: Requirements on clients, data and server; other scenarios are refused.
+        sends: Upload in words; ``"nothing"`` means that no message carries knowledge.
+        kinds: Kind of each array of an `upload`, by name; a missing one is `Kind.OTHER`. The server refuses
+            uploads that lack one of these.
+        optional: Arrays of `kinds` that an upload may lack.
+        shapes: Shapes of arrays by name where the kind leaves them open, as in `fedkd.fusion.forms`.
+        receives: Shapes of the arrays of guidance by name, for a strategy with its own `apply`; None: not
+            stated. A name may end with ``*``. Deployed clients refuse other arrays.
+        label_counts: Whether clients also upload their label histogram.
+        upload_changes: Whether the first upload has another size than later ones.
+        sends_steps: Whether a client sends how far training moved a model that came with the message.
+        guides: Receivers of guidance; None: not stated.
+        reach: Receivers in words; empty: those of `guides`.
+        uses_local_loss: Whether guidance is kept and shapes local training, not distilled at once.
+        infers_from_guidance: Whether kept guidance answers evaluations (`LocalObjective.infer`).
+        uses_transfer_set: Whether clients or server look at transfer samples.
+        requests_vary: Whether each round asks for other transfer samples than `request` shows.
+        pretrain_epochs: Epochs of training on the labelled transfer set before anything else.
+        trains_jointly: Whether the paper adds the loss on private samples to distillation.
+        averages: Average of predictions that `fuse` takes; filters fill in with it.
+        mixes: Whether personal targets are means of `Guidance.mixed` under weights.
+        over_graph: How it works without a server; None: it needs one.
+        requires_sync: Reason to wait for all clients of a round, to follow the strategy's name; None: none.
+        weighs_age: Whether `fuse` counts rows by `Knowledge.freshness`.
+        stale_decay: Weight factor per round of age of an absent client's last knowledge; None: left out.
+        by_flower: Whether one of Flower's strategies does the server's part.
+        brings_model: Whether every message carries the whole model, and clients keep none.
+        shares_model: Whether all clients of an architecture hold one model after fusion.
+        pools: Whether models train on the samples of all clients.
+        keeps_models: Further models of the client's own kind that it keeps.
+        learner: Name of the one learner that it works with; None: any.
+        held_out_share: Share of training samples that every client keeps apart (`ClientView.held_out`).
+        trials: Number of times that a client tries guidance before it learns some (`ClientView.trial`).
+        trial_share: Share of the transfer set that a trial learns from.
+        generated_samples: Samples that the server generates and every client keeps.
+        counts_rounds: Whether a round depends on the number of rounds, so that a run cannot be continued.
+    """
+
+    needs: Set[Need] = frozenset()
+    sends: str = "logits"
+    kinds: Mapping[str, Kind] = field(default_factory=lambda: PREDICTIONS)
+    optional: Set[str] = frozenset({"label_counts"})
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    receives: Mapping[str, str] | None = None
+    label_counts: bool = False
+    upload_changes: bool = False
+    sends_steps: bool = False
+    guides: Guided | None = None
+    reach: str = ""
+    uses_local_loss: bool = False
+    infers_from_guidance: bool = False
+    uses_transfer_set: bool = True
+    requests_vary: bool = False
+    pretrain_epochs: int = 0
+    trains_jointly: bool = False
+    averages: Literal["probabilities", "logits"] = "probabilities"
+    mixes: bool = False
+    over_graph: OverGraph | None = None
+    requires_sync: str | None = None
+    weighs_age: bool = False
+    stale_decay: float | None = None
+    by_flower: bool = False
+    brings_model: bool = False
+    shares_model: bool = False
+    pools: bool = False
+    keeps_models: int = 0
+    learner: str | None = None
+    held_out_share: float = 0.0
+    trials: int = 0
+    trial_share: float = 1.0
+    generated_samples: int = 0
+    counts_rounds: bool = False
+
+    @property
+    def audience(self) -> str:
+        """Receivers of guidance in words; empty where the strategy does not state them."""
+        return self.reach or ("" if self.guides is None else REACH[self.guides])
+
+    @property
+    def fuses_by_task(self) -> bool:
+        """Whether knowledge of a stream is fused among the clients at one task; a plain average takes all."""
+        return "weights" not in self.needs or "server" in self.needs
+
+
+def capabilities_of(strategy: FusionStrategy | type[FusionStrategy]) -> Capabilities:
+    """Return the capabilities of a strategy, of a class at its defaults."""
+    found: Any = strategy.capabilities
+    if isinstance(found, Capabilities):
+        return found
+    try:
+        with contained():
+            return strategy().capabilities  # type: ignore[operator]
+    except Exception:  # a plug-in may lack defaults
+        return Capabilities()
