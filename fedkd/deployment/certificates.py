@@ -50,7 +50,7 @@ def make_certificates(
     Args:
         folder: Where to; it is made.
         hosts: Names and addresses by which nodes reach the SuperLink.
-        clients: Number of clients N.
+        clients: Number of clients.
         days: How long the certificates are valid.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Processes that are all gone when the block ends, whatever they have started in turn."""
+"""Child processes that are all gone when the block ends, with all that they have started."""
 
 from __future__ import annotations
 
@@ -29,14 +29,7 @@ GRACE = 10.0
 
 @dataclass(eq=False)
 class Child:
-    """A process that was started.
-
-    Attributes:
-        name: What people call it.
-        process: The process.
-        log: Where what it says goes.
-        told: Whether its end was told of.
-    """
+    """A process that was started: its name for people, its log, and whether its end was reported."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -58,14 +51,10 @@ class Child:
 
 
 class Children:
-    """Starts processes; none of them, nor of theirs, is left after the block.
+    """Starts processes, with logs in a folder; none of them, nor of theirs, is left after the block.
 
-    What children leave behind, a background process in a session of its own for instance, becomes a child of
-    this process (Linux alone has that), so that it is found. Should this process be killed itself, those that
-    it has started are asked to end by the kernel.
-
-    Args:
-        folder: Where the logs go; an existing folder.
+    On Linux, processes that children leave behind become children of this one, so that they are found. If
+    this process is killed, the kernel asks those that it has started to end.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,11 +83,7 @@ class Children:
     def start(
         self, name: str, command: Sequence[Word], environment: Mapping[str, str], folder: Path
     ) -> Child:
-        """Start a process in a session of its own: no Ctrl-C on a terminal reaches it but through this one.
-
-        Args:
-            name: What people call it; its log is named so.
-        """
+        """Start a process in a session of its own: a Ctrl-C reaches it through this process alone."""
         log = self._folder / f"{name.replace(' ', '-')}.log"
         with log.open("ab") as file:
             process = self._open(command, environment, folder, file)
@@ -115,10 +100,8 @@ class Children:
     ) -> int:
         """Run a process to its end and return its exit status.
 
-        Args:
-            each: Handed every line that it says.
-            meanwhile: Called between two lines, and about once a second where there are none; what it raises
-                ends the wait.
+        `each` is handed every line of its output. `meanwhile` is called between two lines, at least once a
+        second; what it raises ends the wait.
         """
         process = self._open(command, environment, folder, subprocess.PIPE)
         self._started.append(Child(str(command[0]), process, Path(os.devnull), told=True))

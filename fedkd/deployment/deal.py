@@ -25,12 +25,7 @@ def client_folder(client: int) -> str:
 
 
 def check_deployable(plan: Plan) -> None:
-    """Refuse a scenario that can only be simulated.
-
-    Raises:
-        UserError: It wants all samples in one place, clients that lie, or clients that train together, or
-            speak to each other.
-    """
+    """Refuse a scenario that can only be simulated."""
     scenario = plan.scenario
     if plan.capabilities.pools:
         raise UserError(

@@ -1,8 +1,7 @@
 """A whole federation on one machine: a SuperLink, a SuperNode for every client, over TLS on loopback.
 
-Nothing of it is a simulation but the place: each node is authenticated by a key of its own, has a folder with
-its own samples and no way to others', and a process of its own for every message. All of it is started here,
-and all of it is gone at the end, however that comes.
+Each node is authenticated by a key of its own, has a folder with its own samples, and a process of its own
+for every message. All processes are started here, and all are gone at the end, however that comes.
 
     DIR/nodes/         every participant's share (see `fedkd deal`), and what the nodes keep of their clients
         certificates/  see `fedkd.deployment.certificates`
@@ -94,13 +93,7 @@ class Local:
 
 
 class _Running:
-    """One run of a federation.
-
-    Args:
-        local: What was asked for.
-        folder: Where everything goes but the results.
-        port: Of the SuperLink; 0: a free one.
-    """
+    """One run of a federation; everything but the results goes into a folder."""
 
     def __init__(self, local: Local, folder: Path, port: int) -> None:
         self._local = local
@@ -205,9 +198,7 @@ class _Running:
             *("--host", HOST, "--port", self._node_ports[client]),
             *("--node-config", config),
         ]
-        return children.start(
-            name, [str(word) for word in command], self._environment(client_folder(client)), self._folder
-        )
+        return children.start(name, command, self._environment(own), self._folder)
 
     def _ask_superlink(self, children: Children, words: Sequence[Word], what: str) -> None:
         """Have the SuperLink do something; what it says is told if it does not."""
@@ -294,11 +285,7 @@ def _trust(authority: Path) -> ssl.SSLContext:
 
 
 def _check_key(certificates: Path) -> None:
-    """Refuse certificates that are not there, or a key that is another's.
-
-    Raises:
-        UserError: What is wrong.
-    """
+    """Refuse certificates that are not there, or a key that is another's."""
     for name in (AUTHORITY, CERTIFICATE, KEY):
         if not (certificates / name).is_file():
             raise UserError(f"has no {name}", file=str(certificates))
@@ -313,11 +300,7 @@ def _check_key(certificates: Path) -> None:
 
 
 def _check_port(port: int) -> int:
-    """Return a port that nobody listens at.
-
-    Raises:
-        UserError: Somebody does, or it is none.
-    """
+    """Return a port that nobody listens at; refuse another."""
     if not 0 < port < 65536:
         raise UserError(f"must be in 1..65535, got {port}", key="--port")
     try:

@@ -1,4 +1,4 @@
-"""From what a strategy says of auxiliary networks to a client's own."""
+"""Make the auxiliary networks that a strategy declares, for one client."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def make_auxiliaries(
         strategy: Says which.
         factory: Of the client's model.
         model: The client's model, or one like it.
-        client: Client index, for what each begins with alone.
+        seed: The scenario's.
+        client: Client index, for weights that each client begins with alone.
 
     Raises:
         UserError: One cannot be made with this model and these data.

@@ -14,7 +14,7 @@ BITS = 8e-6
 
 @dataclass(frozen=True)
 class VirtualClock:
-    """Tells how long what happens in a federation takes, in simulated seconds.
+    """Tells how long jobs and messages take, in simulated seconds.
 
     ::
 
@@ -29,12 +29,7 @@ class VirtualClock:
     settings: Clock
 
     def work(self, client: int, job: int, steps: int) -> float:
-        """Return how long a client takes for a job.
-
-        Args:
-            job: The round whose draws it takes, as every other draw of the client's.
-            steps: Steps of its optimiser.
-        """
+        """Return how long a client takes for a job of some steps, with the draws of the round `job`."""
         settings = self.settings
         typical = settings.seconds * self._factor("clock-speed", client, settings.spread)
         if settings.work == "drawn":

@@ -1,4 +1,4 @@
-"""Whether a run may go on under the scenario that its folder now holds."""
+"""Check that a run may go on under the scenario that its folder now holds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ TOLD = 3
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
     """Refuse to go on with a run under a scenario that would have led elsewhere.
 
-    More rounds are what somebody may want who has seen the result of fewer, and the one change that leads on
-    from there: to where a run of that many rounds would be. What is done about clients that fail may change
-    as well: it is how to go on with a run that failed of one.
+    More rounds are allowed: they lead to where a run of that many rounds would be. So are other measures
+    about clients that fail, with which a failed run goes on.
 
     Args:
         began: What was `decisive` when the run last saved its state.
-        done: Rounds that it has behind it.
-        scenario: What is to be gone on with, resolved.
+        done: Rounds that the run has behind it.
+        scenario: The run's from now on, resolved.
 
     Raises:
         UserError: What was changed, and to what.

@@ -1,4 +1,4 @@
-"""Who hears whom in which round, where there is no server: drawn from the seed, or read from a file."""
+"""The graph of clients that speak to each other: drawn from the seed, or read from a file."""
 
 from __future__ import annotations
 
@@ -159,11 +159,7 @@ class Graph:
 
 
 def draw_graph(scenario: Scenario) -> Graph | None:
-    """Return the graph of a scenario; None: there is a server.
-
-    Raises:
-        UserError: The graph cannot be drawn for so many clients, or its file is missing or does not fit.
-    """
+    """Return the graph of a scenario; None: there is a server."""
     topology, clients = scenario.topology, scenario.data.clients
     if topology.graph == "star":
         return None

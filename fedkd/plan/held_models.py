@@ -1,4 +1,4 @@
-"""Which clients hold one and the same model, and which a model of their own."""
+"""Which clients hold the same model after fusion."""
 
 from __future__ import annotations
 

@@ -60,10 +60,7 @@ _FLOWER = "fedkd.federation.flower_strategies"
 def bind_strategy(scenario: Scenario) -> tuple[ClientHalf, dict[str, Any]]:
     """Return the strategy of a scenario, and its hyper-parameters with every default filled in.
 
-    Of one of Flower's strategies it is the client's half; the server's is made where the server is.
-
-    Args:
-        scenario: Its table `fusion` is as the user wrote it; the extra keys are the hyper-parameters.
+    Of one of Flower's strategies it is the client's half. Extra keys of `fusion` are the hyper-parameters.
 
     Raises:
         UserError: No such strategy, or it does not know a key or allow a value.
@@ -81,11 +78,7 @@ def bind_strategy(scenario: Scenario) -> tuple[ClientHalf, dict[str, Any]]:
 
 
 def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Learner, dict[str, Any]]:
-    """Return the learner of a scenario, and its hyper-parameters with every default filled in.
-
-    Args:
-        continual: The table as the user wrote it; its extra keys are the hyper-parameters.
-        search: Folders of plug-ins.
+    """Return the learner of a scenario, and its hyper-parameters, the table's extra keys, with defaults.
 
     Raises:
         UserError: No such learner, or it does not know a key or allow a value.

@@ -83,10 +83,11 @@ def parse_plan(
     """Check and resolve a scenario given as nested tables.
 
     Args:
+        mapping: What the TOML file would hold.
         file: Name for error messages.
         folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
         layers: What was set over the file.
-        written: Whether somebody wrote it (see `fedkd.plan.plan.resolve`).
+        written: Whether a person wrote it (see `fedkd.plan.plan.resolve`).
 
     Raises:
         UserError: The first thing that is wrong.
@@ -97,8 +98,8 @@ def parse_plan(
 def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Plan:
     """Resolve a scenario with values of its own changed.
 
-    Where a resolved one gets another strategy or learner, the hyper-parameters of the one before go with
-    it, and where its stream changes, so does the number of rounds that followed from it.
+    With another strategy or learner, the hyper-parameters of the one before go. With another stream, the
+    number of rounds that followed from it goes.
 
     Args:
         scenario: A scenario, the path or the name of a scenario file, or its tables.
@@ -171,8 +172,7 @@ def _parse(
 def load_scenario(path: str | Path, overrides: Sequence[str] = (), seed: int | None = None) -> Scenario:
     """Return the resolved scenario of a file (see `load_plan`).
 
-    It stands alone: every default is filled in, and its own folder is named where files beside it are, so
-    that it means the same in a run folder and in another process.
+    Every default is filled in, and its folder is named, so that it means the same in another place.
     """
     return load_plan(path, overrides, seed).scenario
 

@@ -1,7 +1,7 @@
-"""What a scenario says that names code of somebody else's, looked at without importing any of it.
+"""Check a scenario that names plug-ins without importing any of them.
 
 Opening a scenario imports the modules that it names, and checking it calls what is in them:
-``dataset = "os:system"`` runs a command. Whoever has a scenario from elsewhere may want to look first.
+``dataset = "os:system"`` runs a command. Look first at a scenario from elsewhere.
 """
 
 from __future__ import annotations
@@ -26,10 +26,9 @@ from fedkd.scenario.stream import resolve_rounds, resolve_stream
 
 @dataclass(frozen=True, eq=False)
 class WithoutPlugins:
-    """A scenario of which nothing was imported.
+    """A scenario of which nothing was imported; what its plug-ins would fill in is missing.
 
     Attributes:
-        scenario: What it says; what its plug-ins would fill in is missing.
         plug_ins: Dotted key to the plug-in that it names.
     """
 
@@ -43,7 +42,7 @@ class WithoutPlugins:
 
 
 def plug_ins_of(scenario: Scenario) -> dict[str, str]:
-    """Return what of a scenario is a plug-in: its modules, and every name that is not fedkd's or Flower's."""
+    """Return a scenario's plug-ins by key: its modules, and names that are not fedkd's or Flower's."""
     modules = {f"plugins.{index}": module for index, module in enumerate(scenario.plugins)}
     return modules | {key: name for key, (_, name) in _foreign(scenario).items()}
 
@@ -60,11 +59,7 @@ def foreign_modules(scenario: Scenario) -> list[str]:
 
 
 def open_without_plugins(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES) -> WithoutPlugins:
-    """Check what can be known of a scenario without its plug-ins (see `fedkd.plan.plan.resolve`).
-
-    Raises:
-        UserError: The first thing that is wrong.
-    """
+    """Check what can be known of a scenario without its plug-ins (see `fedkd.plan.plan.resolve`)."""
     foreign = _foreign(scenario)
     if not scenario.plugins:  # else their modules may register any name
         for key, (registry, name) in foreign.items():

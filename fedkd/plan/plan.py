@@ -1,4 +1,4 @@
-"""A scenario resolved once, and handed to everybody who has a part in its run."""
+"""A scenario resolved once: the plan that all parts of a run share."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Plan:
     Attributes:
         scenario: What to simulate, every default filled in: it loads back to an equal plan.
         strategy: The fusion strategy, or the client's half of one of Flower's.
-        learner: How clients learn a stream of tasks; None without one.
+        learner: Of a stream of tasks; None: there is none.
         schedule: Who takes part when, and which task each client learns then.
         groups: The group of every client's model, N of them.
-        graph: Who hears whom; None: a server hears everybody.
+        graph: Who hears whom; None: there is a server.
     """
 
     scenario: Scenario
@@ -65,10 +65,10 @@ class Plan:
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Clients that are handed their messages together, each in one block.
+        """Clients that are handed their messages together, each in one block; in the loop each is alone.
 
-        Alone in the loop. Where they are trained together, neighbours of one group are in a block: as that
-        may decide a last bit, it is a matter of the scenario, and not of how many processes there are.
+        Clients that train together are neighbours of one group. As that may decide a last bit, the scenario
+        decides it, and not the number of processes.
         """
         training, clients = self.scenario.training, range(len(self.groups))
         if training.executor != "vectorised":
@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def clock(self) -> VirtualClock | None:
-        """What tells simulated time; None: nobody asks for it."""
+        """What tells simulated time; None: there is none."""
         scenario = self.scenario
         return None if scenario.clock is None else VirtualClock(scenario.seed, scenario.clock)
 
@@ -114,7 +114,7 @@ def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, writte
 
     Args:
         layers: What was set over its file.
-        written: Whether somebody wrote it, so that a key that nothing reads is a mistake.
+        written: Whether a person wrote it, so that a key that nothing reads is a mistake.
 
     Raises:
         UserError: The first thing that is wrong: a name that nobody has, values that contradict each other, a

@@ -1,4 +1,4 @@
-"""The training recipe: what a client minimises together, resolved from the scenario and the strategy."""
+"""The training recipe: losses that a client minimises together."""
 
 from __future__ import annotations
 
@@ -46,17 +46,13 @@ def _usual(scenario: Scenario, strategy: ClientHalf) -> Recipe:
 
 
 def followed(scenario: Scenario, strategy: ClientHalf) -> list[str]:
-    """Return the weights in `fusion` that are those of the recipe and the strategy, by key."""
+    """Return the keys of `fusion` whose weights are those of the recipe and the strategy."""
     usual = asdict(_usual(scenario, strategy))
     return [key for key, value in usual.items() if getattr(scenario.fusion, key) == value]
 
 
 def check_recipe(scenario: Scenario, strategy: ClientHalf) -> None:
-    """Refuse to train jointly on targets where a strategy has none.
-
-    Raises:
-        UserError: With the key.
-    """
+    """Refuse to train jointly on targets where a strategy has none."""
     if strategy.teaches_targets:
         return
     name, rehearse = scenario.fusion.strategy, recipe_of(scenario, strategy).rehearse

@@ -1,6 +1,6 @@
-"""Who takes part in which round, and which task each client learns then.
+"""The schedule: who takes part in which round, and which task each client learns then.
 
-A schedule is drawn once for a run (`fedkd.plan.build_schedule`); nobody else computes a task from a round.
+It is built once for a run (`fedkd.plan.build_schedule`); no other code computes a task from a round.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from fedkd.errors import UserError, described
@@ -31,7 +31,7 @@ Course = tuple[Span, ...]
 
 @dataclass(frozen=True)
 class Participation:
-    """By which rule those clients that are there take part in a round, or do not.
+    """Which of the clients that are there take part in a round.
 
     Attributes:
         clients_per_round: Clients that are sampled, without replacement; None: all of them.
@@ -43,11 +43,7 @@ class Participation:
     dropout: float = 0.0
 
     def present(self, members: Sequence[int], round: int) -> tuple[int, ...]:
-        """Return the clients, ascending, that take part in a round.
-
-        Args:
-            members: Those that are there, ascending.
-        """
+        """Return those of the members, ascending, that take part in a round, 1-based."""
         sampled = list(members)
         if self.clients_per_round is not None and self.clients_per_round < len(members):
             generator = numpy_generator(self.seed, "cohort", round=round)
@@ -191,15 +187,10 @@ class Schedule:
         courses = [
             {"clients": own, "spans": list(course)} for own, course in zip(clients, self.courses, strict=True)
         ]
-        rule = self.participation
         table = {
             "clients": self.clients,
             "rounds": self.rounds,
-            "participation": {
-                "seed": rule.seed,
-                "clients_per_round": rule.clients_per_round,
-                "dropout": rule.dropout,
-            },
+            "participation": asdict(self.participation),
             "courses": courses,
         }
         return json.dumps(table) + "\n"

@@ -1,4 +1,4 @@
-"""How many uploads lie in memory from one round to the next, for estimates."""
+"""Estimate how many uploads lie in memory from one round to the next."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MOST_FOLLOWED = 200
 def uploads_kept(plan: Plan) -> int:
     """Return how many uploads are kept in the server's process, at most, were all clients there.
 
-    Those of clients that are at work or wait, where rounds are asynchronous; the newest of everyone, where
-    old knowledge is fused along; and without a server, what clients have heard and remember.
+    Asynchronous rounds keep those of clients at work, fusion with old knowledge the newest of each client,
+    and a graph what clients have heard.
     """
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":
