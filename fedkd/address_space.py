@@ -17,11 +17,7 @@ def limited_to() -> str | None:
 
 
 def check_address_space() -> None:
-    """Refuse to begin what could only end by an abort.
-
-    Raises:
-        RunFailed: The limit is too low.
-    """
+    """Raise `RunFailed` if the limit is so low that the run could only end by an abort."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY and soft < LEAST_BYTES:
         raise RunFailed(

@@ -11,12 +11,8 @@ from fedkd.errors import UserError
 def expanded(path: str | os.PathLike[str], *, key: str | None = None) -> Path:
     """Return a path with a leading ``~`` or ``~name`` replaced by that home folder.
 
-    Args:
-        path: What was written.
-        key: Where, for error messages.
-
     Raises:
-        UserError: There is no such home folder.
+        UserError: There is no such home folder; names the key.
     """
     try:
         return Path(path).expanduser()

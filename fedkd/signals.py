@@ -17,12 +17,9 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
-    """Set an event at the first Ctrl-C, SIGTERM or SIGHUP; the next of the first two interrupts.
+    """Set an event, and call `on_first`, at the first Ctrl-C, SIGTERM or SIGHUP; the next one interrupts.
 
-    Outside the main thread, where Python lets nobody handle signals, the event is never set.
-
-    Args:
-        on_first: Called at the first signal.
+    A closed terminal (SIGHUP) never interrupts. Outside the main thread Python handles no signals.
     """
     stop = threading.Event()
 
@@ -115,11 +112,7 @@ def outliving_terminal() -> Iterator[None]:
 
 
 class _Outliving:
-    """A stream that goes nowhere once its terminal is gone.
-
-    Args:
-        stream: Where it goes until then.
-    """
+    """A stream that goes nowhere once its terminal is gone."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream

@@ -1,9 +1,9 @@
 """A parent that outlives its run: it reports an end that the run could not report itself.
 
-Ray ends the process that uses it, with status 1 and without a word, when the store of its objects has died;
-its own threads do so, at any moment. A plug-in may call `os._exit`. So the command line does the work of a
-run on Ray in a child process. The parent also ends the processes that Ray leaves behind. It holds signals
-back while Ray starts: a Ray that is interrupted on its way up can neither go on nor clean up.
+Ray ends the process that uses it, with status 1 and without a word, when the store of its objects has died. A
+plug-in may call `os._exit`. So the command line does the work of a run on Ray in a child process. The parent
+also ends processes that Ray leaves behind, and holds signals back while Ray starts: a Ray that is interrupted
+then can neither go on nor clean up.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ POLL_SECONDS = 0.1
 SWEEP_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 _HOLDS, _HAS_ENDED = 0, 1  # bytes of the memory that child and parent share
 
 _to_parent: int | None = None
@@ -39,11 +40,10 @@ _shared: mmap.mmap | None = None
 def split_off() -> None:
     """Go on in a child process, in a process group of its own; the parent leaves with the child's status.
 
-    Whatever signal the parent is sent reaches the child, SIGKILL included, and once: on a terminal only the
-    parent is in the foreground. Elsewhere than on Linux nothing happens.
+    Every signal to the parent reaches the child once, SIGKILL included. Nothing happens but on Linux.
     """
     global _to_parent, _shared
-    if not sys.platform.startswith("linux") or _to_parent is not None:
+    if _libc is None or _to_parent is not None:
         return
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -59,7 +59,7 @@ def split_off() -> None:
     os.close(reading)
     os.setpgid(0, 0)
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # or a terminal set to `tostop` would stop it as it writes
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:  # it died in between
         _exit(128 + signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -80,10 +80,7 @@ def has_ended() -> None:
 
 @contextmanager
 def held_signals() -> Iterator[None]:
-    """Have the parent, if there is one, pass signals that ask to stop on after the block only.
-
-    A second one ends the child at once.
-    """
+    """Have the parent pass on signals that ask to stop after the block only; a second one ends the child."""
     if _shared is None:
         yield
         return
@@ -95,8 +92,7 @@ def held_signals() -> Iterator[None]:
 
 
 def _watch(child: int, told: int, shared: mmap.mmap) -> NoReturn:
-    # Orphans of the child become children of this process, so that they are found.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans(True)
     # Waited for, not handled: a handler of Python's does not run while `waitpid` is being entered.
     ignored = {number for number in PASSED_ON if signal.getsignal(number) is signal.SIG_IGN}  # as by nohup
     awaited = {signal.SIGCHLD, signal.SIGTSTP, *PASSED_ON} - ignored
@@ -154,6 +150,18 @@ def _leave(what: str, lines: list[str], status: int) -> NoReturn:
     _exit(status)
 
 
+def end_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent dies; Linux alone has that."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans(whether: bool) -> None:
+    """Have orphans below this process become its children, so that they are found; Linux alone has that."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, int(whether))
+
+
 def descendants(pid: int) -> list[int]:
     """Return the ids of all processes below one, where `/proc` tells; else none."""
     children: dict[int, list[int]] = {}
@@ -170,11 +178,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def end_processes_of_ray(spared: Collection[int] = ()) -> None:
-    """End the processes of Ray's that are left below this one: its agents wait a minute for a dead server.
-
-    Args:
-        spared: Ids of those that may stay.
-    """
+    """End Ray's processes below this one, but for some ids: its agents wait a minute for a dead server."""
     deadline = time.monotonic() + SWEEP_SECONDS
     while left := [pid for pid in descendants(os.getpid()) if pid not in spared and _is_rays(pid)]:
         for pid in left:

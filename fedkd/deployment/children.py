@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
 from typing import IO
 
-from fedkd.supervisor import descendants
+from fedkd.supervisor import adopt_orphans, descendants, end_with_parent
 
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
 Word = str | int | Path
 """What a command is made of."""
 GRACE = 10.0
@@ -60,12 +57,11 @@ class Children:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started: list[Child] = []
-        self._libc = ctypes.CDLL(None, use_errno=True) if sys.platform.startswith("linux") else None
         self._others: set[int] = set()
 
     def __enter__(self) -> Children:
         self._others = set(descendants(os.getpid()))
-        self._adopt(1)
+        adopt_orphans(True)
         return self
 
     def __exit__(
@@ -76,7 +72,7 @@ class Children:
         try:
             self.stop()
         finally:
-            self._adopt(0)
+            adopt_orphans(False)
             for number, handler in former.items():
                 signal.signal(number, handler)
 
@@ -126,16 +122,8 @@ class Children:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=self._end_with_parent,
+            preexec_fn=partial(end_with_parent, signal.SIGTERM),
         )
-
-    def _end_with_parent(self) -> None:
-        if self._libc is not None:
-            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    def _adopt(self, whether: int) -> None:
-        if self._libc is not None:
-            self._libc.prctl(_PR_SET_CHILD_SUBREAPER, whether)
 
     def newly_ended(self) -> list[Child]:
         """Return those that have ended and were not returned yet."""
