@@ -1,59 +1,143 @@
-"""Curves of several seeds as one: means, and intervals where there are seeds enough for any."""
+"""The charts of a bench with curves: a metric over rounds, tasks, bytes or simulated time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
 
 import numpy as np
 
-from fedkd.report.statistics import interval
+from fedkd.report.chart import MOST_COLUMNS, Chart, Curve, Panel, is_wide
+from fedkd.report.metrics import Metric
+from fedkd.report.statistics import FEWEST_SEEDS, interval
+from fedkd.report.study import Curve as Recorded
+from fedkd.report.study import Study, StudyRun, group_looks, group_title
 
-Points = Sequence[tuple[float, float]]
-"""Pairs of x, such as a round, and a value."""
-FEWEST_SEEDS = 3
-"""Seeds from which there is a band. Student's t for two is 12.7: the band would cover the page."""
+HOW_TO_READ = "Means over seeds; bands are 95 % intervals, from three seeds on; thin lines are seeds."
+
+Across = Callable[[Sequence[StudyRun], np.ndarray], np.ndarray | None]
+"""Runs of a group and rounds, `[R]`, to where these stand across, `[R]`; None: nowhere, a level line."""
 
 
-@dataclass(frozen=True, eq=False)
-class SeedCurves:
-    """A metric over rounds, tasks or bytes.
+def over_rounds(study: Study, shown: Metric) -> Chart:
+    """Return a metric over rounds: a panel a block, a line a group, bands are 95 % intervals."""
+    return _chart(study, shown, "rounds", "over rounds", "round", study.runs)
 
-    Attributes:
-        x: Where all seeds have a value, `[R]`.
-        mean: Over seeds, `[R]`.
-        half: Half widths of the 95 % intervals, `[R]`; None: there are fewer than three seeds.
-        seeds: The values of every seed, `[n, R]`.
+
+def over_tasks(study: Study, shown: Metric) -> Chart:
+    """Return the average over the tasks so far, after each task of a stream."""
+    return _chart(study, shown, "tasks", "over tasks", "tasks learned", study.runs, of=lambda run: run.tasks)
+
+
+def over_traffic(study: Study, shown: Metric) -> Chart:
+    """Return a metric over the bytes sent so far, up and down, by all clients.
+
+    Groups that send nothing have a level line at their last value.
     """
+    most = max((run.traffic[-1][1] for run in study.runs if run.traffic), default=0)
+    unit, size = next((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 0)) if most >= size)
+    scale = size or 1e3
 
-    x: np.ndarray
-    mean: np.ndarray
-    half: np.ndarray | None
-    seeds: np.ndarray
+    def across(runs: Sequence[StudyRun], rounds: np.ndarray) -> np.ndarray | None:
+        sent = [dict(run.traffic) for run in runs]
+        mean = np.array([np.mean([of.get(int(round), 0) for of in sent]) for round in rounds])
+        return mean / scale if mean[-1] else None
+
+    title = f"sent so far, up and down ({unit})"
+    return _chart(study, shown, "traffic", "against bytes", title, study.runs, across)
 
 
-def curve_over_seeds(curves: Sequence[Points], *, by_place: bool = False) -> SeedCurves | None:
-    """Return the curves of several seeds as one; None: they share no point, or there are none.
+def over_time(study: Study, shown: Metric) -> Chart:
+    """Return a metric over the simulated time that has passed, a mean over seeds like the metric itself."""
+
+    def across(runs: Sequence[StudyRun], rounds: np.ndarray) -> np.ndarray:
+        clocks = [dict(run.clock) for run in runs]
+        return np.array([np.mean([of.get(int(round), np.nan) for of in clocks]) for round in rounds])
+
+    timed = [run for run in study.runs if run.clock]
+    return _chart(study, shown, "time", "against simulated time", "simulated time (s)", timed, across)
+
+
+def _chart(
+    study: Study,
+    shown: Metric,
+    kind: str,
+    words: str,
+    x: str,
+    runs: Sequence[StudyRun],
+    across: Across | None = None,
+    of: Callable[[StudyRun], Mapping[str, Recorded]] = lambda run: run.curves,
+) -> Chart:
+    looks, panels = group_looks(study), []
+    known = set(map(id, runs))
+    for block, groups in study.blocks.items():
+        curves: list[Curve] = []
+        rows: list[list[object]] = []
+        for group, members in groups.items():
+            own = [run for run in members if id(run) in known and of(run).get(shown.name)]
+            found = curve_over_seeds([of(run)[shown.name] for run in own])
+            if found is None:
+                continue
+            rounds, mean, half, seeds = found
+            place = rounds if across is None else across(own, rounds)
+            few = half is None and len(seeds) > 1 and place is not None
+            curves.append(
+                Curve(
+                    group_title(group),
+                    looks[group],
+                    place,
+                    mean * shown.scale,
+                    None if half is None else half * shown.scale,
+                    seeds * shown.scale if few else (),
+                    (0.0, 100.0) if shown.unit == "%" else (-np.inf, np.inf),
+                )
+            )
+            halves = [""] * len(rounds) if half is None else half.tolist()
+            at = [""] * len(rounds) if place is None else place.tolist()
+            rows += [
+                [group_title(group) or study.name, *row]
+                for row in zip(at, mean.tolist(), halves, strict=True)
+            ]
+        columns = ("group", "x", "mean", "half_width")
+        panels.append(Panel(study.block_title(block), curves, x, shown.label, columns, rows))
+    ends = [c.x[-1] for panel in panels for c in panel.marks if isinstance(c, Curve) and c.x is not None]
+    return Chart(
+        f"{kind}-{shown.name}",
+        words.capitalize(),
+        panels,
+        panels_across(study),
+        HOW_TO_READ,
+        "log" if across is not None and is_wide(ends) else "linear",
+        "whole" if across is None else "",
+    )
+
+
+def panels_across(study: Study) -> int:
+    """Return how many panels stand side by side: one level of the last block axis each, where that fits."""
+    across = len(study.block_axes[-1].levels) if len(study.block_axes) > 1 else 1
+    if 1 < across <= MOST_COLUMNS:
+        return across
+    return max(1, ceil(len(study.blocks) / ceil(max(len(study.blocks), 1) / MOST_COLUMNS)))
+
+
+def curve_over_seeds(
+    curves: Sequence[Sequence[tuple[float, float]]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray] | None:
+    """Return curves of several seeds as one; None: they share no point, or there are none.
 
     Args:
-        curves: One a seed: pairs of x and value.
-        by_place: Whether the k-th points of all belong together and x is their mean, as with bytes, which
-            differ a little from seed to seed; else those with the same x.
+        curves: Pairs of x and value, of each of n seeds.
+
+    Returns:
+        Where all have a value `[R]`, the mean `[R]`, half widths of the 95 % intervals `[R]` (None below
+        three seeds) and the values `[n, R]`.
     """
-    if not curves:
+    tables = [dict(curve) for curve in curves]
+    shared = sorted(set.intersection(*(set(table) for table in tables))) if tables else []
+    if not shared:
         return None
-    if by_place:
-        length = min(map(len, curves))
-        x = np.array([[at for at, _ in curve[:length]] for curve in curves], dtype=np.float64).mean(axis=0)
-        values = np.array([[value for _, value in curve[:length]] for curve in curves], dtype=np.float64)
-    else:
-        tables = [dict(curve) for curve in curves]
-        shared = sorted(set.intersection(*(set(table) for table in tables)))
-        x = np.array(shared)
-        values = np.array([[table[at] for at in shared] for table in tables], dtype=np.float64)
-    if not len(x):
-        return None
+    values = np.array([[table[at] for at in shared] for table in tables], dtype=np.float64)
     half = None
     if len(values) >= FEWEST_SEEDS:
         half = np.array([interval(column.tolist()).half for column in values.T], dtype=np.float64)
-    return SeedCurves(x, values.mean(axis=0), half, values)
+    return np.array(shared), values.mean(axis=0), half, values

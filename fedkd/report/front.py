@@ -1,140 +1,147 @@
-"""Local against global accuracy at both moments of a round: who is good at both, and what a number buys."""
+"""The charts of a bench with points: one final value of each group against another."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
-from itertools import cycle, product
-from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
 
-from fedkd.report.curves import FEWEST_SEEDS
+import numpy as np
+
+from fedkd.report.chart import MOST_COLUMNS, Chart, Curve, Look, Panel, Point, is_wide
+from fedkd.report.curves import panels_across
 from fedkd.report.metrics import Metric, metric
-from fedkd.report.scatter import around
-from fedkd.report.study import Labels, Study, StudyRun, final_interval, group_title
-from fedkd.report.style import LEGEND_LINE, Look, group_looks, new_figure, told_by_colour
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-MOMENTS = (
-    (metric("accuracy_trained_global"), metric("accuracy_trained_local")),
-    (metric("accuracy_global"), metric("accuracy_local")),
+from fedkd.report.statistics import FEWEST_SEEDS, Interval
+from fedkd.report.study import (
+    Labels,
+    Study,
+    StudyRun,
+    final_interval,
+    group_looks,
+    group_title,
+    told_by_colour,
+    values_by_seed,
 )
-"""What stands along the two axes, after own training and after guidance."""
-BOTH_MOMENTS = frozenset(shown.name for axes in MOMENTS for shown in axes)
-"""What has to be recorded for this figure."""
+
+BEFORE = (metric("accuracy_trained_global"), metric("accuracy_trained_local"))
+AFTER = (metric("accuracy_global"), metric("accuracy_local"))
+"""Metrics along the two axes, before and after fusion."""
 FEWEST_ON_A_CURVE = 3
-PANELS_ACROSS = 4
-"""Blocks that stand side by side; further ones stand below."""
-TITLE = 34
-"""Characters that have room above a panel."""
-NAME: Mapping[str, Any] = {"textcoords": "offset points", "fontsize": 7, "zorder": 4}
-"""How a point's name looks."""
-BESIDE: Sequence[Mapping[str, Any]] = (
-    {"xytext": (3, 3), "va": "bottom"},
-    {"xytext": (3, -3), "va": "top"},
-)
-"""Where names stand, by turns, so that those of neighbours do not meet."""
-FRONT: Mapping[str, Any] = {"color": "#404040", "linewidth": 0.9, "linestyle": ":", "zorder": 1}
-CURVE: Mapping[str, Any] = {"linewidth": 0.9, "alpha": 0.7, "zorder": 2}
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
+HOW_TO_READ = "After the last round; bars are 95 % intervals, from three seeds on; small points are seeds."
 
-Point = tuple[float, float]
+Pair = tuple[float, float]
 
 
-def local_global_front(study: Study) -> Figure:
-    """Draw a panel per block and moment: a point a group with its 95 % interval.
+def local_against_global(study: Study) -> Chart:
+    """Return final local against global accuracy, with the line of equal ones where it is in sight."""
+    chart = _points_chart(study, AFTER, "local-against-global", "Local against global accuracy")
+    x, y = (_ends(chart, axis) for axis in (0, 1))
+    if not x or max(min(x), min(y)) >= min(max(x), max(y)):
+        return chart
+    ends = (max(min(x), min(y)), min(max(x), max(y)))
+    equal = _line("local = global", "#A0A0A0", [(end, end) for end in ends])
+    panels = [replace(panel, marks=[*panel.marks, equal]) for panel in chart.drawn]
+    return replace(chart, panels=panels)
+
+
+def accuracy_against_stored(study: Study) -> Chart:
+    """Return the average accuracy after a stream against the bytes that learners keep of each task.
+
+    Learners that keep nothing stand at the left: zero has a place on this scale.
+    """
+    shown = (metric("stored_bytes_per_task"), metric("average_accuracy"))
+    title = "Average accuracy against stored bytes"
+    chart = _points_chart(study, shown, "accuracy-against-stored", title)
+    kept = [size for size in _ends(chart, 0) if size > 0]
+    return replace(chart, scale="symlog", least=min(kept)) if is_wide(kept) else chart
+
+
+def local_global_front(study: Study) -> Chart:
+    """Return local against global accuracy before and after fusion: a panel a block and moment.
 
     Groups whose names differ in one number alone are joined in its order, as `knfu 1`, `knfu 2`, `knfu 10`
-    are; a dotted line joins those that no other group beats in both accuracies, which have their names beside
-    them where a legend is too long to find them in. Bounds that are no federation are drawn and beat nobody.
+    are. A dotted line joins the groups that no other group beats in both accuracies. Their names stand beside
+    them where there are more groups than colours. Bounds that are no federation beat no group.
     """
-    from matplotlib.lines import Line2D
-
-    looks, blocks = group_looks(study), list(study.blocks)
-    across, down = min(len(blocks), PANELS_ACROSS), math.ceil(len(blocks) / PANELS_ACROSS)
-    height = max(2.7 * down * len(MOMENTS), LEGEND_LINE * (len(looks) + 1) + 0.3)
-    longest = max((len(group_title(group)) for group in looks), default=0)
-    figure = new_figure(2.6 * across + 0.6 + 0.068 * longest, height)
-    panels = figure.subplots(down * len(MOMENTS), across, squeeze=False)
-    drawn: set[Labels] = set()
-    for (number, block), (moment, shown) in product(enumerate(blocks), enumerate(MOMENTS)):
-        band, column = divmod(number, across)
-        axes = panels[band * len(MOMENTS) + moment][column]
-        drawn |= _panel(axes, study.blocks[block], shown, looks)
-        if moment == 0:
-            axes.set_title(fill(study.block_title(block), TITLE))
-        axes.set_xlabel(shown[0].label)
-        if column == 0:
-            axes.set_ylabel(shown[1].label)
-    for row, column in product(range((down - 1) * len(MOMENTS), down * len(MOMENTS)), range(across)):
-        if (down - 1) * across + column >= len(blocks):
-            panels[row][column].remove()
-    handles = [
-        Line2D([], [], linestyle="none", color=look.colour, marker=look.marker, label=group_title(group))
-        for group, look in looks.items()
-        if group in drawn and group
-    ]
-    handles.append(Line2D([], [], label="beaten by none in both", **FRONT))
-    figure.legend(handles=handles, loc="outside right upper")
-    return figure
+    blocks, across = list(study.blocks), min(len(study.blocks), MOST_COLUMNS)
+    panels: list[Panel | None] = []
+    for first in range(0, len(blocks), across):
+        for moment, shown in (("before fusion", BEFORE), ("after fusion", AFTER)):
+            row = [_front_panel(study, block, moment, shown) for block in blocks[first : first + across]]
+            panels += [*row, *[None] * (across - len(row))]
+    caption = f"{HOW_TO_READ} A dotted line joins the groups that no other one beats in both accuracies."
+    return Chart("front", "Front", panels, across, caption, shared=False)
 
 
-def _panel(
-    axes: Axes,
-    groups: Mapping[Labels, tuple[StudyRun, ...]],
-    shown: Sequence[Metric],
-    looks: Mapping[Labels, Look],
-) -> set[Labels]:
-    """Draw the groups of a block at one moment, and return those that have a point."""
-    placed = {}
-    for group, runs in groups.items():
-        point = _point(axes, runs, shown, looks[group])
-        if point is not None:
-            placed[group] = point
-    for curve in curves(list(placed)):
-        x, y = zip(*(placed[group] for group in curve), strict=True)
-        axes.plot(x, y, color=looks[curve[0]].colour, **CURVE)
-    real = {group: at for group, at in placed.items() if not any(run.is_bound for run in groups[group])}
-    if real:
-        best = undominated(list(real.values()))
-        axes.plot(*zip(*best, strict=True), **FRONT)
-        if not told_by_colour(looks):
-            named = sorted((at, group) for group, at in real.items() if at in best)
-            for (at, group), beside in zip(named, cycle(BESIDE), strict=False):
-                axes.annotate(group_title(group), at, **NAME, **beside)
-    if placed:  # intervals of few seeds may be wider than all that is to be told apart
-        axes.set_xlim(*around([x for x, _ in placed.values()]))
-        axes.set_ylim(*around([y for _, y in placed.values()]))
-    return set(placed)
+def _front_panel(study: Study, block: Labels, moment: str, shown: tuple[Metric, Metric]) -> Panel:
+    panel, points = _panel(study, block, shown)
+    title = ", ".join(filter(None, (panel.title, moment)))
+    if not points:
+        return replace(panel, title=title)
+    marks: list[Curve | Point] = []
+    for curve in curves(list(points)):
+        marks.append(_line("", points[curve[0]].look.colour, [points[group].at for group in curve], "solid"))
+    groups = study.blocks[block]
+    real = {g: point for g, point in points.items() if not any(run.is_bound for run in groups[g])}
+    best = undominated([point.at for point in real.values()])
+    named = not told_by_colour(group_looks(study))
+    for group, point in points.items():
+        marks.append(replace(point, named=named and group in real and point.at in best, seeds=()))
+    if best:
+        marks.append(_line("beaten by none in both", "#404040", best))
+    # Intervals of few seeds may be wider than all that is to be told apart.
+    reach = tuple(_around([point.at[axis] for point in points.values()]) for axis in (0, 1))
+    return replace(panel, title=title, marks=marks, reach=(reach[0], reach[1]))
 
 
-def _point(axes: Axes, runs: tuple[StudyRun, ...], shown: Sequence[Metric], look: Look) -> Point | None:
-    """Draw a group's point with its intervals, and return where it is; None: it has none."""
-    middles, bars = [], []
-    for of_axis in shown:
-        value = final_interval(runs, of_axis)
-        if value is None:
-            return None
-        middles.append(value.mean * of_axis.scale)
-        few = value.half is None or value.seeds < FEWEST_SEEDS
-        bars.append(None if few or value.half is None else value.half * of_axis.scale)
-    axes.errorbar(
-        middles[0],
-        middles[1],
-        xerr=bars[0],
-        yerr=bars[1],
-        color=look.colour,
-        elinewidth=0.6,
-        marker=look.marker,
-        markersize=4.5,
-        linestyle="none",
-        zorder=3,
-    )
-    return middles[0], middles[1]
+def _points_chart(study: Study, shown: tuple[Metric, Metric], name: str, title: str) -> Chart:
+    panels = [_panel(study, block, shown)[0] for block in study.blocks]
+    return Chart(name, title, panels, panels_across(study), HOW_TO_READ)
+
+
+def _panel(study: Study, block: Labels, shown: tuple[Metric, Metric]) -> tuple[Panel, dict[Labels, Point]]:
+    """Return the points of a block's groups."""
+    looks, rows, points = group_looks(study), [], {}
+    for group, runs in study.blocks[block].items():
+        x, y = (final_interval(runs, of_axis) for of_axis in shown)
+        if x is None or y is None:
+            continue
+        at = (x.mean * shown[0].scale, y.mean * shown[1].scale)
+        half = (_half(x, shown[0]), _half(y, shown[1]))
+        seeds = _seeds(runs, shown) if None in half and len(runs) > 1 else []
+        points[group] = Point(group_title(group), looks[group], at, half, seeds)
+        rows.append([group_title(group) or study.name, x.mean, x.half, y.mean, y.half])
+    columns = ("group", shown[0].name, "half_width", shown[1].name, "half_width")
+    labels = shown[0].label, shown[1].label
+    return Panel(study.block_title(block), list(points.values()), *labels, columns, rows), points
+
+
+def _half(value: Interval, shown: Metric) -> float | None:
+    few = value.half is None or value.seeds < FEWEST_SEEDS
+    return None if few or value.half is None else value.half * shown.scale
+
+
+def _seeds(runs: tuple[StudyRun, ...], shown: tuple[Metric, Metric]) -> list[Pair]:
+    x, y = (values_by_seed(runs, of_axis.name) for of_axis in shown)
+    return [(x[seed] * shown[0].scale, y[seed] * shown[1].scale) for seed in sorted(x.keys() & y.keys())]
+
+
+def _ends(chart: Chart, axis: int) -> list[float]:
+    """Return the ends of all intervals and the values of single seeds along an axis."""
+    points = [mark for panel in chart.drawn for mark in panel.marks if isinstance(mark, Point)]
+    ends = [point.at[axis] + sign * (point.half[axis] or 0.0) for point in points for sign in (-1, 1)]
+    return ends + [seed[axis] for point in points for seed in point.seeds]
+
+
+def _around(values: Sequence[float]) -> Pair:
+    margin = max(1.0, 0.06 * (max(values) - min(values)))
+    return min(values) - margin, max(values) + margin
+
+
+def _line(name: str, colour: str, points: Sequence[Pair], dash: str = "dot") -> Curve:
+    x, y = np.array(points).T
+    return Curve(name, Look(colour, dash), x, y, width=0.9)
 
 
 def curves(groups: Sequence[Labels]) -> list[list[Labels]]:
@@ -149,9 +156,9 @@ def curves(groups: Sequence[Labels]) -> list[list[Labels]]:
     return [[group for _, group in family] for family in ordered]
 
 
-def undominated(points: Sequence[Point]) -> list[Point]:
+def undominated(points: Sequence[Pair]) -> list[Pair]:
     """Return the points that no other one beats in both coordinates, by the first."""
-    found: list[Point] = []
+    found: list[Pair] = []
     for point in sorted(set(points), reverse=True):
         if not found or point[1] > found[-1][1]:
             found.append(point)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from fedkd.report.comparison import Entry, Row, compare
-from fedkd.report.metrics import Metric
-from fedkd.report.study import Study, group_title
-from fedkd.report.tables import MISSING, difference_text, explained, number_text
+from fedkd.report.study import Study
+from fedkd.report.tables import Cell, Table, comparison_table, explained
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
@@ -30,16 +29,8 @@ def latex_table(study: Study) -> str:
 
     It needs `booktabs` alone, and any engine of LaTeX.
     """
-    axes = [*study.block_axes, *study.compared_axes]
-    heads = [study.title(axis) for axis in axes] + ["seeds"]
-    columns = "l" * len(axes) + "r"
-    for shown in study.shown:
-        heads.append(shown.label)
-        columns += "r"
-        if study.baseline:
-            unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
-            heads.append(f"Δ to {group_title(study.baseline)}{unit}")
-            columns += "r"
+    table, names = comparison_table(study), len(study.axes)
+    columns = "l" * names + "r" * (len(table.columns) - names)
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
@@ -48,9 +39,9 @@ def latex_table(study: Study) -> str:
         rf"\label{{tab:{re.sub(r'[^A-Za-z0-9.-]', '-', study.name)}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _line(map(escaped, heads)),
+        _line(map(escaped, table.columns)),
         r"\midrule",
-        *_body(study),
+        *_body(table, len(study.block_axes)),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -58,34 +49,26 @@ def latex_table(study: Study) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _body(study: Study) -> Iterator[str]:
+def _body(table: Table, of_block: int) -> Iterator[str]:
+    """Yield the rows, with a rule where one of the first `of_block` cells changes."""
     before = None
-    for row in compare(study):
-        if before is not None and row.block != before:
+    for row in table.rows:
+        block = row[:of_block]
+        if before is not None and block != before:
             yield r"\midrule"
-        before = row.block
-        yield _line([*map(escaped, [*row.block, *row.group]), str(row.seeds), *_entries(row, study)])
+        before = block
+        yield _line(map(_cell, row))
 
 
-def _entries(row: Row, study: Study) -> Iterator[str]:
-    for shown, entry in zip(study.shown, row.entries, strict=True):
-        yield _cell(entry, shown)
-        if study.baseline:
-            yield escaped(difference_text(entry, shown).replace("-", "−"))
+def _cell(cell: Any) -> str:
+    if not isinstance(cell, Cell):
+        return escaped(str(cell))
+    told = escaped(cell.text.replace("-", "−"))
+    # Mathematics takes no \textbf: its signs have a bold of their own.
+    return rf"\textbf{{\boldmath {told}}}" if cell.strong else told
 
 
-def _cell(entry: Entry, shown: Metric) -> str:
-    text = number_text(entry.value, shown)
-    if text == MISSING:
-        return escaped(text)
-    told = escaped(text.replace("-", "−"))
-    if entry.best:
-        # Mathematics takes no \textbf: its signs have a bold of their own.
-        return rf"\textbf{{\boldmath {told}}}"
-    return told + (r"$^\dagger$" if entry.tied else "")
-
-
-def _line(cells) -> str:
+def _line(cells: Iterable[str]) -> str:
     return " & ".join(cells) + r" \\"
 
 

@@ -77,7 +77,7 @@ def metric(name: str) -> Metric:
     return Metric(name, f"{words}, {split}")
 
 
-_MOMENTS = {"accuracy_trained": "after training", "accuracy": "after guidance"}
+_MOMENTS = {"accuracy_trained": "before fusion", "accuracy": "after fusion"}
 """The two moments of a round that accuracies are of."""
 
 _SECONDS_TO = re.compile(r"seconds_to_(\d+)_(local|global)")

@@ -19,6 +19,8 @@ from math import sqrt
 import numpy as np
 
 LEVEL = 0.95
+FEWEST_SEEDS = 3
+"""Seeds from which a figure shows an interval. Student's t for two is 12.7: a band would cover the page."""
 FALSE_DISCOVERY_RATE = 0.05
 """Expected share of false ones among the differences that a table marks, at most."""
 

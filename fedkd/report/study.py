@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
+from fedkd.report.chart import BASELINE, Look, looks
 from fedkd.report.metrics import Metric, metric
 from fedkd.report.statistics import Interval, interval
 
@@ -155,3 +156,16 @@ def final_interval(runs: tuple[StudyRun, ...], shown: Metric) -> Interval | None
     """Return a metric's final mean over seeds with its interval; None: nobody recorded it."""
     values = values_by_seed(runs, shown.name)
     return interval(list(values.values())) if values else None
+
+
+def group_looks(study: Study) -> dict[Labels, Look]:
+    """Return the look of every group; the baseline is grey, so that the others stand out against it."""
+    groups = list(next(iter(study.blocks.values()), {}))
+    others = [group for group in groups if not (study.baseline and group == study.baseline)]
+    found = dict(zip(others, looks(len(others)), strict=True))
+    return {group: found.get(group, BASELINE) for group in groups}
+
+
+def told_by_colour(looks: Mapping[Labels, Look]) -> bool:
+    """Return whether no two groups have one colour."""
+    return len({look.colour for look in looks.values()}) == len(looks)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from fedkd.report.comparison import Entry, Row, Tally, compare, tally
 from fedkd.report.metrics import CONTINUAL_METRICS, Metric
@@ -17,22 +19,82 @@ TIED = "†"
 DIFFERS = "‡"
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: Shown.
+        value: Sorted by and written to files; None: nothing is known.
+        strong: Whether it stands out.
+    """
+
+    text: str
+    value: float | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, as Markdown, LaTeX and pages show it.
+
+    Attributes:
+        name: Of its file, and unique on the page.
+        title: For a person.
+        columns: Headings.
+        rows: Cells: numbers as numbers, a `Cell` where what is shown is more than the number.
+        caption: How to read it.
+        open: Whether a page shows it from the start.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+    open: bool = True
+
+    @property
+    def heads(self) -> list[tuple[str, bool]]:
+        """Headings, and whether what is below them are words."""
+        return [
+            (column, all(isinstance(row[at], str | None) for row in self.rows) and bool(self.rows))
+            for at, column in enumerate(self.columns)
+        ]
+
+
+def comparison_table(study: Study) -> Table:
+    """Return a row a group: results with intervals over seeds, and the differences to the baseline."""
+    titles = [study.title(axis) for axis in (*study.block_axes, *study.compared_axes)] + ["seeds"]
+    for shown in study.shown:
+        titles.append(shown.label)
+        if study.baseline:
+            unit = f" ({shown.difference_unit})" if shown.difference_unit else ""
+            titles.append(f"Δ to {group_title(study.baseline)}{unit}")
+    rows = [[*row.block, *row.group, row.seeds, *_cells(row, study)] for row in compare(study)]
+    return Table("comparison", "Every setting", titles, rows, "A click on a heading sorts.")
+
+
+def _cells(row: Row, study: Study) -> Iterator[Cell]:
+    for shown, entry in zip(study.shown, row.entries, strict=True):
+        text = number_text(entry.value, shown) + f" {TIED}" * (entry.tied and not entry.best)
+        yield Cell(text, _scaled(entry.value, shown), entry.best)
+        if study.baseline:
+            yield Cell(difference_text(entry, shown), _scaled(entry.difference, shown))
+
+
+def _scaled(value: Interval | None, shown: Metric) -> float | None:
+    return None if value is None else value.mean * shown.scale
+
+
 def markdown_table(study: Study) -> str:
     """Return the table with its legend, one row per group, best values in bold."""
-    rows = compare(study)
-    axes = [*study.block_axes, *study.compared_axes]
-    titles = [_plain(study.title(axis)) for axis in axes] + ["seeds"]
-    alignment = ["---"] * len(axes) + ["--:"]
-    for metric in study.shown:
-        titles.append(metric.label)
-        alignment.append("--:")
-        if study.baseline:
-            unit = f" ({metric.difference_unit})" if metric.difference_unit else ""
-            titles.append(f"Δ to {_plain(group_title(study.baseline))}{unit}")
-            alignment.append("--:")
-    lines = [f"# {study.name}", "", _line(titles), _line(alignment)]
-    lines += [_line(_cells(row, study)) for row in rows]
-    return "\n".join([*lines, "", _legend(study, rows, _plain, "**Bold**")]) + "\n"
+    table = comparison_table(study)
+    names = len(study.axes)
+    alignment = ["---"] * names + ["--:"] * (len(table.columns) - names)
+    lines = [f"# {study.name}", "", _line(map(_plain, table.columns)), _line(alignment)]
+    lines += [_line(map(_markdown, row)) for row in table.rows]
+    return "\n".join([*lines, "", _legend(study, compare(study), _plain, "**Bold**")]) + "\n"
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -44,20 +106,10 @@ def _plain(name: str) -> str:
     return re.sub(r"([\\`*\[\]<>|$])", r"\\\1", name)
 
 
-def _cells(row: Row, study: Study) -> list[str]:
-    cells = [*map(_plain, [*row.block, *row.group]), str(row.seeds)]
-    for metric, entry in zip(study.shown, row.entries, strict=True):
-        cells.append(_value(entry, metric))
-        if study.baseline:
-            cells.append(difference_text(entry, metric))
-    return cells
-
-
-def _value(entry: Entry, metric: Metric) -> str:
-    text = number_text(entry.value, metric)
-    if entry.best:
-        return f"**{text}**"
-    return f"{text} {TIED}" if entry.tied else text
+def _markdown(cell: Any) -> str:
+    if isinstance(cell, Cell):
+        return f"**{cell.text}**" if cell.strong else cell.text
+    return _plain(str(cell))
 
 
 def difference_text(entry: Entry, metric: Metric) -> str:

@@ -86,8 +86,8 @@ def test_closing_lines_and_titles_name_them(answered_by):
     )
     assert f"{mean:.1f} %" in lines[6] and f"before guidance {trained:.1f} %" in lines[6]
     assert "before guidance" not in lines[5], "nothing changes the personal model"
-    assert metric("accuracy_trained_shared_local").label == "local accuracy after training, shared model (%)"
-    assert metric("accuracy_personal_global").label == "global accuracy after guidance, personal model (%)"
+    assert metric("accuracy_trained_shared_local").label == "local accuracy before fusion, shared model (%)"
+    assert metric("accuracy_personal_global").label == "global accuracy after fusion, personal model (%)"
 
 
 def test_pages_and_comparisons_have_them(answered_by):

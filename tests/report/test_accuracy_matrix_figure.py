@@ -13,9 +13,10 @@ from matplotlib.patches import Rectangle
 from fedkd.continual.lessons import Lessons
 from fedkd.continual.metrics import summarise
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
-from fedkd.report.accuracy_matrix import MOST_NUMBERS, accuracy_matrix_figure
+from fedkd.report.accuracy_matrix import accuracy_matrix
 from fedkd.report.continual import matrix_csv, metrics_csv, write_continual
 from fedkd.report.metrics import metric
+from fedkd.report.style import MOST_NUMBERS, draw_chart
 
 pytestmark = pytest.mark.usefixtures("rendered")
 
@@ -76,21 +77,21 @@ def test_the_metrics_of_every_client_as_csv():
 
 
 def test_the_figure_shows_both_protocols_with_the_untrained_models_first():
-    figure = accuracy_matrix_figure(outcome_of(R, b), ["0 1", "2 3"])
+    figure = draw_chart(accuracy_matrix(outcome_of(R, b), ["0 1", "2 3"]))
     left, right, _bar = figure.axes
     assert left.get_title() == "task-incremental\naverage accuracy 37.5 %\nBWT -48.8 points"
     assert right.get_title() == "class-incremental\naverage accuracy 18.8 %\nBWT -24.4 points"
     np.testing.assert_allclose(left.images[0].get_array(), 75.0 * np.vstack([b, R]))
     np.testing.assert_allclose(right.images[0].get_array(), 37.5 * np.vstack([b, R]))
     assert [label.get_text() for label in left.get_xticklabels()] == ["0 1", "2 3"]
-    assert [label.get_text() for label in left.get_yticklabels()] == ["untrained", "1", "2"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["untrained", "0 1", "2 3"]
     assert [text.get_text() for text in left.texts] == ["38", "28", "68", "38", "19", "56"]
     marked = [patch.get_xy() for patch in left.patches if isinstance(patch, Rectangle)]
     assert marked == [(-0.5, 0.5), (0.5, 1.5)]
 
 
 def test_cells_that_were_not_measured_stay_empty():
-    figure = accuracy_matrix_figure(outcome_of(*triangle(3)))
+    figure = draw_chart(accuracy_matrix(outcome_of(*triangle(3))))
     (missing,) = np.argwhere(np.isnan(figure.axes[0].images[0].get_array().filled(nan)))
     assert missing.tolist() == [1, 2]
     assert len(figure.axes[0].texts) == 4 * 3 - 1
@@ -98,7 +99,7 @@ def test_cells_that_were_not_measured_stay_empty():
 
 @pytest.mark.parametrize(("tasks", "numbered"), [(MOST_NUMBERS, True), (MOST_NUMBERS + 1, False)])
 def test_many_tasks_have_no_numbers_and_fewer_ticks(tasks, numbered):
-    axes = accuracy_matrix_figure(outcome_of(*triangle(tasks))).axes[0]
+    axes = draw_chart(accuracy_matrix(outcome_of(*triangle(tasks)))).axes[0]
     assert bool(axes.texts) == numbered
     assert len(axes.get_xticks()) <= MOST_NUMBERS
 
@@ -146,7 +147,7 @@ def test_a_figure_that_fails_leaves_what_was_there(tmp_path, drawn, monkeypatch)
         ("forgetting_local", "forgetting, local (points)", "lower"),
         ("forgetting_first_last_local", "forgetting, first − last, local (points)", "lower"),
         ("stored_bytes_per_task", "stored per task (kB)", "lower"),
-        ("accuracy_local", "local accuracy after guidance (%)", "higher"),
+        ("accuracy_local", "local accuracy after fusion (%)", "higher"),
     ],
 )
 def test_continual_metrics_have_titles_and_a_direction(name, label, better):
@@ -162,6 +163,6 @@ def test_where_clients_learn_in_orders_of_their_own_the_csv_names_tasks_and_the_
     assert [(row["after_task"], row["task"]) for row in first[:6]] == [
         ("", "2"), ("", "0"), ("2", "2"), ("2", "0"), ("0", "2"), ("0", "0"),
     ]  # fmt: skip
-    figure = accuracy_matrix_figure(outcome, ["zero", "one", "two"])
+    figure = draw_chart(accuracy_matrix(outcome, ["zero", "one", "two"]))
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2"]
-    assert "own order" in figure.axes[0].get_ylabel()
+    assert "own order" in figure._supylabel.get_text()

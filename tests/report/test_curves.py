@@ -8,20 +8,15 @@ from fedkd.report.statistics import interval
 
 
 def test_only_what_all_seeds_have_counts():
-    found = curve_over_seeds([((1, 0.1), (2, 0.3), (4, 0.5)), ((2, 0.5), (4, 0.7), (6, 0.9))])
-    assert found.x.tolist() == [2, 4] and found.half is None
-    np.testing.assert_allclose(found.mean, [0.4, 0.6])
-    np.testing.assert_allclose(found.seeds, [[0.3, 0.5], [0.5, 0.7]])
+    x, mean, half, seeds = curve_over_seeds([((1, 0.1), (2, 0.3), (4, 0.5)), ((2, 0.5), (4, 0.7), (6, 0.9))])
+    assert x.tolist() == [2, 4] and half is None
+    np.testing.assert_allclose(mean, [0.4, 0.6])
+    np.testing.assert_allclose(seeds, [[0.3, 0.5], [0.5, 0.7]])
 
 
 def test_from_three_seeds_on_there_are_intervals():
-    found = curve_over_seeds([((1, value),) for value in (0.1, 0.2, 0.6)])
-    assert found.half.tolist() == [interval([0.1, 0.2, 0.6]).half]
-
-
-def test_points_belong_together_by_place():
-    found = curve_over_seeds([((1.0, 0.1), (2.0, 0.2)), ((3.0, 0.3),)], by_place=True)
-    assert found.x.tolist() == [2.0] and found.mean.tolist() == [0.2]
+    _, _, half, _ = curve_over_seeds([((1, value),) for value in (0.1, 0.2, 0.6)])
+    assert half.tolist() == [interval([0.1, 0.2, 0.6]).half]
 
 
 @pytest.mark.parametrize("curves", [[], [((1, 0.1),), ((2, 0.1),)], [(), ()]])

@@ -10,6 +10,7 @@ import pytest
 from fedkd.report import figures
 from fedkd.report.front import curves, local_global_front, undominated
 from fedkd.report.study import StudyAxis
+from fedkd.report.style import draw_chart
 
 
 def test_points_that_none_beats():
@@ -66,24 +67,26 @@ def across(line) -> tuple[float, ...]:
 
 def test_a_panel_for_each_block_and_moment(both, tmp_path):
     assert "front" in {path.stem for path in figures.draw_figures(both, tmp_path)}
-    figure = local_global_front(both)
-    assert [axes.get_title() for axes in figure.axes] == ["Dirichlet α = 0.1", "Dirichlet α = 10", "", ""]
+    figure = draw_chart(local_global_front(both))
+    assert [axes.get_title() for axes in figure.axes] == [
+        f"Dirichlet α = {alpha}\n{moment} fusion" for moment in ("before", "after") for alpha in ("0.1", "10")
+    ]
     across_labels = [axes.get_xlabel() for axes in figure.axes]
-    assert ["training" in label for label in across_labels] == [True, True, False, False]
+    assert ["before" in label for label in across_labels] == [True, True, False, False]
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert named == ["local", "knfu 1", "knfu 10", "knfu 2", "beaten by none in both"]
-    trained, guided = figure.axes[0], figure.axes[2]
-    lines = {across(line): line.get_ydata() for line in trained.lines}
+    before, after = figure.axes[0], figure.axes[2]
+    lines = {across(line): line.get_ydata() for line in before.lines}
     np.testing.assert_allclose(lines[60, 80, 70], [80, 60, 70])  # knfu 1, 2, 10
     np.testing.assert_allclose(lines[50, 60, 70, 80], [90, 80, 70, 60])  # nobody is beaten
-    # After guidance all are as good locally, so the best globally beats them all.
-    assert across(guided.lines[-1]) == (72,)
+    # After fusion all are as good locally, so the best globally beats them all.
+    assert across(after.lines[-1]) == (72,)
 
 
 def test_a_bound_beats_nobody(both):
     runs = tuple(replace(run, is_bound=run.levels[1] == "knfu 2") for run in both.runs)
-    guided = local_global_front(replace(both, runs=runs)).axes[2]
-    assert across(guided.lines[-1]) == (62,)
+    after = draw_chart(local_global_front(replace(both, runs=runs))).axes[2]
+    assert across(after.lines[-1]) == (62,)
 
 
 def test_not_drawn_without_the_other_moment(study, tmp_path):
@@ -114,9 +117,9 @@ def many(study, blocks: int, groups: int):
 
 
 def test_many_blocks_stand_below_each_other(study):
-    panels = local_global_front(many(study, 6, 3)).axes
-    titles = [axes.get_title() for axes in panels if axes.get_title()]
-    assert titles == [f"Dirichlet α = {block}" for block in range(6)]
+    panels = draw_chart(local_global_front(many(study, 6, 3))).axes
+    titles = [axes.get_title().split("\n")[0] for axes in panels]
+    assert titles == [f"Dirichlet α = {block}" for block in (0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 4, 5)]
     assert len(panels) == 2 * 6
     rows = sorted({round(axes.get_subplotspec().rowspan.start) for axes in panels})
     assert rows == [0, 1, 2, 3]
@@ -125,7 +128,7 @@ def test_many_blocks_stand_below_each_other(study):
 def test_who_is_beaten_by_none_is_named_where_there_are_many(study, tmp_path):
     few, crowd = many(study, 2, 8), many(study, 2, 9)
     for shown, names in ((few, set()), (crowd, {"si"})):
-        panels = local_global_front(shown).axes
+        panels = draw_chart(local_global_front(shown)).axes
         assert all({text.get_text() for text in axes.texts} == names for axes in panels)
     # Colours alone no longer tell them apart.
     assert {path.stem for path in figures.draw_figures(few, tmp_path / "few")} >= {

@@ -8,15 +8,15 @@ from fedkd.report.latex import escaped, latex_table
 
 BODY = r"""
 \toprule
-Dirichlet $\alpha$ & strategy & seeds & local accuracy after guidance (\%) & $\Delta$ to local (points) \\
+Dirichlet $\alpha$ & strategy & seeds & local accuracy after fusion (\%) & $\Delta$ to local (points) \\
 \midrule
-0.1 & local & 3 & 60.0 $\pm$ 24.8$^\dagger$ & -- \\
+0.1 & local & 3 & 60.0 $\pm$ 24.8 $^\dagger$ & -- \\
 0.1 & knfu & 3 & \textbf{\boldmath 62.0 $\pm$ 23.7} & +2.0 $\pm$ 2.5 \\
-0.1 & fedmd & 3 & 30.0 $\pm$ 24.8$^\dagger$ & $-$30.0 $\pm$ 43.0 \\
+0.1 & fedmd & 3 & 30.0 $\pm$ 24.8 $^\dagger$ & $-$30.0 $\pm$ 43.0 \\
 \midrule
 10 & local & 3 & 80.0 $\pm$ 0.0 & -- \\
 10 & knfu & 3 & \textbf{\boldmath 91.0 $\pm$ 2.5} & +11.0 $\pm$ 2.5 $^\ddagger$ \\
-10 & fedmd & 3 & 90.8 $\pm$ 2.6$^\dagger$ & +10.8 $\pm$ 2.6 $^\ddagger$ \\
+10 & fedmd & 3 & 90.8 $\pm$ 2.6 $^\dagger$ & +10.8 $\pm$ 2.6 $^\ddagger$ \\
 \bottomrule
 """
 

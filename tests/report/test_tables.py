@@ -17,7 +17,7 @@ from fedkd.report.tables import csv_table, markdown_table
 TABLE = """\
 # made-up
 
-| Dirichlet α | strategy | seeds | local accuracy after guidance (%) | Δ to local (points) | fusion gain, local (points) | Δ to local (points) |
+| Dirichlet α | strategy | seeds | local accuracy after fusion (%) | Δ to local (points) | fusion gain, local (points) | Δ to local (points) |
 | --- | --- | --: | --: | --: | --: | --: |
 | 0.1 | local | 3 | 60.0 ± 24.8 † | – | – | – |
 | 0.1 | knfu | 3 | **62.0 ± 23.7** | +2.0 ± 2.5 | **2.0 ± 2.5** | – |
@@ -98,7 +98,7 @@ def test_the_csv_has_the_same_numbers_in_full(study):
 @pytest.mark.parametrize(
     "name, label, better",
     [
-        ("accuracy_local", "local accuracy after guidance (%)", "higher"),
+        ("accuracy_local", "local accuracy after fusion (%)", "higher"),
         ("loss_train", "training loss", "lower"),
         ("effective_neighbours_train", "effective neighbours", None),
         ("bytes_up", "sent by clients (MB)", "lower"),

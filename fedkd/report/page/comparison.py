@@ -7,11 +7,13 @@ from math import isnan
 
 import numpy as np
 
-from fedkd.report.page.figure import Cell, Figure, Table, axes, line, log_axis, looks, over_rounds, over_tasks
+from fedkd.report.chart import looks
+from fedkd.report.page.figure import Figure, axes, line, log_axis, over_rounds, over_tasks
 from fedkd.report.page.page import Page, Section
 from fedkd.report.page.record import RunRecord
 from fedkd.report.page.run import final_mean, folder_name
 from fedkd.report.page.stream import outcome_of
+from fedkd.report.tables import Cell, Table
 from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.tracking.wording import protocol_name
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fedkd.report.page.figure import DASHES, Figure, line, log_axis, looks, over_rounds, plain
+from fedkd.report.chart import DASHES, looks
+from fedkd.report.page.figure import Figure, line, log_axis, over_rounds, plain
 from fedkd.report.page.record import RunRecord
 
 MOST_PHASE_BARS = 120

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fedkd.report.chart import looks
 from fedkd.report.page.figure import (
     MAIN,
     MUTED,
@@ -19,7 +20,6 @@ from fedkd.report.page.figure import (
     band,
     line,
     log_axis,
-    looks,
     over_rounds,
 )
 from fedkd.report.page.record import RunRecord, Series

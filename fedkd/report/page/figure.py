@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import cycle, islice
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from fedkd.report.style import COLOURS, LOG_RATIO
+from fedkd.report.chart import COLOUR_MAP, COLOURS, Chart, Curve, Matrix, Panel, Point, is_wide
 
 Trace = dict[str, Any]
 Rows = Sequence[Sequence[Any]]
 
 MAIN, SECOND = COLOURS[0], COLOURS[1]
 MUTED = "#808080"
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
-SCALE = "Cividis"
+SCALE = COLOUR_MAP.capitalize()
 BAND_OPACITY = 0.18
 MOST_MARKERS = 30
 """Points below which each has a marker."""
@@ -53,50 +50,6 @@ class Figure:
     caption: str = ""
     height: int = 340
     frames: Sequence[tuple[str, Sequence[Trace]]] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that sorts and filters.
-
-    Attributes:
-        name: Of its file, and unique on the page.
-        title: For a person.
-        columns: Headings.
-        rows: Cells: numbers as numbers, a `Cell` where what is shown is more than the number.
-        caption: How to read it.
-        open: Whether it is shown before anybody asks.
-    """
-
-    name: str
-    title: str
-    columns: Sequence[str]
-    rows: Rows
-    caption: str = ""
-    open: bool = True
-
-    @property
-    def heads(self) -> list[tuple[str, bool]]:
-        """Headings, and whether what is below them are words."""
-        return [
-            (column, all(isinstance(row[at], str | None) for row in self.rows) and bool(self.rows))
-            for at, column in enumerate(self.columns)
-        ]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell that shows one thing and is sorted by another.
-
-    Attributes:
-        text: Shown.
-        value: Sorted by and written to files; None: nothing is known.
-        strong: Whether it stands out.
-    """
-
-    text: str
-    value: float | None = None
-    strong: bool = False
 
 
 def plain(text: object) -> str:
@@ -180,8 +133,7 @@ def bar(name: str, x: Sequence[Any], y: Sequence[float | None], colour: str) -> 
 
 def log_axis(sizes: Iterable[float]) -> dict[str, str]:
     """Return what makes an axis logarithmic if one of several sizes is far above another."""
-    known = [size for size in sizes if size > 0]
-    return {"type": "log"} if known and max(known) > LOG_RATIO * min(known) else {}
+    return {"type": "log"} if is_wide(list(sizes)) else {}
 
 
 def named_axes(**titles: str) -> dict[str, Any]:
@@ -210,10 +162,103 @@ def over_tasks(y: str, tasks: int) -> dict[str, Any]:
     return {"xaxis": across, "yaxis": {"title": {"text": y}}, "hovermode": "x unified"}
 
 
-def looks(count: int) -> list[tuple[str, str, str]]:
-    """Return a colour, a dash and a symbol for each of many lines, no two alike among the first 35."""
-    colours = list(islice(cycle(COLOURS), count))
+# Charts -----------------------------------------------------------------------------------------------
+
+MOST_PANELS = 12
+"""Panels of a chart that a page shows; a page of more would not be read."""
+
+
+def chart_figures(chart: Chart, most: int = MOST_PANELS) -> list[Figure]:
+    """Return a figure for each of a chart's first panels that has something in it."""
+    found = [(place, panel) for place, panel in enumerate(chart.drawn[:most]) if panel.marks]
+    alone = len(chart.panels) == 1
     return [
-        (colour, DASHES[place // len(COLOURS) % len(DASHES)], SYMBOLS[place % len(SYMBOLS)])
-        for place, colour in enumerate(colours)
+        Figure(
+            chart.name if alone and isinstance(panel.marks[0], Matrix) else f"{chart.name}-{place}",
+            f"{chart.title}: {panel.title}" if panel.title else chart.title,
+            panel.columns,
+            panel.rows,
+            [trace for mark in panel.without_spread().marks for trace in traces(mark, chart.title)],
+            _panel_layout(panel, chart),
+            chart.caption,
+            360,
+        )
+        for place, panel in found
     ]
+
+
+def _panel_layout(panel: Panel, chart: Chart) -> dict[str, Any]:
+    if isinstance(panel.marks[0], Matrix):
+        return named_axes(x=panel.x, y=panel.y) | {"showlegend": False}
+    layout = axes(panel.x, panel.y, hovermode="x unified" if chart.ticks else "closest")
+    if chart.ticks:
+        layout["xaxis"] |= {"tickformat": "d"}
+        if max((max(m.x) for m in panel.marks if isinstance(m, Curve) and m.x is not None), default=99) <= 20:
+            layout["xaxis"] |= {"dtick": 1}
+    if chart.scale == "log":
+        layout["xaxis"] |= {"type": "log"}
+    if panel.reach is not None:
+        layout["xaxis"] |= {"range": panel.reach[0]}
+        layout["yaxis"] |= {"range": panel.reach[1]}
+    levels = [mark for mark in panel.marks if isinstance(mark, Curve) and mark.x is None]
+    if levels:
+        layout["shapes"] = [
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": float(level.y[-1]),
+             "y1": float(level.y[-1]), "name": plain(level.name), "showlegend": True,
+             "line": {"color": level.look.colour, "dash": level.look.dash, "width": 2}}
+            for level in levels
+        ]  # fmt: skip
+    return layout
+
+
+def traces(mark: Curve | Point | Matrix, name: str) -> list[Trace]:
+    """Return a mark of a chart as Plotly draws it.
+
+    Args:
+        mark: What to draw; level lines are shapes of the layout.
+        name: Of a mark that has none.
+    """
+    if isinstance(mark, Matrix):
+        return [_matrix(mark)]
+    title = mark.name or name
+    look: dict[str, Any] = {"legendgroup": plain(title), "showlegend": bool(mark.name)}
+    if isinstance(mark, Point):
+        return _point(mark, title, look)
+    if mark.x is None:
+        return []
+    colour, dash, symbol = mark.look
+    hidden = look | {"showlegend": False}
+    found = [] if mark.band is None else [band(title, mark.x.tolist(), *mark.band, colour, **hidden)]
+    x, thin = mark.x.tolist(), {"mode": "lines", "opacity": 0.6, "width": 0.8, "dash": dash}
+    found += [line(title, x, seed, colour, **thin, **hidden) for seed in mark.seeds]
+    own = {"symbol": symbol} if symbol else {"mode": "lines"}
+    return [*found, line(title, x, mark.y, colour, dash=dash, **own, **look)]
+
+
+def _point(point: Point, title: str, look: Mapping[str, Any]) -> list[Trace]:
+    colour, _, symbol = point.look
+    marker = {"size": 9, "color": colour, "symbol": symbol}
+    common = {"type": "scatter", "mode": "markers", "name": plain(title), **look}
+    found = common | {"x": [point.at[0]], "y": [point.at[1]], "marker": marker}
+    for key, half in zip(("error_x", "error_y"), point.half, strict=True):
+        if half is not None:
+            found[key] = {"type": "data", "array": [half], "thickness": 1, "color": colour}
+    if point.named:
+        found |= {"mode": "markers+text", "text": [plain(title)], "textposition": "top right"}
+    if not point.seeds:
+        return [found]
+    x, y = zip(*point.seeds, strict=True)
+    faint = {"x": x, "y": y, "showlegend": False, "opacity": 0.55, "marker": marker | {"size": 5}}
+    return [found, common | faint]
+
+
+def _matrix(matrix: Matrix) -> Trace:
+    own: dict[str, Any] = {}
+    if matrix.limits is not None:
+        own = {"zmin": matrix.limits[0], "zmax": matrix.limits[1]}
+    if matrix.texts is not None:
+        own |= {
+            "texttemplate": "%{text}",
+            "text": [[t.replace("\n", "<br>") for t in row] for row in matrix.texts],
+        }
+    return heat_map(matrix.values, matrix.columns, matrix.rows, unit=matrix.unit, **own)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fedkd.report.page.figure import Figure, Trace, axes, constant, heat_map, looks, named_axes, plain
+from fedkd.report.chart import looks
+from fedkd.report.page.figure import Figure, Trace, axes, constant, heat_map, named_axes, plain
 from fedkd.report.page.record import Labels
 
 MOST_BARS = 40

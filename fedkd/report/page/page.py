@@ -12,8 +12,9 @@ from importlib.resources import files
 from typing import Any
 
 from fedkd import __version__
-from fedkd.report.page.figure import Cell, Figure, Table, number
+from fedkd.report.page.figure import Figure, number
 from fedkd.report.page.neighbours import NeighbourView
+from fedkd.report.tables import Cell, Table
 
 MARK = '<meta name="generator" content="fedkd report">'
 """By which a page of fedkd's is known again."""

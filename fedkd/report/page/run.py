@@ -8,7 +8,6 @@ from pathlib import Path
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.report.page.cost import cost_figures, failure_figures
 from fedkd.report.page.federation import accuracy_figures, effect_figures, time_figures
-from fedkd.report.page.figure import Cell, Table
 from fedkd.report.page.labels import label_figures
 from fedkd.report.page.links import link_figures
 from fedkd.report.page.neighbours import neighbour_view
@@ -23,6 +22,7 @@ from fedkd.report.page.stream import (
     schedule_figure,
 )
 from fedkd.report.page.transferability import transfer_figures
+from fedkd.report.tables import Cell, Table
 from fedkd.scenario.schema import Scenario
 from fedkd.tracking.folder import SCENARIO
 from fedkd.tracking.wording import duration, moments, percent, size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import isnan
 
 import numpy as np
@@ -11,23 +12,24 @@ from fedkd.continual.metrics import forgetting_per_task
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome, stream_outcome
 from fedkd.plan.held_models import held_models
 from fedkd.plan.schedule import Schedule
+from fedkd.report.accuracy_matrix import accuracy_matrix, task_labels
+from fedkd.report.chart import looks
 from fedkd.report.metrics import metric
 from fedkd.report.page.figure import (
-    Cell,
     Figure,
-    Table,
     axes,
     bar,
+    chart_figures,
     heat_map,
     line,
     log_axis,
-    looks,
     named_axes,
     number,
     over_tasks,
     plain,
 )
 from fedkd.report.page.record import RunRecord
+from fedkd.report.tables import Cell, Table
 from fedkd.tracking.wording import protocol_name
 
 MASKS = {"free_share": "free share", "overlap": "overlap with earlier masks", "density": "density"}
@@ -35,7 +37,6 @@ STORED = {"stored_bytes": "stored", "peak_bytes": "stored at most"}
 REGIME, REGIMES = "regime/", {1: "R1, no forgetting", 2: "R2, forward", 3: "R3, backward"}
 SAID_ELSEWHERE = ("loss", "agreement", "guidance_kl", "effective_neighbours", "guided_clients", "bank_bytes")
 OVER_LINKS = ("bytes_sent", "bytes_received", "bytes_per_link", "links")
-MOST_NUMBERED = 40
 
 
 def outcome_of(record: RunRecord) -> StreamOutcome | None:
@@ -55,38 +56,27 @@ def outcome_of(record: RunRecord) -> StreamOutcome | None:
 
 def task_names(record: RunRecord, outcome: StreamOutcome) -> list[str]:
     """Return names of the tasks in the order of learning; numbers where every client has an order."""
-    if not outcome.in_step:
-        return [f"{place + 1}." for place in range(len(outcome.tests[0].b))]
-    names = [task.name for task in record.labels]
-    return [names[task] if task < len(names) else f"task {task}" for task in outcome.lessons[0].tasks]
+    return task_labels(outcome, [task.name for task in record.labels])
 
 
 def matrix_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure]:
     """Yield the accuracy matrix under each protocol, on the common test sets."""
-    names = _unlike(task_names(record, outcome))
-    for protocol in outcome.protocols:
-        test = outcome.test(protocol, "global")
-        shown = 100 * np.vstack([test.b, test.R])
-        after = ["untrained", *(f"after {name}" for name in names)]
+    chart = accuracy_matrix(outcome, [task.name for task in record.labels])
+    for protocol, figure in zip(outcome.protocols, chart_figures(chart), strict=True):
         own = "" if protocol != outcome.evaluation else " The scenario's own protocol."
-        rows = [
-            [after[row], names[column], number(value / 100)] for (row, column), value in np.ndenumerate(shown)
-        ]
-        yield Figure(
-            f"matrix-{protocol}",
-            f"Accuracy matrix, {protocol_name(protocol)}",
-            ["after", "task", "accuracy"],
-            rows,
-            [heat_map(shown, names, after, unit="accuracy (%)", digits=0, zmin=0, zmax=100)],
-            named_axes(x=f"accuracy on {_axis(record)}") | {"showlegend": False},
-            f"Mean over clients, on the tasks' common test sets.{own}",
-            height=min(220 + 26 * len(after), 640),
+        yield replace(
+            figure,
+            name=f"matrix-{protocol}",
+            title=f"Accuracy matrix, {protocol_name(protocol)}",
+            layout=named_axes(x=f"accuracy on {_axis(record)}", y="after") | {"showlegend": False},
+            caption=f"{chart.caption}{own}",
+            height=min(246 + 26 * len(outcome.tests[0].b), 640),
         )
 
 
 def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Figure]:
     """Yield how much of each task is gone at the end, and the average accuracy as tasks come."""
-    names = _unlike(task_names(record, outcome))
+    names = task_names(record, outcome)
     tests = [outcome.test(protocol, "global") for protocol in outcome.protocols]
     data, rows = [], []
     for test, (colour, _, _) in zip(tests, looks(len(tests)), strict=True):
@@ -316,11 +306,3 @@ def _axis(record: RunRecord) -> str:
     """Return the title of an axis of tasks: their names are those of their classes where they are split."""
     split = all(task.name.split() == " ".join(task.classes).split() for task in record.labels)
     return "task, by its classes" if record.labels and split else "task"
-
-
-def _unlike(names: list[str]) -> list[str]:
-    """Return names that no two tasks share: an axis would take two of one name for one."""
-    short = [name if len(name) <= MOST_NUMBERED else name[: MOST_NUMBERED - 1] + "…" for name in names]
-    if len(set(short)) == len(short):
-        return short
-    return [f"{place + 1}. {name}" for place, name in enumerate(short)]

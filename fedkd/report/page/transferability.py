@@ -12,9 +12,7 @@ from fedkd.report.page.figure import (
     MAIN,
     SCALE,
     SECOND,
-    Cell,
     Figure,
-    Table,
     Trace,
     axes,
     grid,
@@ -24,6 +22,7 @@ from fedkd.report.page.figure import (
 )
 from fedkd.report.page.record import RunRecord
 from fedkd.report.statistics import interval
+from fedkd.report.tables import Cell, Table
 from fedkd.tracking.transferability import TransferMap, mapped_rounds, read_transfer_map
 
 MOST_CLIENTS = 50

@@ -126,5 +126,7 @@ def report_at_the_end(folder: Path, tell: Callable[[str], None]) -> None:
             tell(f"{METRICS} is large, and {REPORT} was left for later: fedkd report {folder}")
             return
         write_report([folder])
+    except UserError as error:
+        tell(f"{REPORT} could not be made: {error}")
     except Exception as error:  # a page is no reason to lose the word that a run has ended well
         tell(f"{REPORT} could not be made: {type(error).__name__}: {error}")
