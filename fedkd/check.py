@@ -25,11 +25,11 @@ SHOWN_PARTS = 6
 
 
 def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Load the data and deal it out, build every model and try a round's exchange; yield a line each.
+    """Load and partition the data, build every model and try a round's exchange; yield a line each.
 
     Args:
-        plan: What to check.
-        progress: Told what takes long, such as a download.
+        plan: The scenario's plan.
+        progress: Told of what takes long, such as a download.
 
     Raises:
         UserError: The first thing that would stop a run.
@@ -57,7 +57,7 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
 def check_without_plugins(
     unopened: WithoutPlugins, progress: Callable[[str], None] | None = None
 ) -> Iterator[str]:
-    """Do what `check` does as far as it needs nobody else's code; yield a line each, the last of the rest.
+    """Check as far as it goes without plug-ins; yield a line each, the last about what is left.
 
     Raises:
         UserError: The first thing that would stop a run.
@@ -80,11 +80,11 @@ def check_without_plugins(
 
 
 def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
-    """Build every model, and yield what is to be said of them and of the data, a line each.
+    """Build every model, and describe the models and the data, a line each.
 
     Returns:
-        Number of parameters that the largest model exchanges, if it does, what a round has to compute, and
-        what is to be said of sketches that are sent at the end of a task; empty: none are.
+        Number of parameters that the largest model exchanges, the arithmetic of a round, and a text about
+        sketches that are sent at the end of a task; empty: there are none.
 
     Raises:
         UserError: The first thing that would stop a run.
@@ -127,7 +127,7 @@ def _at_work(scenario: Scenario) -> str:
 
 
 def _filtered(wanted: Filter) -> str:
-    """Return what a filter lets through: ``by agreement ≥ 0.3``, ``all but the 20 % least by confidence``."""
+    """Word a filter: ``by agreement ≥ 0.3``, ``all but the 20 % least by confidence``."""
     from fedkd.fusion.filters import THRESHOLDS
 
     where = ", which alone is sent" if wanted.at == "upload" else ""
@@ -140,7 +140,7 @@ def _filtered(wanted: Filter) -> str:
 
 
 def _schedule_rows(plan: Plan) -> Iterator[str]:
-    """Draw who learns which task when, where that is not the same for all."""
+    """Draw which client learns which task when, where clients differ."""
     if plan.schedule.in_step:
         return
     from fedkd.report.schedule import AWAY, schedule_lines
@@ -152,7 +152,7 @@ def _schedule_rows(plan: Plan) -> Iterator[str]:
 
 
 def _graph_rows(plan: Plan) -> Iterator[str]:
-    """Draw who hears whom, where there is no server, and name those who never hear of each other."""
+    """Draw the graph of clients without a server, and name parts of it that are not connected."""
     if plan.graph is None:
         return
     from fedkd.plan.graph_checks import separate
@@ -173,7 +173,7 @@ def _graph_rows(plan: Plan) -> Iterator[str]:
 
 
 def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
-    """Say how many clients live in a process at a time, where that is not all of them."""
+    """Say how many clients a process holds in memory, where it is not all of them."""
     from fedkd.engine.clients import expected_room
 
     live, of_client = expected_room(plan, data)

@@ -1,4 +1,4 @@
-"""What ``fedkd check`` says of data: sizes, label skew, tasks of a stream."""
+"""Data in ``fedkd check``: sizes, label skew, tasks of a stream."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ HEADS = {
     "domain": "all tasks share the outputs",
     "class": "every class has an output and competes with all others",
 }
-"""What a head is, for people."""
+"""Heads of streams, in words."""
 SHOWN_TASKS = 5
-"""Tasks of a stream that are told of one by one."""
+"""Tasks of a stream that have a line each."""
 SHOWN_CLASSES = 6
 SHOWN_OWNERS = 8
 
@@ -79,7 +79,7 @@ def _common_tests(scenario: Scenario) -> str:
 
 
 def _course(scenario: Scenario, continual: Continual) -> str:
-    """Word what is learned for how long."""
+    """Word the tasks of a stream and their length."""
     stream, epochs = continual.tasks, counted(scenario.training.local_epochs, "epoch")
     tasks = f"{counted(stream.count or 1, 'task')} ({stream.kind})"
     if stream.order != "same":
@@ -104,7 +104,7 @@ def _task(task: Task) -> str:
 
 
 def _own_labels(task: Task) -> list[int]:
-    """Return the labels that occur in a task; where every class has an output, others may be answered."""
+    """Return the labels that occur in a task; with an output for every class, others may be predicted."""
     label = {unit: place for place, unit in enumerate(task.units)}
     return [label[unit] for unit in task.own_units]
 
@@ -123,7 +123,7 @@ def _kind(data: Data) -> str:
 def _size_rows(
     scenario: Scenario, tasks: Sequence[FederatedData], unit: str, held_out: float | None = None
 ) -> Iterator[str]:
-    """Yield how many samples clients train on and are tested on, from the fewest to the most."""
+    """Yield the ranges of clients' numbers of training and test samples."""
     from fedkd.clients.own_samples import number_kept_apart
 
     train = [stop - start for data in tasks for start, stop in data.train_bounds]
@@ -141,11 +141,7 @@ def _size_rows(
 
 
 def skew(shares: np.ndarray) -> str:
-    """Word how far clients are from seeing all classes equally.
-
-    Args:
-        shares: Share of every class among each client's training labels, [N, C].
-    """
+    """Word the label skew of clients, of their shares of classes `[N, C]`."""
     seen = np.median((shares > 0).sum(axis=1))
     # The exponential of the entropy: the number of equally frequent classes that would be as varied.
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
@@ -154,7 +150,7 @@ def skew(shares: np.ndarray) -> str:
 
 
 def _differences(skews: Sequence[Skew]) -> str:
-    """Word what was drawn for the clients, from the least to the most."""
+    """Word the range of each feature skew that was drawn for the clients."""
     columns = {
         "rotation {:+.0f}° to {:+.0f}°": [skew.angle for skew in skews],
         "noise {:.2f} to {:.2f}": [skew.noise for skew in skews],

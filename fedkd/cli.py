@@ -1,7 +1,7 @@
-"""The command line: its words, and how a program ends. What the verbs do is in `fedkd.verbs`.
+"""The command line: its options and its exit status. `fedkd.verbs` holds the verbs.
 
 Exit status 0: done; 2: the user's input is wrong; 3: the run failed; 130: interrupted. A failure is one line
-on standard error. Nothing heavier than argparse is imported before a verb needs it.
+on standard error. Heavy imports wait until a verb needs them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from fedkd import __version__, verbs
 from fedkd.errors import FedkdError, UserError, one_line, words_of
@@ -26,11 +26,11 @@ from fedkd.verbs import LISTS
 
 _DESCRIPTION = "Simulate federated knowledge distillation among clients of different architectures."
 READER_LEFT = 141
-"""Status of a program that wrote to a closed pipe: 128 + SIGPIPE, as a shell reports it."""
+"""Exit status of a program that wrote to a closed pipe: 128 + SIGPIPE."""
 
 
 def program() -> int:
-    """Be the program ``fedkd``: `main`, with a parent process over what runs on Ray."""
+    """Run ``fedkd``: `main`, with a parent process over runs on Ray."""
     try:
         return main(supervised=True)
     finally:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
 
     Args:
         argv: Words after ``fedkd``; absent: those of this process.
-        supervised: Whether what runs on Ray may do so in a child process (see `fedkd.supervisor`).
+        supervised: Whether runs on Ray may do so in a child process (see `fedkd.supervisor`).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -86,10 +86,7 @@ def _main(argv: Sequence[str] | None, supervised: bool) -> int:
 
 
 def _drop(error: BaseException) -> None:
-    """Let go of what an interrupt has stopped, without a word.
-
-    It may have come while an object was being made, whose end Python then finds fault with aloud.
-    """
+    """Free the frames of an interrupt silently: an object that was half made may complain when it ends."""
     hook, sys.unraisablehook = sys.unraisablehook, lambda told: None
     try:
         known: BaseException | None = error
@@ -109,7 +106,7 @@ def _fail(message: str, status: int) -> int:
 
 
 def _silence(stream: IO[str]) -> None:
-    """Have a stream go nowhere: Python flushes it once more on leaving, which must not fail aloud."""
+    """Redirect a stream to nowhere: Python flushes it once more at exit, which must not fail aloud."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -132,19 +129,19 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verb("run", verbs.run_verb, "simulate a scenario")
     _add_scenario(run)
-    run.add_argument("--out", type=_folder, metavar="DIR", help="run folder (default: a new one below runs/)")
+    _add_out(run, "run folder (default: a new one below runs/)")
     run.add_argument("--engine", choices=("ray", "inline"), help="short for --set engine.kind=…")
     run.add_argument("--seed", type=int, metavar="N", help="short for --set seed=N")
     _add_quiet(run)
 
     resume = verb("resume", verbs.resume_verb, "continue an interrupted run where it stopped")
-    resume.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
+    _add_run_folder(resume)
     resume.add_argument("--rounds", type=int, metavar="N", help="make the run longer: N rounds in all")
     _add_quiet(resume)
 
     bench = verb("bench", verbs.bench_verb, "run every cell of a bench and compare them, with error bars")
     _add_scenario(bench, "bench")
-    bench.add_argument("--out", type=_folder, metavar="DIR", help="bench folder (default: runs/bench-NAME)")
+    _add_out(bench, "bench folder (default: runs/bench-NAME)")
     text = "list the cells and estimate the time only; a round may be run for it, plug-ins called"
     bench.add_argument("--dry-run", action="store_true", help=text)
     _add_no_plugins(bench)
@@ -163,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--trials", type=int, metavar="N", help="short for --set trials=N")
     tune.add_argument("--metric", metavar="NAME", help="short for --set metric=NAME")
-    tune.add_argument("--out", type=_folder, metavar="DIR", help="folder (default: runs/tune-NAME)")
+    _add_out(tune, "folder (default: runs/tune-NAME)")
     tune.add_argument("--dry-run", action="store_true", help="say what would be searched only")
     _add_quiet(tune)
 
@@ -173,10 +170,10 @@ def _parser() -> argparse.ArgumentParser:
         "folders", nargs="+", type=_folder, metavar="DIR", help="run folders, or a bench folder"
     )
     text = "folder of report.html, or a file .html (default: the run's or bench's folder; for several, here)"
-    report.add_argument("--out", type=_folder, metavar="DIR", help=text)
+    _add_out(report, text)
     text = "follow a run from another terminal, or another machine that sees its folder, until it ends"
     watch = verb("watch", verbs.watch_verb, text)
-    watch.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
+    _add_run_folder(watch)
     watch.add_argument("--once", action="store_true", help="say where it is now, in plain lines, and leave")
 
     runs = verb(
@@ -188,21 +185,19 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "compare two runs client by client, and say what differs in their scenarios"
     compare = verb("compare", verbs.compare_verb, text)
-    compare.add_argument("ours", type=_folder, metavar="A", help="run folder")
-    compare.add_argument("theirs", type=_folder, metavar="B", help="run folder")
+    _add_run_folder(compare, "ours", "A")
+    _add_run_folder(compare, "theirs", "B")
 
     text = "write a run's trained clients as safetensors, with a model card and a loader that needs no fedkd"
     export = verb("export", verbs.export_verb, text)
-    export.add_argument("folder", type=_folder, metavar="DIR", help="run folder")
-    export.add_argument(
-        "--out", type=_folder, metavar="DIR", help="where to (default: export in the run folder)"
-    )
+    _add_run_folder(export)
+    _add_out(export, "where to (default: export in the run folder)")
     export.add_argument("--round", type=int, metavar="N", help="as after this round (default: the last)")
 
     text = "write every client's share of a scenario's data, and the server's, for nodes of a real federation"
     deal = verb("deal", verbs.deal_verb, text)
     _add_scenario(deal)
-    deal.add_argument("--out", type=_folder, metavar="DIR", required=True, help="where to: a folder for each")
+    _add_out(deal, "where to: a folder for each", required=True)
 
     text = "check a scenario without running it, and say what it would do; plug-ins are imported and called"
     check = verb("check", verbs.check_verb, text)
@@ -222,13 +217,10 @@ def _parser() -> argparse.ArgumentParser:
     new = verb("new", verbs.new_verb, text)
     new.add_argument("kind", choices=("strategy", "model", "learner"))
     new.add_argument("name", metavar="NAME", help="name of the module, e.g. my_idea")
-    new.add_argument("--out", type=_folder, default=Path(), metavar="DIR", help="where (default: here)")
+    _add_out(new, "where (default: here)", default=Path())
 
-    verb(
-        "doctor",
-        verbs.doctor_verb,
-        "show what is installed, which devices Ray sees, which data sets are found",
-    )
+    text = "show what is installed, which devices Ray sees, which data sets are found"
+    verb("doctor", verbs.doctor_verb, text)
     return parser
 
 
@@ -249,6 +241,14 @@ def _add_scenario(parser: argparse.ArgumentParser, kind: Kind = "scenario") -> N
         metavar="key=value",
         help="change values of the scenario, e.g. fusion.beta=2.0 clients.0.model=mlp",
     )
+
+
+def _add_run_folder(parser: argparse.ArgumentParser, name: str = "folder", metavar: str = "DIR") -> None:
+    parser.add_argument(name, type=_folder, metavar=metavar, help="run folder")
+
+
+def _add_out(parser: argparse.ArgumentParser, text: str, **more: Any) -> None:
+    parser.add_argument("--out", type=_folder, metavar="DIR", help=text, **more)
 
 
 def _add_no_plugins(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
-"""What a shell completes after ``fedkd``: verbs, options, shipped names, files, and keys of ``--set``.
+"""Shell completion of verbs, options, shipped names, files, and keys of ``--set``.
 
-A shell learns of it from argcomplete: ``eval "$(register-python-argcomplete fedkd)"``.
+argcomplete brings it to a shell: ``eval "$(register-python-argcomplete fedkd)"``.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import argparse
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_origin
 
 from pydantic import BaseModel
 
+from fedkd.scenario.explain import section_of
 from fedkd.scenario.schema import Scenario
 from fedkd.scenario.shipped import SUFFIX, Kind, names_of
 
 ASKED = "_ARGCOMPLETE"
-"""Set by the shell's function where it wants to know how a line goes on."""
+"""Environment variable that a shell sets when it asks for completions."""
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[argparse.Actio
 
 
 def scenario_words(prefix: str, kind: Kind) -> list[str]:
-    """Return the shipped names, TOML files and folders that begin so."""
+    """Return the shipped names, TOML files and folders that begin with `prefix`."""
     names = [name for name in names_of(kind) if name.startswith(prefix)]
     return sorted(names) + list(_files(prefix))
 
@@ -66,23 +67,15 @@ def _files(prefix: str) -> Iterator[str]:
 
 
 def set_words(prefix: str) -> list[str]:
-    """Return the keys of a scenario that begin so, each with its ``=``."""
+    """Return the keys of a scenario that begin with `prefix`, each with its ``=``."""
     return [f"{key}=" for key in keys_of(Scenario) if key.startswith(prefix)]
 
 
 def keys_of(section: type[BaseModel], path: str = "") -> Iterable[str]:
     """Yield the dotted keys of a section and of those within it."""
     for name, field in section.model_fields.items():
-        inner = _section_of(field.annotation)
+        inner = None if get_origin(field.annotation) is list else section_of(field.annotation)
         if inner is None:
             yield f"{path}{name}"
         else:
             yield from keys_of(inner, f"{path}{name}.")
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the section that a field holds, also where it may be absent; None: it holds none."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    options = [option for option in get_args(annotation) if option is not type(None)]
-    return _section_of(options[0]) if len(options) == 1 and type(None) in get_args(annotation) else None

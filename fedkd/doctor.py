@@ -1,4 +1,4 @@
-"""``fedkd doctor``: what is installed, which devices there are, which data sets are found."""
+"""``fedkd doctor``: installed packages, devices and data sets."""
 
 from __future__ import annotations
 
@@ -11,25 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = (
-    "fedkd",
-    "flwr",
-    "ray",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pydantic",
-    "scikit-learn",
-    "safetensors",
-    "rich",
-    "wandb",
-    "tensorboard",
-    "mlflow-skinny",
-    "optuna",
+    *("fedkd", "flwr", "ray", "torch", "torchvision", "numpy", "pydantic", "scikit-learn", "safetensors"),
+    *("rich", "wandb", "tensorboard", "mlflow-skinny", "optuna"),
 )
 
 
 def examine() -> Iterator[str]:
-    """Yield what was found, a line each; a part that does not work says so and never stops the others."""
+    """Yield a line for each finding; a part that does not work says so and never stops the others."""
     yield _row("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in PACKAGES:
         yield _row(package, _version(package))
@@ -41,7 +29,7 @@ def examine() -> Iterator[str]:
 
 
 def available_cpus() -> int:
-    """Return the CPUs that this process may use, which containers make fewer than the machine has."""
+    """Return the number of CPUs that this process may use; a container may have fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -84,9 +72,8 @@ def has_nvidia_driver() -> bool:
 def _why_none(built_for: str | None, driver: bool) -> str:
     """Say why torch sees no GPU: its build, or the machine."""
     if built_for is None:
-        return "torch is the CPU build" + (
-            ", though there is an NVIDIA driver" if driver else ", all that is needed"
-        )
+        more = "though there is an NVIDIA driver" if driver else "all that is needed"
+        return f"torch is the CPU build, {more}"
     if driver:
         return f"torch is built for CUDA {built_for}, and the driver shows it no GPU"
     return f"torch is built for CUDA {built_for}, and there is no NVIDIA driver; the CPU build would do"

@@ -1,4 +1,4 @@
-"""Validation errors in the words of the command line: what is wrong, what is allowed, what came instead."""
+"""Words validation errors: what is wrong, what is allowed, what came instead."""
 
 from __future__ import annotations
 
@@ -16,22 +16,14 @@ _BOUNDS = {
 }
 
 _KINDS = {
-    "int_type": "an integer",
-    "int_parsing": "an integer",
-    "int_from_float": "an integer",
-    "float_type": "a number",
-    "float_parsing": "a number",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "an integer"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
     "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "string_type": "a string",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "a table",
-    "mapping_type": "a table",
-    "model_type": "a table",
-    "model_attributes_type": "a table",
-    "dataclass_type": "a table",
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type"), "a table"),
+    **dict.fromkeys(("model_attributes_type", "dataclass_type"), "a table"),
 }
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
@@ -39,14 +31,11 @@ _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
-    """Return one line for one entry of ``ValidationError.errors()``; the caller adds the key and the file.
+    """Return a line such as ``must be ≥ 0, got -1``; the caller adds the key and the file.
 
     Args:
-        error: Entry with ``type``, ``loc``, ``msg``, ``input`` and, for most types, ``ctx``.
+        error: An entry of ``ValidationError.errors()``.
         known: Keys allowed where an unknown key stands, for the suggestion.
-
-    Returns:
-        E.g. ``must be ≥ 0, got -1`` or ``unknown key; did you mean 'beta'?``.
     """
     kind, context, got = error["type"], error.get("ctx", {}), show_value(error.get("input"))
     if kind in _UNKNOWN:

@@ -1,8 +1,4 @@
-"""Parts of a scenario that have hyper-parameters of their own, like strategies and learners.
-
-Such a part is a frozen dataclass whose fields are its hyper-parameters. They are checked and explained in the
-scenario's own words, whether the dataclass is pydantic's or plain.
-"""
+"""Hyper-parameters of strategies and learners: the fields of a frozen dataclass, pydantic's or plain."""
 
 from __future__ import annotations
 
@@ -40,9 +36,9 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
 
     Args:
         cls: A dataclass.
-        name: What the scenario calls it.
+        name: Its name in the scenario.
         hyperparameters: The part's own keys; those left out take their defaults.
-        key: Key that names it, ``fusion.strategy``; its hyper-parameters stand in the same table.
+        key: Key that names it, e.g. ``fusion.strategy``; its hyper-parameters stand in the same table.
 
     Raises:
         UserError: An unknown key or a value out of range, or the part's own check raised.
@@ -72,11 +68,11 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
 def load_part(
     registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
 ) -> type[Part]:
-    """Return the class called `name`, once it is sure to be a usable part.
+    """Return the class called `name`, checked to be a usable part.
 
     Args:
         registry: The parts by name.
-        base: Class it must be derived from.
+        base: Class it must derive from.
         name: A known name, or ``"pkg.mod:Class"``.
         search: Folders whose Python files may be named.
         key: Key that names it.
@@ -121,7 +117,7 @@ def hyperparameters_of(cls: type) -> list[HyperParameter]:
         HyperParameter(
             field.name,
             _default(field),
-            _one_line(documented.get(field.name) or _description(hints[field.name])),
+            " ".join((documented.get(field.name) or _description(hints[field.name])).split()),
             type_text(hints[field.name]),
         )
         for field in dataclasses.fields(cls)
@@ -130,7 +126,7 @@ def hyperparameters_of(cls: type) -> list[HyperParameter]:
 
 
 def _docstrings(cls: type) -> dict[str, str]:
-    """Return the docstrings of a pydantic dataclass's fields; a derived class has those of its bases too."""
+    """Return the docstrings of a pydantic dataclass's fields, those of its bases included."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         for name, field in vars(base).get("__pydantic_fields__", {}).items():  # a plain dataclass has none
@@ -151,10 +147,6 @@ def _description(hint: Any) -> str:
     infos = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, FieldInfo)]
     found = [info.description or "" for info in infos] + [_description(part) for part in get_args(hint)]
     return next(filter(None, found), "")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def type_text(hint: Any) -> str:

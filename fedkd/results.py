@@ -1,4 +1,4 @@
-"""What a run has come to, for programs and for notebooks."""
+"""The result of a run, for programs and for notebooks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RunResult:
         return f"<RunResult {self.summary.get('name')}: {', '.join([*told, str(self.folder)])}>"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: accuracies at both moments, by architecture, and what they cost."""
+        """Return the page of a notebook: accuracies before and after fusion, by architecture, and costs."""
         final = self.summary.get("final") or {}
         parts = {"all clients": final} | dict(final.get("by_architecture") or {})
         if len(parts) == 2:  # one architecture is all of them
@@ -80,7 +80,7 @@ class RunResult:
 
 
 def _lines(result: RunResult) -> list[str]:
-    """Return what the closing lines of a run say besides accuracies."""
+    """Return the closing lines of a run without those of accuracies."""
     without = ("local accuracy", "global accuracy", "before guidance", "architectures", " ")
     lines = closing_lines(RunReport(result.folder, {**result.summary}))
     return [line for line in lines if not line.startswith(without)]
@@ -97,7 +97,7 @@ def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> An
 
     Args:
         columns: Name to values, all of one length; None: nothing is there.
-        library: `"pandas"` or `"polars"`; absent: whichever is installed.
+        library: As in `RunResult.frame`.
 
     Raises:
         UserError: It is not installed, or there is no such library.

@@ -35,19 +35,18 @@ if TYPE_CHECKING:
 
 LOCK = ".lock"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-"""Numbers of what the system says of a disk that takes no more."""
+"""Error numbers of a disk that takes no more."""
 TABLES = (FUSION, FOLDER)
 """Folders of tables, one a round."""
 MOST_COUNTS = 5_000_000
-"""Numbers of labels, over clients, classes and tasks, up to which a run folder says who has how many."""
+"""Label counts (clients x classes x tasks) up to which a run folder holds them."""
 
 
 @contextmanager
 def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path]:
     """Make a run folder and hold it for this process; yield its absolute path.
 
-    Nothing is in it until `write_plan`. One that nothing was written into goes away again: it would be in
-    the way of the next try.
+    Nothing is in it until `write_plan`. A folder that stays empty is removed.
 
     Args:
         scenario: What is to be run.
@@ -80,10 +79,8 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
 def write_plan(folder: Path, plan: Plan) -> None:
     """Write a run's resolved scenario, its schedule and its graph, if there is one.
 
-    The scenario comes last: it makes a folder a run folder.
-
-    Beside the schedule stands the digest of what decides the run's results, which tells a scenario that was
-    changed before there was a checkpoint.
+    The scenario comes last: it makes a folder a run folder. The schedule's file has the scenario's digest,
+    which reveals a scenario that changed before the first checkpoint.
 
     Raises:
         UserError: They cannot be written.
@@ -123,16 +120,15 @@ def _read_schedule(folder: Path) -> dict[str, Any] | None:
 
 
 def mend(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
-    """Check the files of a run that goes on and that its checkpoints do not speak of.
+    """Check the files of a resumed run that its checkpoints do not cover.
 
-    `schedule.json` follows from the scenario, and tables of rounds follow from these rounds. Damaged files,
-    and those of another run, are told of and made again, but for tables of rounds that are done.
+    `schedule.json`, and tables of rounds that run again, are made again where they are damaged.
 
     Args:
         folder: The run folder.
-        plan: What its scenario says, with the rounds that it began with.
+        plan: Its plan, with the rounds that it began with.
         done: Rounds that are not run again.
-        tell: Told of what is made again.
+        tell: Told what is made again.
 
     Raises:
         UserError: A table of a round that is done is damaged, or another run's.
@@ -159,16 +155,15 @@ def mend(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> No
 
 
 def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
-    """Write who takes part: every client's model, its owner's name, and its training samples of each class.
+    """Write every client's model, its owner's name, and its training samples of each class and task.
 
-    Of a stream of tasks that is told task by task, before what `blur` adds. Where there are too many numbers
-    (see `MOST_COUNTS`) they are left out.
+    Counts of a stream do not include what `blur` adds. More than `MOST_COUNTS` are left out.
 
     Args:
         folder: The run folder.
-        plan: What is run.
+        plan: The run's plan.
         data: The federation's data.
-        counted: Whether they are all there to be counted; a deployed server has none of its clients'.
+        counted: Whether all samples are here; a deployed server has none of its clients'.
 
     Raises:
         OSError: It cannot be written.
@@ -189,11 +184,11 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
 
 @contextmanager
 def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
-    """Say of a disk that takes no more which folder is on it, what is kept, and how to go on.
+    """Turn errors of a full disk into one that says what is kept and how to go on.
 
     Args:
         folder: Where the block writes.
-        kept: Returns what is kept and how to go on; asked when the disk has failed.
+        kept: Returns what is kept and how to go on.
 
     Raises:
         RunFailed: The block could not write.
@@ -207,24 +202,17 @@ def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
 
 
 def write_deployment(folder: Path, federation: str) -> None:
-    """Write that a run is one of deployed nodes, so that nobody goes on with it as with a simulation.
+    """Mark a run as one of deployed nodes, which no simulation may resume.
 
     Args:
         folder: The run folder.
         federation: Digest of what all participants have in common.
-
-    Raises:
-        OSError: It cannot be written.
     """
     write_json_atomically(folder / DEPLOYMENT, {"federation": federation})
 
 
 def refuse_deployed(folder: Path) -> None:
-    """Refuse to go on with a run of deployed nodes as with a simulation.
-
-    Raises:
-        UserError: It is one.
-    """
+    """Raise `UserError` for a run of deployed nodes, which no simulation may resume."""
     if (folder / DEPLOYMENT).exists():
         raise UserError(
             "was run by deployed nodes, which keep their clients' states to themselves; it cannot be gone on"
@@ -234,7 +222,7 @@ def refuse_deployed(folder: Path) -> None:
 
 
 def _free_folder(scenario: Scenario) -> Path:
-    """Make the first folder below ``runs/`` that is not there yet, whoever else does so at the same time."""
+    """Make the first folder below ``runs/`` that is not there yet; other processes may do so meanwhile."""
     first = Path("runs").absolute() / f"{scenario.name}-seed{scenario.seed}"
     for number in count(1):
         folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
@@ -245,11 +233,7 @@ def _free_folder(scenario: Scenario) -> Path:
 
 
 def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
-    """Return the plan of an existing run folder.
-
-    Args:
-        folder: The run folder.
-        rounds: How many rounds it is to have instead of its own.
+    """Return the plan of an existing run folder, with `rounds` in place of its own number.
 
     Raises:
         UserError: The folder is not a run folder.
@@ -263,14 +247,14 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
 
 
 def check_links(folder: Path, plan: Plan) -> None:
-    """Refuse to go on with a run in which others would hear each other than when it began.
+    """Refuse to resume a run whose graph differs from the one that it began with.
 
     Args:
         folder: The run folder.
-        plan: What its scenario says now, and the file that names who hears whom.
+        plan: Its plan, by its scenario and the file of the graph as they are now.
 
     Raises:
-        UserError: They would.
+        UserError: The graph differs.
     """
     try:
         text = (folder / TOPOLOGY).read_text(encoding="utf-8")
@@ -286,14 +270,10 @@ def check_links(folder: Path, plan: Plan) -> None:
 
 
 def check_beginning(folder: Path, plan: Plan) -> None:
-    """Refuse a run that has no checkpoint yet and whose scenario is not the one that it began with.
-
-    Args:
-        folder: The run folder.
-        plan: What its scenario says now.
+    """Refuse a run without a checkpoint whose scenario changed since it began.
 
     Raises:
-        UserError: It was changed.
+        UserError: It changed.
     """
     schedule = _read_schedule(folder)
     if schedule is None:  # lost, and with it nothing but what could be told of the scenario
@@ -310,12 +290,12 @@ def check_beginning(folder: Path, plan: Plan) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process; the lock goes with the process, however it ends.
+    """Hold a run folder for this process, and remove what a killed process left half-written.
 
-    What a process that was killed had not finished writing is removed.
+    The lock goes with the process, however it ends.
 
     Raises:
-        UserError: Another process works in it, or nobody may write there.
+        UserError: Another process works in it, or it cannot be written to.
     """
     try:
         # A lock that is there already may be opened where nothing else can be written.
@@ -335,11 +315,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def is_held(folder: Path) -> bool:
-    """Return whether a process works in a run folder.
-
-    The lock is asked for shared and for an instant, by somebody who writes nothing. Where a file system has
-    no locks, a process is taken to be there.
-    """
+    """Return whether a process works in a run folder; yes, where a file system has no locks."""
     try:
         with (folder / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What a run whose rounds are done has come to: `summary.json`, and the figures beside it."""
+"""The results of a finished run: `summary.json`, and the figures beside it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ if TYPE_CHECKING:
 def finish_run(
     plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write `summary.json` of a run whose rounds are done, tell the observer, and return the summary.
+    """Write the summary and the figures of a run, tell the observer, and return the summary.
 
-    Accuracies are spread over clients; poisoned ones do not count. A run over a stream of tasks has its
-    accuracy matrices and continual metrics written too.
+    Statistics are over all clients but poisoned ones.
 
     Args:
-        plan: What was run.
+        plan: The run's plan.
         folder: The run folder.
-        totals: What it cost.
-        observer: Whom to tell.
+        totals: Its costs.
+        observer: Told of the end.
         tasks: Names of the stream's tasks, for figures.
     """
     scenario, rows = plan.scenario, read_metrics(folder)
@@ -80,11 +79,11 @@ def finish_run(
 
 
 def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
-    """Return what a summary says of the last transferability map; nothing if none was measured.
+    """Return the summary's table of the last transferability map; empty: none was measured.
 
-    For each split how well each predictor ranked the gains: the mean of Spearman's correlation over
-    receivers with half the width of its 95 % interval, and how often it named a best sender. Receivers have
-    senders in common, so the interval is of these clients, not of others like them.
+    It says for each split how well each predictor ranked the gains: the mean of Spearman's correlation over
+    receivers, half the width of its 95 % interval, and how often the predictor named a best sender.
+    Receivers share senders, so the interval is about these clients.
     """
     from fedkd.report.statistics import interval
 
@@ -113,7 +112,7 @@ def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, 
 
 
 def _time(scenario: Scenario, rows: Sequence[MetricRow], totals: Totals) -> dict[str, Any]:
-    """Return what is known of simulated time; nothing without a clock."""
+    """Return figures of simulated time; empty without a clock."""
     if scenario.clock is None:
         return {}
     stream = scenario.continual is not None
@@ -121,20 +120,14 @@ def _time(scenario: Scenario, rows: Sequence[MetricRow], totals: Totals) -> dict
 
 
 def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return who ended a task, or a run without a stream, no better on its own samples than by guessing.
+    """Return the clients that ended a task, or a run, no better than majority-class guessing.
 
-    In the order of rounds and clients, each with its model, its training accuracy and what guessing gets.
+    They come by round and client, with their model, their training accuracy and that of guessing.
     """
     names = architecture_names(plan.groups)
     return [
-        {
-            "client": row["client"],
-            "model": names[row["client"]],
-            "task": row["task"],
-            "round": row["round"],
-            "accuracy": row["accuracy"],
-            "chance": row["chance"],
-        }
+        {"client": row["client"], "model": names[row["client"]]}
+        | {key: row[key] for key in ("task", "round", "accuracy", "chance")}
         for row in warnings
         if row["warning"] == "at_chance"
     ]
@@ -145,13 +138,13 @@ FINAL_ACCURACIES = tuple(
     for metric in ("accuracy", "accuracy_trained")
     for split in ("local", "global")
 )
-"""Split and metric of what a summary says of the last round, and its key there."""
+"""Split and metric of the last round's accuracies, and their keys in a summary."""
 
 
 def final_accuracies(
     plan: Plan, rows: Sequence[MetricRow], clients: Set[int]
 ) -> dict[str, dict[str, float] | None]:
-    """Return accuracies after the last round, spread over clients; None where nobody could be tested."""
+    """Return statistics over clients of the last round's accuracies; None: no client was tested."""
     last_round, told = plan.last_round, [*FINAL_ACCURACIES, *accuracies_of_each(plan.strategy)]
     found: dict[str, list[float]] = {key: [] for _, _, key in told}
     keys = {(split, metric): key for split, metric, key in told}
@@ -163,7 +156,7 @@ def final_accuracies(
 
 
 def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, dict[str, Any]]:
-    """Return, for every architecture, its number of clients that count and their final accuracies."""
+    """Return the number of counted clients of every architecture, and their final accuracies."""
     clients: dict[str, set[int]] = {}
     for client, name in enumerate(architecture_names(plan.groups)):
         if client in counted:
@@ -172,12 +165,11 @@ def by_architecture(plan: Plan, rows: Sequence[MetricRow], counted: Set[int]) ->
 
 
 def outcome_of(plan: Plan, folder: Path) -> StreamOutcome | None:
-    """Return what a finished run over a stream of tasks reached, from its folder; None: there is none."""
+    """Return the continual metrics of a finished run, from its folder; None: it has no stream."""
     return _outcome(plan, folder, read_metrics(folder), counted_clients(plan.scenario))
 
 
 def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[int]) -> StreamOutcome | None:
-    """Return what a run over a stream of tasks reached; None: there is no stream."""
     scenario = plan.scenario
     if scenario.continual is None:
         return None
@@ -189,11 +181,7 @@ def _outcome(plan: Plan, folder: Path, rows: Sequence[MetricRow], counted: Set[i
 
 
 def _continual(outcome: StreamOutcome) -> dict[str, Any]:
-    """Return what the summary of a run over a stream of tasks says of it.
-
-    Every figure (see `StreamOutcome.figures`) is spread over the n clients that have it, with the worst one's
-    value; None where no client has it.
-    """
+    """Return statistics of every figure of a stream over the n clients that have it; None: no client has."""
     from fedkd.report.metrics import metric
 
     table: dict[str, Any] = {"tasks": outcome.tasks, "evaluation": outcome.evaluation}

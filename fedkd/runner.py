@@ -1,4 +1,4 @@
-"""Run a scenario, or go on with a run, from Python: the command line does nothing else."""
+"""Runs a scenario, or resumes a run, for Python and for the command line."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def run(
     """Simulate a scenario.
 
     Args:
-        scenario: A scenario, its plan, the path of a scenario file, the name of a shipped one, or what such a
-            file holds, as tables, with paths and plug-ins relative to the working folder.
+        scenario: A scenario, its plan, the path of a scenario file, the name of a shipped one, or the tables
+            of such a file, with paths and plug-ins relative to the working folder.
         out: Run folder; absent: a new one below ``runs/``.
         observers: Told what happens while it runs.
         progress: Whether to show it: a live table on a terminal or in a notebook, plain lines elsewhere.
-        report: Whether the folder has a `report.html` at the end; it is two megabytes.
-        changes: Values of the scenario to change: ``rounds=5``; of a table, the keys that are to change:
-            ``fusion={"beta": 2.0}``, or ``**{"fusion.beta": 2.0}``.
+        report: Whether the folder has a `report.html` at the end, of two megabytes.
+        changes: Values of the scenario to change: ``rounds=5``; keys of a table: ``fusion={"beta": 2.0}``, or
+            ``**{"fusion.beta": 2.0}``.
 
     Raises:
         UserError: The scenario cannot be run as it is.
@@ -76,20 +76,14 @@ def run(
         Interrupted: Stopped by a signal, with the state saved.
     """
     plan = _plan_of(scenario, changes)
-    observers = _shown(observers, progress)
     with (
         new_run_folder(plan.scenario, Path(out) if out else None) as folder,
         _end_told(folder),
-        _watched(plan.scenario, observers) as observer,
+        _watched(plan.scenario, observers, progress) as observer,
         started_engine(plan, folder, observer.message) as engine,
     ):
         write_plan(folder, engine.plan)
         return _work(engine.plan, folder, engine, observer, resume=False, report=report)
-
-
-def _shown(observers: Sequence[RunObserver], progress: bool) -> list[RunObserver]:
-    """Return the observers after a display, if there is to be one."""
-    return [*([make_progress(quiet=False)] if progress else []), *observers]
 
 
 def _plan_of(
@@ -121,13 +115,13 @@ def resume(
     progress: bool = True,
     report: bool = True,
 ) -> RunResult:
-    """Go on with a run where its last checkpoint left it.
+    """Resume a run from its last checkpoint.
 
-    The result is what an unbroken run would have given, to the byte of `metrics.jsonl`.
+    Its `metrics.jsonl` has the same bytes as that of an unbroken run.
 
     Args:
         folder: The run folder.
-        rounds: Go on until there are so many, more than the run was to have, also if it has finished.
+        rounds: A larger number of rounds than the run's own, also of a finished run.
         observers: Told what happens while it runs.
         progress: As `run`.
         report: As `run`.
@@ -142,8 +136,7 @@ def resume(
     folder = expanded(folder).absolute()
     plan = plan_of_run(folder, rounds)
     refuse_deployed(folder)
-    observers = _shown(observers, progress)
-    with locked(folder), _end_told(folder), _watched(plan.scenario, observers) as observer:
+    with locked(folder), _end_told(folder), _watched(plan.scenario, observers, progress) as observer:
         done = _check_continuation(plan, folder)
         check_links(folder, plan)
         mend(folder, plan_of_run(folder), done, observer.message)
@@ -154,7 +147,7 @@ def resume(
 
 
 def _check_continuation(plan: Plan, folder: Path) -> int:
-    """Refuse to go on under another scenario; return the rounds that are saved."""
+    """Refuse to resume under another scenario; return the number of saved rounds."""
     from fedkd.federation.checkpoint import CheckpointStore
 
     began = CheckpointStore(folder).began()
@@ -168,12 +161,13 @@ def _check_continuation(plan: Plan, folder: Path) -> int:
     return began[1]
 
 
-def _watched(scenario: Scenario, observers: Sequence[RunObserver]) -> Observers:
-    """Return the observers as one, with what writes into the run folder, and the loggers that are asked for.
+def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: bool) -> Observers:
+    """Return the display, the observers, the files of the run folder and the scenario's loggers as one.
 
     Raises:
-        UserError: One of those is not installed.
+        UserError: A logger is not installed.
     """
+    observers = [*([make_progress(quiet=False)] if progress else []), *observers]
     everyone = [*observers, PresentFile(), RunLog()]
     if scenario.tracking != Tracking():
         from fedkd.tracking.loggers.registry import check_loggers, make_loggers
@@ -227,10 +221,10 @@ def _rounds(
     stopping: Callable[[], bool],
     resume: bool,
 ) -> Totals:
-    """Run all rounds; go back to the last checkpoint where actors are lost on the way, and on from there.
+    """Run all rounds; where actors are lost, go on from the last checkpoint.
 
     Returns:
-        What the rounds cost that count: not those that were lost.
+        The costs of the rounds that count, without those that were lost.
 
     Raises:
         EngineLost: Too much was lost (see `RestartPolicy`), or what is left is not enough.
@@ -270,7 +264,7 @@ def _rounds(
 
 
 def _way_on(folder: Path) -> str:
-    """Return what is kept of a run that stops here, and how to go on."""
+    """Say what is kept of a run that stops here, and how to go on."""
     if not (folder / SCENARIO).exists():
         return "nothing was written; start it again"
     return f"the last checkpoint is saved; go on with: fedkd resume {folder}"
@@ -278,7 +272,7 @@ def _way_on(folder: Path) -> str:
 
 @contextmanager
 def _end_told(folder: Path) -> Iterator[None]:
-    """Say what is kept where a run is interrupted before its rounds or after them, or the disk is full."""
+    """Say what is kept where the disk is full, or a signal comes before or after the rounds."""
     try:
         with disk_told(folder, partial(_kept, folder)):
             yield
@@ -287,7 +281,7 @@ def _end_told(folder: Path) -> Iterator[None]:
 
 
 def _kept(folder: Path) -> str:
-    """Return which round of a run is saved, and how to go on once there is room."""
+    """Say which round of a run is saved, and how to go on once there is room."""
     from fedkd.federation.checkpoint import CheckpointStore
 
     saved = CheckpointStore(folder).rounds()
@@ -297,7 +291,7 @@ def _kept(folder: Path) -> str:
 
 @contextmanager
 def _writing_to(folder: Path) -> Iterator[None]:
-    """Say which folder cannot be written to, for whatever reason."""
+    """Name the folder that cannot be written to."""
     try:
         yield
     except OSError as error:

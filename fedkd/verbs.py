@@ -1,4 +1,4 @@
-"""What each verb of the command line does with its words."""
+"""The verbs of the command line."""
 
 from __future__ import annotations
 
