@@ -86,7 +86,7 @@ def strategy_details() -> Iterator[str]:
 
     from fedkd.federation.flower_strategies import flower_hyperparameters, flower_strategy_names
     from fedkd.fusion.capabilities import capabilities_of
-    from fedkd.fusion.registry import STRATEGIES, strategy_hyperparameters
+    from fedkd.fusion.registry import STRATEGIES, source_of, strategy_hyperparameters
 
     for name, strategy in _parts(STRATEGIES):
         if isinstance(strategy, UserError):
@@ -103,8 +103,8 @@ def strategy_details() -> Iterator[str]:
             yield _row("", f"  needs {', '.join(needed)}")
         for parameter in strategy_hyperparameters(name):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")
-        if strategy.source():
-            yield _row("", f"  {strategy.source()}")
+        if source_of(strategy):
+            yield _row("", f"  {source_of(strategy)}")
     for name in flower_strategy_names():
         needs = f"{NEEDS['gradients']}, {NEEDS['one_architecture']}"
         yield _row(f"flwr:{name}", f"Flower's {_summary(getattr(flower, name))} Clients send parameters.")

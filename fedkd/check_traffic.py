@@ -9,6 +9,7 @@ import numpy as np
 
 from fedkd.check_data import row
 from fedkd.errors import FedkdError, UserError, described
+from fedkd.fusion.averaging import exchanges
 from fedkd.plugins import contained
 from fedkd.tracking.wording import counted, size
 
@@ -25,7 +26,7 @@ def exchanged(plan: Plan, model: Any) -> int:
     if not isinstance(model, nn.Module):
         return 0
     named = model.named_parameters()
-    return sum(p.numel() for name, p in named if p.requires_grad and plan.strategy.exchanges(name))
+    return sum(p.numel() for name, p in named if p.requires_grad and exchanges(plan.strategy, name))
 
 
 def traffic(plan: Plan, data: Data, parameters: int) -> str:

@@ -51,13 +51,13 @@ def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
         strategy: Its class.
         can: What it needs and can at its defaults.
     """
-    from fedkd.fusion.client_half import ClientHalf
+    from fedkd.fusion.strategy import overrides
 
     if can.sends == "nothing":
         family = BASELINES
     elif can.learner is not None or {"masks", "class_stream"} & can.needs:
         family = STREAMS
-    elif strategy.auxiliaries is not ClientHalf.auxiliaries:
+    elif overrides(strategy, "aux_networks"):
         family = SECOND
     elif "weights" in can.needs:
         family = WEIGHTS

@@ -24,6 +24,8 @@ from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.fusion.given import Received, check_arrays
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import objective_of
+from fedkd.fusion.strategy import answers_otherwise
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -93,7 +95,7 @@ class Client(ModelKind):
     @property
     def guidance_changes_predictions(self) -> bool:
         """Whether guidance changes what the client predicts as soon as it arrives."""
-        return not self.teaches_locally or self._strategy.answers_otherwise
+        return not self.teaches_locally or answers_otherwise(self._strategy)
 
     @property
     def rounds(self) -> int:
@@ -236,12 +238,12 @@ class Client(ModelKind):
     def choices(self) -> dict[str, float]:
         """Return what the client has chosen for itself, by metric name, as of the last evaluation."""
         own = {"own_prior": self._kappa} if self._scenario.fusion.own_prior == "auto" else {}
-        return own | dict(self._strategy.choices(RoundView(self, self.applied_round)))
+        return own | dict(self._strategy.client_metrics(RoundView(self, self.applied_round)))
 
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""
         if self._answers_by_guidance:
-            return self._strategy.infer(self.features(x), self._kept)
+            return objective_of(self._strategy).infer(self.features(x), self._kept)
         return self.predict(x)
 
     @property

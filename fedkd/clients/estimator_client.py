@@ -14,6 +14,7 @@ from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import OWN
+from fedkd.fusion.local_objective import objective_of
 from fedkd.fusion.views import Arrays
 from fedkd.models.estimator import EstimatorModel
 from fedkd.models.incremental import IncrementalModel
@@ -56,7 +57,7 @@ class EstimatorClient(Client):
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Fit on the client's own samples and its last guidance; return the log loss on its own samples."""
         yield from ()  # an estimator fits itself: there is no job for an executor
-        self._strategy.before_training(RoundView(self, round))
+        objective_of(self._strategy).before_training(RoundView(self, round))
         self.effect.forget()
         x, y, _ = self._training_work(1, round)
         if not len(y):

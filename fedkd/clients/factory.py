@@ -18,6 +18,7 @@ from fedkd.clients.torch_client import TorchClient
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
+from fedkd.fusion.strategy import overrides
 from fedkd.models.build import ModelFactory
 from fedkd.models.incremental import client_estimator
 from fedkd.plan.auxiliaries import make_auxiliaries
@@ -112,7 +113,7 @@ class ClientFactory:
 
     def _auxiliaries(self, index: int, model: nn.Module | SharedModel) -> dict[str, nn.Module]:
         strategy = self.plan.strategy
-        if not strategy.has_auxiliaries or isinstance(model, SharedModel):
+        if not overrides(strategy, "aux_networks") or isinstance(model, SharedModel):
             return {}
         seed = self.plan.scenario.seed
         made = make_auxiliaries(strategy, self._models[index], model, seed, index)

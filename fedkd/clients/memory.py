@@ -15,6 +15,7 @@ from fedkd.data.budget import machine_memory
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
+from fedkd.fusion.strategy import overrides
 from fedkd.models.build import build_group_models
 from fedkd.models.estimator import Estimator
 from fedkd.plan.auxiliaries import make_auxiliaries
@@ -57,7 +58,7 @@ def _sizes_besides(plan: Plan, data: Data, models: Sequence[nn.Module | Estimato
     Raises:
         UserError: Some of it cannot be made with a group's model.
     """
-    if not plan.strategy.has_auxiliaries:
+    if not overrides(plan.strategy, "aux_networks"):
         return [0] * len(models)
     factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
     sizes = []

@@ -17,7 +17,7 @@ from fedkd.clients.guidance_effect import Split
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
-from fedkd.fusion.auxiliary import OWN
+from fedkd.fusion.auxiliary import OWN, networks_of
 from fedkd.fusion.views import Arrays, PrivateGradient
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -99,7 +99,7 @@ class NetworkClient(Client):
         Raises:
             TypeError: What the strategy has is no network.
         """
-        found = self._strategy.predictor(RoundView(self, self.applied_round))
+        found = networks_of(self._strategy).predictor(RoundView(self, self.applied_round))
         if found is None:
             return self._predictor()
         if not isinstance(found, nn.Module):
@@ -122,11 +122,11 @@ class NetworkClient(Client):
         strategy, view = self._strategy, RoundView(self, self.applied_round)
         x, y = self._tests(split)
         found = {}
-        for name in strategy.answerers:
-            if name == strategy.answers_with or not len(y):
+        for name in networks_of(strategy).eval_models:
+            if name == networks_of(strategy).answering_model or not len(y):
                 found[name] = answered
                 continue
-            logits, _ = self.leaning(partial(self.logits_of, strategy.answerer(view, name)), x)
+            logits, _ = self.leaning(partial(self.logits_of, networks_of(strategy).eval_model(view, name)), x)
             found[name] = score(logits, y)
         return found
 

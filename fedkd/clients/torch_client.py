@@ -20,6 +20,8 @@ from fedkd.clients.relations import RelationLoss, told
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
+from fedkd.fusion.auxiliary import networks_of
+from fedkd.fusion.local_objective import objective_of
 from fedkd.fusion.views import Arrays, FitSummary, Trial
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
@@ -88,7 +90,7 @@ class TorchClient(NetworkClient):
         if self._shared is not None:
             self._shared.measured.forget()
         yield from self.set_out()
-        self._strategy.before_training(RoundView(self, round))
+        objective_of(self._strategy).before_training(RoundView(self, round))
         training = self._scenario.training
         x, y, epochs = self._training_work(training.local_epochs, round)
         self.effect.forget()
@@ -96,7 +98,7 @@ class TorchClient(NetworkClient):
         own = self._shared is None or self._strategy.capabilities.sends_steps
         sends_weights = "weights" in self._strategy.capabilities.needs and own
         start = self.weights() if sends_weights else {}
-        proximal_mu = proximal_mu or self._strategy.proximal_mu
+        proximal_mu = proximal_mu or objective_of(self._strategy).proximal_mu
         proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
         rehearsed = self._rehearsal(round)
         loss = self._local_loss(proximal, rehearsed, round)
@@ -170,7 +172,7 @@ class TorchClient(NetworkClient):
 
     def _in_phases(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
         """Train on private samples in the phases of the strategy, each with a seed of its own."""
-        phases = self._strategy.phases(job.epochs, last=round > self._scenario.rounds)
+        phases = objective_of(self._strategy).phases(job.epochs, last=round > self._scenario.rounds)
         if phases is None:
             return (yield from self._private_training(job, round, loss))
         if self._straggle(round, []) is not None:
@@ -192,7 +194,7 @@ class TorchClient(NetworkClient):
         return (yield job)
 
     def _gradient_correction(self, round: int) -> list[Tensor] | None:
-        correction = self._strategy.gradient_correction(RoundView(self, round))
+        correction = objective_of(self._strategy).gradient_correction(RoundView(self, round))
         if correction is None:
             return None
         return [
@@ -210,7 +212,7 @@ class TorchClient(NetworkClient):
             samples = last.of(self.data.transfer_x)
             batches = self._alongside(samples, np.asarray(last.targets, dtype=np.float32), round)
             return Rehearsed(batches, strategy.loss, weight, alike=self._computes_loss_only)
-        wanted = strategy.rehearsal(RoundView(self, round))
+        wanted = objective_of(strategy).rehearsal(RoundView(self, round))
         if wanted is None:
             return None
         return Rehearsed(self._alongside(wanted.samples, wanted.targets, round), wanted.loss)
@@ -228,8 +230,8 @@ class TorchClient(NetworkClient):
         self, proximal: ProximalTerm | None, rehearsed: Rehearsed | None, round: int
     ) -> LocalLoss:
         strategy = self._strategy
-        taught = strategy.local_loss(self._kept) if self._kept else None
-        step = strategy.local_step(RoundView(self, round), self._kept)
+        taught = objective_of(strategy).local_loss(self._kept) if self._kept else None
+        step = objective_of(strategy).local_step(RoundView(self, round), self._kept)
         shaped = taught is not None or step is not None
         return LocalLoss(
             proximal, taught, shaped and "features" in strategy.capabilities.needs, rehearsed, step
@@ -333,7 +335,7 @@ class TorchClient(NetworkClient):
 
     def _beside(self, round: int) -> list[Beside]:
         """Return the auxiliary networks that a round's local training trains along."""
-        wanted = self._strategy.auxiliaries() if self._auxiliaries else {}
+        wanted = networks_of(self._strategy).aux_networks() if self._auxiliaries else {}
         rates = {
             name: None if own.lr is None else self._optimizer(round, own.lr).lr
             for name, own in wanted.items()

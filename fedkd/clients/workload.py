@@ -13,9 +13,10 @@ from fedkd.clients.own_samples import number_kept_apart, share_held_out
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
-from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.extent import TRAINING, Extent
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.auxiliary import OWN, networks_of
+from fedkd.fusion.extent import TRAINING, Extent, ServerCost, ServerModel
+from fedkd.fusion.local_objective import trained_epochs
+from fedkd.fusion.strategy import overrides
 from fedkd.models.build import blank_inputs, build_model, count_parameters, forward_flops
 from fedkd.models.estimator import Estimator
 from fedkd.models.mix import architecture_names
@@ -115,12 +116,12 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     training = evaluation = 0.0
     for client, group in enumerate(plan.groups):
         cost, others = costs[id(group)], besides[id(group)]
-        asked = (cost if OWN in strategy.asked else 0.0) + sum(others.answers)
+        asked = (cost if OWN in networks_of(strategy).evaluated_networks else 0.0) + sum(others.answers)
         trained = tested = 0.0
         for task in tasks:
             train, test = (b[client][1] - b[client][0] for b in (task.train_bounds, task.test_bounds))
             known = len(task.transfer_x) if strategy.capabilities.uses_transfer_set else 0
-            epochs = strategy.trained_epochs(scenario.training.local_epochs)
+            epochs = trained_epochs(strategy, scenario.training.local_epochs)
             kept = number_kept_apart(train, held_out)
             trained += cost * (TRAINING * (train - kept) * epochs * with_transfer + known)
             trained += cost * TRAINING * known * scenario.fusion.distill_epochs * with_private
@@ -143,7 +144,7 @@ def _on_server(
 ) -> float:
     """Return what the server computes in a round, of the knowledge of so many clients; tasks alike."""
     strategy, data = plan.strategy, tasks[0]
-    if not isinstance(strategy, FusionStrategy) or plan.graph is not None:
+    if strategy.capabilities.by_flower or plan.graph is not None:
         return 0.0
     share = fused / len(plan.groups)
     networks = dict(zip(map(id, plan.scenario.clients), models, strict=True))
@@ -155,7 +156,7 @@ def _on_server(
         _, number = architectures.get(name, (0.0, 0.0))
         architectures[name] = costs[id(group)], number + share
     own = 0.0
-    if strategy.server_model is not None:
+    if isinstance(strategy, ServerModel) and strategy.server_model is not None:
         group = ClientGroup(model=strategy.server_model, args=dict(strategy.server_args))
         shape, dtype, path = data.input_shape, data.input_dtype, plan.scenario.plugin_path
         own = _forward(
@@ -175,7 +176,7 @@ def _on_server(
             model=own,
             architectures=architectures,
         )
-        found += strategy.server_work(extent)
+        found += strategy.server_cost(extent) if isinstance(strategy, ServerCost) else 0.0
     return found / len(tasks)
 
 
@@ -223,16 +224,20 @@ def _besides(plan: Plan, data: Data, group: ClientGroup, model: nn.Module | Esti
     """Return what clients of a group compute with networks that the strategy has them have."""
     strategy = plan.strategy
     factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
-    if not strategy.has_auxiliaries or not isinstance(model, nn.Module) or id(group) not in factories:
+    if (
+        not overrides(strategy, "aux_networks")
+        or not isinstance(model, nn.Module)
+        or id(group) not in factories
+    ):
         return _Besides(0.0, ())
     made = make_auxiliaries(strategy, factories[id(group)], model, plan.scenario.seed, 0)
     training, answers = 0.0, []
-    for name, auxiliary in strategy.auxiliaries().items():
+    for name, auxiliary in networks_of(strategy).aux_networks().items():
         samples = auxiliary.sees == "samples"
         cost = _forward(made[name], data) if samples else 2.0 * count_parameters(made[name])
         passes = float(auxiliary.trained) if auxiliary.passes is None else auxiliary.passes
         training += passes * cost
-        if name in strategy.asked:
+        if name in networks_of(strategy).evaluated_networks:
             answers.append(cost)
     return _Besides(training, answers)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedkd.clients.memory import checked_models
 from fedkd.data.load import Data, first_task
+from fedkd.fusion.local_objective import trained_epochs
 from fedkd.models.build import forward_flops
 from fedkd.models.estimator import Estimator
 from fedkd.plan.evaluated import evaluated_clients
@@ -43,7 +44,7 @@ def client_costs(
     moments = 1 if strategy.capabilities.brings_model else 2
     tested = moments * len(first.test_y) / scenario.evaluate_every
     evaluated = frozenset(evaluated_clients(scenario))
-    epochs = strategy.trained_epochs(scenario.training.local_epochs)
+    epochs = trained_epochs(strategy, scenario.training.local_epochs)
     costs = []
     for client, group in enumerate(plan.groups):
         start, stop = first.train_bounds[client]

@@ -17,9 +17,9 @@ from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
 from fedkd.federation.gate import Opened, check_reply, opened, refusal
 from fedkd.federation.server_strategy import ServerStrategy
-from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.forms import Unfit, check_like
 from fedkd.fusion.orthogonal import kinds_of
+from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays
 from fedkd.namespaces import below, under
 from fedkd.server.orthogonal import OrthogonalTraining
@@ -45,7 +45,7 @@ class FlowerAveraging(ServerStrategy):
     def __init__(
         self,
         strategy: Strategy,
-        half: ClientHalf,
+        half: FusionStrategy,
         weights: Arrays,
         stages: Sequence[Stage] = (),
         orthogonal: OrthogonalTraining | None = None,

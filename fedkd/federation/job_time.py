@@ -12,6 +12,8 @@ from fedkd.clients.own_samples import number_kept_apart, share_kept_apart
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes
 from fedkd.federation.messages import metrics_of
+from fedkd.fusion.local_objective import trained_epochs
+from fedkd.fusion.strategy import teaches_targets
 from fedkd.plan.clock import VirtualClock
 from fedkd.plan.plan import Plan
 
@@ -72,7 +74,7 @@ class JobTime:
             samples: Its training samples, those that it keeps apart included.
         """
         training = self._plan.scenario.training
-        epochs = self._plan.strategy.trained_epochs(training.local_epochs)
+        epochs = trained_epochs(self._plan.strategy, training.local_epochs)
         samples -= number_kept_apart(samples, self._kept_apart)
         steps = epochs * -(-samples // training.batch_size) + handed.steps
         return self._clock.work(client, job, steps)
@@ -100,7 +102,7 @@ class JobTime:
     def _steps(self, content: RecordDict) -> int:
         """Return the steps of distilling what a message brings, on the clients that distil."""
         fusion, training = self._plan.scenario.fusion, self._plan.scenario.training
-        if not self._plan.strategy.teaches_targets:
+        if not teaches_targets(self._plan.strategy):
             return 0
         rows = [
             self._plan.strategy.taught_samples(from_record(content.array_records[name]))

@@ -22,9 +22,10 @@ from fedkd.errors import FedkdError, UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record
 from fedkd.federation.node import Participant
+from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.forms import Unfit, check_guidance, check_like, is_declared, sizes_of
 from fedkd.fusion.shared_model import SHARED
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.strategy import overrides
 from fedkd.fusion.views import Arrays
 from fedkd.plan.plan import Plan
 
@@ -67,7 +68,7 @@ def records_accepted(plan: Plan, kind: str) -> frozenset[str]:
         found.add(msg.ARRAYS)
     elif strategy.capabilities.sends != "nothing":
         found |= msg.GUIDED
-        asks = isinstance(strategy, FusionStrategy) and type(strategy).request is not FusionStrategy.request
+        asks = overrides(strategy, "request")
         if kind == msg.TRAIN and asks:
             found.add(msg.REQUEST)
         if kind == msg.TRAIN and fusion.backward:
@@ -189,7 +190,9 @@ def _sizes(node: Participant, client: Client, task: int) -> dict[str, int]:
     }
     if letters & OF_NETWORK:
         with suppress(FedkdError):  # the client's model is no network
-            weights = client.weights() if strategy.shared_model is None else client.weights(SHARED)
+            weights = (
+                client.weights() if networks_of(strategy).shared_model is None else client.weights(SHARED)
+            )
             found |= sizes_of(strategy, weights, client.trainable())
     return found
 

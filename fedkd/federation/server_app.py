@@ -24,7 +24,6 @@ from fedkd.federation.node import Participant, server_of
 from fedkd.federation.rounds import Rounds
 from fedkd.federation.run_control import Deployment, RunControl
 from fedkd.federation.server_strategy import ServerStrategy
-from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.plan import Plan
 from fedkd.run_folder import disk_told, new_run_folder, write_clients, write_deployment, write_plan
 from fedkd.run_summary import finish_run
@@ -66,7 +65,7 @@ class ServerContext(Context):
 def server_strategy(plan: Plan, data: Data) -> ServerStrategy:
     """Return the plan's strategy at work on the server."""
     stages = upload_stages(plan.scenario.fusion)
-    if isinstance(plan.strategy, FusionStrategy):
+    if not plan.capabilities.by_flower:
         known, fusion = partial(_server_knowledge, plan, data), plan.scenario.fusion
         unwaiting, topology, peers = plan.scenario.asynchronous, plan.scenario.topology, None
         if plan.graph is not None:

@@ -5,15 +5,17 @@ Y. Deng, M. M. Kamani and M. Mahdavi, "Adaptive Personalized Federated Learning"
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
 from fedkd.fusion.averaging import WeightAveraging
 from fedkd.fusion.ditto import BOTH, PERSONAL
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -24,7 +26,7 @@ SHARE = "share"
 
 
 @dataclass(frozen=True, config=STRICT)
-class APFL(WeightAveraging):
+class APFL(LocalObjective, AuxNetworks, WeightAveraging):
     """FedAvg for w; what a client answers with is a mix of w with a model v of its own.
 
     ::
@@ -41,8 +43,8 @@ class APFL(WeightAveraging):
 
     name: ClassVar[str] = "apfl"
     paper: ClassVar[str] = "Deng et al., Adaptive Personalized Federated Learning, 2020, arXiv 2003.13461"
-    answerers: ClassVar[tuple[str, ...]] = BOTH
-    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
+    eval_models: ClassVar[tuple[str, ...]] = BOTH
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """a: share of the client's own model in the mix, at first. 1 is training alone, 0 is FedAvg."""
@@ -52,9 +54,9 @@ class APFL(WeightAveraging):
     inference: Literal["mixed", "shared"] = "mixed"
     """What evaluations ask: v̄, or w (the client's own after training, the average after guidance)."""
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return v, which begins where w does."""
-        return {PERSONAL: Auxiliary(lambda make: make.like_own())}
+        return {PERSONAL: AuxNetwork(lambda make: make.like_own())}
 
     def share_of(self, client: ClientView) -> float:
         """Return a client's a."""
@@ -91,14 +93,14 @@ class APFL(WeightAveraging):
 
     def predictor(self, client: ClientView) -> nn.Module | None:
         """Return a network with the weights v̄, unless w is to answer."""
-        return None if self.inference == "shared" else self.answerer(client, "personal")
+        return None if self.inference == "shared" else self.eval_model(client, "personal")
 
     @property
-    def answers_with(self) -> str:
+    def answering_model(self) -> str:
         """What is mixed is the client's own: it is called `personal` as with `ditto`."""
         return "shared" if self.inference == "shared" else "personal"
 
-    def answerer(self, client: ClientView, name: str) -> nn.Module:
+    def eval_model(self, client: ClientView, name: str) -> nn.Module:
         """Return a network with the weights v̄, or w."""
         if name == "shared":
             return client.network()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from fedkd.fusion.strategy import FusionStrategy
+    from fedkd.fusion.views import ClientView
 
 OWN = "model"
 """What the client's own model is called among its networks."""
@@ -42,7 +46,7 @@ class Maker(Protocol):
 
 
 @dataclass(frozen=True)
-class Auxiliary:
+class AuxNetwork:
     """A network that a client has besides its model.
 
     It is part of the client's state, so it is in checkpoints and takes memory. No message carries it unless
@@ -68,5 +72,48 @@ class Auxiliary:
     passes: float | None = None
 
 
-Auxiliaries = Mapping[str, Auxiliary]
-"""By name; made in this order."""
+class AuxNetworks:
+    """Mixin: networks beside the client's model, ``class Mine(AuxNetworks, FusionStrategy)``."""
+
+    shared_model: str | None = None
+    """Name of a small model that every client trains beside its own; a hyper-parameter."""
+    shared_args: Mapping[str, Any] = MappingProxyType({})
+    """Keyword arguments of that model; a hyper-parameter."""
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN,)
+    """Networks that an evaluation computes with: the client's model, and auxiliary ones by name."""
+    eval_models: ClassVar[tuple[str, ...]] = ()
+    """Models that evaluations measure each for itself, as `accuracy_NAME` and `accuracy_trained_NAME`."""
+
+    @property
+    def shared_arguments(self) -> dict[str, Any]:
+        """Arguments that `shared_model` is built with."""
+        return dict(self.shared_args)
+
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
+        """Return the networks of every client beside its model, by name, in the order of their making."""
+        return {}
+
+    def predictor(self, client: ClientView) -> nn.Module | None:
+        """Return the network that evaluations ask; None: the client's model.
+
+        It maps samples `[B, *input_shape]` to logits `[B, C]`, on the device of the client's model. Uploads
+        are the client's own model's all the same.
+        """
+        return None
+
+    @property
+    def answering_model(self) -> str:
+        """The one of `eval_models` that `predictor` returns; empty where there are none."""
+        return ""
+
+    def eval_model(self, client: ClientView, name: str) -> nn.Module:
+        """Return one of the `eval_models`, as for a `predictor`."""
+        raise NotImplementedError(f"'{type(self).__name__}' does not define `eval_model`")
+
+
+_NONE = AuxNetworks()
+
+
+def networks_of(strategy: FusionStrategy) -> AuxNetworks:
+    """Return a strategy's hooks for networks beside the client's model; without the mixin, neutral ones."""
+    return strategy if isinstance(strategy, AuxNetworks) else _NONE

@@ -58,6 +58,10 @@ class WeightAveraging(FusionStrategy):
 
     capabilities: ClassVar[Capabilities] = AVERAGED
 
+    def exchanges(self, weight: str) -> bool:
+        """Return whether a weight of this name leaves the client."""
+        return True
+
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return what is exchanged of the client's weights, as `pack` has it."""
         return pack(self._exchanged(client.weights()))
@@ -73,3 +77,8 @@ class WeightAveraging(FusionStrategy):
 
     def _exchanged(self, weights: Arrays) -> dict[str, np.ndarray]:
         return {name: values for name, values in weights.items() if self.exchanges(name)}
+
+
+def exchanges(strategy: FusionStrategy, weight: str) -> bool:
+    """Return whether a weight of this name leaves the clients of any strategy that needs `weights`."""
+    return not isinstance(strategy, WeightAveraging) or strategy.exchanges(weight)

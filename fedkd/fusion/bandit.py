@@ -19,6 +19,7 @@ from fedkd.fusion.capabilities import TAUGHT, Capabilities
 from fedkd.fusion.combine import combine
 from fedkd.fusion.competence import held_out_accuracy
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
 from fedkd.fusion.soft_labels import TemperedLabels
@@ -34,7 +35,7 @@ DECAY = 0.9
 
 
 @dataclass(frozen=True, config=STRICT)
-class Bandit(TemperedLabels):
+class Bandit(LocalObjective, TemperedLabels):
     """Draw one teacher for each client and round, and learn from what came of it whom to draw.
 
     ::

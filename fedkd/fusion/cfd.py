@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.capabilities import REACH, TAUGHT, Capabilities
+from fedkd.fusion.extent import ServerModel
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.probabilities import softmax
@@ -31,7 +32,7 @@ STEPS = "steps"
 
 
 @dataclass(frozen=True, config=STRICT)
-class CFD(SoftLabels):
+class CFD(ServerModel, SoftLabels):
     """Send the predicted class alone; average the votes; learn the result by cross entropy.
 
     ::

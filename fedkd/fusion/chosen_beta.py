@@ -133,7 +133,7 @@ class ChosenBeta(TemperedLabels):
         """Return how many targets each of the β has."""
         return len(guidance[_targets(0)])
 
-    def choices(self, client: ClientView) -> dict[str, float]:
+    def client_metrics(self, client: ClientView) -> dict[str, float]:
         """Return the β that the client has chosen last, once it has been guided."""
         return {"beta": self.betas[int(client.memory[CHOICE])]} if CHOICE in client.memory else {}
 

@@ -6,13 +6,15 @@ ICML 2021, arXiv 2012.04221.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
 from fedkd.fusion.averaging import WeightAveraging
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -26,7 +28,7 @@ BOTH = ("personal", "shared")
 
 
 @dataclass(frozen=True, config=STRICT)
-class Ditto(WeightAveraging):
+class Ditto(LocalObjective, AuxNetworks, WeightAveraging):
     """FedAvg for w; beside it every client trains a model v of its own, which w as received pulls at.
 
     ::
@@ -46,8 +48,8 @@ class Ditto(WeightAveraging):
         "Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, ICML 2021, arXiv"
         " 2012.04221"
     )
-    answerers: ClassVar[tuple[str, ...]] = BOTH
-    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
+    eval_models: ClassVar[tuple[str, ...]] = BOTH
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: how hard w pulls; 1 in the paper, which also chooses among 0.1, 1 and 2. 0 is training alone, and
@@ -55,9 +57,9 @@ class Ditto(WeightAveraging):
     inference: Literal["personal", "shared"] = "personal"
     """What evaluations ask: v, or w (the client's own after training, the average after guidance)."""
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return v, which begins where w does."""
-        return {PERSONAL: Auxiliary(lambda make: make.like_own())}
+        return {PERSONAL: AuxNetwork(lambda make: make.like_own())}
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return ``CE(w) + CE(v) + λ/2 ‖v − w_received‖²``, of which each term moves its own network."""
@@ -79,11 +81,11 @@ class Ditto(WeightAveraging):
         return client.network(PERSONAL) if self.inference == "personal" else None
 
     @property
-    def answers_with(self) -> str:
+    def answering_model(self) -> str:
         """v or w, as `inference` says."""
         return self.inference
 
-    def answerer(self, client: ClientView, name: str) -> nn.Module:
+    def eval_model(self, client: ClientView, name: str) -> nn.Module:
         """Return v or w."""
         return client.network(PERSONAL if name == "personal" else OWN)
 

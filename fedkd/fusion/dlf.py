@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.probabilities import finite_logits, log_softmax, row_kl, softmax
 from fedkd.fusion.roster import enrol
 from fedkd.fusion.similarity import kl
@@ -31,7 +32,7 @@ BISECTIONS = 30
 
 
 @dataclass(frozen=True, config=STRICT)
-class DLF(TemperedLabels):
+class DLF(LocalObjective, TemperedLabels):
     """Add to a client's logits how far those of its neighbours have moved since before any training.
 
     ::

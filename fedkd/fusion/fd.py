@@ -17,6 +17,7 @@ from fedkd.errors import UserError
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label, mean_by_label_of_others
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FD(FusionStrategy):
+class FD(LocalObjective, FusionStrategy):
     """Teach, with every private sample, what the other clients predict on average for its label.
 
     ::

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import unpack
 from fedkd.fusion.views import Arrays, ClientView
 from fedkd.hyperparameters import STRICT
@@ -29,7 +30,7 @@ WINDOW = 10
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedALA(WeightAveraging):
+class FedALA(LocalObjective, WeightAveraging):
     """Average weights; a client takes over the lower layers, and goes a learned way towards the top ones.
 
     ::

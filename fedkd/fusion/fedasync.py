@@ -13,12 +13,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.server_steps import ServerSteps
 from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedAsync(ServerSteps):
+class FedAsync(LocalObjective, ServerSteps):
     """Mix a client's model into the server's, the less the older it is.
 
     ::

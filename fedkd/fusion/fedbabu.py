@@ -14,12 +14,13 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.averaging import in_body
 from fedkd.fusion.fedper import FedPer
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Phase
 from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedBABU(FedPer):
+class FedBABU(LocalObjective, FedPer):
     """Train and average the bodies alone; the head stays at the random start that all have in common.
 
     ::

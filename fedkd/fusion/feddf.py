@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.extent import TRAINING, Extent
+from fedkd.fusion.extent import TRAINING, Extent, ServerCost
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedDF(FusionStrategy):
+class FedDF(ServerCost, FusionStrategy):
     """FedAvg whose average is repaired on the transfer set, and which lets architectures mix.
 
     ::
@@ -77,7 +77,7 @@ class FedDF(FusionStrategy):
         """Return the client's weights, as flat `parameters` and `counters`."""
         return pack(client.weights())
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what the ensemble's predictions take, and to train a student of each architecture."""
         if self.server_epochs == 0:
             return 0.0

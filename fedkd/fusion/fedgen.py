@@ -16,12 +16,13 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
 from fedkd.fusion.averaging import in_body
 from fedkd.fusion.capabilities import Capabilities, Need
-from fedkd.fusion.extent import TRAINING, Extent, dense
+from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.server_model import own_network
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
@@ -40,7 +41,7 @@ CLASSES = "classes"
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedGen(FusionStrategy):
+class FedGen(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """Average the models; train features that all heads recognise; have clients learn from such features.
 
     ::
@@ -140,14 +141,14 @@ class FedGen(FusionStrategy):
 
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerModels) -> Guidance | None:
+    def prepare(self, server: ServerModels) -> Guidance | None:
         """Return the head that all begin with, without a G; None where whole models begin alike."""
         if self.share == "model":
             return None
         weights = server.initial_weights(server.architecture_of(0))
         return Guidance(targets=None, shared={WEIGHT: weights["head.weight"], BIAS: weights["head.bias"]})
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what it takes to train G, whose features all heads are asked about."""
         made = dense(extent.classes + self.noise, self.hidden, extent.width)
         asked = extent.clients * dense(extent.width, extent.classes)
@@ -205,10 +206,10 @@ class FedGen(FusionStrategy):
 
     # On a client --------------------------------------------------------------------------------------
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return G, which no client trains."""
         return {
-            GENERATOR: Auxiliary(
+            GENERATOR: AuxNetwork(
                 lambda make: self.generator(make.classes, make.width()),
                 trained=False,
                 sees="features",

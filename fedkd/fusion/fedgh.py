@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.extent import TRAINING, Extent, dense
+from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import pack
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedGH(FusionStrategy):
+class FedGH(ServerCost, FusionStrategy):
     """Train one head on the server, on every client's mean feature of every class; everybody puts it on.
 
     ::
@@ -73,7 +73,7 @@ class FedGH(FusionStrategy):
         """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
         return owned_prototypes(client)
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what it takes to train the head on as many means as there can be."""
         means = extent.clients * extent.classes
         return TRAINING * self.server_epochs * means * dense(extent.width, extent.classes)

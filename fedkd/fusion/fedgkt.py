@@ -14,11 +14,12 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.extent import TRAINING, Extent, dense
+from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.server_model import own_network
@@ -36,7 +37,7 @@ ON_TOP = "on_top"
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedGKT(FusionStrategy):
+class FedGKT(LocalObjective, AuxNetworks, ServerCost, FusionStrategy):
     """Upload every own sample's features, logits and label; train a model of features on them; learn its
     logits.
 
@@ -97,7 +98,7 @@ class FedGKT(FusionStrategy):
 
     # On the server ------------------------------------------------------------------------------------
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what it takes to train on all samples of the clients, and to answer them."""
         forward = dense(extent.width, *self.server_hidden, extent.classes)
         return (TRAINING * self.server_epochs + 1) * extent.private * forward
@@ -158,10 +159,10 @@ class FedGKT(FusionStrategy):
 
     # On a client --------------------------------------------------------------------------------------
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return the server's model, which no client trains."""
         return {
-            SERVER: Auxiliary(
+            SERVER: AuxNetwork(
                 lambda make: self.network(make.width(), make.classes), trained=False, sees="features"
             )
         }
@@ -201,7 +202,7 @@ class FedGKT(FusionStrategy):
         return loss
 
     @property
-    def asked(self) -> tuple[str, ...]:  # type: ignore[override]
+    def evaluated_networks(self) -> tuple[str, ...]:  # type: ignore[override]
         """The client's model, and the server's on top of it where that answers."""
         return (OWN, SERVER) if self.inference == "server" else (OWN,)
 

@@ -17,6 +17,7 @@ from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label, mean_of_label
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
@@ -31,7 +32,7 @@ LEAST = 1e-7
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedHKD(FusionStrategy):
+class FedHKD(LocalObjective, FusionStrategy):
     """Teach a client's head what the federation says of the mean features of each class.
 
     ::

@@ -82,10 +82,10 @@ class FedHKT(ServerTeacher):
         """Return `logits` `[M, C]`, and the weights as flat `parameters` and `counters`."""
         return {"logits": client.logits(), **pack(client.weights())}
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what the server's model takes, and what each group's weights are asked."""
         asked = sum(cost * min(number, self.clusters) for cost, number in extent.architectures.values())
-        return super().server_work(extent) + extent.samples * asked
+        return super().server_cost(extent) + extent.samples * asked
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return the server model's logits, `[M, C]`, and for each client the mean weights of its group."""

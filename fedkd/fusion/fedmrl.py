@@ -6,14 +6,16 @@ Learning", NeurIPS 2024, arXiv 2406.00488.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic.dataclasses import dataclass
 
 from fedkd.errors import UserError
-from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary, Maker
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, Maker
 from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -26,7 +28,7 @@ PROJECTION = "projection"
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedMRL(SharedModel):
+class FedMRL(LocalObjective, SharedModel):
     """Put a shared model's features beside the own model's, and have both heads read what is made of them.
 
     ::
@@ -50,13 +52,13 @@ class FedMRL(SharedModel):
         SharedModel.capabilities, needs={"gradients", "features", "linear_head"}
     )
 
-    asked: ClassVar[tuple[str, ...]] = (OWN, SHARED, PROJECTION)
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, SHARED, PROJECTION)
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return the shared model, and V."""
         return {
-            SHARED: Auxiliary(lambda make: make.shared_model(with_features=True)),
-            PROJECTION: Auxiliary(_projection, start="client", sees="features"),
+            SHARED: AuxNetwork(lambda make: make.shared_model(with_features=True)),
+            PROJECTION: AuxNetwork(_projection, start="client", sees="features"),
         }
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:

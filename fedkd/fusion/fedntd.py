@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedNTD(WeightAveraging):
+class FedNTD(LocalObjective, WeightAveraging):
     """Average weights; in local training, distil the received model's answers about the other classes.
 
     ::

@@ -18,6 +18,7 @@ from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.feature_widths import check_feature_widths
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_by_label
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalLoss
 from fedkd.hyperparameters import STRICT
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedProto(FusionStrategy):
+class FedProto(LocalObjective, FusionStrategy):
     """Pull each private sample's features to the federation's mean feature of its class.
 
     ::

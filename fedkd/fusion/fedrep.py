@@ -14,12 +14,13 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.averaging import in_body, in_head
 from fedkd.fusion.fedper import FedPer
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Phase
 from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedRep(FedPer):
+class FedRep(LocalObjective, FedPer):
     """Train the head on the body that came, then the body under the head that is; average the bodies.
 
     ::

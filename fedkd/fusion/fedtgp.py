@@ -16,7 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.extent import TRAINING, Extent, dense
+from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.fedgh import owned_prototypes, prototypes_of
 from fedkd.fusion.fedproto import FedProto
 from fedkd.fusion.kinds import Kind
@@ -34,7 +34,7 @@ NEVER_ZERO = 1e-12
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedTGP(FedProto):
+class FedTGP(ServerCost, FedProto):
     """FedProto whose prototypes are learned on the server, so that those of different classes keep a margin.
 
     ::
@@ -91,7 +91,7 @@ class FedTGP(FedProto):
         """Return `prototypes` `[C, F]`, and which of them are of `owned` classes `[C]`."""
         return owned_prototypes(client)
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what all prototypes take in every step, and their distances to what was heard."""
         means, width = extent.clients * extent.classes, extent.width
         made = dense(width, width, width) / self.server_batch_size

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.continual.decomposition import Layout
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
 from fedkd.hyperparameters import STRICT
@@ -34,7 +35,7 @@ TOLD = "told"
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedWeIT(FusionStrategy):
+class FedWeIT(LocalObjective, FusionStrategy):
     """Average the base unit by unit over those who use the unit; lend everyone's own parts to all others.
 
     ::
@@ -86,7 +87,7 @@ class FedWeIT(FusionStrategy):
 
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerModels) -> Guidance:
+    def prepare(self, server: ServerModels) -> Guidance:
         """Return the initial base, whole; nobody has a part yet."""
         architecture = server.architecture_of(0)
         weights, trainable = server.initial_weights(architecture), server.trainable(architecture)

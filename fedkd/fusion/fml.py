@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.shared_model import SHARED, SharedModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class FML(SharedModel):
+class FML(LocalObjective, SharedModel):
     """Train the own model z and the shared one g on the same batches, each also on what the other says.
 
     ::

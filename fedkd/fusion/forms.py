@@ -25,11 +25,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from fedkd.fusion.averaging import exchanges
 from fedkd.fusion.capabilities import PREDICTIONS, TAUGHT
-from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.strategy import FusionStrategy, overrides
 from fedkd.fusion.views import Arrays, Network
 
 LARGEST = 1e15
@@ -97,7 +97,9 @@ FORMS: Mapping[Kind, Form] = {
 _SHAPE = re.compile(r"(?P<dimensions>[^<=]*)(?:(?P<relation>[<=])(?P<size>\w))?")
 
 
-def check_upload(strategy: ClientHalf, arrays: Arrays, sizes: Sizes, network: Network | None = None) -> None:
+def check_upload(
+    strategy: FusionStrategy, arrays: Arrays, sizes: Sizes, network: Network | None = None
+) -> None:
     """Check the arrays of one upload: names, types, shapes, values, and whether they fit each other.
 
     Args:
@@ -126,7 +128,7 @@ def check_upload(strategy: ClientHalf, arrays: Arrays, sizes: Sizes, network: Ne
         raise Unfit(reason)
 
 
-def required(strategy: ClientHalf) -> set[str]:
+def required(strategy: FusionStrategy) -> set[str]:
     """Return the arrays that every upload of a strategy has."""
     can = strategy.capabilities
     counts = {LABEL_COUNTS} if can.label_counts else set()
@@ -135,7 +137,7 @@ def required(strategy: ClientHalf) -> set[str]:
     return set(can.kinds) - can.optional | (counts & can.kinds.keys())
 
 
-def is_declared(strategy: ClientHalf) -> bool:
+def is_declared(strategy: FusionStrategy) -> bool:
     """Return whether a strategy says what it sends: an `upload` of its own needs `kinds` of its own."""
     kinds = strategy.capabilities.kinds
     return bool(kinds) and (kinds is not PREDICTIONS or type(strategy).upload is FusionStrategy.upload)
@@ -156,7 +158,7 @@ def check_like(name: str, values: np.ndarray, like: np.ndarray) -> None:
     _check_values(name, values, form.least, form.most)
 
 
-def check_guidance(strategy: ClientHalf, arrays: Arrays, sizes: Sizes) -> None:
+def check_guidance(strategy: FusionStrategy, arrays: Arrays, sizes: Sizes) -> None:
     """Check the arrays of guidance: names, shapes, values.
 
     Args:
@@ -169,7 +171,7 @@ def check_guidance(strategy: ClientHalf, arrays: Arrays, sizes: Sizes) -> None:
     """
     shapes = strategy.capabilities.receives
     known = dict(sizes)
-    own = strategy.capabilities.uses_local_loss or type(strategy).apply is not ClientHalf.apply
+    own = strategy.capabilities.uses_local_loss or overrides(strategy, "apply")
     if shapes is None and not own:
         shapes = TAUGHT
     if shapes is TAUGHT and "targets" not in arrays:
@@ -188,7 +190,7 @@ def check_guidance(strategy: ClientHalf, arrays: Arrays, sizes: Sizes) -> None:
         _check_values(name, values, *bounds)
 
 
-def check_alike(uploads: Mapping[int, Arrays], strategy: ClientHalf) -> dict[int, Unfit]:
+def check_alike(uploads: Mapping[int, Arrays], strategy: FusionStrategy) -> dict[int, Unfit]:
     """Compare uploads of clients that have one architecture; return who differs from most, and how.
 
     Most decide about names, and about capital letters that the server does not know; of as many, those of the
@@ -222,7 +224,7 @@ def check_alike(uploads: Mapping[int, Arrays], strategy: ClientHalf) -> dict[int
     return found
 
 
-def sizes_of(strategy: ClientHalf, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
+def sizes_of(strategy: FusionStrategy, weights: Arrays, trainable: Iterable[str]) -> dict[str, int]:
     """Return what a network's weights say of what its client sends.
 
     Args:
@@ -231,7 +233,7 @@ def sizes_of(strategy: ClientHalf, weights: Arrays, trainable: Iterable[str]) ->
         trainable: Those that are trained.
     """
     trained = set(trainable)
-    packed = pack({name: values for name, values in weights.items() if strategy.exchanges(name)})
+    packed = pack({name: values for name, values in weights.items() if exchanges(strategy, name)})
     real = {name: values.size for name, values in weights.items() if values.dtype.kind == "f"}
     found = {
         "P": len(packed[PARAMETERS]),
@@ -285,7 +287,7 @@ def _check_values(name: str, values: np.ndarray, least: float, most: float) -> N
     raise Unfit(f"array {name} has {wrong:g}, must be in {least:g} … {most:g}")
 
 
-def _sizes(strategy: ClientHalf, arrays: Arrays) -> dict[str, int]:
+def _sizes(strategy: FusionStrategy, arrays: Arrays) -> dict[str, int]:
     """Return what capital letters stand for in an upload."""
     return {
         letter: size
@@ -295,7 +297,7 @@ def _sizes(strategy: ClientHalf, arrays: Arrays) -> dict[str, int]:
     }
 
 
-def _letters(strategy: ClientHalf, arrays: Arrays, name: str) -> list[str]:
+def _letters(strategy: FusionStrategy, arrays: Arrays, name: str) -> list[str]:
     shape = strategy.capabilities.shapes.get(name, FORMS[strategy.kinds_of(arrays)[name]].shape)
     match = _SHAPE.fullmatch(shape or "")
     assert match is not None

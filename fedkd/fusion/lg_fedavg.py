@@ -51,7 +51,7 @@ class LGFedAvg(WeightAveraging):
         """Return whether it is the head's."""
         return in_head(weight)
 
-    def prologue(self, server: ServerModels) -> Guidance | None:
+    def prepare(self, server: ServerModels) -> Guidance | None:
         """Return the head that all begin with, unless they have the same in any case."""
         first = server.architecture_of(0)
         if len(server.clients_of(first)) == server.clients:

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class Moon(WeightAveraging):
+class Moon(LocalObjective, WeightAveraging):
     """Average weights; in local training, pull features to the received model's, off the last own one's.
 
     ::

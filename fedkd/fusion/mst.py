@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.competence import sample_losses
-from fedkd.fusion.extent import TRAINING, Extent, dense
+from fedkd.fusion.extent import TRAINING, Extent, ServerCost, dense
 from fedkd.fusion.gate import largest, new_gate, train_gate
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.similarity import kl, prediction_kl
@@ -29,7 +29,7 @@ from fedkd.randomness import numpy_generator
 
 
 @dataclass(frozen=True, config=STRICT)
-class MST(TemperedLabels):
+class MST(ServerCost, TemperedLabels):
     """Have every client's own gate say, sample by sample, which of its nearest teachers it learns from.
 
     ::
@@ -81,7 +81,7 @@ class MST(TemperedLabels):
             guides="each", needs=frozenset({"transfer_labels"} if self.judge == "labels" else ())
         )
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what it takes to train every client's gate."""
         teachers = min(self.neighbours, extent.clients - 1)
         gate = dense(extent.classes, 2 * extent.classes, teachers)

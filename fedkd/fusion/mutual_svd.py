@@ -15,9 +15,10 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import AuxNetwork
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.low_rank import FACTORS, RANKS, compress, decompress, factor_sizes, moved, real
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, pack, unpack
 from fedkd.fusion.shared_model import SHARED, SharedModel
@@ -33,7 +34,7 @@ PROJECTION = "projection"
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedKD(SharedModel):
+class FedKD(LocalObjective, SharedModel):
     """Train the own model z and the shared one g on labels, on each other's answers and features.
 
     ::
@@ -96,7 +97,7 @@ class FedKD(SharedModel):
 
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerModels) -> Guidance:
+    def prepare(self, server: ServerModels) -> Guidance:
         """Return g as it begins."""
         start = pack(server.initial_weights(self._architecture(server)))
         return Guidance(targets=None, shared=start, memory=start)
@@ -125,13 +126,13 @@ class FedKD(SharedModel):
 
     # On a client --------------------------------------------------------------------------------------
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return g and W."""
         from torch import nn
 
         return {
-            SHARED: Auxiliary(lambda make: make.shared_model(with_features=True)),
-            PROJECTION: Auxiliary(
+            SHARED: AuxNetwork(lambda make: make.shared_model(with_features=True)),
+            PROJECTION: AuxNetwork(
                 lambda make: nn.Linear(make.width(SHARED), make.width(), bias=False),
                 start="client",
                 sees="features",

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.capabilities import Capabilities, Need
 from fedkd.fusion.combine import class_experts
-from fedkd.fusion.extent import Extent
+from fedkd.fusion.extent import Extent, ServerCost
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.routing import Router, mixed, train_router
 from fedkd.fusion.shift import KnowsStart, shift_cosine
@@ -29,7 +29,7 @@ from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class Path(KnowsStart):
+class Path(ServerCost, KnowsStart):
     """Route every sample among the neighbours of a receiver, by what it says of the sample itself.
 
     ::
@@ -90,7 +90,7 @@ class Path(KnowsStart):
         """Whether clients tell what they predicted before any training."""
         return self.guess == "shift"
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what the four products of a step take, for every client's router."""
         a_step = 4 * 2.0 * extent.clients * extent.samples * extent.classes
         return self.steps * extent.clients * a_step

@@ -14,10 +14,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
 from fedkd.fusion.averaging import AVERAGED, WeightAveraging
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.ditto import BOTH, PERSONAL, squared_distance
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import PARAMETERS
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, config=STRICT)
-class PFedMe(WeightAveraging):
+class PFedMe(LocalObjective, AuxNetworks, WeightAveraging):
     """Average w; every client answers with θ, which it finds near w anew for every batch.
 
     ::
@@ -50,8 +51,8 @@ class PFedMe(WeightAveraging):
     paper: ClassVar[str] = (
         "Dinh et al., Personalized Federated Learning with Moreau Envelopes, NeurIPS 2020, arXiv 2006.08848"
     )
-    answerers: ClassVar[tuple[str, ...]] = BOTH
-    asked: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
+    eval_models: ClassVar[tuple[str, ...]] = BOTH
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     strength: Annotated[float, Field(gt=0)] = 15.0
     """λ: how near θ is held to w; 15 in the paper. η_p λ has to stay below 2, and w moves towards θ by ηλ of
@@ -68,9 +69,9 @@ class PFedMe(WeightAveraging):
     """What evaluations ask: θ of the last training, or w (the client's own after training, the average after
     guidance)."""
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return θ, whose steps are not the optimiser's."""
-        return {PERSONAL: Auxiliary(lambda make: make.like_own(), trained=False, passes=self.personal_steps)}
+        return {PERSONAL: AuxNetwork(lambda make: make.like_own(), trained=False, passes=self.personal_steps)}
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
         """Return w, shared by all; it is the memory as well, where the server stays behind the mean."""
@@ -113,10 +114,10 @@ class PFedMe(WeightAveraging):
         return client.network(PERSONAL) if self.inference == "personal" else None
 
     @property
-    def answers_with(self) -> str:
+    def answering_model(self) -> str:
         """θ or w, as `inference` says."""
         return self.inference
 
-    def answerer(self, client: ClientView, name: str) -> nn.Module:
+    def eval_model(self, client: ClientView, name: str) -> nn.Module:
         """Return θ or w."""
         return client.network(PERSONAL if name == "personal" else OWN)

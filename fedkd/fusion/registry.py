@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedkd.errors import UserError
+from fedkd.fusion.auxiliary import AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.strategy import MIXINS, FusionStrategy, overrides
 from fedkd.hyperparameters import HyperParameter, build_part, hyperparameters_of, load_part
 from fedkd.plugins import Registry
 
@@ -106,6 +107,28 @@ STRATEGIES = Registry(
 )
 
 
+RENAMED: Mapping[str, str] = {
+    old: f"its name is `{new}` now"
+    for old, new in {
+        "prologue": "prepare",
+        "auxiliaries": "aux_networks",
+        "answerer": "eval_model",
+        "answerers": "eval_models",
+        "answers_with": "answering_model",
+        "asked": "evaluated_networks",
+        "choices": "client_metrics",
+        "server_work": "server_cost",
+        "teaches_locally": "capabilities.uses_local_loss",
+        "needs_label_counts": "capabilities.label_counts",
+        "waits": "capabilities.requires_sync",
+        "fuses": "capabilities.averages",
+        "sends_otherwise_later": "capabilities.upload_changes",
+        "asks_anew": "capabilities.requests_vary",
+    }.items()
+}
+"""Attributes and hooks of a strategy that have another name since version 0.3."""
+
+
 def make_strategy(
     name: str, hyperparameters: Mapping[str, Any], search: Sequence[str | Path] = ()
 ) -> FusionStrategy:
@@ -149,25 +172,28 @@ def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
     """
     cls = strategy if isinstance(strategy, type) else type(strategy)
     can, own = strategy.capabilities, getattr(cls, "__dataclass_fields__", {})
-    for field in fields(Capabilities):
-        if hasattr(cls, field.name) and field.name not in own:
-            return f"has `{field.name}` of its own, which is a field of its `capabilities`"
+    for name in (*(field.name for field in fields(Capabilities)), *RENAMED):
+        if hasattr(cls, name) and name not in own:
+            return f"has `{name}` of its own; {RENAMED.get(name, 'it is a field of its `capabilities`')}"
+    for mixin in MIXINS:
+        for name in vars(mixin):
+            if not name.startswith("_") and hasattr(cls, name) and not issubclass(cls, mixin):
+                return f"has `{name}`, a hook of `{mixin.__name__}`, which must be one of its bases"
     if not isinstance(can, Capabilities):
         return None
-    distils = can.sends != "nothing" and not can.uses_local_loss and cls.apply is FusionStrategy.apply
-    if distils and cls.loss is FusionStrategy.loss:
+    distils = can.sends != "nothing" and not can.uses_local_loss and not overrides(cls, "apply")
+    if distils and not overrides(cls, "loss"):
         return "does not define `loss`, what its clients minimise when they learn from guidance"
-    if can.infers_from_guidance and cls.infer is FusionStrategy.infer:
+    if can.infers_from_guidance and not overrides(cls, "infer"):
         return "says that guidance answers, but does not define `infer`, which does"
-    if cls.predictor is not FusionStrategy.predictor and "gradients" not in can.needs:
+    if overrides(cls, "predictor") and "gradients" not in can.needs:
         return 'has a network that answers in evaluations, so it `needs` clients of "gradients"'
-    if cls.answerers and (cls.answerer is FusionStrategy.answerer or "gradients" not in can.needs):
-        return 'has several models measured, so it defines `answerer` and `needs` clients of "gradients"'
+    several = issubclass(cls, AuxNetworks) and cls.eval_models
+    if several and (not overrides(cls, "eval_model") or "gradients" not in can.needs):
+        return 'has several models measured, so it defines `eval_model` and `needs` clients of "gradients"'
     if can.trials and "gradients" not in can.needs:
         return 'has clients try guidance out, so it `needs` clients of "gradients"'
-    if cls.auxiliaries is not FusionStrategy.auxiliaries and (
-        "gradients" not in can.needs or can.pools or can.brings_model
-    ):
+    if overrides(cls, "aux_networks") and ("gradients" not in can.needs or can.pools or can.brings_model):
         return 'has clients train networks besides theirs, so each has its own, and it `needs` "gradients"'
     if can.pools and can.sends != "nothing":
         return "pools all clients' samples, so its clients are one model with nothing to send"
@@ -175,6 +201,11 @@ def _problem(strategy: FusionStrategy | type[FusionStrategy]) -> str | None:
     if len(set(stacked)) < len(stacked):
         return "declares two arrays of a kind in its `kinds` of which there can only be one"
     return None
+
+
+def source_of(strategy: type[FusionStrategy]) -> str:
+    """Return the paper of a strategy and the difference to it; empty if it is fedkd's own."""
+    return "; ".join(text for text in (strategy.paper, strategy.source_note) if text)
 
 
 def strategy_hyperparameters(

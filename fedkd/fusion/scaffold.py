@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import COUNTERS, PARAMETERS, pack, unpack
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, ServerModels
@@ -27,7 +28,7 @@ STEP = "step"
 
 
 @dataclass(frozen=True, config=STRICT)
-class Scaffold(FusionStrategy):
+class Scaffold(LocalObjective, FusionStrategy):
     """Average weights; correct every local step by how the client's gradient differs from everyone's.
 
     ::
@@ -72,7 +73,7 @@ class Scaffold(FusionStrategy):
 
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerModels) -> Guidance:
+    def prepare(self, server: ServerModels) -> Guidance:
         """Return the initial x, and c = 0."""
         architecture = server.architecture_of(0)
         arrays = _flat(server.initial_weights(architecture), server.trainable(architecture))

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from fedkd.fusion import distribution as distributions
 from fedkd.fusion.adam import Adam
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.extent import Extent
+from fedkd.fusion.extent import Extent, ServerCost
 from fedkd.fusion.probabilities import finite_logits, log_softmax, softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
@@ -28,7 +28,7 @@ from fedkd.randomness import numpy_generator
 
 
 @dataclass(frozen=True, config=STRICT)
-class ScaLearn(TemperedLabels):
+class ScaLearn(ServerCost, TemperedLabels):
     """Scale every client's logits by a factor that is learned for each receiver, and add them up.
 
     ::
@@ -67,7 +67,7 @@ class ScaLearn(TemperedLabels):
     temperature: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
     """T of targets and of the loss; factors are learned at 1."""
 
-    def server_work(self, extent: Extent) -> float:
+    def server_cost(self, extent: Extent) -> float:
         """Return what it takes to add all logits up for every receiver in each step, and the way back."""
         labelled = extent.samples if self.labels is None else min(self.labels, extent.samples)
         once = 2.0 * extent.clients**2 * extent.classes

@@ -51,7 +51,7 @@ class ServerSteps(FusionStrategy):
 
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerModels) -> Guidance:
+    def prepare(self, server: ServerModels) -> Guidance:
         """Return the initial x."""
         model = server.initial_weights(server.architecture_of(0))
         return Guidance(targets=None, memory=under(MODEL, model), shared=model)

@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.extent import ServerModel
 from fedkd.fusion.parameters import pack
 from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import TeacherLogits
@@ -19,7 +20,7 @@ from fedkd.hyperparameters import STRICT
 
 
 @dataclass(frozen=True, config=STRICT)
-class ServerTeacher(TeacherLogits):
+class ServerTeacher(ServerModel, TeacherLogits):
     """Base of strategies whose clients learn the logits of the server's model on the transfer set."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(needs={"server"})

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
@@ -22,7 +22,7 @@ SHARED = "shared"
 
 
 @dataclass(frozen=True, config=STRICT)
-class SharedModel(FusionStrategy):
+class SharedModel(AuxNetworks, FusionStrategy):
     """Base of strategies whose server averages a small model that every client trains beside its own.
 
     Own models may be of any architectures; nothing of them is sent. The small one is the same for all, and
@@ -52,9 +52,9 @@ class SharedModel(FusionStrategy):
         is_default = self.shared_model == "mlp" and not self.shared_args
         return {"hidden": [64]} if is_default else dict(self.shared_args)
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return the small model."""
-        return {SHARED: Auxiliary(lambda make: make.shared_model())}
+        return {SHARED: AuxNetwork(lambda make: make.shared_model())}
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the small model's weights, as `pack` has them."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedkd.fusion.capabilities import PREDICTIONS, Capabilities
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import TemperedLabels
 from fedkd.fusion.strategy import Knowledge
@@ -50,7 +51,7 @@ def shift_cosine(shift: np.ndarray) -> np.ndarray:
     return np.where(np.outer(still, still), 1.0, np.clip(cosine, -1.0, 1.0))
 
 
-class KnowsStart(TemperedLabels):
+class KnowsStart(LocalObjective, TemperedLabels):
     """Base of strategies whose clients also tell what they predicted, in the mean, before any training.
 
     That is C numbers a round. A client keeps them from its first training on; in a stream of tasks they are

@@ -1,17 +1,23 @@
-"""What a fusion strategy is: hyper-parameters, one pure `fuse`, and what its clients send and learn."""
+"""A fusion strategy: hyper-parameters, one pure `fuse`, and the seven hooks that it may define."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
-from fedkd.fusion.client_half import ClientHalf
-from fedkd.fusion.extent import TRAINING, Extent
-from fedkd.fusion.views import Arrays, ClientView, ServerModels
+from fedkd.fusion.auxiliary import AuxNetworks
+from fedkd.fusion.capabilities import Capabilities
+from fedkd.fusion.extent import ServerCost
+from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,84 +142,182 @@ class Guidance:
         return bool(self.personal) or (self.targets is not None and self.targets.ndim == 3)
 
 
-class FusionStrategy(ClientHalf):
+class FusionStrategy(ABC):
     """Base of every fusion strategy: a frozen dataclass whose fields are its hyper-parameters.
 
-    The whole of a new strategy, in a file beside the scenario that says ``strategy = "mine:Boldest"``::
+    A whole strategy, in a file beside the scenario that says ``strategy = "mine:Boldest"``::
 
         @dataclass(frozen=True)
         class Boldest(FusionStrategy):
             name: ClassVar[str] = "boldest"
+            capabilities: ClassVar[Capabilities] = Capabilities(guides="all_alike")
             temperature: Annotated[float, Field(gt=0, description="Softness of the targets.")] = 1.0
 
             def fuse(self, knowledge, memory):
                 q = softmax(knowledge.logits, self.temperature)          # [N, M, C]
-                best = q.max(axis=-1).argmax(axis=0)                     # [M]: who is surest of sample i
+                best = q.max(axis=-1).argmax(axis=0)                     # [M]: the surest client
                 return Guidance(targets=q[best, np.arange(q.shape[1])])  # [M, C], shared by all
 
             def loss(self, student_logits, targets):
                 return kd_kl(student_logits, targets, self.temperature)
 
-    `fuse` runs on the server and is pure: same knowledge and memory, same guidance. Whatever must survive
-    from one round to the next goes through `Guidance.memory`, so that a resumed run repeats an unbroken one.
+    Seven hooks make a strategy: `prepare`, `request`, `fuse` and `end_task` on the server; `upload`, `apply`
+    and `loss` on a client. Mixins add others: `LocalObjective` for local training, `AuxNetworks` for networks
+    beside the client's model, `ServerCost` for estimates.
     """
 
-    name: ClassVar[str]
-    """Name in scenarios and reports."""
-    server_epochs: int = 0
-    """Passes over the transfer set in which a `server_model` is trained; a hyper-parameter of this name."""
+    paper: ClassVar[str] = ""
+    """Source of the strategy; "after …" if it takes an idea of a paper and not its method."""
+    recordable: ClassVar[bool] = False
+    """Whether `loss` computes the same from the same tensors at each call, and does nothing else. Then steps
+    of distillation may be recorded and replayed. A class that overrides `loss` declares it anew."""
+    source_note: ClassVar[str] = ""
+    """Difference to that paper in one line, or that none was found."""
+    if TYPE_CHECKING:  # class variables, as a rule; of some strategies, each instance has its own
+
+        @property
+        def name(self) -> str:
+            """Name in scenarios and reports."""
+
+        @property
+        def capabilities(self) -> Capabilities:
+            """What the strategy needs and can."""
+
+    else:
+        capabilities = Capabilities()
+
+    def for_clients(self, *, one_architecture: bool) -> Self:
+        """Return the strategy with the defaults that the clients' models decide: ``replace(self, share=…)``.
+
+        Args:
+            one_architecture: Whether all clients have models of one.
+
+        Raises:
+            UserError: A hyper-parameter asks for what these models cannot do.
+        """
+        return self
 
     # On the server ------------------------------------------------------------------------------------
 
-    def prologue(self, server: ServerModels) -> Guidance | None:
-        """Return what every client receives with its first message, as the guidance of round 0.
+    def prepare(self, server: ServerModels) -> Guidance | None:
+        """Return the guidance of round 0 for every client, such as ``Guidance(None, shared=first_weights)``.
 
-        Its memory is what the first `fuse` is handed. Asked only of a strategy that needs `weights` or a
-        `server`.
+        Its memory reaches the first `fuse`. Called only for a strategy that needs `weights` or a `server`.
         """
         return None
 
     def request(
         self, transfer_size: int, memory: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> np.ndarray | None:
-        """Return the transfer samples that clients shall predict this round, ascending; None: all of them.
+        """Return the round's transfer samples, such as ``np.arange(100)``.
 
         Args:
             transfer_size: Number of transfer samples M.
             memory: `Guidance.memory` of the previous round.
             generator: The round's own generator.
+
+        Returns:
+            Indices `[M]`, ascending; None: all.
         """
         return None
 
-    def server_work(self, extent: Extent) -> float:
-        """Return what a fusion computes, about, in operations of products and convolutions.
-
-        By default what it takes to train a `server_model` and ask it; to add up what was sent is next to
-        nothing.
-
-        Args:
-            extent: How much there is in a round.
-        """
-        return extent.model * extent.samples * (TRAINING * self.server_epochs + 1)
-
     @abstractmethod
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Turn all clients' knowledge into every client's guidance.
+        """Return guidance: ``Guidance(targets=softmax(knowledge.logits).mean(axis=0))``.
+
+        It is pure: equal knowledge and memory give equal guidance.
 
         Args:
-            knowledge: What the round's clients uploaded.
-            memory: `Guidance.memory` of the previous round; in the first that of the `prologue`, or empty.
+            knowledge: Uploads of the round's clients.
+            memory: `Guidance.memory` of the previous round; in the first that of `prepare`, or empty.
         """
+
+    def end_task(self, knowledge: Knowledge, guidance: Guidance) -> Guidance:
+        """Return guidance with which all clients end a task: ``replace(guidance, shared=…)``.
+
+        Args:
+            knowledge: Uploads of the round's clients; `classes_met` is set.
+            guidance: As `fuse` made it.
+        """
+        return guidance
 
     # On a client --------------------------------------------------------------------------------------
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
-        """Return what a client sends after local training: by default its logits, `[M, C]`.
+        """Return arrays to send after local training, such as ``{"logits": client.logits()}``, the default.
 
-        Arrays of a kind that is stacked reach `fuse` under names of their own, all others in
-        `Knowledge.extra`.
+        Arrays of a stacked kind reach `fuse` under names of their own, all others in `Knowledge.extra`.
         """
         arrays = {"logits": client.logits()}
         if self.capabilities.label_counts:
             arrays["label_counts"] = client.label_counts()
         return arrays
+
+    def apply(self, client: ClientView, guidance: Arrays) -> None:
+        """Learn from guidance, by default ``client.distil(guidance["targets"])``, which minimises `loss`."""
+        found = self.targets_of(client, guidance)
+        if found is None:
+            raise KeyError(f"'{self.name}' gave guidance without targets; its `apply` has to say what to do")
+        client.distil(*found)
+
+    def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the distillation loss of a batch, such as ``kd_kl(student_logits, targets)``.
+
+        Args:
+            student_logits: The client's own logits, `[B, C]`.
+            targets: The same samples' rows of its guidance, `[B, C]`.
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError(f"'{self.name}' does not define `loss`, so its clients cannot distil")
+
+    # For measurements and checks ----------------------------------------------------------------------
+
+    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Return targets `[K, C]` of guidance and their samples `[K]`, as ``(guidance["targets"], None)``.
+
+        Fidelity is measured by them. None: guidance has no targets. Samples None: all transfer samples.
+        """
+        if "targets" not in guidance:
+            return None
+        return guidance["targets"], guidance.get("samples")
+
+    def taught_samples(self, guidance: Arrays) -> int:
+        """Return the transfer samples of a pass, for simulated time: ``len(guidance["targets"])``."""
+        return len(guidance["targets"]) if "targets" in guidance else 0
+
+    def probabilities(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets `[M, C]` as probabilities, such as ``softmax(targets)`` where they are logits."""
+        return targets
+
+    def client_metrics(self, client: ClientView) -> Mapping[str, float]:
+        """Return metrics of a client to record with each evaluation, such as ``{"beta": 2.0}``."""
+        return {}
+
+    def kinds_of(self, upload: Arrays) -> dict[str, Kind]:
+        """Return the kind of each array of an upload; the names may be the model's."""
+        return {name: self.capabilities.kinds.get(name, Kind.OTHER) for name in upload}
+
+    def misfit(self, upload: Arrays, sizes: Mapping[str, int], network: Network | None) -> str | None:
+        """Return the reason to refuse arrays that do not fit each other: ``"has 3 masks for 2 tasks"``."""
+        return None
+
+
+MIXINS = (LocalObjective, AuxNetworks, ServerCost)
+
+
+def overrides(strategy: FusionStrategy | type[FusionStrategy], hook: str) -> bool:
+    """Return whether a strategy defines a hook of the base or of a mixin itself."""
+    own = getattr(strategy if isinstance(strategy, type) else type(strategy), hook, None)
+    return own is not None and all(own is not getattr(base, hook, None) for base in (FusionStrategy, *MIXINS))
+
+
+def teaches_targets(strategy: FusionStrategy) -> bool:
+    """Return whether clients distil targets of transfer samples, so that they can rehearse them."""
+    return not strategy.capabilities.uses_local_loss and overrides(strategy, "loss")
+
+
+def answers_otherwise(strategy: FusionStrategy) -> bool:
+    """Return whether evaluations may be answered by something else than the client's model."""
+    return strategy.capabilities.infers_from_guidance or overrides(strategy, "predictor")

@@ -7,6 +7,7 @@ Distillation", ICCV 2023, arXiv 2303.06937.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack, packs_of, unpack
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
@@ -31,7 +33,7 @@ CLASSES = "classes"
 
 
 @dataclass(frozen=True, config=STRICT)
-class Target(FusionStrategy):
+class Target(LocalObjective, FusionStrategy):
     """FedAvg that makes samples out of the average when a task ends, and has clients rehearse them.
 
     ::
@@ -113,12 +115,16 @@ class Target(FusionStrategy):
     # On the server ------------------------------------------------------------------------------------
 
     def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
-        """Return the average, and with the end of a task what stands in for all tasks so far."""
-        shared = average(packs_of(knowledge.extra), knowledge.samples)
-        if knowledge.classes_met is not None and self.strength > 0.0:
-            assert knowledge.server is not None
-            shared |= self._synthesise(knowledge.server, shared, knowledge.classes_met)
-        return Guidance(targets=None, shared=shared)
+        """Return the average."""
+        return Guidance(targets=None, shared=average(packs_of(knowledge.extra), knowledge.samples))
+
+    def end_task(self, knowledge: Knowledge, guidance: Guidance) -> Guidance:
+        """Add samples that stand in for all tasks so far."""
+        if self.strength == 0.0:
+            return guidance
+        assert knowledge.server is not None and knowledge.classes_met is not None
+        made = self._synthesise(knowledge.server, guidance.shared, knowledge.classes_met)
+        return replace(guidance, shared={**guidance.shared, **made})
 
     def _synthesise(
         self, server: ServerModels, averaged: Arrays, classes: Sequence[int]

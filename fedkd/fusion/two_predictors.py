@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, Auxiliaries, Auxiliary
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.experts import Experts
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -22,7 +24,7 @@ ALONE = "alone"
 
 
 @dataclass(frozen=True, config=STRICT)
-class TwoPredictors(Experts):
+class TwoPredictors(LocalObjective, AuxNetworks, Experts):
     """Class experts for one model of each client, and beside it one that learns its own samples alone.
 
     ::
@@ -39,16 +41,16 @@ class TwoPredictors(Experts):
 
     name: ClassVar[str] = "two_predictors"
 
-    asked: ClassVar[tuple[str, ...]] = (OWN, ALONE)
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, ALONE)
 
     @cached_property
     def capabilities(self) -> Capabilities:
         """Needs and abilities at these hyper-parameters."""
         return replace(super().capabilities, needs={"gradients"})
 
-    def auxiliaries(self) -> Auxiliaries:
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
         """Return a, each client's with a start of its own, as models have that are not averaged."""
-        return {ALONE: Auxiliary(lambda make: make.like_own(), start="client")}
+        return {ALONE: AuxNetwork(lambda make: make.like_own(), start="client")}
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return the cross entropies of both, of which each moves its own network."""

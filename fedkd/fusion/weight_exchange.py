@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView
 
 
 @dataclass(frozen=True)
-class WeightExchange(ClientHalf):
+class WeightExchange(FusionStrategy):
     """Send the model; there is no guidance, because the next model takes the place of the last.
 
     Args:
@@ -30,6 +31,10 @@ class WeightExchange(ClientHalf):
         brings_model=True,
         uses_transfer_set=False,
     )
+
+    def fuse(self, knowledge: Knowledge, memory: Mapping[str, np.ndarray]) -> Guidance:
+        """Raise: one of Flower's strategies averages."""
+        raise NotImplementedError(f"'{self.name}' averages on a server of Flower's")
 
     def upload(self, client: ClientView) -> dict[str, np.ndarray]:
         """Return the client's parameters and buffers, by the names that its model gives them."""

@@ -8,7 +8,7 @@ from fedkd.errors import UserError
 from fedkd.scenario.schema import Population, Scenario
 
 if TYPE_CHECKING:
-    from fedkd.fusion.client_half import ClientHalf
+    from fedkd.fusion.strategy import FusionStrategy
 
 KEY = "asynchronous"
 
@@ -48,20 +48,19 @@ def check_asynchronous(scenario: Scenario) -> None:
             raise UserError(f"not allowed in a run that is asynchronous, {reason}", key=key)
 
 
-def check_asynchronous_strategy(scenario: Scenario, strategy: ClientHalf) -> None:
+def check_asynchronous_strategy(scenario: Scenario, strategy: FusionStrategy) -> None:
     """Refuse a strategy whose server has to have heard all clients of a round at once.
 
     Raises:
         UserError: Why it has to.
     """
     from fedkd.fusion.selection import asks_anew
-    from fedkd.fusion.strategy import FusionStrategy
     from fedkd.randomness import numpy_generator
 
     if scenario.asynchronous is None:
         return
     name, reason = scenario.fusion.strategy, None
-    if not isinstance(strategy, FusionStrategy):
+    if strategy.capabilities.by_flower:
         reason = "averages what all clients of a round send; use 'fedbuff' or 'fedasync'"
     elif strategy.capabilities.pools:
         reason = "trains on all clients' samples in one place"

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fedkd.errors import FedkdError, UserError, described
-from fedkd.fusion.auxiliary import OWN
-from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.auxiliary import OWN, networks_of
+from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.build import ModelFactory, blank_inputs, build_model
 from fedkd.models.mode import predicting
 from fedkd.plugins import contained
@@ -20,7 +20,7 @@ from fedkd.scenario.schema import ClientGroup
 
 
 def make_auxiliaries(
-    strategy: ClientHalf, factory: ModelFactory, model: nn.Module, seed: int, client: int
+    strategy: FusionStrategy, factory: ModelFactory, model: nn.Module, seed: int, client: int
 ) -> dict[str, nn.Module]:
     """Return the auxiliary networks of a client as they are before the first round, on the CPU.
 
@@ -35,7 +35,7 @@ def make_auxiliaries(
         UserError: One cannot be made with this model and these data.
     """
     networks: dict[str, nn.Module] = {OWN: model}
-    for name, auxiliary in strategy.auxiliaries().items():
+    for name, auxiliary in networks_of(strategy).aux_networks().items():
         own = derive_seed(seed, f"initial-weights-{name}", client=client)
         drawn = derive_seed(seed, "initial-weights") if auxiliary.start == "shared" else own
         try:
@@ -57,7 +57,7 @@ def make_auxiliaries(
 class _Maker:
     """What `fedkd.fusion.auxiliary.Maker` promises, for one network of one client."""
 
-    strategy: ClientHalf
+    strategy: FusionStrategy
     factory: ModelFactory
     networks: Mapping[str, nn.Module]
     seed: int
@@ -80,7 +80,10 @@ class _Maker:
         return made
 
     def shared_model(self, *, with_features: bool = False) -> nn.Module:
-        name, args = self.strategy.shared_model or "", self.strategy.shared_arguments
+        name, args = (
+            networks_of(self.strategy).shared_model or "",
+            networks_of(self.strategy).shared_arguments,
+        )
         factory = self.factory
         try:
             made = build_model(

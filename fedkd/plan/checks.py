@@ -13,7 +13,7 @@ from fedkd.scenario.load import PATH_DATASETS
 from fedkd.scenario.schema import Continual, Data, Scenario, TaskStream, Training
 
 if TYPE_CHECKING:
-    from fedkd.fusion.client_half import ClientHalf
+    from fedkd.fusion.strategy import FusionStrategy
 
 DRAWN_TRANSFERS = ("holdout", "noise")
 """Transfer sources that are no other data set."""
@@ -231,7 +231,7 @@ def _check_partition(data: Data) -> None:
         )
 
 
-def check_transfer_size(scenario: Scenario, strategy: ClientHalf) -> None:
+def check_transfer_size(scenario: Scenario, strategy: FusionStrategy) -> None:
     """Check that a strategy has transfer samples, if it needs any.
 
     Raises:

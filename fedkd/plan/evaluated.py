@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
+from fedkd.fusion.auxiliary import networks_of
 from fedkd.plan.poisoned import poisoned_clients
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Scenario
 
 if TYPE_CHECKING:
-    from fedkd.fusion.client_half import ClientHalf
+    from fedkd.fusion.strategy import FusionStrategy
 
 _TRAINED = "accuracy_trained_"
 
@@ -35,13 +36,13 @@ def counted_clients(scenario: Scenario) -> frozenset[int]:
     return evaluated - poisoned_clients(scenario) or evaluated
 
 
-def accuracies_of_each(strategy: ClientHalf) -> list[tuple[Literal["local", "global"], str, str]]:
+def accuracies_of_each(strategy: FusionStrategy) -> list[tuple[Literal["local", "global"], str, str]]:
     """Return split, metric and key of what is measured besides where a client's models are told apart."""
     splits: tuple[Literal["local", "global"], ...] = ("local", "global")
     return [
         (split, metric, f"{metric}_{split}")
         for split in splits
-        for name in strategy.answerers
+        for name in networks_of(strategy).eval_models
         for metric in (f"{_TRAINED}{name}", f"accuracy_{name}")
     ]
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from fedkd.errors import UserError
 from fedkd.fusion.mixing import is_mutual, parts
-from fedkd.fusion.strategy import FusionStrategy
 from fedkd.models.mix import architecture_names
 from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
@@ -59,7 +58,6 @@ def check_graph(plan: Plan) -> None:
             f"times the way to a server and back; topology.graph is '{kind}', in which there is none",
             key="clock",
         )
-    assert isinstance(strategy, FusionStrategy)
     if scenario.topology.mixing == "metropolis" and not all(map(is_mutual, some_rounds(plan, graph))):
         raise UserError(
             f"must be 'push_sum', or left out: in graph '{kind}' not everyone is heard by whom it hears",
@@ -76,7 +74,7 @@ def check_graph(plan: Plan) -> None:
 def _needs_server(plan: Plan) -> str | None:
     """Return what a strategy does on a server, to go on after its name; None: it does without."""
     strategy = plan.strategy
-    if not isinstance(strategy, FusionStrategy):
+    if strategy.capabilities.by_flower:
         return "averages weights on a server: take 'gossip', which has clients mix them"
     if "server" in strategy.capabilities.needs:
         return "trains a model on the server"

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 from fedkd.errors import UserError
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.registry import STRATEGIES
+from fedkd.fusion.strategy import FusionStrategy, answers_otherwise
 from fedkd.models.mix import architecture_names, client_models
 from fedkd.plan.hyperparameters import bind_strategy
 from fedkd.plan.schedule import Schedule
@@ -16,7 +16,7 @@ from fedkd.scenario.schema import Scenario
 
 
 def held_models(
-    scenario: Scenario, schedule: Schedule, strategy: ClientHalf | None = None
+    scenario: Scenario, schedule: Schedule, strategy: FusionStrategy | None = None
 ) -> tuple[Hashable, ...]:
     """Return which model each client holds after fusion, `[N]`: equal entries are one and the same model.
 
@@ -30,7 +30,7 @@ def held_models(
             strategy, _ = bind_strategy(scenario)
     can = Capabilities() if strategy is None else strategy.capabilities
     shares = can.shares_model or can.brings_model
-    answers_otherwise = strategy is not None and strategy.answers_otherwise
-    if shares and not answers_otherwise and (schedule.in_step or not can.fuses_by_task):
+    otherwise = strategy is not None and answers_otherwise(strategy)
+    if shares and not otherwise and (schedule.in_step or not can.fuses_by_task):
         return tuple(architecture_names(client_models(scenario)))
     return tuple(range(scenario.data.clients))

@@ -18,7 +18,7 @@ from fedkd.scenario.schema import FLOWER_PREFIX, Continual, Fusion, Scenario, Se
 
 if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
-    from fedkd.fusion.strategy import ClientHalf
+    from fedkd.fusion.strategy import FusionStrategy
 
 Part = TypeVar("Part")
 
@@ -57,7 +57,7 @@ _FLOWER = "fedkd.federation.flower_strategies"
 """Loaded by name, as registries load their parts: other plans need no Flower."""
 
 
-def bind_strategy(scenario: Scenario) -> tuple[ClientHalf, dict[str, Any]]:
+def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
     """Return the strategy of a scenario, and its hyper-parameters with every default filled in.
 
     Of one of Flower's strategies it is the client's half. Extra keys of `fusion` are the hyper-parameters.
@@ -105,7 +105,7 @@ def _bind(
     return part, table.filled_in(given, {name: getattr(part, name) for name in known})
 
 
-def _bind_flower(fusion: Fusion) -> tuple[ClientHalf, dict[str, Any]]:
+def _bind_flower(fusion: Fusion) -> tuple[FusionStrategy, dict[str, Any]]:
     from fedkd.fusion.weight_exchange import WeightExchange
 
     flower = import_module(_FLOWER)

@@ -14,6 +14,7 @@ from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described
 from fedkd.explain import show_value
+from fedkd.fusion.strategy import answers_otherwise, overrides
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.scenario.schema import Scenario
@@ -87,17 +88,20 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
             key="fusion.inference",
         )
-    if plan.strategy.answers_otherwise:
+    if answers_otherwise(plan.strategy):
         raise UserError(
             f"'{strategy}' answers evaluations by another model than the client's, and in a stream of tasks"
             " they are about the learner's outputs; use a strategy that exchanges predictions",
             key=KEY,
         )
-    if plan.strategy.shapes_local_loss and learner.shapes_training:
+    shapes = plan.capabilities.uses_local_loss or any(
+        overrides(plan.strategy, hook) for hook in ("rehearsal", "local_step")
+    )
+    if shapes and learner.shapes_training:
         what = (
             "teaches the present task's classes" if plan.capabilities.uses_local_loss else "rehearses others"
         )
-        what = "has a loss of its own" if plan.strategy.steps_locally else what
+        what = "has a loss of its own" if overrides(plan.strategy, "local_step") else what
         old = learner.trains_on_old_tasks
         why = "trains on the samples of earlier tasks too" if old else "has a loss of its own"
         raise UserError(
@@ -105,7 +109,11 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             f" {why}; use a strategy that exchanges predictions",
             key=KEY,
         )
-    if plan.strategy.steps_locally and not made_for_it and (learner.isolates or learner.scales_own_subspaces):
+    if (
+        overrides(plan.strategy, "local_step")
+        and not made_for_it
+        and (learner.isolates or learner.scales_own_subspaces)
+    ):
         raise UserError(
             f"'{strategy}' has a loss of its own in local training, which sees models by their own weights,"
             f" and '{learner.name}' puts others in their place for each task",

@@ -11,6 +11,7 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.errors import UserError
 from fedkd.fusion.averaging import HEAD, in_head
+from fedkd.fusion.strategy import teaches_targets
 from fedkd.models.build import blank_inputs
 from fedkd.models.mode import predicting
 from fedkd.plan.plan import Plan
@@ -59,7 +60,7 @@ def check_relations(plan: Plan, models: Sequence[Any]) -> None:
         UserError: What is missing, and whose model lacks it.
     """
     scenario, key = plan.scenario, "fusion.relations"
-    if not plan.strategy.teaches_targets:
+    if not teaches_targets(plan.strategy):
         raise UserError(
             f"not allowed with '{scenario.fusion.strategy}', whose guidance is no targets of transfer samples"
             " that could be related",

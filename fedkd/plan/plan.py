@@ -25,7 +25,7 @@ from fedkd.scenario.stream import resolve_rounds, resolve_stream
 if TYPE_CHECKING:
     from fedkd.continual.learner import Learner
     from fedkd.fusion.capabilities import Capabilities
-    from fedkd.fusion.client_half import ClientHalf
+    from fedkd.fusion.strategy import FusionStrategy
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Plan:
     """
 
     scenario: Scenario
-    strategy: ClientHalf
+    strategy: FusionStrategy
     learner: Learner | None
     schedule: Schedule
     groups: tuple[ClientGroup, ...]

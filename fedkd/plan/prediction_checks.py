@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from fedkd.errors import UserError
-from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.strategy import overrides, teaches_targets
 from fedkd.plan.plan import Plan
 
 
@@ -29,7 +28,7 @@ def check_filters(plan: Plan, classes: int) -> None:
     if not fusion.filters:
         return
     key = "fusion.filters"
-    plain = type(strategy).targets_of is ClientHalf.targets_of and strategy.teaches_targets
+    plain = not overrides(strategy, "targets_of") and teaches_targets(strategy)
     if not plain or Kind.TRANSFER_LOGITS not in kinds or Kind.WEIGHTS in kinds:
         raise UserError(
             f"not allowed with '{fusion.strategy}', which does not turn predictions on transfer samples into"
@@ -37,9 +36,7 @@ def check_filters(plan: Plan, classes: int) -> None:
             key=key,
         )
     for place, wanted in enumerate(fusion.filters):
-        if wanted.by == "relevance" and not (
-            isinstance(strategy, FusionStrategy) and strategy.capabilities.mixes
-        ):
+        if wanted.by == "relevance" and not strategy.capabilities.mixes:
             raise UserError(
                 f"'relevance' needs a strategy that mixes predictions for each client, such as 'knfu'; here"
                 f" '{fusion.strategy}' does not",

@@ -8,8 +8,8 @@ from typing import Any
 
 from fedkd.data.partition_replacement import SCHEMES
 from fedkd.data.registry import PARTITIONS
-from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import FusionStrategy, overrides, teaches_targets
 from fedkd.models.registry import ESTIMATORS
 from fedkd.plan.graph import PLACED, WITH_K
 from fedkd.scenario.schema import Scenario
@@ -75,7 +75,7 @@ def _of_ray(key: str) -> Reader:
     return _with(f"engine.{key}", "engine.kind", "ray")
 
 
-def _of_strategy(key: str, only: str, reads: Callable[[Scenario, ClientHalf], bool], *by: str) -> Reader:
+def _of_strategy(key: str, only: str, reads: Callable[[Scenario, FusionStrategy], bool], *by: str) -> Reader:
     return Reader(key, ("fusion.strategy", *by), only, reads, asks_strategy=True)
 
 
@@ -83,11 +83,11 @@ def _has_networks(scenario: Scenario) -> bool:
     return any(group.model not in ESTIMATORS for group in scenario.clients)
 
 
-def _distils(scenario: Scenario, strategy: ClientHalf) -> bool:
-    return strategy.teaches_targets and scenario.fusion.distill_epochs > 0
+def _distils(scenario: Scenario, strategy: FusionStrategy) -> bool:
+    return teaches_targets(strategy) and scenario.fusion.distill_epochs > 0
 
 
-def _copies_distil(scenario: Scenario, strategy: ClientHalf) -> bool:
+def _copies_distil(scenario: Scenario, strategy: FusionStrategy) -> bool:
     mapped = scenario.measure is not None and scenario.measure.transferability is not None
     return mapped or _distils(scenario, strategy)
 
@@ -97,13 +97,13 @@ def _rehearses(scenario: Scenario, _: Any) -> bool:
     return getattr(scenario.training, "recipe", "") == "joint" if weight is None else weight > 0
 
 
-def _weighs_age_itself(strategy: ClientHalf) -> bool:
+def _weighs_age_itself(strategy: FusionStrategy) -> bool:
     return strategy.capabilities.stale_decay is not None
 
 
-def _sends(scenario: Scenario, strategy: ClientHalf, is_meant: Callable[[Kind], bool]) -> bool:
+def _sends(scenario: Scenario, strategy: FusionStrategy, is_meant: Callable[[Kind], bool]) -> bool:
     """Return whether clients send something of a kind; a strategy that finds kinds out may."""
-    if type(strategy).kinds_of is not ClientHalf.kinds_of:
+    if overrides(strategy, "kinds_of"):
         return True
     return strategy.capabilities.sends != "nothing" and any(
         is_meant(kind) for kind in strategy.capabilities.kinds.values()
@@ -177,7 +177,7 @@ TABLE: tuple[Reader, ...] = (
     *map(_of_batches, ("batch_size", "local_epochs")),
     # [fusion]
     _of_strategy(
-        "fusion.distill_epochs", "strategies whose clients distil targets", lambda s, h: h.teaches_targets
+        "fusion.distill_epochs", "strategies whose clients distil targets", lambda s, h: teaches_targets(h)
     ),
     *(
         _of_strategy(

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fedkd.errors import UserError
+from fedkd.fusion.strategy import teaches_targets
 from fedkd.scenario.schema import Scenario
 
 if TYPE_CHECKING:
-    from fedkd.fusion.strategy import ClientHalf
+    from fedkd.fusion.strategy import FusionStrategy
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ JOINT = Recipe(1.0, 0.3)
 """ρ = 0.3 is what a pilot with other code and other models had found."""
 
 
-def recipe_of(scenario: Scenario, strategy: ClientHalf) -> Recipe:
+def recipe_of(scenario: Scenario, strategy: FusionStrategy) -> Recipe:
     """Return the weights that `fusion` gives, else those of the recipe, else those of the paper."""
     usual, fusion = _usual(scenario, strategy), scenario.fusion
     return Recipe(
@@ -39,21 +40,21 @@ def recipe_of(scenario: Scenario, strategy: ClientHalf) -> Recipe:
     )
 
 
-def _usual(scenario: Scenario, strategy: ClientHalf) -> Recipe:
+def _usual(scenario: Scenario, strategy: FusionStrategy) -> Recipe:
     if scenario.training.recipe == "joint":
         return JOINT
     return Recipe(1.0, 0.0) if strategy.capabilities.trains_jointly else ALTERNATING
 
 
-def followed(scenario: Scenario, strategy: ClientHalf) -> list[str]:
+def followed(scenario: Scenario, strategy: FusionStrategy) -> list[str]:
     """Return the keys of `fusion` whose weights are those of the recipe and the strategy."""
     usual = asdict(_usual(scenario, strategy))
     return [key for key, value in usual.items() if getattr(scenario.fusion, key) == value]
 
 
-def check_recipe(scenario: Scenario, strategy: ClientHalf) -> None:
+def check_recipe(scenario: Scenario, strategy: FusionStrategy) -> None:
     """Refuse to train jointly on targets where a strategy has none."""
-    if strategy.teaches_targets:
+    if teaches_targets(strategy):
         return
     name, rehearse = scenario.fusion.strategy, recipe_of(scenario, strategy).rehearse
     if scenario.training.recipe == "joint":

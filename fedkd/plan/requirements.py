@@ -13,7 +13,9 @@ from fedkd.data.budget import check_fits
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.errors import UserError
+from fedkd.fusion.extent import ServerModel
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.strategy import overrides
 from fedkd.models.build import build_model
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.graph_checks import check_graph
@@ -65,7 +67,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             f"'{name}' trains on all samples of all clients, so that none is left to choose by",
             key="training.held_out" if scenario.training.held_out else "fusion.own_prior",
         )
-    if plan.strategy.trains_in_phases and plan.learner is not None:
+    if overrides(plan.strategy, "phases") and plan.learner is not None:
         raise UserError(
             f"'{name}' trains parts of a model in phases of its own, and in a stream of tasks a learner says"
             " what is trained when; use 'fedper', which trains both parts together",
@@ -92,7 +94,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             " use 'knfu'",
             key=KEY,
         )
-    if plan.strategy.has_auxiliaries and plan.learner is not None:
+    if overrides(plan.strategy, "aux_networks") and plan.learner is not None:
         raise UserError(
             f"'{name}' has clients train networks besides their models, which a learner of a stream of tasks"
             " knows nothing of; use a strategy that exchanges predictions",
@@ -134,8 +136,8 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
             ' data.transfer.source = "holdout" has',
             key=KEY,
         )
-    if plan.strategy.server_model is not None:
-        _check_server_model(plan, first_task(data))
+    if isinstance(plan.strategy, ServerModel) and plan.strategy.server_model is not None:
+        _check_server_model(plan, plan.strategy, first_task(data))
     if plan.capabilities.pretrain_epochs > 0:
         _check_pretraining(plan, first_task(data), models)
     check_transferability(plan, models, len(first_task(data).transfer_x))
@@ -161,9 +163,9 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         )
 
 
-def _check_server_model(plan: Plan, data: FederatedData) -> None:
+def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) -> None:
     """Refuse a model of the server's that does not exist, or does not fit the data."""
-    strategy, scenario = plan.strategy, plan.scenario
+    scenario = plan.scenario
     group = ClientGroup(model=strategy.server_model or "", args=dict(strategy.server_args))
     try:
         build_model(

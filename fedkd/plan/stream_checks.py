@@ -7,9 +7,8 @@ from torch import nn
 from fedkd.continual.statistics import statistics_names
 from fedkd.continual.subspace import check_layers
 from fedkd.errors import UserError
-from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.selection import asks_anew
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.strategy import overrides
 from fedkd.plan.plan import Plan
 from fedkd.randomness import numpy_generator
 
@@ -27,7 +26,6 @@ def check_bank(plan: Plan) -> None:
     elif "masks" in can.needs and plan.learner is not None and plan.learner.trains_masked_weights:
         reason = f"hears no more of a mask once '{plan.learner.name}' has settled it"
     else:
-        assert isinstance(strategy, FusionStrategy)
         generator = numpy_generator(scenario.seed, "request", round=1)
         if asks_anew(strategy, scenario.data.transfer.size, generator):
             reason = "asks for other transfer samples every round, which old predictions are not about"
@@ -76,7 +74,7 @@ def check_backward(plan: Plan) -> None:
             "needs clients that meet tasks later than others, such as by order = 'shuffled' or"
             " clock = 'uniform'; here all go on at once, and nobody knows more of an old task"
         )
-    elif strategy.capabilities.uses_local_loss or type(strategy).apply is not ClientHalf.apply:
+    elif strategy.capabilities.uses_local_loss or overrides(strategy, "apply"):
         reason = f"not allowed: guidance of '{fusion.strategy}' shapes what clients keep for the present task"
     elif learner.keeps_closed is not None:
         reason = f"not allowed: '{learner.name}' {learner.keeps_closed}"

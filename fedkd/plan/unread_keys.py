@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from fedkd.errors import UserError
 from fedkd.explain import show_value
-from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.strategy import FusionStrategy
 from fedkd.plan.readers import TABLE, Reader, at
 from fedkd.scenario.schema import Scenario
 
@@ -60,7 +60,7 @@ def _touch(one: str, other: str) -> bool:
 
 
 def without_moot_keys(
-    scenario: Scenario, strategy: ClientHalf | None = None, layers: OverrideLayers = NO_OVERRIDES
+    scenario: Scenario, strategy: FusionStrategy | None = None, layers: OverrideLayers = NO_OVERRIDES
 ) -> Scenario:
     """Return a scenario without keys that a higher layer made moot.
 
@@ -86,7 +86,7 @@ def without_moot_keys(
     return scenario
 
 
-def _moot(scenario: Scenario, strategy: ClientHalf | None) -> Iterator[Reader]:
+def _moot(scenario: Scenario, strategy: FusionStrategy | None) -> Iterator[Reader]:
     for row in TABLE:
         asked = row.asks_strategy == (strategy is not None) and is_set(scenario, row.key)
         if asked and not row.reads(scenario, strategy):

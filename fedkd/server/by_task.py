@@ -20,7 +20,7 @@ TASK = "task/"
 class FusingByTask:
     """Hands a strategy the knowledge of one task at a time, which it takes for the only one.
 
-    To a strategy that does not fuse by task (`ClientHalf.fuses_by_task`) all clients are at one.
+    To a strategy that does not fuse by task (`Capabilities.fuses_by_task`) all clients are at one.
 
     Args:
         strategy: How knowledge is fused.

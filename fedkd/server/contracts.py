@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
-from fedkd.fusion.client_half import ClientHalf
-from fedkd.fusion.strategy import FusionStrategy
+from fedkd.fusion.strategy import FusionStrategy, overrides, teaches_targets
 from fedkd.fusion.views import Architecture, Arrays, ServerLoss
 from fedkd.server.models import TransferSetModels
 from fedkd.training.device import prepare_inputs
@@ -63,7 +62,7 @@ class Kept:
         """Return a copy of what can change: hyper-parameters, and attributes of its classes."""
         found = {field.name: getattr(strategy, field.name, None) for field in fields(strategy)}  # type: ignore[arg-type]
         for owner in type(strategy).__mro__:
-            if issubclass(owner, ClientHalf) and owner not in (ClientHalf, FusionStrategy):
+            if issubclass(owner, FusionStrategy) and owner not in (FusionStrategy, FusionStrategy):
                 found |= {f"{owner.__name__}.{name}": value for name, value in vars(owner).items()}
         return Kept({name: _copied(value) for name, value in found.items() if _is_data(name, value)})
 
@@ -102,7 +101,7 @@ def check_targets(strategy: FusionStrategy, guidance: Arrays) -> None:
     added to its targets.
     """
     targets = guidance.get("targets")
-    asked = type(strategy).targets_of is ClientHalf.targets_of and strategy.teaches_targets
+    asked = not overrides(strategy, "targets_of") and teaches_targets(strategy)
     if targets is None or not asked or not len(targets):
         return
     rows = np.asarray(targets[:LOOKED_AT], dtype=np.float32)

@@ -32,7 +32,7 @@ def fuse_filtered(
 ) -> Filtered:
     """Fuse what filters leave.
 
-    A strategy that mixes predictions under weights (`FusionStrategy.mixes`) mixes those that are left; the
+    A strategy that mixes predictions under weights (`Capabilities.mixes`) mixes those that are left; the
     weights of each receiver on each sample sum to 1 again. In what a client seems to know, the mean of its
     others stands in for what is dropped. To any other strategy, a client that is dropped from a sample says
     what the others say on average. A sample of which nobody is left is not taught. Where nothing is dropped,

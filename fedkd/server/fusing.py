@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.filters import Wanted
 from fedkd.fusion.forms import sizes_of
@@ -155,9 +156,10 @@ class Fusing:
         models = self._models_of(0)
         if models is None or Kind.WEIGHTS not in self.strategy.capabilities.kinds.values():
             return found, None
-        shared = self.strategy.shared_model
+        networks = networks_of(self.strategy)
+        shared = networks.shared_model
         own = models.architecture_of(client)
-        architecture = own if shared is None else models.architecture(shared, self.strategy.shared_arguments)
+        architecture = own if shared is None else models.architecture(shared, networks.shared_arguments)
         if architecture not in self._networks:
             weights, trainable = models.initial_weights(architecture), models.trainable(architecture)
             network = Network.like(weights, trainable)
@@ -171,10 +173,10 @@ class Fusing:
             return
         self._started = True
         models = self._models(0)
-        guidance = self.strategy.prologue(models) if models is not None else None
+        guidance = self.strategy.prepare(models) if models is not None else None
         if guidance is not None:
             if not isinstance(guidance, Guidance):
-                raise TypeError(f"prologue returned a {type(guidance).__name__}; must be a Guidance")
+                raise TypeError(f"prepare returned a {type(guidance).__name__}; must be a Guidance")
             check_arrays(guidance.memory, "the first guidance's memory")
             check_arrays(guidance.shared, "what the first guidance gives clients")
             self._memory = dict(guidance.memory)
@@ -223,7 +225,9 @@ class Fusing:
             knowledge = replace(knowledge, new=new, freshness=fresh, awaited=awaited)
         with one_blas_thread():
             fused = fuse_filtered(self.strategy, knowledge, self._memory, self._known.filters)
-        guidance = fused.guidance
+            guidance = fused.guidance
+            if knowledge.classes_met is not None:
+                guidance = self.strategy.end_task(knowledge, guidance)
         check_guidance(guidance, knowledge)
         self._memory = dict(guidance.memory)
         if self.strategy.capabilities.brings_model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 
@@ -12,7 +12,7 @@ from fedkd.clients.factory import ClientFactory, model_outputs
 from fedkd.clients.upload import arrive, upload_stages
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
-from fedkd.fusion.client_half import ClientHalf
+from fedkd.fusion.extent import ServerModel
 from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import Arrays, FitSummary
 from fedkd.plan.plan import Plan
@@ -41,7 +41,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     unfiltered = plan.scenario.fusion.model_copy(update={"filters": []})
     plan = replace(plan, scenario=plan.scenario.model_copy(update={"fusion": unfiltered}))
     scenario, strategy, schedule = plan.scenario, _untrained(plan.strategy), plan.schedule
-    assert isinstance(strategy, FusionStrategy)
+    assert not strategy.capabilities.by_flower
     kept = Kept.of(strategy)
     rounds = range(1, schedule.rounds + 1)
     round = next((round for round in rounds if schedule.participants(round)), 1)
@@ -91,9 +91,9 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
     return int(up / max(len(alike), 1) * len(everyone) + 0.5), int(each * len(everyone) + 0.5)
 
 
-def _untrained(strategy: ClientHalf) -> ClientHalf:
+def _untrained(strategy: FusionStrategy) -> FusionStrategy:
     """Return a strategy whose server's model, if it has one, says what it says in the beginning."""
-    if strategy.server_model is None or "server_epochs" not in {f.name for f in fields(strategy)}:  # type: ignore[arg-type]
+    if not isinstance(strategy, ServerModel) or strategy.server_model is None:
         return strategy
     return replace(strategy, server_epochs=0)  # type: ignore[type-var]
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from fedkd.catalogue import toml_value
-from fedkd.fusion.client_half import ClientHalf
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.registry import STRATEGIES
+from fedkd.fusion.strategy import FusionStrategy
 from fedkd.fusion.views import FitSummary
 from fedkd.fusion.weight_exchange import WeightExchange
 from reference.markdown import code, page, prose, table
@@ -70,7 +70,7 @@ class Sent:
     bytes: str
 
 
-def sent_by(strategy: ClientHalf) -> list[Sent]:
+def sent_by(strategy: FusionStrategy) -> list[Sent]:
     """Return what a strategy's clients send, in the order of the upload."""
     if strategy.capabilities.sends == "nothing":
         return []
@@ -103,7 +103,7 @@ def _flower() -> Iterator[list[str]]:
         label = ""
 
 
-def _rows_of(name: str, strategy: ClientHalf) -> Iterator[list[str]]:
+def _rows_of(name: str, strategy: FusionStrategy) -> Iterator[list[str]]:
     label = f"[`{name}`](strategies.md#{name})"
     sent = sent_by(strategy)
     if not sent:

@@ -19,9 +19,10 @@ from fedkd.clients.memory import bytes_of_client, checked_models
 from fedkd.clients.view import RoundView
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
-from fedkd.fusion.auxiliary import Auxiliary
+from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.local import Local
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.plan.load import parse_plan, parse_scenario
 from fedkd.training.weights import weights_of
 
@@ -29,7 +30,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "strategies.md"
 
 
 @dataclass(frozen=True)
-class Beside(Local):
+class Beside(LocalObjective, AuxNetworks, Local):
     """Trains a small model, a copy like the own one and a projection of its own, and answers by the first."""
 
     name: ClassVar[str] = "beside"
@@ -41,11 +42,11 @@ class Beside(Local):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shared_args", self.shared_args or {"hidden": [6]})
 
-    def auxiliaries(self):
+    def aux_networks(self):
         return {
-            "small": Auxiliary(lambda make: make.shared_model(with_features=True), lr=0.003),
-            "copy": Auxiliary(lambda make: make.like_own(), trained=False),
-            "projection": Auxiliary(self.projection, start="client"),
+            "small": AuxNetwork(lambda make: make.shared_model(with_features=True), lr=0.003),
+            "copy": AuxNetwork(lambda make: make.like_own(), trained=False),
+            "projection": AuxNetwork(self.projection, start="client"),
         }
 
     def local_step(self, client, guidance):

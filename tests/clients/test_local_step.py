@@ -17,6 +17,7 @@ from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.local import Local
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.models.build import build_group_models
 from fedkd.plan.load import parse_plan
@@ -26,7 +27,7 @@ from fedkd.training.vectorised import VectorisedExecutor
 
 
 @dataclass(frozen=True)
-class Watching(Local):
+class Watching(LocalObjective, Local):
     """Minimises the cross entropy, as if it said nothing, and takes down what it is shown."""
 
     name: ClassVar[str] = "watching"

@@ -16,6 +16,7 @@ from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
+from fedkd.fusion.auxiliary import AuxNetworks
 from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.local import Local
 from fedkd.fusion.registry import STRATEGIES, load_strategy_class
@@ -38,7 +39,7 @@ class Answers(nn.Module):
 
 
 @dataclass(frozen=True)
-class Moved(Local):
+class Moved(AuxNetworks, Local):
     """Answers class 3, whatever the client's model says."""
 
     name: ClassVar[str] = "moved"
@@ -98,7 +99,7 @@ def test_a_stream_is_refused(digits_scenario):
 
 def test_only_networks_can_be_asked_otherwise(monkeypatch):
     @dataclass(frozen=True)
-    class Elsewhere(Local):
+    class Elsewhere(AuxNetworks, Local):
         name: ClassVar[str] = "elsewhere"
         predictor = Moved.predictor
 
@@ -109,10 +110,10 @@ def test_only_networks_can_be_asked_otherwise(monkeypatch):
 
 def test_what_measures_several_or_tries_says_so_before_a_run(monkeypatch):
     @dataclass(frozen=True)
-    class Nameless(Local):
+    class Nameless(AuxNetworks, Local):
         """Names two models and has none."""
 
-        answerers: ClassVar[tuple[str, ...]] = ("one", "other")
+        eval_models: ClassVar[tuple[str, ...]] = ("one", "other")
         capabilities: ClassVar[Capabilities] = replace(Local.capabilities, needs={"gradients"})
 
     @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def test_what_measures_several_or_tries_says_so_before_a_run(monkeypatch):
 
         capabilities: ClassVar[Capabilities] = replace(Local.capabilities, trials=2)
 
-    for cls, told in ((Nameless, "defines `answerer`"), (Tries, "try guidance out, so it `needs`")):
+    for cls, told in ((Nameless, "defines `eval_model`"), (Tries, "try guidance out, so it `needs`")):
         monkeypatch.setattr(STRATEGIES, "load", lambda name, search=(), cls=cls: cls)
         with pytest.raises(UserError, match=f"'elsewhere' .*{told}"):
             load_strategy_class("elsewhere")

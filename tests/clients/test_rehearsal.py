@@ -15,6 +15,7 @@ from fedkd.continual.naive import Naive
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.local import Local
+from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.views import ClientView, Rehearsal
 from fedkd.models.build import build_group_models
 from fedkd.plan.load import parse_plan
@@ -26,7 +27,7 @@ BATCH = 20
 
 
 @dataclass(frozen=True)
-class Rehearsing(Local):
+class Rehearsing(LocalObjective, Local):
     """Exchanges nothing, and has clients bring made-up samples to logits of zero."""
 
     count: int = 0

@@ -161,7 +161,7 @@ EXTENT = Extent(clients=4, samples=60, classes=10, private=320, width=200)
 )
 def test_what_a_server_trains(strategy, expected):
     extent = replace(EXTENT, model=1e6, architectures={"mlp": (1e3, 4)})
-    assert strategy.server_work(extent) == pytest.approx(expected)
+    assert strategy.server_cost(extent) == pytest.approx(expected)
 
 
 def test_remedies_bring_it_down_to_half():

@@ -90,7 +90,7 @@ def run_by_parts(
     """Run fedkd's own halves of the strategy without messages; return what the server has, and each c_n."""
     strategy = clients[0]._strategy
     assert isinstance(strategy, Scaffold)
-    guidance = strategy.prologue(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0))
+    guidance = strategy.prepare(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0))
     for round, present in enumerate(rounds, start=1):
         uploads = []
         for n in present:
@@ -111,7 +111,7 @@ def run_by_parts(
 def start_of(plan: Plan, data: FederatedData) -> np.ndarray:
     return (
         Scaffold()
-        .prologue(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0))
+        .prepare(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0))
         .shared["parameters"]
     )
 
@@ -155,7 +155,7 @@ def test_a_client_without_steps_keeps_its_control_variate(plan_with):
     client = ClientFactory(plan, data).build(0)
     client.complete(
         client.learn(
-            Scaffold().prologue(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0)).shared, 0
+            Scaffold().prepare(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0)).shared, 0
         )
     )
     client.complete(client.train(1))

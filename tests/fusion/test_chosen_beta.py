@@ -79,7 +79,7 @@ def test_one_beta_is_knfu_and_is_not_tried():
     strategy.apply(client, guidance_for(1, found))
     assert strategy.capabilities.trials == 0 and client.trials == [] and not found.shared
     assert_array_equal(client.distilled[0][0], guidance_for(1, found)["targets_0"])
-    assert strategy.choices(client) == {"beta": 2.0}
+    assert strategy.client_metrics(client) == {"beta": 2.0}
 
 
 def test_accuracy_and_half_the_agreement_decide():
@@ -91,7 +91,7 @@ def test_accuracy_and_half_the_agreement_decide():
     asked = len(client.trials[0][2])
     scores = [right / 10 + 0.5 * agreed / asked for right, agreed in outcomes]
     best = int(np.argmax(scores))
-    assert strategy.choices(client) == {"beta": (0, 1, 5)[best]} and best > 0
+    assert strategy.client_metrics(client) == {"beta": (0, 1, 5)[best]} and best > 0
     (targets, samples), found = client.distilled[-1], strategy.targets_of(client, guidance)
     assert samples is None and (targets == best).all() and found is not None and found[0] is targets
     alone, _ = client_and_guidance(outcomes)

@@ -14,8 +14,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from rounds import assert_distributions, guidance_for
 from small_views import SmallClient, SmallServer
 
+from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.capabilities import capabilities_of
 from fedkd.fusion.kinds import Kind
+from fedkd.fusion.local_objective import objective_of
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.fusion.soft_labels import TeacherLogits
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
@@ -216,7 +218,7 @@ class Round:
             for n in range(clients)
         ]
         speaks_first = strategy.capabilities.needs & {"weights", "server"}
-        first = strategy.prologue(self.server) if speaks_first else None
+        first = strategy.prepare(self.server) if speaks_first else None
         self.memory = {} if first is None else dict(first.memory)
         for client, row in zip(self.clients, everyone.weights, strict=True):
             if first is not None:
@@ -224,9 +226,9 @@ class Round:
             client.last_fit = FitSummary(client.weights(), steps=2, lr=0.1)
             split = start["weight"].size
             weight, bias = row[:split].reshape(start["weight"].shape), row[split:]
-            strategy.before_training(client)
+            objective_of(strategy).before_training(client)
             of = "head." if "linear_head" in strategy.capabilities.needs else ""
-            for network in ("model", *strategy.auxiliaries()):
+            for network in ("model", *networks_of(strategy).aux_networks()):
                 client.load_weights({f"{of}weight": weight, f"{of}bias": bias}, network)
 
     def uploads(self) -> list[dict[str, np.ndarray]]:

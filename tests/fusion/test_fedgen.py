@@ -99,7 +99,7 @@ def test_whole_models_are_averaged_by_samples_where_all_have_one_architecture():
         extra={name: [upload[name] for upload in uploads] for name in uploads[0] if name != "label_counts"},
         server=SmallServer(np.zeros((1, 3), np.float32), 4, {0: "one", 1: "one"}),
     )
-    assert strategy.prologue(knowledge.server) is None, "models of one architecture begin alike"
+    assert strategy.prepare(knowledge.server) is None, "models of one architecture begin alike"
     before = [client.weights() for client in clients]
     arriving = client_of(strategy)
     strategy.apply(arriving, strategy.fuse(knowledge, {}).shared)
@@ -124,7 +124,7 @@ def test_all_begin_with_one_head_and_without_a_generator():
     server = Headed(np.zeros((1, 3), np.float32), 4, {0: "first", 1: "second"})
     strategy, client = FedGen(), client_of(FedGen())
     before, made = client.weights(), client.weights(GENERATOR)
-    guidance = strategy.prologue(server)
+    guidance = strategy.prepare(server)
     assert not guidance.memory, "the generator begins when it is first trained"
     strategy.apply(client, guidance.shared)
     first = server.initial_weights("first")

@@ -61,4 +61,4 @@ def test_a_shared_model_that_is_wider_than_the_own_one_is_refused():
             return 8 if network == SHARED else 4
 
     with pytest.raises(UserError, match="at most as wide as those of every client's model, 4, got 8"):
-        FedMRL().auxiliaries()[PROJECTION].make(Wide())
+        FedMRL().aux_networks()[PROJECTION].make(Wide())

@@ -96,7 +96,7 @@ def parts_in(table) -> dict[tuple[int, int], np.ndarray]:
 
 def start() -> tuple[FedWeIT, Guidance]:
     strategy = FedWeIT()
-    return strategy, strategy.prologue(Server())
+    return strategy, strategy.prepare(Server())
 
 
 def test_a_unit_is_the_mean_over_those_who_sent_it_and_stays_if_nobody_did():

@@ -104,7 +104,7 @@ class Linear(SeveralNetworks):
 def test_clients_go_on_with_exactly_what_the_server_has(energy):
     strategy = FedKD(shared_model="plain", energy_start=energy, energy_end=energy)
     server = SmallServer(np.zeros((1, 40), np.float32), 30, {})
-    first = strategy.prologue(server)
+    first = strategy.prepare(server)
     memory, clients = dict(first.memory), [Linear(), Linear(), Linear()]
     for client in clients:
         strategy.apply(client, first.shared)
@@ -151,7 +151,7 @@ def test_the_mean_change_does_not_follow_the_order_of_clients(energy):
     """Each client has changed one direction, as much as the others: the mean has equal singular values."""
     strategy = FedKD(shared_model="plain", energy_start=energy, energy_end=energy)
     server = SmallServer(np.zeros((1, 40), np.float32), 30, {})
-    memory = strategy.prologue(server).memory
+    memory = strategy.prepare(server).memory
     u, v = np.zeros((30, 16)), np.zeros((40, 16))
     u[5:21], v[7:23] = hadamard(16) / 4, hadamard(16)[::-1] / 4  # float32 has these numbers exactly
     like = server.initial_weights("plain")

@@ -58,7 +58,7 @@ CLIENTS = [trained(5), trained(2), trained(9)]
 
 def test_fedbuff_goes_the_mean_way_and_divides_by_the_number():
     strategy = FedBuff(server_lr=0.5)
-    memory = strategy.prologue(SERVER).memory
+    memory = strategy.prepare(SERVER).memory
     uploads = [strategy.upload(client) for client in CLIENTS]
     new = strategy.fuse(knowledge(uploads, [0, 3, 8]), memory).shared
     ways = [flat(client.weights()) - flat(START) for client in CLIENTS]
@@ -71,7 +71,7 @@ def test_fedbuff_goes_the_mean_way_and_divides_by_the_number():
 
 def test_fedasync_mixes_a_model_in_the_less_the_older_it_is():
     strategy = FedAsync(mixing=0.6)
-    memory = strategy.prologue(SERVER).memory
+    memory = strategy.prepare(SERVER).memory
     new = strategy.fuse(knowledge([strategy.upload(CLIENTS[0])], [3]), memory).shared
     expected = (1 - 0.3) * flat(START) + 0.3 * flat(CLIENTS[0].weights())
     assert_allclose(flat(new), expected, rtol=0, atol=1e-6)
@@ -79,7 +79,7 @@ def test_fedasync_mixes_a_model_in_the_less_the_older_it_is():
 
 @pytest.mark.parametrize("strategy", [FedBuff(), FedAsync()])
 def test_uploads_that_come_with_another_call_count_as_if_with_one(strategy):
-    memory = strategy.prologue(SERVER).memory
+    memory = strategy.prepare(SERVER).memory
     uploads = [strategy.upload(client) for client in CLIENTS]
     whole = strategy.fuse(knowledge(uploads, [0, 1, 2]), memory)
     first = strategy.fuse(knowledge(uploads[:2], [0, 1], awaited=1), memory)
@@ -92,7 +92,7 @@ def test_uploads_that_come_with_another_call_count_as_if_with_one(strategy):
 
 def test_without_ages_fedbuff_is_the_plain_mean_of_models():
     strategy = FedBuff()
-    memory = strategy.prologue(SERVER).memory
+    memory = strategy.prepare(SERVER).memory
     uploads = [strategy.upload(client) for client in CLIENTS]
     new = strategy.fuse(knowledge(uploads, [0, 0, 0], exponent=None), memory).shared
     assert_allclose(flat(new), np.mean([flat(c.weights()) for c in CLIENTS], axis=0), rtol=0, atol=1e-6)

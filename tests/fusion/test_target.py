@@ -28,17 +28,16 @@ def fused(
             for name, values in server.initial_weights("normed").items()
         }
         uploads.append(pack(weights))
-    return strategy.fuse(
-        Knowledge(
-            clients=(0, 1),
-            logits=None,
-            samples=np.array(samples),
-            extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
-            server=server,
-            classes_met=classes_met,
-        ),
-        {},
+    knowledge = Knowledge(
+        clients=(0, 1),
+        logits=None,
+        samples=np.array(samples),
+        extra={name: [upload[name] for upload in uploads] for name in uploads[0]},
+        server=server,
+        classes_met=classes_met,
     )
+    guidance = strategy.fuse(knowledge, {})
+    return guidance if classes_met is None else strategy.end_task(knowledge, guidance)
 
 
 @pytest.mark.parametrize("distil", ["met", "all"])
