@@ -150,7 +150,6 @@ class Client(ModelKind):
         view = RoundView(self, round, request)
         arrays = self._strategy.upload(view)
         check_arrays(arrays, f"what `upload` of '{self._scenario.fusion.strategy}' returned")
-        view.settle()
         self.last_fit = None  # the weights it began with are of no further use
         return self.sent(arrays, self._strategy.kinds_of(arrays), round)
 
@@ -183,8 +182,9 @@ class Client(ModelKind):
         guidance = Received(guidance)
         self.effect.follow(guidance)
         view = RoundView(self, round)
-        self._strategy.apply(view, guidance)
-        yield from view.distillations()
+        found = self._strategy.apply(view, guidance)
+        if found is not None:
+            yield from self.be_taught(*found, round)
 
     def be_taught(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
         """Distil targets, and keep them if they are to be rehearsed.

@@ -10,7 +10,6 @@ import numpy as np
 from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.label_means import mean_of_label
 from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask, Trial
-from fedkd.training.executor import Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +31,6 @@ class RoundView:
         self._client = client
         self._round = round
         self._request = request
-        self._distillations: list[tuple[np.ndarray, np.ndarray | None]] = []
         self.memory = client.memory
 
     @property
@@ -42,18 +40,15 @@ class RoundView:
 
     def logits(self) -> np.ndarray:
         """Predict the requested transfer samples: `[M, C]` float32."""
-        self.settle()
         x = self._client.data.transfer_x
         return self._client.predict(x if self._request is None else x[self._request])
 
     def private_logits(self) -> np.ndarray:
         """Predict the client's own training samples: `[S, C]` float32."""
-        self.settle()
         return self._client.predict(self._client.data.train_x)
 
     def private_features(self) -> np.ndarray:
         """Return the features of the client's own training samples: `[S, F]` float32."""
-        self.settle()
         return self._client.features(self._client.data.train_x)
 
     def private_labels(self) -> np.ndarray:
@@ -62,7 +57,6 @@ class RoundView:
 
     def held_out(self) -> tuple[np.ndarray, np.ndarray]:
         """Return what the client says of the own samples it keeps apart, `[k, C]`, and their labels `[k]`."""
-        self.settle()
         x, labels = self._client.kept_apart()
         if not len(labels):
             return np.empty((0, self.classes), dtype=np.float32), labels
@@ -80,7 +74,6 @@ class RoundView:
 
     def network(self, of: str = OWN) -> nn.Module:
         """Return a network itself: the client's model, or an auxiliary one."""
-        self.settle()
         return self._client.network(of)
 
     def label_counts(self) -> np.ndarray:
@@ -89,19 +82,16 @@ class RoundView:
 
     def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
         """Average outputs over the client's training samples of each class: `[C, K]` float32."""
-        self.settle()
         x, y = self._client.data.train_x, self._client.data.train_y
         outputs = self._client.predict(x) if of == "logits" else self._client.features(x)
         return mean_of_label(outputs, y, self.classes)
 
     def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
         """Return copies of all parameters and buffers by name."""
-        self.settle()
         return self._client.weights(of)
 
     def load_weights(self, weights: Arrays, of: str = OWN) -> None:
         """Replace all parameters and buffers."""
-        self.settle()
         self._client.load_weights(weights, of)
 
     def trainable(self) -> tuple[str, ...]:
@@ -127,12 +117,10 @@ class RoundView:
 
     def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
         """Return a function that tells the gradient of own samples' cross entropy in some weights."""
-        self.settle()
         return self._client.private_gradient(weights, of)
 
     def supermask(self) -> Supermask:
         """Return the mask of the present task."""
-        self.settle()
         return self._client.supermask()
 
     @property
@@ -148,7 +136,6 @@ class RoundView:
 
     def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
         """Return what the client's learner has for a strategy that is made for it."""
-        self.settle()
         return self._client.learner_tells(tasks)
 
     def tell_learner(self, arrays: Arrays) -> None:
@@ -156,27 +143,9 @@ class RoundView:
         self._client.tell_learner(arrays)
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
-        """Train on the transfer set to lower the strategy's `loss`.
-
-        It is done when the strategy has had its say, together with what other clients distil then, or as soon
-        as the strategy asks for anything that depends on it.
-        """
-        # Copied: whoever waits for it to be done may have changed them by then.
-        copied = None if samples is None else np.array(samples)
-        self._distillations.append((np.array(targets), copied))
+        """Train on the transfer set at once, to lower the strategy's `loss`."""
+        self._client.complete(self._client.be_taught(targets, samples, self._round))
 
     def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
         """Tell what the client would answer after an epoch of targets, and leave it as it is."""
-        self.settle()
         return self._client.trial(targets, samples, asked, self._round)
-
-    def distillations(self) -> Training[None]:
-        """Distil what the strategy has asked for and what is not done yet."""
-        waiting, self._distillations = self._distillations, []
-        for targets, samples in waiting:
-            yield from self._client.be_taught(targets, samples, self._round)
-
-    def settle(self) -> None:
-        """Distil it now, alone."""
-        if self._distillations:
-            self._client.complete(self.distillations())

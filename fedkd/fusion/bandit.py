@@ -24,7 +24,7 @@ from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.roster import Roster, enrol
 from fedkd.fusion.soft_labels import TemperedLabels
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
 
@@ -119,10 +119,10 @@ class Bandit(LocalObjective, TemperedLabels):
 
     # On a client --------------------------------------------------------------------------------------
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Take down how well the client does, and learn."""
         client.memory[BEFORE] = held_out_accuracy(client)
-        super().apply(client, guidance)
+        return super().apply(client, guidance)
 
     def before_training(self, client: ClientView) -> None:
         """Find out what the last guidance has gained, now that it has been learned."""

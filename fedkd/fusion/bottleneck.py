@@ -22,7 +22,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.knfu import KnFu
 from fedkd.fusion.probabilities import finite_logits, softmax
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView, Network
+from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
 
@@ -113,14 +113,12 @@ class Bottleneck(KnFu):
             return f"array {WHOLE} has {whole} rows and array {CODES} {codes}, one of them must have 0"
         return None
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Take the code over, unless whole logits are asked for, and learn what guidance says by it."""
         client.memory[CODER] = NO_CODER if guidance[AGAIN][0] else np.array(guidance[CODER])
-        found = self.targets_of(client, guidance)
-        if found is not None:
-            client.distil(*found)
+        return self.targets_of(client, guidance)
 
-    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Return the probabilities that codes stand for, `[M, C]`; None: there are none."""
         if CODES not in guidance:
             return None

@@ -25,7 +25,7 @@ from fedkd.fusion.roster import enrol
 from fedkd.fusion.server_model import trained_on
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView, ServerModels
+from fedkd.fusion.views import Arrays, ClientView, Distillation, ServerModels
 from fedkd.hyperparameters import STRICT
 
 STEPS = "steps"
@@ -149,13 +149,13 @@ class CFD(ServerModel, SoftLabels):
         )
         return weights, softmax(server.logits(architecture, weights))
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Learn the shares; or put new labels to those that the client keeps, and learn all of them."""
         if SHAPE in guidance:
             client.memory[STEPS] = put_together(client.memory.get(STEPS), guidance, self.bits_down)
-        super().apply(client, guidance)
+        return super().apply(client, guidance)
 
-    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Return shares; or the server model's labels, of which most may have come in earlier rounds."""
         if SHAPE in guidance:
             return soft_labels(client.memory[STEPS], self.bits_down), None

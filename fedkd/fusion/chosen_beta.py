@@ -18,7 +18,7 @@ from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.similarity import kl
 from fedkd.fusion.soft_labels import TemperedLabels
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights import effectiveness, log_prior
 from fedkd.hyperparameters import STRICT
 
@@ -105,11 +105,11 @@ class ChosenBeta(TemperedLabels):
 
     # On a client --------------------------------------------------------------------------------------
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation:
         """Try all targets, and learn the best."""
         chosen = self._best(client, guidance) if self.capabilities.trials else 0
         client.memory[CHOICE] = np.array(chosen, dtype=np.int64)
-        client.distil(guidance[_targets(chosen)])
+        return guidance[_targets(chosen)], None
 
     def _best(self, client: ClientView, guidance: Arrays) -> int:
         """Return which of the β does best in its trial."""

@@ -20,7 +20,7 @@ from fedkd.fusion.competence import sample_losses
 from fedkd.fusion.probabilities import log_softmax, row_kl, softmax
 from fedkd.fusion.soft_labels import TemperedLabels
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 
 DRAWN = "comd/drawn"
@@ -102,13 +102,13 @@ class CoMD(TemperedLabels):
 
     # On a client --------------------------------------------------------------------------------------
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation:
         """Distil samples drawn by P."""
         lag = row_kl(guidance["targets"], log_softmax(client.logits() / self.temperature))
         client.memory[DRAWN] = draw(lag, self.uniform, client.generator("hard-samples"))
-        client.distil(*self.targets_of(client, guidance))
+        return self.targets_of(client, guidance)
 
-    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation:
         """Return the targets of the samples that were drawn, `[M, C]`, and which they are, `[M]`."""
         drawn = client.memory[DRAWN]
         return guidance["targets"][drawn], drawn

@@ -23,7 +23,7 @@ from fedkd.fusion.parameters import COUNTERS, PACKED, PARAMETERS, average, pack,
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.server_teacher import ServerTeacher
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
@@ -106,10 +106,10 @@ class FedHKT(ServerTeacher):
         logits, kept = self._taught(knowledge, memory, (clear.astype(np.float32),), self.server_loss)
         return Guidance(targets=logits, personal=[means[group] for group in group_of], memory=kept)
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Take the group's weights, then learn what the server's model says."""
         client.load_weights(unpack(guidance, client.weights()))
-        super().apply(client, guidance)
+        return super().apply(client, guidance)
 
     def server_loss(self, logits: Tensor, ensemble: Tensor) -> Tensor:
         """Return the mean of ``KL(e_i ‖ softmax(z_i))`` over the clear ones of a batch `[B, C]`; 0 if none

@@ -21,7 +21,7 @@ from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView, Network
+from fedkd.fusion.views import Arrays, ClientView, Distillation, Network
 from fedkd.hyperparameters import STRICT
 
 ASKED, BETWEEN, CLASSES, SHARES, ABOUT = "asked", "between", "classes", "shares", "about"
@@ -141,14 +141,12 @@ class Message(SoftLabels):
         order = np.argsort(top[:, 0] - top[:, 1], kind="stable")
         return np.sort(order[: self._number(len(q))])
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Keep what is asked, for the next answers, and learn the answers to the client's own questions."""
         client.memory[QUESTIONS] = np.array(guidance[QUESTIONS])
-        found = self.targets_of(client, guidance)
-        if found is not None:
-            client.distil(*found)
+        return self.targets_of(client, guidance)
 
-    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Return what the answers say, `[K, C]`, and of which samples, `[K]`; None: there are no answers."""
         if ANSWERED not in guidance:
             return None

@@ -20,7 +20,7 @@ from fedkd.fusion.selection import draw_samples
 from fedkd.fusion.sharpen import mean_probabilities, power
 from fedkd.fusion.soft_labels import SoftLabels
 from fedkd.fusion.strategy import Guidance, Knowledge
-from fedkd.fusion.views import Arrays, ClientView
+from fedkd.fusion.views import Arrays, ClientView, Distillation
 from fedkd.fusion.weights import uniform
 from fedkd.hyperparameters import STRICT
 from fedkd.randomness import numpy_generator
@@ -122,7 +122,7 @@ class Scarlet(SoftLabels):
             personal=personal,
         )
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation:
         """Add new labels to those the client keeps; learn the round's samples from them."""
         wanted, classes = guidance["wanted"], client.classes
         labels = client.memory.get("labels", np.empty((0, classes), dtype=np.float32))
@@ -130,9 +130,9 @@ class Scarlet(SoftLabels):
         labels = enlarge(labels, (int(wanted.max()) + 1, classes), fill=np.nan)
         labels[guidance["new_samples"]] = guidance["new_labels"]
         client.memory["labels"] = labels
-        client.distil(labels[wanted], wanted)
+        return labels[wanted], wanted
 
-    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation:
         """Return the round's samples and their labels, of which most may have come in earlier rounds."""
         return client.memory["labels"][guidance["wanted"]], guidance["wanted"]
 

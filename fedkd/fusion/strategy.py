@@ -14,7 +14,7 @@ from fedkd.fusion.capabilities import Capabilities
 from fedkd.fusion.extent import ServerCost
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.local_objective import LocalObjective
-from fedkd.fusion.views import Arrays, ClientView, Network, ServerModels
+from fedkd.fusion.views import Arrays, ClientView, Distillation, Network, ServerModels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -253,12 +253,16 @@ class FusionStrategy(ABC):
             arrays["label_counts"] = client.label_counts()
         return arrays
 
-    def apply(self, client: ClientView, guidance: Arrays) -> None:
-        """Learn from guidance, by default ``client.distil(guidance["targets"])``, which minimises `loss`."""
+    def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
+        """Apply guidance; return what the client distils of it, by default its `targets`.
+
+        The client minimises `loss` on these transfer samples. Executors take several clients' distillations
+        together. A strategy that needs the distilled model within `apply` calls `ClientView.distil`.
+        """
         found = self.targets_of(client, guidance)
         if found is None:
             raise KeyError(f"'{self.name}' gave guidance without targets; its `apply` has to say what to do")
-        client.distil(*found)
+        return found
 
     def loss(self, student_logits: Tensor, targets: Tensor) -> Tensor:
         """Return the distillation loss of a batch, such as ``kd_kl(student_logits, targets)``.
@@ -274,7 +278,7 @@ class FusionStrategy(ABC):
 
     # For measurements and checks ----------------------------------------------------------------------
 
-    def targets_of(self, client: ClientView, guidance: Arrays) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def targets_of(self, client: ClientView, guidance: Arrays) -> Distillation | None:
         """Return targets `[K, C]` of guidance and their samples `[K]`, as ``(guidance["targets"], None)``.
 
         Fidelity is measured by them. None: guidance has no targets. Samples None: all transfer samples.

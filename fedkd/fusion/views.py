@@ -57,6 +57,9 @@ class LocalBatch:
     features: Tensor | None
 
 
+Distillation = tuple[np.ndarray, "np.ndarray | None"]
+"""Targets `[K, C]` and the indices of their transfer samples `[K]`; None: the whole transfer set."""
+
 PrivateGradient = Callable[[Arrays, np.ndarray], tuple[float, dict[str, np.ndarray]]]
 """Values of some weights by name, and indices `[B]` of own training samples, to their mean cross entropy and
 its gradient in these weights."""
@@ -296,7 +299,7 @@ class ClientView(Protocol):
         """Hand the learner what it is to hear from such a strategy."""
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
-        """Train on the transfer set to lower the strategy's `loss`, with the scenario's `distill_` settings.
+        """Train on the transfer set at once, with the strategy's `loss` and the `distill_` settings.
 
         Args:
             targets: `[K, C]`, one row per sample.

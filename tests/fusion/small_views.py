@@ -132,6 +132,12 @@ class SmallClient:
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         self.distilled.append((targets, samples))
 
+    def learn(self, strategy, guidance: Mapping[str, np.ndarray]) -> None:
+        """Apply guidance, and distil what the strategy returns."""
+        found = strategy.apply(self, guidance)
+        if found is not None:
+            self.distil(*found)
+
 
 class SmallServer:
     """A server whose models are tiny: `plain` is linear, `normed` has BatchNorm and so a counter."""

@@ -121,7 +121,7 @@ def test_a_client_measures_what_guidance_has_gained() -> None:
     )
     strategy = Bandit()
     assert strategy.upload(client)["reward"].shape == (0,)
-    strategy.apply(client, {"targets": softmax(np.zeros((3, 2), np.float32))})
+    client.learn(strategy, {"targets": softmax(np.zeros((3, 2), np.float32))})
     assert len(client.distilled) == 1
     client._private_logits = np.eye(2, dtype=np.float32)[[0, 1, 0, 0]]
     strategy.before_training(client)

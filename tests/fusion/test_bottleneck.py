@@ -21,7 +21,7 @@ def round_of(strategy: Bottleneck, clients: dict[int, SmallClient], memory):
     extra = {name: [upload[name] for upload in uploads] for name in uploads[0]}
     guidance = strategy.fuse(Knowledge(tuple(clients), None, np.full(len(clients), 10), extra=extra), memory)
     for row, client in enumerate(clients.values()):
-        strategy.apply(client, guidance_for(row, guidance))
+        client.learn(strategy, guidance_for(row, guidance))
     return guidance, uploads
 
 

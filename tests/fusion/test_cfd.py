@@ -103,7 +103,7 @@ class Federation:
         self.memory = guidance.memory
         for row, n in enumerate(known):
             if n in present:
-                self.strategy.apply(self.clients[n], guidance_for(row, guidance))
+                self.clients[n].learn(self.strategy, guidance_for(row, guidance))
         return guidance
 
     def labels(self) -> np.ndarray:

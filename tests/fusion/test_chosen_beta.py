@@ -76,7 +76,7 @@ def test_one_beta_is_knfu_and_is_not_tried():
     found = strategy.fuse(knowledge, {})
     assert_array_equal(guidance_for(1, found)["targets_0"], KnFu(beta=2).fuse(knowledge, {}).targets[1])
     client = TriedClient([], logits=knowledge.logits[1])
-    strategy.apply(client, guidance_for(1, found))
+    client.learn(strategy, guidance_for(1, found))
     assert strategy.capabilities.trials == 0 and client.trials == [] and not found.shared
     assert_array_equal(client.distilled[0][0], guidance_for(1, found)["targets_0"])
     assert strategy.client_metrics(client) == {"beta": 2.0}
@@ -87,7 +87,7 @@ def test_accuracy_and_half_the_agreement_decide():
     strategy = ChosenBeta((0, 1, 5), trial_share=0.2)
     outcomes = [(9, 0), (8, 4), (7, 8)]
     client, guidance = client_and_guidance(outcomes)
-    strategy.apply(client, guidance)
+    client.learn(strategy, guidance)
     asked = len(client.trials[0][2])
     scores = [right / 10 + 0.5 * agreed / asked for right, agreed in outcomes]
     best = int(np.argmax(scores))
@@ -95,13 +95,13 @@ def test_accuracy_and_half_the_agreement_decide():
     (targets, samples), found = client.distilled[-1], strategy.targets_of(client, guidance)
     assert samples is None and (targets == best).all() and found is not None and found[0] is targets
     alone, _ = client_and_guidance(outcomes)
-    ChosenBeta((0, 1, 5), agreement=0).apply(alone, guidance)
+    alone.learn(ChosenBeta((0, 1, 5), agreement=0), guidance)
     assert alone.memory["choice"] == 0
 
 
 def test_a_trial_learns_a_share_and_is_asked_about_what_the_client_lacks():
     client, guidance = client_and_guidance([(5, 0)] * 3)
-    ChosenBeta((0, 1, 5), trial_share=0.2).apply(client, guidance)
+    client.learn(ChosenBeta((0, 1, 5), trial_share=0.2), guidance)
     first = client.trials[0]
     for place, (targets, samples, asked) in enumerate(client.trials):
         assert len(samples) == len(targets) == 8 and (targets == place).all()
@@ -114,13 +114,13 @@ def test_a_trial_learns_a_share_and_is_asked_about_what_the_client_lacks():
 
 def test_with_nothing_to_agree_on_its_own_samples_decide():
     client, guidance = client_and_guidance([(5, 0), (7, 0), (6, 0)], counts=(5, 5, 5, 5))
-    ChosenBeta((0, 1, 5)).apply(client, guidance)
+    client.learn(ChosenBeta((0, 1, 5)), guidance)
     assert all(len(asked) == 0 for _, _, asked in client.trials) and client.memory["choice"] == 1
 
 
 def test_a_single_transfer_sample_is_tried():
     client, guidance = client_and_guidance([(5, 0)] * 3, samples=1)
-    ChosenBeta((0, 1, 5), trial_share=0.01).apply(client, guidance)
+    client.learn(ChosenBeta((0, 1, 5), trial_share=0.01), guidance)
     assert [len(samples) for _, samples, _ in client.trials] == [1, 1, 1]
 
 

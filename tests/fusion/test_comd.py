@@ -101,7 +101,7 @@ def test_a_client_draws_by_its_own_lag() -> None:
     logits = np.array([[0, 0], [0, 0], [9, 0], [0, 0]], dtype=np.float32)
     targets = softmax(np.array([[0, 0], [0, 0], [0, 9], [0, 0]], dtype=np.float32))
     client = SmallClient(logits=logits)
-    CoMD(uniform=0.5).apply(client, {"targets": targets})
+    client.learn(CoMD(uniform=0.5), {"targets": targets})
     learned, drawn = client.distilled[0]
     assert_array_equal(learned, targets[drawn])
     assert len(drawn) == 4 and (drawn == 2).sum() in (2, 3)

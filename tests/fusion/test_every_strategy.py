@@ -222,7 +222,7 @@ class Round:
         self.memory = {} if first is None else dict(first.memory)
         for client, row in zip(self.clients, everyone.weights, strict=True):
             if first is not None:
-                strategy.apply(client, first.shared)
+                client.learn(strategy, first.shared)
             client.last_fit = FitSummary(client.weights(), steps=2, lr=0.1)
             split = start["weight"].size
             weight, bias = row[:split].reshape(start["weight"].shape), row[split:]
@@ -309,7 +309,7 @@ def assert_client_can_learn(strategy, client: SmallClient, arrays: Mapping[str, 
         assert not np.issubdtype(values.dtype, np.floating) or values.dtype == np.float32  # bytes are counted
     if strategy.capabilities.uses_local_loss or not arrays:
         return
-    strategy.apply(client, arrays)
+    client.learn(strategy, arrays)
     found = strategy.targets_of(client, arrays)
     assert strategy.taught_samples(arrays) == (0 if found is None else len(found[0]))
     if found is None:

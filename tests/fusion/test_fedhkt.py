@@ -98,6 +98,6 @@ def test_a_client_takes_the_weights_and_then_learns() -> None:
     server = small_server()
     guidance, weights = fuse(server)
     client = SmallClient(logits=LOGITS[0], weights=weights[0])
-    FedHKT().apply(client, guidance_for(0, guidance))
+    client.learn(FedHKT(), guidance_for(0, guidance))
     assert_array_equal(client.weights()["weight"], unpack(guidance.personal[0], weights[0])["weight"])
     assert_array_equal(client.distilled[0][0], guidance.targets)

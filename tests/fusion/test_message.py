@@ -26,7 +26,7 @@ def round_of(strategy: Message, clients: dict[int, SmallClient], memory):
     knowledge = Knowledge(tuple(clients), None, np.full(len(clients), 10), extra=extra)
     guidance = strategy.fuse(knowledge, memory)
     for row, client in enumerate(clients.values()):
-        strategy.apply(client, guidance_for(row, guidance))
+        client.learn(strategy, guidance_for(row, guidance))
     return guidance, uploads
 
 

@@ -52,14 +52,14 @@ class Federation:
         for row, client in enumerate(present):
             arrays = guidance_for(row, guidance)
             self.down.append(num_bytes(arrays))
-            self.strategy.apply(self.clients[client], arrays)
+            self.clients[client].learn(self.strategy, arrays)
         return np.arange(SIZE) if request is None else request
 
 
 def learned(logits: np.ndarray, **hyperparameters) -> np.ndarray:
     strategy, client = Scarlet(**hyperparameters), SmallClient(logits=logits[0])
     guidance = strategy.fuse(knowledge_of(logits), {})
-    strategy.apply(client, guidance_for(0, guidance))
+    client.learn(strategy, guidance_for(0, guidance))
     return client.distilled[0][0]
 
 
@@ -165,7 +165,7 @@ def test_cached_samples_are_drawn_as_often_as_others() -> None:
 def test_a_label_that_never_came_is_not_learned_in_silence() -> None:
     client = SmallClient(logits=draw_logits(1, SIZE, CLASSES)[0])
     nothing = {"new_samples": np.empty(0, np.int32), "new_labels": np.empty((0, CLASSES), np.float32)}
-    Scarlet().apply(client, {"wanted": np.array([2, 4], np.int32), **nothing})
+    client.learn(Scarlet(), {"wanted": np.array([2, 4], np.int32), **nothing})
     assert np.isnan(client.distilled[0][0]).all()
 
 
@@ -178,7 +178,7 @@ def test_targets_are_those_just_learned_cached_ones_included() -> None:
             "new_samples": np.array(new, np.int32),
             "new_labels": row,
         }
-        strategy.apply(client, guidance)
+        client.learn(strategy, guidance)
         targets, samples = strategy.targets_of(client, guidance)
         assert_array_equal(targets, client.distilled[-1][0])
         assert_array_equal(samples, client.distilled[-1][1])

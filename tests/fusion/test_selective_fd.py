@@ -124,7 +124,7 @@ def test_a_client_without_samples_of_its_own_knows_none(selector, quantile) -> N
 def test_a_client_distils_the_kept_samples() -> None:
     guidance = SelectiveFD().fuse(knowledge_of(([1], [1]), np.full((2, 4, 3), [9, 0, 0], np.float32)), {})
     client = SmallClient()
-    SelectiveFD().apply(client, {"targets": guidance.targets, **guidance.shared})
+    client.learn(SelectiveFD(), {"targets": guidance.targets, **guidance.shared})
     ((targets, samples),) = client.distilled
     assert_array_equal(samples, [1])
     assert targets is guidance.targets
