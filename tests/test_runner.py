@@ -477,20 +477,20 @@ def test_a_loss_that_is_not_finite_names_the_client(scenario_with, tmp_path):
 def test_a_resumed_run_forgets_the_error_it_got_over(scenario_with, tmp_path, monkeypatch):
     scenario = scenario_with()
     unbroken = fedkd.run(scenario, out=tmp_path / "unbroken")
-    from fedkd.clients.torch_client import TorchClient
+    from fedkd.clients.base import Client
 
-    train = TorchClient.train
+    train = Client.train
 
     def flaky(self, round, *args, **kwargs):
         if (self.index, round) == (2, 2):
             raise TrainingDiverged("a cosmic ray")
         return train(self, round, *args, **kwargs)
 
-    monkeypatch.setattr(TorchClient, "train", flaky)
+    monkeypatch.setattr(Client, "train", flaky)
     with pytest.raises(RunFailed, match="client 2, round 2: a cosmic ray"):
         fedkd.run(scenario, out=tmp_path / "run")
     assert (tmp_path / "run" / "error.txt").exists()
-    monkeypatch.setattr(TorchClient, "train", train)
+    monkeypatch.setattr(Client, "train", train)
     fedkd.resume(tmp_path / "run")
     assert not (tmp_path / "run" / "error.txt").exists()
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (
@@ -499,12 +499,12 @@ def test_a_resumed_run_forgets_the_error_it_got_over(scenario_with, tmp_path, mo
 
 
 def test_a_mistake_that_only_a_client_can_see_is_still_the_users(scenario_with, tmp_path, monkeypatch):
-    from fedkd.clients.torch_client import TorchClient
+    from fedkd.clients.base import Client
 
     def refuse(self, *args, **kwargs):
         raise UserError("must be smaller", key="training.batch_size")
 
-    monkeypatch.setattr(TorchClient, "train", refuse)
+    monkeypatch.setattr(Client, "train", refuse)
     with pytest.raises(UserError) as caught:
         fedkd.run(scenario_with(), out=tmp_path / "run")
     assert (caught.value.key, caught.value.message) == ("training.batch_size", "must be smaller")

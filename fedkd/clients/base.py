@@ -1,42 +1,42 @@
-"""One participant of the federation: a shard of data, a model, a state.
+"""One participant of the federation, composed of its samples, trainer, stream, evaluator and uploads.
 
-Nothing here knows of messages or engines; `fedkd.federation.client_app` puts a client behind Flower. How a
-model trains and predicts is its kind's business (`model_kind`): `torch_client`, `stream_client`,
-`estimator_client`.
+Nothing here knows of messages or engines; `fedkd.federation.client_app` puts a client behind Flower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+from torch import nn
 
+from fedkd.clients.draws import Draws
+from fedkd.clients.evaluator import Evaluator
 from fedkd.clients.faults import Poison
-from fedkd.clients.guidance_effect import SPLITS, GuidanceEffect, Split
-from fedkd.clients.model_kind import ModelKind
-from fedkd.clients.own_prior import leaning, log_shares, smallest_kappa
-from fedkd.clients.own_samples import OwnSamples, keep_apart, share_held_out, train_on_all
+from fedkd.clients.guidance_effect import GuidanceEffect
+from fedkd.clients.model_kind import Trainer
+from fedkd.clients.own_samples import LocalSamples
 from fedkd.clients.rehearsal import LastGuidance
+from fedkd.clients.stream_client import TaskStream
+from fedkd.clients.torch_client import NetworkTrainer
 from fedkd.clients.upload import leave, upload_stages
-from fedkd.clients.view import RoundView
 from fedkd.data.federated import ClientData
+from fedkd.errors import UserError
+from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.given import Received, check_arrays
 from fedkd.fusion.kinds import Kind
-from fedkd.fusion.local_objective import objective_of
+from fedkd.fusion.label_means import mean_of_label
+from fedkd.fusion.orthogonal import kinds_of
 from fedkd.fusion.strategy import answers_otherwise
-from fedkd.fusion.views import Arrays, FitSummary
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask, Trial
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
-from fedkd.plan.poisoned import round_half_up
-from fedkd.randomness import derive_seed, numpy_generator
 from fedkd.training.chance import Hits
-from fedkd.training.device import torch_threads
-from fedkd.training.evaluate import Score, score
 from fedkd.training.executor import Executor, LoopExecutor, Training, complete_alone
+from fedkd.training.weights import load_weights, trainable_names, weights_of
 
-MODEL = "model/"
 KEPT = "kept/"
 REHEARSED = "rehearsed/"
 MEMORY = "memory/"
@@ -46,12 +46,12 @@ EFFECT = "effect/"
 T = TypeVar("T")
 
 
-class Client(ModelKind):
+class Client:
     """Trains, uploads what it knows, learns from guidance, evaluates.
 
-    Every draw derives from (seed, purpose, client, round), so the whole state of a client between two
-    messages is its model, what its strategy and its optimiser keep, and the round of the last guidance it
-    applied.
+    A strategy sees it as `fedkd.fusion.views.ClientView`, which documents those members. Every draw derives
+    from (seed, purpose, client, round), so the whole state of a client between two messages is that of its
+    parts, what its strategy keeps, and the round of the last guidance it applied.
 
     What trains is a coroutine of jobs (see `fedkd.training.executor`): whoever has several clients at hand
     may run theirs together.
@@ -59,66 +59,82 @@ class Client(ModelKind):
     Args:
         plan: What to simulate.
         index: Client index, 0-based.
-        data: The client's samples, the transfer set and the common test set.
+        samples: The client's samples, the transfer set and the common test set.
+        trainer: Its model.
         poison: What makes the client a poisoned one; None: nothing does.
+        stream: Its tasks and their learner; None: there is no stream.
+
+    Attributes:
+        executor: Runs its jobs.
+        evaluated: Whether its accuracy before guidance is asked for.
+        applied_round: Round of the last guidance.
+        effect: Accuracies before and after fusion.
+        kept: Guidance that shapes local training.
+        last_guidance: What is rehearsed; None: there has been none, or it is not rehearsed.
+        last_hits: Of the last training on own samples.
+        kappa: How far the last answers leaned to own classes.
     """
 
-    def __init__(self, plan: Plan, index: int, data: ClientData, poison: Poison | None = None) -> None:
-        self.index = index
-        self.data = data
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        samples: LocalSamples,
+        trainer: Trainer,
+        poison: Poison | None = None,
+        stream: TaskStream | None = None,
+    ) -> None:
+        self.plan, self.scenario, self.strategy = plan, plan.scenario, plan.strategy
+        self.index, self.samples, self.trainer, self.stream = index, samples, trainer, stream
+        self.executor: Executor = LoopExecutor()
+        self.evaluated = True
         self.applied_round = -1  # a strategy's first words are the guidance of round 0
         self.memory: dict[str, np.ndarray] = {}
-        self.last_fit: FitSummary | None = None
-        self.last_hits: Hits | None = None  # of the last training on own samples
-        self.executor: Executor = LoopExecutor()
-        self.evaluated = True  # else nobody asks what its accuracy was before guidance
+        self.kept: dict[str, np.ndarray] = {}
+        self.last_guidance: LastGuidance | None = None
+        self.last_hits: Hits | None = None
         self.effect = GuidanceEffect()
-        self._plan = plan
-        self._scenario = plan.scenario
-        self._strategy = plan.strategy
-        self._kept: dict[str, np.ndarray] = {}  # guidance that shapes local training
-        self._kappa = 0.0  # of the last answers
-        self._last_guidance: LastGuidance | None = None  # None: there has been none, or it is not rehearsed
-        self._poison = poison
-        self._stages = upload_stages(self._scenario.fusion, poison)
+        self.kappa = 0.0
+        self.round = 0
+        self._request: np.ndarray | None = None
+        self._last_fit: FitSummary | None = None
+        self._draws = Draws(self.scenario.seed, index)
+        self._stages = upload_stages(self.scenario.fusion, poison)
 
     @property
-    def strategy_name(self) -> str:
-        """Name of the strategy."""
-        return self._strategy.name
+    def data(self) -> ClientData:
+        """The data of the present task."""
+        return self.samples.data
 
     @property
-    def teaches_locally(self) -> bool:
-        """Whether guidance has its effect in the next local training, not when it arrives."""
-        return self._strategy.capabilities.uses_local_loss
+    def evaluator(self) -> Evaluator:
+        """Measures the client."""
+        return Evaluator(self)
 
     @property
-    def guidance_changes_predictions(self) -> bool:
-        """Whether guidance changes what the client predicts as soon as it arrives."""
-        return not self.teaches_locally or answers_otherwise(self._strategy)
+    def networks(self) -> NetworkTrainer:
+        """The trainer of the client's networks.
 
-    @property
-    def rounds(self) -> int:
-        """Rounds of the whole run."""
-        return self._scenario.rounds
+        Raises:
+            UserError: The client's model is no network.
+        """
+        return self._network_trainer("network")
+
+    def _network_trainer(self, what: str) -> NetworkTrainer:
+        if isinstance(self.trainer, NetworkTrainer):
+            return self.trainer
+        raise UserError(f"client {self.index}'s model has no {what} to exchange", key="fusion.strategy")
 
     @property
     def workplace(self) -> object:
         """What only one client can work in at a time: itself, unless clients of the process share a model."""
-        return self
+        shared = self.trainer.shared if isinstance(self.trainer, NetworkTrainer) else None
+        return self if shared is None else shared
 
     @property
-    def batch_size(self) -> int:
-        """Samples of a batch of local training."""
-        return self._scenario.training.batch_size
-
-    def own_rows(self, round: int) -> np.ndarray:
-        """Return which of its training samples a round's local training is about: indices, ascending."""
-        return self._own_samples().trained_on
-
-    def generator_of(self, purpose: str, round: int) -> np.random.Generator:
-        """Return the client's generator of a purpose in a round."""
-        return self._generator(purpose, round)
+    def guidance_changes_predictions(self) -> bool:
+        """Whether guidance changes what the client predicts as soon as it arrives."""
+        return not self.strategy.capabilities.uses_local_loss or answers_otherwise(self.strategy)
 
     @property
     def num_train_samples(self) -> int:
@@ -131,9 +147,185 @@ class Client(ModelKind):
 
     def threads(self, number: int) -> AbstractContextManager[None]:
         """Do the client's arithmetic on so many threads while the block runs."""
-        return torch_threads(number)
+        return self.trainer.threads(number)
 
-    # Knowledge and guidance ---------------------------------------------------------------------------
+    def lent(self, lanes: int) -> AbstractContextManager[None]:
+        """Have so many threads predict while the block runs, as the processors of others are idle."""
+        return self.trainer.lent(lanes) if isinstance(self.trainer, NetworkTrainer) else nullcontext()
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return logits `[n, C]` float32 in evaluation mode."""
+        return self.trainer.predict(x)
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """Return penultimate features `[n, F]` float32 in evaluation mode."""
+        return self._network_trainer("features").features(x)
+
+    # What its strategy sees (`ClientView`) ------------------------------------------------------------
+
+    def at(self, round: int, request: np.ndarray | None = None) -> Client:
+        """Return the client as its strategy sees it in a round.
+
+        Args:
+            round: The round whose draws are used: that of the message for an upload, that in which the
+                guidance was fused for learning.
+            request: Indices of the transfer samples that the server asked for; None: all of them.
+        """
+        self.round, self._request = round, request
+        return self
+
+    def at_guidance(self) -> Client:
+        """Return the client as its strategy sees it between trainings: in the round of the last guidance."""
+        return self.at(self.applied_round)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes C."""
+        return self.data.classes
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the whole run."""
+        return self.scenario.rounds
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch of local training."""
+        return self.scenario.training.batch_size
+
+    @property
+    def last_fit(self) -> FitSummary:
+        """The local training that this upload follows."""
+        assert self._last_fit is not None
+        return self._last_fit
+
+    @last_fit.setter
+    def last_fit(self, fit: FitSummary | None) -> None:
+        self._last_fit = fit
+
+    def logits(self) -> np.ndarray:
+        """Predict the requested transfer samples: `[M, C]` float32."""
+        x = self.data.transfer_x
+        return self.predict(x if self._request is None else x[self._request])
+
+    def private_logits(self) -> np.ndarray:
+        """Predict the client's own training samples: `[S, C]` float32."""
+        return self.predict(self.data.train_x)
+
+    def private_features(self) -> np.ndarray:
+        """Return the features of the client's own training samples: `[S, F]` float32."""
+        return self.features(self.data.train_x)
+
+    def private_labels(self) -> np.ndarray:
+        """Return the labels that the client learns of its own training samples: `[S]` int64."""
+        return self.samples.labels()
+
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the logits `[k, C]` and labels `[k]` of the own samples that are kept apart."""
+        x, labels = self.samples.kept_apart()
+        return self.predict(x) if len(labels) else np.empty((0, self.classes), dtype=np.float32), labels
+
+    def label_counts(self) -> np.ndarray:
+        """Count the client's training samples of each class: `[C]` int64."""
+        return np.bincount(self.data.train_y, minlength=self.classes)
+
+    def class_means(self, of: Literal["logits", "features"]) -> np.ndarray:
+        """Average outputs over the client's training samples of each class: `[C, K]` float32."""
+        outputs = self.private_logits() if of == "logits" else self.private_features()
+        return mean_of_label(outputs, self.data.train_y, self.classes)
+
+    def network(self, of: str = OWN) -> nn.Module:
+        """Return a network itself: the client's model, or an auxiliary one."""
+        return self.networks.network_of(of)
+
+    def weights(self, of: str = OWN) -> dict[str, np.ndarray]:
+        """Return copies of all parameters and buffers by name."""
+        return weights_of(self._network_trainer("weights").network_of(of))
+
+    def load_weights(self, weights: Arrays, of: str = OWN) -> None:
+        """Replace all parameters and buffers; values are cast to each tensor's own type."""
+        load_weights(self._network_trainer("weights").network_of(of), weights)
+
+    def trainable(self) -> tuple[str, ...]:
+        """Return the names of those weights that are trained by gradients."""
+        return trainable_names(self._network_trainer("weights").network)
+
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like one of the client's with other weights, which stays as it is."""
+        return self._differentiable().frozen(weights, of)
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy in some weights."""
+        return self._differentiable().private_gradient(weights, of)
+
+    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+        """Tell what the client would answer after an epoch of targets, and leave it as it is."""
+        return self._differentiable().trial(self, targets, samples, asked)
+
+    def _differentiable(self) -> NetworkTrainer:
+        if isinstance(self.trainer, NetworkTrainer):
+            return self.trainer
+        raise self._needs("a network", "gradients")
+
+    def own_rows(self) -> np.ndarray:
+        """Return which of the client's training samples this round's training is about, `[n]` ascending."""
+        return self.samples.rows(self.round)
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """Return the generator of what the strategy draws on this client for a purpose in this round."""
+        return self._draws.numpy(f"strategy-{purpose}", self.round)
+
+    def supermask(self) -> Supermask:
+        """Return the mask of the present task.
+
+        Raises:
+            TypeError: The strategy does not need masks, so nothing has made sure that clients' masks agree.
+        """
+        found = None if self.stream is None else self.stream.supermask()
+        if found is None:
+            raise self._needs("masks", "masks")
+        return found
+
+    def _needs(self, what: str, need: str) -> TypeError:
+        return TypeError(f"'{self.strategy.name}' asks for {what}, so \"{need}\" has to be among its `needs`")
+
+    @property
+    def learned(self) -> tuple[int, ...]:
+        """The tasks of a stream that the client is through with, this round's training included."""
+        return () if self.stream is None else self.stream.learned_by(self.round)
+
+    def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return what the client's learner has for a strategy that is made for it."""
+        return {} if self.stream is None else self.stream.learning.tell(tasks)
+
+    def tell_learner(self, arrays: Arrays) -> None:
+        """Hand the learner what it is to hear from such a strategy."""
+        if self.stream is not None:
+            self.stream.learning.hear(arrays)
+
+    def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
+        """Train on the transfer set at once, to lower the strategy's `loss`."""
+        self.complete(self._be_taught(targets, samples))
+
+    # Messages -----------------------------------------------------------------------------------------
+
+    def enter(self, round: int) -> None:
+        """Move on to a round's task; called with every message, before guidance.
+
+        The strategy forgets what it kept of the last task's knowledge.
+        """
+        if self.stream is None or not self.stream.enter(round):
+            return
+        self.last_guidance = None
+        if "weights" not in self.strategy.capabilities.needs:
+            self.kept = {}
+            self.memory.clear()
+        self.networks.enter_task()
+
+    def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
+        """Train on the client's own samples and return the mean loss (see `Trainer.train`)."""
+        yield from self.trainer.set_out()
+        return (yield from self.trainer.train(self.at(round), proximal_mu))
 
     def upload(self, round: int, request: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return what leaves the client after training, past all stages.
@@ -145,13 +337,12 @@ class Client(ModelKind):
         Raises:
             TrainingDiverged: The model predicts nothing any more.
         """
-        if self._strategy.capabilities.sends == "nothing":
+        if self.strategy.capabilities.sends == "nothing":
             return {}
-        view = RoundView(self, round, request)
-        arrays = self._strategy.upload(view)
-        check_arrays(arrays, f"what `upload` of '{self._scenario.fusion.strategy}' returned")
-        self.last_fit = None  # the weights it began with are of no further use
-        return self.sent(arrays, self._strategy.kinds_of(arrays), round)
+        arrays = self.strategy.upload(self.at(round, request))
+        check_arrays(arrays, f"what `upload` of '{self.scenario.fusion.strategy}' returned")
+        self._last_fit = None  # the weights it began with are of no further use
+        return self.sent(arrays, self.strategy.kinds_of(arrays), round)
 
     def sent(
         self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind], round: int
@@ -163,7 +354,12 @@ class Client(ModelKind):
             kinds: What each of them is.
             round: Of the message.
         """
-        return leave(self._stages, arrays, kinds, lambda purpose: self._generator(purpose, round))
+        return leave(self._stages, arrays, kinds, lambda purpose: self._draws.numpy(purpose, round))
+
+    def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
+        """Return sketches of the present task past all stages (see `TaskStream.sketch`)."""
+        found = {} if self.stream is None else self.stream.sketch(bases)
+        return self.sent(found, kinds_of(found), round)
 
     def learn(self, guidance: Arrays, round: int) -> Training[None]:
         """Apply guidance; that of a round already applied is ignored.
@@ -174,133 +370,49 @@ class Client(ModelKind):
         """
         if round <= self.applied_round:
             return
-        yield from self.set_out()
+        yield from self.trainer.set_out()
         self.applied_round = round
-        if self.teaches_locally:
-            self._kept = Received(guidance)
+        if self.strategy.capabilities.uses_local_loss:
+            self.kept = Received(guidance)
             return
         guidance = Received(guidance)
         self.effect.follow(guidance)
-        view = RoundView(self, round)
-        found = self._strategy.apply(view, guidance)
+        found = self.strategy.apply(self.at(round), guidance)
         if found is not None:
-            yield from self.be_taught(*found, round)
+            yield from self._be_taught(*found)
 
-    def be_taught(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
-        """Distil targets, and keep them if they are to be rehearsed.
+    def _be_taught(self, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
+        """Distil targets `[K, C]` of transfer samples `[K]`, and keep them if they are to be rehearsed."""
+        if self.plan.recipe.rehearse > 0.0:
+            self.last_guidance = LastGuidance(targets, samples, self.round)
+        yield from self.trainer.distil(self, targets, samples)
 
-        Args:
-            targets: What is wanted of transfer samples, `[K, C]`.
-            samples: Their indices `[K]`; None: all.
-            round: In which they were fused.
-        """
-        if self._plan.recipe.rehearse > 0.0:
-            self._last_guidance = LastGuidance(targets, samples, round)
-        yield from self.distil(targets, samples, round)
-
-    # Evaluation ---------------------------------------------------------------------------------------
-
-    def evaluate(self, split: Split) -> Score:
-        """Evaluate on the client's own test split (`local`) or on the common test set (`global`)."""
-        x, y = self._tests(split)
-        return score(self.answer(x) if len(y) else np.empty((0, self.data.classes)), y)
-
-    def _tests(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        data = self.data
-        return (data.test_x, data.test_y) if split == "local" else (data.global_x, data.global_y)
-
-    def answer(self, x: np.ndarray) -> np.ndarray:
-        """Return the logits `[n, C]` that evaluations take for the client's, of its present task."""
-        logits, self._kappa = self.leaning(self._answer, x)
-        return logits
-
-    def leaning(self, answer: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> tuple[np.ndarray, float]:
-        """Return logits `[n, C]` that lean to own classes, and κ: the scenario's, or what suits the client.
+    def learn_again(self, task: int, guidance: Arrays, round: int) -> Training[None]:
+        """Apply guidance of a task of the stream that the client has left.
 
         Args:
-            answer: From samples to a model's logits.
-            x: The samples.
+            task: The task.
+            guidance: What the strategy fused of it for this client.
+            round: Round the guidance belongs to.
         """
-        kappa = self._scenario.fusion.own_prior
-        if kappa == 0.0:
-            return answer(x), 0.0
-        log_prior = log_shares(self.training_labels(), self.data.classes)
-        if kappa == "auto":
-            kept, labels = self.kept_apart()
-            kappa = smallest_kappa(answer(kept), labels, log_prior) if len(labels) else 0.0
-        return leaning(answer(x), kappa, log_prior), kappa
+        return self.networks.learn_again(task, guidance, round)
 
-    def kept_apart(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples `[k, …]` and labels `[k]` that the client chooses by and never trains on."""
-        rows = self._own_samples().kept_apart
-        return self.data.train_x[rows], self.training_labels()[rows]
+    def end_task(self) -> None:
+        """End the task under way, once everything about it has been learned, guidance included."""
+        if self.stream is not None:
+            self.stream.learning.end()
 
-    def choices(self) -> dict[str, float]:
-        """Return what the client has chosen for itself, by metric name, as of the last evaluation."""
-        own = {"own_prior": self._kappa} if self._scenario.fusion.own_prior == "auto" else {}
-        return own | dict(self._strategy.client_metrics(RoundView(self, self.applied_round)))
+    def task_metrics(self, round: int) -> dict[str, float]:
+        """Return accuracies on the tasks of a stream, by the names of `fedkd.clients.task_metrics`."""
+        return {} if self.stream is None else self.stream.task_metrics(round, self.effect)
 
-    def _answer(self, x: np.ndarray) -> np.ndarray:
-        """Return the logits `[n, C]` that evaluations take for the client's."""
-        if self._answers_by_guidance:
-            return objective_of(self._strategy).infer(self.features(x), self._kept)
-        return self.predict(x)
+    def learner_report(self, round: int) -> dict[str, float]:
+        """Return what the client's learner has to say at the end of a task, by metric name."""
+        return {} if self.stream is None else self.stream.learner_report(round)
 
-    @property
-    def _answers_by_guidance(self) -> bool:
-        return bool(self._kept) and self._strategy.capabilities.infers_from_guidance
-
-    def lent(self, lanes: int) -> AbstractContextManager[None]:
-        """Have so many threads predict while the block runs, as the processors of others are idle."""
-        return nullcontext()
-
-    def at_one_moment(self) -> AbstractContextManager[None]:
-        """Have what is evaluated several times while the block runs, without training, predicted once."""
-        return nullcontext()
-
-    def evaluate_each(self, split: Split, answered: Score) -> dict[str, Score]:
-        """Evaluate each of the models that its strategy tells apart; by default there is but one.
-
-        Args:
-            split: As for `evaluate`.
-            answered: The score there of the one that answers.
-        """
-        return {}
-
-    def evaluate_fused(self, split: Split, round: int) -> Score:
-        """Evaluate what the fusion of a round has led to."""
-        return self.evaluate(split)
-
-    def remember_trained(self, round: int, *, changes: bool = True) -> None:
-        """Take down that guidance comes in this round, and how the client does without it.
-
-        Args:
-            round: That of the message that brings it.
-            changes: Whether it changes the model at once: else there is nothing to measure.
-        """
-        scores = {split: self.evaluate(split) for split in SPLITS} if changes else None
-        self.effect.begin(round, scores)
-        for split, found in (scores or {}).items():
-            for name, own in self.evaluate_each(split, found).items():
-                self.effect.begin_model(name, split, own.accuracy)
-
-    def fidelity(self, round: int, after: Score) -> dict[str, float]:
-        """Return how far the client now follows its guidance (see `GuidanceEffect.fidelity`).
-
-        Args:
-            round: 1-based.
-            after: Its score on the common test set now.
-        """
-        return self.effect.fidelity(round, after.correct, self._follow)
-
-    def _follow(self, guidance: Arrays) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the client's logits where guidance has targets, and the probabilities asked for."""
-        found = self._strategy.targets_of(RoundView(self, self.applied_round), guidance)
-        if found is None:
-            return None
-        targets, samples = found
-        logits = self.predict(self.data.transfer_x[slice(None) if samples is None else samples])
-        return logits, self._strategy.probabilities(targets)
+    def learning_curves(self) -> dict[str, list[float]]:
+        """Return the accuracy after each epoch of the last training, by split, where it was measured."""
+        return {} if self.stream is None else self.stream.curves
 
     # State --------------------------------------------------------------------------------------------
 
@@ -308,76 +420,20 @@ class Client(ModelKind):
         """Return everything that `restore` needs to continue exactly here."""
         arrays = {APPLIED_ROUND: np.array(self.applied_round, dtype=np.int64)}
         arrays |= under(EFFECT, self.effect.state())
-        arrays |= under(MODEL, self.model_state()) | under(KEPT, self._kept)
-        if self._last_guidance is not None:
-            arrays |= under(REHEARSED, self._last_guidance.state())
-        return arrays | under(MEMORY, self.memory)
+        arrays |= self.trainer.state() | under(KEPT, self.kept)
+        if self.last_guidance is not None:
+            arrays |= under(REHEARSED, self.last_guidance.state())
+        arrays |= under(MEMORY, self.memory)
+        return arrays if self.stream is None else arrays | self.stream.state()
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         self.applied_round = int(arrays[APPLIED_ROUND])
         self.effect.restore(below(EFFECT, arrays))
-        self._kept = Received(below(KEPT, arrays))
-        self._last_guidance = LastGuidance.restored(below(REHEARSED, arrays))
+        self.kept = Received(below(KEPT, arrays))
+        self.last_guidance = LastGuidance.restored(below(REHEARSED, arrays))
         self.memory.clear()
         self.memory.update(below(MEMORY, arrays))
-        self.restore_model(below(MODEL, arrays))
-
-    # For the kinds of model --------------------------------------------------------------------------
-
-    def _samples_of_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples and labels that a round's local training is about."""
-        x, y, rows = self.data.train_x, self.training_labels(), self.own_rows(round)
-        return (x, y) if len(rows) == len(y) else (x[rows], y[rows])
-
-    def _rows_of_training(self, round: int) -> np.ndarray:
-        """Return those of the samples that `_training_work` gives: fewer of them for a straggler."""
-        rows = self.own_rows(round)
-        kept = self._straggle(round, [len(rows)])
-        return rows if kept is None else rows[kept[0]]
-
-    def _training_work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return the samples, labels and epochs of a round's local training: less for a straggler."""
-        x, y = self._samples_of_round(round)
-        kept = self._straggle(round, [len(y)])
-        return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
-
-    def _straggle(self, round: int, sizes: Sequence[int]) -> list[np.ndarray] | None:
-        """Draw what a straggler trains on of sets of so many samples, indices ascending; None: it is none."""
-        slow = self._scenario.faults
-        if slow.stragglers == 0.0:
-            return None
-        draw = self._generator("straggler", round)
-        if draw.random() >= slow.stragglers:
-            return None
-        return [
-            np.sort(draw.permutation(size)[: round_half_up(slow.straggler_work * size)]) for size in sizes
-        ]
-
-    def training_labels(self) -> np.ndarray:
-        """Return the labels the client learns from: flipped ones for some of the poisoned."""
-        return self._labels_of(self.data)
-
-    def _own_samples(self) -> OwnSamples:
-        """Return which of the client's training samples it trains on."""
-        return self._own_samples_of(self.data)
-
-    def _own_samples_of(self, data: ClientData, task: int | None = None) -> OwnSamples:
-        share = self._share_kept_apart
-        if share is None:
-            return train_on_all(len(data.train_y))
-        return keep_apart(data.train_y, share, seed=self._scenario.seed, client=self.index, task=task)
-
-    @property
-    def _share_kept_apart(self) -> float | None:
-        """Share of the training samples that is kept apart; None: the client trains on all."""
-        return share_held_out(self._plan)
-
-    def _labels_of(self, data: ClientData) -> np.ndarray:
-        return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)
-
-    def _seed(self, purpose: str, round: int) -> int:
-        return derive_seed(self._scenario.seed, purpose, client=self.index, round=round)
-
-    def _generator(self, purpose: str, round: int) -> np.random.Generator:
-        return numpy_generator(self._scenario.seed, purpose, client=self.index, round=round)
+        self.trainer.restore(arrays)
+        if self.stream is not None:
+            self.stream.restore(arrays)

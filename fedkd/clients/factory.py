@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,13 +10,14 @@ import numpy as np
 from torch import nn
 
 from fedkd.clients.base import Client
-from fedkd.clients.estimator_client import EstimatorClient
+from fedkd.clients.estimator_client import EstimatorTrainer
 from fedkd.clients.faults import poison_of
-from fedkd.clients.pooled_client import Pool, PooledClient, PooledModel
+from fedkd.clients.own_samples import LocalSamples, share_held_out, share_kept_apart
+from fedkd.clients.pooled_client import Pool, PooledModel, PooledTrainer
 from fedkd.clients.shared_network import Measured, SharedModel
-from fedkd.clients.stream_client import StreamClient
-from fedkd.clients.torch_client import TorchClient
-from fedkd.data.federated import FederatedData
+from fedkd.clients.stream_client import TaskStream
+from fedkd.clients.torch_client import NetworkTrainer
+from fedkd.data.federated import ClientData, FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.strategy import overrides
@@ -66,21 +68,30 @@ class ClientFactory:
         plan, data = self.plan, self.data
         poison = poison_of(plan.scenario, index, first_task(data).label_distribution)
         model = self._model(index)
+        tasks: Sequence[ClientData]
         if isinstance(data, FederatedStream):
-            assert isinstance(model, nn.Module | SharedModel)
-            return StreamClient(plan, index, data, model, poison)
-        own = data.client(index)
-        if plan.capabilities.pretrain_epochs > 0:
-            own = replace(own, public_y=data.public_y)
+            tasks = data.client(index)
+        else:
+            own, pretrains = data.client(index), plan.capabilities.pretrain_epochs > 0
+            tasks = [replace(own, public_y=data.public_y) if pretrains else own]
+        if not isinstance(model, nn.Module | SharedModel):
+            samples = LocalSamples(plan, index, tasks, poison, share_held_out(plan))
+            estimator = client_estimator(self._models[index].fresh, tasks[0].classes)
+            return Client(plan, index, samples, EstimatorTrainer(plan, index, samples, estimator), poison)
+        samples = LocalSamples(plan, index, tasks, poison, share_kept_apart(plan))
         if isinstance(model, PooledModel):
-            return PooledClient(plan, index, own, model, poison)
-        if isinstance(model, nn.Module | SharedModel):
-            client = TorchClient(plan, index, own, model, poison, self._auxiliaries(index, model))
-            if isinstance(model, nn.Module):
-                client.begin = partial(self._own_network, index)
-            return client
-        estimator = client_estimator(self._models[index].fresh, own.classes)
-        return EstimatorClient(plan, index, own, estimator, poison)
+            return Client(plan, index, samples, PooledTrainer(plan, index, samples, model), poison)
+        stream = None
+        if isinstance(data, FederatedStream):
+            shared = model if isinstance(model, SharedModel) else None
+            network = model.network if isinstance(model, SharedModel) else model
+            stream = TaskStream(
+                plan, index, data, samples, network, None if shared is None else shared.measured
+            )
+        trainer = NetworkTrainer(plan, index, samples, model, self._auxiliaries(index, model), stream)
+        if isinstance(model, nn.Module):
+            trainer.begin = partial(self._own_network, index)
+        return Client(plan, index, samples, trainer, poison, stream)
 
     def _model(self, index: int) -> object:
         if self.plan.capabilities.brings_model:

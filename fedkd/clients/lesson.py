@@ -17,7 +17,7 @@ from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.job import TrainJob
 
 
-def lesson(
+def task_batches(
     job: TrainJob,
     learning: TaskLearning,
     samples: Episode,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fedkd.clients.draws import Draws
+from fedkd.clients.faults import Poison
+from fedkd.data.federated import ClientData
 from fedkd.data.split import stratified_choice
 from fedkd.plan.plan import Plan
 from fedkd.plan.poisoned import round_half_up
@@ -98,3 +102,109 @@ def keep_apart(
     generator = numpy_generator(seed, "validation", client=client, task=task)
     chosen = stratified_choice(labels, number, generator)
     return OwnSamples(np.flatnonzero(~chosen), np.flatnonzero(chosen))
+
+
+class LocalSamples:
+    """A client's samples of its present task, and those of them that it trains on.
+
+    Args:
+        plan: What to simulate.
+        index: Client index, 0-based.
+        tasks: The client's data of every task; without a stream there is one.
+        poison: What makes the client a poisoned one; None: nothing does.
+        share: Share of the training samples that is kept apart; None: the client trains on all.
+
+    Attributes:
+        data: The present task's data.
+        order: The client's tasks in its own order.
+        place: Place of the present task in that order.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        tasks: Sequence[ClientData],
+        poison: Poison | None = None,
+        share: float | None = None,
+    ) -> None:
+        self._plan, self._index, self._poison, self._share = plan, index, poison, share
+        self._draws = Draws(plan.scenario.seed, index)
+        self._in_stream = plan.scenario.continual is not None
+        self.tasks = tasks
+        self.order = plan.schedule.order(index) if self._in_stream else (0,)
+        self.enter(0)
+
+    def enter(self, place: int) -> None:
+        """Move to the task at a place in the client's order."""
+        self.place = place
+        self.data = self.tasks[self.order[place]]
+
+    def labels(self, data: ClientData | None = None) -> np.ndarray:
+        """Return the labels that the client learns from: flipped ones for some of the poisoned."""
+        data = data or self.data
+        return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)
+
+    def split(self, place: int | None = None) -> OwnSamples:
+        """Return which of a task's training samples the client trains on; None: of the present task's."""
+        place = self.place if place is None else place
+        labels = self._of(place).train_y
+        if self._share is None:
+            return train_on_all(len(labels))
+        task = self.order[place] if self._in_stream else None
+        return keep_apart(labels, self._share, seed=self._plan.scenario.seed, client=self._index, task=task)
+
+    def _of(self, place: int) -> ClientData:
+        return self.data if place == self.place else self.tasks[self.order[place]]
+
+    def trained_on(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples `[n, …]` and labels `[n]` of a task that the client trains on."""
+        data = self._of(place)
+        return self.split(place).of(data.train_x, self.labels(data))
+
+    def kept_apart(self, place: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples `[k, …]` and labels `[k]` that the client never trains on."""
+        place = self.place if place is None else place
+        data, rows = self._of(place), self.split(place).kept_apart
+        return data.train_x[rows], self.labels(data)[rows]
+
+    def rows(self, round: int) -> np.ndarray:
+        """Return the training samples of a round: indices, ascending; a part in an online stream."""
+        rows = self.split().trained_on
+        continual = self._plan.scenario.continual
+        online = continual is not None and continual.online
+        return rows[self.part(round, len(rows))] if online else rows
+
+    def part(self, round: int, samples: int) -> np.ndarray:
+        """Return which of the present task's samples a round of an online stream trains on."""
+        schedule = self._plan.schedule
+        part = schedule.rounds_into_task(self._index, round)
+        parts = schedule.rounds_of_task(self._index, round)
+        seed = self._plan.scenario.seed
+        return part_of_round(samples, part, parts, seed=seed, client=self._index, task=self.place)
+
+    def work(self, epochs: int, round: int) -> tuple[np.ndarray, np.ndarray, int]:
+        """Return the samples, labels and epochs of a round's local training: less for a straggler."""
+        x, y, rows = self.data.train_x, self.labels(), self.rows(round)
+        if len(rows) != len(y):
+            x, y = x[rows], y[rows]
+        kept = self.straggle(round, [len(y)])
+        return (x, y, epochs) if kept is None else (x[kept[0]], y[kept[0]], 1)
+
+    def rows_of_work(self, round: int) -> np.ndarray:
+        """Return the indices of the samples that `work` gives."""
+        rows = self.rows(round)
+        kept = self.straggle(round, [len(rows)])
+        return rows if kept is None else rows[kept[0]]
+
+    def straggle(self, round: int, sizes: Sequence[int]) -> list[np.ndarray] | None:
+        """Draw a straggler's samples of sets of these sizes, indices ascending; None: not slow."""
+        slow = self._plan.scenario.faults
+        if slow.stragglers == 0.0:
+            return None
+        draw = self._draws.numpy("straggler", round)
+        if draw.random() >= slow.stragglers:
+            return None
+        return [
+            np.sort(draw.permutation(size)[: round_half_up(slow.straggler_work * size)]) for size in sizes
+        ]

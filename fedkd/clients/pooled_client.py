@@ -6,18 +6,19 @@ the rounds that it is asked about, and nothing changes with who shares a process
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import nan
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.clients.faults import Poison, poison_of
-from fedkd.clients.guidance_effect import Split
+from fedkd.clients.faults import poison_of
+from fedkd.clients.own_samples import LocalSamples
 from fedkd.clients.shared_network import SharedModel
-from fedkd.clients.torch_client import TorchClient, round_optimizer
-from fedkd.data.federated import ClientData, FederatedData
+from fedkd.clients.torch_client import NetworkTrainer, round_optimizer
+from fedkd.data.federated import FederatedData
 from fedkd.fusion.views import Arrays
 from fedkd.models.build import ModelFactory
 from fedkd.namespaces import below, under
@@ -26,11 +27,13 @@ from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import ClientGroup, Scenario
 from fedkd.training.chance import Hits, guessing_right
 from fedkd.training.device import prepare_inputs, prepare_model
-from fedkd.training.evaluate import Score
 from fedkd.training.executor import Training
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import correct, cross_entropy
 from fedkd.training.weights import load_weights, weights_of
+
+if TYPE_CHECKING:
+    from fedkd.clients.base import Client
 
 WEIGHTS = "weights/"
 ROUNDS = "pooled_rounds"
@@ -170,38 +173,34 @@ def pooled_samples(scenario: Scenario, data: FederatedData) -> tuple[np.ndarray,
     return np.concatenate([own.train_x for own in shards]), np.concatenate(labels)
 
 
-class PooledClient(TorchClient):
-    """A client that works in the pooled model of its architecture, with a test split of its own.
+class PooledTrainer(NetworkTrainer):
+    """Works in the pooled model of a client's architecture.
 
     Args:
         plan: What to simulate.
         index: Client index, 0-based.
-        data: The client's samples and the common test set.
+        samples: The client's.
         model: The process's model of the client's architecture.
-        poison: What makes the client a poisoned one; None: nothing does.
     """
 
-    def __init__(
-        self, plan: Plan, index: int, data: ClientData, model: PooledModel, poison: Poison | None = None
-    ) -> None:
-        super().__init__(plan, index, data, model, poison)
+    def __init__(self, plan: Plan, index: int, samples: LocalSamples, model: PooledModel) -> None:
+        super().__init__(plan, index, samples, model)
         self._pooled = model
 
-    def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
+    def train(self, client: Client, proximal_mu: float = 0.0) -> Training[float]:
         """Bring the pooled model to the end of the round and return its mean loss."""
-        loss = yield from self._pooled.advance(round)
-        self.last_hits = self._pooled.last_hits
+        loss = yield from self._pooled.advance(client.round)
+        client.last_hits = self._pooled.last_hits
         return loss
 
-    def evaluate_fused(self, split: Split, round: int) -> Score:
-        """Evaluate the pooled model after a round, whether or not the client has taken part in it."""
-        self.complete(self._pooled.advance(round))
-        return super().evaluate_fused(split, round)
+    def catch_up(self, round: int) -> Training[None]:
+        """Bring the pooled model to a round's end, whether or not the client takes part in it."""
+        yield from self._pooled.advance(round)
 
     def model_state(self) -> dict[str, np.ndarray]:
         """Return the pooled model's weights and progress: other clients may go on in other processes."""
         return self._pooled.state()
 
-    def restore_model(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def restore_model(self, arrays: Arrays) -> None:
         """Bring the pooled model to where the state was taken, if it is not as far yet."""
         self._pooled.restore(arrays)

@@ -1,47 +1,53 @@
-"""A client that trains its network by gradients."""
+"""The trainer of a network, and of the networks that a strategy puts beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedkd.clients.faults import Poison
+from fedkd.clients.draws import Draws
 from fedkd.clients.local_loss import LocalLoss, ProximalTerm
-from fedkd.clients.network_client import NetworkClient
-from fedkd.clients.own_samples import share_kept_apart
+from fedkd.clients.model_kind import MODEL
+from fedkd.clients.own_samples import LocalSamples
 from fedkd.clients.rehearsal import Rehearsed
 from fedkd.clients.relations import RelationLoss, told
 from fedkd.clients.shared_network import SharedModel
-from fedkd.clients.view import RoundView
-from fedkd.data.federated import ClientData
-from fedkd.fusion.auxiliary import networks_of
+from fedkd.clients.stream_client import TaskStream
+from fedkd.fusion.auxiliary import OWN, networks_of
 from fedkd.fusion.local_objective import objective_of
-from fedkd.fusion.views import Arrays, FitSummary, Trial
+from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Trial
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
-from fedkd.randomness import derive_seed, torch_generator
 from fedkd.scenario.schema import Scenario
 from fedkd.training.alongside import Alongside
 from fedkd.training.chance import guessing_right
+from fedkd.training.device import prepare_inputs, torch_threads
 from fedkd.training.early_stopping import EarlyStopping
+from fedkd.training.evaluate import predict_in_batches, predict_logits
 from fedkd.training.executor import Training
+from fedkd.training.frozen import frozen_copy, gradient_of
 from fedkd.training.job import Beside, FitResult, TrainJob
 from fedkd.training.known_modules import declares
 from fedkd.training.losses import cross_entropy, kd_kl
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
+from fedkd.training.optimizer_state import of_model
 from fedkd.training.parts import in_parts
+from fedkd.training.weights import load_weights, weights_of
+
+if TYPE_CHECKING:
+    from fedkd.clients.base import Client
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
 AUXILIARY = "auxiliary/"
 HAS_SET_OUT = "has_set_out"
-T = TypeVar("T")
 
 
 def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
@@ -67,54 +73,148 @@ def _follow(model: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor:
     return kd_kl(model(inputs), wanted, 1.0)
 
 
-class TorchClient(NetworkClient):
-    """Trains a torch module by gradients, on its own samples and on guidance (arguments: `NetworkClient`)."""
+class NetworkTrainer:
+    """Trains a network by gradients, on the client's own samples and on guidance.
+
+    Args:
+        plan: What to simulate.
+        index: Client index, 0-based.
+        samples: The client's.
+        model: The client's own network, on its device; or the one that the clients of a process share.
+        auxiliaries: The networks that its strategy has it train besides, by name, on the same device.
+        stream: The client's tasks and their learner; None: there is no stream.
+
+    Attributes:
+        network: The client's own, or the shared one.
+        begin: Makes the network once more that the client began with; None: it has none of its own.
+    """
 
     def __init__(
         self,
         plan: Plan,
         index: int,
-        data: ClientData,
+        samples: LocalSamples,
         model: nn.Module | SharedModel,
-        poison: Poison | None = None,
         auxiliaries: Mapping[str, nn.Module] = MappingProxyType({}),
+        stream: TaskStream | None = None,
     ) -> None:
-        super().__init__(plan, index, data, model, poison, auxiliaries)
+        self._plan, self._index = plan, index
+        self._scenario, self._strategy = plan.scenario, plan.strategy
+        self._samples, self._stream = samples, stream
+        self._draws = Draws(plan.scenario.seed, index)
+        self.shared = model if isinstance(model, SharedModel) else None
+        self.network: nn.Module = model.network if isinstance(model, SharedModel) else model
+        self.begin: Callable[[], nn.Module] | None = None
+        self._auxiliaries = dict(auxiliaries)
+        self._device = next(self.network.parameters()).device
+        self._lanes = 1
         self._optimizer_state: dict[str, Tensor] = {}  # empty unless it is kept
         self._has_set_out = False
 
+    def threads(self, number: int) -> AbstractContextManager[None]:
+        """Compute on this number of threads while the block runs."""
+        return torch_threads(number)
+
+    def on_device(self, array: np.ndarray) -> Tensor:
+        """Return an array as a tensor where the network is."""
+        return prepare_inputs(array, self._device)
+
+    # Networks -----------------------------------------------------------------------------------------
+
+    def network_of(self, name: str) -> nn.Module:
+        """Return the client's own network, or an auxiliary one.
+
+        Raises:
+            KeyError: It has none of this name.
+        """
+        if name != OWN and name not in self._auxiliaries:
+            known = ", ".join([OWN, *self._auxiliaries])
+            raise KeyError(f"'{self._strategy.name}' asks for a network '{name}'; clients have {known}")
+        return self.network if name == OWN else self._auxiliaries[name]
+
+    def fresh(self) -> nn.Module:
+        """Return a network like the client's own before it had learned anything.
+
+        Raises:
+            TypeError: The client has no network of its own.
+        """
+        if self.begin is None:
+            raise TypeError(f"client {self._index} has no network of its own that it began with")
+        return self.begin()
+
+    def predictor(self) -> nn.Module:
+        """Return the module whose logits and features are the client's predictions."""
+        return self.network if self._stream is None else self._stream.learning.model()
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Return logits `[n, C]` float32 in evaluation mode."""
+        return self.logits_of(self.predictor(), x)
+
+    def logits_of(self, network: nn.Module, x: np.ndarray) -> np.ndarray:
+        """Return the logits `[n, C]` float32 of a network on the client's device, in evaluation mode."""
+        return predict_logits(network, self.on_device(x), lanes=self._lanes).cpu().numpy()
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """Return penultimate features `[n, F]` float32 in evaluation mode."""
+        model: Any = self.predictor()
+        found = predict_in_batches(
+            model, lambda batch: model.features(batch).flatten(1), self.on_device(x), FEATURES_BATCH
+        )
+        return found.cpu().numpy()
+
+    @contextmanager
+    def lent(self, lanes: int) -> Iterator[None]:
+        """Have so many threads predict while the block runs, as the processors of others are idle."""
+        self._lanes = lanes
+        try:
+            yield
+        finally:
+            self._lanes = 1
+
+    def frozen(self, weights: Arrays, of: str = OWN) -> nn.Module:
+        """Return a network like one of the client's with other weights, which stays as it is."""
+        return self._as_seen(frozen_copy(self.network_of(of), weights))
+
+    def private_gradient(self, weights: Arrays, of: Sequence[str]) -> PrivateGradient:
+        """Return a function that tells the gradient of own samples' cross entropy in some weights."""
+        network = frozen_copy(self.network, weights)
+        x, y = self.on_device(self._samples.data.train_x), self.on_device(self._samples.labels())
+        return gradient_of(network, self._as_seen(network), of, x, y)
+
+    def _as_seen(self, network: nn.Module) -> nn.Module:
+        """Return a network as losses see it, of the present task."""
+        return network if self._stream is None else self._stream.as_seen(network)
+
     # Training -----------------------------------------------------------------------------------------
 
-    def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
+    def train(self, client: Client, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss."""
-        if self._shared is not None:
-            self._shared.measured.forget()
-        yield from self.set_out()
-        objective_of(self._strategy).before_training(RoundView(self, round))
-        training = self._scenario.training
-        x, y, epochs = self._training_work(training.local_epochs, round)
-        self.effect.forget()
+        round, strategy, training = client.round, self._strategy, self._scenario.training
+        if self.shared is not None:
+            self.shared.measured.forget()
+        objective_of(strategy).before_training(client)
+        x, y, epochs = self._samples.work(training.local_epochs, round)
+        client.effect.forget()
         optimizer = self._optimizer(round, training.lr)
-        own = self._shared is None or self._strategy.capabilities.sends_steps
-        sends_weights = "weights" in self._strategy.capabilities.needs and own
-        start = self.weights() if sends_weights else {}
-        proximal_mu = proximal_mu or objective_of(self._strategy).proximal_mu
-        proximal = ProximalTerm.to_own_weights(self.model, proximal_mu) if proximal_mu else None
-        rehearsed = self._rehearsal(round)
-        loss = self._local_loss(proximal, rehearsed, round)
-        index = () if loss.step is None else (self._on_device(self._rows_of_training(round)),)
+        own = self.shared is None or strategy.capabilities.sends_steps
+        start = weights_of(self.network) if "weights" in strategy.capabilities.needs and own else {}
+        proximal_mu = proximal_mu or objective_of(strategy).proximal_mu
+        proximal = ProximalTerm.to_own_weights(self.network, proximal_mu) if proximal_mu else None
+        rehearsed = self._rehearsal(client)
+        loss = self._local_loss(client, proximal, rehearsed)
+        index = () if loss.step is None else (self.on_device(self._samples.rows_of_work(round)),)
         beside = self._beside(round)
         job = TrainJob(
-            self.model,
-            (self._on_device(x), self._on_device(y), *index),
+            self.network,
+            (self.on_device(x), self.on_device(y), *index),
             loss,
             optimizer,
             epochs,
             training.batch_size,
-            generator=self._batches("train-batches", round),
-            seed=self._seed("train", round),
+            generator=self._draws.torch("train-batches", round),
+            seed=self._draws.seed_of("train", round),
             autocast=training.autocast,
-            correction=self._gradient_correction(round),
+            correction=self._gradient_correction(client),
             accumulate=training.accumulate,
             early_stopping=self._early_stopping(),
             optimizer_state=self._optimizer_state if training.optimizer_state == "kept" else None,
@@ -130,10 +230,10 @@ class TorchClient(NetworkClient):
             alongside=None if rehearsed is None else rehearsed.batches,
             beside=beside,
         )
-        result = yield from self._in_phases(job, round, loss)
+        result = yield from self._in_phases(client, job, loss)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
-        self.last_fit = FitSummary(start, result.steps, optimizer.lr)
-        self.last_hits = result.hits
+        client.last_fit = FitSummary(start, result.steps, optimizer.lr)
+        client.last_hits = result.hits
         return result.loss
 
     def set_out(self) -> Training[None]:
@@ -141,85 +241,90 @@ class TorchClient(NetworkClient):
         if self._strategy.capabilities.pretrain_epochs == 0 or self._has_set_out:
             return
         self._has_set_out = True
-        training = self._scenario.training
-        assert self.data.public_y is not None
+        training, data = self._scenario.training, self._samples.data
+        assert data.public_y is not None
         yield TrainJob(
-            self.model,
-            (self._on_device(self.data.transfer_x), self._on_device(self.data.public_y)),
+            self.network,
+            (self.on_device(data.transfer_x), self.on_device(data.public_y)),
             lambda model, inputs, labels: cross_entropy(model(inputs), labels),
             self._optimizer(1, training.lr),
             self._strategy.capabilities.pretrain_epochs,
             training.batch_size,
-            generator=self._batches("pretrain-batches", 0),
-            seed=self._seed("pretrain", 0),
+            generator=self._draws.torch("pretrain-batches", 0),
+            seed=self._draws.seed_of("pretrain", 0),
             autocast=training.autocast,
             accumulate=training.accumulate,
             kind=self._kind("pretrain"),
             replayable=True,
         )
 
-    @property
-    def _share_kept_apart(self) -> float | None:
-        return share_kept_apart(self._plan)
+    def catch_up(self, round: int) -> Training[None]:
+        """Train what a round's evaluation needs and no message has asked for: nothing of a client's own."""
+        yield from ()
 
     def _early_stopping(self) -> EarlyStopping | None:
         """Return when training on private samples stops; None: after its last epoch."""
-        wanted, kept_apart = self._scenario.training.early_stopping, self._own_samples().kept_apart
-        if wanted is None or not len(kept_apart):
+        wanted = self._scenario.training.early_stopping
+        if wanted is None:
             return None
-        arrays = (self.data.train_x[kept_apart], self.training_labels()[kept_apart])
-        return EarlyStopping(tuple(map(self._on_device, arrays)), cross_entropy, wanted.patience)
+        x, y = self._samples.kept_apart()
+        arrays = (self.on_device(x), self.on_device(y))
+        return EarlyStopping(arrays, cross_entropy, wanted.patience) if len(y) else None
 
-    def _in_phases(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
+    def _in_phases(self, client: Client, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
         """Train on private samples in the phases of the strategy, each with a seed of its own."""
-        phases = objective_of(self._strategy).phases(job.epochs, last=round > self._scenario.rounds)
+        phases = objective_of(self._strategy).phases(job.epochs, last=client.round > self._scenario.rounds)
         if phases is None:
-            return (yield from self._private_training(job, round, loss))
-        if self._straggle(round, []) is not None:
+            return (yield from self._private_training(client, job, loss))
+        if self._samples.straggle(client.round, []) is not None:
             phases = [replace(phase, epochs=min(phase.epochs, 1)) for phase in phases]
         return (
             yield from in_parts(
                 job,
                 [(phase.epochs, phase.trains) for phase in phases],
-                lambda part: self._private_training(part, round, loss),
+                lambda part: self._private_training(client, part, loss),
             )
         )
 
-    def _private_training(self, job: TrainJob, round: int, loss: LocalLoss) -> Training[FitResult]:
-        """Train on private samples and labels by a job with a loss."""
-        return (yield job)
+    def _private_training(self, client: Client, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
+        """Train on private samples and labels by a job with a loss, under the learner of a stream."""
+        if self._stream is None:
+            return (yield job)
+        return (yield from self._stream.fit(job, client.round, loss))
 
     def _guidance_training(self, job: TrainJob) -> Training[FitResult]:
-        """Train on guidance."""
-        return (yield job)
+        """Train on guidance, under the learner of a stream."""
+        if self._stream is None:
+            return (yield job)
+        return (yield from self._stream.learning.distil(job))
 
-    def _gradient_correction(self, round: int) -> list[Tensor] | None:
-        correction = objective_of(self._strategy).gradient_correction(RoundView(self, round))
+    def _gradient_correction(self, client: Client) -> list[Tensor] | None:
+        correction = objective_of(self._strategy).gradient_correction(client)
         if correction is None:
             return None
         return [
             torch.from_numpy(np.asarray(correction[name])).to(parameter)
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self.network.named_parameters()
             if parameter.requires_grad
         ]
 
-    def _rehearsal(self, round: int) -> Rehearsed | None:
+    def _rehearsal(self, client: Client) -> Rehearsed | None:
         """Return what is rehearsed in a round: the last guidance, or what the strategy has sent for that."""
-        last, strategy = self._last_guidance, self._strategy
+        last, strategy, round = client.last_guidance, self._strategy, client.round
         if last is not None and len(last.targets):
             decay = self._scenario.fusion.rehearse_decay
             weight = self._plan.recipe.rehearse * decay ** last.age(round)
-            samples = last.of(self.data.transfer_x)
+            samples = last.of(client.data.transfer_x)
             batches = self._alongside(samples, np.asarray(last.targets, dtype=np.float32), round)
             return Rehearsed(batches, strategy.loss, weight, alike=self._computes_loss_only)
-        wanted = objective_of(strategy).rehearsal(RoundView(self, round))
+        wanted = objective_of(strategy).rehearsal(client)
         if wanted is None:
             return None
         return Rehearsed(self._alongside(wanted.samples, wanted.targets, round), wanted.loss)
 
     def _alongside(self, samples: np.ndarray, targets: np.ndarray, round: int) -> Alongside:
-        arrays = [self._on_device(samples), self._on_device(targets)]
-        generator = self._batches("rehearsal-batches", round)
+        arrays = [self.on_device(samples), self.on_device(targets)]
+        generator = self._draws.torch("rehearsal-batches", round)
         return Alongside(arrays, self._scenario.training.batch_size, generator)
 
     @property
@@ -227,43 +332,54 @@ class TorchClient(NetworkClient):
         return declares(self._strategy, "loss")
 
     def _local_loss(
-        self, proximal: ProximalTerm | None, rehearsed: Rehearsed | None, round: int
+        self, client: Client, proximal: ProximalTerm | None, rehearsed: Rehearsed | None
     ) -> LocalLoss:
-        strategy = self._strategy
-        taught = objective_of(strategy).local_loss(self._kept) if self._kept else None
-        step = objective_of(strategy).local_step(RoundView(self, round), self._kept)
+        strategy, kept = self._strategy, client.kept
+        taught = objective_of(strategy).local_loss(kept) if kept else None
+        step = objective_of(strategy).local_step(client, kept)
         shaped = taught is not None or step is not None
         return LocalLoss(
             proximal, taught, shaped and "features" in strategy.capabilities.needs, rehearsed, step
         )
 
-    def distil(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> Training[None]:
-        """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
-        epochs = self._scenario.fusion.distill_epochs
-        number = len(self.data.transfer_x) if samples is None else len(samples)
-        if epochs and number:
-            yield from self._guidance_training(self._lesson_of(targets, samples, round))
+    def _beside(self, round: int) -> list[Beside]:
+        """Return the auxiliary networks that a round's local training trains along."""
+        wanted = networks_of(self._strategy).aux_networks() if self._auxiliaries else {}
+        rates = {
+            name: None if own.lr is None else self._optimizer(round, own.lr).lr
+            for name, own in wanted.items()
+            if own.trained
+        }
+        return [Beside(name, self._auxiliaries[name], lr) for name, lr in rates.items()]
 
-    def trial(self, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray, round: int) -> Trial:
+    # Guidance -----------------------------------------------------------------------------------------
+
+    def distil(self, client: Client, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
+        """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
+        number = len(client.data.transfer_x) if samples is None else len(samples)
+        if self._scenario.fusion.distill_epochs and number:
+            yield from self._guidance_training(self.distillation(targets, samples, client.round))
+
+    def trial(self, client: Client, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
         """Return what an epoch of distilling targets would lead to."""
-        began = self.weights()
+        began = weights_of(self.network)
         if len(samples):
-            job = replace(self._lesson_of(targets, samples, round), epochs=1, kind=self._kind("trial"))
-            self.complete(self._guidance_training(job))
-        kept_x, kept_y = self.kept_apart()
-        found = Trial(self.predict(kept_x), kept_y, self.predict(self.data.transfer_x[asked]))
-        self.load_weights(began)
+            job = self.distillation(targets, samples, client.round)
+            client.complete(self._guidance_training(replace(job, epochs=1, kind=self._kind("trial"))))
+        kept_x, kept_y = self._samples.kept_apart()
+        found = Trial(self.predict(kept_x), kept_y, self.predict(client.data.transfer_x[asked]))
+        load_weights(self.network, began)
         return found
 
-    def _lesson_of(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> TrainJob:
+    def distillation(self, targets: np.ndarray, samples: np.ndarray | None, round: int) -> TrainJob:
         """Return the job of distilling targets `[K, C]` of transfer samples `[K]`, None: of all."""
-        fusion, strategy = self._scenario.fusion, self._strategy
+        fusion, strategy, data = self._scenario.fusion, self._strategy, self._samples.data
         gamma = self._plan.recipe.private_weight
-        transfer_x = self.data.transfer_x if samples is None else self.data.transfer_x[samples]
-        arrays = [self._on_device(transfer_x), self._on_device(np.asarray(targets, dtype=np.float32))]
+        transfer_x = data.transfer_x if samples is None else data.transfer_x[samples]
+        arrays = [self.on_device(transfer_x), self.on_device(np.asarray(targets, dtype=np.float32))]
         relate = None if fusion.relations is None else RelationLoss(fusion.relations)
         if relate is not None:
-            arrays.append(self._on_device(told(strategy.probabilities(targets))))
+            arrays.append(self.on_device(told(strategy.probabilities(targets))))
 
         def loss(model: Any, inputs: Tensor, wanted: Tensor, *others: Tensor) -> Tensor:
             if relate is None:
@@ -278,12 +394,12 @@ class TorchClient(NetworkClient):
             return value
 
         if gamma > 0.0:
-            order = self._private_order(len(transfer_x), round)
-            labels = self.training_labels()
-            arrays += [self._on_device(self.data.train_x[order]), self._on_device(labels[order])]
-        return self._distillation(arrays, loss, round)
+            order = self.private_order(len(transfer_x), round)
+            labels = self._samples.labels()
+            arrays += [self.on_device(data.train_x[order]), self.on_device(labels[order])]
+        return self._on_transfer_set(arrays, loss, round)
 
-    def _distillation(
+    def _on_transfer_set(
         self, arrays: Sequence[Tensor], loss: Callable[..., Tensor], round: int, task: int | None = None
     ) -> TrainJob:
         """Return the job of minimising a loss on transfer samples.
@@ -294,17 +410,16 @@ class TorchClient(NetworkClient):
             round: Of the guidance.
             task: The old task that it is about; None: the present one, or there is no stream.
         """
-        fusion, training, seed = self._scenario.fusion, self._scenario.training, self._scenario.seed
-        client = self.index
+        fusion, training = self._scenario.fusion, self._scenario.training
         return TrainJob(
-            self.model,
+            self.network,
             arrays,
             loss,
             self._optimizer(round, fusion.distill_lr or training.lr),
             fusion.distill_epochs,
             fusion.distill_batch_size or training.batch_size,
-            generator=torch_generator(seed, "distill-batches", client=client, round=round, task=task),
-            seed=derive_seed(seed, "distill", client=client, round=round, task=task),
+            generator=self._draws.torch("distill-batches", round, task),
+            seed=self._draws.seed_of("distill", round, task),
             autocast=training.autocast,
             accumulate=training.accumulate,
             kind=self._kind("distil") if fusion.relations is None else None,
@@ -322,57 +437,83 @@ class TorchClient(NetworkClient):
             epochs: Passes over the transfer set.
             round: 1-based.
         """
-        arrays = [self._on_device(self.data.transfer_x), self._on_device(np.asarray(targets, np.float32))]
+        data = self._samples.data
+        arrays = [self.on_device(data.transfer_x), self.on_device(np.asarray(targets, np.float32))]
         return replace(
-            self._distillation(arrays, _follow, round),
+            self._on_transfer_set(arrays, _follow, round),
             model=model,
             epochs=epochs,
-            generator=self._batches("trial-batches", round),
-            seed=self._seed("trial", round),
+            generator=self._draws.torch("trial-batches", round),
+            seed=self._draws.seed_of("trial", round),
             kind=self._kind("trial"),
             replayable=True,
         )
 
-    def _beside(self, round: int) -> list[Beside]:
-        """Return the auxiliary networks that a round's local training trains along."""
-        wanted = networks_of(self._strategy).aux_networks() if self._auxiliaries else {}
-        rates = {
-            name: None if own.lr is None else self._optimizer(round, own.lr).lr
-            for name, own in wanted.items()
-            if own.trained
-        }
-        return [Beside(name, self._auxiliaries[name], lr) for name, lr in rates.items()]
+    def learn_again(self, task: int, guidance: Arrays, round: int) -> Training[None]:
+        """Distil guidance of an old task as that task, as far as the learner reopens it.
 
-    def _private_order(self, length: int, round: int) -> np.ndarray:
+        No private samples come in, whatever `private_weight` says: those of old tasks are gone.
+        """
+        strategy, stream = self._strategy, self._stream
+        if stream is None or (place := stream.reopens(task, round)) is None:
+            return
+        x = self._samples.tasks[task].transfer_x
+        if "samples" in guidance:
+            x = x[guidance["samples"]]
+        if self._scenario.fusion.distill_epochs == 0 or len(x) == 0:
+            return
+
+        def loss(model: nn.Module, inputs: Tensor, wanted: Tensor) -> Tensor:
+            return strategy.loss(model(inputs), wanted)
+
+        arrays = [self.on_device(x), self.on_device(np.asarray(guidance["targets"], dtype=np.float32))]
+        yield from stream.learning.teach_again(self._on_transfer_set(arrays, loss, round, task), place)
+
+    def private_order(self, length: int, round: int) -> np.ndarray:
         """Return `length` indices of own samples: whole shuffles of them, one after another."""
-        generator = self._generator("distill-private", round)
-        own = self._own_samples().trained_on
+        generator = self._draws.numpy("distill-private", round)
+        own = self._samples.split().trained_on
         shuffles = [generator.permutation(len(own)) for _ in range(-(-length // len(own)))]
         return own[np.concatenate(shuffles)[:length]]
 
     def _kind(self, purpose: str, *details: Hashable) -> Hashable:
         """Return what names a job of all clients of the same group (see `TrainJob.kind`)."""
-        return (purpose, id(self._plan.groups[self.index]), *details)
+        return (purpose, id(self._plan.groups[self._index]), *details)
 
     def _optimizer(self, round: int, lr: float) -> OptimizerSpec:
         return round_optimizer(self._scenario, lr, round)
 
-    def _batches(self, purpose: str, round: int) -> torch.Generator:
-        return torch_generator(self._scenario.seed, purpose, client=self.index, round=round)
-
     # State --------------------------------------------------------------------------------------------
+
+    def enter_task(self) -> None:
+        """Forget what the optimiser keeps of a learner's own tensors, such as scores: they are a task's."""
+        self._optimizer_state = of_model(self._optimizer_state)
+
+    def model_state(self) -> dict[str, np.ndarray]:
+        """Return the weights; nothing where every message brings them along."""
+        return {} if self.shared is not None else weights_of(self.network)
+
+    def restore_model(self, arrays: Arrays) -> None:
+        """Put the weights back."""
+        if self.shared is None:
+            load_weights(self.network, arrays)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return everything that `restore` needs to continue exactly here."""
-        remembered = {
-            name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()
-        }
-        begun = {HAS_SET_OUT: np.array(1, dtype=np.int64)} if self._has_set_out else {}
-        return super().state() | under(OPTIMIZER, remembered) | begun
+        arrays = under(MODEL, self.model_state())
+        for name, network in self._auxiliaries.items():
+            arrays |= under(f"{AUXILIARY}{name}/", weights_of(network))
+        arrays |= under(
+            OPTIMIZER,
+            {name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()},
+        )
+        return arrays | ({HAS_SET_OUT: np.array(1, dtype=np.int64)} if self._has_set_out else {})
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
-        super().restore(arrays)
+        self.restore_model(below(MODEL, arrays))
+        for name, network in self._auxiliaries.items():
+            load_weights(network, below(f"{AUXILIARY}{name}/", arrays))
         self._has_set_out = HAS_SET_OUT in arrays
         self._optimizer_state = {
             name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()

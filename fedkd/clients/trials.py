@@ -13,8 +13,8 @@ from math import nan
 import numpy as np
 from torch import nn
 
+from fedkd.clients.base import Client
 from fedkd.clients.guidance_effect import SPLITS
-from fedkd.clients.torch_client import TorchClient
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.shift import START, mean_prediction
 from fedkd.training.evaluate import score
@@ -38,7 +38,7 @@ class Trials:
     answers: np.ndarray
 
 
-def shown(client: TorchClient, round: int) -> dict[str, np.ndarray]:
+def shown(client: Client, round: int) -> dict[str, np.ndarray]:
     """Return what a client knows and what it began with, as it would leave it, past all stages of an upload.
 
     Args:
@@ -48,12 +48,12 @@ def shown(client: TorchClient, round: int) -> dict[str, np.ndarray]:
     Returns:
         `logits` `[M, C]` on the transfer set, and `start` `[C]`, the mean prediction before any training.
     """
-    x = client.data.transfer_x
-    start = mean_prediction(client.logits_of(client.fresh(), x))
+    x, trainer = client.data.transfer_x, client.networks
+    start = mean_prediction(trainer.logits_of(trainer.fresh(), x))
     return client.sent({LOGITS: client.predict(x), START: start}, KINDS, round)
 
 
-def try_out(client: TorchClient, probabilities: np.ndarray, epochs: int, round: int) -> Training[Trials]:
+def try_out(client: Client, probabilities: np.ndarray, epochs: int, round: int) -> Training[Trials]:
     """Have a copy of a client learn from each sender alone, and return what came of it.
 
     Every copy sees the same batches in the same order, so that copies differ by what they are told only.
@@ -64,23 +64,23 @@ def try_out(client: TorchClient, probabilities: np.ndarray, epochs: int, round: 
         epochs: Passes over the transfer set.
         round: 1-based.
     """
-    before = _accuracies(client, client.model)
+    trainer = client.networks
+    before = _accuracies(client, trainer.network)
     gains, answers = [], []
     for of_sender in probabilities:
-        model = copy.deepcopy(client.model)
-        yield client.trial_job(model, of_sender, epochs, round)
+        model = copy.deepcopy(trainer.network)
+        yield trainer.trial_job(model, of_sender, epochs, round)
         gains.append(_accuracies(client, model) - before)
-        answers.append(client.logits_of(model, client.data.transfer_x).argmax(axis=1).astype(np.int32))
+        answers.append(trainer.logits_of(model, client.data.transfer_x).argmax(axis=1).astype(np.int32))
     return Trials(np.stack(gains), np.stack(answers))
 
 
-def _accuracies(client: TorchClient, model: nn.Module) -> np.ndarray:
+def _accuracies(client: Client, model: nn.Module) -> np.ndarray:
     """Return a model's accuracy on the client's own test data and on the common test set, `[2]`."""
     data, found = client.data, []
     tests = {"local": (data.test_x, data.test_y), "global": (data.global_x, data.global_y)}
     for split in SPLITS:
         x, y = tests[split]
-        found.append(
-            score(client.leaning(partial(client.logits_of, model), x)[0], y).accuracy if len(y) else nan
-        )
+        logits, _ = client.evaluator.leaning(partial(client.networks.logits_of, model), x)
+        found.append(score(logits, y).accuracy if len(y) else nan)
     return np.array(found)

@@ -16,7 +16,6 @@ from flwr.clientapp import ClientApp
 
 from fedkd.clients.base import Client
 from fedkd.clients.guidance_effect import SPLITS, Split
-from fedkd.clients.torch_client import TorchClient
 from fedkd.clients.trials import shown, try_out
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record, values_of
@@ -42,13 +41,13 @@ def _train(client: Client, message: Message) -> Training[Message]:
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
     if config.get(msg.MEASURE_TRAINED, False) and client.evaluated:
-        client.remember_trained(round)
+        client.evaluator.remember_trained(round)
     asked = message.content.array_records.get(msg.REQUEST)
     request = None if asked is None else values_of(asked[msg.SAMPLES])
     uploaded = client.upload(round, request)
     figures: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, "train_loss": loss}
     if config.get(msg.TELL_TRAINED, False) and client.evaluated:
-        figures |= {f"{msg.TRAINED}{split}": client.evaluate(split).accuracy for split in SPLITS}
+        figures |= {f"{msg.TRAINED}{split}": client.evaluator.evaluate(split).accuracy for split in SPLITS}
     metrics = MetricRecord(figures)
     curves = ConfigRecord(client.learning_curves())  # type: ignore[arg-type]
     told = {msg.CURVES: curves, msg.AT_CHANCE: _at_chance(client)}
@@ -68,8 +67,8 @@ def _evaluate(client: Client, message: Message) -> Training[Message]:
     config, round = message.content.config_records[msg.CONFIG], _round_of(message)
     with client.lent(int(config.get(msg.LANES, 1))):  # type: ignore[arg-type]
         yield from _receive(client, message.content, round, measured=True)
-        with client.at_one_moment():
-            scores = {split: client.evaluate_fused(split, round) for split in SPLITS}
+        with client.evaluator.at_one_moment():
+            scores = {split: client.evaluator.evaluate_fused(split, round) for split in SPLITS}
             return _evaluated(client, message, round, scores)
 
 
@@ -85,11 +84,11 @@ def _evaluated(
         moments = client.effect.two_moments(round, split, score.accuracy)
         metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
-        for name, own in client.evaluate_each(split, score).items():
+        for name, own in client.evaluator.evaluate_each(split, score).items():
             both = client.effect.two_moments_of(round, name, split, own.accuracy)
             metrics |= {f"{metric}_{split}": value for metric, value in both.items()}
-    metrics |= client.fidelity(round, scores["global"]) | client.task_metrics(round)
-    report = ConfigRecord(client.learner_report(round) | client.choices())  # type: ignore[arg-type]
+    metrics |= client.evaluator.fidelity(round, scores["global"]) | client.task_metrics(round)
+    report = ConfigRecord(client.learner_report(round) | client.evaluator.choices())  # type: ignore[arg-type]
     return _reply(message, client, metrics=MetricRecord(metrics), **{msg.LEARNER: report})
 
 
@@ -98,8 +97,8 @@ def _finish(client: Client, message: Message) -> Training[Message]:
     round = _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round)
-    with client.at_one_moment():
-        scores = {split: client.evaluate(split) for split in SPLITS}
+    with client.evaluator.at_one_moment():
+        scores = {split: client.evaluator.evaluate(split) for split in SPLITS}
         reply = _evaluated(client, message, round, scores, train_loss=loss)
     if told := _at_chance(client):
         reply.content[msg.AT_CHANCE] = told
@@ -124,7 +123,7 @@ def _end_task(client: Client, message: Message) -> Training[Message]:
 def _show(client: Client, message: Message) -> Training[Message]:
     """Return what the client knows and what it began with; it is afterwards as before."""
     yield from ()
-    return _reply(message, client, arrays=to_record(shown(_network(client), _round_of(message))))
+    return _reply(message, client, arrays=to_record(shown(client, _round_of(message))))
 
 
 def _try_out(client: Client, message: Message) -> Training[Message]:
@@ -132,13 +131,8 @@ def _try_out(client: Client, message: Message) -> Training[Message]:
     content = message.content
     probabilities = values_of(content.array_records[msg.ARRAYS][msg.PROBABILITIES])
     epochs = int(content.config_records[msg.CONFIG][msg.EPOCHS])  # type: ignore[arg-type]
-    trials = yield from try_out(_network(client), probabilities, epochs, _round_of(message))
+    trials = yield from try_out(client, probabilities, epochs, _round_of(message))
     return _reply(message, client, arrays=to_record({msg.GAINS: trials.gains, msg.ANSWERS: trials.answers}))
-
-
-def _network(client: Client) -> TorchClient:
-    assert isinstance(client, TorchClient)  # other scenarios are refused
-    return client
 
 
 def _export_state(client: Client, message: Message) -> Training[Message]:
@@ -168,7 +162,7 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
         if record not in content or int(config[of_round]) <= client.applied_round:  # type: ignore[arg-type]
             continue
         if measured and client.evaluated and record == msg.GUIDANCE and int(config[of_round]) == round:  # type: ignore[arg-type]
-            client.remember_trained(round, changes=client.guidance_changes_predictions)
+            client.evaluator.remember_trained(round, changes=client.guidance_changes_predictions)
         guidance = from_record(content.array_records[record])
         yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
     for task in msg.old_tasks(content):

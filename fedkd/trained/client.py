@@ -13,9 +13,9 @@ import numpy as np
 from torch import nn
 
 from fedkd.clients.base import Client
+from fedkd.clients.estimator_client import EstimatorTrainer
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.stream_client import StreamClient
-from fedkd.clients.torch_client import TorchClient
+from fedkd.clients.stream_client import TaskStream
 from fedkd.continual.task_model import TaskModel
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, load_data
@@ -174,15 +174,15 @@ class TrainedRun:
         with client.threads(self.plan.scenario.engine.threads_per_client):
             self._restore(client, saved)
         if isinstance(self.data, FederatedStream):
-            assert isinstance(client, StreamClient)
-            return self._of_stream(client, max(client.learning.task, 0))
+            assert client.stream is not None
+            return self._of_stream(client, client.stream, client.samples.place)
         statistics = self.data.statistics
         assert statistics is not None
         return TrainedClient(
             index=index,
             round=self.round,
             architecture=self.architectures[index],
-            model=client.answering().eval() if isinstance(client, TorchClient) else _fitted(client),
+            model=_model_of(client),
             classes=self.data.class_names,
             input_shape=self.data.input_shape,
             normalisation=statistics,
@@ -190,7 +190,7 @@ class TrainedRun:
             task_name=None,
             tasks=(),
             transform=None,
-            _answer=client.answer,
+            _answer=client.evaluator.answer,
             _of_task=None,
             owner=_owner(self.data, index),
         )
@@ -207,16 +207,16 @@ class TrainedRun:
 
             client.load_weights(below(WEIGHTS, saved.server) or model_in(saved.server))
 
-    def _of_stream(self, client: StreamClient, place: int) -> TrainedClient:
+    def _of_stream(self, client: Client, stream: TaskStream, place: int) -> TrainedClient:
         """Return a client's model of the task at a place in its order."""
         assert isinstance(self.data, FederatedStream)
-        order, met = self.plan.schedule.order(client.index), tuple(client.tests.met())
+        order, met = self.plan.schedule.order(client.index), tuple(stream.tests.met())
         task = self.data[order[place]]
-        read = client.learning.model(place)
+        read = stream.learning.model(place)
         units = None if read.units is None else read.units.cpu().numpy()
 
         def answer(x: np.ndarray) -> np.ndarray:
-            outputs = client.tests.outputs(place, read, x)
+            outputs = stream.tests.outputs(place, read, x)
             return outputs if units is None else outputs[:, units]
 
         statistics = task.data.statistics
@@ -234,7 +234,7 @@ class TrainedRun:
             tasks=met,
             transform=task.transform,
             _answer=answer,
-            _of_task=lambda wanted: self._of_stream(client, client.tests.place_of(wanted)),
+            _of_task=lambda wanted: self._of_stream(client, stream, stream.tests.place_of(wanted)),
             owner=_owner(task.data, client.index),
         )
 
@@ -302,7 +302,8 @@ def _effective(read: TaskModel) -> nn.Module:
     return with_tensors(copy.deepcopy(read.network), read.substitutes).eval()
 
 
-def _fitted(client: Client) -> object:
-    """Return what an estimator's adapter has fitted."""
-    model = client.model  # type: ignore[attr-defined]
-    return model.fitted
+def _model_of(client: Client) -> Any:
+    """Return the network that evaluations ask; of an estimator what its adapter has fitted."""
+    if isinstance(client.trainer, EstimatorTrainer):
+        return client.trainer.model.fitted
+    return (client.evaluator.predictor() or client.networks.network).eval()

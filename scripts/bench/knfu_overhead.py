@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedkd.clients import network_client
+from fedkd.clients import torch_client
 from fedkd.errors import told_in_one_line
 from fedkd.runner import run
 from fedkd.tracking.events import RoundReport, RunObserver
@@ -138,7 +138,7 @@ def main() -> None:
     watch = Watch()
     executor.LoopExecutor.run = watch.timed(STEPS, executor.LoopExecutor.run)  # type: ignore[method-assign]
     for name in ("predict_logits", "predict_in_batches"):
-        setattr(network_client, name, watch.timed(PREDICTIONS, getattr(network_client, name)))
+        setattr(torch_client, name, watch.timed(PREDICTIONS, getattr(torch_client, name)))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         run(tables_of(words), out=folder, observers=[watch])

@@ -16,7 +16,6 @@ from torch import nn
 import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.memory import bytes_of_client, checked_models
-from fedkd.clients.view import RoundView
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import AuxNetwork, AuxNetworks
@@ -113,17 +112,17 @@ def test_right_answers_are_counted_by_what_answers(digits_scenario):
     client.complete(client.train(1))
     x, y = client.data.train_x, client.data.train_y
     assert client.last_hits.accuracy > 0.95 > (client.predict(x).argmax(axis=1) == y).mean()
-    assert (client.answer(x).argmax(axis=1) == y).mean() > 0.95
+    assert (client.evaluator.answer(x).argmax(axis=1) == y).mean() > 0.95
 
 
 def test_evaluations_ask_what_is_trained_beside(digits_scenario):
     client = clients_of(digits_scenario)[0]
     client.complete(client.train(1))
-    x, view = client.data.global_x, RoundView(client, 1)
-    frozen = view.frozen(view.weights("small"), "small")
-    assert_array_equal(client.answer(x), client.logits_of(frozen, x))
-    assert not np.array_equal(client.answer(x), client.predict(x))
+    x, view = client.data.global_x, client.at(1)
     assert (view.round, view.rounds) == (1, 2)
+    frozen = view.frozen(view.weights("small"), "small")
+    assert_array_equal(client.evaluator.answer(x), client.trainer.logits_of(frozen, x))
+    assert not np.array_equal(client.evaluator.answer(x), client.predict(x))
 
 
 def test_they_are_counted_in_memory(digits_scenario):

@@ -13,7 +13,8 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd import cli
-from fedkd.clients.estimator_client import EstimatorClient
+from fedkd.clients.base import Client
+from fedkd.clients.estimator_client import EstimatorTrainer
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import Interrupted
@@ -96,14 +97,14 @@ def write(folder: Path, tables: dict[str, Any], **changes: Any) -> Path:
     return path
 
 
-def client_of(path: Path, index: int = 0, *overrides: str) -> EstimatorClient:
+def client_of(path: Path, index: int = 0, *overrides: str) -> Client:
     plan = load_plan(path, overrides)
     client = ClientFactory(plan, load_federated_data(plan.scenario)).build(index)
-    assert isinstance(client, EstimatorClient)
+    assert isinstance(client.trainer, EstimatorTrainer)
     return client
 
 
-def uniform_targets(client: EstimatorClient, label: int) -> np.ndarray:
+def uniform_targets(client: Client, label: int) -> np.ndarray:
     return np.tile(np.eye(10, dtype=np.float32)[label], (len(client.data.transfer_x), 1))
 
 
@@ -130,11 +131,11 @@ def test_it_follows_its_guidance(kind, tables, tmp_path):
     truth = load_federated_data(load_scenario(tmp_path / "scenario.toml")).transfer_y
     targets = np.eye(10, dtype=np.float32)[truth]
     before = agreement(client.predict(client.data.transfer_x), targets)
-    client.remember_trained(1)
+    client.evaluator.remember_trained(1)
     client.complete(client.learn({"targets": targets}, 1))
     after = agreement(client.predict(client.data.transfer_x), targets)
     assert after > before
-    assert client.fidelity(1, client.evaluate("global"))["agreement"] == after
+    assert client.evaluator.fidelity(1, client.evaluator.evaluate("global"))["agreement"] == after
     again = client.predict(client.data.transfer_x).tobytes()
     client.complete(client.learn({"targets": uniform_targets(client, 3)}, 1))
     assert client.predict(client.data.transfer_x).tobytes() == again, "guidance of a round is learned once"
@@ -156,7 +157,7 @@ def test_a_straggler_and_a_liar_stay_what_they_are_when_guidance_comes(tables, t
     """A refit for the sake of guidance must not see what the training did not."""
     faults = {"stragglers": 1.0, "straggler_work": 0.5, "poisoned": 1.0, "poison": "flipped"}
     client = client_of(write(tmp_path, tables, clients=[GROUPS["plug-in"]], faults=faults))
-    x, y, _ = client._training_work(1, 1)
+    x, y, _ = client.samples.work(1, 1)
     assert len(y) == round(len(client.data.train_y) / 2)
     client.complete(client.train(1))
     client.complete(client.learn({"targets": uniform_targets(client, 3)}, 1))
@@ -183,7 +184,7 @@ def test_a_shard_of_one_class(tables, tmp_path):
 
 def test_an_estimator_with_distill_is_handled_by_its_own_adapter(tables, tmp_path):
     client = client_of(write(tmp_path, tables, clients=[GROUPS["distill"]]))
-    assert isinstance(client.model, IncrementalModel)
+    assert isinstance(client.trainer.model, IncrementalModel)
     client.complete(client.train(1))
     kept = {"model/own/means", "model/trained_round"}
     assert set(client.state()) == {"applied_round", "effect/trained"} | kept

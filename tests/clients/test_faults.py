@@ -90,7 +90,7 @@ def test_flipped_labels_are_what_a_client_trains_on_and_nothing_else(scenario_wi
     )
     poisoned, _ = poisoned_and_honest(scenario)
     client = build(scenario, poisoned)
-    _, labels, _ = client._training_work(1, 1)
+    _, labels, _ = client.samples.work(1, 1)
     assert_array_equal(labels, C - 1 - client.data.train_y)
     client.complete(client.train(1))
     own = client.predict(client.data.train_x).argmax(axis=1)
@@ -188,19 +188,19 @@ def test_a_slow_client_goes_once_through_its_share(share, rounded, scenario_with
     scenario = scenario_with({"stragglers": 1.0, "straggler_work": share})
     client = build(scenario, 0)
     own = client.data.train_x
-    x, y, epochs = client._training_work(7, 1)
+    x, y, epochs = client.samples.work(7, 1)
     assert epochs == 1
     assert len(x) == len(y) == round_half_up(rounded * len(own))
     rows = [int(np.flatnonzero((own == sample).all(axis=(1, 2, 3)))[0]) for sample in x]
     assert rows == sorted(set(rows)), "no sample twice"
     assert_array_equal(y, client.data.train_y[rows])
     if 0 < share < 1:
-        assert not np.array_equal(x, client._training_work(7, 2)[0]), "others in another round"
+        assert not np.array_equal(x, client.samples.work(7, 2)[0]), "others in another round"
 
 
 def test_slow_clients_are_as_many_as_said(scenario_with):
     client = build(scenario_with({"stragglers": 0.3, "straggler_work": 0.5}), 0)
-    slow = [client._training_work(2, round)[2] == 1 for round in range(1, 401)]
+    slow = [client.samples.work(2, round)[2] == 1 for round in range(1, 401)]
     assert abs(np.mean(slow) - 0.3) < 4 * np.sqrt(0.3 * 0.7 / 400)
 
 

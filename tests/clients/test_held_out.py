@@ -9,7 +9,6 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.view import RoundView
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
 
@@ -36,11 +35,11 @@ def test_they_are_drawn_once_and_nobody_trains_on_them(kind, share, stopping, ap
     plan = parse_plan(tables)
     client = ClientFactory(plan, load_data(plan.scenario)).build(1)
     labels = client.data.train_y
-    rows, trained_on = client._own_samples().kept_apart, client.own_rows(1)
+    rows, trained_on = client.samples.split().kept_apart, client.samples.rows(1)
     assert_array_equal(np.sort([*rows, *trained_on]), np.arange(len(labels)))
     assert abs(len(rows) - apart * len(labels)) <= 1
-    assert_array_equal(rows, client._own_samples().kept_apart)
-    logits, told = RoundView(client, 1).held_out()
+    assert_array_equal(rows, client.samples.split().kept_apart)
+    logits, told = client.at(1).held_out()
     assert_array_equal(told, labels[rows])
     assert_array_equal(logits, client.predict(client.data.train_x[rows]))
 
@@ -48,7 +47,7 @@ def test_they_are_drawn_once_and_nobody_trains_on_them(kind, share, stopping, ap
         x = client.data.train_x.copy()
         x[rows] = 0.0
         spoilt = ClientFactory(plan, load_data(plan.scenario)).build(1)
-        spoilt.data = replace(spoilt.data, train_x=x)
+        spoilt.samples.data = replace(spoilt.data, train_x=x)
         for one in (client, spoilt):
             one.complete(one.train(1))
         assert_array_equal(client.predict(x), spoilt.predict(x))
@@ -58,6 +57,6 @@ def test_with_too_few_samples_there_are_none(digits_scenario):
     tables = digits_scenario | {"fusion": {"strategy": "bandit", "held_out_share": 0.01}}
     plan = parse_plan(tables)
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
-    logits, labels = RoundView(client, 1).held_out()
+    logits, labels = client.at(1).held_out()
     assert logits.shape == (0, 10) and labels.shape == (0,)
-    assert len(client.own_rows(1)) == len(client.data.train_y)
+    assert len(client.samples.rows(1)) == len(client.data.train_y)

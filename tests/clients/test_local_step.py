@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.clients.estimator_client import EstimatorClient
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.view import RoundView
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.fusion.capabilities import Capabilities
@@ -127,7 +125,7 @@ def test_the_vectorised_executor_leaves_it_to_the_loop(clients_with):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_frozen_model_stays_as_it_is(stream, clients_with):
     (client, other) = clients_with(Watching(), **(STREAM if stream else {}))
-    view, x = RoundView(client, 1), torch.tensor(client.data.train_x[:3]).requires_grad_()
+    view, x = client.at(1), torch.tensor(client.data.train_x[:3]).requires_grad_()
     other_weights = other.weights()
     frozen = view.frozen(other_weights)
     expected = torch.tensor(other.predict(client.data.train_x[:3]))
@@ -137,14 +135,13 @@ def test_a_frozen_model_stays_as_it_is(stream, clients_with):
     assert not frozen.training and not any(p.requires_grad for p in frozen.parameters())
     frozen(x).sum().backward()
     assert x.grad.abs().sum() > 0
-    assert isinstance(frozen, nn.Module) and client.model.training
+    assert isinstance(frozen, nn.Module) and client.network().training
 
 
 def test_an_estimator_has_no_frozen_model(digits_scenario):
     forest = {"clients": [{"model": "random-forest"}], "training": {}, "fusion": {"strategy": "local"}}
     plan = parse_plan(digits_scenario | forest)
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
-    assert isinstance(client, EstimatorClient)
     with pytest.raises(TypeError, match='"gradients" has to be among its `needs`'):
         client.frozen({})
 

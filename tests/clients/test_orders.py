@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.stream_client import StreamClient
 from fedkd.data.load import load_data
 from fedkd.plan.load import parse_plan
 from fedkd.server.bank import Upload
@@ -31,14 +31,14 @@ def tables(digits_scenario) -> dict:
     }
 
 
-def federation(tables: dict) -> tuple[FusingByTask, dict[int, StreamClient], object]:
+def federation(tables: dict) -> tuple[FusingByTask, dict[int, Client], object]:
     plan = parse_plan(tables)
     factory = ClientFactory(plan, load_data(plan.scenario))
     clients = {n: factory.build(n) for n in range(plan.scenario.data.clients)}
     return FusingByTask(plan.strategy, lambda task: ServerKnowledge()), clients, plan.schedule
 
 
-def live(round: int, fusing: FusingByTask, clients: dict[int, StreamClient], schedule) -> dict[int, int]:
+def live(round: int, fusing: FusingByTask, clients: dict[int, Client], schedule) -> dict[int, int]:
     """Run a round; return the task of every client that was taught."""
     uploads, taught = {}, {}
     fusing.move({n: schedule.task(n, round) for n in clients})
@@ -58,9 +58,9 @@ def live(round: int, fusing: FusingByTask, clients: dict[int, StreamClient], sch
     return taught
 
 
-def logits(client: StreamClient, place: int, x: np.ndarray) -> bytes:
-    model = client.learning.model(place).eval()
-    return model(client._on_device(x)).detach().numpy().tobytes()
+def logits(client: Client, place: int, x: np.ndarray) -> bytes:
+    model = client.stream.learning.model(place).eval()
+    return model(client.trainer.on_device(x)).detach().numpy().tobytes()
 
 
 @pytest.mark.parametrize("learner", ["exssnet", "packnet"])
@@ -73,7 +73,7 @@ def test_old_tasks_keep_their_logits_to_the_bit_while_clients_are_taught(learner
     for round in range(1, schedule.rounds + 1):
         changed |= set(live(round, fusing, clients, schedule).items())
         for n, client in clients.items():
-            for place in range(client.learning.ended + 1):
+            for place in range(client.stream.learning.ended + 1):
                 now = logits(client, place, x)
                 assert known.setdefault((n, place), now) == now, (round, n, place)
     assert len(known) == 4 * 5
@@ -84,11 +84,12 @@ def test_a_learner_is_given_the_tasks_in_its_clients_own_order(tables):
     _, clients, schedule = federation(tables)
     for n, client in clients.items():
         order = schedule.order(n)
-        assert [own.tolist() for own in client.learning.context.units] == [[2 * t, 2 * t + 1] for t in order]
+        units = client.stream.learning.context.units
+        assert [own.tolist() for own in units] == [[2 * t, 2 * t + 1] for t in order]
         for place, task in enumerate(order):
-            x, y = client._samples(place)
-            assert np.array_equal(x.numpy(), client._tasks[task].train_x)
-            assert np.array_equal(y.numpy(), client._tasks[task].train_y)
+            x, y = client.stream.tensors(place)
+            assert np.array_equal(x.numpy(), client.samples.tasks[task].train_x)
+            assert np.array_equal(y.numpy(), client.samples.tasks[task].train_y)
 
 
 def test_a_task_that_comes_back_is_known_as_it_was_learned_last(tables):
@@ -99,11 +100,11 @@ def test_a_task_that_comes_back_is_known_as_it_was_learned_last(tables):
         live(round, fusing, clients, schedule)
     for n, client in clients.items():
         first, second = schedule.order(n)[:2]
-        assert client.learning.task == 2 and client.tests.met() == [second, first]
-        assert (client.tests.place_of(first), client.tests.place_of(second)) == (2, 1)
+        assert client.stream.learning.task == 2 and client.stream.tests.met() == [second, first]
+        assert (client.stream.tests.place_of(first), client.stream.tests.place_of(second)) == (2, 1)
         measured = client.task_metrics(3)
         assert {key for key, value in measured.items() if "temporal" in key and not np.isnan(value)} == set()
-        now = np.array([client.tests.accuracies(task)[0] for task in (first, second)])
+        now = np.array([client.stream.tests.accuracies(task)[0] for task in (first, second)])
         assert not np.isnan(now[:, 0, 1]).any()
 
 

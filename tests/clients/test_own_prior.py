@@ -31,18 +31,18 @@ def test_the_logarithm_of_own_shares_is_added(clients, digits_scenario):
     own, x, y = client.data.train_y, client.data.global_x, client.data.global_y
     shares = np.array([(np.sum(own == c) + 1) / (len(own) + 10) for c in range(10)])
     expected = client.predict(x).astype(np.float64) + 0.7 * np.log(shares)
-    np.testing.assert_allclose(client.answer(x), expected, atol=1e-5)
+    np.testing.assert_allclose(client.evaluator.answer(x), expected, atol=1e-5)
     right = expected.argmax(axis=1) == y
-    np.testing.assert_array_equal(client.evaluate("global").correct, right)
-    assert client.evaluate("global").accuracy == pytest.approx(right.mean())
+    np.testing.assert_array_equal(client.evaluator.evaluate("global").correct, right)
+    assert client.evaluator.evaluate("global").accuracy == pytest.approx(right.mean())
 
 
 def test_limits(digits_scenario):
     plain, leaning = client_with(digits_scenario, 0.0), client_with(digits_scenario, 1e6)
     x = plain.data.global_x
-    np.testing.assert_array_equal(plain.answer(x), plain.predict(x))
+    np.testing.assert_array_equal(plain.evaluator.answer(x), plain.predict(x))
     most = np.bincount(leaning.data.train_y).argmax()
-    assert (leaning.answer(x).argmax(axis=1) == most).all()
+    assert (leaning.evaluator.answer(x).argmax(axis=1) == most).all()
     np.testing.assert_array_equal(leaning.predict(x), plain.predict(x))  # what it uploads is another thing
 
 
@@ -106,21 +106,23 @@ def test_the_smallest_kappa_within_a_standard_error():
 @pytest.mark.parametrize("clients", [[{"model": "mlp"}], FOREST], ids=["network", "forest"])
 def test_each_client_chooses_by_samples_it_never_trains_on(clients, digits_scenario):
     client = client_with(digits_scenario, "auto", clients=clients)
-    rows = client.own_rows(1)
-    x, y = client.kept_apart()
+    rows = client.samples.rows(1)
+    x, y = client.samples.kept_apart()
     assert len(y) == round(0.2 * client.num_train_samples) and len(rows) + len(y) == client.num_train_samples
     client.data.train_x[np.setdiff1d(np.arange(client.num_train_samples), rows)] += 1e3  # not looked at
     client.complete(client.train(1))
     client.data.train_x[np.setdiff1d(np.arange(client.num_train_samples), rows)] -= 1e3
-    client.evaluate("local")
-    chosen = client.choices()["own_prior"]
-    log_prior = log_shares(client.training_labels(), 10)
+    client.evaluator.evaluate("local")
+    chosen = client.evaluator.choices()["own_prior"]
+    log_prior = log_shares(client.private_labels(), 10)
     assert chosen == smallest_kappa(client.predict(x), y, log_prior)
     training = digits_scenario["training"] | {"held_out": 0.2}
     other = client_with(digits_scenario, chosen, clients=clients, training=training)
     other.complete(other.train(1))
     for split in ("local", "global"):
-        np.testing.assert_array_equal(client.evaluate(split).correct, other.evaluate(split).correct)
+        np.testing.assert_array_equal(
+            client.evaluator.evaluate(split).correct, other.evaluator.evaluate(split).correct
+        )
 
 
 def test_kappas_are_recorded_and_the_card_says_so(digits_scenario, tmp_path):

@@ -61,17 +61,17 @@ def test_both_accuracies_are_those_of_the_predictor_and_knowledge_is_the_models(
     client = client_with(digits_scenario, Moved())
     x, y = client.data.global_x, client.data.global_y
     assert client.network().training
-    assert_array_equal(client.evaluate("global").correct, y == 3)
-    assert_array_equal(client.evaluate("local").correct, client.data.test_y == 3)
+    assert_array_equal(client.evaluator.evaluate("global").correct, y == 3)
+    assert_array_equal(client.evaluator.evaluate("local").correct, client.data.test_y == 3)
     assert client.network().training, "a network is put back in the mode it was in"
     assert len(np.unique(client.predict(x).argmax(axis=1))) > 1
-    assert client.evaluate("global").loss > 1e5
+    assert client.evaluator.evaluate("global").loss > 1e5
 
 
 def test_a_predictor_of_nothing_leaves_it_to_the_model(digits_scenario):
     client = client_with(digits_scenario, Moved(made=lambda network: None))
     x = client.data.global_x
-    assert_array_equal(client.answer(x), client.predict(x))
+    assert_array_equal(client.evaluator.answer(x), client.predict(x))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_predictor_of_nothing_leaves_it_to_the_model(digits_scenario):
 def test_what_is_no_predictor_is_told(digits_scenario, made, told):
     client = client_with(digits_scenario, Moved(made=made))
     with pytest.raises(TypeError, match=told):
-        client.evaluate("global")
+        client.evaluator.evaluate("global")
 
 
 def test_a_stream_is_refused(digits_scenario):

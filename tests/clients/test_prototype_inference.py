@@ -28,16 +28,16 @@ def test_the_model_answers_until_there_are_prototypes(tables):
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
     client.complete(client.train(1))
     x, y = client.data.global_x, client.data.global_y
-    assert client.evaluate("global").accuracy == (client.predict(x).argmax(axis=1) == y).mean()
+    assert client.evaluator.evaluate("global").accuracy == (client.predict(x).argmax(axis=1) == y).mean()
 
     owners = np.array([1, 1] + [0] * 8, dtype=np.int32)
     prototypes = np.stack([client.features(x[y == label]).mean(axis=0) for label in range(10)])
     client.complete(client.learn({"prototypes": prototypes, "owners": owners}, 1))
     distances = np.stack([np.linalg.norm(client.features(x) - prototypes[c], axis=1) for c in (0, 1)])
     for split, wanted in (("global", y), ("local", client.data.test_y)):
-        score = client.evaluate(split)
+        score = client.evaluator.evaluate(split)
         assert np.isfinite(score.loss) and not score.correct[wanted > 1].any()
-    assert client.evaluate("global").accuracy == (distances.argmin(axis=0) == y).mean()
+    assert client.evaluator.evaluate("global").accuracy == (distances.argmin(axis=0) == y).mean()
 
 
 def test_prototypes_that_arrive_are_the_second_moment_and_a_run_resumes_to_the_byte(tables, tmp_path):

@@ -73,7 +73,7 @@ def client_with(stream):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_of_them_joins_every_private_batch(accumulate, client_with, digits_scenario):
     client, count = client_with(3 * BATCH // 2, accumulate=accumulate), 3 * BATCH // 2
-    model = deepcopy(client.model)
+    model = deepcopy(client.network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = torch.tensor(client.data.train_x), torch.tensor(client.data.train_y)
     seed = digits_scenario["seed"]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedkd.clients.estimator_client import EstimatorClient
+from fedkd.clients.base import Client
+from fedkd.clients.estimator_client import EstimatorTrainer
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.lesson import lesson, of_task
+from fedkd.clients.lesson import of_task, task_batches
 from fedkd.clients.local_loss import LocalLoss
 from fedkd.clients.memory import checked_models
 from fedkd.clients.rehearsal import LastGuidance, Rehearsed
@@ -94,7 +95,7 @@ def test_each_step_takes_the_next_batch_of_the_samples_that_were_taught(client_w
     )
     some, wanted = np.arange(5, 55, 2), targets(25)
     client.complete(client.learn({"targets": wanted, "samples": some}, 1))
-    model, seed = deepcopy(client.model), digits_scenario["seed"]
+    model, seed = deepcopy(client.network()), digits_scenario["seed"]
     x, y = torch.tensor(client.data.train_x), torch.tensor(client.data.train_y)
     own = torch_generator(seed, "train-batches", client=0, round=2)
     private = [part for _ in range(2) for part in torch.randperm(len(x), generator=own).split(20)]
@@ -191,13 +192,13 @@ def test_a_learner_with_a_loss_of_its_own_has_it_added(client_with):
     client = client_with({"rehearse": 0.5}, continual=stream("joint"), clients=LINEAR)
     client.enter(1)
     client.complete(client.learn({"targets": np.eye(3, dtype=np.float32)[np.arange(60) % 3]}, 1))
-    rehearsed = client._rehearsal(2)
+    rehearsed = client.trainer._rehearsal(client.at(2))
     assert isinstance(rehearsed, Rehearsed) and rehearsed.weight == 0.5
     job = next(iter(client.train(2)))
-    samples, model = of_task(0, *client._samples(0)), client.learning.model()
+    samples, model = of_task(0, *client.stream.tensors(0)), client.stream.learning.model()
     batch, others = [values[:20] for values in samples], rehearsed.batches.draw()
     values = {
-        name: lesson(job, client.learning, samples, None, 0, LocalLoss(rehearsed=term)).loss
+        name: task_batches(job, client.stream.learning, samples, None, 0, LocalLoss(rehearsed=term)).loss
         for name, term in (("with", rehearsed), ("without", None))
     }
     z, wanted = model(others[0]).double(), others[1].double()
@@ -232,7 +233,9 @@ def test_an_estimator_with_a_distill_of_its_own_distils_again(client_with):
     like = client_with({"rehearse": 0.5})
     for rho, expected in ((0.0, ["fit"]), (0.5, ["fit", "distill"])):
         model = IncrementalModel(Counting, 10)
-        client = EstimatorClient(client_with({"rehearse": rho})._plan, 0, like.data, model)
+        plan = client_with({"rehearse": rho}).plan
+        trainer = EstimatorTrainer(plan, 0, like.samples, model)
+        client = Client(plan, 0, like.samples, trainer)
         teach(client, 1)
         told = model._estimator.told
         assert told == [("distill", 60)]

@@ -37,7 +37,7 @@ def test_a_step_of_guidance_is_that_of_both_losses(strategy, relations) -> None:
     x = torch.tensor(client.data.transfer_x).flatten(1)
     z = np.random.default_rng(0).normal(size=(len(x), 10)).astype(np.float32)
     targets = z if strategy == "fedmd" else torch.tensor(z).softmax(dim=1).numpy()
-    client.complete(client.distil(targets, None, round=1))
+    client.at(1).distil(targets)
 
     w1, b1, w2, b2 = before.values()
     features = (x @ w1.T + b1).relu()

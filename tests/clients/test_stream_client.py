@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.stream_client import StreamClient
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner
 from fedkd.continual.task_model import TaskModel
@@ -24,7 +24,7 @@ from fedkd.training.job import TrainJob
 def joint_client(digits_scenario):
     """Return a function from changes of the tables to a client in the second of three tasks."""
 
-    def make(**changes: Any) -> StreamClient:
+    def make(**changes: Any) -> Client:
         tasks = {"kind": "split", "count": 3, "classes_per_task": 3}
         tables = digits_scenario | {
             "clients": [{"model": "mlp", "args": {"hidden": [16]}}],
@@ -39,14 +39,13 @@ def joint_client(digits_scenario):
         }
         plan = parse_plan(tables | {"data": digits_scenario["data"] | data} | changes)
         client = ClientFactory(plan, load_data(plan.scenario)).build(0)
-        assert isinstance(client, StreamClient)
         client.enter(2)
         return client
 
     return make
 
 
-def job_of(client: StreamClient) -> TrainJob:
+def job_of(client: Client) -> TrainJob:
     """Return what the client's next training hands to an executor."""
     return client.train(2).send(None)
 
@@ -77,7 +76,7 @@ def test_a_straggler_trains_on_its_share_of_every_task(joint_client):
 def online_client(joint_client):
     """Return a function from a learner's table to a client of an online stream of three tasks."""
 
-    def make(learner: str, **stream: Any) -> StreamClient:
+    def make(learner: str, **stream: Any) -> Client:
         tasks = {"kind": "split", "count": 3, "classes_per_task": 3} | stream
         table = {"learner": learner, "head": "class", "rounds_per_task": 3, "online": True, "tasks": tasks}
         return joint_client(continual=table, fusion={"strategy": "local"})
@@ -107,7 +106,8 @@ def test_online_exemplars_may_be_trained_on_again(online_client):
     client.enter(4)
     job = client.train(4).send(None)
     of_task = job.arrays[2].tolist()
-    assert of_task.count(0) == len(client.learning.learner.rehearsed(client.learning.context).labels) > 0
+    learning = client.stream.learning
+    assert of_task.count(0) == len(learning.learner.rehearsed(learning.context).labels) > 0
     assert abs(3 * of_task.count(1) - len(client.data.train_y)) < 3
 
 
@@ -125,7 +125,7 @@ def test_boundaries_can_be_withheld_from_who_needs_none(learner, joint_client):
     tasks = {"kind": "split", "count": 3, "classes_per_task": 3, "boundaries": False}
     table = learner | {"head": "class", "tasks": tasks}
     client = joint_client(continual=table, fusion={"strategy": "local"})
-    assert not client.learning.learner.needs_boundaries
+    assert not client.stream.learning.learner.needs_boundaries
 
 
 def test_a_strategy_that_asks_for_masks_has_to_say_so(joint_client):
@@ -166,11 +166,11 @@ def test_class_incremental_accuracy_hides_the_task_of_a_sample(learner, joint_cl
     tasks = {"kind": "split", "count": 3, "classes_per_task": 3}
     table = {"learner": "naive", "rounds_per_task": 1, "tasks": tasks}
     client = joint_client(continual=table, fusion={"strategy": "local"})
-    client.learning.learner = learner
-    given, unknown = client.tests.measure([0, 1])[0][:, 0, :2]
-    tests = [client._tasks.tests(task)[0] for task in (0, 1)]
+    client.stream.learning.learner = learner
+    given, unknown = client.stream.tests.measure([0, 1])[0][:, 0, :2]
+    tests = [client.samples.tasks.tests(task)[0] for task in (0, 1)]
     for task, (x, y) in enumerate(tests):
-        own = client.model(torch.from_numpy(x))[:, 3 * task : 3 * task + 3].argmax(dim=1).numpy()
+        own = client.network()(torch.from_numpy(x))[:, 3 * task : 3 * task + 3].argmax(dim=1).numpy()
         assert given[task] == np.mean(own == y) > 0
     # The second task is the present one, so its model answers, whatever the task of a sample.
     first = {"closing": 0.0, "inferring": np.mean(tests[0][1] == 0)}[learner.name]

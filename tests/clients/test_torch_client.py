@@ -112,13 +112,13 @@ def test_the_private_term_changes_what_is_learned(plan_with):
 def test_the_private_term_draws_whole_shuffles(round, plan_with):
     client = client_of(plan_with())
     own = client.num_train_samples
-    order = client._private_order(2 * own + 5, round)
+    order = client.trainer.private_order(2 * own + 5, round)
     assert len(order) == 2 * own + 5
     assert sorted(order[:own]) == sorted(order[own : 2 * own]) == list(range(own))
     assert len(set(order[2 * own :])) == 5
     assert not np.array_equal(order[:own], order[own : 2 * own])
-    assert np.array_equal(order, client._private_order(2 * own + 5, round))
-    assert not np.array_equal(order, client._private_order(2 * own + 5, round + 1))
+    assert np.array_equal(order, client.trainer.private_order(2 * own + 5, round))
+    assert not np.array_equal(order, client.trainer.private_order(2 * own + 5, round + 1))
 
 
 @pytest.mark.parametrize("model", ["mlp", "resnet8"])
@@ -127,7 +127,7 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
     data = load_federated_data(plan.scenario)
     straight = client_of(plan, data=data)
     straight.complete(straight.train(1))
-    straight.remember_trained(1)
+    straight.evaluator.remember_trained(1)
     straight.complete(straight.learn({"targets": targets_for(plan)}, 1))
     state = straight.state()
     kept = {name: values.copy() for name, values in state.items()}
@@ -153,9 +153,9 @@ def test_gains_are_measured_against_the_round_they_belong_to(plan_with):
         assert (untold["accuracy_trained"], untold["accuracy"]) == (0.3, 0.3) and np.isnan(
             untold["fusion_gain"]
         )
-    client.remember_trained(2)
+    client.evaluator.remember_trained(2)
     for split in ("local", "global"):
-        before = client.evaluate(split).accuracy
+        before = client.evaluator.evaluate(split).accuracy
         assert client.effect.two_moments(2, split, 0.75) == {
             "accuracy_trained": before,
             "accuracy": 0.75,
@@ -163,7 +163,7 @@ def test_gains_are_measured_against_the_round_they_belong_to(plan_with):
         }
         assert client.effect.two_moments(3, split, 0.75)["accuracy_trained"] == 0.75
         assert np.isnan(client.effect.two_moments(3, split, 0.75)["fusion_gain"])
-    client.remember_trained(4, changes=False)
+    client.evaluator.remember_trained(4, changes=False)
     told = {"accuracy_trained": 0.75, "accuracy": 0.75, "fusion_gain": 0.0}
     assert client.effect.two_moments(4, "local", 0.75) == told
 
@@ -175,9 +175,9 @@ def test_uploads_are_predictions_on_the_transfer_set(dtype, plan_with):
     client = client_of(plan, data=data)
     logits = client.upload(1)["logits"]
     assert (logits.dtype, logits.shape) == (np.dtype(dtype), (60, 10))
-    client.model.eval()
+    client.network().eval()
     with torch.no_grad():
-        wanted = client.model(torch.tensor(data.transfer_x)).numpy()
+        wanted = client.network()(torch.tensor(data.transfer_x)).numpy()
     np.testing.assert_allclose(logits, wanted, rtol=1e-3 if dtype == "float16" else 1e-5, atol=1e-3)
 
 
@@ -196,6 +196,6 @@ def test_a_client_of_local_uploads_nothing(digits_scenario, plan_with):
 def test_predictions_that_are_not_numbers_are_not_uploaded(plan_with):
     client = client_of(plan_with())
     with torch.no_grad():
-        next(client.model.parameters()).fill_(float("nan"))
+        next(client.network().parameters()).fill_(float("nan"))
     with pytest.raises(TrainingDiverged, match=r"lower training\.lr"):
         client.upload(1)

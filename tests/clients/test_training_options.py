@@ -72,7 +72,7 @@ HAND = {
 def test_a_kept_state_goes_on_over_rounds_and_a_fresh_one_does_not(name, kept, tables):
     options = {"optimizer": name, "momentum": 0.0 if name == "adam" else 0.5}
     client = factory_of(tables, **options, optimizer_state="kept" if kept else "fresh").build(0)
-    model = deepcopy(client.model)
+    model = deepcopy(client.network())
     x, y = torch.tensor(client.data.train_x), torch.tensor(client.data.train_y)
     optimizer = HAND[name](model.parameters())
     for round in (1, 2, 3):
@@ -85,7 +85,7 @@ def test_a_kept_state_goes_on_over_rounds_and_a_fresh_one_does_not(name, kept, t
         assert bool(names) == kept
         targets = np.full((len(client.data.transfer_x), 10), 0.1, dtype=np.float32)
         weights = client.weights()
-        client.complete(client.distil(targets, None, round))
+        client.at(round).distil(targets)
         client.load_weights(weights)
         after = client.state()
         assert all(np.array_equal(after[key], remembered[key]) for key in names)
@@ -170,7 +170,7 @@ def test_a_run_stopped_in_every_round_gives_the_same_bytes(kind, digits_scenario
 )
 def test_the_learning_rate_of_every_round(options, rates, tables):
     client = factory_of(tables | {"rounds": 5}, **options).build(0)
-    model = deepcopy(client.model)
+    model = deepcopy(client.network())
     x, y = torch.tensor(client.data.train_x), torch.tensor(client.data.train_y)
     for round, rate in enumerate(rates, start=1):
         train(client, round)
@@ -183,7 +183,7 @@ def test_accumulated_batches_are_one_batch(tables):
     for client in (whole, parts):
         train(client, 1)
         targets = np.random.default_rng(1).dirichlet(np.ones(10), len(client.data.transfer_x))
-        client.complete(client.distil(targets.astype(np.float32), None, 1))
+        client.at(1).distil(targets.astype(np.float32))
         assert client.last_fit.steps == 1
     for name, values in parts.weights().items():
         np.testing.assert_allclose(values, whole.weights()[name], rtol=1e-4, atol=1e-6)
@@ -219,8 +219,8 @@ def test_what_is_kept_apart_has_the_clients_classes_and_is_drawn_once_per_client
 def test_training_ends_with_the_weights_of_the_lowest_loss_on_what_is_kept_apart(tables):
     options = {"lr": 1.0, "local_epochs": 30, "early_stopping": {"validation": 0.25, "patience": 2}}
     client = factory_of(tables, **options).build(0)
-    model = deepcopy(client.model)
-    own = client._own_samples()
+    model = deepcopy(client.network())
+    own = client.samples.split()
     x, y = torch.tensor(client.data.train_x), torch.tensor(client.data.train_y)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
 
@@ -273,16 +273,16 @@ def test_what_is_kept_apart_is_never_trained_on(learner, tables):
         train(client, round)
         classes = client.data.classes
         targets = np.full((len(client.data.transfer_x), classes), 1 / classes, dtype=np.float32)
-        client.complete(client.distil(targets, None, round))
+        client.at(round).distil(targets)
         client.end_task()
     apart = rows_of(*(job.early_stopping.arrays[0] for job in spy.jobs if job.early_stopping))
     trained = rows_of(*(job.arrays[0] for job in spy.jobs if job.early_stopping))
     private = rows_of(*(job.arrays[2] for job in spy.jobs if not job.early_stopping))
     assert apart and trained and private and not apart & (trained | private)
-    datas = [client._tasks[task] for task in range(2)] if learner else [client.data]
+    datas = [client.samples.tasks[task] for task in range(2)] if learner else [client.data]
     assert apart | trained == rows_of(*(torch.tensor(data.train_x) for data in datas))
     if learner == "er":
-        remembered = rows_of(client.learning.context.memory["episodes/samples"])
+        remembered = rows_of(client.stream.learning.context.memory["episodes/samples"])
         assert remembered and remembered <= trained
 
 

@@ -12,7 +12,6 @@ import fedkd
 from fedkd.check import check
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.memory import checked_models
-from fedkd.clients.view import RoundView
 from fedkd.data.load import load_data
 from fedkd.errors import UserError
 from fedkd.plan.load import parse_plan
@@ -30,19 +29,19 @@ def test_a_trial_is_what_a_clone_would_learn(gamma, digits_scenario):
     fusion = {"strategy": "chosen_beta", "distill_epochs": 3, "private_weight": gamma}
     client = client_of(digits_scenario, fusion)
     client.complete(client.train(1))
-    before, clone = client.state(), copy.deepcopy(client.model)
+    before, clone = client.state(), copy.deepcopy(client.network())
     samples, asked = np.arange(0, 60, 2), np.arange(1, 60, 2)
     targets = np.eye(10, dtype=np.float32)[samples % 10]
-    found = RoundView(client, 1).trial(targets, samples, asked)
+    found = client.at(1).trial(targets, samples, asked)
     after = client.state()
     assert before.keys() == after.keys()
     for name, values in before.items():
         np.testing.assert_array_equal(values, after[name], err_msg=name)
 
-    order = torch.randperm(len(samples), generator=client._lesson_of(targets, samples, 1).generator)
+    order = torch.randperm(len(samples), generator=client.trainer.distillation(targets, samples, 1).generator)
     x, t = torch.from_numpy(client.data.transfer_x[samples]), torch.from_numpy(targets)
-    own = client._private_order(len(samples), 1)
-    assert set(own) <= set(client.own_rows(1))
+    own = client.trainer.private_order(len(samples), 1)
+    assert set(own) <= set(client.samples.rows(1))
     own_x, own_y = torch.from_numpy(client.data.train_x[own]), torch.from_numpy(client.data.train_y[own])
     optimizer = torch.optim.Adam(clone.parameters(), lr=0.01)
     for start in range(0, len(samples), 20):
@@ -52,7 +51,7 @@ def test_a_trial_is_what_a_clone_would_learn(gamma, digits_scenario):
         loss = loss + gamma * torch.nn.functional.cross_entropy(clone(own_x[rows]), own_y[rows])
         loss.backward()
         optimizer.step()
-    kept_x, kept_y = client.kept_apart()
+    kept_x, kept_y = client.samples.kept_apart()
     with torch.no_grad():
         clone.eval()
         kept = clone(torch.from_numpy(kept_x)).numpy()

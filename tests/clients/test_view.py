@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+import fedkd.clients
 from fedkd.clients.base import Client
 from fedkd.clients.factory import ClientFactory
-from fedkd.clients.view import RoundView
 from fedkd.data.federated import load_federated_data
 from fedkd.fusion.knfu import KnFu
+from fedkd.fusion.views import ClientView
 from fedkd.plan.load import parse_plan
 
 
@@ -26,7 +30,7 @@ def client(digits_scenario) -> Client:
 @pytest.fixture
 def twin(client) -> Client:
     """The same client once more."""
-    return ClientFactory(client._plan, load_federated_data(client._plan.scenario)).build(0)
+    return ClientFactory(client.plan, load_federated_data(client.plan.scenario)).build(0)
 
 
 def targets(label: int) -> np.ndarray:
@@ -37,7 +41,7 @@ def same_weights(one: Client, other: Client) -> bool:
     return all(np.array_equal(values, other.weights()[name]) for name, values in one.weights().items())
 
 
-READS: dict[str, Callable[[RoundView], np.ndarray]] = {
+READS: dict[str, Callable[[Client], np.ndarray]] = {
     "logits": lambda view: view.logits(),
     "private_logits": lambda view: view.private_logits(),
     "class_means": lambda view: view.class_means("features"),
@@ -47,12 +51,12 @@ READS: dict[str, Callable[[RoundView], np.ndarray]] = {
 
 @pytest.mark.parametrize("what", READS)
 def test_distilling_changes_what_is_read_at_once(what, client, twin):
-    read, view = READS[what], RoundView(client, 1)
+    read, view = READS[what], client.at(1)
     before = read(view)
     view.distil(targets(3))
-    twin.complete(twin.distil(targets(3), None, 1))
+    twin.at(1).distil(targets(3))
     seen = read(view)
-    assert_array_equal(seen, read(RoundView(twin, 1)))
+    assert_array_equal(seen, read(twin.at(1)))
     assert not np.array_equal(seen, before)
 
 
@@ -72,9 +76,9 @@ def test_a_strategy_that_learns_and_then_looks_sees_what_it_learned(client, twin
     monkeypatch.setattr(KnFu, "apply", apply)
     client.complete(client.learn({"targets": targets(3)}, 1))
     assert seen["moved"]
-    twin.complete(twin.distil(targets(3), None, 1))
+    twin.at(1).distil(targets(3))
     assert_array_equal(seen["logits"], twin.predict(twin.data.transfer_x))
-    twin.complete(twin.distil(targets(5), None, 1))
+    twin.at(1).distil(targets(5))
     assert same_weights(client, twin), "returned targets are distilled too"
 
 
@@ -87,20 +91,34 @@ def test_a_strategy_may_distil_for_its_upload(client, twin, monkeypatch):
     monkeypatch.setattr(KnFu, "upload", upload)
     sent = client.upload(1)["logits"]
     assert_array_equal(sent, twin.predict(twin.data.transfer_x))
-    twin.complete(twin.distil(targets(3), None, 1))
+    twin.at(1).distil(targets(3))
     assert same_weights(client, twin)
 
 
 def test_a_request_chooses_the_samples_that_are_predicted(client):
     rows = np.array([4, 9])
-    assert_array_equal(RoundView(client, 1, rows).logits(), client.predict(client.data.transfer_x[rows]))
+    assert_array_equal(client.at(1, rows).logits(), client.predict(client.data.transfer_x[rows]))
 
 
 def test_class_means_count_each_class_alone(client):
     x, y = client.data.train_x, client.data.train_y
-    means, logits = RoundView(client, 1).class_means("logits"), client.predict(x)
-    counts = RoundView(client, 1).label_counts()
+    means, logits = client.at(1).class_means("logits"), client.predict(x)
+    counts = client.at(1).label_counts()
     assert counts.tolist() == [int((y == c).sum()) for c in range(10)]
     for c in range(10):
         wanted = logits[y == c].mean(axis=0) if counts[c] else np.zeros(10)
         np.testing.assert_allclose(means[c], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_client_meets_the_view_of_its_strategy(client):
+    members = [name for name in (*vars(ClientView), *ClientView.__annotations__) if not name.startswith("_")]
+    assert len(members) > 25 and all(hasattr(Client, name) or name in vars(client) for name in members)
+
+
+def test_class_hierarchies_have_at_most_two_levels():
+    assert Client.__mro__ == (Client, object)
+    for found in pkgutil.iter_modules(fedkd.clients.__path__):
+        module = importlib.import_module(f"fedkd.clients.{found.name}")
+        for name, part in inspect.getmembers(module, inspect.isclass):
+            own = [base for base in part.__mro__ if base.__module__.startswith("fedkd.clients.")]
+            assert len(own) <= 2, f"{name} inherits through {len(own)} classes"

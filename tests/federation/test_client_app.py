@@ -10,10 +10,9 @@ import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from fedkd.clients.base import EFFECT
+from fedkd.clients.base import EFFECT, Client
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.guidance_effect import CORRECT, FOLLOWED
-from fedkd.clients.torch_client import TorchClient
 from fedkd.data.load import load_data
 from fedkd.errors import TrainingDiverged
 from fedkd.federation import messages as msg
@@ -136,7 +135,7 @@ def test_a_client_that_fails_does_not_stop_the_others(strategy, tables, monkeypa
     one_by_one, together = Live(plan), Live(plan)
     carried = {} if strategy == "knfu" else {"arrays": one_by_one.contexts[0].client().weights()}
     wanted = one_by_one.alone([message(n, msg.TRAIN, 1, **carried) for n in range(4)])
-    train = TorchClient.train
+    train = Client.train
 
     def failing(self, round, proximal_mu=0.0):
         loss = yield from train(self, round, proximal_mu)
@@ -144,7 +143,7 @@ def test_a_client_that_fails_does_not_stop_the_others(strategy, tables, monkeypa
             raise TrainingDiverged("the loss is not a number")
         return loss
 
-    monkeypatch.setattr(TorchClient, "train", failing)
+    monkeypatch.setattr(Client, "train", failing)
     replies = together.together([message(n, msg.TRAIN, 1, **carried) for n in range(4)])
     assert isinstance(replies[1], TrainingDiverged)
     assert [said(replies[n]) for n in (0, 2, 3)] == [wanted[n] for n in (0, 2, 3)]
@@ -238,7 +237,7 @@ def test_a_training_forgets_guidance_that_nobody_measured(tables):
     live.alone([message(0, msg.TRAIN, 2, guidance={"targets": taught})])
     metrics = metrics_of(app(message(0, msg.EVALUATE, 2), live.contexts[0]))
     assert all(np.isnan(metrics[key]) for key in FIDELITY)
-    assert metrics["accuracy_local"] == live.contexts[0].client().evaluate("local").accuracy
+    assert metrics["accuracy_local"] == live.contexts[0].client().evaluator.evaluate("local").accuracy
 
 
 @pytest.mark.parametrize("model", ["mlp", "gradient-boosting"])

@@ -12,7 +12,7 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.check import check
-from fedkd.clients.base import Client
+from fedkd.clients.evaluator import Evaluator
 from fedkd.errors import Interrupted, UserError
 from fedkd.plan.evaluated import counted_clients, evaluated_clients
 from fedkd.plan.load import load_plan, load_scenario
@@ -82,13 +82,13 @@ def test_those_that_are_evaluated_do_as_they_would(path, tmp_path):
 
 def test_nobody_else_is_measured_before_guidance(path, tmp_path, monkeypatch):
     measured: set[int] = set()
-    remember = Client.remember_trained
+    remember = Evaluator.remember_trained
 
-    def note(client: Client, *args: Any, **options: Any) -> None:
-        measured.add(client.index)
-        remember(client, *args, **options)
+    def note(evaluator: Evaluator, *args: Any, **options: Any) -> None:
+        measured.add(evaluator._client.index)
+        remember(evaluator, *args, **options)
 
-    monkeypatch.setattr(Client, "remember_trained", note)
+    monkeypatch.setattr(Evaluator, "remember_trained", note)
     scenario = load_scenario(path, [f"evaluate_clients={SOME}"])
     fedkd.run(scenario, out=tmp_path / "run")
     assert measured == set(evaluated_clients(scenario))

@@ -15,7 +15,7 @@ from stopping import StopInRound
 
 import fedkd
 from fedkd.clients.base import Client
-from fedkd.clients.torch_client import TorchClient
+from fedkd.clients.evaluator import Evaluator
 from fedkd.errors import Interrupted, RunFailed, TrainingDiverged, UserError
 from fedkd.federation.server_app import app as server_app
 from fedkd.plan.load import load_plan
@@ -55,7 +55,7 @@ def failures(rows: list[dict]) -> list[tuple]:
 
 def break_training(monkeypatch, error: Exception, times: int = 10**6) -> list[int]:
     """Have a client raise at the end of a training, when its model is another one already."""
-    train, seen = TorchClient.train, []
+    train, seen = Client.train, []
 
     def broken(self, round, **options):
         loss = yield from train(self, round, **options)
@@ -65,7 +65,7 @@ def break_training(monkeypatch, error: Exception, times: int = 10**6) -> list[in
             raise error
         return loss
 
-    monkeypatch.setattr(TorchClient, "train", broken)
+    monkeypatch.setattr(Client, "train", broken)
     return seen
 
 
@@ -124,15 +124,14 @@ def test_what_fails_again_ends_the_run(tables, tmp_path, monkeypatch):
 
 def test_an_evaluation_that_fails_leaves_no_trace_but_its_own(tables, tmp_path, monkeypatch):
     unbroken = run(tables, tmp_path / "unbroken")
-    evaluate = Client.evaluate_fused
+    evaluate = Evaluator.evaluate_fused
 
     def broken(self, split, round):
-        if (self.index, round) == (CLIENT, ROUND):
+        if (self._client.index, round) == (CLIENT, ROUND):
             raise OSError("gone")
         return evaluate(self, split, round)
 
-    monkeypatch.setattr(Client, "evaluate_fused", broken)
-    monkeypatch.setattr(TorchClient, "evaluate_fused", broken)
+    monkeypatch.setattr(Evaluator, "evaluate_fused", broken)
     rows = run(tables, tmp_path / "broken", on_client_error="skip")
     assert failures(rows) == [(ROUND, CLIENT, "local", "failed", 1), (ROUND, None, "local", "failed", 1)]
     kept = [row for row in unbroken if row["client"] is not None and row["metric"] == "loss"]
@@ -210,12 +209,10 @@ def test_a_loss_that_is_no_number_is_nobodys_fault_and_ends_the_run(measure, tab
 
 
 def test_the_end_of_a_task_cannot_be_skipped(tables, tmp_path, monkeypatch):
-    from fedkd.clients.stream_client import StreamClient
-
     def end_task(self):
         raise OSError("gone")
 
-    monkeypatch.setattr(StreamClient, "end_task", end_task)
+    monkeypatch.setattr(Client, "end_task", end_task)
     tables |= {"continual": {"learner": "naive", "tasks": {"count": 2}, "rounds_per_task": 1}, "rounds": 2}
     tables["data"] = tables["data"] | {"partition": {"scheme": "iid", "samples_per_client": 20}}
     tables["data"]["transfer"] = {"source": "holdout", "size": 20}

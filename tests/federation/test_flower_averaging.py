@@ -147,13 +147,13 @@ def test_clients_evaluate_the_weights_that_were_averaged(averaged, tmp_path):
     client = clients.build(2)
     checkpoint = CheckpointStore(tmp_path / "run").latest()
     client.load_weights(below("weights/", checkpoint.server))
-    assert client.evaluate("global").accuracy == rows[0]["value"]
+    assert client.evaluator.evaluate("global").accuracy == rows[0]["value"]
     local = next(
         r["value"]
         for r in result.metrics()
         if (r["client"], r["split"], r["metric"]) == (2, "local", "accuracy")
     )
-    assert client.evaluate("local").accuracy == local
+    assert client.evaluator.evaluate("local").accuracy == local
 
 
 def test_what_flower_cannot_fuse_names_the_round(averaged, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def live(round, fusing, clients, schedule) -> dict[int, Upload]:
 
 
 def weights_of(client) -> np.ndarray:
-    layers = client.learning.context.layers.values()
+    layers = client.stream.learning.context.layers.values()
     return np.concatenate([layer.module.weight.detach().numpy().ravel() for layer in layers])
 
 
@@ -106,8 +106,8 @@ def test_in_any_order_free_weights_are_what_all_began_with(tables):
         if round % 2:
             continue
         for n, client in clients.items():
-            context = client.learning.context
-            memory = client.learning.learner.memory(context)
+            context = client.stream.learning.context
+            memory = client.stream.learning.learner.memory(context)
             free = np.concatenate(
                 [
                     masks.unpack(context.memory[f"free/{name}"], (w.numel(),))
@@ -124,8 +124,9 @@ def test_in_any_order_free_weights_are_what_all_began_with(tables):
                     assert (before[other][free] == began[free]).all()
             client.end_task()
         for n, client in clients.items():
-            for place in range(client.learning.ended + 1):
-                logits = client.learning.model(place).eval()(client._on_device(x)).detach().numpy().tobytes()
+            for place in range(client.stream.learning.ended + 1):
+                model = client.stream.learning.model(place).eval()
+                logits = model(client.trainer.on_device(x)).detach().numpy().tobytes()
                 assert known.setdefault((n, place), logits) == logits, "old tasks stay to the bit"
     assert len(known) == 12 and closed > 0, "some weights were closed for others' sake alone"
 

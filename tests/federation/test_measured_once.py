@@ -11,8 +11,8 @@ import tomli_w
 
 import fedkd
 from fedkd.clients import task_tests
+from fedkd.clients.evaluator import Evaluator
 from fedkd.clients.shared_network import Measured
-from fedkd.clients.stream_client import StreamClient
 from fedkd.clients.task_tests import TaskTests
 from fedkd.plan.load import load_scenario
 
@@ -50,7 +50,7 @@ def test_and_the_figures_are_those_of_everyone_for_themselves(
     def run(name: str) -> tuple[bytes, int, int]:
         with (
             counted(monkeypatch, TaskTests, "_shares") as of_tasks,
-            counted(monkeypatch, StreamClient, "evaluate") as scores,
+            counted(monkeypatch, Evaluator, "evaluate") as scores,
         ):
             fedkd.run(load_scenario(path), out=tmp_path / name)
         return (tmp_path / name / "metrics.jsonl").read_bytes(), len(of_tasks), len(scores)

@@ -88,7 +88,7 @@ def run_by_parts(
     plan: Plan, data: FederatedData, clients: list[Client], rounds: list[list[int]]
 ) -> tuple[dict, list]:
     """Run fedkd's own halves of the strategy without messages; return what the server has, and each c_n."""
-    strategy = clients[0]._strategy
+    strategy = clients[0].strategy
     assert isinstance(strategy, Scaffold)
     guidance = strategy.prepare(TransferSetModels(plan, TransferSet.of(data, 0, data.classes), 0))
     for round, present in enumerate(rounds, start=1):

@@ -31,7 +31,7 @@ def test_guidance_moves_the_model_alone(client):
 
 def test_the_unguided_one_does_not_see_what_is_rehearsed(client, digits_scenario):
     """After guidance and a second training it is where it is without any guidance."""
-    unguided = ClientFactory(client._plan, load_data(client._plan.scenario)).build(0)
+    unguided = ClientFactory(client.plan, load_data(client.plan.scenario)).build(0)
     for one in (client, unguided):
         one.complete(one.train(1))
     client.complete(client.learn({"targets": np.eye(10, dtype=np.float32)[np.arange(60) % 10]}, 1))
@@ -56,7 +56,9 @@ def test_answers_by_hand(client):
     lacked = np.bincount(client.data.train_y, minlength=10) == 0
     assert 0 < lacked.sum() < 10
     gate = b[:, lacked].sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(np.exp(client.answer(x)), (1 - gate) * a + gate * b, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(client.evaluator.answer(x)), (1 - gate) * a + gate * b, rtol=1e-3, atol=1e-6
+    )
 
 
 def test_uploads_weigh_what_those_of_experts_do(digits_scenario, tmp_path):

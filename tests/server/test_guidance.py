@@ -138,8 +138,8 @@ def test_flipped_labels_are_flipped_in_distillation_too(digits_scenario):
     learned = []
     for poison in (None, Poison("flipped", np.ones(10))):
         client = ClientFactory(plan, data).build(0)
-        client._poison = poison
+        client.samples._poison = poison
         client.complete(client.learn({"targets": np.full((60, 10), 0.1, dtype=np.float32)}, 1))
-        learned.append(client.evaluate("local").accuracy)
+        learned.append(client.evaluator.evaluate("local").accuracy)
     honest, poisoned = learned
     assert honest > poisoned + 0.2

@@ -1,0 +1,35 @@
+"""A client's random draws: each derives from (seed, purpose, client, round)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fedkd.randomness import derive_seed, numpy_generator, torch_generator
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The seeds and generators of one client.
+
+    Attributes:
+        seed: The scenario's.
+        client: Client index.
+    """
+
+    seed: int
+    client: int
+
+    def seed_of(self, purpose: str, round: int, task: int | None = None) -> int:
+        """Return the seed of a purpose in a round."""
+        return derive_seed(self.seed, purpose, client=self.client, round=round, task=task)
+
+    def numpy(self, purpose: str, round: int) -> np.random.Generator:
+        """Return the generator of a purpose in a round."""
+        return numpy_generator(self.seed, purpose, client=self.client, round=round)
+
+    def torch(self, purpose: str, round: int, task: int | None = None) -> torch.Generator:
+        """Return torch's generator of a purpose in a round."""
+        return torch_generator(self.seed, purpose, client=self.client, round=round, task=task)
