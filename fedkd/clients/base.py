@@ -28,6 +28,7 @@ from fedkd.fusion.auxiliary import OWN
 from fedkd.fusion.given import Received, check_arrays
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.label_means import mean_of_label
+from fedkd.fusion.local_objective import objective_of
 from fedkd.fusion.orthogonal import kinds_of
 from fedkd.fusion.strategy import answers_otherwise
 from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Supermask, Trial
@@ -71,6 +72,7 @@ class Client:
         effect: Accuracies before and after fusion.
         kept: Guidance that shapes local training.
         last_guidance: What is rehearsed; None: there has been none, or it is not rehearsed.
+        fit: The last local training, until it is uploaded.
         last_hits: Of the last training on own samples.
         kappa: How far the last answers leaned to own classes.
     """
@@ -97,7 +99,7 @@ class Client:
         self.kappa = 0.0
         self.round = 0
         self._request: np.ndarray | None = None
-        self._last_fit: FitSummary | None = None
+        self.fit: FitSummary | None = None
         self._draws = Draws(self.scenario.seed, index)
         self._stages = upload_stages(self.scenario.fusion, poison)
 
@@ -196,12 +198,8 @@ class Client:
     @property
     def last_fit(self) -> FitSummary:
         """The local training that this upload follows."""
-        assert self._last_fit is not None
-        return self._last_fit
-
-    @last_fit.setter
-    def last_fit(self, fit: FitSummary | None) -> None:
-        self._last_fit = fit
+        assert self.fit is not None
+        return self.fit
 
     def logits(self) -> np.ndarray:
         """Predict the requested transfer samples: `[M, C]` float32."""
@@ -325,7 +323,11 @@ class Client:
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss (see `Trainer.train`)."""
         yield from self.trainer.set_out()
-        return (yield from self.trainer.train(self.at(round), proximal_mu))
+        objective_of(self.strategy).before_training(self.at(round))
+        self.effect.forget()
+        trained = yield from self.trainer.train(self, proximal_mu)
+        self.fit, self.last_hits = trained.fit, trained.hits
+        return trained.loss
 
     def upload(self, round: int, request: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Return what leaves the client after training, past all stages.
@@ -341,7 +343,7 @@ class Client:
             return {}
         arrays = self.strategy.upload(self.at(round, request))
         check_arrays(arrays, f"what `upload` of '{self.scenario.fusion.strategy}' returned")
-        self._last_fit = None  # the weights it began with are of no further use
+        self.fit = None  # the weights it began with are of no further use
         return self.sent(arrays, self.strategy.kinds_of(arrays), round)
 
     def sent(

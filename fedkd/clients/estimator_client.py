@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from math import nan
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedkd.clients.base import Client
 from fedkd.clients.draws import Draws
-from fedkd.clients.model_kind import MODEL
+from fedkd.clients.model_kind import MODEL, Trained, Trainee
 from fedkd.clients.own_samples import LocalSamples
-from fedkd.fusion.local_objective import objective_of
 from fedkd.models.estimator import EstimatorModel
 from fedkd.models.incremental import IncrementalModel
 from fedkd.namespaces import below, under
@@ -22,9 +19,6 @@ from fedkd.training.chance import Hits, guessing_right
 from fedkd.training.device import all_threads
 from fedkd.training.evaluate import score
 from fedkd.training.executor import Training
-
-if TYPE_CHECKING:
-    from fedkd.clients.base import Client
 
 TRAINED_ROUND = "trained_round"
 
@@ -56,22 +50,18 @@ class EstimatorTrainer:
         """Do nothing: labelled transfer sets are for networks."""
         yield from ()
 
-    def train(self, client: Client, proximal_mu: float = 0.0) -> Training[float]:
-        """Fit on the client's own samples and its last guidance; return the log loss on its own samples."""
+    def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
+        """Fit on the client's own samples and its last guidance; the loss is the log loss on own samples."""
         yield from ()  # an estimator fits itself: there is no job for an executor
-        objective_of(self._strategy).before_training(client)
-        client.effect.forget()
         x, y, _ = self._samples.work(1, client.round)
         if not len(y):
-            client.last_hits = None
-            return nan
+            return Trained(nan)
         self._trained_round = client.round
         self._fit(client, x, y)
         found = score(self.predict(x), y)
-        client.last_hits = Hits(int(found.correct.sum()), len(y), guessing_right(y))
-        return found.loss
+        return Trained(found.loss, Hits(int(found.correct.sum()), len(y), guessing_right(y)))
 
-    def _fit(self, client: Client, x: np.ndarray, y: np.ndarray) -> None:
+    def _fit(self, client: Trainee, x: np.ndarray, y: np.ndarray) -> None:
         """Fit on private samples, and on the last guidance where it is rehearsed.
 
         An estimator that is refitted has it among what it is fitted on anyway, each sample with weight 1.
@@ -90,7 +80,7 @@ class EstimatorTrainer:
             model.fit(x, y, transfer_x, seed)
             model.learn(x, y, transfer_x, rows, wanted, self._draws.seed_of("rehearse", round))
 
-    def distil(self, client: Client, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
+    def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
         """Refit on the samples of the last training together with the guidance, or distil it."""
         yield from ()
         transfer_x = client.data.transfer_x

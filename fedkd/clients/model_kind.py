@@ -4,27 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
+from fedkd.clients.rehearsal import LastGuidance
+from fedkd.data.federated import ClientData
+from fedkd.fusion.views import ClientView, FitSummary
+from fedkd.training.chance import Hits
 from fedkd.training.executor import Training
-
-if TYPE_CHECKING:
-    from fedkd.clients.base import Client
 
 MODEL = "model/"
 """Prefix of a model's own arrays in a client's state."""
+
+T = TypeVar("T")
+
+
+class Trainee(ClientView, Protocol):
+    """A client as its trainer sees it: its `round` is that of the training, or of the guidance."""
+
+    kept: dict[str, np.ndarray]
+    """Guidance that shapes local training."""
+    last_guidance: LastGuidance | None
+    """Guidance that is rehearsed."""
+
+    @property
+    def data(self) -> ClientData:
+        """The data of the present task."""
+
+    def complete(self, training: Training[T]) -> T:
+        """Bring a training to its end, and return what it returned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A local training that is over.
+
+    Attributes:
+        loss: Mean loss.
+        hits: Correct answers on the training samples; None: not counted.
+        fit: What a strategy of weights asks about; None: the model is no network of the client's own.
+    """
+
+    loss: float
+    hits: Hits | None = None
+    fit: FitSummary | None = None
 
 
 class Trainer(Protocol):
     """Holds a client's model, trains it and asks it."""
 
-    def train(self, client: Client, proximal_mu: float = 0.0) -> Training[float]:
-        """Train on the client's own samples and return the mean loss.
+    def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
+        """Train on the client's own samples.
 
         Args:
-            client: Its `round` is that of the training.
+            client: The one that trains.
             proximal_mu: μ of FedProx (Li et al. 2020): adds μ/2 · ‖w − w_received‖² to the loss.
 
         Raises:
@@ -34,7 +69,7 @@ class Trainer(Protocol):
     def set_out(self) -> Training[None]:
         """Train once before the first training and the first guidance, where the strategy wants it."""
 
-    def distil(self, client: Client, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
+    def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
         """Train on transfer samples to match targets `[K, C]` (see `ClientView.distil`)."""
 
     def predict(self, x: np.ndarray) -> np.ndarray:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import nan
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedkd.clients.faults import poison_of
+from fedkd.clients.model_kind import Trained, Trainee
 from fedkd.clients.own_samples import LocalSamples
 from fedkd.clients.shared_network import SharedModel
 from fedkd.clients.torch_client import NetworkTrainer, round_optimizer
@@ -31,9 +31,6 @@ from fedkd.training.executor import Training
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import correct, cross_entropy
 from fedkd.training.weights import load_weights, weights_of
-
-if TYPE_CHECKING:
-    from fedkd.clients.base import Client
 
 WEIGHTS = "weights/"
 ROUNDS = "pooled_rounds"
@@ -156,7 +153,7 @@ def first_alike(groups: Sequence[ClientGroup], client: int) -> int:
 
     Args:
         groups: The group of every client's model, N of them.
-        client: Client index.
+        client: Trainee index.
     """
     own = groups[client]
     return next(n for n, other in enumerate(groups) if (other.model, other.args) == (own.model, own.args))
@@ -187,11 +184,10 @@ class PooledTrainer(NetworkTrainer):
         super().__init__(plan, index, samples, model)
         self._pooled = model
 
-    def train(self, client: Client, proximal_mu: float = 0.0) -> Training[float]:
+    def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
         """Bring the pooled model to the end of the round and return its mean loss."""
         loss = yield from self._pooled.advance(client.round)
-        client.last_hits = self._pooled.last_hits
-        return loss
+        return Trained(loss, self._pooled.last_hits)
 
     def catch_up(self, round: int) -> Training[None]:
         """Bring the pooled model to a round's end, whether or not the client takes part in it."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedkd.clients.draws import Draws
 from fedkd.clients.local_loss import LocalLoss, ProximalTerm
-from fedkd.clients.model_kind import MODEL
+from fedkd.clients.model_kind import MODEL, Trained, Trainee
 from fedkd.clients.own_samples import LocalSamples
 from fedkd.clients.rehearsal import Rehearsed
 from fedkd.clients.relations import RelationLoss, told
@@ -40,9 +40,6 @@ from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
 from fedkd.training.optimizer_state import of_model
 from fedkd.training.parts import in_parts
 from fedkd.training.weights import load_weights, weights_of
-
-if TYPE_CHECKING:
-    from fedkd.clients.base import Client
 
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
@@ -187,14 +184,12 @@ class NetworkTrainer:
 
     # Training -----------------------------------------------------------------------------------------
 
-    def train(self, client: Client, proximal_mu: float = 0.0) -> Training[float]:
-        """Train on the client's own samples and return the mean loss."""
+    def train(self, client: Trainee, proximal_mu: float = 0.0) -> Training[Trained]:
+        """Train on the client's own samples."""
         round, strategy, training = client.round, self._strategy, self._scenario.training
         if self.shared is not None:
             self.shared.measured.forget()
-        objective_of(strategy).before_training(client)
         x, y, epochs = self._samples.work(training.local_epochs, round)
-        client.effect.forget()
         optimizer = self._optimizer(round, training.lr)
         own = self.shared is None or strategy.capabilities.sends_steps
         start = weights_of(self.network) if "weights" in strategy.capabilities.needs and own else {}
@@ -232,9 +227,7 @@ class NetworkTrainer:
         )
         result = yield from self._in_phases(client, job, loss)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
-        client.last_fit = FitSummary(start, result.steps, optimizer.lr)
-        client.last_hits = result.hits
-        return result.loss
+        return Trained(result.loss, result.hits, FitSummary(start, result.steps, optimizer.lr))
 
     def set_out(self) -> Training[None]:
         """Train on the labelled transfer set, where the strategy begins with that."""
@@ -271,7 +264,7 @@ class NetworkTrainer:
         arrays = (self.on_device(x), self.on_device(y))
         return EarlyStopping(arrays, cross_entropy, wanted.patience) if len(y) else None
 
-    def _in_phases(self, client: Client, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
+    def _in_phases(self, client: Trainee, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
         """Train on private samples in the phases of the strategy, each with a seed of its own."""
         phases = objective_of(self._strategy).phases(job.epochs, last=client.round > self._scenario.rounds)
         if phases is None:
@@ -286,7 +279,7 @@ class NetworkTrainer:
             )
         )
 
-    def _private_training(self, client: Client, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
+    def _private_training(self, client: Trainee, job: TrainJob, loss: LocalLoss) -> Training[FitResult]:
         """Train on private samples and labels by a job with a loss, under the learner of a stream."""
         if self._stream is None:
             return (yield job)
@@ -298,7 +291,7 @@ class NetworkTrainer:
             return (yield job)
         return (yield from self._stream.learning.distil(job))
 
-    def _gradient_correction(self, client: Client) -> list[Tensor] | None:
+    def _gradient_correction(self, client: Trainee) -> list[Tensor] | None:
         correction = objective_of(self._strategy).gradient_correction(client)
         if correction is None:
             return None
@@ -308,7 +301,7 @@ class NetworkTrainer:
             if parameter.requires_grad
         ]
 
-    def _rehearsal(self, client: Client) -> Rehearsed | None:
+    def _rehearsal(self, client: Trainee) -> Rehearsed | None:
         """Return what is rehearsed in a round: the last guidance, or what the strategy has sent for that."""
         last, strategy, round = client.last_guidance, self._strategy, client.round
         if last is not None and len(last.targets):
@@ -332,7 +325,7 @@ class NetworkTrainer:
         return declares(self._strategy, "loss")
 
     def _local_loss(
-        self, client: Client, proximal: ProximalTerm | None, rehearsed: Rehearsed | None
+        self, client: Trainee, proximal: ProximalTerm | None, rehearsed: Rehearsed | None
     ) -> LocalLoss:
         strategy, kept = self._strategy, client.kept
         taught = objective_of(strategy).local_loss(kept) if kept else None
@@ -354,13 +347,13 @@ class NetworkTrainer:
 
     # Guidance -----------------------------------------------------------------------------------------
 
-    def distil(self, client: Client, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
+    def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:
         """Minimise the strategy's loss on transfer samples, plus γ · cross entropy on private batches."""
         number = len(client.data.transfer_x) if samples is None else len(samples)
         if self._scenario.fusion.distill_epochs and number:
             yield from self._guidance_training(self.distillation(targets, samples, client.round))
 
-    def trial(self, client: Client, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
+    def trial(self, client: Trainee, targets: np.ndarray, samples: np.ndarray, asked: np.ndarray) -> Trial:
         """Return what an epoch of distilling targets would lead to."""
         began = weights_of(self.network)
         if len(samples):

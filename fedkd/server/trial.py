@@ -70,7 +70,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
         for index in tried:
             client = factory.build(index)
             client.enter(round)
-            client.last_fit = FitSummary({}, 0, scenario.training.lr)
+            client.fit = FitSummary({}, 0, scenario.training.lr)
             arrays = client.upload(round, request)
             sizes.append(_size(arrays))
             received = arrive(stages, arrays, strategy.kinds_of(arrays))
