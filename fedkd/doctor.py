@@ -125,13 +125,13 @@ def _data_rows() -> Iterator[str]:
 
 def _executor_rows() -> Iterator[str]:
     """Say what ``training.executor = "auto"`` has measured on this machine."""
-    from fedkd.clients.choices import choices_file, measured_choices
+    from fedkd.clients.choices import cache_file, measured_steps
 
-    measured = measured_choices()
+    measured = measured_steps()
     if not measured:
         yield _row("executors", 'nothing measured yet (training.executor = "auto")')
         return
-    yield _row("executors", f"measured, in {choices_file()}:")
+    yield _row("executors", f"measured, in {cache_file()}:")
     for what, (loop, vectorised) in measured:
         model, size, device = (what.get(key, "?") for key in ("model", "batch_size", "device"))
         yield _row(

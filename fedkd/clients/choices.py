@@ -25,15 +25,15 @@ Measured = tuple[float, float]
 """Seconds of a client's step: in the loop, and together."""
 
 
-def choices_file() -> Path:
+def cache_file() -> Path:
     """Return where measurements are kept."""
     return user_cache() / "executors.json"
 
 
-def measured_choices() -> list[tuple[dict[str, Any], Measured]]:
+def measured_steps() -> list[tuple[dict[str, Any], Measured]]:
     """Return what was measured, by what and with which result, the oldest first."""
     try:
-        stored = parse_json(choices_file().read_bytes())
+        stored = parse_json(cache_file().read_bytes())
     except (OSError, NotJson, RuntimeError):  # the last: a home folder of nobody
         return []
     if not isinstance(stored, Mapping) or stored.get("version") != VERSION:
@@ -56,18 +56,18 @@ def _row(row: Any) -> tuple[dict[str, Any], Measured] | None:
     return row["what"], (float(loop), float(vectorised))
 
 
-def known_choice(what: Mapping[str, Any]) -> Measured | None:
+def cached_step(what: Mapping[str, Any]) -> Measured | None:
     """Return what was measured of something; None: nothing yet."""
-    return next((measured for known, measured in reversed(measured_choices()) if known == what), None)
+    return next((measured for known, measured in reversed(measured_steps()) if known == what), None)
 
 
-def keep_choice(what: Mapping[str, Any], measured: Measured) -> None:
+def cache_step(what: Mapping[str, Any], measured: Measured) -> None:
     """Keep a measurement in place of an earlier one; where nobody may write, it is not kept."""
-    rows = [(known, seconds) for known, seconds in measured_choices() if known != what]
+    rows = [(known, seconds) for known, seconds in measured_steps() if known != what]
     rows.append((dict(what), measured))
     table = [
         {"what": known, "loop": loop, "vectorised": vectorised} for known, (loop, vectorised) in rows[-MOST:]
     ]
     with suppress(OSError, RuntimeError, ValueError):
-        choices_file().parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(choices_file(), {"version": VERSION, "measured": table})
+        cache_file().parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(cache_file(), {"version": VERSION, "measured": table})

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from fedkd import __version__
-from fedkd.clients.choices import keep_choice, known_choice
+from fedkd.clients.choices import cache_step, cached_step
 from fedkd.clients.factory import ClientFactory, model_outputs
 from fedkd.data.load import Data, first_task
 from fedkd.plan.plan import Plan
@@ -84,13 +84,13 @@ def _of_group(
 ) -> StepSeconds | None:
     """Return what a step of a group's clients takes, from the cache if it is there."""
     what = what_is_measured(plan, data, group, len(block))
-    if (known := known_choice(what)) is not None:
+    if (known := cached_step(what)) is not None:
         return StepSeconds(*known)
     tell(f"measuring whether {group.model} trains quicker one by one or together")
     with contained(), torch_threads(plan.scenario.engine.threads_per_client):
         seconds = contest(_first_jobs(plan, data, block), len(block), clock)
     if seconds is not None:
-        keep_choice(what, (seconds.loop, seconds.vectorised))
+        cache_step(what, (seconds.loop, seconds.vectorised))
     return seconds
 
 

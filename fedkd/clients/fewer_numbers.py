@@ -1,7 +1,7 @@
-"""Stages of an upload that send fewer predictions, or fewer numbers of each.
+"""Stages of an upload; those that send fewer predictions, or fewer numbers of each.
 
-Both come after the precision, so that client and server judge the same numbers, and both add arrays of their
-own that only their server halves read; `SENT` alone goes on from there to the fusion.
+The latter come after the precision, so that client and server judge the same numbers. They add arrays that
+only their server halves read; `SENT` alone goes on to the fusion.
 """
 
 from __future__ import annotations
@@ -23,9 +23,27 @@ CLASSES, WIDTH = "/classes", "/width"
 LEAST = 1e-7
 """A class that was not sent has at least this probability: its logarithm has to be a number."""
 
+Named = dict[str, np.ndarray]
+Kinds = Mapping[str, Kind]
+"""What each array of an upload is, as the strategy says."""
+Generators = Callable[[str], np.random.Generator]
+"""From a purpose to the client's generator for it in this round."""
+
+
+class Stage:
+    """One thing that happens to an upload on its way; by default nothing does."""
+
+    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+        """Return what becomes of the arrays on the client."""
+        return arrays
+
+    def arrive(self, arrays: Named, kinds: Kinds) -> Named:
+        """Return what becomes of them on the server."""
+        return arrays
+
 
 @dataclass(frozen=True, eq=False)
-class Sifting:
+class Sifting(Stage):
     """A client does not send predictions on transfer samples that it is not sure enough of.
 
     Attributes:
@@ -34,12 +52,7 @@ class Sifting:
 
     filters: Sequence[Wanted]
 
-    def leave(
-        self,
-        arrays: dict[str, np.ndarray],
-        kinds: Mapping[str, Kind],
-        generators: Callable[[str], np.random.Generator],
-    ) -> dict[str, np.ndarray]:
+    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return the rows that are kept, a bit for each that there was, and how many bits are but filling."""
         name = _transfer_logits(arrays, kinds)
         if name is None:
@@ -51,7 +64,7 @@ class Sifting:
         filling = np.array([-len(keep) % 8], dtype=np.uint8)
         return arrays | {name: arrays[name][keep], SENT: np.concatenate([np.packbits(keep), filling])}
 
-    def arrive(self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind]) -> dict[str, np.ndarray]:
+    def arrive(self, arrays: Named, kinds: Kinds) -> Named:
         """Return all rows, those that were not sent as zeros, and which were, `[M]` uint8."""
         name = _transfer_logits(arrays, kinds)
         if name is None or SENT not in arrays:
@@ -64,7 +77,7 @@ class Sifting:
 
 
 @dataclass(frozen=True)
-class TopClasses:
+class TopClasses(Stage):
     """Of every prediction the likeliest classes alone are sent.
 
     Attributes:
@@ -73,12 +86,7 @@ class TopClasses:
 
     number: int
 
-    def leave(
-        self,
-        arrays: dict[str, np.ndarray],
-        kinds: Mapping[str, Kind],
-        generators: Callable[[str], np.random.Generator],
-    ) -> dict[str, np.ndarray]:
+    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return log-probabilities `[M, k]` of the likeliest classes, which they are, and of how many."""
         found = dict(arrays)
         for name, values in arrays.items():
@@ -95,7 +103,7 @@ class TopClasses:
             found[name + WIDTH] = np.array([classes], dtype=np.uint32)
         return found
 
-    def arrive(self, arrays: dict[str, np.ndarray], kinds: Mapping[str, Kind]) -> dict[str, np.ndarray]:
+    def arrive(self, arrays: Named, kinds: Kinds) -> Named:
         """Return whole predictions, what is missing to 1 spread evenly over the other classes."""
         found = {n: values for n, values in arrays.items() if not n.endswith((CLASSES, WIDTH))}
         for name in found:
@@ -111,6 +119,6 @@ class TopClasses:
         return found
 
 
-def _transfer_logits(arrays: Mapping[str, np.ndarray], kinds: Mapping[str, Kind]) -> str | None:
+def _transfer_logits(arrays: Named, kinds: Kinds) -> str | None:
     names = [name for name in arrays if kinds.get(name) is Kind.TRANSFER_LOGITS]
     return names[0] if names else None

@@ -5,64 +5,39 @@ A stage has two halves: `leave` on the client and `arrive` on the server, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from fedkd.clients.faults import Poison
 from fedkd.clients.fewer_numbers import SENT as SENT
-from fedkd.clients.fewer_numbers import Sifting, TopClasses
+from fedkd.clients.fewer_numbers import Generators, Kinds, Named, Sifting, Stage, TopClasses
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.forms import LARGEST
 from fedkd.fusion.kinds import Kind
 from fedkd.scenario.schema import Filter, Fusion
 
 HALF = float(np.finfo(np.float16).max)
-Kinds = Mapping[str, Kind]
-"""What each array of an upload is, as the strategy says."""
-Generators = Callable[[str], np.random.Generator]
-"""From a purpose to the client's generator for it in this round."""
-
-
-class Stage(Protocol):
-    """One thing that happens to an upload on its way."""
-
-    def leave(
-        self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
-    ) -> dict[str, np.ndarray]:
-        """Return what becomes of the arrays on the client."""
-
-    def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
-        """Return what becomes of them on the server."""
 
 
 @dataclass(frozen=True, eq=False)
-class Poisoning:
+class Poisoning(Stage):
     """A poisoned client sends something else."""
 
     poison: Poison
 
-    def leave(
-        self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
-    ) -> dict[str, np.ndarray]:
+    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return fakes of all that can be faked."""
         generator = generators("poison")
         return {name: self.poison.fake(kinds[name], values, generator) for name, values in arrays.items()}
 
-    def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
-        """Return the arrays: nobody can tell."""
-        return arrays
-
 
 @dataclass(frozen=True)
-class Finite:
+class Finite(Stage):
     """What is not a number is told where it comes from, not where it is fused."""
 
-    def leave(
-        self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
-    ) -> dict[str, np.ndarray]:
+    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return the arrays; predictions that the server would refuse for their size are clipped.
 
         Raises:
@@ -82,20 +57,14 @@ class Finite:
             found[name] = np.clip(values, -LARGEST, LARGEST)
         return found
 
-    def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
-        """Return the arrays, which the server checks once they are open."""
-        return arrays
-
 
 @dataclass(frozen=True)
-class Precision:
+class Precision(Stage):
     """Predictions and weights travel in this floating-point type."""
 
     dtype: str
 
-    def leave(
-        self, arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
-    ) -> dict[str, np.ndarray]:
+    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return predictions and weights rounded."""
         return {name: self._rounded(kinds[name], values) for name, values in arrays.items()}
 
@@ -107,12 +76,14 @@ class Precision:
             values = np.clip(values, -HALF, HALF)
         return values.astype(self.dtype)
 
-    def arrive(self, arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
+    def arrive(self, arrays: Named, kinds: Kinds) -> Named:
         """Return weights in float32, in which they are averaged; how to read predictions strategies know."""
-        return {
-            name: values.astype(np.float32) if kinds[name] is Kind.WEIGHTS and _is_half(values) else values
+        half = {
+            name: values.astype(np.float32)
             for name, values in arrays.items()
+            if kinds[name] is Kind.WEIGHTS and values.dtype == np.float16
         }
+        return arrays | half
 
 
 def upload_stages(fusion: Fusion, poison: Poison | None = None) -> tuple[Stage, ...]:
@@ -134,21 +105,15 @@ def at_fusion(fusion: Fusion) -> list[Filter]:
     return [wanted for wanted in fusion.filters if wanted.at == "fusion"]
 
 
-def leave(
-    stages: Sequence[Stage], arrays: dict[str, np.ndarray], kinds: Kinds, generators: Generators
-) -> dict[str, np.ndarray]:
+def leave(stages: Sequence[Stage], arrays: Named, kinds: Kinds, generators: Generators) -> Named:
     """Return what is sent: the arrays after the client's half of every stage."""
     for stage in stages:
         arrays = stage.leave(arrays, kinds, generators)
     return arrays
 
 
-def arrive(stages: Sequence[Stage], arrays: dict[str, np.ndarray], kinds: Kinds) -> dict[str, np.ndarray]:
+def arrive(stages: Sequence[Stage], arrays: Named, kinds: Kinds) -> Named:
     """Return what is received: the arrays after the server's half of every stage, the last one first."""
     for stage in reversed(stages):
         arrays = stage.arrive(arrays, kinds)
     return arrays
-
-
-def _is_half(values: np.ndarray) -> bool:
-    return values.dtype == np.float16

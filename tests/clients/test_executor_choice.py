@@ -8,7 +8,7 @@ import pytest
 
 import fedkd
 import fedkd.clients.executor_choice as module
-from fedkd.clients.choices import choices_file, keep_choice, known_choice, measured_choices
+from fedkd.clients.choices import cache_file, cache_step, cached_step, measured_steps
 from fedkd.clients.executor_choice import choose
 from fedkd.data.load import load_data
 from fedkd.doctor import _executor_rows
@@ -91,7 +91,7 @@ def test_what_was_measured_is_not_measured_again_unless_something_changes(result
     results[:] = [StepSeconds(1.0, 9.0)]
     assert choice().executor == "vectorised"
     assert choice(optimizer="sgd").executor == "loop"
-    assert len(measured_choices()) == 4
+    assert len(measured_steps()) == 4
 
 
 @pytest.mark.parametrize(
@@ -108,18 +108,18 @@ def test_what_was_measured_is_not_measured_again_unless_something_changes(result
     ],
 )
 def test_a_cache_that_is_no_cache_counts_as_none(text):
-    choices_file().parent.mkdir(parents=True)
-    choices_file().write_text(text)
-    assert measured_choices() == [] and known_choice({}) is None
-    keep_choice({"model": "mlp"}, (1.0, 2.0))
-    assert known_choice({"model": "mlp"}) == (1.0, 2.0)
+    cache_file().parent.mkdir(parents=True)
+    cache_file().write_text(text)
+    assert measured_steps() == [] and cached_step({}) is None
+    cache_step({"model": "mlp"}, (1.0, 2.0))
+    assert cached_step({"model": "mlp"}) == (1.0, 2.0)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    keep_choice({}, (1.0, 2.0))
-    assert measured_choices() == []
+    cache_step({}, (1.0, 2.0))
+    assert measured_steps() == []
 
 
 def test_the_choice_is_part_of_the_run_and_is_repeated_to_the_byte(results, tmp_path):
@@ -160,8 +160,8 @@ def test_who_may_fail_works_alone():
 
 def test_it_is_really_measured_and_never_taken_on_faith():
     found = choice()
-    assert [what["model"] for what, _ in measured_choices()] == ["mlp", "lenet"]
-    assert all(loop > 0 and vectorised > 0 for _, (loop, vectorised) in measured_choices())
+    assert [what["model"] for what, _ in measured_steps()] == ["mlp", "lenet"]
+    assert all(loop > 0 and vectorised > 0 for _, (loop, vectorised) in measured_steps())
     assert found.told.startswith(found.executor) and "times as fast as the loop" in found.told
 
 
@@ -185,9 +185,9 @@ def test_flowers_own_runtimes_take_the_loop(tmp_path):
 def test_doctor_shows_what_was_measured():
     assert "nothing measured yet" in "".join(_executor_rows())
     what = {"model": "mlp", "batch_size": 8, "together": 2, "device": "cpu"}
-    keep_choice(what, (0.002, 0.001))
+    cache_step(what, (0.002, 0.001))
     *_, row = _executor_rows()
     assert row.strip() == (
         "mlp, batches of 8, 2 clients on cpu: 2 ms a step and client in the loop, 1 together"
     )
-    assert json.loads(choices_file().read_text())["version"] == 2
+    assert json.loads(cache_file().read_text())["version"] == 2
