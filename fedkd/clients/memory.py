@@ -79,13 +79,7 @@ def copies_in_training(plan: Plan) -> int:
 def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> int:
     """Return what a client takes in memory while nothing is asked of it, about; the mean over all groups.
 
-    Its model, what its optimiser keeps, what it was guided by, and in a stream of tasks what a learner may
-    remember of each.
-
-    Args:
-        plan: What to simulate.
-        data: The federation's data.
-        models: One of each group.
+    It has a model, the kept state of an optimiser, guidance, and what a learner remembers of each task.
     """
     scenario, number = plan.scenario, Counter(map(id, plan.groups))
     guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)

@@ -31,10 +31,9 @@ class TaskTests:
         client: Client index, 0-based.
         stream: All tasks of the federation.
         order: The client's tasks, in its own order.
-        learning: What the client has learned; a task of its is a place in that order.
+        learning: The client's learner; its tasks are places in that order.
         on_device: Brings samples to where the network is.
-        measured: What other clients of the process have measured, where the answers are the same for all of
-            them; None: they are the client's own.
+        measured: Measurements that clients of the process share; None: the answers are the client's own.
 
     Attributes:
         protocols: How tasks are asked about: with the task given, and perhaps without.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,17 +29,17 @@ from fedkd.scenario.schema import ClientGroup
 
 @dataclass(frozen=True)
 class Workload:
-    """Arithmetic of a round on average, in operations of forward passes; tasks of a stream alike.
+    """Arithmetic of an average round, in operations of forward passes.
 
     Attributes:
-        training: Own training with all networks, predictions of the transfer set, learning from guidance,
-            with what is tried before, and what the server trains.
-        evaluation: What is predicted only to be measured, were all clients evaluated in every round.
+        training: Local training with all networks, predictions of the transfer set, trials, distillation, and
+            training on the server.
+        evaluation: Predictions for measurements alone, if all clients were evaluated in every round.
         clients: Clients of the federation.
-        evaluated: Those that are evaluated.
+        evaluated: Clients that are evaluated.
         every: Rounds from one evaluation to the next.
         test: Samples of a common test set.
-        answered: Whether those are evaluated whom a round answers, whenever that is told of.
+        answered: Whether asynchronous rounds evaluate the clients that they answer.
     """
 
     training: float
@@ -53,9 +53,8 @@ class Workload:
     @property
     def share(self) -> float:
         """Share of the evaluations in the whole, from 0 to 1."""
-        evaluation = self._evaluation
-        whole = self.training + evaluation
-        return evaluation / whole if whole else 0.0
+        whole = self.training + self._evaluation
+        return self._evaluation / whole if whole else 0.0
 
     def remedies(self) -> dict[str, int]:
         """Return what each key would have to be, changed alone, for evaluations to take at most half.
@@ -75,16 +74,13 @@ class Workload:
 
     @property
     def _evaluation(self) -> float:
-        """What is predicted to be measured in a round on average."""
+        """Predictions for measurements in a round on average."""
         every = 1 if self.answered else self.every
         return self.evaluation * self.evaluated / self.clients / every
 
 
 def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> Workload:
-    """Estimate what a round computes, from sizes alone.
-
-    Counted are products and convolutions. Estimators without gradients count as nothing: nobody knows what
-    theirs take.
+    """Estimate the products and convolutions of a round from sizes alone; estimators count as nothing.
 
     Args:
         plan: What is to be simulated.
@@ -93,7 +89,7 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
     """
     scenario, strategy = plan.scenario, plan.strategy
     groups = list(zip(scenario.clients, models, strict=True))
-    costs = {id(group): _forward(model, data) for group, model in groups}
+    costs = _costs(plan, data, models)
     besides = {id(group): _besides(plan, data, group, model) for group, model in groups}
     tasks = [data] if isinstance(data, FederatedData) else [task.data for task in data]
     clients = scenario.data.clients
@@ -133,14 +129,18 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
             tested += asked * both + cost * guided * known
         training += sampled * trained / len(tasks)
         evaluation += tested / len(tasks) * _asked(plan, data)
-    training += _on_server(plan, tasks, models, clients if answered else at_work)
+    training += _on_server(plan, tasks, models, costs, clients if answered else at_work)
     evaluated = len(evaluated_clients(scenario))
     test = max(len(task.test_y) for task in tasks)
     return Workload(training, evaluation, clients, evaluated, scenario.evaluate_every, test, answered)
 
 
 def _on_server(
-    plan: Plan, tasks: Sequence[FederatedData], models: Sequence[nn.Module | Estimator], fused: int
+    plan: Plan,
+    tasks: Sequence[FederatedData],
+    models: Sequence[nn.Module | Estimator],
+    costs: Mapping[int, float],
+    fused: int,
 ) -> float:
     """Return what the server computes in a round, of the knowledge of so many clients; tasks alike."""
     strategy, data = plan.strategy, tasks[0]
@@ -149,9 +149,6 @@ def _on_server(
     share = fused / len(plan.groups)
     networks = dict(zip(map(id, plan.scenario.clients), models, strict=True))
     architectures: dict[str, tuple[float, float]] = {}
-    costs = {
-        id(group): _forward(model, data) for group, model in zip(plan.scenario.clients, models, strict=True)
-    }
     for name, group in zip(architecture_names(plan.groups), plan.groups, strict=True):
         _, number = architectures.get(name, (0.0, 0.0))
         architectures[name] = costs[id(group)], number + share
@@ -198,7 +195,7 @@ def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> 
     """
     scenario = plan.scenario
     assert scenario.measure is not None and scenario.measure.transferability is not None
-    costs = {id(group): _forward(model, data) for group, model in zip(scenario.clients, models, strict=True)}
+    costs = _costs(plan, data, models)
     taught = scenario.clients_per_round or scenario.data.clients
     known, epochs = len(data.transfer_x), scenario.measure.transferability.epochs
     total = 0.0
@@ -209,10 +206,10 @@ def trial_work(plan: Plan, data: FederatedData, models: Sequence[nn.Module]) -> 
 
 
 class _Besides(NamedTuple):
-    """What a client has besides its model, in operations of a sample's forward pass.
+    """Auxiliary networks of a client, in operations of a sample's forward pass.
 
     Attributes:
-        training: What passes of local training come to, in those forward and back; as often as they occur.
+        training: Sum over the passes of local training.
         answers: Of each network that an evaluation computes with.
     """
 
@@ -221,7 +218,7 @@ class _Besides(NamedTuple):
 
 
 def _besides(plan: Plan, data: Data, group: ClientGroup, model: nn.Module | Estimator) -> _Besides:
-    """Return what clients of a group compute with networks that the strategy has them have."""
+    """Return what clients of a group compute with auxiliary networks."""
     strategy = plan.strategy
     factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
     if (
@@ -252,6 +249,13 @@ def _asked(plan: Plan, data: Data) -> float:
     without = plan.scenario.continual is not None and plan.scenario.continual.evaluate_without_task
     asks = 2 if without and not plan.learner.answers_by_weights else 1
     return met * asks
+
+
+def _costs(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> dict[int, float]:
+    """Return the operations of a forward pass by the id of each group."""
+    return {
+        id(group): _forward(model, data) for group, model in zip(plan.scenario.clients, models, strict=True)
+    }
 
 
 def _forward(model: nn.Module | Estimator, data: Data) -> float:

@@ -63,13 +63,18 @@ def partition(
     return deal_counts(labels, mix_counts(mixes, sizes, supply, rng), rng)
 
 
+def fewest_samples(scheme: Partition) -> int:
+    """Return the fewest samples that a client may hold."""
+    return max(scheme.min_samples, LEAST_SAMPLES)
+
+
 def check_sizes(samples: int, clients: int, scheme: Partition) -> int:
     """Return the fewest samples a client may hold, once it is sure that there are enough.
 
     Raises:
         UserError: The request is impossible; the message gives the numbers.
     """
-    floor = max(scheme.min_samples, LEAST_SAMPLES)
+    floor = fewest_samples(scheme)
     wanted = scheme.samples_per_client
     if wanted is not None and wanted < floor:
         raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.data.partition import LEAST_SAMPLES
+from fedkd.data.partition import fewest_samples
 from fedkd.errors import UserError
 from fedkd.explain import show_value
 from fedkd.json_text import NotJson, parse_json
@@ -64,7 +64,7 @@ def read_partition_file(
 
 
 def _check_size(scheme: Partition, client: int, size: int) -> None:
-    floor = max(scheme.min_samples, LEAST_SAMPLES)
+    floor = fewest_samples(scheme)
     if size < floor:
         raise UserError(f"client {client} has {size} samples, min_samples asks for {floor}", key=KEY)
     if scheme.samples_per_client not in (None, size):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedkd.data.partition import LEAST_SAMPLES
+from fedkd.data.partition import fewest_samples
 from fedkd.errors import UserError
 from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
@@ -15,21 +15,14 @@ KEY = "data.partition.scheme"
 def deal_by_owner(
     owners: np.ndarray | None, clients: int, scheme: Partition, seed: int, *, task: int | None = None
 ) -> list[np.ndarray]:
-    """Give every client the samples of one owner.
+    """Give every client the samples of one owner (see `partition`).
 
-    Owners of fewer than `min_samples` are no clients. Where there are more owners than clients, the clients
-    are drawn among them, once from the seed; they are in the order of their owners. Of a task's samples alone
-    every owner has to have enough, so that clients are the same in all tasks.
+    Owners of fewer than `min_samples` are no clients. From more owners than clients, the clients are drawn
+    once; they are in the order of their owners. In a task every owner needs enough samples, so that clients
+    are the same in all tasks.
 
     Args:
         owners: [n] owner of every sample that may be dealt, a number or a name; None: the data name none.
-        clients: Number of clients N.
-        scheme: Says the fewest samples of a client.
-        seed: The scenario's seed.
-        task: Index of the task whose samples these are, if they are a task's alone.
-
-    Returns:
-        N sorted int64 arrays of positions in `owners`.
 
     Raises:
         UserError: There are no owners, or too few that have enough samples.
@@ -40,7 +33,7 @@ def deal_by_owner(
             " of an npz file or of a function of your own",
             key=KEY,
         )
-    floor = max(scheme.min_samples, LEAST_SAMPLES)
+    floor = fewest_samples(scheme)
     names, sizes = np.unique(owners, return_counts=True)
     by_owner = np.split(np.argsort(owners, kind="stable"), np.cumsum(sizes)[:-1])
     fit = np.flatnonzero(sizes >= floor) if task is None else np.arange(len(names))

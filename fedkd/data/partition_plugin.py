@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.data.partition import LEAST_SAMPLES
+from fedkd.data.partition import fewest_samples
 from fedkd.data.registry import PARTITIONS
 from fedkd.errors import UserError, described
 from fedkd.plugins import contained
@@ -28,18 +28,11 @@ def plugged_partition(
     *,
     task: int | None = None,
 ) -> list[np.ndarray]:
-    """Deal samples by ``function(labels, clients, generator, **args)`` and check what it returns.
+    """Deal samples by ``function(labels, clients, generator, **args)``, and check them (see `partition`).
 
     Args:
-        labels: [n] int64 labels of the samples that may be dealt.
-        clients: Number of clients N.
         scheme: Names the function and gives its arguments.
-        seed: The scenario's seed; the generator is drawn from it.
         search: The scenario's folders.
-        task: Index of the task whose samples these are, if they are a task's alone.
-
-    Returns:
-        N sorted int64 arrays of positions in `labels`.
 
     Raises:
         UserError: No such function, wrong arguments, it raised, or what it returned is no partition.
@@ -75,7 +68,7 @@ def _check_arguments(function: Callable[..., Any], scheme: Partition) -> None:
 
 
 def _checked(dealt: Any, samples: int, clients: int, scheme: Partition) -> list[np.ndarray]:
-    name, floor = scheme.scheme, max(scheme.min_samples, LEAST_SAMPLES)
+    name, floor = scheme.scheme, fewest_samples(scheme)
     is_list = isinstance(dealt, Sequence) or (isinstance(dealt, np.ndarray) and dealt.ndim > 0)
     if not is_list or len(dealt) != clients:
         got = f"{len(dealt)} entries" if is_list else f"a {type(dealt).__name__}"

@@ -1,8 +1,7 @@
-"""Partitions with replacement: clients draw from all samples, each its own, and so may share some.
+"""Partitions with replacement: each client draws from all samples, so clients may share some.
 
-There may be more clients than samples then. Within a client no sample comes twice, and what clients are
-tested on locally no client trains on: the samples are parted first. Every client draws from a generator of
-its own.
+There may be more clients than samples. A client holds no sample twice, and no client trains on local test
+samples of another: the samples are parted first. Every client has a generator of its own.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from fedkd.data.partition import (
-    LEAST_SAMPLES,
     class_proportions,
     draw_label_mixes,
     draw_sizes,
     equal_sizes,
+    fewest_samples,
     mix_counts,
 )
 from fedkd.data.split import stratified_choice, test_size
@@ -23,7 +22,7 @@ from fedkd.randomness import numpy_generator
 from fedkd.scenario.schema import Partition
 
 SCHEMES = ("iid", "dirichlet", "dirichlet-per-client", "quantity")
-"""Those that say what a client draws, and not how the samples are parted."""
+"""Schemes that say what one client draws."""
 SIZE = "data.partition.samples_per_client"
 
 
@@ -36,21 +35,17 @@ def draw_with_replacement(
     *,
     task: int | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Let every client draw its samples from all that there are.
+    """Let every client draw its samples from all that there are (other arguments: `partition`).
 
-    Label mixes and sizes are those of the scheme without replacement, but for the supply, of which every
-    client finds all. A size drawn by `quantity` is at most what a client can hold.
+    Label mixes and sizes are those of the scheme without replacement, but every client finds the whole
+    supply. A size drawn by `quantity` is at most what a client can hold.
 
     Args:
-        labels: [n] int64 labels of the samples that may be drawn.
-        clients: Number of clients N.
         scheme: One of `SCHEMES`, with `samples_per_client`.
-        test_fraction: Share of a client's samples that it is tested on; 0: none are.
-        seed: The scenario's seed.
-        task: Index of the task whose samples these are, if they are a task's alone.
+        test_fraction: Share of a client's samples that it is tested on.
 
     Returns:
-        For every client, positions in `labels` that it trains on and that it is tested on, each shuffled.
+        For every client, its training and its test samples: positions in `labels`, each shuffled.
 
     Raises:
         UserError: A client cannot hold so many different samples.
@@ -120,15 +115,14 @@ def _sizes(clients: int, scheme: Partition, seed: int, task: int | None) -> np.n
     assert scheme.samples_per_client is not None
     if scheme.scheme != "quantity":
         return equal_sizes(0, clients, scheme.samples_per_client)
-    rng, floor = numpy_generator(seed, "partition", task=task), max(scheme.min_samples, LEAST_SAMPLES)
+    rng, floor = numpy_generator(seed, "partition", task=task), fewest_samples(scheme)
     return draw_sizes(clients, clients * scheme.samples_per_client, scheme.alpha, floor, rng)
 
 
 def _mixes(
     labels: np.ndarray, clients: int, scheme: Partition, seed: int, task: int | None
 ) -> np.ndarray | None:
-    """Return [N, C] label mixes that are drawn for all clients at once; None: they are not, or there are
-    none."""
+    """Return [N, C] label mixes that are drawn for all clients at once; None: there are none."""
     if scheme.scheme != "dirichlet":
         return None
     rng, supply = numpy_generator(seed, "partition", task=task), np.bincount(labels)
@@ -138,11 +132,7 @@ def _mixes(
 def _check(
     train: np.ndarray, test: np.ndarray, pools: list[Pool], test_fraction: float, scheme: Partition
 ) -> None:
-    """Check that a client can hold what it is to draw; sizes that are drawn themselves are cut instead.
-
-    Raises:
-        UserError: It cannot; the message gives the numbers.
-    """
+    """Refuse sizes that a client cannot hold; sizes that are drawn themselves are cut instead."""
     least = pools[0].size == 0 or (test_fraction > 0.0 and pools[1].size == 0)
     if not least and (
         scheme.scheme == "quantity" or (train.max() <= pools[0].size and test.max() <= pools[1].size)

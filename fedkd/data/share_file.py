@@ -31,6 +31,7 @@ from fedkd.data.stream import FederatedStream
 from fedkd.data.task import Task
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
+from fedkd.namespaces import below, under
 
 MANIFEST = "share.json"
 ARRAYS = "share.safetensors"
@@ -38,6 +39,7 @@ FORMAT: Literal[1] = 1
 MOST_CLIENTS = 1_000_000
 SAMPLES = {"x": "y", "transfer_x": None, "test_x": "test_y"}
 """Arrays of samples, each with that of their labels."""
+REQUIRED = ("x", "transfer_x", "test_x", "y", "test_y")
 
 Count = Annotated[int, Field(ge=0, le=2**40)]
 
@@ -103,12 +105,9 @@ def write_share(folder: Path, share: Share) -> None:
         assert part.statistics is not None
         kept = {name: getattr(part, name) for name in _names(part)}
         kept |= {"mean": part.statistics.mean, "std": part.statistics.std}
-        arrays |= {f"{place}/{name}": np.ascontiguousarray(values) for name, values in kept.items()}
-        bounds = (
-            NOBODYS * 2
-            if share.client is None
-            else part.train_bounds[share.client] + part.test_bounds[share.client]
-        )
+        arrays |= under(f"{place}/", {name: np.ascontiguousarray(values) for name, values in kept.items()})
+        client = share.client
+        bounds = NOBODYS * 2 if client is None else part.train_bounds[client] + part.test_bounds[client]
         task = None if stream is None else stream[place]
         parts.append(
             _Part(
@@ -150,7 +149,7 @@ def write_share(folder: Path, share: Share) -> None:
 
 def _names(part: FederatedData) -> list[str]:
     labels = [name for name in ("transfer_y", "foreign_y") if getattr(part, name) is not None]
-    return [*SAMPLES, *filter(None, SAMPLES.values()), *labels]
+    return [*REQUIRED, *labels]
 
 
 def read_share(folder: Path) -> Share:
@@ -235,12 +234,8 @@ def _share_of(manifest: _Manifest, arrays: Mapping[str, np.ndarray]) -> Share:
 
 def _part_of(manifest: _Manifest, place: int, arrays: Mapping[str, np.ndarray]) -> FederatedData:
     said = manifest.parts[place]
-    found = {
-        name.removeprefix(f"{place}/"): values
-        for name, values in arrays.items()
-        if name.startswith(f"{place}/")
-    }
-    for name in (*SAMPLES, *filter(None, SAMPLES.values()), "mean", "std"):
+    found = below(f"{place}/", arrays)
+    for name in (*REQUIRED, "mean", "std"):
         if name not in found:
             raise UserError(f"has no array {place}/{name}")
     for name, labels in SAMPLES.items():

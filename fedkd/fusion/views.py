@@ -39,14 +39,13 @@ class LocalBatch:
     """One batch of a client's local training.
 
     Attributes:
-        model: What is trained, with gradients; called with samples it returns logits, of the present task in
-            a stream. It has `features` and `head` if the strategy needs features.
-        index: Which of the client's own training samples these are, `[B]` int64.
+        model: The network in training. It maps samples to logits, of the present task in a stream, and has
+            `features` and `head` if the strategy needs features.
+        index: Places among the client's own training samples, `[B]` int64.
         inputs: The samples, `[B, *input_shape]`.
         labels: Their labels, `[B]` int64.
-        logits: What the model says of them, `[B, C]`.
-        features: Penultimate features that it says it from, `[B, F]`; None where the strategy does not need
-            features.
+        logits: The model's, `[B, C]`.
+        features: Penultimate features `[B, F]`; None where the strategy does not need them.
     """
 
     model: nn.Module
@@ -95,10 +94,10 @@ class FitSummary:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a client would answer if it had learned some guidance.
+    """The answers of a client that has tried some guidance.
 
     Attributes:
-        kept_logits: Of the own samples that it never trains on, `[k, C]` float32.
+        kept_logits: Of the held-out own samples, `[k, C]` float32.
         kept_labels: Their labels, `[k]` int64.
         transfer_logits: Of the transfer samples that were asked about, `[A, C]` float32.
     """
@@ -161,11 +160,11 @@ class Supermask(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Rehearsal:
-    """Samples that are nobody's, and that a client trains on along with its own: a batch of them a step.
+    """Samples that a client replays: each step of local training takes a batch of them along.
 
     Attributes:
         samples: `[M, *input_shape]`.
-        targets: What the model shall say of each, `[M, ...]`.
+        targets: `[M, ...]`.
         loss: Added to the loss of the private batch.
     """
 
