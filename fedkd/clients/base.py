@@ -21,7 +21,7 @@ from fedkd.clients.own_samples import LocalSamples
 from fedkd.clients.rehearsal import LastGuidance
 from fedkd.clients.stream_client import TaskStream
 from fedkd.clients.torch_client import NetworkTrainer
-from fedkd.clients.upload import leave, upload_stages
+from fedkd.clients.upload import encode, upload_stages
 from fedkd.data.federated import ClientData
 from fedkd.errors import UserError
 from fedkd.fusion.auxiliary import OWN
@@ -151,9 +151,10 @@ class Client:
         """Do the client's arithmetic on so many threads while the block runs."""
         return self.trainer.threads(number)
 
-    def lent(self, lanes: int) -> AbstractContextManager[None]:
+    def prediction_threads(self, lanes: int) -> AbstractContextManager[None]:
         """Have so many threads predict while the block runs, as the processors of others are idle."""
-        return self.trainer.lent(lanes) if isinstance(self.trainer, NetworkTrainer) else nullcontext()
+        trainer = self.trainer
+        return trainer.prediction_threads(lanes) if isinstance(trainer, NetworkTrainer) else nullcontext()
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return logits `[n, C]` float32 in evaluation mode."""
@@ -322,7 +323,7 @@ class Client:
 
     def train(self, round: int, proximal_mu: float = 0.0) -> Training[float]:
         """Train on the client's own samples and return the mean loss (see `Trainer.train`)."""
-        yield from self.trainer.set_out()
+        yield from self.trainer.pretrain()
         objective_of(self.strategy).before_training(self.at(round))
         self.effect.forget()
         trained = yield from self.trainer.train(self, proximal_mu)
@@ -356,7 +357,7 @@ class Client:
             kinds: What each of them is.
             round: Of the message.
         """
-        return leave(self._stages, arrays, kinds, lambda purpose: self._draws.numpy(purpose, round))
+        return encode(self._stages, arrays, kinds, lambda purpose: self._draws.numpy(purpose, round))
 
     def sketch(self, round: int, bases: Arrays) -> dict[str, np.ndarray]:
         """Return sketches of the present task past all stages (see `TaskStream.sketch`)."""
@@ -372,7 +373,7 @@ class Client:
         """
         if round <= self.applied_round:
             return
-        yield from self.trainer.set_out()
+        yield from self.trainer.pretrain()
         self.applied_round = round
         if self.strategy.capabilities.uses_local_loss:
             self.kept = Received(guidance)
@@ -389,7 +390,7 @@ class Client:
             self.last_guidance = LastGuidance(targets, samples, self.round)
         yield from self.trainer.distil(self, targets, samples)
 
-    def learn_again(self, task: int, guidance: Arrays, round: int) -> Training[None]:
+    def learn_old_task(self, task: int, guidance: Arrays, round: int) -> Training[None]:
         """Apply guidance of a task of the stream that the client has left.
 
         Args:
@@ -397,7 +398,7 @@ class Client:
             guidance: What the strategy fused of it for this client.
             round: Round the guidance belongs to.
         """
-        return self.networks.learn_again(task, guidance, round)
+        return self.networks.learn_old_task(task, guidance, round)
 
     def end_task(self) -> None:
         """End the task under way, once everything about it has been learned, guidance included."""

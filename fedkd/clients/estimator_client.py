@@ -46,7 +46,7 @@ class EstimatorTrainer:
         """Compute on this number of threads, whichever library's, while the block runs."""
         return all_threads(number)
 
-    def set_out(self) -> Training[None]:
+    def pretrain(self) -> Training[None]:
         """Do nothing: labelled transfer sets are for networks."""
         yield from ()
 

@@ -95,7 +95,7 @@ class Evaluator:
         told = f"`predictor` of '{strategy.name}' returned a {type(found).__name__}"
         raise TypeError(f"{told}; must be a torch.nn.Module, or None")
 
-    def evaluate_each(self, split: Split, answered: Score) -> dict[str, Score]:
+    def evaluate_models(self, split: Split, answered: Score) -> dict[str, Score]:
         """Evaluate each of the models that the strategy tells apart.
 
         Args:
@@ -113,7 +113,7 @@ class Evaluator:
             found[name] = score(logits, y)
         return found
 
-    def evaluate_fused(self, split: Split, round: int) -> Score:
+    def evaluate_after_fusion(self, split: Split, round: int) -> Score:
         """Evaluate after the fusion of a round; once a process where all clients answer alike."""
         client, trainer = self._client, self._client.trainer
         if not isinstance(trainer, NetworkTrainer):
@@ -128,11 +128,12 @@ class Evaluator:
             return self.evaluate(split)
         return measured.once(round, what, lambda: self.evaluate("global"))
 
-    def at_one_moment(self) -> AbstractContextManager[None]:
+    def shared_predictions(self) -> AbstractContextManager[None]:
         """Predict the same samples as the same task but once while the block runs."""
-        return nullcontext() if self._client.stream is None else self._client.stream.tests.at_one_moment()
+        stream = self._client.stream
+        return nullcontext() if stream is None else stream.tests.shared_predictions()
 
-    def remember_trained(self, round: int, *, changes: bool = True) -> None:
+    def measure_before_fusion(self, round: int, *, changes: bool = True) -> None:
         """Take down that guidance comes in this round, and how the client does without it.
 
         Args:
@@ -140,11 +141,11 @@ class Evaluator:
             changes: Whether it changes the model at once: else there is nothing to measure.
         """
         client = self._client
-        with self.at_one_moment():
+        with self.shared_predictions():
             scores = {split: self.evaluate(split) for split in SPLITS} if changes else None
             client.effect.begin(round, scores)
             for split, found in (scores or {}).items():
-                for name, own in self.evaluate_each(split, found).items():
+                for name, own in self.evaluate_models(split, found).items():
                     client.effect.begin_model(name, split, own.accuracy)
             if isinstance(client.trainer, NetworkTrainer) and client.trainer.shared is not None:
                 client.effect.forget_flips()  # another model takes its place: nobody follows anybody

@@ -33,11 +33,11 @@ Generators = Callable[[str], np.random.Generator]
 class Stage:
     """One thing that happens to an upload on its way; by default nothing does."""
 
-    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+    def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return what becomes of the arrays on the client."""
         return arrays
 
-    def arrive(self, arrays: Named, kinds: Kinds) -> Named:
+    def decode(self, arrays: Named, kinds: Kinds) -> Named:
         """Return what becomes of them on the server."""
         return arrays
 
@@ -52,7 +52,7 @@ class Sifting(Stage):
 
     filters: Sequence[Wanted]
 
-    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+    def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return the rows that are kept, a bit for each that there was, and how many bits are but filling."""
         name = _transfer_logits(arrays, kinds)
         if name is None:
@@ -64,7 +64,7 @@ class Sifting(Stage):
         filling = np.array([-len(keep) % 8], dtype=np.uint8)
         return arrays | {name: arrays[name][keep], SENT: np.concatenate([np.packbits(keep), filling])}
 
-    def arrive(self, arrays: Named, kinds: Kinds) -> Named:
+    def decode(self, arrays: Named, kinds: Kinds) -> Named:
         """Return all rows, those that were not sent as zeros, and which were, `[M]` uint8."""
         name = _transfer_logits(arrays, kinds)
         if name is None or SENT not in arrays:
@@ -86,7 +86,7 @@ class TopClasses(Stage):
 
     number: int
 
-    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+    def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return log-probabilities `[M, k]` of the likeliest classes, which they are, and of how many."""
         found = dict(arrays)
         for name, values in arrays.items():
@@ -103,7 +103,7 @@ class TopClasses(Stage):
             found[name + WIDTH] = np.array([classes], dtype=np.uint32)
         return found
 
-    def arrive(self, arrays: Named, kinds: Kinds) -> Named:
+    def decode(self, arrays: Named, kinds: Kinds) -> Named:
         """Return whole predictions, what is missing to 1 spread evenly over the other classes."""
         found = {n: values for n, values in arrays.items() if not n.endswith((CLASSES, WIDTH))}
         for name in found:

@@ -75,7 +75,7 @@ class GuidanceEffect:
         """Forget which samples were right before: another model has taken the place of that one."""
         self._correct_before = None
 
-    def two_moments(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
+    def before_and_after(self, round: int, split: Split, accuracy: float) -> dict[str, float]:
         """Return the accuracy after the client's own training and the one now, and what guidance gained.
 
         Args:
@@ -93,7 +93,7 @@ class GuidanceEffect:
         gain = accuracy - trained if guided else nan
         return {"accuracy_trained": trained, "accuracy": accuracy, "fusion_gain": gain}
 
-    def two_moments_of(self, round: int, name: str, split: Split, accuracy: float) -> dict[str, float]:
+    def before_and_after_of(self, round: int, name: str, split: Split, accuracy: float) -> dict[str, float]:
         """Return the accuracy of one of several models at both moments, by the names of their metrics."""
         before = self._models_before.get(f"{name}_{split}", nan) if self._round == round else nan
         trained = accuracy if isnan(before) else before

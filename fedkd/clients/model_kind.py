@@ -66,7 +66,7 @@ class Trainer(Protocol):
             TrainingDiverged: The loss stopped being finite.
         """
 
-    def set_out(self) -> Training[None]:
+    def pretrain(self) -> Training[None]:
         """Train once before the first training and the first guidance, where the strategy wants it."""
 
     def distil(self, client: Trainee, targets: np.ndarray, samples: np.ndarray | None) -> Training[None]:

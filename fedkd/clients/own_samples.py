@@ -23,7 +23,7 @@ HELD_OUT = 0.2
 
 
 @dataclass(frozen=True)
-class OwnSamples:
+class TrainingSplit:
     """Indices among a client's training samples, ascending; None is in both.
 
     Attributes:
@@ -73,9 +73,9 @@ def share_kept_apart(plan: Plan) -> float | None:
     return max(share_held_out(plan) or 0.0, 0.0 if stopping is None else stopping.validation) or None
 
 
-def train_on_all(samples: int) -> OwnSamples:
+def train_on_all(samples: int) -> TrainingSplit:
     """Return the indices of a client that keeps nothing apart."""
-    return OwnSamples(np.arange(samples), np.arange(0))
+    return TrainingSplit(np.arange(samples), np.arange(0))
 
 
 def number_kept_apart(samples: int, share: float) -> int:
@@ -86,7 +86,7 @@ def number_kept_apart(samples: int, share: float) -> int:
 
 def keep_apart(
     labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
-) -> OwnSamples:
+) -> TrainingSplit:
     """Draw the samples that a client keeps apart, so that every class keeps its share.
 
     Args:
@@ -101,7 +101,7 @@ def keep_apart(
         return train_on_all(len(labels))
     generator = numpy_generator(seed, "validation", client=client, task=task)
     chosen = stratified_choice(labels, number, generator)
-    return OwnSamples(np.flatnonzero(~chosen), np.flatnonzero(chosen))
+    return TrainingSplit(np.flatnonzero(~chosen), np.flatnonzero(chosen))
 
 
 class LocalSamples:
@@ -145,7 +145,7 @@ class LocalSamples:
         data = data or self.data
         return data.train_y if self._poison is None else self._poison.labels(data.train_y, data.classes)
 
-    def split(self, place: int | None = None) -> OwnSamples:
+    def split(self, place: int | None = None) -> TrainingSplit:
         """Return which of a task's training samples the client trains on; None: of the present task's."""
         place = self.place if place is None else place
         labels = self._of(place).train_y

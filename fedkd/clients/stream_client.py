@@ -78,7 +78,7 @@ class TaskStream:
         self._plan, self._index, self._continual = plan, index, scenario.continual
         self._samples, self._order = samples, order
         self._device = next(network.parameters()).device
-        self._taught_again: dict[int, int] = {}  # old task to the round of its last guidance
+        self._old_guidance: dict[int, int] = {}  # old task to the round of its last guidance
         masks = "masks" in plan.strategy.capabilities.needs
         self.curves: dict[str, list[float]] = {}
         self.learning = TaskLearning(
@@ -135,9 +135,9 @@ class TaskStream:
     def reopens(self, task: int, round: int) -> int | None:
         """Return the place of an old task whose guidance of a round is new; None: there is none to learn."""
         place = self.tests.place_of(task)
-        if round <= self._taught_again.get(task, 0) or place >= self.learning.task:
+        if round <= self._old_guidance.get(task, 0) or place >= self.learning.task:
             return None
-        self._taught_again[task] = round
+        self._old_guidance[task] = round
         return place
 
     # The learner --------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ class TaskStream:
         self._tasks_after = now
         if round > 0:
             for split, accuracy in zip(SPLITS, self.tests.so_far(now), strict=True):
-                moments = effect.two_moments(round, split, accuracy)
+                moments = effect.before_and_after(round, split, accuracy)
                 found |= {f"{name}_{split}": value for name, value in moments.items()}
         return found
 
@@ -304,15 +304,15 @@ class TaskStream:
         round, before = self._tasks_before
         arrays = under(LEARNER, self.learning.state())
         arrays |= {TASKS_AFTER: self._tasks_after, TASKS_BEFORE: before}
-        if self._taught_again:
-            arrays[TAUGHT_AGAIN] = np.array(sorted(self._taught_again.items()), dtype=np.int64)
+        if self._old_guidance:
+            arrays[TAUGHT_AGAIN] = np.array(sorted(self._old_guidance.items()), dtype=np.int64)
         return arrays | {TASKS_BEFORE_ROUND: np.array(round, dtype=np.int64)}
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         self._tasks_after = np.array(arrays[TASKS_AFTER])
         self._tasks_before = (int(arrays[TASKS_BEFORE_ROUND]), np.array(arrays[TASKS_BEFORE]))
-        self._taught_again = dict(arrays[TAUGHT_AGAIN].tolist()) if TAUGHT_AGAIN in arrays else {}
+        self._old_guidance = dict(arrays[TAUGHT_AGAIN].tolist()) if TAUGHT_AGAIN in arrays else {}
         self.learning.restore(below(LEARNER, arrays))
         if self.learning.task >= 0:
             self._samples.enter(self.learning.task)

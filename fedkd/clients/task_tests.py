@@ -62,7 +62,7 @@ class TaskTests:
         self._answered: dict[Asked, tuple[np.ndarray, np.ndarray]] | None = None
 
     @contextmanager
-    def at_one_moment(self) -> Iterator[None]:
+    def shared_predictions(self) -> Iterator[None]:
         """Predict the same samples as the same task but once in the block, in which no weight changes."""
         self._answered = {}
         try:

@@ -44,7 +44,7 @@ from fedkd.training.weights import load_weights, weights_of
 FEATURES_BATCH = 256
 OPTIMIZER = "optimizer/"
 AUXILIARY = "auxiliary/"
-HAS_SET_OUT = "has_set_out"
+PRETRAINED = "pretrained"
 
 
 def round_optimizer(scenario: Scenario, lr: float, round: int) -> OptimizerSpec:
@@ -106,7 +106,7 @@ class NetworkTrainer:
         self._device = next(self.network.parameters()).device
         self._lanes = 1
         self._optimizer_state: dict[str, Tensor] = {}  # empty unless it is kept
-        self._has_set_out = False
+        self._pretrained = False
 
     def threads(self, number: int) -> AbstractContextManager[None]:
         """Compute on this number of threads while the block runs."""
@@ -160,7 +160,7 @@ class NetworkTrainer:
         return found.cpu().numpy()
 
     @contextmanager
-    def lent(self, lanes: int) -> Iterator[None]:
+    def prediction_threads(self, lanes: int) -> Iterator[None]:
         """Have so many threads predict while the block runs, as the processors of others are idle."""
         self._lanes = lanes
         try:
@@ -229,11 +229,11 @@ class NetworkTrainer:
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
         return Trained(result.loss, result.hits, FitSummary(start, result.steps, optimizer.lr))
 
-    def set_out(self) -> Training[None]:
+    def pretrain(self) -> Training[None]:
         """Train on the labelled transfer set, where the strategy begins with that."""
-        if self._strategy.capabilities.pretrain_epochs == 0 or self._has_set_out:
+        if self._strategy.capabilities.pretrain_epochs == 0 or self._pretrained:
             return
-        self._has_set_out = True
+        self._pretrained = True
         training, data = self._scenario.training, self._samples.data
         assert data.public_y is not None
         yield TrainJob(
@@ -442,7 +442,7 @@ class NetworkTrainer:
             replayable=True,
         )
 
-    def learn_again(self, task: int, guidance: Arrays, round: int) -> Training[None]:
+    def learn_old_task(self, task: int, guidance: Arrays, round: int) -> Training[None]:
         """Distil guidance of an old task as that task, as far as the learner reopens it.
 
         No private samples come in, whatever `private_weight` says: those of old tasks are gone.
@@ -500,14 +500,14 @@ class NetworkTrainer:
             OPTIMIZER,
             {name: np.array(value.cpu().numpy(), order="C") for name, value in self._optimizer_state.items()},
         )
-        return arrays | ({HAS_SET_OUT: np.array(1, dtype=np.int64)} if self._has_set_out else {})
+        return arrays | ({PRETRAINED: np.array(1, dtype=np.int64)} if self._pretrained else {})
 
     def restore(self, arrays: Arrays) -> None:
         """Continue from a state that `state` returned."""
         self.restore_model(below(MODEL, arrays))
         for name, network in self._auxiliaries.items():
             load_weights(network, below(f"{AUXILIARY}{name}/", arrays))
-        self._has_set_out = HAS_SET_OUT in arrays
+        self._pretrained = PRETRAINED in arrays
         self._optimizer_state = {
             name: torch.from_numpy(np.array(value)) for name, value in below(OPTIMIZER, arrays).items()
         }

@@ -1,6 +1,6 @@
 """What leaves a client passes one list of stages, predictions and weights alike; its bytes are counted after.
 
-A stage has two halves: `leave` on the client and `arrive` on the server, which undoes what can be undone.
+A stage has two halves: `encode` on the client and `decode` on the server, which undoes what can be undone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Poisoning(Stage):
 
     poison: Poison
 
-    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+    def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return fakes of all that can be faked."""
         generator = generators("poison")
         return {name: self.poison.fake(kinds[name], values, generator) for name, values in arrays.items()}
@@ -37,7 +37,7 @@ class Poisoning(Stage):
 class Finite(Stage):
     """What is not a number is told where it comes from, not where it is fused."""
 
-    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+    def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return the arrays; predictions that the server would refuse for their size are clipped.
 
         Raises:
@@ -64,7 +64,7 @@ class Precision(Stage):
 
     dtype: str
 
-    def leave(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+    def encode(self, arrays: Named, kinds: Kinds, generators: Generators) -> Named:
         """Return predictions and weights rounded."""
         return {name: self._rounded(kinds[name], values) for name, values in arrays.items()}
 
@@ -76,7 +76,7 @@ class Precision(Stage):
             values = np.clip(values, -HALF, HALF)
         return values.astype(self.dtype)
 
-    def arrive(self, arrays: Named, kinds: Kinds) -> Named:
+    def decode(self, arrays: Named, kinds: Kinds) -> Named:
         """Return weights in float32, in which they are averaged; how to read predictions strategies know."""
         half = {
             name: values.astype(np.float32)
@@ -105,15 +105,15 @@ def at_fusion(fusion: Fusion) -> list[Filter]:
     return [wanted for wanted in fusion.filters if wanted.at == "fusion"]
 
 
-def leave(stages: Sequence[Stage], arrays: Named, kinds: Kinds, generators: Generators) -> Named:
+def encode(stages: Sequence[Stage], arrays: Named, kinds: Kinds, generators: Generators) -> Named:
     """Return what is sent: the arrays after the client's half of every stage."""
     for stage in stages:
-        arrays = stage.leave(arrays, kinds, generators)
+        arrays = stage.encode(arrays, kinds, generators)
     return arrays
 
 
-def arrive(stages: Sequence[Stage], arrays: Named, kinds: Kinds) -> Named:
+def decode(stages: Sequence[Stage], arrays: Named, kinds: Kinds) -> Named:
     """Return what is received: the arrays after the server's half of every stage, the last one first."""
     for stage in reversed(stages):
-        arrays = stage.arrive(arrays, kinds)
+        arrays = stage.decode(arrays, kinds)
     return arrays

@@ -41,7 +41,7 @@ def _train(client: Client, message: Message) -> Training[Message]:
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round, proximal_mu=float(config.get(msg.PROXIMAL_MU, 0.0)))  # type: ignore[arg-type]
     if config.get(msg.MEASURE_TRAINED, False) and client.evaluated:
-        client.evaluator.remember_trained(round)
+        client.evaluator.measure_before_fusion(round)
     asked = message.content.array_records.get(msg.REQUEST)
     request = None if asked is None else values_of(asked[msg.SAMPLES])
     uploaded = client.upload(round, request)
@@ -65,10 +65,10 @@ def _at_chance(client: Client) -> ConfigRecord:
 def _evaluate(client: Client, message: Message) -> Training[Message]:
     """Apply what the server sent, evaluate, and report the accuracy gained by it."""
     config, round = message.content.config_records[msg.CONFIG], _round_of(message)
-    with client.lent(int(config.get(msg.LANES, 1))):  # type: ignore[arg-type]
+    with client.prediction_threads(int(config.get(msg.LANES, 1))):  # type: ignore[arg-type]
         yield from _receive(client, message.content, round, measured=True)
-        with client.evaluator.at_one_moment():
-            scores = {split: client.evaluator.evaluate_fused(split, round) for split in SPLITS}
+        with client.evaluator.shared_predictions():
+            scores = {split: client.evaluator.evaluate_after_fusion(split, round) for split in SPLITS}
             return _evaluated(client, message, round, scores)
 
 
@@ -81,11 +81,11 @@ def _evaluated(
     """
     metrics: dict[str, Any] = {msg.NUM_EXAMPLES: client.num_train_samples, **told}
     for split, score in scores.items():
-        moments = client.effect.two_moments(round, split, score.accuracy)
+        moments = client.effect.before_and_after(round, split, score.accuracy)
         metrics |= {f"{name}_{split}": value for name, value in moments.items()}
         metrics[f"loss_{split}"] = score.loss
-        for name, own in client.evaluator.evaluate_each(split, score).items():
-            both = client.effect.two_moments_of(round, name, split, own.accuracy)
+        for name, own in client.evaluator.evaluate_models(split, score).items():
+            both = client.effect.before_and_after_of(round, name, split, own.accuracy)
             metrics |= {f"{metric}_{split}": value for metric, value in both.items()}
     metrics |= client.evaluator.fidelity(round, scores["global"]) | client.task_metrics(round)
     report = ConfigRecord(client.learner_report(round) | client.evaluator.choices())  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def _finish(client: Client, message: Message) -> Training[Message]:
     round = _round_of(message)
     yield from _receive(client, message.content, round)
     loss = yield from client.train(round)
-    with client.evaluator.at_one_moment():
+    with client.evaluator.shared_predictions():
         scores = {split: client.evaluator.evaluate(split) for split in SPLITS}
         reply = _evaluated(client, message, round, scores, train_loss=loss)
     if told := _at_chance(client):
@@ -162,13 +162,13 @@ def _receive(client: Client, content: RecordDict, round: int, *, measured: bool 
         if record not in content or int(config[of_round]) <= client.applied_round:  # type: ignore[arg-type]
             continue
         if measured and client.evaluated and record == msg.GUIDANCE and int(config[of_round]) == round:  # type: ignore[arg-type]
-            client.evaluator.remember_trained(round, changes=client.guidance_changes_predictions)
+            client.evaluator.measure_before_fusion(round, changes=client.guidance_changes_predictions)
         guidance = from_record(content.array_records[record])
         yield from client.learn(guidance, int(config[of_round]))  # type: ignore[arg-type]
     for task in msg.old_tasks(content):
         name = f"{msg.OLD}{task}"
         guidance = from_record(content.array_records[name])
-        yield from client.learn_again(task, guidance, int(config[name]))  # type: ignore[arg-type]
+        yield from client.learn_old_task(task, guidance, int(config[name]))  # type: ignore[arg-type]
 
 
 def _round_of(message: Message) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
-from fedkd.clients.upload import Stage, arrive
+from fedkd.clients.upload import Stage, decode
 from fedkd.errors import RunFailed
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes
@@ -126,7 +126,7 @@ def opened(
         raise Unfit(f"array {wrong} is of type {arrays[wrong].dtype}, must be real numbers")
     try:
         with np.errstate(all="ignore"):
-            received = arrive(stages, arrays, kinds_of(arrays))
+            received = decode(stages, arrays, kinds_of(arrays))
     except Exception:
         names = ", ".join(f"{name} {list(values.shape)}" for name, values in arrays.items())
         raise Unfit(

@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedkd.clients.trials import KINDS, LOGITS
-from fedkd.clients.upload import arrive, upload_stages
+from fedkd.clients.upload import decode, upload_stages
 from fedkd.errors import UserError
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, payload_bytes, to_record
@@ -90,7 +90,7 @@ class TransferProbe:
         return found, replies + len(shown) * probabilities.nbytes
 
     def _arrived(self, reply: Message) -> dict[str, np.ndarray]:
-        return arrive(self._stages, from_record(reply.content.array_records[msg.ARRAYS]), KINDS)
+        return decode(self._stages, from_record(reply.content.array_records[msg.ARRAYS]), KINDS)
 
 
 def _results(

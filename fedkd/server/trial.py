@@ -9,7 +9,7 @@ from itertools import groupby
 import numpy as np
 
 from fedkd.clients.factory import ClientFactory, model_outputs
-from fedkd.clients.upload import arrive, upload_stages
+from fedkd.clients.upload import decode, upload_stages
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
 from fedkd.fusion.extent import ServerModel
@@ -73,7 +73,7 @@ def trial_exchange(plan: Plan, data: Data) -> tuple[int, int]:
             client.fit = FitSummary({}, 0, scenario.training.lr)
             arrays = client.upload(round, request)
             sizes.append(_size(arrays))
-            received = arrive(stages, arrays, strategy.kinds_of(arrays))
+            received = decode(stages, arrays, strategy.kinds_of(arrays))
             uploads[index] = Upload(round, received, client.num_train_samples)
         up += len(clients) * sum(sizes) / len(tried)
     uploads = dict(sorted(uploads.items()))

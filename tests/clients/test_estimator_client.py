@@ -131,7 +131,7 @@ def test_it_follows_its_guidance(kind, tables, tmp_path):
     truth = load_federated_data(load_scenario(tmp_path / "scenario.toml")).transfer_y
     targets = np.eye(10, dtype=np.float32)[truth]
     before = agreement(client.predict(client.data.transfer_x), targets)
-    client.evaluator.remember_trained(1)
+    client.evaluator.measure_before_fusion(1)
     client.complete(client.learn({"targets": targets}, 1))
     after = agreement(client.predict(client.data.transfer_x), targets)
     assert after > before

@@ -156,7 +156,7 @@ def test_what_is_no_knowledge_is_not_faked():
     votes = np.zeros(4000, np.uint8)
     kinds = {"classes": Kind.CONSTANT, "samples": Kind.INDICES, "votes": Kind.VOTES}
     generator = numpy_generator(0, "poison")
-    faked = Poisoning(poison).leave({**honest, "votes": votes}, kinds, lambda purpose: generator)
+    faked = Poisoning(poison).encode({**honest, "votes": votes}, kinds, lambda purpose: generator)
     for name, values in honest.items():
         assert_array_equal(faked[name], values)
     assert faked["votes"].dtype == np.uint8

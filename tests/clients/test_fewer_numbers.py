@@ -8,7 +8,7 @@ from conftest import digits_tables
 from numpy.testing import assert_allclose, assert_array_equal
 
 import fedkd
-from fedkd.clients.upload import SENT, arrive, leave, upload_stages
+from fedkd.clients.upload import SENT, decode, encode, upload_stages
 from fedkd.errors import UserError
 from fedkd.fusion.confidence import certainty
 from fedkd.fusion.kinds import Kind
@@ -25,8 +25,8 @@ COUNTS = np.arange(6)
 def there_and_back(fusion: Fusion, logits=LOGITS):
     stages = upload_stages(fusion)
     arrays = {"logits": logits, "counts": COUNTS}
-    sent = leave(stages, arrays, KINDS, lambda purpose: numpy_generator(0, purpose))
-    return sent, arrive(stages, sent, {name: KINDS.get(name, Kind.OTHER) for name in sent})
+    sent = encode(stages, arrays, KINDS, lambda purpose: numpy_generator(0, purpose))
+    return sent, decode(stages, sent, {name: KINDS.get(name, Kind.OTHER) for name in sent})
 
 
 @pytest.mark.parametrize("samples", [1, 7, 8, 21])

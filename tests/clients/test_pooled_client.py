@@ -99,7 +99,7 @@ def test_clients_of_one_architecture_are_one_model_that_is_trained_once(write, m
     )
     for client in clients:
         client.complete(client.train(1))
-        client.evaluator.evaluate_fused("global", 1)
+        client.evaluator.evaluate_after_fusion("global", 1)
     assert trained == [(0, 1), (1, 1)]
     assert [client.num_train_samples for client in clients] == [len(c.data.train_y) for c in clients]
 
@@ -172,7 +172,10 @@ def test_a_state_from_before_sets_nobody_back_but_an_earlier_round_begins_again(
     client.restore(early)
     assert client.complete(client.train(2)) == losses[1]
     assert client.complete(client.train(1)) == losses[0] == twin.complete(twin.train(1))
-    assert client.evaluator.evaluate_fused("local", 1).loss == twin.evaluator.evaluate_fused("local", 1).loss
+    assert (
+        client.evaluator.evaluate_after_fusion("local", 1).loss
+        == twin.evaluator.evaluate_after_fusion("local", 1).loss
+    )
 
 
 def test_a_client_that_is_built_anew_for_every_message_is_the_same(write):

@@ -39,7 +39,7 @@ def test_it_is_cross_entropy_to_the_labels_of_the_transfer_set(tables):
     tables["clients"] = [{"model": "mlp", "args": {"hidden": []}}]
     client, data = client_of(tables), load_data(parse_scenario(tables))
     start = {name: values.astype(np.float64) for name, values in client.weights().items()}
-    client.complete(client.trainer.set_out())
+    client.complete(client.trainer.pretrain())
     (weight, bias) = sorted(start, key=lambda name: -start[name].ndim)
     x = data.transfer_x.reshape(60, -1).astype(np.float64)
     z = x @ start[weight].T + start[bias]
@@ -58,7 +58,7 @@ def test_it_comes_first_and_once(tables, first):
         one.complete(one.train(1) if first == "training" else one.learn(targets, 1))
 
     begin(client)
-    alone.complete(alone.trainer.set_out())
+    alone.complete(alone.trainer.pretrain())
     begin(alone)
     for name, values in alone.weights().items():
         assert_array_equal(client.weights()[name], values)
@@ -66,7 +66,7 @@ def test_it_comes_first_and_once(tables, first):
     restored = client_of(tables)
     restored.restore(state)
     for one in (client, restored):
-        one.complete(one.trainer.set_out())
+        one.complete(one.trainer.pretrain())
         assert_array_equal(one.weights()[name], values)
 
 
@@ -84,7 +84,7 @@ def test_labels_of_another_data_set_train_outputs_of_their_number(tables, tmp_pa
     tables["data"] = tables["data"] | {"transfer": source}
     tables["fusion"]["pretrain_epochs"] = 200
     client = client_of(tables)
-    client.complete(client.trainer.set_out())
+    client.complete(client.trainer.pretrain())
     assert (client.predict(client.data.transfer_x).argmax(axis=1) == client.data.public_y).mean() > 0.9
     assert_array_equal(np.bincount(client.data.public_y), 6)
 

@@ -127,7 +127,7 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
     data = load_federated_data(plan.scenario)
     straight = client_of(plan, data=data)
     straight.complete(straight.train(1))
-    straight.evaluator.remember_trained(1)
+    straight.evaluator.measure_before_fusion(1)
     straight.complete(straight.learn({"targets": targets_for(plan)}, 1))
     state = straight.state()
     kept = {name: values.copy() for name, values in state.items()}
@@ -135,8 +135,10 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
     restored.restore(state)
     assert restored.applied_round == 1
     for split in ("local", "global"):
-        assert restored.effect.two_moments(1, split, 0.5) == straight.effect.two_moments(1, split, 0.5)
-        assert restored.effect.two_moments(1, split, 0.5)["accuracy_trained"] != 0.5
+        assert restored.effect.before_and_after(1, split, 0.5) == straight.effect.before_and_after(
+            1, split, 0.5
+        )
+        assert restored.effect.before_and_after(1, split, 0.5)["accuracy_trained"] != 0.5
     for client in (straight, restored):
         client.complete(client.learn({"targets": targets_for(plan)}, 1))  # again: no effect
         client.complete(client.train(2))
@@ -149,23 +151,23 @@ def test_a_restored_client_goes_on_where_the_other_stopped(model, plan_with):
 def test_gains_are_measured_against_the_round_they_belong_to(plan_with):
     client = client_of(plan_with())
     for round in (0, 1):
-        untold = client.effect.two_moments(round, "local", 0.3)
+        untold = client.effect.before_and_after(round, "local", 0.3)
         assert (untold["accuracy_trained"], untold["accuracy"]) == (0.3, 0.3) and np.isnan(
             untold["fusion_gain"]
         )
-    client.evaluator.remember_trained(2)
+    client.evaluator.measure_before_fusion(2)
     for split in ("local", "global"):
         before = client.evaluator.evaluate(split).accuracy
-        assert client.effect.two_moments(2, split, 0.75) == {
+        assert client.effect.before_and_after(2, split, 0.75) == {
             "accuracy_trained": before,
             "accuracy": 0.75,
             "fusion_gain": 0.75 - before,
         }
-        assert client.effect.two_moments(3, split, 0.75)["accuracy_trained"] == 0.75
-        assert np.isnan(client.effect.two_moments(3, split, 0.75)["fusion_gain"])
-    client.evaluator.remember_trained(4, changes=False)
+        assert client.effect.before_and_after(3, split, 0.75)["accuracy_trained"] == 0.75
+        assert np.isnan(client.effect.before_and_after(3, split, 0.75)["fusion_gain"])
+    client.evaluator.measure_before_fusion(4, changes=False)
     told = {"accuracy_trained": 0.75, "accuracy": 0.75, "fusion_gain": 0.0}
-    assert client.effect.two_moments(4, "local", 0.75) == told
+    assert client.effect.before_and_after(4, "local", 0.75) == told
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

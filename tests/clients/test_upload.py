@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.clients.faults import Poison
-from fedkd.clients.upload import Finite, Poisoning, Precision, arrive, leave, upload_stages
+from fedkd.clients.upload import Finite, Poisoning, Precision, decode, encode, upload_stages
 from fedkd.data.federated import load_federated_data
 from fedkd.errors import TrainingDiverged
 from fedkd.fusion.kinds import Kind
@@ -46,10 +46,10 @@ def test_poison_comes_first_then_the_check_then_the_precision():
 
 def test_a_fake_is_rounded_like_what_it_stands_for():
     logits, kinds = np.ones((6, 4), np.float32), {"logits": Kind.TRANSFER_LOGITS}
-    fake = leave(
+    fake = encode(
         upload_stages(Fusion(upload_dtype="float32"), RANDOM), {"logits": logits}, kinds, generators
     )["logits"]
-    sent = leave(
+    sent = encode(
         upload_stages(Fusion(upload_dtype="float16"), RANDOM), {"logits": logits}, kinds, generators
     )["logits"]
     assert sent.dtype == np.float16 and not np.array_equal(fake, logits)
@@ -60,7 +60,7 @@ def test_a_poisoned_client_hides_that_its_training_diverged():
     """It sends something else than what it knows, so what it knows is not looked at."""
     diverged, kinds = {"logits": np.full((6, 4), np.nan, np.float32)}, {"logits": Kind.TRANSFER_LOGITS}
     liar = Poison("imitation", np.full(4, 0.25))
-    sent = leave(upload_stages(Fusion(upload_dtype="float32"), liar), diverged, kinds, generators)
+    sent = encode(upload_stages(Fusion(upload_dtype="float32"), liar), diverged, kinds, generators)
     assert np.isfinite(sent["logits"]).all()
 
 
@@ -68,27 +68,27 @@ def test_a_poisoned_client_hides_that_its_training_diverged():
 def test_what_is_not_a_number_does_not_leave(kind):
     arrays = {"good": np.ones(3), "bad": np.array([0.0, np.nan])}
     with pytest.raises(TrainingDiverged, match=r"^bad are not numbers.*lower training\.lr"):
-        leave(upload_stages(Fusion(upload_dtype="float32")), arrays, dict.fromkeys(arrays, kind), generators)
+        encode(upload_stages(Fusion(upload_dtype="float32")), arrays, dict.fromkeys(arrays, kind), generators)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e15), ("float16", 65504.0)])
 def test_infinite_predictions_leave_as_large_numbers(dtype, bound):
     arrays, kinds = {"z": np.array([np.inf, -np.inf, 2.0], np.float32)}, {"z": Kind.SAMPLE_LOGITS}
-    sent = leave(upload_stages(Fusion(upload_dtype=dtype)), arrays, kinds, generators)["z"]
+    sent = encode(upload_stages(Fusion(upload_dtype=dtype)), arrays, kinds, generators)["z"]
     assert_array_equal(sent, np.array([bound, -bound, 2.0], dtype))
 
 
 def test_infinite_weights_do_not_leave():
     arrays = {"weight": np.array([1.0, -np.inf])}
     with pytest.raises(TrainingDiverged, match="weight are beyond ±1e"):
-        leave(upload_stages(Fusion(upload_dtype="float32")), arrays, {"weight": Kind.WEIGHTS}, generators)
+        encode(upload_stages(Fusion(upload_dtype="float32")), arrays, {"weight": Kind.WEIGHTS}, generators)
 
 
 def test_weights_travel_as_half_and_arrive_as_single_precision():
     stages, kinds = upload_stages(Fusion(upload_dtype="float16")), kinds_of_model()
-    sent = leave(stages, model(), kinds, generators)
+    sent = encode(stages, model(), kinds, generators)
     assert (sent["weight"].dtype, sent["batches"].dtype) == (np.float16, np.int64)
-    received = arrive(stages, sent, kinds)
+    received = decode(stages, sent, kinds)
     assert received["weight"].dtype == np.float32
     assert_array_equal(received["weight"], model()["weight"].astype(np.float16).astype(np.float32))
     assert_array_equal(received["batches"], 70_001)
@@ -97,8 +97,8 @@ def test_weights_travel_as_half_and_arrive_as_single_precision():
 @pytest.mark.parametrize("kind", [Kind.TRANSFER_LOGITS, Kind.SAMPLE_LOGITS, Kind.LABEL_LOGITS])
 def test_predictions_arrive_as_they_were_sent(kind):
     stages = upload_stages(Fusion(upload_dtype="float16"))
-    sent = leave(stages, {"z": np.full((2, 2), 0.1)}, {"z": kind}, generators)
-    assert arrive(stages, sent, {"z": kind})["z"].dtype == np.float16
+    sent = encode(stages, {"z": np.full((2, 2), 0.1)}, {"z": kind}, generators)
+    assert decode(stages, sent, {"z": kind})["z"].dtype == np.float16
 
 
 @pytest.mark.parametrize("kind", [Kind.COUNTERS, Kind.INDICES, Kind.LABEL_COUNTS, Kind.CONSTANT])
@@ -106,14 +106,14 @@ def test_predictions_arrive_as_they_were_sent(kind):
 def test_counters_and_indices_are_never_touched(kind, poison):
     values = np.array([3, 70_001, 12], np.int32)
     stages = upload_stages(Fusion(upload_dtype="float16"), poison)
-    sent = arrive(stages, leave(stages, {"a": values}, {"a": kind}, generators), {"a": kind})["a"]
+    sent = decode(stages, encode(stages, {"a": values}, {"a": kind}, generators), {"a": kind})["a"]
     assert sent.dtype == np.int32
     assert_array_equal(sent, values)
 
 
 def test_features_keep_their_precision():
     values = np.array([0.1], np.float32)
-    sent = leave(
+    sent = encode(
         upload_stages(Fusion(upload_dtype="float16")), {"a": values}, {"a": Kind.FEATURES}, generators
     )
     assert_array_equal(sent["a"], values)
@@ -124,26 +124,26 @@ def test_the_last_stage_is_undone_first():
         def __init__(self, word: str) -> None:
             self.word = word
 
-        def leave(self, arrays, kinds, generators):
+        def encode(self, arrays, kinds, generators):
             return {name + self.word: values for name, values in arrays.items()}
 
-        def arrive(self, arrays, kinds):
+        def decode(self, arrays, kinds):
             assert all(name.endswith(self.word) for name in arrays)
             return {name.removesuffix(self.word): values for name, values in arrays.items()}
 
     stages = (Adding("1"), Adding("2"))
-    sent = leave(stages, {"a": np.ones(1)}, {}, generators)
+    sent = encode(stages, {"a": np.ones(1)}, {}, generators)
     assert list(sent) == ["a12"]
-    assert list(arrive(stages, sent, {})) == ["a"]
+    assert list(decode(stages, sent, {})) == ["a"]
 
 
 def test_weights_of_a_poisoned_client_say_nothing_and_fit_the_model():
     stages = upload_stages(Fusion(upload_dtype="float32"), RANDOM)
-    sent = leave(stages, model(), kinds_of_model(), generators)
+    sent = encode(stages, model(), kinds_of_model(), generators)
     assert sent["weight"].shape == (5, 3) and sent["weight"].dtype == np.float32
     assert not np.isclose(sent["weight"], model()["weight"]).any()
     assert_array_equal(sent["batches"], 70_001)
-    again = leave(stages, model(1), kinds_of_model(), generators)
+    again = encode(stages, model(1), kinds_of_model(), generators)
     assert abs(np.corrcoef(sent["weight"].ravel(), again["weight"].ravel())[0, 1]) > 0.999, "of its own draws"
 
 

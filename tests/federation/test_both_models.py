@@ -59,19 +59,19 @@ def test_by_hand_after_training(digits_scenario):
     plan = parse_plan(tables)
     client = ClientFactory(plan, load_data(plan.scenario)).build(0)
     client.complete(client.train(1))
-    client.evaluator.remember_trained(1)
-    found = client.evaluator.evaluate_each("global", client.evaluator.evaluate("global"))
+    client.evaluator.measure_before_fusion(1)
+    found = client.evaluator.evaluate_models("global", client.evaluator.evaluate("global"))
     counts = np.bincount(client.data.train_y, minlength=10) + 1
     x, y = client.data.global_x, client.data.global_y
     for name, network in (("personal", client.network(PERSONAL)), ("shared", client.network())):
         logits = client.trainer.logits_of(network, x) + 0.3 * np.log(counts / counts.sum())
         assert found[name].accuracy == score(logits, y).accuracy
-    before = client.effect.two_moments_of(1, "shared", "global", 0.5)
+    before = client.effect.before_and_after_of(1, "shared", "global", 0.5)
     assert before == {"accuracy_trained_shared": found["shared"].accuracy, "accuracy_shared": 0.5}
     again = ClientFactory(plan, load_data(plan.scenario)).build(0)
     again.restore(client.state())
-    assert again.effect.two_moments_of(1, "shared", "global", 0.5) == before
-    later = client.effect.two_moments_of(2, "shared", "global", 0.5)
+    assert again.effect.before_and_after_of(1, "shared", "global", 0.5) == before
+    later = client.effect.before_and_after_of(2, "shared", "global", 0.5)
     assert later == {"accuracy_trained_shared": 0.5, "accuracy_shared": 0.5}, "no guidance of that round"
 
 

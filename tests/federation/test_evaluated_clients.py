@@ -82,13 +82,13 @@ def test_those_that_are_evaluated_do_as_they_would(path, tmp_path):
 
 def test_nobody_else_is_measured_before_guidance(path, tmp_path, monkeypatch):
     measured: set[int] = set()
-    remember = Evaluator.remember_trained
+    remember = Evaluator.measure_before_fusion
 
     def note(evaluator: Evaluator, *args: Any, **options: Any) -> None:
         measured.add(evaluator._client.index)
         remember(evaluator, *args, **options)
 
-    monkeypatch.setattr(Evaluator, "remember_trained", note)
+    monkeypatch.setattr(Evaluator, "measure_before_fusion", note)
     scenario = load_scenario(path, [f"evaluate_clients={SOME}"])
     fedkd.run(scenario, out=tmp_path / "run")
     assert measured == set(evaluated_clients(scenario))

@@ -124,14 +124,14 @@ def test_what_fails_again_ends_the_run(tables, tmp_path, monkeypatch):
 
 def test_an_evaluation_that_fails_leaves_no_trace_but_its_own(tables, tmp_path, monkeypatch):
     unbroken = run(tables, tmp_path / "unbroken")
-    evaluate = Evaluator.evaluate_fused
+    evaluate = Evaluator.evaluate_after_fusion
 
     def broken(self, split, round):
         if (self._client.index, round) == (CLIENT, ROUND):
             raise OSError("gone")
         return evaluate(self, split, round)
 
-    monkeypatch.setattr(Evaluator, "evaluate_fused", broken)
+    monkeypatch.setattr(Evaluator, "evaluate_after_fusion", broken)
     rows = run(tables, tmp_path / "broken", on_client_error="skip")
     assert failures(rows) == [(ROUND, CLIENT, "local", "failed", 1), (ROUND, None, "local", "failed", 1)]
     kept = [row for row in unbroken if row["client"] is not None and row["metric"] == "loss"]

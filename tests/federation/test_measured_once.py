@@ -86,7 +86,7 @@ def test_the_present_task_is_predicted_once_a_moment(learner, digits_scenario, t
         return (tmp_path / name / "metrics.jsonl").read_bytes(), len(predictions)
 
     once, few = run("once")
-    monkeypatch.setattr(TaskTests, "at_one_moment", lambda self: nullcontext())
+    monkeypatch.setattr(TaskTests, "shared_predictions", lambda self: nullcontext())
     anew, many = run("anew")
     assert once == anew
     # Two clients, two splits; two moments of every round, and one before the first.
