@@ -46,28 +46,43 @@ def checked_models(plan: Plan, data: Data) -> list[nn.Module | Estimator]:
     copies = copies_in_training(plan)
     limit = machine_memory() // copies, f"with {copies - 1} more of its size while it is trained"
     models = build_group_models(plan.scenario, shape, outputs, data.input_dtype, limit)
-    _check_fit(plan, models, _sizes_besides(plan, data, models))
+    _check_fit(plan, _sizes(plan, data, models))
     _check_kept(plan, data, models)
     check_requirements(plan, data, models)
     return models
 
 
-def _sizes_besides(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> list[int]:
-    """Return the bytes of what a client of every group trains besides its model, in order.
+def made_auxiliaries(
+    plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]
+) -> list[dict[str, nn.Module]]:
+    """Return the auxiliary networks, by name, of a client of every group.
 
     Raises:
         UserError: Some of it cannot be made with a group's model.
     """
     if not overrides(plan.strategy, "aux_networks"):
-        return [0] * len(models)
+        return [{} for _ in models]
     factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
-    sizes = []
-    for group, model in zip(plan.scenario.clients, models, strict=True):
-        made: dict[str, nn.Module] = {}
-        if isinstance(model, nn.Module) and id(group) in factories:  # else no client has it
-            made = make_auxiliaries(plan.strategy, factories[id(group)], model, plan.scenario.seed, 0)
-        sizes.append(sum(map(_size, made.values())))
-    return sizes
+    return [
+        make_auxiliaries(plan.strategy, factories[id(group)], model, plan.scenario.seed, 0)
+        if isinstance(model, nn.Module) and id(group) in factories  # else no client has it
+        else {}
+        for group, model in zip(plan.scenario.clients, models, strict=True)
+    ]
+
+
+def _sizes(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> list[int]:
+    """Return the bytes of all networks of a client of every group; 0: its model is an estimator."""
+    return [
+        _size(model) + sum(map(_size, made.values())) if isinstance(model, nn.Module) else 0
+        for model, made in zip(models, made_auxiliaries(plan, data, models), strict=True)
+    ]
+
+
+def _of_all_clients(plan: Plan, sizes: Sequence[int]) -> int:
+    """Return the sum over all clients of what one of every group takes."""
+    number = Counter(map(id, plan.groups))
+    return sum(number[id(group)] * size for group, size in zip(plan.scenario.clients, sizes, strict=True))
 
 
 def copies_in_training(plan: Plan) -> int:
@@ -81,23 +96,17 @@ def bytes_of_client(plan: Plan, data: Data, models: Sequence[nn.Module | Estimat
 
     It has a model, the kept state of an optimiser, guidance, and what a learner remembers of each task.
     """
-    scenario, number = plan.scenario, Counter(map(id, plan.groups))
     guidance = 4 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     # Until an evaluation has measured what it did; and what was learned of it until the next comes.
     guidance *= max(1, plan.capabilities.trials) + (plan.recipe.rehearse > 0)
     if plan.capabilities.brings_model or plan.capabilities.pools:
         return OVERHEAD + guidance
     copies = 1 + plan.capabilities.keeps_models
-    if scenario.training.optimizer_state == "kept":
+    if plan.scenario.training.optimizer_state == "kept":
         copies += copies_in_training(plan) - 2
     if isinstance(data, FederatedStream):
         copies += len(data)
-    besides = _sizes_besides(plan, data, models)
-    sizes = [
-        _size(model) + more if isinstance(model, nn.Module) else ESTIMATOR_BYTES
-        for model, more in zip(models, besides, strict=True)
-    ]
-    weights = sum(number[id(group)] * size for group, size in zip(scenario.clients, sizes, strict=True))
+    weights = _of_all_clients(plan, [size or ESTIMATOR_BYTES for size in _sizes(plan, data, models)])
     return OVERHEAD + guidance + copies * weights // len(plan.groups)
 
 
@@ -116,29 +125,19 @@ def clients_that_fit(of_client: int, share: float, gpu_share: float, device: tor
     return max(1, int(LIVE_SHARE * memory) // of_client)
 
 
-def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator], besides: Sequence[int]) -> None:
-    """Refuse models that this machine has no room for, if it is this machine that they are kept on.
-
-    Raises:
-        UserError: What they would take.
-    """
+def _check_fit(plan: Plan, sizes: Sequence[int]) -> None:
+    """Refuse models that this machine has no room for, if it is this machine that they are kept on."""
     scenario = plan.scenario
     elsewhere = scenario.engine.address is not None or resolve_device(scenario.engine.device).type != "cpu"
     if elsewhere:
         return
-    sizes = [
-        _size(model) + more if isinstance(model, nn.Module) else 0
-        for model, more in zip(models, besides, strict=True)
-    ]
     clients, at_work = scenario.data.clients, 1
     if scenario.engine.kind == "ray":
         at_work = min(clients, scenario.engine.actors or os.cpu_count() or 1)
     if plan.capabilities.brings_model or plan.capabilities.pools:  # one of an architecture in every process
         kept = 2.0 * sum(sizes)
     else:
-        number = Counter(map(id, plan.groups))
-        of_groups = zip(scenario.clients, sizes, strict=True)
-        each = sum(number[id(group)] * size for group, size in of_groups) / clients
+        each = _of_all_clients(plan, sizes) / clients
         live = scenario.engine.live_clients
         living = min(clients * each, LIVE_SHARE * machine_memory())
         if live is not None:
@@ -154,11 +153,7 @@ def _check_fit(plan: Plan, models: Sequence[nn.Module | Estimator], besides: Seq
 
 
 def _check_kept(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) -> None:
-    """Refuse to keep uploads that the server's process has no room for: weights, or predictions.
-
-    Raises:
-        UserError: What they would take.
-    """
+    """Refuse to keep uploads that the server's process has no room for: weights, or predictions."""
     each = 2 * len(first_task(data).transfer_x) * model_outputs(plan, data)
     if "weights" in plan.capabilities.needs:
         each = max((_size(model) for model in models if isinstance(model, nn.Module)), default=0)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from fedkd.clients.factory import model_factories
+from fedkd.clients.memory import made_auxiliaries
 from fedkd.clients.own_samples import number_kept_apart, share_held_out
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
@@ -16,12 +16,10 @@ from fedkd.data.stream import FederatedStream
 from fedkd.fusion.auxiliary import OWN, networks_of
 from fedkd.fusion.extent import TRAINING, Extent, ServerCost, ServerModel
 from fedkd.fusion.local_objective import trained_epochs
-from fedkd.fusion.strategy import overrides
 from fedkd.models.build import blank_inputs, build_model, count_parameters, forward_flops
 from fedkd.models.estimator import Estimator
 from fedkd.models.mix import architecture_names
 from fedkd.models.mode import predicting
-from fedkd.plan.auxiliaries import make_auxiliaries
 from fedkd.plan.evaluated import evaluated_clients
 from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import ClientGroup
@@ -88,9 +86,11 @@ def workload(plan: Plan, data: Data, models: Sequence[nn.Module | Estimator]) ->
         models: One of every group.
     """
     scenario, strategy = plan.scenario, plan.strategy
-    groups = list(zip(scenario.clients, models, strict=True))
     costs = _costs(plan, data, models)
-    besides = {id(group): _besides(plan, data, group, model) for group, model in groups}
+    made = made_auxiliaries(plan, data, models)
+    besides = {
+        id(group): _besides(plan, data, own) for group, own in zip(scenario.clients, made, strict=True)
+    }
     tasks = [data] if isinstance(data, FederatedData) else [task.data for task in data]
     clients = scenario.data.clients
     unwaiting = scenario.asynchronous
@@ -217,19 +217,11 @@ class _Besides(NamedTuple):
     answers: Sequence[float]
 
 
-def _besides(plan: Plan, data: Data, group: ClientGroup, model: nn.Module | Estimator) -> _Besides:
-    """Return what clients of a group compute with auxiliary networks."""
+def _besides(plan: Plan, data: Data, made: Mapping[str, nn.Module]) -> _Besides:
+    """Return what a client computes with auxiliary networks."""
     strategy = plan.strategy
-    factories = dict(zip(map(id, plan.groups), model_factories(plan, data), strict=True))
-    if (
-        not overrides(strategy, "aux_networks")
-        or not isinstance(model, nn.Module)
-        or id(group) not in factories
-    ):
-        return _Besides(0.0, ())
-    made = make_auxiliaries(strategy, factories[id(group)], model, plan.scenario.seed, 0)
     training, answers = 0.0, []
-    for name, auxiliary in networks_of(strategy).aux_networks().items():
+    for name, auxiliary in networks_of(strategy).aux_networks().items() if made else ():
         samples = auxiliary.sees == "samples"
         cost = _forward(made[name], data) if samples else 2.0 * count_parameters(made[name])
         passes = float(auxiliary.trained) if auxiliary.passes is None else auxiliary.passes
