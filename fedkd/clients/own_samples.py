@@ -40,18 +40,18 @@ class TrainingSplit:
 
 
 def part_of_round(samples: int, part: int, parts: int, *, seed: int, client: int, task: int) -> np.ndarray:
-    """Return the indices of the samples that one round of several trains on, where each is trained on once.
+    """Return the indices of the samples of one round of a task that passes over its samples once.
 
     Args:
         samples: Number of the task's samples.
         part: Which of the task's rounds it is, 0-based.
-        parts: How many it has.
+        parts: Rounds of the task.
         seed: The scenario's seed.
         client: Client index.
         task: Place of the task in the client's order.
 
     Returns:
-        Ascending int64; those of all rounds together are all samples, in parts as equal as can be.
+        Ascending int64. The rounds share all samples out as evenly as possible.
     """
     order = numpy_generator(seed, "one-pass", client=client, task=task).permutation(samples)
     return np.sort(np.array_split(order, parts)[part])

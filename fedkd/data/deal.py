@@ -75,8 +75,8 @@ def deal(
         scenario: Its `data` and `seed` decide.
         search: The scenario's folders.
         task: Index of the task whose samples these are, if they are a task's alone.
-        written: Every client's train indices where a file gave them; absent: what the scheme says.
-        owners: [n] whose each sample of the train split is; absent: nobody's.
+        written: Every client's train indices where a file gave them; None: what the scheme says.
+        owners: [n] owner of each sample of the train split, if the data name them.
 
     Raises:
         UserError: More samples asked for than there are, or no partition.
@@ -155,10 +155,10 @@ def _local_splits(
 def _held_out(
     labels: np.ndarray, splits: Sequence[Split], share: float, seed: int, task: int | None
 ) -> list[Split]:
-    """Return what every client trains on and what it holds out of it; its test samples are left out.
+    """Return every client's training samples and those it holds out of them, without its test samples.
 
     Raises:
-        UserError: Nobody has a sample to spare.
+        UserError: No client has a sample to spare.
     """
     found = []
     for client, (train, _) in enumerate(splits):

@@ -186,10 +186,10 @@ def federate(
         dataset: Samples as their source stores them.
         statistics: What they are normalised by.
         sources: Of the scenario.
-        public: Transfer samples that are nobody's; None: they are held out.
-        task: Index of the task whose samples these are, if they are a task's alone: every draw is the task's
-            own then, but for the skew of a client, which is the same in all tasks.
-        written: Every client's train indices where a file gave them; absent: what the scheme says.
+        public: Transfer samples of another source; None: they are held out.
+        task: Index of the task whose samples these are, if they are a task's alone. Its draws are its own,
+            except a client's skew, which is the same in all tasks.
+        written: Every client's train indices where a file gave them; None: what the scheme says.
 
     Raises:
         UserError: More samples asked for than there are, or a heterogeneity that the samples cannot have.
@@ -263,15 +263,13 @@ def _private_samples(
     seed: int,
     task: int | None,
 ) -> np.ndarray:
-    """Return all private samples, normalised, those of every client skewed in its own way.
+    """Return all private samples [S, *input_shape], normalised, those of each client with its own skew.
 
     Args:
-        stored: [S, *input_shape] samples as their source stores them, client after client.
+        stored: As their source stores them, client after client.
         statistics: Of the whole train split, unskewed.
         skew: Of every client, or empty.
-        shares: Start and stop of every client's samples, train and test.
-        seed: The scenario's seed.
-        task: Index of the task whose samples these are, if they are a task's alone.
+        shares: Bounds of every client's samples, train and test.
     """
     x = statistics.normalise(stored)
     for client, (drawn, bounds) in enumerate(zip(skew, shares, strict=False)):

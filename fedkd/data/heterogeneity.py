@@ -39,13 +39,6 @@ def draw_skews(
 
     Each kind has a generator of its own, so that switching one on leaves the draws of the others alone.
 
-    Args:
-        heterogeneity: The bounds of the draws.
-        clients: Number of clients N.
-        shape: Shape of a sample.
-        classes: Number of classes C.
-        seed: The scenario's seed.
-
     Returns:
         N skews; empty if clients do not differ.
 
@@ -99,14 +92,9 @@ def skew_images(images: np.ndarray, skew: Skew) -> np.ndarray:
 
 
 def rotate(images: np.ndarray, degrees: float) -> np.ndarray:
-    """Turn images counter-clockwise about their centre; what comes into view from outside is 0.
+    """Turn images [n, channels, height, width] float32 counter-clockwise; pixels from outside are 0.
 
-    Args:
-        images: [n, channels, height, width] float32.
-        degrees: Angle.
-
-    Returns:
-        Same shape, bilinearly interpolated.
+    Values are interpolated bilinearly.
     """
     height, width = images.shape[2:]
     down = np.arange(height)[:, None] - (height - 1) / 2

@@ -83,24 +83,17 @@ def own_test_split(labels: np.ndarray, test_share: float, seed: int) -> np.ndarr
 
 
 def test_size(samples: int, test_fraction: float) -> int:
-    """Return how many of so many samples, at least 2, are for tests: some of both, unless none are to be."""
+    """Return how many of at least 2 samples are for tests: some of both kinds, or none for a share of 0."""
     return min(max(round(test_fraction * samples), 1), samples - 1) if test_fraction > 0.0 else 0
 
 
 def local_split(
     labels: np.ndarray, test_fraction: float, *, seed: int, client: int, task: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split one client's samples into its train part and its local test part.
+    """Split one client's samples, labels [n] with n ≥ 2, into its train part and its local test part.
 
-    The test part has the client's own label distribution as far as class counts allow, and both
-    parts have at least one sample, unless there is to be no test part.
-
-    Args:
-        labels: [n] int64 labels of the client's samples, n ≥ 2.
-        test_fraction: Share of the test part; 0: it is empty.
-        seed: The scenario's seed.
-        client: Client index.
-        task: Index of the task whose samples these are, if they are a task's alone.
+    The test part has the client's own label distribution as far as class counts allow. Both parts have at
+    least one sample, unless `test_fraction` is 0.
 
     Returns:
         Shuffled positions of the train part and of the test part, together 0..n-1.
@@ -113,17 +106,12 @@ def local_split(
 def held_out_split(
     labels: np.ndarray, share: float, *, seed: int, client: int, task: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split one client's training samples into those it trains on and those it holds out, by class share.
+    """Hold out a share of one client's training samples, labels [n], by class share.
 
-    Args:
-        labels: [n] int64 labels of the client's training samples; of a single one nothing is held out.
-        share: Of them that is held out; at least one sample is, and one is not.
-        seed: The scenario's seed.
-        client: Client index.
-        task: Index of the task whose samples these are, if they are a task's alone.
+    At least one sample is held out and one is not; a single sample is not held out.
 
     Returns:
-        Positions in 0..n-1, ascending: of what is trained on, and of what is held out.
+        Positions in 0..n-1, ascending: of training samples, and of held-out samples.
     """
     size = test_size(len(labels), share) if len(labels) > 1 else 0
     chosen = stratified_choice(labels, size, numpy_generator(seed, "held-out", client=client, task=task))

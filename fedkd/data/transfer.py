@@ -19,13 +19,7 @@ LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def draw_holdout(available: np.ndarray, size: int, *, seed: int, task: int | None = None) -> np.ndarray:
-    """Draw the transfer samples uniformly from `available` train indices, sorted.
-
-    Args:
-        available: [n] indices that may be held out.
-        size: Number of samples M; 0 holds nothing out.
-        seed: The scenario's seed.
-        task: Index of the task whose samples these are, if they are a task's alone.
+    """Draw M transfer samples uniformly from `available` train indices [n], sorted; `size` is M.
 
     Raises:
         UserError: Nothing would be left for the clients.
@@ -49,18 +43,16 @@ def draw_skewed_holdout(
     seed: int,
     task: int | None = None,
 ) -> np.ndarray:
-    """Draw the transfer samples by a label mix from Dir(α), sorted.
+    """Draw M transfer samples by a label mix from Dir(α), sorted.
 
-    Of a class that has fewer samples than its share all are drawn, and the other classes make up for them
-    in proportion to theirs.
+    All samples of a class that is too small are drawn. The other classes make up for them in proportion to
+    their shares.
 
     Args:
         labels: [N] int64 labels of the train split.
         available: [n] train indices that may be held out.
-        size: Number of samples M.
-        alpha: Concentration of the mix.
-        seed: The scenario's seed.
-        task: Index of the task whose samples these are, if they are a task's alone.
+        size: M.
+        alpha: α.
 
     Raises:
         UserError: Nothing would be left for the clients.
