@@ -88,7 +88,7 @@ def _of_group(
         return StepSeconds(*known)
     tell(f"measuring whether {group.model} trains quicker one by one or together")
     with contained(), torch_threads(plan.scenario.engine.threads_per_client):
-        seconds = contest(_first_jobs(plan, data, block), len(block), clock)
+        seconds = contest(_first_jobs(plan, data, block), len(block), clock, fast=plan.scenario.training.fast)
     if seconds is not None:
         cache_step(what, (seconds.loop, seconds.vectorised))
     return seconds
@@ -128,6 +128,7 @@ def what_is_measured(plan: Plan, data: Data, group: ClientGroup, together: int) 
         "clipped": training.clip_norm is not None,
         "optimizer_state": training.optimizer_state,
         "autocast": training.autocast,
+        "fast": training.fast,
         "strategy": scenario.fusion.strategy,
         "learner": None if scenario.continual is None else scenario.continual.learner,
         "threads": scenario.engine.threads_per_client,

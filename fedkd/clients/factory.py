@@ -50,7 +50,9 @@ class ClientFactory:
         self._models = model_factories(plan, data)
         for model in {id(one): one for one in self._models}.values():
             model.load()
-        self._executor = make_executor(plan.scenario.training.executor, plan.scenario.training.together)
+        training = plan.scenario.training
+        self._fast = training.fast
+        self._executor = make_executor(training.executor, training.together, fast=training.fast)
         self._evaluated = frozenset(evaluated_clients(plan.scenario))
         self._measured = Measured()
         self._shared: dict[int, SharedModel] = {}  # by place in a block
@@ -97,7 +99,9 @@ class ClientFactory:
         if self.plan.capabilities.brings_model:
             place = self._place[index]
             if place not in self._shared:
-                network = prepare_model(initial_network(self.plan, self._models[index]), self._device)
+                network = prepare_model(
+                    initial_network(self.plan, self._models[index]), self._device, fast=self._fast
+                )
                 self._shared[place] = SharedModel(network, self._measured)
             return self._shared[place]
         if self.plan.capabilities.pools:
@@ -115,7 +119,7 @@ class ClientFactory:
         model = self._models[index].make(
             derive_seed(seed, "initial-weights", client=None if alike else index)
         )
-        return prepare_model(model, self._device) if isinstance(model, nn.Module) else model
+        return prepare_model(model, self._device, fast=self._fast) if isinstance(model, nn.Module) else model
 
     def _own_network(self, index: int) -> nn.Module:
         model = self._own_model(index)
@@ -128,7 +132,7 @@ class ClientFactory:
             return {}
         seed = self.plan.scenario.seed
         made = make_auxiliaries(strategy, self._models[index], model, seed, index)
-        return {name: prepare_model(network, self._device) for name, network in made.items()}
+        return {name: prepare_model(network, self._device, fast=self._fast) for name, network in made.items()}
 
 
 def model_outputs(plan: Plan, data: Data) -> int:

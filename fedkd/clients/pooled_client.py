@@ -143,7 +143,7 @@ class Pool:
             scenario = self._plan.scenario
             network = self._factories[first].make(derive_seed(scenario.seed, "initial-weights", client=first))
             assert isinstance(network, nn.Module)
-            network = prepare_model(network, self._device)
+            network = prepare_model(network, self._device, fast=scenario.training.fast)
             self._models[first] = PooledModel(network, self._samples, scenario, first)
         return self._models[first]
 

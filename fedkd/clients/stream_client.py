@@ -91,6 +91,7 @@ class TaskStream:
             client=index,
             batch_size=scenario.training.batch_size,
             common_tasks=order if masks else None,
+            fast=plan.scenario.training.fast,
         )
         self.measured = measured if learner.answers_by_weights else None
         self.tests = TaskTests(scenario, index, stream, order, self.learning, self._on_device, self.measured)

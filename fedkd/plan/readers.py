@@ -173,7 +173,7 @@ TABLE: tuple[Reader, ...] = (
         lambda s, _: s.training.early_stopping is None and s.continual is None,
     ),
     *map(_of_networks, ("optimizer", "optimizer_state", "lr", "weight_decay", "schedule", "clip_norm")),
-    *map(_of_networks, ("accumulate", "early_stopping", "autocast", "executor")),
+    *map(_of_networks, ("accumulate", "early_stopping", "autocast", "executor", "fast")),
     *map(_of_batches, ("batch_size", "local_epochs")),
     # [fusion]
     _of_strategy(

@@ -166,3 +166,6 @@ class Training(Section):
     where the run begins, which is measured once and then stands in the run folder's scenario."""
     together: Annotated[int, Field(ge=1, le=4096)] = 16
     """Clients that `vectorised` trains together, at most: their weights lie in memory once more."""
+    fast: bool = True
+    """Whether steps are recorded and replayed, gradients factored, and layers computed by fedkd's kernels.
+    `false` runs the plain code beside it: the same results, but for the order in which sums are taken."""

@@ -108,7 +108,7 @@ class TransferSetModels:
             plugin_path=self._scenario.plugin_path,
             input_dtype=self._data.x.dtype,
         )
-        model = prepare_model(model, "cpu")
+        model = prepare_model(model, "cpu", fast=self._scenario.training.fast)
         if weights is not None:
             load_weights(model, weights)
         return model

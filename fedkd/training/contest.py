@@ -47,13 +47,16 @@ class StepSeconds:
         return "vectorised" if self.loop > MARGIN * self.vectorised else "loop"
 
 
-def contest(jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_counter) -> StepSeconds | None:
+def contest(
+    jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_counter, *, fast: bool = True
+) -> StepSeconds | None:
     """Run jobs both ways, in turn, and return what a step takes.
 
     Args:
         jobs: Of clients that would train together; their models and generators move on.
         together: Jobs that are run together, at most.
         clock: Tells the seconds.
+        fast: Whether the loop records steps.
 
     Returns:
         Medians of up to three turns; None: there is nothing to compare, because no two of the jobs can be run
@@ -61,7 +64,7 @@ def contest(jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_co
     """
     if len(jobs) < 2 or any(kind_of(job) is None for job in jobs):
         return None
-    loop, vectorised = LoopExecutor(Replays(patience=0)), VectorisedExecutor(together)
+    loop, vectorised = LoopExecutor(Replays(patience=0), fast=fast), VectorisedExecutor(together)
     longest = max(jobs, key=lambda job: len(job.arrays[0]))
     single = _timed(loop, [_cut(longest, UNTIL_REPLAYED + 1)] * 2, clock)  # the first warms up
     vectorised_first = _timed(vectorised, [_cut(job, 1) for job in jobs], clock)

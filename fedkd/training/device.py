@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedkd.errors import UserError
+from fedkd.models.batch_last import use_torch_kernels
 from fedkd.training.thread_pools import thread_pools
 
 
@@ -65,13 +66,20 @@ def as_tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array)
 
 
-def prepare_model(model: nn.Module, device: torch.device | str) -> nn.Module:
+def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = True) -> nn.Module:
     """Move `model` to the device; a model with 2-D convolutions is stored channels last.
 
     Convolutions and pooling are faster in that layout, forwards and above all backwards. Shapes and values
     stay the same, but such weights are not contiguous: ``.contiguous()`` them where bytes are written.
+
+    Args:
+        model: The model.
+        device: Where it goes.
+        fast: Whether layers may use fedkd's own kernels.
     """
     model = model.to(device)
+    if not fast:
+        use_torch_kernels(model)
     if any(isinstance(module, nn.Conv2d) for module in model.modules()):
         # Module.to() knows memory_format, its type stubs only for a tensor as the first argument.
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -46,10 +46,11 @@ class LoopExecutor:
 
     Args:
         replays: The recordings; None: there are none yet.
+        fast: Whether steps are recorded at all.
     """
 
-    def __init__(self, replays: Replays | None = None) -> None:
-        self._replays = replays or Replays()
+    def __init__(self, replays: Replays | None = None, *, fast: bool = True) -> None:
+        self._replays = (replays or Replays()) if fast else None
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
         """Return what came of each job (see `Executor.run`)."""

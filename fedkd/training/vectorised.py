@@ -41,11 +41,12 @@ class VectorisedExecutor:
 
     Args:
         together: Jobs at a time, at most. Their weights, gradients and batches lie in memory once more.
+        fast: Whether the loop records steps.
     """
 
-    def __init__(self, together: int) -> None:
+    def __init__(self, together: int, *, fast: bool = True) -> None:
         self._together = together
-        self._loop = LoopExecutor()
+        self._loop = LoopExecutor(fast=fast)
         self._not_for_vmap: set[Hashable] = set()
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
@@ -84,14 +85,15 @@ class VectorisedExecutor:
             return [error] * len(jobs)
 
 
-def make_executor(name: str, together: int) -> Executor:
+def make_executor(name: str, together: int, *, fast: bool = True) -> Executor:
     """Return the executor of a scenario.
 
     Args:
         name: ``"loop"`` or ``"vectorised"``.
         together: Jobs that the latter runs together, at most.
+        fast: Whether the loop records steps.
     """
-    return VectorisedExecutor(together) if name == "vectorised" else LoopExecutor()
+    return VectorisedExecutor(together, fast=fast) if name == "vectorised" else LoopExecutor(fast=fast)
 
 
 class NotForVmapError(Exception):

@@ -33,6 +33,7 @@ NETWORK_KEYS = {
     "early_stopping": {},
     "autocast": True,
     "executor": "vectorised",
+    "fast": False,
     "batch_size": 8,
     "local_epochs": 2,
 }
