@@ -24,7 +24,7 @@ from fedkd.data.load import Data, first_task
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.scenario.schema import ClientGroup
-from fedkd.training.contest import Clock, StepSeconds, contest
+from fedkd.training.contest import Clock, StepSeconds, benchmark_executors
 from fedkd.training.device import resolve_device, torch_threads
 from fedkd.training.job import TrainJob
 
@@ -88,7 +88,9 @@ def _of_group(
         return StepSeconds(*known)
     tell(f"measuring whether {group.model} trains quicker one by one or together")
     with contained(), torch_threads(plan.scenario.engine.threads_per_client):
-        seconds = contest(_first_jobs(plan, data, block), len(block), clock, fast=plan.scenario.training.fast)
+        seconds = benchmark_executors(
+            _first_jobs(plan, data, block), len(block), clock, fast=plan.scenario.training.fast
+        )
     if seconds is not None:
         cache_step(what, (seconds.loop, seconds.vectorised))
     return seconds

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from fedkd.fusion.views import Arrays
-from fedkd.training.alongside import Alongside
+from fedkd.training.alongside import AuxBatches
 
 TARGETS = "targets"
 SAMPLES = "samples"
@@ -28,7 +28,7 @@ class Rehearsed:
         alike: Whether other clients of the scenario have the same loss, which does nothing but compute.
     """
 
-    batches: Alongside
+    batches: AuxBatches
     loss: Callable[[Tensor, Tensor], Tensor]
     weight: float = 1.0
     alike: bool = False

@@ -26,14 +26,14 @@ from fedkd.fusion.views import Arrays, FitSummary, PrivateGradient, Trial
 from fedkd.namespaces import below, under
 from fedkd.plan.plan import Plan
 from fedkd.scenario.schema import Scenario
-from fedkd.training.alongside import Alongside
+from fedkd.training.alongside import AuxBatches
 from fedkd.training.chance import guessing_right
 from fedkd.training.device import prepare_inputs, torch_threads
 from fedkd.training.early_stopping import EarlyStopping
 from fedkd.training.evaluate import predict_in_batches, predict_logits
 from fedkd.training.executor import Training
 from fedkd.training.frozen import frozen_copy, gradient_of
-from fedkd.training.job import Beside, FitResult, TrainJob
+from fedkd.training.job import AuxNetwork, FitResult, TrainJob
 from fedkd.training.known_modules import declares
 from fedkd.training.losses import cross_entropy, kd_kl
 from fedkd.training.optimizer import LrSchedule, OptimizerSpec, round_lr
@@ -198,7 +198,7 @@ class NetworkTrainer:
         rehearsed = self._rehearsal(client)
         loss = self._local_loss(client, proximal, rehearsed)
         index = () if loss.step is None else (self.on_device(self._samples.rows_of_work(round)),)
-        beside = self._beside(round)
+        beside = self._aux_networks(round)
         job = TrainJob(
             self.network,
             (self.on_device(x), self.on_device(y), *index),
@@ -222,8 +222,8 @@ class NetworkTrainer:
             ),
             replayable=loss.own_alone,
             constants=loss.constants,
-            alongside=None if rehearsed is None else rehearsed.batches,
-            beside=beside,
+            aux_batches=None if rehearsed is None else rehearsed.batches,
+            aux_networks=beside,
         )
         result = yield from self._in_phases(client, job, loss)
         self._optimizer_state = {**self._optimizer_state, **(result.optimizer_state or {})}
@@ -308,17 +308,17 @@ class NetworkTrainer:
             decay = self._scenario.fusion.rehearse_decay
             weight = self._plan.recipe.rehearse * decay ** last.age(round)
             samples = last.of(client.data.transfer_x)
-            batches = self._alongside(samples, np.asarray(last.targets, dtype=np.float32), round)
+            batches = self._aux_batches(samples, np.asarray(last.targets, dtype=np.float32), round)
             return Rehearsed(batches, strategy.loss, weight, alike=self._computes_loss_only)
         wanted = objective_of(strategy).rehearsal(client)
         if wanted is None:
             return None
-        return Rehearsed(self._alongside(wanted.samples, wanted.targets, round), wanted.loss)
+        return Rehearsed(self._aux_batches(wanted.samples, wanted.targets, round), wanted.loss)
 
-    def _alongside(self, samples: np.ndarray, targets: np.ndarray, round: int) -> Alongside:
+    def _aux_batches(self, samples: np.ndarray, targets: np.ndarray, round: int) -> AuxBatches:
         arrays = [self.on_device(samples), self.on_device(targets)]
         generator = self._draws.torch("rehearsal-batches", round)
-        return Alongside(arrays, self._scenario.training.batch_size, generator)
+        return AuxBatches(arrays, self._scenario.training.batch_size, generator)
 
     @property
     def _computes_loss_only(self) -> bool:
@@ -335,7 +335,7 @@ class NetworkTrainer:
             proximal, taught, shaped and "features" in strategy.capabilities.needs, rehearsed, step
         )
 
-    def _beside(self, round: int) -> list[Beside]:
+    def _aux_networks(self, round: int) -> list[AuxNetwork]:
         """Return the auxiliary networks that a round's local training trains along."""
         wanted = networks_of(self._strategy).aux_networks() if self._auxiliaries else {}
         rates = {
@@ -343,7 +343,7 @@ class NetworkTrainer:
             for name, own in wanted.items()
             if own.trained
         }
-        return [Beside(name, self._auxiliaries[name], lr) for name, lr in rates.items()]
+        return [AuxNetwork(name, self._auxiliaries[name], lr) for name, lr in rates.items()]
 
     # Guidance -----------------------------------------------------------------------------------------
 

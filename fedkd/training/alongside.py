@@ -1,4 +1,4 @@
-"""Samples of which a batch comes along with every batch of a job, in an order of their own."""
+"""Auxiliary batches: other samples, of which each step of a job takes a batch besides its own."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 
-class Alongside:
-    """Hands out batches without end: whole shuffles of all samples, one after another.
-
-    The order goes on from epoch to epoch, and from one job to the next that has the same object.
+class AuxBatches:
+    """Endless batches: whole shuffles of all samples, one after another, over epochs and jobs.
 
     Args:
         arrays: Tensors ``[m, ...]`` of one device, m ≥ 1.
-        batch_size: Samples of a batch; all of them, if there are not so many.
-        generator: CPU generator of the shuffles, of this object alone; it moves on as they are needed.
+        batch_size: Samples of a batch, at most m.
+        generator: CPU generator of the shuffles, of this object alone.
     """
 
     def __init__(self, arrays: Sequence[Tensor], batch_size: int, generator: torch.Generator) -> None:
@@ -35,10 +33,10 @@ class Alongside:
         return [array.index_select(0, rows) for array in self.arrays]
 
     def position(self) -> tuple[Tensor, Tensor]:
-        """Return where the order is, for `go_back`."""
+        """Return the position in the order, for `go_back`."""
         return self._generator.get_state(), self._waiting
 
     def go_back(self, position: tuple[Tensor, Tensor]) -> None:
-        """Hand out again what has been handed out since a position was taken."""
+        """Draw again from a position on."""
         state, self._waiting = position
         self._generator.set_state(state)

@@ -47,7 +47,7 @@ class StepSeconds:
         return "vectorised" if self.loop > MARGIN * self.vectorised else "loop"
 
 
-def contest(
+def benchmark_executors(
     jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_counter, *, fast: bool = True
 ) -> StepSeconds | None:
     """Run jobs both ways, in turn, and return what a step takes.

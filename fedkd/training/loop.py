@@ -15,7 +15,7 @@ from fedkd.training.chance import Hits
 from fedkd.training.early_stopping import BestWeights
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer import make_optimizer, step_schedule
-from fedkd.training.optimizer_state import load_optimizer_state, names_beside, names_of, optimizer_state
+from fedkd.training.optimizer_state import aux_names, load_optimizer_state, names_of, optimizer_state
 from fedkd.training.replay import Replays
 from fedkd.training.step import Stepper
 
@@ -35,7 +35,7 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
         TrainingDiverged: A loss, or a weight at the end, is not a finite number.
     """
     model, rules = job.model, job.rules
-    networks = [model, *(beside.network for beside in job.beside)]
+    networks = [model, *(aux.network for aux in job.aux_networks)]
     samples = len(job.arrays[0])
     starts = batch_starts(networks, samples, job.batch_size)
     sizes = [min(job.batch_size, samples - start) for start in starts]
@@ -44,13 +44,13 @@ def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
     if rules is not None:
         parameters = list(rules.parameters)
     optimizer = make_optimizer(
-        job.optimizer, parameters, [(beside.parameters, beside.lr) for beside in job.beside]
+        job.optimizer, parameters, [(aux.parameters, aux.lr) for aux in job.aux_networks]
     )
-    clipped = [parameters, *(beside.parameters for beside in job.beside)]
+    clipped = [parameters, *(aux.parameters for aux in job.aux_networks)]
     state = job.optimizer_state
     named: dict[str, Tensor] = {}
     if state is not None:
-        named = names_of(parameters, model.named_parameters()) | names_beside(job)
+        named = names_of(parameters, model.named_parameters()) | aux_names(job)
         load_optimizer_state(optimizer, job.optimizer, named, state)
     parameters = [parameter for own in clipped for parameter in own]
     schedule = step_schedule(optimizer, job.lr_schedule, job.epochs * steps)
@@ -119,7 +119,7 @@ def _begin_early_stopping(job: TrainJob, parameters: Sequence[Tensor]) -> BestWe
         return None
     if job.rules is not None:
         job.rules.before_evaluation()
-    buffers = [buffer for beside in job.beside for buffer in beside.network.buffers()]
+    buffers = [buffer for aux in job.aux_networks for buffer in aux.network.buffers()]
     return BestWeights(job.early_stopping, job.model, [*parameters, *buffers])
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from fedkd.training.job import TrainJob
 from fedkd.training.optimizer import OptimizerSpec
 
-BESIDE = "beside/"
 LOOSE = "tensor."
 """Begins the names of tensors that are trained and not the model's own, such as a learner's scores."""
 
@@ -28,12 +27,12 @@ def names_of(parameters: Sequence[Tensor], own: Iterable[tuple[str, Tensor]]) ->
     }
 
 
-def names_beside(job: TrainJob) -> dict[str, Tensor]:
-    """Return the parameters of the networks beside a job's model: ``beside/<network>/<parameter>``."""
+def aux_names(job: TrainJob) -> dict[str, Tensor]:
+    """Return the parameters of a job's auxiliary networks: ``beside/<network>/<parameter>``."""
     return {
-        f"{BESIDE}{beside.name}/{name}": parameter
-        for beside in job.beside
-        for name, parameter in beside.network.named_parameters()
+        f"beside/{aux.name}/{name}": parameter
+        for aux in job.aux_networks
+        for name, parameter in aux.network.named_parameters()
         if parameter.requires_grad
     }
 

@@ -64,8 +64,7 @@ class Stepper:
         """
         job = self._job
         arrays = (
-            [*(array.index_select(0, index) for array in job.arrays), *job.draw_alongside()]
-            for index in batches
+            [*(array.index_select(0, index) for array in job.arrays), *job.draw_aux()] for index in batches
         )
         if self._replays is None or self._plain_steps > 0:
             self._plain_steps -= 1

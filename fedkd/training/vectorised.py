@@ -70,7 +70,7 @@ class VectorisedExecutor:
         if len(jobs) == 1:
             return self._loop.run(jobs)
         drawn = [job.generator.get_state() for job in jobs]
-        positions = [None if job.alongside is None else job.alongside.position() for job in jobs]
+        positions = [None if job.aux_batches is None else job.aux_batches.position() for job in jobs]
         try:
             with contained():
                 return fit_together(jobs)
@@ -78,8 +78,8 @@ class VectorisedExecutor:
             self._not_for_vmap.add(kind_of(jobs[0]))
             for job, state, position in zip(jobs, drawn, positions, strict=True):
                 job.generator.set_state(state)
-                if job.alongside is not None and position is not None:
-                    job.alongside.go_back(position)
+                if job.aux_batches is not None and position is not None:
+                    job.aux_batches.go_back(position)
             return self._loop.run(jobs)
         except Exception as error:
             return [error] * len(jobs)
@@ -272,7 +272,7 @@ class _Group:
             torch.stack([array.index_select(0, batch) for array, batch in zip(of_jobs, batches, strict=True)])
             for of_jobs in zip(*(job.arrays for job in jobs), strict=True)
         ]
-        along = zip(*(job.draw_alongside() for job in jobs), strict=True)
+        along = zip(*(job.draw_aux() for job in jobs), strict=True)
         arrays += [torch.stack(of_jobs) for of_jobs in along]
         leaves = {
             name: weights[among].requires_grad_(self._parameters[name][0].requires_grad)

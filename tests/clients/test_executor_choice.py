@@ -48,11 +48,11 @@ def results(monkeypatch) -> list[StepSeconds | None]:
     """Say beforehand what will be measured, the last again and again; what was asked for is noted."""
     told: list[StepSeconds | None] = []
 
-    def contest(jobs, together, clock, fast) -> StepSeconds | None:
+    def benchmark_executors(jobs, together, clock, fast) -> StepSeconds | None:
         assert all(job.batch_size == 8 for job in jobs) and together == len(jobs) == len({*map(id, jobs)})
         return told.pop(0) if len(told) > 1 else told[0]
 
-    monkeypatch.setattr(module, "contest", contest)
+    monkeypatch.setattr(module, "benchmark_executors", benchmark_executors)
     return told
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.alongside import Alongside
+from fedkd.training.alongside import AuxBatches
 from fedkd.training.executor import LoopExecutor
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy, logits_mse
@@ -16,9 +16,9 @@ from fedkd.training.replay import Replays
 from fedkd.training.vectorised import VectorisedExecutor
 
 
-def alongside(count: int, size: int, seed: int = 1) -> Alongside:
+def alongside(count: int, size: int, seed: int = 1) -> AuxBatches:
     numbers = torch.arange(count, dtype=torch.float32)[:, None]
-    return Alongside([numbers, -numbers], size, torch.Generator().manual_seed(seed))
+    return AuxBatches([numbers, -numbers], size, torch.Generator().manual_seed(seed))
 
 
 def test_every_sample_comes_once_before_any_comes_again():
@@ -69,7 +69,7 @@ def jobs(how_many: int, *, dropout: float = 0.0) -> list[TrainJob]:
                 batch_size=8,
                 generator=torch.Generator().manual_seed(7),
                 seed=3,
-                alongside=Alongside(others, 8, torch.Generator().manual_seed(number + 50)),
+                aux_batches=AuxBatches(others, 8, torch.Generator().manual_seed(number + 50)),
                 kind="train",
                 replayable=True,
             )

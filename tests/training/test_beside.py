@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from fedkd.training.early_stopping import EarlyStopping
-from fedkd.training.job import Beside, TrainJob
+from fedkd.training.job import AuxNetwork, TrainJob
 from fedkd.training.loop import fit
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
@@ -38,7 +38,7 @@ def job_of(model: nn.Module, other: nn.Module, **changes: Any) -> TrainJob:
         "batch_size": 5,
         "generator": torch.Generator().manual_seed(3),
         "seed": 4,
-        "beside": [Beside("other", other, 0.02)],
+        "aux_networks": [AuxNetwork("other", other, 0.02)],
     }
     return TrainJob(model, (X, Y), loss, **(settings | changes))
 

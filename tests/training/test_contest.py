@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedkd.training.contest import MARGIN, StepSeconds, contest
+from fedkd.training.contest import MARGIN, StepSeconds, benchmark_executors
 from fedkd.training.job import TrainJob
 from fedkd.training.losses import cross_entropy
 from fedkd.training.optimizer import OptimizerSpec
@@ -55,7 +55,7 @@ def jobs(number: int = 3, samples: int = 40) -> list[TrainJob]:
 
 
 def measured(durations: Sequence[float], **options) -> StepSeconds | None:
-    return contest(jobs(**options), together=3, clock=clock(*durations))
+    return benchmark_executors(jobs(**options), together=3, clock=clock(*durations))
 
 
 def test_a_step_is_what_a_turn_took_over_its_steps_and_clients():
@@ -94,17 +94,17 @@ def test_what_cannot_run_together_is_not_measured(change):
     def never() -> float:
         raise AssertionError("nothing is to be timed")
 
-    assert contest([replace(job, **change) for job in jobs()], 3, never) is None
-    assert contest(jobs(number=1), 3, never) is None
+    assert benchmark_executors([replace(job, **change) for job in jobs()], 3, never) is None
+    assert benchmark_executors(jobs(number=1), 3, never) is None
 
 
 def test_jobs_that_fail_decide_nothing():
     broken = [replace(job, arrays=(job.arrays[0] * float("nan"), job.arrays[1])) for job in jobs()]
-    assert contest(broken, 3, clock(1.0)) is None
+    assert benchmark_executors(broken, 3, clock(1.0)) is None
 
 
 def test_the_steps_are_really_taken():
     run = jobs(samples=BATCH)  # fewer than the steps need: its only batch again and again
     before = [job.model.weight.detach().clone() for job in run]
-    assert contest(run, 3) is not None
+    assert benchmark_executors(run, 3) is not None
     assert all(not torch.equal(job.model.weight, old) for job, old in zip(run, before, strict=True))
