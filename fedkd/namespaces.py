@@ -16,3 +16,12 @@ def under(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
 def below(prefix: str, table: Mapping[str, Value]) -> dict[str, Value]:
     """Return the entries whose name begins with `prefix`, named without it."""
     return {name.removeprefix(prefix): value for name, value in table.items() if name.startswith(prefix)}
+
+
+def by_number(table: Mapping[str, Value]) -> dict[int, dict[str, Value]]:
+    """Return the entries by the number that their names begin with, ascending: ``3/round`` is in 3."""
+    found: dict[int, dict[str, Value]] = {}
+    for name, value in table.items():
+        number, _, rest = name.partition("/")
+        found.setdefault(int(number), {})[rest] = value
+    return dict(sorted(found.items()))

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fedkd.federation import messages as msg
 from fedkd.federation.arrays import from_record, to_record
 from fedkd.federation.messages import metrics_of
-from fedkd.namespaces import below, under
+from fedkd.namespaces import below, by_number, under
 
 SHARED = "shared/"
 WAITING = "waiting/"
@@ -110,27 +110,21 @@ class HeldMessages:
 
     def restore(self, arrays: Mapping[str, np.ndarray], node_of_client: Mapping[int, int]) -> None:
         """Continue from a `state`."""
-        shared = below(SHARED, arrays)
         records: dict[int, ArrayRecord] = {
-            place: to_record(below(f"{place}/", shared)) for place in _numbers(shared)
+            place: to_record(own) for place, own in by_number(below(SHARED, arrays)).items()
         }
-        waiting, done = below(WAITING, arrays), below(DONE, arrays)
         self.waiting = {}
-        for client in _numbers(waiting):
-            own = below(f"{client}/", waiting)
+        for client, own in by_number(below(WAITING, arrays)).items():
             config = {name: value.item() for name, value in below("config/", own).items()}
             content = RecordDict({msg.CONFIG: ConfigRecord(config)})
             for name, place in below("records/", own).items():
                 content[name] = records[int(place)]
             group = str(config[msg.SERVER_ROUND])
             self.waiting[client] = Message(content, node_of_client[client], msg.TRAIN, group_id=group)
-        self.done = {client: Reply.restored(below(f"{client}/", done)) for client in _numbers(done)}
+        done = by_number(below(DONE, arrays))
+        self.done = {client: Reply.restored(own) for client, own in done.items()}
 
 
 def is_kept(name: str) -> bool:
     """Return whether an array of a `state` is one that nobody writes into, there from round to round."""
     return name.startswith((SHARED, DONE))
-
-
-def _numbers(arrays: Mapping[str, np.ndarray]) -> list[int]:
-    return sorted({int(name.partition("/")[0]) for name in arrays})

@@ -13,7 +13,7 @@ from fedkd.fusion.filters import mean_of_kept
 from fedkd.fusion.kinds import Kind
 from fedkd.fusion.probabilities import softmax
 from fedkd.fusion.views import Arrays
-from fedkd.namespaces import below, under
+from fedkd.namespaces import below, by_number, under
 
 LEAST = 1e-12
 """What a faded probability is at least, so that it has a logarithm."""
@@ -83,10 +83,10 @@ class KnowledgeCache:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`."""
-        self._last = {}
-        for client in sorted({int(name.partition("/")[0]) for name in arrays}):
-            own = below(f"{client}/", arrays)
-            self._last[client] = Upload(int(own["round"]), below("arrays/", own), int(own["samples"]))
+        self._last = {
+            client: Upload(int(own["round"]), below("arrays/", own), int(own["samples"]))
+            for client, own in by_number(arrays).items()
+        }
 
 
 def staleness(age: np.ndarray, exponent: float) -> np.ndarray:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from fedkd.fusion.strategy import FusionStrategy
-from fedkd.namespaces import below, under
+from fedkd.namespaces import below, by_number, under
 from fedkd.scenario.schema import Bank
 from fedkd.server.bank import KnowledgeCache, Upload, evict
 from fedkd.server.fusing import MODEL, PENDING, Fusing, FusionReport, Links, ServerKnowledge
@@ -150,10 +150,9 @@ class FusingByTask:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Continue from a `state`, once it has been said which task every client is at."""
-        by_task = below(TASK, arrays)
-        saved = {int(name.partition("/")[0]) for name in by_task}
-        for task in sorted(saved | set(self._task_of.values())):
-            self.at(task).restore(below(f"{task}/", by_task))
+        saved = by_number(below(TASK, arrays))
+        for task in sorted(saved.keys() | set(self._task_of.values())):
+            self.at(task).restore(saved.get(task, {}))
 
 
 def model_in(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

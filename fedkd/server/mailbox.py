@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedkd.fusion.views import Arrays
-from fedkd.namespaces import below, under
+from fedkd.namespaces import below, by_number, under
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +93,7 @@ def _state(waiting: Mapping[int, Parcel]) -> dict[str, np.ndarray]:
 
 def _restored(arrays: Mapping[str, np.ndarray]) -> dict[int, Parcel]:
     waiting: dict[int, Parcel] = {}
-    for number in {name.partition("/")[0] for name in arrays}:
-        own = below(f"{number}/", arrays)
+    for own in by_number(arrays).values():
         parcel = Parcel(int(own["round"]), below("guidance/", own))
         waiting |= dict.fromkeys(own["clients"].tolist(), parcel)
     return waiting

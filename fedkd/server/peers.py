@@ -15,7 +15,7 @@ from fedkd.fusion.blas import one_blas_thread
 from fedkd.fusion.mixing import is_mutual, metropolis, push_sum
 from fedkd.fusion.strategy import FusionStrategy, Guidance, Knowledge
 from fedkd.fusion.views import Arrays
-from fedkd.namespaces import below, under
+from fedkd.namespaces import below, by_number, under
 from fedkd.plan.graph import Graph
 from fedkd.server.bank import Upload
 from fedkd.server.fusing import Fusing, FusionReport, Links, ServerKnowledge, report_of
@@ -213,17 +213,12 @@ class PeerFusing(Fusing):
         """Continue from a `state`."""
         super().restore(arrays)
         self._memories, self._heard = {}, {}
-        memories = below(MEMORIES, arrays)
-        for number in sorted({name.partition("/")[0] for name in memories}):
-            own = below(f"{number}/", memories)
-            memory = below("arrays/", own)
-            self._memories |= dict.fromkeys(own["clients"].tolist(), memory)
-        saved = below(f"{HEARD}uploads/", arrays)
+        for own in by_number(below(MEMORIES, arrays)).values():
+            self._memories |= dict.fromkeys(own["clients"].tolist(), below("arrays/", own))
         uploads: dict[int, tuple[int, Upload]] = {}
-        for number in {name.partition("/")[0] for name in saved}:
-            own = below(f"{number}/", saved)
+        for number, own in by_number(below(f"{HEARD}uploads/", arrays)).items():
             author, round, samples, sent = map(int, own["about"])
-            uploads[int(number)] = (author, Upload(round, below("arrays/", own), samples, sent))
+            uploads[number] = (author, Upload(round, below("arrays/", own), samples, sent))
         for client, known in below(f"{HEARD}by/", arrays).items():
             self._heard[int(client)] = dict(uploads[int(number)] for number in known)
 
