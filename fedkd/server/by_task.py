@@ -204,8 +204,10 @@ def _merged(
     clients: Sequence[int], parts: Sequence[tuple[Sequence[int], np.ndarray]], between: float
 ) -> np.ndarray:
     """Return tables of some clients each as one of all, `[N, N]` float64, with `between` in other places."""
+    # A client is in two parts if the cache has its knowledge of a task that it left: its last place counts.
+    place = {client: position for position, client in enumerate(clients)}
     whole = np.full((len(clients), len(clients)), between)
     for own, values in parts:
-        places = np.searchsorted(clients, own)
+        places = [place[client] for client in own]
         whole[np.ix_(places, places)] = values
     return whole

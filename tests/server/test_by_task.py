@@ -133,6 +133,16 @@ def test_a_restored_one_goes_on_where_the_other_stopped():
             assert_array_equal(ours.arrays["targets"], theirs.arrays["targets"])
 
 
+def test_a_client_in_two_reports_has_its_weights_in_its_last_place():
+    """The cache has knowledge of client 1 for the task that it left."""
+    left = FusionReport((0, 1), np.array([[0.75, 0.25], [0.5, 0.5]]), (0,))
+    now = FusionReport((1, 2), np.array([[0.25, 0.75], [0.0, 1.0]]), (1, 2))
+    found = merged_reports([left, now])
+    assert found.clients == (0, 1, 1, 2) and found.present == (0, 1, 2)
+    counts = dict(zip(found.clients, found.weights.tolist(), strict=True))
+    assert counts == {0: [0.75, 0.0, 0.25, 0.0], 1: [0.5, 0.0, 0.25, 0.75], 2: [0.0, 0.0, 0.0, 1.0]}
+
+
 def test_a_report_on_one_task_stays_as_it_is():
     report = FusionReport((0, 2), np.eye(2), (0, 2))
     assert merged_reports([report]) is report
