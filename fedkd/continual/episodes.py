@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.continual.context import LearnerContext
+from fedkd.training.compat import BatchNorm
 
 SAMPLES = "episodes/samples"
 LABELS = "episodes/labels"
@@ -117,7 +117,7 @@ def fresh_rows(context: LearnerContext, owner: str, count: int, size: int | None
         None where there is no row, or one that BatchNorm would have no variance of.
     """
     number = min(count, size or context.batch_size)
-    alone = number == 1 and any(isinstance(module, _BatchNorm) for module in context.network.modules())
+    alone = number == 1 and any(isinstance(module, BatchNorm) for module in context.network.modules())
     if number == 0 or alone:
         return None
     draws = counted(context, f"{owner}/draws", 1)

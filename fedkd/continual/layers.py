@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedkd.training.compat import two_sided_padding
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -56,7 +58,7 @@ class Layer:
             raise ValueError(f"layer '{self.name}': padding must be given in numbers, got '{conv.padding}'")
         padded = inputs
         if conv.padding_mode != "zeros":
-            padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+            padded = F.pad(inputs, two_sided_padding(conv), mode=conv.padding_mode)
         patches = F.unfold(
             padded,
             conv.kernel_size,

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import PLAIN, FastSteps, StepForm
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.thin import FactoredWeight
+from fedkd.training.compat import tree_leaves
 from fedkd.training.known_modules import declares
 from fedkd.training.optimizer import OptimizerSpec
 

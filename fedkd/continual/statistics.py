@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fedkd.continual.context import LearnerContext
 from fedkd.namespaces import under
+from fedkd.training.compat import NormWithStatistics
 
 STATISTICS = "statistics/"
 """Of a task that has been learned, in memory: ``statistics/{task}/{buffer}``."""
@@ -18,7 +18,7 @@ def statistics_names(network: nn.Module) -> tuple[str, ...]:
     return tuple(
         f"{name}.{buffer}" if name else buffer
         for name, module in network.named_modules()
-        if isinstance(module, _NormBase)
+        if isinstance(module, NormWithStatistics)
         for buffer, values in module.named_buffers(recurse=False)
         if isinstance(values, torch.Tensor)
     )
@@ -33,7 +33,7 @@ def present_statistics(network: nn.Module) -> dict[str, Tensor]:
 def reset_statistics(network: nn.Module) -> None:
     """Let a task begin with the statistics of an untrained network."""
     for module in network.modules():
-        if isinstance(module, _NormBase):
+        if isinstance(module, NormWithStatistics):
             module.reset_running_stats()
 
 

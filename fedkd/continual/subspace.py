@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fedkd.canonical_basis import canonical_rotation
 from fedkd.continual.context import LearnerContext
@@ -22,6 +21,7 @@ from fedkd.continual.layers import Layer, layers_of
 from fedkd.continual.statistics import present_statistics
 from fedkd.errors import UserError
 from fedkd.models.mode import predicting
+from fedkd.training.compat import NormWithStatistics
 from fedkd.training.loop import batch_starts
 
 NOISE = 1e-12
@@ -219,7 +219,7 @@ def mean_gradients(
 def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     with predicting(network), torch.enable_grad():
         for module in network.modules():
-            if isinstance(module, _NormBase):
+            if isinstance(module, NormWithStatistics):
                 module.training = True
         yield {name: values.clone() for name, values in present_statistics(network).items()}
 

@@ -10,7 +10,6 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from fedkd.continual import kkt, masks
 from fedkd.continual.context import LearnerContext
@@ -23,6 +22,7 @@ from fedkd.continual.task_model import TaskModel
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 from fedkd.models.mode import predicting
+from fedkd.training.compat import NormWithStatistics
 from fedkd.training.optimizer import OptimizerSpec
 
 MASK = "mask"
@@ -354,4 +354,4 @@ class SupermaskLearner(FastSteps, Learner):
 
 
 def _is_masked_or_constant(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d | _NormBase | nn.GroupNorm | nn.LayerNorm)
+    return isinstance(module, nn.Linear | nn.Conv2d | NormWithStatistics | nn.GroupNorm | nn.LayerNorm)

@@ -20,12 +20,12 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.errors import TrainingDiverged
 from fedkd.models.generator import Generator
 from fedkd.models.mode import predicting
 from fedkd.randomness import seeded_torch
+from fedkd.training.compat import BatchNorm
 from fedkd.training.device import torch_threads
 from fedkd.training.losses import cross_entropy, kd_kl
 from fedkd.training.uncompiled import uncompiled
@@ -141,7 +141,7 @@ def statistics_read(model: nn.Module) -> Iterator[list[Tensor]]:
         assert isinstance(mean, Tensor) and isinstance(variance, Tensor)
         distances.append(statistics_distance(arguments[0], mean, variance))
 
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    layers = [m for m in model.modules() if isinstance(m, BatchNorm) and m.running_mean is not None]
     hooks = [layer.register_forward_pre_hook(read) for layer in layers]
     try:
         yield distances

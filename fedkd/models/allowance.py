@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fedkd.errors import UserError
-from fedkd.models.kernel_mode import KernelMode
+from fedkd.models.kernel_mode import KernelMode, schema_of
 
 
 class Allowance(KernelMode):
@@ -32,7 +32,7 @@ class Allowance(KernelMode):
         Raises:
             UserError: It does.
         """
-        first = kernel._schema.arguments[:1]
+        first = schema_of(kernel).arguments[:1]
         if first and first[0].name == "size" and args:
             dtype = kwargs.get("dtype") or torch.get_default_dtype()
             self._asked += prod(args[0]) * dtype.itemsize

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fedkd.models.kernel_mode import transformed
+
 FEWEST = 16
 """Images of a batch from which on vectors are filled with them."""
 
@@ -48,7 +50,7 @@ def batch_first(rows: Tensor) -> Tensor:
 def lies_batch_last(images: Tensor) -> bool:
     """Return whether images ``[B, C, H, W]`` lie on a CPU with their batch last."""
     on_cpu = images.device.type == "cpu" and images.dim() == 4 and images.numel() > 0
-    return on_cpu and not _transformed() and batch_last(images).is_contiguous()
+    return on_cpu and not transformed() and batch_last(images).is_contiguous()
 
 
 class Conv2d(nn.Conv2d):
@@ -97,12 +99,8 @@ def _is_for_us(images: Tensor, weight: Tensor) -> bool:
         and images.numel() > 0
         and type(images) is Tensor
         and not torch.is_autocast_enabled("cpu")
-        and not _transformed()
+        and not transformed()
     )
-
-
-def _transformed() -> bool:
-    return torch._C._are_functorch_transforms_active()
 
 
 def _windows(images: Tensor, kernel: Sequence[int], padding: tuple[int, int]) -> Tensor:

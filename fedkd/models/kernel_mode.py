@@ -1,12 +1,23 @@
-"""Seeing every kernel that torch runs, without its compiler (see `fedkd.training.uncompiled`)."""
+"""Sees every kernel that torch runs, without its compiler; has torch's private names that models use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+
+def transformed() -> bool:
+    """Return whether a transformation of `torch.func`, such as `vmap`, is active."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def schema_of(kernel: Any) -> Any:
+    """Return the signature of a kernel."""
+    return kernel._schema
 
 
 class KernelMode(TorchDispatchMode):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from fedkd.training.compat import has_hooks
+
 TORCH = "torch.nn."
 """Torch's own modules declare nothing, and are recordable."""
 
@@ -41,6 +43,4 @@ def declares(part: object, *methods: str) -> bool:
 
 def reached_into(module: nn.Module) -> bool:
     """Return whether a hook or a patched forward adds to what a module's class says."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    hooks = hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in vars(module)
+    return has_hooks(module) or "forward" in vars(module)

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedkd.errors import TrainingDiverged
 from fedkd.randomness import seeded_torch
 from fedkd.training.chance import Hits
+from fedkd.training.compat import BatchNorm
 from fedkd.training.early_stopping import BestWeights
 from fedkd.training.job import FitResult, TrainJob
 from fedkd.training.optimizer import make_optimizer, step_schedule
@@ -109,7 +109,7 @@ def batch_starts(networks: Iterable[nn.Module], samples: int, batch_size: int) -
     """Return where the batches of an epoch start; see `fit` for the one that is left out."""
     starts = range(0, samples, batch_size)
     alone = samples % batch_size == 1 and len(starts) > 1 and batch_size > 1
-    if alone and any(isinstance(module, _BatchNorm) for network in networks for module in network.modules()):
+    if alone and any(isinstance(module, BatchNorm) for network in networks for module in network.modules()):
         return starts[:-1]
     return starts
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedkd.models.kernel_mode import KernelMode
+from fedkd.training.compat import below_autograd, schema_of, tree_leaves, tree_map_only
 from fedkd.training.own_kernels import function_of
 
 Step = Callable[[], "list[Tensor]"]
@@ -61,14 +60,8 @@ class Recording:
         Raises:
             DecidedOtherwiseError: A decision that the step took by a value is another this time.
         """
-        with torch.no_grad(), _below_autograd():
+        with torch.no_grad(), below_autograd():
             return self._forward(*tensors)
-
-
-_below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(
-    torch._C, "_AutoDispatchBelowAutograd", nullcontext
-)
-"""Spares every kernel autograd's look at its arguments, where torch lets itself be told so."""
 
 
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:
@@ -167,7 +160,7 @@ class _Recorder(KernelMode):
 
 def _written(kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Return the arguments that a kernel may change."""
-    schema = kernel._schema
+    schema = schema_of(kernel)
     if "batch_norm" in schema.name:  # some of its kernels do not say that they change statistics
         written: list[Any] = [*args, *kwargs.values()]
     else:
@@ -233,7 +226,7 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
 
 
 def _node(graph: Graph, kernel: Any, args: Any, kwargs: Any) -> Node:
-    name = kernel._schema.name.removeprefix("aten::")
+    name = schema_of(kernel).name.removeprefix("aten::")
     if kernel.namespace == "aten" and name in DIRECT:
         return graph.call_function(getattr(torch, name), args, kwargs)
     if kernel.namespace == "aten" and name in METHODS:

@@ -1,0 +1,52 @@
+"""All of torch's private names that training and the floors above it use.
+
+The tests have passed with torch 2.13. Names that models use are in `fedkd.models.kernel_mode`, a floor below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormWithStatistics
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fedkd.models.kernel_mode import schema_of, transformed
+
+__all__ = [
+    "BatchNorm",
+    "NormWithStatistics",
+    "below_autograd",
+    "has_hooks",
+    "schema_of",
+    "transformed",
+    "tree_leaves",
+    "tree_map_only",
+    "two_sided_padding",
+    "version",
+]
+
+below_autograd: Callable[[], AbstractContextManager[Any]] = getattr(
+    torch._C, "_AutoDispatchBelowAutograd", nullcontext
+)
+"""Spares kernels autograd's look at their arguments, where torch has that."""
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has hooks of its forward or backward pass."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+
+
+def two_sided_padding(convolution: nn.Conv2d) -> Sequence[int]:
+    """Return the padding of a convolution as `torch.nn.functional.pad` has it."""
+    return convolution._reversed_padding_repeated_twice
+
+
+def version(tensor: Tensor) -> int:
+    """Return a number that changes in place count up."""
+    return tensor._version
