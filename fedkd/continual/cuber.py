@@ -177,13 +177,18 @@ class CUBER(TRGP):
         flexible = memory.flexible  # the step may have moved the last one to R2
         if self.strength == 0.0 or not flexible:  # nothing over nothing is not a number
             return gradient
-        basis, rate = memory.related_basis, self.rate(memory.context)
+        region, rate = memory.trust_region(memory.context.task), self.rate(memory.context)
+        assert region is not None
+        basis, places = (
+            region.basis,
+            dict(zip(memory.related(memory.context.task), region.places, strict=True)),
+        )
         # All bases are columns of one orthonormal matrix, so both are in their coordinates, [out, R].
         moved = memory.layer.matrix(memory.layer.module.weight.detach()) - memory.start
         arrivals = (moved - rate * gradient) @ basis
         pulls = torch.zeros_like(arrivals)
         for old in flexible:
-            place = memory.place_of(old)
+            place = places[old]
             arrival = arrivals.index_select(1, place)
             pull = torch.minimum(self.strength / arrival.norm(), 1.0 / rate) * arrival
             pulls = pulls.index_add(1, place, pull)

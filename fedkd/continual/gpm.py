@@ -83,7 +83,7 @@ class GPM(FastSteps, Learner):
         check_layers(self.name, network)
 
     def prepare(self, context: LearnerContext) -> None:
-        """See that there is a threshold for every layer.
+        """Check that there is a threshold for every layer.
 
         Raises:
             UserError: There are more or fewer.
@@ -142,13 +142,7 @@ class GPM(FastSteps, Learner):
         forget_scratch(context)
 
     def extend(self, memory: LayerMemory, inputs: Tensor, share: float) -> None:
-        """Protect more directions of a layer.
-
-        Args:
-            memory: The layer's, which is extended.
-            inputs: R ``[n, k]`` float64 on the CPU.
-            share: ε.
-        """
+        """Protect more directions of a layer, given R ``[n, k]`` float64 on the CPU and ε."""
         basis = memory.basis.double().cpu()
         directions, energies = residual_directions(inputs, basis)
         explained = float(energies_along(inputs, basis).sum())
@@ -175,7 +169,7 @@ class GPM(FastSteps, Learner):
         return self.projected(context, changes)
 
     def projected(self, context: LearnerContext, gradients: Mapping[str, Tensor]) -> Tensors:
-        """Return what is left of those gradients, or changes, that are not free."""
+        """Return ``∇ − ∇ B Bᵀ`` of gradients or changes that are not free."""
         left = {}
         for memory in layer_memories(context):
             name = memory.layer.weight_name

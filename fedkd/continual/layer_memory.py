@@ -1,4 +1,4 @@
-"""What GPM, TRGP and CUBER remember of a layer: subspaces, scales, gradients and regimes, by names."""
+"""The memory of GPM, TRGP and CUBER of a layer: subspaces, scales, gradients and regimes, by names."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ GRADIENT = "gradient/"
 REGIME = "regime/"
 """Regimes of all old tasks in the last task, by layer, ``[2, task]`` uint8: at its start, and now."""
 SCRATCH = "scratch/"
-"""What is forgotten at the end of a task."""
+"""Names that are forgotten at the end of a task."""
 INSIDE, OUTSIDE = SCRATCH + "inside/", SCRATCH + "outside/"
-"""What gradients are projected with if not `BASIS`: part of it, or the complement of what is protected."""
+"""Columns that gradients are projected with if not `BASIS`: part of it, or a complement's."""
 RELATED = SCRATCH + "related/"
 """Those columns of a layer's basis that any related task of the present one has, ``[n, R]``."""
 PLACES = SCRATCH + "places/"
@@ -40,7 +40,7 @@ START = SCRATCH + "start/"
 
 
 class TrustRegion(NamedTuple):
-    """The subspaces of the old tasks that a task is related to in a layer, and its scales of them.
+    """Subspaces of old tasks that a task is related to in a layer, and its scales of them.
 
     Attributes:
         basis: Columns of all B_j, each once, ``[n, R]``.
@@ -70,12 +70,7 @@ class TrustRegion(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """What a client's learner remembers of one layer.
-
-    Attributes:
-        context: The client's.
-        layer: The layer, whose weight as a matrix is w ``[out, n]``.
-    """
+    """What a client's learner remembers of one layer, whose weight as a matrix is w ``[out, n]``."""
 
     context: LearnerContext
     layer: Layer
@@ -183,15 +178,6 @@ class LayerMemory:
         places = [torch.searchsorted(union, own) for own in columns]
         return self.basis.index_select(1, union), places
 
-    @property
-    def related_basis(self) -> Tensor:
-        """The columns ``[n, R]`` of the basis that any task has which the present one is related to."""
-        return self.context.memory[RELATED + self.layer.name]
-
-    def place_of(self, old: int) -> Tensor:
-        """Return which of these columns are an old task's, int64 ``[r_j]``."""
-        return self.context.memory[f"{PLACES}{self.layer.name}/{old}"]
-
     # Gradients and regimes (CUBER) --------------------------------------------------------------------
 
     def keep_gradient(self, gradient: Tensor) -> None:
@@ -218,8 +204,7 @@ class LayerMemory:
 
     def begin_regimes(self, regime: int) -> None:
         """Put all old tasks in one regime."""
-        shape, device = (2, self.context.task), self.context.device
-        regimes = torch.full(shape, regime, dtype=torch.uint8, device=device)
+        regimes = torch.full((2, self.context.task), regime, dtype=torch.uint8, device=self.context.device)
         self.context.memory[REGIME + self.layer.name] = regimes
 
     @property
@@ -255,10 +240,7 @@ class LayerMemory:
 
     def hold_all_but_flexible(self) -> None:
         """Project gradients out of what the subspaces of all but the flexible tasks span."""
-        if not self.flexible:
-            self.hold()
-            return
-        self.hold(self.basis[:, self.free_columns() == 0].contiguous())
+        self.hold(self.basis[:, self.free_columns() == 0].contiguous() if self.flexible else None)
 
 
 def layer_memories(context: LearnerContext) -> list[LayerMemory]:

@@ -13,13 +13,7 @@ from fedkd.training.compat import two_sided_padding
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear or convolutional layer.
-
-    Attributes:
-        name: Name of its module, e.g. ``"body.1"``.
-        module: The module.
-        is_head: Whether it makes the outputs.
-    """
+    """A linear or convolutional layer: its module by name, e.g. ``"body.1"``; the head makes the outputs."""
 
     name: str
     module: nn.Linear | nn.Conv2d

@@ -1,9 +1,7 @@
-"""Gradients inside and outside of protected subspaces: two thin products, of the weight or of the inputs.
+"""Projections of gradients by two products with a thin basis.
 
 A gradient ``∇`` of a layer's weight ``[out, n]`` leaves the span of orthonormal columns B ``[n, r]`` by
-``∇ − ∇ B Bᵀ`` or, with a basis B' of the complement, by ``∇ B' B'ᵀ``: whichever basis is thinner. And as it
-is a product ``δᵀ X`` of a batch, ``δᵀ (X P)`` is the same: with few inputs X that is cheaper again (see
-`fedkd.continual.thin`).
+``∇ − ∇ B Bᵀ`` or, with a basis B' of the complement, by ``∇ B' B'ᵀ``: the thinner basis is taken.
 """
 
 from __future__ import annotations
@@ -21,11 +19,7 @@ def complement(basis: Tensor) -> Tensor:
 
 
 def project_out(gradient: Tensor, basis: Tensor) -> Tensor:
-    """Return ``∇ − ∇ B Bᵀ`` of a gradient ``[out, n]`` and an orthonormal basis ``[n, r]``.
-
-    Two thin products are never dearer than one with the matrix ``B Bᵀ`` if r ≤ n/2; and above that it is
-    cheaper to `project_onto` the `complement`.
-    """
+    """Return ``∇ − ∇ B Bᵀ`` of a gradient ``[out, n]`` and an orthonormal basis ``[n, r]``."""
     return torch.addmm(gradient, gradient @ basis, basis.T, alpha=-1.0)
 
 
@@ -55,12 +49,7 @@ class Projection(NamedTuple):
         return project_onto(rows, self.basis) if self.onto else project_out(rows, self.basis)
 
     def less(self, rows: Tensor, inside: Tensor) -> Tensor:
-        """Return what is outside of the span of the basis, where products with it are known.
-
-        Args:
-            rows: Inputs ``[B, n]``, for a projection that is not `onto` what is left.
-            inside: ``X B`` ``[B, r]``.
-        """
+        """Return ``X − (X B) Bᵀ`` of rows X ``[B, n]`` and ``X B`` ``[B, r]``, if not `onto`."""
         return torch.addmm(rows, inside, self.basis.T, alpha=-1.0)
 
 

@@ -14,11 +14,11 @@ from fedkd.continual.subspace import read_inputs
 
 
 class Sketch(NamedTuple):
-    """What is said of a layer's inputs A ``[n, k]``, of which a basis U is protected already.
+    """Sketch of a layer's inputs A ``[n, k]`` outside of a protected basis U.
 
     Attributes:
         columns: ``(A − U Uᵀ A) Ω``, ``[n, width]`` float64 on the CPU.
-        left: ``‖A − U Uᵀ A‖² / ‖A‖²``; 0 where the layer receives nothing but zeros.
+        left: ``‖A − U Uᵀ A‖² / ‖A‖²``; 0 for inputs of zeros alone.
     """
 
     columns: Tensor
@@ -53,14 +53,14 @@ def layer_sketches(
     bases: Mapping[str, Tensor],
     width: int | None = None,
 ) -> dict[str, Sketch]:
-    """Return sketches of what layers multiply by their weights in evaluation mode (see `Sketch`).
+    """Return sketches of the inputs of layers in evaluation mode (see `Sketch`).
 
     Ω ``[k, width]`` is uniform in [−1, 1], drawn for this client, task and layer. It has a row for each
     column of A, so no two clients share any: with no basis, the sum of their sketches is
     ``[A_1 … A_N] [Ω_1; …; Ω_N]``, the sketch of all their inputs. A convolution has an input for each patch.
 
     Args:
-        context: Its network is asked, its task is the one that is drawn for.
+        context: The client's.
         layers: By name.
         x: ``[M, *input_shape]``.
         substitutes: Effective parameters.

@@ -31,16 +31,11 @@ CHUNK = 256
 
 
 def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner") -> None:
-    """Refuse a network some of whose inputs could not be protected.
-
-    Args:
-        name: Of what protects them.
-        network: The network.
-        key: What of the scenario asks for it.
+    """Refuse a network that the learner or strategy `name`, of the scenario's `key`, cannot protect.
 
     Raises:
-        UserError: A grouped convolution, one with padding in words, or another parameter of two or more
-            dimensions than the weights of linear and convolutional layers.
+        UserError: A convolution has groups or padding in words, or a parameter of two or more dimensions
+            is no weight of a linear or convolutional layer.
     """
     weights = set()
     for layer in layers_of(network).values():
@@ -49,8 +44,7 @@ def check_layers(name: str, network: nn.Module, *, key: str = "continual.learner
         if isinstance(module, nn.Conv2d) and (module.groups != 1 or isinstance(module.padding, str)):
             why = "has groups" if module.groups != 1 else f"pads '{module.padding}' instead of by a number"
             raise UserError(
-                f"'{name}' cannot protect layer '{layer.name}', a convolution that {why}",
-                key=key,
+                f"'{name}' cannot protect layer '{layer.name}', a convolution that {why}", key=key
             )
     for parameter_name, parameter in network.named_parameters():
         if parameter.dim() > 1 and parameter_name not in weights:
@@ -73,11 +67,9 @@ def has_own_heads(context: LearnerContext) -> bool:
 
 
 def protected_layers(layers: Mapping[str, Layer], *, own_heads: bool) -> dict[str, Layer]:
-    """Return the layers whose inputs have to be protected, by name.
+    """Return those layers of a network whose inputs must be protected, by name.
 
-    Args:
-        layers: Of the network.
-        own_heads: Whether tasks have outputs of their own: those of other tasks are left alone anyway.
+    With `own_heads`, tasks have outputs of their own, and no task changes those of another.
     """
     return {
         name: layer
@@ -97,7 +89,7 @@ def draw(context: LearnerContext, purpose: str, count: int) -> tuple[Tensor, Ten
 
 
 class _Columns:
-    """The vectors that a weight multiplies, or a matrix with the same second moments once they are many."""
+    """Vectors that a weight multiplies, or a matrix with their second moments once they are many."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
@@ -124,19 +116,16 @@ class _Columns:
 def layer_inputs(
     context: LearnerContext, layers: Mapping[str, Layer], x: Tensor, substitutes: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return what layers multiply by their weights in evaluation mode, as matrices R of columns.
+    """Return the inputs of layers in evaluation mode by layer, as columns of R ``[n, k]`` float64 on the CPU.
 
-    Convolutions have a column for each patch. Where there are more columns than rows, a smaller matrix with
-    the same ``R Rᵀ`` stands for them: energies and directions are those of ``R Rᵀ`` alone.
+    Convolutions have a column for each patch. Where columns outnumber rows, a smaller matrix with the same
+    ``R Rᵀ`` stands for them: it alone decides energies and directions.
 
     Args:
-        context: Its network is asked.
+        context: The client's.
         layers: By name.
         x: ``[M, *input_shape]``.
         substitutes: Effective parameters.
-
-    Returns:
-        By layer, ``[n, k]`` float64 on the CPU.
     """
     found = {name: _Columns(layer) for name, layer in layers.items()}
     readers = {name: (layer, found[name].add) for name, layer in layers.items()}
@@ -150,11 +139,11 @@ def read_inputs(
     x: Tensor,
     substitutes: Mapping[str, Tensor],
 ) -> None:
-    """Show what layers receive in evaluation mode, part after part, to those who want to know.
+    """Pass the inputs of layers in evaluation mode to their readers, part after part.
 
     Args:
-        context: Its network is asked.
-        readers: Layers, each with whom its inputs are shown to.
+        context: The client's.
+        readers: Layers, each with a function of its inputs.
         x: ``[M, *input_shape]``.
         substitutes: Effective parameters.
     """
@@ -179,20 +168,17 @@ def mean_gradients(
     labels: Tensor,
     effective: Callable[[], Mapping[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """Return the gradient of the present task's mean cross entropy, for the plain weight of every layer.
+    """Return the gradient ``[out, n]`` of the present task's mean cross entropy by layer.
 
-    Nothing is dropped out. Normalisation layers take the statistics of the batch, because those of a task
-    that begins are not known yet; and they do not learn from it.
+    There is none without samples, and no dropout. Normalisation layers take the batch's statistics, as a new
+    task has none yet, and do not update their own.
 
     Args:
-        context: Its network is asked.
+        context: The client's.
         layers: By name.
         x: ``[M, *input_shape]``.
         labels: ``[M]``.
-        effective: Gives the effective parameters, with a graph back to the plain ones.
-
-    Returns:
-        By layer, a matrix ``[out, n]``; nothing without samples.
+        effective: Returns the effective parameters, with a graph back to the plain weights.
     """
     weights = [layer.module.weight for layer in layers.values()]
     total = [torch.zeros_like(weight) for weight in weights]
@@ -228,16 +214,14 @@ def _batch_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def residual_directions(inputs: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the principal directions of what a basis leaves of the inputs.
+    """Return the principal directions ``[n, m]`` of ``R − B Bᵀ R`` and their energies ``[m]``, descending.
+
+    The directions are left singular vectors, orthonormal also to B; energies are squared singular values.
+    Rounding is left out. Order and repetition of inputs change no direction (see `fedkd.canonical_basis`).
 
     Args:
         inputs: R ``[n, k]``.
         basis: B ``[n, r]``, orthonormal columns.
-
-    Returns:
-        Left singular vectors ``[n, m]`` of ``R − B Bᵀ R``, orthonormal among each other and to B, and their
-        energies ``[m]``, squared singular values, descending; those that are rounding are left out. Order and
-        repetition of the inputs change no direction (see `fedkd.canonical_basis`).
     """
     residual = inputs - basis @ (basis.T @ inputs)
     vectors, values, _ = torch.linalg.svd(residual, full_matrices=False)

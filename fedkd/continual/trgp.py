@@ -79,12 +79,7 @@ class TRGP(GPM):
                 self.relate(LayerMemory(context, layers[name]), gradient)
 
     def relate(self, memory: LayerMemory, gradient: Tensor) -> list[int]:
-        """Return the tasks that the present one is related to in a layer, and begin to scale them.
-
-        Args:
-            memory: The layer's, which gets the matrices Q.
-            gradient: G ``[out, n]``.
-        """
+        """Return the related tasks of a layer by its gradient G ``[out, n]``, and begin to scale them."""
         shares = {old: relatedness(gradient, memory.basis_of(old)) for old in memory.learned}
         enough = [old for old, share in shares.items() if share > self.relatedness]
         related = sorted(enough, key=lambda old: -shares[old])[: self.related_tasks]
@@ -139,13 +134,7 @@ class TRGP(GPM):
         return self.scaled(context, task)
 
     def scaled(self, context: LearnerContext, task: int, through: Collection[str] = ()) -> Tensors:
-        """Return ``w̃`` by the names of the weights.
-
-        Args:
-            context: Its memory has the matrices Q.
-            task: Any.
-            through: Names of layers in which the gradient of w goes through Q too.
-        """
+        """Return ``w̃`` by the names of weights; its gradient goes through Q in the layers named `through`."""
         weights = {}
         for memory in layer_memories(context):
             layer, region = memory.layer, memory.trust_region(task)

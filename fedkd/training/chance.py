@@ -1,4 +1,4 @@
-"""Whether training has taught a model anything: what it gets right, and what a guess would."""
+"""Right answers of a model in training, against majority-class guessing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ DEVIATIONS = 2.0
 
 @dataclass(frozen=True)
 class Hits:
-    """How many samples were classified correctly while they were trained on, in the last epoch.
+    """Right answers on training samples in the last epoch.
 
     Attributes:
-        right: How many were.
-        samples: Of how many.
-        guessing: How many are right for whoever always answers with their most frequent class.
+        right: Samples classified correctly.
+        samples: All samples.
+        guessing: Samples of the most frequent class.
     """
 
     right: int
@@ -38,13 +38,12 @@ class Hits:
 
     @property
     def at_chance(self) -> bool:
-        """Whether these hits are no better than guessing.
+        """Whether these hits are no better than majority-class guessing.
 
-        With n samples of which m are of the most frequent class, they are if they do not exceed m by more
-        than ``2σ``, ``σ = √(m (n − m) / n)``: the standard deviation of how many a guess gets right that is
-        right with probability m / n. Too few samples, or too few of other classes, say nothing: where even
-        training without a mistake is less than ``4σ`` above m, no hits are at chance. So it takes 16 samples
-        of two classes in balance, and about as many of other classes where one has nearly all.
+        With n samples, m of them of the most frequent class, they are if they exceed m by at most ``2σ``,
+        ``σ = √(m (n − m) / n)``: the standard deviation of a guess that is right with probability m / n.
+        Where even n is less than ``4σ`` above m, no hits are at chance: it takes 16 samples of two balanced
+        classes, and about as many of other classes where one has nearly all.
         """
         others = self.samples - self.guessing
         if others <= 0:
@@ -54,6 +53,6 @@ class Hits:
 
 
 def guessing_right(labels: ArrayLike) -> int:
-    """Return how many of some labels `[n]` are of the most frequent class."""
+    """Return the number of labels `[n]` of the most frequent class."""
     counted = np.asarray(labels)
     return int(np.bincount(counted).max()) if len(counted) else 0

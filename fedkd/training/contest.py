@@ -1,4 +1,4 @@
-"""Which executor is quicker at some jobs on this device, found out by running them."""
+"""A benchmark of executors: jobs run both ways on this device."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fedkd.training.replay import Replays
 from fedkd.training.vectorised import VectorisedExecutor, kind_of
 
 MARGIN = 1.1
-"""How many times as fast training together has to be to be taken: the loop needs less memory."""
+"""Least speed-up for training together: the loop needs less memory."""
 BUDGET_SECONDS = 1.0
-"""What a turn of the loop may take, where a step of all jobs takes no longer."""
+"""Most seconds of a turn of the loop of more than one step."""
 MOST_STEPS = 32
 TURNS = 3
 DECISIVE = 2.0
@@ -31,12 +31,7 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """What a step of one client takes.
-
-    Attributes:
-        loop: In the loop, its steps replayed where they can be.
-        vectorised: Together with others.
-    """
+    """Seconds of a step of one client in the loop, and together with others."""
 
     loop: float
     vectorised: float
@@ -50,17 +45,16 @@ class StepSeconds:
 def benchmark_executors(
     jobs: Sequence[TrainJob], together: int, clock: Clock = time.perf_counter, *, fast: bool = True
 ) -> StepSeconds | None:
-    """Run jobs both ways, in turn, and return what a step takes.
+    """Run jobs both ways in turn, and return the seconds of a step.
 
     Args:
         jobs: Of clients that would train together; their models and generators move on.
-        together: Jobs that are run together, at most.
-        clock: Tells the seconds.
+        together: Most jobs that run together.
+        clock: Returns seconds.
         fast: Whether the loop records steps.
 
     Returns:
-        Medians of up to three turns; None: there is nothing to compare, because no two of the jobs can be run
-        together, or one fails.
+        Medians of up to three turns; None: no two jobs can run together, or one fails.
     """
     if len(jobs) < 2 or any(kind_of(job) is None for job in jobs):
         return None

@@ -36,10 +36,7 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Do the block's arithmetic on so many threads, and leave the setting as it was.
-
-    How a sum is split among threads decides its last bit, so the number belongs to the result.
-    """
+    """Do the block's arithmetic on so many threads, which decide the last bits of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -56,10 +53,9 @@ def all_threads(number: int) -> Iterator[None]:
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Return a tensor that shares the memory of `array`; nobody may write into it.
+    """Return a tensor that shares the memory of `array`, which must not be changed.
 
-    Arrays in Ray's shared memory are read-only, torch has no such tensors and warns: this is the one place
-    where that is known and meant.
+    Arrays in Ray's shared memory are read-only; torch has no such tensors, and its warning is dropped here.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -87,10 +83,10 @@ def prepare_model(model: nn.Module, device: torch.device | str, *, fast: bool = 
 
 
 def prepare_inputs(array: np.ndarray | Tensor, device: torch.device | str) -> Tensor:
-    """Return samples, labels or targets as a tensor on the device, without a copy where they already are.
+    """Return samples, labels or targets as a tensor on the device, without a copy if they are there.
 
-    Images stay channels first: a convolution whose weights are channels last takes them over batch by batch,
-    at no measurable cost, while laying out the whole array anew would copy a shard that actors share.
+    Images stay channels first: convolutions convert batches at no measurable cost, and converting the array
+    would copy a shard that actors share.
     """
     tensor = as_tensor(array) if isinstance(array, np.ndarray) else array
     return tensor.to(device)

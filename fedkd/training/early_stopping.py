@@ -15,17 +15,15 @@ from fedkd.training.evaluate import predict_in_batches
 
 @dataclass(frozen=True, eq=False)
 class EarlyStopping:
-    """When training stops before its last epoch, and that it goes back to the best weights.
+    """Stops training before its last epoch and restores the best weights.
 
     The weights before the first epoch are a candidate too. Equal losses are no improvement.
 
     Attributes:
-        arrays: Held-out tensors ``[n, ...]``, n ≥ 1: inputs, then what `loss` wants.
+        arrays: Held-out tensors ``[n, ...]``, n ≥ 1: inputs, then further arguments of `loss`.
         loss: Called as ``loss(logits, *arrays[1:])`` with the logits ``[n, C]`` in evaluation mode.
-        patience: Epochs in a row without a lower loss after which training stops, ≥ 1. Where a seed's noise
-            moves the loss up and down, 5 to 10 are usual.
-        outputs: What the loss is given instead of the logits: called as ``outputs(model, inputs)`` with a
-            batch of the inputs.
+        patience: Epochs in a row without a lower loss before it stops, ≥ 1; 5 to 10 are usual.
+        outputs: Called as ``outputs(model, inputs)`` for the loss's first argument; None: the logits.
     """
 
     arrays: Sequence[Tensor]
@@ -41,13 +39,7 @@ class EarlyStopping:
 
 
 class BestWeights:
-    """The weights with the lowest held-out loss so far, buffers included.
-
-    Args:
-        stopping: When to stop.
-        model: Being trained.
-        tensors: What training changes besides the model's parameters and buffers.
-    """
+    """The weights with the lowest held-out loss so far, buffers and other trained tensors included."""
 
     def __init__(self, stopping: EarlyStopping, model: nn.Module, tensors: Iterable[Tensor] = ()) -> None:
         self._stopping = stopping

@@ -1,4 +1,4 @@
-"""What a model predicts, and how well."""
+"""Predictions of a model, and their scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AT_ONCE_BATCH_LAST = 128
 
 @dataclass(frozen=True)
 class Score:
-    """How predictions do on labelled samples.
+    """Score of predictions on labelled samples.
 
     Attributes:
         accuracy: Share of samples whose largest logit is the label's; nan without samples.
@@ -44,16 +44,16 @@ def predict_in_batches(
     batch_size: int | None = None,
     lanes: int = 1,
 ) -> Tensor:
-    """Return what `outputs` makes of samples ``[M, *input_shape]``: ``[M, ...]`` float32, on their device.
+    """Return outputs ``[M, ...]`` float32 of samples ``[M, *input_shape]``, on their device.
 
-    The model predicts in evaluation mode and is put back in the mode it was in. The batches are always the
-    same, because the size of a batch changes the last bits of its results.
+    The model predicts in evaluation mode and gets back its mode. Batches are always the same, because their
+    size changes last bits.
 
     Args:
-        model: What `outputs` computes with.
+        model: Used by `outputs`.
         outputs: From a batch ``[B, *input_shape]`` to a tensor ``[B, ...]``.
         x: The samples.
-        batch_size: B; the last batch may be smaller. None: what suits the model.
+        batch_size: B; the last batch may be smaller. None: a size for the model.
         lanes: Batches that are predicted side by side, where processors are idle: on a CPU, by a model whose
             modules are recordable, so that they keep nothing of a forward pass.
     """

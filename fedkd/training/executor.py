@@ -1,8 +1,7 @@
-"""Who runs jobs, and how the trainings of many clients give them jobs to run together.
+"""Executors of jobs, and trainings of many clients that run side by side.
 
-What a client does to train is one coroutine: it yields a `TrainJob`, is sent the `FitResult`, and goes on
-from there, to a next job or to its end. So its code reads from top to bottom, and still an executor may take
-the jobs of many clients at once::
+A client's training is one coroutine: it yields a `TrainJob`, is sent the `FitResult`, and goes on to the next
+job or its end. Its code reads from top to bottom, and an executor can still run many clients' jobs at once::
 
     def training(client) -> Training[float]:
         result = yield TrainJob(client.model, ...)
@@ -25,35 +24,32 @@ from fedkd.training.replay import Replays
 T = TypeVar("T")
 
 Training = Generator[TrainJob, FitResult, T]
-"""Yields jobs one after another, is sent what came of each, and returns what came of all."""
+"""Yields jobs, is sent the result of each, and returns one value."""
 
 
 class Executor(Protocol):
-    """Runs jobs that have nothing to do with one another."""
+    """Runs independent jobs."""
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-        """Return what came of each job, in their order; an exception where one failed.
+        """Return the results of jobs, of which no two share a model, a generator or rules.
 
-        Args:
-            jobs: No two share a model, a generator or rules.
+        They come in the jobs' order, with an exception for each job that failed.
         """
 
 
 class LoopExecutor:
-    """Runs one job after the other, in their order, with `fedkd.training.loop.fit`.
-
-    Steps of kinds that it takes often are recorded and replayed, which changes nothing but the time.
+    """Runs one job after the other with `fedkd.training.loop.fit`, and records frequent steps.
 
     Args:
-        replays: The recordings; None: there are none yet.
-        fast: Whether steps are recorded at all.
+        replays: The recordings so far.
+        fast: Whether steps are recorded and replayed.
     """
 
     def __init__(self, replays: Replays | None = None, *, fast: bool = True) -> None:
         self._replays = (replays or Replays()) if fast else None
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-        """Return what came of each job (see `Executor.run`)."""
+        """Return each job's result (see `Executor.run`)."""
         return [self._attempt(job) for job in jobs]
 
     def _attempt(self, job: TrainJob) -> FitResult | Exception:
@@ -65,14 +61,13 @@ class LoopExecutor:
 
 
 def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | Exception]:
-    """Bring trainings to their ends side by side, and return what each returned.
+    """Run trainings side by side to their ends, and return their values.
 
-    In every turn the executor is given the next job of each training that has one, in the order of
-    `trainings`. An exception belongs to one training alone: that of a job is raised in it, where it yielded
-    the job, and one that leaves it is its outcome. The others go on.
+    In every turn the executor gets the next job of each training, in the order of `trainings`. A job's
+    exception is raised where its training yielded the job; one that leaves a training is its outcome.
 
     Args:
-        trainings: None of them begun. They share no model, because all are under way at once.
+        trainings: None of them begun, and no two with one model.
         executor: Runs their jobs.
     """
     outcomes: dict[int, T | Exception] = {}
@@ -92,7 +87,7 @@ def complete(trainings: Sequence[Training[T]], executor: Executor) -> list[T | E
 
 
 def _advance(training: Training[T], result: FitResult | Exception | None) -> TrainJob:
-    """Return a training's next job, given what came of its last one; None: there was none."""
+    """Return a training's next job, given the result of its last one, if there was one."""
     if result is None:
         return next(training)
     if isinstance(result, Exception):
@@ -101,14 +96,10 @@ def _advance(training: Training[T], result: FitResult | Exception | None) -> Tra
 
 
 def complete_alone(training: Training[T], executor: Executor | None = None) -> T:
-    """Bring one training to its end, and return what it returned.
-
-    Args:
-        training: Not begun.
-        executor: Runs its jobs; None: the loop.
+    """Run one training to its end, by default in the loop, and return its value.
 
     Raises:
-        Exception: What the training raised, its jobs included.
+        Exception: The training or one of its jobs failed.
     """
     (outcome,) = complete([training], executor or LoopExecutor())
     if isinstance(outcome, Exception):

@@ -1,4 +1,4 @@
-"""Models beside the one that is trained: of the same kind, with other weights, which only compute."""
+"""Copies of a model with other weights, which only compute."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def frozen_copy(model: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Modul
 def gradient_of(
     network: nn.Module, model: nn.Module, of: Sequence[str], inputs: Tensor, labels: Tensor
 ) -> Gradient:
-    """Return a function that tells the gradient of a cross entropy in some weights of a network.
+    """Return a function that computes the gradient of a cross entropy in some weights of a network.
 
     Args:
-        network: Has these weights; they are set with every call, and are the only ones with gradients.
-        model: Computes logits with it.
+        network: Its weights in `of` are set by every call, and alone have gradients.
+        model: Computes logits with the network.
         of: Names of the weights.
         inputs: Samples ``[n, *input_shape]``.
         labels: ``[n]`` int64.

@@ -23,13 +23,13 @@ from fedkd.training.step import Stepper
 def fit(job: TrainJob, replays: Replays | None = None) -> FitResult:
     """Train the job's model in place and leave it in training mode.
 
-    Each epoch visits the samples in a fresh permutation. The last batch may be smaller; a last batch of one
-    sample is left out where the model has BatchNorm, which has no variance to divide by. The same job gives
-    the same weights to the last bit, on one device with one number of threads.
+    Each epoch visits the samples in a fresh permutation. The last batch may be smaller; BatchNorm leaves out
+    a last batch of one sample, which has no variance. The same job gives the same weights to the bit, on one
+    device with one number of threads.
 
     Args:
-        job: What is to be trained.
-        replays: Recordings of steps, which are replayed where they are of this kind; None: none are.
+        job: The job.
+        replays: Recordings of steps; None: none is replayed.
 
     Raises:
         TrainingDiverged: A loss, or a weight at the end, is not a finite number.

@@ -1,4 +1,4 @@
-"""What an optimiser remembers from step to step, as one flat table of named tensors."""
+"""The state of an optimiser as one flat table of named tensors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,7 @@ LOOSE = "tensor."
 
 
 def names_of(parameters: Sequence[Tensor], own: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Return tensors by their names.
-
-    Args:
-        parameters: The tensors.
-        own: A model's, with their names; those that are not among them become ``tensor.<index>``.
-    """
+    """Return parameters by their names in a model; others are called ``tensor.<index>``."""
     names = {id(parameter): name for name, parameter in own}
     return {
         names.get(id(parameter), f"{LOOSE}{index}"): parameter for index, parameter in enumerate(parameters)
@@ -40,8 +35,7 @@ def aux_names(job: TrainJob) -> dict[str, Tensor]:
 def optimizer_state(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state of the named parameters, such as ``"exp_avg/head.weight"`` or ``"step/head.weight"``.
 
-    The tensors are the optimiser's own, laid out as the parameters are. Adam and RMSprop remember nothing yet
-    of a parameter that has had no gradient.
+    The tensors are the optimiser's own. Adam and RMSprop have none of parameters without a gradient so far.
     """
     return {
         f"{slot}/{name}": value
@@ -62,16 +56,16 @@ def load_optimizer_state(
     named: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
 ) -> None:
-    """Let a fresh optimiser continue from a state, of which it takes copies.
+    """Let a fresh optimiser continue from copies of a state.
 
-    A parameter for which the state has not all that this optimiser remembers begins afresh: a learner may
-    train other tensors, or with another optimiser, than before. What is left over is ignored.
+    A parameter whose state is incomplete begins afresh: a learner may train other tensors, or with another
+    optimiser, than before. Other entries are ignored.
 
     Args:
-        optimizer: As `fedkd.training.optimizer.make_optimizer` returned it.
-        spec: What it was made from.
+        optimizer: From `fedkd.training.optimizer.make_optimizer` with `spec`.
+        spec: Its hyper-parameters.
         named: The parameters by name.
-        state: Of `optimizer_state`; in whatever memory layout and on whatever device.
+        state: From `optimizer_state`, in any memory layout and on any device.
 
     Raises:
         ValueError: A tensor's shape is not its parameter's.

@@ -1,8 +1,7 @@
-"""Functions of tensors on a CPU that count as one kernel where steps are recorded.
+"""Functions of CPU tensors that are one kernel of a recorded step.
 
-What is done with few numbers, one after the other, takes longer to ask torch for than to do. Written in NumPy
-over the tensors' own memory it is quicker, but a recording would not see it. So such a function is made known
-to torch as a kernel; a recording calls the function itself.
+Work with few numbers is quicker in NumPy over the tensors' own memory, but a recording would not see it. So
+such a function is registered with torch as a kernel; a recording calls the function itself.
 """
 
 from __future__ import annotations
@@ -18,11 +17,9 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 
 
 def own_kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a decorator that makes a function a kernel.
+    """Return a decorator that makes a function a kernel with a signature as torch writes it.
 
-    Args:
-        signature: What it takes and returns, as torch writes it: ``"add_one(Tensor(a!) values) -> ()"``; a
-            tensor with ``!`` is changed in place.
+    In ``"add_one(Tensor(a!) values) -> ()"`` the tensor with ``!`` is changed in place.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,5 +33,5 @@ def own_kernel(signature: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
 
 def function_of(kernel: Any) -> Callable[..., Any]:
-    """Return what computes a kernel of our own; of any other, the kernel itself."""
+    """Return the function of a kernel of our own; of any other, the kernel itself."""
     return _FUNCTIONS.get(kernel, kernel)

@@ -18,13 +18,11 @@ Trains = Callable[[str], bool]
 def in_parts(
     job: TrainJob, parts: Sequence[tuple[int, Trains]], train: Callable[[TrainJob], Training[FitResult]]
 ) -> Training[FitResult]:
-    """Train in parts, one after another.
-
-    Each has a seed of its own and, unless its state is kept, an optimiser of its own.
+    """Train in parts, one after another, each with its own seed and, unless kept, its own optimiser state.
 
     Args:
-        job: As it would be for all parameters at once.
-        parts: Epochs of each part, and what it trains.
+        job: The job of all parameters at once.
+        parts: Epochs of each part, and the parameters that it trains.
         train: Trains a part.
 
     Raises:
@@ -42,14 +40,10 @@ def in_parts(
 
 @contextmanager
 def only(model: nn.Module, trains: Trains) -> Iterator[None]:
-    """Have no parameters require a gradient in the block but some of those that do besides.
-
-    Args:
-        model: The model; its buffers go on as ever.
-        trains: Says which.
+    """Let only chosen ones of a model's trainable parameters require a gradient in the block.
 
     Raises:
-        ValueError: None is.
+        ValueError: None is chosen.
     """
     before = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not any(trains(name) for name, _ in before):

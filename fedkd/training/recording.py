@@ -1,8 +1,7 @@
-"""The kernels that a step has run, written down and run once more.
+"""Recordings: the kernels of a step, written down and run once more.
 
-Kernels are taken down below autograd, so what is replayed keeps no account of how to go back, and is spared
-whatever is above the kernels: Python, modules, hooks. Tensors are known by what they are, never held, as
-autograd goes other ways where somebody else holds a gradient.
+Kernels are recorded below autograd, so that a replay spares autograd, Python, modules and hooks. Tensors are
+referenced weakly, as autograd copies a gradient that has another reference.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fedkd.training.compat import below_autograd, schema_of, tree_leaves, tree_m
 from fedkd.training.own_kernels import function_of
 
 Step = Callable[[], "list[Tensor]"]
-"""Takes a step and returns what it tells, such as the loss."""
+"""Takes a step and returns its results, such as the loss."""
 
 DIRECT = {
     *("_fused_adam_", "_fused_adamw_", "_fused_sgd_", "_log_softmax", "_log_softmax_backward_data"),
@@ -41,38 +40,34 @@ METHODS = {
 
 
 class DecidedOtherwiseError(Exception):
-    """A value decides that a step is not the recorded one; nothing has been changed yet."""
+    """A step branches differently from its recording; it has changed nothing yet."""
 
 
 class Recording:
-    """The kernels of a step as a function of the tensors that go into it.
-
-    Args:
-        graph: One placeholder for each tensor.
-    """
+    """The kernels of a step as a function of its tensors: a graph with one placeholder for each."""
 
     def __init__(self, graph: Graph) -> None:
         self._forward: Callable[..., list[Tensor]] = GraphModule(nn.Module(), graph).forward
 
     def replay(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Run the kernels and return what the step tells.
+        """Run the kernels and return the step's results.
 
         Raises:
-            DecidedOtherwiseError: A decision that the step took by a value is another this time.
+            DecidedOtherwiseError: A branch that depends on a value is another one this time.
         """
         with torch.no_grad(), below_autograd():
             return self._forward(*tensors)
 
 
 def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recording | None]:
-    """Take a step and write its kernels down.
+    """Take a step and record its kernels.
 
     Args:
         step: Takes it.
         tensors: All that it uses or changes.
 
     Returns:
-        What the step tells, and the recording; None: the step cannot be replayed.
+        The step's results, and the recording; None: the step cannot be replayed.
     """
     recorder = _Recorder(tensors)
     with recorder:
@@ -86,7 +81,7 @@ def record(step: Step, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Recordi
 
 @dataclass(frozen=True)
 class _Number:
-    """Stands for a tensor: the input of this number, or the result; −1: nobody knows it."""
+    """Stands for a tensor, an input or a result; −1: an unknown one."""
 
     value: int
 
@@ -96,13 +91,13 @@ class _Call:
     """A kernel that was run.
 
     Attributes:
-        kernel: Which.
+        kernel: The kernel.
         args: Its arguments, a `_Number` for every tensor.
         kwargs: Those by name.
-        result: What it returned, likewise.
-        looks: Whether it looks at values, and not only computes with them.
-        pure: Whether it does nothing but return its result.
-        changes_outside: Whether it may have changed what was there before the step.
+        result: Its result, likewise.
+        looks: Whether its result's shape or Python value depends on values.
+        pure: Whether it only returns its result.
+        changes_outside: Whether it may have changed tensors from before the step.
     """
 
     kernel: Any
@@ -115,16 +110,12 @@ class _Call:
 
 
 class _Recorder(KernelMode):
-    """Writes down every kernel that is run, below autograd.
-
-    Args:
-        tensors: What is there before.
-    """
+    """Records every kernel below autograd, given the tensors that are there before."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self.calls: list[_Call] = []
-        # A tensor of a later time may have the id of one that is gone: who is meant has to be alive.
+        # Weak keys: a later tensor may have the id of one that is gone.
         self._numbers = WeakTensorKeyDictionary()
         self._count = len(tensors)
         self._outside = {tensor.untyped_storage().data_ptr() for tensor in tensors}
@@ -132,11 +123,11 @@ class _Recorder(KernelMode):
             self._numbers[tensor] = number
 
     def number(self, tensor: Tensor) -> _Number:
-        """Return what a tensor is known by."""
+        """Return the number of a tensor."""
         return _Number(self._numbers.get(tensor, -1))
 
     def run(self, kernel: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run a kernel and take it down."""
+        """Run a kernel and record it."""
         noted_args, noted_kwargs = tree_map_only(Tensor, self.number, (args, kwargs))
         result = kernel(*args, **kwargs)
         if kernel.namespace != "profiler":
@@ -145,7 +136,7 @@ class _Recorder(KernelMode):
                     self._numbers[tensor] = self._count
                     self._count += 1
             if kernel is _VIEW and result.shape == args[0].shape and result.stride() == args[0].stride():
-                self._numbers[result] = self._numbers.get(args[0], -1)  # the same to whoever does not look
+                self._numbers[result] = self._numbers.get(args[0], -1)
                 return result
             told = tree_map_only(Tensor, self.number, result)
             tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
@@ -185,7 +176,7 @@ _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
 def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | None:
-    """Return kernels as a function of tensors; None: they use others, or look at values."""
+    """Return kernels as a function of tensors; None: they use unknown tensors or values."""
     graph = Graph()
     nodes: dict[int, Any] = {number: graph.placeholder(f"t{number}") for number in range(inputs)}
     turned: dict[Node, Any] = {}
@@ -203,7 +194,7 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
         if call.looks:
             return None
         changed = changed or call.changes_outside
-        if call.kernel in _SAME:  # to whoever keeps no account
+        if call.kernel in _SAME:  # without autograd
             nodes[call.result.value] = args[0]
             continue
         if call.kernel is _TRANSPOSE and args[0] in turned:
@@ -219,7 +210,7 @@ def _graph(recorder: _Recorder, inputs: int, told: Sequence[Tensor]) -> Graph | 
     if any(end not in nodes for end in ends):
         return None
     graph.output([nodes[end] for end in ends])
-    for node in reversed(graph.nodes):  # what nobody looks at, such as a gradient that another has replaced
+    for node in reversed(graph.nodes):  # unused results, such as a gradient that was replaced
         if not node.users and (node in pure or node.target is operator.getitem):
             graph.erase_node(node)
     return graph
@@ -244,7 +235,7 @@ def _insist(value: Tensor, expected: bool) -> None:
 
 
 def _name(nodes: dict[int, Any], graph: Graph, node: Node, result: Any) -> None:
-    """Take down which node makes which tensor; what a kernel changes in place keeps its name."""
+    """Note which node makes which tensor; tensors that are changed in place keep their node."""
     if isinstance(result, _Number):
         nodes.setdefault(result.value, node)
     elif isinstance(result, tuple | list):

@@ -1,9 +1,8 @@
 """Steps that are recorded once, kernel by kernel, and then replayed.
 
-A step of a small model is mostly overhead: autograd takes down what it does in every forward pass and looks
-for its way back, and the optimiser sorts its tensors anew. A recording is the list of kernels that a whole
-step has run, optimiser included, as a function of the tensors that go into it. It runs the same kernels on
-the same values in the same order, so that what comes of it is the same to the last bit.
+A step of a small model is mostly overhead of autograd and the optimiser. A recording is the list of kernels
+of a whole step, optimiser included, as a function of its tensors. It runs the same kernels on the same values
+in the same order, so that results are the same to the bit.
 """
 
 from __future__ import annotations
@@ -17,26 +16,24 @@ from torch import Tensor
 from fedkd.training.recording import DecidedOtherwiseError, Recording, Step, record
 
 PATIENCE = 64
-"""Steps of a kind after which a recording is worth its while: making one takes as long as about so many."""
+"""Steps of a kind before it is recorded, which takes the time of about as many."""
 
 MOST = 256
-"""Kinds, and recordings, after which all are forgotten: a learning rate of its own in every round makes new
-kinds without end."""
+"""Kinds, and recordings, after which all are forgotten: each new learning rate makes new kinds."""
 
 TRIALS = 64
-"""Steps that a recording turns out not to be of, after which it is given up: each is begun in vain."""
+"""Steps that branch differently after which a recording is given up."""
 
 
 class Replays:
     """Recordings of steps by their kind, made when they pay.
 
-    A recording is believed once it has done what the step itself does, to the last bit, on another batch than
-    that it was made from. Steps that use tensors that they were not said to are never replayed, nor are such
-    as look at values; but a step may take decisions, true or false, as long as it has not changed anything.
-    Where one turns out otherwise than in the recording, the step is taken.
+    A recording is used only after it has reproduced one step bit for bit, on another batch than its own.
+    Steps that use undeclared tensors or values are never replayed. They may branch on booleans before they
+    change anything; a step that branches differently from its recording is taken.
 
     Args:
-        patience: Steps of a kind before it is recorded; None: as many as recording one takes.
+        patience: Steps of a kind before it is recorded; None: `PATIENCE`.
     """
 
     def __init__(self, patience: int | None = None) -> None:
@@ -50,7 +47,7 @@ class Replays:
         self._astray: dict[Hashable, int] = {}
 
     def number(self, kind: Hashable) -> int:
-        """Return a number for a kind, the same for equal ones: the longest of them is quickly found then."""
+        """Return a number for a kind, the same for equal ones, which is quicker to hash."""
         if kind not in self._numbers:
             if len(self._numbers) >= MOST:
                 self._forget()
@@ -58,7 +55,7 @@ class Replays:
         return self._numbers[kind]
 
     def refuses(self, kind: Hashable) -> bool:
-        """Return whether steps of a kind were found to be such as cannot be replayed."""
+        """Return whether steps of a kind cannot be replayed."""
         return kind in self._refused
 
     def _forget(self) -> None:
@@ -69,12 +66,12 @@ class Replays:
     def replay(
         self, kind: Hashable, changed: Sequence[Tensor], read: Sequence[Tensor]
     ) -> list[Tensor] | None:
-        """Replay a step and return what it tells; None: there is none, or this one is another.
+        """Replay a step and return its result; None: no recording fits.
 
         Args:
             kind: Steps of equal kinds run the same kernels on tensors of the same shapes and layouts.
-            changed: Tensors that it may change in place, always in the same order.
-            read: All others that it uses, in the same order too.
+            changed: Tensors that it may change in place, always in one order.
+            read: Its other tensors, always in one order.
         """
         recording = self._proved.get(kind)
         if recording is None:
@@ -96,14 +93,14 @@ class Replays:
         read: Sequence[Tensor],
         intact: Callable[[], bool] = lambda: True,
     ) -> list[Tensor]:
-        """Take a step, record it if it is time, and return what it tells.
+        """Take a step, record it if it is time, and return its result.
 
         Args:
             kind: As for `replay`.
             step: Takes it.
             changed: As for `replay`.
             read: As for `replay`.
-            intact: Asked after a step: whether the next one of the kind uses the same tensors.
+            intact: Tells after a step whether the next one of the kind uses the same tensors.
         """
         if kind in self._refused or kind in self._proved:  # proved: this one was decided otherwise
             return step()
@@ -126,7 +123,7 @@ class Replays:
     def _prove(
         self, kind: Hashable, step: Step, changed: Sequence[Tensor], read: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Replay a step, then take it, and see whether there is a difference."""
+        """Replay a step, take it, and compare the results."""
         recording, before = self._unproved[kind], _copies(changed)
         draws = torch.get_rng_state()
         try:

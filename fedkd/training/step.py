@@ -1,4 +1,4 @@
-"""One step of training: the gradient of a loss over a batch or a few, and what the optimiser makes of it."""
+"""One step of training: the gradient of a loss over a batch or a few, and the optimiser's step."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Stepper:
 
     Args:
         job: The job.
-        parameters: What the optimiser changes.
-        optimizer: Of these.
-        replays: Recordings of steps, replayed in place of such as are of their kind; None: there are none.
-        clipped: The parameters in parts of which the gradients are clipped alone; None: they are one.
+        parameters: Changed by the optimiser.
+        optimizer: The optimiser.
+        replays: Recordings of steps; None: none is replayed.
+        clipped: Parts of the parameters whose gradients are clipped alone; None: one part.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Stepper:
         if job.correction is not None:
             self._corrected = [parameter for parameter in job.model.parameters() if parameter.requires_grad]
         self._replays = replays if _replayable(job) else None
-        # What an optimiser remembers may come to be in its first step, which a recording would not repeat.
+        # An optimiser may create its state in its first step, which a recording would not repeat.
         self._plain_steps = 1 if job.optimizer.slots else 0
         self._kind: Hashable | None = None
         self._changed: list[Tensor] = []
@@ -49,18 +49,18 @@ class Stepper:
         self._looks = True
 
     def begin_epoch(self) -> None:
-        """Look anew for what steps use besides the model's tensors and the batch."""
+        """Look anew for tensors of steps besides the model's and the batch."""
         self._looks = True
 
     def take(
         self, batches: Sequence[Tensor], sizes: Sequence[int], *, counts: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Take a step; return the loss of each batch, and how many of it were classified correctly.
+        """Take a step; return the loss of each batch and, if counted, its number of right answers.
 
         Args:
             batches: Indices of samples ``[B]``.
             sizes: B of each batch.
-            counts: Whether right answers are counted; else there are none.
+            counts: Whether right answers are counted.
         """
         job = self._job
         arrays = (
@@ -95,7 +95,7 @@ class Stepper:
             read,
             self._intact,
         )
-        # A step that is taken may have changed what rules remember; one that always is need not be asked.
+        # A step that is taken may have replaced tensors of the rules.
         self._looks = not replays.refuses(kind) and not self._intact()
         return told
 
@@ -120,7 +120,7 @@ class Stepper:
         self._kind = replays.number((job.signature(own), rules, tuple(named), tuple(state), twice))
 
     def _intact(self) -> bool:
-        """Return whether rules remember the very tensors that they did when they were last looked at."""
+        """Return whether the tensors of the rules are those of the last look."""
         if self._job.rules is None:
             return True
         reads = self._job.rules.reads
@@ -169,7 +169,7 @@ class Stepper:
 
 
 def _replayable(job: TrainJob) -> bool:
-    """Return whether steps of a job may be replayed as far as everything but its rules goes."""
+    """Return whether steps of a job may be replayed, but for its rules."""
     if job.kind is None or not job.replayable or job.accumulate > 1 or job.lr_schedule != "constant":
         return False
     if any(array.device.type != "cpu" for array in job.arrays):
@@ -187,10 +187,10 @@ def add_to_gradients(parameters: Sequence[Tensor], correction: Sequence[Tensor])
 
 
 def _lay_out_gradients(parameters: Sequence[Tensor]) -> None:
-    """Let every gradient lie in memory as its parameter does.
+    """Give every gradient its parameter's memory layout.
 
-    Fused optimisers pair elements by where they lie, whatever the strides say. Autograd's own gradients are
-    laid out like the weights, channels last; what became of them elsewhere may not be.
+    Fused optimisers pair elements by their place in memory. Autograd's own gradients have the layout of the
+    weights; changed ones may not.
     """
     for parameter in parameters:
         gradient = parameter.grad

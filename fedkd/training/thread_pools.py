@@ -9,10 +9,9 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 
 def thread_pools() -> ThreadpoolController:
-    """Return all pools that libraries of the process have, found anew once others may have been loaded.
+    """Return the thread pools of the process's libraries, found anew after more modules were imported.
 
-    Looking for them goes through all that is mapped into memory and takes three milliseconds, which a small
-    round would spend again and again. Libraries come with the modules that need them.
+    The search takes three milliseconds, too long for every small round.
     """
     return _found(len(sys.modules))
 

@@ -1,8 +1,7 @@
 """torch's optimisers without its compiler.
 
-torch guards them from `torch.compile` by functions that import the compiler on their first call, only to keep
-it away: a second of a CPU and tens of megabytes, in every process of a run. fedkd compiles no step, so it
-takes what is guarded as it is. A model of the user's may be compiled all the same.
+torch guards them from `torch.compile` by functions that import the compiler on their first call: a second of
+a CPU and tens of megabytes in every process of a run. fedkd compiles no step and unwraps them.
 """
 
 from __future__ import annotations

@@ -28,19 +28,15 @@ Tensors = dict[str, Tensor]
 
 
 class VectorisedExecutor:
-    """Runs jobs that are alike together, and all others one after the other.
+    """Runs jobs of equal kind, shapes, optimiser, epochs and batch size together, and others in a loop.
 
-    Each model sees the batches that it would see alone, in the same order, and has an optimiser of its own.
-    What comes of it differs from the loop in how products are added up, and is the same to the last bit
-    whenever the same jobs are run together.
-
-    Jobs are alike if they are in kind (`TrainJob.kind`), shapes, optimiser, epochs and batch size. Left to
-    the loop are rules that change steps, early stopping, accumulated gradients and a schedule over steps; and
-    what `vmap` cannot run, or would not run as the loop does: dropout, buffers that training changes, a loss
-    that looks at the values of its tensors.
+    Each model sees the batches that it would see alone, in the same order. Results differ from the loop's by
+    the order of sums, and are the same to the bit whenever the same jobs run together. The loop runs jobs
+    with rules that change steps, early stopping, accumulated gradients or a schedule over steps; and those
+    that `vmap` cannot run alike: dropout, buffers that training changes, a loss that branches on values.
 
     Args:
-        together: Jobs at a time, at most. Their weights, gradients and batches lie in memory once more.
+        together: Most jobs at a time. Their weights, gradients and batches lie in memory once more.
         fast: Whether the loop records steps.
     """
 
@@ -50,7 +46,7 @@ class VectorisedExecutor:
         self._not_for_vmap: set[Hashable] = set()
 
     def run(self, jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-        """Return what came of each job (see `fedkd.training.executor.Executor.run`)."""
+        """Return each job's result (see `fedkd.training.executor.Executor.run`)."""
         outcomes: dict[int, FitResult | Exception] = {}
         for numbers in self._groups(jobs):
             outcomes |= zip(numbers, self._run_group([jobs[number] for number in numbers]), strict=True)
@@ -86,22 +82,16 @@ class VectorisedExecutor:
 
 
 def make_executor(name: str, together: int, *, fast: bool = True) -> Executor:
-    """Return the executor of a scenario.
-
-    Args:
-        name: ``"loop"`` or ``"vectorised"``.
-        together: Jobs that the latter runs together, at most.
-        fast: Whether the loop records steps.
-    """
+    """Return the executor ``"loop"`` or ``"vectorised"`` (arguments: `VectorisedExecutor`)."""
     return VectorisedExecutor(together, fast=fast) if name == "vectorised" else LoopExecutor(fast=fast)
 
 
 class NotForVmapError(Exception):
-    """Jobs that cannot be run together, of which nothing has been changed but their generators."""
+    """Jobs cannot be run together; only their generators have changed."""
 
 
 def kind_of(job: TrainJob) -> Hashable | None:
-    """Return what jobs have to agree in to be run together; None: this one is the loop's."""
+    """Return a key that is equal for jobs that can be run together; None: the loop runs this one."""
     steps_as_they_are = job.rules is None or job.rules.idle
     if job.kind is None or not steps_as_they_are or job.early_stopping is not None:
         return None
@@ -113,19 +103,16 @@ def kind_of(job: TrainJob) -> Hashable | None:
 
 
 def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
-    """Train the models of some jobs in place, each as `fedkd.training.loop.fit` would.
-
-    Args:
-        jobs: Alike, see `kind_of`.
+    """Train the models of jobs of one `kind_of` in place, each as `fedkd.training.loop.fit` would.
 
     Returns:
-        What came of each, in their order; an exception for those that diverged.
+        Results in the order of the jobs; an exception for those that diverged.
 
     Raises:
-        NotForVmapError: They cannot be.
+        NotForVmapError: The jobs cannot be run together.
     """
     size = jobs[0].batch_size
-    # Those with the most to do first: whoever has batches left stands in front, so that no weight is moved.
+    # The longest jobs first: those with batches left are in front, so that no weight is moved.
     places = sorted(
         range(len(jobs)), key=lambda place: divmod(len(jobs[place].arrays[0]), size), reverse=True
     )
@@ -137,11 +124,7 @@ def fit_together(jobs: Sequence[TrainJob]) -> list[FitResult | Exception]:
 
 
 class _Group:
-    """Jobs that are run together, those with the most batches first.
-
-    Args:
-        jobs: Alike.
-    """
+    """Jobs that are run together, those with the most batches first."""
 
     def __init__(self, jobs: Sequence[TrainJob]) -> None:
         self._jobs = jobs
@@ -165,7 +148,7 @@ class _Group:
 
     @contextmanager
     def stacked(self) -> Iterator[None]:
-        """Have the models' parameters be views of the stacked ones in the block."""
+        """Make the models' parameters views of the stacked ones in the block."""
         own = {name: [p.data for p in of_jobs] for name, of_jobs in self._parameters.items()}
         for name, of_jobs in self._parameters.items():
             for parameter, view in zip(of_jobs, self._weights[name].unbind(0), strict=True):
@@ -191,7 +174,7 @@ class _Group:
             self._epoch(epoch, counts=first.scored_loss is not None and epoch == first.epochs)
 
     def results(self) -> list[FitResult | Exception]:
-        """Return what has come of each job."""
+        """Return the results of the jobs."""
         return [self._failures.get(place) or self._result(place) for place in range(len(self._jobs))]
 
     def _result(self, place: int) -> FitResult | Exception:
@@ -232,7 +215,7 @@ class _Group:
                 self._failures.setdefault(place, diverged(what))
 
     def _batches(self, orders: Sequence[Tensor]) -> Iterator[tuple[range, list[Tensor]]]:
-        """Yield places in the group that stand next to one another, and a batch of the same size for each."""
+        """Yield neighbouring places in the group, and a batch of the same size for each."""
         size, samples = self._jobs[0].batch_size, [len(order) for order in orders]
         starts = [
             batch_starts([job.model], number, size) for job, number in zip(self._jobs, samples, strict=True)
@@ -315,23 +298,16 @@ class _Group:
 
 
 class _Loss(nn.Module):
-    """A loss and the model in it, as one module whose parameters can be given for the length of a call.
-
-    Args:
-        job: Whose they are.
-
-    Attributes:
-        counts: Whether right answers are counted.
-    """
+    """A job's loss and its model as one module, whose parameters can be given for a call."""
 
     def __init__(self, job: TrainJob) -> None:
         super().__init__()
         self.model = job.model
-        self.counts = False
+        self.counts = False  # whether right answers are counted
         self._job = job
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss over a batch, and how many of it were classified correctly."""
+        """Return the mean loss over a batch, and the number of samples classified correctly."""
         job = self._job
         if self.counts and job.scored_loss is not None:
             return job.scored_loss(self.model, *tensors)
