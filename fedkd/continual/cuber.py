@@ -24,10 +24,8 @@ from fedkd.training.optimizer import OptimizerSpec
 
 RATE = SCRATCH + "rate"
 """Learning rate."""
-
 DRIFTS = SCRATCH + "drifts"
-"""There if the optimiser may leave a subspace in which the gradient has no part."""
-
+"""Present if the optimiser may leave a subspace in which the gradient has no part."""
 NO_FORGETTING, FORWARD, BACKWARD = 1, 2, 3
 """The regimes R1, R2 and R3."""
 
@@ -97,7 +95,7 @@ class CUBER(TRGP):
         return bool(torch.dot(memory.gradient(old).flatten(), gradient.flatten()) >= least)
 
     def optimizer(self, context: LearnerContext, spec: OptimizerSpec) -> OptimizerSpec:
-        """Take down the learning rate, which the step of λ depends on."""
+        """Note the learning rate, which the step of λ depends on."""
         dtype = next(context.network.parameters()).dtype
         context.memory[RATE] = torch.tensor(spec.lr, dtype=dtype, device=context.device)
         context.memory.pop(DRIFTS, None)

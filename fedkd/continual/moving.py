@@ -81,7 +81,7 @@ class SubspaceCoordinates(Scaling):
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that the products below are of, besides inputs and gradients."""
+        """All factors of the products below but inputs and gradients."""
         products = [self._across, self._known, self._coordinates, self._coordinates_across]
         held = [self._centre, self._pace, self._groups, self._members, self._reach]
         agreed = [self._stored, self._stored_inside, self._least, self._nothing]
@@ -111,7 +111,7 @@ class SubspaceCoordinates(Scaling):
         return (outer @ plain).addmm_(inside, self._across), gradients
 
     def factors(self, outer: Tensor, saved: Saved) -> Factors:
-        """Return what the gradient of w is a product of, through the scales."""
+        """Return the factors of w's gradient, which goes through the scales."""
         inputs = torch.addmm(saved.inputs, saved.inside, self._across)
         return Factors(outer, inputs, saved.inside, saved.inputs)
 
@@ -124,7 +124,7 @@ class SubspaceCoordinates(Scaling):
         return GradientParts(across @ factors.outside, across @ factors.inside)
 
     def agreement(self, parts: GradientParts) -> Agreement:
-        """Return what it takes to say which flexible tasks agree with a gradient."""
+        """Return the terms that decide which flexible tasks agree with a gradient."""
         outside, inside = parts.outside.view(-1), parts.inside.view(-1)
         products = torch.addmv(torch.mv(self._stored, outside), self._stored_inside, inside)
         if not self._compares:
@@ -134,19 +134,19 @@ class SubspaceCoordinates(Scaling):
     def advance(self, inside: Tensor) -> None:
         """Take the part ``G B`` ``[out, r]`` of a step, held back: ``d_j ← max(0, 1 − lr λ / ‖d_j‖) d_j``.
 
-        With d_j how far the step arrives from where the task began, in the subspace of the flexible task j,
-        one task after another. Columns that other tasks protect get nothing of the gradient.
+        d_j is the distance from the task's start in the subspace of the flexible task j, one task after
+        another. Columns that other tasks protect get nothing of the gradient.
         """
         columns = self._groups, self._members
         hold_back(self._coordinates, self._centre, inside, self._pace, *columns, self._reach)
 
     def pending(self) -> Tensor:
-        """Return what the weight has to be given to be what it is, ``[out, n]``."""
+        """Return the change ``[out, n]`` that the weight still lacks."""
         return (self._coordinates - self._known) @ self._across
 
 
 class Agreement(NamedTuple):
-    """What it takes to say whether ``⟨G_j, G⟩ ≥ ε2 ‖G_j‖ ‖G‖`` of the k flexible tasks j of a layer.
+    """Terms of ``⟨G_j, G⟩ ≥ ε2 ‖G_j‖ ‖G‖`` for the k flexible tasks j of a layer.
 
     Attributes:
         products: ``⟨G_j, G⟩`` ``[k]``.
@@ -161,7 +161,7 @@ class Agreement(NamedTuple):
     least: Tensor
 
     def holds(self) -> list[bool]:
-        """Return it of every task."""
+        """Return whether it holds, by task."""
         length = math.sqrt(self.outside.item() + self.inside.item())
         pairs = zip(self.products.tolist(), self.least.tolist(), strict=True)
         return [product >= least * length for product, least in pairs]
@@ -204,7 +204,7 @@ def hold_back(
         members: Whether a task has a group's columns, bool ``[k, g]``.
         reach: ``lr λ``: how far a step is held back.
     """
-    # As few passes over as few tensors as may be: what they take is time to wait for memory.
+    # As few passes over tensors as possible: they wait for memory.
     torch.addcmul(coordinates, inside, pace, value=-1.0, out=inside)
     most = reach.item()
     if most <= 0.0:
@@ -225,14 +225,10 @@ def hold_back(
 
 
 def grouped(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return columns by the flexible tasks that have them.
-
-    Args:
-        shares: Whether a task has a column, bool ``[k, r]``.
+    """Group columns by the flexible tasks that have them, given bool ``[k, r]``: one group a column.
 
     Returns:
-        Whether a column is in a group ``[g, r]``, and whether a task has the group's columns ``[k, g]``, both
-        bool; every column is in one group.
+        Columns of each group ``[g, r]``, and groups of each task ``[k, g]``, both bool.
     """
     members, group = shares.unique(dim=1, return_inverse=True)
     return torch.arange(members.shape[1])[:, None] == group, members

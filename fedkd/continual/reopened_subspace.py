@@ -31,10 +31,7 @@ class ReopenedSubspace(Reopened):
     it sees all of ``w B_t``, and the layer stays. Outputs that the task alone has may change in the steps in
     which any layer may.
 
-    Args:
-        learner: The client's.
-        context: The client's.
-        task: The old task.
+    Arguments are those of `Reopened`.
     """
 
     def __init__(self, learner: CUBER, context: LearnerContext, task: int) -> None:
