@@ -1,4 +1,4 @@
-"""Run a bench from Python: the command line does nothing else."""
+"""Runs a bench, for Python and for the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedkd.benchmark.cell_check import CellCheck
 from fedkd.benchmark.cells import (
     Axis,
     Cell,
@@ -35,15 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """A bench that is known to be sound.
+    """A checked bench.
 
     Attributes:
         bench: The bench file.
         axes: What varies.
         cells: Every run, in the order in which they run.
         compared: Axes along which cells are compared.
-        folder: Where everything goes.
-        unopened: Dotted key to the plug-in that a cell names there, where none was imported.
+        folder: The bench folder.
+        unopened: Dotted key to the plug-ins that cells name there, where none was imported.
     """
 
     bench: Bench
@@ -59,7 +58,7 @@ class BenchPlan:
         return self.folder / "runs"
 
     def waiting(self) -> list[Cell]:
-        """Return the cells that are not done yet, or of which something was damaged since."""
+        """Return the cells that are not done, or whose files are damaged."""
         from fedkd.benchmark.finished import read_summary
 
         return [cell for cell in self.cells if read_summary(self.runs / cell.folder_name) is None]
@@ -92,7 +91,7 @@ class BenchResult:
         return markdown_table(self.study)
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the table with its legend, and where everything is."""
+        """Return the page of a notebook: the table with its legend, and the folder."""
         from fedkd.tracking.html import from_markdown
 
         return from_markdown(f"{self.table()}\nresults {self.folder}")
@@ -287,13 +286,14 @@ def _written(path: Path) -> int:
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
-    """Yield what ``--dry-run`` prints: the axes, the cells, which are done, and how long the rest takes.
+    """Yield the lines of ``--dry-run``: the axes, the cells, which are done, and how long the rest takes.
 
     Raises:
         UserError: The first cell that cannot run, with its name, once all are listed.
     """
     from fedkd.benchmark.estimate import estimate
     from fedkd.benchmark.finished import damage
+    from fedkd.benchmark.scheduler import CellCheck
     from fedkd.catalogue import toml_value
     from fedkd.tracking.wording import duration
 

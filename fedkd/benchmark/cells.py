@@ -23,11 +23,11 @@ from fedkd.scenario.schema import Scenario
 from fedkd.scenario.stream import Protocol, protocols
 
 FORMULA = re.compile(r"\s*(?:[=@]|[+-](?!(?:[\d.]+(?:e[+-]?\d+)?|∞|inf|nan)$))")
-"""How a cell begins that a spreadsheet computes; a number is none."""
+"""Beginning of a text that a spreadsheet takes for a formula; a number is none."""
 MOST_CELLS = 100_000
-"""Of one bench; all are resolved, and stand in one table, before the first is run."""
+"""Cells of a bench at most: all are resolved, and stand in one table, before the first runs."""
 RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metric", "value")
-"""Columns of the results that no axis may take the name of."""
+"""Columns of the results, whose names no axis may have."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Level:
     """One value of an axis.
 
     Attributes:
-        label: How tables and figures name it, e.g. ``0.1`` or ``knfu β=2``.
-        value: What the results hold: the value itself if it is single, else the label.
-        changes: Dotted scenario keys it sets.
+        label: Its name in tables and figures, e.g. ``0.1`` or ``knfu β=2``.
+        value: Its value in the results: a single value itself, else the label.
+        changes: Dotted scenario keys that it sets.
     """
 
     label: str
@@ -52,11 +52,6 @@ class Axis:
     name: str
     levels: tuple[Level, ...]
 
-    @property
-    def short(self) -> str:
-        """The last part of the key."""
-        return self.name.rpartition(".")[2]
-
 
 @dataclass(frozen=True, eq=False)
 class Cell:
@@ -65,8 +60,8 @@ class Cell:
     Attributes:
         levels: Axis name to level, in the order of the axes.
         seed: Seed of the run.
-        scenario: What runs, resolved.
-        hash: Identifies everything that decides the result (64 hexadecimal digits).
+        scenario: The resolved scenario.
+        hash: Digest of everything that decides the result (64 hexadecimal digits).
     """
 
     levels: Mapping[str, Level]
@@ -76,7 +71,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The cell for a person: ``alpha=0.1 strategy=fedmd seed=1``."""
+        """The cell in words: ``alpha=0.1 strategy=fedmd seed=1``."""
         return cell_label(self.levels, self.seed)
 
     @property
@@ -86,7 +81,7 @@ class Cell:
 
     @property
     def run_name(self) -> str:
-        """The cell as a name of a run: ``alpha0.1-fedmd-seed1``."""
+        """The name of the cell's run: ``alpha0.1-fedmd-seed1``."""
         return self.name_of(self.levels, self.seed)
 
     @staticmethod
@@ -96,11 +91,11 @@ class Cell:
             level.label if isinstance(level.value, str) else axis.rpartition(".")[2] + level.label
             for axis, level in levels.items()
         ]
-        return _slug("-".join([*words, f"seed{seed}"]))
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([*words, f"seed{seed}"])).strip("-._")[:100]
 
 
 def cell_label(levels: Mapping[str, Level], seed: int) -> str:
-    """Return a cell for a person."""
+    """Return a cell in words."""
     words = [f"{axis.rpartition('.')[2]}={level.label}" for axis, level in levels.items()]
     return " ".join([*words, f"seed={seed}"])
 
@@ -111,7 +106,10 @@ def make_axes(bench: Bench) -> tuple[Axis, ...]:
     Raises:
         UserError: Two levels of an axis are the same, or an axis has a name that means something else.
     """
-    axes = [_grid_axis(key, values) for key, values in flatten(bench.spec.grid).items()]
+    axes = [
+        Axis(key, tuple(level_of(key, value) for value in values))
+        for key, values in flatten(bench.spec.grid).items()
+    ]
     for name, variants in bench.spec.variants.items():
         levels = tuple(Level(label, label, flatten(changes)) for label, changes in variants.items())
         axes.append(Axis(name, levels))
@@ -133,11 +131,7 @@ def make_axes(bench: Bench) -> tuple[Axis, ...]:
 
 
 def _check_label(label: str, axis: Axis, bench: Bench) -> None:
-    """Refuse what a table cannot show on a line, or a spreadsheet would take for a formula and compute.
-
-    Raises:
-        UserError: With the axis.
-    """
+    """Refuse a name that does not fit a line, or that a spreadsheet takes for a formula."""
     if not label.strip() or not label.isprintable() or FORMULA.match(label):
         raise UserError(
             f"{label!r} cannot stand in a table; a name is printable, and begins with none of = + - @"
@@ -147,17 +141,10 @@ def _check_label(label: str, axis: Axis, bench: Bench) -> None:
         )
 
 
-def _grid_axis(key: str, values: list[Any]) -> Axis:
-    return Axis(key, tuple(level_of(key, value) for value in values))
-
-
 def level_of(key: str, value: Any) -> Level:
-    """Return what a scenario key is at one of its values."""
-    changes = flatten({key: value})
-    if not isinstance(value, dict | list):
-        return Level(_text(value), value, changes)
+    """Return the level of a scenario key at one of its values."""
     label = _text(value)
-    return Level(label, label, changes)
+    return Level(label, label if isinstance(value, dict | list) else value, flatten({key: value}))
 
 
 def _text(value: Any) -> str:
@@ -177,10 +164,10 @@ def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
 
     Args:
         bench: The bench.
-        plug_ins: Whether to import what cells name; else what it would fill in is missing in their scenarios.
+        plug_ins: Whether to import plug-ins; else scenarios lack the defaults of theirs.
 
     Raises:
-        UserError: A cell cannot be run, with its name; nothing runs before all are known to be sound.
+        UserError: A cell cannot be run, with its name.
     """
     axes = make_axes(bench)
     _check_fixed(bench, axes)
@@ -199,7 +186,7 @@ def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
 
 
 def plug_ins_of_cells(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return what cells name that is a plug-in, by key; of several at one key all."""
+    """Return the plug-ins that cells name, by key; several at one key are joined."""
     named: dict[str, dict[str, None]] = {}
     for cell in cells:
         for key, name in plug_ins_of(cell.scenario).items():
@@ -208,11 +195,7 @@ def plug_ins_of_cells(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _check_number(bench: Bench, axes: tuple[Axis, ...]) -> None:
-    """Refuse a bench that nobody will see the end of, before its cells are made.
-
-    Raises:
-        UserError: How many cells it has.
-    """
+    """Refuse a bench with too many cells, before they are made."""
     number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
     if number > MOST_CELLS:
         raise UserError(
@@ -247,11 +230,11 @@ def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str
 
     Args:
         bench: The bench.
-        changes: Dotted keys that set the cell apart.
-        seed: Of its run.
+        changes: Values of the cell's own, by dotted key.
+        seed: The run's seed.
 
     Raises:
-        UserError: A change steps into what is no table.
+        UserError: A change steps into a single value.
     """
     common = flatten(bench.spec.set)
     tables = forget_hyperparameters(bench.base, {**common, **changes, **bench.fixed})
@@ -261,12 +244,7 @@ def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str
 
 
 def cell_layers(bench: Bench, axes: Mapping[str, Mapping[str, Any]]) -> OverrideLayers:
-    """Return what is set over a cell's base scenario: for all cells, by ``--set``, by each axis.
-
-    Args:
-        bench: The bench.
-        axes: Name of each axis to what it sets in the cell.
-    """
+    """Return the keys set over a cell's base scenario: for all cells, by ``--set``, by each axis."""
     common, fixed, *levels = (set_keys(layer) for layer in (bench.spec.set, bench.fixed, *axes.values()))
     varied = [bench.varied.get(name, keys) for name, keys in zip(axes, levels, strict=True)]
     return OverrideLayers([common, fixed], levels, varied)
@@ -303,23 +281,19 @@ def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bo
 
 
 def in_cell(error: UserError, label: str, file: str) -> UserError:
-    """Return an error about a scenario with the name of the cell that has it."""
+    """Return an error about a scenario with the name of its cell."""
     where = f"cell '{label}'" + (f": {error.key}" if error.key else "")
     return UserError(f"{where}: {error.message}", file=file)
 
 
 def what_decides_data(scenario: Scenario) -> str:
-    """Return what the data of a cell depend on besides the seed: many cells in a row share them."""
+    """Return a text of everything but the seed that decides a cell's data; many cells in a row share it."""
     parts: list[BaseModel] = [scenario.data, scenario.heterogeneity]
     head = ""
     if scenario.continual is not None:
         parts.append(scenario.continual.tasks)
         head = str(scenario.continual.head)
     return "".join([*(part.model_dump_json() for part in parts), head])
-
-
-def _slug(label: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-._")[:100]
 
 
 def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
@@ -329,28 +303,24 @@ def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
         UserError: No such axis, or no such level on it.
     """
     baseline = {}
-    by_name = {axis.name: axis for axis in axes}
+    labels = {axis.name: [level.label for level in axis.levels] for axis in axes}
     for name, value in flatten(bench.spec.baseline).items():
-        if name not in by_name:
-            raise UserError(
-                f"no axis '{name}'; {did_you_mean(name, by_name)}", key="baseline", file=bench.file
-            )
-        labels = [level.label for level in by_name[name].levels]
-        if _text(value) not in labels:
-            raise UserError(
-                f"axis '{name}' has no value {value!r}; {did_you_mean(_text(value), labels)}",
-                key="baseline",
-                file=bench.file,
-            )
-        baseline[name] = _text(value)
+        label, told = _text(value), None
+        if name not in labels:
+            told = f"no axis '{name}'; {did_you_mean(name, labels)}"
+        elif label not in labels[name]:
+            told = f"axis '{name}' has no value {value!r}; {did_you_mean(label, labels[name])}"
+        if told is not None:
+            raise UserError(told, key="baseline", file=bench.file)
+        baseline[name] = label
     return baseline
 
 
 def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the axes along which cells are compared: those the baseline names.
+    """Return the axes along which cells are compared: those that the baseline names.
 
     Without a baseline: the strategy, or the learner, else the first axis whose values are names, else the
-    last axis. All cells that agree on the other axes make one block of the table.
+    last axis. Cells that agree on the other axes make one block of the table.
     """
     if baseline:
         return tuple(axis.name for axis in axes if axis.name in baseline)
@@ -361,18 +331,17 @@ def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[
 
 
 def shown_metrics(bench: Bench, cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Return the names of what the table shows: what the bench says, else what its kind of cells reaches."""
+    """Return the metrics of the table: those of the bench file, else the usual ones of its kind of cells."""
     if bench.spec.metrics is not None:
         return tuple(bench.spec.metrics)
     streams = [cell.scenario for cell in cells if cell.scenario.continual is not None]
     if not streams:
         return ("accuracy_trained_local", "accuracy_local", "accuracy_trained_global", "accuracy_global")
-    tests = dict.fromkeys(test for scenario in streams for test in _tests(scenario))
+    tests: dict[Protocol, None] = {}
+    for scenario in streams:
+        given, unknown = protocols(scenario)
+        tests[given] = None
+        if scenario.continual is not None and scenario.continual.evaluate_without_task:
+            tests[unknown] = None
     accuracies = [f"average_accuracy_{protocol}" for protocol in tests]
     return (*accuracies, "bwt", "forgetting", "stored_bytes_per_task", "peak_bytes", "seconds")
-
-
-def _tests(scenario: Scenario) -> tuple[Protocol, ...]:
-    assert scenario.continual is not None
-    given, unknown = protocols(scenario)
-    return (given, unknown) if scenario.continual.evaluate_without_task else (given,)

@@ -1,6 +1,6 @@
-"""What a cell that is done has left in its run folder, and whether that is still what was written.
+"""Run folders of cells that are done, and damage to their files.
 
-runs/CELL/digests.json      SHA-256 of every file there that tables and figures are made of
+``runs/CELL/digests.json`` has the SHA-256 of every file there that tables and figures are made of.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ READ = (SUMMARY, METRICS, TIMINGS)
 
 
 class Damaged(Exception):
-    """A run that was done has left what cannot be read, or is not what was written; says what of it."""
+    """A file of a run that was done cannot be read, or is not what was written."""
 
 
 def seal(folder: Path) -> None:
-    """Take down what a run that is done has left, so that damage is noticed."""
+    """Write the digests of a run that is done."""
     write_json_atomically(folder / DIGESTS, {name: file_digest(folder / name) for name in READ})
 
 
 def unseal(folder: Path) -> None:
-    """Forget what a run has left: it goes on."""
+    """Remove the digests of a run that goes on."""
     (folder / DIGESTS).unlink(missing_ok=True)
 
 
@@ -42,7 +42,7 @@ def read_summary(folder: Path) -> dict[str, Any] | None:
 
 
 def damage(folder: Path) -> str | None:
-    """Return what is wrong with a cell that was done; None: nothing, or it never was."""
+    """Return what is damaged of a cell that was done; None: nothing, or it never was."""
     try:
         whole_summary(folder)
     except Damaged as damaged:

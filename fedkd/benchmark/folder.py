@@ -1,4 +1,4 @@
-"""One folder, one bench: what lies in a bench folder that the bench does not know."""
+"""Refuses a bench folder that holds runs of another bench."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.scenario.load import read_scenario, read_toml
 
 SHOWN_VALUES = 4
-"""Values of a key that a bench has that are told of, at most."""
+"""Values of a key that a message names at most."""
 
 
 def check_folder(cells: Sequence[Cell], folder: Path) -> None:
     """Refuse a bench folder that holds runs of another bench, whose tables would be written over.
 
     More seeds, values and variants only add cells, so a bench that has grown goes on in its folder.
-
-    Args:
-        cells: All of the bench's.
-        folder: The bench folder; it need not exist.
 
     Raises:
         UserError: What the other bench had, and the way on.
@@ -44,14 +40,14 @@ def check_folder(cells: Sequence[Cell], folder: Path) -> None:
 def _strangers(cells: Sequence[Cell], runs: Path) -> list[Path]:
     try:
         found = sorted(runs.iterdir())
-    except OSError:  # not there yet, or nothing to look into: whoever writes there says so
+    except OSError:  # not there yet, or unreadable: writing there says so
         return []
     names = {cell.folder_name for cell in cells}
     return [path for path in found if path.name not in names and (path / SCENARIO).is_file()]
 
 
 def _difference(run: Path, cells: Sequence[Cell]) -> str:
-    """Say what sets a run apart from the cell that is most like it."""
+    """Word the difference of a run from the cell that is most like it."""
     try:
         before = decisive(read_scenario(read_toml(run / SCENARIO), folder=run))
     except UserError:
@@ -67,7 +63,7 @@ def _difference(run: Path, cells: Sequence[Cell]) -> str:
 
 
 def _now(key: str, nearest: Any, cells: Sequence[Cell]) -> str:
-    """Say which values the cells have at a dotted key, that of the nearest cell among them."""
+    """Word the values of the cells at a dotted key, that of the nearest cell first."""
     others = (_word(value_at(decisive(cell.scenario), key)) for cell in cells)
     *first, last = list(dict.fromkeys([_word(nearest), *others]))[: SHOWN_VALUES + 1]
     if len(first) == SHOWN_VALUES:

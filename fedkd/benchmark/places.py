@@ -1,7 +1,6 @@
-"""Whether a bench's cells find on every node of a cluster what they read and where they write.
+"""Checks that every node of a cluster sees the same data, plug-ins and run folders.
 
-A cell runs as a whole where there is room for it: it reads data and plug-ins there, and its run folder lies
-there, too. So all nodes have to see the same.
+A cell runs as a whole on one node: it reads data and plug-ins there, and writes its run folder there.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from fedkd.scenario.load import scenario_from_json
 from fedkd.scenario.schema import Engine
 
 MARK = ".nodes.tmp"
-"""A file beside the run folders while nodes are asked whether they see it."""
+"""A file beside the run folders while nodes look for it."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """What a cell would find on a machine.
+    """What a cell finds on a machine.
 
     Attributes:
         trouble: Why it cannot run there, as the end of a sentence; empty: it can.
@@ -43,11 +42,11 @@ class Place:
 
 
 def look_at_place(scenario_json: str, folder: str | None = None) -> Place:
-    """Return what a cell would find on this machine.
+    """Return what a cell finds on this machine.
 
     Args:
         scenario_json: The cell's resolved scenario.
-        folder: Where there is a `MARK`, if the cell's run folder is the same one; None: nobody has made one.
+        folder: The folder of run folders, where `MARK` is to be seen; None: not to be looked for.
     """
     if folder is not None and not (Path(folder) / MARK).is_file():
         return Place(f"does not see {folder}; put the bench on a disk that all nodes share")
@@ -74,11 +73,11 @@ def check_places(jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCl
     Args:
         jobs: The cells' scenarios as JSON, and their run folders.
         engine: What a cell reserves.
-        cluster: The cluster; one of this process's own is this machine.
+        cluster: The cluster.
         share: GPUs that a cell reserves.
 
     Raises:
-        UserError: A node lacks something, or has another version of it.
+        UserError: A node lacks something, or has other data.
         EngineLost: A node does not answer.
     """
     nodes = other_nodes(engine, cluster, share)

@@ -1,9 +1,8 @@
-"""Metrics that need a second run: cells over streams beside their siblings with a reference learner.
+"""Metrics that need a second run: `intransigence` and `gain_over_single` of cells over streams.
 
-A cell's siblings have its seed, its stream and its level on every axis but those that set the learner, be
-they scenario keys or named variants. `intransigence` is measured against what the one with the learner
-`joint` reached, `gain_over_single` against the one with `single`; where several have that learner none of
-them is the reference, since nothing says which is meant.
+A cell's siblings have its seed, its stream and its level on every axis but those that set the learner. The
+sibling with the learner `joint` is the reference of `intransigence`, that with `single` the reference of
+`gain_over_single`. Where several siblings have such a learner there is no reference.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import replace
 from math import isnan
 from statistics import fmean
 
-from fedkd.benchmark.cells import Axis, Cell, what_decides_data
+from fedkd.benchmark.cells import Axis, what_decides_data
 from fedkd.benchmark.results import FinishedCell
 from fedkd.continual.outcome import StreamOutcome, stream_outcome
 from fedkd.plan.build_schedule import build_schedule
@@ -26,19 +25,22 @@ RELATIVE = ("intransigence", "gain_over_single")
 
 
 def beside_references(finished: Sequence[FinishedCell], axes: Sequence[Axis]) -> list[FinishedCell]:
-    """Return the cells, in order, with what those that are done reached relative to their references."""
+    """Return the cells, in order, with the metrics of those that are done relative to their references."""
     shared = [axis.name for axis in axes if not _sets_learner(axis)]
     siblings: defaultdict[Hashable, list[FinishedCell]] = defaultdict(list)
-    for cell in finished:
-        if cell.cell.scenario.continual is not None:
-            siblings[_what_siblings_share(cell.cell, shared)].append(cell)
+    for finished_cell in finished:
+        cell = finished_cell.cell
+        if cell.scenario.continual is not None:
+            levels = tuple(cell.levels[name].label for name in shared)
+            # Variants may change more than the learner: other tasks or samples are no reference.
+            siblings[cell.seed, levels, what_decides_data(cell.scenario)].append(finished_cell)
     relative: dict[str, dict[str, float]] = {}
     for cells in siblings.values():
         joint, single = _reference(cells, "joint"), _reference(cells, "single")
         if joint is None and single is None:
             continue
-        relative |= {cell.cell.hash: _relative(_outcome(cell, joint, single)) for cell in cells if cell.done}
-    return [replace(cell, relative=relative.get(cell.cell.hash, {})) for cell in finished]
+        relative |= {each.cell.hash: _relative(_outcome(each, joint, single)) for each in cells if each.done}
+    return [replace(each, relative=relative.get(each.cell.hash, {})) for each in finished]
 
 
 def _sets_learner(axis: Axis) -> bool:
@@ -46,19 +48,9 @@ def _sets_learner(axis: Axis) -> bool:
     return not keys.isdisjoint(("continual", "continual.learner"))
 
 
-def _what_siblings_share(cell: Cell, axes: Sequence[str]) -> Hashable:
-    # Variants may change more than the learner: accuracies on other tasks or samples are no reference.
-    return cell.seed, tuple(cell.levels[name].label for name in axes), what_decides_data(cell.scenario)
-
-
 def _reference(siblings: Sequence[FinishedCell], learner: str) -> StreamOutcome | None:
-    found = [cell for cell in siblings if _learner(cell) == learner]
+    found = [cell for cell in siblings if (own := cell.cell.scenario.continual) and own.learner == learner]
     return _outcome(found[0]) if len(found) == 1 and found[0].done else None
-
-
-def _learner(cell: FinishedCell) -> str:
-    assert cell.cell.scenario.continual is not None
-    return cell.cell.scenario.continual.learner
 
 
 def _outcome(
@@ -77,7 +69,7 @@ def _outcome(
 
 
 def _relative(outcome: StreamOutcome) -> dict[str, float]:
-    """Return the means, over the clients that have them, of what there is thanks to references."""
+    """Return the means of relative metrics over the clients that have them."""
     means = {}
     for name, per_client in outcome.figures().items():
         values = [value for value in per_client.values() if not isnan(value)]

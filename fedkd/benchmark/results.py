@@ -1,4 +1,4 @@
-"""What a bench leaves behind: tidy results, a table of cells, and the study that is reported."""
+"""Results of a bench: tidy files, a table of cells, and the study that is reported."""
 
 from __future__ import annotations
 
@@ -28,14 +28,12 @@ if TYPE_CHECKING:
 ROWS_AT_A_TIME = 500_000
 POOLED = "pooled"
 """The strategy that trains on all clients' samples in one place."""
-
-
 CLOCK = "virtual_seconds_train"
-"""What metrics say of simulated time."""
+"""The metric of simulated time."""
 SECONDS_TO = "seconds_to_"
-"""Begins the names of what a summary says of when accuracies were reached."""
+"""Prefix of a summary's times to an accuracy."""
 CELLS_NAMED = 3
-"""Cells that a warning names, at most."""
+"""Cells that a warning names at most."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,11 @@ class FinishedCell:
     """A cell of a bench after the bench has run.
 
     Attributes:
-        cell: What was asked for.
+        cell: The cell.
         folder: Its run folder.
         outcome: How it ended.
         summary: Its `summary.json`; None: it is not done.
-        relative: What it reached relative to cells with a reference learner, by name.
+        relative: Metrics relative to cells with a reference learner, by name.
     """
 
     cell: Cell
@@ -63,12 +61,12 @@ class FinishedCell:
 
     @property
     def final(self) -> dict[str, float]:
-        """Every single number that is known of it; empty: it is not done."""
+        """All its single numbers; empty: it is not done."""
         return {} if self.summary is None else final_values(self.summary) | self.relative
 
 
 def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, Outcome]) -> list[FinishedCell]:
-    """Return all cells with what became of them; cells without an outcome were done before, or never ran."""
+    """Return all cells with their outcomes; those without one were done before, or never ran."""
     finished = []
     for cell in cells:
         run_folder = folder / cell.folder_name
@@ -79,11 +77,7 @@ def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, Outcome
 
 
 def chance_line(done: Sequence[FinishedCell]) -> str | None:
-    """Return a line about cells in which clients ended a task, or the run, at chance; None: there are none.
-
-    Args:
-        done: The cells that have a result.
-    """
+    """Return a line about cells whose clients ended a task, or the run, at chance; None: there are none."""
     found = [
         (cell.cell.label, len({told["client"] for told in cell.summary["at_chance"]}))
         for cell in done
@@ -177,7 +171,7 @@ def _cell_table(cell: FinishedCell, axes: Sequence[Axis], schema: pa.Schema) -> 
     except (UserError, pa.ArrowException, OSError, TypeError, ValueError):
         if cell.done:
             raise
-        return None  # it never began, or what it has left cannot be read
+        return None  # it never began, or its files cannot be read
     constant = [_axis_value(cell.cell, axis) for axis in axes]
     constant += [cell.cell.seed, cell.cell.hash[:8], cell.outcome.status]
     columns = [
@@ -211,7 +205,7 @@ def _axis_value(cell: Cell, axis: Axis) -> Any:
 
 
 def write_cells(finished: Sequence[FinishedCell], axes: Sequence[Axis], path: Path) -> None:
-    """Write `cells.csv`: one row per cell with how it ended, what it reached and what it cost."""
+    """Write `cells.csv`: one row per cell with its outcome, its final metrics and its costs."""
     measured = ["rounds", "accuracy_trained_local", "accuracy_local", "accuracy_trained_global"]
     measured += ["accuracy_global", "bytes_up", "bytes_down", "seconds"]
     if any(cell.cell.scenario.clock is not None for cell in finished):
@@ -256,7 +250,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
     for row in of_all:
         curves.setdefault(f"{row['metric']}_{row['split']}", []).append((row["round"], row["value"]))
     last = {name: curve[-1][1] for name, curve in curves.items()}
-    # What learners say of themselves belongs to the task that has just ended.
+    # A learner's own metrics belong to the task that has just ended.
     said = {f"{row['metric']}_train": row["value"] for row in of_tasks if row["split"] == "train"}
     return StudyRun(
         levels=tuple(cell.cell.levels[axis.name].label for axis in axes),
@@ -271,7 +265,7 @@ def study_run(cell: FinishedCell, axes: Sequence[Axis]) -> StudyRun:
 
 
 def _means(cell: FinishedCell) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of the federation's means that are numbers: those of no task, and those of tasks."""
+    """Return the numeric rows of the federation's means: those of no task, and those of tasks."""
     import pyarrow.compute as pc
 
     recorded = _recorded(cell)

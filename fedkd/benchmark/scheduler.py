@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.benchmark.cell_check import CellCheck
+from fedkd.benchmark.cells import Cell, in_cell, what_decides_data
 from fedkd.benchmark.finished import damage
 from fedkd.benchmark.places import check_places
 from fedkd.benchmark.worker import Outcome, run_cell
@@ -25,15 +25,59 @@ from fedkd.supervisor import if_lost
 from fedkd.tracking.atomic import write_text_atomically
 
 if TYPE_CHECKING:
-    from fedkd.benchmark.cells import Cell
     from fedkd.benchmark.progress import BenchProgress
 
 POLL_SECONDS = 0.2
 GO_ON = "cells that are done stay so; go on with the same command"
-Jobs = Mapping["Cell", tuple[str, str]]
+Jobs = Mapping[Cell, tuple[str, str]]
 """Cell to its scenario as JSON and its run folder: the arguments of `run_cell`."""
 Work = Callable[[str, str, float | None], Outcome]
 """Runs a job, called with its GPUs as well: `run_cell`, or the like; workers receive it."""
+
+
+class CellCheck:
+    """Loads every data set and builds every model of cells once, for one seed.
+
+    Args:
+        file: Name for error messages.
+        tell: Told of what takes long, such as a download.
+    """
+
+    def __init__(self, file: str, tell: Callable[[str], None] | None = None) -> None:
+        self._file = file
+        self._tell = tell
+        self._checked: set[str] = set()
+
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Check cells.
+
+        Raises:
+            UserError: The first cell that cannot run, with its name.
+        """
+        from fedkd.check import check_with
+        from fedkd.data.load import load_data
+        from fedkd.plan.plan import resolve
+        from fedkd.tracking.loggers.registry import check_loggers
+
+        loaded, data = "", None
+        for cell in cells:
+            scenario = cell.scenario
+            dealt = what_decides_data(scenario)
+            learner = scenario.continual.model_dump_json() if scenario.continual else ""
+            tracking = scenario.tracking.model_dump_json()
+            models = [group.model_dump_json() for group in scenario.clients]
+            kind = "".join([dealt, *models, learner, tracking])
+            if kind in self._checked:
+                continue
+            self._checked.add(kind)
+            try:
+                check_loggers(scenario)
+                if data is None or dealt != loaded:
+                    loaded, data = dealt, load_data(scenario, self._tell)
+                for _ in check_with(resolve(scenario, written=False), data):
+                    continue
+            except UserError as error:
+                raise in_cell(error, cell.label, self._file) from error
 
 
 class Scheduler:

@@ -1,4 +1,4 @@
-"""The bench file: everything that decides a bench, one documented field at a time."""
+"""The bench file, one documented field at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ METRICS = (
     "seconds",
     "virtual_seconds",
 )
-"""What every run can be asked for; strategies and learners may record more, and runs over streams do."""
+"""Metrics of every run; strategies, learners and streams record more."""
 
 OF_MODELS = tuple(
     f"{metric}_{model}_{split}"
@@ -45,7 +45,7 @@ OF_MODELS = tuple(
     for model in ("personal", "shared")
     for split in ("local", "global")
 )
-"""What strategies record whose clients have a model of their own beside the average."""
+"""Metrics of strategies whose clients have a model of their own beside the average."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Seed = Annotated[int, Field(ge=0)]
@@ -107,10 +107,10 @@ class Bench:
     """A bench file, read.
 
     Attributes:
-        spec: What it says.
+        spec: Its keys.
         base: Tables of the base scenario.
-        folder: What relative paths in the base scenario are relative to.
-        fixed: Dotted scenario keys of ``--set``, which have the last word in every cell.
+        folder: The folder that paths of the base scenario are relative to.
+        fixed: Dotted scenario keys of ``--set``, which override every cell.
         file: Name for error messages.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedkd.benchmark.finished import seal, unseal
 from fedkd.errors import FedkdError, Interrupted, RunFailed, described, one_line
@@ -18,7 +18,6 @@ from fedkd.run_folder import SCENARIO, plan_of_run
 from fedkd.runner import ERROR_FILE, resume, run
 from fedkd.scenario.identity import decisive, settled
 from fedkd.scenario.load import scenario_from_json
-from fedkd.scenario.schema import Engine
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver
 
@@ -30,12 +29,12 @@ class Outcome:
     """How a cell ended.
 
     Attributes:
-        status: `done`, `failed` (see `error`), or `interrupted`: its folder knows how to go on. A trial of a
-            search may be `pruned`: stopped because others were better by then.
-        seconds: Wall-clock time it took just now, loading included.
+        status: `done`, `failed` (see `error`), or `interrupted`, if it can be resumed. A trial of a search
+            may be `pruned`: stopped because others were better by then.
+        seconds: Wall-clock time of this call, loading included.
         error: One line.
-        diverged: Whether it failed because training led to numbers that are none.
-        told: What else is to be told of it.
+        diverged: Whether it failed because training led to infinite numbers, or to none.
+        told: A remark for the display.
     """
 
     status: Status
@@ -48,15 +47,12 @@ class Outcome:
 def run_cell(
     scenario_json: str, folder: str, gpus: float | None = None, observers: Sequence[RunObserver] = ()
 ) -> Outcome:
-    """Run a cell, or go on with it where it was interrupted.
-
-    A failure is an outcome, not an exception: the other cells must not suffer from it. Its traceback is kept
-    in the run folder.
+    """Run a cell, or resume it; a failure is an outcome, with its traceback in the run folder.
 
     Args:
         scenario_json: The resolved scenario; its engine is replaced by the inline one.
         folder: The run folder.
-        gpus: GPUs that are reserved for the cell; absent: what the scenario says.
+        gpus: GPUs that are reserved for the cell; absent: those of the scenario.
         observers: Told what happens while it runs.
     """
     started = time.perf_counter()
@@ -74,8 +70,10 @@ def run_cell(
             check_continuation(settled(decisive(scenario), began), 0, began)
             resume(path, observers=observers, progress=False, report=False)
         else:
-            inline = scenario.model_copy(update={"engine": _inline(scenario.engine, gpus)})
-            plan = resolve(inline, written=False)
+            engine: dict[str, Any] = {"kind": "inline", "actors": None, "address": None}
+            engine |= {} if gpus is None else {"gpus_per_actor": gpus}
+            changes = {"engine": scenario.engine.model_copy(update=engine)}
+            plan = resolve(scenario.model_copy(update=changes), written=False)
             run(plan, out=path, observers=observers, progress=False, report=False)
         seal(path)
     except (Interrupted, KeyboardInterrupt):
@@ -90,14 +88,8 @@ def run_cell(
     return outcome("done")
 
 
-def _inline(engine: Engine, gpus: float | None) -> Engine:
-    reserved = engine.gpus_per_actor if gpus is None else gpus
-    changes = {"kind": "inline", "actors": None, "address": None, "gpus_per_actor": reserved}
-    return engine.model_copy(update=changes)
-
-
 def _keep(folder: Path, text: str) -> None:
-    with suppress(OSError):  # on a full disk the outcome alone tells it
+    with suppress(OSError):  # on a full disk, the outcome alone says so
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / ERROR_FILE).exists():  # the runner has written the traceback of a client
             printable = text.encode(errors="backslashreplace").decode()

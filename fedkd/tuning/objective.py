@@ -1,4 +1,4 @@
-"""What a search looks for: accuracy on held-out samples, at the end of a trial and on the way there."""
+"""The objective of a search: accuracy on held-out samples, by round and at the end of a trial."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ DEFAULT = OBJECTIVES[0]
 
 
 def check_metric(name: str) -> None:
-    """Refuse what a search must not look at, or cannot.
+    """Refuse a metric that is no objective.
 
     Raises:
-        UserError: Which name is meant.
+        UserError: It is measured on test samples, is no accuracy, or does not exist.
     """
     if name in OBJECTIVES:
         return
@@ -47,7 +47,7 @@ def check_metric_of(name: str, scenario: Scenario) -> None:
     """Refuse a metric that the scenario's runs do not have.
 
     Raises:
-        UserError: It is that of streams of another kind, or of streams.
+        UserError: It belongs to streams, or to streams of another kind.
     """
     protocol = name.removeprefix(PREFIX).removeprefix(AVERAGE)
     if protocol not in PROTOCOLS:
@@ -63,7 +63,7 @@ def check_metric_of(name: str, scenario: Scenario) -> None:
 
 
 def final_value(name: str, summary: Mapping[str, Any]) -> float | None:
-    """Return what a run has reached, the mean over clients; None: nobody could be tested."""
+    """Return the objective of a run, the mean over clients; None: no client was tested."""
     key = name.removeprefix(PREFIX)
     tables = summary.get("continual") if key.startswith(AVERAGE) else summary.get("final")
     found = (tables or {}).get(key)
@@ -71,11 +71,11 @@ def final_value(name: str, summary: Mapping[str, Any]) -> float | None:
 
 
 class Curve:
-    """What a run has reached by each of its rounds.
+    """The objective of a run by round.
 
     Args:
-        name: Of the metric.
-        scenario: What is run.
+        name: The metric.
+        scenario: The run's scenario.
     """
 
     def __init__(self, name: str, scenario: Scenario) -> None:
@@ -86,7 +86,7 @@ class Curve:
         self.values: dict[int, float] = {}
 
     def recall(self, rows: Sequence[Mapping[str, Any]], until: int) -> None:
-        """Take what was recorded up to a round, before the run was resumed."""
+        """Read the recorded rows up to a round, before the run is resumed."""
         self.values.clear()
         if self._matrix is not None:
             self._matrix.recall([row for row in rows if row["round"] <= until])
@@ -97,7 +97,7 @@ class Curve:
                 self.values[row["round"]] = row["value"]
 
     def add(self, report: RoundReport) -> float | None:
-        """Take a round; return what was reached by it, None: it was not evaluated."""
+        """Add a round; return its value; None: it was not evaluated."""
         if self._key.startswith(AVERAGE):
             known = self._matrix is not None and self._matrix.add(report)
             value = self._matrix.so_far().get("average_accuracy") if known and self._matrix else None

@@ -1,4 +1,4 @@
-"""What a search leaves: a table of its trials, and the scenario that it found."""
+"""Results of a search: a table of its trials, and the scenario that it found."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WORDS = {"pruned": "stopped", "diverged": "diverged", "done": ""}
 
 
 def found_scenario(search: Search, trial: Trial) -> Scenario:
-    """Return the scenario with a trial's values, which trains on all samples and is tested on tests."""
+    """Return the scenario with a trial's values, which trains on all samples and is tested on test sets."""
     seed = search.seeds[0]
     changes = flatten(trial.values)
     tables = cell_tables(search.bench, changes, seed)
@@ -35,19 +35,13 @@ def found_scenario(search: Search, trial: Trial) -> Scenario:
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Return trials with the best first: those that are done, then those that were stopped, by value."""
+    """Return trials, the best first: those that are done, then those that were stopped, by value."""
     order = {"done": 0, "pruned": 1}
     return sorted(trials, key=lambda t: (order.get(t.status, 2), -(t.value or 0.0), t.number))
 
 
 def markdown_table(search: Search, trials: Sequence[Trial], most: int | None = None) -> str:
-    """Return the trials as a table in Markdown, the best first.
-
-    Args:
-        search: Whose they are.
-        trials: All of them.
-        most: Rows that are shown; None: all.
-    """
+    """Return the trials as a table in Markdown, the best first, at most `most` of them."""
     keys = [dimension.key for dimension in search.space]
     titles = ["trial", *keys, f"{search.spec.metric} (%)", "rounds", ""]
     lines = ["| " + " | ".join(titles) + " |", "| --: |" + " --- |" * len(keys) + " --: | --: | --- |"]
@@ -64,7 +58,7 @@ def markdown_table(search: Search, trials: Sequence[Trial], most: int | None = N
 
 
 def legend(search: Search) -> str:
-    """Return what the table shows, in a sentence or two."""
+    """Return the legend of the table."""
     share = search.bench.fixed["data.validation"]
     seeds = len(search.seeds)
     of_seeds = f", the mean over {seeds} seeds" if seeds > 1 else ""

@@ -1,7 +1,8 @@
-"""Which values the next trials have: drawn by Optuna, from what is known of the trials before.
+"""Draws the values of trials with Optuna.
 
-Trials are drawn in batches. A batch depends on the scenario's seed, its own number, and on how the trials of
-earlier batches ended, in their order: not on which of them ended first, nor on how many ran at a time.
+Trials are drawn in batches. A batch depends on the scenario's seed, its own number, and the results of
+earlier batches, in the order of their trials: neither on which trial ended first, nor on how many ran at a
+time.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def draw(
     Args:
         space: What varies.
         known: All trials of earlier batches, in order.
-        number: Trials to draw; fewer are the first of more.
+        number: Trials to draw; a smaller number gives the first of them.
         sampler: `tpe` or `random`.
         startup: Trials that have to be known before the sampler learns from them.
         seed: The scenario's.
@@ -99,7 +100,7 @@ def _told(trial: Trial, space: Sequence[Dimension], distributions: Mapping[str, 
         else trial.values[dimension.key]
         for dimension in space
     }
-    # One that is pruned before its first value is the worst there is: so is one that diverged.
+    # Optuna ranks a trial that is pruned without any value last: so is one that diverged.
     done = trial.status == "done"
     return create_trial(
         state=TrialState.COMPLETE if done else TrialState.PRUNED,

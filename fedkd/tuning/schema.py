@@ -1,4 +1,4 @@
-"""The file of a search: everything that decides it, one documented field at a time."""
+"""The file of a search, one documented field at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fedkd.tuning.space import Dimension, Range, dimensions, parse_search
 
 MOST_TRIALS = 100_000
 SHARE = 0.2
-"""Of every client's training samples that is held out, unless somebody says otherwise."""
+"""Default share of every client's training samples that is held out."""
 
 
 class TuneFile(ExperimentFile):
@@ -81,10 +81,10 @@ class Search:
     """The file of a search, read.
 
     Attributes:
-        spec: What it says.
-        bench: Its base and what is set in every trial, as a bench of one cell; trials are measured on
-            samples that are held out.
-        space: What varies.
+        spec: Its keys.
+        bench: Its base and the keys set in every trial, as a bench of one cell; trials are measured on
+            held-out samples.
+        space: The search space.
     """
 
     spec: TuneFile
@@ -171,7 +171,7 @@ def share_of(spec: TuneFile, base: Mapping[str, Any]) -> float:
 
 
 def dump_search(search: Search) -> str:
-    """Return a search as one TOML file, with its base scenario in it and what the command line says."""
+    """Return a search as one TOML file, with its base scenario and the overrides of the command line."""
     told = search.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     for key in ("base", "scenario", "search"):
         told.pop(key, None)

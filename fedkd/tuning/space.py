@@ -1,4 +1,4 @@
-"""What a search varies: ranges and choices of scenario keys, as a file or the command line gives them."""
+"""The search space: ranges and choices of scenario keys, from a file or the command line."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FIXED = (
     *("name", "seed", "engine", "tracking", "checkpoint_every", "evaluate_every", "evaluate_clients"),
     *("plugins", "plugin_path", "data.validation", "data.test_fraction", "data.test_size"),
 )
-"""Keys that decide where a run goes or what it is measured on, not how well it learns."""
+"""Keys that cannot be searched: they decide where a run goes or its test samples."""
 MOST = 1e15
-"""Beyond, whole numbers are not told apart by floats."""
+"""Floats hold whole numbers up to here exactly."""
 DIGITS = 4
-"""Significant digits of a number that is drawn: what is found can be written down."""
+"""Significant digits of a drawn number, so that it can be written down."""
 
 
 class Range(Section):
@@ -50,8 +50,8 @@ class Dimension:
 
     Attributes:
         key: Dotted; with a `!` at its end, the whole table is replaced.
-        choices: Its values; empty: a range.
-        range: From where to where; None: choices.
+        choices: Its values; empty: it has a range.
+        range: Its range; None: it has choices.
     """
 
     key: str
@@ -65,7 +65,7 @@ class Dimension:
 
     @property
     def tried(self) -> tuple[Any, ...]:
-        """Values that have to be possible for all to be: the ends of a range, or all choices."""
+        """Values that a check tries: the ends of a range, or all choices."""
         return self.choices if self.range is None else (self.range.low, self.range.high)
 
     def rounded(self, value: Any) -> Any:
@@ -76,7 +76,7 @@ class Dimension:
         return min(max(float(f"{value:.{DIGITS}g}"), low), high)
 
     def holds(self, value: Any) -> bool:
-        """Return whether a value of the base is one that may be drawn."""
+        """Return whether a value of the base may be drawn."""
         if self.range is None:
             return any(type(value) is type(choice) and value == choice for choice in self.choices)
         if isinstance(value, bool) or not isinstance(value, int if self.whole else int | float):
@@ -87,7 +87,7 @@ class Dimension:
         return step is None or isclose((value - low) / step, round((value - low) / step), abs_tol=1e-9)
 
     def range_words(self) -> str:
-        """Return the range for a person; empty: there are choices instead."""
+        """Return the range in words; empty: it has choices instead."""
         if self.range is None:
             return ""
         found = f"{self.range.low:g} to {self.range.high:g}"
@@ -97,10 +97,10 @@ class Dimension:
 
 
 def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
-    """Return what a `[search]` table varies, in its order.
+    """Return the dimensions of a `[search]` table, in its order.
 
     Raises:
-        UserError: What is wrong with it, with the key.
+        UserError: It is wrong, with the key.
     """
     found = list(_within(search, ""))
     if not found:
@@ -108,19 +108,17 @@ def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
             'names nothing to vary, e.g. "training.lr" = { low = 1e-4, high = 1e-1 }', key="search"
         )
     names = [dimension.key for dimension in found]
-    for dimension in found:
-        key = dimension.key.removesuffix("!")
-        fixed = next((name for name in FIXED if f"{key}.".startswith(f"{name}.")), None)
-        if fixed is not None:
+    for name in names:
+        key = name.removesuffix("!")
+        where = dotted(("search", *key.split(".")))
+        if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED):
             raise UserError(
                 "does not decide how well clients learn, or decides what that is measured on; it cannot be"
                 " searched",
-                key=dotted(("search", *key.split("."))),
+                key=where,
             )
-        if any(other != dimension.key and overlapping(other, dimension.key) for other in names):
-            raise UserError(
-                "is searched twice, as a whole and in part", key=dotted(("search", *key.split(".")))
-            )
+        if any(other != name and overlapping(other, name) for other in names):
+            raise UserError("is searched twice, as a whole and in part", key=where)
     return tuple(found)
 
 
@@ -153,7 +151,7 @@ def dimension_of(key: str, value: Any) -> Dimension:
             return Dimension(key, range=_checked(Range.model_validate(dict(value)), where))
         except ValidationError as error:
             problems = error.errors(include_url=False)
-            # Of a number that is neither whole nor any other, the latter is what could be told.
+            # A value that is neither an integer nor a float has two errors: the latter says more.
             first = next((problem for problem in problems if problem["loc"][-1] == "float"), problems[0])
             place = ".".join(map(str, first["loc"][:1]))
             raise UserError(explain_error(first, Range.model_fields), key=f"{where}.{place}") from None
@@ -191,7 +189,7 @@ def _checked(found: Range, where: str) -> Range:
 
 
 def parse_search(texts: Sequence[str]) -> dict[str, Any]:
-    """Return the `[search]` table that words of ``--search`` stand for.
+    """Return texts of ``--search`` as a `[search]` table.
 
     Raises:
         UserError: One of them is of no known form.

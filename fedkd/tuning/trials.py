@@ -39,14 +39,14 @@ class TrialRun(Cell):
     """One run of a trial.
 
     Attributes:
-        trial: Number of the trial, 0-based; the folder does not tell: two trials may try the same.
+        trial: 0-based number of the trial; two trials may try the same values, in one folder.
     """
 
     trial: int = 0
 
     @property
     def label(self) -> str:
-        """The run for a person: ``trial 3: lr=0.01 seed=1``."""
+        """The run in words: ``trial 3: lr=0.01 seed=1``."""
         return f"trial {self.trial}: {super().label}"
 
 
@@ -56,12 +56,12 @@ class Trial:
 
     Attributes:
         number: 0-based.
-        values: What it tried, by scenario key.
+        values: The values that it tried, by scenario key.
         status: `done`; `pruned`, stopped because others were better by then; `diverged`.
-        value: What it reached, the mean over seeds: at its end, or where the first of its runs was stopped;
+        value: The objective, the mean over seeds: at its end, or where the first of its runs was stopped;
             None: it diverged.
-        rounds: Rounds that all of its runs went through.
-        curve: Round to what was reached by it, the mean over seeds.
+        rounds: Rounds that all of its runs finished.
+        curve: Round to the objective, the mean over seeds.
         folders: Its runs' folders, in the order of the seeds.
     """
 
@@ -98,10 +98,10 @@ def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[Tria
 
 
 def check_space(search: Search) -> None:
-    """Try every end of a range and every choice, alone and with each choice of the others.
+    """Resolve scenarios with every end of a range and every choice, alone and with choices of the others.
 
     Raises:
-        UserError: The first that makes no scenario, with its key.
+        UserError: The first value that makes no valid scenario, with its key.
     """
     for place, dimension in enumerate(search.space):
         for value in dimension.tried:
@@ -131,7 +131,7 @@ def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> Non
 
 
 def base_values(search: Search) -> dict[str, Any] | None:
-    """Return the base's own values at the keys that are searched; None: one of them would not be drawn."""
+    """Return the base's own values at the searched keys; None: one is outside the search space."""
     try:
         tables = make_cell(search.bench, {}, search.seeds[0]).scenario.model_dump(mode="json")
     except UserError as error:
@@ -140,7 +140,7 @@ def base_values(search: Search) -> dict[str, Any] | None:
     for dimension in search.space:
         value = value_at(tables, dimension.key, missing=...)
         if dimension.whole and isinstance(value, float) and value.is_integer():
-            value = int(value)  # the range says so, where the scenario would have any number
+            value = int(value)  # the scenario's key takes floats, the range is whole
         if not dimension.holds(value):
             return None
         found[dimension.key] = value
@@ -150,12 +150,12 @@ def base_values(search: Search) -> dict[str, Any] | None:
 def ended(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path, TrialRecord]]) -> Trial:
     """Return a trial whose runs have all ended.
 
-    It is done where all of them are. Where one diverged it has, and else it was stopped.
+    It is done if all runs are, diverged if one did, and pruned in any other case.
 
     Args:
         number: 0-based.
-        values: What it tried.
-        runs: Its runs' folders, and how each ended.
+        values: The values that it tried.
+        runs: The folders of its runs, and how each ended.
     """
     records = [record for _, record in runs]
     shared = sorted(set.intersection(*(set(record.curve) for record in records)))
@@ -172,13 +172,13 @@ def ended(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path, Tri
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial that reached most, of equal ones the first; None: none is done."""
+    """Return the trial with the highest value, of equal ones the first; None: none is done."""
     done = [trial for trial in trials if trial.status == "done" and trial.value is not None]
     return max(done, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 
 
 def single(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return values as words of one line, by their keys, those of tables by their parts."""
+    """Return values in words of one line, by their keys."""
     return {key: level_of(key, value).label for key, value in values.items()}
 
 
@@ -211,12 +211,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """How one run of a trial ended, as its folder keeps it.
+    """How one run of a trial ended.
 
     Attributes:
         status: `done`, `pruned`, or `diverged`.
-        value: What it reached, None unless it is done; the last point of the curve where it was stopped.
-        curve: Round to what was reached by it.
+        value: The objective at the end, or where the run was stopped; None: it diverged.
+        curve: Round to the objective.
         error: One line.
     """
 
@@ -227,7 +227,7 @@ class TrialRecord:
 
 
 def read_record(folder: Path) -> TrialRecord | None:
-    """Return how a run ended; None: it has not, or what it left is damaged."""
+    """Return how a run ended; None: it has not, or its files are damaged."""
     try:
         found: Any = parse_json((folder / TRIAL).read_bytes())
         curve = {int(round): float(value) for round, value in found["curve"]}
@@ -244,13 +244,13 @@ def read_record(folder: Path) -> TrialRecord | None:
 
 
 def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = None) -> Outcome:
-    """Run a trial with one seed, or go on with it where it was interrupted (see `run_cell`).
+    """Run a trial with one seed, or resume it; write how it ended into its folder.
 
     Args:
-        rule: What decides about it.
-        scenario_json: The resolved scenario.
-        folder: The run folder, which keeps how it ended.
-        gpus: GPUs that are reserved for it; absent: what the scenario says.
+        rule: Decides when to stop it early.
+        scenario_json: As in `run_cell`.
+        folder: As in `run_cell`.
+        gpus: As in `run_cell`.
     """
     watcher = _Follower(rule, scenario_from_json(scenario_json))
     outcome = run_cell(scenario_json, folder, gpus, observers=[watcher])

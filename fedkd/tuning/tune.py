@@ -1,4 +1,4 @@
-"""Search for hyper-parameters from Python: the command line does nothing else."""
+"""Searches for hyper-parameters, for Python and for the command line."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from fedkd.benchmark.scheduler import Scheduler
 
 MAY_GROW = ("trials", "parallel")
-"""Keys of a search that may change from one call to the next."""
+"""Keys of a search that may change between calls."""
 
 
 @dataclass(frozen=True)
 class TunePlan:
-    """A search that is known to be sound.
+    """A checked search.
 
     Attributes:
         search: Its file.
-        folder: Where everything goes.
-        first: Values of the base, which are the first trial; None: they are not among those searched.
+        folder: The search's folder.
+        first: Values of the base, which are the first trial; None: they are outside the search space.
     """
 
     search: Search
@@ -66,8 +66,8 @@ class TuneResult:
     Attributes:
         folder: Holds `best.toml`, `table.md`, `trials.csv`, `search.json`, `tune.toml` and `runs/`.
         trials: All of them, in order.
-        best: The one that reached most.
-        search: What was searched.
+        best: The trial with the highest value.
+        search: The search.
     """
 
     folder: Path
@@ -88,7 +88,7 @@ class TuneResult:
         return f"<TuneResult {in_words(self.best.values)}: {percent(self.best.value)}, {self.folder}>"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the table with its legend, and where everything is."""
+        """Return the page of a notebook: the table with its legend, and the folder."""
         from fedkd.tracking.html import from_markdown
 
         return from_markdown(f"{self.table(SHOWN)}\nresults {self.folder}")
@@ -100,13 +100,13 @@ def plan_tune(
     search: Mapping[str, Any] | Sequence[str] = (),
     out: str | Path | None = None,
 ) -> TunePlan:
-    """Read a search and try what can be tried without running; nothing runs.
+    """Read a search and check it; nothing runs.
 
     Args:
-        path: The file of a search, or a scenario.
-        overrides: ``key=value`` texts of ``--set``.
-        search: More to vary, as texts of ``--search`` or as a table.
-        out: Folder of the search; absent: ``runs/tune-NAME``.
+        path: As in `tune`.
+        overrides: As in `tune`.
+        search: As in `tune`.
+        out: As in `tune`.
 
     Raises:
         UserError: The first thing that is wrong, or the folder holds another search.
@@ -131,19 +131,19 @@ def tune(
 ) -> TuneResult:
     """Search for the hyper-parameters with the highest accuracy on held-out samples.
 
-    The same call goes on where one was stopped, and with more `trials` where one had ended.
+    The same call resumes a search that was stopped; with more `trials`, also one that had ended.
 
     Args:
         path: The file of a search, or a scenario or the name of a shipped one.
-        search: What to vary, besides what the file says: scenario key to ``{"low": 1e-4, "high": 1e-1, "log":
-            True}`` or to a list of values; or texts as ``--search`` takes them.
+        search: More keys to vary: scenario key to ``{"low": 1e-4, "high": 1e-1, "log": True}`` or to a list
+            of values; or texts as ``--search`` takes them.
         out: Folder of the search; absent: ``runs/tune-NAME``. On a cluster, all nodes must see it.
         overrides: ``key=value`` texts of ``--set``, of the search (``trials=50``) or the scenario.
         quiet: Show no progress.
 
     Raises:
         UserError: The search cannot be run as it is; nothing has run.
-        RunFailed: A trial failed otherwise than by diverging, or none reached its end.
+        RunFailed: A trial failed without diverging, or none reached its end.
         Interrupted: Stopped by a signal; the same call goes on.
     """
     from fedkd.benchmark.progress import make_bench_progress
@@ -231,11 +231,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _check_folder(plan: TunePlan) -> None:
-    """Refuse a folder that holds another search, whose tables would be written over.
-
-    Raises:
-        UserError: What is different, and the way on.
-    """
+    """Refuse a folder that holds another search, whose tables would be written over."""
     path = plan.folder / TUNE
     try:
         before = parse_toml(path.read_text(encoding="utf-8"))
@@ -258,7 +254,7 @@ def _check_folder(plan: TunePlan) -> None:
 
 
 def describe_tune(plan: TunePlan) -> Iterator[str]:
-    """Yield what ``--dry-run`` prints: what varies, how many trials, and the first of them."""
+    """Yield the lines of ``--dry-run``: the search space, the number of trials, and the first of them."""
     search, spec = plan.search, plan.search.spec
     for dimension in search.space:
         choices = (level_of(dimension.key, choice).label for choice in dimension.choices)
