@@ -1,4 +1,4 @@
-"""JSON in: what Python's own parser takes for its own failure is the text's."""
+"""Parses JSON; failures inside Python's parser are errors of the text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class NotJson(ValueError):
-    """A text is no JSON, or none that anybody means; says why."""
+    """A text is no JSON, or nested too deeply."""
 
 
 def parse_json(text: str | bytes) -> Any:

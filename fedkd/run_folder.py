@@ -119,7 +119,7 @@ def _read_schedule(folder: Path) -> dict[str, Any] | None:
     return table if digest in (None, _digest_of(table)) else None
 
 
-def mend(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
+def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
     """Check the files of a resumed run that its checkpoints do not cover.
 
     `schedule.json`, and tables of rounds that run again, are made again where they are damaged.
@@ -314,7 +314,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def is_held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Return whether a process works in a run folder; yes, where a file system has no locks."""
     try:
         with (folder / LOCK).open("rb") as file:

@@ -25,10 +25,10 @@ from fedkd.run_folder import (
     check_links,
     disk_told,
     locked,
-    mend,
     new_run_folder,
     plan_of_run,
     refuse_deployed,
+    repair_run_files,
     write_clients,
     write_plan,
 )
@@ -139,7 +139,7 @@ def resume(
     with locked(folder), _end_told(folder), _watched(plan.scenario, observers, progress) as observer:
         done = _check_continuation(plan, folder)
         check_links(folder, plan)
-        mend(folder, plan_of_run(folder), done, observer.message)
+        repair_run_files(folder, plan_of_run(folder), done, observer.message)
         with started_engine(plan, folder, observer.message) as engine:
             if rounds is not None:
                 write_plan(folder, engine.plan)

@@ -14,7 +14,7 @@ from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.paths import expanded
 from fedkd.plan.plan import Plan
-from fedkd.run_folder import is_held, plan_of_run
+from fedkd.run_folder import is_locked, plan_of_run
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.present import Present, read_present
 from fedkd.tracking.progress import PlainProgress, make_progress
@@ -86,7 +86,7 @@ class _Follower:
     def step(self) -> bool:
         """Tell of what has come since the last step; return whether the run has ended."""
         # First whether it ended, then what there is: nothing may come between the two and stay untold.
-        present, running = read_present(self._folder), is_held(self._folder)
+        present, running = read_present(self._folder), is_locked(self._folder)
         summary = self._summary() if present is None or present.status == "done" else None
         if self._read():
             self._told = 0

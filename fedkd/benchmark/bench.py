@@ -177,7 +177,7 @@ def bench(
 
 
 def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[str], None]) -> BenchResult:
-    from fedkd.benchmark.references import beside_references
+    from fedkd.benchmark.references import add_reference_metrics
     from fedkd.benchmark.results import chance_line, collect, write_cells, write_results
     from fedkd.report.figures import draw_figures
     from fedkd.report.latex import latex_table
@@ -185,7 +185,7 @@ def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[s
     from fedkd.report.study_file import write_study
     from fedkd.report.tables import csv_table, markdown_table
 
-    finished = beside_references(collect(plan.cells, plan.runs, outcomes), plan.axes)
+    finished = add_reference_metrics(collect(plan.cells, plan.runs, outcomes), plan.axes)
     done = [cell for cell in finished if cell.done]
     study = study_of(plan.bench, plan.axes, done, shown_metrics(plan.bench, plan.cells), len(finished))
     write_results(finished, plan.axes, plan.folder)
@@ -240,14 +240,14 @@ def study_so_far(folder: Path) -> Study | None:
         UserError: Its bench file cannot be read, or no cell is done.
     """
     from fedkd.benchmark.finished import DIGESTS
-    from fedkd.benchmark.references import beside_references
+    from fedkd.benchmark.references import add_reference_metrics
 
     newest = max((_written(path) for path in (folder / "runs").glob(f"*/{DIGESTS}")), default=0)
     if not (folder / BENCH).is_file() or 0 < newest <= _written(folder / STUDY):
         return None
     bench = load_bench(folder / BENCH)
     axes = make_axes(bench)
-    done = beside_references(list(_cells_done(bench, axes, folder / "runs")), axes)
+    done = add_reference_metrics(list(_cells_done(bench, axes, folder / "runs")), axes)
     if not done:
         raise UserError("no cell of the bench is done yet", file=str(folder))
     cells = len(bench.seeds) * prod(len(axis.levels) for axis in axes)

@@ -286,7 +286,7 @@ def in_cell(error: UserError, label: str, file: str) -> UserError:
     return UserError(f"{where}: {error.message}", file=file)
 
 
-def what_decides_data(scenario: Scenario) -> str:
+def data_key(scenario: Scenario) -> str:
     """Return a text of everything but the seed that decides a cell's data; many cells in a row share it."""
     parts: list[BaseModel] = [scenario.data, scenario.heterogeneity]
     head = ""

@@ -29,7 +29,7 @@ MARK = ".nodes.tmp"
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeReport:
     """What a cell finds on a machine.
 
     Attributes:
@@ -41,7 +41,7 @@ class Place:
     data: str = ""
 
 
-def look_at_place(scenario_json: str, folder: str | None = None) -> Place:
+def inspect_node(scenario_json: str, folder: str | None = None) -> NodeReport:
     """Return what a cell finds on this machine.
 
     Args:
@@ -49,15 +49,15 @@ def look_at_place(scenario_json: str, folder: str | None = None) -> Place:
         folder: The folder of run folders, where `MARK` is to be seen; None: not to be looked for.
     """
     if folder is not None and not (Path(folder) / MARK).is_file():
-        return Place(f"does not see {folder}; put the bench on a disk that all nodes share")
+        return NodeReport(f"does not see {folder}; put the bench on a disk that all nodes share")
     try:
         data = load_data(open_plan(scenario_json).scenario)
     except FedkdError as error:
-        return Place(f"cannot run a cell: {error}")
-    return Place(data=digest_of_data(data))
+        return NodeReport(f"cannot run a cell: {error}")
+    return NodeReport(data=data_digest(data))
 
 
-def digest_of_data(data: Data) -> str:
+def data_digest(data: Data) -> str:
     """Return the SHA-256 of all samples and labels."""
     found = hashlib.sha256()
     for part in [data] if isinstance(data, FederatedData) else [task.data for task in data]:
@@ -67,7 +67,9 @@ def digest_of_data(data: Data) -> str:
     return found.hexdigest()
 
 
-def check_places(jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCluster, share: float) -> None:
+def check_all_nodes(
+    jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCluster, share: float
+) -> None:
     """Compare all nodes that cells may run on with this machine, for each data set among the cells.
 
     Args:
@@ -94,7 +96,7 @@ def check_places(jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCl
     mark = folder / MARK
     try:
         mark.touch()
-        own = [look_at_place(scenario_json).data for scenario_json in tried.values()]
+        own = [inspect_node(scenario_json).data for scenario_json in tried.values()]
         asked = [(node, job, data) for node in nodes for job, data in zip(tried.values(), own, strict=True)]
         found = _ask([(node.id, job) for node, job, _ in asked], str(folder), engine, cluster)
     finally:
@@ -106,12 +108,14 @@ def check_places(jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCl
             raise UserError(f"node {node.name} has other data than there are here", key="engine.address")
 
 
-def _ask(places: Sequence[tuple[str, str]], folder: str, engine: Engine, cluster: RayCluster) -> list[Place]:
+def _ask(
+    places: Sequence[tuple[str, str]], folder: str, engine: Engine, cluster: RayCluster
+) -> list[NodeReport]:
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look: Any = ray.remote(look_at_place)
+    look: Any = ray.remote(inspect_node)
     waiting = [
         look.options(
             num_cpus=0,

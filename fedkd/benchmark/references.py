@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import isnan
 from statistics import fmean
 
-from fedkd.benchmark.cells import Axis, what_decides_data
+from fedkd.benchmark.cells import Axis, data_key
 from fedkd.benchmark.results import FinishedCell
 from fedkd.continual.outcome import StreamOutcome, stream_outcome
 from fedkd.plan.build_schedule import build_schedule
@@ -24,7 +24,7 @@ from fedkd.tracking.recorder import read_metrics
 RELATIVE = ("intransigence", "gain_over_single")
 
 
-def beside_references(finished: Sequence[FinishedCell], axes: Sequence[Axis]) -> list[FinishedCell]:
+def add_reference_metrics(finished: Sequence[FinishedCell], axes: Sequence[Axis]) -> list[FinishedCell]:
     """Return the cells, in order, with the metrics of those that are done relative to their references."""
     shared = [axis.name for axis in axes if not _sets_learner(axis)]
     siblings: defaultdict[Hashable, list[FinishedCell]] = defaultdict(list)
@@ -33,7 +33,7 @@ def beside_references(finished: Sequence[FinishedCell], axes: Sequence[Axis]) ->
         if cell.scenario.continual is not None:
             levels = tuple(cell.levels[name].label for name in shared)
             # Variants may change more than the learner: other tasks or samples are no reference.
-            siblings[cell.seed, levels, what_decides_data(cell.scenario)].append(finished_cell)
+            siblings[cell.seed, levels, data_key(cell.scenario)].append(finished_cell)
     relative: dict[str, dict[str, float]] = {}
     for cells in siblings.values():
         joint, single = _reference(cells, "joint"), _reference(cells, "single")

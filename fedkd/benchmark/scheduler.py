@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.benchmark.cells import Cell, in_cell, what_decides_data
+from fedkd.benchmark.cells import Cell, data_key, in_cell
 from fedkd.benchmark.finished import damage
-from fedkd.benchmark.places import check_places
+from fedkd.benchmark.places import check_all_nodes
 from fedkd.benchmark.worker import Outcome, run_cell
 from fedkd.engine.ray_cluster import RayCluster, connect
 from fedkd.engine.ray_placement import count_actors, gpu_share
@@ -62,7 +62,7 @@ class CellCheck:
         loaded, data = "", None
         for cell in cells:
             scenario = cell.scenario
-            dealt = what_decides_data(scenario)
+            dealt = data_key(scenario)
             learner = scenario.continual.model_dump_json() if scenario.continual else ""
             tracking = scenario.tracking.model_dump_json()
             models = [group.model_dump_json() for group in scenario.clients]
@@ -243,7 +243,7 @@ class RayRunner:
         watch = self._cluster.watch
         slots = count_actors(self._engine, self._cluster, len(jobs))
         gpus = gpu_share(self._engine, self._cluster, len(jobs))
-        check_places(list(jobs.values()), self._engine, self._cluster, gpus)
+        check_all_nodes(list(jobs.values()), self._engine, self._cluster, gpus)
         # A job that dies is recorded, not repeated behind the user's back.
         options = {"num_cpus": self._engine.cpus_per_actor, "num_gpus": gpus, "max_retries": 0}
         task: Any = ray.remote(_do).options(**options)

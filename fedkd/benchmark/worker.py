@@ -16,7 +16,7 @@ from fedkd.plan.continuation import check_continuation
 from fedkd.plan.plan import resolve
 from fedkd.run_folder import SCENARIO, plan_of_run
 from fedkd.runner import ERROR_FILE, resume, run
-from fedkd.scenario.identity import decisive, settled
+from fedkd.scenario.identity import decisive, with_known_executor
 from fedkd.scenario.load import scenario_from_json
 from fedkd.tracking.atomic import write_text_atomically
 from fedkd.tracking.events import RunObserver
@@ -67,7 +67,7 @@ def run_cell(
         scenario = scenario_from_json(scenario_json)
         if (path / SCENARIO).exists():
             began = plan_of_run(path).scenario
-            check_continuation(settled(decisive(scenario), began), 0, began)
+            check_continuation(with_known_executor(decisive(scenario), began), 0, began)
             resume(path, observers=observers, progress=False, report=False)
         else:
             engine: dict[str, Any] = {"kind": "inline", "actors": None, "address": None}

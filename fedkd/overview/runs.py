@@ -13,7 +13,7 @@ from typing import Any
 from fedkd.errors import UserError
 from fedkd.json_text import NotJson, parse_json
 from fedkd.paths import expanded
-from fedkd.run_folder import SCENARIO, is_held
+from fedkd.run_folder import SCENARIO, is_locked
 from fedkd.scenario.load import read_toml
 from fedkd.tracking.html import table
 from fedkd.tracking.present import read_present
@@ -162,7 +162,7 @@ def _entry(folder: Path) -> RunEntry:
     done = summary.get("rounds") == rounds and said == "done"
     if done:
         status = "done"
-    elif is_held(folder):
+    elif is_locked(folder):
         status = "running"
     else:
         status = said if said in ("failed", "interrupted") else "stopped"

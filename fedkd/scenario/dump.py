@@ -1,4 +1,4 @@
-"""A scenario back to TOML: what a run folder keeps."""
+"""Writes a scenario as TOML, for run folders."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from fedkd.scenario.schema import Scenario
 
 
 def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
-    """Return `scenario` as TOML with every default written out; it loads back to an equal scenario.
-
-    TOML has no null: a key that is absent is ``None``.
+    """Return `scenario` as TOML with every default written out, ``None`` as an absent key.
 
     Args:
-        scenario: The scenario.
-        folder: Where the file goes, if its paths are to be relative.
+        scenario: The scenario; the text loads back to an equal one.
+        folder: Folder of the file, if its paths are to be relative.
     """
     import tomli_w
 
@@ -26,10 +24,7 @@ def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
 
 
 def relative_to(scenario: Scenario, folder: Path) -> Scenario:
-    """Return a scenario that names its folders relative to another one, as a file that lies there does.
-
-    So a run folder tells nothing of the machine above what both have in common, and a project may move.
-    """
+    """Return a scenario with its folders relative to `folder`, so that a project may move."""
     home = folder.resolve()
     root = scenario.data.root
     data = scenario.data.model_copy(update={"root": root and os.path.relpath(root, home)})

@@ -1,4 +1,4 @@
-"""Where in the scenario a validation error stands, and which keys would have been right there."""
+"""Words validation errors of scenarios, with the key and the keys that are allowed there."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def scenario_error(error: ValidationError, *, file: str | None = None) -> UserEr
 
 
 def unknown_key(name: str, known: Iterable[str], of: str = "") -> str:
-    """Return what is wrong with a key that its table does not have, and what was meant.
+    """Return the message about an unknown key, with a suggestion.
 
     Args:
         name: The key.
         known: The keys of its table.
-        of: Whose key it would be, such as ``" for strategy 'knfu'"``.
+        of: Its owner, such as ``" for strategy 'knfu'"``.
     """
     told = asked_for(name)
     if told is None and (elsewhere := _places().get(name)):

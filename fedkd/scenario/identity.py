@@ -1,4 +1,4 @@
-"""What of a scenario decides its results, and what of it has changed."""
+"""Identity of a scenario: the keys that decide its results, their digest, and their changes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fedkd.scenario.schema import Faults, Scenario
 from fedkd.scenario.topology import Topology
 
 INERT = ("name", "engine", "tracking", "checkpoint_every")
-"""Parts of a scenario that decide no result: where and how it runs, and its name. Two keys of `engine` change
-last bits: `decisive` counts `threads_per_client`, and `device` may change with the machine."""
+"""Keys that decide no result. Two keys of `engine` change last bits: `decisive` counts `threads_per_client`,
+and `device` may change with the machine."""
 HANDLING = ("timeout", "on_client_error", "on_bad_upload", "retries", "min_replies")
-"""Keys of `faults` that say what is done about clients that fail. Where none does, they decide nothing."""
+"""Keys of `faults` about clients that fail; without failures they decide nothing."""
 LATER: Mapping[tuple[str, ...], Any] = {
     ("clock",): None,
     ("asynchronous",): None,
@@ -29,15 +29,15 @@ LATER: Mapping[tuple[str, ...], Any] = {
     ("measure",): None,
     ("topology",): Topology().model_dump(mode="json"),
 }
-"""Keys that runs began without, each with the value that changes nothing."""
+"""Keys that are newer than some runs, each with the value that changes nothing."""
 PLACES = ("plugin_path", "data.root")
-"""Where files lie; the same files may lie elsewhere tomorrow."""
+"""Keys of places; the same files may lie elsewhere tomorrow."""
 
 
 def decisive(scenario: Scenario) -> dict[str, Any]:
     """Return everything in a resolved scenario that decides its results, as JSON has it.
 
-    Of the engine that is the number of threads, on which the last bit of every sum depends.
+    The engine's number of threads is part of it: the last bit of every sum depends on it.
     """
     tables = {key: value for key, value in scenario.model_dump(mode="json").items() if key not in INERT}
     usual = Faults().model_dump(mode="json")
@@ -57,8 +57,8 @@ def decisive(scenario: Scenario) -> dict[str, Any]:
     return tables
 
 
-def settled(tables: Mapping[str, Any], run: Scenario) -> dict[str, Any]:
-    """Return what is `decisive` with what it leaves open, the executor, as it was settled in a run."""
+def with_known_executor(tables: Mapping[str, Any], run: Scenario) -> dict[str, Any]:
+    """Return decisive keys with an open executor (`auto`) replaced by that of a run."""
     training = dict(tables["training"])
     if training["executor"] == "auto":
         training["executor"] = run.training.executor
@@ -93,12 +93,12 @@ def digest_anywhere(scenario: Scenario) -> str:
 def changed_keys(
     before: Mapping[str, Any], now: Mapping[str, Any], *, places: bool = False
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted keys at which two scenarios differ, with both values, in order; None: not there.
+    """Return the dotted keys at which two scenarios differ, with both values, in order; None: absent.
 
     Args:
-        before: What was `decisive`.
-        now: What is.
-        places: Whether where files lie counts too.
+        before: Keys that were `decisive`.
+        now: Keys that are.
+        places: Whether `PLACES` count too.
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))
     return {

@@ -1,6 +1,6 @@
-"""Scenario files in, scenarios out: each field checked, relative paths made absolute, no name looked up.
+"""Reads scenario files: checks each field and makes relative paths absolute.
 
-What a scenario's names stand for, and their hyper-parameters, is found out by `fedkd.plan`.
+`fedkd.plan` looks up the names of a scenario, and checks their hyper-parameters.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from fedkd.scenario.schema import Scenario
 from fedkd.scenario.toml import NotToml, parse_toml
 
 BENCH_KEYS = {"base", "grid", "variants", "baseline", "seeds"}
-"""Keys by which a bench file gives itself away."""
+"""Keys that only bench files have."""
 WRITTEN_OUT = {name for name, field in Scenario.model_fields.items() if field.default is not None}
-"""Keys of a scenario that was resolved: it has every default written out, which nobody chose."""
+"""Keys of a resolved scenario, which has every default written out."""
 PATH_DATASETS = ("npz", "image-folder")
 """Data sets that are read from the ``path`` of their arguments."""
 
@@ -33,13 +33,13 @@ def read_scenario(
     """Check the fields of a scenario given as nested tables.
 
     Args:
-        mapping: What the TOML file would hold.
+        mapping: The tables of a TOML file.
         file: Name for error messages.
-        folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
+        folder: Folder of plug-ins and of relative paths; absent: the working folder.
 
     Returns:
-        The scenario with absolute folders, its own among them where files beside it are named. Of a resolved
-        one, defaults do not count as set.
+        The scenario with absolute folders, its own among them if it names files there. Defaults of a resolved
+        scenario do not count as set.
 
     Raises:
         UserError: The first thing that is wrong.
@@ -69,26 +69,26 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: The file cannot be read, is not TOML (with the line), or says nothing.
+        UserError: The file cannot be read, is not TOML (with the line), or is empty.
     """
-    file = str(path)
     try:
-        tables = parse_toml(Path(path).read_text(encoding="utf-8"))
+        if tables := parse_toml(Path(path).read_text(encoding="utf-8")):
+            return tables
+        # Every key has a default: without this check, a file that was lost would run.
+        told = "is empty; expected a scenario in TOML"
     except FileNotFoundError:
-        raise UserError("no such file; expected a scenario in TOML", file=file) from None
+        told = "no such file; expected a scenario in TOML"
     except IsADirectoryError:
-        raise UserError("is a folder; expected a scenario in TOML", file=file) from None
+        told = "is a folder; expected a scenario in TOML"
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", file=file) from None
+        told = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
-        raise UserError(f"is not UTF-8 text (byte {error.start})", file=file) from None
+        told = f"is not UTF-8 text (byte {error.start})"
     except NotToml as error:
-        raise UserError(f"not valid TOML: {error}", file=file) from None
+        told = f"not valid TOML: {error}"
     except ValueError as error:  # a name with a NUL in it
-        raise UserError(f"cannot be read: {error}", file=file) from None
-    if not tables:  # every key has a default, so a file that was lost would run as well
-        raise UserError("is empty; expected a scenario in TOML", file=file)
-    return tables
+        told = f"cannot be read: {error}"
+    raise UserError(told, file=str(path))
 
 
 def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
@@ -113,11 +113,7 @@ def _located(scenario: Scenario, folder: str | Path | None) -> Scenario:
 
 @contextmanager
 def _naming(key: str) -> Iterator[None]:
-    """Have the key named of a path that no file system can have.
-
-    Raises:
-        UserError: There is such a path.
-    """
+    """Name the key of a path that no file system can have."""
     try:
         yield
     except UserError as error:
@@ -130,7 +126,7 @@ def _naming(key: str) -> Iterator[None]:
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # what no file can be named is no file's name
+    except (OSError, ValueError):  # no file can have such a name
         return False
 
 

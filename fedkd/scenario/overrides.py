@@ -1,4 +1,4 @@
-"""``--set a.b=value``: change single values of a scenario, with TOML's own types."""
+"""``--set a.b=value``: changes single values of a scenario, with TOML's own types."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ LONGEST = 100
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """Split ``a.b=value`` into its key and its value.
 
-    The value is read as TOML; a bare word that is not TOML is a string, so ``fusion.strategy=fedmd`` needs no
-    quotes that a shell would eat.
+    The value is TOML, or a bare word: ``fusion.strategy=fedmd`` needs no quotes, which a shell would remove.
 
     Raises:
         UserError: No ``=``, an empty key or value, or a string, list or table that is not closed.
@@ -40,10 +39,10 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[st
     A number steps into a list: ``clients.0.model=mlp``; the number after the last entry appends one.
 
     Returns:
-        The dotted keys that were set, so that an error about one of them can name its origin.
+        The dotted keys that were set, so that errors can name their origin.
 
     Raises:
-        UserError: Malformed override, or one that steps into something that is neither a table nor a list.
+        UserError: Malformed override, or one that steps into a single value.
     """
     written = set()
     for text in overrides:
@@ -54,18 +53,12 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[st
 
 
 def apply_values(mapping: dict[str, Any], values: Mapping[str, Any]) -> set[str]:
-    """Apply values to the tables of a scenario in place, as `apply_overrides` does texts.
+    """Apply values, by dotted key, to a scenario's tables in place; return the dotted keys that were set.
 
-    Args:
-        mapping: The scenario's tables.
-        values: Dotted key to value. A table changes the keys that it has, and leaves its neighbours as they
-        are.
-
-    Returns:
-        The dotted keys that were set.
+    A table changes the keys that it has, and leaves its neighbours as they are.
 
     Raises:
-        UserError: A key steps into something that is neither a table nor a list.
+        UserError: A key steps into a single value.
     """
     written = set()
     for key, value in values.items():
@@ -91,7 +84,7 @@ def _read_value(text: str, key: str) -> Any:
             raise UserError(f"{key}: {_short(text)} is not valid TOML", key="--set") from error
         return text
     value = parsed.pop("value")
-    # A second line would set a second key; a date is no scenario value, so it was meant as a word.
+    # A second line would set a second key. No scenario value is a date, so a date is a word.
     if parsed or isinstance(value, datetime.date | datetime.time):
         return text
     return value

@@ -1,8 +1,7 @@
-"""Scenarios and benches that come with fedkd, named without their paths.
+"""Scenarios and benches that come with fedkd, by name.
 
-In the repository they lie in ``scenarios/``, in an installed package in ``fedkd/shipped/``. The name of each
-is its path below that folder without ``.toml``: ``quickstart``, ``continual/quickstart``,
-``bench/quickstart``. The last part alone will do where no other of its kind ends in it, or is called by it.
+They lie in ``scenarios/`` of the repository, or in ``fedkd/shipped/`` of an installed package. A name is the
+path below that folder without ``.toml``, such as ``continual/quickstart``, or a last part that is unique.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from fedkd.errors import UserError
 
 Kind = Literal["scenario", "bench"]
 LISTED: Mapping[Kind, str] = {"scenario": "scenarios", "bench": "benches"}
-"""What ``fedkd list`` calls all of a kind."""
+"""Kinds of files, and their lists in ``fedkd list``."""
 BENCHES = "bench"
 APPS = "flower-app"
 SUFFIX = ".toml"
@@ -26,18 +25,13 @@ SUFFIX = ".toml"
 
 @dataclass(frozen=True)
 class Shipped:
-    """A shipped file.
-
-    Attributes:
-        name: What it is called by.
-        path: Where it lies.
-    """
+    """A shipped file with its name."""
 
     name: str
     path: Path
 
     def about(self) -> tuple[str, str]:
-        """Return the first sentence of the comment that it begins with, and how long it says to take."""
+        """Return the first sentence of the file's comment, and its duration as the comment says it."""
         lines = self.path.read_text(encoding="utf-8").splitlines()
         end = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
         comment = " ".join(line.lstrip("# ") for line in lines[:end])
@@ -47,13 +41,13 @@ class Shipped:
 
 
 def shipped_folder() -> Path | None:
-    """Return the folder of what is shipped: inside the installed package, else beside its source."""
+    """Return the folder of shipped files: inside the installed package, else beside its source."""
     package = Path(__file__).resolve().parent.parent
     return next((f for f in (package / "shipped", package.parent / "scenarios") if f.is_dir()), None)
 
 
 def shipped(kind: Kind) -> list[Shipped]:
-    """Return all scenarios or benches that are shipped, ordered by name, those without a folder first."""
+    """Return all shipped scenarios or benches, ordered by name, those without a folder first."""
     folder = shipped_folder()
     if folder is None:
         return []
@@ -66,7 +60,7 @@ def shipped(kind: Kind) -> list[Shipped]:
 
 
 def names_of(kind: Kind) -> dict[str, Path]:
-    """Return the names that stand for a shipped file of a kind: whole ones, and unique last parts."""
+    """Return the names of shipped files of a kind: whole ones, and unique last parts."""
     entries = shipped(kind)
     lasts = [entry.name.rpartition("/")[2] for entry in entries]
     short = {last: entry.path for last, entry in zip(lasts, entries, strict=True) if lasts.count(last) == 1}
@@ -74,11 +68,11 @@ def names_of(kind: Kind) -> dict[str, Path]:
 
 
 def find_shipped(given: str | Path, kind: Kind) -> Path:
-    """Return the file that is meant: that of this path or, where there is none, the shipped one of this name.
+    """Return the file of a path or, where there is none, the shipped file of this name.
 
     Args:
-        given: A path or a name; what looks like a path and is none is left as it is.
-        kind: What is wanted; a shipped file of the other kind is found too, under its whole name.
+        given: A path or a name; a missing path ending in ``.toml`` is returned as it is.
+        kind: Kind of file; shipped files of the other kind are found by their whole names.
 
     Raises:
         UserError: There is no such file, and nothing shipped of that name.
@@ -86,7 +80,7 @@ def find_shipped(given: str | Path, kind: Kind) -> Path:
     path, name = Path(given), str(given)
     try:
         there = path.is_file() or (path.is_dir() and name not in names_of(kind))
-    except (OSError, ValueError):  # a name that no file can have is told of by who opens it
+    except (OSError, ValueError):  # a name that no file can have: opening it says so
         return path
     if there:
         return path

@@ -1,4 +1,4 @@
-"""TOML in: what Python's own parser takes for its own failure is the text's."""
+"""Parses TOML; failures inside Python's parser are errors of the text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import tomllib
 from typing import Any
 
 DEEPEST = 64
-"""Tables and lists within each other; what a scenario needs is below ten."""
+"""Nested tables and lists at most; a scenario needs less than ten."""
 
 
 class NotToml(ValueError):
-    """A text is no TOML, or none that anybody means; says why."""
+    """A text is no TOML, or nested too deeply."""
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fedkd.scenario.schema import Scenario
 from fedkd.tracking.atomic import write_json_atomically, write_text_atomically
 from fedkd.tracking.wording import percent
 from fedkd.tuning.schema import Search
-from fedkd.tuning.trials import Trial, best_of, in_words, single
+from fedkd.tuning.trials import Trial, best_of, in_words, value_labels
 
 BEST, TABLE, TRIALS, SUMMARY = "best.toml", "table.md", "trials.csv", "search.json"
 SHOWN = 20
@@ -47,7 +47,7 @@ def markdown_table(search: Search, trials: Sequence[Trial], most: int | None = N
     lines = ["| " + " | ".join(titles) + " |", "| --: |" + " --- |" * len(keys) + " --: | --: | --- |"]
     best, rows = best_of(trials), ranked(trials)
     for trial in rows[:most]:
-        words = single(trial.values)
+        words = value_labels(trial.values)
         value = percent(trial.value).removesuffix(" %") if trial.value is not None else "–"
         cells = [str(trial.number), *(words[key].replace("|", "\\|") for key in keys)]
         cells += [f"**{value}**" if trial is best else value, str(trial.rounds), WORDS[trial.status]]
@@ -106,7 +106,7 @@ def _csv(search: Search, trials: Sequence[Trial], folder: Path) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "status", "value", "rounds", *keys, "runs"])
     for trial in trials:
-        words = single(trial.values)
+        words = value_labels(trial.values)
         value = "" if trial.value is None else repr(trial.value)
         runs = " ".join(str(path.relative_to(folder)) for path in trial.folders)
         writer.writerow(

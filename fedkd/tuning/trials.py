@@ -124,7 +124,7 @@ def _try(search: Search, dimension: Dimension, values: Mapping[str, Any]) -> Non
     except UserError as error:
         key = dimension.key.removesuffix("!")
         told = error.message if error.key in (None, key) else f"{error.key}: {error.message}"
-        others = [f"{name} = {word}" for name, word in single(values).items() if name != dimension.key]
+        others = [f"{name} = {word}" for name, word in value_labels(values).items() if name != dimension.key]
         beside = f" (with {others[0]}; what goes together is a choice of whole tables)" if others else ""
         where = dotted(("search", *key.split(".")))
         raise UserError(told + beside, key=where, file=search.bench.file) from None
@@ -147,7 +147,7 @@ def base_values(search: Search) -> dict[str, Any] | None:
     return found
 
 
-def ended(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path, TrialRecord]]) -> Trial:
+def make_trial(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path, TrialRecord]]) -> Trial:
     """Return a trial whose runs have all ended.
 
     It is done if all runs are, diverged if one did, and pruned in any other case.
@@ -177,14 +177,14 @@ def best_of(trials: Sequence[Trial]) -> Trial | None:
     return max(done, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 
 
-def single(values: Mapping[str, Any]) -> dict[str, str]:
+def value_labels(values: Mapping[str, Any]) -> dict[str, str]:
     """Return values in words of one line, by their keys."""
     return {key: level_of(key, value).label for key, value in values.items()}
 
 
 def in_words(values: Mapping[str, Any], equals: str = "=") -> str:
     """Return values as one line."""
-    return ", ".join(f"{key}{equals}{word}" for key, word in single(values).items())
+    return ", ".join(f"{key}{equals}{word}" for key, word in value_labels(values).items())
 
 
 # One run ----------------------------------------------------------------------------------------------

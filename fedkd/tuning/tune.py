@@ -25,8 +25,8 @@ from fedkd.tuning.trials import (
     base_values,
     best_of,
     check_space,
-    ended,
     in_words,
+    make_trial,
     read_record,
     run_trial,
     runs_of,
@@ -195,7 +195,7 @@ def _run_trials(plan: TunePlan, scheduler: Scheduler) -> list[Trial]:
         for number, (own, of_trial) in enumerate(zip(values, runs_of_trials, strict=True), start=first):
             found = [(folders[run.hash], record) for run in of_trial if (record := records[run.hash])]
             assert len(found) == len(of_trial)
-            trials.append(ended(number, own, found))
+            trials.append(make_trial(number, own, found))
         for hash, record in records.items():
             if record is not None and record.status == "done":
                 curves.setdefault(runs[hash].seed, []).append(record.curve)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import fedkd.benchmark.places as module
-from fedkd.benchmark.places import MARK, check_places, digest_of_data, look_at_place
+from fedkd.benchmark.places import MARK, check_all_nodes, data_digest, inspect_node
 from fedkd.data.load import load_data
 from fedkd.engine.ray_cluster import RayCluster
 from fedkd.engine.ray_nodes import alive_nodes
@@ -23,19 +23,19 @@ def job(tables: dict[str, Any], **changes: Any) -> str:
 
 
 def test_a_folder_that_is_another_one_is_told_of(digits_scenario, tmp_path):
-    told = look_at_place(job(digits_scenario), str(tmp_path))
+    told = inspect_node(job(digits_scenario), str(tmp_path))
     assert told.trouble == f"does not see {tmp_path}; put the bench on a disk that all nodes share"
     (tmp_path / MARK).touch()
-    assert look_at_place(job(digits_scenario), str(tmp_path)).trouble == ""
+    assert inspect_node(job(digits_scenario), str(tmp_path)).trouble == ""
 
 
 def test_data_are_told_apart_by_what_is_in_them(digits_scenario):
-    place = look_at_place(job(digits_scenario))
+    place = inspect_node(job(digits_scenario))
     data = load_data(parse_plan(digits_scenario).scenario)
-    assert place.data == digest_of_data(data)
-    assert look_at_place(job(digits_scenario, seed=8)).data != place.data
+    assert place.data == data_digest(data)
+    assert inspect_node(job(digits_scenario, seed=8)).data != place.data
     data.test_y[0] += 1
-    assert digest_of_data(data) != place.data
+    assert data_digest(data) != place.data
 
 
 def test_so_are_those_of_a_stream(digits_scenario):
@@ -44,13 +44,13 @@ def test_so_are_those_of_a_stream(digits_scenario):
     digits_scenario["data"]["transfer"]["size"] = 20
     digits_scenario |= {"continual": {"learner": "naive", "tasks": tasks}}
     del digits_scenario["rounds"]
-    places = [look_at_place(job(digits_scenario, seed=seed)) for seed in (1, 1, 2)]
+    places = [inspect_node(job(digits_scenario, seed=seed)) for seed in (1, 1, 2)]
     assert places[0] == places[1] != places[2] and not places[0].trouble
 
 
 def test_a_plug_in_that_is_not_there_is_told_of(digits_scenario):
     gone = parse_plan(digits_scenario).scenario.model_copy(update={"plugins": ["gone_from_there"]})
-    trouble = look_at_place(gone.model_dump_json()).trouble
+    trouble = inspect_node(gone.model_dump_json()).trouble
     assert trouble.startswith("cannot run a cell: plugins.0: cannot import 'gone_from_there'")
 
 
@@ -61,11 +61,11 @@ def test_all_nodes_are_asked(digits_scenario, tmp_path, monkeypatch, ray_session
     monkeypatch.setattr(module, "other_nodes", lambda engine, cluster, share: list(cluster.nodes))
     jobs = [(job(digits_scenario), str(tmp_path / "runs" / "a")), (job(digits_scenario, seed=8), "")]
     engine = parse_plan(digits_scenario).scenario.engine
-    check_places(jobs, engine, cluster, 0.0)
+    check_all_nodes(jobs, engine, cluster, 0.0)
     assert not list((tmp_path / "runs").iterdir()), "nothing is left behind"
-    monkeypatch.setattr(module, "digest_of_data", lambda data: "another")
+    monkeypatch.setattr(module, "data_digest", lambda data: "another")
     with pytest.raises(UserError, match=r"^engine.address: node \S+ has other data than there are here$"):
-        check_places(jobs, engine, cluster, 0.0)
+        check_all_nodes(jobs, engine, cluster, 0.0)
     monkeypatch.setattr(Path, "touch", lambda path: None)
     with pytest.raises(UserError, match=r"node \S+ does not see .*runs; put the bench on a disk"):
-        check_places(jobs, engine, cluster, 0.0)
+        check_all_nodes(jobs, engine, cluster, 0.0)

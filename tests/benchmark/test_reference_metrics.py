@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fedkd.benchmark.bench import bench, plan_bench
-from fedkd.benchmark.references import beside_references
+from fedkd.benchmark.references import add_reference_metrics
 from fedkd.benchmark.results import collect
 from fedkd.benchmark.worker import Outcome
 from fedkd.plan.poisoned import poisoned_clients
@@ -165,6 +165,6 @@ def test_what_is_no_reference(write, stream_tables, tmp_path):
     two = [
         c for c in collect(plan.cells, plan.runs, {}) if c.cell.levels["method"].label in ("naive", "joint")
     ]
-    assert all("intransigence" in cell.relative for cell in beside_references(two, plan.axes))
+    assert all("intransigence" in cell.relative for cell in add_reference_metrics(two, plan.axes))
     failed = replace(two[1], outcome=Outcome("failed"), summary=None)
-    assert [cell.relative for cell in beside_references([two[0], failed], plan.axes)] == [{}, {}]
+    assert [cell.relative for cell in add_reference_metrics([two[0], failed], plan.axes)] == [{}, {}]

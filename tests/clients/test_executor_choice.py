@@ -16,7 +16,7 @@ from fedkd.errors import UserError
 from fedkd.federation.context import _load_once
 from fedkd.plan.load import parse_plan
 from fedkd.run_folder import plan_of_run
-from fedkd.scenario.identity import decisive, settled
+from fedkd.scenario.identity import decisive, with_known_executor
 from fedkd.tracking.events import RunObserver
 from fedkd.training.contest import StepSeconds
 
@@ -149,8 +149,8 @@ def test_a_run_folder_whose_executor_is_left_open_again_is_refused(results, tmp_
 
 def test_a_cell_of_a_bench_goes_on_as_it_was_settled():
     cell, run = (parse_plan(scenario(executor=name)).scenario for name in ("auto", "vectorised"))
-    assert settled(decisive(cell), run) == decisive(run)
-    assert settled(decisive(run), cell) == decisive(run)
+    assert with_known_executor(decisive(cell), run) == decisive(run)
+    assert with_known_executor(decisive(run), cell) == decisive(run)
 
 
 def test_who_may_fail_works_alone():
