@@ -1,6 +1,6 @@
-"""Names to objects: built-in parts, and a user's own.
+"""Registries of parts: built-in ones, and plug-ins.
 
-A part of a user's own is named in one of three ways:
+A plug-in is named in one of three ways:
 
 - ``"pkg.mod:Name"``: a module that is installed or lies beside the scenario;
 - a name that a module registers (`fedkd.register`), once the scenario lists the module in ``plugins``;
@@ -153,9 +153,9 @@ class Registry:
 
 
 def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None:
-    """Import the modules that a scenario lists in ``plugins``, so that what they register has a name.
+    """Import the modules that a scenario lists in ``plugins``, so that their parts are registered.
 
-    Every process that turns names of a scenario into objects calls it first; again costs nothing.
+    Every process calls it before it looks up names of a scenario; a second call costs nothing.
 
     Args:
         modules: Their names.
@@ -192,14 +192,13 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let nothing but an ordinary exception out of somebody else's code, or a user's Ctrl-C.
+    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code.
 
-    There is to be no ``yield`` within: the GeneratorExit that Python closes a generator with is not told from
-    one that the code raised.
+    The block must not ``yield``: Python closes a generator with a GeneratorExit, which looks like the code's.
 
     Raises:
-        RuntimeError: The code called ``sys.exit`` or raised what is no `Exception`: left alone, that would
-            end the program without a word, and with a status of its own.
+        RuntimeError: The code called ``sys.exit``, or raised something that is no `Exception`, which would
+            end the program silently and with a status of its own.
     """
     try:
         yield
@@ -215,14 +214,14 @@ def contained() -> Iterator[None]:
 
 
 class _SuddenEnd(SystemExit):
-    """Somebody's code called `os._exit`."""
+    """A plug-in called `os._exit`."""
 
 
 @contextmanager
 def no_sudden_end() -> Iterator[None]:
-    """Have `os._exit` raise in this process: it would end without a word, and perhaps with status 0.
+    """Make `os._exit` raise in this process, which would end silently, perhaps with status 0.
 
-    Processes that are forked meanwhile end by it as ever.
+    Forked processes still end by it.
     """
     real, owner = os._exit, os.getpid()
 
@@ -247,7 +246,7 @@ def _import(module_name: str, search: Iterable[str | Path]) -> Any:
     try:
         with contained():
             return _module_from_folders(module_name, search) or importlib.import_module(module_name)
-    except UserError:  # raised by what the module does, and already worded for its author
+    except UserError:  # raised by the module, and already worded for its author
         raise
     except ModuleNotFoundError as error:
         raise UserError(f"cannot import '{module_name}': {error}") from error

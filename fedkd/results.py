@@ -29,7 +29,7 @@ class RunResult:
 
     Attributes:
         folder: The run folder.
-        summary: What `summary.json` holds.
+        summary: The content of `summary.json`.
     """
 
     folder: Path

@@ -49,7 +49,7 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
     Nothing is in it until `write_plan`. A folder that stays empty is removed.
 
     Args:
-        scenario: What is to be run.
+        scenario: The run's scenario.
         out: Where; absent: the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, …
 
     Raises:
@@ -72,7 +72,7 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
             if not (folder / SCENARIO).exists():
                 for name in (SCHEDULE, TOPOLOGY, LOCK):  # written before it, on a disk that was full then
                     (folder / name).unlink(missing_ok=True)
-                with suppress(OSError):  # somebody else's files are in it
+                with suppress(OSError):  # other files are in it
                     folder.rmdir()
 
 
@@ -301,7 +301,7 @@ def locked(folder: Path) -> Iterator[None]:
         # A lock that is there already may be opened where nothing else can be written.
         probe = folder / f".probe.{os.getpid()}.tmp"
         probe.touch()
-        probe.unlink(missing_ok=True)  # whoever holds the folder clears it of such files
+        probe.unlink(missing_ok=True)  # the process that holds the folder may have removed it
         file = (folder / LOCK).open("w")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error

@@ -197,7 +197,7 @@ def _work(
             )
             raise Interrupted(told) from None
         except EngineLost as error:
-            if stop.is_set():  # whoever signals the whole process group stops Ray's processes too
+            if stop.is_set():  # a signal to the whole process group stops Ray's processes too
                 raise Interrupted(f"stopped at once; {go_on}") from None
             told = f"{error.message}; {go_on}"
             raise EngineLost(told, round=error.round, client=error.client) from error

@@ -47,7 +47,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Axis:
-    """What varies: a scenario key, or a family of named variants."""
+    """An axis of a bench: a scenario key, or a family of named variants."""
 
     name: str
     levels: tuple[Level, ...]

@@ -30,7 +30,7 @@ MARK = ".nodes.tmp"
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a cell finds on a machine.
+    """The data and the troubles that a cell finds on a machine.
 
     Attributes:
         trouble: Why it cannot run there, as the end of a sentence; empty: it can.

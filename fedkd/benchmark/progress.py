@@ -1,4 +1,4 @@
-"""What a bench shows while it works: a live display on a terminal, else plain lines, nothing if quiet."""
+"""Progress of a bench or a search: a live display on a terminal, else plain lines, nothing if quiet."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BenchProgress:
 
         Args:
             cells: Those that are to run, in order.
-            known: How many there are with those that need not run.
+            known: Number of these cells and of those that need not run.
         """
         self._waiting |= dict.fromkeys(cells)
         self.already_done += known - len(cells)
@@ -107,7 +107,7 @@ class BenchProgress:
 
 
 class PlainProgress(BenchProgress):
-    """One line per finished cell; silent once there is nobody to read them.
+    """One line per finished cell; silent once the stream is closed.
 
     Args:
         stream: Where lines go.

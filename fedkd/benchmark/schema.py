@@ -73,7 +73,7 @@ class ExperimentFile(Section):
 
 
 class BenchFile(ExperimentFile):
-    """What to run and what to compare.
+    """The cells of a bench and their comparison.
 
     Wherever a table of scenario keys stands (`set`, `grid`, a variant, `baseline`), `"a.b" = 1`, `a.b = 1`
     and `a = { b = 1 }` mean the same: this one key, and its neighbours stay as they are. A key that ends in
@@ -89,7 +89,7 @@ class BenchFile(ExperimentFile):
     baseline: dict[str, Any] = Field(default_factory=dict)
     """Axis to value: the cells that the others are compared with, paired by seed and by all other axes."""
     metrics: Annotated[list[str], Field(min_length=1)] | None = None
-    """What the table and the figures show: `METRIC_SPLIT` of the last round, averaged over clients
+    """Metrics of the table and the figures: `METRIC_SPLIT` of the last round, averaged over clients
     (`accuracy_trained_local` before fusion, `accuracy_local` after it, `loss_global`, `fusion_gain_local`,
     `loss_train`, …), `bytes_up`, `bytes_down`, `seconds`, or a continual metric of the summary
     (`average_accuracy_task_incremental`, `bwt`, `forgetting`, `stored_bytes_per_task`, …).

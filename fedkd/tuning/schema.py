@@ -37,7 +37,7 @@ SHARE = 0.2
 
 
 class TuneFile(ExperimentFile):
-    """What to vary and what to look for.
+    """A search space and its objective.
 
     Keys of `set` and `search` are those of a scenario, dotted or nested, as in a bench file; one that ends in
     `!` replaces the whole table: `"fusion!" = [{ strategy = "fedmd" }, { strategy = "knfu", beta = 10.0 }]`.
@@ -49,31 +49,31 @@ class TuneFile(ExperimentFile):
     """Every trial runs once with each of these seeds, and its value is the mean; a number n means 1, 2, …, n.
     Absent: the base's seed alone."""
     metric: str = DEFAULT
-    """What is to be high, on samples that clients hold out of their training samples, the mean over clients:
-    `validation/accuracy_local` (each client on its own) or `validation/accuracy_global` (each on those of all
-    clients), `validation/accuracy_trained_local` and `…_global` (before fusion); of a stream of tasks
-    `validation/average_accuracy_task_incremental`, `…_domain_incremental`, `…_class_incremental`."""
+    """The objective, to be maximised: accuracy on held-out training samples, the mean over clients.
+    `validation/accuracy_local` tests each client on its own samples, `validation/accuracy_global` on those of
+    all clients. `validation/accuracy_trained_local` and `…_global` are those before fusion. Of a stream of
+    tasks: `validation/average_accuracy_task_incremental`, `…_domain_incremental`, `…_class_incremental`."""
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Share of each client's training samples that is held out; absent: the base's `data.validation`, else
     0.2. No trial is measured on test samples."""
     trials: Annotated[int, Field(ge=1, le=MOST_TRIALS)] = 20
-    """How many; the first is the base itself, where its values are among those that are searched."""
+    """Number of trials; the first is the base itself, if its values are in the search space."""
     together: PositiveInt = 4
-    """Trials that are drawn at a time and run side by side: each knows of those of earlier batches alone. So
-    what a search tries depends on this, and not on how many trials there is room for."""
+    """Trials of a batch, which are drawn together and run side by side. They depend on earlier batches alone,
+    so the room for trials does not change what a search tries."""
     sampler: Literal["tpe", "random"] = "tpe"
-    """What draws trials: the tree-structured Parzen estimator (Bergstra et al. 2011), or chance."""
+    """The sampler of trials: the tree-structured Parzen estimator (Bergstra et al. 2011), or chance."""
     startup: Annotated[int, Field(ge=0)] = 8
     """Trials that have to be known before the sampler learns from them, and runs (of a seed) that have to be
     before one is stopped early."""
     pruner: Literal["median", "none"] = "median"
-    """Whether a run is stopped once the best that it has reached is below the `median` of what those of
-    earlier batches had reached by the same round."""
+    """`median` stops a run once its best value is below the median of runs of earlier batches by the same
+    round."""
     warmup: Annotated[int, Field(ge=0)] = 1
     """Rounds at the beginning in which no run is stopped."""
     search: dict[str, Any] = Field(default_factory=dict)
-    """What varies: scenario key to `{ low = 1e-4, high = 1e-1, log = true }`, whole numbers where both are,
-    or with a `step`; or to a list of values."""
+    """The search space: scenario key to `{ low = 1e-4, high = 1e-1, log = true }`, whole numbers where both
+    are, or with a `step`; or to a list of values."""
 
 
 @dataclass(frozen=True)

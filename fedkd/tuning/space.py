@@ -39,7 +39,7 @@ class Range(Section):
     high: Annotated[int | float, Field(ge=-MOST, le=MOST)]
     """The greatest; with a `step`, a whole number of them above `low`."""
     log: bool = False
-    """Whether to draw the logarithm evenly."""
+    """Draws the logarithm uniformly."""
     step: int | float | None = None
     """Distance of the numbers, counted from `low`; absent: 1 for whole ones, else any number will do."""
 
