@@ -80,8 +80,8 @@ class RunResult:
 
 
 def _lines(result: RunResult) -> list[str]:
-    """Return the closing lines of a run without those of accuracies."""
-    without = ("local accuracy", "global accuracy", "before guidance", "architectures", " ")
+    """Return what the closing lines of a run say besides accuracies."""
+    without = ("local accuracy", "global accuracy", "before fusion", "architectures", " ")
     lines = closing_lines(RunReport(result.folder, {**result.summary}))
     return [line for line in lines if not line.startswith(without)]
 

@@ -28,11 +28,11 @@ class RoundReport:
     accuracy_global: float | None = None
     """Mean over clients, in [0, 1]."""
     accuracy_trained_local: float | None = None
-    """The same after the clients' own training, before the round's guidance."""
+    """The same before fusion, after local training."""
     accuracy_trained_global: float | None = None
-    """The same after the clients' own training, before the round's guidance."""
+    """The same before fusion, after local training."""
     fusion_gain: float | None = None
-    """Mean accuracy after guidance minus before, over the clients that received some, in [-1, 1]."""
+    """Mean accuracy after fusion minus before, over the clients that took part in it, in [-1, 1]."""
     effective_neighbours: float | None = None
     """How many clients a client effectively learned from."""
     train_loss: float | None = None

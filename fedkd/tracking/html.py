@@ -34,11 +34,6 @@ def preformatted(lines: Iterable[str]) -> str:
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
-def bar(done: int, total: int, text: str) -> str:
-    """Return a progress bar with a text beside it."""
-    return f'<progress value="{done}" max="{max(1, total)}"></progress> {escape(text)}'
-
-
 def from_markdown(text: str) -> str:
     """Return Markdown of headings, tables, bold words and paragraphs, with its escapes undone."""
     blocks = []

@@ -1,10 +1,10 @@
-"""The live table of a run on a terminal."""
+"""The live table of a run, by rich."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.evaluated import counted_clients
 from fedkd.plan.schedule import Schedule
-from fedkd.tracking.events import RoundReport, RunObserver, RunReport
-from fedkd.tracking.pace import Pace
-from fedkd.tracking.phase_watch import PhaseWatch
+from fedkd.tracking.events import RoundReport, RunReport
+from fedkd.tracking.phase_watch import FollowedRun
 from fedkd.tracking.progress import opening_lines
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
@@ -51,8 +49,8 @@ TASK_LABEL_WIDTH, TASK_COLUMN_WIDTH = 10, 7
 
 COLUMNS = (
     "\nround",
-    "local acc.\nown → guided",
-    "global acc.\nown → guided",
+    "local acc.\nbefore/after",
+    "global acc.\nbefore/after",
     "fusion\ngain",
     "\nup",
     "\ndown",
@@ -64,81 +62,62 @@ TASK_PLACE, NEIGHBOURS_PLACE = 1, -3
 WIDTH_WITH_TASK, WIDTH_WITH_NEIGHBOURS, WIDTH_WITH_BOTH = 90, 94, 102
 
 
-class LiveProgress(RunObserver):
+class RunTable(FollowedRun):
     """A table of the last rounds above a bar with the phase and the time left.
 
-    The last state of the table stays on the screen. Whatever else is printed meanwhile appears above it.
-
     Args:
-        console: The terminal; None: standard output.
+        console: Gives the width and the height.
+        clock: Returns seconds.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
-        self._live: Live | None = None
-        self._pace = Pace()
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._console = console
         self._reports: deque[RoundReport] = deque(maxlen=VISIBLE_ROUNDS)
-        self._rounds = self._clients = self._finished = self._shown_from = 0
-        self._watch = PhaseWatch()
+        self._shown_from, self._running = 0, False
         self._watch.phase = "starting"
-        self._round_began = time.monotonic()
         self._schedule: Schedule | None = None
         self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
+        super().run_started(scenario, folder, resumed_from)
         if scenario.continual is not None:
-            self._schedule, self._matrix = build_schedule(scenario), main_matrix(scenario)
-            if resumed_from and self._matrix is not None:
-                self._matrix.recall(read_metrics(folder))
-        self._rounds, self._clients = scenario.last_round, len(counted_clients(scenario))
-        self._finished = self._shown_from = resumed_from
-        self._watch.round = resumed_from + 1
-        self._round_began = time.monotonic()
-        self._live = Live(
-            get_renderable=self._display, console=self._console, refresh_per_second=REFRESHES_PER_SECOND
-        )
-        self._live.start()
+            self._schedule = build_schedule(scenario)
+            self._recall(scenario, folder, resumed_from)
+        self._shown_from, self._running = resumed_from, True
+        self._watch.phase = "starting"
 
     def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
-        matrix = main_matrix(scenario)
-        if matrix is not None:
-            matrix.recall(read_metrics(folder))
-        self._matrix = matrix
+        super().went_back(scenario, folder, done)
+        self._recall(scenario, folder, done=1)
         kept = [report for report in self._reports if report.round <= done]
         self._reports = deque(kept, maxlen=VISIBLE_ROUNDS)
-        self._finished = done
-        self._watch.rest(done + 1)
-        self._round_began = time.monotonic()
 
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        self._watch.follow(round, phase, done, total)
-
-    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        self._watch.answered(round, phase, client, seconds)
+    def _recall(self, scenario: Scenario, folder: Path, done: int) -> None:
+        """Begin the accuracy matrix, with what was recorded if rounds are done."""
+        matrix = main_matrix(scenario)
+        if matrix is not None and done:
+            matrix.recall(read_metrics(folder))
+        self._matrix = matrix
 
     def round_finished(self, report: RoundReport) -> None:
-        self._pace.add(report.seconds)
         self._reports.append(report)
         if self._matrix is not None:
             self._matrix.add(report)
-        self._rounds, self._finished = report.rounds, report.round
-        self._round_began = time.monotonic()
-        self._watch.rest(min(report.round + 1, report.rounds))
+        super().round_finished(report)
 
     def run_finished(self, report: RunReport) -> None:
         self.closed()
         for line in closing_lines(report):
             self.message(line)
 
-    def message(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def failed(self, error: BaseException) -> None:
+        self.closed()
 
     def closed(self) -> None:
-        if self._live is not None:
-            live, self._live = self._live, None
-            live.stop()
+        self._running = False
 
     def _display(self) -> RenderableType:
         # Called from the refreshing thread as well: the reports are copied before they are counted.
@@ -152,7 +131,7 @@ class LiveProgress(RunObserver):
         if rows > 0 and self._matrix is not None:
             parts += [self._accuracies(self._matrix, dict(list(learned.items())[-rows:])), ""]
         # What stays on the screen, after the last round or an interruption, has nothing under way.
-        if self._live is not None and self._finished < self._rounds:
+        if self._running and self._finished < self._rounds:
             parts.append(self._bar())
         return Group(*parts)
 
@@ -211,8 +190,7 @@ class LiveProgress(RunObserver):
         return line
 
     def _status(self) -> str:
-        elapsed = time.monotonic() - self._round_began
-        left = self._pace.left(self._rounds - self._finished, elapsed)
+        left = self._pace.left(self._rounds - self._finished, self._clock() - self._began)
         parts = [f"round {self._watch.round}/{self._rounds}"]
         if self._schedule is not None and self._schedule.in_step:
             parts.append(f"task {self._task(self._schedule.task(0, self._watch.round))}")
@@ -220,6 +198,34 @@ class LiveProgress(RunObserver):
         if left is not None:
             parts.append(f"{time_left(left)} left")
         return " · ".join(parts)
+
+
+class LiveProgress(RunTable):
+    """The table on a terminal, where its last state stays; other output appears above it.
+
+    Args:
+        console: The terminal; None: standard output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console or Console())
+        self._live: Live | None = None
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        super().run_started(scenario, folder, resumed_from)
+        self._live = Live(
+            get_renderable=self._display, console=self._console, refresh_per_second=REFRESHES_PER_SECOND
+        )
+        self._live.start()
+
+    def message(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def closed(self) -> None:
+        super().closed()
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
 
 
 def _cells(report: RoundReport, clients: int) -> list[RenderableType]:

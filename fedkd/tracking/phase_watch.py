@@ -1,12 +1,20 @@
-"""What is under way within a round: the phase, how many clients have finished it, and the slowest of them."""
+"""The state of a run that displays share: rounds, the phase under way, its slowest client, the pace."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fedkd.plan.evaluated import counted_clients
+from fedkd.tracking.events import RoundReport, RunObserver
+from fedkd.tracking.pace import Pace
 from fedkd.tracking.wording import duration, phase_text, time_left
+
+if TYPE_CHECKING:
+    from fedkd.scenario.schema import Scenario
 
 
 @dataclass(frozen=True)
@@ -77,3 +85,39 @@ class PhaseWatch:
         if with_left and (left := self.left()) is not None:
             parts.append(f"{time_left(left)} left in it")
         return parts
+
+
+class FollowedRun(RunObserver):
+    """Follows a run for a display.
+
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._watch, self._pace = PhaseWatch(clock), Pace()
+        self._rounds = self._clients = self._finished = 0
+        self._began = clock()
+
+    def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        self._rounds, self._clients = scenario.last_round, len(counted_clients(scenario))
+        self._rest(resumed_from)
+
+    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        self._rest(done)
+
+    def phase(self, round: int, phase: str, done: int, total: int) -> None:
+        self._watch.follow(round, phase, done, total)
+
+    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
+        self._watch.answered(round, phase, client, seconds)
+
+    def round_finished(self, report: RoundReport) -> None:
+        self._pace.add(report.seconds)
+        self._rounds = report.rounds
+        self._rest(report.round)
+
+    def _rest(self, finished: int) -> None:
+        self._finished, self._began = finished, self._clock()
+        self._watch.rest(min(finished + 1, self._rounds))

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedkd.errors import Interrupted, one_line, words_of
 from fedkd.json_text import NotJson, parse_json
-from fedkd.tracking.events import RoundReport, RunObserver, RunReport
-from fedkd.tracking.phase_watch import PhaseWatch, Slowest
+from fedkd.tracking.events import RoundReport, RunReport
+from fedkd.tracking.phase_watch import FollowedRun, Slowest
 
 if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
@@ -56,7 +56,7 @@ class Present:
     error: str | None = None
 
 
-class PresentFile(RunObserver):
+class PresentFile(FollowedRun):
     """Keeps `progress.json` up to date.
 
     Args:
@@ -64,34 +64,26 @@ class PresentFile(RunObserver):
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._watch = PhaseWatch(clock)
+        super().__init__(clock)
         self._path: Path | None = None
         self._written = -EVERY_SECONDS
-        self._finished = self._rounds = 0
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
+        super().run_started(scenario, folder, resumed_from)
         self._path = folder / PROGRESS
-        self._finished, self._rounds = resumed_from, scenario.last_round
-        self._watch.rest(resumed_from + 1)
         self._write("running")
 
     def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
-        self._finished = done
-        self._watch.rest(done + 1)
+        super().went_back(scenario, folder, done)
         self._write("running")
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        self._watch.follow(round, phase, done, total)
+        super().phase(round, phase, done, total)
         if self._clock() - self._written >= EVERY_SECONDS:
             self._write("running")
 
-    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        self._watch.answered(round, phase, client, seconds)
-
     def round_finished(self, report: RoundReport) -> None:
-        self._finished, self._rounds = report.round, report.rounds
-        self._watch.rest(min(report.round + 1, report.rounds))
+        super().round_finished(report)
         self._write("running")
 
     def run_finished(self, report: RunReport) -> None:
@@ -105,17 +97,8 @@ class PresentFile(RunObserver):
         if self._path is None:
             return
         watch = self._watch
-        now = Present(
-            status,
-            self._finished,
-            self._rounds,
-            watch.round,
-            watch.phase,
-            watch.done,
-            watch.total,
-            watch.slowest,
-            error,
-        )
+        under_way = (watch.round, watch.phase, watch.done, watch.total, watch.slowest)
+        now = Present(status, self._finished, self._rounds, *under_way, error)
         # Whole or not at all, but not durable: after a power cut nobody needs it, and a disk may be slow.
         temporary = self._path.with_name(f".{PROGRESS}.tmp")
         with suppress(OSError):  # a disk that takes no more is told of by what a run depends on

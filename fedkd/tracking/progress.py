@@ -7,15 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fedkd.plan.build_schedule import build_schedule
-from fedkd.plan.evaluated import counted_clients
 from fedkd.plan.schedule import Schedule
 from fedkd.scenario.stream import task_count
 from fedkd.tracking.events import RoundReport, RunObserver, RunReport
-from fedkd.tracking.pace import Pace
-from fedkd.tracking.phase_watch import PhaseWatch
+from fedkd.tracking.phase_watch import FollowedRun
 from fedkd.tracking.recorder import read_metrics
 from fedkd.tracking.task_matrix import TaskMatrix, main_matrix
 from fedkd.tracking.wording import (
@@ -35,6 +33,10 @@ if TYPE_CHECKING:
     from fedkd.scenario.schema import Scenario
 
 
+Show = Callable[[str], None]
+"""Shows HTML in the place of what it showed last."""
+
+
 def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
     """Return the display that suits where the output goes.
 
@@ -45,9 +47,9 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
     if quiet:
         return RunObserver()
     if console is None:
-        from fedkd.tracking.notebook import NotebookProgress, notebook_show
-
         if (show := notebook_show()) is not None:
+            from fedkd.tracking.notebook import NotebookProgress
+
             return NotebookProgress(show)
         if not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
             return PlainProgress(sys.stdout)
@@ -56,6 +58,26 @@ def make_progress(quiet: bool, console: Console | None = None) -> RunObserver:
     from fedkd.tracking.live import LiveProgress
 
     return LiveProgress(console)
+
+
+def notebook_show() -> Show | None:
+    """Return a function that shows HTML in the notebook of this process; None: there is no notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None or not hasattr(shell, "kernel"):  # IPython on a terminal has no kernel
+        return None
+    from IPython.display import HTML, display
+
+    handle: Any = None
+
+    def show(html: str) -> None:
+        nonlocal handle
+        if handle is None:
+            handle = display(HTML(html), display_id=True)
+        else:
+            handle.update(HTML(html))
+
+    return show
 
 
 QUIET_SECONDS = 30.0
@@ -72,7 +94,7 @@ class Lines(Protocol):
         """Let go of what was taken."""
 
 
-class PlainProgress(RunObserver):
+class PlainProgress(FollowedRun):
     """One aligned line a round, for log files and pipes; silent once there is nobody to read them.
 
     Of rounds that take long some say in between how far they are.
@@ -83,31 +105,25 @@ class PlainProgress(RunObserver):
     """
 
     def __init__(self, stream: Lines, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
         self._stream: Lines | None = stream
-        self._clock = clock
-        self._watch = PhaseWatch(clock)
-        self._rounds = self._clients = 0
         self._told, self._patience = clock(), QUIET_SECONDS
-        self._pace = Pace()
         self._schedule: Schedule | None = None
         self._matrix: TaskMatrix | None = None
 
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         self._schedule = build_schedule(scenario)
         self._matrix = main_matrix(scenario)
-        self._rounds, self._clients = scenario.last_round, len(counted_clients(scenario))
+        super().run_started(scenario, folder, resumed_from)
         for line in opening_lines(scenario, folder, resumed_from):
             self.message(line)
         self._told, self._patience = self._clock(), QUIET_SECONDS
 
     def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        self._watch.follow(round, phase, done, total)
+        super().phase(round, phase, done, total)
         if self._clock() - self._told >= self._patience:
             self.tell_phase()
             self._told, self._patience = self._clock(), 2 * self._patience
-
-    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        self._watch.answered(round, phase, client, seconds)
 
     def tell_phase(self) -> None:
         """Say how far the round under way is."""
@@ -116,13 +132,14 @@ class PlainProgress(RunObserver):
         self.message("  ".join(parts))
 
     def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
+        super().went_back(scenario, folder, done)
         self._matrix = main_matrix(scenario)
         if self._matrix is not None:
             self._matrix.recall(read_metrics(folder))
 
     def round_finished(self, report: RoundReport) -> None:
         self._told, self._patience = self._clock(), QUIET_SECONDS
-        self._pace.add(report.seconds)
+        super().round_finished(report)
         width = len(str(report.rounds))
         left = self._pace.left(report.rounds - report.round)
         parts = [

@@ -12,7 +12,6 @@ from typing import IO, TYPE_CHECKING
 
 from fedkd.errors import FedkdError, Interrupted, described, one_line
 from fedkd.tracking.atomic import unshare
-from fedkd.tracking.events import RoundReport, RunObserver, RunReport
 from fedkd.tracking.progress import PlainProgress
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 RUN_LOG = "run.log"
 
 
-class RunLog(RunObserver):
-    """Writes what `PlainProgress` would show into the run folder; what was told before, once there is one.
+class RunLog(PlainProgress):
+    """Writes the plain lines of a run into its folder; earlier lines follow once there is a folder.
 
     A run that is resumed goes on in the same file.
     """
@@ -30,7 +29,7 @@ class RunLog(RunObserver):
     def __init__(self) -> None:
         self._waiting: list[tuple[datetime, str]] = []
         self._file: IO[str] | None = None
-        self._lines = PlainProgress(self)
+        super().__init__(self)
 
     def write(self, text: str) -> int:
         """Take what is told, as a stream would."""
@@ -52,30 +51,12 @@ class RunLog(RunObserver):
     def run_started(self, scenario: Scenario, folder: Path, resumed_from: int) -> None:
         unshare(folder / RUN_LOG)
         self._file = (folder / RUN_LOG).open("a", encoding="utf-8", errors="backslashreplace")
-        self._lines.run_started(scenario, folder, resumed_from)
-
-    def went_back(self, scenario: Scenario, folder: Path, done: int) -> None:
-        self._lines.went_back(scenario, folder, done)
-
-    def phase(self, round: int, phase: str, done: int, total: int) -> None:
-        self._lines.phase(round, phase, done, total)
-
-    def answered(self, round: int, phase: str, client: int, seconds: float) -> None:
-        self._lines.answered(round, phase, client, seconds)
-
-    def round_finished(self, report: RoundReport) -> None:
-        self._lines.round_finished(report)
-
-    def run_finished(self, report: RunReport) -> None:
-        self._lines.run_finished(report)
-
-    def message(self, text: str) -> None:
-        self._lines.message(text)
+        super().run_started(scenario, folder, resumed_from)
 
     def failed(self, error: BaseException) -> None:
         kind = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         told = str(error) if isinstance(error, FedkdError) else described(error)
-        self._lines.message(f"{kind}: {one_line(told)}")
+        self.message(f"{kind}: {one_line(told)}")
 
     def closed(self) -> None:
         if self._file is not None:

@@ -20,11 +20,11 @@ def percent(fraction: float | None) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.1f} %"
 
 
-def moments(trained: float | None, guided: float | None) -> str:
-    """Word an accuracy after the clients' own training and after guidance: `51.6 → 34.4 %`; one if equal."""
-    if trained is None or guided is None or trained == guided:
-        return percent(guided)
-    return f"{100 * trained:.1f} → {percent(guided)}"
+def moments(before: float | None, after: float | None) -> str:
+    """Word an accuracy before and after fusion: `51.6 → 34.4 %`; one number if they are equal."""
+    if before is None or after is None or before == after:
+        return percent(after)
+    return f"{100 * before:.1f} → {percent(after)}"
 
 
 def points(difference: float | None) -> str:
@@ -120,7 +120,7 @@ def closing_lines(report: RunReport) -> list[str]:
         lines.append(f"{f'{split} accuracy':<15}  {_spread(final.get(f'accuracy_{split}'))}")
         trained = final.get(f"accuracy_trained_{split}")
         if trained is not None and trained != final.get(f"accuracy_{split}"):
-            lines.append(f"{'before guidance':<15}  {_spread(trained)}")
+            lines.append(f"{'before fusion':<15}  {_spread(trained)}")
         lines += _model_lines(final, split)
     lines += _architecture_lines(final.get("by_architecture") or {})
     lines += _continual_lines(report.summary.get("continual"))
@@ -176,7 +176,7 @@ def _model_lines(final: Mapping[str, Any], split: str) -> list[str]:
         if key != f"accuracy_{name}_{split}" or name.partition("_")[0] == "trained":
             continue
         trained = final.get(f"accuracy_trained_{name}_{split}")
-        before = "" if trained in (None, found) else f", before guidance {percent(trained['mean'])}"
+        before = "" if trained in (None, found) else f", before fusion {percent(trained['mean'])}"
         lines.append(f"  {name:<13}  {_spread(found)}{before}")
     return lines
 

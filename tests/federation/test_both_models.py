@@ -84,8 +84,8 @@ def test_closing_lines_and_titles_name_them(answered_by):
     mean, trained = (
         100 * final[f"{name}_shared_global"]["mean"] for name in ("accuracy", "accuracy_trained")
     )
-    assert f"{mean:.1f} %" in lines[6] and f"before guidance {trained:.1f} %" in lines[6]
-    assert "before guidance" not in lines[5], "nothing changes the personal model"
+    assert f"{mean:.1f} %" in lines[6] and f"before fusion {trained:.1f} %" in lines[6]
+    assert "before fusion" not in lines[5], "nothing changes the personal model"
     assert metric("accuracy_trained_shared_local").label == "local accuracy before fusion, shared model (%)"
     assert metric("accuracy_personal_global").label == "global accuracy after fusion, personal model (%)"
 

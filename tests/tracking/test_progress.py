@@ -136,7 +136,7 @@ def test_a_terminal_gets_the_live_table_which_stays():
     assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == 1
     assert "note [bold]1[/bold]" in text  # messages are not markup
     assert text.endswith(CLOSING)
-    last_table = text[text.rindex("own → guided") : text.index("results")]
+    last_table = text[text.rindex("before/after") : text.index("results")]
     assert re.findall(r"^ *(\d+)/12", last_table, re.MULTILINE) == [str(round) for round in range(3, 13)]
     assert "⋮" in last_table
     row = next(line for line in last_table.splitlines() if "12/12" in line)
