@@ -6,7 +6,11 @@ import platform
 import re
 import sys
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
+from types import ModuleType
+
+from fedkd.errors import UserError
 
 NEEDED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "flwr", "ray", "pydantic", "safetensors")
 """What fedkd needs most, where it is run from its source and nobody has written down what it needs."""
@@ -15,6 +19,19 @@ NEEDED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "flwr", "ray
 def how_to_install(extra: str) -> str:
     """Return how to install an extra of fedkd, which no package index has yet."""
     return f"in a clone of fedkd: pip install '.[{extra}]'"
+
+
+def require(package: str, feature: str, extra: str) -> ModuleType:
+    """Import a package of an extra.
+
+    Raises:
+        UserError: It is not installed; the message names the feature and the extra.
+    """
+    try:
+        return import_module(package)
+    except ImportError:
+        name = package.partition(".")[0]
+        raise UserError(f"{feature} needs {name}; {how_to_install(extra)}") from None
 
 
 def dependencies() -> list[str]:

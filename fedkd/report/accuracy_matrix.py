@@ -11,7 +11,7 @@ import numpy as np
 from fedkd.continual.outcome import ProtocolOutcome, StreamOutcome
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.metrics import metric
-from fedkd.report.style import MOST_NUMBERS, draw_chart, house_style, save
+from fedkd.report.style import MOST_NUMBERS, draw_chart, write_figure
 from fedkd.tracking.wording import protocol_name
 
 NAME = "accuracy_matrix"
@@ -20,8 +20,7 @@ LONGEST_NAME = 24
 
 def draw_accuracy_matrix(outcome: StreamOutcome, folder: Path, names: Sequence[str] = ()) -> list[Path]:
     """Draw the matrices into a run folder as `accuracy_matrix.png`, `.svg` and `.pdf`; return the files."""
-    with house_style():
-        return save(draw_chart(accuracy_matrix(outcome, names)), folder, NAME)
+    return write_figure(lambda: draw_chart(accuracy_matrix(outcome, names)), folder, NAME)
 
 
 def accuracy_matrix(outcome: StreamOutcome, names: Sequence[str] = ()) -> Chart:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedkd.errors import UserError
 from fedkd.report.chart import Chart, Matrix, Panel
 from fedkd.report.curves import over_rounds, over_tasks, over_time, over_traffic
 from fedkd.report.front import (
@@ -34,14 +35,17 @@ def draw_figures(study: Study, folder: Path, tell: Callable[[str], None] = print
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    with house_style():
-        for name, chart in study_charts(study):
-            try:
+    for name, chart in study_charts(study):
+        try:
+            with house_style():
                 files += save(draw_chart(chart()), folder, name)
-            except OSError as error:
-                tell(f"figure {name} could not be written: {error.strerror or error}")
-            except Exception as error:  # a bench of hours must not fail for a picture
-                tell(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
+        except UserError as error:
+            tell(f"figures are left out: {error}")
+            break
+        except OSError as error:
+            tell(f"figure {name} could not be written: {error.strerror or error}")
+        except Exception as error:  # a bench of hours must not fail for a picture
+            tell(f"figure {name} could not be drawn: {type(error).__name__}: {error}")
     return files
 
 

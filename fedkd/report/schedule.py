@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedkd.plan.schedule import Schedule
-from fedkd.report.style import COLOUR_MAP, house_style, new_figure, save
+from fedkd.report.style import COLOUR_MAP, new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,8 +36,7 @@ def draw_schedule_figure(
         names: Of the tasks; empty: they are numbered.
         outcome: What the run over the tasks reached; None: there is no stream.
     """
-    with house_style():
-        return save(schedule_figure(schedule, names, outcome), folder, NAME)
+    return write_figure(lambda: schedule_figure(schedule, names, outcome), folder, NAME)
 
 
 def schedule_figure(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import cycle
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedkd.errors import UserError
+from fedkd.installed import require
 from fedkd.report.chart import COLOUR_MAP, Chart, Curve, Look, Matrix, Panel, Point
 from fedkd.tracking.atomic import write_bytes_atomically
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
+
+log = logging.getLogger("fedkd.report")
 
 LINES: Mapping[str, Any] = {
     "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (3, 1, 1, 1, 1, 1)),
@@ -73,9 +78,12 @@ FORMATS: Mapping[str, tuple[str, ...]] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the house style while the block runs."""
-    import matplotlib
+    """Draw in the house style while the block runs.
 
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    matplotlib = require("matplotlib", "a figure", "report")
     with matplotlib.rc_context(_PARAMETERS):
         yield
 
@@ -89,6 +97,19 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         files.append(folder / f"{name}.{kind}")
         write_bytes_atomically(files[-1], drawn.getvalue())
     return files
+
+
+def write_figure(draw: Callable[[], Figure], folder: Path, name: str) -> list[Path]:
+    """Draw a figure of a run into its folder and return the files.
+
+    A run does not need its figures: without matplotlib there are none, and a warning is logged.
+    """
+    try:
+        with house_style():
+            return save(draw(), folder, name)
+    except UserError as error:
+        log.warning("%s.png is left out: %s", name, error)
+        return []
 
 
 def new_figure(width: float, height: float) -> Figure:

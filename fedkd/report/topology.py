@@ -10,7 +10,7 @@ import numpy as np
 
 from fedkd.fusion.mixing import contraction, is_mutual, metropolis, push_sum
 from fedkd.plan.graph import Graph
-from fedkd.report.style import house_style, new_figure, save
+from fedkd.report.style import new_figure, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,8 +79,7 @@ def _signs(heard: np.ndarray, client: int) -> list[str]:
 
 def draw_graph_figure(graph: Graph, rounds: int, folder: Path) -> list[Path]:
     """Draw a graph into a run folder as `topology.png`, `.svg` and `.pdf`; return the files."""
-    with house_style():
-        return save(graph_figure(graph, rounds), folder, NAME)
+    return write_figure(lambda: graph_figure(graph, rounds), folder, NAME)
 
 
 def graph_figure(graph: Graph, rounds: int, groups: Sequence[int] = ()) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from io import BytesIO
@@ -72,3 +73,14 @@ def read_table(path: Path, run: str | None = None) -> dict[str, np.ndarray] | No
     if run is not None and of_run is not None and of_run.tobytes().hex() != run:
         return None
     return arrays
+
+
+def table_path(folder: Path, stem: str, round: int) -> Path:
+    """Return the file of a round's table: `round-00003.npz` for the stem `round`."""
+    return folder / f"{stem}-{round:05d}.npz"
+
+
+def rounds_with_tables(folder: Path, stem: str) -> list[int]:
+    """Return the rounds that have such a file, ascending."""
+    names = (re.fullmatch(rf"{stem}-(\d{{5,}})\.npz", path.name) for path in folder.glob(f"{stem}-*.npz"))
+    return sorted(int(name[1]) for name in names if name)

@@ -10,14 +10,13 @@ Arrays, one number a link; the same bytes in every repetition of a run:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, write_table
+from fedkd.tracking.digests import NO_RUN, read_table, rounds_with_tables, table_path, write_table
 from fedkd.tracking.neighbours import FUSION
 
 
@@ -47,16 +46,7 @@ def write_links(
     *,
     run: str = NO_RUN,
 ) -> None:
-    """Write a round's links into a run folder.
-
-    Args:
-        folder: The run folder.
-        round: 1-based.
-        clients: Ascending, N of them.
-        heard: Who heard whom, `[N, N]` bool.
-        sizes: Bytes over each link, `[N, N]`.
-        run: Digest of the run's scenario.
-    """
+    """Write a round's links (see `LinkTable`) into the folder of the run with this digest."""
     names = np.array(clients)
     receiver, sender = np.nonzero(heard)
     arrays = {
@@ -65,20 +55,17 @@ def write_links(
         "sender": names[sender],
         "bytes": sizes[receiver, sender].astype(np.int64),
     }
-    write_table(_path(folder, round), arrays, run)
+    write_table(table_path(folder / FUSION, "links", round), arrays, run)
 
 
 def recorded_link_rounds(folder: Path) -> list[int]:
     """Return the rounds of which a run folder has links, ascending."""
-    names = (
-        re.fullmatch(r"links-(\d{5,})\.npz", path.name) for path in (folder / FUSION).glob("links-*.npz")
-    )
-    return sorted(int(name[1]) for name in names if name)
+    return rounds_with_tables(folder / FUSION, "links")
 
 
 def read_links(folder: Path, round: int) -> LinkTable | None:
     """Return a round's links; None: there are none, or they cannot be read as such."""
-    arrays = read_table(_path(folder, round))
+    arrays = read_table(table_path(folder / FUSION, "links", round))
     if arrays is None:
         return None
     try:
@@ -94,7 +81,3 @@ def read_links(folder: Path, round: int) -> LinkTable | None:
     places = np.searchsorted(names, receiver), np.searchsorted(names, sender)
     heard[places], table[places] = True, sizes
     return LinkTable(round, tuple(map(int, names)), heard, table)
-
-
-def _path(folder: Path, round: int) -> Path:
-    return folder / FUSION / f"links-{round:05d}.npz"

@@ -15,7 +15,6 @@ Of more than `MOST_WHOLE` clients every receiver's `KEPT` greatest weights are k
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, write_table
+from fedkd.tracking.digests import NO_RUN, read_table, rounds_with_tables, table_path, write_table
 
 FUSION = "fusion"
 MOST_WHOLE = 500
@@ -62,17 +61,7 @@ def write_neighbours(
     *,
     run: str = NO_RUN,
 ) -> None:
-    """Write a round's tables into a run folder.
-
-    Args:
-        folder: The run folder.
-        round: 1-based.
-        clients: Ascending, N of them.
-        weights: `[N, N]`.
-        distances: `[N, N]`; None: there are none.
-        left_out: `[N, N]`; None: it was not worked out.
-        run: Digest of the run's scenario.
-    """
+    """Write a round's tables, `[N, N]` each, into the folder of the run with this digest."""
     tables = {"weights": weights, "distances": distances, "left_out": left_out}
     known = {name: table.astype(np.float32) for name, table in tables.items() if table is not None}
     names = np.array(clients)
@@ -82,20 +71,17 @@ def write_neighbours(
         places = np.argsort(-known["weights"], axis=1, kind="stable")[:, :KEPT]
         arrays = {name: np.take_along_axis(table, places, axis=1) for name, table in known.items()}
         arrays |= {"clients": names, "senders": names[places]}
-    write_table(folder / FUSION / f"round-{round:05d}.npz", arrays, run)
+    write_table(table_path(folder / FUSION, "round", round), arrays, run)
 
 
 def recorded_rounds(folder: Path) -> list[int]:
     """Return the rounds of which a run folder has tables, ascending."""
-    names = (
-        re.fullmatch(r"round-(\d{5,})\.npz", path.name) for path in (folder / FUSION).glob("round-*.npz")
-    )
-    return sorted(int(name[1]) for name in names if name)
+    return rounds_with_tables(folder / FUSION, "round")
 
 
 def read_neighbours(folder: Path, round: int) -> Neighbours | None:
     """Return a round's tables; None: there are none, or they cannot be read as such."""
-    arrays = read_table(folder / FUSION / f"round-{round:05d}.npz")
+    arrays = read_table(table_path(folder / FUSION, "round", round))
     if arrays is None:
         return None
     try:

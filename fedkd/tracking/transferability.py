@@ -14,7 +14,6 @@ The last two are there where labels of the transfer set are known. NaN: there is
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedkd.tracking.digests import NO_RUN, read_table, write_table
+from fedkd.tracking.digests import NO_RUN, read_table, rounds_with_tables, table_path, write_table
 
 FOLDER = "transferability"
 PREDICTED = "predicted_"
-NAME = re.compile(r"round-(\d{5,})\.npz")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +62,17 @@ def write_transfer_map(folder: Path, found: TransferMap, run: str = NO_RUN) -> N
     tables |= {"complement_by_class": found.complement_by_class, "transfer_rate": found.transfer_rate}
     known = {name: table.astype(np.float64) for name, table in tables.items() if table is not None}
     clients = np.array(found.clients, dtype=np.int64)
-    write_table(folder / FOLDER / f"round-{found.round:05d}.npz", {"clients": clients, **known}, run)
+    write_table(table_path(folder / FOLDER, "round", found.round), {"clients": clients, **known}, run)
 
 
 def mapped_rounds(folder: Path) -> list[int]:
     """Return the rounds of which a run folder has a map, ascending."""
-    names = (NAME.fullmatch(path.name) for path in (folder / FOLDER).glob("round-*.npz"))
-    return sorted(int(name[1]) for name in names if name)
+    return rounds_with_tables(folder / FOLDER, "round")
 
 
 def read_transfer_map(folder: Path, round: int) -> TransferMap | None:
     """Return a round's map; None: there is none, or it cannot be read as such."""
-    arrays = read_table(folder / FOLDER / f"round-{round:05d}.npz")
+    arrays = read_table(table_path(folder / FOLDER, "round", round))
     if arrays is None:
         return None
     try:

@@ -12,9 +12,11 @@ from importlib.resources import files
 from typing import Any
 
 from fedkd import __version__
+from fedkd.installed import require
 from fedkd.report.page.figure import Figure, number
 from fedkd.report.page.neighbours import NeighbourView
 from fedkd.report.tables import Cell, Table
+from fedkd.tracking.folder import REPORT
 
 MARK = '<meta name="generator" content="fedkd report">'
 """By which a page of fedkd's is known again."""
@@ -110,9 +112,8 @@ def script_json(value: Mapping[str, Any]) -> str:
 @cache
 def library() -> str:
     """Return Plotly's script, packed: gzip in base64."""
-    from plotly.offline import get_plotlyjs
-
-    return b64encode(gzip.compress(get_plotlyjs().encode(), compresslevel=6, mtime=0)).decode()
+    script = require("plotly.offline", REPORT, "report").get_plotlyjs()
+    return b64encode(gzip.compress(script.encode(), compresslevel=6, mtime=0)).decode()
 
 
 @cache
@@ -122,12 +123,11 @@ def _asset(name: str) -> str:
 
 @cache
 def _environment() -> Any:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FunctionLoader(_asset),
+    jinja2 = require("jinja2", REPORT, "report")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -49,32 +49,15 @@ class LoggerKind:
         return getattr(import_module(f"fedkd.tracking.loggers.{module}"), name)(section)
 
 
-LOGGERS = {
-    kind.name: kind
-    for kind in (
-        LoggerKind(
-            "wandb",
-            "Weights & Biases, offline in the run folder or online.",
-            "wandb",
-            "",
-            "wandb_logger:WandbLogger",
-        ),
-        LoggerKind(
-            "tensorboard",
-            "TensorBoard's event files, in the run folder or beside those of other runs.",
-            "tensorboard",
-            "tensorboard",
-            "tensorboard_logger:TensorBoardLogger",
-        ),
-        LoggerKind(
-            "mlflow",
-            "MLflow: a server, a data base, or a folder within the run's.",
-            "mlflow",
-            "mlflow",
-            "mlflow_logger:MlflowLogger",
-        ),
-    )
-}
+_KINDS = (
+    LoggerKind("wandb", "Weights & Biases, offline in the run folder or online.", "wandb", "",
+               "wandb_logger:WandbLogger"),
+    LoggerKind("tensorboard", "TensorBoard's event files, in the run folder or beside those of other runs.",
+               "tensorboard", "tensorboard", "tensorboard_logger:TensorBoardLogger"),
+    LoggerKind("mlflow", "MLflow: a server, a data base, or a folder within the run's.", "mlflow", "mlflow",
+               "mlflow_logger:MlflowLogger"),
+)  # fmt: skip
+LOGGERS = {kind.name: kind for kind in _KINDS}
 
 
 def wanted_loggers(scenario: Scenario) -> Iterator[tuple[LoggerKind, LoggerSection]]:
