@@ -1,4 +1,4 @@
-"""The run folder's `progress.json`: where a run is at this moment, for whoever watches it from elsewhere.
+"""The run folder's `progress.json`: the state of a run for observers elsewhere.
 
     {"status": "running", "finished": 3, "rounds": 15, "round": 4, "phase": "train", "done": 7, "total": 10,
      "slowest": {"client": 4, "seconds": 2.1}, "error": null}

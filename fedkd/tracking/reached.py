@@ -16,9 +16,9 @@ def seconds_to(target: int, split: str) -> str:
 
 
 def times_to_accuracy(rows: Iterable[MetricRow], targets: Sequence[int]) -> dict[str, float | None]:
-    """Return when the federation's mean accuracy, after guidance, first was at least each of some.
+    """Return when the federation's mean accuracy, after fusion, first reached each target.
 
-    That is the end of the round whose evaluation found it: between evaluations nobody knows.
+    That is the end of the first round whose evaluation found it.
 
     Args:
         rows: Of a run with a clock.

@@ -138,27 +138,13 @@ class Recorder:
     ) -> None:
         """Append a client's accuracy on the present task after a local epoch to `epochs.jsonl`.
 
-        Args:
-            value: In [0, 1].
-            round: 1-based.
-            client: Client index.
-            task: Task index; None: no stream.
-            epoch: 1-based, within the round.
-            split: The samples it was measured on.
+        Epochs are counted from 1 within the round; other arguments are those of `metric`.
         """
         row = {"round": round, "client": client, "task": task, "epoch": epoch, "split": split}
         self._waiting[EPOCHS].append(json.dumps({**row, "metric": "accuracy", "value": _json_number(value)}))
 
     def warning(self, warning: str, *, round: int, client: int, task: int | None, **figures: float) -> None:
-        """Append one line to `warnings.jsonl`.
-
-        Args:
-            warning: What is wrong, e.g. `"at_chance"`.
-            round: 1-based.
-            client: Client index.
-            task: Task index; None: no stream.
-            figures: What says so, by name.
-        """
+        """Append a warning, such as `"at_chance"`, with its figures by name to `warnings.jsonl`."""
         row = {"round": round, "client": client, "task": task, "warning": warning}
         told = {name: _json_number(value) for name, value in figures.items()}
         self._waiting[WARNINGS].append(json.dumps(row | told))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fedkd.tracking import wording
-from fedkd.tracking.pace import Pace
+from fedkd.tracking.phase_watch import Pace
 
 
 @pytest.mark.parametrize(

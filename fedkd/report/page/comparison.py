@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import isnan
-
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fedkd.report.chart import looks
-from fedkd.report.page.figure import Figure, axes, line, log_axis, over_rounds, over_tasks
+from fedkd.report.page.figure import Figure, Trace, axes, line, log_axis, over_rounds, over_tasks
 from fedkd.report.page.page import Page, Section
 from fedkd.report.page.record import RunRecord
 from fedkd.report.page.run import final_mean, folder_name
-from fedkd.report.page.stream import outcome_of
+from fedkd.report.page.stream import average_so_far, outcome_of
 from fedkd.report.tables import Cell, Table
 from fedkd.scenario.identity import changed_keys, decisive
 from fedkd.tracking.wording import protocol_name
@@ -21,13 +18,15 @@ HIDDEN_FROM = 8
 """Runs from which on each has one line, its mean after fusion."""
 MOMENTS = {"before": "accuracy_trained", "after": "accuracy"}
 """Measurements of a round, relative to fusion, and their metrics."""
-OF_A_RUN = ("name", "seed")
 CURVES = (
     ("fusion-gain", "Fusion gain on the common test set", "global", "fusion_gain", 100.0, "points"),
     ("effective-neighbours", "Effective neighbours", "train", "effective_neighbours", 1.0, "clients"),
     ("fidelity", "Fidelity", "train", "agreement", 100.0, "transfer samples (%)"),
     ("loss", "Training loss", "train", "loss", 1.0, "loss"),
 )
+
+Found = tuple[str, Sequence[float], Sequence[float], Sequence[Sequence[object]]]
+"""Of a run's line: words after the run's name, x, y, and rows of the CSV file."""
 
 
 def comparison_page(records: Sequence[RunRecord]) -> Page:
@@ -132,35 +131,45 @@ def _accuracy(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
             )
 
 
+def _lines(
+    runs: Mapping[str, RunRecord], find: Callable[[RunRecord], Found | None]
+) -> tuple[list[Trace], list[list[object]]]:
+    """Return a line for each run that has one, and the numbers in them, each after its run."""
+    data: list[Trace] = []
+    rows: list[list[object]] = []
+    for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
+        if (found := find(record)) is not None:
+            words, x, y, numbers = found
+            data.append(line(run + words, x, y, colour, dash=dash, symbol=symbol))
+            rows += [[run, *row] for row in numbers]
+    return data, rows
+
+
 def _curve(
     runs: Mapping[str, RunRecord], name: str, title: str, split: str, metric: str, scale: float, unit: str
 ) -> Iterator[Figure]:
-    data, rows = [], []
-    for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
-        series = record.series(split, metric)
-        if series.means:
-            y = [scale * series.means[round] for round in series.rounds]
-            data.append(line(run, series.rounds, y, colour, dash=dash, symbol=symbol))
-            rows += [[run, round, series.means[round]] for round in series.rounds]
+    def find(record: RunRecord) -> Found | None:
+        means = sorted(record.series(split, metric).means.items())
+        rounds = [round for round, _ in means]
+        return ("", rounds, [scale * mean for _, mean in means], means) if means else None
+
+    data, rows = _lines(runs, find)
     if data:
-        yield Figure(
-            name, title, ["run", "round", metric], rows, data, over_rounds(unit), "Means over clients."
-        )
+        columns = ["run", "round", metric]
+        yield Figure(name, title, columns, rows, data, over_rounds(unit), "Means over clients.")
 
 
 def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
-    data, rows, most = [], [], 1
-    for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
+    def find(record: RunRecord) -> Found | None:
         outcome = outcome_of(record)
         if outcome is None:
-            continue
-        R = outcome.test(outcome.evaluation, "global").R
-        averages = [float(np.mean(R[at, : at + 1])) for at in range(len(R))]
-        shown = [None if isnan(value) else 100 * value for value in averages]
-        protocol = protocol_name(outcome.evaluation)
-        learned, most = list(range(1, len(R) + 1)), max(most, len(R))
-        data.append(line(f"{run}, {protocol}", learned, shown, colour, dash=dash, symbol=symbol))
-        rows += [[run, protocol, task, value] for task, value in zip(learned, averages, strict=True)]
+            return None
+        averages = average_so_far(outcome.test(outcome.evaluation, "global").R)
+        learned, protocol = range(1, len(averages) + 1), protocol_name(outcome.evaluation)
+        rows = [(protocol, task, value) for task, value in zip(learned, averages, strict=True)]
+        return f", {protocol}", learned, [100 * value for value in averages], rows
+
+    data, rows = _lines(runs, find)
     if data:
         yield Figure(
             "average-accuracy",
@@ -168,26 +177,26 @@ def _streams(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
             ["run", "protocol", "tasks", "accuracy"],
             rows,
             data,
-            over_tasks("accuracy (%)", most),
+            over_tasks("accuracy (%)", max(len(trace["x"]) for trace in data)),
             "After each task, over all until then, on the common test sets; each by its scenario's protocol.",
         )
 
 
 def _traffic(runs: Mapping[str, RunRecord]) -> Iterator[Figure]:
     """Yield accuracy against what was sent, of runs that send something."""
-    data, rows, ends = [], [], []
-    for (run, record), (colour, dash, symbol) in zip(runs.items(), looks(len(runs)), strict=True):
+
+    def find(record: RunRecord) -> Found | None:
         series, sent = record.series("global", "accuracy"), _sent(record)
         so_far = [sum(b for at, b in sent.items() if at <= round) for round in series.rounds]
         if not series.means or not so_far[-1]:
-            continue
-        ends.append(so_far[-1])
-        y = [100 * series.means[round] for round in series.rounds]
-        data.append(line(run, [b / 1e6 for b in so_far], y, colour, dash=dash, symbol=symbol))
-        rows += [[run, r, b, series.means[r]] for r, b in zip(series.rounds, so_far, strict=True)]
+            return None
+        rows = [(r, b, series.means[r]) for r, b in zip(series.rounds, so_far, strict=True)]
+        return "", [b / 1e6 for b in so_far], [100 * mean for _, _, mean in rows], rows
+
+    data, rows = _lines(runs, find)
     if data:
         layout = axes("sent so far, up and down (MB)", "accuracy after fusion (%)", hovermode="closest")
-        layout["xaxis"] |= log_axis(ends)
+        layout["xaxis"] |= log_axis(trace["x"][-1] for trace in data)
         yield Figure(
             "traffic",
             "Global accuracy against bytes",

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fedkd.report.chart import DASHES, looks
-from fedkd.report.page.figure import Figure, line, log_axis, over_rounds, plain
+from fedkd.report.chart import COLOURS, DASHES, looks
+from fedkd.report.page.figure import Figure, bar, line, log_axis, over_rounds
 from fedkd.report.page.record import RunRecord
 
 MOST_PHASE_BARS = 120
@@ -44,15 +44,10 @@ def _bytes(sent: Mapping[int, Sequence[float]], *, between: bool) -> Figure:
     """
     rounds = sorted(sent)
     totals = np.cumsum([sent[round] for round in rounds], axis=0)
+    names = ("between clients" if between else "to the server", "to the clients", "for evaluation alone")
     data = [
-        line(name, rounds, totals[:, at] / 1e6, colour, dash=DASHES[at])
-        for at, (name, (colour, _, _)) in enumerate(
-            zip(
-                ("between clients" if between else "to the server", "to the clients", "for evaluation alone"),
-                looks(3),
-                strict=True,
-            )
-        )
+        line(name, rounds, totals[:, at] / 1e6, COLOURS[at], dash=DASHES[at])
+        for at, name in enumerate(names)
         if totals[-1, at] and not (between and at == 1)
     ]
     rows = [[round, *map(int, sent[round])] for round in rounds]
@@ -79,9 +74,7 @@ def _phases(seconds: Mapping[str, Mapping[int, float]]) -> Figure:
             sum(of_round.get(round, 0.0) for round in rounds[at : at + width])
             for at in range(0, len(rounds), width)
         ]
-        data.append(
-            {"type": "bar", "name": plain(phase), "x": starts, "y": of_bar, "marker": {"color": colour}}
-        )
+        data.append(bar(phase, starts, of_bar, colour))
     rows = [
         [round, phase, of_round[round]] for phase, of_round in seconds.items() for round in sorted(of_round)
     ]
@@ -108,13 +101,7 @@ def failure_figures(record: RunRecord) -> Iterator[Figure]:
     if not found:
         return
     data = [
-        {
-            "type": "bar",
-            "name": name,
-            "x": series.rounds,
-            "y": [series.means[r] for r in series.rounds],
-            "marker": {"color": colour},
-        }
+        bar(name, series.rounds, [series.means[r] for r in series.rounds], colour)
         for (name, series), (colour, _, _) in zip(found.items(), looks(len(found)), strict=True)
     ]
     rows = [

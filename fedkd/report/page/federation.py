@@ -24,9 +24,6 @@ from fedkd.report.page.figure import (
 )
 from fedkd.report.page.record import RunRecord, Series
 
-MOST_BARS = 40
-"""Clients up to which each has a bar of its own."""
-MOST_PHASE_BARS = 120
 ALL_IN_BAND = 10
 """Clients below which a band is of all of them, from the lowest to the highest."""
 THIN: dict[str, Any] = {"width": 1.2, "mode": "lines", "opacity": 0.8}
@@ -193,22 +190,22 @@ def effect_figures(record: RunRecord) -> Iterator[Figure]:
         "Fidelity",
         "transfer samples (%)",
         100,
-        [("train", "agreement", "client's answer is its guidance's")],
-        "How often a client that has followed its guidance answers as it does, on the transfer set.",
+        [("train", "agreement", "client's class is that of its targets")],
+        "How often a client predicts the class of its targets after distillation, on the transfer set.",
     )
     yield from _bands(
         record,
         "guidance-kl",
-        "Distance from guidance",
+        "Distance from targets",
         "KL (nats)",
         1,
-        [("train", "guidance_kl", "KL from the client's predictions to its guidance")],
-        "How far a client stays from what it was told, on the transfer set; 0 is exactly that.",
+        [("train", "guidance_kl", "KL from the client's predictions to its targets")],
+        "Distance between a client's predictions and its targets on the transfer set; 0 means equal.",
     )
     yield from _bands(
         record,
         "flips",
-        "Answers that turned",
+        "Predictions that changed",
         "common test samples (%)",
         100,
         [("global", "positive_flips", "wrong to right"), ("global", "negative_flips", "right to wrong")],
@@ -222,7 +219,7 @@ def effect_figures(record: RunRecord) -> Iterator[Figure]:
         "clients",
         1,
         [("train", "effective_neighbours", "clients that a client effectively learned from")],
-        "From 1, it listens to a single client, to N, to all alike.",
+        "From 1, a single client, to N, all clients alike.",
     )
     yield from _bands(
         record,

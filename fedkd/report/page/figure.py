@@ -52,6 +52,11 @@ class Figure:
     frames: Sequence[tuple[str, Sequence[Trace]]] = ()
 
 
+def in_frames(frames: Sequence[tuple[str, Sequence[Trace]]]) -> dict[str, Any]:
+    """Return the arguments of a `Figure` with a slider over frames; one frame needs none."""
+    return {"frames": frames} if len(frames) > 1 else {"data": frames[0][1]}
+
+
 def plain(text: object) -> str:
     """Return a name so that Plotly, which takes some tags for its own, shows it as it is."""
     return escape(str(text), quote=False)

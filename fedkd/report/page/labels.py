@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from fedkd.report.chart import looks
-from fedkd.report.page.figure import Figure, Trace, axes, constant, heat_map, named_axes, plain
+from fedkd.report.page.figure import Figure, Trace, axes, constant, heat_map, in_frames, named_axes, plain
 from fedkd.report.page.record import Labels
 
 MOST_BARS = 40
@@ -46,11 +46,10 @@ def label_figures(labels: Sequence[Labels]) -> Iterator[Figure]:
         "Label distribution",
         ["task", "client", "class", "samples"],
         rows,
-        [] if len(frames) > 1 else frames[0][1],
-        layout,
-        caption,
+        layout=layout,
+        caption=caption,
         height=380,
-        frames=frames if len(frames) > 1 else (),
+        **in_frames(frames),
     )
 
 

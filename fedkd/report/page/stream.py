@@ -99,9 +99,9 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
         )
     data, rows = [], []
     for test, (colour, dash, _) in zip(tests, looks(len(tests)), strict=True):
-        averages = [float(np.mean(test.R[at, : at + 1])) for at in range(len(test.R))]
-        learned = list(range(1, len(averages) + 1))
-        shown = [None if isnan(v) else 100 * v for v in averages]
+        averages = average_so_far(test.R)
+        learned = range(1, len(averages) + 1)
+        shown = [100 * value for value in averages]
         data.append(line(protocol_name(test.protocol), learned, shown, colour, dash=dash))
         rows += [[test.protocol, n, number(v)] for n, v in zip(learned, averages, strict=True)]
     layout = over_tasks("accuracy (%)", len(names))
@@ -114,6 +114,11 @@ def forgetting_figures(record: RunRecord, outcome: StreamOutcome) -> Iterator[Fi
         layout,
         "After each task, over all tasks until then.",
     )
+
+
+def average_so_far(R: np.ndarray) -> list[float]:
+    """Return the mean accuracy on the tasks learned so far, after each task."""
+    return [float(np.mean(R[at, : at + 1])) for at in range(len(R))]
 
 
 def forgotten(outcome: StreamOutcome, test: ProtocolOutcome) -> tuple[np.ndarray, list[int]]:
@@ -168,16 +173,12 @@ def schedule_figure(record: RunRecord, schedule: Schedule) -> Figure:
     bar = {"title": {"text": "task"}, "thickness": 12, "outlinewidth": 0, "tickformat": "d"}
     if len(tasks) <= 12:
         bar |= {"tickvals": [task + 1 for task in tasks]}
-    trace = {
-        "type": "heatmap",
-        "z": [[number(v) for v in row] for row in table],
+    trace = heat_map(table, rounds, clients, xgap=0, ygap=0, showscale=len(tasks) > 1, text=None)
+    trace |= {
         "x": list(rounds),
         "y": list(clients),
-        "colorscale": "Cividis",
-        "hoverongaps": False,
         "colorbar": bar,
         "hovertemplate": "round %{x}, client %{y}: task %{z}<extra></extra>",
-        "showscale": len(tasks) > 1,
     }
     layout = axes("round", "client", showlegend=False)
     step = max(-(-schedule.clients // 20), 1)

@@ -17,6 +17,7 @@ from fedkd.report.page.figure import (
     axes,
     grid,
     heat_map,
+    in_frames,
     named_axes,
     plain,
 )
@@ -102,13 +103,12 @@ def _side_by_side(shown: Sequence[tuple[TransferMap, str]], split: str) -> Figur
         f"Who would gain from whom, {MEASURED[split]}",
         ["round", "receiver", "sender", "predictor", "predicted", "gain"],
         rows,
-        [] if len(frames) > 1 else frames[0][1],
-        layout,
-        "Left what a predictor expected before anything was exchanged, without a unit: a row's order counts."
-        " Right by how much a copy of the receiver changed that distilled the sender's predictions alone, red"
-        " where it gained, blue where it lost. The diagonal is a copy that learned from itself.",
+        layout=layout,
+        caption="Left: a predictor's values before any exchange; they have no unit, a row's order counts."
+        " Right: the change of a copy of the receiver that distilled the sender's predictions alone, red for"
+        " a gain, blue for a loss. On the diagonal a copy learned from itself.",
         height=360,
-        frames=frames if len(frames) > 1 else (),
+        **in_frames(frames),
     )
 
 
@@ -165,12 +165,11 @@ def _scatter(record: RunRecord, shown: Sequence[tuple[TransferMap, str]]) -> Fig
         "Predicted and gained",
         ["round", "predictor", "split", "receiver", "sender", "predicted", "gain"],
         rows,
-        [] if len(frames) > 1 else frames[0][1],
-        axes("predicted", "gain (points)"),
-        "Every ordered pair of two clients. Points of a predictor that is worth something rise to the right,"
-        " also among the senders of a single receiver, which is what the rank correlations below are about.",
+        layout=axes("predicted", "gain (points)"),
+        caption="Every ordered pair of two clients. Points of a useful predictor rise to the right, also"
+        " among the senders of a single receiver; the rank correlations below measure that.",
         height=400,
-        frames=frames if len(frames) > 1 else (),
+        **in_frames(frames),
     )
 
 
@@ -239,11 +238,10 @@ def _one_map(
         title,
         ["round", down, across, unit],
         rows,
-        [] if len(frames) > 1 else frames[0][1],
-        named_axes(x=across, y=down),
-        caption,
-        360,
-        frames if len(frames) > 1 else (),
+        layout=named_axes(x=across, y=down),
+        caption=caption,
+        height=360,
+        **in_frames(frames),
     )
 
 
