@@ -64,8 +64,7 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
         f" `{scenario.fusion.strategy}`, seed"
         f" {scenario.seed}, after round {run.round} of {scenario.last_round}.{learner}",
         _table(run, entries),
-        "Accuracies are those of this round, before fusion → after fusion;"
-        f" {_tests(scenario)}",
+        f"Accuracies are those of this round, before fusion → after fusion; {_tests(scenario)}",
         "## Use",
         f"`load.py` wants torch (these files were written with {version('torch')}), numpy and"
         " safetensors, and no"
