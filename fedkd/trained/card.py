@@ -60,15 +60,13 @@ def model_card(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int,
     learner = f" Tasks are learned with `{scenario.continual.learner}`." if scenario.continual else ""
     parts = [
         f"# {_plain(scenario.name)}: {len(entries)} trained clients",
-        f"Clients of a federation simulated with fedkd {__version__}: strategy"
-        f" `{scenario.fusion.strategy}`, seed"
-        f" {scenario.seed}, after round {run.round} of {scenario.last_round}.{learner}",
+        f"Clients of a federation simulated with fedkd {__version__}: strategy `{scenario.fusion.strategy}`,"
+        f" seed {scenario.seed}, after round {run.round} of {scenario.last_round}.{learner}",
         _table(run, entries),
         f"Accuracies are those of this round, before fusion → after fusion; {_tests(scenario)}",
         "## Use",
-        f"`load.py` wants torch (these files were written with {version('torch')}), numpy and"
-        " safetensors, and no"
-        " fedkd.",
+        f"`load.py` wants torch (these files were written with {version('torch')}), numpy and safetensors,"
+        " and no fedkd.",
         _use(run, entries),
         "## Data",
         *_data(run),
@@ -153,9 +151,8 @@ def _data(run: TrainedRun) -> list[str]:
         told.append("Samples are taken as they are stored; uint8 is divided by 255.")
     else:
         told.append(
-            "Samples are normalised by the train split's mean and standard deviation, which"
-            " `clients.json` has; uint8"
-            " is divided by 255 first."
+            "Samples are normalised by the train split's mean and standard deviation, which `clients.json`"
+            " has; uint8 is divided by 255 first."
         )
     if first_task(data).skew:
         told.append("Clients' own samples were changed, each client's in its own way (`heterogeneity`).")
@@ -169,15 +166,13 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
     unwritten = [str(entry.index) for entry in entries if entry.network is None]
     if unwritten:
         notes.append(
-            f"No source of a network for clients {', '.join(unwritten)}: their way through it"
-            " could not be traced."
-            " Pass yours: `load(index, network=…)`."
+            f"No source of a network for clients {', '.join(unwritten)}: their way through it could not be"
+            " traced. Pass yours: `load(index, network=…)`."
         )
     if plan.capabilities.infers_from_guidance:
         notes.append(
-            f"The strategy answers from what the server sent (`{plan.strategy.name}`), not from"
-            " the model's outputs:"
-            " these files answer otherwise than the accuracies say."
+            f"The strategy answers from what the server sent (`{plan.strategy.name}`), not from the model's"
+            " outputs: these files answer otherwise than the accuracies say."
         )
     if (kappa := plan.scenario.fusion.own_prior) != 0:
         told = '"auto"' if kappa == "auto" else f"{kappa:g}"
@@ -187,9 +182,8 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
         )
     if plan.learner is not None and _answers_otherwise(plan.learner):
         notes.append(
-            f"The learner `{plan.learner.name}` answers by what it remembers, not by the model's"
-            " outputs: these files"
-            " answer otherwise than the accuracies say."
+            f"The learner `{plan.learner.name}` answers by what it remembers, not by the model's outputs:"
+            " these files answer otherwise than the accuracies say."
         )
     if isinstance(run.data, FederatedStream):
         turned = [task for task in run.data if isinstance(task.transform, Rotation)]

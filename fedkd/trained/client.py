@@ -37,7 +37,7 @@ from fedkd.run_folder import plan_of_run
 from fedkd.trained.network import of_units, with_tensors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedClient:
     """A client's trained model, and what it takes to ask it.
 
@@ -69,13 +69,13 @@ class TrainedClient:
     classes: tuple[str, ...]
     input_shape: tuple[int, ...]
     normalisation: Statistics
-    task: int | None
-    task_name: str | None
-    tasks: tuple[int, ...]
-    transform: Transform | None
+    task: int | None = None
+    task_name: str | None = None
+    tasks: tuple[int, ...] = ()
+    transform: Transform | None = None
     """What the task does to normalised samples; None: nothing."""
     _answer: Callable[[np.ndarray], np.ndarray] = field(repr=False)
-    _of_task: Callable[[int], TrainedClient] | None = field(repr=False)
+    _of_task: Callable[[int], TrainedClient] | None = field(default=None, repr=False)
     owner: str | None = None
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
@@ -176,23 +176,20 @@ class TrainedRun:
         if isinstance(self.data, FederatedStream):
             assert client.stream is not None
             return self._of_stream(client, client.stream, client.samples.place)
-        statistics = self.data.statistics
-        assert statistics is not None
+        return self._trained(client, self.data, model=_model_of(client), _answer=client.evaluator.answer)
+
+    def _trained(self, client: Client, data: FederatedData, **told: Any) -> TrainedClient:
+        """Return a client with what its data say of its model, and what else is told."""
+        assert data.statistics is not None
         return TrainedClient(
-            index=index,
+            index=client.index,
             round=self.round,
-            architecture=self.architectures[index],
-            model=_model_of(client),
-            classes=self.data.class_names,
+            architecture=self.architectures[client.index],
+            classes=data.class_names,
             input_shape=self.data.input_shape,
-            normalisation=statistics,
-            task=None,
-            task_name=None,
-            tasks=(),
-            transform=None,
-            _answer=client.evaluator.answer,
-            _of_task=None,
-            owner=_owner(self.data, index),
+            normalisation=data.statistics,
+            owner=data.owners[client.index] if data.owners else None,
+            **told,
         )
 
     def _saved(self, index: int) -> SavedClient:
@@ -219,29 +216,17 @@ class TrainedRun:
             outputs = stream.tests.outputs(place, read, x)
             return outputs if units is None else outputs[:, units]
 
-        statistics = task.data.statistics
-        assert statistics is not None
-        return TrainedClient(
-            index=client.index,
-            round=self.round,
-            architecture=self.architectures[client.index],
+        return self._trained(
+            client,
+            task.data,
             model=of_units(_effective(read), read.units),
-            classes=task.data.class_names,
-            input_shape=self.data.input_shape,
-            normalisation=statistics,
             task=task.index,
             task_name=task.name,
             tasks=met,
             transform=task.transform,
             _answer=answer,
             _of_task=lambda wanted: self._of_stream(client, stream, stream.tests.place_of(wanted)),
-            owner=_owner(task.data, client.index),
         )
-
-
-def _owner(data: FederatedData, client: int) -> str | None:
-    """Return the name of a client's owner; None: the data name none."""
-    return data.owners[client] if data.owners else None
 
 
 class TrainedNode(TrainedRun):
