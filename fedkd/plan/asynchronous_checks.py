@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedkd.errors import UserError
+from fedkd.plan.capability_table import Case, check_table
 from fedkd.scenario.schema import Population, Scenario
 
 if TYPE_CHECKING:
@@ -54,25 +55,4 @@ def check_asynchronous_strategy(scenario: Scenario, strategy: FusionStrategy) ->
     Raises:
         UserError: Why it has to.
     """
-    from fedkd.fusion.selection import asks_anew
-    from fedkd.randomness import numpy_generator
-
-    if scenario.asynchronous is None:
-        return
-    name, reason = scenario.fusion.strategy, None
-    if strategy.capabilities.by_flower:
-        reason = "averages what all clients of a round send; use 'fedbuff' or 'fedasync'"
-    elif strategy.capabilities.pools:
-        reason = "trains on all clients' samples in one place"
-    elif strategy.capabilities.brings_model or strategy.capabilities.sends == "nothing":
-        return
-    elif "weights" in strategy.capabilities.needs:
-        reason = "exchanges weights that go on from those of a round; use 'fedbuff' or 'fedasync'"
-    else:
-        size, generator = scenario.data.transfer.size, numpy_generator(scenario.seed, "request", round=1)
-        if strategy.capabilities.requires_sync is not None:
-            reason = strategy.capabilities.requires_sync
-        elif asks_anew(strategy, size, generator):
-            reason = "asks for other transfer samples every round, which old predictions are not about"
-    if reason is not None:
-        raise UserError(f"not allowed: '{name}' {reason}", key=KEY)
+    check_table(Case(scenario, strategy), ("asynchronous",))

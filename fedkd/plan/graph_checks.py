@@ -10,6 +10,7 @@ import numpy as np
 from fedkd.errors import UserError
 from fedkd.fusion.mixing import is_mutual, parts
 from fedkd.models.mix import architecture_names
+from fedkd.plan.capability_table import Case, check_table
 from fedkd.plan.graph import Graph
 from fedkd.plan.plan import Plan
 
@@ -36,11 +37,7 @@ def check_graph(plan: Plan) -> None:
         return
     if strategy.capabilities.sends == "nothing":
         return
-    reason = _needs_server(plan)
-    if reason is not None:
-        raise UserError(
-            f"'{name}' {reason}; topology.graph is '{kind}', in which there is no server", key=KEY
-        )
+    check_table(Case(scenario, strategy, plan.learner), ("topology.graph",))
     for key, given in (
         ("fusion.bank", scenario.fusion.bank),
         ("fusion.orthogonal", scenario.fusion.orthogonal),
@@ -69,22 +66,6 @@ def check_graph(plan: Plan) -> None:
             " with 'knfu' or 'experts'",
             key="topology.relay",
         )
-
-
-def _needs_server(plan: Plan) -> str | None:
-    """Return what a strategy does on a server, to go on after its name; None: it does without."""
-    strategy = plan.strategy
-    if strategy.capabilities.by_flower:
-        return "averages weights on a server: take 'gossip', which has clients mix them"
-    if "server" in strategy.capabilities.needs:
-        return "trains a model on the server"
-    if "transfer_labels" in strategy.capabilities.needs:
-        return "needs the labels of the transfer set, which a server alone has"
-    if strategy.capabilities.over_graph is None:
-        if "weights" in strategy.capabilities.needs:
-            return "makes one model of all clients' weights: take 'gossip', which has clients mix them"
-        return "makes on a server what no client can by itself (it has no `over_graph`)"
-    return None
 
 
 def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:

@@ -14,7 +14,7 @@ from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import FedkdError, UserError, described
 from fedkd.explain import show_value
-from fedkd.fusion.strategy import answers_otherwise, overrides
+from fedkd.fusion.strategy import overrides
 from fedkd.plan.plan import Plan
 from fedkd.plugins import contained
 from fedkd.scenario.schema import Scenario
@@ -82,17 +82,6 @@ def check_learner(learner: Learner, plan: Plan, data: Data, models: Sequence[Any
             f"must be 0 in a stream of tasks, whose accuracies are those of the learner's outputs, got"
             f" {show_value(scenario.fusion.own_prior)}",
             key="fusion.own_prior",
-        )
-    if plan.capabilities.infers_from_guidance:
-        raise UserError(
-            'must be "model" in a stream of tasks, whose accuracies are those of the learner\'s outputs',
-            key="fusion.inference",
-        )
-    if answers_otherwise(plan.strategy):
-        raise UserError(
-            f"'{strategy}' answers evaluations by another model than the client's, and in a stream of tasks"
-            " they are about the learner's outputs; use a strategy that exchanges predictions",
-            key=KEY,
         )
     shapes = plan.capabilities.uses_local_loss or any(
         overrides(plan.strategy, hook) for hook in ("rehearsal", "local_step")

@@ -24,19 +24,11 @@ def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int)
     Raises:
         UserError: What is missing.
     """
-    scenario, name = plan.scenario, plan.scenario.fusion.strategy
+    scenario = plan.scenario
     if scenario.measure is None or scenario.measure.transferability is None:
         return
     if plan.learner is not None:
         raise UserError("is for runs without a stream of tasks", key=KEY)
-    if plan.capabilities.pools:
-        raise UserError(f"with '{name}' no client has a model of its own to teach or to learn", key=KEY)
-    if plan.capabilities.brings_model:
-        raise UserError(
-            f"with '{name}' every message brings the model along, and clients have none of their own; use a"
-            " strategy that exchanges predictions, or 'local'",
-            key=KEY,
-        )
     for group, model in zip(scenario.clients, models, strict=True):
         if not isinstance(model, nn.Module):
             raise UserError(

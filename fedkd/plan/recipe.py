@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from fedkd.errors import UserError
-from fedkd.fusion.strategy import teaches_targets
 from fedkd.scenario.schema import Scenario
 
 if TYPE_CHECKING:
@@ -50,22 +48,3 @@ def followed(scenario: Scenario, strategy: FusionStrategy) -> list[str]:
     """Return the keys of `fusion` whose weights are those of the recipe and the strategy."""
     usual = asdict(_usual(scenario, strategy))
     return [key for key, value in usual.items() if getattr(scenario.fusion, key) == value]
-
-
-def check_recipe(scenario: Scenario, strategy: FusionStrategy) -> None:
-    """Refuse to train jointly on targets where a strategy has none."""
-    if teaches_targets(strategy):
-        return
-    name, rehearse = scenario.fusion.strategy, recipe_of(scenario, strategy).rehearse
-    if scenario.training.recipe == "joint":
-        raise UserError(
-            f"must be 'alternating' with '{name}', whose clients distil no targets of transfer samples, got"
-            " 'joint'",
-            key="training.recipe",
-        )
-    if rehearse > 0:
-        raise UserError(
-            f"must be 0 with '{name}', whose guidance is no targets of transfer samples that a client could"
-            f" rehearse, got {rehearse:g}",
-            key="fusion.rehearse",
-        )

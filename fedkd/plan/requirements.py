@@ -14,9 +14,8 @@ from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.errors import UserError
 from fedkd.fusion.extent import ServerModel
-from fedkd.fusion.kinds import Kind
-from fedkd.fusion.strategy import overrides
 from fedkd.models.build import build_model
+from fedkd.plan.capability_table import Case, check_table
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.graph_checks import check_graph
 from fedkd.plan.learner_checks import check_learner
@@ -31,10 +30,8 @@ from fedkd.plan.part_checks import (
 )
 from fedkd.plan.plan import Plan
 from fedkd.plan.prediction_checks import check_filters
-from fedkd.plan.recipe import check_recipe
 from fedkd.plan.stream_checks import (
     check_backward,
-    check_bank,
     check_class_stream,
     check_masks,
     check_orthogonal,
@@ -57,22 +54,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     """
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy
-    if plan.capabilities.pools and plan.learner is not None:
-        raise UserError(
-            f"'{name}' knows no stream of tasks; use the learner 'joint', which trains on all tasks at once",
-            key=KEY,
-        )
-    if plan.capabilities.pools and (scenario.training.held_out or scenario.fusion.own_prior == "auto"):
-        raise UserError(
-            f"'{name}' trains on all samples of all clients, so that none is left to choose by",
-            key="training.held_out" if scenario.training.held_out else "fusion.own_prior",
-        )
-    if overrides(plan.strategy, "phases") and plan.learner is not None:
-        raise UserError(
-            f"'{name}' trains parts of a model in phases of its own, and in a stream of tasks a learner says"
-            " what is trained when; use 'fedper', which trains both parts together",
-            key=KEY,
-        )
+    check_table(Case(scenario, plan.strategy, plan.learner))
     for group, model in zip(scenario.clients, models, strict=True):
         if needs & {"gradients", "weights"} and not isinstance(model, nn.Module):
             what = "exchanges weights" if "weights" in needs else "shapes training by gradients"
@@ -88,35 +70,14 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
                 f" that of model '{group.model}' is not",
                 key=KEY,
             )
-    if plan.capabilities.trials and plan.learner is not None:
-        raise UserError(
-            f"'{name}' has clients try guidance out and go back, which a learner of a stream of tasks cannot;"
-            " use 'knfu'",
-            key=KEY,
-        )
-    if overrides(plan.strategy, "aux_networks") and plan.learner is not None:
-        raise UserError(
-            f"'{name}' has clients train networks besides their models, which a learner of a stream of tasks"
-            " knows nothing of; use a strategy that exchanges predictions",
-            key=KEY,
-        )
     if "equal_features" in needs:
         check_feature_widths(scenario, data, models)
-    if "linear_head" in needs and plan.learner is not None:
-        raise UserError(
-            f"'{name}' gives clients a head for all classes, and in a stream of tasks heads are the learner's"
-            " business; use 'fedproto' or a strategy that exchanges predictions",
-            key=KEY,
-        )
     check_graph(plan)
     if "masks" in needs:
         check_masks(plan)
-    check_recipe(scenario, plan.strategy)
     check_filters(plan, most_classes(data))
     if scenario.fusion.relations is not None:
         check_relations(plan, models)
-    if scenario.fusion.bank is not None:
-        check_bank(plan)
     if "one_architecture" in needs:
         what = "averages masks" if "masks" in needs else "averages parameters"
         check_one_architecture(scenario, what)
@@ -154,13 +115,6 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
         )
     if plan.learner is not None:
         check_learner(plan.learner, plan, data, models)
-    sends_weights = "weights" in needs or Kind.WEIGHTS in plan.capabilities.kinds.values()
-    poison = scenario.faults.poison
-    if scenario.faults.poisoned > 0 and sends_weights and poison in ("imitation", "constant"):
-        raise UserError(
-            f"'{poison}' is for clients that upload predictions; with '{name}' use 'random' or 'flipped'",
-            key="faults.poison",
-        )
 
 
 def _check_server_model(plan: Plan, strategy: ServerModel, data: FederatedData) -> None:

@@ -7,30 +7,10 @@ from torch import nn
 from fedkd.continual.statistics import statistics_names
 from fedkd.continual.subspace import check_layers
 from fedkd.errors import UserError
-from fedkd.fusion.selection import asks_anew
 from fedkd.fusion.strategy import overrides
 from fedkd.plan.plan import Plan
-from fedkd.randomness import numpy_generator
 
 KEY = "fusion.strategy"
-
-
-def check_bank(plan: Plan) -> None:
-    """Refuse to keep what could not be fused with anything later."""
-    strategy, scenario = plan.strategy, plan.scenario
-    can, reason = strategy.capabilities, None
-    if can.by_flower or "weights" in can.needs:
-        reason = "exchanges weights, which are of no task and soon out of date"
-    elif can.sends == "nothing":
-        reason = "sends nothing that could be kept"
-    elif "masks" in can.needs and plan.learner is not None and plan.learner.trains_masked_weights:
-        reason = f"hears no more of a mask once '{plan.learner.name}' has settled it"
-    else:
-        generator = numpy_generator(scenario.seed, "request", round=1)
-        if asks_anew(strategy, scenario.data.transfer.size, generator):
-            reason = "asks for other transfer samples every round, which old predictions are not about"
-    if reason is not None:
-        raise UserError(f"not allowed: '{scenario.fusion.strategy}' {reason}", key="fusion.bank")
 
 
 def check_masks(plan: Plan) -> None:

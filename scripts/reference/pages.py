@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from reference.combinations import combinations_page
 from reference.commands import commands_page
 from reference.keys import bench_page, scenario_page
 from reference.parts import datasets_page, learners_page, models_page, partitions_page, strategies_page
@@ -18,5 +19,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/datasets.md": datasets_page,
     "reference/partitions.md": partitions_page,
     "reference/uploads.md": uploads_page,
+    "reference/combinations.md": combinations_page,
     "reference/commands.md": commands_page,
 }
