@@ -5,17 +5,13 @@ Y. Deng, M. M. Kamani and M. Mahdavi, "Adaptive Personalized Federated Learning"
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
-from fedkd.fusion.averaging import WeightAveraging
-from fedkd.fusion.ditto import BOTH, PERSONAL
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.personal_model import PERSONAL, PersonalModel
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
@@ -26,7 +22,7 @@ SHARE = "share"
 
 
 @dataclass(frozen=True, config=STRICT)
-class APFL(LocalObjective, AuxNetworks, WeightAveraging):
+class APFL(PersonalModel):
     """FedAvg for w; what a client answers with is a mix of w with a model v of its own.
 
     ::
@@ -43,8 +39,6 @@ class APFL(LocalObjective, AuxNetworks, WeightAveraging):
 
     name: ClassVar[str] = "apfl"
     paper: ClassVar[str] = "Deng et al., Adaptive Personalized Federated Learning, 2020, arXiv 2003.13461"
-    eval_models: ClassVar[tuple[str, ...]] = BOTH
-    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     """a: share of the client's own model in the mix, at first. 1 is training alone, 0 is FedAvg."""
@@ -53,10 +47,6 @@ class APFL(LocalObjective, AuxNetworks, WeightAveraging):
     training, with which it moves little in a few rounds: try 0.01 to 0.1."""
     inference: Literal["mixed", "shared"] = "mixed"
     """What evaluations ask: v̄, or w (the client's own after training, the average after guidance)."""
-
-    def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return v, which begins where w does."""
-        return {PERSONAL: AuxNetwork(lambda make: make.like_own())}
 
     def share_of(self, client: ClientView) -> float:
         """Return a client's a."""
@@ -90,15 +80,6 @@ class APFL(LocalObjective, AuxNetworks, WeightAveraging):
             return value, answers if self.inference == "mixed" else batch.logits
 
         return loss
-
-    def predictor(self, client: ClientView) -> nn.Module | None:
-        """Return a network with the weights v̄, unless w is to answer."""
-        return None if self.inference == "shared" else self.eval_model(client, "personal")
-
-    @property
-    def answering_model(self) -> str:
-        """What is mixed is the client's own: it is called `personal` as with `ditto`."""
-        return "shared" if self.inference == "shared" else "personal"
 
     def eval_model(self, client: ClientView, name: str) -> nn.Module:
         """Return a network with the weights v̄, or w."""

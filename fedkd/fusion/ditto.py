@@ -6,29 +6,21 @@ ICML 2021, arXiv 2012.04221.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
-from fedkd.fusion.averaging import WeightAveraging
-from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.personal_model import PERSONAL, PersonalModel, squared_distance
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-PERSONAL = "personal"
-"""The network that never leaves the client."""
-BOTH = ("personal", "shared")
-"""What is measured: what a client has for itself, and what is averaged."""
+    from torch import Tensor
 
 
 @dataclass(frozen=True, config=STRICT)
-class Ditto(LocalObjective, AuxNetworks, WeightAveraging):
+class Ditto(PersonalModel):
     """FedAvg for w; beside it every client trains a model v of its own, which w as received pulls at.
 
     ::
@@ -48,18 +40,12 @@ class Ditto(LocalObjective, AuxNetworks, WeightAveraging):
         "Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, ICML 2021, arXiv"
         " 2012.04221"
     )
-    eval_models: ClassVar[tuple[str, ...]] = BOTH
-    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     strength: Annotated[float, Field(ge=0)] = 1.0
     """λ: how hard w pulls; 1 in the paper, which also chooses among 0.1, 1 and 2. 0 is training alone, and
     the larger the nearer to FedAvg."""
     inference: Literal["personal", "shared"] = "personal"
     """What evaluations ask: v, or w (the client's own after training, the average after guidance)."""
-
-    def aux_networks(self) -> Mapping[str, AuxNetwork]:
-        """Return v, which begins where w does."""
-        return {PERSONAL: AuxNetwork(lambda make: make.like_own())}
 
     def local_step(self, client: ClientView, guidance: Arrays) -> LocalStep:
         """Return ``CE(w) + CE(v) + λ/2 ‖v − w_received‖²``, of which each term moves its own network."""
@@ -75,28 +61,3 @@ class Ditto(LocalObjective, AuxNetworks, WeightAveraging):
             return value, answers if self.inference == "personal" else batch.logits
 
         return loss
-
-    def predictor(self, client: ClientView) -> nn.Module | None:
-        """Return v, unless w is to answer."""
-        return client.network(PERSONAL) if self.inference == "personal" else None
-
-    @property
-    def answering_model(self) -> str:
-        """v or w, as `inference` says."""
-        return self.inference
-
-    def eval_model(self, client: ClientView, name: str) -> nn.Module:
-        """Return v or w."""
-        return client.network(PERSONAL if name == "personal" else OWN)
-
-
-def squared_distance(network: nn.Module, others: list[Tensor]) -> Tensor:
-    """Return ``‖v − w‖²`` over all parameters of a network v.
-
-    Args:
-        network: v.
-        others: w, in the order of v's parameters.
-    """
-    pairs = zip(network.parameters(), others, strict=True)
-    squares: Tensor = sum((own - other).square().sum() for own, other in pairs)  # type: ignore[assignment]
-    return squares

@@ -14,22 +14,21 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
-from fedkd.fusion.averaging import AVERAGED, WeightAveraging
+from fedkd.fusion.auxiliary import AuxNetwork
+from fedkd.fusion.averaging import AVERAGED
 from fedkd.fusion.capabilities import Capabilities
-from fedkd.fusion.ditto import BOTH, PERSONAL, squared_distance
-from fedkd.fusion.local_objective import LocalObjective
 from fedkd.fusion.parameters import PARAMETERS
+from fedkd.fusion.personal_model import PERSONAL, PersonalModel, squared_distance
 from fedkd.fusion.strategy import Guidance, Knowledge
 from fedkd.fusion.views import Arrays, ClientView, LocalBatch, LocalStep
 from fedkd.hyperparameters import STRICT
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 @dataclass(frozen=True, config=STRICT)
-class PFedMe(LocalObjective, AuxNetworks, WeightAveraging):
+class PFedMe(PersonalModel):
     """Average w; every client answers with θ, which it finds near w anew for every batch.
 
     ::
@@ -51,8 +50,6 @@ class PFedMe(LocalObjective, AuxNetworks, WeightAveraging):
     paper: ClassVar[str] = (
         "Dinh et al., Personalized Federated Learning with Moreau Envelopes, NeurIPS 2020, arXiv 2006.08848"
     )
-    eval_models: ClassVar[tuple[str, ...]] = BOTH
-    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
 
     strength: Annotated[float, Field(gt=0)] = 15.0
     """λ: how near θ is held to w; 15 in the paper. η_p λ has to stay below 2, and w moves towards θ by ηλ of
@@ -108,16 +105,3 @@ class PFedMe(LocalObjective, AuxNetworks, WeightAveraging):
             return value, answers if self.inference == "personal" else batch.logits
 
         return loss
-
-    def predictor(self, client: ClientView) -> nn.Module | None:
-        """Return θ, unless w is to answer."""
-        return client.network(PERSONAL) if self.inference == "personal" else None
-
-    @property
-    def answering_model(self) -> str:
-        """θ or w, as `inference` says."""
-        return self.inference
-
-    def eval_model(self, client: ClientView, name: str) -> nn.Module:
-        """Return θ or w."""
-        return client.network(PERSONAL if name == "personal" else OWN)

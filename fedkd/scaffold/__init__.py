@@ -19,6 +19,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 FILES = {"module.py": "{name}.py", "scenario.toml": "{name}.toml", "test.py": "test_{name}.py"}
 """Template to the file that is made of it."""
 IMPORTED = (
+    "capabilities",
     "class_var",
     "field",
     "fusion_strategy",

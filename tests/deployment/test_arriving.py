@@ -20,7 +20,7 @@ from fedkd.federation.client_app import app as client_app
 from fedkd.federation.compat import assume_identity, node_id_of
 from fedkd.federation.node import Participant
 from fedkd.federation.node_gate import check_message, kinds_accepted, records_accepted
-from fedkd.fusion.capabilities import capabilities_of
+from fedkd.fusion.auxiliary import networks_of
 from fedkd.fusion.forms import Unfit
 from fedkd.fusion.registry import STRATEGIES, make_strategy
 from fedkd.plan.load import parse_plan
@@ -31,9 +31,9 @@ RECORDS = (msg.ARRAYS, msg.GUIDANCE, msg.MISSED, msg.REQUEST, msg.BASES, msg.STA
 NAMES = sorted(
     name
     for name in STRATEGIES.builtin
-    if capabilities_of(STRATEGIES.load(name)).learner is None
-    and not {"class_stream", "masks", "graph"} & make_strategy(name, {}).capabilities.needs
-    and not STRATEGIES.load(name).pools
+    if (can := make_strategy(name, {}).capabilities).learner is None
+    and not {"class_stream", "masks", "graph"} & can.needs
+    and not can.pools
 )
 
 
@@ -50,7 +50,7 @@ def node_of(name: str, samples) -> tuple[Participant, Any]:
     """Return a node of a strategy, and its client."""
     sgd = {"optimizer": "sgd"} if "plain_sgd" in make_strategy(name, {}).capabilities.needs else {}
     fusion: dict[str, Any] = {"strategy": name}
-    if make_strategy(name, {}).shared_model is not None:
+    if networks_of(make_strategy(name, {})).shared_model is not None:
         fusion["shared_args"] = {"hidden": [4]}
     plan = parse_plan(SMALL | {"clients": MLP, "fusion": fusion, "training": {"batch_size": 10, **sgd}})
     share = share_of_client(samples, 0)

@@ -8,7 +8,7 @@ import pytest
 import fedkd
 from fedkd.clients.factory import ClientFactory
 from fedkd.data.load import load_data
-from fedkd.fusion.ditto import BOTH, PERSONAL
+from fedkd.fusion.personal_model import BOTH, PERSONAL
 from fedkd.fusion.registry import make_strategy
 from fedkd.plan.load import parse_plan
 from fedkd.report.metrics import metric

@@ -10,8 +10,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from several_networks import SeveralNetworks, assert_weights, gradient, step
 
 from fedkd.fusion.apfl import APFL
-from fedkd.fusion.ditto import PERSONAL, Ditto
+from fedkd.fusion.ditto import Ditto
 from fedkd.fusion.parameters import pack, unpack
+from fedkd.fusion.personal_model import PERSONAL
 from fedkd.fusion.pfedme import PFedMe
 from fedkd.fusion.strategy import Knowledge
 from fedkd.training.weights import weights_of

@@ -1,0 +1,70 @@
+"""Personal models: FedAvg for the client's model w, and beside it a model of its own that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic.dataclasses import dataclass
+
+from fedkd.fusion.auxiliary import OWN, AuxNetwork, AuxNetworks
+from fedkd.fusion.averaging import WeightAveraging
+from fedkd.fusion.local_objective import LocalObjective
+from fedkd.fusion.views import ClientView
+from fedkd.hyperparameters import STRICT
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PERSONAL = "personal"
+"""The network that never leaves the client, and the name of what answers with it."""
+SHARED = "shared"
+"""The averaged model among the models that are measured."""
+BOTH = (PERSONAL, SHARED)
+
+
+@dataclass(frozen=True, config=STRICT)
+class PersonalModel(LocalObjective, AuxNetworks, WeightAveraging):
+    """Base of strategies whose clients train a personal model beside the averaged one.
+
+    Evaluations ask the personal model unless the hyper-parameter `inference` is ``"shared"``, and record
+    the accuracy of both.
+    """
+
+    eval_models: ClassVar[tuple[str, ...]] = BOTH
+    evaluated_networks: ClassVar[tuple[str, ...]] = (OWN, PERSONAL)
+
+    if TYPE_CHECKING:
+
+        @property
+        def inference(self) -> str:
+            """Hyper-parameter: ``"shared"``, or another word for the personal model."""
+
+    def aux_networks(self) -> Mapping[str, AuxNetwork]:
+        """Return the personal model, which begins where w does."""
+        return {PERSONAL: AuxNetwork(lambda make: make.like_own())}
+
+    def predictor(self, client: ClientView) -> nn.Module | None:
+        """Return the personal model, unless w is to answer."""
+        return None if self.inference == SHARED else self.eval_model(client, PERSONAL)
+
+    @property
+    def answering_model(self) -> str:
+        """`personal` or `shared`."""
+        return SHARED if self.inference == SHARED else PERSONAL
+
+    def eval_model(self, client: ClientView, name: str) -> nn.Module:
+        """Return the personal model or w."""
+        return client.network(PERSONAL if name == PERSONAL else OWN)
+
+
+def squared_distance(network: nn.Module, others: list[Tensor]) -> Tensor:
+    """Return ``‖v − w‖²`` over all parameters of a network v.
+
+    Args:
+        network: v.
+        others: w, in the order of v's parameters.
+    """
+    pairs = zip(network.parameters(), others, strict=True)
+    squares: Tensor = sum((own - other).square().sum() for own, other in pairs)  # type: ignore[assignment]
+    return squares
