@@ -180,16 +180,16 @@ def learner_details() -> Iterator[str]:
             yield _row(name, f"cannot be used: {learner}")
             continue
         yield _row(name, _summary(learner))
-        if learner.isolates:
+        if learner.traits.isolates:
             but = f", but for {made_for[name]}" if name in made_for else ""
             yield _row(
                 "", f"  gives each task weights of its own: not with strategies that average weights{but}"
             )
-        if learner.scales_own_subspaces:
+        if learner.traits.scales_own_subspaces:
             yield _row(
                 "", "  scales weights in each client's own way: not with strategies that average weights"
             )
-        if learner.overrides("training_tasks", "rehearsed"):
+        if learner.overrides("batch"):
             yield _row("", "  trains on old tasks too: not with strategies that shape local training")
         for parameter in learner_hyperparameters(learner):
             yield _row("", f"  {parameter.name} = {_default(parameter.default)} ({parameter.type})")

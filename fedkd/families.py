@@ -70,9 +70,9 @@ def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
 def family_of_learner(learner: Any) -> str:
     """Return a learner's family, by what it keeps of old tasks."""
     names = {field.name for field in fields(learner)}
-    if "memory_size" in names or learner.overrides("training_tasks", "rehearsed"):
+    if "memory_size" in names or learner.overrides("batch"):
         return REPLAY
-    return OWN if learner.isolates else ONE
+    return OWN if learner.traits.isolates else ONE
 
 
 def marked(name: str, part: Any) -> str:

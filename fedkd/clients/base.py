@@ -295,12 +295,12 @@ class Client:
 
     def learner_tells(self, tasks: Sequence[int]) -> dict[str, np.ndarray]:
         """Return what the client's learner has for a strategy that is made for it."""
-        return {} if self.stream is None else self.stream.learning.tell(tasks)
+        return {} if self.stream is None else self.stream.learning.export_state(tasks)
 
     def tell_learner(self, arrays: Arrays) -> None:
         """Hand the learner what it is to hear from such a strategy."""
         if self.stream is not None:
-            self.stream.learning.hear(arrays)
+            self.stream.learning.import_state(arrays)
 
     def distil(self, targets: np.ndarray, samples: np.ndarray | None = None) -> None:
         """Train on the transfer set at once, to lower the strategy's `loss`."""

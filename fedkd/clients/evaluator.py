@@ -68,7 +68,7 @@ class Evaluator:
     def _answer(self, x: np.ndarray) -> np.ndarray:
         """Return the logits `[n, C]` that evaluations take for the client's."""
         client, strategy = self._client, self._client.strategy
-        by_learner = client.stream is not None and client.stream.learning.learner.overrides("answers")
+        by_learner = client.stream is not None and client.stream.learning.learner.overrides("predict")
         if client.kept and strategy.capabilities.infers_from_guidance and not by_learner:
             return objective_of(strategy).infer(client.features(x), client.kept)
         if client.stream is not None:

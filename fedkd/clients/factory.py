@@ -17,6 +17,7 @@ from fedkd.clients.pooled_client import Pool, PooledModel, PooledTrainer
 from fedkd.clients.shared_network import Measured, SharedModel
 from fedkd.clients.stream_client import TaskStream
 from fedkd.clients.torch_client import NetworkTrainer
+from fedkd.continual.mixins import extra_outputs
 from fedkd.data.federated import ClientData, FederatedData
 from fedkd.data.load import Data, first_task
 from fedkd.data.stream import FederatedStream
@@ -139,7 +140,7 @@ def model_outputs(plan: Plan, data: Data) -> int:
     """Return the number of outputs of every client's model."""
     if isinstance(data, FederatedStream):
         assert plan.learner is not None
-        return data.outputs + plan.learner.superfluous
+        return data.outputs + extra_outputs(plan.learner)
     return data.classes
 
 

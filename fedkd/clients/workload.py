@@ -10,6 +10,7 @@ from torch import nn
 
 from fedkd.clients.memory import made_auxiliaries
 from fedkd.clients.own_samples import number_kept_apart, share_held_out
+from fedkd.continual.traits import predicts_by_weights
 from fedkd.data.federated import FederatedData
 from fedkd.data.load import Data
 from fedkd.data.stream import FederatedStream
@@ -239,7 +240,7 @@ def _asked(plan: Plan, data: Data) -> float:
     # After the t-th task all t are tested, and the one to come.
     met = sum(min(task + 1, number) for task in range(1, number + 1)) / number
     without = plan.scenario.continual is not None and plan.scenario.continual.evaluate_without_task
-    asks = 2 if without and not plan.learner.answers_by_weights else 1
+    asks = 2 if without and not predicts_by_weights(plan.learner) else 1
     return met * asks
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.learner import Learner
+from fedkd.continual.learner import Batch, Learner, LearnerTraits
 from fedkd.hyperparameters import STRICT
 
 
@@ -22,7 +21,8 @@ class Cumulative(Learner):
     """
 
     name: ClassVar[str] = "cumulative"
+    traits: ClassVar[LearnerTraits] = LearnerTraits(retrains_old_tasks=True)
 
-    def training_tasks(self, context: LearnerContext) -> Sequence[int]:
-        """Return all tasks so far."""
-        return range(context.task + 1)
+    def batch(self, context: LearnerContext) -> Batch:
+        """Return the samples of all tasks so far."""
+        return Batch(range(context.task + 1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual import masks
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.learner import WEIGHTS, Tensors
+from fedkd.continual.learner import LearnerTraits, Tensors
+from fedkd.continual.mixins import WEIGHTS
 from fedkd.continual.ssnet import SSNeT
 from fedkd.hyperparameters import STRICT
 
@@ -33,12 +35,7 @@ class ExSSNeT(SSNeT):
 
     name: ClassVar[str] = "exssnet"
     recordable: ClassVar[bool] = True
-    trains_masked_weights: ClassVar[bool] = True
-
-    @property
-    def withholds_masks(self) -> str | None:
-        """Return None: weights that no mask has are still those that all clients began with."""
-        return None
+    traits: ClassVar[LearnerTraits] = replace(SSNeT.traits, trains_masked_weights=True, withholds_masks=None)
 
     def begin_phase(self, context: LearnerContext) -> None:
         """Find out which weights under the mask are the task's own."""
@@ -52,7 +49,7 @@ class ExSSNeT(SSNeT):
             for layer, (name, bits) in enumerate(zip(memory.names, memory.bits(context.task), strict=True)):
                 context.memory[f"{FREE}/{name}"] = masks.free(bits, [old[layer] for old in earlier])
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Leave weights without a gradient that are not the task's own."""
         if context.phase != WEIGHTS:
             return gradients

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.decomposition import Layout, head_of
 from fedkd.continual.layers import layers_of
-from fedkd.continual.learner import Learner, Step, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
 from fedkd.continual.masks import pack, unpack
+from fedkd.continual.mixins import Phases, StateExchange, TaskParameters
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 from fedkd.namespaces import below, under
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, config=STRICT)
-class FedWeIT(Learner):
+class FedWeIT(Phases, StateExchange, TaskParameters, Learner):
     """Split weights into a base, a mask and a sparse part for each task, and parts that other clients lend.
 
     For the weights of two or more dimensions below the head, layer by layer and task by task::
@@ -73,8 +74,7 @@ class FedWeIT(Learner):
     source_note: ClassVar[str] = (
         "units rank by σ(s) and attention begins at 0, where the authors' code ranks by |s| and draws it"
     )
-    isolates: ClassVar[bool] = True
-    task_statistics: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True)
 
     sparsity: Annotated[float, Field(ge=0)] = 1e-3
     """λ1 of own parts. The larger, the fewer weights of a part are left to be stored and sent, and the more a
@@ -185,7 +185,7 @@ class FedWeIT(Learner):
         parts = below(f"{PART}{task}/", context.memory)
         gates = [_gate(context, task, name).detach() for name in parts]
         lent = self._borrowed(context, task)
-        whole = self.effective(context, task)
+        whole = self.task_parameters(context, task)
         weights = torch.cat([whole[name].detach().flatten() for name in parts])
         taken = torch.cat([values.detach().flatten() for values in lent.values()]) if lent else weights[:0]
         return {
@@ -196,7 +196,7 @@ class FedWeIT(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the task's weights and all else that is its own; of one not begun, the base under masks."""
         if not _has_begun(context, task):
             share = self.initial_mask + self.initial_part
@@ -248,7 +248,7 @@ class FedWeIT(Learner):
 
     # What others lend ---------------------------------------------------------------------------------
 
-    def tell(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
+    def export_state(self, context: LearnerContext, tasks: Sequence[int]) -> Tensors:
         """Return the present mask as ``mask/{name}``, and parts as ``part/{task}/{name}``, pruned."""
         told = {MASK + name: _gate(context, context.task, name) for name in _bases(context)}
         for task in tasks:
@@ -256,9 +256,9 @@ class FedWeIT(Learner):
             told |= under(f"{PART}{task}/", {name: self._pruned(part) for name, part in parts.items()})
         return told
 
-    def hear(self, context: LearnerContext, told: Tensors) -> None:
+    def import_state(self, context: LearnerContext, state: Tensors) -> None:
         """Keep parts of others, ``{client}/{task}/`` `values`, `bits` and `stamp`, for tasks that begin."""
-        context.memory.update(under(KNOWN, told))
+        context.memory.update(under(KNOWN, state))
         self._forget(context)
 
     def _lenders(self, context: LearnerContext) -> list[tuple[int, int]]:

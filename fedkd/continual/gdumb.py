@@ -15,7 +15,8 @@ from torch import Tensor
 from fedkd.continual import episodes
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.episodes import Episode
-from fedkd.continual.learner import WEIGHTS, Step
+from fedkd.continual.learner import Batch, LearnerTraits, Step
+from fedkd.continual.mixins import WEIGHTS, Phases
 from fedkd.continual.single import Single
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
@@ -29,7 +30,7 @@ CUTMIX_DRAWS = "cutmix/draws"
 
 
 @dataclass(frozen=True, config=STRICT)
-class GDumb(Single):
+class GDumb(Phases, Single):
     """Keep a few samples of every class met, and learn from nothing else, from the initial weights on.
 
     The *sampler* sees the samples of the stream one after the other, each once. Of the k places of the
@@ -60,7 +61,7 @@ class GDumb(Single):
         "Prabhu et al., GDumb: A Simple Approach that Questions Our Progress in Continual Learning, ECCV 2020"
     )
     source_note: ClassVar[str] = "it is asked in every round, and momentum begins anew with every epoch"
-    remembers_only: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = replace(Single.traits, replays_only=True)
 
     memory_size: Annotated[int, Field(ge=1)] = 1000
     """k: samples kept of all tasks together, and all that is ever learned from."""
@@ -129,13 +130,9 @@ class GDumb(Single):
         )
         return share * own + (1.0 - share) * other - step.loss
 
-    def training_tasks(self, context: LearnerContext) -> Sequence[int]:
-        """Return no task: only what is remembered is trained on."""
-        return ()
-
-    def rehearsed(self, context: LearnerContext) -> Episode | None:
-        """Return all that is remembered."""
-        return episodes.everything(context)
+    def batch(self, context: LearnerContext) -> Batch:
+        """Return the buffer alone."""
+        return Batch((), episodes.everything(context))
 
 
 def greedily_balanced(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from fedkd.continual.chain import chain_of, inputs_of, outputs_of
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import Layer
-from fedkd.continual.learner import Learner, Step, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
+from fedkd.continual.mixins import Phases, StepObserver, TaskParameters
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 
@@ -27,7 +28,7 @@ UNDECIDED = 0.01
 
 
 @dataclass(frozen=True, config=STRICT)
-class HAT(Learner):
+class HAT(Phases, StepObserver, TaskParameters, Learner):
     """Give every unit a gate for each task, and hold weights between units that earlier tasks have opened.
 
     With an embedding e of every hidden unit for every task, trained with the weights::
@@ -55,9 +56,7 @@ class HAT(Learner):
         "Serrà et al., Overcoming Catastrophic Forgetting with Hard Attention to the Task, ICML 2018,"
         " arXiv 1801.01423"
     )
-    isolates: ClassVar[bool] = True
-    confines: ClassVar[bool] = True
-    follows_path: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, projects_updates=True)
 
     steepness: Annotated[float, Field(ge=1, le=1e5)] = 400.0
     """s_max; 400 in the paper. The larger, the nearer gates are to 0 and 1, and the less is forgotten; the
@@ -124,7 +123,7 @@ class HAT(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights and biases of hidden units, each times its gate."""
         hidden, tensors = _hidden(context), {}
         steepness = self._steepness(context) if task == context.task else self.steepness
@@ -147,11 +146,11 @@ class HAT(Learner):
             room.append(free.sum())
         return self.compression * torch.stack(opened).sum() / torch.stack(room).sum().clamp(min=1e-6)
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Return gradients of weights as far as no earlier task needs them, those of embeddings scaled."""
         return {**gradients, **self._unused(context, gradients), **self._compensated(context, gradients)}
 
-    def confine(self, context: LearnerContext, changes: Tensors) -> Tensors:
+    def project_update(self, context: LearnerContext, changes: Tensors) -> Tensors:
         """Return changes of weights as far as no earlier task needs these."""
         return self._unused(context, changes)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Batch, LearnerTraits
 from fedkd.continual.single import Single
 from fedkd.hyperparameters import STRICT
 
@@ -22,7 +23,8 @@ class Joint(Single):
     """
 
     name: ClassVar[str] = "joint"
+    traits: ClassVar[LearnerTraits] = replace(Single.traits, retrains_old_tasks=True)
 
-    def training_tasks(self, context: LearnerContext) -> Sequence[int]:
-        """Return all tasks so far."""
-        return range(context.task + 1)
+    def batch(self, context: LearnerContext) -> Batch:
+        """Return the samples of all tasks so far."""
+        return Batch(range(context.task + 1))

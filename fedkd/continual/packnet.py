@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.layers import layers_of
-from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Tensors
+from fedkd.continual.mixins import Phases, TaskParameters
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 
@@ -26,7 +27,7 @@ VECTORS = "vectors/"
 
 
 @dataclass(frozen=True, config=STRICT)
-class PackNet(Learner):
+class PackNet(Phases, TaskParameters, Learner):
     """Train the free weights, keep the largest of them, retrain those; the rest is left to later tasks.
 
     It departs from the paper in one point: free weights start every further task at random, with the spread
@@ -55,9 +56,9 @@ class PackNet(Learner):
         " CVPR 2018, arXiv 1711.05769"
     )
     source_note: ClassVar[str] = "free weights restart at random, where the paper's restart at 0"
-    isolates: ClassVar[bool] = True
-    confines: ClassVar[bool] = True
-    task_statistics: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(
+        isolates=True, projects_updates=True, task_statistics=True
+    )
 
     keep: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of a layer's free weights that a task takes, 0.25 to 0.5 in the paper; absent: 1 / (tasks left),
@@ -129,7 +130,7 @@ class PackNet(Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights and biases of an earlier task; those of the present one are the network's."""
         if task >= context.task:
             return {}
@@ -141,7 +142,7 @@ class PackNet(Learner):
             tensors |= {name: context.memory[f"{VECTORS}{task}/{name}"] for name in _vectors(context)}
         return tensors
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Leave nothing of the gradients of weights that are not the present phase's."""
         learning = context.task + 1 if context.phase == RETRAIN else FREE
         for name, gradient in gradients.items():

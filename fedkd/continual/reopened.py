@@ -5,18 +5,17 @@ What may change then is for the learner to say: only what no other task's guaran
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedkd.continual.context import LearnerContext
+from fedkd.continual.learner import Learner, Step, Tensors
+from fedkd.continual.mixins import task_parameters_of
 from fedkd.continual.task_model import TaskModel
 from fedkd.training.optimizer import OptimizerSpec
-
-if TYPE_CHECKING:
-    from fedkd.continual.learner import Learner, Step, Tensors
 
 
 class Reopened:
@@ -35,9 +34,9 @@ class Reopened:
         """Return the tensors that may change, by name."""
         return self.learner.trainable(self.context)
 
-    def effective(self) -> Tensors:
-        """Return the old task's effective parameters, with a graph back to `trainable` tensors."""
-        return self.learner.effective(self.context, self.task)
+    def task_parameters(self) -> Tensors:
+        """Return the old task's parameters, with a graph back to `trainable` tensors."""
+        return task_parameters_of(self.learner, self.context, self.task)
 
     def optimizer(self, spec: OptimizerSpec) -> OptimizerSpec:
         """Return the optimiser of `trainable` tensors, given the scenario's."""
@@ -47,11 +46,11 @@ class Reopened:
         """Return what is added to the loss, a scalar; None: nothing."""
         return self.learner.penalty(self.context, step)
 
-    def filter(self, gradients: Tensors) -> Tensors:
+    def project(self, gradients: Tensors) -> Tensors:
         """Return what becomes of gradients, same names and shapes."""
-        return self.learner.filter(self.context, gradients)
+        return self.learner.project(self.context, gradients)
 
-    def confine(self, changes: Tensors) -> Tensors:
+    def project_update(self, changes: Tensors) -> Tensors:
         """Return what becomes of a step's changes where an optimiser may leave what gradients were let into.
 
         A change that is not returned stays.
@@ -60,6 +59,21 @@ class Reopened:
 
     def close(self) -> None:
         """Close the task again."""
+
+
+class Reopenable(ABC):
+    """Mixin of learners that say themselves which part of an old task guidance may change."""
+
+    @abstractmethod
+    def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
+        """Return an old task opened for guidance (federated backward transfer); None: it stays closed.
+
+        Changes must touch that task alone: the guarantees of all others still hold.
+
+        Args:
+            context: Its ``task`` is the present one.
+            task: One that has ended.
+        """
 
 
 class ReopenedRules:
@@ -113,13 +127,11 @@ class ReopenedRules:
             parameter.grad = None
 
     def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
-        from fedkd.continual.learner import Step
-
         return self._reopened.penalty(Step(batch[0], self._model, loss))
 
     def after_backward(self) -> None:
         gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-        for name, gradient in self._reopened.filter(gradients).items():
+        for name, gradient in self._reopened.project(gradients).items():
             self._trainable[name].grad = gradient
         if self._drifts:
             self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
@@ -129,7 +141,7 @@ class ReopenedRules:
             return
         with torch.no_grad():
             changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
-            for name, change in self._reopened.confine(changes).items():
+            for name, change in self._reopened.project_update(changes).items():
                 self._trainable[name].copy_(self._before[name] + change)
 
     def after_epoch(self) -> None:

@@ -11,8 +11,10 @@ from torch import Tensor
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import PLAIN, FastSteps, StepForm
 from fedkd.continual.learner import Learner, Step
+from fedkd.continual.mixins import StepObserver
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.thin import FactoredWeight
+from fedkd.continual.traits import leaves_steps_alone, shapes_training
 from fedkd.training.compat import tree_leaves
 from fedkd.training.known_modules import declares
 from fedkd.training.optimizer import OptimizerSpec
@@ -63,17 +65,17 @@ class LearnerRules:
         # What is not trained now may still get gradients, which must not pile up.
         self._untrained = [p for p in context.network.parameters() if id(p) not in trained]
         drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
-        self._confines = learner.confines and drifts
+        self._confines = learner.traits.projects_updates and drifts
         self._before: dict[str, Tensor] = {}
 
     @property
     def idle(self) -> bool:
-        return self._learner.leaves_steps_alone
+        return leaves_steps_alone(self._learner)
 
     @property
     def kind(self) -> Hashable | None:
         learner, context = self._learner, self._context
-        if not (learner.leaves_steps_alone or declares(learner)):
+        if not (leaves_steps_alone(learner) or declares(learner)):
             return None
         self._prepare()
         remembered = [(name, t.shape, t.stride(), t.dtype) for name, t in sorted(context.memory.items())]
@@ -94,7 +96,7 @@ class LearnerRules:
         """Have the learner compute what the steps of an epoch have in common."""
         if self._context.step_cache is None:
             self._context.step_cache = {}
-        if not self._learner.leaves_steps_alone:
+        if not leaves_steps_alone(self._learner):
             with torch.no_grad():
                 self._substitutes(self._context.task)
                 if isinstance(self._learner, FastSteps):
@@ -127,7 +129,7 @@ class LearnerRules:
         if not self._labelled:
             return Step(batch[0], self._model, loss)
         inputs, labels, *others = batch
-        if others and self._learner.shapes_training:
+        if others and shapes_training(self._learner):
             return Step(inputs, self._model, loss, labels, others[0])
         return Step(inputs, self._model, loss, labels, torch.full_like(labels, self._context.task))
 
@@ -136,13 +138,13 @@ class LearnerRules:
         filtered = self._form.gradients(self._learner, self._context, gradients)
         for name, gradient in filtered.items():
             self._trainable[name].grad = gradient
-        if self._confines or self._learner.follows_path:
+        if self._confines or isinstance(self._learner, StepObserver):
             self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
 
     def after_step(self) -> None:
         if self._confines:
             self._confine()
-        if self._learner.follows_path:
+        if isinstance(self._learner, StepObserver):
             gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
             with torch.no_grad():
                 self._learner.after_step(self._context, self._before, gradients)
@@ -150,7 +152,7 @@ class LearnerRules:
     def _confine(self) -> None:
         with torch.no_grad():
             changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
-            for name, change in self._learner.confine(self._context, changes).items():
+            for name, change in self._learner.project_update(self._context, changes).items():
                 self._trainable[name].copy_(self._before[name] + change)
 
     def after_epoch(self) -> None:

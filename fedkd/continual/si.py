@@ -12,13 +12,14 @@ from fedkd.continual.anchor import ANCHOR, IMPORTANCE, remember, remembered
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Tensors
+from fedkd.continual.mixins import StepObserver
 from fedkd.hyperparameters import STRICT
 
 PATH = "path/"
 
 
 @dataclass(frozen=True, config=STRICT)
-class SI(FastSteps, Learner):
+class SI(StepObserver, FastSteps, Learner):
     """Hold every weight to where the task began, as hard as it has earned in earlier tasks.
 
     ::
@@ -37,7 +38,6 @@ class SI(FastSteps, Learner):
         "Zenke, Poole & Ganguli, Continual Learning Through Synaptic Intelligence, ICML 2017,"
         " arXiv 1703.04200"
     )
-    follows_path: ClassVar[bool] = True
 
     strength: Annotated[float, Field(ge=0)] = 1000.0
     """c. Sweep it over powers of ten. Split MNIST with Adam: 1e2 to 1e3 with a head a task, 1e3 to 1e4 with
@@ -53,7 +53,7 @@ class SI(FastSteps, Learner):
         remember(context, ANCHOR, weights)
         remember(context, PATH, {name: torch.zeros_like(p) for name, p in weights.items()})
 
-    def filter(self, context: LearnerContext, gradients: Tensors) -> Tensors:
+    def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Add the penalty's gradient."""
         for name, pull in self._pulls(context, self.trainable(context)).items():
             gradients[name] = gradients[name].add_(pull) if name in gradients else pull

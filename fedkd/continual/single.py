@@ -8,7 +8,7 @@ import torch
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.learner import Learner
+from fedkd.continual.learner import Learner, LearnerTraits
 from fedkd.hyperparameters import STRICT
 
 INITIAL = "initial/"
@@ -23,12 +23,9 @@ class Single(Learner):
     """
 
     name: ClassVar[str] = "single"
-    begins_anew: ClassVar[bool] = True
-
-    @property
-    def keeps_closed(self) -> str | None:
-        """Return that no old task's network is there any more."""
-        return super().keeps_closed or "begins every task with a fresh network"
+    traits: ClassVar[LearnerTraits] = LearnerTraits(
+        begins_anew=True, closed="begins every task with a fresh network"
+    )
 
     def prepare(self, context: LearnerContext) -> None:
         """Remember the initial weights."""

@@ -10,8 +10,9 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.learner import WEIGHTS, Tensors
-from fedkd.continual.reopened import Reopened
+from fedkd.continual.learner import LearnerTraits, Tensors
+from fedkd.continual.mixins import WEIGHTS
+from fedkd.continual.reopened import Reopenable, Reopened
 from fedkd.continual.reopened_masks import ReopenedWeights
 from fedkd.continual.supermask import MASK, SupermaskLearner
 from fedkd.hyperparameters import STRICT
@@ -19,7 +20,7 @@ from fedkd.training.optimizer import OptimizerSpec
 
 
 @dataclass(frozen=True, config=STRICT)
-class SSNeT(SupermaskLearner):
+class SSNeT(Reopenable, SupermaskLearner):
     """Find a task's mask as SupSup does, then train the weights that it lets through.
 
     ::
@@ -37,6 +38,11 @@ class SSNeT(SupermaskLearner):
     paper: ClassVar[str] = (
         "Yadav & Bansal, Exclusive Supermask Subnetwork Training for Continual Learning, 2022, "
         "arXiv 2210.10209"
+    )
+
+    traits: ClassVar[LearnerTraits] = replace(
+        SupermaskLearner.traits,
+        withholds_masks="trains weights that earlier masks have, so that no two clients keep the same",
     )
 
     mask_share: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -69,11 +75,6 @@ class SSNeT(SupermaskLearner):
         if context.phase == WEIGHTS:
             return replace(spec, weight_decay=0.0)
         return super().optimizer(context, spec)
-
-    @property
-    def withholds_masks(self) -> str | None:
-        """Return why masks are the client's alone: no weight stays what all clients began with."""
-        return "trains weights that earlier masks have, so that no two clients keep the same"
 
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
         """Return an old task whose own weights may change: those under its mask alone."""

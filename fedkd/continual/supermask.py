@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from fedkd.continual import kkt, masks
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
-from fedkd.continual.learner import Learner, Step, Tensors
+from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
 from fedkd.continual.mask_memory import MaskMemory
+from fedkd.continual.mixins import Phases, TaskInference, TaskParameters
 from fedkd.continual.statistics import present_statistics, recall_statistics
 from fedkd.continual.task_inference import Superposition, keep_units
 from fedkd.continual.task_model import TaskModel
@@ -35,7 +36,7 @@ DEFAULT_SUPERFLUOUS = 100
 
 
 @dataclass(frozen=True, config=STRICT)
-class SupermaskLearner(FastSteps, Learner):
+class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner):
     """Base of the learners that give every task a mask over the same weights.
 
     Only the weights of linear and convolutional layers count, the classifier's included; biases are zero and
@@ -43,8 +44,7 @@ class SupermaskLearner(FastSteps, Learner):
     mask, a bit a weight, and its statistics of normalisation layers.
     """
 
-    isolates: ClassVar[bool] = True
-    task_statistics: ClassVar[bool] = True
+    traits: ClassVar[LearnerTraits] = LearnerTraits(isolates=True, task_statistics=True, withholds_masks=None)
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of a layer's weights that `topk` takes. 0.3 to 0.5 gives the best single masks; the sparser, the
@@ -115,7 +115,7 @@ class SupermaskLearner(FastSteps, Learner):
             raise UserError("needs a model with a method `features`", key="continual.kkt")
 
     @property
-    def superfluous(self) -> int:
+    def extra_outputs(self) -> int:
         """Number of further output units."""
         if self.superfluous_units is None:
             return DEFAULT_SUPERFLUOUS if self.objective == "superfluous" else 0
@@ -214,7 +214,7 @@ class SupermaskLearner(FastSteps, Learner):
 
     # A step -------------------------------------------------------------------------------------------
 
-    def effective(self, context: LearnerContext, task: int) -> Tensors:
+    def task_parameters(self, context: LearnerContext, task: int) -> Tensors:
         """Return the weights under the task's mask; while it is learned, scores are what has gradients.
 
         A task that has no mask yet is seen through that of its first scores.
@@ -229,7 +229,7 @@ class SupermaskLearner(FastSteps, Learner):
 
         Together with the cross entropy of the task's logits it is the cross entropy over both kinds of units.
         """
-        if not self.superfluous:
+        if not self.extra_outputs:
             return None
         outputs = step.outputs()
         own = context.logits_of(outputs, context.task)
@@ -238,14 +238,10 @@ class SupermaskLearner(FastSteps, Learner):
 
     # Without the task ---------------------------------------------------------------------------------
 
-    def outputs(self, context: LearnerContext, model: TaskModel, x: Tensor) -> Tensor:
-        """Return the outputs under each sample's likeliest mask, the units of other tasks out of reach."""
-        return self.outputs_and_tasks(context, model, x)[0]
-
-    def outputs_and_tasks(
+    def predict_without_task(
         self, context: LearnerContext, model: TaskModel, x: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Return also the tasks whose mask it is."""
+        """Return the outputs under each sample's likeliest mask, other units far below, and its tasks."""
         slots = self.slots(context)
         with predicting(context.network):
             if not slots:
@@ -312,11 +308,6 @@ class SupermaskLearner(FastSteps, Learner):
         if slot == context.task:
             return present_statistics(context.network)
         return recall_statistics(context, slot)
-
-    @property
-    def withholds_masks(self) -> str | None:
-        """Return None: masks are of one task each, over weights that do not change."""
-        return None
 
     # Knowledge transfer -------------------------------------------------------------------------------
 

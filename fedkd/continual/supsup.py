@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -11,7 +12,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
-from fedkd.continual.reopened import Reopened
+from fedkd.continual.learner import LearnerTraits
+from fedkd.continual.reopened import Reopenable, Reopened
 from fedkd.continual.reopened_masks import ReopenedScores
 from fedkd.continual.statistics import statistics_names
 from fedkd.continual.supermask import MASK, SCORE_BITS, SupermaskLearner
@@ -30,7 +32,7 @@ FEWEST = 5
 
 
 @dataclass(frozen=True, config=STRICT)
-class SupSup(SupermaskLearner):
+class SupSup(Reopenable, SupermaskLearner):
     """Train no weight, only which of them take part in a task.
 
     ::
@@ -70,10 +72,14 @@ class SupSup(SupermaskLearner):
     def _finds_tasks(self) -> bool:
         return self.boundaries == "unknown"
 
-    @property
-    def needs_boundaries(self) -> bool:
-        """Whether the learner wants to be told when a task begins."""
-        return not self._finds_tasks
+    def configured_traits(self) -> LearnerTraits:
+        """Return the traits: without boundaries several tasks may share a mask."""
+        if self._finds_tasks:
+            shared = "trains masks that several tasks may share (boundaries = 'unknown')"
+            alone = "finds tasks by itself (boundaries = 'unknown')"
+            return replace(self.traits, needs_boundaries=False, closed=shared, withholds_masks=alone)
+        closed = None if self.kkt else "forgets the scores of old masks; kkt = true keeps them"
+        return replace(self.traits, closed=closed)
 
     def check(self, network: nn.Module) -> None:
         """Refuse also running statistics: that every task has its own would tell the learner of the task."""
@@ -110,18 +116,6 @@ class SupSup(SupermaskLearner):
         """Return also the number of `masks`, where it is the learner's own choice."""
         figures = super().report(context)
         return {**figures, "masks": len(self.slots(context))} if self._finds_tasks else figures
-
-    @property
-    def withholds_masks(self) -> str | None:
-        """Return why masks are the client's alone: it does not know which task they are of."""
-        return "finds tasks by itself (boundaries = 'unknown')" if self._finds_tasks else None
-
-    @property
-    def keeps_closed(self) -> str | None:
-        """Return why old masks stay: there are no scores of theirs any more, or they are of several tasks."""
-        if self._finds_tasks:
-            return "trains masks that several tasks may share (boundaries = 'unknown')"
-        return None if self.kkt else "forgets the scores of old masks; kkt = true keeps them"
 
     def reopen(self, context: LearnerContext, task: int) -> Reopened | None:
         """Return an old task whose scores may change, and with them its mask."""

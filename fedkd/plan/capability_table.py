@@ -58,7 +58,7 @@ CAPABILITIES: Mapping[str, Callable[[Case], bool]] = {
     "needs weights of the round": lambda c: "weights" in c.can.needs and c.returns_knowledge,
     "uploads weights": lambda c: "weights" in c.can.needs or Kind.WEIGHTS in c.can.kinds.values(),
     "needs masks that settle": lambda c: (
-        "masks" in c.can.needs and c.learner is not None and c.learner.trains_masked_weights
+        "masks" in c.can.needs and c.learner is not None and c.learner.traits.trains_masked_weights
     ),
     "needs server": lambda c: "server" in c.can.needs,
     "needs transfer_labels": lambda c: "transfer_labels" in c.can.needs,

@@ -199,4 +199,4 @@ def _notes(run: TrainedRun, entries: Sequence[Entry], left_out: Mapping[int, str
 
 
 def _answers_otherwise(learner: Learner) -> bool:
-    return learner.overrides("answers")
+    return learner.overrides("predict")

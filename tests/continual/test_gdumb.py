@@ -58,8 +58,8 @@ def test_every_task_begins_with_the_same_weights_and_learns_from_the_memory_alon
     for task in range(3):
         learning.enter(task)
         assert all(torch.equal(p, q) for p, q in zip(net.parameters(), initial, strict=True))
-        assert list(learning.learner.training_tasks(learning.context)) == []
-        found = learning.learner.rehearsed(learning.context)
+        assert list(learning.learner.batch(learning.context).tasks) == []
+        found = learning.learner.batch(learning.context).replayed
         pairs = Counter(zip(found.tasks.tolist(), found.labels.tolist(), strict=True))
         assert len(found.labels) == 10 and len(pairs) == 2 * (task + 1)
         assert max(pairs.values()) - min(pairs.values()) <= 1
@@ -79,7 +79,7 @@ def test_cumulative_goes_on_where_it_is():
     before = [p.detach().clone() for p in net.parameters()]
     learning.enter(1)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
-    assert tuple(learning.learner.training_tasks(learning.context)) == (0, 1)
+    assert tuple(learning.learner.batch(learning.context).tasks) == (0, 1)
     assert learning.context.stored_bytes() == 0
 
 

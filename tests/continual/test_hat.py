@@ -101,7 +101,7 @@ def test_gradients_by_hand():
     g = torch.Generator().manual_seed(3)
     gradients = {name: torch.randn(t.shape, generator=g) for name, t in learner.trainable(context).items()}
     context.position = 0.25
-    found = learner.filter(context, {name: values.clone() for name, values in gradients.items()})
+    found = learner.project(context, {name: values.clone() for name, values in gradients.items()})
 
     a, b = (1 / (1 + np.exp(-5.0 * e.detach().numpy())) for e in embeddings(learning, 0).values())
     np.testing.assert_allclose(context.memory[USED + "body.1"], a, rtol=1e-5)
@@ -121,7 +121,9 @@ def test_gradients_by_hand():
     assert factors.keys() == found.keys()
     for name, factor in factors.items():
         np.testing.assert_allclose(found[name], factor * gradients[name].numpy(), rtol=1e-4, atol=1e-6)
-    assert learner.confine(context, dict(gradients)).keys() == {n for n in gradients if "embed" not in n}
+    assert learner.project_update(context, dict(gradients)).keys() == {
+        n for n in gradients if "embed" not in n
+    }
 
 
 def test_penalty_by_hand():

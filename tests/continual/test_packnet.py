@@ -225,7 +225,7 @@ def test_ten_tasks_are_learned_and_none_forgotten():
 def test_effective_weights_are_those_of_owners_so_far():
     stream = small_stream(3)
     learning = learn(PackNet(), network(6), stream)
-    effective = learning.learner.effective(learning.context, 1)
+    effective = learning.learner.task_parameters(learning.context, 1)
     weight = learning.context.network.body[1].weight.detach().numpy()
     owner = owners(learning)["body.1.weight"].numpy()
     np.testing.assert_array_equal(

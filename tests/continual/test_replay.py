@@ -7,7 +7,7 @@ from small_learning import SGD, fit_task, learn, small_stream, small_units, star
 from torch import nn
 
 from fedkd.continual import episodes
-from fedkd.continual.agem import AGem, project
+from fedkd.continual.agem import AGem, remove_conflict
 from fedkd.continual.er import ExperienceReplay
 from fedkd.continual.learner import Step
 from fedkd.continual.naive import Naive
@@ -217,14 +217,14 @@ def test_projection_of_a_contrary_gradient():
     gradients, reference = vectors(0, -1.0)
     g, r = flat(gradients), flat(reference)
     assert g @ r < 0
-    projected = flat(project(gradients, reference))
+    projected = flat(remove_conflict(gradients, reference))
     np.testing.assert_allclose(projected, g - (g @ r) / (r @ r) * r, rtol=1e-5, atol=1e-6)
     assert abs(projected @ r) < 1e-5 * np.linalg.norm(g) * np.linalg.norm(r)
 
 
 def test_gradient_that_agrees_is_left_alone():
     gradients, reference = vectors(1, 1.0)
-    projected = project(gradients, reference)
+    projected = remove_conflict(gradients, reference)
     assert all(torch.equal(projected[name], g) for name, g in gradients.items())
 
 
@@ -232,17 +232,17 @@ def test_projection_is_of_all_parameters_together():
     # Contrary in one tensor, but not as a whole.
     gradients = {"a": torch.tensor([-1.0]), "b": torch.tensor([2.0])}
     reference = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}
-    assert project(gradients, reference)["a"].item() == -1.0
+    assert remove_conflict(gradients, reference)["a"].item() == -1.0
     # As a whole: ⟨g, r⟩ = −2 + 1 = −1, ⟨r, r⟩ = 2, so g + r/2.
     gradients = {"a": torch.tensor([-2.0]), "b": torch.tensor([1.0]), "c": torch.tensor([3.0])}
-    projected = project(gradients, reference)
+    projected = remove_conflict(gradients, reference)
     assert [projected[name].item() for name in "abc"] == [-1.5, 1.5, 3.0]
 
 
 def test_zero_reference_takes_nothing_away():
     gradients = {"a": torch.tensor([-1.0, 2.0])}
-    assert torch.equal(project(gradients, {"a": torch.zeros(2)})["a"], gradients["a"])
-    assert project(gradients, {}) is gradients
+    assert torch.equal(remove_conflict(gradients, {"a": torch.zeros(2)})["a"], gradients["a"])
+    assert remove_conflict(gradients, {}) is gradients
 
 
 def linear_gradient(W, b, x, y):

@@ -28,11 +28,11 @@ STEPS = []
 class Mortal({learner}):
     name: ClassVar[str] = "mortal"
 
-    def filter(self, context, gradients):
+    def project(self, context, gradients):
         STEPS.append(context.task)
         if len(STEPS) == int(os.environ.get("LAST_STEP", 0)):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().filter(context, gradients)
+        return super().project(context, gradients)
 """
 TABLES: dict[str, Any] = {
     "name": "mortal",
