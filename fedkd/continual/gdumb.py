@@ -13,11 +13,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from fedkd.continual import episodes
+from fedkd.continual.baselines import Single
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learner import Batch, LearnerTraits, Step
 from fedkd.continual.mixins import WEIGHTS, Phases
-from fedkd.continual.single import Single
 from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 from fedkd.training.optimizer import OptimizerSpec

@@ -11,10 +11,9 @@ from small_learning import fit_task, guide, learn, small_stream, small_units, st
 from torch import nn
 
 from fedkd.continual import reservoir
-from fedkd.continual.der import DER
-from fedkd.continual.derpp import DERpp
+from fedkd.continual.baselines import Naive
+from fedkd.continual.der import DER, DERpp
 from fedkd.continual.learner import Step
-from fedkd.continual.naive import Naive
 from fedkd.continual.reservoir import Kept
 from fedkd.models.mlp import mlp
 from fedkd.randomness import seeded_torch

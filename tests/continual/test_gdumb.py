@@ -9,7 +9,7 @@ import torch
 from small_learning import fit_task, small_stream, start
 
 from fedkd.continual import episodes
-from fedkd.continual.cumulative import Cumulative
+from fedkd.continual.baselines import Cumulative
 from fedkd.continual.gdumb import GDumb, greedily_balanced, pasted, restarted
 from fedkd.continual.learner import Step
 from fedkd.errors import UserError

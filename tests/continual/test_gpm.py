@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from small_learning import fit_task, learn, small_stream, small_units, start
 from torch import nn
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import BASIS
 from fedkd.continual.learner import LearnerTraits
-from fedkd.continual.naive import Naive
 from fedkd.continual.registry import make_learner
 from fedkd.errors import UserError
 from fedkd.models.mlp import mlp

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from small_learning import SGD, fit_task, guide, learn, small_stream, small_units, start, train
 from torch import nn
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.learner import Batch, Learner, LearnerTraits
 from fedkd.continual.mixins import Phases, TaskParameters
-from fedkd.continual.naive import Naive
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
 from fedkd.continual.rules import LearnerRules
 from fedkd.continual.task_model import TaskModel

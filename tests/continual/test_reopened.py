@@ -9,11 +9,10 @@ from small_learning import SGD, learn, small_stream
 
 from fedkd.continual import masks
 from fedkd.continual.cuber import CUBER
-from fedkd.continual.exssnet import ExSSNeT
 from fedkd.continual.layer_memory import LayerMemory
 from fedkd.continual.registry import LEARNERS, load_learner_class
 from fedkd.continual.reopened_subspace import own_directions
-from fedkd.continual.ssnet import SSNeT
+from fedkd.continual.ssnet import ExSSNeT, SSNeT
 from fedkd.continual.supsup import SupSup
 from fedkd.continual.traits import why_closed
 from fedkd.models.mlp import mlp

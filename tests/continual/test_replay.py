@@ -8,9 +8,9 @@ from torch import nn
 
 from fedkd.continual import episodes
 from fedkd.continual.agem import AGem, remove_conflict
+from fedkd.continual.baselines import Naive
 from fedkd.continual.er import ExperienceReplay
 from fedkd.continual.learner import Step
-from fedkd.continual.naive import Naive
 from fedkd.continual.registry import make_learner
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8

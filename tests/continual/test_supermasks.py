@@ -9,11 +9,10 @@ from small_learning import fit_task, guide, learn, small_stream, small_units, st
 from torch import nn
 
 from fedkd.continual import masks
-from fedkd.continual.exssnet import ExSSNeT
 from fedkd.continual.learner import Step
 from fedkd.continual.learning import TaskLearning
 from fedkd.continual.registry import LEARNERS, learner_hyperparameters, make_learner
-from fedkd.continual.ssnet import SSNeT
+from fedkd.continual.ssnet import ExSSNeT, SSNeT
 from fedkd.continual.supsup import SupSup
 from fedkd.errors import UserError
 from fedkd.models.cnn import cnn

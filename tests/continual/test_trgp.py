@@ -10,9 +10,9 @@ from small_learning import SGD, fit_task, learn, small_stream, small_units, star
 from torch import nn
 from torch.func import functional_call
 
+from fedkd.continual.baselines import Naive
 from fedkd.continual.gpm import GPM
 from fedkd.continual.layer_memory import BASIS, COLUMNS, SCALE, LayerMemory
-from fedkd.continual.naive import Naive
 from fedkd.continual.trgp import TRGP
 from fedkd.models.mlp import mlp
 from fedkd.models.resnet import resnet8
