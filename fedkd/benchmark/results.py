@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fedkd.benchmark.cells import Axis, Cell
 from fedkd.benchmark.finished import read_summary
 from fedkd.benchmark.worker import Outcome
-from fedkd.continual.lessons import Lessons
+from fedkd.continual.lessons import TaskHistory
 from fedkd.errors import UserError
 from fedkd.plan.build_schedule import build_schedule
 from fedkd.report.study import Curve, StudyRun
@@ -281,7 +281,7 @@ def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> di
     schedule = build_schedule(scenario)
     if not schedule.in_step:  # no round is the end of the same task for all
         return {}
-    lessons, curves = Lessons.of(schedule.course(0)), {}
+    lessons, curves = TaskHistory.of(schedule.course(0)), {}
     for name in map(accuracy_name, protocols(scenario)):
         rows = [row for row in of_tasks if (row["metric"], row["split"]) == (name, "global")]
         values = {(row["round"], row["task"]): row["value"] for row in rows}

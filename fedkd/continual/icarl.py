@@ -15,7 +15,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learner import Batch, Learner, Step
 from fedkd.continual.masks import pack, unpack
-from fedkd.continual.met import meet, met_units, present_units
+from fedkd.continual.met import mark_seen, present_units, seen_units
 from fedkd.continual.mixins import OwnLoss
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.teacher import dismiss_teacher, has_teacher, keep_teacher, taught
@@ -87,7 +87,7 @@ class ICaRL(OwnLoss, Learner):
 
     def begin_task(self, context: LearnerContext) -> None:
         """Keep the network for q, and note which classes are new."""
-        if bool(met_units(context).any()):
+        if bool(seen_units(context).any()):
             keep_teacher(context)
         context.memory[PRESENT] = pack(present_units(context))
 
@@ -98,7 +98,7 @@ class ICaRL(OwnLoss, Learner):
     def end_task(self, context: LearnerContext) -> None:
         """Choose exemplars of the new classes, for which those of old ones make room."""
         dismiss_teacher(context)
-        meet(context, present_units(context))
+        mark_seen(context, present_units(context))
         x, y = context.samples()
         if len(y):
             with predicting(context.network):
@@ -201,7 +201,7 @@ def _units(context: LearnerContext) -> tuple[Tensor, Tensor]:
     cache = context.step_cache
     if cache is None or UNITS not in cache:
         present = unpack(context.memory[PRESENT], (context.outputs,))
-        old = met_units(context) & ~present
+        old = seen_units(context) & ~present
         found = present.nonzero()[:, 0], old.nonzero()[:, 0]
         if cache is None:
             return found

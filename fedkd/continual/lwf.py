@@ -15,7 +15,7 @@ from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, Step
 from fedkd.continual.masks import pack, unpack
-from fedkd.continual.met import is_shared, meet, met_units, present_units
+from fedkd.continual.met import is_shared, mark_seen, present_units, seen_units
 from fedkd.continual.teacher import dismiss_teacher, has_teacher, keep_teacher, taught
 from fedkd.hyperparameters import STRICT
 from fedkd.training.losses import kd_kl
@@ -108,7 +108,7 @@ class LwF(FastSteps, Learner):
             return None
         outputs = step.outputs()[:, : context.outputs].float()
         assert step.tasks is not None
-        seen = met_units(context) | self._present(context)
+        seen = seen_units(context) | self._present(context)
         target = context.units[context.task][step.labels]
         among_seen = F.cross_entropy(outputs.masked_fill(~seen, -torch.inf), target)
         return among_seen - context.cross_entropy(outputs, step.labels, step.tasks)
@@ -119,7 +119,7 @@ class LwF(FastSteps, Learner):
     def end_task(self, context: LearnerContext) -> None:
         """Dismiss the teacher, and note the classes met."""
         dismiss_teacher(context)
-        meet(context, present_units(context))
+        mark_seen(context, present_units(context))
 
     def prepare_steps(self, context: LearnerContext) -> None:
         """Find the heads."""
@@ -136,7 +136,7 @@ class LwF(FastSteps, Learner):
         return heads
 
     def _find_heads(self, context: LearnerContext) -> Sequence[Tensor]:
-        met = met_units(context)
+        met = seen_units(context)
         heads: list[Tensor] = []
         for own in context.units[: context.task]:
             known = own if self.distil == "all" else own[met[own]]

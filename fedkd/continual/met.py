@@ -11,7 +11,7 @@ from fedkd.continual.masks import pack, unpack
 MET = "met"
 
 
-def met_units(context: LearnerContext) -> Tensor:
+def seen_units(context: LearnerContext) -> Tensor:
     """Return which units are those of classes met in earlier tasks, ``[O]`` bool."""
     if MET in context.memory:
         return unpack(context.memory[MET], (context.outputs,))
@@ -30,9 +30,9 @@ def present_units(context: LearnerContext) -> Tensor:
     return present
 
 
-def meet(context: LearnerContext, units: Tensor) -> None:
+def mark_seen(context: LearnerContext, units: Tensor) -> None:
     """Remember further units ``[O]`` bool as met."""
-    context.memory[MET] = pack(met_units(context) | units)
+    context.memory[MET] = pack(seen_units(context) | units)
 
 
 def is_shared(context: LearnerContext, task: int) -> bool:

@@ -55,9 +55,9 @@ def _matrices(
 ) -> Iterator[tuple[int | str, Sequence[int], tuple[Array, Array]]]:
     """Yield R and b of the federation, where there are any, and of every client, with their tasks."""
     if outcome.in_step:
-        yield "", outcome.lessons[0].tasks, (test.R, test.b)
+        yield "", outcome.histories[0].tasks, (test.R, test.b)
     for client, matrices in test.clients.items():
-        yield client, outcome.lessons[client].tasks, matrices
+        yield client, outcome.histories[client].tasks, matrices
 
 
 def _cells(tasks: Sequence[int], R: Array, b: Array) -> Iterator[tuple[int | str, int, float]]:

@@ -87,7 +87,7 @@ def _draw_ends(axes: Axes, outcome: StreamOutcome, colours: Sequence[tuple[float
     """Draw the accuracies of every client at the end, a dot a task and a line at their mean."""
     test = outcome.test(outcome.evaluation, "global")
     for client, (R, _) in test.clients.items():
-        tasks, end = outcome.lessons[client].tasks, 100.0 * R[-1]
+        tasks, end = outcome.histories[client].tasks, 100.0 * R[-1]
         axes.vlines(end.mean(), client - 0.4, client + 0.4, colors="black", linewidth=1.2)
         axes.scatter(
             end, [client] * len(tasks), c=[colours[task] for task in tasks], s=14, edgecolors="black",
