@@ -26,7 +26,6 @@ EPOCH = "epoch "
 """Begins the name of the phase that is one epoch, with a learning rate of its own."""
 MOMENTUM, WEIGHT_DECAY, CLIP_NORM = 0.9, 1e-6, 10.0
 """Of the authors' SGD."""
-CUTMIX_DRAWS = "cutmix/draws"
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -118,7 +117,7 @@ class GDumb(Phases, Single):
         """Return what makes a batch's loss that of a mixed batch, with the probability `cutmix`."""
         if self.cutmix == 0.0 or step.labels is None or step.tasks is None:
             return None
-        draw = episodes.counted(context, CUTMIX_DRAWS, 1)
+        draw = episodes.counted(context, "cutmix", 1)
         generator = context.generator(f"cutmix-{draw}")
         if float(torch.rand((), generator=generator)) >= self.cutmix:
             return None

@@ -14,8 +14,7 @@ from fedkd.continual import episodes
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.episodes import Episode
 from fedkd.continual.learner import Batch, Learner, Step
-from fedkd.continual.masks import pack, unpack
-from fedkd.continual.met import mark_seen, present_units, seen_units
+from fedkd.continual.met import mark_seen, note_present, noted_units, present_units, seen_units
 from fedkd.continual.mixins import OwnLoss
 from fedkd.continual.task_model import TaskModel
 from fedkd.continual.teacher import dismiss_teacher, has_teacher, keep_teacher, taught
@@ -23,7 +22,6 @@ from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 from fedkd.models.mode import predicting
 
-PRESENT = "present"
 UNITS = "units"
 MEANS = "means"
 FEATURES_BATCH = 256
@@ -89,7 +87,7 @@ class ICaRL(OwnLoss, Learner):
         """Keep the network for q, and note which classes are new."""
         if bool(seen_units(context).any()):
             keep_teacher(context)
-        context.memory[PRESENT] = pack(present_units(context))
+        note_present(context)
 
     def batch(self, context: LearnerContext) -> Batch:
         """Return the present task's samples and all exemplars."""
@@ -200,7 +198,7 @@ def _units(context: LearnerContext) -> tuple[Tensor, Tensor]:
     """Return the units ``[·]`` of the present task's classes, and those that are old."""
     cache = context.step_cache
     if cache is None or UNITS not in cache:
-        present = unpack(context.memory[PRESENT], (context.outputs,))
+        present = noted_units(context)
         old = seen_units(context) & ~present
         found = present.nonzero()[:, 0], old.nonzero()[:, 0]
         if cache is None:

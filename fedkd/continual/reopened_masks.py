@@ -52,7 +52,7 @@ class ReopenedScores(Reopened):
 
     def close(self) -> None:
         """Keep the mask that the scores make."""
-        self._memory.settle_again(self.task)
+        self._memory.settle(self.task, keep_scores=True, again=True)
 
 
 class ReopenedWeights(Reopened):

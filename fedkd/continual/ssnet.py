@@ -12,19 +12,13 @@ from pydantic.dataclasses import dataclass
 from fedkd.continual import masks
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import LearnerTraits, Tensors
+from fedkd.continual.mask_memory import MaskState
 from fedkd.continual.mixins import WEIGHTS
 from fedkd.continual.reopened import Reopenable, Reopened
 from fedkd.continual.reopened_masks import ReopenedWeights
-from fedkd.continual.state import LearnerState, Table
 from fedkd.continual.supermask import MASK, SupermaskLearner
 from fedkd.hyperparameters import STRICT
 from fedkd.training.optimizer import OptimizerSpec
-
-
-class FreeState(LearnerState):
-    """Bits of the present task's own weights, by weight, within the task."""
-
-    free = Table()
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -121,14 +115,14 @@ class ExSSNeT(SSNeT):
             if others is not None:
                 earlier.append(others)
             for layer, (name, bits) in enumerate(zip(memory.names, memory.bits(context.task), strict=True)):
-                FreeState(context).free[name] = masks.free(bits, [old[layer] for old in earlier])
+                MaskState(context).free[name] = masks.free(bits, [old[layer] for old in earlier])
 
     def project(self, context: LearnerContext, gradients: Tensors) -> Tensors:
         """Leave weights without a gradient that are not the task's own."""
         if context.phase != WEIGHTS:
             return gradients
         return {
-            name: masks.masked(gradient, masks.unpack(FreeState(context).free[name], gradient.shape))
+            name: masks.masked(gradient, masks.unpack(MaskState(context).free[name], gradient.shape))
             for name, gradient in gradients.items()
         }
 
@@ -136,4 +130,4 @@ class ExSSNeT(SSNeT):
         """Keep the mask alone."""
         super().end_task(context)
         self.memory(context).set_others(None)
-        FreeState(context).free.drop()
+        MaskState(context).free.drop()

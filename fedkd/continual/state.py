@@ -32,18 +32,19 @@ class TensorTable(MutableMapping[Key, Tensor]):
     def __init__(self, memory: dict[str, Tensor], kind: str) -> None:
         self._memory, self._kind = memory, kind
 
-    def _name(self, key: Key) -> str:
+    def name_of(self, key: Key) -> str:
+        """Return the name of a tensor in the memory."""
         parts = key if isinstance(key, tuple) else (key,)
         return "/".join([self._kind, *map(str, parts)])
 
     def __getitem__(self, key: Key) -> Tensor:
-        return self._memory[self._name(key)]
+        return self._memory[self.name_of(key)]
 
     def __setitem__(self, key: Key, tensor: Tensor) -> None:
-        self._memory[self._name(key)] = tensor
+        self._memory[self.name_of(key)] = tensor
 
     def __delitem__(self, key: Key) -> None:
-        del self._memory[self._name(key)]
+        del self._memory[self.name_of(key)]
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self.part())
@@ -53,15 +54,15 @@ class TensorTable(MutableMapping[Key, Tensor]):
 
     def part(self, *key: str | int) -> dict[str, Tensor]:
         """Return the tensors whose keys begin with some parts, by the rest of their keys."""
-        return below(self._name(key) + "/", self._memory)
+        return below(self.name_of(key) + "/", self._memory)
 
     def in_memory(self, *key: str | int) -> dict[str, Tensor]:
         """Return the same tensors by their names in the memory, for optimisers."""
-        return under(self._name(key) + "/", self.part(*key))
+        return under(self.name_of(key) + "/", self.part(*key))
 
     def put(self, tensors: Mapping[str, Tensor], *key: str | int) -> None:
         """Keep tensors whose keys begin with some parts, by the rest of their keys."""
-        self._memory.update(under(self._name(key) + "/", tensors))
+        self._memory.update(under(self.name_of(key) + "/", tensors))
 
     def drop(self, *key: str | int) -> None:
         """Forget the tensors whose keys begin with some parts."""

@@ -15,7 +15,7 @@ from fedkd.continual import kkt, masks
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.fast_steps import FastSteps
 from fedkd.continual.learner import Learner, LearnerTraits, Step, Tensors
-from fedkd.continual.mask_memory import MaskMemory
+from fedkd.continual.mask_memory import MaskMemory, MaskState
 from fedkd.continual.mixins import Phases, TaskInference, TaskParameters
 from fedkd.continual.statistics import present_statistics, recall_statistics
 from fedkd.continual.task_inference import Superposition, keep_units
@@ -28,8 +28,6 @@ from fedkd.training.optimizer import OptimizerSpec
 
 MASK = "mask"
 """The phase in which scores are trained, and weights are not."""
-FREE_SHARE, OVERLAP = "free_share", "overlap"
-LENDER, LENDER_ACCURACIES = "kkt", "kkt_accuracies"
 SCORE_BITS = 32
 DEFAULT_SUPERFLUOUS = 100
 """SupSup's networks for ten classes have 500 outputs; a fifth of that tells tasks apart as well."""
@@ -173,12 +171,8 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         """Keep a mask's free share, and its overlap with every earlier one."""
         memory, earlier = self.memory(context), self.earlier(context, slot)
         share, overlaps = memory.free_share(slot, earlier), memory.overlaps(slot, earlier)
-        context.memory[f"{FREE_SHARE}/{slot}"] = torch.tensor(
-            share, dtype=torch.float64, device=context.device
-        )
-        context.memory[f"{OVERLAP}/{slot}"] = torch.tensor(
-            overlaps, dtype=torch.float64, device=context.device
-        )
+        memory.state.free_share[slot] = context.units[0].new_tensor(share, dtype=torch.float64)
+        memory.state.overlap[slot] = context.units[0].new_tensor(overlaps, dtype=torch.float64)
 
     def report(self, context: LearnerContext) -> dict[str, float]:
         """Return what the task's mask is like, and whose scores it began with.
@@ -201,9 +195,9 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
             "stored_bits_per_weight": self.stored_bits(bits, weights) / weights,
             "coded_bits_per_weight": masks.coded_bits(bits, memory.sizes),
         }
-        if f"{LENDER}/{slot}" in context.memory:
-            figures["kkt_task"] = float(context.memory[f"{LENDER}/{slot}"])
-            figures["kkt_accuracy"] = float(context.memory[f"{LENDER_ACCURACIES}/{slot}"].max())
+        if slot in memory.state.kkt:
+            figures["kkt_task"] = float(memory.state.kkt[slot])
+            figures["kkt_accuracy"] = float(memory.state.kkt_accuracies[slot].max())
             figures["kkt_chance"] = 1.0 / len(context.units[context.task])
         return figures
 
@@ -330,12 +324,9 @@ class SupermaskLearner(FastSteps, Phases, TaskInference, TaskParameters, Learner
         if not found:
             return None
         lender = kkt.best(candidates, found, classes)
-        context.memory[f"{LENDER}/{slot}"] = torch.tensor(
-            -1 if lender is None else lender, device=context.device
-        )
-        context.memory[f"{LENDER_ACCURACIES}/{slot}"] = torch.tensor(
-            found, dtype=torch.float64, device=context.device
-        )
+        state = MaskState(context)
+        state.kkt[slot] = torch.tensor(-1 if lender is None else lender, device=context.device)
+        state.kkt_accuracies[slot] = torch.tensor(found, dtype=torch.float64, device=context.device)
         return lender
 
     def _features(self, context: LearnerContext, slot: int, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import LearnerTraits
+from fedkd.continual.mask_memory import MaskState
 from fedkd.continual.reopened import Reopenable, Reopened
 from fedkd.continual.reopened_masks import ReopenedScores
 from fedkd.continual.statistics import statistics_names
@@ -21,10 +22,6 @@ from fedkd.errors import UserError
 from fedkd.hyperparameters import STRICT
 from fedkd.models.mode import predicting
 
-SLOTS = "slots"
-"""Which mask every task of the stream was last trained with, ``[T]``; −1: none."""
-VISITS = "visits"
-"""Which tasks a mask was trained on, ``[T]`` of 0 and 1."""
 PROBE = 128
 """Samples that a decision about the task is made from."""
 FEWEST = 5
@@ -98,18 +95,19 @@ class SupSup(Reopenable, SupermaskLearner):
         """Choose the mask first, where boundaries are unknown."""
         if self._finds_tasks:
             slot = self._infer_slot(context)
-            context.memory.setdefault(SLOTS, context.units[0].new_full((context.tasks,), -1))[
-                context.task
-            ] = slot
-            visits = torch.zeros(context.tasks, dtype=torch.uint8, device=context.device)
-            context.memory.setdefault(f"{VISITS}/{slot}", visits)[context.task] = 1
+            state = MaskState(context)
+            if state.slots is None:
+                state.slots = context.units[0].new_full((context.tasks,), -1)
+            state.slots[context.task] = slot
+            unvisited = torch.zeros(context.tasks, dtype=torch.uint8, device=context.device)
+            state.visits.setdefault(slot, unvisited)[context.task] = 1
         super().begin_phase(context)
 
     def end_task(self, context: LearnerContext) -> None:
         """Keep the mask as bits, unless it may be trained again."""
         if not self._finds_tasks:
             super().end_task(context)
-        elif SLOTS in context.memory and context.memory[SLOTS][context.task] >= 0:
+        elif self._trained_slot(context, context.task) >= 0:
             self.remember_figures(context, self.slot(context, context.task))
 
     def report(self, context: LearnerContext) -> dict[str, float]:
@@ -133,8 +131,12 @@ class SupSup(Reopenable, SupermaskLearner):
         """Return the mask that a task was last trained with; for one not met, the next to be opened."""
         if not self._finds_tasks:
             return task
-        chosen = int(context.memory[SLOTS][task]) if SLOTS in context.memory else -1
+        chosen = self._trained_slot(context, task)
         return len(self.slots(context)) if chosen < 0 else chosen
+
+    def _trained_slot(self, context: LearnerContext, task: int) -> int:
+        slots = MaskState(context).slots
+        return -1 if slots is None else int(slots[task])
 
     def slots(self, context: LearnerContext) -> list[int]:
         """Return the masks there are, in order."""
@@ -149,7 +151,7 @@ class SupSup(Reopenable, SupermaskLearner):
         """Return the output units `[C]` of the tasks that a mask was trained on."""
         if not self._finds_tasks:
             return super().units(context, slot)
-        tasks = context.memory[f"{VISITS}/{slot}"].nonzero().flatten().tolist()
+        tasks = MaskState(context).visits[slot].nonzero().flatten().tolist()
         return torch.cat([context.units[task] for task in tasks]).unique()
 
     def _infer_slot(self, context: LearnerContext) -> int:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from small_learning import fit_task, small_stream, start
 
-from fedkd.continual import episodes
 from fedkd.continual.baselines import Cumulative
 from fedkd.continual.gdumb import GDumb, greedily_balanced, pasted, restarted
 from fedkd.continual.learner import Step
@@ -68,7 +67,7 @@ def test_every_task_begins_with_the_same_weights_and_learns_from_the_memory_alon
             assert stream[of_task][1][at] == label
         fit_task(learning, stream, task)
         learning.end()
-    assert learning.context.memory[episodes.SAMPLES].shape == (10, 6)
+    assert learning.context.memory["episodes/samples"].shape == (10, 6)
 
 
 def test_cumulative_goes_on_where_it_is():

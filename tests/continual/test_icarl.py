@@ -10,7 +10,6 @@ import torch
 from small_learning import fit_task, guide, small_stream, start, train
 from torch import nn
 
-from fedkd.continual import episodes
 from fedkd.continual.icarl import FARTHER, ICaRL, herding
 from fedkd.continual.learner import Step
 from fedkd.errors import UserError
@@ -83,11 +82,11 @@ def test_classes_keep_the_first_of_their_exemplars():
     learning.end()
     memory = learning.context.memory
     for label, best in enumerate(expected):
-        assert torch.equal(memory[episodes.SAMPLES][memory[episodes.LABELS] == label], best)
+        assert torch.equal(memory["episodes/samples"][memory["episodes/labels"] == label], best)
     for task in (1, 2):
         fit_task(learning, data, task)
         learning.end()
-    held = [memory[name] for name in episodes.PARTS]
+    held = [memory[name] for name in ("episodes/samples", "episodes/labels", "episodes/tasks")]
     for label, best in enumerate(expected):
         assert torch.equal(held[0][(held[2] == 0) & (held[1] == label)], best[:2])
     assert len(held[1]) == 12
