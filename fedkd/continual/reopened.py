@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedkd.continual.context import LearnerContext
 from fedkd.continual.learner import Learner, Step, Tensors
@@ -76,15 +76,62 @@ class Reopenable(ABC):
         """
 
 
-class ReopenedRules:
+class ProjectedSteps:
+    """Gradients and updates of an optimiser's tensors, as a learner or a reopened task projects them.
+
+    Args:
+        trainable: The optimiser's tensors by name.
+        network: Its other parameters may get gradients too, which must not pile up.
+        optimizer: Some leave the space that gradients were projected to.
+    """
+
+    def __init__(self, trainable: Tensors, network: nn.Module, optimizer: OptimizerSpec) -> None:
+        # By name: an optimiser's state goes by their order, and memory out of a checkpoint keeps none.
+        self._trainable = {name: tensor.requires_grad_() for name, tensor in sorted(trainable.items())}
+        trained = {id(tensor) for tensor in self._trainable.values()}
+        self._untrained = [p for p in network.parameters() if id(p) not in trained]
+        self._drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
+        self._before: Tensors = {}
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """The tensors, in the order of their names."""
+        return list(self._trainable.values())
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._untrained:
+            parameter.grad = None
+
+    def _gradients(self) -> Tensors:
+        return {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
+
+    def _project_gradients(self, project: Callable[[Tensors], Tensors]) -> None:
+        for name, gradient in project(self._gradients()).items():
+            self._trainable[name].grad = gradient
+
+    def _note_before(self) -> None:
+        self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
+
+    def _project_changes(self, project: Callable[[Tensors], Tensors]) -> None:
+        with torch.no_grad():
+            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
+            for name, change in project(changes).items():
+                self._trainable[name].copy_(self._before[name] + change)
+
+
+class ReopenedRules(ProjectedSteps):
     """The `StepRules` of teaching an old task (see `LearnerRules`, those of the present one).
 
     Args:
-        reopened: What may change, and how.
-        model: The old task's, which is given new effective parameters before every step.
+        reopened: The part of the task that may change.
+        model: The old task's, which gets new parameters before every step.
         substitutes: Makes them.
         optimizer: Of `reopened`.
     """
+
+    idle = False
+    kind: Hashable | None = None
+    reads: Sequence[Tensor] = ()
 
     def __init__(
         self,
@@ -93,56 +140,27 @@ class ReopenedRules:
         substitutes: Callable[[], Tensors],
         optimizer: OptimizerSpec,
     ) -> None:
+        super().__init__(reopened.trainable(), reopened.context.network, optimizer)
         self._reopened, self._model, self._substitutes = reopened, model, substitutes
-        self._trainable = {
-            name: tensor.requires_grad_() for name, tensor in sorted(reopened.trainable().items())
-        }
-        trained = {id(tensor) for tensor in self._trainable.values()}
-        self._untrained = [p for p in reopened.context.network.parameters() if id(p) not in trained]
-        self._drifts = optimizer.name != "sgd" or optimizer.momentum > 0.0 or optimizer.weight_decay > 0.0
-        self._before: Tensors = {}
-
-    @property
-    def idle(self) -> bool:
-        return False
-
-    @property
-    def kind(self) -> Hashable | None:
-        return None
-
-    @property
-    def reads(self) -> Sequence[Tensor]:
-        return ()
 
     def draw(self) -> Sequence[Tensor]:
         return ()
 
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        return list(self._trainable.values())
-
     def before_step(self) -> None:
         self._model.substitute(self._substitutes())
-        for parameter in self._untrained:
-            parameter.grad = None
+        self._forget_gradients()
 
     def penalty(self, batch: Sequence[Tensor], loss: Tensor) -> Tensor | None:
         return self._reopened.penalty(Step(batch[0], self._model, loss))
 
     def after_backward(self) -> None:
-        gradients = {name: t.grad for name, t in self._trainable.items() if t.grad is not None}
-        for name, gradient in self._reopened.project(gradients).items():
-            self._trainable[name].grad = gradient
+        self._project_gradients(self._reopened.project)
         if self._drifts:
-            self._before = {name: tensor.detach().clone() for name, tensor in self._trainable.items()}
+            self._note_before()
 
     def after_step(self) -> None:
-        if not self._drifts:
-            return
-        with torch.no_grad():
-            changes = {name: t.detach() - self._before[name] for name, t in self._trainable.items()}
-            for name, change in self._reopened.project_update(changes).items():
-                self._trainable[name].copy_(self._before[name] + change)
+        if self._drifts:
+            self._project_changes(self._reopened.project_update)
 
     def after_epoch(self) -> None:
         """Nothing is due."""
