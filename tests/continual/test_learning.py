@@ -62,6 +62,7 @@ def test_the_base_of_learners_has_few_public_names():
         ("def filter(self, context, gradients): ...", "`filter`, which is now `project`"),
         ("def rehearsed(self, context): ...", "`rehearsed`, which is now `batch`"),
         ("isolates = True", "`isolates`, which is now `isolates` of `traits`"),
+        ("steps_only_read = True", "`steps_only_read`, which is now `recordable`"),
         ("def begin_phase(self, context): ...", "`begin_phase`, which is now a hook of the mixin `Phases`"),
     ],
 )
