@@ -254,7 +254,7 @@ class FusionStrategy(ABC):
         return arrays
 
     def apply(self, client: ClientView, guidance: Arrays) -> Distillation | None:
-        """Apply guidance; return what the client distils of it, by default its `targets`.
+        """Apply guidance; return what the client distils, by default ``(guidance["targets"], None)``.
 
         The client minimises `loss` on these transfer samples. Executors take several clients' distillations
         together. A strategy that needs the distilled model within `apply` calls `ClientView.distil`.

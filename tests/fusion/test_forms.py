@@ -109,8 +109,8 @@ def test_what_passes_the_gate_can_be_fused(name, rounds):
         for _ in range(rounds):
             guidance = round.fuse()
             for row, client in enumerate(round.clients):
-                if (arrays := guidance_for(row, guidance)) and not strategy.teaches_locally:
-                    strategy.apply(client, arrays)
+                if (arrays := guidance_for(row, guidance)) and not strategy.capabilities.uses_local_loss:
+                    client.learn(strategy, arrays)
         return round, round.uploads()
 
     round, sound = begun()
@@ -191,7 +191,7 @@ def test_answers_to_another_number_of_questions_are_not_heard():
     round = Round(strategy, draw((CLIENTS, M, C), seed=3))
     guidance = round.fuse()
     for row, client in enumerate(round.clients):
-        strategy.apply(client, guidance_for(row, guidance))
+        client.learn(strategy, guidance_for(row, guidance))
     uploads = round.uploads()
     assert len(uploads[0]["classes"]) > 1
     uploads[0] |= {name: uploads[0][name][1:] for name in ("classes", "shares")}
@@ -305,18 +305,18 @@ def test_guidance_that_lacks_an_array_is_refused_by_its_name(name):
             guidance = strategy.fuse(round.knowledge(), round.memory)
             round.memory = guidance.memory
             tables = [guidance_for(row, guidance) for row in range(CLIENTS)]
-            if not strategy.teaches_locally:
+            if not strategy.capabilities.uses_local_loss:
                 for client, table in zip(round.clients, tables, strict=True):
                     if table:
-                        strategy.apply(client, table)
+                        client.learn(strategy, table)
         return round, tables
 
     round, tables = learned()
-    for array in sorted(tables[0]) if not strategy.teaches_locally else ():
+    for array in sorted(tables[0]) if not strategy.capabilities.uses_local_loss else ():
         round, tables = learned()
         fewer = Received({name: values for name, values in tables[0].items() if name != array})
         try:
-            strategy.apply(round.clients[0], fewer)
+            round.clients[0].learn(strategy, fewer)
         except UserError as error:
             assert re.fullmatch(r"guidance is refused: array \S+ is missing; it has .*", str(error))
         except KeyError as error:  # `apply` itself, where there are no targets at all
