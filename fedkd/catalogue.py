@@ -145,11 +145,7 @@ def learners() -> Iterator[str]:
 
 
 def details(what: str, name: str) -> Iterator[str]:
-    """Yield all that there is to say of one part of a list.
-
-    Raises:
-        UserError: The list has no such part.
-    """
+    """Yield all that there is to say of one part of a list."""
     from fedkd.continual.registry import LEARNERS
     from fedkd.plan.hyperparameters import canonical_strategy
 

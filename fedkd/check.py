@@ -27,10 +27,6 @@ SHOWN_PARTS = 6
 def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
     """Load and partition the data, build every model and try a round's exchange; yield a line each.
 
-    Args:
-        plan: The scenario's plan.
-        progress: Told of what takes long, such as a download.
-
     Raises:
         UserError: The first thing that would stop a run.
     """
@@ -57,11 +53,7 @@ def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator
 def check_without_plugins(
     unopened: WithoutPlugins, progress: Callable[[str], None] | None = None
 ) -> Iterator[str]:
-    """Check as far as it goes without plug-ins; yield a line each, the last about what is left.
-
-    Raises:
-        UserError: The first thing that would stop a run.
-    """
+    """Check as far as it goes without plug-ins; yield a line each, the last about what is left."""
     from fedkd.data.federated import FederatedData
     from fedkd.data.load import load_data
     from fedkd.tracking.loggers.registry import check_loggers
@@ -85,9 +77,6 @@ def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Worklo
     Returns:
         Number of parameters that the largest model exchanges, the arithmetic of a round, and a text about
         sketches that are sent at the end of a task; empty: there are none.
-
-    Raises:
-        UserError: The first thing that would stop a run.
     """
     from fedkd.clients.memory import checked_models
     from fedkd.clients.own_samples import share_held_out

@@ -58,9 +58,7 @@ class RunFailed(FedkdError):
     """The run failed while running (exit status 3).
 
     Args:
-        message: One line that names the cause.
         round: Round in which it happened, 1-based.
-        client: Index of the client that failed, if one did.
         details: The traceback, for the log file.
         diverged: Whether training led to numbers that are none: a result of the method, not an accident.
     """
@@ -167,11 +165,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Let a script end as the command line does, where an error is one that a person can act on.
-
-    Raises:
-        SystemExit: With the exit status of the error, which is told on stderr.
-    """
+    """Let a script end as the command line does, where an error is one that a person can act on."""
     try:
         yield
     except FedkdError as error:

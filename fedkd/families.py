@@ -45,12 +45,7 @@ WIDEST = 96
 
 
 def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
-    """Return a strategy's family, by what its clients send, and what it needs besides.
-
-    Args:
-        strategy: Its class.
-        can: What it needs and can at its defaults.
-    """
+    """Return a strategy's family, by what its clients send, and what it needs besides."""
     from fedkd.fusion.strategy import overrides
 
     if can.sends == "nothing":
@@ -81,13 +76,7 @@ def marked(name: str, part: Any) -> str:
 
 
 def grouped(families: Mapping[str, Sequence[Line]], order: Sequence[str], what: str) -> Iterator[str]:
-    """Yield parts in lines, a heading for each family; those that need least come first.
-
-    Args:
-        families: Family to its parts.
-        order: The families that come first.
-        what: Name of the list.
-    """
+    """Yield parts in lines, a heading for each family; those that need least come first."""
     for family in dict.fromkeys([*(name for name in order if name in families), *families]):
         yield family
         for needed, name, text in sorted(families[family], key=lambda line: line[0]):

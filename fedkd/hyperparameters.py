@@ -35,9 +35,6 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
     """Build a part from its table of a scenario.
 
     Args:
-        cls: A dataclass.
-        name: Its name in the scenario.
-        hyperparameters: The part's own keys; those left out take their defaults.
         key: Key that names it, e.g. ``fusion.strategy``; its hyper-parameters stand in the same table.
 
     Raises:
@@ -69,13 +66,6 @@ def load_part(
     registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
 ) -> type[Part]:
     """Return the class called `name`, checked to be a usable part.
-
-    Args:
-        registry: The parts by name.
-        base: Class it must derive from.
-        name: A known name, or ``"pkg.mod:Class"``.
-        search: Folders whose Python files may be named.
-        key: Key that names it.
 
     Raises:
         UserError: It does not exist, or is not a dataclass derived from `base` with its methods.

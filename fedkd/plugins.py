@@ -34,7 +34,6 @@ class Registry:
     """The parts of one kind by name, imported only when asked for.
 
     Args:
-        kind: Singular name used in messages, e.g. ``"model"``.
         builtin: Name to ``"module:attribute"``.
         group: Entry-point group in which installed packages declare theirs, e.g. ``"fedkd.models"``.
         aliases: What else people call a part, in any spelling, to its name.
@@ -100,7 +99,6 @@ class Registry:
         """Return the object called `name`.
 
         Args:
-            name: A known name, or ``"pkg.mod:Name"``.
             search: Folders whose ``.py`` files may be named, tried before installed packages.
 
         Raises:
@@ -117,11 +115,7 @@ class Registry:
         return load_object(name, search)
 
     def check(self, name: str) -> None:
-        """Check that `name` stands for one object or looks like ``"module:Name"``, importing nothing.
-
-        Raises:
-            UserError: It does not.
-        """
+        """Check that `name` stands for one object or looks like ``"module:Name"``, importing nothing."""
         if ":" in name:
             return
         claims = [_declared(entry) for entry in self._installed.get(name, ())]
@@ -157,10 +151,6 @@ def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None
 
     Every process calls it before it looks up names of a scenario; a second call costs nothing.
 
-    Args:
-        modules: Their names.
-        search: The scenario's folders.
-
     Raises:
         UserError: No such module, or importing it fails.
     """
@@ -172,11 +162,7 @@ def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None
 
 
 def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
-    """Import ``"pkg.mod:Name"``, looking first for a file ``pkg/mod.py`` in the `search` folders.
-
-    Raises:
-        UserError: The reference is malformed, or its module or attribute does not exist or fails to import.
-    """
+    """Import ``"pkg.mod:Name"``, looking first for a file ``pkg/mod.py`` in the `search` folders."""
     module_name, _, attribute = reference.partition(":")
     if not module_name or not attribute:
         raise UserError(f"'{reference}' is not of the form \"package.module:Name\"")

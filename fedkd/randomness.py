@@ -23,11 +23,8 @@ def derive_seed(
     """Return the 63-bit seed of one purpose.
 
     Args:
-        seed: The scenario's seed.
         purpose: What the draw is for, e.g. ``"partition"`` or ``"batches"``.
-        client: Client index, if the draw is a client's.
         round: Round, 1-based, if the draw is a round's.
-        task: Task index, if the draw is a task's.
     """
     label = f"{seed}|{purpose}|{client}|{round}|{task}".encode()
     return int.from_bytes(hashlib.blake2b(label, digest_size=8).digest(), "little") >> 1

@@ -28,7 +28,6 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        folder: The run folder.
         summary: The content of `summary.json`.
     """
 
@@ -97,10 +96,6 @@ def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> An
 
     Args:
         columns: Name to values, all of one length; None: nothing is there.
-        library: As in `RunResult.frame`.
-
-    Raises:
-        UserError: It is not installed, or there is no such library.
     """
     if library is not None and library not in FRAMES:
         raise UserError(f"must be {' or '.join(map(repr, FRAMES))}, got {library!r}", key="library")

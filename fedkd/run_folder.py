@@ -49,7 +49,6 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
     Nothing is in it until `write_plan`. A folder that stays empty is removed.
 
     Args:
-        scenario: The run's scenario.
         out: Where; absent: the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, …
 
     Raises:
@@ -81,9 +80,6 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
     The scenario comes last: it makes a folder a run folder. The schedule's file has the scenario's digest,
     which reveals a scenario that changed before the first checkpoint.
-
-    Raises:
-        UserError: They cannot be written.
     """
     try:
         _write_schedule(folder, plan)
@@ -125,10 +121,8 @@ def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], 
     `schedule.json`, and tables of rounds that run again, are made again where they are damaged.
 
     Args:
-        folder: The run folder.
         plan: Its plan, with the rounds that it began with.
         done: Rounds that are not run again.
-        tell: Told what is made again.
 
     Raises:
         UserError: A table of a round that is done is damaged, or another run's.
@@ -160,13 +154,7 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
     Counts of a stream do not include what `blur` adds. More than `MOST_COUNTS` are left out.
 
     Args:
-        folder: The run folder.
-        plan: The run's plan.
-        data: The federation's data.
         counted: Whether all samples are here; a deployed server has none of its clients'.
-
-    Raises:
-        OSError: It cannot be written.
     """
     from fedkd.data.federated import FederatedData
 
@@ -187,11 +175,7 @@ def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
     """Turn errors of a full disk into one that says what is kept and how to go on.
 
     Args:
-        folder: Where the block writes.
         kept: Returns what is kept and how to go on.
-
-    Raises:
-        RunFailed: The block could not write.
     """
     try:
         yield
@@ -202,12 +186,7 @@ def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
 
 
 def write_deployment(folder: Path, federation: str) -> None:
-    """Mark a run as one of deployed nodes, which no simulation may resume.
-
-    Args:
-        folder: The run folder.
-        federation: Digest of what all participants have in common.
-    """
+    """Mark a run as one of deployed nodes, which no simulation may resume."""
     write_json_atomically(folder / DEPLOYMENT, {"federation": federation})
 
 
@@ -247,15 +226,7 @@ def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
 
 
 def check_links(folder: Path, plan: Plan) -> None:
-    """Refuse to resume a run whose graph differs from the one that it began with.
-
-    Args:
-        folder: The run folder.
-        plan: Its plan, by its scenario and the file of the graph as they are now.
-
-    Raises:
-        UserError: The graph differs.
-    """
+    """Refuse to resume a run whose graph differs from the one that it began with."""
     try:
         text = (folder / TOPOLOGY).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # there is none, or it is lost
@@ -270,11 +241,7 @@ def check_links(folder: Path, plan: Plan) -> None:
 
 
 def check_beginning(folder: Path, plan: Plan) -> None:
-    """Refuse a run without a checkpoint whose scenario changed since it began.
-
-    Raises:
-        UserError: It changed.
-    """
+    """Refuse a run without a checkpoint whose scenario changed since it began."""
     schedule = _read_schedule(folder)
     if schedule is None:  # lost, and with it nothing but what could be told of the scenario
         return

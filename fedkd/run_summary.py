@@ -30,13 +30,6 @@ def finish_run(
     """Write the summary and the figures of a run, tell the observer, and return the summary.
 
     Statistics are over all clients but poisoned ones.
-
-    Args:
-        plan: The run's plan.
-        folder: The run folder.
-        totals: Its costs.
-        observer: Told of the end.
-        tasks: Names of the stream's tasks, for figures.
     """
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)

@@ -120,11 +120,7 @@ def resume(
     Its `metrics.jsonl` has the same bytes as that of an unbroken run.
 
     Args:
-        folder: The run folder.
         rounds: A larger number of rounds than the run's own, also of a finished run.
-        observers: Told what happens while it runs.
-        progress: As `run`.
-        report: As `run`.
 
     Raises:
         UserError: Not a run folder, another process works in it, or its scenario was changed.
@@ -162,11 +158,7 @@ def _check_continuation(plan: Plan, folder: Path) -> int:
 
 
 def _watched(scenario: Scenario, observers: Sequence[RunObserver], progress: bool) -> Observers:
-    """Return the display, the observers, the files of the run folder and the scenario's loggers as one.
-
-    Raises:
-        UserError: A logger is not installed.
-    """
+    """Return the display, the observers, the files of the run folder and the scenario's loggers as one."""
     observers = [*([make_progress(quiet=False)] if progress else []), *observers]
     everyone = [*observers, PresentFile(), RunLog()]
     if scenario.tracking != Tracking():

@@ -46,9 +46,7 @@ def watch(
 
     Args:
         folder: The run folder. Nothing is written into it.
-        once: Show where it is now, and return.
         observer: What shows it; absent: a live table on a terminal, plain lines elsewhere.
-        sleep: Waits so many seconds.
 
     Raises:
         UserError: Not a run folder, or not one any more.
@@ -66,13 +64,7 @@ def watch(
 
 
 class _Follower:
-    """Reads what a run writes, and tells an observer of it as the run itself would.
-
-    Args:
-        plan: The run's.
-        folder: The run folder.
-        observer: Whom to tell.
-    """
+    """Reads what a run writes, and tells an observer of it as the run itself would."""
 
     def __init__(self, plan: Plan, folder: Path, observer: RunObserver) -> None:
         self._plan, self._folder, self._observer = plan, folder, observer
@@ -173,11 +165,7 @@ class _Follower:
 
 
 class _Tail:
-    """The lines that are added to a file.
-
-    Args:
-        path: The file, which need not be there yet.
-    """
+    """The lines that are added to a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

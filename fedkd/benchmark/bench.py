@@ -37,11 +37,6 @@ class BenchPlan:
     """A checked bench.
 
     Attributes:
-        bench: The bench file.
-        axes: What varies.
-        cells: Every run, in the order in which they run.
-        compared: Axes along which cells are compared.
-        folder: The bench folder.
         unopened: Dotted key to the plug-ins that cells name there, where none was imported.
     """
 
@@ -71,7 +66,6 @@ class BenchResult:
     Attributes:
         folder: Holds `report.html`, `results.parquet`, `results.csv`, `cells.csv`, `table.md`, `table.csv`,
             `table.tex`, `figures/`, `study.json`, `bench.toml` and `runs/`.
-        cells: Every cell with how it ended.
         study: The runs that are done, for tables and figures of your own.
     """
 
@@ -107,8 +101,6 @@ def plan_bench(
     """Read a bench file and resolve every cell; nothing runs.
 
     Args:
-        path: The bench file.
-        overrides: ``key=value`` texts of ``--set``.
         out: Folder of the bench; absent: ``runs/bench-NAME``.
         plug_ins: Whether to import what cells name. A plan without them can only be described.
 
@@ -142,10 +134,8 @@ def bench(
     A cell that fails is recorded and does not stop the others; the next call tries it again.
 
     Args:
-        path: The bench file.
         out: Folder of the bench; absent: ``runs/bench-NAME``. On a cluster, all nodes must see it.
         overrides: ``key=value`` texts of ``--set``.
-        quiet: Show no progress.
 
     Raises:
         UserError: The bench cannot be run as it is; nothing has run.
@@ -205,15 +195,7 @@ def _report(plan: BenchPlan, outcomes: Mapping[Cell, Outcome], tell: Callable[[s
 def study_of(
     bench: Bench, axes: tuple[Axis, ...], done: Sequence[FinishedCell], metrics: Sequence[str], cells: int
 ) -> Study:
-    """Return the study of a bench.
-
-    Args:
-        bench: The bench file.
-        axes: What varies.
-        done: The cells that have a result.
-        metrics: Names of what is shown.
-        cells: Number of all cells.
-    """
+    """Return the study of a bench."""
     from fedkd.benchmark.results import study_run
     from fedkd.report.study import Study, StudyAxis
 
@@ -232,9 +214,6 @@ def study_of(
 
 def study_so_far(folder: Path) -> Study | None:
     """Return the study of what is done of a bench; None: the one in its folder has all of it.
-
-    Args:
-        folder: The bench folder; of another folder there is none.
 
     Raises:
         UserError: Its bench file cannot be read, or no cell is done.

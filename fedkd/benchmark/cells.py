@@ -59,8 +59,6 @@ class Cell:
 
     Attributes:
         levels: Axis name to level, in the order of the axes.
-        seed: Seed of the run.
-        scenario: The resolved scenario.
         hash: Digest of everything that decides the result (64 hexadecimal digits).
     """
 
@@ -163,7 +161,6 @@ def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
     """Return every cell of a bench, all cells of the first seed first, so that a table is soon complete.
 
     Args:
-        bench: The bench.
         plug_ins: Whether to import plug-ins; else scenarios lack the defaults of theirs.
 
     Raises:
@@ -226,16 +223,7 @@ def _steps_into(table: str, key: str) -> bool:
 
 
 def cell_tables(bench: Bench, changes: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Return the tables of a cell's scenario, as its file would have them.
-
-    Args:
-        bench: The bench.
-        changes: Values of the cell's own, by dotted key.
-        seed: The run's seed.
-
-    Raises:
-        UserError: A change steps into a single value.
-    """
+    """Return the tables of a cell's scenario, as its file would have them."""
     common = flatten(bench.spec.set)
     tables = forget_hyperparameters(bench.base, {**common, **changes, **bench.fixed})
     tables = merged(tables, common, changes, bench.fixed)
@@ -251,11 +239,7 @@ def cell_layers(bench: Bench, axes: Mapping[str, Mapping[str, Any]]) -> Override
 
 
 def make_cell(bench: Bench, levels: Mapping[str, Level], seed: int, plug_ins: bool = True) -> Cell:
-    """Return a cell of a bench.
-
-    Raises:
-        UserError: It cannot be run, with its name.
-    """
+    """Return a cell of a bench."""
     changes: dict[str, Any] = {}
     for level in levels.values():
         changes |= level.changes
@@ -297,11 +281,7 @@ def data_key(scenario: Scenario) -> str:
 
 
 def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
-    """Return the baseline as axis name to the label of its level; empty if there is none.
-
-    Raises:
-        UserError: No such axis, or no such level on it.
-    """
+    """Return the baseline as axis name to the label of its level; empty if there is none."""
     baseline = {}
     labels = {axis.name: [level.label for level in axis.levels] for axis in axes}
     for name, value in flatten(bench.spec.baseline).items():

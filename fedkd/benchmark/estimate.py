@@ -28,7 +28,6 @@ class CellPace:
     """Estimates the time of a cell from the cells that are done, from the most similar ones first.
 
     Args:
-        seconds: What the cells that are done took.
         compared: Axes along which the time is most likely to differ.
     """
 
@@ -60,11 +59,6 @@ class CellPace:
 
 def estimate(cells: Sequence[Cell], folder: Path, compared: Sequence[str]) -> Estimate:
     """Estimate the time of the cells to run, from finished cells, else from one round of one cell.
-
-    Args:
-        cells: All cells.
-        folder: Where their run folders are.
-        compared: Axes along which the time is most likely to differ.
 
     Raises:
         RunFailed: The cell that was tried fails in its first round.

@@ -22,9 +22,6 @@ def check_folder(cells: Sequence[Cell], folder: Path) -> None:
     """Refuse a bench folder that holds runs of another bench, whose tables would be written over.
 
     More seeds, values and variants only add cells, so a bench that has grown goes on in its folder.
-
-    Raises:
-        UserError: What the other bench had, and the way on.
     """
     strangers = _strangers(cells, folder / "runs")
     if not strangers:

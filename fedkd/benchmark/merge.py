@@ -87,10 +87,6 @@ def forget_hyperparameters(tables: Mapping[str, Any], changes: Mapping[str, Any]
     """Return scenario tables without hyper-parameters of a strategy or learner that `changes` replace.
 
     What every strategy has, such as `distill_epochs`, stays, and so does what every stream has.
-
-    Args:
-        tables: Of a scenario.
-        changes: Dotted keys to values.
     """
     kept = dict(tables)
     for table in (FUSION, CONTINUAL):

@@ -45,7 +45,6 @@ def inspect_node(scenario_json: str, folder: str | None = None) -> NodeReport:
     """Return what a cell finds on this machine.
 
     Args:
-        scenario_json: The cell's resolved scenario.
         folder: The folder of run folders, where `MARK` is to be seen; None: not to be looked for.
     """
     if folder is not None and not (Path(folder) / MARK).is_file():
@@ -71,12 +70,6 @@ def check_all_nodes(
     jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCluster, share: float
 ) -> None:
     """Compare all nodes that cells may run on with this machine, for each data set among the cells.
-
-    Args:
-        jobs: The cells' scenarios as JSON, and their run folders.
-        engine: What a cell reserves.
-        cluster: The cluster.
-        share: GPUs that a cell reserves.
 
     Raises:
         UserError: A node lacks something, or has other data.

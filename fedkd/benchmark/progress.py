@@ -23,9 +23,6 @@ class BenchProgress:
     """Counts cells and estimates the time left; subclasses show it.
 
     Args:
-        cells: The cells that are to run, in order.
-        already_done: Cells that need not run.
-        compared: Axes along which the time of a cell is most likely to differ.
         unknown: Further cells, of which more is known later (see `add`).
     """
 
@@ -46,7 +43,6 @@ class BenchProgress:
         """Take up cells that were not known so far.
 
         Args:
-            cells: Those that are to run, in order.
             known: Number of these cells and of those that need not run.
         """
         self._waiting |= dict.fromkeys(cells)
@@ -91,11 +87,7 @@ class BenchProgress:
         return (everything - spent) / max(1, min(self._slots, len(self._waiting) + self._unknown))
 
     def counts(self, *, left: bool = False) -> str:
-        """Word how far it is: ``12/27 done, 1 failed, 2 running``.
-
-        Args:
-            left: Whether to say how long the rest takes, where that is known.
-        """
+        """Word how far it is: ``12/27 done, 1 failed, 2 running``."""
         words = [f"{self.already_done + self.done}/{self.total} done"]
         if self.failed:
             words.append(f"{self.failed} failed")
@@ -107,13 +99,7 @@ class BenchProgress:
 
 
 class PlainProgress(BenchProgress):
-    """One line per finished cell; silent once the stream is closed.
-
-    Args:
-        stream: Where lines go.
-        counted: Arguments of `BenchProgress`.
-        more: The same.
-    """
+    """One line per finished cell; silent once the stream is closed."""
 
     def __init__(self, stream: IO[str], *counted: Any, **more: Any) -> None:
         super().__init__(*counted, **more)
@@ -133,13 +119,7 @@ class PlainProgress(BenchProgress):
 
 
 class LiveProgress(BenchProgress):
-    """A bar with the cells that are running; failures stay on the screen above it.
-
-    Args:
-        console: Where the display goes.
-        counted: Arguments of `BenchProgress`.
-        more: The same.
-    """
+    """A bar with the cells that are running; failures stay on the screen above it."""
 
     def __init__(self, console: Console, *counted: Any, **more: Any) -> None:
         super().__init__(*counted, **more)

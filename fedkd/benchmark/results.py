@@ -41,9 +41,6 @@ class FinishedCell:
     """A cell of a bench after the bench has run.
 
     Attributes:
-        cell: The cell.
-        folder: Its run folder.
-        outcome: How it ended.
         summary: Its `summary.json`; None: it is not done.
         relative: Metrics relative to cells with a reference learner, by name.
     """

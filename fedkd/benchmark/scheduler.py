@@ -36,12 +36,7 @@ Work = Callable[[str, str, float | None], Outcome]
 
 
 class CellCheck:
-    """Loads every data set and builds every model of cells once, for one seed.
-
-    Args:
-        file: Name for error messages.
-        tell: Told of what takes long, such as a download.
-    """
+    """Loads every data set and builds every model of cells once, for one seed."""
 
     def __init__(self, file: str, tell: Callable[[str], None] | None = None) -> None:
         self._file = file
@@ -49,11 +44,7 @@ class CellCheck:
         self._checked: set[str] = set()
 
     def check(self, cells: Sequence[Cell]) -> None:
-        """Check cells.
-
-        Raises:
-            UserError: The first cell that cannot run, with its name.
-        """
+        """Check cells."""
         from fedkd.check import check_with
         from fedkd.data.load import load_data
         from fedkd.plan.plan import resolve
@@ -81,14 +72,7 @@ class CellCheck:
 
 
 class Scheduler:
-    """Runs cells that are not done yet; all calls share one set of worker processes.
-
-    Args:
-        runs: Folder of the run folders.
-        file: Name for error messages.
-        parallel: Whether cells run side by side on Ray.
-        progress: Shows what happens.
-    """
+    """Runs cells that are not done yet; all calls share one set of worker processes."""
 
     def __init__(self, runs: Path, file: str, parallel: bool, progress: BenchProgress) -> None:
         self.progress = progress
@@ -106,14 +90,7 @@ class Scheduler:
     ) -> dict[Cell, Outcome]:
         """Check cells, then run them; a cell whose files are damaged begins anew.
 
-        Args:
-            cells: Those that are not done.
-            work: Runs one of them.
-            damaged: Says what is wrong with the files in a run folder.
-
         Raises:
-            UserError: A cell cannot run, or the cluster lacks something.
-            EngineLost: Ray does not come up, or breaks down.
             KeyboardInterrupt: A signal came. Running cells saved their state.
         """
         self._check.check(cells)
@@ -146,15 +123,9 @@ def scheduling(
     """Hold the folder of a bench or a search while its cells run.
 
     Args:
-        folder: Made where it is missing; `runs` in it holds the run folders.
-        file: Name for error messages.
         dumped: Name and text of the file that describes the bench or the search; written into the folder.
-        parallel: Whether cells run side by side on Ray.
-        progress: Makes the display.
 
     Raises:
-        UserError: Nobody may write there, or another process does.
-        RunFailed: The disk is full.
         Interrupted: A signal came.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -193,12 +164,7 @@ def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> d
 
 @contextmanager
 def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
-    """Start Ray, or join the cluster, and leave it after the block.
-
-    Raises:
-        UserError: There is no such cluster, not even one job fits it, or a node lacks what the jobs need.
-        EngineLost: Ray does not come up, or breaks down.
-    """
+    """Start Ray, or join the cluster, and leave it after the block."""
     progress.message("starting Ray")
     if_lost(GO_ON)
     cluster = connect(engine)
@@ -211,13 +177,7 @@ def on_ray(engine: Engine, progress: BenchProgress) -> Iterator[RayRunner]:
 
 
 class RayRunner:
-    """Runs jobs as Ray tasks on one cluster, as many at a time as fit.
-
-    Args:
-        engine: What a job reserves.
-        cluster: Where they run.
-        progress: Shows what happens.
-    """
+    """Runs jobs as Ray tasks on one cluster, as many at a time as fit."""
 
     def __init__(self, engine: Engine, cluster: RayCluster, progress: BenchProgress) -> None:
         self._engine = engine
@@ -231,11 +191,7 @@ class RayRunner:
 
         A second signal stops at once.
 
-        Returns:
-            The outcome of every job that ran.
-
         Raises:
-            UserError: Not even one job fits, or a node lacks what the jobs need.
             EngineLost: Ray breaks down.
         """
         import ray
@@ -277,11 +233,7 @@ class RayRunner:
         return outcomes
 
     def _wait_for_a_worker(self, options: Mapping[str, Any]) -> None:
-        """Return when a process for cells is up; a cell that waits for one looks like one that runs.
-
-        Raises:
-            EngineLost: None comes up.
-        """
+        """Return when a process for cells is up; a cell that waits for one looks like one that runs."""
         import ray
 
         nothing: Any = ray.remote(_nothing).options(**options)

@@ -107,11 +107,8 @@ class Bench:
     """A bench file, read.
 
     Attributes:
-        spec: Its keys.
-        base: Tables of the base scenario.
         folder: The folder that paths of the base scenario are relative to.
         fixed: Dotted scenario keys of ``--set``, which override every cell.
-        file: Name for error messages.
     """
 
     spec: BenchFile
@@ -141,7 +138,6 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     """Read and check a bench file and its base scenario.
 
     Args:
-        path: The TOML file, or the name of a bench that is shipped.
         overrides: ``key=value`` texts of ``--set``. A key of the bench file (``seeds=1``) changes the bench;
             any other is a scenario key, for every cell.
 
@@ -172,11 +168,6 @@ def apply_overrides(
 
     Args:
         mapping: Tables of the file; changed.
-        overrides: ``key=value`` texts of ``--set``.
-        keys: Those of the file.
-
-    Raises:
-        UserError: A key steps into a single value, or into variants.
     """
     fixed = {}
     for text in overrides:
@@ -198,11 +189,7 @@ def apply_overrides(
 
 @contextmanager
 def explaining(file: str, model: type[ExperimentFile]) -> Iterator[None]:
-    """Have errors of the block name the file and the key.
-
-    Raises:
-        UserError: The first thing that is wrong.
-    """
+    """Have errors of the block name the file and the key."""
     try:
         yield
     except ValidationError as error:
@@ -250,11 +237,7 @@ def _check_spec(spec: BenchFile) -> None:
 
 
 def check_base_and_seeds(spec: ExperimentFile) -> None:
-    """Check that there is one base scenario, and no seed twice.
-
-    Raises:
-        UserError: What is wrong.
-    """
+    """Check that there is one base scenario, and no seed twice."""
     if (spec.base is None) == (spec.scenario is None):
         given = "both are given" if spec.base else "neither is given"
         raise UserError(f"needs the base scenario, as base or as [scenario]; {given}", key="base")
@@ -280,15 +263,7 @@ def _check_metrics(metrics: list[str]) -> None:
 
 
 def base_scenario(spec: ExperimentFile, path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the folder that a base scenario's paths are relative to, and its tables.
-
-    Args:
-        spec: Names the base, or holds it.
-        path: The file that says so.
-
-    Raises:
-        UserError: There is no such file, or it is none.
-    """
+    """Return the folder that a base scenario's paths are relative to, and its tables."""
     if spec.base is None:
         return path.parent, dict(spec.scenario or {})
     base = path.parent / expanded(spec.base, key="base")
@@ -309,12 +284,7 @@ def bench_json_schema() -> dict[str, Any]:
 
 
 def with_scenario(schema: dict[str, Any], title: str) -> dict[str, Any]:
-    """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it.
-
-    Args:
-        schema: Of the file's model; changed.
-        title: Of the schema.
-    """
+    """Return the JSON schema of a file with a base scenario, with that scenario's own schema in it."""
     from fedkd.plan.json_schema import json_schema
 
     scenario = json_schema()

@@ -31,8 +31,6 @@ class Outcome:
     Attributes:
         status: `done`, `failed` (see `error`), or `interrupted`, if it can be resumed. A trial of a search
             may be `pruned`: stopped because others were better by then.
-        seconds: Wall-clock time of this call, loading included.
-        error: One line.
         diverged: Whether it failed because training led to infinite numbers, or to none.
         told: A remark for the display.
     """
@@ -51,9 +49,7 @@ def run_cell(
 
     Args:
         scenario_json: The resolved scenario; its engine is replaced by the inline one.
-        folder: The run folder.
         gpus: GPUs that are reserved for the cell; absent: those of the scenario.
-        observers: Told what happens while it runs.
     """
     started = time.perf_counter()
     path = Path(folder)

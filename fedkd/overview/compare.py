@@ -49,9 +49,7 @@ class Compared:
     """One figure of two runs.
 
     Attributes:
-        label: Its name.
         ours: Its mean over the clients of A that have it; None: no client has.
-        theirs: The same of B.
         difference: B minus A, paired by client, with its 95 % interval over clients; None: nothing to pair.
         better: Number of clients for which B is better.
     """
@@ -68,10 +66,8 @@ class Comparison:
     """Two runs compared.
 
     Attributes:
-        folders: Of A and B.
         rounds: The last evaluated round of each, which the figures are of.
         changed: Dotted scenario key to its values in A and in B; None: absent.
-        figures: The figures, compared client by client.
         costs: Label to the costs of A and of B: bytes sent up and down, seconds.
     """
 
@@ -130,10 +126,6 @@ class Comparison:
 
 def compare(ours: str | Path, theirs: str | Path) -> Comparison:
     """Compare two runs client by client, each after its last evaluated round.
-
-    Args:
-        ours: Run folder A.
-        theirs: Run folder B.
 
     Raises:
         UserError: One is no run folder, or nothing in it was evaluated yet.

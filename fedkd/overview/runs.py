@@ -35,16 +35,9 @@ class RunEntry:
     """A run, or all runs of a bench, as far as the folder tells.
 
     Attributes:
-        folder: The run folder, or the bench folder.
-        name: Of its scenario.
-        strategy: Its fusion strategy.
         status: `done`, `running`, `interrupted`, `failed`, `unreadable`, or `stopped`: it ended without a
             word and can be resumed. Of a bench: how many of its runs are done.
-        finished: Its last finished round.
-        rounds: Rounds that it is to have.
         accuracy_local: Mean over clients at the end, in [0, 1]; None: not there yet.
-        accuracy_global: The same on the common test set.
-        seconds: What its rounds took.
         when: When anything was last written.
     """
 
@@ -62,12 +55,7 @@ class RunEntry:
 
 @dataclass(frozen=True)
 class RunList:
-    """Runs below a folder, by their paths.
-
-    Attributes:
-        folder: The folder.
-        entries: Its runs.
-    """
+    """Runs below a folder, by their paths."""
 
     folder: Path
     entries: tuple[RunEntry, ...]

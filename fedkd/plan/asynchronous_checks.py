@@ -15,11 +15,7 @@ KEY = "asynchronous"
 
 
 def check_asynchronous(scenario: Scenario) -> None:
-    """Check rounds that wait for nobody against all else that decides who is there when.
-
-    Raises:
-        UserError: The first contradiction.
-    """
+    """Check rounds that wait for nobody against all else that decides who is there when."""
     asynchronous = scenario.asynchronous
     if asynchronous is None:
         return
@@ -50,9 +46,5 @@ def check_asynchronous(scenario: Scenario) -> None:
 
 
 def check_asynchronous_strategy(scenario: Scenario, strategy: FusionStrategy) -> None:
-    """Refuse a strategy whose server has to have heard all clients of a round at once.
-
-    Raises:
-        UserError: Why it has to.
-    """
+    """Refuse a strategy whose server has to have heard all clients of a round at once."""
     check_table(Case(scenario, strategy), ("asynchronous",))

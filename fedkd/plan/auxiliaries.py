@@ -25,10 +25,6 @@ def make_auxiliaries(
     """Return the auxiliary networks of a client as they are before the first round, on the CPU.
 
     Args:
-        strategy: Says which.
-        factory: Of the client's model.
-        model: The client's model, or one like it.
-        seed: The scenario's.
         client: Client index, for weights that each client begins with alone.
 
     Raises:

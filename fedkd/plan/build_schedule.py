@@ -80,7 +80,6 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
     """Return the course of every client, N of them.
 
     Args:
-        scenario: Resolved as far as the number of its tasks.
         from_file: What the stream's `schedule` file says, for an order or a clock of `file`.
 
     Raises:
@@ -131,12 +130,6 @@ def draw_orders(
     In an `overlapping` order the tasks lie on a circle, drawn once; clients take windows of it, spread
     evenly, so that some share many tasks and some none, and every task is somebody's if they can hold them
     all. Each goes through its window in an order of its own.
-
-    Args:
-        continual: Says how.
-        clients: Number of clients N.
-        count: Number of tasks T.
-        from_file: What the stream's `schedule` file says.
     """
     tasks = continual.tasks
     if tasks.order == "file":
@@ -197,11 +190,8 @@ def _settle(
     looked for among those who are there and not through: nobody waits for a client that has not come yet.
 
     Args:
-        lengths: Rounds of each client's tasks.
         late: Rounds after which each client joins, `[N]`.
         breaks: Of clients that pause, the place of the task before which they do.
-        break_rounds: Rounds of a break.
-        max_lag: Tasks between the fastest and the slowest.
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])

@@ -226,15 +226,7 @@ TABLE: Sequence[Row] = (
 
 
 def check_table(case: Case, keys: Collection[str] = tuple(KEYS)) -> None:
-    """Refuse a strategy that cannot do what a scenario's keys ask for.
-
-    Args:
-        case: Scenario and strategy.
-        keys: Which to look at.
-
-    Raises:
-        UserError: The reason of the first row that rules the case out.
-    """
+    """Refuse a strategy that cannot do what a scenario's keys ask for."""
     for row in TABLE:
         if row.key in keys and KEYS[row.key](case) and CAPABILITIES[row.capability](case):
             told = row.reason.format(name=case.scenario.fusion.strategy, case=case)

@@ -67,11 +67,7 @@ def _check_measured(scenario: Scenario) -> None:
 
 
 def check_names(scenario: Scenario) -> None:
-    """Check that the data sets, the partition scheme and the models that a scenario names exist.
-
-    Raises:
-        UserError: One does not.
-    """
+    """Check that the data sets, the partition scheme and the models that a scenario names exist."""
     scheme = scenario.data.partition.scheme
     named = [
         (PARTITIONS, "data.partition.scheme", scheme),
@@ -232,11 +228,7 @@ def _check_partition(data: Data) -> None:
 
 
 def check_transfer_size(scenario: Scenario, strategy: FusionStrategy) -> None:
-    """Check that a strategy has transfer samples, if it needs any.
-
-    Raises:
-        UserError: It has none.
-    """
+    """Check that a strategy has transfer samples, if it needs any."""
     if scenario.data.transfer.size > 0 or not strategy.capabilities.uses_transfer_set:
         return
     from fedkd.fusion.capabilities import capabilities_of
@@ -258,15 +250,7 @@ def has_one_architecture(scenario: Scenario) -> bool:
 
 
 def check_one_architecture(scenario: Scenario, what: str = "averages parameters") -> None:
-    """Check that all clients have the same model.
-
-    Args:
-        scenario: Its clients, and the strategy.
-        what: What the strategy does that requires it.
-
-    Raises:
-        UserError: They do not.
-    """
+    """Check that all clients have the same model."""
     first, *others = scenario.clients
     for index, group in enumerate(others, start=1):
         if (group.model, group.args) != (first.model, first.args):

@@ -23,10 +23,6 @@ def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) 
     Args:
         began: What was `decisive` when the run last saved its state.
         done: Rounds that the run has behind it.
-        scenario: The run's from now on, resolved.
-
-    Raises:
-        UserError: What was changed, and to what.
     """
     changed = changed_keys(began, decisive(scenario))
     for key in HANDLING:

@@ -9,11 +9,7 @@ from fedkd.scenario.stream import task_count
 
 
 def check_courses(scenario: Scenario) -> None:
-    """Check the keys that decide when a client learns what against each other.
-
-    Raises:
-        UserError: The first contradiction.
-    """
+    """Check the keys that decide when a client learns what against each other."""
     if scenario.continual is None:
         return
     tasks, key = scenario.continual.tasks, "continual.tasks"
@@ -62,11 +58,7 @@ def _check_file(tasks: TaskStream, population: Population) -> None:
 
 
 def check_orthogonal(scenario: Scenario, schedule: Schedule) -> None:
-    """Check that an average that is to keep out of old tasks is one, and that there are old tasks for all.
-
-    Raises:
-        UserError: It is none, or clients are not at the same task.
-    """
+    """Check that an average that is to keep out of old tasks is one, and that there are old tasks for all."""
     key, fusion = "fusion.orthogonal", scenario.fusion
     if fusion.orthogonal is None:
         return

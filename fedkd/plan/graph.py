@@ -32,7 +32,6 @@ class Graph:
     """The links of a run.
 
     Attributes:
-        clients: Number of clients N.
         kind: As `topology.graph`, but for a star.
         k: Others that each hears, where the kind has such a number.
         order: As `topology.order`.
@@ -124,7 +123,6 @@ class Graph:
         Args:
             text: The JSON; a listed graph is ``{"hears": [[1], [0]]}``, or ``{"rounds": […]}`` with such a
                 list for each of some rounds.
-            file: Its file, for the error.
 
         Raises:
             UserError: The text is not such a graph.

@@ -20,11 +20,7 @@ LOOKED_AT = 200
 
 
 def check_graph(plan: Plan) -> None:
-    """Refuse a strategy that needs a server where there is none, or none where there is one.
-
-    Raises:
-        UserError: What cannot be, and why.
-    """
+    """Refuse a strategy that needs a server where there is none, or none where there is one."""
     strategy, scenario, graph = plan.strategy, plan.scenario, plan.graph
     name, kind = scenario.fusion.strategy, scenario.topology.graph
     if graph is None:

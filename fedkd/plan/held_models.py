@@ -21,7 +21,6 @@ def held_models(
     """Return which model each client holds after fusion, `[N]`: equal entries are one and the same model.
 
     Args:
-        schedule: Which task each client is at.
         strategy: The scenario's; None: it is bound anew. With one that is a plug-in, or that cannot be bound,
             each client counts as holding a model of its own.
     """

@@ -29,10 +29,8 @@ def load_plan(
     """Read, check and resolve a scenario file.
 
     Args:
-        path: The TOML file, or the name of a scenario that is shipped.
         overrides: ``key=value`` texts of ``--set``, applied in order. A key of the file that they make moot
             is left out.
-        seed: Replaces the file's seed.
         written: Whether a person wrote the file, so that a key that nothing reads is a mistake; else a run.
 
     Raises:
@@ -83,11 +81,7 @@ def parse_plan(
     """Check and resolve a scenario given as nested tables.
 
     Args:
-        mapping: What the TOML file would hold.
-        file: Name for error messages.
         folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
-        layers: What was set over the file.
-        written: Whether a person wrote it (see `fedkd.plan.plan.resolve`).
 
     Raises:
         UserError: The first thing that is wrong.
@@ -102,11 +96,7 @@ def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapp
     number of rounds that followed from it goes.
 
     Args:
-        scenario: A scenario, the path or the name of a scenario file, or its tables.
         changes: Dotted key, or name of a table, to value (see `apply_values`).
-
-    Raises:
-        UserError: The first thing that is wrong.
     """
     file, folder = None, None
     if isinstance(scenario, str | Path):

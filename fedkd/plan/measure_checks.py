@@ -14,16 +14,7 @@ KEY = "measure.transferability"
 
 
 def check_transferability(plan: Plan, models: Sequence[Any], transfer_size: int) -> None:
-    """Refuse a map where clients have no networks of their own that could learn on the transfer set.
-
-    Args:
-        plan: What to simulate.
-        models: One of every client group, in order.
-        transfer_size: Number of transfer samples M.
-
-    Raises:
-        UserError: What is missing.
-    """
+    """Refuse a map where clients have no networks of their own that could learn on the transfer set."""
     scenario = plan.scenario
     if scenario.measure is None or scenario.measure.transferability is None:
         return

@@ -24,12 +24,7 @@ def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool)
     """Refuse models whose body and head cannot be told apart.
 
     Args:
-        scenario: What to simulate.
-        models: One of every client group, in order.
         alike: Whether all heads have to be of one shape.
-
-    Raises:
-        UserError: A model has no weights of one of the two, or heads are not alike.
     """
     name = scenario.fusion.strategy
     models_of: dict[tuple[tuple[int, ...], ...], str] = {}
@@ -54,11 +49,7 @@ def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool)
 
 
 def check_relations(plan: Plan, models: Sequence[Any]) -> None:
-    """Refuse relations of transfer samples where there are no targets of them, or no features.
-
-    Raises:
-        UserError: What is missing, and whose model lacks it.
-    """
+    """Refuse relations of transfer samples where there are no targets of them, or no features."""
     scenario, key = plan.scenario, "fusion.relations"
     if not teaches_targets(plan.strategy):
         raise UserError(
@@ -79,11 +70,7 @@ def most_classes(data: Data) -> int:
 
 
 def check_three_classes(name: str, data: Data) -> None:
-    """Refuse classes of which no more than one is not true.
-
-    Raises:
-        UserError: How many there are.
-    """
+    """Refuse classes of which no more than one is not true."""
     known = [data.classes] if isinstance(data, FederatedData) else [len(task.units) for task in data]
     fewest = min(known)
     if fewest < 3:

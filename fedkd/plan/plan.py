@@ -38,7 +38,6 @@ class Plan:
         scenario: What to simulate, every default filled in: it loads back to an equal plan.
         strategy: The fusion strategy, or the client's half of one of Flower's.
         learner: Of a stream of tasks; None: there is none.
-        schedule: Who takes part when, and which task each client learns then.
         groups: The group of every client's model, N of them.
         graph: Who hears whom; None: there is a server.
     """
@@ -113,7 +112,6 @@ def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, writte
     """Resolve a scenario; one that is resolved already stays equal.
 
     Args:
-        layers: What was set over its file.
         written: Whether a person wrote it, so that a key that nothing reads is a mistake.
 
     Raises:

@@ -12,11 +12,7 @@ def check_filters(plan: Plan, classes: int) -> None:
     """Refuse filters where no predictions are exchanged for targets, and more classes than there are.
 
     Args:
-        plan: What to simulate.
         classes: Classes of a prediction; of a stream, those of the task that has most.
-
-    Raises:
-        UserError: What does not go with what.
     """
     fusion, strategy = plan.scenario.fusion, plan.strategy
     kinds = strategy.capabilities.kinds.values()

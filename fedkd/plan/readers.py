@@ -20,7 +20,6 @@ class Reader:
     """When a key is read.
 
     Attributes:
-        key: Dotted.
         by: The keys that decide, dotted; an error shows the value of the first.
         only: What the key is for, to go on after "it is for".
         reads: Whether it is read in a scenario; some ask the strategy too.

@@ -45,8 +45,6 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     """Refuse a strategy that the scenario's clients or data cannot serve.
 
     Args:
-        plan: What to simulate.
-        data: The federation's data.
         models: One model of every client group, in order.
 
     Raises:

@@ -64,11 +64,7 @@ class Schedule:
     """The course of every client, and who takes part when.
 
     Attributes:
-        clients: Number of clients N.
-        rounds: Rounds of the run.
-        courses: The distinct courses.
         course_of: Which of them each client takes, N positions; empty: all take the first.
-        participation: Who of those that are there takes part.
     """
 
     clients: int

@@ -65,9 +65,7 @@ def without_moot_keys(
     """Return a scenario without keys that a higher layer made moot.
 
     Args:
-        scenario: Its names are known.
         strategy: Its strategy, for the rows that ask it; None: all other rows apply.
-        layers: What was set over the file.
 
     Raises:
         UserError: A key that nothing reads, beside or above what it depends on.

@@ -13,7 +13,6 @@ def dump_toml(scenario: Scenario, folder: Path | None = None) -> str:
     """Return `scenario` as TOML with every default written out, ``None`` as an absent key.
 
     Args:
-        scenario: The scenario; the text loads back to an equal one.
         folder: Folder of the file, if its paths are to be relative.
     """
     import tomli_w

@@ -39,8 +39,6 @@ def unknown_key(name: str, known: Iterable[str], of: str = "") -> str:
     """Return the message about an unknown key, with a suggestion.
 
     Args:
-        name: The key.
-        known: The keys of its table.
         of: Its owner, such as ``" for strategy 'knfu'"``.
     """
     told = asked_for(name)

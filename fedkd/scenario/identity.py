@@ -96,8 +96,6 @@ def changed_keys(
     """Return the dotted keys at which two scenarios differ, with both values, in order; None: absent.
 
     Args:
-        before: Keys that were `decisive`.
-        now: Keys that are.
         places: Whether `PLACES` count too.
     """
     old, new = dict(_leaves(before)), dict(_leaves(now))

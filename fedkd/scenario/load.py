@@ -33,8 +33,6 @@ def read_scenario(
     """Check the fields of a scenario given as nested tables.
 
     Args:
-        mapping: The tables of a TOML file.
-        file: Name for error messages.
         folder: Folder of plug-ins and of relative paths; absent: the working folder.
 
     Returns:

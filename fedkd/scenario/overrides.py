@@ -40,9 +40,6 @@ def apply_overrides(mapping: dict[str, Any], overrides: Sequence[str]) -> set[st
 
     Returns:
         The dotted keys that were set, so that errors can name their origin.
-
-    Raises:
-        UserError: Malformed override, or one that steps into a single value.
     """
     written = set()
     for text in overrides:
@@ -56,9 +53,6 @@ def apply_values(mapping: dict[str, Any], values: Mapping[str, Any]) -> set[str]
     """Apply values, by dotted key, to a scenario's tables in place; return the dotted keys that were set.
 
     A table changes the keys that it has, and leaves its neighbours as they are.
-
-    Raises:
-        UserError: A key steps into a single value.
     """
     written = set()
     for key, value in values.items():

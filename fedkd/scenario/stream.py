@@ -37,11 +37,7 @@ def planned_count(tasks: TaskStream) -> int | None:
 
 
 def resolve_stream(scenario: Scenario) -> Scenario:
-    """Return the scenario with the number of tasks and the head of its stream filled in.
-
-    Raises:
-        UserError: It does not say how many tasks there are.
-    """
+    """Return the scenario with the number of tasks and the head of its stream filled in."""
     continual = scenario.continual
     if continual is None:
         return scenario
@@ -57,15 +53,7 @@ def resolve_stream(scenario: Scenario) -> Scenario:
 
 
 def resolve_rounds(scenario: Scenario, rounds: int) -> Scenario:
-    """Return the scenario with the rounds that its stream takes filled in.
-
-    Args:
-        scenario: What to simulate.
-        rounds: Those of its schedule.
-
-    Raises:
-        UserError: It asks for another number.
-    """
+    """Return the scenario with the rounds that its stream takes filled in."""
     if scenario.continual is None:
         return scenario
     if "rounds" in scenario.model_fields_set and scenario.rounds != rounds:

@@ -23,11 +23,7 @@ DEFAULT = OBJECTIVES[0]
 
 
 def check_metric(name: str) -> None:
-    """Refuse a metric that is no objective.
-
-    Raises:
-        UserError: It is measured on test samples, is no accuracy, or does not exist.
-    """
+    """Refuse a metric that is no objective."""
     if name in OBJECTIVES:
         return
     if PREFIX + name in OBJECTIVES:
@@ -44,11 +40,7 @@ def check_metric(name: str) -> None:
 
 
 def check_metric_of(name: str, scenario: Scenario) -> None:
-    """Refuse a metric that the scenario's runs do not have.
-
-    Raises:
-        UserError: It belongs to streams, or to streams of another kind.
-    """
+    """Refuse a metric that the scenario's runs do not have."""
     protocol = name.removeprefix(PREFIX).removeprefix(AVERAGE)
     if protocol not in PROTOCOLS:
         return
@@ -71,12 +63,7 @@ def final_value(name: str, summary: Mapping[str, Any]) -> float | None:
 
 
 class Curve:
-    """The objective of a run by round.
-
-    Args:
-        name: The metric.
-        scenario: The run's scenario.
-    """
+    """The objective of a run by round."""
 
     def __init__(self, name: str, scenario: Scenario) -> None:
         self._key = name.removeprefix(PREFIX)

@@ -22,11 +22,7 @@ EXTRA = "tune"
 
 
 def check_optuna() -> None:
-    """Refuse to search without Optuna.
-
-    Raises:
-        UserError: How to install it.
-    """
+    """Refuse to search without Optuna."""
     from importlib.util import find_spec
 
     if find_spec("optuna") is None:
@@ -46,12 +42,9 @@ def draw(
     """Return the values of the trials of a batch.
 
     Args:
-        space: What varies.
         known: All trials of earlier batches, in order.
         number: Trials to draw; a smaller number gives the first of them.
-        sampler: `tpe` or `random`.
         startup: Trials that have to be known before the sampler learns from them.
-        seed: The scenario's.
         batch: 0-based.
     """
     import optuna

@@ -81,10 +81,8 @@ class Search:
     """The file of a search, read.
 
     Attributes:
-        spec: Its keys.
         bench: Its base and the keys set in every trial, as a bench of one cell; trials are measured on
             held-out samples.
-        space: The search space.
     """
 
     spec: TuneFile
@@ -103,7 +101,6 @@ def load_search(
     """Read and check the file of a search, or the scenario that is searched.
 
     Args:
-        path: The TOML file, of a search or of a scenario, or the name of a scenario that is shipped.
         overrides: ``key=value`` texts of ``--set``. A key of the search's file (``trials=50``) changes the
             search; any other is a scenario key, for every trial.
         search: More to vary: texts of ``--search``, or a table like the file's `search`.

@@ -97,11 +97,7 @@ class Dimension:
 
 
 def dimensions(search: Mapping[str, Any]) -> tuple[Dimension, ...]:
-    """Return the dimensions of a `[search]` table, in its order.
-
-    Raises:
-        UserError: It is wrong, with the key.
-    """
+    """Return the dimensions of a `[search]` table, in its order."""
     found = list(_within(search, ""))
     if not found:
         raise UserError(
@@ -137,11 +133,7 @@ def dimension_of(key: str, value: Any) -> Dimension:
     """Return a key with its range, or its choices.
 
     Args:
-        key: Dotted.
         value: `{ low = …, high = … }`, a list of values, or a text such as ``log:1e-4..1e-1``.
-
-    Raises:
-        UserError: It is none of these.
     """
     where = dotted(("search", *key.split(".")))
     if isinstance(value, str):
@@ -189,11 +181,7 @@ def _checked(found: Range, where: str) -> Range:
 
 
 def parse_search(texts: Sequence[str]) -> dict[str, Any]:
-    """Return texts of ``--search`` as a `[search]` table.
-
-    Raises:
-        UserError: One of them is of no known form.
-    """
+    """Return texts of ``--search`` as a `[search]` table."""
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, said = text.partition("=")

@@ -55,14 +55,10 @@ class Trial:
     """A trial that has ended.
 
     Attributes:
-        number: 0-based.
-        values: The values that it tried, by scenario key.
         status: `done`; `pruned`, stopped because others were better by then; `diverged`.
         value: The objective, the mean over seeds: at its end, or where the first of its runs was stopped;
             None: it diverged.
-        rounds: Rounds that all of its runs finished.
         curve: Round to the objective, the mean over seeds.
-        folders: Its runs' folders, in the order of the seeds.
     """
 
     number: int
@@ -75,11 +71,7 @@ class Trial:
 
 
 def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[TrialRun]:
-    """Return the runs of a trial, one for each seed.
-
-    Raises:
-        UserError: It cannot be run, with its name.
-    """
+    """Return the runs of a trial, one for each seed."""
     levels = {key: level_of(key, value) for key, value in values.items()}
     found = []
     for seed in search.seeds:
@@ -98,11 +90,7 @@ def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[Tria
 
 
 def check_space(search: Search) -> None:
-    """Resolve scenarios with every end of a range and every choice, alone and with choices of the others.
-
-    Raises:
-        UserError: The first value that makes no valid scenario, with its key.
-    """
+    """Resolve scenarios with every end of a range and every choice, alone and with choices of the others."""
     for place, dimension in enumerate(search.space):
         for value in dimension.tried:
             _try(search, dimension, {dimension.key: value})
@@ -151,11 +139,6 @@ def make_trial(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path
     """Return a trial whose runs have all ended.
 
     It is done if all runs are, diverged if one did, and pruned in any other case.
-
-    Args:
-        number: 0-based.
-        values: The values that it tried.
-        runs: The folders of its runs, and how each ended.
     """
     records = [record for _, record in runs]
     shared = sorted(set.intersection(*(set(record.curve) for record in records)))
@@ -195,8 +178,6 @@ class Rule:
     """Decides about a trial's runs: when one is stopped that is behind the others.
 
     Attributes:
-        metric: The objective.
-        prunes: Whether runs are stopped at all.
         startup: Runs that have to be known before one is stopped.
         warmup: Rounds in which none is.
         known: Curves of runs that were finished before this batch of trials began, by seed.
@@ -216,8 +197,6 @@ class TrialRecord:
     Attributes:
         status: `done`, `pruned`, or `diverged`.
         value: The objective at the end, or where the run was stopped; None: it diverged.
-        curve: Round to the objective.
-        error: One line.
     """
 
     status: str
@@ -244,14 +223,7 @@ def read_record(folder: Path) -> TrialRecord | None:
 
 
 def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = None) -> Outcome:
-    """Run a trial with one seed, or resume it; write how it ended into its folder.
-
-    Args:
-        rule: Decides when to stop it early.
-        scenario_json: As in `run_cell`.
-        folder: As in `run_cell`.
-        gpus: As in `run_cell`.
-    """
+    """Run a trial with one seed, or resume it; write how it ended into its folder."""
     watcher = _Follower(rule, scenario_from_json(scenario_json))
     outcome = run_cell(scenario_json, folder, gpus, observers=[watcher])
     curve = watcher.curve.values

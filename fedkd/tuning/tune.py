@@ -44,8 +44,6 @@ class TunePlan:
     """A checked search.
 
     Attributes:
-        search: Its file.
-        folder: The search's folder.
         first: Values of the base, which are the first trial; None: they are outside the search space.
     """
 
@@ -65,9 +63,7 @@ class TuneResult:
 
     Attributes:
         folder: Holds `best.toml`, `table.md`, `trials.csv`, `search.json`, `tune.toml` and `runs/`.
-        trials: All of them, in order.
         best: The trial with the highest value.
-        search: The search.
     """
 
     folder: Path
@@ -101,12 +97,6 @@ def plan_tune(
     out: str | Path | None = None,
 ) -> TunePlan:
     """Read a search and check it; nothing runs.
-
-    Args:
-        path: As in `tune`.
-        overrides: As in `tune`.
-        search: As in `tune`.
-        out: As in `tune`.
 
     Raises:
         UserError: The first thing that is wrong, or the folder holds another search.
