@@ -25,11 +25,7 @@ SHOWN_PARTS = 6
 
 
 def check(plan: Plan, progress: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Load and partition the data, build every model and try a round's exchange; yield a line each.
-
-    Raises:
-        UserError: The first thing that would stop a run.
-    """
+    """Load the data, build every model and try a round's exchange; yield a line each."""
     from fedkd.data.load import load_data
     from fedkd.engine.ray_placement import check_local_gpus
     from fedkd.tracking.loggers.registry import check_loggers
@@ -72,11 +68,10 @@ def check_without_plugins(
 
 
 def check_with(plan: Plan, data: Data) -> Generator[str, None, tuple[int, Workload, str]]:
-    """Build every model, and describe the models and the data, a line each.
+    """Build every model; yield lines about models and data.
 
     Returns:
-        Number of parameters that the largest model exchanges, the arithmetic of a round, and a text about
-        sketches that are sent at the end of a task; empty: there are none.
+        Most parameters that a model exchanges, the work of a round, and words on sketches (empty: none).
     """
     from fedkd.clients.memory import checked_models
     from fedkd.clients.own_samples import share_held_out

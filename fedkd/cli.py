@@ -40,9 +40,7 @@ def program() -> int:
 def main(argv: Sequence[str] | None = None, *, supervised: bool = False) -> int:
     """Run one command and return its exit status.
 
-    Args:
-        argv: Words after ``fedkd``; absent: those of this process.
-        supervised: Whether runs on Ray may do so in a child process (see `fedkd.supervisor`).
+    `supervised` runs on Ray may move to a child process (see `fedkd.supervisor`).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter, and a name may be none
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -92,9 +92,9 @@ class EngineLost(RunFailed):
 
 
 class ActorsLost(EngineLost):
-    """A process or a node that clients lived on is gone; what is left can go on from the last checkpoint.
+    """A process or a node that clients lived on is gone; the run can continue from the last checkpoint.
 
-    `client` is the one whose work a process died in; None: a whole node was lost, and no client is to blame.
+    `client` is the client at work in a process that died; None: a whole node was lost.
     """
 
 

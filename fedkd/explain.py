@@ -31,11 +31,9 @@ _MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")
 
 
 def explain_error(error: Mapping[str, Any], known: Iterable[str] = ()) -> str:
-    """Return a line such as ``must be ≥ 0, got -1``; the caller adds the key and the file.
+    """Return a line such as ``must be ≥ 0, got -1`` for an entry of ``ValidationError.errors()``.
 
-    Args:
-        error: An entry of ``ValidationError.errors()``.
-        known: Keys allowed where an unknown key stands, for the suggestion.
+    `known` are the keys that an unknown one may be a slip of.
     """
     kind, context, got = error["type"], error.get("ctx", {}), show_value(error.get("input"))
     if kind in _UNKNOWN:

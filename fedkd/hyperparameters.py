@@ -32,10 +32,7 @@ class HyperParameter(NamedTuple):
 
 
 def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *, key: str) -> Part:
-    """Build a part from its table of a scenario.
-
-    Args:
-        key: Key that names it, e.g. ``fusion.strategy``; its hyper-parameters stand in the same table.
+    """Build a part from its table of a scenario; `key` names the part, e.g. ``fusion.strategy``.
 
     Raises:
         UserError: An unknown key or a value out of range, or the part's own check raised.
@@ -65,10 +62,8 @@ def build_part(cls: type[Part], name: str, hyperparameters: Mapping[str, Any], *
 def load_part(
     registry: Registry, base: type[Part], name: str, search: Sequence[str | Path], *, key: str
 ) -> type[Part]:
-    """Return the class called `name`, checked to be a usable part.
-
-    Raises:
-        UserError: It does not exist, or is not a dataclass derived from `base` with its methods.
+    """Return the class called `name`, a dataclass derived from `base` with its methods, or raise a
+    `UserError`.
     """
     try:
         cls = registry.load(name, search)

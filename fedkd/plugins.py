@@ -73,12 +73,8 @@ class Registry:
         return self._spelled.get(_plain(name), name)
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """Return a decorator that registers what it decorates under `name`.
-
-        Importing the same definition again replaces it.
-
-        Raises:
-            UserError: The name is taken, or is no name.
+        """Return a decorator that registers a part under a free name; a definition imported again replaces
+        itself.
         """
         if not isinstance(name, str) or not name or ":" in name:
             raise UserError(f"a {self.kind} is registered under a name without ':', got {name!r}")
@@ -96,10 +92,8 @@ class Registry:
         return decorate
 
     def load(self, name: str, search: Sequence[str | Path] = ()) -> Any:
-        """Return the object called `name`.
-
-        Args:
-            search: Folders whose ``.py`` files may be named, tried before installed packages.
+        """Return the object called `name`; `search` are folders of ``.py`` files, tried before installed
+        packages.
 
         Raises:
             UserError: No such name, module or attribute; or the name stands for two objects.
@@ -150,9 +144,6 @@ def import_plugins(modules: Sequence[str], search: Sequence[str | Path]) -> None
     """Import the modules that a scenario lists in ``plugins``, so that their parts are registered.
 
     Every process calls it before it looks up names of a scenario; a second call costs nothing.
-
-    Raises:
-        UserError: No such module, or importing it fails.
     """
     for index, module in enumerate(modules):
         try:
@@ -178,13 +169,10 @@ def load_object(reference: str, search: Iterable[str | Path] = ()) -> Any:
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code.
+    """Let only ordinary exceptions, and Ctrl-C, out of a plug-in's code; ``sys.exit`` becomes a
+    `RuntimeError`.
 
     The block must not ``yield``: Python closes a generator with a GeneratorExit, which looks like the code's.
-
-    Raises:
-        RuntimeError: The code called ``sys.exit``, or raised something that is no `Exception`, which would
-            end the program silently and with a status of its own.
     """
     try:
         yield
@@ -205,10 +193,7 @@ class _SuddenEnd(SystemExit):
 
 @contextmanager
 def no_sudden_end() -> Iterator[None]:
-    """Make `os._exit` raise in this process, which would end silently, perhaps with status 0.
-
-    Forked processes still end by it.
-    """
+    """Make `os._exit` raise in this process, which would end silently; forked processes still end by it."""
     real, owner = os._exit, os.getpid()
 
     def refuse(status: int) -> NoReturn:

@@ -25,11 +25,7 @@ SHOWN = (
 
 @dataclass(frozen=True, repr=False)
 class RunResult:
-    """A finished run.
-
-    Attributes:
-        summary: The content of `summary.json`.
-    """
+    """A finished run: its folder, and the content of its `summary.json`."""
 
     folder: Path
     summary: dict[str, Any]
@@ -92,10 +88,8 @@ def _mean(over_clients: Mapping[str, Any] | None) -> str:
 
 
 def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> Any:
-    """Return columns as a data frame; those of integers may have gaps.
-
-    Args:
-        columns: Name to values, all of one length; None: nothing is there.
+    """Return columns of one length as a data frame (see `RunResult.frame`); those of integers may have
+    gaps.
     """
     if library is not None and library not in FRAMES:
         raise UserError(f"must be {' or '.join(map(repr, FRAMES))}, got {library!r}", key="library")

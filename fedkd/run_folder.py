@@ -46,10 +46,8 @@ MOST_COUNTS = 5_000_000
 def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path]:
     """Make a run folder and hold it for this process; yield its absolute path.
 
-    Nothing is in it until `write_plan`. A folder that stays empty is removed.
-
-    Args:
-        out: Where; absent: the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, …
+    Without `out` it is the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, … One that stays empty is
+    removed.
 
     Raises:
         UserError: `out` holds a run already, cannot be made, or another process works in it.
@@ -76,10 +74,9 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
 
 
 def write_plan(folder: Path, plan: Plan) -> None:
-    """Write a run's resolved scenario, its schedule and its graph, if there is one.
+    """Write a run's schedule, its graph if there is one, and last its scenario, which makes a run folder.
 
-    The scenario comes last: it makes a folder a run folder. The schedule's file has the scenario's digest,
-    which reveals a scenario that changed before the first checkpoint.
+    The scenario's digest in the schedule reveals a change of it before the first checkpoint.
     """
     try:
         _write_schedule(folder, plan)
@@ -101,10 +98,7 @@ def _digest_of(table: object) -> str:
 
 
 def _read_schedule(folder: Path) -> dict[str, Any] | None:
-    """Return what `schedule.json` holds; None: it is missing or damaged.
-
-    A file of a release that wrote no digest is taken as it is.
-    """
+    """Return what `schedule.json` holds, with or without a digest; None: it is missing or damaged."""
     try:
         table = parse_json((folder / SCHEDULE).read_bytes())
     except (OSError, NotJson):
@@ -116,16 +110,9 @@ def _read_schedule(folder: Path) -> dict[str, Any] | None:
 
 
 def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
-    """Check the files of a resumed run that its checkpoints do not cover.
+    """Repair the files of a resumed run that its checkpoints do not cover: `schedule.json`, tables of rounds.
 
-    `schedule.json`, and tables of rounds that run again, are made again where they are damaged.
-
-    Args:
-        plan: Its plan, with the rounds that it began with.
-        done: Rounds that are not run again.
-
-    Raises:
-        UserError: A table of a round that is done is damaged, or another run's.
+    Of a table in the `done` rounds, which do not run again, damage is a `UserError`.
     """
     run = run_digest(plan.scenario)
     for path in sorted(path for kind in TABLES for path in (folder / kind).glob("*.npz")):
@@ -151,10 +138,8 @@ def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], 
 def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True) -> None:
     """Write every client's model, its owner's name, and its training samples of each class and task.
 
-    Counts of a stream do not include what `blur` adds. More than `MOST_COUNTS` are left out.
-
-    Args:
-        counted: Whether all samples are here; a deployed server has none of its clients'.
+    Counts leave out what `blur` adds, more than `MOST_COUNTS`, and those of a deployed server (not
+    `counted`).
     """
     from fedkd.data.federated import FederatedData
 
@@ -172,11 +157,7 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
 
 @contextmanager
 def disk_told(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
-    """Turn errors of a full disk into one that says what is kept and how to go on.
-
-    Args:
-        kept: Returns what is kept and how to go on.
-    """
+    """Turn errors of a full disk into a `RunFailed`, with the words of `kept` on how to go on."""
     try:
         yield
     except OSError as error:
@@ -212,11 +193,7 @@ def _free_folder(scenario: Scenario) -> Path:
 
 
 def plan_of_run(folder: Path, rounds: int | None = None) -> Plan:
-    """Return the plan of an existing run folder, with `rounds` in place of its own number.
-
-    Raises:
-        UserError: The folder is not a run folder.
-    """
+    """Return the plan of an existing run folder, with `rounds` in place of its own number."""
     try:
         if not (folder / SCENARIO).is_file():
             raise UserError(f"not a run folder: it has no {SCENARIO}", file=str(folder))
@@ -257,9 +234,7 @@ def check_beginning(folder: Path, plan: Plan) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder for this process, and remove what a killed process left half-written.
-
-    The lock goes with the process, however it ends.
+    """Hold a run folder until the process ends, and remove half-written files of a killed process.
 
     Raises:
         UserError: Another process works in it, or it cannot be written to.

@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 def finish_run(
     plan: Plan, folder: Path, totals: Totals, observer: RunObserver, tasks: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Write the summary and the figures of a run, tell the observer, and return the summary.
-
-    Statistics are over all clients but poisoned ones.
-    """
+    """Write the summary and the figures of a run, tell the observer, and return the summary."""
     scenario, rows = plan.scenario, read_metrics(folder)
     counted = counted_clients(scenario)
     outcome = _outcome(plan, folder, rows, counted)
@@ -74,9 +71,8 @@ def finish_run(
 def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, Any]:
     """Return the summary's table of the last transferability map; empty: none was measured.
 
-    It says for each split how well each predictor ranked the gains: the mean of Spearman's correlation over
-    receivers, half the width of its 95 % interval, and how often the predictor named a best sender.
-    Receivers share senders, so the interval is about these clients.
+    Of each predictor it has the mean rank correlation (Spearman) over receivers, half of its 95 % interval,
+    and how often it named a best sender. Receivers share senders, so the interval is about these clients.
     """
     from fedkd.report.statistics import interval
 
@@ -113,10 +109,7 @@ def _time(scenario: Scenario, rows: Sequence[MetricRow], totals: Totals) -> dict
 
 
 def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the clients that ended a task, or a run, no better than majority-class guessing.
-
-    They come by round and client, with their model, their training accuracy and that of guessing.
-    """
+    """Return the clients that ended a task, or a run, no better than majority-class guessing."""
     names = architecture_names(plan.groups)
     return [
         {"client": row["client"], "model": names[row["client"]]}

@@ -213,13 +213,9 @@ def _rounds(
     stopping: Callable[[], bool],
     resume: bool,
 ) -> Totals:
-    """Run all rounds; where actors are lost, go on from the last checkpoint.
+    """Run all rounds and return their costs; where actors are lost, go on from the last checkpoint.
 
-    Returns:
-        The costs of the rounds that count, without those that were lost.
-
-    Raises:
-        EngineLost: Too much was lost (see `RestartPolicy`), or what is left is not enough.
+    After too many losses (see `RestartPolicy`), raise `EngineLost`.
     """
     from fedkd.engine.restart_policy import RestartPolicy, restart_point
     from fedkd.federation.checkpoint import CheckpointStore

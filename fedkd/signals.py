@@ -17,9 +17,8 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextmanager
 def stop_signals(on_first: Callable[[], None]) -> Iterator[threading.Event]:
-    """Set an event, and call `on_first`, at the first Ctrl-C, SIGTERM or SIGHUP; the next one interrupts.
-
-    A closed terminal (SIGHUP) never interrupts. Outside the main thread Python handles no signals.
+    """Set an event and call `on_first` at the first Ctrl-C, SIGTERM or SIGHUP; another one but SIGHUP
+    interrupts.
     """
     stop = threading.Event()
 

@@ -1,9 +1,8 @@
-"""A parent that outlives its run: it reports an end that the run could not report itself.
+"""A parent process that reports an end that the run in its child could not report itself.
 
-Ray ends the process that uses it, with status 1 and without a word, when the store of its objects has died. A
-plug-in may call `os._exit`. So the command line does the work of a run on Ray in a child process. The parent
-also ends processes that Ray leaves behind, and holds signals back while Ray starts: a Ray that is interrupted
-then can neither go on nor clean up.
+Ray ends its process with status 1 and without a word when its object store has died. A plug-in may call
+`os._exit`. The parent also ends processes that Ray leaves behind, and holds signals back while Ray starts: an
+interrupted start can neither go on nor clean up.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _shared: mmap.mmap | None = None
 def split_off() -> None:
     """Go on in a child process, in a process group of its own; the parent leaves with the child's status.
 
-    Every signal to the parent reaches the child once, SIGKILL included. Nothing happens but on Linux.
+    Every signal to the parent reaches the child once, SIGKILL included. Linux only.
     """
     global _to_parent, _shared
     if _libc is None or _to_parent is not None:

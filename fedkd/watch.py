@@ -42,14 +42,9 @@ def watch(
     observer: RunObserver | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show a run's rounds so far, then those that follow, until it ends.
+    """Show a run's rounds so far, then those that follow, until it ends; write nothing into its folder.
 
-    Args:
-        folder: The run folder. Nothing is written into it.
-        observer: What shows it; absent: a live table on a terminal, plain lines elsewhere.
-
-    Raises:
-        UserError: Not a run folder, or not one any more.
+    Without an observer it shows a live table on a terminal, plain lines elsewhere.
     """
     folder = expanded(folder).absolute()
     plan = plan_of_run(folder)

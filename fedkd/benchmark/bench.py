@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """A checked bench.
-
-    Attributes:
-        unopened: Dotted key to the plug-ins that cells name there, where none was imported.
-    """
+    """A checked bench; `unopened` maps keys to plug-ins that were not imported."""
 
     bench: Bench
     axes: tuple[Axis, ...]
@@ -63,10 +59,8 @@ class BenchPlan:
 class BenchResult:
     """A bench that has run.
 
-    Attributes:
-        folder: Holds `report.html`, `results.parquet`, `results.csv`, `cells.csv`, `table.md`, `table.csv`,
-            `table.tex`, `figures/`, `study.json`, `bench.toml` and `runs/`.
-        study: The runs that are done, for tables and figures of your own.
+    The folder holds `report.html`, `results.parquet`, `results.csv`, `cells.csv`, `table.md`, `table.csv`,
+    `table.tex`, `figures/`, `study.json`, `bench.toml` and `runs/`. `study` has the finished runs.
     """
 
     folder: Path
@@ -100,13 +94,10 @@ def plan_bench(
 ) -> BenchPlan:
     """Read a bench file and resolve every cell; nothing runs.
 
-    Args:
-        out: Folder of the bench; absent: ``runs/bench-NAME``.
-        plug_ins: Whether to import what cells name. A plan without them can only be described.
+    A plan without `plug_ins` imports no plug-in and can only be described.
 
     Raises:
-        UserError: The first thing that is wrong, with the cell's name if a cell is to blame; or the folder
-            holds runs of another bench.
+        UserError: The first mistake, with the name of its cell; or the folder holds runs of another bench.
     """
     from fedkd.benchmark.folder import check_folder
 
@@ -213,10 +204,8 @@ def study_of(
 
 
 def study_so_far(folder: Path) -> Study | None:
-    """Return the study of what is done of a bench; None: the one in its folder has all of it.
-
-    Raises:
-        UserError: Its bench file cannot be read, or no cell is done.
+    """Return the study of the finished cells of a bench folder; None: the study in the folder has all of
+    them.
     """
     from fedkd.benchmark.finished import DIGESTS
     from fedkd.benchmark.references import add_reference_metrics
@@ -234,10 +223,7 @@ def study_so_far(folder: Path) -> Study | None:
 
 
 def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[FinishedCell]:
-    """Yield the cells that are done.
-
-    Run folders are found by the names of cells: hashes need plug-ins and the place of the bench's file.
-    """
+    """Yield the finished cells, found by name: hashes need plug-ins and the place of the bench's file."""
     from fedkd.benchmark.finished import read_summary
     from fedkd.benchmark.results import FinishedCell
     from fedkd.benchmark.worker import Outcome
@@ -265,10 +251,8 @@ def _written(path: Path) -> int:
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:
-    """Yield the lines of ``--dry-run``: the axes, the cells, which are done, and how long the rest takes.
-
-    Raises:
-        UserError: The first cell that cannot run, with its name, once all are listed.
+    """Yield the lines of ``--dry-run``; raise a `UserError` about the first cell that cannot run at the
+    end.
     """
     from fedkd.benchmark.estimate import estimate
     from fedkd.benchmark.finished import damage

@@ -55,11 +55,8 @@ class Axis:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run of the bench.
-
-    Attributes:
-        levels: Axis name to level, in the order of the axes.
-        hash: Digest of everything that decides the result (64 hexadecimal digits).
+    """One run of the bench: its levels by axis, and the digest of all that decides its result (64 hex
+    digits).
     """
 
     levels: Mapping[str, Level]
@@ -99,11 +96,7 @@ def cell_label(levels: Mapping[str, Level], seed: int) -> str:
 
 
 def make_axes(bench: Bench) -> tuple[Axis, ...]:
-    """Return the axes of a bench: the grid's, then the variants'.
-
-    Raises:
-        UserError: Two levels of an axis are the same, or an axis has a name that means something else.
-    """
+    """Return the axes of a bench: the grid's, then the variants'."""
     axes = [
         Axis(key, tuple(level_of(key, value) for value in values))
         for key, values in flatten(bench.spec.grid).items()
@@ -158,13 +151,9 @@ def _text(value: Any) -> str:
 
 
 def make_cells(bench: Bench, *, plug_ins: bool = True) -> list[Cell]:
-    """Return every cell of a bench, all cells of the first seed first, so that a table is soon complete.
+    """Return every cell of a bench, those of the first seed first, so that a table is soon complete.
 
-    Args:
-        plug_ins: Whether to import plug-ins; else scenarios lack the defaults of theirs.
-
-    Raises:
-        UserError: A cell cannot be run, with its name.
+    Without `plug_ins`, scenarios lack the defaults of their plug-ins.
     """
     axes = make_axes(bench)
     _check_fixed(bench, axes)
@@ -297,10 +286,10 @@ def resolve_baseline(bench: Bench, axes: tuple[Axis, ...]) -> dict[str, str]:
 
 
 def compared_axes(axes: tuple[Axis, ...], baseline: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the axes along which cells are compared: those that the baseline names.
+    """Return the axes along which cells are compared: those of the baseline, else one axis.
 
-    Without a baseline: the strategy, or the learner, else the first axis whose values are names, else the
-    last axis. Cells that agree on the other axes make one block of the table.
+    That is the strategy, the learner, the first axis whose values are names, or the last axis. Cells that
+    agree on the other axes form a block of the table.
     """
     if baseline:
         return tuple(axis.name for axis in axes if axis.name in baseline)

@@ -51,11 +51,7 @@ def damage(folder: Path) -> str | None:
 
 
 def whole_summary(folder: Path) -> dict[str, Any] | None:
-    """Return the summary of a cell that is done; None: it is not.
-
-    Raises:
-        Damaged: It was done, but one of the files that are read of it is not what was written.
-    """
+    """Return the summary of a finished cell; None: it is not finished. Raise `Damaged` for a changed file."""
     try:
         summary = parse_json((folder / SUMMARY).read_bytes())
     except (FileNotFoundError, NotADirectoryError):

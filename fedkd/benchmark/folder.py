@@ -19,9 +19,8 @@ SHOWN_VALUES = 4
 
 
 def check_folder(cells: Sequence[Cell], folder: Path) -> None:
-    """Refuse a bench folder that holds runs of another bench, whose tables would be written over.
-
-    More seeds, values and variants only add cells, so a bench that has grown goes on in its folder.
+    """Refuse a bench folder that holds runs of another bench; more seeds, values and variants add cells
+    only.
     """
     strangers = _strangers(cells, folder / "runs")
     if not strangers:

@@ -30,22 +30,15 @@ MARK = ".nodes.tmp"
 
 @dataclass(frozen=True)
 class NodeReport:
-    """The data and the troubles that a cell finds on a machine.
-
-    Attributes:
-        trouble: Why it cannot run there, as the end of a sentence; empty: it can.
-        data: SHA-256 of its data.
-    """
+    """The SHA-256 of a cell's data on a node, or its trouble there, as the end of a sentence."""
 
     trouble: str = ""
     data: str = ""
 
 
 def inspect_node(scenario_json: str, folder: str | None = None) -> NodeReport:
-    """Return what a cell finds on this machine.
-
-    Args:
-        folder: The folder of run folders, where `MARK` is to be seen; None: not to be looked for.
+    """Return what a cell finds on this machine; with a folder of run folders, `MARK` has to be visible
+    there.
     """
     if folder is not None and not (Path(folder) / MARK).is_file():
         return NodeReport(f"does not see {folder}; put the bench on a disk that all nodes share")
@@ -69,12 +62,7 @@ def data_digest(data: Data) -> str:
 def check_all_nodes(
     jobs: Sequence[tuple[str, str]], engine: Engine, cluster: RayCluster, share: float
 ) -> None:
-    """Compare all nodes that cells may run on with this machine, for each data set among the cells.
-
-    Raises:
-        UserError: A node lacks something, or has other data.
-        EngineLost: A node does not answer.
-    """
+    """Compare all nodes that cells may run on with this machine, for each data set among the cells."""
     nodes = other_nodes(engine, cluster, share)
     if not nodes:
         return

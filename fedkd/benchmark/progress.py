@@ -20,10 +20,8 @@ VISIBLE_RUNNING = 8
 
 
 class BenchProgress:
-    """Counts cells and estimates the time left; subclasses show it.
-
-    Args:
-        unknown: Further cells, of which more is known later (see `add`).
+    """Counts cells and estimates the time left; subclasses show it. `unknown` cells come later (see
+    `add`).
     """
 
     def __init__(
@@ -40,11 +38,7 @@ class BenchProgress:
         self._usual = 0.0
 
     def add(self, cells: Sequence[Cell], known: int) -> None:
-        """Take up cells that were not known so far.
-
-        Args:
-            known: Number of these cells and of those that need not run.
-        """
+        """Add cells to run; `known` counts them and those that are done, all unknown so far."""
         self._waiting |= dict.fromkeys(cells)
         self.already_done += known - len(cells)
         self._unknown -= known

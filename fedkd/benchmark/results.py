@@ -38,11 +38,9 @@ CELLS_NAMED = 3
 
 @dataclass(frozen=True)
 class FinishedCell:
-    """A cell of a bench after the bench has run.
+    """A cell after the bench has run; no summary: it is not done.
 
-    Attributes:
-        summary: Its `summary.json`; None: it is not done.
-        relative: Metrics relative to cells with a reference learner, by name.
+    `relative` has its metrics relative to cells with a reference learner.
     """
 
     cell: Cell
@@ -94,10 +92,7 @@ def chance_line(done: Sequence[FinishedCell]) -> str | None:
 
 
 def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder: Path) -> None:
-    """Write `results.parquet` and `results.csv`: one row per cell, round, client, split, metric and task.
-
-    Cells are written in turn, so that a bench of any size takes the memory of a few cells.
-    """
+    """Write `results.parquet` and `results.csv`, a few cells at a time, so that memory stays small."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet

@@ -88,11 +88,7 @@ class Scheduler:
         work: Work = run_cell,
         damaged: Callable[[Path], str | None] = damage,
     ) -> dict[Cell, Outcome]:
-        """Check cells, then run them; a cell whose files are damaged begins anew.
-
-        Raises:
-            KeyboardInterrupt: A signal came. Running cells saved their state.
-        """
+        """Check cells, then run them; a damaged cell begins anew. A signal raises `KeyboardInterrupt`."""
         self._check.check(cells)
         for cell in cells:
             folder = self._runs / cell.folder_name
@@ -122,11 +118,7 @@ def scheduling(
 ) -> Iterator[Scheduler]:
     """Hold the folder of a bench or a search while its cells run.
 
-    Args:
-        dumped: Name and text of the file that describes the bench or the search; written into the folder.
-
-    Raises:
-        Interrupted: A signal came.
+    `dumped` is the name and the text of the file that describes it. A signal raises `Interrupted`.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     try:
@@ -146,11 +138,7 @@ def scheduling(
 
 
 def run_in_turn(jobs: Jobs, progress: BenchProgress, work: Work = run_cell) -> dict[Cell, Outcome]:
-    """Run jobs in this process, one after the other.
-
-    Returns:
-        The outcome of every job that ran. Ctrl-C lets the running job save its state; no other one starts.
-    """
+    """Run jobs one after the other; return the outcomes of those that ran. Ctrl-C starts no other job."""
     progress.slots(1)
     outcomes: dict[Cell, Outcome] = {}
     for cell, (scenario_json, folder) in jobs.items():
@@ -187,12 +175,9 @@ class RayRunner:
         self._running: dict[Any, Cell] = {}
 
     def run(self, jobs: Jobs, work: Work = run_cell) -> dict[Cell, Outcome]:
-        """Run jobs; after a signal those that run save their state, and no other one starts.
+        """Run jobs; return the outcomes of those that ran.
 
-        A second signal stops at once.
-
-        Raises:
-            EngineLost: Ray breaks down.
+        After a signal running jobs save their state and no other job starts. A second signal stops at once.
         """
         import ray
 

@@ -104,11 +104,8 @@ class BenchFile(ExperimentFile):
 
 @dataclass(frozen=True)
 class Bench:
-    """A bench file, read.
-
-    Attributes:
-        folder: The folder that paths of the base scenario are relative to.
-        fixed: Dotted scenario keys of ``--set``, which override every cell.
+    """A bench file with its base scenario; `fixed` are dotted keys of ``--set``, which override every
+    cell.
     """
 
     spec: BenchFile
@@ -137,12 +134,7 @@ class Bench:
 def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     """Read and check a bench file and its base scenario.
 
-    Args:
-        overrides: ``key=value`` texts of ``--set``. A key of the bench file (``seeds=1``) changes the bench;
-            any other is a scenario key, for every cell.
-
-    Raises:
-        UserError: The first thing that is wrong, with the file and the key.
+    An override of a bench key (``seeds=1``) changes the bench; any other is a scenario key for every cell.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"must be the path of a bench file, got a {type(path).__name__}")
@@ -164,11 +156,7 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
 def apply_overrides(
     mapping: dict[str, Any], overrides: Sequence[str], keys: Collection[str]
 ) -> dict[str, Any]:
-    """Set keys of a file of a bench or a search; return the others, which are scenario keys, dotted.
-
-    Args:
-        mapping: Tables of the file; changed.
-    """
+    """Set keys of a bench or search file in `mapping`; return the others, dotted scenario keys."""
     fixed = {}
     for text in overrides:
         (first, *rest), value = parse_override(text)
@@ -276,10 +264,7 @@ def base_scenario(spec: ExperimentFile, path: Path) -> tuple[Path, dict[str, Any
 
 
 def bench_json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a bench, its `[scenario]` included as far as a scenario's own schema goes.
-
-    It does not check keys of `set`, `grid`, `variants` and `baseline`: reading a bench does.
-    """
+    """Return the JSON schema of a bench; reading checks keys in `set`, `grid`, `variants` and `baseline`."""
     return with_scenario(BenchFile.model_json_schema(), "fedkd bench")
 
 

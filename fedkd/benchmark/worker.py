@@ -45,11 +45,9 @@ class Outcome:
 def run_cell(
     scenario_json: str, folder: str, gpus: float | None = None, observers: Sequence[RunObserver] = ()
 ) -> Outcome:
-    """Run a cell, or resume it; a failure is an outcome, with its traceback in the run folder.
+    """Run a cell inline, or resume it; a failure is an outcome, with its traceback in the run folder.
 
-    Args:
-        scenario_json: The resolved scenario; its engine is replaced by the inline one.
-        gpus: GPUs that are reserved for the cell; absent: those of the scenario.
+    `gpus` replaces the GPUs of the scenario.
     """
     started = time.perf_counter()
     path = Path(folder)

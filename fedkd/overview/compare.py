@@ -46,12 +46,9 @@ TITLES = ("", "A", "B", "B − A", "better for")
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure of two runs.
+    """One figure of two runs: means over the clients of A and of B (None: no client has it).
 
-    Attributes:
-        ours: Its mean over the clients of A that have it; None: no client has.
-        difference: B minus A, paired by client, with its 95 % interval over clients; None: nothing to pair.
-        better: Number of clients for which B is better.
+    `difference` is B minus A, paired by client, with its 95 % interval; `better` counts clients better in B.
     """
 
     label: str
@@ -63,12 +60,10 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs compared.
+    """Two runs compared after the last evaluated round of each.
 
-    Attributes:
-        rounds: The last evaluated round of each, which the figures are of.
-        changed: Dotted scenario key to its values in A and in B; None: absent.
-        costs: Label to the costs of A and of B: bytes sent up and down, seconds.
+    `changed` maps scenario keys to their values in A and B (None: absent), `costs` labels to bytes and
+    seconds.
     """
 
     folders: tuple[Path, Path]

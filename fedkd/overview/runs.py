@@ -93,11 +93,7 @@ def aligned(rows: Sequence[Sequence[str]], names: int = 1) -> Iterator[str]:
 def runs(folder: str | Path = "runs") -> RunList:
     """Return the runs below a folder: itself, if it is one, or those of a bench's cells.
 
-    Args:
-        folder: Where to look. A bench within it is told of as one, unless the folder is the bench's own.
-
-    Raises:
-        UserError: There is no such folder.
+    A bench within the folder is one entry. No such folder is a `UserError`.
     """
     if not isinstance(folder, str | os.PathLike):
         raise UserError(f"must be the path of a folder, got a {type(folder).__name__}")

@@ -1,8 +1,7 @@
 """Build the schedule of a scenario: drawn from the seed, or read from a file.
 
-The course of a client says in which order it meets tasks, for how long, and when it is away. Each client's
-part is drawn by itself. Times are settled round by round: a bound on the lag makes what one client does
-depend on where all others are.
+A client's course says in which order it meets tasks, for how long, and when it is away. Each client's part is
+drawn by itself. A bound on the lag settles times round by round, for all clients together.
 """
 
 from __future__ import annotations
@@ -30,10 +29,7 @@ Orders = Sequence[tuple[int, ...]]
 def build_schedule(scenario: Scenario) -> Schedule:
     """Return the schedule of a scenario whose number of tasks is known.
 
-    Its rounds are those of the scenario where there is no stream, else those that the last client takes.
-
-    Raises:
-        UserError: The file it is read from is missing or does not fit, or it takes more rounds than can be.
+    A stream takes the rounds of the last client. A file that does not fit is a `UserError`.
     """
     tasks = None if scenario.continual is None else scenario.continual.tasks
     from_file = None
@@ -59,11 +55,7 @@ def build_schedule(scenario: Scenario) -> Schedule:
 
 
 def read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path] = ()) -> Schedule:
-    """Read a schedule of N clients and T tasks from a JSON file (see `read_file_of_clients`).
-
-    Raises:
-        UserError: No such file, or it is no schedule of so many clients and tasks.
-    """
+    """Read a schedule of N clients and T tasks from a JSON file (see `read_file_of_clients`)."""
     schedule, path = read_file_of_clients(name, clients, search, Schedule.from_json, key=KEY)
     for client in range(clients):
         for span in schedule.course(client):
@@ -79,11 +71,7 @@ def read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path] = 
 def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple[Course, ...]:
     """Return the course of every client, N of them.
 
-    Args:
-        from_file: What the stream's `schedule` file says, for an order or a clock of `file`.
-
-    Raises:
-        UserError: A client would join after the end.
+    `from_file` is the stream's `schedule` file. A client that joins after the end is a `UserError`.
     """
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
@@ -127,9 +115,8 @@ def draw_orders(
 ) -> Orders:
     """Return the tasks of every client in the order in which it learns them.
 
-    In an `overlapping` order the tasks lie on a circle, drawn once; clients take windows of it, spread
-    evenly, so that some share many tasks and some none, and every task is somebody's if they can hold them
-    all. Each goes through its window in an order of its own.
+    In an `overlapping` order the tasks lie on a circle, drawn once. Clients take evenly spread windows of it,
+    so that some share many tasks and some none, each in an order of its own.
     """
     tasks = continual.tasks
     if tasks.order == "file":
@@ -186,12 +173,9 @@ def _settle(
 ) -> list[list[tuple[int, int]]]:
     """Return the first and the last round of every client's tasks.
 
-    A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. The slowest is
-    looked for among those who are there and not through: nobody waits for a client that has not come yet.
-
-    Args:
-        late: Rounds after which each client joins, `[N]`.
-        breaks: Of clients that pause, the place of the task before which they do.
+    A client that would be more than `max_lag` tasks ahead of the slowest stays with its task. Clients that
+    have not come yet, or are through, hold nobody back. `late` has the rounds after which each client joins,
+    `[N]`; `breaks` the place of the task before which a client pauses.
     """
     clients = len(lengths)
     count = np.array([len(own) for own in lengths])

@@ -98,9 +98,8 @@ KEYS: Mapping[str, Callable[[Case], bool]] = {
 
 
 class Row(NamedTuple):
-    """A capability and a key that do not go together.
-
-    ``{name}`` in the reason is the strategy, ``{case}`` the case. `at` is the key that the error names.
+    """A pair that does not go together; `at` is the key of the error, ``{name}`` the strategy, ``{case}``
+    the case.
     """
 
     capability: str

@@ -20,11 +20,7 @@ DRAWN_TRANSFERS = ("holdout", "noise")
 
 
 def check_scenario(scenario: Scenario) -> None:
-    """Check the fields of a scenario against each other.
-
-    Raises:
-        UserError: The first contradiction, at the key that is the easiest to change.
-    """
+    """Refuse fields of a scenario that contradict each other, at the key that is the easiest to change."""
     _check_clients(scenario)
     _check_partition(scenario.data)
     _check_data_sets(scenario.data)

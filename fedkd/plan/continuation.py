@@ -17,12 +17,8 @@ TOLD = 3
 def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) -> None:
     """Refuse to go on with a run under a scenario that would have led elsewhere.
 
-    More rounds are allowed: they lead to where a run of that many rounds would be. So are other measures
-    about clients that fail, with which a failed run goes on.
-
-    Args:
-        began: What was `decisive` when the run last saved its state.
-        done: Rounds that the run has behind it.
+    More rounds are allowed, and other measures about clients that fail. `began` was `decisive` at the last
+    checkpoint, after `done` rounds.
     """
     changed = changed_keys(began, decisive(scenario))
     for key in HANDLING:

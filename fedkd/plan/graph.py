@@ -118,14 +118,8 @@ class Graph:
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Graph:
-        """Return the graph that `to_json` wrote, or that somebody has listed.
-
-        Args:
-            text: The JSON; a listed graph is ``{"hears": [[1], [0]]}``, or ``{"rounds": […]}`` with such a
-                list for each of some rounds.
-
-        Raises:
-            UserError: The text is not such a graph.
+        """Return the graph that `to_json` wrote, or a listed one: ``{"hears": [[1], [0]]}`` or
+        ``{"rounds": […]}``.
         """
         try:
             table = parse_json(text)

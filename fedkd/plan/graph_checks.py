@@ -71,12 +71,11 @@ def some_rounds(plan: Plan, graph: Graph) -> Iterator[np.ndarray]:
 
 
 def separate(plan: Plan, graph: Graph) -> list[tuple[str, list[tuple[int, ...]]]]:
-    """Return which clients never hear of each other, however many rounds there are.
+    """Return the clients that never hear of each other, in any round.
 
     Returns:
-        Where weights are mixed, every architecture whose clients fall into parts, by name, with the parts in
-        client order; else all clients, under an empty name, if they do. Who is alone in an architecture mixes
-        with nobody: it is one part, and is there too.
+        By architecture where weights are mixed, else under an empty name: its connected parts in client
+        order, if there are several or one client is alone in its architecture.
     """
     strategy = plan.strategy
     if strategy.capabilities.sends == "nothing":

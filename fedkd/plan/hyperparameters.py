@@ -60,10 +60,7 @@ _FLOWER = "fedkd.federation.flower_strategies"
 def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
     """Return the strategy of a scenario, and its hyper-parameters with every default filled in.
 
-    Of one of Flower's strategies it is the client's half. Extra keys of `fusion` are the hyper-parameters.
-
-    Raises:
-        UserError: No such strategy, or it does not know a key or allow a value.
+    Of Flower's strategies it is the client's half. An unknown name, key or value is a `UserError`.
     """
     fusion = scenario.fusion
     if fusion.from_flower:
@@ -78,11 +75,7 @@ def bind_strategy(scenario: Scenario) -> tuple[FusionStrategy, dict[str, Any]]:
 
 
 def bind_learner(continual: Continual, search: Sequence[str] = ()) -> tuple[Learner, dict[str, Any]]:
-    """Return the learner of a scenario, and its hyper-parameters, the table's extra keys, with defaults.
-
-    Raises:
-        UserError: No such learner, or it does not know a key or allow a value.
-    """
+    """Return the learner of a scenario, and its hyper-parameters with every default filled in."""
     name = continual.learner
     return _bind(CONTINUAL, name, continual.model_extra, lambda name: load_learner_class(name, search))
 

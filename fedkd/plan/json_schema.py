@@ -12,10 +12,9 @@ from fedkd.scenario.schema import Scenario
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a scenario, hyper-parameters of built-in strategies and learners included.
+    """Return the JSON schema of a scenario with the hyper-parameters of built-in strategies and learners.
 
-    Where strategies, or learners, share the name of a hyper-parameter, the schema allows what any of them
-    allows; loading a scenario checks it against the one it names.
+    A hyper-parameter that several parts share may have the values of any; loading checks it against its part.
     """
     schema = Scenario.model_json_schema()
     # A name that a plug-in registers is right too; editors still offer the built-in ones.

@@ -28,23 +28,17 @@ def load_plan(
 ) -> Plan:
     """Read, check and resolve a scenario file.
 
-    Args:
-        overrides: ``key=value`` texts of ``--set``, applied in order. A key of the file that they make moot
-            is left out.
-        written: Whether a person wrote the file, so that a key that nothing reads is a mistake; else a run.
+    Overrides are ``key=value`` texts of ``--set``, applied in order; keys that they make moot are left out.
+    In a file that a person has `written`, a key that nothing reads is a mistake.
 
     Raises:
-        UserError: The first thing that is wrong, with the file and the key.
+        UserError: The first mistake, with the file and the key.
     """
     return _load(path, overrides, seed, partial(parse_plan, written=written))
 
 
 def load_without_plugins(path: str | Path, overrides: Sequence[str] = ()) -> Plan | WithoutPlugins:
-    """Read and check a scenario file without importing a plug-in (see `load_plan`).
-
-    Returns:
-        The plan; where the scenario names plug-ins, what can be known without them.
-    """
+    """Return the plan of a file; where it names plug-ins, what can be known without importing them."""
     return _load(path, overrides, None, parse_without_plugins)
 
 
@@ -78,25 +72,17 @@ def parse_plan(
     layers: OverrideLayers = NO_OVERRIDES,
     written: bool = True,
 ) -> Plan:
-    """Check and resolve a scenario given as nested tables.
-
-    Args:
-        folder: What relative paths are relative to, and where plug-ins lie; absent: the working folder.
-
-    Raises:
-        UserError: The first thing that is wrong.
+    """Check and resolve a scenario given as nested tables; paths are relative to `folder`, else to the
+    cwd.
     """
     return _parse(mapping, file, folder, lambda s: resolve(s, layers, written=written))
 
 
 def plan_with(scenario: Scenario | Mapping[str, Any] | str | Path, changes: Mapping[str, Any]) -> Plan:
-    """Resolve a scenario with values of its own changed.
+    """Resolve a scenario with values changed, by dotted key or name of a table (see `apply_values`).
 
-    With another strategy or learner, the hyper-parameters of the one before go. With another stream, the
-    number of rounds that followed from it goes.
-
-    Args:
-        changes: Dotted key, or name of a table, to value (see `apply_values`).
+    Another strategy or learner drops the hyper-parameters of the former. Another stream drops the number of
+    rounds that followed from it.
     """
     file, folder = None, None
     if isinstance(scenario, str | Path):

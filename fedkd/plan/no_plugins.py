@@ -26,11 +26,7 @@ from fedkd.scenario.stream import resolve_rounds, resolve_stream
 
 @dataclass(frozen=True, eq=False)
 class WithoutPlugins:
-    """A scenario of which nothing was imported; what its plug-ins would fill in is missing.
-
-    Attributes:
-        plug_ins: Dotted key to the plug-in that it names.
-    """
+    """A scenario of which nothing was imported, and its plug-ins by dotted key."""
 
     scenario: Scenario
     plug_ins: Mapping[str, str]

@@ -21,10 +21,8 @@ KEY = "fusion.strategy"
 
 
 def check_parts(scenario: Scenario, models: Sequence[nn.Module], *, alike: bool) -> None:
-    """Refuse models whose body and head cannot be told apart.
-
-    Args:
-        alike: Whether all heads have to be of one shape.
+    """Refuse models whose body and head cannot be told apart, or whose heads differ if they must be
+    `alike`.
     """
     name = scenario.fusion.strategy
     models_of: dict[tuple[tuple[int, ...], ...], str] = {}

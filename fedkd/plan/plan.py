@@ -32,14 +32,9 @@ if TYPE_CHECKING:
 class Plan:
     """A scenario whose names have been looked up and whose hyper-parameters are bound.
 
-    It stays in its process: another one is sent the scenario and resolves it for itself (`open_plan`).
-
-    Attributes:
-        scenario: What to simulate, every default filled in: it loads back to an equal plan.
-        strategy: The fusion strategy, or the client's half of one of Flower's.
-        learner: Of a stream of tasks; None: there is none.
-        groups: The group of every client's model, N of them.
-        graph: Who hears whom; None: there is a server.
+    The scenario has every default and loads back to an equal plan. Another process is sent the scenario and
+    resolves it for itself (`open_plan`). Of Flower's strategies it has the client's half. A graph of None
+    means a server.
     """
 
     scenario: Scenario
@@ -64,10 +59,10 @@ class Plan:
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Clients that are handed their messages together, each in one block; in the loop each is alone.
+        """Blocks of clients that are handed their messages together; in the loop each client is alone.
 
-        Clients that train together are neighbours of one group. As that may decide a last bit, the scenario
-        decides it, and not the number of processes.
+        Clients that train together are neighbours of one group. Blocks may decide a last bit, so the scenario
+        decides them, whatever the number of processes.
         """
         training, clients = self.scenario.training, range(len(self.groups))
         if training.executor != "vectorised":
@@ -111,12 +106,10 @@ class Plan:
 def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:
     """Resolve a scenario; one that is resolved already stays equal.
 
-    Args:
-        written: Whether a person wrote it, so that a key that nothing reads is a mistake.
+    In a scenario that a person has `written`, a key that nothing reads is a mistake.
 
     Raises:
-        UserError: The first thing that is wrong: a name that nobody has, values that contradict each other, a
-            hyper-parameter that its strategy or learner does not know or allow.
+        UserError: The first unknown name, contradiction, or hyper-parameter that is not allowed.
     """
     import_plugins(scenario.plugins, scenario.plugin_path)
     scenario = with_canonical_names(scenario)

@@ -9,11 +9,7 @@ from fedkd.plan.plan import Plan
 
 
 def check_filters(plan: Plan, classes: int) -> None:
-    """Refuse filters where no predictions are exchanged for targets, and more classes than there are.
-
-    Args:
-        classes: Classes of a prediction; of a stream, those of the task that has most.
-    """
+    """Refuse filters where no predictions become targets, and an `upload_top` above the number of classes."""
     fusion, strategy = plan.scenario.fusion, plan.strategy
     kinds = strategy.capabilities.kinds.values()
     if fusion.upload_top is not None and fusion.upload_top > classes:

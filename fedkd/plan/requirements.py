@@ -42,13 +42,8 @@ KEY = "fusion.strategy"
 
 
 def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
-    """Refuse a strategy that the scenario's clients or data cannot serve.
-
-    Args:
-        models: One model of every client group, in order.
-
-    Raises:
-        UserError: What is missing, and whose model or which data lacks it.
+    """Refuse a strategy that the scenario's clients or data cannot serve; one model a client group, in
+    order.
     """
     scenario, needs = plan.scenario, plan.capabilities.needs
     name = scenario.fusion.strategy

@@ -63,8 +63,7 @@ class Participation:
 class Schedule:
     """The course of every client, and who takes part when.
 
-    Attributes:
-        course_of: Which of them each client takes, N positions; empty: all take the first.
+    `course_of` has each client's place among the distinct courses, N of them; empty: all take the first.
     """
 
     clients: int
@@ -82,9 +81,8 @@ class Schedule:
         return tuple(map(self.course, range(self.clients)))
 
     def task(self, client: int, round: int) -> int | None:
-        """Return the task that a client is at in a round: that of the last span begun; None: no stream.
-
-        Round 0, before any training, counts as the first span's.
+        """Return the task of the last span that a client has begun (in round 0 the first); None: no
+        stream.
         """
         return self._span(client, round).task
 
@@ -193,11 +191,7 @@ class Schedule:
 
     @staticmethod
     def from_json(text: str, *, file: str | None = None) -> Schedule:
-        """Return the schedule that `to_json` wrote.
-
-        Raises:
-            UserError: The text is not such a schedule.
-        """
+        """Return the schedule that `to_json` wrote; any other text is a `UserError`."""
         try:
             table = parse_json(text)
             if type(table["clients"]) is not int or type(table["rounds"]) is not int:

@@ -64,11 +64,7 @@ def without_moot_keys(
 ) -> Scenario:
     """Return a scenario without keys that a higher layer made moot.
 
-    Args:
-        strategy: Its strategy, for the rows that ask it; None: all other rows apply.
-
-    Raises:
-        UserError: A key that nothing reads, beside or above what it depends on.
+    Without a strategy only rows that do not ask it apply. Other keys that nothing reads are a `UserError`.
     """
     for row in _moot(scenario, strategy):
         own, above = layers.of(row.key), layers.of_any(row.by)

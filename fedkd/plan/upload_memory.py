@@ -18,10 +18,10 @@ MOST_FOLLOWED = 200
 
 
 def uploads_kept(plan: Plan) -> int:
-    """Return how many uploads are kept in the server's process, at most, were all clients there.
+    """Return how many uploads the server's process keeps at most, were all clients there.
 
-    Asynchronous rounds keep those of clients at work, fusion with old knowledge the newest of each client,
-    and a graph what clients have heard.
+    Asynchronous rounds keep those of clients at work, stale knowledge the newest of each client, a graph all
+    that clients have heard.
     """
     scenario, can = plan.scenario, plan.capabilities
     if can.by_flower or can.sends == "nothing":

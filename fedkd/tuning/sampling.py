@@ -1,8 +1,7 @@
-"""Draws the values of trials with Optuna.
+"""Draws the values of trials with Optuna, in batches.
 
-Trials are drawn in batches. A batch depends on the scenario's seed, its own number, and the results of
-earlier batches, in the order of their trials: neither on which trial ended first, nor on how many ran at a
-time.
+A batch depends on the scenario's seed, its own number, and the results of earlier batches in the order of
+their trials. The order in which trials end does not matter.
 """
 
 from __future__ import annotations
@@ -39,13 +38,9 @@ def draw(
     seed: int,
     batch: int,
 ) -> list[dict[str, Any]]:
-    """Return the values of the trials of a batch.
+    """Return the values of the trials of a batch, 0-based; fewer trials are the first of them.
 
-    Args:
-        known: All trials of earlier batches, in order.
-        number: Trials to draw; a smaller number gives the first of them.
-        startup: Trials that have to be known before the sampler learns from them.
-        batch: 0-based.
+    The sampler learns from the `known` trials of earlier batches once there are `startup` of them.
     """
     import optuna
 

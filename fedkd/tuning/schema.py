@@ -78,11 +78,8 @@ class TuneFile(ExperimentFile):
 
 @dataclass(frozen=True)
 class Search:
-    """The file of a search, read.
-
-    Attributes:
-        bench: Its base and the keys set in every trial, as a bench of one cell; trials are measured on
-            held-out samples.
+    """The file of a search; `bench` has its base and the keys of every trial, measured on held-out
+    samples.
     """
 
     spec: TuneFile
@@ -100,13 +97,8 @@ def load_search(
 ) -> Search:
     """Read and check the file of a search, or the scenario that is searched.
 
-    Args:
-        overrides: ``key=value`` texts of ``--set``. A key of the search's file (``trials=50``) changes the
-            search; any other is a scenario key, for every trial.
-        search: More to vary: texts of ``--search``, or a table like the file's `search`.
-
-    Raises:
-        UserError: The first thing that is wrong, with the file and the key.
+    An override of a search key (``trials=50``) changes the search; any other is a scenario key for every
+    trial. `search` are texts of ``--search``, or a table like the file's `search`.
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"must be the path of a file, got a {type(path).__name__}")
@@ -181,10 +173,7 @@ def dump_search(search: Search) -> str:
 
 
 def search_json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a search, its `[scenario]` included as far as a scenario's own schema goes.
-
-    It does not check keys of `set` and `search`: reading a search does.
-    """
+    """Return the JSON schema of a search; reading it checks keys of `set` and `search`."""
     schema = with_scenario(TuneFile.model_json_schema(), "fedkd search")
     schema["properties"]["metric"]["enum"] = list(OBJECTIVES)
     schema["$defs"]["Range"] = Range.model_json_schema()

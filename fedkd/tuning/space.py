@@ -46,12 +46,8 @@ class Range(Section):
 
 @dataclass(frozen=True)
 class Dimension:
-    """One scenario key that is searched.
-
-    Attributes:
-        key: Dotted; with a `!` at its end, the whole table is replaced.
-        choices: Its values; empty: it has a range.
-        range: Its range; None: it has choices.
+    """One dotted scenario key that is searched, by choices or a range; a final `!` replaces the whole
+    table.
     """
 
     key: str
@@ -130,10 +126,8 @@ def _within(table: Mapping[str, Any], prefix: str) -> list[Dimension]:
 
 
 def dimension_of(key: str, value: Any) -> Dimension:
-    """Return a key with its range, or its choices.
-
-    Args:
-        value: `{ low = …, high = … }`, a list of values, or a text such as ``log:1e-4..1e-1``.
+    """Return the dimension of ``{ low = …, high = … }``, a list of values, or a text as
+    ``log:1e-4..1e-1``.
     """
     where = dotted(("search", *key.split(".")))
     if isinstance(value, str):

@@ -36,11 +36,7 @@ TRIAL = "trial.json"
 
 @dataclass(frozen=True, eq=False)
 class TrialRun(Cell):
-    """One run of a trial.
-
-    Attributes:
-        trial: 0-based number of the trial; two trials may try the same values, in one folder.
-    """
+    """One run of a trial, 0-based; two trials may try the same values, in one folder."""
 
     trial: int = 0
 
@@ -136,10 +132,7 @@ def base_values(search: Search) -> dict[str, Any] | None:
 
 
 def make_trial(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path, TrialRecord]]) -> Trial:
-    """Return a trial whose runs have all ended.
-
-    It is done if all runs are, diverged if one did, and pruned in any other case.
-    """
+    """Return a trial whose runs have ended: done if all are, diverged if one did, else pruned."""
     records = [record for _, record in runs]
     shared = sorted(set.intersection(*(set(record.curve) for record in records)))
     curve = {round: fmean(record.curve[round] for record in records) for round in shared}
@@ -175,12 +168,12 @@ def in_words(values: Mapping[str, Any], equals: str = "=") -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """Decides about a trial's runs: when one is stopped that is behind the others.
+    """When a run is stopped that is behind the others.
 
     Attributes:
         startup: Runs that have to be known before one is stopped.
         warmup: Rounds in which none is.
-        known: Curves of runs that were finished before this batch of trials began, by seed.
+        known: Curves of runs of earlier batches, by seed.
     """
 
     metric: str
@@ -192,11 +185,8 @@ class Rule:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """How one run of a trial ended.
-
-    Attributes:
-        status: `done`, `pruned`, or `diverged`.
-        value: The objective at the end, or where the run was stopped; None: it diverged.
+    """How one run of a trial ended: `done`, `pruned` or `diverged` (without a value), and its curve by
+    round.
     """
 
     status: str
@@ -251,10 +241,7 @@ def write_record(folder: str, record: TrialRecord) -> None:
 
 
 class _Follower(RunObserver):
-    """Follows a run's curve, and stops the run by Optuna's `MedianPruner`.
-
-    It compares the best value so far with the median of what the others had reached by the same round.
-    """
+    """Stops a run by Optuna's `MedianPruner`: its best value so far is below the others' median by then."""
 
     def __init__(self, rule: Rule, scenario: Scenario) -> None:
         self.curve = Curve(rule.metric, scenario)

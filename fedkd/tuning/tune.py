@@ -41,11 +41,7 @@ MAY_GROW = ("trials", "parallel")
 
 @dataclass(frozen=True)
 class TunePlan:
-    """A checked search.
-
-    Attributes:
-        first: Values of the base, which are the first trial; None: they are outside the search space.
-    """
+    """A checked search; `first` are the base's values, the first trial; None: outside the search space."""
 
     search: Search
     folder: Path
@@ -96,11 +92,7 @@ def plan_tune(
     search: Mapping[str, Any] | Sequence[str] = (),
     out: str | Path | None = None,
 ) -> TunePlan:
-    """Read a search and check it; nothing runs.
-
-    Raises:
-        UserError: The first thing that is wrong, or the folder holds another search.
-    """
+    """Read a search and check it, its folder too; nothing runs."""
     check_optuna()
     read = load_search(path, overrides, search)
     check_space(read)
