@@ -72,8 +72,8 @@ def parse_plan(
     layers: OverrideLayers = NO_OVERRIDES,
     written: bool = True,
 ) -> Plan:
-    """Check and resolve a scenario given as nested tables; paths are relative to `folder`, else to the
-    cwd.
+    """Check and resolve a scenario given as nested tables; without `folder` paths begin in the working
+    folder.
     """
     return _parse(mapping, file, folder, lambda s: resolve(s, layers, written=written))
 

@@ -25,9 +25,8 @@ def head_of(continual: Continual) -> Head:
 
 
 def planned_count(tasks: TaskStream) -> int | None:
-    """Return the number of tasks as far as the scenario alone says it.
-
-    None for `overlapping` windows without a count: there are as many as fit the classes of the data.
+    """Return the number of tasks as far as the scenario says it; None: `overlapping` windows without a
+    count.
     """
     if tasks.count is None and tasks.classes is not None:
         return len(tasks.classes)
@@ -80,9 +79,8 @@ def protocols(scenario: Scenario) -> tuple[Protocol, Protocol]:
 
 
 def main_protocol(scenario: Scenario) -> Protocol:
-    """Return the test that the scenario's head is made for, whose mean over tasks is its `accuracy`.
-
-    Where there is no test without the task, it is the one with.
+    """Return the test that the head is made for, whose mean is `accuracy`; without any other, the
+    given-task one.
     """
     assert scenario.continual is not None
     given, unknown = protocols(scenario)
