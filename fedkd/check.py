@@ -169,7 +169,6 @@ def _room_rows(plan: Plan, data: Data) -> Iterator[str]:
 
 
 def _models(plan: Plan, models: Sequence[Any]) -> Iterator[str]:
-    """Yield the line of every group's model."""
     from torch import nn
 
     from fedkd.models.build import count_parameters

@@ -50,6 +50,12 @@ def _rebuild_user_error(cls: type[UserError], message: str, key: str | None, fil
     return cls(message, key=key, file=file)
 
 
+def refuse_if(wrong: object, message: str, key: str) -> None:
+    """Raise a `UserError` about a key if something is wrong with it."""
+    if wrong:
+        raise UserError(message, key=key)
+
+
 class TrainingDiverged(FedkdError):
     """A loss stopped being a finite number."""
 

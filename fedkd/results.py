@@ -56,7 +56,6 @@ class RunResult:
         return f"<RunResult {self.summary.get('name')}: {', '.join([*told, str(self.folder)])}>"
 
     def _repr_html_(self) -> str:
-        """Return the page of a notebook: accuracies before and after fusion, by architecture, and costs."""
         final = self.summary.get("final") or {}
         parts = {"all clients": final} | dict(final.get("by_architecture") or {})
         if len(parts) == 2:  # one architecture is all of them

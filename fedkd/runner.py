@@ -252,7 +252,6 @@ def _rounds(
 
 
 def _way_on(folder: Path) -> str:
-    """Say what is kept of a run that stops here, and how to go on."""
     if not (folder / SCENARIO).exists():
         return "nothing was written; start it again"
     return f"the last checkpoint is saved; go on with: fedkd resume {folder}"
@@ -269,7 +268,6 @@ def _end_told(folder: Path) -> Iterator[None]:
 
 
 def _kept(folder: Path) -> str:
-    """Say which round of a run is saved, and how to go on once there is room."""
     from fedkd.federation.checkpoint import CheckpointStore
 
     saved = CheckpointStore(folder).rounds()
@@ -304,7 +302,6 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
 
 @contextmanager
 def _quiet_flower() -> Iterator[None]:
-    """Keep the progress lines of Flower's strategies away from fedkd's own."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.WARNING)

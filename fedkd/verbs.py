@@ -14,7 +14,6 @@ LISTS = ("strategies", "models", "learners", "datasets", "partitions", "loggers"
 
 
 def run_verb(args: argparse.Namespace) -> None:
-    """Simulate a scenario."""
     check_address_space()
     from fedkd.plan.load import load_plan
 
@@ -32,7 +31,6 @@ def run_verb(args: argparse.Namespace) -> None:
 
 
 def resume_verb(args: argparse.Namespace) -> None:
-    """Go on with a run."""
     check_address_space()
     from fedkd.run_folder import plan_of_run
 
@@ -45,7 +43,6 @@ def resume_verb(args: argparse.Namespace) -> None:
 
 
 def bench_verb(args: argparse.Namespace) -> None:
-    """Run every cell of a bench, or say what it would run."""
     check_address_space()
     from fedkd.benchmark.bench import bench, describe_plan, plan_bench
     from fedkd.benchmark.schema import load_bench
@@ -69,7 +66,6 @@ def bench_verb(args: argparse.Namespace) -> None:
 
 
 def tune_verb(args: argparse.Namespace) -> None:
-    """Search for hyper-parameters, or say what would be searched."""
     check_address_space()
     from fedkd.tuning.results import SHOWN
     from fedkd.tuning.schema import load_search
@@ -92,7 +88,6 @@ def tune_verb(args: argparse.Namespace) -> None:
 
 
 def report_verb(args: argparse.Namespace) -> None:
-    """Make a page."""
     from fedkd.benchmark.bench import study_so_far
     from fedkd.report.page.write import write_report
 
@@ -108,14 +103,12 @@ def _supervise(args: argparse.Namespace, on_ray: Callable[[], bool]) -> None:
 
 
 def watch_verb(args: argparse.Namespace) -> None:
-    """Follow a run."""
     from fedkd.watch import watch
 
     watch(args.folder, once=args.once)
 
 
 def runs_verb(args: argparse.Namespace) -> None:
-    """List the runs below a folder."""
     from fedkd.overview.runs import runs
 
     for line in runs(args.folder).lines():
@@ -123,7 +116,6 @@ def runs_verb(args: argparse.Namespace) -> None:
 
 
 def compare_verb(args: argparse.Namespace) -> None:
-    """Compare two runs."""
     from fedkd.overview.compare import compare
 
     for line in compare(args.ours, args.theirs).lines():
@@ -131,7 +123,6 @@ def compare_verb(args: argparse.Namespace) -> None:
 
 
 def export_verb(args: argparse.Namespace) -> None:
-    """Write trained clients."""
     check_address_space()
     from fedkd.trained.export import export
 
@@ -144,7 +135,6 @@ def export_verb(args: argparse.Namespace) -> None:
 
 
 def deal_verb(args: argparse.Namespace) -> None:
-    """Write every participant's share of a scenario's data."""
     check_address_space()
     from fedkd.deployment.deal import deal
     from fedkd.plan.load import load_plan
@@ -157,7 +147,6 @@ def deal_verb(args: argparse.Namespace) -> None:
 
 
 def check_verb(args: argparse.Namespace) -> None:
-    """Say what a scenario would do, or print a schema."""
     if args.schema:
         import json
 
@@ -183,7 +172,6 @@ def check_verb(args: argparse.Namespace) -> None:
 
 
 def list_verb(args: argparse.Namespace) -> None:
-    """List what a scenario can name."""
     from fedkd import catalogue
 
     if args.name is not None:
@@ -199,7 +187,6 @@ def list_verb(args: argparse.Namespace) -> None:
 
 
 def new_verb(args: argparse.Namespace) -> None:
-    """Write a part of one's own to start from."""
     from fedkd.scaffold import new
 
     for line in new(args.kind, args.name, args.out):
@@ -207,7 +194,6 @@ def new_verb(args: argparse.Namespace) -> None:
 
 
 def doctor_verb(args: argparse.Namespace) -> None:
-    """Say what is installed and found."""
     from fedkd.doctor import examine
 
     for line in examine():
@@ -231,7 +217,6 @@ def _scenario_words(args: argparse.Namespace, kind: Kind = "scenario") -> tuple[
 
 @contextmanager
 def _naming(file: str) -> Iterator[None]:
-    """Put the scenario file's name before errors about its keys."""
     try:
         yield
     except UserError as error:

@@ -79,7 +79,6 @@ class BenchResult:
         return markdown_table(self.study)
 
     def _repr_html_(self) -> str:
-        """Return the page of a notebook: the table with its legend, and the folder."""
         from fedkd.tracking.html import from_markdown
 
         return from_markdown(f"{self.table()}\nresults {self.folder}")

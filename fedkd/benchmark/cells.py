@@ -181,7 +181,6 @@ def plug_ins_of_cells(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _check_number(bench: Bench, axes: tuple[Axis, ...]) -> None:
-    """Refuse a bench with too many cells, before they are made."""
     number = len(bench.seeds) * prod(len(axis.levels) for axis in axes)
     if number > MOST_CELLS:
         raise UserError(

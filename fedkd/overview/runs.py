@@ -61,11 +61,9 @@ class RunList:
     entries: tuple[RunEntry, ...]
 
     def __iter__(self) -> Iterator[RunEntry]:
-        """Yield the runs."""
         return iter(self.entries)
 
     def __len__(self) -> int:
-        """Return the number of runs."""
         return len(self.entries)
 
     def lines(self) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedkd.errors import UserError
+from fedkd.errors import refuse_if
 from fedkd.plan.poisoned import round_half_up
 from fedkd.plan.schedule import Course, Participation, Schedule, Span
 from fedkd.randomness import numpy_generator
@@ -35,16 +35,16 @@ def build_schedule(scenario: Scenario) -> Schedule:
     from_file = None
     if tasks is not None and "file" in (tasks.order, tasks.clock):
         search = map(Path, scenario.plugin_path)
-        from_file = read_schedule(tasks.schedule or "", scenario.data.clients, task_count(scenario), search)
-    courses = draw_courses(scenario, from_file)
+        from_file = _read_schedule(tasks.schedule or "", scenario.data.clients, task_count(scenario), search)
     distinct: dict[Course, int] = {}
+    courses = draw_courses(scenario, from_file)
     course_of = tuple(distinct.setdefault(course, len(distinct)) for course in courses)
     last = max(course[-1].last for course in distinct)
-    if last > MOST_ROUNDS:
-        raise UserError(
-            f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
-            key=KEY if from_file is not None else "continual.rounds_per_task",
-        )
+    refuse_if(
+        last > MOST_ROUNDS,
+        f"the tasks take more than {MOST_ROUNDS} rounds; take fewer tasks or rounds for each",
+        KEY if from_file is not None else "continual.rounds_per_task",
+    )
     return Schedule(
         clients=scenario.data.clients,
         rounds=scenario.rounds if tasks is None else last,
@@ -54,17 +54,16 @@ def build_schedule(scenario: Scenario) -> Schedule:
     )
 
 
-def read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path] = ()) -> Schedule:
-    """Read a schedule of N clients and T tasks from a JSON file (see `read_file_of_clients`)."""
+def _read_schedule(name: str, clients: int, tasks: int, search: Iterable[Path]) -> Schedule:
     schedule, path = read_file_of_clients(name, clients, search, Schedule.from_json, key=KEY)
     for client in range(clients):
         for span in schedule.course(client):
-            if span.task is None or span.task >= tasks:
-                named = "no task" if span.task is None else f"task {span.task}"
-                raise UserError(
-                    f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}",
-                    key=KEY,
-                )
+            named = "no task" if span.task is None else f"task {span.task}"
+            refuse_if(
+                span.task is None or span.task >= tasks,
+                f"{path} has client {client} at {named} in round {span.first}; tasks are 0..{tasks - 1}",
+                KEY,
+            )
     return schedule
 
 
@@ -75,7 +74,9 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
     """
     continual, population = scenario.continual, scenario.population
     clients, seed = scenario.data.clients, scenario.seed
-    late, pauses = _late(population, clients, seed), _chosen(population.breaks, clients, seed, "breaks")
+    late, pauses = np.zeros(clients, dtype=int), _chosen(population.breaks, clients, seed, "breaks")
+    for n in _chosen(population.late, clients, seed, "late"):
+        late[n] = numpy_generator(seed, "late-by", client=n).integers(1, population.late_by, endpoint=True)
     same = continual is None or (continual.tasks.order, continual.tasks.clock) == ("same", "lockstep")
     if same and population == Population():
         return (_shared_course(scenario),) * clients
@@ -87,7 +88,11 @@ def draw_courses(scenario: Scenario, from_file: Schedule | None = None) -> tuple
     else:
         orders = draw_orders(continual, clients, task_count(scenario), seed, from_file)
         lengths = draw_lengths(continual, orders, seed)
-        breaks = {n: _break_place(len(orders[n]), n, seed) for n in pauses}
+        breaks = {
+            n: int(numpy_generator(seed, "break", client=n).integers(1, len(orders[n])))
+            for n in pauses
+            if len(orders[n]) > 1
+        }
         spans = _settle(lengths, late, breaks, population.break_rounds, continual.tasks.max_lag or inf)
         courses = [
             tuple(Span(task, *span) for task, span in zip(order, own, strict=True))
@@ -148,6 +153,7 @@ def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[i
             (1 + numpy_generator(seed, "task-rounds", client=n).poisson(each - 1, len(order))).tolist()
             for n, order in enumerate(orders)
         ]
+    pace_of = [each] * clients
     fastest, slowest = tasks.pace or (each, 3 * each)
     if tasks.clock == "groups":
         groups = tasks.groups or 2
@@ -155,12 +161,8 @@ def draw_lengths(continual: Continual, orders: Orders, seed: int) -> list[list[i
         group_of = numpy_generator(seed, "clock-groups").permutation(np.arange(clients) % groups)
         pace_of = paces[group_of].tolist()
     elif tasks.clock == "uniform":
-        pace_of = [
-            int(numpy_generator(seed, "pace", client=n).integers(fastest, slowest, endpoint=True))
-            for n in range(clients)
-        ]
-    else:
-        pace_of = [each] * clients
+        draws = (numpy_generator(seed, "pace", client=n) for n in range(clients))
+        pace_of = [int(draw.integers(fastest, slowest, endpoint=True)) for draw in draws]
     return [[pace] * len(order) for pace, order in zip(pace_of, orders, strict=True)]
 
 
@@ -213,31 +215,17 @@ def _chosen(share: float, clients: int, seed: int, purpose: str) -> list[int]:
     return sorted(numpy_generator(seed, purpose).permutation(clients)[:number].tolist())
 
 
-def _late(population: Population, clients: int, seed: int) -> np.ndarray:
-    """Return the rounds after which each client joins, `[N]`; 0: it is there from the first."""
-    after = np.zeros(clients, dtype=int)
-    for n in _chosen(population.late, clients, seed, "late"):
-        after[n] = numpy_generator(seed, "late-by", client=n).integers(1, population.late_by, endpoint=True)
-    return after
-
-
-def _break_place(tasks: int, client: int, seed: int) -> int:
-    """Return the place of the task before which a client pauses; −1: it has but one."""
-    return int(numpy_generator(seed, "break", client=client).integers(1, tasks)) if tasks > 1 else -1
-
-
 def _without_stream(scenario: Scenario, client: int, late: int, pauses: bool) -> Course:
     """Return the course of a client that learns one thing for all of the run."""
     first, last, away = late + 1, scenario.rounds, scenario.population.break_rounds
-    if first > last:
-        raise UserError(
-            f"client {client} would join after round {late}, but there are {last}; take a smaller late_by",
-            key="population.late_by",
-        )
+    refuse_if(
+        first > last,
+        f"client {client} would join after round {late}, but there are {last}; take a smaller late_by",
+        "population.late_by",
+    )
     if not pauses or last - first < away + 1:  # there must be a round before a break and one after it
         return (Span(None, first, last),)
-    generator = numpy_generator(scenario.seed, "break", client=client)
-    before = int(generator.integers(first, last - away))
+    before = int(numpy_generator(scenario.seed, "break", client=client).integers(first, last - away))
     return (Span(None, first, before), Span(None, before + away + 1, last))
 
 

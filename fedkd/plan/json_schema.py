@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from fedkd.continual.registry import LEARNERS
 from fedkd.data.registry import PARTITIONS
 from fedkd.fusion.registry import STRATEGIES
@@ -32,15 +34,10 @@ def _hyperparameters(registry: Registry) -> dict[str, dict[str, Any]]:
     """Return the schema of every hyper-parameter of the built-in parts of one kind."""
     variants: dict[str, dict[str, dict[str, Any]]] = {}
     for part in registry.builtin:
-        for name, schema in _properties(registry.load(part)).items():
+        properties = TypeAdapter(registry.load(part)).json_schema().get("properties", {})
+        for name, schema in properties.items():
             variants.setdefault(name, {})[part] = schema
     return {name: _merged(schemas) for name, schemas in variants.items()}
-
-
-def _properties(part: type) -> dict[str, Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(part).json_schema().get("properties", {})
 
 
 def _merged(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:

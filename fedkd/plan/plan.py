@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedkd.models.mix import client_models
-from fedkd.plan.asynchronous_checks import check_asynchronous, check_asynchronous_strategy
 from fedkd.plan.build_schedule import build_schedule
+from fedkd.plan.capability_table import Case, check_table
 from fedkd.plan.checks import check_names, check_one_architecture, check_scenario, check_transfer_size
 from fedkd.plan.clock import VirtualClock
-from fedkd.plan.course_checks import check_orthogonal
+from fedkd.plan.course_checks import check_asynchronous, check_orthogonal
 from fedkd.plan.graph import Graph, draw_graph
 from fedkd.plan.hyperparameters import bind_learner, bind_strategy, with_canonical_names
 from fedkd.plan.recipe import Recipe, recipe_of
@@ -129,7 +129,7 @@ def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, writte
     if written:
         scenario = without_moot_keys(scenario, strategy, layers)
     check_transfer_size(scenario, strategy)
-    check_asynchronous_strategy(scenario, strategy)
+    check_table(Case(scenario, strategy), ("asynchronous",))
     filled_in = hyperparameters | asdict(recipe_of(scenario, strategy))
     tables: dict[str, Section] = {"fusion": scenario.fusion.model_copy(update=filled_in)}
     learner = None

@@ -19,17 +19,16 @@ from fedkd.plan.capability_table import Case, check_table
 from fedkd.plan.checks import check_one_architecture
 from fedkd.plan.graph_checks import check_graph
 from fedkd.plan.learner_checks import check_learner
-from fedkd.plan.measure_checks import check_transferability
 from fedkd.plan.part_checks import (
     check_feature_widths,
+    check_filters,
     check_parts,
     check_relations,
     check_three_classes,
+    check_transferability,
     has_linear_head,
-    most_classes,
 )
 from fedkd.plan.plan import Plan
-from fedkd.plan.prediction_checks import check_filters
 from fedkd.plan.stream_checks import (
     check_backward,
     check_class_stream,
@@ -68,7 +67,7 @@ def check_requirements(plan: Plan, data: Data, models: Sequence[Any]) -> None:
     check_graph(plan)
     if "masks" in needs:
         check_masks(plan)
-    check_filters(plan, most_classes(data))
+    check_filters(plan, data)
     if scenario.fusion.relations is not None:
         check_relations(plan, models)
     if "one_architecture" in needs:

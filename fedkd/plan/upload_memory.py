@@ -59,13 +59,8 @@ def _remembered(graph: Graph, rounds: int, *, relay: bool) -> int:
         earlier, age = age, np.where(newest > 0, round - newest, -1)
         settled = graph.stays and np.array_equal(earlier, age)
         if settled or round > last - TAKEN:
-            most = max(most, _distinct(newest))
+            ordered = np.sort(newest, axis=0)  # distinct rounds above 0, column by column
+            most = max(most, int((np.diff(ordered, axis=0) > 0).sum() + (ordered[0] > 0).sum()))
         if settled:
             break
     return most
-
-
-def _distinct(newest: np.ndarray) -> int:
-    """Return how many numbers above 0 there are in the columns of an array, each once a column."""
-    ordered = np.sort(newest, axis=0)
-    return int((np.diff(ordered, axis=0) > 0).sum() + (ordered[0] > 0).sum())

@@ -80,7 +80,6 @@ class TuneResult:
         return f"<TuneResult {in_words(self.best.values)}: {percent(self.best.value)}, {self.folder}>"
 
     def _repr_html_(self) -> str:
-        """Return the page of a notebook: the table with its legend, and the folder."""
         from fedkd.tracking.html import from_markdown
 
         return from_markdown(f"{self.table(SHOWN)}\nresults {self.folder}")
@@ -206,7 +205,6 @@ def _batch_values(
 
 
 def _damage(folder: Path) -> str | None:
-    """Return what is wrong with a run that had ended."""
     if (reason := damage(folder)) is not None:
         return reason
     return f"{TRIAL} is not what was written" if (folder / TRIAL).exists() else None
