@@ -33,11 +33,8 @@ def check_continuation(began: Mapping[str, Any], done: int, scenario: Scenario) 
         )
     if now < before:
         raise UserError(f"the run began with {before} rounds and cannot have fewer, got {now}", key="rounds")
-    if now > before and done > 0:
-        _check_longer(scenario, before, done)
-
-
-def _check_longer(scenario: Scenario, before: int, done: int) -> None:
+    if now == before or done == 0:
+        return
     if scenario.continual is not None:
         reason = "its tasks say how many rounds a stream takes"
     elif scenario.training.schedule == "cosine":

@@ -31,11 +31,6 @@ class Table:
     kind: str
     section: type[Section]
 
-    @property
-    def key(self) -> str:
-        """The key that names the part."""
-        return f"{self.name}.{self.kind}"
-
     def check_names(self, part: str, given: Iterable[str], known: Iterable[str]) -> None:
         """Refuse a key that neither the table nor the part knows."""
         allowed = [*known, *self.section.model_fields]
@@ -87,14 +82,14 @@ def _bind(
     load: Callable[[str], type[Part]],
     settle: Callable[[Part], Part] = lambda part: part,
 ) -> tuple[Part, dict[str, Any]]:
-    given = dict(extra or {})
+    given, key = dict(extra or {}), f"{table.name}.{table.kind}"
     try:
         cls = load(name)
         known = hyperparameter_names(cls)
         table.check_names(name, given, known)
-        part = settle(build_part(cls, name, given, key=table.key))
+        part = settle(build_part(cls, name, given, key=key))
     except UserError as error:
-        raise error.at(key=table.key) from None
+        raise error.at(key=key) from None
     return part, table.filled_in(given, {name: getattr(part, name) for name in known})
 
 
@@ -137,12 +132,10 @@ def canonical_strategy(name: str) -> str:
 
 def with_canonical_names(scenario: Scenario) -> Scenario:
     """Return a scenario that names its strategy and its learner as they are called here."""
-    strategy = canonical_strategy(scenario.fusion.strategy)
+    fusion, continual = scenario.fusion, scenario.continual
     changed: dict[str, Any] = {}
-    if strategy != scenario.fusion.strategy:
-        changed["fusion"] = scenario.fusion.model_copy(update={"strategy": strategy})
-    if scenario.continual is not None:
-        learner = LEARNERS.canonical(scenario.continual.learner)
-        if learner != scenario.continual.learner:
-            changed["continual"] = scenario.continual.model_copy(update={"learner": learner})
+    if (strategy := canonical_strategy(fusion.strategy)) != fusion.strategy:
+        changed["fusion"] = fusion.model_copy(update={"strategy": strategy})
+    if continual and (learner := LEARNERS.canonical(continual.learner)) != continual.learner:
+        changed["continual"] = continual.model_copy(update={"learner": learner})
     return scenario.model_copy(update=changed) if changed else scenario
