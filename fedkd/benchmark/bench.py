@@ -18,6 +18,7 @@ from fedkd.benchmark.cells import (
     make_cells,
     plug_ins_of_cells,
     resolve_baseline,
+    run_name,
     shown_metrics,
 )
 from fedkd.benchmark.schema import Bench, dump_bench, load_bench
@@ -209,8 +210,14 @@ def study_so_far(folder: Path) -> Study | None:
     from fedkd.benchmark.finished import DIGESTS
     from fedkd.benchmark.references import add_reference_metrics
 
-    newest = max((_written(path) for path in (folder / "runs").glob(f"*/{DIGESTS}")), default=0)
-    if not (folder / BENCH).is_file() or 0 < newest <= _written(folder / STUDY):
+    def written(path: Path) -> int:
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:  # there is none
+            return 0
+
+    newest = max((written(path) for path in (folder / "runs").glob(f"*/{DIGESTS}")), default=0)
+    if not (folder / BENCH).is_file() or 0 < newest <= written(folder / STUDY):
         return None
     bench = load_bench(folder / BENCH)
     axes = make_axes(bench)
@@ -231,7 +238,7 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
 
     folders = {path.name[:-9]: path for path in sorted(runs.glob("*-????????"))}
     for seed, levels in combinations(bench, axes):
-        name = Cell.name_of(levels, seed)
+        name = run_name(levels, seed)
         if name not in folders or (summary := read_summary(folders[name])) is None:
             continue
         with suppress(UserError):  # its scenario was damaged since
@@ -239,14 +246,6 @@ def _cells_done(bench: Bench, axes: tuple[Axis, ...], runs: Path) -> Iterator[Fi
             scenario = read_scenario(read_toml(run / SCENARIO), folder=run)
             cell = Cell(levels, seed, scenario, run.name[-8:])
             yield FinishedCell(cell, run, Outcome("done"), summary)
-
-
-def _written(path: Path) -> int:
-    """Return when a file was written, in nanoseconds; 0: there is none."""
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def describe_plan(plan: BenchPlan) -> Iterator[str]:

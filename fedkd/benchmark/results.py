@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -64,10 +65,9 @@ def collect(cells: Sequence[Cell], folder: Path, outcomes: Mapping[Cell, Outcome
     """Return all cells with their outcomes; those without one were done before, or never ran."""
     finished = []
     for cell in cells:
-        run_folder = folder / cell.folder_name
-        summary = read_summary(run_folder)
-        usual = Outcome("done") if summary is not None else Outcome("pending")
-        finished.append(FinishedCell(cell, run_folder, outcomes.get(cell, usual), summary))
+        summary = read_summary(folder / cell.folder_name)
+        outcome = outcomes.get(cell) or Outcome("pending" if summary is None else "done")
+        finished.append(FinishedCell(cell, folder / cell.folder_name, outcome, summary))
     return finished
 
 
@@ -97,7 +97,11 @@ def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder
     import pyarrow.csv
     import pyarrow.parquet
 
-    schema = _schema(axes)
+    words = pa.dictionary(pa.int32(), pa.string())
+    columns = [(axis.name, _axis_type(axis)) for axis in axes]
+    columns += [("seed", pa.int64()), ("hash", words), ("status", words), ("round", pa.int32())]
+    columns += [("client", pa.int32()), ("task", pa.int32()), ("split", words), ("metric", words)]
+    schema = pa.schema([*columns, ("value", pa.float64())])
     plain = pa.schema([(field.name, _plain_type(field.type)) for field in schema])
     with (
         replacing(folder / "results.parquet") as columns_file,
@@ -108,16 +112,6 @@ def write_results(finished: Sequence[FinishedCell], axes: Sequence[Axis], folder
         for table in _batches(finished, axes, schema):
             parquet.write_table(table)
             text.write_table(table.cast(plain))
-
-
-def _schema(axes: Sequence[Axis]) -> pa.Schema:
-    import pyarrow as pa
-
-    words = pa.dictionary(pa.int32(), pa.string())
-    columns = [(axis.name, _axis_type(axis)) for axis in axes]
-    columns += [("seed", pa.int64()), ("hash", words), ("status", words), ("round", pa.int32())]
-    columns += [("client", pa.int32()), ("task", pa.int32()), ("split", words), ("metric", words)]
-    return pa.schema([*columns, ("value", pa.float64())])
 
 
 def _axis_type(axis: Axis) -> pa.DataType:
@@ -143,11 +137,9 @@ def _batches(finished: Sequence[FinishedCell], axes: Sequence[Axis], schema: pa.
     waiting: list[pa.Table] = []
     rows = 0
     for cell in finished:
-        table = _cell_table(cell, axes, schema)
-        if table is None:
-            continue
-        waiting.append(table)
-        rows += len(table)
+        if (table := _cell_table(cell, axes, schema)) is not None:
+            waiting.append(table)
+            rows += len(table)
         if rows >= ROWS_AT_A_TIME:
             yield pa.concat_tables(waiting).unify_dictionaries()
             waiting, rows = [], 0
@@ -288,10 +280,6 @@ def _over_tasks(scenario: Scenario, of_tasks: Sequence[Mapping[str, Any]]) -> di
 
 def _traffic(folder: Path) -> tuple[tuple[int, int], ...]:
     """Return (round, bytes up and down since the start)."""
-    sent: dict[int, int] = {}
-    total = 0
-    for row in read_timings(folder):
-        if "round" in row:
-            total += row.get("bytes_up", 0) + row.get("bytes_down", 0)
-            sent[row["round"]] = total
-    return tuple(sent.items())
+    rows = [row for row in read_timings(folder) if "round" in row]
+    totals = accumulate(row.get("bytes_up", 0) + row.get("bytes_down", 0) for row in rows)
+    return tuple(dict(zip((row["round"] for row in rows), totals, strict=True)).items())

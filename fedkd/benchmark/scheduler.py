@@ -280,7 +280,7 @@ def _do(work: Work, scenario_json: str, folder: str, gpus: float | None) -> Outc
 
 
 def _nothing() -> None:
-    """Do what every worker can."""
+    pass
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from fedkd.benchmark.merge import flatten, set_keys
-from fedkd.errors import UserError
+from fedkd.errors import UserError, refuse_if
 from fedkd.explain import explain_error, show_value
 from fedkd.paths import expanded
 from fedkd.report.metrics import CONTINUAL_METRICS
@@ -25,17 +25,9 @@ from fedkd.scenario.schema import Section
 from fedkd.scenario.shipped import find_shipped, names_of
 
 METRICS = (
-    *(
-        f"{metric}_{split}"
-        for metric in ("accuracy_trained", "accuracy", "loss", "fusion_gain")
-        for split in ("local", "global")
-    ),
-    "loss_train",
-    "effective_neighbours_train",
-    "bytes_up",
-    "bytes_down",
-    "seconds",
-    "virtual_seconds",
+    *("accuracy_trained_local", "accuracy_trained_global", "accuracy_local", "accuracy_global"),
+    *("loss_local", "loss_global", "fusion_gain_local", "fusion_gain_global", "loss_train"),
+    *("effective_neighbours_train", "bytes_up", "bytes_down", "seconds", "virtual_seconds"),
 )
 """Metrics of every run; strategies, learners and streams record more."""
 
@@ -148,7 +140,13 @@ def load_bench(path: str | Path, overrides: Sequence[str] = ()) -> Bench:
     fixed = apply_overrides(mapping, overrides, BenchFile.model_fields)
     with explaining(file, BenchFile):
         spec = BenchFile.model_validate(mapping)
-        _check_spec(spec)
+        check_base_and_seeds(spec)
+        _check_metrics(spec.metrics or [])
+        for key, values in flatten(spec.grid).items():
+            wrong = not isinstance(values, list) or not values
+            refuse_if(wrong, f"must be a list of values, got {values!r}", dotted(("grid", key)))
+        for axis, variants in spec.variants.items():
+            refuse_if(not variants, "must have at least one variant", dotted(("variants", axis)))
         folder, base = base_scenario(spec, path)
     return Bench(spec, base, folder, fixed, file)
 
@@ -211,17 +209,6 @@ def dump_file(kind: str, tables: Mapping[str, Any]) -> str:
         f"# The {kind} with its base scenario; relative paths are those of the file that it was read from.\n"
     )
     return header + tomli_w.dumps(tables)
-
-
-def _check_spec(spec: BenchFile) -> None:
-    check_base_and_seeds(spec)
-    _check_metrics(spec.metrics or [])
-    for key, values in flatten(spec.grid).items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"must be a list of values, got {values!r}", key=dotted(("grid", key)))
-    for axis, variants in spec.variants.items():
-        if not variants:
-            raise UserError("must have at least one variant", key=dotted(("variants", axis)))
 
 
 def check_base_and_seeds(spec: ExperimentFile) -> None:

@@ -79,7 +79,8 @@ class Comparison:
 
     def lines(self) -> Iterator[str]:
         """Yield what there is to say, a line each."""
-        yield from (f"{letter}  {told}" for letter, told in self._runs())
+        for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
+            yield f"{letter}  {folder}, round {round}"
         yield ""
         yield from self._differences()
         yield ""
@@ -88,13 +89,12 @@ class Comparison:
         yield from self._notes()
 
     def _repr_html_(self) -> str:
-        told = "".join(f"{letter}: {escape(told)}<br>" for letter, told in self._runs())
+        runs = zip("AB", self.folders, self.rounds, strict=True)
+        told = "".join(
+            f"{letter}: {escape(f'{folder}, round {round}')}<br>" for letter, folder, round in runs
+        )
         parts = (preformatted(self._differences()), table(TITLES, self._rows()), preformatted(self._notes()))
         return told + "".join(parts)
-
-    def _runs(self) -> Iterator[tuple[str, str]]:
-        for letter, folder, round in zip("AB", self.folders, self.rounds, strict=True):
-            yield letter, f"{folder}, round {round}"
 
     def _differences(self) -> Iterator[str]:
         if not self.changed:
@@ -125,7 +125,10 @@ def compare(ours: str | Path, theirs: str | Path) -> Comparison:
     Raises:
         UserError: One is no run folder, or nothing in it was evaluated yet.
     """
-    folders = (_folder(ours), _folder(theirs))
+    for path in (ours, theirs):
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
+    folders = (expanded(ours), expanded(theirs))
     scenarios = tuple(map(_scenario, folders))
     found = [_figures(folder, scenario) for folder, scenario in zip(folders, scenarios, strict=True)]
     (our_round, ours_at), (their_round, theirs_at) = found
@@ -137,12 +140,6 @@ def compare(ours: str | Path, theirs: str | Path) -> Comparison:
         tuple(_compared(label, ours_at[label], theirs_at[label]) for label in ours_at if label in theirs_at),
         {label: (cost, their_costs[label]) for label, cost in our_costs.items()},
     )
-
-
-def _folder(path: str | Path) -> Path:
-    if not isinstance(path, str | os.PathLike):
-        raise UserError(f"must be the path of a run folder, got a {type(path).__name__}")
-    return expanded(path)
 
 
 def _scenario(folder: Path) -> Scenario:
@@ -169,11 +166,9 @@ def _figures(folder: Path, scenario: Scenario) -> tuple[int, dict[str, dict[int,
     if scenario.continual is not None and last == scenario.rounds:
         outcome = outcome_of(plan_of_run(folder), folder)
         known = outcome.figures() if outcome is not None else {}
-        found |= {
-            name: {client: value for client, value in known[name].items() if not isnan(value)}
-            for name in OF_STREAMS
-            if name in known
-        }
+        for name in OF_STREAMS:
+            values = known.get(name, {})
+            found[name] = {client: value for client, value in values.items() if not isnan(value)}
     return last, {key: values for key, values in found.items() if values}
 
 
@@ -207,10 +202,8 @@ def _costs(folder: Path) -> dict[str, str]:
 
 
 def _cells(figure: Compared) -> tuple[str, ...]:
-    difference = figure.difference
-    if difference is None:
-        told, better = MISSING, MISSING
-    else:
+    told, better, difference = MISSING, MISSING, figure.difference
+    if difference is not None:
         half = "" if difference.half is None else f" ± {100 * difference.half:.1f}"
         told = f"{points(difference.mean)}{half}"
         better = f"{figure.better} of {difference.seeds}"

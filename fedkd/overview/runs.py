@@ -142,12 +142,9 @@ def _entry(folder: Path) -> RunEntry:
     summary, present = _summary(folder), read_present(folder)
     said = "done" if present is None else present.status
     done = summary.get("rounds") == rounds and said == "done"
-    if done:
-        status = "done"
-    elif is_locked(folder):
+    status = "done" if done else said if said in ("failed", "interrupted") else "stopped"
+    if not done and is_locked(folder):
         status = "running"
-    else:
-        status = said if said in ("failed", "interrupted") else "stopped"
     final: Mapping[str, Any] = summary.get("final") or {} if done else {}
     return RunEntry(
         folder,
@@ -167,15 +164,10 @@ def _bench_entry(folder: Path) -> RunEntry:
     cells = [_entry(cell) for cell in sorted((folder / CELLS).iterdir()) if _is_run(cell)]
     done = sum(cell.status == "done" for cell in cells)
     seconds = [cell.seconds for cell in cells if cell.seconds is not None]
-    whens = [cell.when for cell in cells if cell.when is not None]
-    return RunEntry(
-        folder,
-        f"a bench of {len(cells)} run{'s' * (len(cells) != 1)}",
-        MISSING,
-        f"{done} done",
-        seconds=sum(seconds) if seconds else None,
-        when=max(whens, default=None),
-    )
+    name = f"a bench of {len(cells)} run{'s' * (len(cells) != 1)}"
+    when = max((cell.when for cell in cells if cell.when is not None), default=None)
+    spent = sum(seconds) if seconds else None
+    return RunEntry(folder, name, MISSING, f"{done} done", seconds=spent, when=when)
 
 
 def _summary(folder: Path) -> Mapping[str, Any]:

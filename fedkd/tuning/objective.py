@@ -26,17 +26,15 @@ def check_metric(name: str) -> None:
     """Refuse a metric that is no objective."""
     if name in OBJECTIVES:
         return
+    told = f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}"
     if PREFIX + name in OBJECTIVES:
-        raise UserError(
+        told = (
             f"'{name}' is measured on test samples, which no search may look at; on held-out samples it is"
-            f" '{PREFIX}{name}'",
-            key="metric",
+            f" '{PREFIX}{name}'"
         )
-    if name.removeprefix(PREFIX) in (*METRICS, *CONTINUAL_METRICS):
-        raise UserError(
-            f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}", key="metric"
-        )
-    raise UserError(f"no metric '{name}'; {did_you_mean(name, OBJECTIVES)}", key="metric")
+    elif name.removeprefix(PREFIX) in (*METRICS, *CONTINUAL_METRICS):
+        told = f"a search is for accuracy on held-out samples; allowed: {', '.join(OBJECTIVES)}"
+    raise UserError(told, key="metric")
 
 
 def check_metric_of(name: str, scenario: Scenario) -> None:

@@ -51,20 +51,16 @@ def draw(
         chosen = optuna.samplers.RandomSampler(seed=own)
     else:
         chosen = optuna.samplers.TPESampler(seed=own, n_startup_trials=startup, constant_liar=True)
-    distributions = {dimension.key: _distribution(dimension) for dimension in space}
+    distributions = {found.key: _distribution(found) for found in space}
     study = optuna.create_study(direction="maximize", sampler=chosen)
     for trial in known:
         study.add_trial(_told(trial, space, distributions))
-    drawn = [study.ask(distributions).params for _ in range(number)]
-    return [
-        {
-            dimension.key: dimension.choices[values[dimension.key]]
-            if dimension.choices
-            else dimension.rounded(values[dimension.key])
-            for dimension in space
-        }
-        for values in drawn
-    ]
+
+    def value(dimension: Dimension, drawn: Any) -> Any:
+        return dimension.choices[drawn] if dimension.choices else dimension.rounded(drawn)
+
+    batch_values = [study.ask(distributions).params for _ in range(number)]
+    return [{found.key: value(found, values[found.key]) for found in space} for values in batch_values]
 
 
 def _distribution(dimension: Dimension) -> Any:
@@ -82,12 +78,10 @@ def _distribution(dimension: Dimension) -> Any:
 def _told(trial: Trial, space: Sequence[Dimension], distributions: Mapping[str, Any]) -> Any:
     from optuna.trial import TrialState, create_trial
 
-    params = {
-        dimension.key: _place(dimension, trial.values[dimension.key])
-        if dimension.choices
-        else trial.values[dimension.key]
-        for dimension in space
-    }
+    params = {found.key: trial.values[found.key] for found in space}
+    for found in space:
+        if found.choices:
+            params[found.key] = list(map(repr, found.choices)).index(repr(params[found.key]))
     # Optuna ranks a trial that is pruned without any value last: so is one that diverged.
     done = trial.status == "done"
     return create_trial(
@@ -97,7 +91,3 @@ def _told(trial: Trial, space: Sequence[Dimension], distributions: Mapping[str, 
         distributions=dict(distributions),
         intermediate_values={} if trial.status == "diverged" else dict(trial.curve),
     )
-
-
-def _place(dimension: Dimension, value: Any) -> int:
-    return next(n for n, choice in enumerate(dimension.choices) if repr(choice) == repr(value))

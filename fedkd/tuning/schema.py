@@ -136,18 +136,16 @@ def _read(spec: TuneFile, path: Path, fixed: dict[str, Any]) -> Search:
         varied = next((found.key for found in space if overlapping(key, found.key)), None)
         if varied is not None:
             raise UserError(f"is searched; it cannot be set for all trials ({varied})", key=key)
-    seeds = [_own_seed(spec, base, fixed)] if spec.seeds is None else spec.seeds
+    seeds = spec.seeds
+    if seeds is None:
+        usual = base.get("seed", Scenario.model_fields["seed"].default)
+        own = fixed.get("seed", flatten(spec.set).get("seed", usual))
+        if not isinstance(own, int) or isinstance(own, bool) or own < 0:
+            raise UserError(f"must be an integer ≥ 0, got {own!r}", key="seed")
+        seeds = [own]
     bench_file = BenchFile(name=spec.name, scenario=base, seeds=seeds, set=spec.set, parallel=spec.parallel)
     bench = Bench(bench_file, base, folder, {"data.validation": share_of(spec, base), **fixed}, str(path))
     return Search(spec, bench, space)
-
-
-def _own_seed(spec: TuneFile, base: Mapping[str, Any], fixed: Mapping[str, Any]) -> int:
-    usual = Scenario.model_fields["seed"].default
-    said = fixed.get("seed", flatten(spec.set).get("seed", base.get("seed", usual)))
-    if not isinstance(said, int) or isinstance(said, bool) or said < 0:
-        raise UserError(f"must be an integer ≥ 0, got {said!r}", key="seed")
-    return said
 
 
 def share_of(spec: TuneFile, base: Mapping[str, Any]) -> float:
@@ -161,11 +159,10 @@ def share_of(spec: TuneFile, base: Mapping[str, Any]) -> float:
 
 def dump_search(search: Search) -> str:
     """Return a search as one TOML file, with its base scenario and the overrides of the command line."""
-    told = search.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    for key in ("base", "scenario", "search"):
-        told.pop(key, None)
-    fixed = {key: value for key, value in search.bench.fixed.items() if key != "data.validation"}
-    told |= {"validation": search.bench.fixed["data.validation"], "seeds": list(search.seeds)}
+    left_out = {"base", "scenario", "search"}
+    told = search.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude=left_out)
+    fixed = dict(search.bench.fixed)
+    told |= {"validation": fixed.pop("data.validation"), "seeds": list(search.seeds)}
     if fixed:
         told["set"] = told.get("set", {}) | fixed
     varied = {"search": flat_search(search.spec.search)}

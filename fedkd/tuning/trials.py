@@ -74,14 +74,13 @@ def runs_of(search: Search, number: int, values: Mapping[str, Any]) -> list[Tria
         try:
             cell = make_cell(search.bench, levels, seed)
         except UserError as error:
-            raise UserError(
-                error.message.replace("cell '", f"trial {number} '", 1), file=error.file
-            ) from None
+            told = error.message.replace("cell '", f"trial {number} '", 1)
+            raise UserError(told, file=error.file) from None
         try:
             check_metric_of(search.spec.metric, cell.scenario)
         except UserError as error:
             raise error.at(file=search.bench.file) from None
-        found.append(TrialRun(cell.levels, cell.seed, cell.scenario, cell.hash, number))
+        found.append(TrialRun(**vars(cell), trial=number))
     return found
 
 
@@ -136,13 +135,11 @@ def make_trial(number: int, values: Mapping[str, Any], runs: Sequence[tuple[Path
     records = [record for _, record in runs]
     shared = sorted(set.intersection(*(set(record.curve) for record in records)))
     curve = {round: fmean(record.curve[round] for record in records) for round in shared}
-    value: float | None
     states = {record.status for record in records}
     status = next((status for status in ("diverged", "pruned") if status in states), "done")
+    value = curve[shared[-1]] if status == "pruned" and shared else None
     if status == "done":
         value = fmean(record.value for record in records if record.value is not None)
-    else:
-        value = curve[shared[-1]] if status == "pruned" and shared else None
     rounds = min((max(record.curve, default=0) for record in records), default=0)
     return Trial(number, dict(values), status, value, rounds, curve, tuple(path for path, _ in runs))
 
@@ -203,13 +200,11 @@ def read_record(folder: Path) -> TrialRecord | None:
         record = TrialRecord(str(found["status"]), found["value"], curve, str(found["error"]))
     except (OSError, NotJson, KeyError, TypeError, ValueError):
         return None
-    if record.status not in ("done", "pruned", "diverged"):
-        return None
-    if record.value is not None and not (isinstance(record.value, float) and isfinite(record.value)):
-        return None
-    if record.status == "done" and (record.value is None or read_summary(folder) is None):
-        return None
-    return record
+    value, status = record.value, record.status
+    fits = value is None or (isinstance(value, float) and isfinite(value))
+    if status == "done":
+        fits = fits and value is not None and read_summary(folder) is not None
+    return record if fits and status in ("done", "pruned", "diverged") else None
 
 
 def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = None) -> Outcome:
@@ -227,9 +222,8 @@ def run_trial(rule: Rule, scenario_json: str, folder: str, gpus: float | None = 
     if outcome.status == "interrupted" and watcher.stopped is not None:
         reached = curve[watcher.stopped]
         write_record(folder, TrialRecord("pruned", reached, curve))
-        return replace(
-            outcome, status="pruned", told=f"{percent(reached)} after round {watcher.stopped}: behind"
-        )
+        told = f"{percent(reached)} after round {watcher.stopped}: behind"
+        return replace(outcome, status="pruned", told=told)
     if outcome.status == "failed" and outcome.diverged:
         write_record(folder, TrialRecord("diverged", None, curve, outcome.error))
     return outcome
@@ -258,7 +252,16 @@ class _Follower(RunObserver):
                 return
         if not self._rule.prunes or len(self._others) < self._rule.startup:
             return
-        self._trial = _pruned_by_median(self._others, self._rule)
+        import optuna
+
+        rule, warmup = self._rule, self._rule.warmup + 1
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=rule.startup, n_warmup_steps=warmup)
+        study = optuna.create_study(direction="maximize", pruner=pruner)
+        for curve in self._others:
+            last = curve[max(curve)] if curve else 0.0
+            study.add_trial(optuna.trial.create_trial(value=last, intermediate_values=dict(curve)))
+        self._trial = study.ask()
         for round, value in sorted(self.curve.values.items()):
             self._trial.report(value, round)
 
@@ -270,16 +273,3 @@ class _Follower(RunObserver):
         if self._trial.should_prune():
             self.stopped = report.round
             raise KeyboardInterrupt  # after any other exception of an observer, the run goes on
-
-
-def _pruned_by_median(others: tuple[Mapping[int, float], ...], rule: Rule) -> Any:
-    """Return a trial of Optuna's that knows the others."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=rule.startup, n_warmup_steps=rule.warmup + 1)
-    study = optuna.create_study(direction="maximize", pruner=pruner)
-    for curve in others:
-        last = curve[max(curve)] if curve else 0.0
-        study.add_trial(optuna.trial.create_trial(value=last, intermediate_values=dict(curve)))
-    return study.ask()
