@@ -10,6 +10,7 @@ import difflib
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 
 class FedkdError(Exception):
@@ -39,15 +40,11 @@ class UserError(FedkdError):
         return ": ".join(part for part in (self.file, self.key, self.message) if part)
 
     def __reduce__(self):
-        return _rebuild_user_error, (type(self), self.message, self.key, self.file)
+        return partial(type(self), key=self.key, file=self.file), (self.message,)
 
     def at(self, *, key: str | None = None, file: str | None = None) -> UserError:
         """Return this error with `key` and `file` filled in where they are still unknown."""
         return type(self)(self.message, key=self.key or key, file=self.file or file)
-
-
-def _rebuild_user_error(cls: type[UserError], message: str, key: str | None, file: str | None) -> UserError:
-    return cls(message, key=key, file=file)
 
 
 def refuse_if(wrong: object, message: str, key: str) -> None:
@@ -150,13 +147,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that another one is a slip of; None: there is none."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=NEAR)
-    return next(iter([*near, *(other for other in known if _is_slip(name, other))]), None)
-
-
-def _is_slip(one: str, other: str) -> bool:
-    """Return whether two short names differ in the order of their letters, or in one of three or more."""
-    wrong = sum(a != b for a, b in zip(one, other, strict=False))
-    return sorted(one) == sorted(other) or (len(one) == len(other) >= 3 and wrong == 1)
+    for other in known:  # of short names: the order of their letters, or one letter of three or more
+        wrong = sum(a != b for a, b in zip(name, other, strict=False))
+        if sorted(name) == sorted(other) or (len(name) == len(other) >= 3 and wrong == 1):
+            near.append(other)
+    return next(iter(near), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

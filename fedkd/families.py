@@ -48,16 +48,14 @@ def told_of_strategy(strategy: Any, can: Capabilities) -> tuple[str, str]:
     """Return a strategy's family, by what its clients send, and what it needs besides."""
     from fedkd.fusion.strategy import overrides
 
-    if can.sends == "nothing":
-        family = BASELINES
-    elif can.learner is not None or {"masks", "class_stream"} & can.needs:
-        family = STREAMS
-    elif overrides(strategy, "aux_networks"):
-        family = SECOND
-    elif "weights" in can.needs:
-        family = WEIGHTS
-    else:
-        family = PUBLIC if can.uses_transfer_set else STATISTICS
+    in_turn = (
+        (can.sends == "nothing", BASELINES),
+        (can.learner is not None or {"masks", "class_stream"} & can.needs, STREAMS),
+        (overrides(strategy, "aux_networks"), SECOND),
+        ("weights" in can.needs, WEIGHTS),
+        (can.uses_transfer_set, PUBLIC),
+    )
+    family = next((family for fits, family in in_turn if fits), STATISTICS)
     public = ["public data"] * (can.uses_transfer_set and family != PUBLIC)
     return family, ", ".join(public + [text for need, text in SHORT.items() if need in can.needs])
 

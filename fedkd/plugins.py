@@ -82,10 +82,8 @@ class Registry:
         def decorate(part: Part) -> Part:
             former = self._registered.get(name)
             if name in self._builtin or (former is not None and _origin(former) != _origin(part)):
-                taken = self._builtin.get(name) or _origin(former)
-                raise UserError(
-                    f"two {self.kind}s named '{name}': {taken} and {_origin(part)}; rename the latter"
-                )
+                two = f"{self._builtin.get(name) or _origin(former)} and {_origin(part)}"
+                raise UserError(f"two {self.kind}s named '{name}': {two}; rename the latter")
             self._registered[name] = part
             return part
 
@@ -119,14 +117,11 @@ class Registry:
             claims.insert(0, self._builtin[name])
         if not claims:
             advice = self._absent.get(_plain(name)) or did_you_mean(name, [*self.names(), *self.aliases])
-            raise UserError(
-                f"no {self.kind} named '{name}'; {advice} (a {self.kind} of your own is \"module:Name\")"
-            )
+            own = f'(a {self.kind} of your own is "module:Name")'
+            raise UserError(f"no {self.kind} named '{name}'; {advice} {own}")
         if len(claims) > 1:
-            raise UserError(
-                f"two {self.kind}s named '{name}': {' and '.join(claims)};"
-                ' rename one, uninstall its package, or say "module:Name"'
-            )
+            advice = 'rename one, uninstall its package, or say "module:Name"'
+            raise UserError(f"two {self.kind}s named '{name}': {' and '.join(claims)}; {advice}")
 
     @cached_property
     def _installed(self) -> dict[str, list[EntryPoint]]:
@@ -240,15 +235,13 @@ def _module_from_folders(module_name: str, search: Iterable[str | Path]) -> Any 
         spec = importlib.util.spec_from_file_location(module_name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        previous = sys.modules.get(module_name)
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
         except BaseException:
-            if previous is None:
-                sys.modules.pop(module_name, None)
-            else:
-                sys.modules[module_name] = previous
+            sys.modules.pop(module_name, None)
+            if loaded is not None:
+                sys.modules[module_name] = loaded
             raise
         return module
     return None

@@ -48,42 +48,29 @@ class RunResult:
 
     def __repr__(self) -> str:
         final = self.summary.get("final") or {}
-        told = [
-            f"{key}={percent(found['mean'])}"
-            for key in ("accuracy_local", "accuracy_global")
-            if (found := final.get(key)) is not None
-        ]
+        found = {key: final.get(key) for key in ("accuracy_local", "accuracy_global")}
+        told = [f"{key}={percent(value['mean'])}" for key, value in found.items() if value is not None]
         return f"<RunResult {self.summary.get('name')}: {', '.join([*told, str(self.folder)])}>"
 
     def _repr_html_(self) -> str:
+        def mean(over_clients: Mapping[str, Any] | None) -> str:
+            if over_clients is None:
+                return percent(None)
+            return f"{percent(over_clients['mean'])} ± {100 * over_clients['std']:.1f}"
+
         final = self.summary.get("final") or {}
         parts = {"all clients": final} | dict(final.get("by_architecture") or {})
         if len(parts) == 2:  # one architecture is all of them
             parts = {"all clients": final}
-        titles = [
-            "clients",
-            *(f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("own training", "guided")),
-        ]
-        rows = [
-            [name, *(_mean(found.get(key)) for _, *keys in SHOWN for key in keys)]
-            for name, found in parts.items()
-        ]
+        moments = [f"{data}, {moment}" for data, _, _ in SHOWN for moment in ("own training", "guided")]
+        keys = [key for _, *both in SHOWN for key in both]
+        rows = [[name, *(mean(found.get(key)) for key in keys)] for name, found in parts.items()]
         name, seed = self.summary.get("name"), self.summary.get("seed")
         title = f"<b>{escape(str(name))}</b>, seed {seed}, {self.summary.get('rounds')} rounds"
-        return title + table(titles, rows) + preformatted(_lines(self))
-
-
-def _lines(result: RunResult) -> list[str]:
-    """Return what the closing lines of a run say besides accuracies."""
-    without = ("local accuracy", "global accuracy", "before fusion", "architectures", " ")
-    lines = closing_lines(RunReport(result.folder, {**result.summary}))
-    return [line for line in lines if not line.startswith(without)]
-
-
-def _mean(over_clients: Mapping[str, Any] | None) -> str:
-    if over_clients is None:
-        return percent(None)
-    return f"{percent(over_clients['mean'])} ± {100 * over_clients['std']:.1f}"
+        without = ("local accuracy", "global accuracy", "before fusion", "architectures", " ")
+        lines = closing_lines(RunReport(self.folder, {**self.summary}))
+        besides = [line for line in lines if not line.startswith(without)]
+        return title + table(["clients", *moments], rows) + preformatted(besides)
 
 
 def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> Any:
@@ -103,10 +90,8 @@ def frame_of(columns: Mapping[str, list[Any]], library: str | None = None) -> An
         return polars.DataFrame(dict(columns), strict=False)
     import pandas
 
-    whole = {name for name, values in columns.items() if all(v is None or isinstance(v, int) for v in values)}
-    return pandas.DataFrame(
-        {
-            name: pandas.array(values, dtype="Int64") if name in whole else values
-            for name, values in columns.items()
-        }
-    )
+    arrays: dict[str, Any] = dict(columns)
+    for name, values in columns.items():
+        if all(value is None or isinstance(value, int) for value in values):
+            arrays[name] = pandas.array(values, dtype="Int64")
+    return pandas.DataFrame(arrays)

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedkd.errors import RunFailed, UserError
+from fedkd.errors import RunFailed, UserError, refuse_if
 from fedkd.json_text import NotJson, parse_json
 from fedkd.models.mix import architecture_names
 from fedkd.paths import expanded
@@ -58,11 +58,8 @@ def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path
     except OSError as error:
         raise UserError(f"cannot write to {out or 'runs'}: {error.strerror}", key="--out") from error
     with locked(folder):
-        if (folder / SCENARIO).exists():
-            raise UserError(
-                f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another",
-                key="--out",
-            )
+        told = f"{folder} holds a run already; go on with it (fedkd resume {folder}) or choose another"
+        refuse_if((folder / SCENARIO).exists(), told, "--out")
         try:
             yield folder
         finally:
@@ -89,8 +86,7 @@ def write_plan(folder: Path, plan: Plan) -> None:
 
 def _write_schedule(folder: Path, plan: Plan) -> None:
     table = {"scenario": digest_anywhere(plan.scenario), **json.loads(plan.schedule.to_json())}
-    text = json.dumps({**table, "digest": _digest_of(table)})
-    write_text_atomically(folder / SCHEDULE, f"{text}\n")
+    write_text_atomically(folder / SCHEDULE, json.dumps({**table, "digest": _digest_of(table)}) + "\n")
 
 
 def _digest_of(table: object) -> str:
@@ -99,14 +95,11 @@ def _digest_of(table: object) -> str:
 
 def _read_schedule(folder: Path) -> dict[str, Any] | None:
     """Return what `schedule.json` holds, with or without a digest; None: it is missing or damaged."""
-    try:
+    with suppress(OSError, NotJson):
         table = parse_json((folder / SCHEDULE).read_bytes())
-    except (OSError, NotJson):
-        return None
-    if not isinstance(table, dict):
-        return None
-    digest = table.pop("digest", None)
-    return table if digest in (None, _digest_of(table)) else None
+        if isinstance(table, dict) and table.pop("digest", None) in (None, _digest_of(table)):
+            return table
+    return None
 
 
 def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], None]) -> None:
@@ -119,15 +112,11 @@ def repair_run_files(folder: Path, plan: Plan, done: int, tell: Callable[[str], 
         number = path.stem.rpartition("-")[2]
         if not number.isdigit() or read_table(path, run) is not None:
             continue
-        if int(number) > done:
-            path.unlink()
-            tell(f"{path.parent.name}/{path.name} was damaged; it is made again")
-        else:
-            raise UserError(
-                "is not what was written: it is damaged, or another run's; put it back, or remove it to go on"
-                " without it",
-                file=str(path),
-            )
+        if int(number) <= done:
+            told = "is not what was written: it is damaged, or another run's"
+            raise UserError(f"{told}; put it back, or remove it to go on without it", file=str(path))
+        path.unlink()
+        tell(f"{path.parent.name}/{path.name} was damaged; it is made again")
     schedule = _read_schedule(folder)
     expected = json.loads(plan.schedule.to_json())
     if schedule is None or {key: schedule.get(key) for key in expected} != expected:
@@ -150,9 +139,8 @@ def write_clients(folder: Path, plan: Plan, data: Data, *, counted: bool = True)
         for name, part in parts
     ]
     owners = {"owners": parts[0][1].owners} if parts[0][1].owners else {}
-    models = architecture_names(plan.groups)
-    text = json.dumps({"models": models, **owners, "tasks": tasks if told else []})
-    write_text_atomically(folder / CLIENTS, f"{text}\n")
+    table = {"models": architecture_names(plan.groups), **owners, "tasks": tasks if told else []}
+    write_text_atomically(folder / CLIENTS, json.dumps(table) + "\n")
 
 
 @contextmanager
@@ -174,11 +162,10 @@ def write_deployment(folder: Path, federation: str) -> None:
 def refuse_deployed(folder: Path) -> None:
     """Raise `UserError` for a run of deployed nodes, which no simulation may resume."""
     if (folder / DEPLOYMENT).exists():
-        raise UserError(
+        told = (
             "was run by deployed nodes, which keep their clients' states to themselves; it cannot be gone on"
-            " with, only run anew (docs/deployment.md)",
-            file=str(folder),
         )
+        raise UserError(f"{told} with, only run anew (docs/deployment.md)", file=str(folder))
 
 
 def _free_folder(scenario: Scenario) -> Path:
@@ -209,27 +196,20 @@ def check_links(folder: Path, plan: Plan) -> None:
     except (OSError, UnicodeDecodeError):  # there is none, or it is lost
         return
     if plan.graph is not None and Graph.from_json(text, file=str(folder / TOPOLOGY)) != plan.graph:
-        raise UserError(
-            f"says other than {TOPOLOGY} who hears whom, by which the run began; put back the file that"
-            " topology.path names",
-            key="topology",
-            file=str(folder / SCENARIO),
-        )
+        told = f"says other than {TOPOLOGY} who hears whom, by which the run began"
+        told += "; put back the file that topology.path names"
+        raise UserError(told, key="topology", file=str(folder / SCENARIO))
 
 
 def check_beginning(folder: Path, plan: Plan) -> None:
     """Refuse a run without a checkpoint whose scenario changed since it began."""
-    schedule = _read_schedule(folder)
-    if schedule is None:  # lost, and with it nothing but what could be told of the scenario
-        return
-    known = schedule.get("scenario")
+    file, known = folder / SCENARIO, (_read_schedule(folder) or {}).get("scenario")
     # Earlier versions wrote the other digest, which changes with the place.
     if known not in (None, digest_anywhere(plan.scenario), digest_of(plan.scenario)):
-        raise UserError(
+        told = (
             "was changed since the run began, and no round of it is saved; put it back, or start a run of its"
-            f" own: fedkd run {folder / SCENARIO}",
-            file=str(folder / SCENARIO),
         )
+        raise UserError(f"{told} own: fedkd run {file}", file=str(file))
 
 
 @contextmanager

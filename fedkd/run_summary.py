@@ -14,7 +14,6 @@ from fedkd.models.mix import architecture_names
 from fedkd.plan.evaluated import accuracies_of_each, counted_clients
 from fedkd.plan.held_models import held_models
 from fedkd.plan.plan import Plan
-from fedkd.scenario.schema import Scenario
 from fedkd.tracking.events import RunObserver, RunReport
 from fedkd.tracking.reached import time_figures
 from fedkd.tracking.recorder import MetricRow, read_epochs, read_metrics, read_warnings, write_summary
@@ -43,6 +42,9 @@ def finish_run(
         from fedkd.report.topology import draw_graph_figure
 
         draw_graph_figure(plan.graph, plan.schedule.rounds, folder)
+    times, stream = {}, scenario.continual is not None
+    if scenario.clock is not None:
+        times = time_figures(rows, totals.virtual_seconds, scenario.clock.targets, stream=stream)
     summary = {
         "name": scenario.name,
         "seed": scenario.seed,
@@ -54,7 +56,7 @@ def finish_run(
             "bytes_up": totals.bytes_up,
             "bytes_down": totals.bytes_down,
             "evaluation_bytes": totals.evaluation_bytes,
-            **_time(scenario, rows, totals),
+            **times,
             "by_architecture": by_architecture(plan, rows, counted),
         },
         "continual": None if outcome is None else _continual(outcome),
@@ -93,19 +95,9 @@ def _transferability(rows: Sequence[MetricRow], counted: Set[int]) -> dict[str, 
             hit = spread(list(of_split[f"hit_{name}"].values()))["mean"]
             predictors[name] = {"rank": rank.mean, "half": rank.half, "receivers": rank.seeds, "hit": hit}
         hit_chance = list(of_split.get("hit_chance", {}).values())
-        table[split] = {
-            "chance": spread(hit_chance)["mean"] if hit_chance else None,
-            "predictors": predictors,
-        }
+        chance = spread(hit_chance)["mean"] if hit_chance else None
+        table[split] = {"chance": chance, "predictors": predictors}
     return {"transferability": table}
-
-
-def _time(scenario: Scenario, rows: Sequence[MetricRow], totals: Totals) -> dict[str, Any]:
-    """Return figures of simulated time; empty without a clock."""
-    if scenario.clock is None:
-        return {}
-    stream = scenario.continual is not None
-    return time_figures(rows, totals.virtual_seconds, scenario.clock.targets, stream=stream)
 
 
 def clients_at_chance(plan: Plan, warnings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -181,10 +173,5 @@ def _continual(outcome: StreamOutcome) -> dict[str, Any]:
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Return mean, standard deviation (of the population), minimum, maximum, and the number of values n."""
     array = np.asarray(values, dtype=np.float64)
-    return {
-        "mean": float(array.mean()),
-        "std": float(array.std()),
-        "min": float(array.min()),
-        "max": float(array.max()),
-        "n": len(array),
-    }
+    figures = {"mean": array.mean(), "std": array.std(), "min": array.min(), "max": array.max()}
+    return {name: float(value) for name, value in figures.items()} | {"n": len(array)}

@@ -89,22 +89,17 @@ def run(
 def _plan_of(
     scenario: Scenario | Plan | Mapping[str, Any] | str | Path, changes: Mapping[str, Any] | None = None
 ) -> Plan:
-    if changes and isinstance(scenario, Plan | Scenario | str | os.PathLike | Mapping):
+    if not isinstance(scenario, Plan | Scenario | str | os.PathLike | Mapping):
+        told = "must be a scenario, its plan, the path of a scenario file, or its tables as a mapping"
+        raise UserError(f"{told}, got a {type(scenario).__name__}")
+    if changes:
         tables = scenario.scenario if isinstance(scenario, Plan) else scenario
         return plan_with(Path(tables) if isinstance(tables, os.PathLike) else tables, changes)
-    match scenario:
-        case Plan():
-            return scenario
-        case Scenario():
-            return resolve_scenario(scenario)
-        case str() | os.PathLike():
-            return load_plan(scenario)
-        case Mapping():
-            return parse_plan(scenario)
-    raise UserError(
-        "must be a scenario, its plan, the path of a scenario file, or its tables as a mapping,"
-        f" got a {type(scenario).__name__}"
-    )
+    if isinstance(scenario, Plan):
+        return scenario
+    if isinstance(scenario, Scenario):
+        return resolve_scenario(scenario)
+    return parse_plan(scenario) if isinstance(scenario, Mapping) else load_plan(scenario)
 
 
 def resume(
@@ -184,10 +179,8 @@ def _work(
         try:
             totals = _rounds(plan, folder, engine, observer, stop.is_set, resume)
         except (Interrupted, KeyboardInterrupt) as error:
-            told = (
-                f"{error}; go on with: fedkd resume {folder}" if str(error) else f"stopped at once; {go_on}"
-            )
-            raise Interrupted(told) from None
+            saved = f"{error}; go on with: fedkd resume {folder}"
+            raise Interrupted(saved if str(error) else f"stopped at once; {go_on}") from None
         except EngineLost as error:
             if stop.is_set():  # a signal to the whole process group stops Ray's processes too
                 raise Interrupted(f"stopped at once; {go_on}") from None
@@ -222,9 +215,8 @@ def _rounds(
     from fedkd.federation.run_control import RunControl
     from fedkd.federation.server_app import ServerContext, app
 
-    policy = RestartPolicy(
-        plan.scenario.engine.restarts, tolerant=plan.scenario.faults.on_client_error != "fail"
-    )
+    tolerant = plan.scenario.faults.on_client_error != "fail"
+    policy = RestartPolicy(plan.scenario.engine.restarts, tolerant=tolerant)
     control = RunControl(folder, observer, stopping, resume)
     while True:
         context = ServerContext(plan, engine.data, control)
@@ -288,16 +280,13 @@ def _explained(error: RunFailed, folder: Path) -> RunFailed:
     """Keep the traceback in the run folder and name the file in the message."""
     if not error.details:
         return error
+    file = folder / ERROR_FILE
     try:
-        (folder / ERROR_FILE).write_text(error.details, encoding="utf-8", errors="backslashreplace")
+        file.write_text(error.details, encoding="utf-8", errors="backslashreplace")
     except OSError:  # what failed is told all the same
         return error
-    return RunFailed(
-        f"{error.message} (traceback in {folder / ERROR_FILE})",
-        round=error.round,
-        client=error.client,
-        diverged=error.diverged,
-    )
+    told, diverged = f"{error.message} (traceback in {file})", error.diverged
+    return RunFailed(told, round=error.round, client=error.client, diverged=diverged)
 
 
 @contextmanager

@@ -59,12 +59,8 @@ def _handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[No
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    previous = {
-        number: signal.signal(number, handler)
-        for number in numbers
-        if not (number == signal.SIGHUP and ignored)
-    }
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    previous = {number: signal.signal(number, handler) for number in numbers if number not in ignored}
     try:
         yield
     finally:

@@ -100,7 +100,11 @@ def _watch(child: int, told: int, shared: mmap.mmap) -> NoReturn:
     ended = status = 0
     insisted = False
     while not ended:
-        number = _next(awaited, POLL_SECONDS if held else None)
+        if held:
+            found = signal.sigtimedwait(awaited, POLL_SECONDS)
+            number = None if found is None else found.si_signo
+        else:
+            number = signal.sigwait(awaited)
         if number == signal.SIGTSTP:
             os.killpg(child, signal.SIGSTOP)
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -134,14 +138,6 @@ def _watch(child: int, told: int, shared: mmap.mmap) -> NoReturn:
         if -code == signal.SIGKILL:
             how += ", as the system does when memory runs out"
     _leave(f"the run broke off; {how}", lines, 3)
-
-
-def _next(awaited: set[signal.Signals], patience: float | None) -> int | None:
-    """Return the signal that comes next; None: none within so many seconds."""
-    if patience is None:
-        return signal.sigwait(awaited)
-    found = signal.sigtimedwait(awaited, patience)
-    return None if found is None else found.si_signo
 
 
 def _leave(what: str, lines: list[str], status: int) -> NoReturn:
