@@ -33,11 +33,8 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 class Registry:
     """The parts of one kind by name, imported only when asked for.
 
-    Args:
-        builtin: Name to ``"module:attribute"``.
-        group: Entry-point group in which installed packages declare theirs, e.g. ``"fedkd.models"``.
-        aliases: What else people call a part, in any spelling, to its name.
-        absent: Parts that people ask for and that do not exist, in any spelling, to a sentence each.
+    `builtin` maps names to ``"module:attribute"``, `aliases` other names to names, `absent` names of parts
+    that do not exist to a sentence. `group` is an entry-point group, e.g. ``"fedkd.models"``.
     """
 
     def __init__(
@@ -90,11 +87,9 @@ class Registry:
         return decorate
 
     def load(self, name: str, search: Sequence[str | Path] = ()) -> Any:
-        """Return the object called `name`; `search` are folders of ``.py`` files, tried before installed
-        packages.
+        """Return the object called `name`; none, or two of that name, is a `UserError`.
 
-        Raises:
-            UserError: No such name, module or attribute; or the name stands for two objects.
+        `search` are folders of ``.py`` files, tried before installed packages.
         """
         self.check(name)
         if name in self._builtin:

@@ -46,11 +46,8 @@ MOST_COUNTS = 5_000_000
 def new_run_folder(scenario: Scenario, out: Path | None = None) -> Iterator[Path]:
     """Make a run folder and hold it for this process; yield its absolute path.
 
-    Without `out` it is the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, … One that stays empty is
-    removed.
-
-    Raises:
-        UserError: `out` holds a run already, cannot be made, or another process works in it.
+    Without `out` it is the first free ``runs/NAME-seedN``, ``runs/NAME-seedN-2``, … An empty one is removed.
+    A folder that holds a run, or that another process works in, is a `UserError`.
     """
     try:
         folder = _free_folder(scenario) if out is None else expanded(out, key="--out").absolute()
@@ -216,8 +213,7 @@ def check_beginning(folder: Path, plan: Plan) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder until the process ends, and remove half-written files of a killed process.
 
-    Raises:
-        UserError: Another process works in it, or it cannot be written to.
+    A folder that another process holds, or that cannot be written to, is a `UserError`.
     """
     try:
         # A lock that is there already may be opened where nothing else can be written.

@@ -94,10 +94,8 @@ def plan_bench(
 ) -> BenchPlan:
     """Read a bench file and resolve every cell; nothing runs.
 
-    A plan without `plug_ins` imports no plug-in and can only be described.
-
-    Raises:
-        UserError: The first mistake, with the name of its cell; or the folder holds runs of another bench.
+    Without `plug_ins` none is imported, and the plan can only be described. A mistake, or a folder with runs
+    of another bench, is a `UserError`.
     """
     from fedkd.benchmark.folder import check_folder
 

@@ -30,12 +30,10 @@ RESERVED = ("seed", "hash", "status", "round", "client", "task", "split", "metri
 
 @dataclass(frozen=True)
 class Level:
-    """One value of an axis.
+    """One value of an axis, and the dotted scenario keys that it sets.
 
-    Attributes:
-        label: Its name in tables and figures, e.g. ``0.1`` or ``knfu β=2``.
-        value: Its value in the results: a single value itself, else the label.
-        changes: Dotted scenario keys that it sets.
+    Its label stands in tables (``0.1``, ``knfu β=2``). Its value in results is a single value, else the
+    label.
     """
 
     label: str

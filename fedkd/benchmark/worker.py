@@ -26,13 +26,10 @@ Status = Literal["done", "failed", "interrupted", "pending", "pruned"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended.
+    """How a cell ended; `told` is a remark for the display.
 
-    Attributes:
-        status: `done`, `failed` (see `error`), or `interrupted`, if it can be resumed. A trial of a search
-            may be `pruned`: stopped because others were better by then.
-        diverged: Whether it failed because training led to infinite numbers, or to none.
-        told: A remark for the display.
+    An `interrupted` cell can be resumed. A trial of a search may be `pruned`, behind the others. Training
+    that led to infinite numbers, or to none, has `diverged`.
     """
 
     status: Status

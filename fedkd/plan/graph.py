@@ -29,13 +29,9 @@ Hears = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Graph:
-    """The links of a run.
+    """The links of a run among N clients, of a kind of `topology.graph` but a star.
 
-    Attributes:
-        kind: As `topology.graph`, but for a star.
-        k: Others that each hears, where the kind has such a number.
-        order: As `topology.order`.
-        listed: Of kind `file`: whom each hears, for as many rounds as there are, taken in turn.
+    Of kind `file`, `listed` has whom each client hears, round by round, taken in turn.
     """
 
     clients: int

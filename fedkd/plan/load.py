@@ -26,13 +26,10 @@ Found = TypeVar("Found")
 def load_plan(
     path: str | Path, overrides: Sequence[str] = (), seed: int | None = None, *, written: bool = True
 ) -> Plan:
-    """Read, check and resolve a scenario file.
+    """Read, check and resolve a scenario file; a mistake is a `UserError` with the file and the key.
 
     Overrides are ``key=value`` texts of ``--set``, applied in order; keys that they make moot are left out.
     In a file that a person has `written`, a key that nothing reads is a mistake.
-
-    Raises:
-        UserError: The first mistake, with the file and the key.
     """
     return _load(path, overrides, seed, partial(parse_plan, written=written))
 

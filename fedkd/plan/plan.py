@@ -106,10 +106,8 @@ class Plan:
 def resolve(scenario: Scenario, layers: OverrideLayers = NO_OVERRIDES, *, written: bool = True) -> Plan:
     """Resolve a scenario; one that is resolved already stays equal.
 
-    In a scenario that a person has `written`, a key that nothing reads is a mistake.
-
-    Raises:
-        UserError: The first unknown name, contradiction, or hyper-parameter that is not allowed.
+    An unknown name, a contradiction, a hyper-parameter that is not allowed, or in a scenario that a person
+    has `written` a key that nothing reads, is a `UserError`.
     """
     import_plugins(scenario.plugins, scenario.plugin_path)
     scenario = with_canonical_names(scenario)

@@ -31,11 +31,9 @@ Course = tuple[Span, ...]
 
 @dataclass(frozen=True)
 class Participation:
-    """Which of the clients that are there take part in a round.
+    """Which clients take part in a round: `clients_per_round` sampled without replacement (None: all).
 
-    Attributes:
-        clients_per_round: Clients that are sampled, without replacement; None: all of them.
-        dropout: Probability that a sampled client does not take part; one always does.
+    A sampled client drops out with probability `dropout`; one always takes part.
     """
 
     seed: int

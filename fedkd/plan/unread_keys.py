@@ -21,12 +21,10 @@ from fedkd.scenario.schema import Scenario
 
 @dataclass(frozen=True)
 class OverrideLayers:
-    """What was set over a scenario file, as dotted keys.
+    """Dotted keys that were set over a scenario file, the lowest layer first.
 
-    Attributes:
-        over: By ``--set``, by arguments or for all cells of a bench, the lowest layer first.
-        axes: For one cell of a bench, what each axis sets. None: it is no cell.
-        varied: What each axis of the bench sets at some of its levels.
+    `axes` are those of each axis for one cell of a bench (None: no cell); `varied` those at any of its
+    levels.
     """
 
     over: Sequence[Collection[str]] = ()

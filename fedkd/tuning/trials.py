@@ -48,13 +48,10 @@ class TrialRun(Cell):
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that has ended.
+    """A trial that has ended: `done`, `pruned` (behind the others) or `diverged` (no value).
 
-    Attributes:
-        status: `done`; `pruned`, stopped because others were better by then; `diverged`.
-        value: The objective, the mean over seeds: at its end, or where the first of its runs was stopped;
-            None: it diverged.
-        curve: Round to the objective, the mean over seeds.
+    The value is the mean over seeds at the end, or where its first run was stopped; the curve the same by
+    round.
     """
 
     number: int
@@ -167,10 +164,7 @@ def in_words(values: Mapping[str, Any], equals: str = "=") -> str:
 class Rule:
     """When a run is stopped that is behind the others.
 
-    Attributes:
-        startup: Runs that have to be known before one is stopped.
-        warmup: Rounds in which none is.
-        known: Curves of runs of earlier batches, by seed.
+    It compares after `warmup` rounds, once `startup` runs are known: curves of earlier batches, by seed.
     """
 
     metric: str
