@@ -13,7 +13,7 @@ from fedkd.data.load import Data
 from fedkd.engine.clients import ScenarioWorkload
 from fedkd.engine.ray_grid import RayGrid
 from fedkd.federation.compat import node_id_of
-from fedkd.federation.node_subset import NodeSubset
+from fedkd.federation.exchange import NodeSubset
 from fedkd.federation.run_control import RunControl
 from fedkd.federation.server_app import run_rounds
 from fedkd.plan.plan import resolve

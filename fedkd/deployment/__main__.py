@@ -14,7 +14,7 @@ INTERRUPTED = 130
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a federation as the words say; return the exit status."""
+    """Run a federation from command-line words; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="scripts/federation.sh",
         description="Run a scenario on a SuperLink and SuperNodes, all of them on this machine.",

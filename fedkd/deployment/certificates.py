@@ -1,11 +1,10 @@
-"""Certificates and keys of a federation: for trying out, and for those who have nobody else to issue them.
+"""Certificates and keys of a federation, for trials and for federations without an issuer.
 
-    ca.crt         what nodes trust, and whoever starts a run
-    superlink.crt  what the SuperLink shows them; superlink.key: its private key
-    client-0       the private key by which a node shows that it is the one that was registered; client-0.pub
+    ca.crt         the authority that nodes and users trust
+    superlink.crt  the SuperLink's certificate; superlink.key: its private key
+    client-0       the private key of a registered node; client-0.pub
 
-The authority's own private key is thrown away once it has signed: nobody can make another certificate that
-these nodes would trust.
+The authority's private key is discarded after signing: no other certificate can become trusted.
 
     python -m fedkd.deployment.certificates DIR --host NAME_OR_ADDRESS … --clients N
 """
@@ -39,7 +38,7 @@ AUTHORITY, CERTIFICATE, KEY = "ca.crt", "superlink.crt", "superlink.key"
 LOOPBACK = ("127.0.0.1", "localhost")
 DAYS = 365
 CLOCKS_DIFFER = timedelta(hours=1)
-"""By how much a certificate is valid before now: a node's clock may be behind."""
+"""A certificate is valid so long before now, for nodes whose clock is behind."""
 
 
 def make_certificates(
@@ -48,13 +47,11 @@ def make_certificates(
     """Write an authority's certificate, the SuperLink's, and a pair of keys for every client.
 
     Args:
-        folder: Where to; it is made.
-        hosts: Names and addresses by which nodes reach the SuperLink.
-        clients: Number of clients.
-        days: How long the certificates are valid.
+        hosts: Names and addresses of the SuperLink.
+        days: Validity of the certificates.
 
     Raises:
-        UserError: There are certificates already, there is no host, or nothing can be written there.
+        UserError: There are certificates already, there is no host, or the folder cannot be written.
     """
     if not hosts:
         raise UserError("must name at least one host, by which nodes reach the SuperLink", key="--host")
@@ -109,7 +106,7 @@ def _write_superlink(folder: Path, hosts: Sequence[str], days: int) -> None:
 
 
 def _write_pair(path: Path) -> None:
-    """Write a node's keys as Flower reads them: on the curve P-384, in the format of OpenSSH."""
+    """Write a node's keys in Flower's format: curve P-384, OpenSSH."""
     key = ec.generate_private_key(ec.SECP384R1())
     _write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
@@ -117,7 +114,7 @@ def _write_pair(path: Path) -> None:
 
 
 def public_key(private: Path) -> Path:
-    """Return where the public key is that belongs to a private one."""
+    """Return the path of the public key of a private one."""
     return private.with_name(f"{private.name}.pub")
 
 

@@ -1,4 +1,4 @@
-"""A scenario's data, dealt into folders: one for every client, one for the server."""
+"""A scenario's data in folders: one for every client, one for the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ SERVER = "server"
 
 
 def client_folder(client: int) -> str:
-    """Return the name of a client's folder."""
     return f"client-{client}"
 
 
@@ -56,17 +55,14 @@ def check_deployable(plan: Plan) -> None:
 
 
 def deal(plan: Plan, out: Path, tell: Callable[[str], None] = lambda line: None) -> Path:
-    """Write every participant's share of a scenario's data, each into a folder of its own.
+    """Write every participant's share of a scenario's data; return the absolute folder.
 
     Args:
-        out: The folder they go into, as ``server`` and ``client-0`` …; there when all of them are whole.
-        tell: Told of what takes long.
-
-    Returns:
-        `out`, absolute.
+        out: The folder of ``server`` and ``client-0`` …; it appears when all shares are complete.
+        tell: Receives progress lines.
 
     Raises:
-        UserError: The scenario can only be simulated, its data are not there, or there is something in `out`.
+        UserError: The scenario can only be simulated, its data are missing, or `out` is not empty.
     """
     check_deployable(plan)
     out = expanded(out, key="--out").absolute()

@@ -1,4 +1,4 @@
-"""The inline engine: every client in this process, one after the other, for debugging and for tests."""
+"""The inline engine: every client in this process, one by one, for debugging and tests."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ class InlineGrid(EngineGrid):
     """Runs a ClientApp in this process.
 
     Args:
-        make_context: Client index to the context it keeps for the whole run.
-        blocks: Clients that are handed their messages together; absent: each is handed its own alone.
-        together: Handles messages of one kind to several clients at once; not used without blocks.
-        keeps_states: Whether a client that fails goes back to what it was before the message. The state of
-            every client is then kept after each message.
-        room: How many clients live at a time; absent: all.
+        make_context: Returns the context that a client keeps for the run.
+        blocks: Clients that are handled together; None: each alone.
+        together: Handles messages of one kind to a block.
+        keeps_states: Whether states are kept after each message, for clients that fail.
+        room: How many clients live at a time; None: all.
     """
 
     def __init__(
@@ -60,7 +59,6 @@ class InlineGrid(EngineGrid):
             yield reply
 
     def close(self) -> None:
-        """Forget every client."""
         self._clients.clear()
         if self._states is not None:
             self._states.clear()

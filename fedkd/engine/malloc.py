@@ -1,4 +1,4 @@
-"""Settings of the C library's allocator: keep the memory that a step frees for the next one."""
+"""Settings of the C library's allocator, which keep freed memory for the next step."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import os
 import sys
 
 TRIM_THRESHOLD_BYTES = 128 * 2**20
-"""Free memory at the heap's end that stays there; more goes back to the system."""
+"""Free memory kept at the heap's end."""
 MMAP_THRESHOLD_BYTES = 32 * 2**20
-"""Pieces of this size or more are got from the system by themselves: the most that glibc accepts."""
+"""Least size of pieces mapped by themselves: glibc's maximum."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep some of the memory that it frees; return whether it does.
+    """Have this process keep some freed memory; return whether it does.
 
-    By default glibc hands back what is free at the heap's end from some hundred kilobytes on. A step of a
-    few dozen images frees as much and asks for it again at once. The system then finds and clears every page
-    anew, which may take a quarter of the time. Settings from outside stay; other systems have none.
+    By default glibc returns free memory at the heap's end above some hundred kilobytes. A step of a few
+    dozen images frees as much and asks for it again at once. New pages may take a quarter of its time.
+    Settings from outside stay; other systems have none.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in _SETTINGS):
         return False

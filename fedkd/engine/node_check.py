@@ -1,4 +1,4 @@
-"""Check, before the first round, that every node of a cluster has what the run needs, to the version."""
+"""Check, before the first round, that every node of a cluster has the same packages and plug-ins."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedkd.plugins import module_file
 from fedkd.scenario.schema import Engine, Scenario
 
 DECIDING = ("torch", "numpy", "flwr", "scikit-learn")
-"""Packages on whose version the last bits of a result depend, or whether processes understand each other."""
+"""Packages whose version decides the last bits of results, or the messages between processes."""
 
 
 def other_nodes(engine: Engine, cluster: RayCluster, share: float) -> list[Node]:
-    """Return the nodes on other machines, as far as one knows, that there is room for an actor on."""
+    """Return the nodes, other than this one, with room for an actor."""
     if cluster.alone:
         return []
     here = own_node()
@@ -31,15 +31,15 @@ def other_nodes(engine: Engine, cluster: RayCluster, share: float) -> list[Node]
 def check_nodes(
     scenario: Scenario, cluster: RayCluster, share: float, folders: Sequence[ShippedFolder] = ()
 ) -> None:
-    """Compare the nodes that actors may be placed on with this machine.
+    """Compare the nodes for actors with this machine.
 
     Args:
-        scenario: What is to be run, resolved.
+        scenario: Resolved.
         share: GPUs that an actor reserves.
-        folders: Plug-ins that travel, as the data do.
+        folders: Plug-ins that travel with the actors.
 
     Raises:
-        UserError: A node lacks something, or has another version of it.
+        UserError: A node lacks a package or module, or has another version.
         ActorsLost: A node was lost meanwhile.
         EngineLost: A node does not answer.
     """
@@ -57,7 +57,7 @@ def check_nodes(
 
 
 def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return what a node lacks or has otherwise, as the ends of sentences (see `node_probe.look_around`)."""
+    """Return the differences of a node as ends of sentences (see `node_probe.look_around`)."""
     told = []
     if other["fedkd"] is None:
         told.append("has no fedkd; install it there")
@@ -81,7 +81,6 @@ def differences(own: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def _ask(
     nodes: Sequence[Node], modules: Sequence[str], cluster: RayCluster, patience: float
 ) -> dict[str, Mapping[str, Any]]:
-    """Return what each node has, by the node's id."""
     import ray
     from ray import cloudpickle
     from ray.exceptions import RayError, RayTaskError

@@ -1,7 +1,7 @@
 """Plug-ins on other machines: the Python files of a scenario's folders travel with its actors.
 
-A plug-in may import lazily. So all Python files of a folder that a module was imported from travel, and
-whole packages. Other files stay where they are.
+A plug-in may import lazily. So all Python files of a folder with an imported module travel, and whole
+packages. Other files stay.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedkd.plugins import module_file
 from fedkd.scenario.schema import Scenario
 
 MOST_BYTES = 64 * 2**20
-"""Of all files together: what is more than this is no source code."""
+"""Limit of all files together."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class ShippedFolder:
     """Python files of one folder of `Scenario.plugin_path`.
 
     Attributes:
-        path: The folder, where fedkd was started.
-        files: Relative path, with ``/``, to what is in the file.
+        path: The folder on the machine that started fedkd.
+        files: Contents by relative path, with ``/``.
     """
 
     path: str
@@ -39,10 +39,7 @@ class ShippedFolder:
 
 
 def files_to_ship(scenario: Scenario) -> tuple[ShippedFolder, ...]:
-    """Return the files of the folders that this process has imported plug-ins from.
-
-    Args:
-        scenario: A resolved scenario: its plug-ins are imported.
+    """Return the files of folders with imported plug-ins; the scenario is resolved.
 
     Raises:
         UserError: They are too large, or one cannot be read.
@@ -70,10 +67,10 @@ def files_to_ship(scenario: Scenario) -> tuple[ShippedFolder, ...]:
 
 
 def with_shipped_files(scenario: Scenario, folders: Sequence[ShippedFolder]) -> Scenario:
-    """Return a scenario that imports its plug-ins from files equal to those that were sent.
+    """Return a scenario that imports plug-ins from files equal to those sent.
 
-    Files that lie at the same place on this machine are used there. Others are written into a temporary
-    folder of this user's alone.
+    Equal files at the same place on this machine are used there. Others are written into a temporary folder
+    of this user's.
     """
     here = {folder.path: folder.path if _is_here(folder) else str(_written(folder)) for folder in folders}
     search = [here.get(path, path) for path in scenario.plugin_path]
@@ -81,7 +78,7 @@ def with_shipped_files(scenario: Scenario, folders: Sequence[ShippedFolder]) -> 
 
 
 def _imported_from(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that modules were imported from by their place in it, relative to it."""
+    """Yield, relative to a folder, the files that modules were imported from."""
     for name, module in list(sys.modules.items()):
         relative = module_file(name)
         for file in (relative, relative.with_suffix("") / "__init__.py"):
@@ -105,7 +102,7 @@ def _is_here(folder: ShippedFolder, place: Path | None = None) -> bool:
 
 
 def _written(folder: ShippedFolder) -> Path:
-    """Return a folder of this user's alone that holds the files; processes of a machine share it."""
+    """Return a folder of this user's with the files; processes of a machine share it."""
     new = Path(tempfile.mkdtemp(prefix="fedkd-plugins-"))
     for file, data in folder.files.items():
         path = new / file
@@ -122,7 +119,7 @@ def _written(folder: ShippedFolder) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Return whether nobody but this user can have written a folder."""
+    """Return whether only this user can have written a folder."""
     with suppress(OSError):
         status = folder.lstat()
         return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022

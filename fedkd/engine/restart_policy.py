@@ -1,4 +1,4 @@
-"""When a run that has lost actors begins again from its last checkpoint, and when it ends."""
+"""When a run that has lost actors restarts from its last checkpoint, and when it ends."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from fedkd.errors import ActorsLost
 
 
 class RestartPolicy:
-    """Counts what a run has lost since its last checkpoint, and decides.
+    """Counts losses since the last checkpoint, and decides.
 
-    Rounds repeat themselves to the byte, so a run may go back as often as it gets further in between. It
-    ends after `limit` losses from one checkpoint, or when a client took its process down twice in one round.
+    Rounds repeat to the byte, so a run may restart as long as it makes progress in between. It ends after
+    `limit` losses from one checkpoint, or when a client has lost its process twice in one round.
 
     Args:
-        limit: How often a run begins again from one checkpoint.
-        tolerant: Whether the run goes on without clients that die (see `Faults.on_client_error`). Then only
-            the loss of a node makes it begin again.
+        limit: Most restarts from one checkpoint.
+        tolerant: Whether the run skips clients that die (see `Faults.on_client_error`). Then it restarts only
+            after the loss of a node.
     """
 
     def __init__(self, limit: int, *, tolerant: bool = False) -> None:
@@ -25,11 +25,9 @@ class RestartPolicy:
         self._blamed: tuple[int, int | None] | None = None
 
     def record(self, loss: ActorsLost, saved: int) -> ActorsLost | None:
-        """Count a loss; return the error that the run ends with, or None where it begins again.
+        """Count a loss; return the error that ends the run, or None for a restart.
 
-        Args:
-            loss: What was lost.
-            saved: Round of the last checkpoint; 0 before there is one.
+        `saved` is the round of the last checkpoint; 0: there is none.
         """
         if saved != self._saved:
             self._saved, self._count = saved, 0
@@ -52,12 +50,12 @@ class RestartPolicy:
 
     @property
     def count(self) -> str:
-        """The number of this loss, and the limit: "1 of 3"."""
+        """Number of this loss and the limit: "1 of 3"."""
         return f"{self._count} of {self._limit}"
 
 
 def restart_point(saved: int) -> str:
-    """Return in words where a run begins again, given the round of its last checkpoint; 0: there is none."""
+    """Return in words where a run restarts, by its last checkpoint's round; 0: there is none."""
     return f"the checkpoint of round {saved}" if saved else "its beginning"
 
 

@@ -1,4 +1,4 @@
-"""An engine started for one run, with its data; and once more, when actors are lost."""
+"""An engine started for one run, with its data, and restarted when actors are lost."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 WORKLOAD = "fedkd.engine.clients"
-"""The module that actors import while there is nothing else to do for them."""
+"""The module that idle actors import."""
 
 Tell = Callable[[str], None]
 
 
 class StartedEngine:
-    """A started engine, the data that its clients have, and the plan with nothing left open.
+    """A started engine, the clients' data, and the plan with its executor selected.
 
     Args:
-        make: Returns a grid of clients as they are in the beginning.
-        remake: Does so on what is left, after actors were lost.
+        make: Returns a grid of clients in their initial states.
+        remake: Does so on the rest of a cluster, after actors were lost.
     """
 
     def __init__(
@@ -53,33 +53,28 @@ class StartedEngine:
 
         Raises:
             ActorsLost: More was lost meanwhile.
-            EngineLost: It does not come up on what is left.
+            EngineLost: The grid does not come up on the rest of the cluster.
         """
         self.grid.close()
         self.grid = self._remake()
 
     def close(self) -> None:
-        """Stop its actors."""
         self.grid.close()
 
 
 @contextmanager
 def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngine]:
-    """Load the data, start the engine, and stop it at the end.
-
-    Args:
-        tell: Told what takes long.
+    """Load the data, start the engine, and stop it at the end; `tell` receives progress lines.
 
     Raises:
-        UserError: The data are not there, or the scenario asks for what there is not.
+        UserError: The data are missing, or the cluster does not fit the scenario.
         EngineLost: Ray does not start, or the actors do not come up.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     with ExitStack() as stack:
         if plan.scenario.engine.kind == "inline":
             data = _load(plan.scenario, tell)
-            from fedkd.engine.clients import inline_grid
-            from fedkd.engine.select_executor import with_selected_executor
+            from fedkd.engine.clients import inline_grid, with_selected_executor
 
             plan = with_selected_executor(plan, data, tell)
             engine = StartedEngine(plan, data, partial(inline_grid, plan, data, folder))
@@ -96,8 +91,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
                 imported.result()  # two threads must not import the same packages at once
                 spares = _start_early(plan, cluster)
                 data = loading.result()
-            from fedkd.engine.clients import ray_grid
-            from fedkd.engine.select_executor import with_selected_executor
+            from fedkd.engine.clients import ray_grid, with_selected_executor
 
             plan = with_selected_executor(plan, data, tell, cluster)
             engine = StartedEngine(
@@ -111,8 +105,7 @@ def started_engine(plan: Plan, folder: Path, tell: Tell) -> Iterator[StartedEngi
 
 
 def _import_all() -> None:
-    """Import what a run on Ray needs, but Ray."""
-    import fedkd.engine.select_executor
+    import fedkd.engine.clients
     import fedkd.federation.server_app  # noqa: F401
 
 
@@ -123,10 +116,7 @@ def _load(scenario: Scenario, tell: Tell) -> Data:
 
 
 def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
-    """Start actors of a Ray of its own before there is work, so that they import what they need meanwhile.
-
-    On a cluster of others, which may need the room, there are none.
-    """
+    """Start actors of this run's own Ray before there is work, so that they import packages meanwhile."""
     from fedkd.engine.ray_grid import start_spares
     from fedkd.engine.ray_placement import count_actors, gpu_share
 
@@ -144,15 +134,13 @@ def _start_early(plan: Plan, cluster: RayCluster) -> list[Any]:
 def _ray_grid_again(
     plan: Plan, data: Data, cluster: RayCluster, folder: Path | None, tell: Tell
 ) -> EngineGrid:
-    """Return a grid as `ray_grid` does, on what is left of a cluster that has lost some of its actors.
+    """Return a grid on the rest of a cluster that has lost actors, after waiting for room for one actor.
 
-    Where that is not enough for one actor, the function waits for another node: a cluster that is looked
-    after brings one up. Clients that were on a GPU are on one again: on the CPU the last bits of their
-    results would be others.
+    Clients that were on a GPU need one again: the CPU gives other last bits.
 
     Raises:
-        ActorsLost: A node, or an actor while it started, was lost meanwhile.
-        EngineLost: What is left is not enough, after `Engine.start_timeout`.
+        ActorsLost: A node, or a starting actor, was lost meanwhile.
+        EngineLost: There is no room after `Engine.start_timeout`.
     """
     from fedkd.engine.clients import ray_grid
     from fedkd.engine.ray_placement import gpu_share
@@ -185,7 +173,7 @@ def _ray_grid_again(
 
 
 def _lacking(plan: Plan, cluster: RayCluster, number: int, on_gpus: bool) -> str | None:
-    """Return why not even one actor of the run fits a cluster; None: one does."""
+    """Return why no actor of the run fits a cluster; None: one does."""
     from fedkd.engine.ray_placement import count_actors, gpu_share
 
     try:

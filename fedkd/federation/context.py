@@ -24,11 +24,7 @@ from fedkd.training.device import torch_threads
 
 
 class LocalContext(Context):
-    """The context of a client that lives in this process for the whole run.
-
-    Args:
-        build: Makes the live client, on first use.
-    """
+    """The context of a client that lives in this process; `build` makes it on first use."""
 
     def __init__(self, client: int, threads: int, build: Callable[[], Client]) -> None:
         super().__init__(
@@ -50,18 +46,18 @@ class LocalContext(Context):
 
 
 def local_context(factory: ClientFactory, client: int) -> LocalContext:
-    """Return the context under which one of fedkd's engines runs a client."""
+    """Return the context of a client on one of fedkd's engines."""
     threads = factory.plan.scenario.engine.threads_per_client
     return LocalContext(client, threads, lambda: factory.build(client))
 
 
 @contextmanager
 def client_behind(context: Context, step: str = "") -> Iterator[Client]:
-    """Yield the client behind a context, for the message named `step`.
+    """Yield the client of a context, for the message named `step`.
 
-    On fedkd's engines the live client stays in the process that owns it. A deployed node keeps its client in
-    its own folder. Flower's simulation moves the context between processes: there the client is rebuilt from
-    the context's state and written back to it.
+    On fedkd's engines the live client stays in its process. A deployed node keeps its client in its folder.
+    Flower's simulation moves the context between processes: the client is rebuilt from the context's state
+    and written back to it.
     """
     if isinstance(context, LocalContext):
         with torch_threads(context.threads):
@@ -94,7 +90,7 @@ def _partition(context: Context, plan: Plan) -> int:
 
 
 def plan_of(context: Context) -> Plan:
-    """Return the plan of the scenario that a Flower run configuration names.
+    """Return the plan of the scenario in a Flower run configuration.
 
     Keys: ``scenario`` (a file; relative to the working folder, else to the app's folder), ``set``
     (overrides separated by spaces).
@@ -113,7 +109,7 @@ def _load_once(path: str, overrides: str) -> Plan:
 
 
 def factory_of(plan: Plan) -> ClientFactory:
-    """Return the clients of a plan in a process that no engine of fedkd's has given its data."""
+    """Return the clients of a plan in a process without an engine of fedkd's."""
     return _factory_once(plan.scenario.model_dump_json())
 
 

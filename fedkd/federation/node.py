@@ -1,8 +1,7 @@
-"""A deployed node: a client that has its own samples in a folder of its own, and no one else's.
+"""A deployed node: a client with only its own samples, in its own folder.
 
-The folder is the client's share of the data (`fedkd.data.share_file`) with the scenario beside it, for the
-node's owner to read. The node follows that scenario and names its digest, so that a server with another one
-hears of it before anything is trained.
+The folder is the client's share of the data (`fedkd.data.share_file`) with the scenario beside it. The node
+follows that scenario and names its digest, so a server with another one refuses it before training.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from fedkd.run_folder import SCENARIO
 from fedkd.scenario.identity import digest_anywhere
 
 DATA = "data"
-"""Key of a node's configuration, and of the server's run configuration, that names its folder."""
+"""Key of the folder in a node's configuration and in the server's run configuration."""
 PARTITION = "partition-id"
 
 
 @dataclass(frozen=True, eq=False)
 class Participant:
-    """A client or a server as its folder has it: the plan of its scenario, and its data."""
+    """A client or a server as its folder has it."""
 
     folder: Path
     plan: Plan
@@ -43,17 +42,16 @@ class Participant:
 
     @property
     def federation(self) -> str:
-        """What all participants of one federation have in common: scenario, classes, scale, transfer set."""
-        return sha256(
-            f"{digest_anywhere(self.plan.scenario)} {self.share.common_digest()}".encode()
-        ).hexdigest()
+        """Digest common to all participants: scenario, classes, scale, transfer set."""
+        both = f"{digest_anywhere(self.plan.scenario)} {self.share.common_digest()}"
+        return sha256(both.encode()).hexdigest()
 
 
 def node_of(context: Context) -> Participant | None:
-    """Return the node that a client's context is of; None: a simulation's, which has all data at hand.
+    """Return the node of a client's context; None: a simulation.
 
     Raises:
-        UserError: The folder is not the share of the client that the node says it is.
+        UserError: The folder is not the share of the node's client.
     """
     named = context.node_config.get(DATA)
     if named is None:
@@ -73,7 +71,7 @@ def node_of(context: Context) -> Participant | None:
 
 
 def server_of(context: Context) -> Participant | None:
-    """Return the server's share; None: a simulation, whose server has all data at hand.
+    """Return the server's share; None: a simulation.
 
     Raises:
         UserError: The folder is not the server's share.
@@ -88,11 +86,7 @@ def server_of(context: Context) -> Participant | None:
 
 
 def participant(folder: str) -> Participant:
-    """Read a participant's folder.
-
-    Raises:
-        UserError: It is not one.
-    """
+    """Read a participant's folder; raise `UserError` if it is none."""
     path = expanded(folder).absolute()
     try:
         written = (path / MANIFEST).stat().st_mtime_ns
@@ -117,16 +111,13 @@ def _read_once(folder: Path, written: int) -> Participant:
 
 
 def alone(plan: Plan) -> Plan:
-    """Return the plan for clients that each have a process of their own."""
+    """Return the plan for clients with a process each."""
     return plan.with_executor("loop") if plan.scenario.training.executor == "auto" else plan
 
 
 @contextmanager
 def client_of_node(node: Participant, run: int, step: str) -> Iterator[Client]:
-    """Yield a node's client as the message named `step` meets it, and keep what becomes of it.
-
-    That is kept if the block ends well; else the client is what it was.
-    """
+    """Yield a node's client as it is before the message `step`; keep its state if the block ends well."""
     assert node.share.client is not None
     state = NodeState(node.folder, run, node.share.client, node.federation)
     with state.held():

@@ -30,12 +30,12 @@ from fedkd.training.weights import load_weights, trainable_names, weights_of
 
 @dataclass(frozen=True, eq=False)
 class TransferSet:
-    """What the server may see of a federation's data, or of a task's.
+    """The server's view of a federation's data, or of a task's.
 
     Attributes:
         x: Transfer samples `[M, *input_shape]`.
         outputs: Number of outputs of every client's model.
-        units: Those of them that are the task's logits; None: all.
+        units: Outputs that are the task's logits; None: all.
     """
 
     x: np.ndarray
@@ -52,14 +52,9 @@ class TransferSet:
 
 
 class TransferSetModels:
-    """What `fedkd.fusion.views.ServerModels` promises, for one round.
+    """The models of one round (see `fedkd.fusion.views.ServerModels`), on the CPU.
 
-    The server works on the CPU with a fixed number of threads, so that its part does not depend on where the
-    clients run.
-
-    Args:
-        data: What it sees.
-        round: The round whose draws are used.
+    A fixed number of threads makes the server's results independent of the clients' machines.
     """
 
     def __init__(self, plan: Plan, data: TransferSet, round: int) -> None:
@@ -71,33 +66,27 @@ class TransferSetModels:
 
     @property
     def clients(self) -> int:
-        """Number of clients of the whole federation."""
         return self._scenario.data.clients
 
     def architecture_of(self, client: int) -> Architecture:
-        """Return the architecture of a client's model."""
         group = self._groups[client]
         return self.architecture(group.model, group.args)
 
     def clients_of(self, architecture: Architecture) -> list[int]:
-        """Return the clients with models of an architecture, ascending."""
         return [client for client in range(self.clients) if self.architecture_of(client) == architecture]
 
     def architecture(self, model: str, args: Mapping[str, Any]) -> Architecture:
-        """Return the architecture of a model of the zoo or of a plug-in."""
         return json.dumps({"model": model, "args": dict(args)}, sort_keys=True)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of a sample."""
         return self._data.x.shape[1:]
 
     def seed(self, purpose: str) -> int:
-        """Return the seed of what the strategy draws itself for a purpose in this round."""
         return derive_seed(self._scenario.seed, f"server-{purpose}", round=self._round)
 
     def network(self, architecture: Architecture, weights: Arrays | None = None) -> nn.Module:
-        """Return a network on the CPU, of its own; without weights a fresh one, always the same."""
+        """Return a network on the CPU; without weights, a fresh one, always the same."""
         group = ClientGroup.model_validate(json.loads(architecture))
         seed = derive_seed(self._scenario.seed, f"server-weights:{architecture}")
         model = build_model(
@@ -114,11 +103,9 @@ class TransferSetModels:
         return model
 
     def initial_weights(self, architecture: Architecture) -> dict[str, np.ndarray]:
-        """Return the weights of a fresh model, the same whenever it is asked."""
         return weights_of(self.network(architecture))
 
     def trainable(self, architecture: Architecture) -> tuple[str, ...]:
-        """Return the names of those weights that are trained by gradients."""
         return trainable_names(self.network(architecture))
 
     def logits(self, architecture: Architecture, weights: Arrays) -> np.ndarray:

@@ -25,10 +25,9 @@ from fedkd.data.request import Progress
 from fedkd.data.share_file import MANIFEST
 from fedkd.data.stream import FederatedStream
 from fedkd.errors import UserError
-from fedkd.federation.checkpoint import CheckpointStore
+from fedkd.federation.checkpoint import CheckpointStore, SavedClient
 from fedkd.federation.node import participant
 from fedkd.federation.node_state import newest_state
-from fedkd.federation.saved_checkpoint import SavedClient
 from fedkd.models.mix import architecture_names
 from fedkd.namespaces import below
 from fedkd.paths import expanded
